@@ -20,27 +20,13 @@ from safetensors.torch import load_file, save_file
 
 from blip2rt.modeling.checkpoints import list_checkpoints
 from tests.seeds import new_seed
+from tests.train.arguments import options
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 1800  # seconds after which processes have hung, however busy the machine is
-FIVE_STEPS = [
-    "--steps",
-    "5",
-    "--warmup",
-    "2",
-    "--dropout",
-    "0",
-    "--query_dropout",
-    "0",
-    "--attention_dropout",
-    "0",
-    "--batch_size",
-    "8",
-    "--save_every",
-    "2",
-    "--keep",
-    "9",
-]
+FIVE_STEPS = options(
+    steps=5, warmup=2, dropout=0, query_dropout=0, attention_dropout=0, batch_size=8, save_every=2, keep=9
+)
 WHOLE = ["--itc_gradient", "whole"]  # of stage 1: several processes train as one does
 
 
@@ -71,10 +57,13 @@ def torchrun(processes: int, module: str, arguments: list[str], nodes: int = 1) 
     running = [
         subprocess.Popen(
             [*command, "--node_rank", str(node), "-m", module, *arguments],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for node in range(nodes)
-    ]  # fmt: skip
+    ]
     for process in running:
         said, _ = process.communicate(timeout=TIMEOUT)
         assert process.returncode == 0, said[-3000:]
@@ -91,8 +80,12 @@ def start_together(module: str, arguments: list[str], folder: Path, processes: i
     process' own."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train.stage1", "train.stage2", "accelerate"])
-    shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1",
-              "MASTER_PORT": free_port()}  # fmt: skip
+    shared = {
+        "WORLD_SIZE": processes,
+        "LOCAL_WORLD_SIZE": processes,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+    }
     said = [folder / f"said-by-{rank}.txt" for rank in range(processes)]
     running = []
     for rank, file in enumerate(said):

@@ -81,8 +81,8 @@ def test_two_nodes_equal_two_processes(parts: tuple[Path, list[str]], one: Path)
 
 def test_accelerate_trains_the_same(parts: tuple[Path, list[str]], one: Path) -> None:
     folder, settings = parts
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1",
-               "--mixed_precision=no", "--dynamo_backend=no", "-m", "train.stage1"]  # fmt: skip
+    flags = "--cpu --num_processes=2 --num_machines=1 --mixed_precision=no --dynamo_backend=no -m train.stage1"
+    command = [sys.executable, "-m", "accelerate.commands.launch", *flags.split()]
     arguments = [*settings, *WHOLE, "--out", str(folder / "launched")]
     done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -24,6 +24,7 @@ from blip2rt.modeling.vision import layer_numbers
 from export.cli import main as export
 from export.convert import main as convert
 from tests.seeds import new_seed
+from tests.train.arguments import options, sizes, without
 from train import stage1, stage2
 from train.model import other_llm
 from train.recipe import parse
@@ -45,15 +46,13 @@ from .processes import FIVE_STEPS, WHOLE, assert_same_training, train_together
 
 pytestmark = pytest.mark.long(120)
 
-STEPS = {"steps": 4, "warmup": 1, "batch_size": 4, "save_every": 2, "log_every": 1, "precision": "fp32", "lr": 1e-3,
-         "projection_lr": 1e-3, "min_lr": 0, "workers": 0, "texts_per_image": 2, "eval_every": 4}  # fmt: skip
+STEPS = sizes(
+    "steps=4 warmup=1 batch_size=4 save_every=2 log_every=1 min_lr=0 workers=0 texts_per_image=2 eval_every=4"
+)
+STEPS |= {"precision": "fp32", "lr": 1e-3, "projection_lr": 1e-3}
 ROOT = Path(__file__).parents[2]
 TRAINED = ["--train_vision", "--no-cache_features"]
 FLOAT = "vision=fp32,qformer=fp32,llm=fp32"
-
-
-def options(**fields: Any) -> list[str]:
-    return [text for name, value in fields.items() for text in (f"--{name}", str(value))]
 
 
 def question_table(folder: Path) -> Path:
@@ -82,13 +81,17 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def data(parts: Path) -> list[str]:
-    return [*options(train_table=parts / "table.tsv", dev_table=parts / "table.tsv", images=parts / "images",
-                     features=parts / "features"), *options(**STEPS)]  # fmt: skip
+    table, images = parts / "table.tsv", parts / "images"
+    return options(train_table=table, dev_table=table, images=images, features=parts / "features", **STEPS)
+
+
+def command(parts: Path, start: str | Path, out: Path, *more: str, **fields: Any) -> list[str]:
+    """The arguments of a finetune of `start`, a folder of `parts` or any path."""
+    return [*data(parts), *options(start=parts / start, out=out), *more, *options(**fields)]
 
 
 def finetune(parts: Path, out: Path, start: str, *more: str) -> Path:
-    arguments = [*data(parts), "--start", str(parts / start), "--out", str(out), *more]
-    assert stage2.main(arguments) == 0
+    assert stage2.main(command(parts, start, out, *more)) == 0
     return out
 
 
@@ -104,7 +107,7 @@ def pixels_of(images: list[Any], config: Any) -> torch.Tensor:
 
 def llm_of(parts: Path, start: str, *more: str) -> LlmConfig:
     """The config of the LLM that a training from `start` has."""
-    arguments = [*data(parts), "--start", str(parts / start), "--out", str(parts / "none"), *more]
+    arguments = command(parts, start, parts / "none", *more)
     found = stage2.model_config(parse(stage2.Stage2Settings, arguments, "")).llm
     assert found is not None
     return found
@@ -140,15 +143,18 @@ def test_another_llm_keeps_the_end_token(parts: Path) -> None:
 
 
 def test_each_layer_learns_at_its_rate(parts: Path) -> None:
-    arguments = [*data(parts), "--start", str(parts / "opt"), "--out", str(parts / "rates"), *TRAINED,
-                 *options(layer_decay=0.5, projection_lr=7e-3)]  # fmt: skip
+    arguments = command(parts, "opt", parts / "rates", *TRAINED, layer_decay=0.5, projection_lr=7e-3)
     trainer = stage2.Stage2(parse(stage2.Stage2Settings, arguments, "")).trainer
     names = {id(p): name for name, p in trainer.model.named_parameters()}
     rates = {names[id(p)]: group["peak"] for group in trainer.optimizer.param_groups for p in group["params"]}
-    wanted = {"class_embedding": 1e-3 / 16, "patch_embedding.weight": 1e-3 / 16, "layers.0.qkv.bias": 1e-3 / 8,
-              "layers.1.fc1.weight": 1e-3 / 4, "layers.2.norm2.weight": 1e-3 / 2}  # fmt: skip
-    for name, rate in wanted.items():
-        assert rates[f"vision.body.{name}"] == pytest.approx(rate), name
+    for share, names in {
+        16: ("class_embedding", "patch_embedding.weight"),
+        8: ("layers.0.qkv.bias",),
+        4: ("layers.1.fc1.weight",),
+        2: ("layers.2.norm2.weight",),
+    }.items():
+        for name in names:
+            assert rates[f"vision.body.{name}"] == pytest.approx(1e-3 / share), name
     assert rates["qformer.query_tokens"] == rates["vision_norm.weight"] == 1e-3
     assert rates["projection.weight"] == 7e-3
     vision = [n for n, p in trainer.model.vision.named_parameters()]
@@ -177,8 +183,9 @@ def test_lower_layers_move_less(parts: Path) -> None:
 def test_trained_encoder_is_saved_and_exported(parts: Path, tmp_path: Path) -> None:
     """Hugging Face's folder -> caption finetune -> export -> runtime; the start is gone by then."""
     shutil.copytree(parts / "opt", tmp_path / "start")
-    arguments = [*data(parts), "--start", str(tmp_path / "start"), "--out", str(tmp_path / "run"), *TRAINED,
-                 "--caption_prompt", "a photo of", "--layer_decay", "0.9"]  # fmt: skip
+    arguments = command(
+        parts, tmp_path / "start", tmp_path / "run", *TRAINED, caption_prompt="a photo of", layer_decay="0.9"
+    )
     assert stage2.main(arguments) == 0
     state = held(tmp_path / "run")
     assert {"vision.body.class_embedding", "vision.body.layers.2.fc2.weight"} <= state.keys()
@@ -209,8 +216,7 @@ def test_trained_encoder_is_saved_and_exported(parts: Path, tmp_path: Path) -> N
 
 
 def test_prompt_is_not_learned(parts: Path) -> None:
-    arguments = [*data(parts), "--start", str(parts / "opt"), "--out", str(parts / "prompt"),
-                 "--caption_prompt", "a photo of"]  # fmt: skip
+    arguments = command(parts, "opt", parts / "prompt", "--caption_prompt", "a photo of")
     stage = stage2.Stage2(parse(stage2.Stage2Settings, arguments, ""))
     _, [micro] = next(iter(stage.batches()))
     tokenizer = stage.texts.tokenizer
@@ -230,8 +236,8 @@ def test_timm_and_hugging_face_encoders_train(parts: Path, tmp_path: Path, sourc
     if source == "hf":
         from transformers import CLIPVisionConfig, CLIPVisionModel
 
-        config = CLIPVisionConfig(hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2,
-                                  image_size=64, patch_size=32)  # fmt: skip
+        size = sizes("hidden_size=24 intermediate_size=40 num_hidden_layers=2 num_attention_heads=2")
+        config = CLIPVisionConfig(**size, image_size=64, patch_size=32)
         CLIPVisionModel(config).save_pretrained(tmp_path / "clip")
         settings += options(vision_source=f"hf:{tmp_path / 'clip'}", vision_positions=5, vision_features=24)
     settings += [
@@ -259,8 +265,8 @@ def test_timm_and_hugging_face_encoders_train(parts: Path, tmp_path: Path, sourc
 @pytest.mark.parametrize("llm", ["opt", "t5"])
 def test_vqa_reads_the_question_twice(parts: Path, tmp_path: Path, llm: str) -> None:
     table = ["--train_table", str(parts / "questions.tsv"), "--dev_table", str(parts / "questions.tsv")]
-    vqa = [*TRAINED, *table, "--question_to_qformer", "--qformer_init", str(parts / "bert"),
-           "--ask_prompt", "Question: {} Answer:"]  # fmt: skip
+    vqa = [*TRAINED, *table, "--question_to_qformer", *options(qformer_init=parts / "bert")]
+    vqa += options(ask_prompt="Question: {} Answer:")
     arguments = [*data(parts), "--start", str(parts / llm), *vqa]
     stage = stage2.Stage2(parse(stage2.Stage2Settings, [*arguments, "--out", str(tmp_path / "look")], ""))
     _, [micro] = next(iter(stage.batches()))
@@ -305,7 +311,7 @@ def test_lora_is_merged_on_export(parts: Path, tmp_path: Path) -> None:
     state = held(run)
     adapters = {name for name in state if name.startswith("llm.")}
     assert len(adapters) == 2 * 2 * 6 and all(".lora_" in name for name in adapters)
-    arguments = [*data(parts), "--start", str(parts / "opt"), "--out", str(run), *lora]
+    arguments = command(parts, "opt", run, *lora)
     trained = stage2.Stage2(parse(stage2.Stage2Settings, arguments, "")).model.eval()  # with peft's layers
     merged = load_model(run)
     assert not [m for m in merged.modules() if "lora" in type(m).__module__]
@@ -325,10 +331,13 @@ def test_lora_is_merged_on_export(parts: Path, tmp_path: Path) -> None:
         prefix = merged.prefix_embeds(merged.query_output(merged.vision_features(pixels_of([image], merged.config))))
         bos = trained.llm.get_input_embeddings()(torch.tensor([[2]]))
         said = trained.llm.generate(
-            inputs_embeds=torch.cat((prefix, bos), 1), attention_mask=torch.ones(1, prefix.shape[1] + 1),
-            do_sample=False, max_new_tokens=6, min_new_tokens=1,
+            inputs_embeds=torch.cat((prefix, bos), 1),
+            attention_mask=torch.ones(1, prefix.shape[1] + 1),
+            do_sample=False,
+            max_new_tokens=6,
+            min_new_tokens=1,
             eos_token_id=list(bundle.bundle.manifest.llm.eos_token_ids),
-        )  # fmt: skip
+        )
     tokenizer = stage2.Texts(merged.config.llm, 5, 9).tokenizer
     assert bundle.caption(image, num_beams=1, max_new_tokens=6).split() == (
         tokenizer.decode(said[0], skip_special_tokens=True).split()
@@ -346,18 +355,14 @@ def test_lora_resumes(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     capsys.readouterr()
     assert stage2.main([*more, "--out", str(tmp_path / "other"), "--lora_rank", "3"]) == 2
     assert "lora_rank 2" in capsys.readouterr().err
-    wrong = [*data(parts), "--start", str(parts / "opt"), "--out", str(tmp_path / "w"), "--lora_rank", "2"]
+    wrong = command(parts, "opt", tmp_path / "w", lora_rank=2)
     assert stage2.main([*wrong, "--lora_layers", "c_attn"]) == 2
     assert "c_attn" in (error := capsys.readouterr().err) and "q_proj" in error
 
 
 def test_retrieval_finetune_from_hugging_face(parts: Path, tmp_path: Path) -> None:
-    fields = [f for f in data(parts) if f]
-    for name in ("--projection_lr", "--texts_per_image"):
-        at = fields.index(name)
-        del fields[at : at + 2]
-    arguments = [*fields, "--start", str(parts / "itm"), "--out", str(tmp_path / "run"), *TRAINED,
-                 *options(layer_decay=0.9, head_lr=1e-3)]  # fmt: skip
+    fields = without(data(parts), "--projection_lr", "--texts_per_image")
+    arguments = [*fields, *options(start=parts / "itm", out=tmp_path / "run", layer_decay=0.9, head_lr=1e-3), *TRAINED]
     assert stage1.main(arguments) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {"itc", "itm", "itg"} <= lines[0].keys() and any("dev_t2i_r@1" in line for line in lines)
@@ -396,8 +401,10 @@ def test_other_grid_interpolates_learned_positions(tmp_path: Path, size: int) ->
 
 
 def test_gradient_checkpointing_of_the_encoder_changes_nothing(parts: Path, tmp_path: Path) -> None:
-    runs = [finetune(parts, tmp_path / name, "opt", *TRAINED, *more) for name, more in
-            (("plain", []), ("recompute", ["--recompute"]))]  # fmt: skip
+    runs = [
+        finetune(parts, tmp_path / name, "opt", *TRAINED, *more)
+        for name, more in (("plain", []), ("recompute", ["--recompute"]))
+    ]
     plain, again = (held(run) for run in runs)
     for name in plain:
         torch.testing.assert_close(plain[name], again[name], atol=1e-5, rtol=1e-4, msg=name)
@@ -420,7 +427,7 @@ def test_wrong_finetunes_are_one_line(
     parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], words: list[str]
 ) -> None:
     given = [text.format(itm=parts / "itm", wide=parts / "wide") for text in more]
-    assert stage2.main([*data(parts), "--start", str(parts / "opt"), "--out", str(tmp_path / "out"), *given]) == 2
+    assert stage2.main(command(parts, "opt", tmp_path / "out", *given)) == 2
     told = capsys.readouterr().err
     [error] = [line for line in told.splitlines() if ": error: " in line]  # beside progress
     assert all(word in error for word in words) and "Traceback" not in told, told
@@ -439,8 +446,8 @@ def test_recipe_finetunes_a_hugging_face_checkpoint(
     start = parts / ("itm" if recipe == "retrieval" else "opt")
     module = stage1 if recipe == "retrieval" else stage2
     fields = options(steps=2, warmup=1, batch_size=4, views=2, out=tmp_path / "run", features=tmp_path / "features")
-    arguments = ["--recipe", str(ROOT / "recipes" / "finetune" / f"{recipe}.yaml"), "--start", str(start),
-                 "--train_table", *map(str, table), *fields, "--precision", "fp32"]  # fmt: skip
+    given = options(recipe=ROOT / "recipes" / "finetune" / f"{recipe}.yaml", start=start, precision="fp32")
+    arguments = [*given, "--train_table", *map(str, table), *fields]
     assert module.main([*arguments, "--dry-run"]) == 0
     assert "peak learning rates" in (told := capsys.readouterr().out) and "8 images" in told
     assert module.main(arguments) == 0
@@ -464,12 +471,12 @@ def test_two_processes_train_the_encoder_like_one(parts: Path, tmp_path: Path, m
         config = tiny_blip2.TEXT_CONFIGS["opt"]()
         config.activation_function = "gelu"
         tiny_blip2.generative(start, config)
-    kept = {name: value for name, value in STEPS.items() if not retrieves or name[:4] not in ("proj", "text")}
+    fields = {name: value for name, value in STEPS.items() if not retrieves or name[:4] not in ("proj", "text")}
     lora = WHOLE if retrieves else ["--lora_rank", "2"]
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"start: {start}\nlayer_decay: 0.9\n")
-    arguments = [*options(train_table=parts / "table.tsv", images=parts / "images", features=tmp_path / "features"),
-                 *options(**kept), *FIVE_STEPS, *TRAINED, *lora, "--recipe", str(recipe)]  # fmt: skip
+    given = options(train_table=parts / "table.tsv", images=parts / "images", features=tmp_path / "features", **fields)
+    arguments = [*given, *FIVE_STEPS, *TRAINED, *lora, "--recipe", str(recipe)]
     main = stage1.main if retrieves else stage2.main
     assert main([*arguments, "--out", str(tmp_path / "one")]) == 0
     train_together(module, [*arguments, "--out", str(tmp_path / "two")], tmp_path)
@@ -486,8 +493,9 @@ def test_lavis_file_is_a_start(parts: Path, tmp_path: Path) -> None:
     torch.save(frozen, tmp_path / "eva.pth")
     theirs.language_model.save_pretrained(tmp_path / "llm")
     tiny_blip2.llm_tokenizer().save_pretrained(tmp_path / "llm")
-    arguments = [*data(parts), "--start", str(tmp_path / "caption.pth"), "--out", str(tmp_path / "out"), *options(
-        vision_weights=tmp_path / "eva.pth", llm_source=tmp_path / "llm", caption_prompt="a photo of")]  # fmt: skip
+    given = options(vision_weights=tmp_path / "eva.pth", llm_source=tmp_path / "llm", caption_prompt="a photo of")
+    given = options(vision_weights=tmp_path / "eva.pth", llm_source=tmp_path / "llm", caption_prompt="a photo of")
+    arguments = command(parts, tmp_path / "caption.pth", tmp_path / "out", *given)
     settings = parse(stage2.Stage2Settings, arguments, "")
     model = stage2.build_model(settings, stage2.model_config(settings))
     assert torch.equal(model.projection.weight, theirs.language_projection.weight)
@@ -506,14 +514,14 @@ def test_stage1_accepts_any_checkpoint_format(parts: Path, tmp_path: Path, lavis
         state = state_of(theirs, "")
         frozen = {name: state.pop(name) for name in list(state) if name.startswith("visual_encoder.")}
         words, width = theirs.embeddings.word_embeddings.weight.shape
-        shapes = {"bias": (words,), "transform.dense.weight": (width, width), "transform.dense.bias": (width,),
-                  "transform.LayerNorm.weight": (width,), "transform.LayerNorm.bias": (width,)}  # fmt: skip
-        for name, shape in shapes.items():
+        shapes = {"bias": (words,), "transform.dense.weight": (width, width)}
+        vectors = ("dense.bias", "LayerNorm.weight", "LayerNorm.bias")
+        for name, shape in (shapes | {f"transform.{name}": (width,) for name in vectors}).items():
             state[f"Qformer.cls.predictions.{name}"] = torch.randn(shape)
         torch.save({"model": state | {"temp": torch.tensor([0.07])}}, tmp_path / "pretrained.pth")
         torch.save(frozen, tmp_path / "eva.pth")
-        given |= {"stage1": tmp_path / "pretrained.pth", "vision_weights": tmp_path / "eva.pth",
-                  "qformer_init": parts / "bert"}  # fmt: skip
+        given |= {"stage1": tmp_path / "pretrained.pth", "vision_weights": tmp_path / "eva.pth"}
+        given["qformer_init"] = parts / "bert"
     arguments = [*data(parts), *options(**given), "--no-prepend-bos", "--out", str(tmp_path / "out")]
     settings = parse(stage2.Stage2Settings, arguments, "")
     config = stage2.model_config(settings)

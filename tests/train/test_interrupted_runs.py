@@ -50,9 +50,12 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_saves_and_prints_the_resume_command(
-    settings: list[str], tmp_path: Path, number: int, capsys: pytest.CaptureFixture[str],
+    settings: list[str],
+    tmp_path: Path,
+    number: int,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     arguments, original = [*settings, "--out", str(tmp_path / "a run")], Trainer._step
     before = signal.getsignal(number)
 
@@ -128,8 +131,11 @@ def test_folders_of_different_trainings_are_rejected(tmp_path: Path, monkeypatch
     (checkpoint / "trainer.json").write_text(json.dumps({"step": 3, "run": "abc"}))
     assert run_folder.run_id(tmp_path) == "abc"
     for other, words in (((3, "abc"), ""), ((3, "xyz"), "different trainings"), ((2, "abc"), "at step 3, there at")):
-        monkeypatch.setattr(this_process(), "gather_objects", lambda value, other=other: [value, (*other, "there")]
-                            if isinstance(value, tuple) else [value])  # fmt: skip
+        monkeypatch.setattr(
+            this_process(),
+            "gather_objects",
+            lambda value, other=other: [value, (*other, "there")] if isinstance(value, tuple) else [value],
+        )
         if words:
             with pytest.raises(Blip2rtError, match=words):
                 run_folder.require_same_run(tmp_path)

@@ -16,6 +16,7 @@ from blip2rt.image import to_pixels
 from blip2rt.modeling.quantize import round_weights
 from tests.seeds import new_seed
 from tests.tiny.training import caption_table
+from tests.train.arguments import options
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -39,8 +40,8 @@ def test_gptq_beats_nearest_rounding(tmp_path: Path) -> None:
             parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(tmp_path / "exact")
     caption_table(tmp_path, 12)
-    done = run_script("round_encoder.py", tmp_path / "exact", "--images", tmp_path / "images", "--count", 12,
-                      "--out", tmp_path / "rounded")  # fmt: skip
+    flags = options(images=tmp_path / "images", count=12, out=tmp_path / "rounded")
+    done = run_script("round_encoder.py", tmp_path / "exact", *flags)
     assert done.returncode == 0, done.stderr
     rounded = CLIPVisionModel.from_pretrained(tmp_path / "rounded").state_dict()
     nearest = copy.deepcopy(model)
@@ -68,11 +69,15 @@ def write_set(folder: Path, files: dict[str, list[str]]) -> None:
 
 def test_tables_leak_no_dev_images(tmp_path: Path) -> None:
     captions, asked = "image\tcaption", "image\tquestion\tanswer\tsource"
-    write_set(tmp_path / "d" / "coco", {
-        "train.tsv": [captions, "b.webp\tA dog"], "dev.tsv": [captions, "c.webp\tA cat"],
-        "train-qa.tsv": [asked, "a.webp\tWhat is it?\tDog\tvqa"],
-        "dev-qa.tsv": [asked, "c.webp\tIs it?\tyes\tvqa"],
-    })  # fmt: skip
+    write_set(
+        tmp_path / "d" / "coco",
+        {
+            "train.tsv": [captions, "b.webp\tA dog"],
+            "dev.tsv": [captions, "c.webp\tA cat"],
+            "train-qa.tsv": [asked, "a.webp\tWhat is it?\tDog\tvqa"],
+            "dev-qa.tsv": [asked, "c.webp\tIs it?\tyes\tvqa"],
+        },
+    )
     for name in ("web", "flickr8k"):
         write_set(tmp_path / "d" / name, {"train.tsv": [captions, "x.webp\tA hat"]})
     rows = ["image\tquestion\tanswer", "r.webp\tWhat is here?\ttable_lamp", "r.webp\tAnd there?\tbook, papers"]

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.llm import LlmConfig
 from blip2rt.modeling.qformer import QFormer, QFormerConfig
+from tests.train.arguments import options, sizes
 from train import stage1, stage2
 from train.data.samples import Sample
 from train.loop.parallel import Parallel
@@ -33,14 +34,13 @@ def defaults(tmp_path: Path, *more: str) -> stage1.Stage1Settings:
     bert, weights = bert_folder(tmp_path / "bert"), tmp_path / "bert" / "model.safetensors"
     words = len((bert / "vocab.txt").read_text().split())
     state = load_file(weights)
-    for name, shape in {"transform.dense.weight": (32, 32), "transform.dense.bias": (32,), "bias": (words,),
-                        "transform.LayerNorm.gamma": (32,), "transform.LayerNorm.beta": (32,)}.items():  # fmt: skip
+    shapes = {f"transform.{name}": (32,) for name in ("dense.bias", "LayerNorm.gamma", "LayerNorm.beta")}
+    for name, shape in (shapes | {"transform.dense.weight": (32, 32), "bias": (words,)}).items():
         state[f"cls.predictions.{name}"] = torch.randn(shape)
     save_file(state, weights)
-    given = ["--train_table", str(caption_table(tmp_path, 2)), "--images", str(tmp_path / "images"),
-             "--out", str(tmp_path / "out"), "--qformer_init", str(bert), "--vision_source", "timm:test_efficientnet",
-             "--vision_positions", "4", "--vision_features", "256"]  # fmt: skip
-    return parse(stage1.Stage1Settings, [*given, *more], "")
+    given = options(train_table=caption_table(tmp_path, 2), images=tmp_path / "images", out=tmp_path / "out")
+    given += options(vision_source="timm:test_efficientnet", vision_positions=4, vision_features=256)
+    return parse(stage1.Stage1Settings, [*given, *options(qformer_init=bert), *more], "")
 
 
 def test_new_stage1_is_initialized_like_the_reference(tmp_path: Path) -> None:
@@ -68,9 +68,9 @@ def test_new_stage1_is_initialized_like_the_reference(tmp_path: Path) -> None:
 
 def test_new_stage2_follows_the_paper(tmp_path: Path) -> None:
     settings: Any = defaults(tmp_path)
-    arguments = ["--out", "o", "--train_table", str(tmp_path), "--vision_source", "timm:x", "--vision_positions", "4",
-                 "--vision_features", "8", "--qformer_init", settings.qformer.qformer_init,
-                 "--llm_source", str(llm_folder(tmp_path / "llm"))]  # fmt: skip
+    arguments = options(out="o", train_table=tmp_path, vision_source="timm:x", vision_positions=4, vision_features=8)
+    bert, llm = settings.qformer.qformer_init, llm_folder(tmp_path / "llm")
+    arguments += options(qformer_init=bert, llm_source=llm)
     config = stage2.model_config(parse(stage2.Stage2Settings, arguments, ""))
     assert not (config.normalize_prefix or config.query_offsets or config.learned_positions or config.qformer_bits)
     assert (config.qformer.dropout, config.qformer.query_dropout, config.qformer.attention_dropout) == (0.1, 0.1, 0.1)
@@ -85,18 +85,10 @@ def test_dropout_matches_the_reference(reference: bool, monkeypatch: pytest.Monk
 
     shares = {"query_dropout": 0.2, "attention_dropout": 0.3} if reference else {}
     model = QFormer(QFormerConfig(**{**vars(TINY), "dropout": 0.2, **shares})).train()
-    config = transformers.Blip2QFormerConfig(
-        vocab_size=20,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        encoder_hidden_size=12,
-        hidden_dropout_prob=0.2,
-        attention_probs_dropout_prob=0.3,
-        use_qformer_text_input=True,
-        attn_implementation="eager",
-    )
+    size = sizes("vocab_size=20 hidden_size=16 num_hidden_layers=2 num_attention_heads=2 intermediate_size=24")
+    rates: dict[str, Any] = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3}
+    theirs_has: dict[str, Any] = {"use_qformer_text_input": True, "attn_implementation": "eager"}
+    config = transformers.Blip2QFormerConfig(**size, encoder_hidden_size=12, **rates, **theirs_has)
     theirs = transformers.Blip2QFormerModel(config).train()
     dropped: list[tuple[float, tuple[int, ...]]] = []
 

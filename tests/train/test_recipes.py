@@ -19,6 +19,7 @@ from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.checkpoints import CONFIG
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
+from tests.train.arguments import options, sizes, without
 from train import stage1, stage2
 from train.dry_run import count_parameters, memory, rates, trained
 from train.extras import refit, self_critical
@@ -32,13 +33,8 @@ pytestmark = pytest.mark.long(30)
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 OPT = {"vocab_size": 50272, "num_hidden_layers": 32, "num_attention_heads": 32, "max_position_embeddings": 2048}
-T5 = {
-    "vocab_size": 32128,
-    "d_kv": 64,
-    "num_layers": 24,
-    "feed_forward_proj": "gated-gelu",
-    "tie_word_embeddings": False,
-}
+T5 = sizes("vocab_size=32128 d_kv=64 num_layers=24")
+T5 |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 LLMS: dict[str, Any] = {
     "opt-2.7b": lambda: transformers.OPTConfig(hidden_size=2560, word_embed_proj_dim=2560, ffn_dim=10240, **OPT),
     "opt-6.7b": lambda: transformers.OPTConfig(hidden_size=4096, word_embed_proj_dim=4096, ffn_dim=16384, **OPT),
@@ -46,10 +42,8 @@ LLMS: dict[str, Any] = {
     "flan-t5-xxl": lambda: transformers.T5Config(d_model=4096, d_ff=10240, num_heads=64, **T5),
 }
 # The paper's table 2: trainable parameters in millions (XXL only with ViT-g, OPT-6.7B only with ViT-g).
-PAPER = {
-    "vit-l-opt-2.7b": 104, "vit-g-opt-2.7b": 107, "vit-g-opt-6.7b": 108,
-    "vit-l-flan-t5-xl": 103, "vit-g-flan-t5-xl": 107, "vit-g-flan-t5-xxl": 108,
-}  # fmt: skip
+PAPER = sizes("vit-l-opt-2.7b=104 vit-g-opt-2.7b=107 vit-g-opt-6.7b=108")
+PAPER |= sizes("vit-l-flan-t5-xl=103 vit-g-flan-t5-xl=107 vit-g-flan-t5-xxl=108")
 
 
 @pytest.fixture(scope="module")
@@ -265,10 +259,7 @@ def test_invalid_option_value_is_one_line(flags: list[str], capsys: pytest.Captu
 
 
 def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = tiny_settings(tmp_path)
-    for name in ("--vision_positions", "--vision_features"):
-        at = settings.index(name)
-        del settings[at : at + 2]
+    settings = without(tiny_settings(tmp_path), "--vision_positions", "--vision_features")
     weights = tmp_path / "encoder.pt"
     save_encoder(weights, "test_vit")
     encoder = ["--vision_source", "timm:test_vit", "--vision_size", "160", "--vision_weights", str(weights)]
@@ -276,15 +267,9 @@ def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     out = tmp_path / "out"
     assert stage2.main([*settings, *encoder, *llm, "--out", str(out), "--dry-run", "2"]) == 0
     told = capsys.readouterr().out
-    for words in (
-        "trained:",
-        "one of 2 GPUs",
-        "4 images (2 a GPU in 1 micro-batches)",
-        "8 images, 16 texts",
-        "of 16 texts max_text_tokens 40 cuts 0",
-        "llm",
-        "frozen",
-    ):
+    batch = "4 images (2 a GPU in 1 micro-batches)"
+    cut = "of 16 texts max_text_tokens 40 cuts 0"
+    for words in ("trained:", "one of 2 GPUs", batch, "8 images, 16 texts", cut, "llm", "frozen"):
         assert words in told, (words, told)
     assert not list(out.glob("step-*")) and not (tmp_path / "features").exists()
     assert stage2.main([*settings, *encoder, *llm, "--out", str(out), "--steps", "2"]) == 0, "and it does train"
@@ -301,17 +286,7 @@ def test_dry_run_names_all_mistakes(tmp_path: Path, capsys: pytest.CaptureFixtur
     llm = llm_folder(tmp_path / "llm")
     (llm / "model.safetensors").unlink()
     (tmp_path / "table.tsv").write_text("image\tcaption\n")
-    arguments = [
-        *NANO_STAGE2,
-        "--llm_source",
-        str(llm),
-        "--end",
-        "the end",
-        "--vision_positions",
-        "5",
-        "--dry-run",
-        "3",
-    ]
+    arguments = [*NANO_STAGE2, *options(llm_source=llm, end="the end", vision_positions=5, dry_run=3)]
     error = errors(stage2, [*settings, *arguments, "--out", str(tmp_path / "out")], capsys)
     for words in ("batch_size 4", "3 processes", "random weights", "no rows", "'the end'"):
         assert words in error, (words, error)
@@ -432,10 +407,7 @@ def test_dry_run_opens_images_from_everywhere(tmp_path: Path, capsys: pytest.Cap
 def test_missing_sources_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("train_data:\n- {path: no/one.csv}\n- {path: no/two.jsonl}\n")
-    settings = list(tiny_settings(tmp_path))
-    for name in ("--train_table", "--images"):
-        at = settings.index(name)
-        del settings[at : at + 2]
+    settings = without(tiny_settings(tmp_path), "--train_table", "--images")
     error = errors(stage1, ["--recipe", str(recipe), *settings, "--out", str(tmp_path / "out"), "--dry-run"], capsys)
     assert "no/one.csv" in error and "no/two.jsonl" in error
 
@@ -443,8 +415,8 @@ def test_missing_sources_are_named(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_small_data_set_is_noted_in_stage1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = tmp_path / "encoder.pt"
     save_encoder(weights, "test_efficientnet")
-    settings = [*tiny_settings(tmp_path), "--vision_weights", str(weights), "--no-cache-features", "--out",
-                str(tmp_path / "out"), "--batch_size", "12"]  # fmt: skip
+    given = options(vision_weights=weights, out=tmp_path / "out", batch_size=12)
+    settings = [*tiny_settings(tmp_path), *given, "--no-cache-features"]
     words = "batch_size 12 is more than the 8 images: an image repeats within a batch, lower it"
     assert stage1.main([*settings, "--dry-run"]) == 0
     assert words in capsys.readouterr().out

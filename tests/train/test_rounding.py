@@ -13,6 +13,7 @@ from torch import nn
 from blip2rt.modeling.blip2 import Blip2Config
 from blip2rt.modeling.checkpoints import list_checkpoints, load_model
 from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise
+from tests.train.arguments import options
 from train import stage1, stage2
 from train.loop.rounding import Rounding
 from train.recipe import parse
@@ -68,12 +69,7 @@ def test_stage2_trains_and_evaluates_with_rounded_weights(tmp_path: Path) -> Non
     arguments = [
         *tiny_settings(tmp_path),
         *NANO_STAGE2,
-        "--llm_source",
-        str(tmp_path / "llm"),
-        "--end",
-        "<|end|>",
-        "--dropout",
-        "0",
+        *options(llm_source=tmp_path / "llm", end="<|end|>", dropout=0),
     ]
     arguments += ["--qformer_bits", "4", "--qformer_block", "16", "--out", str(tmp_path / "run")]
     assert stage2.main(arguments) == 0

@@ -133,8 +133,13 @@ def run_without(module: str, folder: Path, *command: str) -> tuple[int, str]:
     """Exit code and stderr of `python -m COMMAND` where the module is not installed."""
     (folder / f"{module}.py").write_text(f"raise ModuleNotFoundError({module!r}, name={module!r})")
     path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": path})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
     return done.returncode, done.stderr
 
 

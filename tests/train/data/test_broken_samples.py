@@ -393,7 +393,7 @@ SAMPLES: dict[str, dict[str, bytes | str]] = {
     "a prompt that is a number": {"k.jpg": picture(), "k.json": '{"captions": [{"text": "a", "prompt": 5}]}'},
     "half a surrogate": {"k.jpg": picture(), "k.json": f'{{"caption": "{SURROGATE}"}}'},
     **{f"as image {kind}": {"k.jpg": made(), "k.txt": "a bird"} for kind, made in PICTURES.items()},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", SAMPLES)
@@ -489,12 +489,14 @@ EVALUATED: dict[str, dict[str, Any]] = {
     "an image without name": {"images": [{"id": 3}]},
     "an image of null": {"images": [None]},
     "an image that is missing": {
-        "images": [{"id": 3, "file_name": "x.jpg"}], "annotations": [{"image_id": 3, "caption": "a dog"}]
+        "images": [{"id": 3, "file_name": "x.jpg"}],
+        "annotations": [{"image_id": 3, "caption": "a dog"}],
     },
     "an image that is damaged": {
-        "images": [{"id": 3, "file_name": "2.jpg"}], "annotations": [{"image_id": 3, "caption": "a dog"}]
+        "images": [{"id": 3, "file_name": "2.jpg"}],
+        "annotations": [{"image_id": 3, "caption": "a dog"}],
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", EVALUATED)
@@ -516,9 +518,17 @@ def test_evaluation_skips_invalid_captions(images: Path, kind: str) -> None:
         found(BadSamples(0))
 
 
-@pytest.mark.parametrize("question", [None, {}, {"question_id": 3}, {"question_id": 3, "question": None, "image_id": 0},
-                                      {"question_id": [3], "question": "is it?", "image_id": 0},
-                                      {"question_id": 3, "question": "is it?", "image_id": 0}])  # fmt: skip
+@pytest.mark.parametrize(
+    "question",
+    [
+        None,
+        {},
+        {"question_id": 3},
+        {"question_id": 3, "question": None, "image_id": 0},
+        {"question_id": [3], "question": "is it?", "image_id": 0},
+        {"question_id": 3, "question": "is it?", "image_id": 0},
+    ],
+)
 def test_evaluation_skips_invalid_questions(images: Path, question: Any) -> None:
     ten = [{"answer": "yes"}] * 10
     asked = [{"question_id": i, "image_id": i, "image": f"{i}.jpg", "question": "is it?"} for i in (0, 1)]

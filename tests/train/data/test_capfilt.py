@@ -15,6 +15,7 @@ from PIL import Image
 from blip2rt.errors import Blip2rtError
 from tests.tiny.bundle import tiny_bundle
 from tests.tiny.training import caption_table
+from tests.train.arguments import options
 from train import prepare
 from train.capfilt import (
     CapFilt,
@@ -89,12 +90,10 @@ def test_best_of_all_candidate_captions_stay(tmp_path: Path) -> None:
     capfilt = CapFilt(Captioner(), Colours(), pool(tmp_path), CapFiltSettings(keep=2, own=3, retrieved=1))  # type: ignore[arg-type]
     assert filter_list(str(table), str(tmp_path / "images"), tmp_path / "out.tsv", capfilt, work()) == 3
     lines = (tmp_path / "out.tsv").read_text().splitlines()
-    assert lines == [
-        "image\tcaption\tprompt",
-        "red.png\ta red thing\t", "red.png\tdrawn red\t",
-        "green.png\tdrawn green\t", "green.png\tone green leaf\t",
-        "blue.png\tdrawn blue\t", "blue.png\tblue as the sea\t", "blue.png\tyes\tis it cold?",
-    ]  # fmt: skip
+    kept = {"red": ["a red thing", "drawn red"], "green": ["drawn green", "one green leaf"]}
+    kept["blue"] = ["drawn blue", "blue as the sea"]
+    rows = [f"{name}.png\t{text}\t" for name, texts in kept.items() for text in texts]
+    assert lines == ["image\tcaption\tprompt", *rows, "blue.png\tyes\tis it cold?"]
     assert not (tmp_path / "out.tsv.partial.jsonl").exists()
 
 
@@ -164,7 +163,10 @@ def test_folder_needs_no_captions_and_counts_bad_images(tmp_path: Path) -> None:
     capfilt = CapFilt(Captioner(), Colours(), None, CapFiltSettings(keep=1, own=2))  # type: ignore[arg-type]
     assert filter_list(str(folder), "", tmp_path / "out.tsv", capfilt, work(bad)) == 3
     assert (tmp_path / "out.tsv").read_text().splitlines()[1:] == [
-        "blue.png\tgrey all over\t", "green.png\tdrawn green\t", "red.png\ta red text\t"]  # fmt: skip
+        "blue.png\tgrey all over\t",
+        "green.png\tdrawn green\t",
+        "red.png\ta red text\t",
+    ]
     assert list(bad.found) == [str(folder / "broken.jpg")]
 
 
@@ -172,8 +174,8 @@ def test_bundle_captions_and_ranks(tmp_path: Path, capsys: pytest.CaptureFixture
     tiny_bundle(tmp_path / "bundle", 3)
     table = caption_table(tmp_path, 3)
     given = read_data(table, tmp_path / "images")
-    arguments = ["capfilt", "--data", str(table), "--images", str(tmp_path / "images"), "--own", "2", "--keep", "3",
-                 "--captioner", str(tmp_path / "bundle"), "--out", str(tmp_path / "out.tsv")]  # fmt: skip
+    arguments = options(data=table, images=tmp_path / "images", own=2, keep=3)
+    arguments = ["capfilt", *arguments, *options(captioner=tmp_path / "bundle", out=tmp_path / "out.tsv")]
     assert prepare.main(arguments) == 0, capsys.readouterr().err
     found = read_data(tmp_path / "out.tsv", tmp_path / "images")
     assert [path.name for path in found.paths] == [path.name for path in given.paths]
@@ -190,8 +192,12 @@ def test_clip_ranks(tmp_path: Path) -> None:
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     bert_folder(tmp_path / "bert")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "bert")
-    text = small | {"vocab_size": len(tokenizer), "max_position_embeddings": 12,
-                    "eos_token_id": tokenizer.sep_token_id, "bos_token_id": tokenizer.cls_token_id}  # fmt: skip
+    text = small | {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 12,
+        "eos_token_id": tokenizer.sep_token_id,
+        "bos_token_id": tokenizer.cls_token_id,
+    }
     config = CLIPConfig(text_config=text, vision_config=small | {"image_size": 32, "patch_size": 16}, projection_dim=8)
     CLIPModel(config).save_pretrained(tmp_path / "clip")
     tokenizer.save_pretrained(tmp_path / "clip")

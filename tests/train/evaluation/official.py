@@ -27,10 +27,12 @@ def official_formats(folder: Path, seed: int) -> Path:
         "annotations": [{"image_id": i, "id": i, "caption": text} for i, texts in captions.items() for text in texts],
     }
     write(folder / "nocaps.json", coco)
-    karpathy = [
-        {"filepath": "val", "filename": f"{i}.jpg", "split": ("test", "val")[i == 3], "cocoid": i,
-         "sentences": [{"raw": text} for text in texts]} for i, texts in captions.items()
-    ]  # fmt: skip
+    karpathy: list[dict[str, Any]] = [
+        {"filepath": "val", "filename": f"{i}.jpg", "cocoid": i, "sentences": [{"raw": text} for text in texts]}
+        for i, texts in captions.items()
+    ]
+    for image in karpathy:
+        image["split"] = ("test", "val")[image["cocoid"] == 3]
     write(folder / "karpathy.json", {"images": karpathy, "dataset": "coco"})
     lines = [f"{i}.jpg#{n}\t{text}\n" for i, texts in captions.items() for n, text in enumerate(texts)]
     (folder / "flickr.token").write_text("".join(lines))
@@ -42,12 +44,20 @@ def official_formats(folder: Path, seed: int) -> Path:
     questions = [{"question_id": q, "image_id": i, "question": text} for q, i, text in asked]
     write(folder / "questions.json", {"questions": questions, "data_subtype": "val2014", "task_type": "Open-Ended"})
     annotations = [
-        {"question_id": q, "image_id": i, "answer_type": ("other", "yes/no")[q % 2], "question_type": "what",
-         "answers": [{"answer_id": n, "answer": str(rng.choice(words))} for n in range(10)]} for q, i, _ in asked
-    ]  # fmt: skip
+        {
+            "question_id": q,
+            "image_id": i,
+            "answer_type": ("other", "yes/no")[q % 2],
+            "question_type": "what",
+            "answers": [{"answer_id": n, "answer": str(rng.choice(words))} for n in range(10)],
+        }
+        for q, i, _ in asked
+    ]
     write(folder / "annotations.json", {"annotations": annotations})
-    gqa = {f"q{q}": {"imageId": str(i), "question": text, "answer": "dog", "types": {"structural": "query"}}
-           for q, i, text in asked}  # fmt: skip
+    gqa = {
+        f"q{q}": {"imageId": str(i), "question": text, "answer": "dog", "types": {"structural": "query"}}
+        for q, i, text in asked
+    }
     write(folder / "gqa.json", gqa)
     return folder
 
@@ -69,8 +79,14 @@ def faulty(folder: Path, data: Path) -> dict[str, tuple[list[Any], str]]:
         folder / "one.json",
         {"annotations": [{**each, "answers": each["answers"][:1]} for each in annotations["annotations"]]},
     )
-    write(folder / "twice.json", {**coco, "images": [*coco["images"], {"id": 9, "file_name": "9.jpg"}],
-          "annotations": [*coco["annotations"], {"image_id": 9, "caption": "a dog"}]})  # fmt: skip
+    write(
+        folder / "twice.json",
+        {
+            **coco,
+            "images": [*coco["images"], {"id": 9, "file_name": "9.jpg"}],
+            "annotations": [*coco["annotations"], {"image_id": 9, "caption": "a dog"}],
+        },
+    )
     (folder / "broken.json").write_text("{")
     (folder / "notes.md").write_text("a dog")
     questions = ["vqa", "--data", data / "questions.json", "--images", data / "images"]
@@ -96,4 +112,4 @@ def faulty(folder: Path, data: Path) -> dict[str, tuple[list[Any], str]]:
         "a model that cannot": (["retrieval", *table], "cannot"),
         "no place for a question": (["vqa", "--data", data / "gqa.json", "--prompt", "Question:"], "put {} where"),
         "options": (["caption", *table, "--min-new-tokens", "40"], "--min-new-tokens is 40: give 0 to"),
-    }  # fmt: skip
+    }

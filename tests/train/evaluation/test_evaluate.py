@@ -27,6 +27,7 @@ from tests.seeds import new_seed, seed_of
 from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import lavis as tiny_lavis
 from tests.tiny import question_input
+from tests.train.arguments import options
 from train import evaluate
 from train.evaluation.annotations import read_captions, read_questions
 from train.evaluation.generation import Generator
@@ -133,18 +134,7 @@ def test_prompts_and_options_reach_checkpoint_and_bundle(
     checkpoint, bundle = generative
     image = data / "images" / "1.jpg"
     for model, name in ((checkpoint, "torch"), (bundle, "runtime")):
-        shown = [
-            "--data",
-            data / "nocaps.json",
-            "--limit",
-            3,
-            "--beams",
-            1,
-            "--min-new-tokens",
-            6,
-            "--max-new-tokens",
-            6,
-        ]
+        shown = options(data=data / "nocaps.json", limit=3, beams=1, min_new_tokens=6, max_new_tokens=6)
         run("caption", model, tmp_path / f"{name}.json", *shown, "--prompt", "a photo of")
         kept = predictions(tmp_path / f"{name}.json")
         want = blip2rt.load(bundle, threads=1).caption(

@@ -11,8 +11,12 @@ from train.evaluation.retrieval import _tables
 
 
 def test_retrieval_report_has_one_table_per_direction(tmp_path: Path) -> None:
-    columns = {f"{score}_{way}_r@{k}": float(k + 100 * (way == "t2i")) for score in ("itc", "itm", "match")
-               for way in ("t2i", "i2t") for k in (1, 5, 10)}  # fmt: skip
+    columns = {
+        f"{score}_{way}_r@{k}": float(k + 100 * (way == "t2i"))
+        for score in ("itc", "itm", "match")
+        for way in ("t2i", "i2t")
+        for k in (1, 5, 10)
+    }
     tables = _tables(columns)
     assert list(tables) == ["Texts of an image (i2t)", "Images of a text (t2i)"]
     assert tables["Images of a text (t2i)"]["r@5"] == {"itc": 105.0, "itm": 105.0, "match": 105.0}
@@ -20,8 +24,9 @@ def test_retrieval_report_has_one_table_per_direction(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     rows = [
         Row(tmp_path / "a.png", "", [], -rank, f"rank {rank + 1}", f"{rank} of {section}", section=section)
-        for section in tables for rank in (0, 7, 3)
-    ]  # fmt: skip
+        for section in tables
+        for rank in (0, 7, 3)
+    ]
     page = render("retrieval", {}, tables, rows, 2)
     assert page.count("<table class=sorts>") == 2 == page.count("1 better ones are not shown")
     assert "<thead><tr><th><th>r@1<th>r@5<th>r@10</thead><tbody><tr><td>itc<td>1.00<td>5.00<td>10.00" in page

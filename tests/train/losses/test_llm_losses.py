@@ -20,6 +20,7 @@ from blip2rt.modeling.vision import VisionConfig
 from tests.seeds import new_seed
 from tests.tiny.llm_configs import CONFIGS, MORE
 from tests.tiny.training import LLM_WORDS, llm_folder, t5_folder
+from tests.train.arguments import sizes
 from train.data.samples import Sample
 from train.objectives import lm
 from train.objectives.lm import Texts, check_llm, lm_loss, next_logits, stands_alone, told_room
@@ -27,9 +28,9 @@ from train.objectives.packing import Tokens, pack
 from train.objectives.prefix_lm import open_texts
 
 WORDS, HIDDEN, QUERIES = 61, 64, 4
-SMALL = {"vocab_size": WORDS, "hidden_size": HIDDEN, "intermediate_size": 128, "num_hidden_layers": 2,
-         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 96, "bos_token_id": 2,
-         "eos_token_id": 1, "pad_token_id": 0}  # fmt: skip
+SMALL = sizes("intermediate_size=128 num_hidden_layers=2 num_attention_heads=4 num_key_value_heads=2")
+SMALL |= sizes("max_position_embeddings=96 bos_token_id=2 eos_token_id=1 pad_token_id=0")
+SMALL |= {"vocab_size": WORDS, "hidden_size": HIDDEN}
 SCALED: dict[str, Any] = {
     "llama": lambda: transformers.LlamaConfig(**SMALL),
     "granite": lambda: transformers.GraniteConfig(logits_scaling=4.0, **SMALL),

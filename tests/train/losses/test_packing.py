@@ -10,18 +10,13 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from tests.seeds import new_seed
+from tests.train.arguments import sizes
 from train.objectives.packing import Tokens, pack
 
 
 def tiny_llama() -> torch.nn.Module:
-    config = LlamaConfig(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
+    size = sizes("hidden_size=32 intermediate_size=48 num_hidden_layers=2 num_attention_heads=4 num_key_value_heads=2")
+    config = LlamaConfig(vocab_size=97, **size)
     return LlamaForCausalLM(config)
 
 

@@ -12,6 +12,7 @@ from blip2rt.modeling.checkpoints import load_model
 from blip2rt.modeling.llm import LlmConfig
 from tests.seeds import new_seed
 from tests.tiny.training import LLM_WORDS, NANO_STAGE2, t5_folder, tiny_settings
+from tests.train.arguments import options
 from train import stage1, stage2
 from train.data.samples import Sample
 from train.objectives.lm import told_room
@@ -83,13 +84,9 @@ def test_stage2_trains_through_a_t5(llm: Path, tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path)
     assert stage1.main([*settings, "--out", str(tmp_path / "stage1"), "--steps", "2"]) == 0
     arguments = [
-        "--stage1",
-        str(tmp_path / "stage1"),
+        *options(stage1=tmp_path / "stage1"),
         *NANO_STAGE2,
-        "--llm_source",
-        str(llm),
-        "--end",
-        "<|end|>",
+        *options(llm_source=llm, end="<|end|>"),
         "--no-query_offsets",
     ]
     assert stage2.main([*settings, *arguments, "--out", str(tmp_path / "stage2")]) == 0

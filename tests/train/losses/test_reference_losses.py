@@ -17,6 +17,7 @@ from blip2rt.modeling.vision import VisionConfig
 from tests.seeds import new_seed
 from tests.tiny.blip2 import shake
 from tests.tiny.numpy_blip2 import NumpyBlip2, NumpyT5, opt_losses
+from tests.train.arguments import sizes
 from train.objectives.lm import lm_loss
 from train.objectives.packing import Tokens, pack
 from train.objectives.prefix_lm import SplitTexts, prefix_lm_loss
@@ -35,20 +36,14 @@ def rng() -> np.random.Generator:
 
 def build(stage: int, paper: bool, llm: str = "") -> Blip2:
     """A random model. paper: queries share the text's LayerNorm; no learned positions, no norm of the prefix."""
-    qformer = QFormerConfig(
-        hidden_size=16, layers=3, heads=2, intermediate_size=20, queries=QUERIES, vision_width=FEATURES,
-        vocab_size=VOCAB, max_positions=12, dropout=0.0, query_gain=None if paper else 3.0, text_branch=stage == 1,
-    )  # fmt: skip
-    config = Blip2Config(
-        stage=stage,
-        vision=VisionConfig(positions=POSITIONS, features=FEATURES),
-        qformer=qformer,
-        llm=LlmConfig(source=llm) if llm else None,
-        embed_dim=8,
-        learned_positions=not paper,
-        normalize_prefix=not paper,
-        query_offsets=not paper,
+    size = sizes("hidden_size=16 layers=3 heads=2 intermediate_size=20 max_positions=12") | {"vocab_size": VOCAB}
+    size |= {"queries": QUERIES, "vision_width": FEATURES, "dropout": 0.0, "query_gain": None if paper else 3.0}
+    qformer, vision = (
+        QFormerConfig(**size, text_branch=stage == 1),
+        VisionConfig(positions=POSITIONS, features=FEATURES),
     )
+    ours = dict.fromkeys(("learned_positions", "normalize_prefix", "query_offsets"), not paper)
+    config = Blip2Config(stage, vision, qformer, LlmConfig(source=llm) if llm else None, embed_dim=8, **ours)
     model = Blip2(config, vision=False)
     shake(model).train()  # the frozen LLM's weights too
     if stage == 1:  # a temperature near 0 makes losses too large for 1e-5
@@ -91,10 +86,8 @@ def test_stage1_losses_equal_numpy(paper: bool, rng: np.random.Generator, monkey
 
 @pytest.mark.parametrize("paper", [True, False])
 def test_lm_loss_equals_numpy(paper: bool, rng: np.random.Generator, tmp_path: Path) -> None:
-    config = transformers.OPTConfig(
-        vocab_size=VOCAB, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2,
-        word_embed_proj_dim=16, max_position_embeddings=40, dropout=0.1,
-    )  # fmt: skip
+    size = sizes("hidden_size=16 ffn_dim=24 num_hidden_layers=2 num_attention_heads=2 word_embed_proj_dim=16")
+    config = transformers.OPTConfig(vocab_size=VOCAB, **size, max_position_embeddings=40, dropout=0.1)
     transformers.OPTForCausalLM(config).save_pretrained(tmp_path)
     model = build(2, paper, str(tmp_path))
     groups = [
@@ -117,11 +110,9 @@ def test_lm_loss_equals_numpy(paper: bool, rng: np.random.Generator, tmp_path: P
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_prefix_lm_loss_equals_numpy(tied: bool, rng: np.random.Generator, tmp_path: Path) -> None:
-    config = transformers.T5Config(
-        vocab_size=VOCAB, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, decoder_start_token_id=0,
-        relative_attention_num_buckets=8, relative_attention_max_distance=12, feed_forward_proj="gated-gelu",
-        tie_word_embeddings=tied,
-    )  # fmt: skip
+    size = sizes("d_model=16 d_kv=8 d_ff=24 num_layers=2 num_heads=2 decoder_start_token_id=0")
+    size |= sizes("relative_attention_num_buckets=8 relative_attention_max_distance=12") | {"vocab_size": VOCAB}
+    config = transformers.T5Config(**size, feed_forward_proj="gated-gelu", tie_word_embeddings=tied)
     transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
     model = build(2, True, str(tmp_path))
     images = torch.randn(2, POSITIONS, FEATURES)

@@ -11,6 +11,7 @@ from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
 from tests.seeds import new_seed
 from tests.tiny.blip2 import shake
+from tests.train.arguments import sizes
 from train.objectives.stage1 import TextBatch, stage1_losses
 
 VOCAB, BATCH, LENGTH = 50, 6, 9
@@ -18,9 +19,11 @@ VOCAB, BATCH, LENGTH = 50, 6, 9
 
 def build(paper: bool) -> Blip2:
     qformer = QFormerConfig(
-        hidden_size=24, layers=4, heads=3, intermediate_size=40, queries=4, vision_width=20, vocab_size=VOCAB,
-        max_positions=16, dropout=0.0, query_gain=None if paper else 3.0,
-    )  # fmt: skip
+        **sizes("hidden_size=24 layers=4 heads=3 intermediate_size=40 queries=4 vision_width=20 max_positions=16"),
+        vocab_size=VOCAB,
+        dropout=0.0,
+        query_gain=None if paper else 3.0,
+    )
     vision = VisionConfig(positions=7, features=20)
     model = Blip2(Blip2Config(vision=vision, qformer=qformer, embed_dim=8, learned_positions=not paper), vision=False)
     shake(model)

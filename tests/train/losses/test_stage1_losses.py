@@ -12,6 +12,7 @@ from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
 from tests.seeds import new_seed
+from tests.train.arguments import sizes
 from train.objectives.stage1 import (
     TextBatch,
     frozen_head_loss,
@@ -32,14 +33,9 @@ def model() -> Blip2:
     seed = new_seed()
     torch.manual_seed(seed)
     qformer = QFormerConfig(
-        hidden_size=32,
-        layers=3,
-        heads=4,
-        intermediate_size=48,
+        **sizes("hidden_size=32 layers=3 heads=4 intermediate_size=48 vocab_size=61 max_positions=20"),
         queries=QUERIES,
         vision_width=FEATURES,
-        vocab_size=61,
-        max_positions=20,
     )
     config = Blip2Config(vision=VisionConfig(positions=POSITIONS, features=FEATURES), qformer=qformer, embed_dim=16)
     return Blip2(config, vision=False).eval()
