@@ -111,9 +111,9 @@ def _run(args: argparse.Namespace) -> None:
     options = _options(args)
     known = all(item.references if isinstance(item, CaptionedImage) else item.answers for item in items)
     if not known and (args.task == "retrieval" or args.results is None):
-        texts = "answers" if args.task == "vqa" else "captions"
+        missing = "answers" if args.task == "vqa" else "captions"
         fix = "give --annotations, another file, or --results FILE to write predictions for submission"
-        raise Blip2rtError(f"{args.data} has no {texts} to compare with: {fix}")
+        raise Blip2rtError(f"{args.data} has no {missing} to compare with: {fix}")
     if known and args.task == "caption":
         coco_scorers()  # fail now, not after all predictions
     about = {"task": args.task, "model": args.model or "the embedded bundle", "data": str(args.data), **options}

@@ -1,8 +1,9 @@
-"""A checkpoint that reads CLIP of transformers -> the same, with that encoder as one of the paper's transformers:
+"""Replace a checkpoint's CLIP encoder of transformers by the same encoder as one of the paper's vision transformers:
 
-    python recipes/nano/own_encoder.py runs/nano/captions runs/world/captions-whole
+    python recipes/nano/own_encoder.py runs/nano/captions runs/nano/nano-captions
 
-The encoder's weights are then in the checkpoint, and its bundle gives them back (`blip2rt-convert BUNDLE --to ours`).
+The encoder's weights are then saved in the checkpoint, and its bundle can be converted back to it (`blip2rt-convert
+BUNDLE --to ours`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def our_weights(theirs: dict[str, torch.Tensor], ours: list[str]) -> dict[str, torch.Tensor]:
-    """The parameters of these names of a Vit, of those of transformers' CLIPVisionModel."""
+    """Convert the weights of transformers' CLIPVisionModel to the parameters of a Vit with these names."""
     import torch
 
     from blip2rt.modeling.names import vit_name
@@ -27,7 +28,7 @@ def our_weights(theirs: dict[str, torch.Tensor], ours: list[str]) -> dict[str, t
     def read(name: str) -> torch.Tensor:
         if name.startswith("pre_norm."):
             return theirs[name.replace("pre_norm", "pre_layrnorm")]
-        blip2 = vit_name(name, "hf")  # Hugging Face's BLIP-2 has one product of all three, and other words for two
+        blip2 = vit_name(name, "hf")  # Hugging Face's BLIP-2 fuses queries, keys and values
         assert blip2 is not None
         if ".qkv." in blip2:
             return torch.cat([theirs[blip2.replace("qkv", f"{part}_proj")] for part in "qkv"])
@@ -79,7 +80,7 @@ def rewrite(source: Path, out: Path) -> float:
 
 def main() -> int:
     parser = Parser(prog="own_encoder.py", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("checkpoint", type=Path, help="folder of ours")
+    parser.add_argument("checkpoint", type=Path, help="checkpoint of this project")
     parser.add_argument("out", type=Path, help="folder to write")
 
     def work() -> None:

@@ -1,10 +1,10 @@
-"""An image encoder of transformers whose matrices are rounded to int4 so that its features change least:
+"""Round the matrices of an image encoder of transformers to int4 so that its features change least:
 
-    python recipes/nano/round_encoder.py runs/nano/clip --images PHOTOGRAPHS --out runs/world/clip-int4
+    python recipes/nano/round_encoder.py runs/nano/clip --images PHOTOGRAPHS --out runs/nano/clip-int4
 
-This is GPTQ (Frantar et al. 2022, arXiv 2210.17323): a matrix is rounded column by column, and what a column loses is
-made good by those behind it, as photographs weigh them. The grid is the exporter's, so `--precision vision=int4` ships
-these weights as they are, and a training on their features learns from what ships.
+This is GPTQ (Frantar et al. 2022, arXiv 2210.17323): a matrix is rounded column by column, and the remaining columns
+compensate for the error, as weighted by photographs. The grid is the exporter's, so `--precision vision=int4` keeps
+these weights, and a training on their features trains on what ships.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ from blip2rt.command_line import Parser, run, whole
 if TYPE_CHECKING:
     import torch
 
-DAMPING = 0.01  # of the mean of the Hessian's diagonal
+DAMPING = 0.01  # relative to the mean of the Hessian's diagonal
 
 
-def rounded(weight: torch.Tensor, gram: torch.Tensor, block: int) -> torch.Tensor:
-    """weight (N, K), rounded to 4 bits in blocks; gram (K, K): X'X of what it is multiplied with."""
+def round_matrix(weight: torch.Tensor, gram: torch.Tensor, block: int) -> torch.Tensor:
+    """Round weight (N, K) to 4 bits in blocks; gram (K, K) is X'X of its inputs."""
     import torch
 
     from blip2rt.modeling.quantize import quantize_blockwise
 
-    left, found = weight.double(), torch.empty_like(weight)
+    remaining, result = weight.double(), torch.empty_like(weight)
     gram = gram.double() + DAMPING * gram.diagonal().mean().double() * torch.eye(len(gram), dtype=torch.float64)
     inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(gram)), upper=True)
     for start in range(0, weight.shape[1], block):
         end = start + block
-        codes = quantize_blockwise(left[:, start:end].float().contiguous(), 4, block)
+        codes = quantize_blockwise(remaining[:, start:end].float().contiguous(), 4, block)
         scale = codes.scales.double()[:, 0]
         zero = (codes.zero_points[:, 0] & 15).double()
-        lost = torch.empty(len(weight), block, dtype=torch.float64)
+        error = torch.empty(len(weight), block, dtype=torch.float64)
         for column in range(block):
             at = start + column
-            values = left[:, at]
+            values = remaining[:, at]
             near = scale * (((values / scale).round() + zero).clamp(0, 15) - zero)
-            found[:, at] = near.float()
-            lost[:, column] = (values - near) / inverse[at, at]
-            left[:, at + 1 : end] -= lost[:, column : column + 1] * inverse[at, at + 1 : end]
-        left[:, end:] -= lost @ inverse[start:end, end:]
-    return found
+            result[:, at] = near.float()
+            error[:, column] = (values - near) / inverse[at, at]
+            remaining[:, at + 1 : end] -= error[:, column : column + 1] * inverse[at, at + 1 : end]
+        remaining[:, end:] -= error @ inverse[start:end, end:]
+    return result
 
 
 def images_of(folders: list[Path], count: int) -> list[Path]:
-    """`count` images, as many of each folder, spread over its names."""
-    from blip2rt.untrusted.image_format import has_image_name
+    """Return `count` images, equally many per folder, spread over the file names."""
+    from blip2rt.untrusted.image_format import looks_named
 
     each = [sorted(path for path in folder.iterdir() if has_image_name(path.name)) for folder in folders]
     share = -(-count // len(each))
@@ -57,7 +57,7 @@ def images_of(folders: list[Path], count: int) -> list[Path]:
 
 
 def round_encoder(source: str, folders: list[Path], count: int, block: int, out: Path) -> Iterator[str]:
-    """Write the folder; yield a line a layer."""
+    """Write the folder; yield a line per layer."""
     import torch
     from torch.nn import functional as F
     from transformers import AutoModel
@@ -74,33 +74,35 @@ def round_encoder(source: str, folders: list[Path], count: int, block: int, out:
     vision = getattr(model, "vision_model", model)
     hidden = vision.pre_layrnorm(vision.embeddings(pixels))
     for number, layer in enumerate(vision.encoder.layers, 1):
-        seen: dict[torch.nn.Linear, torch.Tensor] = {}
+        inputs_of: dict[torch.nn.Linear, torch.Tensor] = {}
 
-        def keep(module: torch.nn.Linear, inputs: tuple[torch.Tensor, ...], seen=seen) -> None:  # type: ignore[no-untyped-def]
-            seen[module] = inputs[0].flatten(0, 1)
+        def record(module: torch.nn.Linear, inputs: tuple[torch.Tensor, ...], inputs_of=inputs_of) -> None:  # type: ignore[no-untyped-def]
+            inputs_of[module] = inputs[0].flatten(0, 1)
 
-        hooks = [m.register_forward_pre_hook(keep) for m in layer.modules() if isinstance(m, torch.nn.Linear)]
+        hooks = [m.register_forward_pre_hook(record) for m in layer.modules() if isinstance(m, torch.nn.Linear)]
         layer(hidden, None)
         for hook in hooks:
             hook.remove()
-        for module, values in seen.items():
-            module.weight.copy_(rounded(module.weight, values.T @ values, block))
+        for module, values in inputs_of.items():
+            module.weight.copy_(round_matrix(module.weight, values.T @ values, block))
         hidden = layer(hidden, None)
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         yield f"layer {number}: rounded"
     found = model(pixel_values=pixels).last_hidden_state
     found, exact = (F.layer_norm(values, values.shape[-1:]) for values in (found, exact))
-    lost = (found - exact).square().sum() / (exact - exact.mean((0, 1))).square().sum()
+    error = (found - exact).square().sum() / (exact - exact.mean((0, 1))).square().sum()
     model.save_pretrained(out)
-    yield f"{out}: {float(lost):.3f} of the features' variance is lost"
+    yield f"{out}: {float(error):.3f} of the features' variance is lost"
 
 
 def main() -> int:
     parser = Parser(prog="round_encoder.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("source", help="folder that transformers loads")
-    parser.add_argument("--images", type=Path, nargs="+", required=True, metavar="FOLDER", help="photographs")
-    parser.add_argument("--count", type=whole(1), default=48, metavar="N", help="photographs that are looked at")
-    parser.add_argument("--block", type=whole(16), default=64, metavar="N", help="weights with one scale")
+    parser.add_argument(
+        "--images", type=Path, nargs="+", required=True, metavar="FOLDER", help="folders of photographs"
+    )
+    parser.add_argument("--count", type=whole(1), default=48, metavar="N", help="photographs to use")
+    parser.add_argument("--block", type=whole(16), default=64, metavar="N", help="weights per scale")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write")
 
     def work() -> None:

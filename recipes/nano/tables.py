@@ -1,9 +1,9 @@
-"""The tables of nano's four sets: image, caption or answer, question; images in the order of their names.
+"""Write the tables of nano's four sets: image, caption or answer, question; sorted by image name.
 
     python recipes/nano/tables.py DATA runs/nano/tables
 
-DATA has the folders coco, web, daquar and flickr8k. coco-told.tsv has the images that have a caption: the others cannot
-be rewarded by one; they are in coco-untold.tsv. A table that holds an image of a dev split is refused.
+DATA has the folders coco, web, daquar and flickr8k. coco-told.tsv has the images with a caption, since only these can
+be rewarded by CIDEr; the others are in coco-untold.tsv. A table with an image of a dev split is rejected.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def captions(file: Path) -> list[Row]:
 
 
 def questions(file: Path) -> list[Row]:
-    asked = ((row["image"], row["answer"].strip().lower(), row["question"].strip().lower()) for row in rows(file))
-    return [(image, answer.replace("_", " "), question) for image, answer, question in asked]
+    answered = ((row["image"], row["answer"].strip().lower(), row["question"].strip().lower()) for row in rows(file))
+    return [(image, answer.replace("_", " "), question) for image, answer, question in answered]
 
 
 def write(file: Path, table: list[Row]) -> None:
@@ -40,25 +40,25 @@ def write(file: Path, table: list[Row]) -> None:
 
 
 def write_tables(data: Path, out: Path) -> Iterator[str]:
-    """Write coco.tsv, coco-told.tsv, coco-untold.tsv, web.tsv, daquar.tsv, flickr8k.tsv; yield a line about each."""
+    """Write coco.tsv, coco-told.tsv, coco-untold.tsv, web.tsv, daquar.tsv and flickr8k.tsv; yield a line about each."""
     found = {name: captions(data / name / "train.tsv") for name in ("coco", "web", "flickr8k")}
     found["coco"] += questions(data / "coco" / "train-qa.tsv")
-    told = {row[0] for row in captions(data / "coco" / "train.tsv")}
-    found["coco-told"] = [row for row in found["coco"] if row[0] in told]
-    found["coco-untold"] = [row for row in found["coco"] if row[0] not in told]
-    asked = questions(data / "daquar" / "train-qa.tsv")
-    found["daquar"] = [row for row in asked if "," not in row[1]]  # a list of things is no short answer
+    captioned = {row[0] for row in captions(data / "coco" / "train.tsv")}
+    found["coco-told"] = [row for row in found["coco"] if row[0] in captioned]
+    found["coco-untold"] = [row for row in found["coco"] if row[0] not in captioned]
+    answered = questions(data / "daquar" / "train-qa.tsv")
+    found["daquar"] = [row for row in answered if "," not in row[1]]  # not lists of things
     out.mkdir(parents=True, exist_ok=True)
-    write(out / "coco-dev-qa.tsv", questions(data / "coco" / "dev-qa.tsv"))  # to be measured on
+    write(out / "coco-dev-qa.tsv", questions(data / "coco" / "dev-qa.tsv"))  # for evaluation
     for name, table in found.items():
         folder = data / name.partition("-")[0]
-        kept_back = {row["image"] for file in sorted(folder.glob("dev*.tsv")) for row in rows(file)}
-        if leaked := sorted(kept_back & {row[0] for row in table}):
+        held_out = {row["image"] for file in sorted(folder.glob("dev*.tsv")) for row in rows(file)}
+        if leaked := sorted(held_out & {row[0] for row in table}):
             raise Blip2rtError(f"{name} has {len(leaked)} images of its dev split, as {leaked[0]}: remove them")
         table.sort(key=lambda row: row[0])
         write(out / f"{name}.tsv", table)
-        asked = sum(bool(row[2]) for row in table)
-        yield f"{name}: {len({row[0] for row in table})} images, {len(table) - asked} captions, {asked} questions"
+        answered = sum(bool(row[2]) for row in table)
+        yield f"{name}: {len({row[0] for row in table})} images, {len(table) - answered} captions, {answered} questions"
 
 
 def main() -> int:

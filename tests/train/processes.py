@@ -65,14 +65,14 @@ def torchrun(processes: int, module: str, arguments: list[str], nodes: int = 1) 
         for node in range(nodes)
     ]
     for process in running:
-        said, _ = process.communicate(timeout=TIMEOUT)
-        assert process.returncode == 0, said[-3000:]
+        logs, _ = process.communicate(timeout=TIMEOUT)
+        assert process.returncode == 0, logs[-3000:]
 
 
 def train_together(module: str, arguments: list[str], folder: Path, processes: int = 2, code: int = 0) -> list[str]:
     """What torchrun does, without importing torch in every process anew. All end with the code; what each said."""
-    running, said = start_together(module, arguments, folder, processes)
-    return end_together(running, said, code)
+    running, logs = start_together(module, arguments, folder, processes)
+    return end_together(running, logs, code)
 
 
 def start_together(module: str, arguments: list[str], folder: Path, processes: int = 2) -> tuple[list[Any], list[Path]]:
@@ -86,27 +86,27 @@ def start_together(module: str, arguments: list[str], folder: Path, processes: i
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": free_port(),
     }
-    said = [folder / f"said-by-{rank}.txt" for rank in range(processes)]
+    logs = [folder / f"said-by-{rank}.txt" for rank in range(processes)]
     running = []
-    for rank, file in enumerate(said):
+    for rank, file in enumerate(logs):
         given = {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
         own = [argument.replace("{rank}", str(rank)) for argument in arguments]
         running.append(context.Process(target=_train, args=(module, own, given, file)))
         running[-1].start()
-    return running, said
+    return running, logs
 
 
-def end_together(running: list[Any], said: list[Path], code: int = 0) -> list[str]:
+def end_together(running: list[Any], logs: list[Path], code: int = 0) -> list[str]:
     """Wait for processes, which end with the code. Return what each said."""
-    for process, file in zip(running, said, strict=True):
+    for process, file in zip(running, logs, strict=True):
         process.join(TIMEOUT)
         assert process.exitcode == code, file.read_text()[-3000:]
-    return [file.read_text() for file in said]
+    return [file.read_text() for file in logs]
 
 
-def _train(module: str, arguments: list[str], environment: dict[str, str], said: Path) -> None:
+def _train(module: str, arguments: list[str], environment: dict[str, str], logs: Path) -> None:
     """One process of several."""
-    with open(said, "w") as file:
+    with open(logs, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
@@ -130,11 +130,11 @@ def assert_same_training(left: Path, right: Path, tolerance: float = 1e-4) -> No
         if name.endswith("key.bias"):  # a softmax does not feel it: its gradient is rounding, which Adam makes steps of
             continue
         apart = (one[name] - other[name]).abs()
-        said = f"{name}: {apart.max():.2g}, {apart.median():.2g}"
+        logs = f"{name}: {apart.max():.2g}, {apart.median():.2g}"
         # Adam divides a gradient by its own size: where one crosses zero, rounding makes a step. In some trainings that
         # happens at one element of a large tensor; a wrong gradient moves all of a tensor.
-        assert (apart > tolerance).sum() <= apart.numel() // 1000, said
-        torch.testing.assert_close(one[name], other[name], atol=100 * tolerance, rtol=0, msg=said)
+        assert (apart > tolerance).sum() <= apart.numel() // 1000, logs
+        torch.testing.assert_close(one[name], other[name], atol=100 * tolerance, rtol=0, msg=logs)
 
 
 def assert_same_moments(left: Path, right: Path, tolerance: float = 1e-4) -> None:

@@ -428,9 +428,9 @@ def test_wrong_finetunes_are_one_line(
 ) -> None:
     given = [text.format(itm=parts / "itm", wide=parts / "wide") for text in more]
     assert stage2.main(command(parts, "opt", tmp_path / "out", *given)) == 2
-    told = capsys.readouterr().err
-    [error] = [line for line in told.splitlines() if ": error: " in line]  # beside progress
-    assert all(word in error for word in words) and "Traceback" not in told, told
+    output = capsys.readouterr().err
+    [error] = [line for line in output.splitlines() if ": error: " in line]  # beside progress
+    assert all(word in error for word in words) and "Traceback" not in output, output
 
 
 @pytest.mark.parametrize("recipe", ["captions", "vqa", "retrieval"])
@@ -449,7 +449,7 @@ def test_recipe_finetunes_a_hugging_face_checkpoint(
     given = options(recipe=ROOT / "recipes" / "finetune" / f"{recipe}.yaml", start=start, precision="fp32")
     arguments = [*given, "--train_table", *map(str, table), *fields]
     assert module.main([*arguments, "--dry-run"]) == 0
-    assert "peak learning rates" in (told := capsys.readouterr().out) and "8 images" in told
+    assert "peak learning rates" in (output := capsys.readouterr().out) and "8 images" in output
     assert module.main(arguments) == 0
     bundle = tmp_path / "bundle"
     assert export(["--ckpt", str(tmp_path / "run"), "--out", str(bundle), "--no-verify"]) == 0

@@ -68,9 +68,9 @@ def test_signal_saves_and_prints_the_resume_command(
     monkeypatch.setattr(Trainer, "_step", signalled)
     assert stage1.main(arguments) == 128 + number
     monkeypatch.undo()
-    [said] = [line for line in capsys.readouterr().err.splitlines() if "resume: " in line]
-    assert "step-000002" in said and signal.Signals(number).name in said
-    assert shlex.split(said.partition("resume: ")[2]) == ["blip2rt-train", *arguments]
+    [logs] = [line for line in capsys.readouterr().err.splitlines() if "resume: " in line]
+    assert "step-000002" in logs and signal.Signals(number).name in logs
+    assert shlex.split(logs.partition("resume: ")[2]) == ["blip2rt-train", *arguments]
     assert [path.name for path in list_checkpoints(tmp_path / "a run")] == ["step-000002"]
     assert signal.getsignal(number) == before
     if number == signal.SIGTERM:  # once is enough
@@ -111,12 +111,12 @@ def test_folder_lock_ends_with_its_process(tmp_path: Path) -> None:
 
 def test_nodes_without_a_shared_folder_stop_together(settings: list[str], tmp_path: Path) -> None:
     arguments = [*settings, "--out", str(tmp_path / "node{rank}")]
-    running, said = start_together("train.stage1", [*arguments, "--steps", "5000"], tmp_path)
+    running, logs = start_together("train.stage1", [*arguments, "--steps", "5000"], tmp_path)
     metrics, until = tmp_path / "node0" / "metrics.jsonl", time.monotonic() + 600
     while not metrics.exists() and time.monotonic() < until:
         time.sleep(0.05)
     os.kill(running[1].pid, signal.SIGTERM)  # one of them alone
-    end_together(running, said, 143)
+    end_together(running, logs, 143)
     [kept] = list_checkpoints(tmp_path / "node0")[-1:]
     assert not list_checkpoints(tmp_path / "node1")
     step = int(kept.name.removeprefix("step-"))

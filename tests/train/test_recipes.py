@@ -266,11 +266,11 @@ def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     llm = [*NANO_STAGE2, "--llm_source", str(t5_folder(tmp_path / "t5")), "--end", "<|end|>", "--no-query-offsets"]
     out = tmp_path / "out"
     assert stage2.main([*settings, *encoder, *llm, "--out", str(out), "--dry-run", "2"]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     batch = "4 images (2 a GPU in 1 micro-batches)"
     cut = "of 16 texts max_text_tokens 40 cuts 0"
     for words in ("trained:", "one of 2 GPUs", batch, "8 images, 16 texts", cut, "llm", "frozen"):
-        assert words in told, (words, told)
+        assert words in output, (words, output)
     assert not list(out.glob("step-*")) and not (tmp_path / "features").exists()
     assert stage2.main([*settings, *encoder, *llm, "--out", str(out), "--steps", "2"]) == 0, "and it does train"
 
@@ -335,8 +335,8 @@ def test_refit_reads_another_grid() -> None:
     fine = hidden.reshape(60, 3, 3, 8).repeat(2, 1).repeat(2, 2).reshape(60, 36, 8)
     new = np.concatenate([rng.normal(size=(60, 1, 8)), fine], 1).astype(np.float32)
     before = model.query_output(torch.from_numpy(old))
-    told = refit.refit(model, new, old, 1e-4)
-    assert told > 0.8, "but for what the norm of a position hides"
+    output = refit.refit(model, new, old, 1e-4)
+    assert output > 0.8, "but for what the norm of a position hides"
     assert model.vision_positions.shape == (1, 37, 8) and model.vision_norm.weight.shape == (8,)
     after = model.query_output(torch.from_numpy(new))
     shuffled = model.query_output(torch.from_numpy(new[::-1].copy()))
@@ -397,8 +397,8 @@ def test_dry_run_opens_images_from_everywhere(tmp_path: Path, capsys: pytest.Cap
     pictures[-1].write_bytes(b"noise")
     for more in ([], ["--no-cache-features"]):
         assert stage1.main([*settings, *more, "--dry-run"]) == 0
-        told = capsys.readouterr().out
-        assert "8 pictures opened, 1 cannot be read: " in told and pictures[-1].name in told
+        output = capsys.readouterr().out
+        assert "8 pictures opened, 1 cannot be read: " in output and pictures[-1].name in output
     for picture in pictures:
         picture.write_bytes(b"noise")
     assert "none of 8 pictures that were opened can be read" in errors(stage1, [*settings, "--dry-run"], capsys)

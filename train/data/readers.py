@@ -71,7 +71,7 @@ def _folder(path: Path, bad: BadSamples) -> Iterator[Row]:
     for image in sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES and not p.is_dir()):
         texts, name = image.with_suffix(".txt"), str(image.relative_to(path))
         if not is_file(texts):
-            bad.add(str(image), f"there is no {texts.name} beside it")
+            bad.add(str(image), f"there is no {texts.name}")
             continue
         try:
             with _open(texts) as file:
@@ -227,12 +227,15 @@ def _vqa(path: Path, data: dict[str, Any], bad: BadSamples) -> Iterator[Row]:
     """Read VQAv2's annotations, whose questions are in the same folder under VQAv2's file name."""
     other = path.with_name(path.name.replace("v2_mscoco", "v2_OpenEnded_mscoco").replace("annotations", "questions"))
     if other == path or not other.is_file():
-        raise Blip2rtError(f"{path} holds answers: put their questions beside it, as {other.name}")
-    beside, subset = _whole(other), data["data_subtype"]  # train2014
-    questions, annotations = (beside.get("questions") if isinstance(beside, dict) else None), data["annotations"]
+        raise Blip2rtError(f"{path} has answers: put their questions in the same folder, as {other.name}")
+    other_data, subset = _whole(other), data["data_subtype"]  # train2014
+    questions, annotations = (
+        (other_data.get("questions") if isinstance(other_data, dict) else None),
+        data["annotations"],
+    )
     if not isinstance(questions, list) or not isinstance(annotations, list) or not isinstance(subset, str):
         raise Blip2rtError(f"{path} or {other.name} is not in VQAv2's format: it needs annotations and questions")
-    asked = {
+    questions_by_id = {
         json.dumps(each["question_id"]): each.get("question")
         for each in questions
         if isinstance(each, dict) and "question_id" in each
@@ -240,7 +243,7 @@ def _vqa(path: Path, data: dict[str, Any], bad: BadSamples) -> Iterator[Row]:
     for number, annotation in enumerate(annotations):
         entry = annotation if isinstance(annotation, dict) else {}
         place = f"{path}, question {entry.get('question_id', f'number {number}')}"
-        question = asked.get(json.dumps(entry.get("question_id")))
+        question = questions_by_id.get(json.dumps(entry.get("question_id")))
         image, answers = entry.get("image_id"), entry.get("answers")
         if question is None:
             bad.add(place, f"it is not in {other.name}")

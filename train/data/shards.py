@@ -153,8 +153,8 @@ def check_shards(sources: Sequence[object], out: Path, began: bool) -> None:
 def add_sample(shard: tarfile.TarFile, key: str, path: Path, content: bytes, texts: Sequence[Sample]) -> None:
     """Write an image, read from the file `path`, and its texts."""
     captions = [{"text": t.text, "prompt": t.prompt, "weight": t.weight} if t.prompt else t.text for t in texts]
-    said = json.dumps({"captions": captions, "source": path.name}).encode()
-    for ending, data in ((path.suffix.lower(), content), (".json", said)):
+    metadata = json.dumps({"captions": captions, "source": path.name}).encode()
+    for ending, data in ((path.suffix.lower(), content), (".json", metadata)):
         info = tarfile.TarInfo(f"{key}{ending}")
         info.size = len(data)
         shard.addfile(info, io.BytesIO(data))

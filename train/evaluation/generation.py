@@ -50,9 +50,9 @@ class Generator:
 
     def answers(self, vision_features: torch.Tensor, questions: Sequence[str], **options: Any) -> list[str]:
         """Answers to questions about images (B, N, C), pairwise."""
-        asked = [question.strip() for question in questions]
-        prompts = [self.config.ask_prompt.replace("{}", question) for question in asked]
-        read = [self.model.config.question_prompt.replace("{}", question) for question in asked]
+        questions = [question.strip() for question in questions]
+        prompts = [self.config.ask_prompt.replace("{}", question) for question in questions]
+        read = [self.model.config.question_prompt.replace("{}", question) for question in questions]
         return self._texts(vision_features, prompts, read, options)
 
     @torch.no_grad()
@@ -80,7 +80,7 @@ class Generator:
         return ids[: next((i for i, token in enumerate(ids) if token in self.ends), len(ids))]
 
     def _inputs(self, prefix: torch.Tensor, prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """[image | prompt] (B, S, D) and what of it is real (B, S): padded where the text does not go on."""
+        """[image | prompt] (B, S, D) and its mask (B, S), padded right for an encoder, left for a decoder."""
         table = self.llm.get_input_embeddings()
         rows = [
             torch.cat((image, table(torch.tensor(ids, dtype=torch.int64, device=image.device))))

@@ -34,13 +34,13 @@ class Predictions:
         text = "".join(json.dumps(line) + "\n" for line in [{"of": record}, *lines[1:]])
         write_atomically(file, text)  # without the truncated line of a killed run
 
-    def add(self, ids: Iterable[Any], said: Sequence[Any]) -> None:
+    def add(self, ids: Iterable[Any], values: Sequence[Any]) -> None:
         """Store predictions, also on disk."""
-        new = dict(zip(ids, said, strict=True))
+        new = dict(zip(ids, values, strict=True))
         self.found |= new
         if self.file is not None:
             with _reporting(self.file), self.file.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps({"id": id, "said": text}) + "\n" for id, text in new.items())
+                file.writelines(json.dumps({"id": id, "said": value}) + "\n" for id, value in new.items())
 
 
 def _whole_lines(file: Path) -> Iterator[dict[str, Any]]:

@@ -24,7 +24,7 @@ td,th{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:right}td:firs
 .sorts th{cursor:pointer}.about td{text-align:left}select{float:right}
 article{display:flex;gap:1rem;border-top:1px solid #ddd;padding:1rem 0}
 img{max-width:220px;max-height:220px;border-radius:4px;flex:none;align-self:flex-start}ul{margin:.3rem 0;color:#666}
-.said{font-weight:600}.score{float:right;color:#a00;margin-left:1rem}.note{color:#666}
+.prediction{font-weight:600}.score{float:right;color:#a00;margin-left:1rem}.note{color:#666}
 .small img{max-width:90px;max-height:90px}
 """
 _SCRIPT = """
@@ -54,7 +54,7 @@ class Row:
     """One prediction; lower scores come first."""
 
     image: Path
-    said: str
+    prediction: str
     references: Sequence[str]
     score: float
     shown: str  # the score as text
@@ -108,7 +108,7 @@ def _article(row: Row) -> str:
     return (
         f'<article data-score={row.score:g} data-name="{escape(row.title or row.image.name)}">'
         f"{_picture(row.image, _SIDE)}<div><span class=score>{escape(row.shown)}</span>"
-        f"<div class=note>{escape(row.title)}</div><div class=said>{escape(row.said)}</div>"
+        f"<div class=note>{escape(row.title)}</div><div class=prediction>{escape(row.prediction)}</div>"
         f"<div class=small>{found}</div><ul>{references}</ul></div></article>"
     )
 

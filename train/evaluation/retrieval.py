@@ -43,9 +43,15 @@ def evaluate_retrieval(predictor: Predictor, items: Sequence[CaptionedImage], re
             return _matching(predictor, features, best, [texts[text]] * len(best), likely)
 
         def row_of_image(image: int, rank: int, best: np.ndarray) -> Row:
-            item, said = items[image], " / ".join(texts[j] for j in best)
+            item, found = items[image], " / ".join(texts[j] for j in best)
             return Row(
-                item.path, said, item.references, -rank, f"rank {rank + 1}", f"texts of {item.id}", section=_WAYS["i2t"]
+                item.path,
+                found,
+                item.references,
+                -rank,
+                f"rank {rank + 1}",
+                f"texts of {item.id}",
+                section=_WAYS["i2t"],
             )
 
         def row_of_text(text: int, rank: int, best: np.ndarray) -> Row:
@@ -108,15 +114,19 @@ def candidates(
     with tempfile.TemporaryDirectory() as folder:
         features, sim = _similarity(predictor, items, texts, Path(folder))
         ways = {"t2i": sim.T} | ({"i2t": sim} if likely else {})
-        asked = [(way, i, row) for way, rows in ways.items() for i, row in enumerate(rows[:asking])]
-        best = np.stack([_best(row, count) for _, _, row in asked])
+        queries = [(way, i, row) for way, rows in ways.items() for i, row in enumerate(rows[:asking])]
+        best = np.stack([_best(row, count) for _, _, row in queries])
         scored = []
-        for (way, i, _), found in tqdm(zip(asked, best, strict=True), total=len(asked), desc="matching", unit="query"):
+        for (way, i, _), found in tqdm(
+            zip(queries, best, strict=True), total=len(queries), desc="matching", unit="query"
+        ):
             images, of = (found, np.full(count, i)) if way == "t2i" else (np.full(count, i), found)
             scored.append(_matching(predictor, features, images, [texts[j] for j in of], likely))
-    way, own, cosine = (np.array(column) for column in zip(*asked, strict=True))
-    said = {name: np.stack([each[name] for each in scored]) for name in scored[0]}
-    return Candidates(way, best, own, np.take_along_axis(cosine, best, 1), said["itm_logits"], said.get("likelihood"))
+    way, own, cosine = (np.array(column) for column in zip(*queries, strict=True))
+    by_name = {name: np.stack([each[name] for each in scored]) for name in scored[0]}
+    return Candidates(
+        way, best, own, np.take_along_axis(cosine, best, 1), by_name["itm_logits"], by_name.get("likelihood")
+    )
 
 
 def _similarity(

@@ -109,16 +109,16 @@ def calibrate(
         raise OptionError(f"best is {best}: give 2 or more images to choose from")
     items = drop_unreadable_images(data, read_captions(data, images, split, default="val"), BadSamples(0))
     fitted_on = CalibrationData(items, len(items[:limit]), min(best, len(items)))
-    said = _calibrate_bundle(model, out, fitted_on) if is_bundle else _calibrate_checkpoint(model, out, fitted_on)
-    return f"{said}: {out}"
+    summary = _calibrate_bundle(model, out, fitted_on) if is_bundle else _calibrate_checkpoint(model, out, fitted_on)
+    return f"{summary}: {out}"
 
 
 def _calibrate_checkpoint(ckpt: str, out: Path, data: CalibrationData) -> str:
-    weights, said = _learn(ckpt, open_predictor(ckpt), data, False)
+    weights, summary = _learn(ckpt, open_predictor(ckpt), data, False)
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(locate(ckpt) / WEIGHTS, out / WEIGHTS)
     (out / CONFIG).write_text(json.dumps(replace(read_config(ckpt), itm_weight=weights.itm).to_json(), indent=2))
-    return said
+    return summary
 
 
 def _check_bundle(path: str, out: Path) -> None:
@@ -142,10 +142,10 @@ def _calibrate_bundle(path: str, out: Path, data: CalibrationData) -> str:
             mean.tofile(writer.folder / MEAN_PREFIX)
             retrieval = replace(retrieval, mean_prefix=MEAN_PREFIX)
         copy = replace(bundle, path=writer.folder, manifest=replace(manifest, retrieval=retrieval))
-        weights, said = _learn(path, Model(copy, backends.create("ort", copy)), data, manifest.llm is not None)
+        weights, summary = _learn(path, Model(copy, backends.create("ort", copy)), data, manifest.llm is not None)
         retrieval = replace(retrieval, itm_weight=weights.itm, likelihood_weight=weights.likelihood)
         writer.finish(replace(manifest, retrieval=retrieval))
-    return said
+    return summary
 
 
 def _mean_prefix(model: Model, items: Sequence[CaptionedImage]) -> np.ndarray:

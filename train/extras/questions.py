@@ -128,8 +128,8 @@ def _write(args: argparse.Namespace) -> None:
         out.write_text(table_text(rows), encoding="utf-8")
     except OSError as error:
         raise Blip2rtError(f"--out {args.out!r} cannot be written: {error.strerror}") from error
-    asked = sum(bool(row[2]) for row in rows)
-    print(f"{args.out}: {len(rows) - asked} captions, {asked} questions")
+    count = sum(bool(row[2]) for row in rows)
+    print(f"{args.out}: {len(rows) - count} captions, {count} questions")
 
 
 def _parser() -> Parser:

@@ -90,7 +90,7 @@ ENTRIES: dict[str, str] = {
 GOOD = '{"image": "0.jpg", "caption": "a dog"}', '{"image": "1.jpg", "captions": "a cat"}'
 
 
-def judged(path: Path, images: Path, kept: list[str], images_left: int = 2) -> BadSamples:
+def assert_skipped(path: Path, images: Path, kept: list[str], images_left: int = 2) -> BadSamples:
     """`kept` are the texts that are left, where one sample is bad and may be; none where it may not."""
     bad = BadSamples(1, path.with_suffix(".bad"))
     data = read_data(path, images, bad)
@@ -110,21 +110,21 @@ def test_invalid_json_entry_is_skipped(images: Path, kind: str, form: str) -> No
     lines = [GOOD[0], ENTRIES[kind], GOOD[1]]
     path = images.parent / f"list{form}"
     path.write_text("\n".join(lines) if form == ".jsonl" else f"[{','.join(lines)}]")
-    judged(path, images, ["a dog", "a cat"])
+    assert_skipped(path, images, ["a dog", "a cat"])
 
 
 @pytest.mark.parametrize("line", ["{", "a dog", "[" * 100_000, '{"image": "0.jpg", "caption": "a dog"', "\x00", "\xff"])
 def test_invalid_json_line_is_skipped(images: Path, line: str) -> None:
     path = images.parent / "list.jsonl"
     path.write_bytes(b"\n".join([GOOD[0].encode(), line.encode("latin-1"), GOOD[1].encode()]))
-    bad = judged(path, images, ["a dog", "a cat"])
+    bad = assert_skipped(path, images, ["a dog", "a cat"])
     assert f"{path}, line 2" in bad.found
 
 
 def test_one_invalid_caption_is_skipped_alone(images: Path) -> None:
     path = images.parent / "list.jsonl"
     path.write_text('{"image": "0.jpg", "captions": ["a dog", null, "a cat"]}\n' + GOOD[1])
-    assert f"{path}, line 1, text 2" in judged(path, images, ["a dog", "a cat", "a cat"]).found
+    assert f"{path}, line 1, text 2" in assert_skipped(path, images, ["a dog", "a cat", "a cat"]).found
 
 
 def test_captions_may_be_text_or_objects(images: Path) -> None:
@@ -153,7 +153,7 @@ def test_invalid_coco_annotation_is_skipped(images: Path, kind: str) -> None:
     good = [{"id": i, "image_id": i, "caption": text} for i, text in ((1, "a dog"), (2, "cat"))]
     listed = [{"id": 1, "file_name": "0.jpg"}, *more_images, {"id": 2, "file_name": "1.jpg"}]
     path.write_text(json.dumps({"images": listed, "annotations": [good[0], *more, good[1]]}))
-    judged(path, images, ["a dog", "cat"])
+    assert_skipped(path, images, ["a dog", "cat"])
 
 
 VQA: dict[str, Any] = {
@@ -176,10 +176,10 @@ def test_invalid_vqa_answer_is_skipped(images: Path, kind: str) -> None:
     good = [{"question_id": i, "image_id": i, "answers": [{"answer": "yes"}]} for i in (0, 1)]
     path = images.parent / "v2_mscoco_train2014_annotations.json"
     path.write_text(json.dumps({"data_subtype": "train2014", "annotations": [good[0], VQA[kind], good[1]]}))
-    asked = [{"question_id": i, "image_id": i, "question": "is it?"} for i in (0, 1)]
+    questions = [{"question_id": i, "image_id": i, "question": "is it?"} for i in (0, 1)]
     other = images.parent / "v2_OpenEnded_mscoco_train2014_questions.json"
-    other.write_text(json.dumps({"questions": [*asked, None, {"question_id": 5}]}))
-    judged(path, images, ["yes", "yes"])
+    other.write_text(json.dumps({"questions": [*questions, None, {"question_id": 5}]}))
+    assert_skipped(path, images, ["yes", "yes"])
 
 
 TABLES: dict[str, bytes] = {
@@ -207,7 +207,7 @@ def test_invalid_table_row_is_skipped(images: Path, kind: str, form: str) -> Non
         header, rows = b"", [row.replace(b"\t", b"#0\t", 1) for row in rows]
     path = images.parent / f"list{form}"
     path.write_bytes(header + b"".join(rows))
-    judged(path, images, ["a dog", "a cat"])
+    assert_skipped(path, images, ["a dog", "a cat"])
 
 
 def test_tables_of_other_encodings_are_one_line(images: Path) -> None:
@@ -307,8 +307,8 @@ def test_shards_are_written_without_damaged_images(images: Path, kind: str, caps
     assert prepare.main([*arguments, "--out", str(out), "--max-bad", "0"]) == 2 and not out.exists()
     assert "2.jpg" in capsys.readouterr().err
     assert prepare.main([*arguments, "--out", str(out)]) == 0
-    told = capsys.readouterr().out
-    assert "2 images, 1 skipped" in told and "2.jpg" in told
+    output = capsys.readouterr().out
+    assert "2 images, 1 skipped" in output and "2.jpg" in output
     shards = Shards(str(out), out)
     assert sorted(shards.read(i)[1][0].text for i in range(2)) == ["a cat", "a dog"] and shards.counts == [2]
 
@@ -336,15 +336,15 @@ def test_features_are_computed_without_damaged_images(
     monkeypatch.setattr(features, "VisionEncoder", Encoder)
     data = read_data(listed(images, kind), images)
     encoder: Any = None if cached else Encoder()
-    wanted = []
+    computed = []
     for _ in range(2):  # the second time from the cache
         bad = BadSamples(1)
         left, source = open_features(data, CONFIG, str(images.parent / "cache"), bad, 1, encoder)
         assert [path.name for path in left.paths] == ["0.jpg", "1.jpg"]
         assert left.samples == [Sample(0, "a dog"), Sample(1, "a cat")]
         assert list(bad.found) == [str(images / "2.jpg")]
-        wanted.append(source.get([0, 1]))
-        assert wanted[0].abs().min() > 0 and torch.equal(wanted[0], wanted[-1])
+        computed.append(source.get([0, 1]))
+        assert computed[0].abs().min() > 0 and torch.equal(computed[0], computed[-1])
     with pytest.raises(Blip2rtError, match=r"2\.jpg.*max_bad is 0"):
         open_features(data, CONFIG, str(images.parent / "cache"), BadSamples(0), 1, encoder)
     assert [path.name for path in drop_unreadable(data, BadSamples(1)).paths] == ["0.jpg", "1.jpg"]
@@ -531,8 +531,8 @@ def test_evaluation_skips_invalid_captions(images: Path, kind: str) -> None:
 )
 def test_evaluation_skips_invalid_questions(images: Path, question: Any) -> None:
     ten = [{"answer": "yes"}] * 10
-    asked = [{"question_id": i, "image_id": i, "image": f"{i}.jpg", "question": "is it?"} for i in (0, 1)]
-    (images.parent / "q.json").write_text(json.dumps({"questions": [asked[0], question, asked[1]]}))
+    questions = [{"question_id": i, "image_id": i, "image": f"{i}.jpg", "question": "is it?"} for i in (0, 1)]
+    (images.parent / "q.json").write_text(json.dumps({"questions": [questions[0], question, questions[1]]}))
     answers = [{"question_id": i, "answers": ten} for i in (0, 1)]
     (images.parent / "a.json").write_text(json.dumps({"annotations": answers}))
     bad = BadSamples(1)

@@ -69,7 +69,7 @@ def test_calibration_changes_only_the_weight(
 ) -> None:
     given, ckpt = trained
     table, images = (given[given.index(name) + 1] for name in ("--train_table", "--images"))
-    asked = []
+    queries = []
 
     def candidates(predictor: Any, items: Any, count: int, asking: int, likely: bool) -> Candidates:
         found = retrieval.candidates(predictor, items, count, asking, likely)
@@ -79,7 +79,7 @@ def test_calibration_changes_only_the_weight(
         features = predictor.vision_features([items[i].path for i in found.found[3]])
         logits = predictor.itm_logits(features, [items[3].references[0]] * count)
         np.testing.assert_allclose(found.itm_logits[3], logits, atol=1e-4)
-        asked.append(len(items))
+        queries.append(len(items))
         cosine, log_odds, own = drawn(9.0, 0.15, images=count)
         places = np.tile(np.arange(count), (len(own), 1))
         logits = np.stack([0 * log_odds, log_odds], -1)
@@ -88,7 +88,7 @@ def test_calibration_changes_only_the_weight(
     monkeypatch.setattr(calibrate, "candidates", candidates)
     assert calibrate.main([ckpt, "--data", table, "--images", images, "--out", str(tmp_path), "--best", "4"]) == 0
     before = sorted(Path(ckpt).glob("step-*"))[-1]
-    assert asked and (tmp_path / "model.safetensors").read_bytes() == (before / "model.safetensors").read_bytes()
+    assert queries and (tmp_path / "model.safetensors").read_bytes() == (before / "model.safetensors").read_bytes()
     temperature = load_file(before / "model.safetensors")["temperature"].item()
     old, new = (read_config(folder) for folder in (before, tmp_path))
     assert new.itm_weight == pytest.approx(0.15 / 9 / temperature, rel=0.1) and old.itm_weight == 1
@@ -129,7 +129,7 @@ def test_calibration_skips_karpathys_test_split(
     trained: tuple[list[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     given, ckpt = trained
-    images, asked = given[given.index("--images") + 1], list[list[str]]()
+    images, queries = given[given.index("--images") + 1], list[list[str]]()
     splits = {"0.jpg": "val", "1.jpg": "val", "2.jpg": "test", "3.jpg": "test", "4.jpg": "test"}
     listed = [
         {"filename": name, "imgid": i, "split": split, "sentences": [{"raw": "a dog"}]}
@@ -138,7 +138,7 @@ def test_calibration_skips_karpathys_test_split(
     (tmp_path / "karpathy.json").write_text(json.dumps({"images": listed}))
 
     def candidates(predictor: Any, items: Any, *more: Any) -> Candidates:
-        asked.append([item.path.name for item in items])
+        queries.append([item.path.name for item in items])
         return retrieval.candidates(predictor, items, *more)
 
     monkeypatch.setattr(calibrate, "candidates", candidates)
@@ -146,7 +146,7 @@ def test_calibration_skips_karpathys_test_split(
     for more in ([], ["--split", "test"]):
         assert calibrate.main([ckpt, *out, *more]) == 2  # they are few
         assert "50 or more" in capsys.readouterr().err
-    assert asked == [["0.jpg", "1.jpg"], ["2.jpg", "3.jpg", "4.jpg"]]
+    assert queries == [["0.jpg", "1.jpg"], ["2.jpg", "3.jpg", "4.jpg"]]
 
 
 @pytest.fixture
