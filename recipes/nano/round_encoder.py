@@ -49,7 +49,7 @@ def round_matrix(weight: torch.Tensor, gram: torch.Tensor, block: int) -> torch.
 
 def images_of(folders: list[Path], count: int) -> list[Path]:
     """Return `count` images, equally many per folder, spread over the file names."""
-    from blip2rt.untrusted.image_format import looks_named
+    from blip2rt.untrusted.image_format import has_image_name
 
     each = [sorted(path for path in folder.iterdir() if has_image_name(path.name)) for folder in folders]
     share = -(-count // len(each))

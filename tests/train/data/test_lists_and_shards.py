@@ -22,8 +22,7 @@ from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.modeling.checkpoints import list_checkpoints
 from blip2rt.modeling.vision import VisionConfig
 from tests.seeds import new_seed
-from tests.tiny.training import caption_table, tiny_settings
-from tests.tiny.trainings import interrupt
+from tests.tiny.training import caption_table, interrupt, tiny_settings
 from train import prepare, stage1
 from train.data.features import to_pixels
 from train.data.readers import read_data

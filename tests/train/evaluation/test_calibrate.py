@@ -18,7 +18,7 @@ from blip2rt import bundle as contract
 from blip2rt.image import to_pixels
 from blip2rt.modeling.checkpoints import read_config
 from tests.seeds import new_seed
-from tests.tiny.bundle import TEXT_WORDS, Tiny, weighing, write_bundle
+from tests.tiny.bundle import TEXT_WORDS, Tiny, with_likelihood_weight, write_bundle
 from tests.tiny.training import tiny_settings
 from train import stage1
 from train.evaluation import retrieval
@@ -226,7 +226,7 @@ def test_evaluation_ranks_by_the_bundles_weights(tiny: Tiny, pictures: list[str]
 
 
 def test_limited_queries_search_all_images(tiny: Tiny, pictures: list[str], tmp_path: Path) -> None:
-    model = blip2rt.load(weighing(tiny, tmp_path / "weighs", 1.0), threads=1)
+    model = blip2rt.load(with_likelihood_weight(tiny, tmp_path / "weighs", 1.0), threads=1)
     items = read_captions(tmp_path / "table.tsv", tmp_path)
     everyone, some = (retrieval.candidates(model, items, 9, asking, likely=True) for asking in (60, 7))
     assert some.own.tolist() == [*range(7), *range(7)] and some.found.max() > 7

@@ -18,7 +18,7 @@ from blip2rt.modeling.llm import LlmConfig
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
 from tests.seeds import new_seed
-from tests.tiny.llm_configs import CONFIGS, MORE
+from tests.tiny.llm_configs import CONFIGS, SLOW_CONFIGS
 from tests.tiny.training import LLM_WORDS, llm_folder, t5_folder
 from tests.train.arguments import sizes
 from train.data.samples import Sample
@@ -92,7 +92,7 @@ def stage2_config(llm: Path, asks: bool = False) -> Blip2Config:
 
 @pytest.mark.parametrize("name", ["bloom", "falcon_alibi"])
 def test_unsupported_llm_is_rejected(name: str, tmp_path: Path) -> None:
-    MORE[name]().save_pretrained(tmp_path)
+    SLOW_CONFIGS[name]().save_pretrained(tmp_path)
     with pytest.raises(OptionError, match=r"llm_source is '.*', whose attention has biases .*: give another"):
         check_llm(stage2_config(tmp_path), 1)
 
@@ -107,7 +107,7 @@ def test_mpt_reads_one_text_per_image(tmp_path: Path) -> None:
 
 
 def test_llms_without_alibi_read_packed_texts(tmp_path: Path) -> None:
-    for name, config in {"llama": CONFIGS["llama"], "falcon": MORE["falcon"]}.items():
+    for name, config in {"llama": CONFIGS["llama"], "falcon": SLOW_CONFIGS["falcon"]}.items():
         config().save_pretrained(tmp_path / name)
         check_llm(stage2_config(tmp_path / name), 3)
         assert not stands_alone(stage2_config(tmp_path / name))
