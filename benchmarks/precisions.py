@@ -30,12 +30,13 @@ from blip2rt.bundle import EMBED, LLM, QFORMER, VISION, Bundle, read
 from blip2rt.bundle.writer import BundleWriter
 from blip2rt.command_line import Parser, nonempty, path, run, whole
 from blip2rt.errors import Blip2rtError
-from blip2rt.modeling import checkpoints
+from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.text import LlmTokenizer
-from export import assemble, choices, targets
+from export import assemble, targets
 from export.checks.sessions import unfused_session
 from export.checks.stepper import TrtStepper
 from export.graphs import vision
+from export.options import ExportOptions, ModelSource
 from export.progress import Progress
 from train.data.samples import Dataset, read_table
 from train.evaluation.metrics import caption_metrics
@@ -80,7 +81,7 @@ def name(precision: Precision) -> str:
     return ", ".join(f"{group} {each}" for group, each in precision.items() if each != _FLOAT)
 
 
-def export(options: choices.ExportOptions, folder: Path, precision: Precision) -> Bundle:
+def export(options: ExportOptions, folder: Path, precision: Precision) -> Bundle:
     """Export into a folder that does not exist yet, unverified if the verification rejects the precision."""
     if not folder.exists():
         options = replace(options, out=folder, precision=precision)
@@ -205,12 +206,12 @@ def _run(args: argparse.Namespace) -> None:
     data = read_table(args.data, args.images or str(Path(args.data).parent / "images"))
     data = Dataset(data.paths[: args.limit], [sample for sample in data.samples if sample.image < args.limit])
     lines = ["| " + " | ".join(_HEAD) + " |", "|" + "---|" * len(_HEAD)]
-    convolutional = checkpoints.read_config(args.checkpoint).vision.vit is None
+    convolutional = Checkpoint(args.checkpoint).config.vision.vit is None
     fits = partial(fitted, target=target, convolutional=convolutional)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.keep or Path(temporary)
-        source = choices.ModelSource(args.checkpoint)
-        options = choices.ExportOptions(source, folder, target=target, calib=args.calibration)
+        source = ModelSource(args.checkpoint)
+        options = ExportOptions(source, folder, target=target, calib=args.calibration)
         exports = {kind: export(options, folder / kind, fits(kind)) for kind in (_FLOAT, *kinds)}
         for cells in measure(exports, rows(target, convolutional, kinds), data, folder, args.target == "trt"):
             lines.append("| " + " | ".join(cells) + " |")

@@ -85,7 +85,7 @@ def build(geometry: str) -> Blip2:
     qformer, positions = GEOMETRIES[geometry]
     vision = VisionConfig(positions=positions, features=qformer.vision_width)
     config = Blip2Config(stage=1, vision=vision, qformer=qformer, learned_positions=geometry == "nano")
-    return Blip2(config, vision=False).train()
+    return Blip2(config).train()
 
 
 def random_batch(model: Blip2, batch: int, tokens: int) -> tuple[torch.Tensor, TextBatch]:

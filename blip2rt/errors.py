@@ -74,6 +74,15 @@ def boundary(what: str, kind: type[Blip2rtError] = Blip2rtError) -> Iterator[Non
         raise kind(f"{what}: {reason(error)}") from error
 
 
+@contextlib.contextmanager
+def collected(faults: list[str]) -> Iterator[None]:
+    """Append an error of ours to `faults` instead of raising it, so that all faults can be reported at once."""
+    try:
+        yield
+    except Blip2rtError as error:
+        faults.append(str(error))
+
+
 def reason(error: BaseException) -> str:
     """The first line of an error's message, shortened; its type if there is none."""
     if isinstance(error, RecursionError):

@@ -1,8 +1,8 @@
 """Checkpoints -> a bundle: which graphs, in which precision, verified, with tokenizers and manifest.
 
-Knows the order of things: vision, then what reads its features, then the language model. A graph is made in
-graph_exporter.py, the language model's in language.py. Models are taken apart on the way: after its graphs are written,
-a model's weights are rounded in place to verify the graphs against them.
+The order: vision, the graphs that read its features, the language model. A single graph is made in graph_exporter.py,
+the language model's in language.py. Models are taken apart on the way: after its graphs are written, a model's weights
+are rounded in place to verify the graphs against them.
 """
 
 from __future__ import annotations
@@ -19,111 +19,120 @@ import numpy as np
 from blip2rt.bundle import Bundle, ImageSpec, LlmSpec, Manifest, RetrievalSpec, Verification
 from blip2rt.bundle.writer import BundleWriter
 from blip2rt.errors import Blip2rtError
+from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.quantize import round_weights
 from blip2rt.modeling.vision import VisionConfig
+from blip2rt.version import __version__
 
 from . import describe, language, targets, unpack
 from .checks import verify
 from .checks.generation_config import generation_notes
-from .choices import Choices, ExportOptions, LlmOptions, resolve
 from .graph_exporter import BLOCK, GraphExporter
 from .graphs import qformer, trace, vision
+from .options import ExportOptions, ExportPlan, LlmOptions, resolve
 from .precision.activations import NO_RANGES
 from .precision.quantizer import BITS, EncodeMatrix, round_to_nearest
 from .progress import Progress
 
-CALIBRATED = 24  # photographs that ranges behind the image encoder are taken from
+CALIBRATION_IMAGES = 24  # for the ranges of graphs after the image encoder
 
 Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Result:
-    """A bundle that is written, and what the comparisons with PyTorch said."""
+    """A finished bundle, and its comparison with PyTorch."""
 
     bundle: Bundle
     rows: list[verify.Comparison]
     sizes: dict[str, int]  # component -> bytes of its graph and weights; shared weights count for each
-    notes: tuple[str, ...] = ()  # what is not as the checkpoint has it
+    notes: tuple[str, ...] = ()  # differences from the checkpoint
 
 
 @dataclass(frozen=True)
 class Features:
-    """What the image encoder makes of images: vision_features (3,N,C)."""
+    """Outputs of the image encoder: vision_features (3,N,C)."""
 
-    want: Arrays  # of the images to verify with, by PyTorch; nothing where graphs are not verified
+    want: Arrays  # of the test images, by PyTorch; empty without verification
     got: Arrays  # the same, by the graph
-    calibration: list[np.ndarray]  # of other photographs, where a graph that reads features is int8-static
+    calibration: list[np.ndarray]  # of other photographs, if a graph that reads features is int8-static
 
     @property
     def inputs(self) -> Arrays:
-        """What graphs that read features are verified with."""
+        """Inputs to verify graphs with."""
         return self.want or {"vision_features": np.zeros(0, np.float32)}
 
     @property
     def batches(self) -> Iterator[np.ndarray]:
-        """The batches of the calibration that are whole."""
+        """The full batches of the calibration."""
         return (each for each in self.calibration if len(each) == 3)
 
 
 def export(
-    options: ExportOptions, progress: Progress, choices: Choices | None = None, encode: EncodeMatrix = round_to_nearest
+    options: ExportOptions,
+    progress: Progress,
+    plan: ExportPlan | None = None,
+    encode: EncodeMatrix = round_to_nearest,
 ) -> Result:
     """Write the bundle, or nothing and raise Blip2rtError.
 
-    choices: what the options say, where that is known already; encode: how a matrix becomes blocks of integers.
+    plan: the resolved options, if they are known already; encode: how a matrix becomes blocks of integers.
     """
-    choices = resolve(options) if choices is None else choices
+    plan = resolve(options) if plan is None else plan
     with BundleWriter(options.out, overwrite=options.overwrite) as writer:
         exporter = GraphExporter(writer.folder, options.target, progress, verified=options.verify, encode=encode)
-        models = _load(choices, progress)
-        image = describe.image_spec(models[0].config.vision)
-        features = _vision(exporter, models[0], image, choices)
-        retrieval = _retrieval(exporter, models[-1], features, choices) if choices.stage1 else None
-        llm = _generative(exporter, models[0], features, choices, options.llm) if choices.stage2 else None
+        models = _load(plan, progress)
+        config = models[0].config
+        image = describe.image_spec(config.vision)
+        features = _vision(exporter, models[0], image, plan)
+        retrieval = llm = question = None
+        if plan.stage1 is not None:
+            retrieval = _retrieval(exporter, models[-1], plan.stage1, features, plan.precision["retrieval"])
+        if plan.stage2 is not None:
+            llm = _generative(exporter, models[0], plan.stage2, features, plan.precision, options.llm)
+            question = describe.question_spec(plan.stage2, writer.folder)
         for model in models:
             unpack.save_config(model.config, writer.folder)
-        if options.about.card is not None:
-            shutil.copyfile(options.about.card, writer.folder / "MODEL_CARD.md")
+        if options.info.card is not None:
+            shutil.copyfile(options.info.card, writer.folder / "MODEL_CARD.md")
         faults = [row.fault for row in exporter.comparisons if row.fault]
         if faults:
             raise Blip2rtError(f"the graphs deviate from PyTorch too far, no bundle was written: {'; '.join(faults)}")
-        exporter.notes += _sizes_told(options, image, llm, models[0].config.vision)
-        generative = models[0] if choices.stage2 else None
+        exporter.notes += _size_notes(options, image, llm, config.vision)
         manifest = Manifest(
-            name=options.about.name or options.out.resolve().name,
-            created_by=describe.created_by(),
+            name=options.info.name or options.out.resolve().name,
+            created_by=f"blip2rt {__version__}",
             components=exporter.components,
             image=image,
             llm=llm,
             retrieval=retrieval,
-            question=describe.question_spec(generative, writer.folder) if generative is not None else None,
-            prompts=describe.prompts(generative),
-            decoding=describe.decoding(options.about.length_penalty) if generative is not None else {},
+            question=question,
+            prompts=describe.prompts(config),
+            decoding=describe.decoding(options.info.length_penalty) if llm is not None else {},
             target=options.target.name,
-            sources=describe.sources(models),
+            sources=describe.sources(model.config for model in models),
             verification=_verification(exporter.comparisons),
         )
         progress.line("hashing")
         return Result(writer.finish(manifest), exporter.comparisons, exporter.sizes, tuple(exporter.notes))
 
 
-def _load(choices: Choices, progress: Progress) -> list[Any]:
-    """Load the models of stage 2 and stage 1, those that were asked for. The first has the image encoder."""
+def _load(plan: ExportPlan, progress: Progress) -> list[Any]:
+    """Load the models of stage 2 and stage 1, if they are given. The first one has the image encoder."""
     models: list[Any] = []
-    for checkpoint in (choices.stage2, choices.stage1):
+    for checkpoint in (plan.stage2, plan.stage1):
         if checkpoint is not None:
             progress.line(f"loading {checkpoint.source}")
-            models.append(checkpoint.load(vision=not models))
-            describe.require_tokenizers(models[-1].config)  # before hours of work
+            models.append(checkpoint.load(vision=not models, streamed=True))
+            describe.require_tokenizers(checkpoint)  # before hours of work
     return models
 
 
-def _vision(exporter: GraphExporter, model: Any, image: ImageSpec, choices: Choices) -> Features:
+def _vision(exporter: GraphExporter, model: Any, image: ImageSpec, plan: ExportPlan) -> Features:
     """Write `vision`: pixels (B,3,h,w) -> vision_features (B,N,C). The model loses its encoder."""
     encoder, model.vision = model.vision, None
-    part, precision = vision.vision_graph(encoder, image), choices.precision["vision"]
-    files, shown = held_out(choices.photographs)
+    part, precision = vision.vision_graph(encoder, image), plan.precision["vision"]
+    files, shown = held_out(plan.photographs)
     noise = np.random.default_rng().uniform(-1, 1, (3, 3, image.height, image.width)).astype(np.float32)
     inputs = {"pixels": vision.pixels(shown, image) if shown else noise}
     want = exporter.reference(part, inputs)
@@ -138,16 +147,16 @@ def _vision(exporter: GraphExporter, model: Any, image: ImageSpec, choices: Choi
     with exporter.group("vision", precision) as group:
         exporter.write("vision", graph, group, seen, signature)
     calibration: list[np.ndarray] = []
-    if "int8-static" in (choices.precision["qformer"], choices.precision["llm"]):
-        exporter.progress.line("vision: features of photographs to calibrate on")
-        batches = _photographs(files[:CALIBRATED], image)
+    if "int8-static" in (plan.precision["qformer"], plan.precision["llm"]):
+        exporter.progress.line("vision: features of photographs for calibration")
+        batches = _photographs(files[:CALIBRATION_IMAGES], image)
         calibration = [exporter.run("vision", each)["vision_features"] for each in batches]
     return Features(want, exporter.compare("vision", inputs, want), calibration)
 
 
 def held_out(photographs: Sequence[Path]) -> tuple[Sequence[Path], Sequence[Path]]:
-    """The photographs that ranges are taken from, and three others that graphs are verified with; none of either where
-    there are none. There are enough, as their folder has been checked."""
+    """The photographs for calibration, and three others for verification; none of either if there are none. There are
+    enough, since their folder has been checked."""
     return photographs[:-3], photographs[-3:]
 
 
@@ -157,37 +166,43 @@ def _photographs(files: Sequence[Path], image: ImageSpec) -> Iterator[Arrays]:
         yield {"pixels": vision.pixels(files[start : start + 3], image)}
 
 
-def _retrieval(exporter: GraphExporter, model: Any, features: Features, choices: Choices) -> RetrievalSpec:
+def _retrieval(
+    exporter: GraphExporter, model: Any, checkpoint: Checkpoint, features: Features, precision: str
+) -> RetrievalSpec:
     """Write three graphs.
 
     image_embed: vision_features (B,N,C) -> image_embeds (B,Q,E)
     text_embed:  token_ids (B,L), text_mask (B,L) -> text_embeds (B,E)
     itm:         vision_features (B,N,C), token_ids (B,L), text_mask (B,L) -> itm_logits (B,2)
     """
-    _group(exporter, "retrieval", choices.precision["retrieval"], model, features, describe.example_texts(model))
-    return describe.retrieval_spec(model, exporter.folder)
+    _group(exporter, "retrieval", precision, model, features, describe.example_texts(checkpoint))
+    return describe.retrieval_spec(checkpoint, model.temperature.item(), exporter.folder)
 
 
 def _generative(
-    exporter: GraphExporter, model: Any, features: Features, choices: Choices, options: LlmOptions
+    exporter: GraphExporter,
+    model: Any,
+    checkpoint: Checkpoint,
+    features: Features,
+    precision: dict[str, str],
+    options: LlmOptions,
 ) -> LlmSpec:
-    """Write `qformer`: vision_features (B,N,C) -> query_output (B,Q,H), prefix_embeds (B,Q,D); and what language.py
-    makes. The model loses its language model."""
+    """Write `qformer`: vision_features (B,N,C) -> query_output (B,Q,H), prefix_embeds (B,Q,D); and the graphs of
+    language.py. The model loses its language model."""
     llm, model.llm = model.llm, None
-    precision = choices.precision
     question: Arrays = {}
     others: list[Arrays] = [{}]
     if model.config.question_input:
-        question = describe.example_texts(model)
+        question = describe.example_texts(checkpoint)
         if "int8-static" in (precision["qformer"], precision["llm"]):
-            [question], others = (describe.example_questions(model, calibrating) for calibrating in (False, True))
+            [question], others = (describe.example_questions(checkpoint, each) for each in (False, True))
     wants = _group(exporter, "qformer", precision["qformer"], model, features, question, others)
 
     def prefixes(seen: np.ndarray, read: Arrays) -> np.ndarray:
         """vision_features (3,N,C), the question -> prefix_embeds (3,Q,D), by the graph."""
         return exporter.run("qformer", {"vision_features": seen, **read})["prefix_embeds"]
 
-    known = language.read(model, llm, exporter.folder, options.max_positions)
+    known = language.read(checkpoint, llm, exporter.folder, options.max_positions)
     exporter.notes += generation_notes(llm, model.config.llm.source)
     static = precision["llm"] == "int8-static"
     batches = zip(features.batches, cycle(others), strict=False) if static else ()
@@ -203,12 +218,17 @@ _PARTS = {"qformer": qformer.generative_graphs, "retrieval": qformer.retrieval_g
 
 
 def _group(
-    exporter: GraphExporter, name: str, precision: str, model: Any, features: Features, text: Arrays,
+    exporter: GraphExporter,
+    name: str,
+    precision: str,
+    model: Any,
+    features: Features,
+    text: Arrays,
     others: Sequence[Arrays] = (),
-) -> dict[str, Arrays]:  # fmt: skip
-    """Write the graphs of a Q-Former, and judge them with `text`. Return PyTorch's outputs of each.
+) -> dict[str, Arrays]:
+    """Write the graphs of a Q-Former, and verify them with `text`. Return PyTorch's outputs of each.
 
-    others: texts that ranges are taken with.
+    others: texts for calibration.
     """
     parts, inputs = _PARTS[name](model), {**features.inputs, **text}
     wants = {part.name: exporter.reference(part, inputs) for part in parts}
@@ -230,23 +250,23 @@ def _group(
     return wants
 
 
-def _sizes_told(options: ExportOptions, image: ImageSpec, llm: LlmSpec | None, config: VisionConfig) -> list[str]:
-    """What became of sizes that were asked for and that the model has not."""
-    notes, asked = [], options.llm.max_positions
-    if llm is not None and llm.max_positions < asked and asked != LlmOptions().max_positions:
-        notes.append(f"--max-positions is {asked:,}, and the language model and the bundle have {llm.max_positions:,}")
+def _size_notes(options: ExportOptions, image: ImageSpec, llm: LlmSpec | None, config: VisionConfig) -> list[str]:
+    """Notes about requested sizes that the model does not support."""
+    notes, wanted = [], options.llm.max_positions
+    if llm is not None and llm.max_positions < wanted and wanted != LlmOptions().max_positions:
+        notes.append(f"--max-positions is {wanted:,}, but the language model and the bundle have {llm.max_positions:,}")
     patch = 0 if config.vit is None else config.vit.patch
     if options.source.image_size is not None and patch and image.height % patch:
-        least = image.height - image.height % patch
+        multiple = image.height - image.height % patch
         notes.append(
-            f"--image-size {image.height} is no multiple of the patch of {patch}: the last {image.height - least} rows "
-            f"and columns are not seen; give {least} or {least + patch}"
+            f"--image-size {image.height} is not a multiple of the patch size {patch}: the last "
+            f"{image.height - multiple} rows and columns are ignored; give {multiple} or {multiple + patch}"
         )
     return notes
 
 
 def _verification(rows: Sequence[verify.Comparison]) -> tuple[Verification, ...]:
-    """What the manifest keeps of the comparisons."""
+    """The comparisons for the manifest."""
     return tuple(
         Verification(row.component, row.precision, row.max_abs_error, row.cosine, row.agreement)
         for row in rows

@@ -1,7 +1,4 @@
-"""`blip2rt-convert CKPT --set FIELD=VALUE`: a checkpoint of ours with other fields in its config, and the same tensors.
-
-Knows configs and the shapes of tensors; never what a field means to a training.
-"""
+"""`blip2rt-convert CKPT --set FIELD=VALUE`: change fields in the config of a checkpoint of ours; the tensors stay."""
 
 from __future__ import annotations
 
@@ -19,15 +16,14 @@ from typing import Any
 import torch
 
 from blip2rt.errors import OptionError, boundary
-from blip2rt.modeling import hugging_face
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
-from blip2rt.modeling.checkpoints import CONFIG, WEIGHTS, locate
-from blip2rt.modeling.json_file import read_json
+from blip2rt.modeling.checkpoint import CONFIG, WEIGHTS, Checkpoint
+from blip2rt.modeling.llm import LanguageModelSource
 from blip2rt.modeling.vision import VisionEncoder
 
 _BITS = (0, 4, 8)
 _CHOICES = {"qformer_bits": _BITS, "llm.bits": _BITS}
-_HELD = ("stage", "vision_trained", "llm.lora_rank", "llm.lora_layers", "llm.adapters")  # they say which tensors it has
+_FIXED = ("stage", "vision_trained", "llm.lora_rank", "llm.lora_layers", "llm.adapters")  # they determine the tensors
 
 
 @dataclass(frozen=True)
@@ -38,13 +34,17 @@ class Field:
     hint: Any
 
 
-def change(source: str, assignments: Sequence[str], folder: Path) -> None:
-    """Write `source` with its config changed by each "FIELD=VALUE" into the folder. Raise Blip2rtError: all faults."""
-    path = locate(source)
-    if not (path / CONFIG).is_file() or not (path / WEIGHTS).is_file() or hugging_face.is_hugging_face(path):
-        raise OptionError(f"--set: {source} is no checkpoint of blip2rt's training: give a folder that training wrote")
+def change(checkpoint: Checkpoint, assignments: Sequence[str], folder: Path) -> None:
+    """Write the checkpoint, its config changed by each "FIELD=VALUE", into the folder.
+
+    Raises Blip2rtError, which lists all faults.
+    """
+    path, source = checkpoint.path, checkpoint.source
     with boundary(f"checkpoint {path}: its {CONFIG} is damaged"):
-        data = read_json(path / CONFIG)
+        ours = (path / CONFIG).is_file() and (path / WEIGHTS).is_file() and not checkpoint.is_hugging_face
+        if not ours:
+            raise OptionError(f"--set: {source} is not a checkpoint of blip2rt: give a folder that training wrote")
+        data = checkpoint.stored_config
         before = Blip2Config.from_json(data)
     changed, faults = json.loads(json.dumps(data)), list[str]()
     for assignment in assignments:
@@ -60,7 +60,7 @@ def change(source: str, assignments: Sequence[str], folder: Path) -> None:
 
 
 def _fields(config: Any, prefix: str = "") -> dict[str, Field]:
-    """Every field of a config by its dotted name; a group that this config lacks has none."""
+    """Every field of a config by its dotted name; a group that is None has none."""
     hints = typing.get_type_hints(type(config))
     found: dict[str, Field] = {}
     for field in dataclasses.fields(config):
@@ -73,15 +73,17 @@ def _fields(config: Any, prefix: str = "") -> dict[str, Field]:
 
 
 def _assign(data: dict[str, Any], assignment: str, fields: dict[str, Field]) -> None:
-    """Change one field of a config's JSON. Raise OptionError: it is not there, or the value is not of its type."""
+    """Change one field of a config's JSON. Raises OptionError for an unknown field or a value of another type."""
     name, equals, text = assignment.partition("=")
     if not equals:
         raise OptionError(f"{assignment!r} has no value: give FIELD=VALUE")
     if name not in fields:
         near = difflib.get_close_matches(name, fields, 1)
         raise OptionError(f"unknown field {name!r}: " + (f"did you mean {near[0]}?" if near else _listed(fields)))
-    if name in _HELD:
-        raise OptionError(f"{name} says which tensors the checkpoint holds, and these stay: train or export it instead")
+    if name in _FIXED:
+        raise OptionError(
+            f"{name} determines the checkpoint's tensors, which cannot change: train or export it instead"
+        )
     value = _value(text, fields[name])
     if name in _CHOICES and value not in _CHOICES[name]:
         raise OptionError(f"{name} is {value}: give {', '.join(map(str, _CHOICES[name]))}")
@@ -96,7 +98,7 @@ def _listed(fields: dict[str, Field]) -> str:
 
 
 def _value(text: str, field: Field) -> Any:
-    """The value that a text is in JSON; where the field is a text, or it is no JSON, the text itself."""
+    """The text as JSON, or itself if the field is a string or it is not JSON. Raises OptionError."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -114,7 +116,7 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value of JSON is of a config's type; lists stand for tuples."""
+    """Whether a JSON value has a config's type; a list may be a tuple."""
     return any(_is(value, kind) for kind in _kinds(hint))
 
 
@@ -143,21 +145,24 @@ def _described(hint: Any) -> str:
 
 
 def _require_same_tensors(before: Blip2Config, changed: dict[str, Any]) -> None:
-    """Raise OptionError: a model of the changed config has other tensors than the checkpoint."""
-    with boundary("--set: no model has such a config", OptionError):
+    """Raise OptionError if a model of the changed config has other tensors."""
+    with boundary("--set: this config is invalid", OptionError):
         ours, theirs = _shapes(before), _shapes(Blip2Config.from_json(changed))
     other = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     if other:
         name = other[0]
         has, wants = (str(shapes[name]) if name in shapes else "none" for shapes in (ours, theirs))
-        raise OptionError(f"--set: the checkpoint's tensors do not fit: {name} has the shape {has}, and {wants} would "
-                          "be needed; change fields that no tensor's shape follows from")  # fmt: skip
+        raise OptionError(
+            f"--set: the checkpoint's tensors do not fit: {name} has the shape {has}, but {wants} would be needed; "
+            "change fields that do not affect shapes"
+        )
 
 
 def _shapes(config: Blip2Config) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor that a checkpoint of such a config holds; of no storage."""
+    """The shape of every tensor in a checkpoint of such a config."""
+    width = None if config.llm is None else LanguageModelSource(config.llm).hidden_size
     with torch.device("meta"):
-        shapes = {name: tuple(t.shape) for name, t in Blip2(config, vision=False, llm=False).state_dict().items()}
+        shapes = {name: tuple(t.shape) for name, t in Blip2(config, llm_width=width).state_dict().items()}
         if config.vision_trained:
             encoder = VisionEncoder(config.vision, empty=True)
             shapes |= {f"vision.{name}": tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}

@@ -1,6 +1,6 @@
-"""`blip2rt-export`: read the command line, call `assemble.export`, print the table.
+"""`blip2rt-export`: parse the command line, call `assemble.export`, print the table.
 
-Exit codes: 0 all went well, 2 a mistake in the input (one line says which), 130 interrupted.
+Exit status: 0 for success, 2 for a mistake in the input (explained in one line), 130 if interrupted.
 """
 
 from __future__ import annotations
@@ -10,19 +10,21 @@ import math
 import os
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields
+from typing import TYPE_CHECKING
 
 from blip2rt.bundle import TARGETS
 from blip2rt.command_line import Parser, nonempty, path, run
 from blip2rt.errors import OptionError
+from blip2rt.modeling.sources import ExternalParts
 
 if TYPE_CHECKING:
     from .assemble import Result
 
-# transformers' bars would tear our lines.
+# transformers' progress bars would break up our lines.
 _QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
-TARGET_NAMES = (*TARGETS, "trt-native")  # the keys of targets.TARGETS, which is not imported for --help
+TARGET_NAMES = (*TARGETS, "trt-native")  # targets.TARGETS' keys, without importing it for --help
 
 _EPILOG = """\
 CKPT is a folder that training wrote, a Hugging Face folder or hub id of Blip2ForConditionalGeneration or
@@ -51,113 +53,117 @@ examples:
 
 def main(argv: list[str] | None = None) -> int:
     """Run `blip2rt-export` with `argv`, or the process's own; return the exit code."""
-    return run("blip2rt-export", lambda: export(_parser().parse_args(argv)), extra="export",
-               interrupted="interrupted, nothing was written")  # fmt: skip
+    interrupted = "interrupted, nothing was written"
+    return run("blip2rt-export", lambda: export(_parser().parse_args(argv)), extra="export", interrupted=interrupted)
 
 
 def _parser() -> Parser:
     parser = Parser(
-        description="Checkpoint -> bundle of ONNX graphs, verified against PyTorch.", epilog=_EPILOG,
+        description="Checkpoint -> bundle of ONNX graphs, verified against PyTorch.",
+        epilog=_EPILOG,
         renamed={"--ckpt": "--checkpoint", "--retrieval-ckpt": "--retrieval-checkpoint", "--calib": "--calibration"},
-    )  # fmt: skip
-    parser.add_argument("--checkpoint", type=nonempty, required=True, metavar="CKPT",
-                        help="checkpoint: folder, .pth file or hub id")  # fmt: skip
-    parser.add_argument("--out", type=path, required=True, metavar="BUNDLE",
-                        help="the bundle's folder, written whole or not at all")  # fmt: skip
+    )
+    add = parser.add_argument
+    add("--checkpoint", type=nonempty, required=True, metavar="CKPT", help="checkpoint: folder, .pth file or hub id")
+    add("--out", type=path, required=True, metavar="BUNDLE", help="the bundle's folder, written atomically")
     add_options(parser)
     return parser
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add all options but the checkpoint and the bundle."""
-    parser.add_argument("--retrieval-checkpoint", type=nonempty, metavar="CKPT",
-                        help="a second checkpoint, for match and embed")  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="replace the bundle at --out")
-    parser.add_argument("--no-verify", action="store_true", help="skip the comparison with PyTorch")
-    graphs = parser.add_argument_group("graphs")
-    graphs.add_argument("--target", choices=TARGET_NAMES, default=TARGET_NAMES[0],
-                        help="what runs the graphs: ONNX Runtime, TensorRT, or TensorRT 10.15 and later, "
-                        "whose own layers write the cache")  # fmt: skip
-    graphs.add_argument("--precision", default="", metavar="GROUP=P,...",
-                        help="precisions of the groups vision, qformer, llm, retrieval, or one for all of them that "
-                        "may have it, as int8; see below and docs/export.md")  # fmt: skip
-    graphs.add_argument("--calibration", type=path, metavar="FOLDER",
-                        help="photographs: int8 is calibrated on them, and graphs are verified with them")  # fmt: skip
-    graphs.add_argument("--image-size", type=int, metavar="PIXELS",
-                        help="size of the images, to which position embeddings are interpolated (default: the "
-                        "checkpoint's)")  # fmt: skip
-    graphs.add_argument("--max-positions", type=int, default=1024, metavar="N",
-                        help="longest prefix, prompt and new tokens together")  # fmt: skip
-    graphs.add_argument("--llm-activations", type=int, choices=(8, 16), metavar="BITS",
-                        help="bits of the activations that meet the language model's int4 weights; 16 is as good as "
-                        "exact and makes a step slower (default: 16 below a billion parameters, "
-                        "else 8)")  # fmt: skip
-    about = parser.add_argument_group("what the bundle says of itself")
-    about.add_argument("--name", type=nonempty, help="its name (default: its folder's)")
-    about.add_argument("--card", type=path, metavar="FILE", help="model card, copied in as MODEL_CARD.md")
-    about.add_argument("--length-penalty", type=float, default=1.0, metavar="X",
-                       help="length penalty of its captions; lower is shorter")  # fmt: skip
+    """Add all options except the checkpoint and the bundle."""
+    add = parser.add_argument
+    add("--retrieval-checkpoint", type=nonempty, metavar="CKPT", help="a second checkpoint, for match and embed")
+    add("--overwrite", action="store_true", help="replace the bundle at --out")
+    add("--no-verify", action="store_true", help="skip the comparison with PyTorch")
+    add = parser.add_argument_group("graphs").add_argument
+    target = (
+        "what runs the graphs: ONNX Runtime, TensorRT, or TensorRT 10.15 and later, whose own layers write the cache"
+    )
+    add("--target", choices=TARGET_NAMES, default=TARGET_NAMES[0], help=target)
+    precision = (
+        "precisions of the groups vision, qformer, llm, retrieval, or one for all groups that support it, e.g. int8; "
+        "see below and docs/export.md"
+    )
+    add("--precision", default="", metavar="GROUP=P,...", help=precision)
+    calibration = "photographs to calibrate int8 on, and to verify graphs with"
+    add("--calibration", type=path, metavar="FOLDER", help=calibration)
+    size = "image size, to which position embeddings are interpolated (default: the checkpoint's)"
+    add("--image-size", type=int, metavar="PIXELS", help=size)
+    positions = "maximum of prefix, prompt and new tokens together"
+    add("--max-positions", type=int, default=1024, metavar="N", help=positions)
+    activations = (
+        "bits of the activations that the language model's int4 weights multiply; 16 is nearly exact, but slower "
+        "(default: 16 below a billion parameters, else 8)"
+    )
+    add("--llm-activations", type=int, choices=(8, 16), metavar="BITS", help=activations)
+    add = parser.add_argument_group("metadata of the bundle").add_argument
+    add("--name", type=nonempty, help="its name (default: its folder's)")
+    add("--card", type=path, metavar="FILE", help="model card, copied as MODEL_CARD.md")
+    penalty = "default length penalty of captions; lower is shorter"
+    add("--length-penalty", type=float, default=1.0, metavar="X", help=penalty)
     add_parts(parser)
 
 
 def add_parts(parser: argparse.ArgumentParser) -> None:
-    """Add options for what a checkpoint leaves out."""
-    group = parser.add_argument_group("for what a checkpoint lacks")
-    group.add_argument("--tokenizer", type=nonempty, metavar="FOLDER",
-                       help="the language model's tokenizer, or that of a checkpoint that only matches: folder or hub "
-                       "id (default: the checkpoint's)")  # fmt: skip
-    group.add_argument("--qformer-tokenizer", type=nonempty, metavar="FOLDER",
-                       help="the Q-Former's tokenizer: folder or hub id (default: the checkpoint's; of a .pth file "
-                       "bert-base-uncased)")  # fmt: skip
-    group = parser.add_argument_group("for .pth files of LAVIS")
-    group.add_argument("--vision", type=nonempty, metavar="FILE",
-                       help="frozen image encoder: eva_vit_g.pth or clip_vit_L.pth")  # fmt: skip
-    group.add_argument("--llm", type=nonempty, metavar="FOLDER", help="frozen language model: folder or hub id")
-    group.add_argument("--vision-layers", type=int, metavar="N",
-                       help="layers of the encoder (default: a frozen one's but the last)")  # fmt: skip
-    group.add_argument("--vision-heads", type=int, default=16, metavar="N", help="attention heads of the encoder")
-    group.add_argument("--qformer-heads", type=int, metavar="N",
-                       help="attention heads of the Q-Former (default: so many that each is 64 wide)")  # fmt: skip
+    """Add options for parts that a checkpoint lacks."""
+    add = parser.add_argument_group("parts that a checkpoint lacks").add_argument
+    tokenizer = (
+        "tokenizer of the language model, or of a checkpoint that only matches: folder or hub id (default: the "
+        "checkpoint's)"
+    )
+    add("--tokenizer", type=nonempty, metavar="FOLDER", help=tokenizer)
+    qformer = (
+        "the Q-Former's tokenizer: folder or hub id (default: the checkpoint's; bert-base-uncased for a .pth file)"
+    )
+    add("--qformer-tokenizer", type=nonempty, metavar="FOLDER", help=qformer)
+    add = parser.add_argument_group(".pth files of LAVIS").add_argument
+    vision = "frozen image encoder: eva_vit_g.pth or clip_vit_L.pth"
+    add("--vision", type=nonempty, metavar="FILE", help=vision)
+    add("--llm", type=nonempty, metavar="FOLDER", help="frozen language model: folder or hub id")
+    layers = "layers of the encoder (default: all but the last of a frozen one)"
+    add("--vision-layers", type=int, metavar="N", help=layers)
+    add("--vision-heads", type=int, default=16, metavar="N", help="attention heads of the encoder")
+    heads = "attention heads of the Q-Former (default: one per 64 channels)"
+    add("--qformer-heads", type=int, metavar="N", help=heads)
 
 
-def parts(args: argparse.Namespace) -> Any:
-    """blip2rt.modeling.lavis.Parts of the flags."""
-    from blip2rt.modeling.lavis import Parts
-
-    return Parts(
-        args.vision, args.llm, args.qformer_tokenizer, args.vision_layers, args.vision_heads, args.qformer_heads,
-        args.tokenizer,
-    )  # fmt: skip
+def parts(args: argparse.Namespace) -> ExternalParts:
+    """The parts that the flags name."""
+    return ExternalParts(**{field.name: getattr(args, field.name) for field in fields(ExternalParts)})
 
 
 def export(args: argparse.Namespace) -> None:
-    """Export what the command line says, and print the table. Raises Blip2rtError."""
+    """Export with parsed arguments, and print the table. Raises Blip2rtError."""
     if args.max_positions < 64:
         raise OptionError(f"--max-positions is {args.max_positions}: give 64 or more")
     if not math.isfinite(args.length_penalty):
         raise OptionError(f"--length-penalty is {args.length_penalty}: give a number, such as 0.5")
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    from . import assemble, choices, targets
+    from . import assemble, options, targets
     from .progress import Progress
 
     target = targets.TARGETS[args.target]
-    options = choices.ExportOptions(
-        source=choices.ModelSource(args.checkpoint, args.retrieval_checkpoint, parts(args), args.image_size),
+    given = options.ExportOptions(
+        source=options.ModelSource(args.checkpoint, args.retrieval_checkpoint, parts(args), args.image_size),
         out=args.out,
         target=target,
         precision=parse_precision(args.precision, target.precisions),
         calib=args.calibration,
-        llm=choices.LlmOptions(args.max_positions, args.llm_activations),
-        about=choices.About(args.name, args.card, args.length_penalty),
+        llm=options.LlmOptions(args.max_positions, args.llm_activations),
+        info=options.BundleInfo(args.name, args.card, args.length_penalty),
         overwrite=args.overwrite,
         verify=not args.no_verify,
     )
-    print("\n".join(table(assemble.export(options, Progress()))))
+    print("\n".join(table(assemble.export(given, Progress()))))
 
 
 def parse_precision(given: str, choices: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    """ "vision=int8,llm=int4" -> {"vision": "int8", "llm": "int4"}; "int8" -> every group that may be; all faults."""
+    """ "vision=int8,llm=int4" -> {"vision": "int8", "llm": "int4"}; "int8" -> all groups that support it.
+
+    Raises OptionError, which lists all faults.
+    """
     chosen: dict[str, str] = {}
     faults = []
     known = {precision for allowed in choices.values() for precision in allowed}
@@ -178,18 +184,17 @@ def parse_precision(given: str, choices: Mapping[str, tuple[str, ...]]) -> dict[
 
 
 def table(result: Result) -> list[str]:
-    """What was written, and how far it is from PyTorch."""
+    """The written graphs, and their deviation from PyTorch."""
+    sizes = {name: f"{size / 1e6:.1f} MB" for name, size in result.sizes.items()}
     lines = [("graph", "precision", "against", "largest error", "mean cosine", "size", "")]
     for row in result.rows:
-        listed = row.component in result.sizes and row.against == "PyTorch"
-        size = f"{result.sizes[row.component] / 1e6:.1f} MB" if listed else ""
+        size = sizes.get(row.component, "") if row.against == "PyTorch" else ""
+        cosine = "" if row.cosine is None else f"{row.cosine:.6f}"
         note = "" if row.agreement is None else f"{row.agreement:.0%} of greedy tokens agree"
-        lines.append((row.component, row.precision, row.against, f"{row.max_abs_error:.2e}",
-                      "" if row.cosine is None else f"{row.cosine:.6f}", size, note))  # fmt: skip
+        lines.append((row.component, row.precision, row.against, f"{row.max_abs_error:.2e}", cosine, size, note))
     if not result.rows:
         components = result.bundle.manifest.components
-        lines += [(n, c.precision, "not verified", "", "", f"{result.sizes[n] / 1e6:.1f} MB", "")
-                  for n, c in components.items()]  # fmt: skip
+        lines += [(n, c.precision, "not verified", "", "", sizes[n], "") for n, c in components.items()]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     rows += [f"note: {note}" for note in result.notes]

@@ -1,14 +1,13 @@
 """`blip2rt-convert`: a checkpoint of any format -> a folder that transformers loads; a bundle -> checkpoints of ours.
 
-With --set, a checkpoint of ours -> the same one with other fields in its config.
+With --set, a checkpoint of ours -> the same one with changed fields in its config.
 
-Tensors go from file to file one by one. What Hugging Face's format has no place for (the temperature, the head of the
-Q-Former's language modelling, our config) lies beside it in files that transformers ignores and we read again.
+Tensors are copied one by one. What Hugging Face's format cannot store (the temperature, ITG's head, our config) goes to
+extra files, which transformers ignores and blip2rt reads.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -16,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blip2rt import bundle
 from blip2rt.bundle.atomic import AtomicFolder
@@ -25,127 +24,130 @@ from blip2rt.errors import Blip2rtError
 
 from .cli import add_parts, parts
 
-SHARD = 2_000_000_000  # bytes of a file of weights, at most
+if TYPE_CHECKING:
+    from blip2rt.modeling.blip2 import Blip2Config
+    from blip2rt.modeling.checkpoint import Checkpoint
+
+SHARD_BYTES = 2_000_000_000  # per file of weights, at most
 DTYPES = ("float32", "float16", "bfloat16")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run `blip2rt-convert` with `argv`, or the process's own; return the exit code."""
-    return run("blip2rt-convert", lambda: _run(sys.argv[1:] if argv is None else argv), extra="export",
-               interrupted="interrupted, nothing was written")  # fmt: skip
+    interrupted = "interrupted, nothing was written"
+    return run("blip2rt-convert", lambda: _run(argv), extra="export", interrupted=interrupted)
 
 
-def _parser(out_is_last: bool) -> Parser:
-    """out_is_last: the folder to write is the second positional argument, as it once was, and not --out."""
+def _parser() -> Parser:
     parser = Parser(
         usage="%(prog)s CKPT --to hf|ours --out DIR [options]",
         description="A checkpoint of blip2rt or LAVIS -> a folder that transformers loads; a bundle -> checkpoints.",
         renamed={"--checkpoint": "", "--ckpt": "", "--model": ""},
     )
-    parser.add_argument("ckpt", type=nonempty, metavar="CKPT",
-                        help="checkpoint: folder, .pth file or hub id; or a bundle, --to ours")  # fmt: skip
-    parser.add_argument("--to", choices=("hf", "ours"),
-                        help="hf: Hugging Face's format; ours, of a bundle: DIR/stage1 and DIR/stage2, which it was "
-                        "made of, rounded as they ship, to train on from (default: ours with --set)")  # fmt: skip
-    parser.add_argument("--set", type=nonempty, action="append", default=[], metavar="FIELD=VALUE",
-                        help="write a checkpoint of ours with this field of its config changed and the same tensors, "
-                        "as qformer_bits=4 or vision.weights=PATH; may be given several times")  # fmt: skip
-    shown = "the folder to write, whole or not at all"
-    parser.add_argument("--out", type=path, required=not out_is_last, metavar="DIR", help=shown)
-    if out_is_last:
-        parser.add_argument("out", type=path, metavar="--out", help=argparse.SUPPRESS)
+    source = "checkpoint: folder, .pth file or hub id; or a bundle, --to ours"
+    parser.add_argument("ckpt", type=nonempty, metavar="CKPT", help=source)
+    formats = (
+        "hf: Hugging Face's format; ours: turn a bundle into the checkpoints DIR/stage1 and DIR/stage2, rounded as "
+        "shipped, to continue training (default: ours with --set)"
+    )
+    parser.add_argument("--to", choices=("hf", "ours"), help=formats)
+    fields = (
+        "write a checkpoint of ours with a changed field in its config and the same tensors, e.g. qformer_bits=4 or "
+        "vision.weights=PATH; may be repeated"
+    )
+    parser.add_argument("--set", type=nonempty, action="append", default=[], metavar="FIELD=VALUE", help=fields)
+    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="folder to write, atomically")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of the weights")
     add_parts(parser)
     return parser
 
 
-def _run(argv: list[str]) -> None:
+def _run(argv: list[str] | None) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    named = any(word.partition("=")[0] == "--out" for word in argv)
-    parser = _parser(out_is_last=not named)
+    parser = _parser()
     args = parser.parse_args(argv)
     if not args.to and not args.set:
         parser.error("--to is missing: give --to hf or --to ours")
-    for folder in convert(args.ckpt, args.to or "ours", args.out, parts(args), args.dtype, args.set):
+    from blip2rt.modeling.checkpoint import Checkpoint
+
+    for folder in convert(Checkpoint(args.ckpt, parts(args)), args.to or "ours", args.out, args.dtype, args.set):
         print(folder)
 
 
-def convert(source: str, to: str, out: Path, given: Any, dtype: str, fields: Sequence[str] = ()) -> list[Path]:
-    """Returns what was written. Raises Blip2rtError: `out` exists, the source cannot be read or has no equal."""
+def convert(checkpoint: Checkpoint, to: str, out: Path, dtype: str, fields: Sequence[str] = ()) -> list[Path]:
+    """Return the written folders; the source of `checkpoint` may be a bundle.
+
+    Raises Blip2rtError: `out` exists, or the source cannot be read or converted.
+    """
+    source = checkpoint.source
+    is_bundle = (Path(source) / bundle.MANIFEST).is_file()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Blip2rtError(f"{out} exists and is not empty: choose another place")
     if fields:
-        return [_changed(source, to, out, fields)]
-    if (Path(source) / bundle.MANIFEST).is_file():
+        if to != "ours":
+            raise Blip2rtError(f"--set needs a checkpoint of ours: leave --to {to} out, and convert the result")
+        if is_bundle:
+            raise Blip2rtError(f"--set: {source} is a bundle: --to ours, then --set on that folder's stage1 or stage2")
+        from .change import change
+
+        with _atomic(out) as folder:
+            change(checkpoint, fields, folder)
+        return [out]
+    if is_bundle:
         if to != "ours":
             raise Blip2rtError(
-                f"{source} is a bundle: give --to ours, and then that folder's stage1 or stage2 --to {to}"
+                f"{source} is a bundle: give --to ours, then --to {to} for that folder's stage1 or stage2"
             )
         from .unpack import unpack
 
-        with _whole(out) as folder:
+        with _atomic(out) as folder:
             return [out / name for name in unpack(Path(source), folder, out)]
     if to == "ours":
-        raise Blip2rtError(f"{source} is no bundle, and trainings start from checkpoints of any format as they are")
-    _to_hugging_face(source, out, given, dtype)
+        raise Blip2rtError(f"{source} is not a bundle, and training starts from checkpoints of any format directly")
+    _to_hugging_face(checkpoint, out, dtype)
     return [out]
 
 
-def _changed(source: str, to: str, out: Path, fields: Sequence[str]) -> Path:
-    """The checkpoint with other fields in its config. Raises Blip2rtError."""
-    if to != "ours":
-        raise Blip2rtError(f"--set is of checkpoints of ours: leave --to {to} out, and convert what was written")
-    if (Path(source) / bundle.MANIFEST).is_file():
-        raise Blip2rtError(f"--set: {source} is a bundle: --to ours, and then --set of that folder's stage1 or stage2")
-    from .change import change
-
-    with _whole(out) as folder:
-        change(source, fields, folder)
-    return out
-
-
 @contextlib.contextmanager
-def _whole(out: Path) -> Iterator[Path]:
-    """A folder that becomes `out` when it is done, or leaves nothing. Raises Blip2rtError: it cannot be written."""
+def _atomic(out: Path) -> Iterator[Path]:
+    """A folder that becomes `out` when it is finished, or disappears. Raises Blip2rtError if it cannot be written."""
     try:
-        with AtomicFolder(out) as whole:
-            yield whole.folder
-            whole.finish()
+        with AtomicFolder(out) as atomic:
+            yield atomic.folder
+            atomic.finish()
     except OSError as error:
         if error.errno is None:
             raise
         raise Blip2rtError(f"--out {out} cannot be written: {error.strerror}") from error
 
 
-def _to_hugging_face(source: str, out: Path, given: Any, dtype: str) -> None:
-    from blip2rt.modeling import checkpoints
-
+def _to_hugging_face(checkpoint: Checkpoint, out: Path, dtype: str) -> None:
     from .describe import require_tokenizers
 
-    config = checkpoints.read_config(source, given)
+    config = checkpoint.config
     faults = _faults(config)
     if faults:
-        raise Blip2rtError(f"{source} has no equal in Hugging Face's format: {'; '.join(faults)}")
+        raise Blip2rtError(f"{checkpoint.source} cannot be stored in Hugging Face's format: {'; '.join(faults)}")
     assert config.vision.vit is not None, "that is among the faults"
-    require_tokenizers(config)
+    require_tokenizers(checkpoint)
     eps, other = config.vision_norm_eps, config.vision.vit.layer_norm_eps
     if eps != other:
         print(
             f"note: Hugging Face has one epsilon for all norms of an encoder; the last one has {eps:g}, and {other:g} "
-            "there (blip2rt reads its own again)",
+            "there (blip2rt reads its own)",
             file=sys.stderr,
         )
-    model = checkpoints.load_model(source, streamed=True, config=config, parts=given)
-    with _whole(out) as folder:
-        tokenizer = _save_processor(config, folder)
-        theirs = hugging_face_config(config, tokenizer, dtype)
+    model = checkpoint.load(streamed=True)
+    with _atomic(out) as folder:
+        tokenizer = _save_processor(checkpoint, folder)
+        theirs = hugging_face_config(checkpoint, tokenizer, dtype)
         theirs.save_pretrained(folder)
         save_tensors(model, folder, dtype, theirs)
         _save_own(model, folder)
 
 
-def _faults(config: Any) -> list[str]:
-    """What of a model only ours has."""
+def _faults(config: Blip2Config) -> list[str]:
+    """Features of the model that Hugging Face's format lacks."""
     vision, qformer = config.vision, config.qformer
     conditions = {
         f"its image encoder is {vision.source}, not EVA-CLIP's": vision.vit is None,
@@ -161,70 +163,79 @@ def _faults(config: Any) -> list[str]:
     return [what for what, true in conditions.items() if true]
 
 
-def hugging_face_config(config: Any, tokenizer: Any, dtype: str) -> Any:
+def hugging_face_config(checkpoint: Checkpoint, tokenizer: Any, dtype: str) -> Any:
     """Our config as transformers' Blip2Config."""
     from transformers import Blip2Config
 
-    from blip2rt.modeling.llm import text_config
-
+    config, language = checkpoint.config, checkpoint.language_model
     vision, qformer, vit = config.vision, config.qformer, config.vision.vit
-    text = text_config(config.llm.source, config.llm.overrides) if config.llm is not None else None
-    if text is not None and len(config.llm.end_ids) == 1:
-        text.eos_token_id = config.llm.end_ids[0]
-    if text is not None and config.llm.empty_prompt_ids:
-        text.bos_token_id = config.llm.empty_prompt_ids[0]
+    assert vit is not None, "other encoders cannot be stored"
+    more: dict[str, Any] = {}
+    if language is not None:
+        text = language.text_config.to_dict()
+        if len(language.config.end_ids) == 1:
+            text["eos_token_id"] = language.config.end_ids[0]
+        if language.config.empty_prompt_ids:
+            text["bos_token_id"] = language.config.empty_prompt_ids[0]
+        more = {"text_config": text, "image_token_index": int(tokenizer.convert_tokens_to_ids("<image>"))}
     theirs = Blip2Config(
         vision_config={
-            "hidden_size": vit.width, "intermediate_size": vit.mlp_width, "num_hidden_layers": vit.layers,
-            "num_attention_heads": vit.heads, "image_size": vision.height, "patch_size": vit.patch,
-            "hidden_act": vit.activation, "layer_norm_eps": vit.layer_norm_eps, "qkv_bias": vit.qkv_bias,
+            "hidden_size": vit.width,
+            "intermediate_size": vit.mlp_width,
+            "num_hidden_layers": vit.layers,
+            "num_attention_heads": vit.heads,
+            "image_size": vision.height,
+            "patch_size": vit.patch,
+            "hidden_act": vit.activation,
+            "layer_norm_eps": vit.layer_norm_eps,
+            "qkv_bias": vit.qkv_bias,
         },
         qformer_config={
-            "vocab_size": qformer.vocab_size, "hidden_size": qformer.hidden_size, "num_hidden_layers": qformer.layers,
-            "num_attention_heads": qformer.heads, "intermediate_size": qformer.intermediate_size,
-            "max_position_embeddings": qformer.max_positions, "layer_norm_eps": qformer.layer_norm_eps,
-            "cross_attention_frequency": qformer.cross_attention_frequency, "hidden_dropout_prob": qformer.dropout,
-            "attention_probs_dropout_prob": qformer.attention_dropout, "encoder_hidden_size": vit.width,
+            "vocab_size": qformer.vocab_size,
+            "hidden_size": qformer.hidden_size,
+            "num_hidden_layers": qformer.layers,
+            "num_attention_heads": qformer.heads,
+            "intermediate_size": qformer.intermediate_size,
+            "max_position_embeddings": qformer.max_positions,
+            "layer_norm_eps": qformer.layer_norm_eps,
+            "cross_attention_frequency": qformer.cross_attention_frequency,
+            "hidden_dropout_prob": qformer.dropout,
+            "attention_probs_dropout_prob": qformer.attention_dropout,
+            "encoder_hidden_size": vit.width,
             "use_qformer_text_input": qformer.text_branch,
         },
-        **({} if text is None else {"text_config": text.to_dict(), "image_token_index": _image_token(tokenizer)}),
         num_query_tokens=qformer.queries,
         image_text_hidden_size=config.embed_dim,
-    )  # fmt: skip
-    setattr(theirs, "dtype" if hasattr(theirs, "dtype") else "torch_dtype", dtype)  # older releases' name
-    theirs.architectures = ["Blip2ForImageTextRetrieval" if text is None else "Blip2ForConditionalGeneration"]
+        **more,
+    )
+    setattr(theirs, "dtype" if hasattr(theirs, "dtype") else "torch_dtype", dtype)  # the name in older releases
+    theirs.architectures = ["Blip2ForImageTextRetrieval" if language is None else "Blip2ForConditionalGeneration"]
     return theirs
 
 
-def _image_token(tokenizer: Any) -> int:
-    return int(tokenizer.convert_tokens_to_ids("<image>"))
-
-
-def _save_processor(config: Any, folder: Path) -> Any:
-    """Image processor and tokenizer; returns the tokenizer, which may have got <image>."""
+def _save_processor(checkpoint: Checkpoint, folder: Path) -> Any:
+    """Save image processor and tokenizer; return the tokenizer, to which <image> may have been added."""
     from transformers import Blip2Processor, BlipImageProcessor
 
-    from blip2rt.modeling.checkpoints import qformer_tokenizer
-    from blip2rt.modeling.llm import llm_tokenizer
     from blip2rt.modeling.preprocessing import FILTERS
 
-    vision = config.vision
+    vision, language = checkpoint.config.vision, checkpoint.language_model
     images = BlipImageProcessor(
-        size={"height": vision.height, "width": vision.width}, image_mean=list(vision.mean), image_std=list(vision.std),
+        size={"height": vision.height, "width": vision.width},
+        image_mean=list(vision.mean),
+        image_std=list(vision.std),
         resample=FILTERS.index(vision.resample),
-    )  # fmt: skip
-    if config.stage == 1:
-        tokenizer = qformer_tokenizer(config)
+    )
+    if language is None:
         images.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return tokenizer
-    tokenizer = llm_tokenizer(config.llm)
-    Blip2Processor(images, tokenizer, config.qformer.queries).save_pretrained(folder)
-    return tokenizer
+        checkpoint.bert.tokenizer.save_pretrained(folder)
+        return checkpoint.bert.tokenizer
+    Blip2Processor(images, language.tokenizer, checkpoint.config.qformer.queries).save_pretrained(folder)
+    return language.tokenizer
 
 
 def save_tensors(model: Any, folder: Path, dtype: str, theirs: Any) -> None:
-    """Shards of at most SHARD bytes and their index, or one file."""
+    """Write shards of at most SHARD_BYTES and their index, or one file."""
     import torch
     from safetensors.torch import save_file
 
@@ -242,7 +253,7 @@ def save_tensors(model: Any, folder: Path, dtype: str, theirs: Any) -> None:
 
     for name, tensor in _tensors(model, theirs):
         stored = tensor.to(kind).contiguous()
-        if shard and size + stored.nbytes > SHARD:
+        if shard and size + stored.nbytes > SHARD_BYTES:
             flush()
         shard[name], size, total = stored, size + stored.nbytes, total + stored.nbytes
     flush()
@@ -258,7 +269,7 @@ def save_tensors(model: Any, folder: Path, dtype: str, theirs: Any) -> None:
 
 
 def _tensors(model: Any, theirs: Any) -> Iterator[tuple[str, Any]]:
-    """Hugging Face's names and the values of all parameters, tied ones once."""
+    """Hugging Face's names and the values of all parameters, tied ones only once."""
     from blip2rt.modeling import streaming
     from blip2rt.modeling.names import hugging_face_name
 
@@ -266,8 +277,8 @@ def _tensors(model: Any, theirs: Any) -> Iterator[tuple[str, Any]]:
     image_token = theirs.image_token_index
     if table is not None and image_token >= len(table):
         raise Blip2rtError(
-            f"the language model has {len(table)} embeddings and its tokenizer no id below that to spare for <image>, "
-            "which Hugging Face's BLIP-2 needs; resize the model's embeddings first"
+            f"the language model has {len(table)} embeddings, and its tokenizer no unused id below that for <image>, "
+            "which Hugging Face's BLIP-2 needs: resize the model's embeddings first"
         )
     done: set[int] = set()
     for name, parameter in model.named_parameters(remove_duplicate=False):

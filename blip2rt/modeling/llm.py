@@ -1,13 +1,15 @@
-"""The frozen language model: any Hugging Face causal LM or T5, from a folder, a BLIP-2 folder, a hub id or a GGUF file.
+"""The frozen language model: a Hugging Face causal LM or T5 in a folder, a BLIP-2 folder, a hub id or a GGUF file.
 
-Knows embeddings and tokens, nothing about images.
+Does not know about images.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,16 @@ from blip2rt.errors import Blip2rtError, boundary
 
 from . import streaming
 from .adapters import merge_adapters
+from .dequantize import refuse_integers, refuse_unknown_method
 from .json_file import require_bounds
 from .quantize import round_weights
-from .quantized import refuse_integers, refuse_unread
 from .sources import fetch
+from .tokenizer import load_tokenizer, pretrained_location
 from .vision import freeze
 from .weights import Weights, has_weights
 
-_INSIDE = "language_model."  # of a BLIP-2 checkpoint
-OVERRIDES = {"dense_act_fn": ("relu", "gelu", "gelu_new", "silu")}  # what a checkpoint may change of the LLM's config
+_BLIP2_PREFIX = "language_model."  # of tensor names in a BLIP-2 checkpoint
+OVERRIDES = {"dense_act_fn": ("relu", "gelu", "gelu_new", "silu")}  # fields of the LLM's config that may be overridden
 
 
 @dataclass(frozen=True)
@@ -38,20 +41,20 @@ class LlmConfig:
     bits: int = 0  # 4 or 8: train against the weights as they will ship; 0: as loaded
     block: int = 64
     prepend_bos: bool = False
-    add_special_tokens: bool = False  # lay a prompt out by the tokenizer's own template, as Blip2Processor does
-    empty_prompt_ids: tuple[int, ...] | None = None  # what stands for no prompt, where that is not an empty one
+    add_special_tokens: bool = False  # tokenize a prompt with the tokenizer's own template, as Blip2Processor does
+    empty_prompt_ids: tuple[int, ...] | None = None  # token ids that replace an empty prompt
     end: str = "<|im_end|>"  # the token that ends a caption or an answer
-    overrides: dict[str, str] = field(default_factory=dict)  # values of the source's config that differ; see OVERRIDES
-    end_ids: tuple[int, ...] = ()  # the ids that do, instead of `end`
+    overrides: dict[str, str] = field(default_factory=dict)  # values that replace those in the source's config
+    end_ids: tuple[int, ...] = ()  # the ids that end a text, instead of `end`
     caption_prompt: str = ""
     ask_prompt: str = "Question: {} Answer:"
-    lora_rank: int = 0  # of adapters that were trained beside its layers; 0: none
-    lora_alpha: float = 0.0  # they count alpha / rank
+    lora_rank: int = 0  # of trained adapters; 0: none
+    lora_alpha: float = 0.0  # adapters are scaled by alpha / rank
     lora_layers: tuple[str, ...] = ()  # last names of the layers; (): all
-    image_token_id: int | None = None  # what stands for the image's positions where tokens are counted
-    bos: str | None = None  # the token that begins a prompt, where it is not the tokenizer's own
-    adapters: str | None = None  # the checkpoint that holds them, to be added to the weights
-    tokenizer: str | None = None  # folder or hub id of the tokenizer; None: it lies with the source
+    image_token_id: int | None = None  # counted for the image's positions by repetition penalties
+    bos: str | None = None  # begins a prompt, if it differs from the tokenizer's
+    adapters: str | None = None  # the checkpoint that contains the adapters, to be merged into the weights
+    tokenizer: str | None = None  # folder or hub id; None: the source's
 
     def __post_init__(self) -> None:
         """Raise ValueError for an override that is not listed: from_pretrained would take it as an option."""
@@ -62,102 +65,160 @@ class LlmConfig:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> LlmConfig:
-        """Raises TypeError for fields that there are not, ValueError for values that are not allowed."""
+        """Raises TypeError for unknown fields, ValueError for values that are not allowed."""
         values: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in data.items()}
         return LlmConfig(**values)
 
 
-def load_tokenizer(source: str, bos: str | None = None) -> Any:
-    """The Hugging Face tokenizer of an LLM or BERT source, whose texts begin with `bos`. Raises Blip2rtError."""
-    from transformers import AutoTokenizer
+class LanguageModelSource:
+    """A language model on disk: its transformers config, tokenizer and weights, each read once, on first use."""
 
-    path = fetch(source)
-    with boundary(f"no tokenizer can be loaded from {source!r}"):
-        tokenizer = AutoTokenizer.from_pretrained(*_location(path), **_gguf(path), trust_remote_code=False)
-        words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
-        if bos is not None:
-            _begin_with(tokenizer, bos)
-    if len(words) < 2:  # transformers makes one without words where there is no file
-        raise Blip2rtError(f"{source!r} holds no tokenizer: save it there too, tokenizer.save_pretrained(FOLDER)")
-    return tokenizer
+    def __init__(self, config: LlmConfig) -> None:
+        self.config = config
 
+    def with_config(self, config: LlmConfig) -> LanguageModelSource:
+        """The same language model with other prompts, rounding or adapters; whatever was read is kept."""
+        other, ours = copy.copy(self), self.config
+        stale = ["text_config"]
+        if (ours.source, ours.tokenizer, ours.bos) != (config.source, config.tokenizer, config.bos):
+            stale.append("tokenizer")
+        if ours.source != config.source:
+            stale += ["path", "_stored_config"]
+        for name in stale:
+            vars(other).pop(name, None)
+        other.config = config
+        return other
 
-def _begin_with(tokenizer: Any, bos: str) -> None:
-    """Put another token at the beginning of texts. Raise ValueError where the tokenizer has no such token."""
-    from tokenizers.processors import TemplateProcessing
+    @cached_property
+    def path(self) -> str:
+        """The local folder or GGUF file; a hub repository is downloaded."""
+        return fetch(self.config.source)
 
-    backend, number = tokenizer.backend_tokenizer, tokenizer.convert_tokens_to_ids(bos)
-    if number is None or backend.token_to_id(bos) is None:
-        raise ValueError(f"it has no token {bos!r}")
-    tokenizer.bos_token = bos
-    backend.post_processor = TemplateProcessing(single=[bos, "$A"], special_tokens=[(bos, number)])
+    @cached_property
+    def _stored_config(self) -> Any:
+        with boundary(f"LLM source {self.config.source!r} cannot be loaded"):
+            location, options = pretrained_location(self.path)
+            config = transformers.AutoConfig.from_pretrained(location, **options, trust_remote_code=False)
+            blip2 = config.model_type in ("blip-2", "instructblip")
+            config = config.text_config if blip2 else config.get_text_config()
+            require_bounds(config.to_dict())
+        return config
 
+    @cached_property
+    def text_config(self) -> Any:
+        """The model's transformers config with our overrides; in a BLIP-2 folder, the part of the language model."""
+        config = copy.deepcopy(self._stored_config)
+        for name, value in self.config.overrides.items():
+            setattr(config, name, value)
+        return config
 
-def llm_tokenizer(config: LlmConfig) -> Any:
-    """The language model's tokenizer. Raises Blip2rtError."""
-    return load_tokenizer(config.tokenizer or config.source, config.bos)
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The Hugging Face tokenizer. Raises Blip2rtError."""
+        return load_tokenizer(self.config.tokenizer or self.config.source, self.config.bos)
 
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """The ids that end a text: `config.end_ids`, or the one of `config.end`."""
+        if self.config.end_ids:
+            return self.config.end_ids
+        end, ids = self.config.end, self.tokenizer.encode(self.config.end, add_special_tokens=False)
+        if len(ids) != 1:
+            raise Blip2rtError(
+                f"end {end!r} is {len(ids)} tokens of {self.config.source}: choose a string of one token"
+            )
+        return (int(ids[0]),)
 
-def text_config(source: str, overrides: Mapping[str, Any] | None = None) -> Any:
-    """The Hugging Face config of the language model, which may sit inside a BLIP-2 folder."""
-    from transformers import AutoConfig
+    def require_bos(self) -> None:
+        """Raise Blip2rtError if prompts begin with a bos token and the tokenizer has none."""
+        if self.config.prepend_bos and self.tokenizer.bos_token_id is None:
+            raise Blip2rtError(
+                f"prepend_bos is on, but the tokenizer of {self.config.source!r} has no bos token: give "
+                "--no-prepend-bos"
+            )
 
-    path = fetch(source)
-    with boundary(f"LLM source {source!r} cannot be loaded"):
-        config = AutoConfig.from_pretrained(*_location(path), **_gguf(path), trust_remote_code=False)
-        config = config.text_config if config.model_type in ("blip-2", "instructblip") else config.get_text_config()
-        require_bounds(config.to_dict())
-    for name, value in (overrides or {}).items():
-        setattr(config, name, value)
-    return config
+    @property
+    def encoder_decoder(self) -> bool:
+        """Whether it is an encoder-decoder, such as T5."""
+        return bool(self.text_config.is_encoder_decoder)
 
+    @property
+    def hidden_size(self) -> int:
+        """Width D of the token embeddings; OPT's layers may be narrower."""
+        return int(getattr(self.text_config, "word_embed_proj_dim", None) or self.text_config.hidden_size)
 
-def load_llm(config: LlmConfig, *, streamed: bool = False) -> nn.Module:
-    """The frozen LM in float32 and eval mode. `streamed`: its weights stay on disk, where its format permits."""
-    path = fetch(config.source)
-    folder = Path(path)
-    refuse_unread(folder)
-    with boundary(f"LLM source {config.source!r} cannot be loaded"):
-        llm = _bound(config, folder) if folder.is_dir() and has_weights(folder) else None
-        if llm is None:
-            llm = _pretrained(config, path)
-        elif not streamed:
-            streaming.fill(llm)
-    theirs: Any = llm.config
-    if getattr(theirs.get_text_config(), "attn_logit_softcapping", None):
-        llm.set_attn_implementation("eager")  # type: ignore[operator]  # transformers 4's sdpa leaves Gemma 2's cap out
-    if config.bits:
-        round_weights(llm, config.bits, config.block)
-    if config.adapters is not None:
-        merge_adapters(llm, Weights(config.adapters), config.lora_alpha / config.lora_rank)
-    return freeze(llm)
+    def empty(self) -> Any:
+        """The model without weights (see streaming.py)."""
+        return empty_llm(copy.deepcopy(self.text_config))
 
+    def load(self, *, streamed: bool = False, weights: Weights | None = None) -> nn.Module:
+        """Load the frozen model in float32 and eval mode, rounded and with its adapters merged.
 
-def _bound(config: LlmConfig, folder: Path) -> nn.Module | None:
-    """The LM with its weights on disk; None where their names are not the model's, and only from_pretrained knows."""
-    weights = Weights(folder)
-    refuse_integers(folder, {name: dtype for name, dtype in weights.dtypes.items() if name.endswith(".weight")})
-    inside = any(name.startswith(_INSIDE) for name in weights.shapes)
-    llm = empty_llm(text_config(config.source, config.overrides))
-    parameters = dict(llm.named_parameters(remove_duplicate=False))
-    tied: dict[int, list[str]] = {}
-    for name, parameter in parameters.items():
-        tied.setdefault(id(parameter), []).append(f"{_INSIDE * inside}{name}")
+        streamed: leave the weights on disk if the format allows it. weights: those of the source, if they are open.
+        """
+        config, folder = self.config, Path(self.path)
+        refuse_unknown_method(folder)
+        with boundary(f"LLM source {config.source!r} cannot be loaded"):
+            llm = self._streamed(weights or Weights(folder)) if folder.is_dir() and has_weights(folder) else None
+            if llm is None:
+                llm = self._pretrained()
+            elif not streamed:
+                streaming.fill(llm)
+        theirs: Any = llm.config
+        if getattr(theirs.get_text_config(), "attn_logit_softcapping", None):
+            llm.set_attn_implementation("eager")  # type: ignore[operator]  # sdpa ignores Gemma 2's cap in transformers 4
+        if config.bits:
+            round_weights(llm, config.bits, config.block)
+        if config.adapters is not None:
+            merge_adapters(llm, Weights(config.adapters), config.lora_alpha / config.lora_rank)
+        return freeze(llm)
 
-    def stored(name: str) -> str:
-        """A parameter's own tensor, else that of one which it is tied to."""
-        return "|".join((f"{_INSIDE * inside}{name}", *tied[id(parameters[name])]))
+    def _streamed(self, weights: Weights) -> nn.Module | None:
+        """The model bound to its weights on disk; None if only from_pretrained can map their names."""
+        refuse_integers(weights.source, {n: dtype for n, dtype in weights.dtypes.items() if n.endswith(".weight")})
+        prefix = _BLIP2_PREFIX if any(name.startswith(_BLIP2_PREFIX) for name in weights.shapes) else ""
+        llm = self.empty()
+        parameters = dict(llm.named_parameters(remove_duplicate=False))
+        tied: dict[int, list[str]] = {}
+        for name, parameter in parameters.items():
+            tied.setdefault(id(parameter), []).append(f"{prefix}{name}")
 
-    try:
-        streaming.bind(llm, weights.readers({name: tuple(p.shape) for name, p in parameters.items()}, stored))
-    except Blip2rtError as error:
-        return _renamed(type(llm), config, weights, error) if inside else None
-    return llm
+        def stored(name: str) -> str:
+            """A parameter's own tensor, or else one that it is tied to."""
+            return "|".join((f"{prefix}{name}", *tied[id(parameters[name])]))
+
+        try:
+            streaming.bind(llm, weights.readers({name: tuple(p.shape) for name, p in parameters.items()}, stored))
+        except Blip2rtError as error:
+            return self._renamed(type(llm), weights, error) if prefix else None
+        return llm
+
+    def _renamed(self, kind: Any, weights: Weights, error: Blip2rtError) -> nn.Module:
+        """The LM of a BLIP-2 folder with older tensor names, which transformers maps. Raise `error` if it cannot."""
+        text = _in_float32(copy.deepcopy(self.text_config))
+        names = [name for name in weights.shapes if name.startswith(_BLIP2_PREFIX)]
+        state = {name[len(_BLIP2_PREFIX) :]: weights.read(name).float() for name in names}
+        try:
+            with _without_progress_bar():
+                llm, found = kind.from_pretrained(
+                    None, config=text, state_dict=state, output_loading_info=True, trust_remote_code=False
+                )
+        except (ValueError, TypeError, KeyError, RuntimeError, OSError):
+            raise error from None
+        if found["missing_keys"] or found.get("mismatched_keys"):
+            raise error
+        return llm
+
+    def _pretrained(self) -> nn.Module:
+        location, options = pretrained_location(self.path)
+        text = self.text_config
+        values = {**options, **self.config.overrides, _dtype_name(text): torch.float32}
+        return _auto_class(text).from_pretrained(location, **values, trust_remote_code=False)
 
 
 @contextlib.contextmanager
-def _no_bar() -> Iterator[None]:
-    """transformers' bar would stand between a command's lines."""
+def _without_progress_bar() -> Iterator[None]:
+    """Hide transformers' progress bar, which would break up a command's output."""
     shown = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -167,29 +228,11 @@ def _no_bar() -> Iterator[None]:
             transformers.utils.logging.enable_progress_bar()
 
 
-def _renamed(kind: Any, config: LlmConfig, weights: Weights, error: Blip2rtError) -> nn.Module:
-    """The LM of a BLIP-2 folder whose tensors have older names, which transformers knows. Raise `error` where not."""
-    text = text_config(config.source, config.overrides)
-    setattr(text, _dtype_name(text), torch.float32)
-    state = {name[len(_INSIDE) :]: weights.read(name).float() for name in weights.shapes if name.startswith(_INSIDE)}
-    try:
-        with _no_bar():
-            made, found = kind.from_pretrained(
-                None, config=text, state_dict=state, output_loading_info=True, trust_remote_code=False
-            )
-    except (ValueError, TypeError, KeyError, RuntimeError, OSError):
-        raise error from None
-    if found["missing_keys"] or found.get("mismatched_keys"):
-        raise error
-    return made
-
-
 def empty_llm(config: Any) -> Any:
-    """The LM of a Hugging Face config, its parameters without values (see streaming.py)."""
-    setattr(config, _dtype_name(config), torch.float32)
+    """Build the LM of a transformers config, its parameters without values (see streaming.py)."""
     try:
         with streaming.empty():
-            llm = _auto_class(config).from_config(config, trust_remote_code=False)
+            llm = _auto_class(config).from_config(_in_float32(config), trust_remote_code=False)
     except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise Blip2rtError(
@@ -200,62 +243,27 @@ def empty_llm(config: Any) -> Any:
 
 
 def _auto_class(config: Any) -> Any:
-    import transformers
-
     return transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
 
 
-def _pretrained(config: LlmConfig, path: str) -> nn.Module:
-    theirs = text_config(config.source)
-    values = {**_gguf(path), **config.overrides, _dtype_name(theirs): torch.float32}
-    return _auto_class(theirs).from_pretrained(*_location(path), **values, trust_remote_code=False)
+def _in_float32(config: Any) -> Any:
+    setattr(config, _dtype_name(config), torch.float32)
+    return config
 
 
 def _dtype_name(config: Any) -> str:
-    return "dtype" if hasattr(config, "dtype") else "torch_dtype"  # older releases' name
-
-
-def encoder_decoder(source: str) -> bool:
-    """Whether the LLM of a source is one, as T5 is."""
-    return bool(text_config(source).is_encoder_decoder)
+    return "dtype" if hasattr(config, "dtype") else "torch_dtype"  # the name in older releases
 
 
 def has_alibi(config: Any) -> bool:
-    """Whether a transformers config's model has biases by position in its attention (ALiBi)."""
+    """Whether attention adds biases by position (ALiBi), by a transformers config."""
     text = config.get_text_config()
     return text.model_type in ("bloom", "mpt") or (text.model_type == "falcon" and bool(text.alibi))
 
 
 def sees_both_ways(config: Any) -> bool:
-    """Whether the positions of a transformers config's model see what comes after them, as of some Gemmas 3."""
+    """Whether positions attend to later ones, by a transformers config; true of some Gemma 3 models."""
     return bool(getattr(config.get_text_config(), "use_bidirectional_attention", None))
-
-
-def hidden_size(config: LlmConfig) -> int:
-    """Width D of the LLM's embeddings, from its config alone; OPT's layers may be of another."""
-    text = text_config(config.source)
-    return int(getattr(text, "word_embed_proj_dim", None) or text.hidden_size)
-
-
-def _location(path: str) -> list[str]:
-    return [str(Path(path).parent)] if path.endswith(".gguf") else [path]
-
-
-def _gguf(path: str) -> dict[str, str]:
-    return {"gguf_file": Path(path).name} if path.endswith(".gguf") else {}
-
-
-def end_token_ids(tokenizer: Any, config: LlmConfig) -> tuple[int, ...]:
-    """The ids that end a text: `config.end_ids`, or the one of `config.end`."""
-    return config.end_ids or (end_token_id(tokenizer, config),)
-
-
-def end_token_id(tokenizer: Any, config: LlmConfig) -> int:
-    """The one id of `config.end`."""
-    ids = tokenizer.encode(config.end, add_special_tokens=False)
-    if len(ids) != 1:
-        raise Blip2rtError(f"end {config.end!r} is {len(ids)} tokens of {config.source}: choose a string of one token")
-    return int(ids[0])
 
 
 def embedding_scale(llm: nn.Module) -> float:

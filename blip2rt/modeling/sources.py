@@ -1,28 +1,45 @@
-"""Where parts come from: `pkg:PACKAGE/FILE` (inside an installed Python package), a path, or a Hugging Face hub id.
+"""Where parts of a model come from: a path, `pkg:PACKAGE/FILE` in an installed package, or a Hugging Face hub id.
 
-Knows names and files, nothing about models.
+Does not know about models.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from blip2rt.errors import Blip2rtError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_WANTED = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja"]  # of a hub repository
+_DOWNLOADED = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja"]  # files of a hub repository
+
+
+@dataclass(frozen=True)
+class ExternalParts:
+    """Parts that a checkpoint does not contain, and geometry that a LAVIS file does not record."""
+
+    vision: str | None = None  # LAVIS: file or BLIP-2 folder with the frozen image encoder
+    llm: str | None = None  # LAVIS: folder or hub id of the frozen language model
+    qformer_tokenizer: str | None = None  # folder or hub id; default: the checkpoint's, for LAVIS bert-base-uncased
+    vision_layers: int | None = None  # LAVIS; default: all layers in the checkpoint, or all but the last in a CLIP file
+    vision_heads: int = 16  # LAVIS
+    qformer_heads: int | None = None  # LAVIS; default: 64 channels each, as in BERT
+    tokenizer: str | None = None  # the language model's, folder or hub id; in stage 1 the Q-Former's
+
+
+NO_PARTS = ExternalParts()
 
 
 def resolve(source: str) -> str:
-    """The local path behind `source`; hub ids (`owner/name`) are returned as they are."""
+    """Return the local path of `source`; a hub id (`owner/name`) is returned unchanged."""
     if not source.startswith("pkg:"):
         return source
     package, _, inner = source[len("pkg:") :].partition("/")
-    if not package.isidentifier():  # find_spec would import what stands before a dot
-        raise Blip2rtError(f"source {source!r}: {package!r} is not the name of a package: give pkg:PACKAGE/FILE")
-    spec = importlib.util.find_spec(package)  # located, never imported: such packages may need others that we do not
+    if not package.isidentifier():  # find_spec would import a parent package
+        raise Blip2rtError(f"source {source!r}: {package!r} is not a package name: give pkg:PACKAGE/FILE")
+    spec = importlib.util.find_spec(package)  # locates the package without importing it
     if spec is None or spec.origin is None:
         raise Blip2rtError(
             f"source {source!r}: the package {package!r} is not installed; "
@@ -37,7 +54,7 @@ def resolve(source: str) -> str:
 
 
 def fetch(source: str) -> str:
-    """The local path behind `source`, a hub repository downloaded into Hugging Face's cache. Raises Blip2rtError."""
+    """Return the local path of `source`; download a hub repository to Hugging Face's cache. Raises Blip2rtError."""
     path = resolve(source)
     if Path(path).exists() or path.endswith(".gguf"):
         return path
@@ -46,12 +63,12 @@ def fetch(source: str) -> str:
     from huggingface_hub import snapshot_download
 
     try:
-        folder: str = snapshot_download(path, allow_patterns=_WANTED)
+        folder: str = snapshot_download(path, allow_patterns=_DOWNLOADED)
     except Exception as error:  # noqa: BLE001  # one hierarchy for HTTP, another for sockets, OSError, ValueError
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise Blip2rtError(
-            f"{source!r} is no local path and cannot be had from the Hugging Face hub ({reason[:200]}); connect, or "
-            "download it elsewhere and give its folder"
+            f"{source!r} is not a local path and cannot be downloaded from the Hugging Face hub ({reason[:200]}): "
+            "check the connection, or download it elsewhere and give its folder"
         ) from error
     return folder
 

@@ -1,29 +1,23 @@
 """The image encoder: `pixels (B, 3, h, w) -> vision_features (B, N, C)`; frozen, unless a finetune trains it.
 
-The paper's vision transformers, any timm model with `forward_features`, or a Hugging Face vision model; a grid
-(B, C, h', w') is flattened to a sequence row by row. Knows nothing about queries or text.
+The paper's vision transformers, any timm model with `forward_features`, or a Hugging Face vision model (encoders.py); a
+grid (B, C, h', w') is flattened to a sequence row by row. Does not know about queries or text.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from blip2rt.errors import Blip2rtError, boundary
-from blip2rt.install_hints import pip_install
+from blip2rt.errors import Blip2rtError
 
 from . import streaming
-from .names import vit_name
-from .sources import fetch, resolve
-from .vit import Vit, VitConfig, resized_positions
-from .weights import Reader, Weights, torch_state
-
-PRETRAINED = "pretrained"
-INSIDE = "vision.body."  # of a checkpoint of ours whose encoder was trained
+from .encoders import build_encoder, load_encoder
+from .vit import VitConfig
+from .weights import Weights
 
 
 @dataclass(frozen=True)
@@ -31,8 +25,8 @@ class VisionConfig:
     """Which encoder, which weights, and the images it expects."""
 
     source: str = "timm:tf_efficientnet_lite2"  # timm:NAME, hf:PATH-OR-HUB-ID, or vit, which `vit` describes
-    # State dict file, or a checkpoint with an encoder; "pretrained": timm's own; None: random for timm and vit, hf has
-    # its own.
+    # A state dict file, or a checkpoint with an encoder; "pretrained": timm's own; None: random for timm and vit, and
+    # the source's for hf.
     weights: str | None = None
     height: int = 260
     width: int = 260
@@ -44,41 +38,23 @@ class VisionConfig:
     vit: VitConfig | None = None  # geometry, of the source vit
 
 
-def is_checkpoint(config: VisionConfig) -> bool:
-    """Whether a training of ours has changed the weights of an encoder of timm or Hugging Face."""
-    if config.source.partition(":")[0] == "vit" or config.weights in (None, PRETRAINED):
-        return False
-    assert config.weights is not None
-    return Path(resolve(config.weights)).is_dir()
-
-
 def freeze(module: nn.Module) -> nn.Module:
-    """No gradients, no dropout, and no way back by a parent's `.train()`."""
+    """Turn off gradients and dropout for good: a parent's `.train()` has no effect."""
     module.eval().requires_grad_(False)
     module.train = lambda mode=True: module  # type: ignore[method-assign]
     return module
 
 
 class VisionEncoder(nn.Module):
-    """An encoder behind one signature. `streamed`: a vit's weights stay on disk (see streaming.py). `empty`: it has no
-    weights; under torch.device("meta") it takes no memory."""
+    """An encoder of any source. streamed: a vit's weights stay on disk (see streaming.py). empty: it has no weights,
+    and takes no memory under torch.device("meta"). weights: those that the config names, if they are open."""
 
-    def __init__(self, config: VisionConfig, *, streamed: bool = False, empty: bool = False) -> None:
+    def __init__(
+        self, config: VisionConfig, *, streamed: bool = False, empty: bool = False, weights: Weights | None = None
+    ) -> None:
         super().__init__()
         self.config = config
-        kind, _, name = config.source.partition(":")
-        if empty:
-            self.body: nn.Module = _without_weights(config)
-        elif is_checkpoint(config):
-            self.body = _from_checkpoint(config)
-        elif kind == "timm":
-            self.body = _timm_encoder(name, config.weights)
-        elif kind == "hf":
-            self.body = _hugging_face_encoder(resolve(name))
-        elif kind == "vit":
-            self.body = _vit(config)
-        else:
-            raise Blip2rtError(f"vision source {config.source!r}: choose timm:NAME, hf:PATH or vit")
+        self.body: nn.Module = build_encoder(config) if empty else load_encoder(config, weights)
         if not streamed:
             streaming.fill(self.body)
         freeze(self)
@@ -87,14 +63,14 @@ class VisionEncoder(nn.Module):
         return _as_sequence(self.body(pixels))
 
     def unfreeze(self) -> None:
-        """Gradients for every parameter that the features depend on. It stays in eval mode: no dropout, and the
-        statistics of batch norms are those that it came with."""
+        """Turn on gradients for every parameter that the features depend on. It stays in eval mode: no dropout, and
+        fixed batch norm statistics."""
         used = self._used()
         for name, parameter in self.body.named_parameters():
             parameter.requires_grad_(name in used)
 
     def _used(self) -> set[str]:
-        """Names of the parameters that the features depend on: some encoders have a head of which we do not ask."""
+        """Names of the parameters that the features depend on: some encoders have an unused head."""
         config, body = self.config, self.body
         named = {n: p.detach().to("meta").requires_grad_() for n, p in body.named_parameters()}
         buffers = {n: b.to("meta") for n, b in body.named_buffers()}
@@ -105,13 +81,13 @@ class VisionEncoder(nn.Module):
 
 
 def longest_list(model: nn.Module) -> tuple[str, nn.Module]:
-    """The layers of a model, and their name in it: its longest list of modules."""
+    """The layers of a model and their name in it: its longest list of modules."""
     lists = ((name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList | nn.Sequential))
     return max(lists, key=lambda item: len(item[1]))
 
 
 def layer_numbers(encoder: nn.Module) -> dict[str, int]:
-    """The layer of each parameter: 0 before the blocks (patches, positions), 1 to L in them, L + 1 behind them."""
+    """The layer of each parameter: 0 before the blocks (patches, positions), 1 to L in them, L + 1 after them."""
     blocks, found = longest_list(encoder)
     count = len(found)  # type: ignore[arg-type]
     numbers, number = {}, 0
@@ -131,12 +107,12 @@ def _as_sequence(features: torch.Tensor) -> torch.Tensor:
 
 @cache
 def encoder_shape(config: VisionConfig) -> tuple[int, int, int]:
-    """(positions N, width C, parameters) of the encoder that the config names, without its weights.
+    """(positions N, width C, parameters) of the encoder that the config names, measured without its weights.
 
-    positions and features of the config are not looked at. Raises Blip2rtError.
+    The config's own positions and features are ignored. Raises Blip2rtError.
     """
     with torch.device("meta"):
-        body = _without_weights(config)
+        body = build_encoder(config)
         try:
             features = _as_sequence(body.eval()(torch.zeros(1, 3, config.height, config.width)))
         except (RuntimeError, ValueError, AssertionError) as error:
@@ -147,173 +123,16 @@ def encoder_shape(config: VisionConfig) -> tuple[int, int, int]:
 
 
 def measured(config: VisionConfig) -> VisionConfig:
-    """With positions and features as the encoder has them at the config's size. Raises Blip2rtError."""
+    """The config with the encoder's positions and features at its image size. Raises Blip2rtError."""
     positions, features, _ = encoder_shape(config)
     return replace(config, positions=positions, features=features)
 
 
 def resized(config: VisionConfig, size: int) -> VisionConfig:
-    """The same encoder for square images of another size, position embeddings interpolated."""
+    """The config for square images of another size; position embeddings are interpolated."""
     if config.vit is None:
         return measured(replace(config, height=size, width=size))
     patch = config.vit.patch
     if size < patch:
         raise Blip2rtError(f"the image size is {size}, less than a patch of {patch}")
     return replace(config, height=size, width=size, positions=1 + (size // patch) ** 2)
-
-
-def _without_weights(config: VisionConfig) -> nn.Module:
-    kind, _, name = config.source.partition(":")
-    if kind == "timm":
-        return _timm_encoder(name, None)
-    if kind == "hf":
-        return _HuggingFaceBody(_empty_hugging_face(name))
-    if kind == "vit" and config.vit is not None:
-        return Vit(config.vit, config.height, config.width)
-    raise Blip2rtError(f"vision source {config.source!r}: choose timm:NAME, hf:PATH or vit")
-
-
-def _from_checkpoint(config: VisionConfig) -> nn.Module:
-    """An encoder of timm or Hugging Face that a training of ours has changed."""
-    assert config.weights is not None
-    body, weights = _without_weights(config), Weights(resolve(config.weights))
-    wanted = {name: tuple(values.shape) for name, values in body.state_dict().items()}
-    readers = weights.readers(wanted, lambda name: f"{INSIDE}{name}")
-    body.load_state_dict({name: read() for name, read in readers.items()})
-    return body
-
-
-def _empty_hugging_face(name: str) -> nn.Module:
-    from transformers import AutoConfig, AutoModel
-
-    with boundary(f"vision source hf:{name} cannot be loaded"):
-        config = AutoConfig.from_pretrained(fetch(name), trust_remote_code=False)
-        config = getattr(config, "vision_config", config)
-        model = AutoModel.from_config(config, trust_remote_code=False)
-        return getattr(model, "vision_model", model)
-
-
-class _TimmBody(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.model.forward_features(pixels)  # type: ignore[operator]
-
-
-def _timm_encoder(name: str, weights: str | None) -> nn.Module:
-    try:
-        import timm
-    except ImportError as error:
-        raise Blip2rtError(f"timm is not installed: {pip_install('train')}") from error
-    if not timm.is_model(name):
-        raise Blip2rtError(f"vision source timm:{name}: timm has no such model: see timm.list_models()")
-    model = timm.create_model(name, pretrained=weights == PRETRAINED)
-    if weights not in (None, PRETRAINED):
-        assert weights is not None
-        with boundary(f"vision weights {weights!r} cannot be read"):
-            state = torch_state(Path(resolve(weights)))
-            model.load_state_dict(_match_names(state, model.state_dict(), weights))
-    model.reset_classifier(0)  # type: ignore[operator]
-    return _TimmBody(model)
-
-
-def _match_names(
-    state: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], source: str
-) -> dict[str, torch.Tensor]:
-    """Give a foreign state dict the model's names: by name, else tensor by tensor when order and shapes agree."""
-    if state.keys() == wanted.keys():
-        return state
-    shapes = [tuple(t.shape) for t in state.values()]
-    if shapes != [tuple(t.shape) for t in wanted.values()]:
-        raise Blip2rtError(
-            f"vision weights {source!r} do not fit: {len(state)} tensors there, {len(wanted)} in the model, "
-            "and they agree neither by name nor by order and shape"
-        )
-    return dict(zip(wanted, state.values(), strict=True))
-
-
-class _HuggingFaceBody(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.model(pixel_values=pixels).last_hidden_state
-
-
-def _hugging_face_encoder(path: str) -> nn.Module:
-    from transformers import AutoModel
-
-    with boundary(f"vision source hf:{path} cannot be loaded"):
-        model = AutoModel.from_pretrained(fetch(path), trust_remote_code=False).float()
-    return _HuggingFaceBody(getattr(model, "vision_model", model))
-
-
-def _vit(config: VisionConfig) -> Vit:
-    assert config.vit is not None, "a vit's config says its geometry"
-    if config.weights is None:
-        return Vit(config.vit, config.height, config.width)
-    with streaming.empty():
-        vit = Vit(config.vit, config.height, config.width)
-    streaming.bind(vit, _vit_readers(vit, Weights(resolve(config.weights))))
-    return vit
-
-
-def vit_style(weights: Weights) -> tuple[str, str] | None:
-    """(prefix, style) of an encoder's names in `weights`: style is ours, hf, eva or clip. None: there is no encoder."""
-    starts = {
-        "ours": ((INSIDE,), "class_embedding"),
-        "hf": (("vision_model.",), "embeddings.class_embedding"),
-        "eva": (("visual_encoder.", ""), "cls_token"),
-        "clip": (("visual_encoder.", "visual.", ""), "class_embedding"),
-    }
-    for style, (prefixes, name) in starts.items():
-        for prefix in prefixes:
-            if prefix + name in weights:
-                return prefix, style
-    return None
-
-
-def _vit_readers(vit: Vit, weights: Weights) -> dict[str, Reader]:
-    """Where each parameter's values are. Raises Blip2rtError: all that is missing or of another shape."""
-    found = vit_style(weights)
-    if found is None:
-        raise Blip2rtError(
-            f"{weights.source} holds no image encoder: give the file of EVA-CLIP ViT-g (eva_vit_g.pth), of CLIP ViT-L "
-            "(clip_vit_L.pth), or a Hugging Face BLIP-2 folder"
-        )
-    prefix, style = found
-    shapes = {name: tuple(parameter.shape) for name, parameter in vit.named_parameters()}
-    special: dict[str, Reader] = {}
-    for name in shapes:
-        theirs = f"{prefix}{vit_name(name, style)}"
-        if style == "eva" and name.endswith("qkv.bias") and theirs not in weights:
-            special[name] = _joined_bias(weights, theirs[: -len("qkv.bias")])
-        elif name in ("class_embedding", "position_embedding") and theirs in weights:
-            special[name] = _row(weights, theirs, vit if name == "position_embedding" else None)
-    return weights.readers(
-        shapes, lambda name: None if (inner := vit_name(name, style)) is None else prefix + inner, special
-    )
-
-
-def _joined_bias(weights: Weights, attention: str) -> Reader:
-    """EVA-CLIP keeps the biases of queries and values, and has none for keys."""
-
-    def read() -> torch.Tensor:
-        query, value = (weights.read(f"{attention}{name}_bias") for name in "qv")
-        return torch.cat((query, torch.zeros_like(query), value))
-
-    return read
-
-
-def _row(weights: Weights, name: str, positions_of: Vit | None) -> Reader:
-    """[CLS] or the position embeddings as (1, n, width), the latter of the grid that the encoder has."""
-
-    def read() -> torch.Tensor:
-        values = weights.read(name)
-        values = values.reshape(1, -1, values.shape[-1])
-        return values if positions_of is None else resized_positions(values, positions_of.grid)
-
-    return read

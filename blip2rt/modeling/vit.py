@@ -1,7 +1,7 @@
 """Vision transformers of BLIP-2: EVA-CLIP ViT-g/14 and CLIP ViT-L/14, without their last block and final norm.
 
 (Li et al. 2023, section 3.4.) `pixels (B, 3, h, w) -> vision_features (B, 1 + patches, width)`; the first is [CLS].
-Knows patches and blocks, nothing about where weights come from.
+Does not know where weights come from.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ EVA_G = VitConfig()  # EVA-CLIP ViT-g/14 without its last block
 CLIP_L = VitConfig(
     width=1024, layers=23, mlp_width=4096, activation="quick_gelu", layer_norm_eps=1e-5, patch_bias=False, pre_norm=True
 )  # CLIP ViT-L/14 without its last block
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of its pixels
 
 
 def _quick_gelu(x: torch.Tensor) -> torch.Tensor:
@@ -81,7 +82,7 @@ class Block(nn.Module):
 
 
 class Vit(nn.Module):
-    """For images of one size; `resized_positions` brings the position embeddings of another to it."""
+    """A vision transformer for images of one size; `resized_positions` adapts position embeddings of another."""
 
     def __init__(self, config: VitConfig, height: int, width: int) -> None:
         super().__init__()
@@ -106,15 +107,14 @@ class Vit(nn.Module):
 
 
 def resized_positions(embedding: torch.Tensor, grid: tuple[int, int], first: int = 1) -> torch.Tensor:
-    """Position embeddings (1, first + s * s, C) of a square grid -> (1, first + grid, C), bicubic; the first ones,
-    [CLS]'s, as they are.
+    """Interpolate position embeddings (1, first + s * s, C) of a square grid to (1, first + grid, C), bicubic.
 
-    Raises Blip2rtError where the source is no square grid.
+    The `first` ones, of [CLS], stay unchanged. Raises Blip2rtError if the source is not a square grid.
     """
     count = embedding.shape[1] - first
     side = round(count**0.5)
     if side * side != count:
-        raise Blip2rtError(f"position embeddings of {count} patches are no square grid, and cannot be resized")
+        raise Blip2rtError(f"position embeddings of {count} patches do not form a square grid and cannot be resized")
     if (side, side) == grid:
         return embedding
     patches = embedding[:, first:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)

@@ -1,8 +1,7 @@
-"""Named tensors on disk, each read when it is asked for: safetensors (one file or shards) and PyTorch's own format.
+"""Named tensors on disk, each read on demand: safetensors (one file or shards) and PyTorch's own format.
 
-Matrices that quantized.py knows are floats to whoever reads them.
-
-Knows files, nothing about models. Files are read and not mapped, so that what has been used leaves the memory.
+Quantized matrices are dequantized as they are read (see dequantize.py). Files are read rather than mapped, so that
+tensors leave the memory after use. Does not know about models.
 """
 
 from __future__ import annotations
@@ -19,28 +18,26 @@ import torch
 
 from blip2rt.errors import Blip2rtError, boundary
 
+from .dequantize import dequantize, refuse_integers
 from .json_file import parse_json, read_json
-from .quantized import dequantized, refuse_integers
 
 Reader = Callable[[], torch.Tensor]
-Stored = tuple[tuple[int, ...], Reader, torch.dtype]  # shape, what reads the tensor, its type
+Stored = tuple[tuple[int, ...], Reader, torch.dtype]  # shape, reader, type
 
+_NAMES = "F64:float64 F32:float32 F16:float16 BF16:bfloat16 I64:int64 I32:int32 I16:int16 I8:int8 U8:uint8 BOOL:bool"
 _DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn,
-}  # fmt: skip
-_NAMED = 6  # tensors that an error names
-_WHOLE = ("model.safetensors", "pytorch_model.bin")
+    name: getattr(torch, dtype)
+    for name, _, dtype in (each.partition(":") for each in f"{_NAMES} F8_E4M3:float8_e4m3fn".split())
+}
+_MAX_LISTED = 6  # tensors that an error names
+_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class Weights:
-    """`shapes` (name -> shape) of a checkpoint's tensors, and `read(name)` -> the tensor as it is stored, quantized
-    matrices as floats; `dtypes`: name -> the type of what `read` gives.
+    """The tensors of a checkpoint: `shapes` and `dtypes` by name, and `read(name)`.
 
     source: a folder with model.safetensors or pytorch_model.bin, whole or in shards with their index; or one file,
-    .safetensors or anything that torch.load reads. Raises Blip2rtError: no weights, missing and damaged files, all at
-    once.
+    .safetensors or anything that torch.load reads. Raises Blip2rtError, which names all missing and damaged files.
     """
 
     def __init__(self, source: str | Path) -> None:
@@ -55,23 +52,24 @@ class Weights:
             except Blip2rtError as error:
                 faults.append(str(error))
                 continue
-            self._keep({name: (shape, reader) for name, (shape, reader, _) in readers.items()})
+            self._add({name: (shape, reader) for name, (shape, reader, _) in readers.items()})
             self.dtypes |= {name: dtype for name, (_, _, dtype) in readers.items()}
         try:
             known = {name: (shape, self._readers[name]) for name, shape in self.shapes.items()}
-            floats = dequantized(known, self.dtypes)
-            self._keep(floats)
+            floats = dequantize(known, self.dtypes)
+            self._add(floats)
             self.dtypes |= dict.fromkeys(floats, torch.float32)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             faults.append(f"its quantized weights are damaged ({error})")
         if faults:
             raise Blip2rtError(f"{self.source}: {'; '.join(faults)}; copy or download the checkpoint again")
 
-    def _keep(self, entries: Mapping[str, tuple[tuple[int, ...], Reader]]) -> None:
+    def _add(self, entries: Mapping[str, tuple[tuple[int, ...], Reader]]) -> None:
         self._readers |= {name: reader for name, (_, reader) in entries.items()}
         self.shapes |= {name: shape for name, (shape, _) in entries.items()}
 
     def read(self, name: str) -> torch.Tensor:
+        """The tensor as it is stored, or dequantized."""
         return self._readers[name]()
 
     def __contains__(self, name: str) -> bool:
@@ -83,9 +81,10 @@ class Weights:
         translate: Callable[[str], str | None],
         special: Mapping[str, Reader] | None = None,
     ) -> dict[str, Reader]:
-        """A reader for each name of `wanted` (name -> shape). Raises Blip2rtError: all that is missing or misshaped.
+        """A reader for each name of `wanted` (name -> shape). Raises Blip2rtError, which lists missing tensors and
+        wrong shapes.
 
-        translate: our name -> theirs, alternatives separated by |. special: readers of tensors that need more.
+        translate: our name -> theirs, alternatives separated by |. special: readers that override these.
         """
         readers, missing, misshaped = dict(special or {}), [], []
         refuse_integers(self.source, self._wanted_types(wanted, translate))
@@ -107,7 +106,7 @@ class Weights:
     def _wanted_types(
         self, wanted: Mapping[str, tuple[int, ...]], translate: Callable[[str], str | None]
     ) -> dict[str, torch.dtype]:
-        """The types of what is stored, by its name, of tensors that are asked for."""
+        """The types of the wanted tensors, by stored name."""
         theirs = [(translate(name) or name).split("|") for name in wanted]
         names = [next((each for each in found if each in self.dtypes), None) for found in theirs]
         return {name: self.dtypes[name] for name in names if name is not None}
@@ -115,7 +114,7 @@ class Weights:
     def _files(self) -> list[Path]:
         if self.source.is_file():
             return [self.source]
-        for name in _WHOLE:
+        for name in _FILES:
             index = self.source / f"{name}.index.json"
             if index.is_file():
                 with boundary(f"{index} is damaged, copy or download the checkpoint again"):
@@ -123,30 +122,31 @@ class Weights:
                 return [self.source / _plain(shard, index) for shard in sorted(set(map(str, shards)))]
             if (self.source / name).is_file():
                 return [self.source / name]
-        raise Blip2rtError(f"{self.source} holds no weights: neither {' nor '.join(_WHOLE)}, nor an index of shards")
+        raise Blip2rtError(f"{self.source} has no weights: neither {' nor '.join(_FILES)}, nor an index of shards")
 
 
 def _plain(shard: str, index: Path) -> str:
-    """The name of a shard beside its index. Raise Blip2rtError for one that leads elsewhere."""
+    """Return the file name of a shard. Raise Blip2rtError if it is not in the index's folder."""
     if Path(shard).name != shard or "\\" in shard:
-        raise Blip2rtError(f"{index} names {shard!r}, which is not a file beside it: download the checkpoint again")
+        raise Blip2rtError(f"{index} names {shard!r}, which is not in the same folder: download the checkpoint again")
     return shard
 
 
 def _few(items: list[str], verb: str) -> list[str]:
-    """A clause that names the first items and counts the others."""
+    """A clause that lists the first items and counts the others."""
     if not items:
         return []
-    more = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
-    return [f"{verb} {', '.join(items[:_NAMED])}{more}".strip()]
+    more = f" and {len(items) - _MAX_LISTED} more" if len(items) > _MAX_LISTED else ""
+    return [f"{verb} {', '.join(items[:_MAX_LISTED])}{more}".strip()]
 
 
 def has_weights(folder: Path) -> bool:
-    return any((folder / f"{name}{end}").is_file() for name in _WHOLE for end in ("", ".index.json"))
+    """Whether a folder contains weights that `Weights` reads."""
+    return any((folder / f"{name}{end}").is_file() for name in _FILES for end in ("", ".index.json"))
 
 
 def _open(file: Path, named: str) -> dict[str, Stored]:
-    """name -> what is stored. Raises Blip2rtError that begins with `named`."""
+    """The stored tensors by name. Raises Blip2rtError, whose message begins with `named`."""
     if not file.is_file():
         raise Blip2rtError(f"{named} is missing")
     with boundary(f"{named} is damaged"):
@@ -154,15 +154,15 @@ def _open(file: Path, named: str) -> dict[str, Stored]:
 
 
 def _open_safetensors(file: Path) -> dict[str, Stored]:
-    """A length, a JSON header, then the tensors' bytes one after the other."""
+    """Read the header: its length, JSON, then follow the tensors' bytes."""
     with open(file, "rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         size = file.stat().st_size
         if length > size:
-            raise ValueError("no safetensors file")
+            raise ValueError("not a safetensors file")
         header: dict[str, Any] = parse_json(stream.read(length))
     if not isinstance(header, dict):
-        raise ValueError("no safetensors file")
+        raise ValueError("not a safetensors file")
     header.pop("__metadata__", None)
     start, found, end = 8 + length, {}, 8 + length
     for name, entry in header.items():
@@ -180,7 +180,7 @@ def _open_safetensors(file: Path) -> dict[str, Stored]:
 
 
 def _described(name: str, entry: Any) -> tuple[str, tuple[int, ...], list[int]]:
-    """A tensor's type, shape and offsets, as its entry in the header says."""
+    """A tensor's type, shape and offsets, from its entry in the header."""
     fields = entry if isinstance(entry, dict) else {}
     kind, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
     if (
@@ -188,7 +188,7 @@ def _described(name: str, entry: Any) -> tuple[str, tuple[int, ...], list[int]]:
         or any(type(number) is not int or number < 0 for number in (*shape, *offsets))
         or offsets[0] > offsets[1]
     ):
-        raise ValueError(f"the header's entry of {name} is none")
+        raise ValueError(f"the header's entry of {name} is malformed")
     return kind, tuple(shape), offsets
 
 
@@ -200,10 +200,10 @@ def _slice(file: Path, offset: int, size: int, dtype: torch.dtype, shape: tuple[
         with open(file, "rb", buffering=0) as stream:
             stream.seek(offset)
             view, done = memoryview(buffer), 0
-            while done < size:  # one call reads 2 GB at most
+            while done < size:  # a call reads at most 2 GB
                 count = stream.readinto(view[done:])
                 if not count:
-                    raise Blip2rtError(f"{file} ends too soon; copy or download the checkpoint again")
+                    raise Blip2rtError(f"{file} is truncated; copy or download the checkpoint again")
                 done += count
         return torch.frombuffer(buffer, dtype=dtype).view(shape)
 
@@ -211,21 +211,21 @@ def _slice(file: Path, offset: int, size: int, dtype: torch.dtype, shape: tuple[
 
 
 def torch_state(file: Path, mmap: bool = False) -> Any:
-    """What PyTorch wrote: tensors, never code. Raises ValueError for all else, not with PyTorch's advice to run it."""
+    """Load tensors, never code, that PyTorch saved. Raises ValueError for anything else."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        raise ValueError("PyTorch did not write it, or it holds more than tensors, which is not read") from error
+        raise ValueError("it was not saved by PyTorch, or contains more than tensors, which is not loaded") from error
 
 
 def _open_torch(file: Path) -> dict[str, Stored]:
-    """A state dict, alone or under "model", as PyTorch writes it; loaded as tensors only, never as code."""
+    """Open a state dict that PyTorch saved, alone or under "model"."""
     state = torch_state(file, mmap=zipfile.is_zipfile(file))
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
     tensors = {n: t for n, t in state.items() if isinstance(t, torch.Tensor)} if isinstance(state, dict) else {}
     if not tensors:
-        raise ValueError("it holds no named tensors")
+        raise ValueError("it has no named tensors")
 
     def reader(tensor: torch.Tensor) -> Reader:
         return lambda: tensor

@@ -21,14 +21,14 @@ def our_weights(theirs: dict[str, torch.Tensor], ours: list[str]) -> dict[str, t
     """Convert the weights of transformers' CLIPVisionModel to the parameters of a Vit with these names."""
     import torch
 
-    from blip2rt.modeling.names import vit_name
+    from blip2rt.modeling.vit_weights import STYLES
 
     theirs = {name.removeprefix("vision_model."): values for name, values in theirs.items()}
 
     def read(name: str) -> torch.Tensor:
         if name.startswith("pre_norm."):
             return theirs[name.replace("pre_norm", "pre_layrnorm")]
-        blip2 = vit_name(name, "hf")  # Hugging Face's BLIP-2 fuses queries, keys and values
+        blip2 = STYLES["hf"].name(name)  # Hugging Face's BLIP-2 fuses queries, keys and values
         assert blip2 is not None
         if ".qkv." in blip2:
             return torch.cat([theirs[blip2.replace("qkv", f"{part}_proj")] for part in "qkv"])
@@ -48,11 +48,11 @@ def rewrite(source: Path, out: Path) -> float:
     import torch
     from transformers import AutoModel
 
-    from blip2rt.modeling.checkpoints import load_model, save_model
+    from blip2rt.modeling.checkpoint import Checkpoint, save_model
     from blip2rt.modeling.vision import VisionEncoder
     from blip2rt.modeling.vit import VitConfig
 
-    model = load_model(source, llm=False)
+    model = Checkpoint(source).load(llm=False)
     vision = model.config.vision
     theirs = AutoModel.from_pretrained(vision.source.removeprefix("hf:"), trust_remote_code=False).float()
     clip = theirs.config

@@ -56,15 +56,16 @@ def image(data: bytes, folder: Path) -> None:
 def checkpoint(data: bytes, folder: Path) -> None:
     """config.json of a checkpoint, and its tensors."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # a config may name what is on the hub
-    from blip2rt.modeling import checkpoints, weights
+    from blip2rt.modeling import weights
+    from blip2rt.modeling.checkpoint import Checkpoint
 
     head, _, tail = data.partition(b"\0\0\0\0")
     (folder / "config.json").write_bytes(head)
     (folder / "model.safetensors").write_bytes(tail)
     reads = (
-        lambda: checkpoints.read_config(folder),
+        lambda: Checkpoint(folder).config,
         lambda: weights.Weights(folder),
-        lambda: checkpoints.load_model(folder, vision=False, llm=False),
+        lambda: Checkpoint(folder).load(vision=False, llm=False),
     )
     for read in reads:
         try:

@@ -66,6 +66,7 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "python -m benchmarks.image": None,
     "python -m benchmarks.loop": None,
     "python -m benchmarks.serve": ("--geometry", "huge"),
+    "python -m benchmarks.make_checkpoint": ("--geometry", "huge"),
     "python -m benchmarks.precisions": ("--checkpoint", "x", "--data", "y", "--kinds", "int3"),
     "python -m benchmarks.train": ("--precision", "int8"),
 }
@@ -217,8 +218,7 @@ def test_renamed_options_are_accepted_but_hidden(call: Callable[..., tuple[int, 
     paths = "--images x --out y"
     for called, old, new in (
         ("blip2rt-export", "--ckpt /none --out y --calib z", "--checkpoint /none --out y --calibration z"),
-        ("blip2rt-convert", "/none --to hf y", "/none --to hf --out y"),
-        ("blip2rt-convert", "--ckpt /none --to hf y", "--checkpoint=/none --to hf --out=y"),
+        ("blip2rt-convert", "--ckpt /none --to hf --out y", "--checkpoint=/none --to hf --out=y"),
         ("blip2rt-bench", "--ckpt /none --num_beams 2", "--checkpoint /none --beams 2"),
         ("blip2rt-train questions", f"--table /none {paths} --per_image 1", f"--data /none {paths} --per-image 1"),
         ("blip2rt-train prepare shards", "--data /none --out y --per_shard 5", "--data /none --out y --per-shard 5"),

@@ -19,6 +19,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from blip2rt.modeling import blip2 as ours
+from blip2rt.modeling.llm import LanguageModelSource
+from blip2rt.modeling.vision import VisionEncoder
+
 from . import training as tiny_training
 from .llm_configs import CONFIGS, IMAGE, SLOW_CONFIGS, SPECIAL, WORDS
 
@@ -40,6 +44,17 @@ QFORMER = {
     "max_position_embeddings": 40,
 }  # as tests/tiny/training.py's BERT
 QUERIES = 5
+
+
+def build(config: ours.Blip2Config, *, vision: bool = True, llm: bool = True) -> ours.Blip2:
+    """A fresh model of ours with the frozen parts that its config names, unless declined."""
+    language = None if config.llm is None else LanguageModelSource(config.llm)
+    return ours.Blip2(
+        config,
+        VisionEncoder(config.vision) if vision else None,
+        None if language is None or not llm else language.load(),
+        llm_width=None if language is None else language.hidden_size,
+    )
 
 
 def shake(model: torch.nn.Module, by: float = 0.08) -> torch.nn.Module:

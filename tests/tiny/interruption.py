@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 from blip2rt import bundle
 from blip2rt.bench import cli as bench
 from blip2rt.bundle import atomic
-from blip2rt.modeling.checkpoints import list_checkpoints, load_model
+from blip2rt.modeling.checkpoint import Checkpoint, list_checkpoints
 from export import cli as export
 from export import convert
 from tests.tiny import blip2 as tiny_blip2
@@ -190,7 +190,7 @@ class Train(Command):
         for found in list_checkpoints(self.out) if self.out.exists() else ():
             assert json.loads((found / "trainer.json").read_text())["step"] == int(found.name[5:])
             assert load_file(found / "optimizer.safetensors")
-            load_model(found, vision=False)
+            Checkpoint(found).load(vision=False)
         metrics, plot = self.out / "metrics.jsonl", self.out / "loss.png"
         lines = metrics.read_text().splitlines() if metrics.exists() else []
         assert all(json.loads(line) for line in lines[:-1])  # the last line may be incomplete

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 
-from blip2rt.modeling.lavis import Parts
+from blip2rt.modeling.sources import ExternalParts
 
 from . import blip2
 
@@ -65,7 +65,7 @@ def split(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return {n: t for n, t in state.items() if not n.startswith("visual_encoder.")}, encoder
 
 
-def stage2(folder: Path) -> tuple[Any, Path, Path, Parts]:
+def stage2(folder: Path) -> tuple[Any, Path, Path, ExternalParts]:
     """Return a transformers model, its .pth files (trained tensors only; all tensors), and its frozen parts."""
     hf = blip2.generative(folder / "hf", blip2.TEXT_CONFIGS["opt"](), qformer=QFORMER)
     model = transformers.Blip2ForConditionalGeneration.from_pretrained(hf).eval()
@@ -77,5 +77,5 @@ def stage2(folder: Path) -> tuple[Any, Path, Path, Parts]:
     model.language_model.save_pretrained(folder / "llm")
     blip2.llm_tokenizer().save_pretrained(folder / "llm")
     model.vision_model.post_layernorm.eps = 1e-5
-    parts = Parts(str(folder / "eva.pth"), str(folder / "llm"), vision_heads=4, qformer_heads=2)
+    parts = ExternalParts(str(folder / "eva.pth"), str(folder / "llm"), vision_heads=4, qformer_heads=2)
     return model, folder / "trained.pth", folder / "finetuned.pth", parts

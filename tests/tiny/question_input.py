@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 import blip2rt
-from blip2rt.modeling import checkpoints
-from blip2rt.modeling.blip2 import Blip2, Blip2Config
+from blip2rt.modeling.bert import BertSource
+from blip2rt.modeling.blip2 import Blip2Config
+from blip2rt.modeling.checkpoint import Checkpoint, save_model
 from blip2rt.modeling.llm import LlmConfig
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
@@ -27,20 +28,20 @@ def export_model(folder: Path) -> tuple[Path, Any, blip2rt.Model]:
     bert = str(training.bert_folder(folder / "bert"))
     vit = VitConfig(32, 2, 4, 48, 7)
     vision = VisionConfig("vit", None, 28, 28, positions=17, features=32, vit=vit)
-    qformer = QFormerConfig(**checkpoints.read_bert_geometry(bert), queries=4, vision_width=32)
+    qformer = QFormerConfig(**BertSource(bert).geometry, queries=4, vision_width=32)
     llm = LlmConfig(str(training.llm_folder(folder / "llm")), end="<|end|>")
     text = {"max_text_length": 9, "clean_captions": True, "question_input": True, "question_prompt": "the {}"}
     config = Blip2Config(2, vision, qformer, llm=llm, qformer_init=bert, **text)
     (folder / "ckpt").mkdir()
-    model = blip2.shake(Blip2(config), 0.3)
+    model = blip2.shake(blip2.build(config), 0.3)
     torch.save({f"vision_model.{n}": t for n, t in hugging_face_names(model.vision.body)}, folder / "vit.pth")
     model.config = replace(config, vision=replace(vision, weights=str(folder / "vit.pth")))
-    checkpoints.save_model(model, folder / "ckpt")
+    save_model(model, folder / "ckpt")
     assert main(["--ckpt", str(folder / "ckpt"), "--out", str(folder / "bundle"), "--precision", FLOAT]) == 0
-    return folder, checkpoints.load_model(folder / "ckpt"), blip2rt.load(folder / "bundle", threads=1)
+    return folder, Checkpoint(folder / "ckpt").load(), blip2rt.load(folder / "bundle", threads=1)
 
 
 def hugging_face_names(vit: Any) -> list[tuple[str, Any]]:
-    from blip2rt.modeling.names import vit_name
+    from blip2rt.modeling.vit_weights import STYLES
 
-    return [(str(vit_name(name, "hf")), tensor.detach().clone()) for name, tensor in vit.named_parameters()]
+    return [(str(STYLES["hf"].name(name)), tensor.detach().clone()) for name, tensor in vit.named_parameters()]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from blip2rt.modeling.checkpoints import list_checkpoints
+from blip2rt.modeling.checkpoint import list_checkpoints
 from train import stage1, stage2
 from train.loop.trainer import check_batch
 from train.settings import BatchSettings

@@ -18,16 +18,16 @@ import blip2rt
 from blip2rt.cli import main as cli
 from blip2rt.errors import Blip2rtError
 from blip2rt.image import to_pixels
-from blip2rt.modeling.checkpoints import list_checkpoints, load_model, read_config
-from blip2rt.modeling.llm import LlmConfig
+from blip2rt.modeling.checkpoint import Checkpoint, list_checkpoints
+from blip2rt.modeling.llm import LanguageModelSource, LlmConfig
 from blip2rt.modeling.vision import layer_numbers
 from export.cli import main as export
 from export.convert import main as convert
 from tests.seeds import new_seed
 from tests.train.arguments import options, sizes, without
 from train import stage1, stage2
-from train.model import other_llm
 from train.recipe import parse
+from train.warm_start import replaced_llm
 
 from ..tiny import blip2 as tiny_blip2
 from ..tiny.lavis import state_of
@@ -108,7 +108,7 @@ def pixels_of(images: list[Any], config: Any) -> torch.Tensor:
 def llm_of(parts: Path, start: str, *more: str) -> LlmConfig:
     """The config of the LLM that a training from `start` has."""
     arguments = command(parts, start, parts / "none", *more)
-    found = stage2.model_config(parse(stage2.Stage2Settings, arguments, "")).llm
+    found = stage2.starting_point(parse(stage2.Stage2Settings, arguments, "")).config.llm
     assert found is not None
     return found
 
@@ -135,8 +135,8 @@ def test_naming_the_checkpoints_llm_changes_nothing(parts: Path) -> None:
 def test_another_llm_keeps_the_end_token(parts: Path) -> None:
     """What is written stays, and what is counted is the new tokenizer's."""
     before = LlmConfig(source=str(parts / "t5"), add_special_tokens=True, end="<|end|>", bos="a", tokenizer="x", bits=4)
-    own = other_llm(before, str(parts / "wide"))
-    prompted = other_llm(replace(before, empty_prompt_ids=(7,)), str(parts / "t5"))
+    own = replaced_llm(LanguageModelSource(before), str(parts / "wide")).config
+    prompted = replaced_llm(LanguageModelSource(replace(before, empty_prompt_ids=(7,))), str(parts / "t5")).config
     assert (prompted.end, prompted.end_ids, prompted.add_special_tokens) == ("<|end|>", (), True)
     assert prompted.empty_prompt_ids == (1,) and prompted.bos is None
     assert own == LlmConfig(source=str(parts / "wide"), end="<|end|>", bits=4, lora_alpha=before.lora_alpha)
@@ -169,7 +169,7 @@ def test_lower_layers_move_less(parts: Path) -> None:
     moved: dict[float, list[float]] = {}
     for decay in (1.0, 0.5):
         run = finetune(parts, parts / f"decay-{decay}", "opt", *TRAINED, *common, "--layer_decay", str(decay))
-        before = load_model(parts / "opt", llm=False).vision
+        before = Checkpoint(parts / "opt").load(llm=False).vision
         after = held(run)
         assert before is not None
         moved[decay] = [
@@ -197,7 +197,7 @@ def test_trained_encoder_is_saved_and_exported(parts: Path, tmp_path: Path) -> N
             n: t for n, t in load_file(file).items() if not n.startswith(("vision_model.encoder", "vision_model.emb"))
         }
         save_file(kept, file, metadata={"format": "pt"})
-    model = load_model(tmp_path / "run")
+    model = Checkpoint(tmp_path / "run").load()
     body = model.vision.body.state_dict()
     assert all(
         torch.equal(body[n.removeprefix("vision.body.")], t) for n, t in state.items() if n.startswith("vision.")
@@ -255,7 +255,7 @@ def test_timm_and_hugging_face_encoders_train(parts: Path, tmp_path: Path, sourc
     assert stage2.main([*settings, "--out", str(tmp_path / "again")]) == 0
     again = held(tmp_path / "again")
     assert [name for name in state if not torch.equal(state[name], again[name])] == []
-    model = load_model(tmp_path / "whole")
+    model = Checkpoint(tmp_path / "whole").load()
     for name, values in model.vision.state_dict().items():
         assert torch.equal(values, state[f"vision.{name}"]), name
     rates = layer_numbers(run.trainer.model.vision)
@@ -283,14 +283,14 @@ def test_vqa_reads_the_question_twice(parts: Path, tmp_path: Path, llm: str) -> 
     bert = load_file(parts / "bert" / "model.safetensors")
     started = stage.model.qformer.layers[0].text_ffn.inner.weight
     assert torch.equal(started, bert["encoder.layer.0.intermediate.dense.weight"]), "the text branch is BERT's"
-    hf = load_model(parts / llm, vision=False, llm=False).qformer
+    hf = Checkpoint(parts / llm).load(vision=False, llm=False).qformer
     assert torch.equal(stage.model.qformer.layers[0].query_ffn.inner.weight, hf.layers[0].query_ffn.inner.weight)
 
     run = finetune(parts, tmp_path / "run", llm, *vqa)
     assert stage2.main([*arguments, "--out", str(run), "--steps", "5"]) == 0, "it goes on"
     assert export(["--ckpt", str(run), "--out", str(tmp_path / "bundle"), "--precision", FLOAT]) == 0
     bundle = blip2rt.load(tmp_path / "bundle", threads=1)
-    model = load_model(run)
+    model = Checkpoint(run).load()
     images = tiny_blip2.photographs(2, np.random.default_rng(new_seed()))
     questions = ["what is red?", "is the dog on the grass"]
     tokens = stage.questions.tokenizer(questions, padding=True, return_tensors="pt")
@@ -313,17 +313,17 @@ def test_lora_is_merged_on_export(parts: Path, tmp_path: Path) -> None:
     assert len(adapters) == 2 * 2 * 6 and all(".lora_" in name for name in adapters)
     arguments = command(parts, "opt", run, *lora)
     trained = stage2.Stage2(parse(stage2.Stage2Settings, arguments, "")).model.eval()  # with peft's layers
-    merged = load_model(run)
+    merged = Checkpoint(run).load()
     assert not [m for m in merged.modules() if "lora" in type(m).__module__]
-    plain = load_model(parts / "opt")
+    plain = Checkpoint(parts / "opt").load()
     embeds = torch.randn(2, 7, HIDDEN)
     with torch.no_grad():
         want, got, before = (m.llm(inputs_embeds=embeds).logits for m in (trained, merged, plain))
     assert (got - want).abs().max() < 1e-4
     assert (got - before).abs().max() > 1e-2, "the adapters have learned nothing: this tests nothing"
-    assert convert([str(run), "--to", "hf", str(tmp_path / "hf")]) == 0
+    assert convert([str(run), "--to", "hf", "--out", str(tmp_path / "hf")]) == 0
     with torch.no_grad():
-        assert (load_model(tmp_path / "hf").llm(inputs_embeds=embeds).logits - got).abs().max() < 1e-5
+        assert (Checkpoint(tmp_path / "hf").load().llm(inputs_embeds=embeds).logits - got).abs().max() < 1e-5
     assert export(["--ckpt", str(run), "--out", str(tmp_path / "bundle"), "--precision", FLOAT]) == 0
     bundle = blip2rt.load(tmp_path / "bundle", threads=1)
     [image] = tiny_blip2.photographs(1, np.random.default_rng(new_seed()))
@@ -338,7 +338,7 @@ def test_lora_is_merged_on_export(parts: Path, tmp_path: Path) -> None:
             min_new_tokens=1,
             eos_token_id=list(bundle.bundle.manifest.llm.eos_token_ids),
         )
-    tokenizer = stage2.Texts(merged.config.llm, 5, 9).tokenizer
+    tokenizer = LanguageModelSource(merged.config.llm).tokenizer
     assert bundle.caption(image, num_beams=1, max_new_tokens=6).split() == (
         tokenizer.decode(said[0], skip_special_tokens=True).split()
     )
@@ -366,7 +366,7 @@ def test_retrieval_finetune_from_hugging_face(parts: Path, tmp_path: Path) -> No
     assert stage1.main(arguments) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {"itc", "itm", "itg"} <= lines[0].keys() and any("dev_t2i_r@1" in line for line in lines)
-    before, state = load_model(parts / "itm"), held(tmp_path / "run")
+    before, state = Checkpoint(parts / "itm").load(), held(tmp_path / "run")
     assert not torch.equal(state["vision.body.layers.0.fc1.weight"], before.vision.body.layers[0].fc1.weight)
 
 
@@ -377,7 +377,7 @@ def test_larger_image_interpolates_positions(parts: Path, tmp_path: Path) -> Non
         large = ["--vision_size", "42", "--steps", "1", "--save_every", "1"]
         assert stage2.main([*data(parts), "--start", str(start), "--out", str(out), *TRAINED, *large]) == 0
         assert held(out)["vision.body.position_embedding"].shape[1] == 1 + 6 * 6
-        assert read_config(out).vision.height == 42
+        assert Checkpoint(out).config.vision.height == 42
 
 
 @pytest.mark.parametrize("size", [96, 32])
@@ -497,7 +497,7 @@ def test_lavis_file_is_a_start(parts: Path, tmp_path: Path) -> None:
     given = options(vision_weights=tmp_path / "eva.pth", llm_source=tmp_path / "llm", caption_prompt="a photo of")
     arguments = command(parts, tmp_path / "caption.pth", tmp_path / "out", *given)
     settings = parse(stage2.Stage2Settings, arguments, "")
-    model = stage2.build_model(settings, stage2.model_config(settings))
+    model = stage2.build_model(settings, stage2.starting_point(settings))
     assert torch.equal(model.projection.weight, theirs.language_projection.weight)
     assert torch.equal(model.qformer.query_tokens, theirs.query_tokens)
     assert model.config.llm is not None and model.config.llm.caption_prompt == "a photo of"
@@ -524,8 +524,8 @@ def test_stage1_accepts_any_checkpoint_format(parts: Path, tmp_path: Path, lavis
         given["qformer_init"] = parts / "bert"
     arguments = [*data(parts), *options(**given), "--no-prepend-bos", "--out", str(tmp_path / "out")]
     settings = parse(stage2.Stage2Settings, arguments, "")
-    config = stage2.model_config(settings)
-    model = stage2.build_model(settings, config)
+    point = stage2.starting_point(settings)
+    config, model = point.config, stage2.build_model(settings, point)
     assert torch.equal(model.qformer.query_tokens, theirs.query_tokens)
     assert torch.equal(model.vision_norm.weight, theirs.vision_model.post_layernorm.weight)
     assert not config.learned_positions and config.qformer.queries == theirs.query_tokens.shape[1]
@@ -533,4 +533,4 @@ def test_stage1_accepts_any_checkpoint_format(parts: Path, tmp_path: Path, lavis
     assert (config.qformer.query_dropout, config.qformer.attention_dropout) == (0.1, 0.1), "as it was trained there"
     named = parse(stage2.Stage2Settings, [*arguments, "--query-dropout", "0", "--queries", "77"], "")
     with pytest.raises(Blip2rtError, match="queries is 77"):
-        stage2.model_config(named)
+        stage2.starting_point(named)

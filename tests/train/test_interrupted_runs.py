@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from blip2rt.errors import Blip2rtError
-from blip2rt.modeling.checkpoints import list_checkpoints
+from blip2rt.modeling.checkpoint import list_checkpoints
 from train import stage1
 from train.data import shards
 from train.loop import run_folder

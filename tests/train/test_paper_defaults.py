@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
-from blip2rt.modeling.llm import LlmConfig
+from blip2rt.modeling.llm import LanguageModelSource, LlmConfig
 from blip2rt.modeling.qformer import QFormer, QFormerConfig
 from tests.train.arguments import options, sizes
 from train import stage1, stage2
 from train.data.samples import Sample
 from train.loop.parallel import Parallel
-from train.objectives.lm import Texts
+from train.objectives.lm import LmTexts
 from train.objectives.stage1 import itc_loss, own_itc_loss, similarity
 from train.recipe import flat, parse
 
@@ -45,7 +45,7 @@ def defaults(tmp_path: Path, *more: str) -> stage1.Stage1Settings:
 
 def test_new_stage1_is_initialized_like_the_reference(tmp_path: Path) -> None:
     settings = defaults(tmp_path)
-    model = stage1.build_model(settings, stage1.model_config(settings))
+    model = stage1.build_model(settings, stage1.starting_point(settings))
     assert model.qformer.query_tokens.shape[1] == 32 and not hasattr(model, "vision_positions")
     assert not hasattr(model.qformer, "text_norm"), "queries share the text's LayerNorm"
     assert float(model.qformer.query_tokens.detach().std()) == pytest.approx(0.02, rel=0.2)
@@ -58,9 +58,9 @@ def test_new_stage1_is_initialized_like_the_reference(tmp_path: Path) -> None:
     words = model.qformer.word_embeddings.weight.detach()
     assert not torch.allclose(words[-1], words[:-1].mean(0))
     nano = defaults(tmp_path, *NANO, "--itm_std", "0.3")
-    drawn = stage1.build_model(nano, stage1.model_config(nano))
+    drawn = stage1.build_model(nano, stage1.starting_point(nano))
     torch.manual_seed(0)
-    assert torch.equal(drawn.qformer.query_tokens, Blip2(drawn.config, vision=False).qformer.query_tokens)
+    assert torch.equal(drawn.qformer.query_tokens, Blip2(drawn.config).qformer.query_tokens)
     words = drawn.qformer.word_embeddings.weight.detach()
     assert torch.allclose(words[-1], words[:-1].mean(0)), "[DEC] is the mean of BERT's words"
     assert float(drawn.itm_head.weight.detach().std()) == pytest.approx(0.3, rel=0.4)
@@ -71,7 +71,7 @@ def test_new_stage2_follows_the_paper(tmp_path: Path) -> None:
     arguments = options(out="o", train_table=tmp_path, vision_source="timm:x", vision_positions=4, vision_features=8)
     bert, llm = settings.qformer.qformer_init, llm_folder(tmp_path / "llm")
     arguments += options(qformer_init=bert, llm_source=llm)
-    config = stage2.model_config(parse(stage2.Stage2Settings, arguments, ""))
+    config = stage2.starting_point(parse(stage2.Stage2Settings, arguments, "")).config
     assert not (config.normalize_prefix or config.query_offsets or config.learned_positions or config.qformer_bits)
     assert (config.qformer.dropout, config.qformer.query_dropout, config.qformer.attention_dropout) == (0.1, 0.1, 0.1)
     assert config.llm is not None and (config.llm.end, config.llm.prepend_bos) == ("\n", True)
@@ -128,9 +128,10 @@ def test_bos_is_learned_without_a_prompt(tmp_path: Path) -> None:
     tokenizer.bos_token = "<|end|>"
     tokenizer.save_pretrained(folder)
     config = LlmConfig(source=str(folder), prepend_bos=True, end="<|end|>", caption_prompt="")
-    learned, given = (Texts(config, 4, 9, learn).tokens(Sample(0, "a dog")) for learn in (True, False))
+    language = LanguageModelSource(config)
+    learned, given = (LmTexts(language, 4, 9, learn).tokens(Sample(0, "a dog")) for learn in (True, False))
     assert learned.ids == given.ids and (learned.prompt, given.prompt) == (0, 1)
-    assert Texts(config, 4, 9, True).tokens(Sample(0, "dog", "what?")).prompt > 1, "behind a question it is given"
+    assert LmTexts(language, 4, 9, True).tokens(Sample(0, "dog", "what?")).prompt > 1, "behind a question it is given"
 
 
 class OneOfTwo(Parallel):

@@ -16,13 +16,13 @@ import torch
 import transformers
 
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
-from blip2rt.modeling.checkpoints import CONFIG
+from blip2rt.modeling.checkpoint import CONFIG
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
 from tests.train.arguments import options, sizes, without
 from train import stage1, stage2
-from train.dry_run import count_parameters, memory, rates, trained
 from train.extras import refit, self_critical
+from train.plan import count_parameters, memory, rates, trained
 from train.recipe import parse
 from train.settings import MachineSettings
 
@@ -57,12 +57,12 @@ def geometries(tmp_path_factory: pytest.TempPathFactory) -> Path:
         recipe = str(RECIPES / "paper" / f"stage1-vit-{size}.yaml")
         settings = parse(stage1.Stage1Settings, ["--recipe", recipe, "--qformer_init", str(folder / "bert")], "")
         (folder / f"stage1-{size}").mkdir()
-        (folder / f"stage1-{size}" / CONFIG).write_text(json.dumps(stage1.model_config(settings).to_json()))
+        (folder / f"stage1-{size}" / CONFIG).write_text(json.dumps(stage1.starting_point(settings).config.to_json()))
     for pair in ("g-opt-2.7b", "g-opt-6.7b", "g-flan-t5-xl"):
         recipe, llm = str(RECIPES / "paper" / f"stage2-vit-{pair}.yaml"), str(folder / pair[2:])
         arguments = ["--recipe", recipe, "--llm_source", llm, "--stage1", str(folder / "stage1-g")]
         (folder / f"stage2-{pair}").mkdir()
-        config = stage2.model_config(parse(stage2.Stage2Settings, arguments, ""))
+        config = stage2.starting_point(parse(stage2.Stage2Settings, arguments, "")).config
         (folder / f"stage2-{pair}" / CONFIG).write_text(json.dumps(config.to_json()))
     return folder
 
@@ -72,8 +72,8 @@ def test_stage1_parameters_match_the_reference(geometries: Path, size: str, coun
     """The paper says 188 M; docs/training.md counts what there is."""
     recipe = RECIPES / "paper" / f"stage1-vit-{size}.yaml"
     settings = parse(stage1.Stage1Settings, ["--recipe", str(recipe), "--qformer_init", str(geometries / "bert")], "")
-    config = stage1.model_config(settings)
-    counts = count_parameters(config)
+    point = stage1.starting_point(settings)
+    config, counts = point.config, count_parameters(point)
     assert trained(counts) == count
     beside = 768 * 768 + 768 + 2 * 768 + 30523 + 1  # of ITG the head behind the word embeddings; the temperature
     assert counts["lm_head"] + counts["temperature"] == beside
@@ -104,7 +104,7 @@ def test_stage2_parameters_match_the_paper(geometries: Path, pair: str) -> None:
     arguments = ["--recipe", str(RECIPES / "paper" / f"stage2-{pair}.yaml"), "--llm_source", str(geometries / llm)]
     settings = parse(stage2.Stage2Settings, [*arguments, "--stage1", str(geometries / f"stage1-{size}")], "")
     plan = stage2.plan(settings)
-    config, counts = plan.config, count_parameters(plan.config)
+    config, counts = plan.config, count_parameters(plan.point)
     assert trained(counts) / 1e6 == pytest.approx(PAPER.get(pair, 106), abs=1 if pair in PAPER else 3)
     whole, sharded = (
         memory(replace(plan, loop=replace(plan.loop, machine=MachineSettings(shard=shard))), counts, 16)
@@ -143,8 +143,8 @@ def test_finetune_parameters_match_the_paper(geometries: Path, name: str) -> Non
     if task == "vqa":
         arguments += ["--stage1", str(geometries / "stage1-g")]
     settings: Any = parse(cls, arguments, "")
-    config = module.model_config(settings)
-    counts = count_parameters(config, settings.vision.train_vision)
+    point = module.starting_point(settings)
+    config, counts = point.config, count_parameters(point, settings.vision.train_vision)
     assert trained(counts) / 1e6 == pytest.approx(millions, abs=1 if millions == 474 else 50)
     assert "vision" not in counts and config.vision_trained
     assert (config.vision.height, config.vision.positions) == (pixels, 1 + (pixels // 14) ** 2)
@@ -158,7 +158,7 @@ def test_finetune_parameters_match_the_paper(geometries: Path, name: str) -> Non
     if config.llm is not None:
         assert config.llm.caption_prompt == ("a photo of" if task == "caption" else "")
         assert config.llm.ask_prompt == "Question: {} Answer:" or task == "caption"
-    lines = rates(module.plan(settings))
+    lines = rates(module.plan(settings), counts)
     peaks = [float(line.split()[0]) for line in lines]
     layers = 23 if name.endswith("vit-l") else 39
     if decay == 1:
@@ -309,7 +309,7 @@ def test_refit_reproduces_outputs_with_another_encoder() -> None:
     torch.manual_seed(1)
     rng = np.random.default_rng(1)
     geometry = QFormerConfig(16, 2, 2, 32, queries=4, vision_width=12, cross_attention_frequency=1, vocab_size=20)
-    model = Blip2(Blip2Config(1, VisionConfig(positions=9, features=12), geometry), vision=False)
+    model = Blip2(Blip2Config(1, VisionConfig(positions=9, features=12), geometry))
     for parameter in model.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     old = rng.normal(size=(40, 9, 12)).astype(np.float16)
@@ -327,7 +327,7 @@ def test_refit_reads_another_grid() -> None:
     rng = np.random.default_rng(2)
     geometry = QFormerConfig(16, 2, 2, 32, queries=4, vision_width=12, cross_attention_frequency=1, vocab_size=20)
     config = Blip2Config(1, VisionConfig(positions=9, features=12), geometry, learned_positions=True)
-    model = Blip2(config, vision=False)
+    model = Blip2(config)
     for parameter in model.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     hidden = rng.normal(size=(60, 9, 8))
@@ -392,16 +392,16 @@ def test_dry_run_opens_images_from_everywhere(tmp_path: Path, capsys: pytest.Cap
     save_encoder(weights, "test_efficientnet")
     settings = [*tiny_settings(tmp_path), "--vision_weights", str(weights), "--out", str(tmp_path / "out")]
     assert stage1.main([*settings, "--dry-run"]) == 0
-    assert "8 pictures opened, 0 cannot be read" in capsys.readouterr().out
+    assert "8 images opened, 0 cannot be read" in capsys.readouterr().out
     pictures = sorted((tmp_path / "images").glob("*"))
     pictures[-1].write_bytes(b"noise")
     for more in ([], ["--no-cache-features"]):
         assert stage1.main([*settings, *more, "--dry-run"]) == 0
         output = capsys.readouterr().out
-        assert "8 pictures opened, 1 cannot be read: " in output and pictures[-1].name in output
+        assert "8 images opened, 1 cannot be read: " in output and pictures[-1].name in output
     for picture in pictures:
         picture.write_bytes(b"noise")
-    assert "none of 8 pictures that were opened can be read" in errors(stage1, [*settings, "--dry-run"], capsys)
+    assert "none of 8 sampled images can be read" in errors(stage1, [*settings, "--dry-run"], capsys)
 
 
 def test_missing_sources_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from blip2rt.modeling.blip2 import Blip2Config
-from blip2rt.modeling.checkpoints import list_checkpoints, load_model
+from blip2rt.modeling.checkpoint import Checkpoint, list_checkpoints
 from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise
 from tests.train.arguments import options
 from train import stage1, stage2
@@ -76,7 +76,7 @@ def test_stage2_trains_and_evaluates_with_rounded_weights(tmp_path: Path) -> Non
     kept = load_file(list_checkpoints(tmp_path / "run")[-1] / "model.safetensors")
     name = "qformer.layers.0.attention.query.weight"
     assert not torch.equal(rounded(kept[name]), kept[name])
-    loaded = load_model(tmp_path / "run", vision=False)
+    loaded = Checkpoint(tmp_path / "run").load(vision=False)
     assert torch.equal(dict(loaded.named_parameters())[name], rounded(kept[name]))  # whoever exports it
 
     started = [*arguments, "--start", str(tmp_path / "run"), "--out", str(tmp_path / "again")]

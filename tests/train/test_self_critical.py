@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from blip2rt.modeling.checkpoints import list_checkpoints
+from blip2rt.modeling.checkpoint import list_checkpoints
 from tests.seeds import new_seed
 from train import stage2
 from train.extras import self_critical

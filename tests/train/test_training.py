@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 from blip2rt.errors import Blip2rtError
+from blip2rt.modeling.bert import BertSource
 from blip2rt.modeling.blip2 import Blip2
-from blip2rt.modeling.checkpoints import list_checkpoints, load_model, qformer_tokenizer, read_bert_geometry
+from blip2rt.modeling.checkpoint import Checkpoint, list_checkpoints
 from blip2rt.text import tidy
 from train import stage1, stage2
 from train.evaluation.generation import itg_captions
@@ -68,7 +69,7 @@ def test_stage1_writes_checkpoint_metrics_and_plot(stage1_run: Path) -> None:
     assert_samples(lines)
     assert (stage1_run / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert not list(stage1_run.glob(".*partial"))
-    model = load_model(stage1_run, vision=False)
+    model = Checkpoint(stage1_run).load(vision=False)
     assert not model.training and model.config.stage == 1
 
 
@@ -91,7 +92,7 @@ def test_stage2_trains_only_the_query_branch(
     trained, before = weights(out), weights(stage1_run)
     assert not [name for name in trained if name.startswith(("llm.", "vision.")) or "text" in name]
     assert not torch.equal(trained["qformer.query_tokens"], before["qformer.query_tokens"])
-    model = load_model(out, vision=False)
+    model = Checkpoint(out).load(vision=False)
     assert isinstance(model, Blip2) and model.llm is not None
     model.train()
     assert not model.llm.training, "a frozen LLM stays in eval mode"
@@ -151,7 +152,7 @@ def test_learning_rate_warms_up_and_follows_a_cosine() -> None:
 
 
 def test_scalars_biases_and_norms_do_not_decay(stage1_run: Path) -> None:
-    model = load_model(stage1_run, vision=False)
+    model = Checkpoint(stage1_run).load(vision=False)
     settings = OptimizerSettings(weight_decay=0.05)
     decay = {
         id(p): g["weight_decay"] for g in parameter_groups(model, settings, {"itm_head": 1.0}) for p in g["params"]
@@ -200,13 +201,13 @@ def test_resume_never_rejects_existing_checkpoints(
 def test_unsupported_bert_is_rejected(field: str, value: str, tmp_path: Path) -> None:
     bert = bert_folder(tmp_path / "bert")
     said = json.loads((bert / "config.json").read_text())
-    before = read_bert_geometry(str(bert))
+    before = BertSource(str(bert)).geometry
     said.pop("hidden_act", None)
     (bert / "config.json").write_text(json.dumps(said))
-    assert read_bert_geometry(str(bert)) == before, "what is not said is BERT's"
+    assert BertSource(str(bert)).geometry == before, "what is not said is BERT's"
     (bert / "config.json").write_text(json.dumps({**said, field: value}))
-    with pytest.raises(Blip2rtError, match=f"{field} is '{value}', and a Q-Former has .*: give"):
-        read_bert_geometry(str(bert))
+    with pytest.raises(Blip2rtError, match=f"{field} is '{value}', but a Q-Former has .*: give"):
+        assert BertSource(str(bert)).geometry
 
 
 def test_processes_compare_all_settings_except_run(
@@ -266,8 +267,8 @@ def test_unknown_recipe_fields_suggest_the_nearest(tmp_path: Path, capsys: pytes
 
 def test_itg_captions_are_greedy_and_end_at_the_separator(stage1_run: Path) -> None:
     """Each token is the likeliest after those before it, by the forward pass that ITG is trained with."""
-    model = load_model(stage1_run, vision=False)
-    tokenizer = qformer_tokenizer(model.config)
+    checkpoint = Checkpoint(stage1_run)
+    model, tokenizer = checkpoint.load(vision=False), checkpoint.bert.tokenizer
     features = torch.randn(3, model.config.vision.positions, model.config.vision.features)
     captions = itg_captions(model, tokenizer, features)
     assert captions == [itg_captions(model, tokenizer, row[None])[0] for row in features]

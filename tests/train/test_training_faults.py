@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from blip2rt.install_hints import pip_install
-from blip2rt.modeling.checkpoints import list_checkpoints
+from blip2rt.modeling.checkpoint import list_checkpoints
 from train import stage1, stage2
 from train.cli import COMMANDS
 from train.loop import checkpoint

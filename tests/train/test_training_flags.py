@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from blip2rt.modeling.checkpoints import list_checkpoints
+from blip2rt.modeling.checkpoint import list_checkpoints
 from train import stage1, stage2
 from train.recipe import parse
 

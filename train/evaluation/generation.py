@@ -7,19 +7,18 @@ its bundle agree; stage 1 uses its ITG head.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
+from blip2rt.modeling.bert import BertSource
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
-from blip2rt.modeling.checkpoints import qformer_tokenizer
-from blip2rt.modeling.llm import end_token_ids, llm_tokenizer
+from blip2rt.modeling.llm import LanguageModelSource
 from blip2rt.text import clean_caption, tidy
 
-from ..objectives.lm import given_ids
+from ..objectives.lm import prompt_ids
 
 GREEDY = {"num_beams": 1, "max_new_tokens": 20}
 
@@ -34,14 +33,12 @@ def qformer_tokens(config: Blip2Config, tokenizer: Any, texts: Sequence[str]) ->
 class Generator:
     """Captions and answers of a stage-2 model."""
 
-    def __init__(self, model: Blip2) -> None:
-        assert model.llm is not None and model.config.llm is not None
-        self.model, self.config = model, model.config.llm
+    def __init__(self, model: Blip2, language: LanguageModelSource, bert: BertSource) -> None:
+        self.model, self.config, self.bert = model, language.config, bert
         llm: Any = model.llm
         llm.generation_config = GenerationConfig()  # what the source's own says would come into every option
         self.llm = llm
-        self.tokenizer = llm_tokenizer(self.config)
-        self.ends = end_token_ids(self.tokenizer, self.config)
+        self.tokenizer, self.ends = language.tokenizer, language.end_token_ids
 
     def captions(self, vision_features: torch.Tensor, **options: Any) -> list[str]:
         """Captions of images (B, N, C). options: `generate`'s, beams and lengths among them."""
@@ -63,10 +60,10 @@ class Generator:
         """read: what the Q-Former reads beside the prompt, where it reads at all."""
         question: tuple[torch.Tensor, ...] = ()
         if self.model.config.question_input:
-            tokens = qformer_tokens(self.model.config, self._qformer_tokenizer, read)
+            tokens = qformer_tokens(self.model.config, self.bert.tokenizer, read)
             question = tuple(each.to(vision_features.device) for each in tokens)
         prefix = self.model.prefix_embeds(self.model.query_output(vision_features, *question))
-        embeds, mask = self._inputs(prefix, [given_ids(self.tokenizer, self.config, prompt) for prompt in prompts])
+        embeds, mask = self._inputs(prefix, [prompt_ids(self.tokenizer, self.config, prompt) for prompt in prompts])
         given: dict[str, Any] = {"do_sample": False, "eos_token_id": list(self.ends), "pad_token_id": self.ends[0]}
         start = 0
         if self.llm.config.is_encoder_decoder:
@@ -89,10 +86,6 @@ class Generator:
         side = "right" if self.llm.config.is_encoder_decoder else "left"
         mask = [torch.ones(len(row), dtype=torch.int64, device=row.device) for row in rows]
         return pad_sequence(rows, True, padding_side=side), pad_sequence(mask, True, padding_side=side)
-
-    @cached_property
-    def _qformer_tokenizer(self) -> Any:
-        return qformer_tokenizer(self.model.config)
 
 
 @torch.no_grad()

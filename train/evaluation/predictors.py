@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Unpack
 
-    from blip2rt.modeling.lavis import Parts
+    from blip2rt.modeling.sources import ExternalParts
     from blip2rt.options import TextOptions
     from blip2rt.results import MatchWeights
 
@@ -53,7 +53,7 @@ class Predictor(Protocol):
 
 
 def open_predictor(
-    source: str | None, parts: Parts | None = None, precision: str | None = None, prompt: str | None = None
+    source: str | None, parts: ExternalParts | None = None, precision: str | None = None, prompt: str | None = None
 ) -> Predictor:
     """Open a bundle, or a checkpoint of ours, Hugging Face's or LAVIS'; None is the embedded bundle.
 

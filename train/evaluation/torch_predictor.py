@@ -18,8 +18,8 @@ from torch import nn
 from blip2rt.bundle.manifest import ImageSpec
 from blip2rt.errors import CapabilityError
 from blip2rt.image import to_pixels
-from blip2rt.modeling.checkpoints import load_model, qformer_tokenizer
-from blip2rt.modeling.lavis import NO_PARTS, Parts
+from blip2rt.modeling.checkpoint import Checkpoint
+from blip2rt.modeling.sources import NO_PARTS, ExternalParts
 from blip2rt.results import MatchWeights
 
 from ..loop.trainer import PRECISIONS
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 class TorchPredictor:
     """See train.evaluation.predictors.open_predictor."""
 
-    def __init__(self, source: str, parts: Parts | None, precision: str | None, prompt: str | None) -> None:
-        self.source = source
+    def __init__(self, source: str, parts: ExternalParts | None, precision: str | None, prompt: str | None) -> None:
+        self.source, checkpoint = source, Checkpoint(source, parts or NO_PARTS)
+        if prompt is not None and checkpoint.config.llm is not None:
+            field = "ask_prompt" if "{}" in prompt else "caption_prompt"
+            llm = replace(checkpoint.config.llm, **{field: prompt})
+            checkpoint = checkpoint.with_config(replace(checkpoint.config, llm=llm))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = PRECISIONS[precision or ("fp32" if self.device.type == "cpu" else "bf16")]
-        self.model = load_model(source, parts=parts or NO_PARTS)
-        if prompt is not None and self.model.config.llm is not None:
-            llm = self.model.config.llm
-            llm = replace(llm, ask_prompt=prompt) if "{}" in prompt else replace(llm, caption_prompt=prompt)
-            self.model.config = replace(self.model.config, llm=llm)
+        self.checkpoint, self.model = checkpoint, checkpoint.load()
         for part in (self.model.vision, getattr(self.model, "llm", None)):
             if isinstance(part, nn.Module):
                 part.to(self.dtype)
@@ -107,7 +107,7 @@ class TorchPredictor:
 
     def _tokens(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return token_ids, text_mask (B, L) for the Q-Former."""
-        token_ids, text_mask = qformer_tokens(self.model.config, self._tokenizer, texts)
+        token_ids, text_mask = qformer_tokens(self.model.config, self.checkpoint.bert.tokenizer, texts)
         return token_ids.to(self.device), text_mask.to(self.device)
 
     def _tensor(self, values: Floats) -> torch.Tensor:
@@ -127,8 +127,5 @@ class TorchPredictor:
     @cached_property
     def _generator(self) -> Generator:
         self._need(2, "generate")
-        return Generator(self.model)
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        return qformer_tokenizer(self.model.config)
+        assert self.checkpoint.language_model is not None
+        return Generator(self.model, self.checkpoint.language_model, self.checkpoint.bert)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from blip2rt.command_line import Parser, nonempty, path
 from blip2rt.errors import Blip2rtError, OptionError, boundary
-from blip2rt.modeling.checkpoints import CONFIG, WEIGHTS, locate, read_config
+from blip2rt.modeling.checkpoint import CONFIG, WEIGHTS, Checkpoint
 
 _MUST_EQUAL = ("stage", "qformer_bits", "qformer_block")  # fields of Blip2Config, besides tensor shapes
 
@@ -32,13 +32,13 @@ def average(sources: Sequence[str], weights: Sequence[float] | None, out: Path) 
     weights = [1.0] * len(sources) if weights is None else weights
     if len(weights) != len(sources) or min(weights) < 0 or not sum(weights) > 0:
         raise OptionError(f"weights are {list(weights)}: give {len(sources)} numbers of 0 or more, one per checkpoint")
-    folders = [locate(source) for source in sources]
+    checkpoints = [Checkpoint(source) for source in sources]
+    folders = [checkpoint.path for checkpoint in checkpoints]
     for source, folder in zip(sources, folders, strict=True):
         if not (folder / WEIGHTS).is_file():
             raise OptionError(f"{source} has no {WEIGHTS}: give checkpoints of this project")
-    configs = [read_config(source) for source in sources]
     for field in _MUST_EQUAL:
-        values = [getattr(config, field) for config in configs]
+        values = [getattr(checkpoint.config, field) for checkpoint in checkpoints]
         for source, value in zip(sources, values, strict=True):
             if value != values[0]:
                 differ = f"{field} is {values[0]} in {sources[0]} and {value} in {source}"

@@ -31,7 +31,7 @@ from blip2rt.bundle.writer import BundleWriter
 from blip2rt.command_line import Parser, nonempty, path, whole
 from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.model import Model
-from blip2rt.modeling.checkpoints import CONFIG, WEIGHTS, locate, read_config
+from blip2rt.modeling.checkpoint import CONFIG, WEIGHTS, Checkpoint
 from blip2rt.pipeline import BATCH
 from blip2rt.results import MatchWeights
 
@@ -100,24 +100,28 @@ def calibrate(
 
     split: of a file that has several; None: "val", because "test" must stay unseen.
     """
-    is_bundle = (Path(model) / contract.MANIFEST).is_file()
-    if is_bundle:
+    checkpoint = None if (Path(model) / contract.MANIFEST).is_file() else Checkpoint(model)
+    if checkpoint is None:
         _check_bundle(model, out)
-    elif not (locate(model) / WEIGHTS).is_file() or read_config(model).stage != 1:
+    elif not (checkpoint.path / WEIGHTS).is_file() or checkpoint.config.stage != 1:
         raise OptionError(f"{model} is not a stage-1 checkpoint of this project: give one, or a bundle")
     if best < 2:
         raise OptionError(f"best is {best}: give 2 or more images to choose from")
     items = drop_unreadable_images(data, read_captions(data, images, split, default="val"), BadSamples(0))
     fitted_on = CalibrationData(items, len(items[:limit]), min(best, len(items)))
-    summary = _calibrate_bundle(model, out, fitted_on) if is_bundle else _calibrate_checkpoint(model, out, fitted_on)
+    if checkpoint is None:
+        summary = _calibrate_bundle(model, out, fitted_on)
+    else:
+        summary = _calibrate_checkpoint(checkpoint, out, fitted_on)
     return f"{summary}: {out}"
 
 
-def _calibrate_checkpoint(ckpt: str, out: Path, data: CalibrationData) -> str:
-    weights, summary = _learn(ckpt, open_predictor(ckpt), data, False)
+def _calibrate_checkpoint(checkpoint: Checkpoint, out: Path, data: CalibrationData) -> str:
+    weights, summary = _learn(checkpoint.source, open_predictor(checkpoint.source), data, False)
     out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(locate(ckpt) / WEIGHTS, out / WEIGHTS)
-    (out / CONFIG).write_text(json.dumps(replace(read_config(ckpt), itm_weight=weights.itm).to_json(), indent=2))
+    shutil.copyfile(checkpoint.path / WEIGHTS, out / WEIGHTS)
+    config = replace(checkpoint.config, itm_weight=weights.itm)
+    (out / CONFIG).write_text(json.dumps(config.to_json(), indent=2))
     return summary
 
 

@@ -25,13 +25,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from blip2rt.command_line import Parser, nonempty, whole
-from blip2rt.modeling import checkpoints
 from blip2rt.modeling.blip2 import Blip2
+from blip2rt.modeling.checkpoint import Checkpoint, save_model
 
 from ..data.features import cached_features, drop_unreadable
 from ..data.readers import read_data
 from ..data.samples import BadSamples
-from ..model import changed_vision
+from ..warm_start import changed_vision
 
 _BATCH = 50
 
@@ -106,7 +106,7 @@ def refit(model: Blip2, new: np.ndarray, old: np.ndarray, ridge: float) -> float
 
 
 def _write(args: argparse.Namespace) -> None:
-    model = checkpoints.load_model(Path(args.ckpt), vision=False, llm=False)
+    model = Checkpoint(Path(args.ckpt)).load(vision=False, llm=False)
     paths = drop_unreadable(read_data(args.data, args.images), BadSamples(0)).paths
     fields = ("vision_source", "vision_weights", "vision_size", "vision_mean", "vision_std")
     changes = {name: getattr(args, name) for name in fields if getattr(args, name) is not None}
@@ -117,7 +117,7 @@ def _write(args: argparse.Namespace) -> None:
     qformer = dataclasses.replace(model.config.qformer, vision_width=vision.features)
     model.config = dataclasses.replace(model.config, vision=vision, qformer=qformer)
     Path(args.out).mkdir(parents=True, exist_ok=True)
-    checkpoints.save_model(model, Path(args.out))
+    save_model(model, Path(args.out))
 
 
 def _parser() -> Parser:

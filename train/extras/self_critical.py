@@ -29,11 +29,11 @@ from ..data.samples import Sample
 from ..dry_run import dry_run
 from ..evaluation.metrics import tokenize
 from ..loop.run_folder import lock_folder
-from ..objectives.lm import Texts, lm_loss, next_logits, stands_alone
+from ..objectives.lm import LmTexts, lm_loss, next_logits
 from ..objectives.packing import Tokens
 from ..recipe import Check, flat, option, parse
 from ..settings import POSITIVE
-from ..stage2 import Dev, Micro, Stage2, Stage2Settings, plan
+from ..stage2 import Dev, MicroBatch, Stage2, Stage2Settings, plan
 from .cider import CiderReward
 
 _MAX_NEW_TOKENS = 20
@@ -69,10 +69,10 @@ class SelfCriticalTraining:
     def __init__(self, settings: SelfCriticalSettings) -> None:
         self.stage = stage = Stage2(settings.stage2, flat(settings))
         if (
-            not isinstance(stage.texts, Texts)
+            not isinstance(stage.texts, LmTexts)
             or isinstance(stage.loader, StreamingLoader)
             or stage.questions
-            or stands_alone(stage.model.config)
+            or stage.single_texts
         ):
             raise OptionError(
                 "captions cannot be sampled here: give a decoder-only LLM without ALiBi, a Q-Former that reads no "
@@ -89,7 +89,7 @@ class SelfCriticalTraining:
         stage, dev = self.stage, self.stage.dev
         return stage.trainer.run(stage.batches(), self.loss, (lambda: self.evaluate(dev)) if dev else None)
 
-    def loss(self, micro: Micro) -> dict[str, torch.Tensor]:
+    def loss(self, micro: MicroBatch) -> dict[str, torch.Tensor]:
         """Return the loss of the samples, and their mean CIDEr."""
         images = micro.images
         return self.sampled.loss(images.image_ids.tolist(), batch_features(self.stage.model, images), images.groups)
@@ -105,7 +105,7 @@ class SelfCritical:
     """Samples captions and computes the loss of one step."""
 
     def __init__(
-        self, model: Blip2, texts: Texts, groups: list[list[Sample]], samples: int, temperature: float = 1.0
+        self, model: Blip2, texts: LmTexts, groups: list[list[Sample]], samples: int, temperature: float = 1.0
     ) -> None:
         """groups: the samples of every training image; their captions are the references."""
         assert samples > 1, "each sample is compared with the others"

@@ -17,8 +17,8 @@ from torch import nn
 
 from blip2rt.bundle.atomic import AtomicFolder, clean, discard
 from blip2rt.errors import Blip2rtError, boundary
-from blip2rt.modeling.blip2 import Trained
-from blip2rt.modeling.checkpoints import list_checkpoints, load_weights, save_model
+from blip2rt.modeling.blip2 import TrainableModel
+from blip2rt.modeling.checkpoint import list_checkpoints, load_weights, save_model
 from blip2rt.modeling.json_file import read_json
 
 from .parallel import match_sharding, this_process
@@ -31,7 +31,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 def save(
     out: Path,
     step: int,
-    model: Trained,
+    model: TrainableModel,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     *,
@@ -73,13 +73,13 @@ def checkpoint_folder(out: Path, step: int) -> Path:
     return out / f"step-{step:06d}"
 
 
-def resume_weights(out: Path, model: Trained) -> None:
+def resume_weights(out: Path, model: TrainableModel) -> None:
     """Load the weights of the newest checkpoint in `out`, if any, into a model that is not yet sharded."""
     for newest in list_checkpoints(out)[-1:]:
         load_weights(model, newest)
 
 
-def resume(out: Path, model: Trained, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> int:
+def resume(out: Path, model: TrainableModel, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> int:
     """Load everything but the weights from the newest checkpoint in `out`, if any. Return the step to resume at."""
     found = list_checkpoints(out)
     if not found:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from blip2rt.errors import OptionError
-from blip2rt.modeling.blip2 import Blip2Config, Trained
+from blip2rt.modeling.blip2 import Blip2Config, TrainableModel
 from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise
 
 _NOT_ROUNDED = ("vision.", "llm.")  # frozen, or exported at a precision of their own
@@ -30,10 +30,10 @@ class Rounding:
     """Rounds a model's trained matrices, except the encoder's and the LLM's, while `active`, as its config says.
 
     Checkpoints keep the exact values, which drift away from the rounded ones where updates do not reach the next code:
-    checkpoints.load_model rounds them, and a resumed training does not.
+    Checkpoint.load rounds them, and a resumed training does not.
     """
 
-    def __init__(self, model: Trained) -> None:
+    def __init__(self, model: TrainableModel) -> None:
         bits = self.bits = model.config.qformer_bits
         self.block = model.config.qformer_block
         found = (

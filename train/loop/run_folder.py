@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any
 
-from blip2rt.modeling.checkpoints import list_checkpoints
+from blip2rt.modeling.checkpoint import list_checkpoints
 from blip2rt.modeling.json_file import read_json
 
 from ..settings import LogSettings, MachineSettings, OptimizerSettings, RunSettings

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from blip2rt.errors import Blip2rtError
-from blip2rt.modeling.blip2 import Trained
+from blip2rt.modeling.blip2 import TrainableModel
 from blip2rt.modeling.vision import layer_numbers, longest_list
 
 from ..settings import BatchSettings, LoopSettings, OptimizerSettings, RunSettings
@@ -109,7 +109,7 @@ class Trainer:
     """Runs all steps, from the newest checkpoint in `out` if there is one. Call `prepare` first."""
 
     def __init__(
-        self, model: Trained, settings: LoopSettings, peaks: Mapping[str, float], record: Mapping[str, Any]
+        self, model: TrainableModel, settings: LoopSettings, peaks: Mapping[str, float], record: Mapping[str, Any]
     ) -> None:
         """peaks: peak rates by parameter name or prefix, if not lr; record: all settings, for checkpoints."""
         keep_freed_memory()

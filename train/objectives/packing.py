@@ -1,7 +1,7 @@
 """Several texts of one image behind one soft prompt, in one sequence: `[prefix | text 1 | text 2 | ...]`.
 
-Every text sees the prefix and itself, as if it stood there alone, at the positions it would have alone; the prefix is
-computed once for all of them. Knows token ids, nothing about images or models.
+Every text attends to the prefix and itself, at the positions that it would have alone; the prefix is computed once for
+all of them. Does not know about images or models.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Tokens:
 class PackedTexts:
     """A batch of B sequences of P prefix positions and L packed tokens.
 
-    token_ids (B, L); position_ids (B, P + L); mask (B, 1, P + L, P + L), 0 where a row may look, the smallest float
-    elsewhere (a bool mask would be added as numbers by eager attention); source (M): flat index into (B * (P + L)) of
-    the position that predicts each learned token; target (M): those tokens; weight (M): what their losses count;
-    temperature (M): of the softmax that gives their losses.
+    token_ids (B, L); position_ids (B, P + L); mask (B, 1, P + L, P + L), 0 where a position may attend, the smallest
+    float elsewhere (eager attention would add a bool mask as numbers); source (M): flat index into (B * (P + L)) of the
+    position that predicts each learned token; target (M): those tokens; weight (M): the weights of their losses;
+    temperature (M): of the softmax in their losses.
     """
 
     token_ids: torch.Tensor

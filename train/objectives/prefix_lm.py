@@ -1,7 +1,7 @@
 """The prefix language modelling loss of encoder-decoder LLMs (paper section 3.3).
 
-A text is split in two at random: the first part joins the soft prompt in the LLM's encoder, the second is what its
-decoder learns to say. A question stays whole before its answer. Knows prompts, tokens and the model, no data or steps.
+A text is split at random: the first part joins the soft prompt in the LLM's encoder, the decoder learns the second. A
+question stays whole before its answer. Does not know about data or steps.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from blip2rt.modeling.blip2 import Blip2
-from blip2rt.modeling.llm import LlmConfig, encoder_decoder, end_token_ids, llm_tokenizer
+from blip2rt.modeling.llm import LanguageModelSource
 
 from ..data.samples import Sample
-from .lm import Asked, Room, Texts, given_ids, part_seen, written
+from .lm import LmTexts, QformerTexts, Truncation, prompt_ids, query_output, target_text
 from .stage1 import query_cosine
 
 IGNORED = -100
@@ -28,8 +29,8 @@ IGNORED = -100
 class SplitTexts:
     """T texts of a batch of images.
 
-    image (T): whose soft prompt stands before it; encoder_ids and encoder_mask (T, E): what the encoder reads behind
-    that prompt, padded on the right; labels (T, L): what the decoder says, -100 where there is padding.
+    image (T): the image whose soft prompt precedes the text; encoder_ids and encoder_mask (T, E): the encoder's tokens
+    after the soft prompt, padded on the right; labels (T, L): the decoder's tokens, padded with -100.
     """
 
     image: torch.Tensor
@@ -43,31 +44,54 @@ class SplitTexts:
         return self.labels[self.labels != IGNORED]
 
 
-class PrefixTexts:
-    """Samples to the tokens of both sides, laid out as the runtime lays prompts out (`add_special_tokens`)."""
+def prefix_lm_loss(
+    model: Blip2,
+    vision_features: torch.Tensor,
+    texts: SplitTexts,
+    hidden_positions: float = 0.0,
+    questions: QformerTexts | None = None,
+) -> dict[str, torch.Tensor]:
+    """Mean cross-entropy of the decoder's tokens, given soft prompt and first part in the encoder; see lm_loss."""
+    llm: Any = model.llm
+    seen = query_output(model, vision_features, hidden_positions, questions)
+    token_embeds = llm.get_input_embeddings()(texts.encoder_ids)
+    prefix = model.prefix_embeds(seen).to(token_embeds.dtype)[texts.image]
+    logits = llm(
+        inputs_embeds=torch.cat((prefix, token_embeds), 1),
+        attention_mask=torch.cat((texts.encoder_mask.new_ones(prefix.shape[:2]), texts.encoder_mask), 1),
+        labels=texts.labels,  # the decoder reads them shifted right
+        use_cache=False,
+    ).logits
+    loss = F.cross_entropy(logits.float().flatten(0, 1), texts.labels.flatten(), ignore_index=IGNORED)
+    return {"loss": loss, "query_cosine": query_cosine(seen)}
 
-    def __init__(self, config: LlmConfig, queries: int, max_tokens: int, cleans: bool = False) -> None:
-        """cleans: answers too."""
-        self.config, self.max_tokens, self.cleans = config, max_tokens, cleans
-        self.tokenizer = llm_tokenizer(config)
-        self.end = end_token_ids(self.tokenizer, config)[0]
+
+class PrefixLmTexts:
+    """Samples to the tokens of encoder and decoder, laid out as in the runtime (`add_special_tokens`)."""
+
+    loss = staticmethod(prefix_lm_loss)
+
+    def __init__(self, language: LanguageModelSource, max_tokens: int, clean_answers: bool = False) -> None:
+        self.config, self.tokenizer, self.end = language.config, language.tokenizer, language.end_token_ids[0]
+        self.max_tokens, self.clean_answers = max_tokens, clean_answers
 
     def split(self, sample: Sample, rng: np.random.Generator | None) -> tuple[list[int], list[int]]:
-        """Ids of the encoder and of the decoder. `rng` cuts a caption in two; without it, and behind a caption_prompt,
-        which takes the first part's place, all of it is the decoder's.
+        """Ids of the encoder and of the decoder, at most max_tokens each, with the end unless the text is cut.
 
-        Each has max_tokens at most. The end is among the decoder's where nothing of the text is cut.
+        `rng` splits a caption; without it, and after a caption_prompt, the decoder gets all of it.
         """
         given, learned = self._whole(sample, rng, self.max_tokens)
         return given, learned[: self.max_tokens]
 
-    def room(self, sample: Sample) -> Room:
-        """What max_tokens leaves of a sample; the decoder always has some."""
-        return Room(any(len(ids) > self.max_tokens for ids in self._whole(sample, None, None)), False)
+    def truncation(self, sample: Sample) -> Truncation:
+        """What max_tokens leaves of a sample; something is always left for the decoder."""
+        return Truncation(any(len(ids) > self.max_tokens for ids in self._whole(sample, None, None)), False)
 
-    def _whole(self, sample: Sample, rng: np.random.Generator | None, most: int | None) -> tuple[list[int], list[int]]:
-        """Ids of both sides, the decoder's all of them; `most` of the encoder's at most."""
-        text = written(sample, self.cleans)
+    def _whole(
+        self, sample: Sample, rng: np.random.Generator | None, max_tokens: int | None
+    ) -> tuple[list[int], list[int]]:
+        """Ids of the encoder, at most max_tokens, and all ids of the decoder."""
+        text = target_text(sample, self.clean_answers)
         if sample.prompt:
             prompt = self.config.ask_prompt.format(sample.prompt)
         else:
@@ -76,58 +100,25 @@ class PrefixTexts:
                 cut = int(rng.integers(0, len(words)))
                 prompt, text = " ".join(words[:cut]), " ".join(words[cut:])
         learned = [*self.tokenizer.encode(text, add_special_tokens=False), self.end]
-        return given_ids(self.tokenizer, self.config, prompt, most), learned
+        return prompt_ids(self.tokenizer, self.config, prompt, max_tokens), learned
 
-    def packed(
+    def batch(
         self, groups: Sequence[Sequence[Sample]], device: torch.device, rng: np.random.Generator | None = None
     ) -> SplitTexts:
-        """The texts of each image, one row each."""
-        rows = [(image, *self.split(sample, rng)) for image, group in enumerate(groups) for sample in group]
-        given, mask = _pad([row[1] for row in rows], 0)
-        labels, learned = _pad([row[2] for row in rows], 0)
-        texts = SplitTexts(
-            torch.tensor([row[0] for row in rows]), given, mask, labels.masked_fill(learned == 0, IGNORED)
-        )
+        """The texts of each image, one row each; `rng` splits captions."""
+        image = torch.tensor([image for image, group in enumerate(groups) for _ in group])
+        rows = [self.split(sample, rng) for group in groups for sample in group]
+        given, learned = ([torch.tensor(ids, dtype=torch.int64) for ids in side] for side in zip(*rows, strict=True))
+        mask = pad_sequence([torch.ones_like(ids) for ids in given], batch_first=True)
+        labels = pad_sequence(learned, batch_first=True, padding_value=IGNORED)
+        texts = SplitTexts(image, pad_sequence(given, batch_first=True), mask, labels)
         return SplitTexts(*(value.to(device) for value in vars(texts).values()))
 
 
 def open_texts(
-    config: LlmConfig, queries: int, max_tokens: int, *, learn_bos: bool, cleans: bool
-) -> Texts | PrefixTexts:
-    """What lays texts out for the LLM."""
-    if encoder_decoder(config.source):
-        return PrefixTexts(config, queries, max_tokens, cleans)
-    return Texts(config, queries, max_tokens, learn_bos, cleans)
-
-
-def _pad(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids (T, L) and mask (T, L) of rows of unequal length."""
-    ids = torch.full((len(rows), max(map(len, rows))), pad)
-    mask = torch.zeros_like(ids)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = torch.tensor(row)
-        mask[index, : len(row)] = 1
-    return ids, mask
-
-
-def prefix_lm_loss(
-    model: Blip2,
-    vision_features: torch.Tensor,
-    texts: SplitTexts,
-    hidden_positions: float = 0.0,
-    asked: Asked | None = None,
-) -> dict[str, torch.Tensor]:
-    """Mean cross-entropy of the decoder's tokens, given soft prompt and first part in the encoder; `hidden_positions`:
-    the share of the image's positions that is left out; `asked`: each text has a soft prompt of its own."""
-    llm: Any = model.llm
-    query_output = part_seen(model, vision_features, hidden_positions, asked)
-    token_embeds = llm.get_input_embeddings()(texts.encoder_ids)
-    prefix = model.prefix_embeds(query_output).to(token_embeds.dtype)[texts.image]
-    logits = llm(
-        inputs_embeds=torch.cat((prefix, token_embeds), 1),
-        attention_mask=torch.cat((texts.encoder_mask.new_ones(prefix.shape[:2]), texts.encoder_mask), 1),
-        labels=texts.labels,  # the decoder reads them shifted right
-        use_cache=False,
-    ).logits
-    loss = F.cross_entropy(logits.float().flatten(0, 1), texts.labels.flatten(), ignore_index=IGNORED)
-    return {"loss": loss, "query_cosine": query_cosine(query_output)}
+    language: LanguageModelSource, queries: int, max_tokens: int, *, learn_bos: bool, clean_answers: bool
+) -> LmTexts | PrefixLmTexts:
+    """Choose how texts are laid out for the LLM, and its loss."""
+    if language.encoder_decoder:
+        return PrefixLmTexts(language, max_tokens, clean_answers)
+    return LmTexts(language, queries, max_tokens, learn_bos, clean_answers)

@@ -1,4 +1,7 @@
-"""The three losses of stage 1 (Li et al. 2023, section 3.2): ITC, ITM, ITG. Knows tensors, no data or steps."""
+"""The three losses of stage 1 (Li et al. 2023, section 3.2): ITC (`itc_loss`), ITM (`itm_loss`), ITG (`itg_loss`).
+
+`stage1_losses` computes all three of one batch. Does not know about data or steps.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +30,20 @@ class TextBatch:
 
 def similarity(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
     """Cosine of every image (B, Q, E) with every text (T, E), the maximum over queries: (B, T)."""
-    with torch.autocast(image_embeds.device.type, enabled=False):  # bf16 would blur what a small temperature magnifies
+    with torch.autocast(image_embeds.device.type, enabled=False):  # a small temperature would magnify bf16's rounding
         return torch.einsum("bqe,te->btq", image_embeds.float(), text_embeds.float()).amax(-1)
 
 
 def itc_loss(sim: torch.Tensor, temperature: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
     """Image-text contrast over sim (B, B), both ways; captions of one image share the target, smoothed by 0.1."""
-    same = (image_ids[:, None] == image_ids[None, :]).float()
-    target = (1 - LABEL_SMOOTHING) * same / same.sum(1, keepdim=True) + LABEL_SMOOTHING / len(image_ids)
-    logits = sim / temperature
+    target, logits = _itc_target(image_ids, image_ids), sim / temperature
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
+
+
+def _itc_target(own: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
+    """The smoothed target (b, B) of rows that belong to the images own (b), over image_ids (B)."""
+    same = (own[:, None] == image_ids[None, :]).float()
+    return (1 - LABEL_SMOOTHING) * same / same.sum(1, keepdim=True) + LABEL_SMOOTHING / len(image_ids)
 
 
 def own_itc_loss(
@@ -46,11 +53,11 @@ def own_itc_loss(
     image_ids: torch.Tensor,
     parallel: Parallel,
 ) -> torch.Tensor:
-    """The part of itc_loss that this process' rows (b, Q, E) and (b, E) have, against those of all, which are constant
-    here: with image_ids (B) of all rows. The mean over processes is itc_loss, with a part of its gradient."""
-    own = parallel.own_rows(len(text_embeds)).to(image_ids.device)
-    same = (image_ids[own, None] == image_ids[None, :]).float()
-    target = (1 - LABEL_SMOOTHING) * same / same.sum(1, keepdim=True) + LABEL_SMOOTHING / len(image_ids)
+    """itc_loss of this process's rows (b, Q, E) and (b, E) against those of all processes, which get no gradient.
+
+    image_ids (B): of all rows. The mean over processes is itc_loss, with a part of its gradient.
+    """
+    target = _itc_target(image_ids[parallel.own_rows(len(text_embeds)).to(image_ids.device)], image_ids)
     to_texts = similarity(image_embeds, parallel.gather(text_embeds.detach()))
     to_images = similarity(parallel.gather(image_embeds.detach()), text_embeds).t()
     return (F.cross_entropy(to_texts / temperature, target) + F.cross_entropy(to_images / temperature, target)) / 2
@@ -64,16 +71,16 @@ def hard_negatives(
     hardness: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each text a wrong image, for each image a wrong text, (B) each: drawn by similarity.
+    """Draw a wrong image for each text and a wrong text for each image, (B) each, by similarity.
 
-    Own positives and other captions of the same image are never drawn. hardness: 1 draws by softmax(sim / temperature),
-    0 uniformly; what cannot yet tell a dog from a beach learns nothing from two dogs.
+    Captions of the same image are never drawn. hardness: 1 draws by softmax(sim / temperature), 0 uniformly; a model
+    that cannot tell a dog from a beach learns nothing from two dogs.
     """
     same = image_ids[:, None] == image_ids[None, :]
     logits = (hardness * sim.float() / temperature).masked_fill(same, float("-inf"))
     if bool(same.all(1).any()):
         raise Blip2rtError(
-            "all texts of a micro-batch of stage 1 are of one image, and none is wrong: give more images, a "
+            "all texts of a micro-batch of stage 1 belong to one image, so that none is wrong: give more images, a "
             "larger batch_size or a smaller accumulate"
         )
     return (
@@ -94,7 +101,7 @@ def itm_loss(logits: torch.Tensor, positives: int) -> tuple[torch.Tensor, torch.
 def next_tokens(
     hidden: torch.Tensor, token_ids: torch.Tensor, text_mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """hidden (B, T, H) -> the M states that have a next token, (M, H), and those tokens, (M); padding is left out."""
+    """hidden (B, T, H) -> the M states that have a next token, (M, H), and those tokens, (M), without padding."""
     learned = text_mask[:, 1:].bool()
     return hidden[:, :-1][learned], token_ids[:, 1:][learned]
 
@@ -104,67 +111,8 @@ def itg_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.float(), targets, label_smoothing=LABEL_SMOOTHING)
 
 
-class _FrozenHeadLoss(torch.autograd.Function):
-    """Cross-entropy behind a frozen output layer, a few rows at a time: the (M, V) logits, their softmax and their
-    gradient are never in memory as a whole, which is what this loss otherwise spends its time on."""
-
-    ROWS = 128
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        targets: torch.Tensor,
-        weights: torch.Tensor,
-        temperatures: torch.Tensor,
-        softcap: float,
-    ) -> torch.Tensor:
-        total = hidden.new_zeros((), dtype=torch.float32)
-        gradient = torch.empty_like(hidden)
-        for start in range(0, len(hidden), _FrozenHeadLoss.ROWS):
-            rows = slice(start, start + _FrozenHeadLoss.ROWS)
-            logits = F.linear(hidden[rows].to(weight.dtype), weight, bias).float()
-            if softcap:
-                logits = softcap * torch.tanh(logits / softcap)
-            target, counts, warmth = targets[rows, None], weights[rows, None], temperatures[rows, None]
-            warm = logits / warmth
-            norm = warm.logsumexp(1, keepdim=True)
-            total += (counts * (norm - warm.gather(1, target))).sum()
-            if not ctx.needs_input_grad[0]:
-                continue
-            slope = (warm - norm).exp_().scatter_add_(1, target, -torch.ones_like(norm)).mul_(counts / warmth)
-            if softcap:
-                slope *= 1 - (logits / softcap) ** 2
-            gradient[rows] = slope.to(weight.dtype) @ weight
-        rows_or_one = max(len(hidden), 1)  # where there are none, the loss is 0
-        ctx.save_for_backward(gradient / rows_or_one)
-        return total / rows_or_one
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * upstream[0], None, None, None, None, None, None
-
-
-def frozen_head_loss(
-    hidden: torch.Tensor,
-    head: torch.nn.Linear,
-    targets: torch.Tensor,
-    weights: torch.Tensor,
-    temperatures: torch.Tensor,
-    softcap: float = 0.0,
-) -> torch.Tensor:
-    """Mean over M tokens of weights (M) times next-token cross-entropy, of hidden (M, D) behind a frozen `head`, for
-    targets (M); logits are softcapped where softcap is not 0 (`cap * tanh(logits / cap)`), then divided by
-    temperatures (M)."""
-    loss: torch.Tensor = _FrozenHeadLoss.apply(hidden, head.weight, head.bias, targets, weights, temperatures, softcap)
-    return loss
-
-
 def query_cosine(query_output: torch.Tensor) -> torch.Tensor:
-    """Mean cosine between different queries of (B, Q, H): 1.0 means that they have collapsed into one; 0 of one."""
+    """Mean cosine between different queries of (B, Q, H): 1.0 if they have collapsed into one, 0 for a single query."""
     unit = F.normalize(query_output.detach().float(), dim=-1)
     count = unit.shape[1]
     return ((unit @ unit.transpose(1, 2)).sum((1, 2)) - count).mean() / max(count * (count - 1), 1)
@@ -173,8 +121,8 @@ def query_cosine(query_output: torch.Tensor) -> torch.Tensor:
 def _pair_kv(
     model: Blip2, vision_features: torch.Tensor, vision_kv: list[Any], wrong_image: torch.Tensor, parallel: Parallel
 ) -> list[Any]:
-    """Keys and values of (3b) images: own, wrong, own. A wrong image may be of another process; its features come, and
-    what the model makes of them is computed here."""
+    """Keys and values of (3b) images: own, wrong, own. If a wrong image is another process's, its keys and values are
+    computed here from its features."""
     if parallel.world > 1:
         elsewhere = model.vision_kv(parallel.gather(vision_features)[wrong_image])
     else:
@@ -198,11 +146,11 @@ def stage1_losses(
     itg_share: float = 1.0,
     whole_gradient: bool = True,
 ) -> dict[str, torch.Tensor]:
-    """ITC, ITM and ITG of one batch (b); the image is read once and its keys and values serve all three.
+    """ITC, ITM and ITG of one batch (b), from the same keys and values of the image.
 
-    With several processes ITC contrasts the rows of all and ITM's negatives are drawn from all, the same in each by
-    `generator`. itg_share: tokens here over the mean of the processes and micro-batches, whose losses are averaged:
-    every token then counts alike. whole_gradient: ITC's reaches each row from all processes.
+    With several processes ITC contrasts the rows of all, and ITM's negatives are drawn from all, identically by
+    `generator`. itg_share: tokens here over their mean per process and micro-batch, so that every token counts equally.
+    whole_gradient: ITC's gradient reaches each row from all processes.
     """
     parallel = parallel or this_process()
     batch = len(text.image_ids)
@@ -230,9 +178,9 @@ def stage1_losses(
         pair_kv = _pair_kv(model, vision_features, vision_kv, wrong_image, parallel)
         fused = model.qformer.encode_pair(everyone.token_ids[texts], everyone.text_mask[texts], pair_kv)
         itm, itm_accuracy = itm_loss(model.itm_head(fused).mean(1).float(), batch)
-        judged = {"itm": itm.detach(), "itm_accuracy": itm_accuracy}
-    else:  # its pairs are most of a step's work. Of several processes DDP waits for every parameter's gradient: it is 0
-        itm, judged = torch.stack([parameter.sum() for parameter in model.itm_head.parameters()]).sum(), {}
+        itm_measures = {"itm": itm.detach(), "itm_accuracy": itm_accuracy}
+    else:  # its pairs are most of a step's work; DDP waits for a gradient of every parameter, which is 0
+        itm, itm_measures = torch.stack([parameter.sum() for parameter in model.itm_head.parameters()]).sum(), {}
 
     decoder_ids = text.token_ids.clone()
     decoder_ids[:, 0] = dec_token_id
@@ -243,7 +191,7 @@ def stage1_losses(
         "loss": itc + itm_weight * itm + itg,
         "itc": itc.detach(),
         "itg": itg.detach(),
-        **judged,
+        **itm_measures,
         "temperature": model.temperature.detach().clone(),
         "query_cosine": query_cosine(query_output),
     }

@@ -21,7 +21,8 @@ pytest.importorskip("blip2rt._native")
 import blip2rt
 from blip2rt.errors import CapabilityError
 from blip2rt.image import to_pixels
-from blip2rt.modeling import checkpoints, streaming
+from blip2rt.modeling import streaming
+from blip2rt.modeling.checkpoint import Checkpoint, save_model
 from blip2rt.options import Options
 from blip2rt.text import Prompt
 from export.checks.verify import STEPS, LlmGraphs
@@ -143,7 +144,7 @@ def test_features_equal_hugging_face(pair: Pair) -> None:
     query_output = pair.reference.qformer(query_embeds=queries, encoder_hidden_states=seen)[0]
     prefix = pair.reference.language_projection(query_output)
     assert np.abs(pair.prefix(4) - prefix.numpy()).max() < 1e-4
-    model = checkpoints.load_model(pair.folder)
+    model = Checkpoint(pair.folder).load()
     assert (model.vision_norm(model.vision_features(pixels)) - seen).abs().max() < 1e-4
     assert (model.query_output(model.vision_features(pixels)) - query_output).abs().max() < 1e-4
 
@@ -196,7 +197,7 @@ def test_renamed_tensors_are_found_in_a_folder(tmp_path: Path) -> None:
     torch.manual_seed(SEED)
     checkpoint = tiny_blip2.generative(tmp_path / "hf", tiny_blip2.NEWER_TEXT_CONFIGS["gpt_neox"]())
     reference = transformers.Blip2ForConditionalGeneration.from_pretrained(checkpoint).language_model.eval()
-    ours = checkpoints.load_model(checkpoint, vision=False, streamed=True).llm
+    ours = Checkpoint(checkpoint).load(vision=False, streamed=True).llm
     embeds = torch.randn(2, 5, HIDDEN)
     got, want = (each(inputs_embeds=embeds).logits for each in (ours, reference))
     assert (got - want).abs().max() < 1e-5
@@ -205,18 +206,17 @@ def test_renamed_tensors_are_found_in_a_folder(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_a_language_model_of_two_widths_is_read_again(tmp_path: Path) -> None:
     """opt-350m: what we train projects to the width of its embeddings, which its layers' is not."""
-    from blip2rt.modeling.blip2 import Blip2
 
     torch.manual_seed(SEED)
     folder = tmp_path / "opt"
     transformers.OPTForCausalLM(projected_opt()).save_pretrained(folder)
     tiny_blip2.llm_tokenizer().save_pretrained(folder)
-    base = checkpoints.read_config(tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS["opt"]()))
-    model = Blip2(replace(base, llm=replace(base.llm, source=str(folder), image_token_id=None)))
+    base = Checkpoint(tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS["opt"]())).config
+    model = tiny_blip2.build(replace(base, llm=replace(base.llm, source=str(folder), image_token_id=None)))
     assert model.projection.weight.shape[0] == 32
     (tmp_path / "ours").mkdir()
-    checkpoints.save_model(model, tmp_path / "ours")
-    again = checkpoints.load_model(tmp_path / "ours")
+    save_model(model, tmp_path / "ours")
+    again = Checkpoint(tmp_path / "ours").load()
     features = torch.randn(2, 17, tiny_blip2.VISION["hidden_size"])
     got, want = (each.prefix_embeds(each.query_output(features)) for each in (again, model.eval()))
     assert torch.equal(got, want) and again.llm(inputs_embeds=got).logits.shape[-1] == VOCAB
@@ -304,7 +304,7 @@ def test_streamed_weights_give_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     torch.manual_seed(SEED)
     monkeypatch.setattr(streaming, "SMALL", 200)
     checkpoint = tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS["opt"](), dtype=torch.bfloat16)
-    model = checkpoints.load_model(checkpoint, streamed=True)
+    model = Checkpoint(checkpoint).load(streamed=True)
     assert sum(map(streaming.is_bound, model.parameters())) > 40
     precision = "vision=int8,qformer=int8w,llm=int4"
     assert main(["--ckpt", str(checkpoint), "--out", str(tmp_path / "bundle"), "--precision", precision]) == 0
@@ -331,7 +331,7 @@ def test_larger_images_interpolate_positions(size: int, tmp_path: Path) -> None:
     features = model.vision_features(images)
     assert pixels.shape[2:] == (size, size) and features.shape[1] == 1 + (size // 14) ** 2
     seen = reference.vision_model(pixels, interpolate_pos_encoding=True).last_hidden_state
-    ours = checkpoints.load_model(checkpoint, llm=False).vision_norm(torch.from_numpy(features))
+    ours = Checkpoint(checkpoint).load(llm=False).vision_norm(torch.from_numpy(features))
     assert (ours - seen).abs().max() < 1e-4
 
 

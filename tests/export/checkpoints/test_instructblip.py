@@ -18,8 +18,8 @@ pytest.importorskip("blip2rt._native")
 
 import blip2rt
 from blip2rt.errors import Blip2rtError
-from blip2rt.modeling import checkpoints
-from blip2rt.modeling.lavis import Parts
+from blip2rt.modeling.checkpoint import Checkpoint
+from blip2rt.modeling.sources import ExternalParts
 from export import describe
 from export.cli import main
 from tests.seeds import seed_of
@@ -96,7 +96,7 @@ def test_hugging_face_folders_say_what_generate_says(tmp_path: Path) -> None:
     check(pair)
     shutil.rmtree(pair.folder / "qformer_tokenizer")
     with pytest.raises(Blip2rtError, match="qformer_tokenizer.*give --qformer-tokenizer FOLDER"):
-        describe.require_tokenizers(checkpoints.read_config(pair.folder))
+        describe.require_tokenizers(Checkpoint(pair.folder))
 
 
 @pytest.mark.slow
@@ -118,10 +118,11 @@ def test_lavis_files_of_vicuna_are_the_same_model(tmp_path: Path) -> None:
     model.language_model.save_pretrained(tmp_path / "llm")
     tiny_blip2.llm_tokenizer().save_pretrained(tmp_path / "llm")
     with pytest.raises(Blip2rtError, match="give --llm FOLDER with the Vicuna"):
-        checkpoints.read_config(tmp_path / "vicuna.pth", Parts(qformer_tokenizer=str(checkpoint / "bert")))
+        Checkpoint(tmp_path / "vicuna.pth", ExternalParts(qformer_tokenizer=str(checkpoint / "bert"))).load()
     llm, bert = str(tmp_path / "llm"), str(checkpoint / "qformer_tokenizer")
-    parts = Parts(llm=llm, vision_heads=4, qformer_heads=4, qformer_tokenizer=bert)
-    ours = checkpoints.load_model(tmp_path / "vicuna.pth", parts=parts)
+    parts = ExternalParts(llm=llm, vision_heads=4, qformer_heads=4, qformer_tokenizer=bert)
+    opened = Checkpoint(tmp_path / "vicuna.pth", parts)
+    ours = opened.load()
     assert ours.config.question_input and ours.config.stage == 2
     pixels, ids = torch.randn(2, 3, 28, 28), torch.randint(5, 20, (2, 7))
     mask = torch.tensor([[1] * 7, [1, 1, 1, 1, 0, 0, 0]])
@@ -129,9 +130,9 @@ def test_lavis_files_of_vicuna_are_the_same_model(tmp_path: Path) -> None:
     want = want if isinstance(want, torch.Tensor) else want.pooler_output
     got = ours.prefix_embeds(ours.query_output(ours.vision_features(pixels), ids, mask))
     assert (got - want).abs().max() < 1e-4
-    spec, prompts = describe.llm_spec(ours, ours.llm, tmp_path, 64)
+    spec, prompts = describe.llm_spec(opened, ours.llm, tmp_path, 64)
     assert spec.eos_token_ids == (1,) and [each[0] for each in prompts.plain] == [1] * 3 and prompts.plain[0] == [1]
-    others = (prompts.judged[1:], prompts.calibrating[1:])
+    others = (prompts.test[1:], prompts.calibration[1:])
     unknown = tiny_blip2.llm_tokenizer().unk_token_id
     assert all(len(ids) > 4 and unknown not in ids for some in others for ids in some)
     assert not set(map(tuple, others[0])) & set(map(tuple, others[1]))
@@ -141,4 +142,4 @@ def test_a_file_without_a_projection_is_named(tmp_path: Path) -> None:
     state = {"query_tokens": torch.zeros(1, 5, 32), "Qformer.bert.encoder.layer.0.x": torch.zeros(1)}
     torch.save({"model": state}, tmp_path / "odd.pth")
     with pytest.raises(Blip2rtError, match="no projection of stage 2"):
-        checkpoints.read_config(tmp_path / "odd.pth", Parts(vision=None))
+        Checkpoint(tmp_path / "odd.pth", ExternalParts(vision=None)).load()

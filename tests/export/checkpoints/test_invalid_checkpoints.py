@@ -57,7 +57,7 @@ def test_missing_shards_are_all_named(copy: Path, tmp_path: Path, capsys: pytest
 def test_a_photograph_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In one line of ours: PyTorch's own goes on with how to run what a stranger's file holds."""
     line = complaint(ROOT / "docs" / "photo.jpg", tmp_path, capsys)
-    assert "photo.jpg: it is damaged: PyTorch did not write it, or it holds more than tensors" in line
+    assert "photo.jpg: it is damaged: it was not saved by PyTorch, or contains more than tensors" in line
     assert "weights_only" not in line
 
 
@@ -107,7 +107,7 @@ def test_images_that_are_cropped_are_refused(copy: Path, tmp_path: Path, capsys:
 def test_what_is_no_checkpoint_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "photographs"
     folder.mkdir()
-    assert "is no checkpoint" in complaint(folder, tmp_path, capsys)
+    assert "is not a checkpoint" in complaint(folder, tmp_path, capsys)
     (folder / "file.txt").write_text("no tensors")
     assert "damaged" in complaint(folder / "file.txt", tmp_path, capsys)
     assert "does not exist" in complaint("/no/such/folder", tmp_path, capsys)

@@ -17,8 +17,8 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("onnxscript")
 
 from blip2rt.errors import Blip2rtError
-from blip2rt.modeling import checkpoints
-from blip2rt.modeling.lavis import Parts
+from blip2rt.modeling.checkpoint import Checkpoint
+from blip2rt.modeling.sources import ExternalParts
 from export.convert import main
 from tests.seeds import new_seed, seed_of
 from tests.tiny import blip2 as tiny_blip2
@@ -28,7 +28,7 @@ SEED = seed_of(__name__)
 
 
 @pytest.fixture(scope="module")
-def stage2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path, Path, Parts]:
+def stage2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path, Path, ExternalParts]:
     torch.manual_seed(SEED)
     return tiny_lavis.stage2(tmp_path_factory.mktemp("lavis"))
 
@@ -49,27 +49,29 @@ def theirs(model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
 
 
 @pytest.mark.parametrize("finetuned", [False, True])
-def test_stage_2_equals_hugging_face(stage2: tuple[Any, Path, Path, Parts], finetuned: bool) -> None:
+def test_stage_2_equals_hugging_face(stage2: tuple[Any, Path, Path, ExternalParts], finetuned: bool) -> None:
     model, trained, whole, parts = stage2
     if finetuned:
-        parts = Parts(llm=parts.llm, vision_heads=4, qformer_heads=2)
-    ours = checkpoints.load_model(whole if finetuned else trained, parts=parts)
+        parts = ExternalParts(llm=parts.llm, vision_heads=4, qformer_heads=2)
+    ours = Checkpoint(whole if finetuned else trained, parts).load()
     assert ours.config.vision.vit.layers == tiny_blip2.VISION["num_hidden_layers"]
     pixels = torch.randn(2, 3, 28, 28)
     for got, want in zip(outputs(ours, pixels), theirs(model, pixels), strict=True):
         assert (got - want).abs().max() < 1e-4
 
 
-def test_stage_2_converts_to_hugging_face_and_back(stage2: tuple[Any, Path, Path, Parts], tmp_path: Path) -> None:
+def test_stage_2_converts_to_hugging_face_and_back(
+    stage2: tuple[Any, Path, Path, ExternalParts], tmp_path: Path
+) -> None:
     _, trained, _, parts = stage2
     flags = ["--vision", str(parts.vision), "--llm", str(parts.llm), "--vision-heads", "4", "--qformer-heads", "2"]
-    assert main([str(trained), "--to", "hf", str(tmp_path / "hf"), *flags]) == 0
+    assert main([str(trained), "--to", "hf", "--out", str(tmp_path / "hf"), *flags]) == 0
     model = transformers.Blip2ForConditionalGeneration.from_pretrained(tmp_path / "hf").eval()
     pixels = torch.randn(2, 3, 28, 28)
-    ours = checkpoints.load_model(trained, parts=parts)
+    ours = Checkpoint(trained, parts).load()
     for got, want in zip(theirs(model, pixels), outputs(ours, pixels), strict=True):
         assert (got - want).abs().max() < 1e-3  # its epsilon is another
-    back = checkpoints.load_model(tmp_path / "hf")
+    back = Checkpoint(tmp_path / "hf").load()
     for got, want in zip(outputs(back, pixels), outputs(ours, pixels), strict=True):
         assert (got - want).abs().max() < 1e-6
     processor = transformers.AutoProcessor.from_pretrained(tmp_path / "hf")
@@ -97,12 +99,12 @@ def test_stage_1_comes_back_whole(tmp_path: Path) -> None:
         "Qformer.bert.embeddings.position_ids": torch.arange(48)[None],
     }
     torch.save({"model": state}, tmp_path / "stage1.pth")
-    parts = Parts(vision_heads=4, qformer_heads=2, qformer_tokenizer=str(hf / "bert"))
-    ours = checkpoints.load_model(tmp_path / "stage1.pth", parts=parts)
+    parts = ExternalParts(vision_heads=4, qformer_heads=2, qformer_tokenizer=str(hf / "bert"))
+    ours = Checkpoint(tmp_path / "stage1.pth", parts).load()
     assert float(ours.temperature) == pytest.approx(0.0321)
     arguments = ["--vision-heads", "4", "--qformer-heads", "2", "--qformer-tokenizer", str(hf / "bert")]
-    assert main([str(tmp_path / "stage1.pth"), "--to", "hf", str(tmp_path / "back"), *arguments]) == 0
-    back = checkpoints.load_model(tmp_path / "back")
+    assert main([str(tmp_path / "stage1.pth"), "--to", "hf", "--out", str(tmp_path / "back"), *arguments]) == 0
+    back = Checkpoint(tmp_path / "back").load()
     assert back.state_dict().keys() == ours.state_dict().keys()
     for name, tensor in ours.state_dict().items():
         assert torch.equal(tensor, back.state_dict()[name]), name
@@ -159,20 +161,20 @@ def test_clip_encoder_equals_transformers(tmp_path: Path) -> None:
     assert (encoder(pixels) - want).abs().max() < 1e-4
 
 
-def test_what_is_missing_is_named(stage2: tuple[Any, Path, Path, Parts], tmp_path: Path) -> None:
+def test_what_is_missing_is_named(stage2: tuple[Any, Path, Path, ExternalParts], tmp_path: Path) -> None:
     _, trained, _, parts = stage2
     with pytest.raises(Blip2rtError, match=r"--vision.*--llm"):
-        checkpoints.load_model(trained)
+        Checkpoint(trained).load()
     with pytest.raises(Blip2rtError, match="no BLIP-2 checkpoint of LAVIS"):
-        checkpoints.load_model(str(parts.vision))
+        Checkpoint(str(parts.vision)).load()
     (tmp_path / "junk.pth").write_bytes(b"no tensors")
     with pytest.raises(Blip2rtError, match="damaged"):
-        checkpoints.load_model(tmp_path / "junk.pth")
+        Checkpoint(tmp_path / "junk.pth").load()
 
 
 @pytest.mark.parametrize(("projection", "fits"), [("opt_proj", ["opt"]), ("t5_proj", ["t5"]), ("llm_proj", ["llama"])])
 def test_a_language_model_of_another_kind_is_refused(
-    stage2: tuple[Any, Path, Path, Parts], tmp_path: Path, projection: str, fits: list[str]
+    stage2: tuple[Any, Path, Path, ExternalParts], tmp_path: Path, projection: str, fits: list[str]
 ) -> None:
     state = {name.replace("opt_proj", projection): values for name, values in torch.load(stage2[2])["model"].items()}
     torch.save({"model": state}, tmp_path / "trained.pth")
@@ -180,12 +182,12 @@ def test_a_language_model_of_another_kind_is_refused(
     for name in ("opt", "t5", "llama", "gemma"):
         folder = shutil.copytree(tmp_path / "tokenizer", tmp_path / name)
         tiny_blip2.TEXT_CONFIGS[name]().save_pretrained(folder)
-        parts = Parts(llm=str(folder), vision_heads=4, qformer_heads=2)
+        parts = ExternalParts(llm=str(folder), vision_heads=4, qformer_heads=2)
         if name in fits:
-            assert checkpoints.read_config(tmp_path / "trained.pth", parts).llm is not None
+            assert Checkpoint(tmp_path / "trained.pth", parts).config.llm is not None
         else:
             with pytest.raises(Blip2rtError, match=f"{projection} is of .*: give --llm FOLDER with that"):
-                checkpoints.read_config(tmp_path / "trained.pth", parts)
+                Checkpoint(tmp_path / "trained.pth", parts).load()
 
 
 def test_code_in_a_pth_is_never_run(tmp_path: Path) -> None:
@@ -195,5 +197,5 @@ def test_code_in_a_pth_is_never_run(tmp_path: Path) -> None:
 
     torch.save({"model": {"query_tokens": Evil()}}, tmp_path / "evil.pth")
     with pytest.raises(Blip2rtError):
-        checkpoints.load_model(tmp_path / "evil.pth")
+        Checkpoint(tmp_path / "evil.pth").load()
     assert not (tmp_path / "ran").exists()

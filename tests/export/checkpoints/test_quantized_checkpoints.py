@@ -16,8 +16,9 @@ pytest.importorskip("onnxscript")
 from safetensors.torch import load_file, save_file
 
 from blip2rt.errors import Blip2rtError
-from blip2rt.modeling import checkpoints
-from blip2rt.modeling.llm import LlmConfig, load_llm
+from blip2rt.modeling import streaming
+from blip2rt.modeling.checkpoint import Checkpoint
+from blip2rt.modeling.llm import LanguageModelSource, LlmConfig
 from export.cli import main
 from tests.seeds import seed_of
 from tests.tiny import blip2 as tiny_blip2
@@ -109,13 +110,13 @@ def test_quantized_matrices_are_read_as_what_they_stand_for(
 ) -> None:
     method = "fp8" if way is tiles else "bitsandbytes"
     want = quantize(whole, tmp_path / "model", way, {"quant_method": method})
-    model = checkpoints.load_model(tmp_path / "model", streamed=streamed)
+    model = Checkpoint(tmp_path / "model").load(streamed=streamed)
     assert len(want) == 15
     for name, values in want.items():
         ours = "projection" if name == "language_projection" else name.replace("language_model.", "llm.")
-        got = checkpoints.streaming.read(model.get_submodule(ours).weight).double()
+        got = streaming.read(model.get_submodule(ours).weight).double()
         assert got.shape == values.shape and (got - values).abs().max() < 1e-6, name
-    plain = checkpoints.load_model(whole)
+    plain = Checkpoint(whole).load()
     error = (plain.projection.weight - model.projection.weight).abs().max()
     assert 0 < error < 0.15 * plain.projection.weight.abs().max()  # garbage is far away
 
@@ -130,7 +131,7 @@ def test_four_bits_may_lie_in_floats(whole: Path, tmp_path: Path) -> None:
     for name in want:
         state[f"{name}.weight"] = state[f"{name}.weight"].flatten().view(torch.bfloat16).view(-1, 1)
     save_file(state, file)
-    got = checkpoints.load_model(tmp_path / "model").projection.weight.double()
+    got = Checkpoint(tmp_path / "model").load().projection.weight.double()
     assert (got - want["language_projection"]).abs().max() < 1e-6
 
 
@@ -143,7 +144,7 @@ def test_bitsandbytes_own_checkpoints_are_read(whole: Path, tmp_path: Path) -> N
             whole, quantization_config=config, device_map="cpu"
         )
         theirs.save_pretrained(tmp_path / name)
-        model, plain = checkpoints.load_model(tmp_path / name), checkpoints.load_model(whole)
+        model, plain = Checkpoint(tmp_path / name).load(), Checkpoint(whole).load()
         weight = theirs.language_projection.weight
         if name == "int8":
             want = weight.data.float() * weight.SCB[:, None] / 127
@@ -185,7 +186,7 @@ def test_a_language_model_of_its_own_is_held_to_the_same(tmp_path: Path) -> None
     data["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (tmp_path / "config.json").write_text(json.dumps(data))
     with pytest.raises(Blip2rtError, match="'gptq'"):
-        load_llm(LlmConfig(source=str(tmp_path)))
+        LanguageModelSource(LlmConfig(source=str(tmp_path))).load()
     state = load_file(tmp_path / "model.safetensors")
     name = "model.layers.0.self_attn.q_proj"
     weight = state.pop(f"{name}.weight")
@@ -193,11 +194,11 @@ def test_a_language_model_of_its_own_is_held_to_the_same(tmp_path: Path) -> None
     (tmp_path / "config.json").write_text(json.dumps(bare))
     save_file(state | {f"{name}.weight": weight.to(torch.int8)}, tmp_path / "model.safetensors")
     with pytest.raises(Blip2rtError, match="q_proj.weight is of type int8"):
-        load_llm(LlmConfig(source=str(tmp_path)))
+        LanguageModelSource(LlmConfig(source=str(tmp_path))).load()
     data = bare
     stored, want = rows(name, weight)
     save_file(state | stored, tmp_path / "model.safetensors")
     data["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
     (tmp_path / "config.json").write_text(json.dumps(data))
-    got = load_llm(LlmConfig(source=str(tmp_path))).get_submodule(name).weight.double()
+    got = LanguageModelSource(LlmConfig(source=str(tmp_path))).load().get_submodule(name).weight.double()
     assert (got - want).abs().max() < 1e-6

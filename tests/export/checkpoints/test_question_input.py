@@ -17,8 +17,10 @@ pytest.importorskip("blip2rt._native")
 import blip2rt
 from blip2rt.errors import Blip2rtError, BundleError, CapabilityError
 from blip2rt.image import to_pixels
-from blip2rt.modeling import checkpoints
-from blip2rt.modeling.lavis import Parts
+from blip2rt.modeling.bert import BertSource
+from blip2rt.modeling.checkpoint import Checkpoint
+from blip2rt.modeling.sources import ExternalParts
+from blip2rt.modeling.tokenizer import load_tokenizer
 from export import convert
 from tests.seeds import new_seed, seed_of
 from tests.tiny import blip2 as tiny_blip2
@@ -42,7 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, blip2rt.M
 @torch.no_grad()
 def prefix(model: Any, pixels: np.ndarray, texts: list[str]) -> Any:
     """PyTorch's, of texts as the Q-Former reads them."""
-    tokens = checkpoints.qformer_tokenizer(model.config)(
+    tokens = BertSource(model.config.qformer_init).tokenizer(
         texts, padding=True, truncation=True, max_length=9, return_tensors="pt"
     )
     seen = model.vision_features(torch.from_numpy(pixels))
@@ -51,7 +53,7 @@ def prefix(model: Any, pixels: np.ndarray, texts: list[str]) -> Any:
 
 def said(model: Any, embeds: Any, prompts: list[str]) -> list[str]:
     """Greedy, one by one, as [prefix][prompt]."""
-    tokenizer = checkpoints.load_tokenizer(model.config.llm.source)
+    tokenizer = load_tokenizer(model.config.llm.source)
     texts = []
     for row, prompt in zip(embeds, prompts, strict=True):
         ids = torch.tensor(tokenizer(prompt, add_special_tokens=False)["input_ids"], dtype=torch.int64)
@@ -97,7 +99,7 @@ def test_what_it_cannot_do_is_one_line(made: tuple[Path, Any, blip2rt.Model], tm
     with pytest.raises(CapabilityError, match="cannot chat: its Q-Former looks at the image anew"):
         model.chat(tiny_blip2.photographs(1, np.random.default_rng(new_seed()))[0])
     with pytest.raises(Blip2rtError, match="question_input"):
-        convert.convert(str(folder / "ckpt"), "hf", tmp_path / "hf", Parts(), "float32")
+        convert.convert(Checkpoint(folder / "ckpt"), "hf", tmp_path / "hf", "float32")
     manifest = folder / "bundle" / "blip2rt.json"
     text = manifest.read_text()
     try:
@@ -128,8 +130,8 @@ def test_lavis_instruct_models_read_their_prompt(tmp_path: Path) -> None:
     state |= {"t5_proj.weight": torch.randn(32, tiny_blip2.QFORMER["hidden_size"]), "t5_proj.bias": torch.randn(32)}
     torch.save({"model": state}, tmp_path / "instruct.pth")
     llm = str(tiny_training.t5_folder(tmp_path / "llm"))
-    parts = Parts(llm=llm, vision_heads=4, qformer_heads=2, qformer_tokenizer=str(hf / "bert"))
-    ours = checkpoints.load_model(tmp_path / "instruct.pth", parts=parts)
+    parts = ExternalParts(llm=llm, vision_heads=4, qformer_heads=2, qformer_tokenizer=str(hf / "bert"))
+    ours = Checkpoint(tmp_path / "instruct.pth", parts).load()
     assert ours.config.question_input and ours.config.question_prompt == ours.config.llm.ask_prompt
     pixels, ids = torch.randn(2, 3, 28, 28), torch.randint(5, 20, (2, 7))
     mask = torch.tensor([[1] * 7, [1, 1, 1, 1, 0, 0, 0]])

@@ -55,7 +55,7 @@ def test_export_and_convert_refuse_a_checkpoint_without_its_tokenizer(
         checkpoint = [str(copy)] if words else ["--checkpoint", str(copy)]
         assert main([*checkpoint, "--out", str(out), *words]) == 2
         line = complaint(capsys)
-        assert "holds no tokenizer" in line and "--tokenizer FOLDER" in line
+        assert "has no tokenizer" in line and "--tokenizer FOLDER" in line
         assert not out.exists()
 
 
@@ -88,7 +88,7 @@ def test_a_checkpoint_that_matches_takes_the_tokenizer_of_its_q_former(
     copy, out = bare(retrieval, tmp_path), tmp_path / "out"
     words = ["--checkpoint", str(copy), "--out", str(out), "--precision", FLOATS]
     assert cli.main(words) == 2
-    assert "holds no tokenizer" in complaint(capsys)
+    assert "has no tokenizer" in complaint(capsys)
     assert cli.main([*words, "--tokenizer", str(retrieval)]) == 0
     assert bundle.read(out).file("qformer_tokenizer.json").stat().st_size > 100
 

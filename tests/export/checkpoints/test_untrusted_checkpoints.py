@@ -19,7 +19,7 @@ pytest.importorskip("onnxscript")
 
 import blip2rt
 from blip2rt.errors import Blip2rtError
-from blip2rt.modeling.llm import LlmConfig, load_llm, load_tokenizer, text_config
+from blip2rt.modeling.llm import LanguageModelSource, LlmConfig
 from blip2rt.modeling.sources import resolve
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder
 from blip2rt.modeling.weights import Weights
@@ -56,8 +56,8 @@ def evil(tmp_path: Path) -> tuple[Path, Path]:
 def test_no_code_of_a_checkpoint_runs(evil: tuple[Path, Path]) -> None:
     folder, touched = evil
     encoder = VisionConfig(source=f"hf:{folder}", positions=4, features=8)
-    loads = (lambda: text_config(str(folder)), lambda: load_llm(LlmConfig(source=str(folder))),
-             lambda: load_tokenizer(str(folder)), lambda: VisionEncoder(encoder))  # fmt: skip
+    llm = LanguageModelSource(LlmConfig(source=str(folder)))
+    loads = (lambda: llm.text_config, llm.load, lambda: llm.tokenizer, lambda: VisionEncoder(encoder))
     for load in loads:
         with pytest.raises(Blip2rtError):
             load()
@@ -90,14 +90,14 @@ def test_every_call_that_could_run_code_says_that_it_does_not() -> None:
 
 
 def test_a_package_is_named_and_never_imported() -> None:
-    with pytest.raises(Blip2rtError, match="is not the name of a package"):
+    with pytest.raises(Blip2rtError, match="is not a package name"):
         resolve("pkg:os.path/config.json")
 
 
 @pytest.mark.parametrize("shard", ["../elsewhere.safetensors", "/etc/passwd", "a/b.safetensors", "..\\x.safetensors"])
 def test_shards_lie_beside_their_index(tmp_path: Path, shard: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": shard}}))
-    with pytest.raises(Blip2rtError, match="not a file beside it"):
+    with pytest.raises(Blip2rtError, match="not in the same folder"):
         Weights(tmp_path)
 
 

@@ -24,17 +24,20 @@ import onnxruntime
 
 import blip2rt
 from blip2rt.bundle import read, verify
-from blip2rt.modeling import checkpoints
-from blip2rt.modeling.blip2 import Blip2, Blip2Config, Trained
+from blip2rt.modeling.bert import BertSource
+from blip2rt.modeling.blip2 import Blip2, Blip2Config, TrainableModel
+from blip2rt.modeling.checkpoint import Checkpoint, save_model
 from blip2rt.modeling.llm import LlmConfig
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.quantize import round_weights
+from blip2rt.modeling.tokenizer import load_tokenizer
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder
 from blip2rt.modeling.vit import VitConfig
 from export.cli import main
 from export.convert import main as convert
 from export.graphs import trace
 from tests.seeds import new_seed
+from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import onnx_validity
 from tests.tiny import training as tiny_training
 
@@ -68,7 +71,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     torch.save(timm.create_model("test_efficientnet").state_dict(), folder / "vision.pth")
     vision = VisionConfig("timm:test_efficientnet", str(folder / "vision.pth"), 64, 64, positions=4, features=256)
     bert = str(tiny_training.bert_folder(folder / "bert"))
-    geometry = checkpoints.read_bert_geometry(bert)
+    geometry = BertSource(bert).geometry
     qformer = QFormerConfig(**geometry, queries=4, vision_width=256)
     first = Blip2Config(1, vision, qformer, qformer_init=bert, embed_dim=16, max_text_length=12, sources=SOURCES)
     llm = LlmConfig(str(tiny_training.llm_folder(folder / "llm")), bits=4, block=32, end="<|end|>")
@@ -82,14 +85,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 def save(config: Blip2Config, folder: Path) -> Path:
-    model = Blip2(config)
+    model = tiny_blip2.build(config)
     for name, parameter in model.named_parameters():  # biases and norms start at 0 and 1: hide nothing behind that
         if not name.startswith(("vision.", "llm.", "temperature")):  # no temperature is negative
             parameter.data.add_(torch.randn_like(parameter) * 0.05)
     if config.stage == 1:  # or int4's rounding, coarse in so narrow a model, is seldom near the bound of its log-odds
         model.itm_head.weight.data.mul_(0.5)
     folder.mkdir()
-    checkpoints.save_model(model, folder)
+    save_model(model, folder)
     return folder
 
 
@@ -114,7 +117,7 @@ def test_graphs_are_valid_onnx(made: Made) -> None:
 
 @torch.no_grad()
 def test_greedy_tokens_equal_hugging_face(made: Made, model: blip2rt.Model) -> None:
-    reference = checkpoints.load_model(made.stage2)
+    reference = Checkpoint(made.stage2).load()
     prefix = reference.prefix_embeds(reference.query_output(features(made, model, reference)))
     eos = list(model.bundle.manifest.llm.eos_token_ids)
     want = [
@@ -128,7 +131,7 @@ def test_greedy_tokens_equal_hugging_face(made: Made, model: blip2rt.Model) -> N
             pad_token_id=eos[0],
         ).tolist()
     ]
-    tokenizer = checkpoints.load_tokenizer(reference.config.llm.source).backend_tokenizer
+    tokenizer = load_tokenizer(reference.config.llm.source).backend_tokenizer
     texts = [" ".join(tokenizer.decode(ids).split()) for ids in want]
     got = model.caption(pictures(made), num_beams=1, max_new_tokens=8)
     assert [text.replace(" ", "") for text in got] == [text.replace(" ", "") for text in texts]
@@ -136,10 +139,10 @@ def test_greedy_tokens_equal_hugging_face(made: Made, model: blip2rt.Model) -> N
 
 @torch.no_grad()
 def test_match_equals_pytorch(made: Made, model: blip2rt.Model) -> None:
-    reference = checkpoints.load_model(made.stage1)
+    reference = Checkpoint(made.stage1).load()
     seen = features(made, model, reference)
     texts = ["a dog runs", "the woman sits on the red grass with two cats and a ball", "xyz"]
-    tokens = checkpoints.qformer_tokenizer(reference.config)(
+    tokens = BertSource(reference.config.qformer_init).tokenizer(
         texts, padding=True, truncation=True, max_length=12, return_tensors="pt"
     )
     ids, mask = tokens["input_ids"], tokens["attention_mask"]
@@ -198,16 +201,16 @@ def test_stage_1_alone_makes_a_retriever(made: Made, tmp_path: Path) -> None:
 
 ERRORS = [
     (["--ckpt", "/no/such"], "does not exist"),
-    (["--ckpt", "{images}"], "is no checkpoint"),
+    (["--ckpt", "{images}"], "is not a checkpoint"),
     (["--ckpt", "{stage1}", "--retrieval-ckpt", "{stage1}"], "stage 2"),
-    (["--ckpt", "{stage2}", "--retrieval-ckpt", "{stage2}"], "has to be of stage 1"),
+    (["--ckpt", "{stage2}", "--retrieval-ckpt", "{stage2}"], "give stage 1"),
     (["--precision", "vision=int4,head=fp16,llm"], "head=fp16"),
     (["--precision", "vision=int8-static"], "--calib"),
     (["--target", "trt", "--precision", "llm=int8"], "llm=int8-static needs photographs"),
     (["--target", "trt", "--precision", "llm=int8w"], "llm may be fp32, fp16, int8, int8-static, int4"),
     (["--target", "cuda"], "choose from ort, trt"),
     (["--length-penalty", "nan"], "--length-penalty is nan"),
-    (["--llm-activations", "16", "--precision", "llm=fp16"], "--llm-activations 16 is of llm=int4"),
+    (["--llm-activations", "16", "--precision", "llm=fp16"], "--llm-activations 16 applies to llm=int4"),
     (["--llm-activations", "12"], "choose from 8, 16"),
     (["--image-size", "0"], "cannot read 0 x 0 pixels"),
     (["--calib", "/no/such"], "is no folder"),
@@ -313,12 +316,12 @@ def test_killed_in_the_middle_leaves_no_bundle(made: Made, tmp_path: Path) -> No
 def test_a_bundle_gives_back_the_checkpoints_that_it_was_made_of(
     made: Made, bundle: str, bits: dict[int, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert convert([str(getattr(made, bundle)), "--to", "ours", str(tmp_path / "ours")]) == 0
+    assert convert([str(getattr(made, bundle)), "--to", "ours", "--out", str(tmp_path / "ours")]) == 0
     folders = [tmp_path / "ours" / f"stage{stage}" for stage in (1, 2)]
     assert capsys.readouterr().out.split() == [str(folder) for folder in folders]
     for stage, source, folder in zip((1, 2), (made.stage1, made.stage2), folders, strict=True):
-        assert checkpoints.read_config(folder) == checkpoints.read_config(source)
-        wanted, got = (checkpoints.load_model(path, vision=False, llm=False) for path in (source, folder))
+        assert Checkpoint(folder).config == Checkpoint(source).config
+        wanted, got = (Checkpoint(path).load(vision=False, llm=False) for path in (source, folder))
         if bits:
             round_weights(wanted, bits[stage], 64)
             if bits[stage] == 8:  # then other large constants are fp16
@@ -340,8 +343,8 @@ def test_a_bundle_gives_back_the_checkpoints_that_it_was_made_of(
 @torch.no_grad()
 def test_an_encoder_that_was_trained_comes_back(made: Made, precision: str, tmp_path: Path) -> None:
     """With what its batch norms did, as the graph has it."""
-    config = checkpoints.read_config(made.stage2)
-    trained = Trained(Blip2Config(vision=config.vision, vision_trained=True))
+    config = Checkpoint(made.stage2).config
+    trained = TrainableModel(Blip2Config(vision=config.vision, vision_trained=True))
     trained.vision = VisionEncoder(config.vision)
     for name, values in trained.vision.state_dict().items():
         if values.is_floating_point():
@@ -349,16 +352,16 @@ def test_an_encoder_that_was_trained_comes_back(made: Made, precision: str, tmp_
             if name.endswith(("bias", "running_mean")):
                 values.add_(0.1 * torch.randn_like(values))
     (tmp_path / "was").mkdir()
-    checkpoints.save_model(trained, tmp_path / "was")
-    model = checkpoints.load_model(made.stage2, vision=False, llm=False)
+    save_model(trained, tmp_path / "was")
+    model = Checkpoint(made.stage2).load(vision=False, llm=False)
     model.config = replace(config, vision=replace(config.vision, weights=str(tmp_path / "was")))
     (tmp_path / "stage2").mkdir()
-    checkpoints.save_model(model, tmp_path / "stage2")
+    save_model(model, tmp_path / "stage2")
     arguments = ["--ckpt", str(tmp_path / "stage2"), "--precision", f"vision={precision},qformer=fp32,llm=fp32"]
     assert main([*arguments, "--out", str(tmp_path / "b")]) == 0
     shutil.rmtree(tmp_path / "was")
-    assert convert([str(tmp_path / "b"), "--to", "ours", str(tmp_path / "ours")]) == 0
-    got = checkpoints.load_model(tmp_path / "ours" / "stage2", llm=False)
+    assert convert([str(tmp_path / "b"), "--to", "ours", "--out", str(tmp_path / "ours")]) == 0
+    got = Checkpoint(tmp_path / "ours" / "stage2").load(llm=False)
     assert got.config.vision.weights == str(tmp_path / "ours" / "encoder")
     pixels = np.random.default_rng(new_seed()).normal(size=(2, 3, 64, 64)).astype(np.float32)
     session = onnxruntime.InferenceSession(tmp_path / "b" / "vision.onnx")
@@ -374,23 +377,23 @@ def test_an_encoder_that_was_trained_comes_back(made: Made, precision: str, tmp_
 @torch.no_grad()
 def test_a_vision_transformer_that_a_checkpoint_holds_comes_back(made: Made, tmp_path: Path) -> None:
     """In int4, and again from a bundle that was made of what came back."""
-    config = checkpoints.read_config(made.stage1)
+    config = Checkpoint(made.stage1).config
     vit = VitConfig(width=64, layers=2, heads=2, mlp_width=128, patch=16, activation="quick_gelu", pre_norm=True)
     vision = replace(config.vision, source="vit", weights=None, height=32, width=32, positions=5, features=64, vit=vit)
     qformer = replace(config.qformer, vision_width=64)
-    model = Blip2(replace(config, vision=vision, qformer=qformer, vision_trained=True), llm=False)
+    model = tiny_blip2.build(replace(config, vision=vision, qformer=qformer, vision_trained=True), llm=False)
     for values in (each for each in model.state_dict().values() if each.ndim):  # equal ones would be one constant
         values.add_(0.05 * torch.randn_like(values))
     (tmp_path / "was").mkdir()
-    checkpoints.save_model(model, tmp_path / "was")
+    save_model(model, tmp_path / "was")
     source = tmp_path / "was"
     for name in ("first", "second"):
         bundle = tmp_path / f"{name}.bundle"
         assert main(["--ckpt", str(source), "--precision", "vision=int4,retrieval=fp32", "--out", str(bundle)]) == 0
         assert json.loads((bundle / "stage1.json").read_text())["vision"]["weights"] == "encoder"
-        assert convert([str(bundle), "--to", "ours", str(tmp_path / name)]) == 0
+        assert convert([str(bundle), "--to", "ours", "--out", str(tmp_path / name)]) == 0
         source = tmp_path / name / "stage1"
-        got = checkpoints.load_model(source, llm=False)
+        got = Checkpoint(source).load(llm=False)
         pixels = np.random.default_rng(new_seed()).normal(size=(2, 3, 32, 32)).astype(np.float32)
         [wanted] = onnxruntime.InferenceSession(bundle / "vision.onnx").run(None, {"pixels": pixels})
         np.testing.assert_allclose(got.vision_features(torch.from_numpy(pixels)), wanted, atol=0.05)
@@ -404,12 +407,12 @@ def test_wrong_bundles_to_unpack(made: Made, tmp_path: Path, capsys: pytest.Capt
     manifest["files"] = {name: entry for name, entry in manifest["files"].items() if not name.startswith("stage")}
     (without / "blip2rt.json").write_text(json.dumps(manifest))
     for source, to, said in (
-        (without, "ours", "does not say what it was made of"),
+        (without, "ours", "has no config of its checkpoint"),
         (made.exact, "hf", "give --to ours"),
         (made.stage2, "ours", "is no bundle"),
         (made.exact, "theirs", "choose from hf, ours"),
     ):
-        assert convert([str(source), "--to", to, str(tmp_path / "out")]) == 2
+        assert convert([str(source), "--to", to, "--out", str(tmp_path / "out")]) == 2
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1
         assert not (tmp_path / "out").exists()

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from blip2rt.modeling.blip2 import Blip2, Blip2Config, Trained
-from blip2rt.modeling.checkpoints import CONFIG, WEIGHTS, load_model, read_config, save_model
-from blip2rt.modeling.llm import LlmConfig
+from blip2rt.modeling.blip2 import Blip2, Blip2Config, TrainableModel
+from blip2rt.modeling.checkpoint import CONFIG, WEIGHTS, Checkpoint, save_model
+from blip2rt.modeling.llm import LanguageModelSource, LlmConfig
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder
 from export.convert import main as convert
@@ -30,7 +30,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(3)
     for name in ("step-000001", "step-000002"):
         (run / name).mkdir()
-        save_model(Blip2(Blip2Config(1, VisionConfig(positions=9, features=12), QFORMER), vision=False), run / name)
+        save_model(Blip2(Blip2Config(1, VisionConfig(positions=9, features=12), QFORMER)), run / name)
     return run
 
 
@@ -42,7 +42,7 @@ def test_a_field_changes_and_no_tensor_does(checkpoint: Path, tmp_path: Path) ->
     fields = ["qformer_bits=4", "itm_weight=2", "vision.weights=some/encoder", "vision.mean=[0.1, 0.2, 0.3]"]
     fields += ["qformer.dropout=0", "clean_captions=true", "question_prompt=4"]
     arguments = [word for field in fields for word in ("--set", field)]
-    assert convert([str(checkpoint), *arguments, str(tmp_path / "out")]) == 0
+    assert convert([str(checkpoint), *arguments, "--out", str(tmp_path / "out")]) == 0
     newest = checkpoint / "step-000002"
     assert tensors(tmp_path / "out") == tensors(newest)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {CONFIG, WEIGHTS}
@@ -51,13 +51,18 @@ def test_a_field_changes_and_no_tensor_does(checkpoint: Path, tmp_path: Path) ->
     wanted["vision"] |= {"weights": "some/encoder", "mean": [0.1, 0.2, 0.3]}
     wanted["qformer"]["dropout"] = 0
     assert json.loads((tmp_path / "out" / CONFIG).read_text()) == wanted
-    assert read_config(tmp_path / "out").qformer_bits == 4
+    assert Checkpoint(tmp_path / "out").config.qformer_bits == 4
 
 
 def test_a_checkpoint_that_says_int4_is_rounded_as_it_is_read(checkpoint: Path, tmp_path: Path) -> None:
-    assert convert([str(checkpoint), "--set", "qformer_bits=4", "--set", "qformer_block=16", str(tmp_path / "4")]) == 0
-    assert convert([str(tmp_path / "4"), "--set", "qformer_bits=0", str(tmp_path / "0")]) == 0
-    exact, rounded, back = (load_model(path).trained_state() for path in (checkpoint, tmp_path / "4", tmp_path / "0"))
+    assert (
+        convert([str(checkpoint), "--set", "qformer_bits=4", "--set", "qformer_block=16", "--out", str(tmp_path / "4")])
+        == 0
+    )
+    assert convert([str(tmp_path / "4"), "--set", "qformer_bits=0", "--out", str(tmp_path / "0")]) == 0
+    exact, rounded, back = (
+        Checkpoint(path).load().trained_state() for path in (checkpoint, tmp_path / "4", tmp_path / "0")
+    )
     name = "qformer.layers.0.attention.query.weight"
     assert not torch.equal(exact[name], rounded[name]) and torch.allclose(exact[name], rounded[name], atol=0.05)
     assert all(torch.equal(tensor, back[name]) for name, tensor in exact.items())
@@ -67,27 +72,29 @@ def test_a_stage_2_has_fields_of_its_language_model(tmp_path: Path, capsys: pyte
     llm = LlmConfig(source=str(llm_folder(tmp_path / "llm")), end="<|end|>")
     config = Blip2Config(2, VisionConfig(positions=9, features=12), replace(QFORMER, text_branch=False), llm)
     (tmp_path / "stage2").mkdir()
-    save_model(Blip2(config, vision=False, llm=False), tmp_path / "stage2")
+    save_model(Blip2(config, llm_width=LanguageModelSource(llm).hidden_size), tmp_path / "stage2")
     fields = ["--set", "llm.bits=4", "--set", "llm.caption_prompt=a photo of"]
-    assert convert([str(tmp_path / "stage2"), *fields, str(tmp_path / "out")]) == 0
-    changed = read_config(tmp_path / "out")
+    assert convert([str(tmp_path / "stage2"), *fields, "--out", str(tmp_path / "out")]) == 0
+    changed = Checkpoint(tmp_path / "out").config
     assert changed == replace(config, llm=replace(llm, bits=4, caption_prompt="a photo of"))
     assert tensors(tmp_path / "out") == tensors(tmp_path / "stage2")
-    assert convert([str(tmp_path / "stage2"), "--set", "llm.bits=5", str(tmp_path / "other")]) == 2
+    assert convert([str(tmp_path / "stage2"), "--set", "llm.bits=5", "--out", str(tmp_path / "other")]) == 2
     assert "llm.bits is 5: give 0, 4, 8" in capsys.readouterr().err
 
 
 def test_an_encoder_of_its_own_keeps_its_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A checkpoint of a distillation: the encoder's tensors are its own, and another encoder has others."""
     config = Blip2Config(vision=VisionConfig("timm:test_efficientnet", height=64, width=64, positions=4, features=256))
-    model = Trained(Blip2Config(vision=config.vision, vision_trained=True))
+    model = TrainableModel(Blip2Config(vision=config.vision, vision_trained=True))
     model.vision = VisionEncoder(config.vision)
     (tmp_path / "encoder").mkdir()
     save_model(model, tmp_path / "encoder")
-    assert convert([str(tmp_path / "encoder"), "--set", "vision.resample=bilinear", str(tmp_path / "out")]) == 0
+    assert (
+        convert([str(tmp_path / "encoder"), "--set", "vision.resample=bilinear", "--out", str(tmp_path / "out")]) == 0
+    )
     assert tensors(tmp_path / "out") == tensors(tmp_path / "encoder")
     source = "vision.source=timm:test_convnext"
-    assert convert([str(tmp_path / "encoder"), "--set", source, str(tmp_path / "other")]) == 2
+    assert convert([str(tmp_path / "encoder"), "--set", source, "--out", str(tmp_path / "other")]) == 2
     assert "do not fit: vision." in capsys.readouterr().err
 
 
@@ -108,16 +115,16 @@ def test_an_encoder_of_its_own_keeps_its_source(tmp_path: Path, capsys: pytest.C
         (["--set", "qformer.queries=5"], "query_tokens has the shape (1, 4, 16), and (1, 5, 16) would be needed"),
         (["--set", "embed_dim=8"], "do not fit: "),
         (["--set", "learned_positions=false"], "vision_positions has the shape (1, 9, 12), and none would be needed"),
-        (["--set", "vision_trained=true"], "vision_trained says which tensors the checkpoint holds"),
-        (["--set", "stage=2"], "stage says which tensors"),
-        (["--set", "itm_weight=2", "--to", "hf"], "--set is of checkpoints of ours"),
+        (["--set", "vision_trained=true"], "vision_trained determines the checkpoint"),
+        (["--set", "stage=2"], "stage determines the checkpoint"),
+        (["--set", "itm_weight=2", "--to", "hf"], "--set needs a checkpoint of ours"),
         ([], "--to"),
     ],
 )
 def test_a_wrong_field_is_one_line(
     checkpoint: Path, tmp_path: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert convert([str(checkpoint), *arguments, str(tmp_path / "out")]) == 2
+    assert convert([str(checkpoint), *arguments, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith("blip2rt-convert: error: ")
     assert said in error
@@ -128,7 +135,7 @@ def test_what_is_no_checkpoint_of_ours_is_one_line(tmp_path: Path, capsys: pytes
     (tmp_path / "file.pth").write_bytes(b"")
     bundle = Path(__file__).parents[3] / "blip2rt" / "models" / "nano"
     for source, said in ((tmp_path / "file.pth", "no checkpoint of blip2rt's training"), (bundle, "is a bundle")):
-        assert convert([str(source), "--set", "itm_weight=2", str(tmp_path / "out")]) == 2
+        assert convert([str(source), "--set", "itm_weight=2", "--out", str(tmp_path / "out")]) == 2
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1
         assert not (tmp_path / "out").exists()

@@ -29,8 +29,8 @@ from blip2rt.backends.trt import builder
 from blip2rt.backends.trt import cli as build
 from blip2rt.bundle import read
 from blip2rt.errors import BackendError
-from blip2rt.modeling import checkpoints
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
+from blip2rt.modeling.checkpoint import Checkpoint, save_model
 from blip2rt.modeling.llm import LlmConfig
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
@@ -82,17 +82,17 @@ def parts(name: str, folder: Path) -> Iterator[tuple[str, Any]]:
         yield from targets.TRT_NATIVE.llm_graphs(language_models.build(family, SEED), 64)
         return
     if name in FAMILIES:
-        model = checkpoints.load_model(tiny_blip2.generative(folder, CONFIGS[name]()), vision=False)
+        model = Checkpoint(tiny_blip2.generative(folder, CONFIGS[name]())).load(vision=False)
         yield from targets.TRT.llm_graphs(model.llm, 64)
         return
     if name == "nano":
-        first, second = map(Blip2, nano(folder, layers=2, qformer_layers=2))
+        first, second = map(tiny_blip2.build, nano(folder, layers=2, qformer_layers=2))
         yield from targets.TRT.llm_graphs(second.llm, 64)
         found = qformer.retrieval_graphs(first) + image_parts(second)
     elif name == "retrieval":
-        found = qformer.retrieval_graphs(checkpoints.load_model(tiny_blip2.retrieval(folder), vision=False))
+        found = qformer.retrieval_graphs(Checkpoint(tiny_blip2.retrieval(folder)).load(vision=False))
     else:
-        found = image_parts(checkpoints.load_model(tiny_blip2.generative(folder, CONFIGS["opt"]())))
+        found = image_parts(Checkpoint(tiny_blip2.generative(folder, CONFIGS["opt"]())).load())
     for part in found:
         yield part.name, trace.trace(part, targets.TRT.opset)
 
@@ -270,7 +270,7 @@ def test_nano_is_exported_and_checked(precision: str, tmp_path: Path, capsys: py
     tiny_training.caption_table(tmp_path, images=12)
     for config in nano(tmp_path):
         (tmp_path / f"stage{config.stage}").mkdir()
-        checkpoints.save_model(Blip2(config), tmp_path / f"stage{config.stage}")
+        save_model(tiny_blip2.build(config), tmp_path / f"stage{config.stage}")
     chosen = {"fp16": {}, "int8": dict.fromkeys(("vision", "qformer", "llm"), "int8"), "int4": {"llm": "int4"}}[
         precision
     ]

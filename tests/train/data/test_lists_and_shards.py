@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from blip2rt.errors import Blip2rtError, OptionError
-from blip2rt.modeling.checkpoints import list_checkpoints
+from blip2rt.modeling.checkpoint import list_checkpoints
 from blip2rt.modeling.vision import VisionConfig
 from tests.seeds import new_seed
 from tests.tiny.training import caption_table, interrupt, tiny_settings

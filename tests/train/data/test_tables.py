@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from blip2rt.modeling.checkpoints import list_checkpoints
+from blip2rt.modeling.checkpoint import list_checkpoints
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder
 from tests.seeds import new_seed
 from tests.tiny.training import caption_table, interrupt, tiny_settings

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import blip2rt
 from blip2rt import bundle as contract
 from blip2rt.image import to_pixels
-from blip2rt.modeling.checkpoints import read_config
+from blip2rt.modeling.checkpoint import Checkpoint
 from tests.seeds import new_seed
 from tests.tiny.bundle import TEXT_WORDS, Tiny, with_likelihood_weight, write_bundle
 from tests.tiny.training import tiny_settings
@@ -90,7 +90,7 @@ def test_calibration_changes_only_the_weight(
     before = sorted(Path(ckpt).glob("step-*"))[-1]
     assert queries and (tmp_path / "model.safetensors").read_bytes() == (before / "model.safetensors").read_bytes()
     temperature = load_file(before / "model.safetensors")["temperature"].item()
-    old, new = (read_config(folder) for folder in (before, tmp_path))
+    old, new = (Checkpoint(folder).config for folder in (before, tmp_path))
     assert new.itm_weight == pytest.approx(0.15 / 9 / temperature, rel=0.1) and old.itm_weight == 1
     assert replace(new, itm_weight=1.0) == old
     logits, cosine = np.array([[1.0, 3.0]], np.float32), np.array([0.5], np.float32)

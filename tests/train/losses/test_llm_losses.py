@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from blip2rt.errors import OptionError
 from blip2rt.modeling.blip2 import Blip2Config
-from blip2rt.modeling.llm import LlmConfig
+from blip2rt.modeling.llm import LanguageModelSource, LlmConfig
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
 from tests.seeds import new_seed
@@ -23,7 +23,7 @@ from tests.tiny.training import LLM_WORDS, llm_folder, t5_folder
 from tests.train.arguments import sizes
 from train.data.samples import Sample
 from train.objectives import lm
-from train.objectives.lm import Texts, check_llm, lm_loss, next_logits, stands_alone, told_room
+from train.objectives.lm import LmTexts, check_llm, lm_loss, needs_single_texts, next_logits, truncation_report
 from train.objectives.packing import Tokens, pack
 from train.objectives.prefix_lm import open_texts
 
@@ -66,7 +66,7 @@ def test_loss_equals_cross_entropy_of_the_llms_logits(name: str, monkeypatch: py
     random.seed(seed)
     llm = random_llm(mpt() if name == "mpt" else SCALED[name]())
     prefix = torch.randn(2, QUERIES, HIDDEN)
-    monkeypatch.setattr(lm, "part_seen", lambda *given: prefix)
+    monkeypatch.setattr(lm, "query_output", lambda *given: prefix)
     groups = [random_texts(1 if name == "mpt" else 2) for _ in range(2)]
     model: Any = SimpleNamespace(llm=llm, prefix_embeds=lambda query_output: query_output)
     found = lm_loss(model, prefix, pack(groups, QUERIES, 1))["loss"]
@@ -83,38 +83,43 @@ def test_loss_equals_cross_entropy_of_the_llms_logits(name: str, monkeypatch: py
     torch.testing.assert_close(found, torch.cat(losses).mean(), atol=1e-5, rtol=1e-4)
 
 
-def stage2_config(llm: Path, asks: bool = False) -> Blip2Config:
+def stage2(llm: Path, asks: bool = False) -> tuple[Blip2Config, LanguageModelSource]:
     qformer = QFormerConfig(hidden_size=32, layers=2, heads=4, intermediate_size=48, queries=QUERIES, vision_width=24)
-    return Blip2Config(
-        stage=2, vision=VisionConfig(), qformer=qformer, llm=LlmConfig(source=str(llm)), question_input=asks
-    )
+    llm_config = LlmConfig(source=str(llm))
+    config = Blip2Config(2, VisionConfig(), qformer, llm_config, question_input=asks)
+    return config, LanguageModelSource(llm_config)
+
+
+def single(config: Blip2Config, language: LanguageModelSource) -> bool:
+    return needs_single_texts(config, language.text_config)
 
 
 @pytest.mark.parametrize("name", ["bloom", "falcon_alibi"])
 def test_unsupported_llm_is_rejected(name: str, tmp_path: Path) -> None:
     SLOW_CONFIGS[name]().save_pretrained(tmp_path)
     with pytest.raises(OptionError, match=r"llm_source is '.*', whose attention has biases .*: give another"):
-        check_llm(stage2_config(tmp_path), 1)
+        check_llm(*stage2(tmp_path), 1)
 
 
 def test_mpt_reads_one_text_per_image(tmp_path: Path) -> None:
     mpt().save_pretrained(tmp_path)
-    check_llm(stage2_config(tmp_path), 1)
-    check_llm(stage2_config(tmp_path, asks=True), 2)  # each text has a soft prompt of its own
-    assert stands_alone(stage2_config(tmp_path)) and not stands_alone(stage2_config(tmp_path, asks=True))
-    with pytest.raises(OptionError, match=r"texts_per_image is 2, and .*: give --texts-per-image 1"):
-        check_llm(stage2_config(tmp_path), 2)
+    check_llm(*stage2(tmp_path), 1)
+    check_llm(*stage2(tmp_path, asks=True), 2)  # each text has a soft prompt of its own
+    assert single(*stage2(tmp_path)) and not single(*stage2(tmp_path, asks=True))
+    with pytest.raises(OptionError, match=r"texts_per_image is 2, but .*: give --texts-per-image 1"):
+        check_llm(*stage2(tmp_path), 2)
 
 
 def test_llms_without_alibi_read_packed_texts(tmp_path: Path) -> None:
     for name, config in {"llama": CONFIGS["llama"], "falcon": SLOW_CONFIGS["falcon"]}.items():
         config().save_pretrained(tmp_path / name)
-        check_llm(stage2_config(tmp_path / name), 3)
-        assert not stands_alone(stage2_config(tmp_path / name))
+        check_llm(*stage2(tmp_path / name), 3)
+        assert not single(*stage2(tmp_path / name))
 
 
 def test_truncated_text_has_no_end_token(tmp_path: Path) -> None:
-    texts = Texts(LlmConfig(source=str(llm_folder(tmp_path)), end="<|end|>"), QUERIES, 5)
+    language = LanguageModelSource(LlmConfig(source=str(llm_folder(tmp_path)), end="<|end|>"))
+    texts = LmTexts(language, QUERIES, 5)
     assert texts.tokens(Sample(0, "a dog runs on")).ids == [LLM_WORDS.index(w) for w in "a dog runs on <|end|>".split()]
     for text in ("a dog runs on grass", "a dog runs on grass with a man"):
         assert texts.tokens(Sample(0, text)).ids == [LLM_WORDS.index(word) for word in "a dog runs on grass".split()]
@@ -123,8 +128,8 @@ def test_truncated_text_has_no_end_token(tmp_path: Path) -> None:
 def test_dry_run_counts_truncated_texts(tmp_path: Path) -> None:
     config = LlmConfig(source=str(llm_folder(tmp_path)), end="<|end|>", ask_prompt="{} ?")
     samples = [Sample(0, "a dog"), Sample(0, "a dog runs on grass"), Sample(0, "red", "what is a dog")]
-    texts = Texts(config, QUERIES, 5)
-    assert told_room(texts, samples) == "of 3 texts max_text_tokens 5 cuts 2, and leaves nothing to learn of 1"
+    texts = LmTexts(LanguageModelSource(config), QUERIES, 5)
+    assert truncation_report(texts, samples) == "max_text_tokens 5 cuts 2 of 3 texts, and leaves nothing of 1 to learn"
     question = texts.tokens(samples[2])
     assert question.ids[question.prompt :] == []
 
@@ -132,13 +137,13 @@ def test_dry_run_counts_truncated_texts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cleans", [False, True])
 @pytest.mark.parametrize("make", [llm_folder, t5_folder])
 def test_answers_keep_their_spelling_unless_cleaned(make: Any, cleans: bool, tmp_path: Path) -> None:
-    config = LlmConfig(source=str(make(tmp_path)), end="<|end|>")
-    texts = open_texts(config, QUERIES, 20, learn_bos=False, cleans=cleans)
+    language = LanguageModelSource(LlmConfig(source=str(make(tmp_path)), end="<|end|>"))
+    texts = open_texts(language, QUERIES, 20, learn_bos=False, clean_answers=cleans)
     asked: list[str] = []
     encode = texts.tokenizer.encode
     texts.tokenizer.encode = lambda text, **more: asked.append(text) or encode(text, **more)
     for sample in (Sample(0, " Half past 2:30 p.m. ", "when?"), Sample(0, 'A "dog".')):
-        texts.tokens(sample) if isinstance(texts, Texts) else texts.split(sample, None)
+        texts.tokens(sample) if isinstance(texts, LmTexts) else texts.split(sample, None)
     answer = "half past 2 30 p m" if cleans else "Half past 2:30 p.m."
     assert [text.strip() for text in asked if "Question" not in text and text] == [answer, "a dog"]
 
@@ -149,7 +154,7 @@ def test_empty_batch_has_zero_loss() -> None:
     model: Any = SimpleNamespace(llm=llm, prefix_embeds=lambda query_output: query_output)
     packed = pack([[Tokens([5, 6], prompt=2)]], QUERIES, 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lm, "part_seen", lambda *given: prefix)
+        patch.setattr(lm, "query_output", lambda *given: prefix)
         loss = lm_loss(model, prefix, packed)["loss"]
     loss.backward()
     assert loss.item() == 0 and prefix.grad is not None and not prefix.grad.any()

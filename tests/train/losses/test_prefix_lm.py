@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from blip2rt.modeling.checkpoints import load_model
-from blip2rt.modeling.llm import LlmConfig
+from blip2rt.modeling.checkpoint import Checkpoint
+from blip2rt.modeling.llm import LanguageModelSource, LlmConfig
 from tests.seeds import new_seed
 from tests.tiny.training import LLM_WORDS, NANO_STAGE2, t5_folder, tiny_settings
 from tests.train.arguments import options
 from train import stage1, stage2
 from train.data.samples import Sample
-from train.objectives.lm import told_room
-from train.objectives.prefix_lm import PrefixTexts
+from train.objectives.lm import truncation_report
+from train.objectives.prefix_lm import PrefixLmTexts
 
 CPU = torch.device("cpu")
 
@@ -30,9 +30,9 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return t5_folder(tmp_path_factory.mktemp("t5"))
 
 
-def texts(llm: Path, **fields: object) -> PrefixTexts:
+def texts(llm: Path, **fields: object) -> PrefixLmTexts:
     config = LlmConfig(source=str(llm), add_special_tokens=True, end="<|end|>", **fields)  # type: ignore[arg-type]
-    return PrefixTexts(config, queries=4, max_tokens=12)
+    return PrefixLmTexts(LanguageModelSource(config), max_tokens=12)
 
 
 def test_caption_is_split_at_every_word(llm: Path) -> None:
@@ -67,14 +67,14 @@ def test_truncated_texts_have_no_end_token(llm: Path) -> None:
     assert len(given) == 12 and given[-1] == 1, "the encoder's text is whole to it"
     assert learned == ids("a dog " * 6)
     assert made.split(Sample(0, "a dog"), None)[1] == ids("a dog <|end|>")
-    assert told_room(texts(llm), [Sample(0, long), Sample(0, "a dog"), Sample(0, "red", long)]) == (
-        "of 3 texts max_text_tokens 12 cuts 2, and leaves nothing to learn of 0"
+    assert truncation_report(texts(llm), [Sample(0, long), Sample(0, "a dog"), Sample(0, "red", long)]) == (
+        "max_text_tokens 12 cuts 2 of 3 texts, and leaves nothing of 0 to learn"
     )
 
 
 def test_padding_is_ignored(llm: Path) -> None:
     groups = [[Sample(0, "a dog")], [Sample(1, "red", "what ?"), Sample(1, "two")]]
-    batch = texts(llm).packed(groups, CPU)
+    batch = texts(llm).batch(groups, CPU)
     assert batch.image.tolist() == [0, 1, 1]
     assert (batch.encoder_mask.sum(1) > 0).all() and (batch.encoder_mask == 0).any()
     assert batch.target.tolist() == ids("a dog <|end|> red <|end|> two <|end|>")
@@ -90,5 +90,5 @@ def test_stage2_trains_through_a_t5(llm: Path, tmp_path: Path) -> None:
         "--no-query_offsets",
     ]
     assert stage2.main([*settings, *arguments, "--out", str(tmp_path / "stage2")]) == 0
-    model = load_model(tmp_path / "stage2", vision=False)
+    model = Checkpoint(tmp_path / "stage2").load(vision=False)
     assert model.config.llm is not None and model.config.llm.add_special_tokens

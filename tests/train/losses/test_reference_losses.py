@@ -15,6 +15,7 @@ from blip2rt.modeling.llm import LlmConfig
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
 from tests.seeds import new_seed
+from tests.tiny.blip2 import build as build_blip2
 from tests.tiny.blip2 import shake
 from tests.tiny.numpy_blip2 import NumpyBlip2, NumpyT5, opt_losses
 from tests.train.arguments import sizes
@@ -44,7 +45,7 @@ def build(stage: int, paper: bool, llm: str = "") -> Blip2:
     )
     ours = dict.fromkeys(("learned_positions", "normalize_prefix", "query_offsets"), not paper)
     config = Blip2Config(stage, vision, qformer, LlmConfig(source=llm) if llm else None, embed_dim=8, **ours)
-    model = Blip2(config, vision=False)
+    model = build_blip2(config, vision=False)
     shake(model).train()  # the frozen LLM's weights too
     if stage == 1:  # a temperature near 0 makes losses too large for 1e-5
         torch.nn.init.constant_(model.temperature, random.uniform(0.05, 0.1))

@@ -25,7 +25,7 @@ def build(paper: bool) -> Blip2:
         query_gain=None if paper else 3.0,
     )
     vision = VisionConfig(positions=7, features=20)
-    model = Blip2(Blip2Config(vision=vision, qformer=qformer, embed_dim=8, learned_positions=not paper), vision=False)
+    model = Blip2(Blip2Config(vision=vision, qformer=qformer, embed_dim=8, learned_positions=not paper))
     shake(model)
     torch.nn.init.constant_(model.temperature, 0.1)
     return model.double().train()

@@ -13,9 +13,9 @@ from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
 from tests.seeds import new_seed
 from tests.train.arguments import sizes
+from train.objectives.frozen_head import frozen_head_loss
 from train.objectives.stage1 import (
     TextBatch,
-    frozen_head_loss,
     hard_negatives,
     itc_loss,
     itg_loss,
@@ -38,7 +38,7 @@ def model() -> Blip2:
         vision_width=FEATURES,
     )
     config = Blip2Config(vision=VisionConfig(positions=POSITIONS, features=FEATURES), qformer=qformer, embed_dim=16)
-    return Blip2(config, vision=False).eval()
+    return Blip2(config).eval()
 
 
 def text_batch(rows: int = 5, length: int = 7) -> TextBatch:

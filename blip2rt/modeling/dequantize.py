@@ -1,7 +1,8 @@
-"""Checkpoints whose matrices are stored as integers or eight-bit floats, read as the floats that they stand for.
+"""Dequantize checkpoints whose matrices are stored as integers or 8-bit floats.
 
-bitsandbytes' int8 (a scale a row) and 4 bits (nf4, fp4: a table of 16 values, a scale a block, which may be quantized
-itself), and fp8 with a scale a tile. Every other way is refused by its name. Knows names and numbers, no models.
+Supported are bitsandbytes' int8 (one scale per row), its 4-bit types nf4 and fp4 (a table of 16 values, and one scale
+per block, which may be quantized too), and fp8 with one scale per tile. Other methods are rejected by name.
+transformers can do this only with bitsandbytes or a GPU, and not one tensor at a time.
 """
 
 from __future__ import annotations
@@ -19,70 +20,71 @@ from blip2rt.errors import Blip2rtError
 Reader = Callable[[], torch.Tensor]
 Entry = tuple[tuple[int, ...], Reader]  # shape, and what reads the tensor
 
-READ = ("bitsandbytes", "fp8")  # quant_method of the checkpoints that are read
+METHODS = ("bitsandbytes", "fp8")  # supported values of quant_method
 _STATE = re.compile(r"(.+)\.quant_state\.bitsandbytes__(\w+)")
 
 
-def refuse_unread(folder: Path) -> None:
-    """Raise Blip2rtError where config.json of a folder names a way of quantization that is not read."""
+def refuse_unknown_method(folder: Path) -> None:
+    """Raise Blip2rtError if config.json of a folder names an unsupported quantization method."""
     try:
         data = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
-        return  # whoever reads the config says so
+        return  # reported when the config is read
     sections = [data, *data.values()] if isinstance(data, dict) else []
     for section in sections:
         found = section.get("quantization_config") if isinstance(section, dict) else None
         method = found.get("quant_method") if isinstance(found, dict) else None
-        if found and (method not in READ or not isinstance(found, dict)):
+        if found and (method not in METHODS or not isinstance(found, dict)):
             raise Blip2rtError(
-                f"{folder / 'config.json'}: quantization_config.quant_method is {method!r}, and {', '.join(READ)} are "
-                "read: give the checkpoint that it was made from, or save what transformers' model.dequantize() makes"
+                f"{folder / 'config.json'}: quantization_config.quant_method is {method!r}, supported are "
+                f"{', '.join(METHODS)}: give the original checkpoint, or save the result of transformers' "
+                "model.dequantize()"
             )
 
 
 def refuse_integers(source: Path, dtypes: Mapping[str, torch.dtype]) -> None:
-    """Raise Blip2rtError where a weight is no float: numbers that mean something only with others beside them.
+    """Raise Blip2rtError if a weight is not a float: it is quantized in an unknown way.
 
-    Counters and positions (int64, bool) are no weights.
+    Counters and positions (int64, bool) are not weights.
     """
-    kept = (torch.int64, torch.bool)
-    wrong = [name for name, dtype in dtypes.items() if not dtype.is_floating_point and dtype not in kept]
+    counters = (torch.int64, torch.bool)
+    wrong = [name for name, dtype in dtypes.items() if not dtype.is_floating_point and dtype not in counters]
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise Blip2rtError(
-            f"{source}: {wrong[0]} is of type {str(dtypes[wrong[0]]).removeprefix('torch.')}{more}, quantized in a way "
-            "that is not known: give the checkpoint that it was made from"
+            f"{source}: {wrong[0]} is of type {str(dtypes[wrong[0]]).removeprefix('torch.')}{more}, quantized by an "
+            "unknown method: give the original checkpoint"
         )
 
 
-def dequantized(entries: Mapping[str, Entry], dtypes: Mapping[str, torch.dtype]) -> dict[str, Entry]:
-    """The entries of quantized matrices, by name, as float32 matrices. Raise ValueError for what is damaged."""
+def dequantize(entries: Mapping[str, Entry], dtypes: Mapping[str, torch.dtype]) -> dict[str, Entry]:
+    """Return float32 entries for the quantized matrices, by name. Raise ValueError for damaged ones."""
     found: dict[str, Entry] = {}
     for name in entries:
         state = _STATE.fullmatch(name)
         if state:
-            found[state[1]] = _four_bits(entries, state[1], state[2])
+            found[state[1]] = _dequantize_4bit(entries, state[1], state[2])
         elif name.endswith(".SCB") and dtypes.get(weight := name.removesuffix("SCB") + "weight") is torch.int8:
-            found[weight] = _rows(entries, weight, name)
+            found[weight] = _dequantize_int8(entries, weight, name)
         elif name.endswith("_scale_inv") and dtypes.get(weight := name.removesuffix("_scale_inv")) in _FP8:
-            found[weight] = _tiles(entries, weight, name)
+            found[weight] = _dequantize_fp8(entries, weight, name)
     return found
 
 
 _FP8 = (torch.float8_e4m3fn,)
 
 
-def _rows(entries: Mapping[str, Entry], weight: str, scale: str) -> Entry:
-    """codes (N,K) int8, scales (N): 127 stands for a row's scale."""
+def _dequantize_int8(entries: Mapping[str, Entry], weight: str, scale: str) -> Entry:
+    """codes (N,K) int8, scales (N): a row's values are codes * scale / 127."""
     shape, codes = entries[weight]
     kind = entries.get(f"{weight}_format")
     if kind is not None and int(kind[1]()) != 0:
-        raise ValueError(f"{weight} lies in the order of a GPU: save the checkpoint with a newer bitsandbytes")
+        raise ValueError(f"{weight} has a GPU's memory layout: save the checkpoint with a newer bitsandbytes")
     scales = entries[scale][1]
     return shape, lambda: codes().float() * (scales().float()[:, None] / 127)
 
 
-def _tiles(entries: Mapping[str, Entry], weight: str, scale: str) -> Entry:
+def _dequantize_fp8(entries: Mapping[str, Entry], weight: str, scale: str) -> Entry:
     """codes (N,K) fp8, scales (N / 128, K / 128)."""
     shape, codes = entries[weight]
     tiles, scales = entries[scale]
@@ -91,7 +93,7 @@ def _tiles(entries: Mapping[str, Entry], weight: str, scale: str) -> Entry:
     sides = [-(-size // count) for size, count in zip(shape, tiles, strict=True)]
     tile = max(sides) if max(sides) >= 128 else 128
     if tuple(-(-size // tile) for size in shape) != tiles:
-        raise ValueError(f"{scale} has the shape {tiles}, which are no square tiles of {shape}")
+        raise ValueError(f"{scale} has the shape {tiles}, which does not divide {shape} into square tiles")
 
     def read() -> torch.Tensor:
         wide = scales().float().repeat_interleave(tile, 0).repeat_interleave(tile, 1)
@@ -100,8 +102,8 @@ def _tiles(entries: Mapping[str, Entry], weight: str, scale: str) -> Entry:
     return shape, read
 
 
-def _four_bits(entries: Mapping[str, Entry], weight: str, kind: str) -> Entry:
-    """Two codes a byte, the first in the high half; table (16), a scale for each `blocksize` codes."""
+def _dequantize_4bit(entries: Mapping[str, Entry], weight: str, kind: str) -> Entry:
+    """Two codes per byte, the first in the high half; table (16), one scale per `blocksize` codes."""
     state: dict[str, Any] = json.loads(bytes(entries[f"{weight}.quant_state.bitsandbytes__{kind}"][1]().tolist()))
     shape, block = tuple(state["shape"]), int(state["blocksize"])
     needed = [weight, f"{weight}.quant_map", f"{weight}.absmax"]

@@ -1,0 +1,156 @@
+"""Options of an export, resolved and checked before any work: checkpoints, precisions, photographs, files.
+
+Does not know about graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from blip2rt.errors import Blip2rtError, collected
+from blip2rt.modeling.blip2 import Blip2Config
+from blip2rt.modeling.checkpoint import Checkpoint
+from blip2rt.modeling.sources import NO_PARTS, ExternalParts
+from blip2rt.modeling.vision import resized
+
+from .graphs import compatibility, vision
+from .targets import ORT, Target
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Which checkpoints, the parts that they do not contain, and the size of their images."""
+
+    checkpoint: str  # a folder, a LAVIS file or a hub id
+    retrieval_checkpoint: str | None = None
+    parts: ExternalParts = NO_PARTS
+    image_size: int | None = None  # pixels; position embeddings are interpolated
+
+
+@dataclass(frozen=True)
+class LlmOptions:
+    """Options of the language model's graphs."""
+
+    max_positions: int = 1024  # prefix, prompt and new tokens together
+    activations: int | None = None  # bits of activations that int4 weights multiply, 8 or 16; None: by the model's size
+
+
+@dataclass(frozen=True)
+class BundleInfo:
+    """Metadata and defaults of the bundle."""
+
+    name: str | None = None  # default: the bundle folder's
+    card: Path | None = None  # copied in as MODEL_CARD.md
+    length_penalty: float = 1.0  # of captions, by default
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The options of `blip2rt-export`."""
+
+    source: ModelSource
+    out: Path
+    target: Target = ORT
+    precision: Mapping[str, str] = field(default_factory=dict)  # group -> precision; others have the target's default
+    calib: Path | None = None  # a folder of photographs
+    llm: LlmOptions = LlmOptions()
+    info: BundleInfo = BundleInfo()
+    overwrite: bool = False
+    verify: bool = True
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """Resolved options: what an export is made from."""
+
+    stage2: Checkpoint | None
+    stage1: Checkpoint | None
+    precision: dict[str, str]  # group -> fp32, fp16, int8-static, int8-dynamic, int8w or int4
+    photographs: list[Path]
+
+
+def resolve(options: ExportOptions) -> ExportPlan:
+    """Open the checkpoints and find the files. Raises Blip2rtError, which lists all faults."""
+    faults: list[str] = []
+    stage2, stage1 = _open(options.source, faults)
+    photographs: list[Path] = []
+    with collected(faults):
+        photographs = [] if options.calib is None else vision.photographs(options.calib)
+    precision = {group: _precision(group, options) for group in options.target.defaults}
+    static = [group for group, chosen in precision.items() if chosen == "int8-static"]
+    if static and options.calib is None:
+        instead = "fp16" if options.target.name == "trt" else "int8-dynamic"
+        groups = ", ".join(f"{group}=int8-static" for group in static)
+        faults.append(f"{groups} needs photographs to calibrate on: give --calibration FOLDER, or {instead}")
+    if options.llm.activations is not None and (precision["llm"] != "int4" or options.target is not ORT):
+        faults.append(
+            f"--llm-activations {options.llm.activations} applies to llm=int4 for the target ort, but llm is "
+            f"{precision['llm']} for {options.target.name}"
+        )
+    if options.info.card is not None and not options.info.card.is_file():
+        faults.append(f"--card {options.info.card} is not a file: name one")
+    if stage2 is not None and stage2.language_model is not None:
+        with collected(faults):
+            target, config = options.target.name, stage2.language_model.text_config
+            fault = compatibility.unsupported_reason(config, target, options.verify, options.llm.max_positions)
+            faults += [] if fault is None else [f"{stage2.source}: {fault}"]
+    if faults:
+        raise Blip2rtError("; ".join(faults))
+    return ExportPlan(stage2, stage1, precision, photographs)
+
+
+def _precision(group: str, options: ExportOptions) -> str:
+    """The precision of a group. int8 is static with photographs to calibrate on, or if the target has nothing else, and
+    dynamic otherwise."""
+    target = options.target
+    chosen = options.precision.get(group, target.defaults[group])
+    if chosen != "int8":
+        return chosen
+    dynamic = "int8-dynamic" in target.precisions[group]
+    static = group in target.calibrated and (options.calib is not None or not dynamic)
+    return "int8-static" if static else "int8-dynamic"
+
+
+def _open(source: ModelSource, faults: list[str]) -> tuple[Checkpoint | None, Checkpoint | None]:
+    """The checkpoints of stage 2 and of stage 1."""
+    main = other = None
+    with collected(faults):
+        main = _resized(Checkpoint(source.checkpoint, source.parts), source.image_size)
+    if source.retrieval_checkpoint is None:
+        return (None, main) if main is not None and main.config.stage == 1 else (main, None)
+    with collected(faults):  # --tokenizer is the language model's
+        parts = replace(source.parts, tokenizer=None)
+        other = _resized(Checkpoint(source.retrieval_checkpoint, parts), source.image_size)
+    if main is None or other is None:
+        return None, None
+    if main.config.stage != 2:
+        stage = main.config.stage
+        faults.append(f"--checkpoint {main.source} is of stage {stage}: with --retrieval-checkpoint, give stage 2")
+    if other.config.stage != 1:
+        faults.append(f"--retrieval-checkpoint {other.source} is of stage {other.config.stage}: give stage 1")
+    if not same_encoder(main.config, other.config):
+        faults.append("the two checkpoints have different image encoders, but a bundle has one")
+    return main, other
+
+
+def _resized(checkpoint: Checkpoint, size: int | None) -> Checkpoint:
+    config = checkpoint.config  # opened here, so that its faults are found
+    if size is None:
+        return checkpoint
+    return checkpoint.with_config(replace(config, vision=resized(config.vision, size)))
+
+
+def same_encoder(one: Blip2Config, two: Blip2Config) -> bool:
+    """Whether two checkpoints have the same encoder: one config, or the same weights from different files."""
+    if one.vision == two.vision:
+        return True
+    if one.vision.vit is None or replace(one.vision, weights=None) != replace(two.vision, weights=None):
+        return False
+    from blip2rt.modeling.streaming import read
+    from blip2rt.modeling.vision import VisionEncoder
+
+    left, right = (VisionEncoder(config.vision, streamed=True) for config in (one, two))
+    pairs = zip(left.parameters(), right.parameters(), strict=True)
+    return all(read(a).equal(read(b)) for a, b in pairs)
