@@ -1,23 +1,21 @@
-"""Image -> pixels. Knows Pillow, numpy and the core, but no model: the manifest's ImageSpec says what comes out.
+"""Image -> pixels. Knows Pillow, numpy and the core, but no model: the manifest's ImageSpec describes the result.
 
 Accepted images:
-- a path (str or os.PathLike), the bytes of a file or an open binary file, in one of FORMATS, told by its content and
-  not by its name,
-- a PIL image,
-- an array, or what gives one by `__array__`: (H, W), (H, W, C) or (C, H, W) of C = 1, 3 or 4 channels, uint8 in 0..255
-  or float in 0..1. Channels are RGB(A), or BGR(A) with color="bgr", and come last where both places fit. An array of
-  four axes is a batch of images (blip2rt.one_or_many).
+- a path (str or os.PathLike), the bytes of a file or an open binary file, in one of FORMATS, recognised by content
+- a PIL image
+- an array, or an object with `__array__`: (H, W), (H, W, C) or (C, H, W) of C = 1, 3 or 4 channels, uint8 in 0..255 or
+  float in 0..1. Channels are RGB(A), or BGR(A) with color="bgr"; if both layouts fit, they come last. An array of four
+  axes is a batch of images (blip2rt.one_or_many).
 
-What is done with the unusual ones: EXIF orientation is applied; transparent parts are laid over white; 16-bit grey
-(and Pillow's "I", read as 0..65535) is scaled to 8 bits, "F" is read as 0..1; of an animation the first frame counts
-(of an open PIL image its current one).
+EXIF orientation is applied, transparent parts are put on white, 16-bit grey (and Pillow's "I", read as 0..65535) is
+scaled to 8 bits, "F" is read as 0..1. Of an animation the first frame counts (of an open PIL image, its current one).
 
-A file comes from a stranger. Its header alone is read before its size is judged: more than `max_pixels` pixels, or a
-side of more than MAX_SIDE, is an ImageError and takes no memory. Pipes and devices are rejected before they can block.
+Files are untrusted. Only the header is read before the size is checked: more than `max_pixels` pixels, or a side of
+more than MAX_SIDE, is an ImageError and takes no memory. Pipes and devices are rejected before they can block.
 
-Scaled decoding (`scaled`, off unless asked for) lets the JPEG decoder itself shrink a large photograph by 2, 4 or 8, to
-no less than twice the size that is wanted: several times faster, and within a mean difference of SCALED_TOLERANCE of
-the exact way. Other formats, and images that are decoded already, are not touched by it.
+Scaled decoding (`scaled`, off by default) lets the JPEG decoder shrink a large photograph by 2, 4 or 8, to at least
+twice the target size: several times faster, and within a mean difference of SCALED_TOLERANCE. It does not affect other
+formats or decoded images.
 """
 
 from __future__ import annotations
@@ -61,14 +59,14 @@ ImageLike: TypeAlias = Union[
 
 ACCEPTED = "a path, the bytes of an image file, an open file, a PIL image or an array"
 ACCEPTED_ARRAYS = "(H, W), (H, W, 3) or (H, W, 4), uint8 in 0..255 or float in 0..1"
-COLORS = ("rgb", "bgr")  # what an array's channels may be
+COLORS = ("rgb", "bgr")  # channel orders of an array
 SCALED_TOLERANCE = 4.0  # of 255, the mean over an image: 12-megapixel photographs come to 0.2, random tiles to 3.2
-MOST_PIXELS = 178_956_970  # Pillow decodes no more
-MAX_PIXELS = 50_000_000  # of an image file, unless load(max_pixels=) says otherwise
+MOST_PIXELS = 178_956_970  # Pillow's limit
+MAX_PIXELS = 50_000_000  # default limit of an image file
 MAX_SIDE = 65_535  # pixels of an image file's width or height
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF")  # no plugin of Pillow runs but theirs
-_STRIP = 1 << 17  # pixels that are resized at a time
-_MARGIN = 2  # times the wanted size that scaled decoding keeps, for the filter to work on
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF")  # Pillow uses no other plugins
+_STRIP = 1 << 17  # pixels to resize at a time
+_MARGIN = 2  # scaled decoding keeps this many times the target size, for the filter
 _ORIENTATION = 0x0112
 _CHANNELS = (1, 3, 4)
 _open_lock = threading.Lock()  # warnings.catch_warnings is not thread-safe
@@ -113,8 +111,8 @@ def prepare(
     image: ImageLike, spec: ImageSpec, *, scaled: bool = False, max_pixels: int = MAX_PIXELS, color: str = "rgb"
 ) -> NDArray[np.uint8]:
     """Image -> RGB (height, width, 3) uint8, resized by the spec's filter, aspect ratio ignored. Raises ImageError."""
-    least = _MARGIN * max(spec.width, spec.height) if scaled else None  # the larger: the image may lie on its side
-    rgb = load_rgb(image, least, max_pixels, color)
+    min_side = _MARGIN * max(spec.width, spec.height) if scaled else None  # the larger: EXIF may rotate the image
+    rgb = load_rgb(image, min_side, max_pixels, color)
     try:
         return resize(rgb, (spec.width, spec.height), spec.resample)
     except MemoryError:
@@ -122,30 +120,29 @@ def prepare(
 
 
 def resize(rgb: Image.Image, size: tuple[int, int], resample: str) -> NDArray[np.uint8]:
-    """Do what Image.resize does with a picture of mode RGB, to the last bit and several times as fast.
+    """Resize an RGB image exactly as Image.resize does, several times as fast. Return (height, width, 3).
 
-    size: (width, height). resample: the name of Pillow's filter. Return (height, width, 3).
+    size: (width, height). resample: the name of Pillow's filter.
     """
-    if resample == "nearest" or _down_first(rgb.size, size):
+    if resample == "nearest" or _vertical_first(rgb.size, size):
         return np.asarray(rgb.resize(size, Image.Resampling[resample.upper()]))
     picture = native().Resize(rgb.size, size, resample)
-    lent, rows = _lent(rgb), max(1, _STRIP // rgb.width)
-    if lent is not None:
-        picture.add_lent(lent)
+    shared, rows = _shared_pixels(rgb), max(1, _STRIP // rgb.width)
+    if shared is not None:
+        picture.add_lent(shared)
         return picture.result()
     for top in range(0, rgb.height, rows):
-        strip = rgb.crop((0, top, rgb.width, min(top + rows, rgb.height)))  # the processor's cache holds it
-        if (lent := _lent(strip)) is not None:
-            picture.add_lent(lent)
+        strip = rgb.crop((0, top, rgb.width, min(top + rows, rgb.height)))  # fits the processor's cache
+        if (shared := _shared_pixels(strip)) is not None:
+            picture.add_lent(shared)
         else:
             picture.add(strip.tobytes("raw", "RGBX"))
     return picture.result()
 
 
-def _lent(rgb: Image.Image) -> object | None:
-    """The pixels where Pillow has them, as an Arrow array. None where it does not lend them: releases before 11.2 never
-    do, none lends a picture of several blocks (more than 4 megapixels), and 12.3 lends padded rows as if they were not.
-    """
+def _shared_pixels(rgb: Image.Image) -> object | None:
+    """Pillow's pixels as an Arrow array, without a copy. None for releases before 11.2, images of several blocks (more
+    than 4 megapixels), and padded rows, which 12.3 does not declare."""
     if Image.core.get_alignment() > 1:
         return None
     try:
@@ -154,11 +151,11 @@ def _lent(rgb: Image.Image) -> object | None:
         return None
 
 
-def _down_first(size: tuple[int, int], to: tuple[int, int]) -> bool:
-    """Would a release of Pillow resize down before across, which rounds otherwise? 12.2 does so where a picture is very
-    tall, 13 where it loses much more height than width."""
-    (width, height), (less_width, less_height) = size, (size[0] - to[0], size[1] - to[1])
-    return height > 100 * width or less_height > max(0, 2 * less_width)
+def _vertical_first(size: tuple[int, int], to: tuple[int, int]) -> bool:
+    """Whether a release of Pillow resizes vertically first, which rounds differently: 12.2 for very tall images, 13 if
+    the height shrinks much more than the width."""
+    (width, height), (width_loss, height_loss) = size, (size[0] - to[0], size[1] - to[1])
+    return height > 100 * width or height_loss > max(0, 2 * width_loss)
 
 
 def normalize(rgb: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]:
@@ -171,17 +168,17 @@ def normalize(rgb: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]:
 
 
 def load_rgb(
-    image: ImageLike, least: int | None = None, max_pixels: int = MAX_PIXELS, color: str = "rgb"
+    image: ImageLike, min_side: int | None = None, max_pixels: int = MAX_PIXELS, color: str = "rgb"
 ) -> Image.Image:
     """Any accepted image -> a PIL image of mode RGB, upright. Raises ImageError.
 
-    least: a JPEG file may be decoded smaller, as long as neither side has fewer pixels; None: as it is.
-    max_pixels: width times height of a file, at most. color: of an array's channels, one of COLORS.
+    min_side: decode a JPEG file smaller, but no side below this; None decodes the full size.
+    max_pixels: maximum width times height of a file. color: channel order of an array, one of COLORS.
     """
     if isinstance(image, Image.Image):
         return _decode(image, f"the PIL image ({image.mode}, {image.width} x {image.height})")
     if isinstance(image, str | os.PathLike):
-        return _load_file(image, least, max_pixels)
+        return _load_file(image, min_side, max_pixels)
     if hasattr(image, "read"):
         image = _contents(cast("IO[bytes]", image))
     if isinstance(image, bytes | bytearray) or (isinstance(image, memoryview) and image.ndim == 1):
@@ -189,19 +186,19 @@ def load_rgb(
         if len(image) == 0:
             raise ImageError("the image is empty: 0 bytes")
         with _open(io.BytesIO(bytes(image)), name, max_pixels) as opened:
-            return _decode(opened, name, least)
+            return _decode(opened, name, min_side)
     if isinstance(image, memoryview) or hasattr(image, "__array__"):
         return _to_rgb(_from_array(_array(image), color), "the array")
     raise ImageError(f"cannot take an image of type {type(image).__name__}: give {ACCEPTED}")
 
 
 def _contents(file: IO[bytes]) -> bytes:
-    """What an open file holds, from its start where it can go back. Raises ImageError."""
+    """The contents of an open file, from its start if it can seek. Raises ImageError."""
     try:
         with contextlib.suppress(AttributeError, OSError):  # a pipe
             file.seek(0)
         data = file.read()
-    except (OSError, ValueError) as error:  # closed, or opened for writing
+    except (OSError, ValueError) as error:  # closed, or write-only
         raise ImageError(f"cannot read the open file: {error}") from None
     if not isinstance(data, bytes | bytearray | memoryview):
         raise ImageError(f"the open file gives {type(data).__name__}, not bytes: open it with mode 'rb'")
@@ -209,37 +206,37 @@ def _contents(file: IO[bytes]) -> bytes:
 
 
 def _array(image: HasArray | memoryview) -> NDArray[np.generic]:
-    """The array of a tensor of any library. Raises ImageError."""
+    """A tensor of any library as an array. Raises ImageError."""
     try:
         return np.asarray(image)
-    except (TypeError, ValueError, RuntimeError) as error:  # it is on a GPU, or wants gradients
+    except (TypeError, ValueError, RuntimeError) as error:  # on a GPU, or with gradients
         reason = " ".join(str(error).split())
         raise ImageError(f"cannot take the {type(image).__name__} as an array: {reason}") from None
 
 
-def _load_file(path: str | os.PathLike[str], least: int | None, max_pixels: int) -> Image.Image:
+def _load_file(path: str | os.PathLike[str], min_side: int | None, max_pixels: int) -> Image.Image:
     file, name = Path(path), repr(os.fspath(path))
     if os.fspath(path).startswith(("http://", "https://")):
         raise ImageError(f"{name} is a web address: download the image first")
     try:
         if file.is_dir():
-            raise ImageError(f"{name} is a directory: name the images in it, as in {file}/*.jpg")
+            raise ImageError(f"{name} is a directory: give the images in it, as in {file}/*.jpg")
         if not file.exists():
             raise ImageError(f"no such file: {name}")
-        with open(file, "rb", opener=_without_waiting) as stream:
+        with open(file, "rb", opener=_open_nonblocking) as stream:
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise ImageError(f"{name} is a pipe or a device: give a file, or pipe the image to -")
             if status.st_size == 0:
                 raise ImageError(f"{name} is empty: 0 bytes")
             with _open(stream, name, max_pixels) as image:
-                return _decode(image, name, least)
+                return _decode(image, name, min_side)
     except (OSError, ValueError) as error:  # permission, name too long, a null character in the name...
         raise ImageError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a pipe that nobody writes to without waiting for its writer."""
+def _open_nonblocking(path: str, flags: int) -> int:
+    """Open a pipe without waiting for its writer."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
@@ -251,7 +248,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _formats_for(stream: IO[bytes], name: str) -> tuple[str, ...]:
-    """The formats that a file may have. HEIC's package is opened for a file that says it is HEIC, and for no other."""
+    """The formats to try for a file. The HEIC package is imported for HEIC files only."""
     head = stream.read(HEAD)
     stream.seek(0)
     if format_of(head) != "HEIF":
@@ -265,7 +262,7 @@ def _formats_for(stream: IO[bytes], name: str) -> tuple[str, ...]:
 
 
 def _open(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
-    """Read the header only, and judge the size that it tells."""
+    """Read the header only, and check the size in it."""
     try:
         with _open_lock, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large but below the limit; broken metadata
@@ -279,22 +276,22 @@ def _open(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
         raise ImageError(f"{name} is not an image: give one of {', '.join(_formats())}") from None
     except MemoryError:
         raise ImageError(f"not enough memory to open {name}: scale it down first") from None
-    except Exception as error:  # noqa: BLE001  # plugins raise whatever a broken header made them stumble over
+    except Exception as error:  # noqa: BLE001  # plugins raise anything on a broken header
         raise ImageError(f"{name} is damaged: {error or type(error).__name__}") from None
     if image.width * image.height > max_pixels or max(image.size) > MAX_SIDE:
         image.close()
         raise ImageError(
-            f"{name} has {image.width} x {image.height} pixels, and {max_pixels:,} in all and {MAX_SIDE:,} a side are "
-            "allowed: scale it down first, or load(max_pixels=N)"
+            f"{name} has {image.width} x {image.height} pixels, more than {max_pixels:,} in all or {MAX_SIDE:,} a "
+            "side: scale it down first, or load(max_pixels=N)"
         )
     return image
 
 
-def _decode(image: Image.Image, name: str, least: int | None = None) -> Image.Image:
-    """Decode an image, turn it upright, convert it to RGB. Raises ImageError."""
+def _decode(image: Image.Image, name: str, min_side: int | None = None) -> Image.Image:
+    """Decode an image, rotate it upright, convert it to RGB. Raises ImageError."""
     try:
-        if least is not None:
-            image.draft(None, (least, least))  # in the mode that it has
+        if min_side is not None:
+            image.draft(None, (min_side, min_side))  # None keeps its mode
         image.load()
         return _to_rgb(_upright(image), name)
     except ImageError:
@@ -308,13 +305,13 @@ def _decode(image: Image.Image, name: str, least: int | None = None) -> Image.Im
 def _upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # noqa: BLE001  # broken EXIF data do not make the pixels unreadable
+    except Exception:  # noqa: BLE001  # broken EXIF data leave the pixels readable
         return image
     return ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Any mode -> RGB of 8 bits. Alpha and more bits are dealt with some rows at a time, to save memory."""
+    """Any mode -> 8-bit RGB. Alpha and 16 bits are converted some rows at a time, to save memory."""
     if min(image.size) == 0:
         raise ImageError(f"{name} has no pixels: {image.width} x {image.height}")
     if not _has_alpha(image) and not image.mode.startswith("I") and image.mode != "F":

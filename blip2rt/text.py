@@ -19,20 +19,19 @@ from .untrusted.tokenizer import guarded, read_tokenizer
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_JOINED = re.compile(r" (?=[.,!?;:](\s|$)|n't\b|'(s|m|re|ve|ll|d)\b)")  # spaces that writing does not have
-_CLEANED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")  # lose their spaces, one after another
+_EXTRA_SPACES = re.compile(r" (?=[.,!?;:](\s|$)|n't\b|'(s|m|re|ve|ll|d)\b)")  # before punctuation and clitics
+_CLEANED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")  # lose their space, in this order
 _MAY_CHANGE = set("".join(_CLEANED))
-_LONGEST = 100  # characters of a token, at most: a text of more than so many times the model's tokens has no room
-_TURNS = frozenset((  # special tokens of chat models: what follows is another turn, or another text
-    "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|start_header_id|>", "<|eot_id|>", "<|end_of_text|>",
-    "<start_of_turn>", "<end_of_turn>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<|start_of_role|>",
-    "<|end_of_role|>", "[INST]", "[/INST]",
-))  # fmt: skip
+_MAX_TOKEN_CHARACTERS = 100  # a longer text than this times the model's tokens cannot fit
+_TURNS = frozenset(  # special tokens of chat models that begin or end a turn
+    """<|im_start|> <|im_end|> <|endoftext|> <|start_header_id|> <|eot_id|> <|end_of_text|> <start_of_turn>
+    <end_of_turn> <|user|> <|assistant|> <|system|> <|end|> <|start_of_role|> <|end_of_role|> [INST] [/INST]""".split()
+)
 _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")  # clean_caption removes it
 
 
 class Prompt(NamedTuple):
-    """What the language model reads: a caller's text, and what the bundle's template has before and after it."""
+    """The language model's input: a caller's text, and the bundle's template before and after it."""
 
     before: str = ""
     text: str = ""
@@ -47,11 +46,11 @@ class LlmTokenizer:
     """Prompts -> token ids of the language model, and back to text. Raises BundleError when its file fails."""
 
     def __init__(self, file: Path, spec: LlmSpec, special_tokens: bool = True) -> None:
-        """special_tokens: whether "<|im_end|>" in a caller's text is that token; else it is text like any other."""
+        """special_tokens: whether "<|im_end|>" in a caller's text is that token, or plain text."""
         self._file = file
         self._tokenizer = read_tokenizer(file)
         self._special_tokens = special_tokens
-        self._room = _LONGEST * spec.max_positions
+        self._room = _MAX_TOKEN_CHARACTERS * spec.max_positions
         self._size = spec.vocab_size
         self._first = [spec.bos_token_id] if spec.prepend_bos and spec.bos_token_id is not None else []
         self._special, self._empty = spec.add_special_tokens, spec.empty_prompt_ids
@@ -59,7 +58,7 @@ class LlmTokenizer:
         self.cleans = spec.clean_up_tokenization_spaces
 
     def encode(self, prompt: Prompt | str) -> list[int]:
-        """A prompt -> its token ids, with the special tokens that the model's prompts have. Raises OptionError.
+        """A prompt -> its token ids, with the special tokens of the model's prompts. Raises OptionError.
 
         A str is a caller's text without a template.
         """
@@ -69,14 +68,12 @@ class LlmTokenizer:
         return self._first + self._encode(prompt, self._special)
 
     def encode_more(self, prompt: Prompt | str) -> list[int]:
-        """A prompt that goes on from another text -> its token ids. Raises OptionError."""
+        """A prompt that continues another text -> its token ids. Raises OptionError."""
         return self._encode(_as_prompt(prompt), False)
 
     def _encode(self, prompt: Prompt, special: bool) -> list[int]:
         if len(prompt.text) > self._room:
-            raise OptionError(
-                f"a text has {len(prompt.text):,} characters, and the model has no room for so many: shorten it"
-            )
+            raise OptionError(f"a text has {len(prompt.text):,} characters, too many for the model: shorten it")
         words = None if self._special_tokens else self._special_words
         with guarded(self._file):
             if words is not None and _count(words, prompt.whole) > _count(words, prompt.before, prompt.after):
@@ -84,8 +81,8 @@ class LlmTokenizer:
             return _encode(self._tokenizer, prompt.whole, special=special)
 
     def _encode_plain(self, prompt: Prompt, words: re.Pattern[str], special: bool) -> list[int]:
-        """Special tokens of the template alone are such: they part a text before anything else is done with it."""
-        before, after = words.split(prompt.before), words.split(prompt.after)  # every second piece is a special token
+        """Encode special tokens of the template only. They split a text before anything else."""
+        before, after = words.split(prompt.before), words.split(prompt.after)  # odd pieces are special tokens
         pieces = [*before[:-1], before[-1] + prompt.text + after[0], *after[1:]]
         encodings = [
             (self._tokenizer if i % 2 else self._plain).encode(piece, add_special_tokens=False)
@@ -105,47 +102,47 @@ class LlmTokenizer:
 
     @cached_property
     def _plain(self) -> Tokenizer:
-        """The tokenizer to which a special token is text."""
+        """The tokenizer that reads special tokens as text."""
         tokenizer = read_tokenizer(self._file)
         tokenizer.encode_special_tokens = True
         return tokenizer
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Token ids -> text on a single line, special tokens left out, no space before punctuation."""
+        """Token ids -> text on one line, without special tokens or spaces before punctuation."""
         return tidy(self.decode_raw(token_ids))
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """Token ids -> text as Hugging Face's tokenizer decodes it, without special tokens and space around it."""
+        """Token ids -> text as Hugging Face's tokenizer decodes it, without special tokens, stripped."""
         text = self.decode_raw(token_ids)
         return (clean_up(text) if self.cleans else text).strip()
 
     def decode_raw(self, token_ids: Sequence[int]) -> str:
-        """Token ids -> text as the tokenizer's file has it, special tokens left out."""
+        """Token ids -> text as the tokenizer decodes it, without special tokens."""
         with guarded(self._file):
             text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
         return text
 
     def shown(self, token_ids: Sequence[int]) -> Sequence[int]:
-        """Token ids of an answer up to the first that opens or closes a turn of a chat; what follows is no answer."""
+        """Token ids of an answer up to the first that begins or ends a chat turn."""
         if not self.turns:
             return token_ids
         return token_ids[: next((i for i, token in enumerate(token_ids) if token in self.turns), len(token_ids))]
 
     @cached_property
     def turns(self) -> dict[int, str]:
-        """The special tokens that open or close a turn of a chat, by id, besides those that end a text anyway."""
+        """Special tokens that begin or end a chat turn, by id, except stop tokens."""
         special = self._tokenizer.get_added_tokens_decoder().items()
         named = {i: token.content for i, token in special if token.special and token.content in _TURNS}
         return {i: name for i, name in named.items() if i not in self._ends}
 
     def written(self, token_ids: Sequence[int]) -> str:
-        """Token ids -> text with special tokens by their names."""
+        """Token ids -> text with the names of special tokens."""
         with guarded(self._file):
             text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
         return text
 
     def settled(self, token_ids: Sequence[int]) -> Sequence[int]:
-        """Token ids without the bytes at their end: of a run that is no text every byte becomes a sign of its own."""
+        """Token ids without trailing byte tokens: the library decodes an incomplete run byte by byte."""
         end = len(token_ids)
         while end > 0 and token_ids[end - 1] in self._fallback:
             end -= 1
@@ -153,43 +150,43 @@ class LlmTokenizer:
 
     @cached_property
     def _fallback(self) -> frozenset[int]:
-        """The tokens that stand for single bytes, where a run of them is decoded as a whole."""
+        """The byte tokens, if the library decodes a run of them as a whole."""
         if '"ByteFallback"' not in json.dumps(json.loads(self._tokenizer.to_str()).get("decoder")):
             return frozenset()
         found = (self._tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
         return frozenset(token for token in found if token is not None)
 
     def token_bytes(self) -> list[bytes]:
-        """The bytes that each token of the language model adds to a text, special tokens by their names."""
+        """The bytes that each token of the language model adds to a text; special tokens add their names."""
         with guarded(self._file):
             return token_bytes(self._tokenizer, self._size)
 
 
 def clean_caption(text: str) -> str:
-    """Write a text as the reference's caption processor does: lower case, no sentence punctuation, single spaces."""
+    """Normalise a text like the reference's caption processor: lower case, no sentence punctuation, single spaces."""
     return " ".join(_PUNCTUATION.sub(" ", text.lower()).split())
 
 
 def tidy(text: str) -> str:
-    """Write a generated text on a single line, without spaces before punctuation and clitics."""
-    return _JOINED.sub("", " ".join(text.split()))
+    """Put a generated text on one line, without spaces before punctuation and clitics."""
+    return _EXTRA_SPACES.sub("", " ".join(text.split()))
 
 
 def clean_up(text: str) -> str:
-    """Write a text as Hugging Face's clean_up_tokenization does."""
+    """Do what Hugging Face's clean_up_tokenization does."""
     for joined in _CLEANED:
         text = text.replace(joined, joined.replace(" ", ""))
     return text
 
 
 class QFormerTokenizer:
-    """Texts -> token ids and mask of the Q-Former: [CLS] ... [SEP], as the tokenizer's own template has it."""
+    """Texts -> token ids and mask of the Q-Former, in the tokenizer's template: [CLS] ... [SEP]."""
 
     def __init__(self, file: Path, spec: RetrievalSpec | QuestionSpec, special_tokens: bool = True) -> None:
-        """Raises BundleError when `file` is not a tokenizer. special_tokens: as of LlmTokenizer."""
+        """Raises BundleError if `file` is not a tokenizer. special_tokens: see LlmTokenizer."""
         self._file = file
         self._pad, self._clean = spec.pad_token_id, spec.clean_captions
-        self._most = 10 * _LONGEST * spec.max_text_length  # characters: what stands behind them is cut in any case
+        self._max_characters = 10 * _MAX_TOKEN_CHARACTERS * spec.max_text_length  # the rest is cut in any case
         self._tokenizer = read_tokenizer(file)
         self._tokenizer.encode_special_tokens = not special_tokens
         self._tokenizer.enable_truncation(spec.max_text_length)
@@ -197,7 +194,7 @@ class QFormerTokenizer:
     def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """B texts -> token_ids (B, L) int64, text_mask (B, L) int64, 1 for a token and 0 for padding.
 
-        L is the longest text's length in tokens; longer ones than the model's are cut. Raises OptionError.
+        L is the longest text's length in tokens; texts too long for the model are cut. Raises OptionError.
         """
         with guarded(self._file):
             rows = [_encode(self._tokenizer, self.written(text), special=True) for text in texts]
@@ -210,16 +207,16 @@ class QFormerTokenizer:
         return token_ids, text_mask
 
     def written(self, text: str) -> str:
-        """The text as the model's training wrote it."""
+        """The text in the form that the model was trained on."""
         if not isinstance(text, str):
             return text
-        return clean_caption(text[: self._most]) if self._clean else text[: self._most]
+        return clean_caption(text[: self._max_characters]) if self._clean else text[: self._max_characters]
 
 
 def token_bytes(tokenizer: Tokenizer, size: int) -> list[bytes]:
-    """The bytes of tokens 0 to size - 1, each as it stands after another token; a token may hold half a character.
+    """The bytes of tokens 0 to size - 1 after another token; a token may hold half a character.
 
-    A special token's are its name: a text may stop at it, though no text shows it.
+    A special token has the bytes of its name: stop strings may match it, although texts do not show it.
     """
     special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     decoder = json.dumps(json.loads(tokenizer.to_str()).get("decoder"))
@@ -243,7 +240,7 @@ def token_bytes(tokenizer: Tokenizer, size: int) -> list[bytes]:
 
 
 def _byte_letters() -> dict[str, int]:
-    """Letter -> byte, as byte-level tokenizers write bytes: printable ones as themselves, others from U+0100 on."""
+    """Letter -> byte in byte-level tokenizers: printable bytes are themselves, others start at U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -271,41 +268,40 @@ def _check_text(text: object) -> None:
         raise OptionError(f"a text is {type(text).__name__}, not str")
     try:
         text.encode()
-    except UnicodeError:  # lone surrogates, of which the library's versions make different things
+    except UnicodeError:  # lone surrogates, which the library's versions treat differently
         raise OptionError(f"the text {text!r} is not valid Unicode") from None
 
 
 class TextStream:
-    """Tokens of one text, one by one -> pieces of the text. Joined they are what LlmTokenizer.text makes of all tokens
-    that are shown.
+    """Tokens of one text, one by one -> pieces of the text. Joined, they are LlmTokenizer.text of all shown tokens.
 
-    A piece never ends within a character, nor where what follows may still change it.
+    A piece never ends within a character, nor where later tokens may still change it.
     """
 
     def __init__(self, tokenizer: LlmTokenizer, given: Sequence[int] = ()) -> None:
-        """given: tokens that the text begins with."""
+        """given: tokens at the beginning of the text."""
         self._tokenizer = tokenizer
         self._ids = list(given)
-        self._said = 0  # characters given out
-        self.ended = False  # by a token that opens or closes a turn
+        self._emitted = 0  # characters
+        self.ended = False  # by a token that begins or ends a turn
 
     def push(self, token_id: int) -> str:
-        """Take one token more. Return what is now certain of the text and was not given out before; it may be empty."""
+        """Add a token. Return the new part of the text that is final; it may be empty."""
         self.ended = self.ended or token_id in self._tokenizer.turns
         if self.ended:
             return ""
         self._ids.append(token_id)
         text = self._tokenizer.decode_raw(self._tokenizer.settled(self._ids))
-        text = text.rstrip("\ufffd")  # the end may be half a character
-        if self._tokenizer.cleans:  # up to the last character that no change reaches over
+        text = text.rstrip("\ufffd")  # it may end in half a character
+        if self._tokenizer.cleans:  # up to the last character that clean-up cannot reach
             end = next((i for i in range(len(text), 0, -1) if text[i - 1] not in _MAY_CHANGE), 0)
             text = clean_up(text[:end])
-        return self._give(text.strip())
+        return self._emit(text.strip())
 
     def end(self) -> str:
         """Return the rest of the text."""
-        return self._give(self._tokenizer.text(self._ids))
+        return self._emit(self._tokenizer.text(self._ids))
 
-    def _give(self, text: str) -> str:
-        piece, self._said = text[self._said :], max(self._said, len(text))
+    def _emit(self, text: str) -> str:
+        piece, self._emitted = text[self._emitted :], max(self._emitted, len(text))
         return piece

@@ -214,11 +214,11 @@ class VisionSettings:
     )
     vision_size: int = option(224, "image height and width in pixels", check=POSITIVE)
     vision_mean: tuple[float, ...] = option(
-        (0.48145466, 0.4578275, 0.40821073), "pixel mean of each colour; default: CLIP's", check=COLOURS
+        (0.48145466, 0.4578275, 0.40821073), "pixel mean of each colour (CLIP's)", check=COLOURS
     )
     vision_std: tuple[float, ...] = option(
         (0.26862954, 0.26130258, 0.27577711),
-        "pixel standard deviation of each colour; default: CLIP's",
+        "pixel standard deviation of each colour (CLIP's)",
         check=DEVIATIONS,
     )
     vision_positions: int = option(0, "positions N of the encoder's output; 0: the encoder's", check=NOT_NEGATIVE)

@@ -31,8 +31,8 @@ def _parser() -> Parser:
     add("--wheels", type=path, metavar="FOLDER", help=wheels)
     geometry = "language model whose step is compared with the card's bandwidth; little needs no exporter"
     add("--geometry", default="blip2-opt-2.7b", metavar="NAME", help=geometry)
-    add("--turns", type=whole(1, 100000), default=40, metavar="N", help="random cases of each kernel (default 40)")
-    add("--limit", type=whole(1, 86400), default=3600, metavar="SECONDS", help="time limit of a step (default 3600)")
+    add("--turns", type=whole(1, 100000), default=40, metavar="N", help="random cases of each kernel")
+    add("--limit", type=whole(1, 86400), default=3600, metavar="SECONDS", help="time limit of a step")
     add("--skip", nargs="+", choices=day.NAMES, default=(), metavar="STEP", help="steps to skip")
     add("--stand-in", action="store_true", help="use a simulated driver, to test this command without a GPU")
     add("--step", help=argparse.SUPPRESS)  # for its own child processes

@@ -1,12 +1,12 @@
-"""Writes a folder, or a file, whole or not at all. Knows names and renames, nothing about what is in it.
+"""Write a folder, or a file, completely or not at all.
 
-    with AtomicFolder("out/nano") as whole:
-        ...write files into whole.folder...
-        whole.finish()  # the folder takes its place
+    with AtomicFolder("out/nano") as atomic:
+        ...write files into atomic.folder...
+        atomic.finish()  # renames the folder to out/nano
 
-Until finish() the files lie in a hidden folder beside the place. On Linux an existing folder and the new one change
-places in one step (RENAME_EXCHANGE); where the file system cannot do that, the old one is moved aside for a moment,
-and a run that finds it there puts it back. A marker file tells folders of ours from the user's own.
+Until finish() the files are in a hidden folder next to the destination. On Linux, an existing folder and the new one
+are exchanged in one step (RENAME_EXCHANGE). If the file system cannot do that, the old one is moved aside for a moment; a
+run that finds it there puts it back. A marker file distinguishes our temporary folders from the user's.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-MARKER = ".blip2rt-partial"  # in a folder that is being written, or about to be thrown away
-_TRIES = 10  # folders that a writer begins until one is its own
-_NAME = 240  # bytes of a file's name that its neighbour has: a name may have 255
-_EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
+MARKER = ".blip2rt-partial"  # in a folder that is being written or deleted
+_MAX_TRIES = 10  # until a temporary folder is our own
+_MAX_NAME_BYTES = 240  # of a file's name in that of its temporary file; Linux allows 255
+_RENAME_EXCHANGE, _AT_FDCWD = 2, -100  # Linux
 
 
 class AtomicFolder:
     """A folder that becomes `path` when it is finished, or leaves nothing. Raises OSError.
 
-    Several writers of one path do not disturb each other: the last one that finishes stays. What killed runs left
-    behind is removed by the next run there.
+    Concurrent writers of one path are independent: the last to finish wins. The next run removes what killed runs left
+    behind.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -41,7 +41,7 @@ class AtomicFolder:
 
     @property
     def folder(self) -> Path:
-        """Where to write the files, sub-folders allowed; exists inside the `with` block."""
+        """Where to write the files, in subfolders or not; exists inside the `with` block."""
         assert self._folder is not None, "use it in a `with` block"
         return self._folder
 
@@ -49,7 +49,7 @@ class AtomicFolder:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         clean(self.path)
         try:
-            for _ in range(_TRIES):  # another writer may take a folder that has no lock yet for an abandoned one
+            for _ in range(_MAX_TRIES):  # another writer may mistake a folder without a lock for an abandoned one
                 self._folder = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.partial")
                 self._folder.mkdir()
                 with contextlib.suppress(FileNotFoundError):
@@ -57,13 +57,13 @@ class AtomicFolder:
                     self._lock = _try_lock(self._folder)
                 if self._lock is not None:
                     break
-        except BaseException as error:  # Ctrl-C, too: no __exit__ will come
+        except BaseException as error:  # including Ctrl-C: there will be no __exit__
             self.__exit__(type(error), error, None)
             raise
         return self
 
     def finish(self) -> None:
-        """Bring the files to the disk, then the folder to its place."""
+        """Flush the files to disk, then rename the folder to its destination."""
         _sync(self.folder)
         old: Path | None = None
         if not self.path.exists():
@@ -98,7 +98,7 @@ class AtomicFolder:
 
 
 def clean(path: Path) -> None:
-    """Remove what killed runs left of a folder; put it back where it was moved aside for one which never came."""
+    """Remove what killed runs left of a folder; put it back if it was moved aside."""
     for aside in _left(path, "aside"):
         if not path.exists():
             aside.rename(path)
@@ -118,13 +118,13 @@ def clean(path: Path) -> None:
 def _left(path: Path, kind: str) -> list[Path]:
     found = list(path.parent.glob(f".{glob.escape(path.name)}.*.{kind}"))
     for folder in found:
-        with contextlib.suppress(OSError):  # killed before it had a marker, or after: then it is empty
+        with contextlib.suppress(OSError):  # killed before or after it had a marker: it is empty
             folder.rmdir()
     return [folder for folder in found if (folder / MARKER).is_file()]
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder, its marker last: whoever is killed here leaves what the next run knows for ours."""
+    """Remove a folder, its marker last, so that the next run recognises what a killed one leaves."""
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
             if path.is_dir() and not path.is_symlink():
@@ -135,22 +135,22 @@ def _remove(folder: Path) -> None:
 
 
 def partial_of(path: Path) -> Path:
-    """The hidden neighbour that `write_file` fills first: what a killed run leaves of `path`."""
-    return path.with_name(f".{os.fsdecode(os.fsencode(path.name)[:_NAME])}.part")
+    """The hidden temporary file of `write_file`, which a killed run leaves behind."""
+    return path.with_name(f".{os.fsdecode(os.fsencode(path.name)[:_MAX_NAME_BYTES])}.part")
 
 
 def write_file(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` to `path`, or leave what was there before. Raises OSError.
+    """Write `data` to `path`, or leave the old file. Raises OSError.
 
-    A link is followed; what is no file, as a pipe, is written to. A file that was there keeps its mode. The hidden
-    neighbour has one name for each file, so that whoever writes the file again takes what a killed run left.
+    Links are followed; pipes and the like are written to directly. An existing file keeps its mode. The temporary file
+    has a fixed name, so that the next writer reuses what a killed run left.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         path.write_bytes(data)
         return
     partial = partial_of(path)
-    file = _own(partial)
+    file = _open_locked(partial)
     try:
         with file:
             file.truncate(0)
@@ -166,8 +166,8 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
         raise
 
 
-def _own(partial: Path) -> IO[bytes]:
-    """Open a file that no other process writes: it is locked, and the name is still its own. Raises OSError."""
+def _open_locked(partial: Path) -> IO[bytes]:
+    """Open and lock a file that still has its name. Raises OSError."""
     while True:
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
         file = os.fdopen(os.open(partial, flags, 0o666), "r+b")
@@ -180,11 +180,11 @@ def _own(partial: Path) -> IO[bytes]:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), os.stat(partial)):
                 return file
-        file.close()  # the other writer has finished, and its file has its name
+        file.close()  # another writer has renamed it
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder. It loses its name first: killed amid it, nothing that looks whole is left."""
+    """Remove a folder. It is renamed first, so that a killed removal leaves nothing that looks complete."""
     _mark(folder)
     unnamed = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
     folder.rename(unnamed)
@@ -192,7 +192,7 @@ def discard(folder: Path) -> None:
 
 
 def _mark(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # of a folder that may not be written to, nothing is left behind but itself
+    with contextlib.suppress(OSError):  # the folder is read-only
         (folder / MARKER).touch()
 
 
@@ -202,14 +202,14 @@ def _unmark(folder: Path) -> None:
 
 
 def _try_lock(folder: Path) -> IO[str] | None:
-    """The open marker of a folder; None where there is none, or another living process holds it."""
+    """The open marker of a folder; None if there is none, or another running process holds it."""
     try:
         file = open(folder / MARKER, "r+")  # noqa: SIM115  # held open for the writer's life
     except OSError:
         return None
     try:
         import fcntl
-    except ImportError:  # Windows: an open file cannot be removed, which is lock enough
+    except ImportError:  # Windows: an open file cannot be removed, which is enough
         return file
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -220,13 +220,15 @@ def _try_lock(folder: Path) -> IO[str] | None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two folders change places in one step. Return False where that cannot be done."""
+    """Exchange two folders in one step. Return False if the system cannot."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
-    return rename is not None and rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
+    return (
+        rename is not None and rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
+    )
 
 
 def _sync(folder: Path) -> None:
-    """Bring every file of a folder to the disk, so that no crash leaves an empty one under a good name."""
+    """Flush every file of a folder to disk, so that a crash leaves no empty files."""
     for path in [*folder.rglob("*"), folder]:
         if path.is_dir():
             _sync_names(path)
@@ -241,7 +243,7 @@ def _sync_names(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-    except OSError:  # file systems that have nothing to bring
+    except OSError:  # not supported by this file system
         pass
     finally:
         os.close(descriptor)

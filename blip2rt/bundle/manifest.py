@@ -1,6 +1,6 @@
 """The manifest of a bundle, `blip2rt.json`: its fields, and dataclass <-> JSON. Touches no files.
 
-Fields that this version does not know are ignored, so a bundle of the same format version may carry more.
+Unknown fields are ignored, so bundles of the same format version may have more.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class TensorInfo:
 
     name: str
     dtype: str  # numpy's name: "float32", "int64", "int32"
-    shape: tuple[int | str, ...]  # a number, or the letter of a free axis as in docs/bundle.md
+    shape: tuple[int | str, ...]  # a size, or the letter of a free axis as in docs/bundle.md
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Component:
     """One ONNX graph."""
 
     graph: str  # file name inside the bundle
-    precision: str  # "fp32", "fp16", "int8-static", "int8-dynamic", "int8w", "int4"; docs/bundle.md says what they are
+    precision: str  # "fp32", "fp16", "int8-static", "int8-dynamic", "int8w", "int4"; see docs/bundle.md
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
 
@@ -38,8 +38,8 @@ class ImageSpec:
     height: int  # pixels
     width: int  # pixels
     resample: str  # Pillow's filter: "nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"
-    mean: tuple[float, ...]  # one a channel, in units of [0, 1]
-    std: tuple[float, ...]  # one a channel, in units of [0, 1]
+    mean: tuple[float, ...]  # per channel, in units of [0, 1]
+    std: tuple[float, ...]  # per channel, in units of [0, 1]
 
 
 @dataclass(frozen=True)
@@ -52,19 +52,19 @@ class LlmSpec:
     hidden_size: int  # D
     vocab_size: int  # V
     max_positions: int  # prefix, prompt and new tokens together
-    prefix_length: int  # Q, positions that the image takes
+    prefix_length: int  # Q, positions of the image
     bos_token_id: int | None
     prepend_bos: bool  # put bos between the prefix and the prompt
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
     tokenizer: str  # file name inside the bundle
-    add_special_tokens: bool = False  # lay a prompt out by the tokenizer's own template; prepend_bos is false then
-    empty_prompt_ids: tuple[int, ...] | None = None  # token ids of no prompt; None: as of any other
+    add_special_tokens: bool = False  # use the tokenizer's own template; then prepend_bos is false
+    empty_prompt_ids: tuple[int, ...] | None = None  # token ids of an empty prompt; None: encode it
     encoder_decoder: bool = False  # image and prompt are read by an encoder, the text starts in a decoder
-    decoder_start_token_id: int | None = None  # what the decoder's text starts from; given if encoder_decoder
-    image_token_id: int | None = None  # what stands for the image's positions in rules of repetition; None: nothing
-    clean_up_tokenization_spaces: bool = False  # write a text without spaces before punctuation, as its tokenizer does
-    bidirectional_prompt: bool = False  # image and prompt see each other both ways, and are read whole in one run
+    decoder_start_token_id: int | None = None  # first token of the decoder; required if encoder_decoder
+    image_token_id: int | None = None  # the image's positions for repetition rules; None: none
+    clean_up_tokenization_spaces: bool = False  # remove spaces before punctuation, like its tokenizer
+    bidirectional_prompt: bool = False  # image and prompt attend both ways, and are read in one run
 
 
 @dataclass(frozen=True)
@@ -74,27 +74,27 @@ class RetrievalSpec:
     tokenizer: str  # file name inside the bundle
     max_text_length: int  # tokens, [CLS] and [SEP] included
     pad_token_id: int
-    temperature: float = 0.07  # of the contrast: cosine / temperature is its logit
-    itm_weight: float = 1.0  # of the matching head's log-odds beside it, in Match.score
-    likelihood_weight: float = 0.0  # of Match.likelihood, in Match.score; 0: it is not computed
-    mean_prefix: str | None = None  # file of prefix_embeds (Q, D), the mean of photographs; given if it is weighed
-    clean_captions: bool = False  # texts pass text.clean_caption, as those that the model was trained on did
+    temperature: float = 0.07  # of the contrastive loss: cosine / temperature is its logit
+    itm_weight: float = 1.0  # of the matching head's log-odds, in Match.score
+    likelihood_weight: float = 0.0  # of Match.likelihood, in Match.score; 0: not computed
+    mean_prefix: str | None = None  # file of prefix_embeds (Q, D), the mean of photographs; required with a weight
+    clean_captions: bool = False  # normalise texts by text.clean_caption, as in training
 
 
 @dataclass(frozen=True)
 class QuestionSpec:
-    """How a question enters the Q-Former of a generative bundle, besides the LLM's prompt."""
+    """How a question enters the Q-Former of a generative bundle, in addition to the LLM's prompt."""
 
     tokenizer: str  # file name inside the bundle
     max_text_length: int  # tokens, [CLS] and [SEP] included
     pad_token_id: int
     clean_captions: bool = False  # as in RetrievalSpec
-    prompt: str = "{}"  # what the Q-Former reads of a question, which takes the place of {}
+    prompt: str = "{}"  # the Q-Former's template; {} is the question
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """Defaults of generation for one task; the meaning is Hugging Face `generate`'s."""
+    """Decoding defaults of a task, with the meaning of Hugging Face's `generate`."""
 
     num_beams: int = 1
     max_new_tokens: int = 30
@@ -104,7 +104,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Source:
-    """A part that others made, and its licence."""
+    """A third-party part and its licence."""
 
     part: str
     name: str
@@ -114,13 +114,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Verification:
-    """How far an exported graph is from PyTorch, measured at export."""
+    """How far an exported graph is from PyTorch, measured during export."""
 
-    component: str  # or "all": vision, qformer and llm one after the other, from pixels to tokens
-    precision: str  # of all: those of the three
+    component: str  # or "all": vision, qformer and llm together, from pixels to tokens
+    precision: str  # of all: of these three
     max_abs_error: float
     cosine: float | None = None
-    agreement: float | None = None  # share of greedy tokens that PyTorch would have chosen too; of llm and all
+    agreement: float | None = None  # share of greedy tokens equal to PyTorch's; for llm and all
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that a reader has to know about a bundle. `files` is filled in by the writer."""
+    """Everything that a reader needs to know about a bundle. The writer fills in `files`."""
 
     name: str
     created_by: str
@@ -151,12 +151,12 @@ class Manifest:
 
 
 def to_json(manifest: Manifest) -> dict[str, Any]:
-    """Manifest -> plain dicts and lists, without the format's name and version."""
+    """Manifest -> dicts and lists, without the format's name and version."""
     return asdict(manifest)
 
 
 def from_json(data: Any) -> Manifest:
-    """Plain dicts and lists -> Manifest. Raises ValueError that names every fault with its place."""
+    """Dicts and lists -> Manifest. Raises ValueError with every fault and its place."""
     faults: list[str] = []
     manifest = _build(Manifest, data, "", faults)
     if faults:
@@ -165,10 +165,10 @@ def from_json(data: Any) -> Manifest:
 
 
 def _build(cls: type[T], data: Any, where: str, faults: list[str]) -> T:
-    """`data` as an instance of the dataclass `cls`; what is wrong is appended to `faults`."""
+    """`data` as an instance of the dataclass `cls`; appends to `faults`."""
     if not isinstance(data, dict):
         faults.append(f"{where or 'the manifest'} is {type(data).__name__}, not an object")
-        return None  # type: ignore[return-value]  # never used: the faults are raised
+        return None  # type: ignore[return-value]  # unused: the faults are raised
     hints = get_type_hints(cls)
     values = {}
     for field in fields(cls):  # type: ignore[arg-type]

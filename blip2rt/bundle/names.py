@@ -6,7 +6,7 @@ FORMAT = "blip2rt-bundle"
 FORMAT_VERSION = 1
 MANIFEST = "blip2rt.json"
 
-# Components. `vision` is always there, each group wholly or not at all; `encoder` with an encoder-decoder alone.
+# Components. `vision` is required; each group is complete or absent; `encoder` is for encoder-decoders only.
 VISION, QFORMER, EMBED, ENCODER, LLM = "vision", "qformer", "embed", "encoder", "llm"
 IMAGE_EMBED, TEXT_EMBED, ITM = "image_embed", "text_embed", "itm"
 GENERATIVE = (QFORMER, EMBED, LLM)
@@ -26,8 +26,8 @@ CROSS_KEY, CROSS_VALUE = "cross_key_{}", "cross_value_{}"
 PAST_MASK, TOP_LOGITS, TOP_TOKENS, LOG_SUM_EXP = "past_mask", "top_logits", "top_tokens", "log_sum_exp"
 NEW_KEY, NEW_VALUE = "new_key_{}", "new_value_{}"
 
-TARGETS = ("ort", "trt")  # what a bundle's graphs are made for: ONNX Runtime, TensorRT
-TOP_K = 64  # likeliest tokens that the llm graph of the target trt returns, or the whole vocabulary where it is smaller
+TARGETS = ("ort", "trt")  # engines that graphs are made for: ONNX Runtime, TensorRT
+TOP_K = 64  # most likely tokens that trt's llm graph returns (all, if the vocabulary is smaller)
 
 RESAMPLE = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's filters
 

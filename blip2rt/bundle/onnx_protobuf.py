@@ -1,6 +1,6 @@
-"""ONNX files without the package `onnx`: just enough of protobuf to read a graph, to fix its axes, and to write a node.
+"""ONNX files without the package `onnx`: enough protobuf to read a graph, fix its axes, and write a single node.
 
-Knows field numbers (onnx.proto), nothing about what nodes compute.
+Knows field numbers (onnx.proto), not what nodes compute.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 FLOAT, UINT8, INT8, INT32 = 1, 2, 3, 6  # TensorProto.DataType
-_GRAPH, _ENDS = 7, (11, 12)  # ModelProto.graph; GraphProto.input, output
-_TO_DIMENSIONS = (2, 1, 2, 1)  # ValueInfoProto.type, .tensor_type, .shape, .dim
+_GRAPH, _PORTS = 7, (11, 12)  # ModelProto.graph; GraphProto.input, output
+_DIMENSION_PATH = (2, 1, 2, 1)  # ValueInfoProto.type, .tensor_type, .shape, .dim
 BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 16: 16, 21: 4, 22: 4}  # of a data type
 
 
@@ -42,12 +42,12 @@ class Node:
     op_type: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    ints: dict[str, tuple[int, ...]]  # attributes that are whole numbers
+    ints: dict[str, tuple[int, ...]]  # integer attributes
 
 
 @dataclass(frozen=True)
-class End:
-    """An input or an output of a graph. Free axes have names."""
+class Port:
+    """An input or output of a graph. Free axes have names."""
 
     name: str
     dtype: int
@@ -61,36 +61,36 @@ class Graph:
 
 
 def read(path: Path) -> Graph:
-    """The nodes and the initializers' shapes of a graph; external data stay where they are."""
+    """The nodes and initializer shapes of a graph; external data are not read."""
     [graph] = _fields(memoryview(path.read_bytes()))[_GRAPH]
     fields = _fields(graph)
     named = (_tensor(each) for each in fields.get(5, ()))
     return Graph(tuple(_node(each) for each in fields.get(1, ())), dict(named))
 
 
-def ends(model: bytes) -> tuple[list[End], list[End]]:
+def ports(model: bytes) -> tuple[list[Port], list[Port]]:
     """The inputs and outputs of a model."""
     [graph] = _fields(memoryview(model))[_GRAPH]
     fields = _fields(graph)
-    inputs, outputs = ([_end(each) for each in fields.get(number, ())] for number in _ENDS)
+    inputs, outputs = ([_port(each) for each in fields.get(number, ())] for number in _PORTS)
     return inputs, outputs
 
 
 def with_sizes(model: bytes, sizes: Mapping[str, int]) -> bytes:
-    """Return the model whose inputs and outputs have these sizes in place of axes of these names."""
+    """Replace named axes of the inputs and outputs by sizes."""
 
     def dimension(data: memoryview) -> bytes:
         name = next((name for name in map(_text, _fields(data).get(2, ())) if name in sizes), None)
         return bytes(data) if name is None else _message((1, sizes[name]))
 
     edit: Edit = dimension
-    for number in reversed(_TO_DIMENSIONS):
+    for number in reversed(_DIMENSION_PATH):
         edit = _within((number,), edit)
-    return _within((_GRAPH,), _within(_ENDS, edit))(memoryview(model))
+    return _within((_GRAPH,), _within(_PORTS, edit))(memoryview(model))
 
 
 def _within(numbers: tuple[int, ...], edit: Edit) -> Edit:
-    """Edit the messages in these fields of a message."""
+    """Return an edit of the messages in these fields of a message."""
 
     def edited(data: memoryview) -> bytes:
         return b"".join(
@@ -101,12 +101,12 @@ def _within(numbers: tuple[int, ...], edit: Edit) -> Edit:
     return edited
 
 
-def _end(data: memoryview) -> End:
+def _port(data: memoryview) -> Port:
     fields = _fields(data)
     tensor = _fields(_fields(fields[2][0])[1][0])
     dimensions = (_fields(each) for shape in tensor.get(2, ()) for each in _fields(shape).get(1, ()))
     sizes = [size for each in dimensions for size in (*each.get(1, ()), *map(_text, each.get(2, ())))]
-    return End(_text(fields[1][0]), tensor[1][0], tuple(sizes))
+    return Port(_text(fields[1][0]), tensor[1][0], tuple(sizes))
 
 
 def _tensor(data: memoryview) -> tuple[str, Tensor]:
@@ -144,7 +144,7 @@ def _text(data: memoryview) -> str:
 
 
 def _fields(data: memoryview) -> dict[int, list[Any]]:
-    """Field number -> its values: int, or the bytes of what has a length."""
+    """Field number -> its values: int, or bytes."""
     found: dict[int, list[Any]] = {}
     for number, _, value in _walk(data):
         found.setdefault(number, []).append(value)
@@ -152,7 +152,7 @@ def _fields(data: memoryview) -> dict[int, list[Any]]:
 
 
 def _walk(data: memoryview) -> Iterator[tuple[int, memoryview, Any]]:
-    """(number, the field as it stands, its value) of each field."""
+    """Yield (number, raw field, value) of each field."""
     at = 0
     while at < len(data):
         start = at
@@ -178,7 +178,7 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def matmul(op_type: str, left: int, right: int, out: int, shape: tuple[int, int], weight: bytes) -> bytes:
-    """A graph of one product: a (M, K) of dtype `left` x the constant weight (K, N) of dtype `right` -> y (M, N)."""
+    """A graph of one product: a (M, K) of dtype `left` x a constant weight (K, N) of dtype `right` -> y (M, N)."""
     node = _message((1, b"a"), (1, b"b"), (2, b"y"), (4, op_type.encode()))
     tensor = _message(*((1, dim) for dim in shape), (2, right), (8, b"b"), (9, weight))
     graph = _message((1, node), (2, b"matmul"), (5, tensor), (11, _value("a", left)), (12, _value("y", out)))

@@ -1,4 +1,4 @@
-"""Reads a bundle: manifest and file sizes at once, hashes on demand. Opens no graph.
+"""Read a bundle: the manifest and file sizes at once, hashes on demand. Opens no graph.
 
 Standard library only.
 """
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError
-from .checksum import is_whole
+from .checksum import is_intact
 from .faults import manifest_faults
 from .manifest import Manifest, from_json
 from .names import FORMAT, FORMAT_VERSION, MANIFEST
 
-MOST_BYTES = 16 << 20  # of a manifest
+MAX_MANIFEST_BYTES = 16 << 20
 EMBEDDED = Path(__file__).parents[1] / "models" / "nano"
 
 
@@ -43,12 +43,12 @@ class Bundle:
 
     @property
     def size(self) -> int:
-        """Bytes of all files, without the manifest."""
+        """Bytes of all files except the manifest."""
         return sum(entry.size for entry in (self.manifest.files or {}).values())
 
 
 def embedded() -> Path:
-    """Where the model that comes with the package is. Raises BundleError when this installation has none."""
+    """The folder of the package's own model. Raises BundleError if this installation has none."""
     if not (EMBEDDED / MANIFEST).is_file():
         raise BundleError(
             f"this installation has no embedded model ({EMBEDDED}): name a bundle, --model or load(bundle)"
@@ -57,7 +57,7 @@ def embedded() -> Path:
 
 
 def read(path: str | os.PathLike[str]) -> Bundle:
-    """Reads and checks a bundle's manifest and the sizes of its files; opens no graph.
+    """Read and check a bundle's manifest and the sizes of its files; opens no graph.
 
     Raises BundleError: no bundle there, a newer format version, faults in the manifest, and all missing or
     changed files at once.
@@ -90,14 +90,14 @@ def read(path: str | os.PathLike[str]) -> Bundle:
 
 
 def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> Bundle:
-    """`read`, then the sha256 of every file, and of the manifest where it holds its own.
+    """`read`, then check the sha256 of every file, and of the manifest if it has a checksum.
 
-    `progress(bytes_done, bytes_in_all)` is called as it goes on. Raises BundleError that names every altered file.
+    `progress(bytes_done, bytes_total)` is called during hashing. Raises BundleError with every altered file.
     """
-    import hashlib  # only here: loading a bundle does not hash
+    import hashlib  # not needed to load a bundle
 
     bundle = read(path)
-    done, altered = 0, [] if is_whole(bundle.file(MANIFEST).read_bytes()) is not False else [MANIFEST]
+    done, altered = 0, [] if is_intact(bundle.file(MANIFEST).read_bytes()) is not False else [MANIFEST]
     for name, entry in sorted((bundle.manifest.files or {}).items()):
         digest = hashlib.sha256()
         try:
@@ -128,8 +128,8 @@ def _read_json(folder: Path) -> Any:
             raise BundleError(f"no bundle at {folder}: there is no such folder")
         if not file.is_file():
             raise BundleError(f"no bundle at {folder}: the folder has no {MANIFEST}")
-        if file.stat().st_size > MOST_BYTES:
-            raise BundleError(f"{file} is damaged: a manifest has {MOST_BYTES:,} bytes at most")
+        if file.stat().st_size > MAX_MANIFEST_BYTES:
+            raise BundleError(f"{file} is damaged: a manifest has {MAX_MANIFEST_BYTES:,} bytes at most")
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise BundleError(f"cannot read {file}: {error.strerror or error}") from None

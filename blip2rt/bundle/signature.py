@@ -1,8 +1,8 @@
-"""Who made a bundle: its manifest's signature by minisign (Ed25519). Knows bytes and keys, nothing about manifests.
+"""Verify a manifest's signature by minisign (Ed25519): who made a bundle.
 
-The manifest holds the sha256 of every file, so that a signature of it and the hashes together vouch for the bundle.
+The manifest has the sha256 of every file, so its signature and the hashes together authenticate the bundle.
 
-    minisign -G -p maker.pub -s maker.key     # once, by who makes bundles
+    minisign -G -p maker.pub -s maker.key     # once, by the maker of bundles
     minisign -S -s maker.key -m bundle/blip2rt.json     # writes bundle/blip2rt.json.minisig
     blip2rt verify bundle --key maker.pub
 """
@@ -21,26 +21,26 @@ _ID, _KEY, _SIGNATURE = slice(2, 10), slice(10, 42), slice(10, 74)
 
 
 def verify_signature(file: Path, key: Path) -> str:
-    """Check FILE.minisig of `file` against a public key; return the comment that the signature vouches for.
+    """Check FILE.minisig of `file` against a public key; return the signed comment.
 
-    Raises OptionError for a key that is none, BundleError for a signature that is missing, damaged or another's.
+    Raises OptionError for an invalid key, BundleError for a signature that is missing, damaged or by another key.
     """
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     public = _public_key(key)
-    beside = file.with_name(file.name + SUFFIX)
+    signature_file = file.with_name(file.name + SUFFIX)
     try:
-        lines = beside.read_text(encoding="utf-8").splitlines()
+        lines = signature_file.read_text(encoding="utf-8").splitlines()
         content = file.read_bytes()
     except FileNotFoundError:
-        raise BundleError(f"{file} is not signed: there is no {beside.name} beside it") from None
+        raise BundleError(f"{file} is not signed: there is no {signature_file.name} next to it") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"cannot read {beside}: {error}") from None
+        raise BundleError(f"cannot read {signature_file}: {error}") from None
     mark = "trusted comment: "
     if len(lines) < 4 or not lines[2].startswith(mark):
-        raise BundleError(f"{beside} is not a signature of minisign: copy it again")
-    signature, whole = _decoded(lines[1], 74, beside), _decoded(lines[3], 64, beside)
+        raise BundleError(f"{signature_file} is not a signature of minisign: copy it again")
+    signature, global_signature = _decoded(lines[1], 74, signature_file), _decoded(lines[3], 64, signature_file)
     if signature[_ID] != public[_ID]:
         raise BundleError(f"{file} is signed with key {_name(signature)}, and {key} is {_name(public)}: do not use it")
     comment = lines[2][len(mark) :]
@@ -48,9 +48,9 @@ def verify_signature(file: Path, key: Path) -> str:
     verifier = Ed25519PublicKey.from_public_bytes(public[_KEY])
     try:
         verifier.verify(signature[_SIGNATURE], signed)
-        verifier.verify(whole, signature[_SIGNATURE] + comment.encode())
+        verifier.verify(global_signature, signature[_SIGNATURE] + comment.encode())
     except InvalidSignature:
-        raise BundleError(f"{file} is not what key {_name(public)} has signed: do not use it") from None
+        raise BundleError(f"{file} does not match the signature of key {_name(public)}: do not use it") from None
     return comment
 
 
@@ -80,5 +80,5 @@ def _decoded(line: str, size: int, file: Path) -> bytes:
 
 
 def _name(key: bytes) -> str:
-    """A key's number as minisign prints it."""
+    """A key's id as minisign prints it."""
     return key[_ID][::-1].hex().upper()

@@ -1,4 +1,4 @@
-"""Writes a bundle whole or not at all. Knows files, sizes and hashes; what is in them is the caller's business."""
+"""Write a bundle completely or not at all. Knows files, sizes and hashes, not their contents."""
 
 from __future__ import annotations
 
@@ -12,57 +12,57 @@ from types import TracebackType
 
 from ..errors import BundleError
 from .atomic import MARKER, AtomicFolder
-from .checksum import EMPTY, KEY, seal
+from .checksum import EMPTY, KEY, insert_checksum
 from .faults import manifest_faults
 from .manifest import FileEntry, Manifest, to_json
 from .names import FORMAT, FORMAT_VERSION, MANIFEST
 from .reader import Bundle, read
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class BundleWriter:
-    """Writes a bundle whole or not at all: into a hidden folder beside its place, which takes the place when finished.
+    """Writes a bundle into a hidden folder, which is renamed to its destination when finished.
 
-    Leave the `with` block without finish(), or with an error, and nothing remains. Raises BundleError: the destination
+    Leaving the `with` block without finish(), or with an error, leaves nothing. Raises BundleError: the destination
     exists (unless `overwrite`), exists and is not a bundle (always), cannot be written, or the disk is full.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         self.path = Path(os.path.abspath(path))
         self.overwrite = overwrite
-        self._whole = AtomicFolder(self.path)
+        self._atomic = AtomicFolder(self.path)
         self._finished = False
 
     @property
     def folder(self) -> Path:
-        """Where to write the files, sub-folders allowed; exists inside the `with` block."""
-        return self._whole.folder
+        """Where to write the files, in subfolders or not; exists inside the `with` block."""
+        return self._atomic.folder
 
     def __enter__(self) -> BundleWriter:  # noqa: PYI034  # typing.Self came with Python 3.11
         try:
-            self._whole.__enter__()
+            self._atomic.__enter__()
             self._check_destination()
         except OSError as error:
             raise self._write_error(error) from error
         except BundleError as error:
-            self._whole.__exit__(type(error), error, None)
+            self._atomic.__exit__(type(error), error, None)
             raise
         return self
 
     def finish(self, manifest: Manifest) -> Bundle:
-        """Add sizes and hashes to `manifest`, write it, and move the folder to its place."""
+        """Add sizes and hashes to `manifest`, write it, and rename the folder to its destination."""
         try:
             names = sorted(f.relative_to(self.folder).as_posix() for f in self.folder.rglob("*") if f.is_file())
             entries = {name: _entry(self.folder / name) for name in names if name not in (MARKER, MANIFEST)}
             manifest = replace(manifest, files=entries)
             faults = manifest_faults(manifest)
-            assert not faults, f"the bundle breaks its contract: {'; '.join(faults)}"
+            assert not faults, f"the bundle violates its contract: {'; '.join(faults)}"
             data = {"format": FORMAT, "format_version": FORMAT_VERSION, KEY: EMPTY, **to_json(manifest)}
             text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-            (self.folder / MANIFEST).write_bytes(seal(text.encode()))
+            (self.folder / MANIFEST).write_bytes(insert_checksum(text.encode()))
             self._check_destination()
-            self._whole.finish()
+            self._atomic.finish()
             self._finished = True
         except OSError as error:
             raise self._write_error(error) from error
@@ -71,8 +71,8 @@ class BundleWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._whole.__exit__(kind, error, traceback)
-        if isinstance(error, OSError) and error.errno in _FULL:
+        self._atomic.__exit__(kind, error, traceback)
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
             raise self._write_error(error) from error
         assert error is not None or self._finished, "BundleWriter.finish() was not called"
 
@@ -85,7 +85,7 @@ class BundleWriter:
             raise BundleError(f"{self.path} exists already: choose another place, or give --overwrite")
 
     def _write_error(self, error: OSError) -> BundleError:
-        if error.errno in _FULL:
+        if error.errno in _DISK_FULL:
             return BundleError(f"no space left on the disk of {self.path.parent}: free some and run again")
         return BundleError(f"cannot write the bundle {self.path}: {error.strerror or error}")
 

@@ -1,7 +1,7 @@
-"""`blip2rt doctor`: what this machine has, what is missing, and the command that mends it.
+"""`blip2rt doctor`: what this machine has, what is missing, and the command that installs it.
 
-Opens what the runtime opens and captions a picture. Of NVIDIA it looks at the driver, the packages and the disk, where
-there is any of them, and imports TensorRT where there is a GPU. Exit code 0 when a picture was captioned, 2 when not.
+Opens what the runtime opens, and captions a picture. Checks NVIDIA's driver and packages if any are installed, and
+imports TensorRT if there is a GPU. Exit status 0 if a picture was captioned, otherwise 2.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from ..loading import load
 from ..native import native
 
 _TENSORRT = ("tensorrt", "tensorrt-rtx", "tensorrt_rtx")
-_LEAST_MEMORY = 8 << 30  # bytes of memory and swap below which large plans are hard to build
+_MIN_MEMORY = 8 << 30  # bytes of memory and swap for building large plans
 _OK, _MISSING, _BROKEN = "ok", "missing", "broken"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A line of the report. `needed`: nothing runs without it; the others are for TensorRT."""
+    """A line of the report. needed: nothing runs without it; the others are for TensorRT."""
 
     name: str
     state: str  # _OK, _MISSING or _BROKEN
     text: str
-    mend: str = ""  # a command, or what to do
+    fix: str = ""  # a command, or what to do
     needed: bool = False
 
 
@@ -52,7 +52,7 @@ def examine() -> list[Finding]:
 
 
 def _nvidia(device: gpu.Gpu | str) -> list[Finding]:
-    """What TensorRT needs; one line where there is neither a GPU nor anything that is made for one."""
+    """What TensorRT needs; one line if there is no GPU and nothing made for one."""
     packages = (*_TENSORRT, "cuda-bindings", "onnxruntime-gpu")
     if isinstance(device, str) and gpu.l4t_release() is None and not any(map(_version, packages)):
         return [Finding("NVIDIA GPU", _OK, f"none is used: {device}")]
@@ -60,18 +60,18 @@ def _nvidia(device: gpu.Gpu | str) -> list[Finding]:
 
 
 def report(findings: list[Finding]) -> tuple[str, int]:
-    """The findings as a page of text, and the exit code."""
+    """The findings as a page of text, and the exit status."""
     width = max(len(finding.name) for finding in findings)
     lines = []
     for finding in findings:
         lines.append(f"{finding.name.ljust(width)}  {finding.state.ljust(7)}  {finding.text}")
-        if finding.mend:
-            lines.append(f"{' ' * width}           -> {finding.mend}")
+        if finding.fix:
+            lines.append(f"{' ' * width}           -> {finding.fix}")
     bad = [finding for finding in findings if finding.state != _OK]
     fatal = any(finding.needed for finding in bad)
     lines.append("")
     if fatal:
-        lines.append("blip2rt does not run here until the above is mended")
+        lines.append("blip2rt does not run here until this is fixed")
     else:
         gpu_too = any(finding.name == "TensorRT" for finding in findings) and not bad
         lines.append(f"captions run here, {'on the GPU too: backend trt' if gpu_too else 'on the CPU'}")
@@ -79,9 +79,10 @@ def report(findings: list[Finding]) -> tuple[str, int]:
 
 
 def to_dict(findings: list[Finding]) -> dict[str, Any]:
-    """The findings for `--json`: {"runs": whether captions are made here, "findings": [...]}."""
+    """The findings for `--json`: {"runs": whether captions work here, "findings": [...]}."""
     runs = all(finding.state == _OK for finding in findings if finding.needed)
-    return {"runs": runs, "findings": [asdict(finding) for finding in findings]}
+    rows = [{"mend" if key == "fix" else key: value for key, value in asdict(each).items()} for each in findings]
+    return {"runs": runs, "findings": rows}
 
 
 def _machine() -> Finding:
@@ -93,21 +94,19 @@ def _machine() -> Finding:
 
 
 def _memory() -> Finding:
-    """Memory and swap, which together decide whether a large plan can be built."""
+    """Memory and swap, which building large plans needs."""
     sizes = _meminfo()
     if not sizes:
-        return Finding("memory", _OK, "not known on this system")
+        return Finding("memory", _OK, "unknown on this system")
     memory, swap = sizes.get("MemTotal", 0), sizes.get("SwapTotal", 0)
     text = f"{memory / 1e9:.1f} GB, {sizes.get('MemAvailable', 0) / 1e9:.1f} GB of it free, swap {swap / 1e9:.1f} GB"
-    scarce = memory + swap < _LEAST_MEMORY
-    mend = (
-        "sudo fallocate -l 8G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile"
-    )
-    return Finding("memory", _MISSING if scarce else _OK, text, mend if scarce else "")
+    scarce = memory + swap < _MIN_MEMORY
+    fix = "sudo fallocate -l 8G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile"
+    return Finding("memory", _MISSING if scarce else _OK, text, fix if scarce else "")
 
 
 def _meminfo() -> dict[str, int]:
-    """/proc/meminfo in bytes; empty where there is none."""
+    """/proc/meminfo in bytes; empty on other systems."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             rows = [line.split() for line in file]
@@ -118,13 +117,13 @@ def _meminfo() -> dict[str, int]:
 
 def _native() -> Finding:
     """Whether the core is built, and its kernels for this processor."""
-    mend = f"{pip_install()} (where it is built, it needs a C++ compiler)"
+    fix = f"{pip_install()} (building needs a C++ compiler)"
     try:
         kernels = native().processor_kernels()
     except BackendError:
-        return Finding("native core", _MISSING, "not built", mend, needed=True)
+        return Finding("native core", _MISSING, "not built", fix, needed=True)
     except ImportError as error:
-        return Finding("native core", _BROKEN, str(error), mend, needed=True)
+        return Finding("native core", _BROKEN, str(error), fix, needed=True)
     return Finding("native core", _OK, f"built; kernels: {', '.join(kernels)}", needed=True)
 
 
@@ -133,28 +132,28 @@ def _onnxruntime(device: gpu.Gpu | str) -> Finding:
     have = [f"{name} {version}" for name, version in installed.items() if version]
     if len(have) == 2:
         remove = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install "
-        mend = remove + ("onnxruntime" if isinstance(device, str) else ONNXRUNTIME_GPU.partition(" install ")[2])
-        return Finding("ONNX Runtime", _BROKEN, f"{' and '.join(have)} overwrite each other", mend, needed=True)
+        fix = remove + ("onnxruntime" if isinstance(device, str) else ONNXRUNTIME_GPU.partition(" install ")[2])
+        return Finding("ONNX Runtime", _BROKEN, f"{' and '.join(have)} overwrite each other", fix, needed=True)
     if not have:
         return Finding("ONNX Runtime", _MISSING, "not installed", "pip install onnxruntime", needed=True)
     try:
         ort.open_runtime()
     except (Blip2rtError, ImportError) as error:
-        mend = f"pip install --force-reinstall {have[0].partition(' ')[0]}"
+        fix = f"pip install --force-reinstall {have[0].partition(' ')[0]}"
         return Finding(
-            "ONNX Runtime", _BROKEN, f"{have[0]}, but {error}".partition(": pip install")[0], mend, needed=True
+            "ONNX Runtime", _BROKEN, f"{have[0]}, but {error}".partition(": pip install")[0], fix, needed=True
         )
     return Finding("ONNX Runtime", _OK, f"{have[0]}, and its library opens", needed=True)
 
 
 def _captions() -> Finding:
-    """Caption a picture with the embedded model, as `blip2rt caption` does."""
+    """Caption a picture with the embedded model."""
     started = time.perf_counter()
     try:
         load().caption(np.full((64, 64, 3), 128, np.uint8), max_new_tokens=4)
     except Blip2rtError as error:
-        mend = "blip2rt verify says which file was altered: install blip2rt again"
-        return Finding("captions", _BROKEN, str(error), mend, needed=True)
+        fix = "blip2rt verify names altered files: install blip2rt again"
+        return Finding("captions", _BROKEN, str(error), fix, needed=True)
     return Finding(
         "captions", _OK, f"a grey picture is captioned in {time.perf_counter() - started:.1f} s", needed=True
     )
@@ -162,8 +161,8 @@ def _captions() -> Finding:
 
 def _driver(device: gpu.Gpu | str) -> Finding:
     if isinstance(device, str):
-        mend = "sudo apt install nvidia-jetpack" if gpu.l4t_release() else "install NVIDIA's driver, if there is a GPU"
-        return Finding("driver", _MISSING, device, mend)
+        fix = "sudo apt install nvidia-jetpack" if gpu.l4t_release() else "install NVIDIA's driver, if there is a GPU"
+        return Finding("driver", _MISSING, device, fix)
     return Finding("driver", _OK, f"runs CUDA up to {device.driver[0]}.{device.driver[1]}")
 
 
@@ -175,14 +174,14 @@ def _device(device: gpu.Gpu | str) -> list[Finding]:
 
 
 def _cuda() -> Finding:
-    """The toolkit, which is not needed: the driver runs plans, and TensorRT's wheels bring what they use."""
+    """The toolkit, which is optional: the driver runs plans, and TensorRT's wheels include the rest."""
     toolkit = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
-    text = f"compiler at {os.path.realpath(toolkit)}" if toolkit else "no toolkit, and none is needed"
+    text = f"compiler at {os.path.realpath(toolkit)}" if toolkit else "no toolkit; not needed"
     return Finding("CUDA", _OK, text)
 
 
 def _tensorrt(device: gpu.Gpu | str) -> Finding:
-    """Which TensorRT is installed, and whether it knows the GPU. Without a GPU it is found, not imported."""
+    """Which TensorRT is installed, and whether it supports the GPU. Imported only if there is a GPU."""
     lacking = "not installed"
     if isinstance(device, str):
         for package in _TENSORRT:
@@ -195,22 +194,22 @@ def _tensorrt(device: gpu.Gpu | str) -> Finding:
         except builder.TensorRTUnavailable as error:
             lacking = str(error).partition(":")[0]
         except BackendError as error:
-            text, _, mend = str(error).partition(": ")
-            return Finding("TensorRT", _BROKEN, text, mend)
+            text, _, fix = str(error).partition(": ")
+            return Finding("TensorRT", _BROKEN, text, fix)
     if instead := _version("onnxruntime-gpu"):
         return Finding("TensorRT", _OK, f"{lacking}; onnxruntime-gpu {instead} runs the backend trt in its place")
     if gpu.l4t_release():
-        mend = "sudo apt install python3-libnvinfer, and a virtual environment with --system-site-packages"
+        fix = "sudo apt install python3-libnvinfer, and a virtual environment with --system-site-packages"
     elif isinstance(device, str):
-        mend = "pip install tensorrt-rtx (checks and builds without a GPU)"
+        fix = "pip install tensorrt-rtx (checks and builds without a GPU)"
     else:
-        mend = (f"pip install tensorrt-cu{min(max(device.driver[0], 12), 13)}, or tensorrt-rtx for GeForce and RTX; "
-                f"to do without: {ONNXRUNTIME_GPU}")  # fmt: skip
-    return Finding("TensorRT", _MISSING, lacking, mend)
+        cuda = min(max(device.driver[0], 12), 13)
+        fix = f"pip install tensorrt-cu{cuda}, or tensorrt-rtx for GeForce and RTX; without either: {ONNXRUNTIME_GPU}"
+    return Finding("TensorRT", _MISSING, lacking, fix)
 
 
 def _bindings(device: gpu.Gpu | str) -> Finding:
-    """cuda-bindings, by which the backend trt calls the driver. Found, not imported."""
+    """cuda-bindings, with which the backend trt calls the driver. Not imported."""
     version = _version("cuda-bindings")
     if version:
         return Finding("cuda-bindings", _OK, version)

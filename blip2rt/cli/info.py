@@ -1,4 +1,4 @@
-"""What a bundle holds, for `blip2rt info`. Knows the manifest only; opens no graph."""
+"""`blip2rt info`: describe a bundle by its manifest. Opens no graph."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import blip2rt
-from blip2rt.bundle.checksum import EMPTY, KEY, seal
+from blip2rt.bundle.checksum import EMPTY, KEY, insert_checksum
 from blip2rt.errors import GalleryError
 from blip2rt.gallery import Index, index, index_manifest, one_vector
 from blip2rt.gallery.catalog import Catalog, File
@@ -379,7 +379,7 @@ def _modified_bundle(bundle: Path, folder: Path, **fields: object) -> blip2rt.Mo
         part, field = name.split("__")
         manifest[part][field] = value
     text = json.dumps(manifest | {KEY: EMPTY}).encode()
-    (folder / "blip2rt.json").write_bytes(seal(text))
+    (folder / "blip2rt.json").write_bytes(insert_checksum(text))
     return blip2rt.load(folder)
 
 

@@ -52,7 +52,7 @@ def test_a_core_that_is_absent_or_cannot_be_loaded_is_named(
     found = doctor.examine()
     assert lines(found)["native core"].state == state
     text, code = doctor.report(found)
-    assert code == 2 and f"-> {pip_install()} (where it is built" in text
+    assert code == 2 and f"-> {pip_install()} (building needs" in text
 
 
 def test_without_a_gpu_nvidia_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def test_a_jetson_is_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     found = lines(doctor.examine())
     assert "Jetson Linux 36.4.3" in found["machine"].text
     assert "SM87" in found["GPU"].text and "shared" in found["GPU"].text and "12.6" in found["driver"].text
-    assert found["TensorRT"].state == "missing" and "python3-libnvinfer" in found["TensorRT"].mend
+    assert found["TensorRT"].state == "missing" and "python3-libnvinfer" in found["TensorRT"].fix
 
 
 def test_onnxruntime_is_named_where_it_takes_tensorrts_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +130,7 @@ def test_onnxruntime_is_named_where_it_takes_tensorrts_place(monkeypatch: pytest
         monkeypatch.setattr(builder, "load_tensorrt", lambda name=None: RTX)
     monkeypatch.setattr(doctor, "_version", lambda package: None)
     found = lines(doctor.examine())["TensorRT"]
-    assert found.state == "missing" and "pip install tensorrt-cu13" in found.mend
+    assert found.state == "missing" and "pip install tensorrt-cu13" in found.fix
     monkeypatch.setattr(gpu, "find", lambda: replace(H100, compute_capability=(8, 9)))
     assert lines(doctor.examine())["TensorRT"].text == "tensorrt_rtx 1.7.0"
 
@@ -142,7 +142,7 @@ def test_a_tensorrt_that_cannot_be_loaded_is_broken(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(gpu, "find", lambda: H100)
     found = lines(doctor.examine())["TensorRT"]
     assert found.state == "broken" and found.text == "a_tensorrt is installed but lacks a_part_of_it"
-    assert found.mend == "pip install --force-reinstall a_tensorrt"
+    assert found.fix == "pip install --force-reinstall a_tensorrt"
 
 
 def test_two_onnx_runtimes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +156,7 @@ def test_two_onnx_runtimes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_little_memory_asks_for_swap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_meminfo", lambda: {"MemTotal": 4 << 30, "MemAvailable": 1 << 30, "SwapTotal": 0})
-    assert "swapon" in lines(doctor.examine())["memory"].mend
+    assert "swapon" in lines(doctor.examine())["memory"].fix
 
 
 def test_a_driver_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Images: every kind that must give the right pixels, parity with Hugging Face, and every kind that must be refused."""
+"""Images: accepted inputs and their pixels, parity with Hugging Face, and rejected inputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 import blip2rt
 from blip2rt.bundle.manifest import ImageSpec
 from blip2rt.errors import ImageError
-from blip2rt.image import SCALED_TOLERANCE, _lent, load_rgb, prepare, resize, to_pixels
+from blip2rt.image import SCALED_TOLERANCE, _shared_pixels, load_rgb, prepare, resize, to_pixels
 from blip2rt.native import native
 from tests.seeds import seed_of
 
@@ -61,17 +61,11 @@ def test_pixels_equal_hugging_face(rng, resample):
 
 
 @pytest.mark.parametrize("resample", ["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"])
-def test_pictures_are_resized_as_pillow_does_it(rng, resample):
-    """Also in one axis alone, from and to a single pixel, in several strips, and where filters overshoot."""
+def test_resize_equals_pillow(rng, resample):
+    """Includes one axis alone, single pixels, several strips, and overshooting filters."""
     sizes = rng.choice([1, 2, 3, 7, 50, 51, 224, 400, 511], (60, 4)).tolist()
-    for width, height, *to in [
-        *sizes,
-        [130, 1100, 24, 24],
-        [1100, 130, 24, 24],
-        [290, 109, 166, 7],
-        [70, 60, 70, 20],
-        [70, 60, 20, 60],
-    ]:
+    sizes += [[130, 1100, 24, 24], [1100, 130, 24, 24], [290, 109, 166, 7], [70, 60, 70, 20], [70, 60, 20, 60]]
+    for width, height, *to in sizes:
         values = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         picture = Image.fromarray(values if rng.random() < 0.5 else values // 128 * 255)
         want = np.asarray(picture.resize(tuple(to), Image.Resampling[resample.upper()]))
@@ -98,7 +92,7 @@ def test_invalid_rows_are_rejected():
 
 @contextlib.contextmanager
 def padded_rows() -> Iterator[None]:
-    """As PILLOW_ALIGNMENT=32 makes pictures."""
+    """Make pictures as with PILLOW_ALIGNMENT=32."""
     Image.core.set_alignment(32)
     try:
         yield
@@ -106,25 +100,25 @@ def padded_rows() -> Iterator[None]:
         Image.core.set_alignment(1)
 
 
-def test_padded_rows_are_not_taken_from_a_pillow_that_lends_them(monkeypatch):
-    """Releases 11.2 to 12.3 say nothing of the padding."""
+def test_padded_rows_are_copied(monkeypatch):
+    """Releases 11.2 to 12.3 do not declare the padding."""
     monkeypatch.setattr(Image.Image, "__arrow_c_array__", lambda self: ("schema", "array"), raising=False)
-    assert _lent(Image.new("RGB", (9, 20))) == "array"
+    assert _shared_pixels(Image.new("RGB", (9, 20))) == "array"
     with padded_rows():
-        assert _lent(Image.new("RGB", (9, 20))) is None
+        assert _shared_pixels(Image.new("RGB", (9, 20))) is None
 
 
 @pytest.mark.skipif(not hasattr(Image.Image, "__arrow_c_array__"), reason="Pillow lends pixels from 11.2 on")
-def test_pixels_are_lent_where_pillow_may(rng):
+def test_pixels_are_shared_with_pillow(rng):
     picture = Image.fromarray(rng.integers(0, 256, (20, 9, 3), dtype=np.uint8))
     want = np.asarray(picture.resize((5, 6), Image.Resampling.BICUBIC))
-    assert _lent(picture) is not None
+    assert _shared_pixels(picture) is not None
     np.testing.assert_array_equal(resize(picture, (5, 6), "bicubic"), want)
     with padded_rows():
         copy = picture.copy()
-        assert _lent(copy) is None
+        assert _shared_pixels(copy) is None
         np.testing.assert_array_equal(resize(copy, (5, 6), "bicubic"), want)
-    assert _lent(Image.new("RGB", (3000, 2000))) is None
+    assert _shared_pixels(Image.new("RGB", (3000, 2000))) is None
     schema, grey = Image.new("L", (9, 20)).__arrow_c_array__()
     with pytest.raises(ValueError, match="four bytes a pixel"):
         native().Resize((9, 20), (5, 6), "bicubic").add_lent(grey)
@@ -132,20 +126,20 @@ def test_pixels_are_lent_where_pillow_may(rng):
         native().Resize((9, 20), (5, 6), "bicubic").add_lent(schema)
 
 
-def test_every_way_to_give_an_image_gives_the_same_pixels(rng, tmp_path):
+def test_all_input_types_give_the_same_pixels(rng, tmp_path):
     array = rng.integers(0, 256, (9, 11, 3), dtype=np.uint8)
     data = encode(Image.fromarray(array))
     path = tmp_path / "ünï côdé 图.png"
     path.write_bytes(data)
-    kinds = [array, array[:, ::-1][:, ::-1], Image.fromarray(array), data, bytearray(data), memoryview(data), path,
-             str(path), array.astype(np.float32) / 255, array.astype(np.float64) / 255]  # fmt: skip
+    kinds = [array, array[:, ::-1][:, ::-1], Image.fromarray(array), data, bytearray(data), memoryview(data)]
+    kinds += [path, str(path), array.astype(np.float32) / 255, array.astype(np.float64) / 255]
     for image in kinds:
         np.testing.assert_array_equal(rgb(image), array)
     assert to_pixels([], SPEC).shape == (0, 3, 24, 32)
     assert to_pixels(kinds, SPEC).shape == (len(kinds), 3, 24, 32)
 
 
-def test_arrays_of_one_and_four_channels_are_read(rng):
+def test_arrays_of_one_and_four_channels(rng):
     grey = rng.integers(0, 256, (5, 6), dtype=np.uint8)
     np.testing.assert_array_equal(rgb(grey), np.stack([grey] * 3, -1))
     np.testing.assert_array_equal(rgb(grey[:, :, None]), rgb(grey))
@@ -156,7 +150,7 @@ def test_arrays_of_one_and_four_channels_are_read(rng):
     assert (rgb(np.ones((2, 2), np.float16)) == 255).all()
 
 
-def test_alpha_lies_over_white():
+def test_alpha_is_put_on_white():
     half_red = Image.new("RGBA", (4, 4), (255, 0, 0, 128))
     assert tuple(rgb(half_red)[0, 0]) == (255, 127, 127)
     assert (rgb(encode(Image.new("LA", (4, 4), (0, 0)))) == 255).all()
@@ -170,17 +164,13 @@ def test_alpha_lies_over_white():
 
 
 @pytest.mark.parametrize("strip", [1, 100, 1 << 17])
-def test_strips_give_the_pixels_of_the_whole(rng, monkeypatch, strip):
-    """Alpha over white, and 16 bits, some rows at a time."""
+def test_strips_equal_the_whole_image(rng, monkeypatch, strip):
+    """Alpha and 16 bits are converted some rows at a time."""
     monkeypatch.setattr(blip2rt.image, "_STRIP", strip)
     height, width = rng.integers(1, 40, 2).tolist()
     image = Image.fromarray(rng.integers(0, 256, (height, width, 4), dtype=np.uint8))
-    pictures = [
-        image,
-        image.convert("RGBa"),
-        image.quantize(64),
-        *(image.convert("LA").convert(m) for m in ("La", "PA")),
-    ]
+    grey = image.convert("LA")
+    pictures = [image, image.convert("RGBa"), image.quantize(64), grey.convert("La"), grey.convert("PA")]
     for mode, see_through in (("1", 255), ("L", 7), ("RGB", (1, 2, 3)), ("P", 5), ("P", rng.bytes(256))):
         pictures.append(image.convert("RGB").convert(mode))
         pictures[-1].info["transparency"] = see_through
@@ -197,7 +187,7 @@ def test_strips_give_the_pixels_of_the_whole(rng, monkeypatch, strip):
         rgb(Image.fromarray(values))
 
 
-def test_sixteen_bits_are_scaled():
+def test_sixteen_bits_are_scaled_to_eight():
     values = np.array([[0, 257, 32896, 65535]], np.uint16)
     want = np.array([0, 1, 128, 255])
     sixteen = Image.fromarray(values)
@@ -206,7 +196,7 @@ def test_sixteen_bits_are_scaled():
     np.testing.assert_array_equal(rgb(Image.fromarray((values / 65535).astype(np.float32)))[0, :, 0], want)
 
 
-def test_modes_1_cmyk_and_ycbcr_are_read(rng):
+def test_modes_1_cmyk_and_ycbcr(rng):
     bits = Image.fromarray(rng.integers(0, 2, (7, 9), dtype=np.uint8) * 255).convert("1")
     np.testing.assert_array_equal(rgb(encode(bits))[..., 0], np.asarray(bits) * 255)
     cmyk = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
@@ -218,15 +208,13 @@ def test_modes_1_cmyk_and_ycbcr_are_read(rng):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
-def test_exif_orientation_is_obeyed(kind, orientation):
+def test_exif_orientation_is_applied(kind, orientation):
     upright = np.zeros((16, 32, 3), np.uint8)
     upright[:8, :16] = 255  # white in the top left corner
-    back = {2: [Image.Transpose.FLIP_LEFT_RIGHT], 3: [Image.Transpose.ROTATE_180], 4: [Image.Transpose.FLIP_TOP_BOTTOM],
-            5: [Image.Transpose.TRANSPOSE], 6: [Image.Transpose.ROTATE_90], 7: [Image.Transpose.TRANSVERSE],
-            8: [Image.Transpose.ROTATE_270]}  # fmt: skip
+    inverse = " FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_90 TRANSVERSE ROTATE_270".split(" ")
     image = Image.fromarray(upright)
-    for method in back.get(orientation, []):
-        image = image.transpose(method)
+    if orientation > 1:
+        image = image.transpose(Image.Transpose[inverse[orientation - 1]])
     exif = Image.Exif()
     exif[0x0112] = orientation
     got = rgb(encode(image, kind, exif=exif)).astype(int)
@@ -239,7 +227,7 @@ def test_broken_exif_is_ignored():
     assert rgb(bytes(data)).shape == (4, 4, 3)
 
 
-def test_animations_give_their_first_frame():
+def test_animations_use_their_first_frame():
     frames = [Image.new("RGB", (6, 5), colour) for colour in ("red", "green", "blue")]
     for kind in ("GIF", "PNG", "WEBP", "TIFF"):
         data = encode(frames[0], kind, save_all=True, append_images=frames[1:])
@@ -248,13 +236,13 @@ def test_animations_give_their_first_frame():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (20_000, 3)])
-def test_extreme_sizes_are_read(size):
+def test_extreme_sizes(size):
     for image in (Image.new("L", size, 128), encode(Image.new("L", size, 128))):
         assert (prepare(image, SPEC) == 128).all()
 
 
 @pytest.mark.long(2)
-def test_a_hundred_megapixels_are_read_without_a_warning():
+def test_a_hundred_megapixels_raise_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert (prepare(encode(Image.new("1", (20_000, 5_000), 1)), SPEC, max_pixels=100_000_000) == 255).all()
@@ -295,20 +283,24 @@ def test_bad_arrays_are_named(array, words):
 
 
 def bad_files(folder: Path) -> dict[str, tuple[object, str]]:
-    """What is given -> a part of the complaint."""
+    """Input -> a part of the error message."""
     jpeg = encode(Image.effect_noise((200, 200), 90), "JPEG")
     png = encode(Image.effect_noise((200, 200), 90))
-    contents = {"text.jpg": b"this is text\n" * 30, "cut.jpg": jpeg[: len(jpeg) // 2], "head.jpg": jpeg[:40],
-                "cut.png": png[: len(png) // 2], "empty.jpg": b"", "zeros.png": bytes(500),
-                "broken.png": png[:60] + bytes(40) + png[100:], "svg.svg": b"<svg/>"}  # fmt: skip
-    for name, content in contents.items():
+    contents = {
+        "text.jpg": (b"this is text\n" * 30, "not an image"),
+        "cut.jpg": (jpeg[: len(jpeg) // 2], "damaged"),
+        "head.jpg": (jpeg[:40], ""),
+        "cut.png": (png[: len(png) // 2], "damaged"),
+        "empty.jpg": (b"", "empty: 0 bytes"),
+        "zeros.png": (bytes(500), "not an image"),
+        "broken.png": (png[:60] + bytes(40) + png[100:], "damaged"),
+        "svg.svg": (b"<svg/>", "not an image"),
+    }
+    for name, (content, _) in contents.items():
         (folder / name).write_bytes(content)
-    words = {"text.jpg": "not an image", "cut.jpg": "damaged", "head.jpg": "", "cut.png": "damaged",
-             "empty.jpg": "empty: 0 bytes", "zeros.png": "not an image", "broken.png": "damaged",
-             "svg.svg": "not an image"}  # fmt: skip
     return {
-        **{name: (folder / name, word) for name, word in words.items()},
-        **{f"{name} as bytes": (contents[name], word) for name, word in words.items()},
+        **{name: (folder / name, word) for name, (_, word) in contents.items()},
+        **{f"{name} as bytes": case for name, case in contents.items()},
         "missing": (folder / "none.jpg", "no such file"),
         "below a file": (folder / "text.jpg" / "x.jpg", ""),
         "directory": (folder, "/*.jpg"),
@@ -351,8 +343,8 @@ def test_values_out_of_range_are_named():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_random_damage_never_escapes_as_another_error(rng):
-    """Bytes flipped at random: a picture or one ImageError."""
+def test_damaged_files_raise_image_errors_only(rng):
+    """Random bytes give a picture or one ImageError."""
     source = Image.effect_noise((40, 30), 80)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -371,7 +363,7 @@ def test_random_damage_never_escapes_as_another_error(rng):
 
 
 def _large(rng, kind: str) -> Image.Image:
-    """Three to four megapixels of smooth colours with grain, hard edges, or noise alone."""
+    """Three to four megapixels of smooth colours with grain, hard edges, or noise."""
     width, height = (int(side) for side in rng.integers(1700, 2300, 2))
     if kind == "noise":
         return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
@@ -398,7 +390,7 @@ def test_scaled_jpegs_are_within_the_tolerance(rng, tmp_path, kind, orientation)
 
 
 @pytest.mark.long(3)
-def test_scaled_decoding_keeps_twice_the_size_and_touches_nothing_else(rng):
+def test_scaled_decoding_keeps_twice_the_size_of_jpegs_only(rng):
     photo = _large(rng, "smooth")
     data = encode(photo, "JPEG", quality=90)
     assert min(load_rgb(data, 448).size) >= 448
@@ -408,7 +400,7 @@ def test_scaled_decoding_keeps_twice_the_size_and_touches_nothing_else(rng):
         assert np.array_equal(prepare(same, small), prepare(same, small, scaled=True))
 
 
-def test_a_model_decodes_scaled_where_it_is_asked_to(rng, tiny):
+def test_model_uses_scaled_decoding(rng, tiny):
     data = encode(_large(rng, "edges"), "JPEG", quality=90)
     exact, scaled = (blip2rt.load(tiny.path, scaled_jpeg=scaled).prepare(data) for scaled in (False, True))
     spec = blip2rt.load(tiny.path).bundle.manifest.image

@@ -58,7 +58,7 @@ def test_a_changed_manifest_is_refused(file: Path) -> None:
     maker = Maker(file.parent)
     maker.sign(file)
     file.write_text('{"name": "nanO"}')
-    with pytest.raises(BundleError, match="is not what key 3837363534333231 has signed"):
+    with pytest.raises(BundleError, match="does not match the signature of key 3837363534333231"):
         verify_signature(file, maker.key)
 
 
@@ -67,7 +67,7 @@ def test_a_changed_comment_is_refused(file: Path) -> None:
     maker.sign(file)
     beside = file.with_name("blip2rt.json.minisig")
     beside.write_text(beside.read_text().replace("nano of 2026", "nano of 2027"))
-    with pytest.raises(BundleError, match="has signed: do not use it"):
+    with pytest.raises(BundleError, match="signature of key .*: do not use it"):
         verify_signature(file, maker.key)
 
 
@@ -79,7 +79,7 @@ def test_another_s_signature_is_refused(file: Path) -> None:
 
 def test_the_same_number_with_another_key_is_refused(file: Path) -> None:
     Maker(file.parent).sign(file)
-    with pytest.raises(BundleError, match="has signed"):
+    with pytest.raises(BundleError, match="signature of key"):
         verify_signature(file, Maker(file.parent).key)
 
 

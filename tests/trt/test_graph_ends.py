@@ -20,7 +20,7 @@ def test_graph_inputs_and_outputs_match_onnx(native_case: Case) -> None:
     for component in read(native_case.trt).manifest.components:
         file = native_case.trt / f"{component}.onnx"
         graph = onnx.load(file, load_external_data=False).graph
-        for got, want in zip(onnx_protobuf.ends(file.read_bytes()), (graph.input, graph.output), strict=True):
+        for got, want in zip(onnx_protobuf.ports(file.read_bytes()), (graph.input, graph.output), strict=True):
             assert [(end.name, end.dtype, end.shape) for end in got] == [
                 (value.name, value.type.tensor_type.elem_type, shape(value)) for value in want
             ]
@@ -51,5 +51,5 @@ def test_in_place_cache_has_a_fixed_length_before_parsing(native_case: Case, mac
     machine.trt.OnnxParser = parser  # type: ignore[method-assign]
     machine.load(native_case)
     [model] = seen
-    ends = {end.name: end.shape for end in onnx_protobuf.ends(model)[0]}
+    ends = {end.name: end.shape for end in onnx_protobuf.ports(model)[0]}
     assert ends["past_key_0"][0] == "B" and ends["past_key_0"][2] == 48 and ends["inputs_embeds"][:2] == ("B", "S")

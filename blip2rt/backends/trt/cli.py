@@ -44,8 +44,8 @@ def _parser() -> Parser:
     precision = "reject a bundle whose graphs have other precisions, e.g. vision=int8,llm=int4"
     add("--precision", type=_precisions, default={}, metavar="GRAPH=P,...", help=precision)
     add = parser.add_argument_group("sizes").add_argument
-    add("--max-batch", type=int, default=1, metavar="N", help="maximum images per call (default 1)")
-    add("--max-beams", type=int, default=3, metavar="N", help="maximum beams or draws per image (default 3)")
+    add("--max-batch", type=int, default=1, metavar="N", help="maximum images per call")
+    add("--max-beams", type=int, default=3, metavar="N", help="maximum beams or draws per image")
     capacity = "positions of prefix, prompt and new tokens together (default: 256, or the model's maximum if smaller)"
     add("--capacity", type=int, metavar="N", help=capacity)
     workspace = "maximum scratch memory of a layer, e.g. 512M or 2G (default: TensorRT's choice)"

@@ -76,7 +76,7 @@ class Network:
     """A graph's inputs, for which the builder defines profiles."""
 
     def load(self, path: str) -> bool:
-        self.path, (self._inputs, _) = str(Path(path).resolve()), onnx_protobuf.ends(Path(path).read_bytes())
+        self.path, (self._inputs, _) = str(Path(path).resolve()), onnx_protobuf.ports(Path(path).read_bytes())
         return True
 
     @property
@@ -127,7 +127,7 @@ class Engine:
 
     def __init__(self, trt: Executor, contents: dict[str, Any]) -> None:
         self.trt, self._path, self._profiles = trt, contents["path"], contents["profiles"]
-        inputs, outputs = onnx_protobuf.ends(Path(self._path).read_bytes())
+        inputs, outputs = onnx_protobuf.ports(Path(self._path).read_bytes())
         self.inputs = [end.name for end in inputs]
         self._ends = {end.name: end for end in (*inputs, *outputs)}
         self._names, self.num_io_tensors = list(self._ends), len(self._ends)
