@@ -31,12 +31,12 @@ def test_no_test_module_imports_another(module: str) -> None:
     assert not found, f"{', '.join(found)}: move what is shared into tests/tiny, or a module beside it not named test_*"
 
 
-def test_no_builder_imports_a_test_module() -> None:
+def test_helpers_import_no_test_module() -> None:
     for path in set(TESTS.rglob("*.py")) - {TESTS / module for module in MODULES}:
         assert not [name for name in imported(path) if re.match(r"tests\.(.*\.)?test_", name)], path
 
 
-def test_every_random_number_comes_from_the_seed_of_all_tests() -> None:
+def test_random_numbers_come_from_the_session_seed() -> None:
     fresh = re.compile(
         r"default_rng\(\)|random\.Random\(\)|SystemRandom|torch\.seed\(\)|^[A-Z]\w* = .*random\.\w+\(", re.M
     )
@@ -44,7 +44,7 @@ def test_every_random_number_comes_from_the_seed_of_all_tests() -> None:
         assert not fresh.search(path.read_text()), f"{path}: tests.seeds has new_seed() and seed_of(__name__)"
 
 
-def test_the_imports_that_are_forbidden_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forbidden_imports_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "TESTS", tmp_path)
     (tmp_path / "train").mkdir()
     module = tmp_path / "train" / "test_a.py"

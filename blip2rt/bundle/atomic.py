@@ -5,8 +5,8 @@
         atomic.finish()  # renames the folder to out/nano
 
 Until finish() the files are in a hidden folder next to the destination. On Linux, an existing folder and the new one
-are exchanged in one step (RENAME_EXCHANGE). If the file system cannot do that, the old one is moved aside for a moment; a
-run that finds it there puts it back. A marker file distinguishes our temporary folders from the user's.
+are exchanged in one step (RENAME_EXCHANGE). If the file system cannot do that, the old one is moved aside for a moment;
+a run that finds it there puts it back. A marker file distinguishes our temporary folders from the user's.
 """
 
 from __future__ import annotations

@@ -75,8 +75,8 @@ def checkpoint(data: bytes, folder: Path) -> None:
 
 
 TARGETS: dict[str, Callable[[bytes, Path], None]] = {
-    "manifest": manifest, "tokenizer": tokenizer, "image": image, "checkpoint": checkpoint,
-}  # fmt: skip
+    function.__name__: function for function in (manifest, tokenizer, image, checkpoint)
+}
 
 
 def attempt(name: str, data: bytes) -> None:
@@ -146,8 +146,8 @@ def run_guided(name: str, seconds: int) -> None:
             if inspect.isfunction(function) and function.__module__ == module.__name__:
                 atheris.instrument_func(function)
     (FOUND / name / "corpus").mkdir(parents=True, exist_ok=True)
-    arguments = [sys.argv[0], f"-max_total_time={seconds}", f"-artifact_prefix={FOUND / name}{os.sep}",
-                 str(FOUND / name / "corpus"), str(CORPUS / name)]  # fmt: skip
+    arguments = [sys.argv[0], f"-max_total_time={seconds}", f"-artifact_prefix={FOUND / name}{os.sep}"]
+    arguments += [str(FOUND / name / "corpus"), str(CORPUS / name)]
     atheris.Setup(arguments, lambda data: attempt(name, data))
     atheris.Fuzz()
 

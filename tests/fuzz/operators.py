@@ -128,8 +128,8 @@ def int8(rng: np.random.Generator) -> Case:
     if rng.random() < 0.5:
         constants["bias"] = rng.normal(0, 1, n).astype(np.float32)
         inputs += ["", "bias"]
-    nodes = [helper.make_node("Transpose", ["codes"], ["columns"], perm=[1, 0]),
-             helper.make_node("DynamicQuantizeMatMul", inputs, ["y"], **MICROSOFT)]  # fmt: skip
+    nodes = [helper.make_node("Transpose", ["codes"], ["columns"], perm=[1, 0])]
+    nodes.append(helper.make_node("DynamicQuantizeMatMul", inputs, ["y"], **MICROSOFT))
     shape = batch(rng, k)
     axes = [f"a{i}" for i in range(len(shape) - 1)]
     graph = model(nodes, [value("x", [*axes, k])], [value("y", [*axes, n])], constants)
@@ -329,9 +329,8 @@ def run(seconds: float, seed: int) -> str:
         folder = Path(name)
 
         def process(*words: object) -> subprocess.CompletedProcess[str]:
-            command = [sys.executable, "-m", "tests.fuzz.operators", "--folder", name]
-            return subprocess.run([*command, "--seed", str(seed), *map(str, words)], capture_output=True, text=True,
-                                  cwd=ROOT)  # fmt: skip
+            command = [sys.executable, "-m", "tests.fuzz.operators", "--folder", name, "--seed", str(seed)]
+            return subprocess.run([*command, *map(str, words)], capture_output=True, text=True, cwd=ROOT)
 
         while True:
             done = process("--first", first, "--seconds", max(0.0, end - time.monotonic()))

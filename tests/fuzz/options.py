@@ -27,28 +27,22 @@ from blip2rt.errors import Blip2rtError
 from tests.engines.native import Generator, Session, Vocabulary, runtime
 from tests.tiny.bundle import HEAD_DIM, WORDS, D, random_weights, write_bundle
 
-JUNK: list[Any] = [
-    None, True, False, 0, 1, -1, 2, 3, 7, 2**31 - 1, 2**31, -(2**31), 2**63, 2**64, 10**30, 0.0, -0.0, 0.5, 1.0, 1.5,
-    1e-300, 1e300, math.nan, math.inf, -math.inf, "", "a", "true", "never", "\ud800", b"", b"a", b"dog", [], [[]], [0],
-    [1], [20], [21], [-1], [[1, 2]], [[3], [21]], ["a"], [b"a"], [b""], [None], {}, {"a": 1}, (), (1, 2), object(),
-    np.int64(3), np.float32(0.5), np.array([1, 2]), np.nan,
-]  # fmt: skip
-SENSIBLE: dict[str, list[Any]] = {
-    "num_beams": [1, 2, 4], "num_return_sequences": [1, 2], "max_new_tokens": [1, 5, 30], "min_new_tokens": [0, 3],
-    "length_penalty": [-2.0, 0.0, 1.0], "early_stopping": ["true", "false", "never"], "repetition_penalty": [0.5, 1.0,
-    3.0], "no_repeat_ngram_size": [0, 1, 2], "bad_words_ids": [[[3]], [[4, 5], [1]]], "forced_prefix": [[], [4, 5]],
-    "eos_token_ids": [[], [1], [1, 7, 9]], "stop_strings": [[b"dog"], [b"a", b"og c"]], "vocabulary": [], "max_time":
-    [0.0, 9.0], "do_sample": [True, False], "temperature": [0.1, 1.0, 9.0], "top_k": [0, 1, 5], "top_p": [0.0, 0.5,
-    1.0], "min_p": [0.0, 0.3, 1.0], "seed": [0, 2**64 - 1], "first_image": [0, 2**64 - 1],
-}  # fmt: skip
-KEYWORDS = {
-    "num_captions": [1, 2], "bad_words": ["dog", ["a", "the dog"]], "stop_strings": ["dog", ["a", " on the"]],
-    "forced_prefix": ["a", "the red dog"], "early_stopping": [True, False, "never"], "prompt": ["", "a dog"],
-    **{name: SENSIBLE[name] for name in (
-        "num_beams", "max_new_tokens", "min_new_tokens", "length_penalty", "repetition_penalty", "no_repeat_ngram_size",
-        "max_time", "do_sample", "temperature", "top_k", "top_p", "min_p",
-    )},
-}  # fmt: skip
+JUNK: list[Any] = [None, True, False, 0, 1, -1, 2, 3, 7, 2**31 - 1, 2**31, -(2**31), 2**63, 2**64, 10**30]
+JUNK += [0.0, -0.0, 0.5, 1.0, 1.5, 1e-300, 1e300, math.nan, math.inf, -math.inf, np.nan]
+JUNK += ["", "a", "true", "never", "\ud800", b"", b"a", b"dog"]
+JUNK += [[], [[]], [0], [1], [20], [21], [-1], [[1, 2]], [[3], [21]], ["a"], [b"a"], [b""], [None]]
+JUNK += [{}, {"a": 1}, (), (1, 2), object(), np.int64(3), np.float32(0.5), np.array([1, 2])]
+SENSIBLE: dict[str, list[Any]] = {"num_beams": [1, 2, 4], "max_new_tokens": [1, 5, 30], "min_new_tokens": [0, 3]}
+SENSIBLE |= {"length_penalty": [-2.0, 0.0, 1.0], "repetition_penalty": [0.5, 1.0, 3.0]}
+SENSIBLE |= {"no_repeat_ngram_size": [0, 1, 2], "max_time": [0.0, 9.0], "do_sample": [True, False]}
+SENSIBLE |= {"temperature": [0.1, 1.0, 9.0], "top_k": [0, 1, 5], "top_p": [0.0, 0.5, 1.0], "min_p": [0.0, 0.3, 1.0]}
+KEYWORDS = {**SENSIBLE, "num_captions": [1, 2], "bad_words": ["dog", ["a", "the dog"]], "prompt": ["", "a dog"]}
+KEYWORDS |= {"stop_strings": ["dog", ["a", " on the"]], "forced_prefix": ["a", "the red dog"]}
+KEYWORDS |= {"early_stopping": [True, False, "never"]}
+SENSIBLE |= {"num_return_sequences": [1, 2], "early_stopping": ["true", "false", "never"], "vocabulary": []}
+SENSIBLE |= {"bad_words_ids": [[[3]], [[4, 5], [1]]], "forced_prefix": [[], [4, 5]]}
+SENSIBLE |= {"eos_token_ids": [[], [1], [1, 7, 9]], "stop_strings": [[b"dog"], [b"a", b"og c"]]}
+SENSIBLE |= {"seed": [0, 2**64 - 1], "first_image": [0, 2**64 - 1]}
 
 
 class Fuzzer:

@@ -1,4 +1,4 @@
-"""A folder is written whole or not at all, whenever its writer dies, whoever else writes, whatever the disk can do."""
+"""Folders and files are written completely or not at all, with killed and concurrent writers on any file system."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.seeds import new_seed
 
 ROOT = Path(blip2rt.__file__).parents[1]
 
-# Writes version after version of a folder of three files, each of which holds the version's number.
+# Writes successive versions of a folder of three files, each with the version's number.
 WRITER = """
 import sys
 from blip2rt.bundle import atomic
@@ -42,8 +42,17 @@ def write(path: Path, text: str) -> None:
         writer.finish()
 
 
+def start_writer(path: Path, way: str) -> subprocess.Popen[str]:
+    """Start WRITER and wait for its first version."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", WRITER, str(path), way]
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=env)
+    assert child.stdout is not None and child.stdout.readline() == "0\n"
+    return child
+
+
 def content(path: Path) -> str:
-    """What all files of a folder hold, which must be the same."""
+    """The content of all files of a folder, which must be equal."""
     texts = {(path / name).read_text() for name in "abc"}
     assert len(texts) == 1
     (text,) = texts
@@ -54,22 +63,18 @@ def content(path: Path) -> str:
 
 @pytest.mark.parametrize("way", ["exchange", "aside"])
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_a_writer_killed_at_any_moment_leaves_the_old_or_the_new(tmp_path: Path, way: str) -> None:
+def test_killed_writer_leaves_old_or_new_folder(tmp_path: Path, way: str) -> None:
     rng = random.Random(new_seed())
     path = tmp_path / "b"
     for _ in range(15):
-        child = subprocess.Popen([sys.executable, "-c", WRITER, str(path), way], stdout=subprocess.PIPE, text=True,
-                                 env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
-        assert child.stdout is not None
-        assert child.stdout.readline() == "0\n"
+        child = start_writer(path, way)
         time.sleep(rng.random() * 0.05)
         child.send_signal(signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
+        child.communicate()
         if way == "exchange":
-            content(path)  # without any cleaning
+            content(path)  # before any cleaning
         else:
-            with AtomicFolder(path):  # puts back what stood aside
+            with AtomicFolder(path):  # restores a folder that was moved aside
                 pass
             content(path)
     write(path, "last")
@@ -77,29 +82,25 @@ def test_a_writer_killed_at_any_moment_leaves_the_old_or_the_new(tmp_path: Path,
     assert os.listdir(tmp_path) == ["b"]
 
 
-def test_readers_never_see_half_a_folder(tmp_path: Path) -> None:
+def test_readers_see_complete_folders(tmp_path: Path) -> None:
     path = tmp_path / "b"
-    child = subprocess.Popen([sys.executable, "-c", WRITER, str(path), "exchange"], stdout=subprocess.PIPE, text=True,
-                             env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
-    assert child.stdout is not None
-    child.stdout.readline()
+    child = start_writer(path, "exchange")
     try:
         for _ in range(200):
-            folder = os.open(path, os.O_RDONLY)  # a reader that has opened the folder keeps that version
+            folder = os.open(path, os.O_RDONLY)  # an open folder keeps its version
             try:
                 names = set(os.listdir(folder)) - {MARKER}
-                thrown_away = not os.path.samestat(os.fstat(folder), os.stat(path))
+                deleted = not os.path.samestat(os.fstat(folder), os.stat(path))
             finally:
                 os.close(folder)
-            assert names == {"a", "b", "c"} or thrown_away
+            assert names == {"a", "b", "c"} or deleted
     finally:
         child.kill()
-        child.wait()
-        child.stdout.close()
+        child.communicate()
 
 
 @pytest.mark.parametrize("left", [[], [MARKER], [MARKER, "a"]])
-def test_what_a_writer_left_that_was_killed_at_its_beginning_or_end_is_removed(tmp_path: Path, left: list[str]) -> None:
+def test_leftovers_of_killed_writers_are_removed(tmp_path: Path, left: list[str]) -> None:
     (tmp_path / ".b.00ff.partial").mkdir()
     for name in left:
         (tmp_path / ".b.00ff.partial" / name).touch()
@@ -107,7 +108,7 @@ def test_what_a_writer_left_that_was_killed_at_its_beginning_or_end_is_removed(t
     assert os.listdir(tmp_path) == ["b"]
 
 
-def test_a_folder_is_thrown_away_with_its_marker_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_marker_is_removed_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "old" / "sub").mkdir(parents=True)
     for name in ("a", "sub/b", MARKER):
         (tmp_path / "old" / name).touch()
@@ -119,9 +120,7 @@ def test_a_folder_is_thrown_away_with_its_marker_last(tmp_path: Path, monkeypatc
     assert removed == [("sub", ["b"]), ("old", [MARKER, "sub"])]
 
 
-def test_a_folder_that_another_took_for_abandoned_is_begun_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_writer_retries_after_its_folder_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken, locked = [], atomic._try_lock
 
     def try_lock(folder: Path) -> object:
@@ -135,7 +134,7 @@ def test_a_folder_that_another_took_for_abandoned_is_begun_anew(
     assert taken and content(tmp_path / "b") == "1" and os.listdir(tmp_path) == ["b"]
 
 
-def test_several_writers_do_not_disturb_each_other(tmp_path: Path) -> None:
+def test_concurrent_writers_are_independent(tmp_path: Path) -> None:
     path = tmp_path / "b"
     with AtomicFolder(path) as first, AtomicFolder(path) as second:
         for writer, text in ((first, "1"), (second, "2")):
@@ -147,7 +146,7 @@ def test_several_writers_do_not_disturb_each_other(tmp_path: Path) -> None:
     assert content(path) == "1" and os.listdir(tmp_path) == ["b"]
 
 
-def test_folders_of_the_user_stay(tmp_path: Path) -> None:
+def test_user_folders_are_kept(tmp_path: Path) -> None:
     for name in (".b.mine.partial", ".b.mine.aside", ".b.old"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "thesis.txt").write_text("x")
@@ -156,7 +155,7 @@ def test_folders_of_the_user_stay(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == [".b.mine.aside", ".b.mine.partial", ".b.old", "b"]
 
 
-def test_a_folder_moved_aside_is_put_back(tmp_path: Path) -> None:
+def test_folder_moved_aside_is_restored(tmp_path: Path) -> None:
     path = tmp_path / "b"
     write(path, "1")
     (path / MARKER).touch()
@@ -167,14 +166,14 @@ def test_a_folder_moved_aside_is_put_back(tmp_path: Path) -> None:
     assert content(path) == "1" and os.listdir(tmp_path) == ["b"]
 
 
-def test_a_link_is_followed(tmp_path: Path) -> None:
+def test_links_are_followed(tmp_path: Path) -> None:
     write(tmp_path / "real", "1")
     (tmp_path / "b").symlink_to(tmp_path / "real")
     write(tmp_path / "b", "2")
     assert content(tmp_path / "real") == "2" and (tmp_path / "b").is_symlink()
 
 
-def test_where_no_exchange_is_known_the_old_is_moved_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_folder_is_moved_aside_without_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
     for text in "12":
         write(tmp_path / "b", text)
@@ -182,7 +181,7 @@ def test_where_no_exchange_is_known_the_old_is_moved_aside(tmp_path: Path, monke
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_FSIZE")
-def test_a_file_too_large_for_the_disk_is_one_line_and_the_old_stays(tmp_path: Path) -> None:
+def test_file_size_limit_is_one_line(tmp_path: Path) -> None:
     code = (
         "import resource, signal, sys\n"
         "from blip2rt.bundle.writer import BundleWriter\n"
@@ -199,7 +198,7 @@ def test_a_file_too_large_for_the_disk_is_one_line_and_the_old_stays(tmp_path: P
     assert os.listdir(tmp_path) == []
 
 
-def test_a_file_is_replaced_whole_and_readable_as_any(tmp_path: Path) -> None:
+def test_write_file_replaces_atomically_and_keeps_the_mode(tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("x")
     (tmp_path / "link").symlink_to("report")
     for text in (b"1", b"2"):
@@ -209,7 +208,7 @@ def test_a_file_is_replaced_whole_and_readable_as_any(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["link", "plain", "report"]
 
 
-def test_what_is_no_file_is_written_to(tmp_path: Path) -> None:
+def test_pipes_are_written_directly(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     atomic.write_file(tmp_path / "pipe", b"text")
@@ -218,17 +217,17 @@ def test_what_is_no_file_is_written_to(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["pipe"]
 
 
-def test_what_a_killed_run_left_of_a_file_is_taken_by_the_next(tmp_path: Path) -> None:
+def test_temporary_file_of_a_killed_run_is_reused(tmp_path: Path) -> None:
     (tmp_path / ".a.part").write_bytes(b"half of more than a file")
     (tmp_path / ".b.part").touch()
     atomic.write_file(tmp_path / "a", b"1")
     assert sorted(os.listdir(tmp_path)) == [".b.part", "a"] and (tmp_path / "a").read_bytes() == b"1"
-    long = "图" * 85  # 255 bytes, all that a name may have
+    long = "图" * 85  # 255 bytes, the maximum
     atomic.write_file(tmp_path / long, b"1")
     assert sorted(os.listdir(tmp_path)) == [".b.part", "a", long]
 
 
-def test_writers_of_one_file_leave_one_writers_text(tmp_path: Path) -> None:
+def test_concurrent_file_writers_leave_one_text(tmp_path: Path) -> None:
     texts = [str(i).encode() * 100_000 for i in range(8)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda text: [atomic.write_file(tmp_path / "a", text) for _ in range(5)], texts))

@@ -15,12 +15,12 @@ from blip2rt.errors import BackendError, OptionError
 from tests.tiny.bundle import Tiny
 
 
-def test_the_backends_are_the_targets_of_bundles() -> None:
+def test_backends_are_bundle_targets() -> None:
     assert backends.names() == sorted(TARGETS)
 
 
 @pytest.mark.parametrize("name", backends.names())
-def test_a_backend_is_whole_and_takes_keywords_alone(name: str) -> None:
+def test_backends_implement_the_base_class(name: str) -> None:
     found = importlib.import_module(f"blip2rt.backends.{name}").Backend
     assert issubclass(found, backends.Backend) and not inspect.isabstract(found)
     bundle, *others = inspect.signature(found).parameters.values()
@@ -31,14 +31,14 @@ def test_a_backend_is_whole_and_takes_keywords_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", backends.names())
-def test_a_method_of_a_backend_has_the_parameters_of_the_base(name: str) -> None:
+def test_backend_methods_match_the_base_class(name: str) -> None:
     found = importlib.import_module(f"blip2rt.backends.{name}").Backend
     for method in ("generate", "begin", "chat", "vocabulary", "preload", "_run"):
         want = list(inspect.signature(getattr(backends.Backend, method)).parameters)
         assert list(inspect.signature(getattr(found, method)).parameters) == want, method
 
 
-def test_keywords_of_another_backend_are_named(tiny: Tiny) -> None:
+def test_keywords_of_other_backends_are_named(tiny: Tiny) -> None:
     bundle = read(tiny.path)
     with pytest.raises(OptionError, match=r"^engines are the backend trt's: leave them out, or give backend='trt'$"):
         backends.create("ort", bundle, engines=PlanSizes())
@@ -51,11 +51,11 @@ def test_keywords_of_another_backend_are_named(tiny: Tiny) -> None:
         backends.create("trt", on_trt, threads=2)
 
 
-def test_a_keyword_that_is_none_is_not_given(tiny: Tiny) -> None:
+def test_none_counts_as_not_given(tiny: Tiny) -> None:
     assert backends.create("ort", read(tiny.path), threads=None, device=None, engines=None)
 
 
-def test_other_names_and_targets_are_refused(tiny: Tiny) -> None:
+def test_unknown_names_and_other_targets_are_rejected(tiny: Tiny) -> None:
     with pytest.raises(BackendError, match="no backend 'abacus': choose from ort, trt"):
         backends.create("abacus", read(tiny.path))
     with pytest.raises(BackendError, match="was exported for ort, which the backend trt cannot run"):

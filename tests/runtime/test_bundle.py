@@ -1,4 +1,4 @@
-"""The bundle's contract: round trip, atomic writing, and every way a bundle can be broken."""
+"""The bundle's contract: round trip, atomic writing, and damaged bundles."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ from blip2rt.bundle.writer import BundleWriter
 from blip2rt.cli.info import describe
 from blip2rt.errors import BundleError
 from tests.seeds import new_seed
+
+FILE = {"size": 1, "sha256": ""}
+QUESTION = {"tokenizer": "q.json", "max_text_length": 9, "pad_token_id": 0}
 
 
 def minimal_manifest() -> contract.Manifest:
@@ -54,7 +57,7 @@ def edit(path: Path, change) -> None:
     (path / contract.MANIFEST).write_text(json.dumps(data))
 
 
-def test_a_bundle_reads_back_as_it_was_written(tmp_path):
+def test_bundle_round_trip(tmp_path):
     bundle = contract.verify(write(tmp_path / "deep" / "b"))
     assert replace(bundle.manifest, files=None) == minimal_manifest()
     assert bundle.size == 5 and bundle.graph("vision").read_bytes() == b"graph"
@@ -63,7 +66,7 @@ def test_a_bundle_reads_back_as_it_was_written(tmp_path):
     assert sorted(os.listdir(tmp_path / "deep")) == ["b"]
 
 
-def test_fields_of_the_future_are_ignored(tmp_path):
+def test_unknown_fields_are_ignored(tmp_path):
     write(tmp_path / "b")
     edit(tmp_path / "b", lambda d: d.update(novelty=[1], image={**d["image"], "more": 1}))
     contract.read(tmp_path / "b")
@@ -79,9 +82,8 @@ def test_fields_of_the_future_are_ignored(tmp_path):
         (lambda d: (d.pop("name"), d["image"].update(height="x")), ["name is missing", "image.height is 'x', not int"]),
         (lambda d: d["components"].clear(), ["component vision is missing"]),
         (lambda d: d["components"]["vision"].update(inputs=[]), ["vision lacks the inputs pixels"]),
-        (lambda d: d["files"].update({"../x": {"size": 1, "sha256": ""}}), ["leads outside"]),
-        (lambda d: d["files"].update({"a": {"size": 1, "sha256": ""}, "c": {"size": 1, "sha256": ""}}),
-         ["a is missing", "c is missing"]),
+        (lambda d: d["files"].update({"../x": FILE}), ["leads outside"]),
+        (lambda d: d["files"].update(a=FILE, c=FILE), ["a is missing", "c is missing"]),
         (lambda d: d["files"].clear(), ["vision.onnx is used but not in files"]),
         (lambda d: d["image"].update(std=[0, 1, 1]), ["image.std"]),
         (lambda d: d["image"].update(width=-3, resample="cubic"), ["image.width is -3", "'cubic': choose"]),
@@ -89,18 +91,18 @@ def test_fields_of_the_future_are_ignored(tmp_path):
         (lambda d: d["image"].update(height=5), ["image is 5 x 6, but vision reads pixels ['B', 3, 4, 6]"]),
         (lambda d: d["image"].update(height=10**6), ["image.height is 1000000, not from 1 to 16,384"]),
         (lambda d: d.update(name="x" * 10**6), ["name has 1,000,000 characters, more than 100,000"]),
-        (lambda d: d["files"].update({f"{i}": {"size": 1, "sha256": ""} for i in range(10_001)}),
-         ["files has 10,002 entries, more than 10,000"]),
-        (lambda d: d.update(decoding={"caption": {"num_beams": 10**9, "length_penalty": 1e9}}),
-         ["decoding.caption.num_beams is 1000000000, not from 1 to 1,000", "length_penalty from -100 to 100"]),
+        (lambda d: d["files"].update({f"{i}": FILE for i in range(10_001)}), ["files has 10,002 entries, more than"]),
+        (
+            lambda d: d.update(decoding={"caption": {"num_beams": 10**9}}),
+            ["num_beams is 1000000000, not from 1 to"],
+        ),
+        (lambda d: d.update(decoding={"caption": {"length_penalty": 1e9}}), ["length_penalty from -100 to 100"]),
         (lambda d: d["image"].update(resample="\x1b[2J\u202e"), ["'\\x1b[2J\\u202e': choose"]),
-        (lambda d: d.update(question={"tokenizer": "q.json", "max_text_length": 9, "pad_token_id": 0}),
-         ["q.json is used"]),
-        (lambda d: d.update(question={"tokenizer": "q.json", "max_text_length": 0, "pad_token_id": 0}),
-         ["question.max_text_length is 0"]),
+        (lambda d: d.update(question=QUESTION), ["q.json is used"]),
+        (lambda d: d.update(question=QUESTION | {"max_text_length": 0}), ["question.max_text_length is 0"]),
     ],
-)  # fmt: skip
-def test_a_damaged_manifest_is_one_line(tmp_path, change, words):
+)
+def test_damaged_manifest_is_one_line(tmp_path, change, words):
     write(tmp_path / "b")
     edit(tmp_path / "b", change)
     with pytest.raises(BundleError) as caught:
@@ -110,7 +112,7 @@ def test_a_damaged_manifest_is_one_line(tmp_path, change, words):
     assert "\n" not in str(caught.value)
 
 
-def test_random_damage_of_the_manifest_is_one_error(tmp_path):
+def test_random_manifest_damage_is_one_error(tmp_path):
     file = write(tmp_path / "b") / contract.MANIFEST
     whole = json.loads(file.read_text())
     seed = new_seed()
@@ -131,7 +133,7 @@ def test_random_damage_of_the_manifest_is_one_error(tmp_path):
             raise AssertionError(f"{place[key]!r} at {key!r}") from error
 
 
-def test_a_manifest_of_a_gigabyte_is_not_read(tmp_path):
+def test_huge_manifest_is_not_read(tmp_path):
     write(tmp_path / "b")
     os.truncate(tmp_path / "b" / contract.MANIFEST, 1 << 30)
     with pytest.raises(BundleError, match="a manifest has 16,777,216 bytes at most"):
@@ -159,8 +161,8 @@ def test_damaged_files_are_named(tmp_path):
         contract.read(path)
 
 
-def test_the_manifest_itself_is_verified(tmp_path):
-    """A change that reads well; a manifest from before it had a hash of its own is taken as it is."""
+def test_verify_checks_the_manifest(tmp_path):
+    """A valid change is detected; older manifests without a checksum are accepted."""
     file = write(tmp_path / "b") / contract.MANIFEST
     contract.verify(tmp_path / "b")
     whole = file.read_text()
@@ -173,7 +175,7 @@ def test_the_manifest_itself_is_verified(tmp_path):
     assert contract.verify(contract.embedded()).manifest.name == "nano"
 
 
-def test_what_is_no_bundle_is_said(tmp_path):
+def test_non_bundles_are_reported(tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / contract.MANIFEST).write_text('{"format": "blip2')
@@ -187,7 +189,7 @@ def test_what_is_no_bundle_is_said(tmp_path):
             contract.read(tmp_path / name)
 
 
-def test_only_a_bundle_is_overwritten_and_only_where_allowed(tmp_path):
+def test_overwrite_replaces_bundles_only(tmp_path):
     path = write(tmp_path / "b")
     with pytest.raises(BundleError, match="exists already"):
         write(path, b"other")
@@ -211,7 +213,7 @@ def test_an_error_leaves_nothing(tmp_path):
     contract.verify(path)
 
 
-def test_interrupted_while_it_begins_leaves_nothing(tmp_path, monkeypatch):
+def test_interrupt_during_setup_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(folder):
         if folder.name != "b":
             assert folder.is_dir()
@@ -230,7 +232,7 @@ def test_full_disk_is_one_line(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_a_killed_writer_leaves_no_bundle_and_the_next_run_cleans(tmp_path):
+def test_killed_writer_leaves_no_bundle(tmp_path):
     code = (
         "import sys, time; from blip2rt.bundle.writer import BundleWriter\n"
         f"with BundleWriter({str(tmp_path / 'b')!r}) as w:\n"
@@ -239,7 +241,7 @@ def test_a_killed_writer_leaves_no_bundle_and_the_next_run_cleans(tmp_path):
     env = {**os.environ, "PYTHONPATH": str(Path(contract.__file__).parents[2])}
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env)
     assert child.stdout is not None and child.stdout.readline()
-    write(tmp_path / "b")  # a living writer's folder is left alone
+    write(tmp_path / "b")  # a running writer's folder is kept
     assert len(os.listdir(tmp_path)) == 2
     child.send_signal(signal.SIGKILL)
     child.wait()

@@ -208,7 +208,7 @@ def test_info_and_verify_default_to_nano(capsys):
     assert code == 0 and out.startswith(f"{contract.embedded()}: ")
 
 
-def test_a_newer_format_asks_for_an_upgrade(tiny, tmp_path, capsys):
+def test_newer_format_asks_for_an_upgrade(tiny, tmp_path, capsys):
     path = shutil.copytree(tiny.path, tmp_path / "copy")
     manifest = json.loads((path / contract.MANIFEST).read_text())
     (path / contract.MANIFEST).write_text(json.dumps({**manifest, "format_version": 99}))

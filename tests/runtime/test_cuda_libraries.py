@@ -18,13 +18,13 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(("device", "instead"), [("tpu", ""), ("cuda", "; cuda needs the backend trt and a bundle")])
-def test_the_backend_ort_runs_on_a_cpu(tiny: Tiny, device: str, instead: str) -> None:
+def test_ort_runs_on_cpu_only(tiny: Tiny, device: str, instead: str) -> None:
     with pytest.raises(OptionError, match=f"device is '{device}': the backend ort runs on cpu{instead}"):
         blip2rt.load(tiny.path, device=device)
     assert blip2rt.load(tiny.path, device="cpu")
 
 
-def test_nvidias_libraries_are_found_where_pip_puts_them(tmp_path: Path) -> None:
+def test_pip_installed_nvidia_libraries_are_loaded(tmp_path: Path) -> None:
     """A provider without a path to its libraries, which need each other."""
     compiler = shutil.which("cc")
     if compiler is None:

@@ -34,7 +34,7 @@ def test_doctor_describes_this_machine(capsys: pytest.CaptureFixture[str]) -> No
     )
 
 
-def test_the_kernels_of_this_processor_are_named() -> None:
+def test_kernels_are_named() -> None:
     native = pytest.importorskip("blip2rt._native")
     text = lines(doctor.examine())["native core"].text
     assert native.processor_kernels()[0].startswith("attention ")
@@ -42,9 +42,7 @@ def test_the_kernels_of_this_processor_are_named() -> None:
 
 
 @pytest.mark.parametrize(("error", "state"), [(BackendError("none"), "missing"), (ImportError("GLIBCXX"), "broken")])
-def test_a_core_that_is_absent_or_cannot_be_loaded_is_named(
-    error: Exception, state: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_or_broken_core_is_reported(error: Exception, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def native() -> None:
         raise error
 
@@ -55,7 +53,7 @@ def test_a_core_that_is_absent_or_cannot_be_loaded_is_named(
     assert code == 2 and f"-> {pip_install()} (building needs" in text
 
 
-def test_without_a_gpu_nvidia_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless something is installed that is made for one."""
     monkeypatch.setattr(gpu, "_LIBRARIES", ("libnothing.so",))
     version = doctor._version
@@ -66,7 +64,7 @@ def test_without_a_gpu_nvidia_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
     assert "captions run here, on the CPU" in doctor.report(list(found.values()))[0]
 
 
-def test_a_library_that_is_gone_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_library_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As onnxruntime and onnxruntime-gpu leave it, when one is removed."""
     (tmp_path / "onnxruntime" / "capi").mkdir(parents=True)
     (tmp_path / "onnxruntime" / "__init__.py").touch()
@@ -78,7 +76,7 @@ def test_a_library_that_is_gone_is_found(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert "captioned" not in text
 
 
-def test_a_damaged_model_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_model_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def load() -> None:
         raise BundleError("vision.onnx is missing")
 
@@ -94,7 +92,7 @@ def test_json_has_every_finding(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"machine", "captions"} <= {finding["name"] for finding in said["findings"]}
 
 
-def test_a_lacking_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_driver_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "_LIBRARIES", ("libnothing.so",))
     monkeypatch.setattr(doctor, "_version", lambda package: "1.0" if package != "onnxruntime-gpu" else None)
     found = lines(doctor.examine())
@@ -105,7 +103,7 @@ def without_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builder, "MODULES", ("a_tensorrt_that_is_not_there",))
 
 
-def test_a_jetson_is_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_jetson_is_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     release = tmp_path / "nv_tegra_release"
     release.write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n")
     monkeypatch.setattr(gpu, "_RELEASE", release)
@@ -117,13 +115,13 @@ def test_a_jetson_is_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert found["TensorRT"].state == "missing" and "python3-libnvinfer" in found["TensorRT"].fix
 
 
-def test_onnxruntime_is_named_where_it_takes_tensorrts_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onnxruntime_replaces_unsupported_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of none, and of one that does not know the card."""
     monkeypatch.setattr(gpu, "find", lambda: H100)
     without_tensorrt(monkeypatch)
     assert lines(doctor.examine())["TensorRT"].state == "missing"
     monkeypatch.setattr(doctor, "_version", lambda package: "1.30" if package == "onnxruntime-gpu" else None)
-    for lacking in ("a_tensorrt_that_is_not_there is not installed", "tensorrt_rtx 1.7.0 does not know SM90"):
+    for lacking in ("a_tensorrt_that_is_not_there is not installed", "tensorrt_rtx 1.7.0 does not support SM90"):
         found = lines(doctor.examine())["TensorRT"]
         assert found.state == "ok" and found.text.startswith(lacking)
         assert found.text.endswith("; onnxruntime-gpu 1.30 runs the backend trt in its place")
@@ -135,7 +133,7 @@ def test_onnxruntime_is_named_where_it_takes_tensorrts_place(monkeypatch: pytest
     assert lines(doctor.examine())["TensorRT"].text == "tensorrt_rtx 1.7.0"
 
 
-def test_a_tensorrt_that_cannot_be_loaded_is_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_broken_tensorrt_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "a_tensorrt.py").write_text("import a_part_of_it")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(builder, "MODULES", ("a_tensorrt",))
@@ -145,7 +143,7 @@ def test_a_tensorrt_that_cannot_be_loaded_is_broken(monkeypatch: pytest.MonkeyPa
     assert found.fix == "pip install --force-reinstall a_tensorrt"
 
 
-def test_two_onnx_runtimes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_onnx_runtimes_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_version", lambda package: "1.0")
     text, code = doctor.report(doctor.examine())
     assert code == 2 and "overwrite each other" in text
@@ -154,12 +152,12 @@ def test_two_onnx_runtimes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'\n" in doctor.report(doctor.examine())[0]
 
 
-def test_little_memory_asks_for_swap(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_memory_suggests_swap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_meminfo", lambda: {"MemTotal": 4 << 30, "MemAvailable": 1 << 30, "SwapTotal": 0})
     assert "swapon" in lines(doctor.examine())["memory"].fix
 
 
-def test_a_driver_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_driver_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver's own words, when it is there and no device is."""
 
     class Library:
@@ -172,5 +170,5 @@ def test_a_driver_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(gpu, "_load", Library)
     assert gpu.find() == (
-        "the NVIDIA driver is installed but cuInit fails with code 100 (no CUDA-capable device is detected)"
+        "the NVIDIA driver is installed but cuInit fails with error 100 (no CUDA-capable device is detected)"
     )

@@ -15,7 +15,7 @@ from blip2rt import install_hints
 ROOT = Path(__file__).parents[2]
 
 
-def test_of_a_checkout_the_folder_is_named() -> None:
+def test_install_command_names_the_checkout() -> None:
     assert shlex.split(install_hints.pip_install("train", "eval")) == ["pip", "install", f"{ROOT}[train,eval]"]
     assert shlex.split(install_hints.pip_install()) == ["pip", "install", str(ROOT)]
 
@@ -33,7 +33,9 @@ def test_of_a_checkout_the_folder_is_named() -> None:
         ("here", "{here}[train]"),
     ],
 )
-def test_else_what_it_came_from(origin: object, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_install_command_names_the_origin(
+    origin: object, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An index, a folder that is gone, a repository, a folder with a space in its name."""
     here = tmp_path / "a checkout"
     here.mkdir()

@@ -24,14 +24,14 @@ pytest.importorskip("blip2rt._native")
 ROOT = Path(__file__).parents[2]
 
 
-def test_nano_is_a_name_unless_a_folder_has_it(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_named_nano_takes_precedence(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert blip2rt.load("nano").bundle.manifest.name == "nano"
     (tmp_path / "nano").symlink_to(tiny.path)
     assert blip2rt.load("nano").bundle.path == Path("nano")
 
 
-def test_a_closed_model_says_so(tiny: Tiny, photo: Any) -> None:
+def test_closed_model_raises(tiny: Tiny, photo: Any) -> None:
     image = photo()
     with blip2rt.load(tiny.path) as model:
         assert model.caption(image)
@@ -42,9 +42,7 @@ def test_a_closed_model_says_so(tiny: Tiny, photo: Any) -> None:
     model.close()
 
 
-def test_a_pickled_model_is_opened_anew_with_its_options(
-    tiny: Tiny, photo: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pickled_model_keeps_its_options(tiny: Tiny, photo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     image = photo()
     monkeypatch.chdir(tiny.path.parent)
     model = blip2rt.load(tiny.path.name, threads=1, color="bgr")
@@ -65,7 +63,7 @@ def test_token_ids_become_text(tiny: Tiny, photo: Any) -> None:
         model.decode([-1])
 
 
-def test_the_first_call_after_warming_up_loads_nothing(tiny: Tiny, photo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warm_up_loads_everything(tiny: Tiny, photo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from blip2rt.backends import ort
 
     model = blip2rt.load(tiny.path)
@@ -75,7 +73,7 @@ def test_the_first_call_after_warming_up_loads_nothing(tiny: Tiny, photo: Any, m
     assert model.match(photo(), "a dog")
 
 
-def test_awaited_calls_give_the_same_and_let_the_loop_go_on(tiny: Tiny, photo: Any) -> None:
+def test_async_calls_do_not_block_the_loop(tiny: Tiny, photo: Any) -> None:
     model, image = blip2rt.load(tiny.path), photo()
     threads = set()
 
@@ -85,10 +83,8 @@ def test_awaited_calls_give_the_same_and_let_the_loop_go_on(tiny: Tiny, photo: A
 
         first = await model.acaption(image, num_beams=1, on_token=note)
         pieces = [piece async for piece in model.astream(image)]
-        rest = await asyncio.gather(
-            model.aask(image, "what is red"), model.amatch(image, "a dog"),
-            model.aembed_image(image), model.aembed_text("a dog"),
-        )  # fmt: skip
+        answered, matched = model.aask(image, "what is red"), model.amatch(image, "a dog")
+        rest = await asyncio.gather(answered, matched, model.aembed_image(image), model.aembed_text("a dog"))
         return first, "".join(pieces), *rest
 
     caption, stream, answer, match, by_image, by_text = asyncio.run(all_of_them())
@@ -109,22 +105,20 @@ class Tensor:
         return self._array
 
 
-def test_arrays_of_every_layout_are_the_same_image(tiny: Tiny, photo: Any) -> None:
+def test_array_layouts_give_the_same_caption(tiny: Tiny, photo: Any) -> None:
     rgb, spec = photo(), blip2rt.load(tiny.path).bundle.manifest.image
     want = prepare(rgb, spec)
     file = io.BytesIO()
     Image.fromarray(rgb).save(file, "png")
-    for same in (
-        rgb.transpose(2, 0, 1), Tensor(rgb), Tensor(rgb.transpose(2, 0, 1)), memoryview(rgb),
-        memoryview(file.getvalue()), io.BytesIO(file.getvalue()),
-    ):  # fmt: skip
+    arrays = (rgb.transpose(2, 0, 1), Tensor(rgb), Tensor(rgb.transpose(2, 0, 1)), memoryview(rgb))
+    for same in (*arrays, memoryview(file.getvalue()), io.BytesIO(file.getvalue())):
         np.testing.assert_array_equal(prepare(same, spec), want)
     np.testing.assert_array_equal(prepare(rgb[:, :, ::-1], spec, color="bgr"), want)
     alpha = np.dstack([rgb, np.full(rgb.shape[:2], 255, np.uint8)])
     np.testing.assert_array_equal(prepare(alpha[:, :, [2, 1, 0, 3]], spec, color="bgr"), want)
 
 
-def test_a_batch_is_a_list_of_images(tiny: Tiny, photo: Any) -> None:
+def test_an_array_of_four_axes_is_a_batch(tiny: Tiny, photo: Any) -> None:
     model = blip2rt.load(tiny.path)
     images = [photo(), photo()]
     batch = np.stack(images)
@@ -133,7 +127,7 @@ def test_a_batch_is_a_list_of_images(tiny: Tiny, photo: Any) -> None:
     assert model.caption(Tensor(batch[0])) == want[0]
 
 
-def test_opencvs_colours_are_told_by_load(tiny: Tiny, photo: Any) -> None:
+def test_load_accepts_bgr(tiny: Tiny, photo: Any) -> None:
     image = photo()
     want = blip2rt.load(tiny.path).embed_image(image)
     bgr = blip2rt.load(tiny.path, color="bgr")
@@ -144,7 +138,7 @@ def test_opencvs_colours_are_told_by_load(tiny: Tiny, photo: Any) -> None:
         blip2rt.load(tiny.path, color="BGR")
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+def test_unreadable_files_are_reported(tmp_path: Path) -> None:
     spec = blip2rt.load().bundle.manifest.image
     (tmp_path / "a.txt").write_text("words")
     with (

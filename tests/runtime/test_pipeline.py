@@ -111,7 +111,7 @@ def test_empty_lists_give_empty_lists(model):
     assert model.embed_image([]).shape == (0, Q, E) and model.embed_text([]).shape == (0, E)
 
 
-def test_keep_going_puts_the_error_in_its_place(model, photo):
+def test_keep_going_returns_errors_in_place(model, photo):
     images = [photo(), "/no/such.jpg", photo(), b""]
     results = list(model.caption_each(images, keep_going=True))
     assert [isinstance(result, ImageError) for result in results] == [False, True, False, True]
@@ -167,7 +167,7 @@ def test_bad_options_are_named_before_any_image_is_read(model, options, words):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_what_is_no_list_of_images_is_named(model, photo):
+def test_non_iterables_are_rejected(model, photo):
     """An open file is one thing, though it can be iterated over; a path is no sequence of letters."""
     stream = io.BytesIO()
     Image.fromarray(photo()).save(stream, "PNG")
@@ -179,19 +179,19 @@ def test_what_is_no_list_of_images_is_named(model, photo):
 
 
 @pytest.mark.parametrize("texts", [None, 5, b"x", ["a dog", 5]])
-def test_what_is_no_text_is_named(model, photo, texts):
+def test_non_texts_are_rejected(model, photo, texts):
     for call in (model.embed_text, lambda texts: model.match(photo(), texts)):
         with pytest.raises(OptionError, match="texts contain (NoneType|int|bytes): give a str"):
             call(texts)
 
 
 @pytest.mark.parametrize("text", ["", " ", "...", "!?"])
-def test_a_text_without_words_matches_nothing(model, photo, text):
+def test_text_without_words_is_rejected(model, photo, text):
     with pytest.raises(OptionError, match="no words"):
         model.match(photo(), text)
 
 
-def test_no_fault_follows_from_another(model):
+def test_only_independent_faults_are_reported(model):
     with pytest.raises(OptionError) as caught:
         model.caption("/no/such.jpg", do_sample="yes", top_p=0.5, num_beams=0, num_captions=3)
     assert str(caught.value).count(";") == 1, str(caught.value)
@@ -212,7 +212,7 @@ def test_bad_pairs_are_named(model, photo):
         model.match(photo(), ["a", 1, None])
 
 
-def test_what_the_bundle_lacks_is_named(tiny, tmp_path, photo):
+def test_missing_components_are_named(tiny, tmp_path, photo):
     write_bundle(tmp_path / "captions", tiny.weights, retrieval=False)
     write_bundle(tmp_path / "matches", tiny.weights, generative=False)
     captions, matches = blip2rt.load(tmp_path / "captions"), blip2rt.load(tmp_path / "matches")
@@ -239,7 +239,7 @@ def test_only_the_needed_graphs_are_opened(tiny, tmp_path, photo):
         model.embed_text("a dog")
 
 
-def test_faults_of_loading_are_named(tiny, monkeypatch, tmp_path):
+def test_load_names_its_faults(tiny, monkeypatch, tmp_path):
     with pytest.raises(BackendError, match="no backend 'cuda': choose from ort"):
         blip2rt.load(tiny.path, backend="cuda")
     for threads in (0, -1, 1.5, True, "2"):
@@ -268,7 +268,7 @@ def test_threads_share_a_model(tiny, photo):
     assert results == [want] * 6
 
 
-def test_every_kind_of_image_gives_the_same_caption(model, photo, tmp_path):
+def test_image_types_give_the_same_caption(model, photo, tmp_path):
     array = photo()
     Image.fromarray(array).save(tmp_path / "x.png")
     file = tmp_path / "x.png"

@@ -1,4 +1,4 @@
-"""No command opens a socket, looks up a host, or writes outside of what it was told to write."""
+"""No command opens a socket, looks up a host, or writes anything but its output."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ COMMANDS = {
 }
 
 
-_QUIET = ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK", "MPLCONFIGDIR",
-          "TRANSFORMERS_OFFLINE")  # fmt: skip
-# matplotlib, which draws a training's loss, keeps the list of the machine's fonts.
+_UNSET = "ORT_DISABLE_TELEMETRY HF_HUB_DISABLE_TELEMETRY DISABLE_TELEMETRY DO_NOT_TRACK MPLCONFIGDIR".split()
+_UNSET.append("TRANSFORMERS_OFFLINE")
+# matplotlib, which plots the training loss, caches the list of fonts.
 FONTS = {"home/.cache", "home/.cache/matplotlib", "home/.config", "home/.config/matplotlib"}
 
 
 @pytest.fixture(scope="module")
 def watcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A library that notes every socket and every look-up of the process that it is loaded into."""
+    """A library that logs every socket and host look-up of a process."""
     compiler = shutil.which("c++")
     if compiler is None or sys.platform != "linux":
         pytest.skip("needs Linux and a C++ compiler")
@@ -48,12 +48,12 @@ def watcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def watched(watcher: Path, folder: Path, command: list[str], **more: str) -> tuple[str, set[str]]:
-    """Run it with a home of its own; return what was noted, and the files that it left there and where it was run."""
+    """Run a command with a separate home; return the log, and the files that it left in home, tmp and its folder."""
     home, temporary, here, log = folder / "home", folder / "tmp", folder / "here", folder / "network.log"
     for place in (home, temporary, here):
         place.mkdir()
     names = {"HOME": str(home), "TMPDIR": str(temporary), "NETWORK_LOG": str(log), "LD_PRELOAD": str(watcher)}
-    kept = {k: v for k, v in os.environ.items() if k not in _QUIET and not k.startswith(("XDG_", "HF_"))}
+    kept = {k: v for k, v in os.environ.items() if k not in _UNSET and not k.startswith(("XDG_", "HF_"))}
     env = {**kept, **names, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
     done = subprocess.run([sys.executable, *command], cwd=here, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -72,7 +72,7 @@ def test_no_socket_and_no_file(watcher: Path, tmp_path: Path, name: str) -> None
 
 
 def export_command(made: Path, out: Path) -> list[str]:
-    precision = ["--precision", "fp32"]  # random weights do not always bear less
+    precision = ["--precision", "fp32"]  # random weights may not tolerate less
     exporter = ["-m", "tests.tiny.exporter", str(made / "traced")]
     return [*exporter, "--checkpoint", str(made / "hf"), "--out", str(out), *precision]
 
@@ -91,7 +91,7 @@ def build_command(made: Path, out: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, traced_folder: Path) -> Path:
-    """What the tools read: a checkpoint, a training's parts, and a bundle for TensorRT."""
+    """Inputs of the tools: a checkpoint, the parts of a training, and a bundle for TensorRT."""
     for package in ("torch", "onnxscript", "timm"):
         pytest.importorskip(package)
     from tests.tiny import blip2, training
@@ -106,7 +106,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, traced_folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("command", [export_command, convert_command, train_command, build_command])
-def test_tools_write_where_they_are_told(
+def test_tools_write_to_their_output_only(
     watcher: Path, made: Path, tmp_path: Path, command: Callable[[Path, Path], list[str]]
 ) -> None:
     if command is build_command:
@@ -116,14 +116,14 @@ def test_tools_write_where_they_are_told(
     assert {file for file in files - FONTS if not file.startswith("home/.cache/matplotlib/fontlist-")} == set()
 
 
-def test_the_watcher_sees_a_socket(watcher: Path, tmp_path: Path) -> None:
+def test_watcher_detects_sockets(watcher: Path, tmp_path: Path) -> None:
     code = "import socket, tempfile; socket.socket().close(); tempfile.mkdtemp()"
     noted, files = watched(watcher, tmp_path, ["-c", code])
     assert noted.startswith("socket") and len(files) == 1
 
 
 @pytest.mark.parametrize(("given", "left"), [("0", "0"), (None, "1")])
-def test_what_the_user_has_set_stays(tmp_path: Path, given: str | None, left: str) -> None:
+def test_users_environment_is_kept(tmp_path: Path, given: str | None, left: str) -> None:
     code = (
         "import ctypes, blip2rt\n"
         "blip2rt.caption('docs/photo.jpg')\n"

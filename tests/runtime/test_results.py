@@ -23,7 +23,7 @@ def model(request: pytest.FixtureRequest, tiny: Tiny) -> blip2rt.Model:
     return blip2rt.load(tiny.path, threads=1, batching=request.param)
 
 
-def test_a_text_knows_its_tokens_and_its_times(model, photo):
+def test_scored_text_has_tokens_and_timings(model, photo):
     for beams in (1, 3):
         one = model.caption(photo(), scores=True, num_beams=beams, max_new_tokens=5, min_new_tokens=5)
         text, score = one
@@ -34,7 +34,7 @@ def test_a_text_knows_its_tokens_and_its_times(model, photo):
             assert (other, other.tokens, other.truncated, other.timings) == (one, one.tokens, True, one.timings)
 
 
-def test_truncated_is_what_the_model_has_not_ended(model, photo):
+def test_truncated_texts_were_cut(model, photo):
     for _ in range(40):
         image = photo()
         long = model.caption(image, scores=True, num_beams=1, max_new_tokens=30, raw=True)
@@ -48,7 +48,7 @@ def test_truncated_is_what_the_model_has_not_ended(model, photo):
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_no_time_leaves_one_token_and_says_so(model, photo, beams):
+def test_zero_max_time_leaves_one_token(model, photo, beams):
     options = {"num_beams": beams, "max_new_tokens": 20, "min_new_tokens": 20}
     for one in model.caption([photo() for _ in range(10)], scores=True, max_time=0, **options):
         assert one.truncated and len(one.tokens) == 1
@@ -56,7 +56,7 @@ def test_no_time_leaves_one_token_and_says_so(model, photo, beams):
     assert all(len(one.tokens) == 20 for one in same)
 
 
-def test_time_enough_changes_nothing(model, photo):
+def test_large_max_time_changes_nothing(model, photo):
     images = [photo() for _ in range(9)]
     for options in ({"num_beams": 1}, {"num_beams": 3}, {"do_sample": True, "seed": 5, "num_captions": 2}):
         free = model.caption(images, scores=True, **options)
@@ -69,7 +69,7 @@ def test_time_enough_changes_nothing(model, photo):
         assert [one.truncated for one in flat(free)] == [one.truncated for one in flat(budget)]
 
 
-def test_the_encoder_s_time_counts(tiny, photo, monkeypatch):
+def test_max_time_includes_the_encoder(tiny, photo, monkeypatch):
     model = blip2rt.load(tiny.path, threads=1)
     real = model.pipeline.backend.vision
 
@@ -92,7 +92,7 @@ def test_the_encoder_s_time_counts(tiny, photo, monkeypatch):
     assert said.truncated and len(said.tokens) == 1
 
 
-def test_some_time_cuts_what_goes_on_alone(tiny, photo, monkeypatch):
+def test_max_time_truncates_unfinished_texts_only(tiny, photo, monkeypatch):
     """Images that go together: one that ended before the time was over is not marked."""
     model = blip2rt.load(tiny.path, threads=1)
     images = [photo() for _ in range(60)]
@@ -123,7 +123,7 @@ def test_some_time_cuts_what_goes_on_alone(tiny, photo, monkeypatch):
     assert (other.truncated, len(other.tokens)) == (True, short + 2)
 
 
-def test_bad_images_stop_nobody(model, photo):
+def test_bad_images_do_not_affect_other_threads(model, photo):
     good = [photo() for _ in range(9)]
     images = [b"noise", *good[:4], "nowhere.jpg", *good[4:]]
     places = [0, 5]
@@ -139,11 +139,11 @@ def test_bad_images_stop_nobody(model, photo):
     check(matches, want, lambda a, b: close([a.score, a.cosine], [b.score, b.cosine]))
     check(model.embed_image(images, keep_going=True), model.embed_image(good), close)
     assert model.embed_image([], keep_going=True) == [] and model.match([], [], keep_going=True) == []
-    for one in (model.ask(b"noise", question, keep_going=True), model.match(b"noise", "a dog", keep_going=True),
-                model.embed_image(b"noise", keep_going=True)):  # fmt: skip
-        assert isinstance(one, ImageError)
+    assert isinstance(model.ask(b"noise", question, keep_going=True), ImageError)
+    assert isinstance(model.match(b"noise", "a dog", keep_going=True), ImageError)
+    assert isinstance(model.embed_image(b"noise", keep_going=True), ImageError)
     assert model.embed_image(good[0], keep_going=True).shape == (Q, E)
-    for call in (lambda: model.ask(images, question), lambda: model.match(images, "a dog"),
-                 lambda: model.embed_image(images)):  # fmt: skip
+    calls = (lambda: model.ask(images, question), lambda: model.match(images, "a dog"))
+    for call in (*calls, lambda: model.embed_image(images)):
         with pytest.raises(ImageError):
             call()

@@ -48,13 +48,13 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("hashed", [True, False])
-def test_a_good_signature_gives_its_comment(file: Path, hashed: bool) -> None:
+def test_valid_signature_returns_its_comment(file: Path, hashed: bool) -> None:
     maker = Maker(file.parent)
     maker.sign(file, "made by us", hashed)
     assert verify_signature(file, maker.key) == "made by us"
 
 
-def test_a_changed_manifest_is_refused(file: Path) -> None:
+def test_changed_manifest_is_rejected(file: Path) -> None:
     maker = Maker(file.parent)
     maker.sign(file)
     file.write_text('{"name": "nanO"}')
@@ -62,7 +62,7 @@ def test_a_changed_manifest_is_refused(file: Path) -> None:
         verify_signature(file, maker.key)
 
 
-def test_a_changed_comment_is_refused(file: Path) -> None:
+def test_changed_comment_is_rejected(file: Path) -> None:
     maker = Maker(file.parent)
     maker.sign(file)
     beside = file.with_name("blip2rt.json.minisig")
@@ -71,13 +71,13 @@ def test_a_changed_comment_is_refused(file: Path) -> None:
         verify_signature(file, maker.key)
 
 
-def test_another_s_signature_is_refused(file: Path) -> None:
+def test_signature_by_another_key_is_rejected(file: Path) -> None:
     Maker(file.parent, b"87654321").sign(file)
     with pytest.raises(BundleError, match="is signed with key 3132333435363738"):
         verify_signature(file, Maker(file.parent).key)
 
 
-def test_the_same_number_with_another_key_is_refused(file: Path) -> None:
+def test_key_with_the_same_id_is_rejected(file: Path) -> None:
     Maker(file.parent).sign(file)
     with pytest.raises(BundleError, match="signature of key"):
         verify_signature(file, Maker(file.parent).key)
@@ -86,14 +86,14 @@ def test_the_same_number_with_another_key_is_refused(file: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "x\ny\nz\n", "a\n!!\ntrusted comment: b\n!!\n", "a\nAAAA\ntrusted comment: \nAA==\n"]
 )
-def test_what_is_no_signature_is_told(file: Path, text: str) -> None:
+def test_invalid_signatures_are_reported(file: Path, text: str) -> None:
     maker = Maker(file.parent)
     file.with_name("blip2rt.json.minisig").write_text(text)
     with pytest.raises(BundleError, match="is not a signature of minisign"):
         verify_signature(file, maker.key)
 
 
-def test_no_signature_and_no_key_are_told(file: Path) -> None:
+def test_missing_signature_and_key_are_reported(file: Path) -> None:
     with pytest.raises(BundleError, match=r"is not signed: there is no blip2rt\.json\.minisig"):
         verify_signature(file, Maker(file.parent).key)
     for key, word in ((file, "is not a public key"), (file.with_name("none"), "No such file")):
@@ -116,7 +116,7 @@ def test_verify_checks_the_signature_and_the_hashes(tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.skipif(shutil.which("minisign") is None, reason="minisign is not installed")
-def test_minisign_itself_is_understood(file: Path) -> None:
+def test_minisign_files_are_accepted(file: Path) -> None:
     key, secret = file.parent / "maker.pub", file.parent / "maker.key"
     subprocess.run(["minisign", "-G", "-W", "-p", key, "-s", secret], check=True, capture_output=True)
     subprocess.run(["minisign", "-S", "-s", secret, "-m", file, "-t", "hello"], check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""Tokenizers: special tokens, cutting, padding, cleaning; parity with transformers where it is installed."""
+"""Tokenizers: special tokens, truncation, padding, clean-up, and parity with transformers if installed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def qformer(tiny) -> QFormerTokenizer:
     return QFormerTokenizer(tiny.path / "qformer_tokenizer.json", RetrievalSpec("", 6, 0))
 
 
-def test_a_prompt_comes_back_from_its_tokens(llm_file):
+def test_prompt_round_trip(llm_file):
     tokenizer = LlmTokenizer(llm_file, LLM)
     ids = tokenizer.encode("a red dog")
     assert [WORDS[i] for i in ids] == ["a", "red", "dog"]
@@ -37,7 +37,7 @@ def test_a_prompt_comes_back_from_its_tokens(llm_file):
     assert tokenizer.decode([]) == ""
 
 
-def test_a_first_token_is_put_before_the_prompt(llm_file):
+def test_bos_precedes_the_prompt(llm_file):
     assert LlmTokenizer(llm_file, replace(LLM, prepend_bos=True)).encode("a") == [0, 2]
     assert LlmTokenizer(llm_file, replace(LLM, prepend_bos=True)).encode("") == [0]
     assert LlmTokenizer(llm_file, replace(LLM, prepend_bos=True, bos_token_id=None)).encode("") == []
@@ -50,13 +50,9 @@ def test_text_is_cleaned(tmp_path):
     vocabulary = {word: i for i, word in enumerate(words)}
     Tokenizer(models.WordLevel(vocabulary, unk_token="two")).save(str(tmp_path / "t.json"))
     tokenizer = LlmTokenizer(tmp_path / "t.json", LLM)
-    for said, want in {
-        "two \n dogs .": "two dogs.",
-        "it 's": "it's",
-        "is n't , it": "isn't, it",
-        "dogs 3.5 .": "dogs 3.5.",
-    }.items():
-        assert tokenizer.decode([vocabulary[word] for word in said.split(" ")]) == want
+    cases = {"two \n dogs .": "two dogs.", "it 's": "it's", "is n't , it": "isn't, it", "dogs 3.5 .": "dogs 3.5."}
+    for tokens, want in cases.items():
+        assert tokenizer.decode([vocabulary[word] for word in tokens.split(" ")]) == want
 
 
 def test_texts_of_the_qformer_are_padded_and_masked(qformer):
@@ -112,7 +108,7 @@ def test_bert_ids_equal_transformers():
 
 
 def byte_level(tmp_path: Path, **spec: bool) -> LlmTokenizer:
-    """A tokenizer that knows every byte, and a few words."""
+    """A tokenizer of all bytes and a few words."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -139,7 +135,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_pieces_join_to_the_text_and_hold_whole_characters(tmp_path, text):
+def test_pieces_join_and_hold_whole_characters(tmp_path, text):
     tokenizer = byte_level(tmp_path)
     ids = tokenizer.encode(text)
     stream = TextStream(tokenizer)
@@ -161,7 +157,7 @@ def test_random_pieces_join_to_the_text(tmp_path):
         assert "".join(pieces) == tokenizer.text(ids) == text.strip(), repr(text)
 
 
-def test_pieces_of_a_tokenizer_that_cleans_up_join_to_the_text(tmp_path):
+def test_cleaned_up_pieces_join_to_the_text(tmp_path):
     tokenizer = byte_level(tmp_path, clean_up_tokenization_spaces=True)
     letters = "ab n't 's ., ' m ?!'ve re\n"
     for _ in range(400):
@@ -173,7 +169,7 @@ def test_pieces_of_a_tokenizer_that_cleans_up_join_to_the_text(tmp_path):
     assert tokenizer.text(tokenizer.encode("it 's n't , is it ?")) == "it'sn't, is it?"
 
 
-def test_texts_are_cleaned_up_as_by_transformers(tmp_path):
+def test_clean_up_equals_transformers(tmp_path):
     transformers = pytest.importorskip("transformers")
     made = transformers.PreTrainedTokenizerFast(tokenizer_file=str(byte_level(tmp_path)._file))
     for _ in range(300):
@@ -182,7 +178,7 @@ def test_texts_are_cleaned_up_as_by_transformers(tmp_path):
 
 
 def byte_fallback(tmp_path: Path) -> LlmTokenizer:
-    """A tokenizer that writes what it does not know byte by byte, as Llama's does."""
+    """A tokenizer with byte fallback, like Llama's."""
     from tokenizers import Tokenizer, decoders, models
 
     words = ["<unk>", "\u2581a", "\u2581dog", "s", *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -195,7 +191,7 @@ def byte_fallback(tmp_path: Path) -> LlmTokenizer:
     return LlmTokenizer(tmp_path / "t.json", replace(LLM, vocab_size=len(words)))
 
 
-def test_pieces_of_bytes_join_to_the_text(tmp_path):
+def test_byte_fallback_pieces_join_to_the_text(tmp_path):
     tokenizer = byte_fallback(tmp_path)
     first = 4  # the token of byte 0
     for said in ([first + 65, first + 66, first + 0xE2], [1, first + 65, first + 0xE2, 2], [first + 0xFF, 3]):
@@ -212,22 +208,22 @@ def test_pieces_of_bytes_join_to_the_text(tmp_path):
         assert "".join(pieces) == tokenizer.text(said), said
 
 
-def test_lines_and_spaces_of_a_text_stay(tmp_path):
+def test_line_breaks_and_spaces_are_kept(tmp_path):
     tokenizer = byte_level(tmp_path)
     text = "Steps :\n\t1 . a dog , it 's\n\n  2. def f():\n      return  3"
     assert tokenizer.text(tokenizer.encode(text)) == text
     assert tokenizer.decode(tokenizer.encode(text)) == "Steps: 1. a dog, it's 2. def f(): return 3"
 
 
-def test_special_tokens_have_bytes_that_a_text_may_stop_at(tmp_path):
+def test_special_tokens_have_bytes(tmp_path):
     tokenizer = byte_level(tmp_path)
     texts = tokenizer.token_bytes()
     assert b"<end>" in texts and texts.index(b"<end>") == tokenizer.encode("<end>")[0]
 
 
-def test_pieces_come_as_soon_as_they_may(llm_file):
+def test_pieces_come_immediately(llm_file):
     stream = TextStream(LlmTokenizer(llm_file, LLM))
-    assert [stream.push(WORDS.index(word)) for word in ("a", "red", "dog", ":", "runs")] == [
+    assert [stream.push(WORDS.index(word)) for word in "a red dog : runs".split()] == [
         "a",
         " red",
         " dog",
@@ -237,7 +233,7 @@ def test_pieces_come_as_soon_as_they_may(llm_file):
     assert stream.end() == ""
 
 
-def test_bytes_of_tokens_are_those_of_the_text(tmp_path, llm_file):
+def test_token_bytes_join_to_the_text(tmp_path, llm_file):
     tokenizer = byte_level(tmp_path)
     texts = tokenizer.token_bytes()
     for text in TEXTS:
@@ -247,6 +243,6 @@ def test_bytes_of_tokens_are_those_of_the_text(tmp_path, llm_file):
     assert words[WORDS.index("dog")] == b" dog" and words[EOS] == b"</s>"
 
 
-def test_captions_are_cleaned_where_the_model_has_seen_no_others(tiny, qformer):
+def test_captions_are_cleaned_if_the_bundle_says_so(tiny, qformer):
     clean = QFormerTokenizer(tiny.path / "qformer_tokenizer.json", RetrievalSpec("", 6, 0, clean_captions=True))
     np.testing.assert_array_equal(clean.encode(["A Dog."])[0], qformer.encode(["a dog"])[0])

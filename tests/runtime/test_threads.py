@@ -63,7 +63,7 @@ def jobs_of(model: blip2rt.Model, images: list[np.ndarray]) -> list[Callable[[],
 
 
 @pytest.mark.slow
-def test_many_threads_get_what_one_thread_gets(tiny: Tiny, photo: Callable[..., np.ndarray]) -> None:
+def test_threads_get_the_same_results(tiny: Tiny, photo: Callable[..., np.ndarray]) -> None:
     model = blip2rt.load(tiny.path, threads=1)
     jobs = jobs_of(model, [photo(*size) for size in ((5, 7), (20, 30), (9, 9))])
     want = [job() for job in jobs]

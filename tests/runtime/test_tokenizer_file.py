@@ -1,4 +1,4 @@
-"""A stranger's tokenizer.json: refused in one line where it would multiply a text or break its library."""
+"""Untrusted tokenizer.json files: rejected in one line if they blow up a text or crash the library."""
 
 from __future__ import annotations
 
@@ -14,24 +14,8 @@ from blip2rt.untrusted.tokenizer import MAX_BYTES, guarded, read_tokenizer
 from tests.seeds import new_seed
 
 WORDS = ["[UNK]", "[CLS]", "[SEP]", "a", "dog", "cat", "##s"]
-VALUES = [
-    None,
-    0,
-    -1,
-    10**6,
-    2**31,
-    2**63,
-    1.5,
-    "",
-    "x",
-    [],
-    {},
-    [{}],
-    True,
-    {"String": "a"},
-    {"Regex": "("},
-    [["a", "b"]],
-]
+VALUES = [None, 0, -1, 10**6, 2**31, 2**63, 1.5, "", "x", [], {}, [{}], True]
+VALUES += [{"String": "a"}, {"Regex": "("}, [["a", "b"]]]
 
 
 def word_piece() -> Tokenizer:
@@ -49,7 +33,7 @@ def save(tokenizer: Tokenizer, folder: Path) -> Path:
     return folder / "tokenizer.json"
 
 
-def test_a_good_tokenizer_is_read(tmp_path: Path) -> None:
+def test_valid_tokenizer_is_loaded(tmp_path: Path) -> None:
     assert read_tokenizer(save(word_piece(), tmp_path)).encode("dogs a").tokens == ["[CLS]", "dog", "##s", "a", "[SEP]"]
 
 
@@ -63,21 +47,21 @@ def test_a_good_tokenizer_is_read(tmp_path: Path) -> None:
     ],
     ids=["long", "many", "unicode", "prepend"],
 )
-def test_a_normalizer_that_multiplies_is_refused(tmp_path: Path, normalizer: object) -> None:
+def test_growing_normalizer_is_rejected(tmp_path: Path, normalizer: object) -> None:
     tokenizer = word_piece()
     tokenizer.normalizer = normalizer
     with pytest.raises(BundleError, match=r"its normalizer turns one character into up to [\d,]+, more than 64"):
         read_tokenizer(save(tokenizer, tmp_path))
 
 
-def test_a_decoder_that_multiplies_is_refused(tmp_path: Path) -> None:
+def test_growing_decoder_is_rejected(tmp_path: Path) -> None:
     tokenizer = word_piece()
     tokenizer.decoder = decoders.Sequence([decoders.Replace("a", "aa")] * 7)
     with pytest.raises(BundleError, match="its decoder turns one character into up to 128"):
         read_tokenizer(save(tokenizer, tmp_path))
 
 
-def test_a_template_that_repeats_is_refused(tmp_path: Path) -> None:
+def test_repeating_template_is_rejected(tmp_path: Path) -> None:
     tokenizer = word_piece()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A $A", special_tokens=[])
     with pytest.raises(BundleError, match="its post_processor repeats the text"):
@@ -93,14 +77,14 @@ def test_a_template_that_repeats_is_refused(tmp_path: Path) -> None:
     ],
     ids=["nfkc", "llama", "uncased"],
 )
-def test_normalizers_that_models_have_are_read(tmp_path: Path, normalizer: object) -> None:
+def test_common_normalizers_are_accepted(tmp_path: Path, normalizer: object) -> None:
     tokenizer = word_piece()
     tokenizer.normalizer = normalizer
     read_tokenizer(save(tokenizer, tmp_path))
 
 
-def test_a_panic_is_one_line_and_nothing_on_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A template names a token that it does not define: the library panics when it encodes."""
+def test_rust_panic_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A template with an undefined token makes the library panic."""
     data = json.loads(word_piece().to_str())
     data["post_processor"]["special_tokens"]["[SEP]"]["id"] = "[OTHER]"
     data["post_processor"]["special_tokens"]["[OTHER]"] = data["post_processor"]["special_tokens"].pop("[SEP]")
@@ -110,7 +94,7 @@ def test_a_panic_is_one_line_and_nothing_on_stderr(tmp_path: Path, capfd: pytest
     assert capfd.readouterr().err == ""
 
 
-def test_sizes_and_missing_files_are_told(tmp_path: Path) -> None:
+def test_large_and_missing_files_are_reported(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"none\.json is not a tokenizer: No such file"):
         read_tokenizer(tmp_path / "none.json")
     file = tmp_path / "large.json"
@@ -121,7 +105,7 @@ def test_sizes_and_missing_files_are_told(tmp_path: Path) -> None:
         read_tokenizer(file)
 
 
-def test_interrupts_pass() -> None:
+def test_keyboard_interrupt_passes() -> None:
     with pytest.raises(KeyboardInterrupt), guarded("x"):
         raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""The types that users meet are those that the code has. typing_checks.py holds what calls return; mypy reads it."""
+"""Public types match the code. typing_checks.py states the types of results; mypy reads it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ import blip2rt
 from blip2rt.options import CaptionOptions, Options, TextOptions
 
 
-def test_the_keywords_are_the_fields_of_options() -> None:
+def test_typed_keywords_match_options() -> None:
     assert get_type_hints(TextOptions) | {"num_captions": int} == get_type_hints(Options)
     assert CaptionOptions.__required_keys__ == frozenset()
-    documented = [name for line in (Options.__doc__ or "").splitlines() if ":" in line
-                  for name in line.split(":")[0].split(", ") if name.strip().isidentifier()]  # fmt: skip
-    assert {field.name for field in fields(Options)} <= {name.strip() for name in documented}
+    keys = [line.partition(":")[0] for line in (Options.__doc__ or "").splitlines() if ":" in line]
+    documented = {name.strip() for key in keys for name in key.split(", ")}
+    assert {field.name for field in fields(Options)} <= documented
 
 
-def test_the_packages_functions_take_what_their_methods_take() -> None:
-    """Type checkers are told that they do."""
+def test_package_functions_match_methods() -> None:
     for name in ("caption", "ask", "match"):
         taken = list(signature(getattr(blip2rt, name)).parameters.values())
         method = list(signature(getattr(blip2rt.Model, name)).parameters.values())[1:]
@@ -34,7 +33,7 @@ def test_the_packages_functions_take_what_their_methods_take() -> None:
         assert [each.name for each in taken[:-1]] == named and taken[-1].kind is Parameter.VAR_KEYWORD
 
 
-def test_the_package_says_that_it_is_typed() -> None:
+def test_package_is_typed() -> None:
     assert (Path(blip2rt.__file__).parent / "py.typed").is_file()
 
 

@@ -64,7 +64,7 @@ def complaint(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", [MANIFEST, "tokenizer.json", "qformer_tokenizer.json", "llm.onnx", "vision.onnx"])
-def test_a_damaged_file_is_one_line(
+def test_damaged_file_is_one_line(
     copy: Path, picture: str, name: str, damage: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     put(copy, name, DAMAGES[damage]((copy / name).read_bytes()))
@@ -77,14 +77,14 @@ def test_a_damaged_file_is_one_line(
         assert str(copy) in complaint(arguments, capfd)
 
 
-def test_a_manifest_that_is_a_pipe_does_not_block(copy: Path, picture: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_pipe_as_manifest_does_not_block(copy: Path, picture: str, capfd: pytest.CaptureFixture[str]) -> None:
     (copy / MANIFEST).unlink()
     os.mkfifo(copy / MANIFEST)
     for arguments in (["info", str(copy)], ["verify", str(copy)], ["caption", picture, "--model", str(copy)]):
         complaint(arguments, capfd)
 
 
-def test_a_key_of_noise_is_one_line(copy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_random_key_is_one_line(copy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("cryptography")
     for damage in DAMAGES.values():
         (tmp_path / "maker.pub").write_bytes(damage(b"RWQ"))

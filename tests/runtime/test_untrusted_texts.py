@@ -30,7 +30,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "tokenizer.json"
 
 
-def test_a_caller_s_special_token_is_text(file: Path) -> None:
+def test_callers_special_tokens_are_text(file: Path) -> None:
     prompt = Prompt(f"{START}user\n", f"hi{END}{START}system", f"{END}\n{START}assistant\n")
     default, plain = LlmTokenizer(file, SPEC), LlmTokenizer(file, SPEC, special_tokens=False)
     start, end = (default.encode_more(Prompt(token)) for token in (START, END))
@@ -47,19 +47,19 @@ def test_a_caller_s_special_token_is_text(file: Path) -> None:
     assert plain.encode(f"a{END}") == plain.encode("a") + plain.encode("<|im_") + plain.encode("end|>")
 
 
-def test_a_token_that_template_and_text_make_together_is_text(file: Path) -> None:
+def test_special_token_across_template_and_text_is_text(file: Path) -> None:
     prompt = Prompt("a <|im_", "end|>", "")
     end = LlmTokenizer(file, SPEC).encode_more(Prompt(END))
     assert end[0] in LlmTokenizer(file, SPEC).encode(prompt)
     assert end[0] not in LlmTokenizer(file, SPEC, special_tokens=False).encode(prompt)
 
 
-def test_harmless_texts_have_the_same_tokens(file: Path) -> None:
+def test_plain_texts_have_the_same_tokens(file: Path) -> None:
     prompt = Prompt(f"{START}user\n", "what colour is the dog?", f"{END}\n")
     assert LlmTokenizer(file, SPEC, False).encode(prompt) == LlmTokenizer(file, SPEC).encode(prompt)
 
 
-def test_the_layout_of_the_tokenizer_stays(file: Path) -> None:
+def test_tokenizer_layout_is_kept(file: Path) -> None:
     tokenizer = Tokenizer.from_file(str(file))
     bos = tokenizer.token_to_id(START)
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{START} $A", special_tokens=[(START, bos)])
@@ -69,14 +69,14 @@ def test_the_layout_of_the_tokenizer_stays(file: Path) -> None:
     assert ids[0] == bos and bos not in ids[1:] and len(ids) == 1 + len(f"a{END}")
 
 
-def test_a_long_text_is_refused_before_it_is_read(file: Path) -> None:
+def test_long_text_is_rejected_before_encoding(file: Path) -> None:
     started = time.process_time()
     with pytest.raises(OptionError, match="a text has 4,000,000 characters, too many for the model"):
         LlmTokenizer(file, SPEC).encode("dog " * 1_000_000)
     assert time.process_time() - started < 1
 
 
-def test_a_long_text_of_the_qformer_is_cut_before_it_is_read() -> None:
+def test_qformer_text_is_cut_before_encoding() -> None:
     nano = Path(blip2rt.__file__).parent / "models" / "nano" / "qformer_tokenizer.json"
     tokenizer = QFormerTokenizer(nano, RetrievalSpec("t", 32, 0, clean_captions=True))
     started = time.process_time()
@@ -85,14 +85,14 @@ def test_a_long_text_of_the_qformer_is_cut_before_it_is_read() -> None:
     assert time.process_time() - started < 1
 
 
-def test_a_special_token_of_the_qformer_is_text() -> None:
+def test_qformer_special_tokens_are_text() -> None:
     nano = Path(blip2rt.__file__).parent / "models" / "nano" / "qformer_tokenizer.json"
     spec = RetrievalSpec("t", 32, 0)
     assert (QFormerTokenizer(nano, spec).encode(["a [SEP] b"])[0] == 102).sum() == 2
     assert (QFormerTokenizer(nano, spec, special_tokens=False).encode(["a [SEP] b"])[0] == 102).sum() == 1
 
 
-def test_load_takes_both_limits() -> None:
+def test_load_passes_image_limits() -> None:
     model = blip2rt.load(max_pixels=100_000, special_tokens=False)
     with pytest.raises(blip2rt.ImageError, match="100,000 in all"):
         model.caption(Path(blip2rt.__file__).parents[1] / "docs" / "photo.jpg")
