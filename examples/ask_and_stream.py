@@ -1,4 +1,4 @@
-"""Ask about a photograph, at once and word by word: python examples/ask_and_stream.py docs/photo.jpg QUESTION"""
+"""Ask about a photograph, in one piece and word by word: python examples/ask_and_stream.py docs/photo.jpg QUESTION"""
 
 import sys
 
@@ -9,18 +9,18 @@ def main(path: str, question: str) -> None:
     model = blip2rt.load()
     print(question, model.ask(path, question))
 
-    # The same answer in pieces. The next token is computed when a piece has been taken.
+    # The same answer in pieces. The next token is computed once a piece was taken.
     for piece in model.stream(path, question=question):
         print(piece, end="", flush=True)
     print()
 
-    # A caption in pieces, which ends as soon as the loop is left.
-    said = ""
+    # A caption in pieces; leaving the loop ends it.
+    text = ""
     for piece in model.stream(path):
-        said += piece
-        if len(said) > 12:
+        text += piece
+        if len(text) > 12:
             break
-    print(said, "...")
+    print(text, "...")
 
 
 if __name__ == "__main__":

@@ -11,14 +11,12 @@ def main(paths: list[str]) -> None:
         print(f"{path}: {caption}")
 
     # The options are those of Hugging Face's generate: help(blip2rt.Options) lists them.
-    best = model.caption(paths[0], num_beams=5, num_captions=3, scores=True)
-    print("the three best of five beams:")
-    for text, score in best:
-        print(f"  {score:6.2f}  {text}")
+    print("the three best of five beams, with their scores:")
+    for text in model.caption(paths[0], num_beams=5, num_captions=3):
+        print(f"  {text.score:6.2f}  {text}")
 
-    drawn = model.caption(paths[0], do_sample=True, top_p=0.9, num_captions=3, seed=1)
-    print("three drawn at random, the same for the same seed:")
-    for text in drawn:
+    print("three random samples, the same for the same seed:")
+    for text in model.caption(paths[0], do_sample=True, top_p=0.9, num_captions=3, seed=1):
         print(f"          {text}")
 
 

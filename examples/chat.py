@@ -1,7 +1,7 @@
 """Talk about one photograph: python examples/chat.py docs/photo.jpg. An empty line ends the conversation.
 
-The conversation keeps the language model's cache, so a question costs its own tokens only. nano was trained on single
-questions and forgets what was said; a bundle of a larger language model does better: --model my-bundle.
+The conversation keeps the language model's cache, so a question costs only its own tokens. nano was trained on single
+questions and ignores earlier ones; a bundle with a larger language model does better: --model my-bundle.
 """
 
 import argparse

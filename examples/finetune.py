@@ -2,8 +2,8 @@
 
     python examples/finetune.py my-photos --start Salesforce/blip2-opt-2.7b --out my-bundle [--steps 200 ...]
 
-my-photos holds photo.jpg with photo.txt beside it, one caption a line. Every option that is not this program's goes to
-the training (python -m train.stage2 --help); with --dry-run it checks everything and trains nothing.
+my-photos has photo.jpg with photo.txt, one caption a line. Other options are passed to the training (python -m
+train.stage2 --help); --dry-run checks everything and trains nothing.
 """
 
 import argparse
