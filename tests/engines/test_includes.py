@@ -1,4 +1,4 @@
-"""The C++ files include each other in one direction: folders by the arrows of the design, files without a circle."""
+"""C++ files include each other in one direction: folders by the layers of the design, files without cycles."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 
 ENGINES = Path(__file__).parents[2] / "engines"
 
-# A folder may include itself, the folder around it, and the folders of the layers below.
+# A folder may include itself, its parent, and folders of the layers below.
 LAYERS = (("python",), ("loop",), ("graphs",), ("ops",), ("kernels", "search", "ort"))
 
-GENERATED = {"kernel_sources.h": "python"}  # name -> the folder that may include it; CMakeLists.txt writes the file
+GENERATED = {"kernel_sources.h": "python"}  # written by CMakeLists.txt: name -> folder that may include it
 
 Files = dict[str, str]  # path under engines/ -> text
 
@@ -41,16 +41,16 @@ def may_include(folder: PurePosixPath, other: PurePosixPath) -> bool:
     return other == folder or other in folder.parents or layer < layer_below
 
 
-def circle_in(graph: dict[str, set[str]]) -> list[str]:
-    """Return the units of a circle, the first one again at its end; an empty list where there is none."""
+def find_cycle(graph: dict[str, set[str]]) -> list[str]:
+    """Return the units of a cycle, with the first one repeated at the end, or an empty list."""
     done: set[str] = set()
 
-    def visit(unit: str, way: list[str]) -> list[str]:
-        if unit in way:
-            return [*way[way.index(unit) :], unit]
+    def visit(unit: str, path: list[str]) -> list[str]:
+        if unit in path:
+            return [*path[path.index(unit) :], unit]
         if unit not in done:
             for other in sorted(graph[unit]):
-                if found := visit(other, [*way, unit]):
+                if found := visit(other, [*path, unit]):
                     return found
             done.add(unit)
         return []
@@ -59,12 +59,12 @@ def circle_in(graph: dict[str, set[str]]) -> list[str]:
 
 
 def faults(files: Files) -> list[str]:
-    """Return what is wrong. A header and the source of the same name are one unit: they may include each other."""
+    """Return all violations. A header and the source of the same name are one unit: they may include each other."""
     found, graph = [], {str(PurePosixPath(name).with_suffix("")): set[str]() for name in files}
     for name, text in files.items():
         folder = PurePosixPath(name).parent
         if layer_of(folder) is None:
-            found.append(f"{name}: no rule for the folder {folder}: add it to LAYERS")
+            found.append(f"{name}: the folder {folder} has no layer: add it to LAYERS")
             continue
         for sign, other in includes(text):
             if sign == "<":
@@ -72,9 +72,9 @@ def faults(files: Files) -> list[str]:
                     found.append(f'{name} includes <{other}>: write "{other}"')
             elif other in GENERATED:
                 if GENERATED[other] != folder.parts[0]:
-                    found.append(f"{name} includes {other}, which is {GENERATED[other]}'s alone")
+                    found.append(f"{name} includes {other}, which only {GENERATED[other]} may include")
             elif other not in files:
-                found.append(f"{name} includes {other}, which is no path under engines/")
+                found.append(f"{name} includes {other}, which is not a path under engines/")
             else:
                 below = PurePosixPath(other).parent
                 if layer_of(below) is not None and not may_include(folder, below):
@@ -82,12 +82,12 @@ def faults(files: Files) -> list[str]:
                 units = [str(PurePosixPath(each).with_suffix("")) for each in (name, other)]
                 if units[0] != units[1]:
                     graph[units[0]].add(units[1])
-    if circle := circle_in(graph):
-        found.append(f"a circle: {' > '.join(circle)}")
+    if cycle := find_cycle(graph):
+        found.append(f"a cycle: {' > '.join(cycle)}")
     return found
 
 
-def test_includes_follow_the_arrows_without_a_circle() -> None:
+def test_includes_follow_the_layers() -> None:
     files = read_engines()
     assert sum(len(includes(text)) for text in files.values()) > 100, "the engines are not where this test looks"
     assert faults(files) == []
@@ -99,24 +99,27 @@ def test_every_layer_exists() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("more", "fault"),
-    [
-        ({"ort/a.cpp": '#include "graphs/session.h"'}, "graphs/session.h: ort may not include graphs"),
-        ({"kernels/a.h": '#include "search/sampler.h"'}, "kernels may not include search"),
-        ({"search/a.h": '  #  include "kernels/amx.h"'}, "search may not include kernels"),
-        ({"kernels/int4/a.h": '#include "kernels/int8/tile.h"'}, "kernels/int4 may not include kernels/int8"),
-        ({"kernels/a.h": '#include "kernels/int4/tile.h"'}, "kernels may not include kernels/int4"),
-        ({"loop/a.h": '#include "loop/b.h"', "loop/b.cpp": '#include "loop/a.h"', "loop/b.h": ""},
-         "a circle: loop/a > loop/b > loop/a"),
-        ({"loop/a.h": '#include "decoder.h"'}, "decoder.h, which is no path under engines/"),
-        ({"loop/a.h": '#include "../loop/decoder.h"'}, "../loop/decoder.h, which is no path under engines/"),
-        ({"loop/a.h": "#include <ort/ort_api.h>"}, 'write "ort/ort_api.h"'),
-        ({"loop/a.h": '#include "kernel_sources.h"'}, "kernel_sources.h, which is python's alone"),
-        ({"media/a.h": ""}, "no rule for the folder media"),
-        ({"a.h": ""}, "no rule for the folder ."),
-    ],
-)  # fmt: skip
-def test_a_violation_is_found(more: Files, fault: str) -> None:
-    found = faults({**read_engines(), **more})
+VIOLATIONS: dict[str, Files] = {
+    "graphs/session.h: ort may not include graphs": {"ort/a.cpp": '#include "graphs/session.h"'},
+    "kernels may not include search": {"kernels/a.h": '#include "search/sampler.h"'},
+    "search may not include kernels": {"search/a.h": '  #  include "kernels/amx.h"'},
+    "kernels/int4 may not include kernels/int8": {"kernels/int4/a.h": '#include "kernels/int8/tile.h"'},
+    "kernels may not include kernels/int4": {"kernels/a.h": '#include "kernels/int4/tile.h"'},
+    "a cycle: loop/a > loop/b > loop/a": {
+        "loop/a.h": '#include "loop/b.h"',
+        "loop/b.cpp": '#include "loop/a.h"',
+        "loop/b.h": "",
+    },
+    "batch.h, which is not a path under engines/": {"loop/a.h": '#include "batch.h"'},
+    "../loop/batch.h, which is not a path under engines/": {"loop/a.h": '#include "../loop/batch.h"'},
+    'write "ort/ort_api.h"': {"loop/a.h": "#include <ort/ort_api.h>"},
+    "kernel_sources.h, which only python may include": {"loop/a.h": '#include "kernel_sources.h"'},
+    "the folder media has no layer": {"media/a.h": ""},
+    "the folder . has no layer": {"a.h": ""},
+}
+
+
+@pytest.mark.parametrize("fault", list(VIOLATIONS))
+def test_violations_are_found(fault: str) -> None:
+    found = faults({**read_engines(), **VIOLATIONS[fault]})
     assert len(found) == 1 and fault in found[0]

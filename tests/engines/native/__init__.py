@@ -1,4 +1,4 @@
-"""What the tests of the native core share: its classes, and the one ONNX Runtime of the process."""
+"""Shared by the tests of the native core: its classes, and the ONNX Runtime of the process."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from blip2rt.native import native
 
-native()  # finds the core of an installed package, beside whose source folder the tests run
+native()  # finds the core of an installed package
 
 from blip2rt._native import Batcher, Chat, Generator, GraphError, Runtime, Session, Vocabulary, check_graph
 
-__all__ = ["Batcher", "Chat", "Generator", "GraphError", "Runtime", "Session", "Vocabulary", "check_graph",
-           "library_path", "runtime"]  # fmt: skip
+__all__ = ["Batcher", "Chat", "Generator", "GraphError", "Runtime", "Session", "Vocabulary"]
+__all__ += ["check_graph", "library_path", "runtime"]
 
 
 def library_path() -> str:
