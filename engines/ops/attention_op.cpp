@@ -21,13 +21,6 @@ void require(bool holds, const char* what) {
 // Limits far above real sizes, so that products of sizes do not overflow.
 constexpr int64_t kMaxHeads = 1 << 16, kMaxWidth = 1 << 16, kMaxPositions = 1 << 20;
 
-// Returns an attribute between 1 and `most`. Throws std::runtime_error.
-size_t size_attribute(const OrtKernelInfo* info, const char* name, int64_t most) {
-  const int64_t size = attribute(info, name);
-  require(size >= 1 && size <= most, name);
-  return static_cast<size_t>(size);
-}
-
 bool has_axes(const Tensor& tensor, std::initializer_list<size_t> axes) {
   size_t i = 0;
   for (size_t wanted : axes) {

@@ -9,6 +9,7 @@
 #include <memory>
 #include <new>
 #include <stdexcept>
+#include <string>
 
 #include "ort/ort_api.h"
 
@@ -129,6 +130,13 @@ inline int64_t attribute(const OrtKernelInfo* info, const char* name) {
   int64_t value = 0;
   check(ort().KernelInfoGetAttribute_int64(info, name, &value));
   return value;
+}
+
+// Returns an attribute between 1 and `max`. Throws std::runtime_error.
+inline size_t size_attribute(const OrtKernelInfo* info, const char* name, int64_t max) {
+  const int64_t size = attribute(info, name);
+  if (size < 1 || size > max) throw std::runtime_error(std::string("an operator has an invalid ") + name);
+  return static_cast<size_t>(size);
 }
 
 inline float float_attribute(const OrtKernelInfo* info, const char* name) {

@@ -16,13 +16,13 @@ struct Product {
   const float* x;
   float* out;
 
-  Product(OrtKernelContext* context, int64_t n, int64_t k) {
+  Product(OrtKernelContext* context, size_t n, size_t k) {
     Tensor tensor = input(context, 0);
-    if (tensor.rank == 0 || tensor.axes[tensor.rank - 1] != k) {
+    if (tensor.rank == 0 || static_cast<size_t>(tensor.axes[tensor.rank - 1]) != k) {
       throw std::runtime_error("a product's input has the wrong width");
     }
     for (size_t i = 0; i + 1 < tensor.rank; ++i) rows *= static_cast<size_t>(tensor.axes[i]);
-    tensor.axes[tensor.rank - 1] = n;
+    tensor.axes[tensor.rank - 1] = static_cast<int64_t>(n);
     x = tensor.as<float>();
     out = output(context, 0, tensor.axes, tensor.rank);
   }
@@ -30,13 +30,6 @@ struct Product {
 
 // Limits far above real sizes, so that products of sizes do not overflow.
 constexpr int64_t kMaxSize = int64_t{1} << 31, kMaxThreads = 1 << 16;
-
-// Returns an attribute between 1 and `max`. Throws std::runtime_error.
-int64_t size_attribute(const OrtKernelInfo* info, const char* name, int64_t max) {
-  const int64_t size = attribute(info, name);
-  if (size < 1 || size > max) throw std::runtime_error(std::string("a product has an invalid ") + name);
-  return size;
-}
 
 // Calls work(first, last) for `min_parts` to `max_parts` parts of `tiles`. Every thread gets the same number of parts,
 // at least two if possible, so that other threads can help a late one.
@@ -53,7 +46,7 @@ struct MatMulInt4 {
   static constexpr DType kInputs[] = {DType::kFloat32, DType::kUInt8, DType::kFloat16, DType::kUInt8};
   static constexpr size_t kOutputs = 1;
   static bool optional(size_t) { return false; }
-  int64_t n, k, block;
+  size_t n, k, block;
   bool split;  // 16-bit activations
   size_t threads;
 
@@ -62,21 +55,23 @@ struct MatMulInt4 {
         k(size_attribute(info, "K", kMaxSize)),
         block(size_attribute(info, "block_size", 128)),
         split(attribute(info, "split") != 0),
-        threads(static_cast<size_t>(size_attribute(info, "threads", kMaxThreads))) {
+        threads(size_attribute(info, "threads", kMaxThreads)) {
     if (block != 32 && block != 64 && block != 128) throw std::runtime_error("a product has an unsupported block size");
-    const auto rows = static_cast<uint64_t>(n), half = static_cast<uint64_t>(block / 2);
-    const auto blocks = static_cast<uint64_t>((k + block - 1) / block);
-    check_constant(info, 1, DType::kUInt8, rows, blocks * half);
-    check_constant(info, 2, DType::kFloat16, rows, blocks);
-    check_constant(info, 3, DType::kUInt8, rows, (blocks + 1) / 2);
+    const uint64_t blocks = (k + block - 1) / block;
+    check_constant(info, 1, DType::kUInt8, n, blocks * (block / 2));
+    check_constant(info, 2, DType::kFloat16, n, blocks);
+    check_constant(info, 3, DType::kUInt8, n, (blocks + 1) / 2);
   }
 
   void compute(OrtKernelContext* context) const {
     const Product product(context, n, k);
     if (product.rows == 0) return;
-    const Int4Matrix matrix = {static_cast<size_t>(n),           static_cast<size_t>(k),
-                               static_cast<size_t>(block),       input_data<uint8_t>(context, 1),
-                               input_data<uint16_t>(context, 2), input_data<uint8_t>(context, 3)};
+    const Int4Matrix matrix = {n,
+                               k,
+                               block,
+                               input_data<uint8_t>(context, 1),
+                               input_data<uint16_t>(context, 2),
+                               input_data<uint8_t>(context, 3)};
     thread_local Buffer values, scales;
     const size_t blocks = Int4Input::scales_size(matrix, product.rows);
     const size_t plane = Int4Input::plane_size(matrix, product.rows);
@@ -105,26 +100,25 @@ struct MatMulInt8 {
   static constexpr DType kInputs[] = {DType::kFloat32, DType::kInt8, DType::kFloat32, DType::kFloat32};
   static constexpr size_t kOutputs = 1, kBias = 3;
   static bool optional(size_t index) { return index == kBias; }
-  int64_t n, k;
+  size_t n, k;
   bool bias;
   size_t threads;
 
   explicit MatMulInt8(const OrtKernelInfo* info)
       : n(size_attribute(info, "N", kMaxSize)),
-        k(size_attribute(info, "K", static_cast<int64_t>(kInt8MaxDepth))),
+        k(size_attribute(info, "K", kInt8MaxDepth)),
         bias(attribute(info, "bias") != 0),
-        threads(static_cast<size_t>(size_attribute(info, "threads", kMaxThreads))) {
-    const auto rows = static_cast<uint64_t>(n);
-    check_constant(info, 1, DType::kInt8, rows, static_cast<uint64_t>(k));
-    check_constant(info, 2, DType::kFloat32, rows, 1);
-    if (bias) check_constant(info, kBias, DType::kFloat32, rows, 1);
+        threads(size_attribute(info, "threads", kMaxThreads)) {
+    check_constant(info, 1, DType::kInt8, n, k);
+    check_constant(info, 2, DType::kFloat32, n, 1);
+    if (bias) check_constant(info, kBias, DType::kFloat32, n, 1);
   }
 
   void compute(OrtKernelContext* context) const {
     const Product product(context, n, k);
     if (product.rows == 0) return;
-    const Int8Matrix matrix = {static_cast<size_t>(n), static_cast<size_t>(k), input_data<int8_t>(context, 1),
-                               input_data<float>(context, 2), bias ? input_data<float>(context, kBias) : nullptr};
+    const Int8Matrix matrix = {n, k, input_data<int8_t>(context, 1), input_data<float>(context, 2),
+                               bias ? input_data<float>(context, kBias) : nullptr};
     thread_local Buffer values, scales, zeros;
     const Int8Kernel* kernel = int8_kernel();
     const size_t width = kernel->row_stride(matrix.k);

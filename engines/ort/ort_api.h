@@ -50,34 +50,40 @@ const char* dtype_name(DType dtype);
 // The oldest API version with every slot below. ONNX Runtime 1.23 and later support it.
 inline constexpr uint32_t kApiVersion = 20;
 
+// X(name, return type, arguments) for each function of a custom operator.
+#define BLIP2RT_CUSTOM_OP_FIELDS(X)                                                                \
+  X(CreateKernel, void*, (const OrtCustomOp*, const OrtApi*, const OrtKernelInfo*))                \
+  X(GetName, const char*, (const OrtCustomOp*))                                                    \
+  X(GetExecutionProviderType, const char*, (const OrtCustomOp*))                                   \
+  X(GetInputType, int, (const OrtCustomOp*, size_t))                                               \
+  X(GetInputTypeCount, size_t, (const OrtCustomOp*))                                               \
+  X(GetOutputType, int, (const OrtCustomOp*, size_t))                                              \
+  X(GetOutputTypeCount, size_t, (const OrtCustomOp*))                                              \
+  X(KernelCompute, void, (void*, OrtKernelContext*))                                               \
+  X(KernelDestroy, void, (void*))                                                                  \
+  X(GetInputCharacteristic, int, (const OrtCustomOp*, size_t))                                     \
+  X(GetOutputCharacteristic, int, (const OrtCustomOp*, size_t))                                    \
+  X(GetInputMemoryType, int, (const OrtCustomOp*, size_t))                                         \
+  X(GetVariadicInputMinArity, int, (const OrtCustomOp*))                                           \
+  X(GetVariadicInputHomogeneity, int, (const OrtCustomOp*))                                        \
+  X(GetVariadicOutputMinArity, int, (const OrtCustomOp*))                                          \
+  X(GetVariadicOutputHomogeneity, int, (const OrtCustomOp*))                                       \
+  X(CreateKernelV2, OrtStatus*, (const OrtCustomOp*, const OrtApi*, const OrtKernelInfo*, void**)) \
+  X(KernelComputeV2, OrtStatus*, (void*, OrtKernelContext*))                                       \
+  X(InferOutputShapeFn, OrtStatus*, (const OrtCustomOp*, OrtShapeInferContext*))                   \
+  X(GetStartVersion, int, (const OrtCustomOp*))                                                    \
+  X(GetEndVersion, int, (const OrtCustomOp*))                                                      \
+  X(GetMayInplace, size_t, (int**, int**))                                                         \
+  X(ReleaseMayInplace, void, (int*, int*))                                                         \
+  X(GetAliasMap, size_t, (int**, int**))                                                           \
+  X(ReleaseAliasMap, void, (int*, int*))
+
 // OrtCustomOp of the C API: a custom operator. Unused entries are null.
 struct CustomOp {
   uint32_t version;
-  void* (*CreateKernel)(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo*);
-  const char* (*GetName)(const OrtCustomOp*);
-  const char* (*GetExecutionProviderType)(const OrtCustomOp*);
-  int (*GetInputType)(const OrtCustomOp*, size_t);
-  size_t (*GetInputTypeCount)(const OrtCustomOp*);
-  int (*GetOutputType)(const OrtCustomOp*, size_t);
-  size_t (*GetOutputTypeCount)(const OrtCustomOp*);
-  void (*KernelCompute)(void*, OrtKernelContext*);
-  void (*KernelDestroy)(void*);
-  int (*GetInputCharacteristic)(const OrtCustomOp*, size_t);
-  int (*GetOutputCharacteristic)(const OrtCustomOp*, size_t);
-  int (*GetInputMemoryType)(const OrtCustomOp*, size_t);
-  int (*GetVariadicInputMinArity)(const OrtCustomOp*);
-  int (*GetVariadicInputHomogeneity)(const OrtCustomOp*);
-  int (*GetVariadicOutputMinArity)(const OrtCustomOp*);
-  int (*GetVariadicOutputHomogeneity)(const OrtCustomOp*);
-  OrtStatus* (*CreateKernelV2)(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo*, void**);
-  OrtStatus* (*KernelComputeV2)(void*, OrtKernelContext*);
-  OrtStatus* (*InferOutputShapeFn)(const OrtCustomOp*, OrtShapeInferContext*);
-  int (*GetStartVersion)(const OrtCustomOp*);
-  int (*GetEndVersion)(const OrtCustomOp*);
-  size_t (*GetMayInplace)(int**, int**);
-  void (*ReleaseMayInplace)(int*, int*);
-  size_t (*GetAliasMap)(int**, int**);
-  void (*ReleaseAliasMap)(int*, int*);
+#define BLIP2RT_DECLARE(name, result, arguments) result(*name) arguments;
+  BLIP2RT_CUSTOM_OP_FIELDS(BLIP2RT_DECLARE)
+#undef BLIP2RT_DECLARE
 };
 
 // X(name, slot, return type, arguments). Enumerations of the C API are passed as int.

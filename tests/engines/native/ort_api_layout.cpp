@@ -1,4 +1,4 @@
-// Compares engines/ort/ort_api.h with the real header: each entry's slot and signature. Compiling is the test.
+// Compares the slots and signatures of engines/ort/ort_api.h with the real header. Compiling is the test.
 #include <onnxruntime_c_api.h>
 
 #include <type_traits>
@@ -33,43 +33,19 @@ static_assert(static_cast<int>(blip2rt::DType::kBool) == ONNX_TENSOR_ELEMENT_DAT
 static_assert(static_cast<int>(blip2rt::DType::kFloat16) == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16);
 static_assert(static_cast<int>(blip2rt::DType::kFloat64) == ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE);
 static_assert(ORT_LOGGING_LEVEL_FATAL == 4 && OrtDeviceAllocator == 0 && OrtMemTypeDefault == 0 && ORT_ENABLE_ALL == 99,
-              "constants written as numbers in engines/");
+              "constants that engines/ writes as numbers");
 
 #define BLIP2RT_COMPARE(name, slot, result, arguments)                                                               \
-  static_assert(offsetof(OrtApi, name) == (slot) * sizeof(void*), #name " sits in another slot");                    \
+  static_assert(offsetof(OrtApi, name) == (slot) * sizeof(void*), #name " has another slot");                        \
   static_assert(                                                                                                     \
       std::is_same_v<Signature<decltype(OrtApi::name)>::type, Signature<decltype(blip2rt::OrtEntries::name)>::type>, \
       #name " has another signature");
 BLIP2RT_ORT_ENTRIES(BLIP2RT_COMPARE)
 
-// The operator that we hand over, field for field.
-#define BLIP2RT_SAME_FIELD(name)                                                                            \
-  static_assert(offsetof(OrtCustomOp, name) == offsetof(blip2rt::CustomOp, name), #name " sits elsewhere"); \
-  static_assert(std::is_same_v<Signature<decltype(OrtCustomOp::name)>::type,                                \
-                               Signature<decltype(blip2rt::CustomOp::name)>::type>,                         \
+// The custom operator, field by field.
+#define BLIP2RT_SAME_FIELD(name, result, arguments)                                                             \
+  static_assert(offsetof(OrtCustomOp, name) == offsetof(blip2rt::CustomOp, name), #name " has another offset"); \
+  static_assert(std::is_same_v<Signature<decltype(OrtCustomOp::name)>::type,                                    \
+                               Signature<decltype(blip2rt::CustomOp::name)>::type>,                             \
                 #name " has another signature");
-BLIP2RT_SAME_FIELD(CreateKernel)
-BLIP2RT_SAME_FIELD(GetName)
-BLIP2RT_SAME_FIELD(GetExecutionProviderType)
-BLIP2RT_SAME_FIELD(GetInputType)
-BLIP2RT_SAME_FIELD(GetInputTypeCount)
-BLIP2RT_SAME_FIELD(GetOutputType)
-BLIP2RT_SAME_FIELD(GetOutputTypeCount)
-BLIP2RT_SAME_FIELD(KernelCompute)
-BLIP2RT_SAME_FIELD(KernelDestroy)
-BLIP2RT_SAME_FIELD(GetInputCharacteristic)
-BLIP2RT_SAME_FIELD(GetOutputCharacteristic)
-BLIP2RT_SAME_FIELD(GetInputMemoryType)
-BLIP2RT_SAME_FIELD(GetVariadicInputMinArity)
-BLIP2RT_SAME_FIELD(GetVariadicInputHomogeneity)
-BLIP2RT_SAME_FIELD(GetVariadicOutputMinArity)
-BLIP2RT_SAME_FIELD(GetVariadicOutputHomogeneity)
-BLIP2RT_SAME_FIELD(CreateKernelV2)
-BLIP2RT_SAME_FIELD(KernelComputeV2)
-BLIP2RT_SAME_FIELD(InferOutputShapeFn)
-BLIP2RT_SAME_FIELD(GetStartVersion)
-BLIP2RT_SAME_FIELD(GetEndVersion)
-BLIP2RT_SAME_FIELD(GetMayInplace)
-BLIP2RT_SAME_FIELD(ReleaseMayInplace)
-BLIP2RT_SAME_FIELD(GetAliasMap)
-BLIP2RT_SAME_FIELD(ReleaseAliasMap)
+BLIP2RT_CUSTOM_OP_FIELDS(BLIP2RT_SAME_FIELD)
