@@ -52,7 +52,7 @@ struct SearchBlock {
   float penalty, scale;        // scale: 1 / temperature
   int32_t num_candidates;      // candidates kept in a step of beam search
   int32_t min_tokens_to_keep;  // tokens of a row that sampling keeps at least
-  int32_t eos_count, word_count, string_count, longest_string;
+  int32_t eos_count, word_count, string_count;
   int32_t context_length, max_history;  // tokens before the answer that its search sees; maximum history
 
   // The state of the search.
