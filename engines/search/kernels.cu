@@ -52,9 +52,10 @@ class TeamReader {
     row_ = row;
     top_logits_ = all_top_logits_ + static_cast<int64_t>(row) * k_;
     top_tokens_ = all_top_tokens_ + static_cast<int64_t>(row) * k_;
-    if (fresh) floor_ = top_logits_[k_ - 1];
-    known_ = fresh && !(block_.num_beams == 1 && block_.edits_logits());  // beams are measured before logits processing
-    if (known_) {
+    if (fresh) list_floor_ = top_logits_[k_ - 1];
+    from_graph_ =
+        fresh && !(block_.num_beams == 1 && block_.edits_logits());  // beams are measured before logits processing
+    if (from_graph_) {
       largest_ = top_logits_[0];
       log_sum_ = log_sum_exp_[row] - largest_;
     } else {
@@ -74,7 +75,7 @@ class TeamReader {
   int argmax(const float* scores) {
     // The graph's list has ties in any order, and may omit some.
     const bool listed = k_ == vocab_size_ || top_logits_[k_ - 1] < top_logits_[0];
-    if (!known_ || !listed) return best_after([&](int i) { return scores[i]; }, infinity(), kNoToken);
+    if (!from_graph_ || !listed) return best_after([&](int i) { return scores[i]; }, infinity(), kNoToken);
     auto first = static_cast<int>(top_tokens_[0]);
     for (int i = 1; i < k_ && top_logits_[i] == top_logits_[0]; ++i) {
       first = smaller_of(first, static_cast<int>(top_tokens_[i]));
@@ -84,7 +85,7 @@ class TeamReader {
 
   void normalise(float* scores) {
     for (int i = rank(); i < vocab_size_; i += size()) scores[i] = scores[i] - largest_ - log_sum_;
-    floor_ = floor_ - largest_ - log_sum_;
+    list_floor_ = list_floor_ - largest_ - log_sum_;
     largest_ = log_sum_ = 0;
     sync();
   }
@@ -100,7 +101,7 @@ class TeamReader {
       }
       sync();
       // Scores outside the list are at most that of its last token. A tied one may have a smaller token.
-      const float most = base + (floor_ - largest_ - log_sum_);
+      const float most = base + (list_floor_ - largest_ - log_sum_);
       const Candidate* last = block.best() + block.best_count - 1;
       whole = k_ < vocab_size_ && (block.accepts(most) || (last->row == row && last->score == most));
       sync();
@@ -121,7 +122,7 @@ class TeamReader {
   Bound top_k_bound(const float* scores, int n) {
     Bound bound;
     if (n > vocab_size_) return bound;
-    if (known_ && n <= k_) {
+    if (from_graph_ && n <= k_) {
       bound.score = top_logits_[n - 1];
       return bound;
     }
@@ -214,12 +215,12 @@ class TeamReader {
     return score;
   }
 
-  // Returns the largest key for which `holds` is true, assuming that it is false for all larger keys.
-  template <class Holds>
-  static uint32_t largest_key(Holds holds) {
+  // Returns the largest key for which `predicate` is true, assuming that it is false for all larger keys.
+  template <class Predicate>
+  static uint32_t largest_key(Predicate predicate) {
     uint32_t key = 0;
     for (uint32_t bit = 0x80000000u; bit != 0; bit >>= 1) {
-      if (holds(key | bit)) key |= bit;
+      if (predicate(key | bit)) key |= bit;
     }
     return key;
   }
@@ -256,7 +257,7 @@ class TeamReader {
       int count = 0, last = kNoToken;
       for (int place = 0; place < k_ && count == 0; ++place) {
         last = listed(place);
-        if (k_ < vocab_size_ && !(scores[last] > floor_)) break;  // one outside the list may precede it
+        if (k_ < vocab_size_ && !(scores[last] > list_floor_)) break;  // one outside the list may precede it
         sum += weights[last];
         if (sum > 0 && sum >= wanted) count = place + 1;
       }
@@ -328,17 +329,17 @@ class TeamReader {
   const float* top_logits_ = nullptr;
   const int64_t* top_tokens_ = nullptr;
   float largest_ = 0, log_sum_ = 0;
-  float floor_ = 0;  // no token outside the list scored higher
+  float list_floor_ = 0;  // no token outside the list scored higher
   int row_ = -1;
-  bool known_ = false;  // the measured values come from the graph
+  bool from_graph_ = false;  // the measured values come from the graph
 };
 
 }  // namespace
 
 // Appends new keys and values to the cache, and unmasks their positions.
 //
-// fresh holds tensors (source rows, heads, length, width), `fresh_stride` words apart; cache holds tensors (rows,
-// heads, capacity, width), `cache_stride` words apart; a word is 4 bytes. Row r copies positions 0 to
+// fresh holds tensors (source rows, heads, length, width), `fresh_stride` words apart; cache holds tensors
+// (rows, heads, capacity, width), `cache_stride` words apart; a word is 4 bytes. Row r copies positions 0 to
 // last_index[source] of row source = sources[r] of `fresh` to the slots from positions[r] on. If sources is null,
 // source is r; if last_index or positions is null, it counts as 0. Grid: rows x tensors.
 extern "C" __global__ void scatter(const uint32_t* fresh, uint32_t* cache, float* mask, const int32_t* sources,

@@ -1,5 +1,5 @@
-// libFuzzer: any bytes through the reader of external data, the walk and the rewriting. What is accepted parses again
-// after it was rewrite_model, and has the operators that it is said to have.
+// A libFuzzer target: passes arbitrary bytes to the validation and the rewriting of graphs. An accepted graph must parse
+// after it was rewritten, and have the operators that are reported.
 #include <cstdint>
 #include <cstdlib>
 #include <stdexcept>

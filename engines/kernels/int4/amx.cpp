@@ -270,8 +270,9 @@ void multiply_groups(const Int4Matrix& m, const Int4Input& input, float* out, si
   for (size_t row = 0; row < input.rows; row += kMaxRows) {
     for (size_t group = first; group < last; ++group) {
       // The last group overlaps the one before it.
-      const size_t wanted = group * kTileSize, begin = wanted + kTileSize <= m.n ? wanted : m.n - kTileSize;
-      multiply_group<W, Split, Block>(m, input, out, begin, wanted - begin, row, scratch);
+      const size_t first_output = group * kTileSize,
+                   begin = first_output + kTileSize <= m.n ? first_output : m.n - kTileSize;
+      multiply_group<W, Split, Block>(m, input, out, begin, first_output - begin, row, scratch);
     }
   }
 }
