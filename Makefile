@@ -164,7 +164,7 @@ test-locked: build/locked/built  ## the package from hashed requirements alone c
 	.venv-locked/bin/blip2rt caption docs/photo.jpg
 
 LOWEST := tests/runtime/test_pipeline.py tests/runtime/test_text.py tests/runtime/test_image.py \
-  tests/runtime/test_bundle.py tests/engines/test_untrusted_graphs.py
+  tests/runtime/bundle/test_bundle.py tests/engines/test_untrusted_graphs.py
 test-lowest: build/locked/built  ## the runtime on the oldest releases that pyproject.toml allows
 	$(PYTHON) -m venv --clear .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet -r requirements/lowest.txt pytest "onnx<1.18"

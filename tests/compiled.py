@@ -1,4 +1,4 @@
-"""C++ of the tests compiled once: kept in build/tests by what went into it."""
+"""Compile C++ of the tests once, cached in build/tests by a hash of the inputs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-KEPT = ROOT / "build" / "tests"
+CACHE = ROOT / "build" / "tests"
 
 
 def compiled(command: Sequence[str], sources: Sequence[Path], suffix: str = "") -> Path:
-    """What `command` with `sources` writes: a program, or a library where the command says so.
+    """The output of a compiler command for `sources`: a program or a library.
 
     command: the compiler and its flags, without -o. Headers count as all those of engines/ do.
     """
@@ -23,10 +23,10 @@ def compiled(command: Sequence[str], sources: Sequence[Path], suffix: str = "") 
     digest = hashlib.sha256("\0".join((*command, _version(command[0]))).encode())
     for path in sorted(read):
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
-    program = KEPT / f"{sources[0].stem}-{digest.hexdigest()[:16]}{suffix}"
+    program = CACHE / f"{sources[0].stem}-{digest.hexdigest()[:16]}{suffix}"
     if not program.exists():
-        KEPT.mkdir(parents=True, exist_ok=True)
-        unfinished = program.with_name(f".{os.getpid()}-{program.name}")  # other processes may be compiling it too
+        CACHE.mkdir(parents=True, exist_ok=True)
+        unfinished = program.with_name(f".{os.getpid()}-{program.name}")  # other processes may compile it, too
         try:
             done = subprocess.run([*command, *map(str, sources), "-o", str(unfinished)], capture_output=True, text=True)
             assert done.returncode == 0, done.stderr

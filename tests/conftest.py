@@ -16,7 +16,7 @@ import pytest
 
 from tests import seeds
 
-if file := os.environ.get("BLIP2RT_NATIVE"):  # another build of the core, as `make sanitize` has it
+if file := os.environ.get("BLIP2RT_NATIVE"):  # another build of the core, as in `make sanitize`
     spec = importlib.util.spec_from_file_location("blip2rt._native", file)
     assert spec is not None and spec.loader is not None
     sys.modules["blip2rt._native"] = importlib.util.module_from_spec(spec)
@@ -26,26 +26,26 @@ from blip2rt.errors import BackendError
 from blip2rt.native import native
 
 with contextlib.suppress(BackendError):
-    native()  # an installed package's, beside whose source folder the tests run
+    native()  # may come from an installed package next to this source folder
 
 from tests.tiny.bundle import Tiny, tiny_bundle
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """A bundle that captions, asks, matches and embeds; new random weights in every session."""
+    """A bundle with all components; new random weights in each session."""
     return tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny", seeds.new_seed())
 
 
 @pytest.fixture(scope="session")
 def traced_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where tests.tiny.trace_cache keeps the graphs of this session."""
+    """The graph folder of tests.tiny.trace_cache."""
     return shared_folder(tmp_path_factory, "traced")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _graphs_are_traced_once(traced_folder: Path) -> Iterator[None]:
-    if "export.cli" not in sys.modules and "export.graphs.trace" not in sys.modules:  # no test of this session traces
+def _trace_cache(traced_folder: Path) -> Iterator[None]:
+    if "export.cli" not in sys.modules and "export.graphs.trace" not in sys.modules:  # nothing traces in this session
         yield
         return
     from tests.tiny.trace_cache import cached_traces
@@ -55,7 +55,7 @@ def _graphs_are_traced_once(traced_folder: Path) -> Iterator[None]:
 
 
 def shared_folder(factory: pytest.TempPathFactory, name: str) -> Path:
-    """A folder of this session that all its processes share."""
+    """A folder shared by all processes of this session."""
     base = factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     folder.mkdir(exist_ok=True)
@@ -64,7 +64,7 @@ def shared_folder(factory: pytest.TempPathFactory, name: str) -> Path:
 
 @pytest.fixture
 def photo() -> Any:
-    """A function: a new random picture of any size, as an array (H, W, 3) uint8."""
+    """A function that returns a new random picture (H, W, 3) uint8."""
     rng = np.random.default_rng(seeds.new_seed())
 
     def make(height: int = 20, width: int = 30) -> np.ndarray:
@@ -82,13 +82,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that all processes end together."""
+    """Run the longest files first, so that all processes end together."""
     items.sort(key=lambda item: -sum(mark.args[0] for mark in item.iter_markers("long")))
 
 
 class SeededFixtures:
-    """A fixture of many tests makes the same, whichever of them asks first. For a session's fixtures pytest calls no
-    conftest, but what is registered."""
+    """Seed fixtures by their own name, whichever test requests them first. For session fixtures, pytest calls plugins
+    but no conftest."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> None:
@@ -102,17 +102,17 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     return (yield)
 
 
-_broken: dict[int, tuple[str, BaseException]] = {}  # by an error's id: the first test whose fixture raised it
+_fixture_errors: dict[int, tuple[str, BaseException]] = {}  # id of an error -> first test whose fixture raised it
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[Any]:
-    """A failure says how to repeat it; a fixture that failed for many tests is one error."""
+    """Show how to repeat a failure; report a fixture that fails for many tests once."""
     report = yield
     if report.failed:
         report.sections.append(("repeat with", repeat(item.nodeid)))
     if report.failed and report.when == "setup" and call.excinfo is not None:
-        first, _ = _broken.setdefault(id(call.excinfo.value), (item.nodeid, call.excinfo.value))
+        first, _ = _fixture_errors.setdefault(id(call.excinfo.value), (item.nodeid, call.excinfo.value))
         if first != item.nodeid:
             report.outcome = "skipped"
             report.longrepr = (str(item.path), item.location[1] or 0, f"Skipped: its fixture failed, see {first}")
@@ -127,5 +127,5 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def repeat(nodeid: str) -> str:
-    """The command that does again what a test did."""
+    """The command that repeats a test."""
     return f"{seeds.VARIABLE}={seeds.session_seed()} python -m pytest {shlex.quote(nodeid)}"

@@ -1,4 +1,4 @@
-"""Every random number of the tests comes from one seed: BLIP2RT_TEST_SEED, or a fresh one that a failure prints.
+"""All random numbers of the tests come from one seed: BLIP2RT_TEST_SEED, or a new one that failures print.
 
 A test's numbers depend on the seed and on the test's own name, so one test alone repeats what it did among all others.
 """
@@ -14,23 +14,23 @@ VARIABLE = "BLIP2RT_TEST_SEED"
 
 
 def session_seed() -> int:
-    """The seed of all tests; processes that the tests start inherit it."""
+    """The seed of the session; child processes inherit it."""
     return int(os.environ.setdefault(VARIABLE, str(random.SystemRandom().randrange(2**31))))
 
 
 def seed_of(*names: str) -> int:
-    """The seed of what is called `names`, below 2 ** 31: always the same with the same seed of all tests."""
+    """The seed for these names, below 2 ** 31, derived from the session's."""
     digest = hashlib.sha256("\0".join((str(session_seed()), *names)).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
 
 def new_seed() -> int:
-    """The next seed of the test or fixture that runs."""
+    """The next seed of the running test or fixture."""
     return random.randrange(2**31)
 
 
 def start(*names: str) -> None:
-    """Seed Python's, numpy's and torch's generators for what is called `names`."""
+    """Seed the generators of Python, numpy and torch for these names."""
     seed = seed_of(*names)
     random.seed(seed)
     if numpy := sys.modules.get("numpy"):

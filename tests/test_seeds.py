@@ -1,4 +1,4 @@
-"""One seed repeats all: what a failure prints makes the same numbers again."""
+"""The seed that a failure prints repeats its random numbers."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Fuzzing: random options and manifests (options.py), and bytes of strangers' files guided by coverage (files.py)."""
+"""Fuzzing: options and manifests (options.py), operators (operators.py), untrusted files by coverage (files.py)."""

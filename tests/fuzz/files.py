@@ -1,8 +1,8 @@
-"""Throws bytes at what reads a stranger's files: `python -m tests.fuzz.files TARGET [--seconds N]`.
+"""Fuzz the readers of untrusted files: `python -m tests.fuzz.files TARGET [--seconds N]`.
 
 Each target takes the bytes of one file and may only raise Blip2rtError, in one line. Atheris (libFuzzer for Python)
-guides the bytes by what they reach; without it, they are random changes of the corpus, tests/corpus/TARGET. What is
-found lies in build/fuzz/TARGET, and belongs into the corpus when it is mended.
+guides the bytes by coverage; without it, they are random mutations of the corpus, tests/corpus/TARGET. Findings are
+saved in build/fuzz/TARGET; add them to the corpus once they are fixed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from blip2rt.untrusted.tokenizer import guarded, read_tokenizer
 ROOT = Path(__file__).parents[2]
 CORPUS, FOUND = ROOT / "tests" / "corpus", ROOT / "build" / "fuzz"
 _SPEC = ImageSpec(8, 8, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-_MOST_PIXELS = 100_000  # or a run is spent on decoding
+_MAX_PIXELS = 100_000  # larger images would spend the run on decoding
 
 
 def manifest(data: bytes, folder: Path) -> None:
@@ -48,14 +48,14 @@ def tokenizer(data: bytes, folder: Path) -> None:
 
 
 def image(data: bytes, folder: Path) -> None:
-    """A picture in any format."""
+    """An image in any format."""
     del folder
-    prepare(data, _SPEC, max_pixels=_MOST_PIXELS)
+    prepare(data, _SPEC, max_pixels=_MAX_PIXELS)
 
 
 def checkpoint(data: bytes, folder: Path) -> None:
     """config.json of a checkpoint, and its tensors."""
-    os.environ["HF_HUB_OFFLINE"] = "1"  # a config may name what is on the hub
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a config may name a model of the hub
     from blip2rt.modeling import weights
     from blip2rt.modeling.checkpoint import Checkpoint
 
@@ -80,7 +80,7 @@ TARGETS: dict[str, Callable[[bytes, Path], None]] = {
 
 
 def attempt(name: str, data: bytes) -> None:
-    """Give the bytes to a target. What is no Blip2rtError of one line is a finding."""
+    """Pass the bytes to a target. Anything but a Blip2rtError of one line is a finding."""
     folder = Path(tempfile.mkdtemp(prefix="blip2rt-fuzz-"))
     try:
         TARGETS[name](data, folder)
@@ -91,12 +91,12 @@ def attempt(name: str, data: bytes) -> None:
 
 
 def seeds(name: str) -> list[bytes]:
-    """The corpus of a target, the smallest first."""
+    """The corpus of a target, smallest first."""
     return sorted((file.read_bytes() for file in (CORPUS / name).iterdir()), key=len)
 
 
 def mutate(rng: random.Random, corpus: list[bytes]) -> bytes:
-    """A file of the corpus with some bytes changed, cut out, doubled, or taken from another."""
+    """A corpus file with some bytes changed, removed, doubled, or taken from another."""
     data = bytearray(rng.choice(corpus))
     for _ in range(rng.randint(1, 6)):
         start = rng.randrange(len(data) + 1)
@@ -118,9 +118,9 @@ def mutate(rng: random.Random, corpus: list[bytes]) -> bytes:
 
 
 def run_random(name: str, seconds: float, seed: int) -> int:
-    """Random changes for so long; return how many. Raise what is found, its bytes kept."""
+    """Run random mutations for this time; return their number. Raise a finding and save its bytes."""
     rng, corpus, done = random.Random(seed), seeds(name), 0
-    for data in corpus:  # the first one imports what the target needs
+    for data in corpus:  # the first one imports the target's modules
         attempt(name, data)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -136,11 +136,11 @@ def run_random(name: str, seconds: float, seed: int) -> int:
 
 
 def run_guided(name: str, seconds: int) -> None:
-    """libFuzzer for so long. It ends the process itself, with exit code 1 or more where something was found."""
+    """Run libFuzzer for this time. It exits itself, with 1 or more if it found something."""
     import atheris
 
     for data in seeds(name):
-        attempt(name, data)  # imports what the target needs
+        attempt(name, data)  # imports the target's modules
     for module in [module for key, module in sys.modules.items() if key.partition(".")[0] == "blip2rt"]:
         for function in vars(module).values():
             if inspect.isfunction(function) and function.__module__ == module.__name__:

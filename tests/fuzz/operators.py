@@ -1,10 +1,9 @@
-"""The core's operators beside ONNX Runtime's own: `python -m tests.fuzz.operators [--seconds N] [--seed S]`.
+"""Fuzz the core's operators against ONNX Runtime's own: `python -m tests.fuzz.operators [--seconds N] [--seed S]`.
 
-Each try makes a graph of random shapes, blocks and values (MatMulInt4, MatMulInt8 with the attention of an image
-encoder, Attention with and without CrossAttention), half of them altered as a stranger might. Sound graphs give what
-ONNX Runtime's own operators give, up to their rounding; altered ones do too, or are an error. The graphs run in a
-process of their own. Where that ends, the same graph must end ONNX Runtime, too. What is found lies in
-build/fuzz/operators.
+Each case is a graph of random shapes, blocks and values (MatMulInt4, MatMulInt8 with the attention of an image encoder,
+Attention with and without CrossAttention); half of them are mutated. Valid graphs must agree with ONNX Runtime's own
+operators within rounding; mutated ones must agree or raise an error. Graphs run in a separate process; if it crashes,
+ONNX Runtime must crash on the same graph. Findings are saved in build/fuzz/operators.
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ from tests.engines.native.graphs import Model, model, value
 
 ROOT = Path(__file__).parents[2]
 FOUND = ROOT / "build" / "fuzz" / "operators"
-SIGNALS = (-4, -6, -7, -8, -11)  # of a process that broke
+SIGNALS = (-4, -6, -7, -8, -11)  # of a crashed process
 MICROSOFT = {"domain": "com.microsoft"}
 
 
 @dataclass
 class Case:
-    """A graph, and how to run it. bound: how far each number may be from ONNX Runtime's, (N) or one for all."""
+    """A graph, and how to run it. bound: tolerance to ONNX Runtime's outputs, (N) or one for all."""
 
     graph: Model
-    feeds: list[np.ndarray]  # of x, one a run; none: by the loop
-    columns: np.ndarray | None = None  # sums of absolute weights that a number is made of, (N)
-    terms: np.ndarray | float = 0.0  # and of what is added and taken away for them, (N): of codes and of zero points
-    block: int = 0  # activations are rounded by so many; 0: a row at once
+    feeds: list[np.ndarray]  # values of x, one per run; none: run by the loop
+    columns: np.ndarray | None = None  # sums of absolute weights per output, (N)
+    terms: np.ndarray | float = 0.0  # sums of the codes' and zero points' terms, (N)
+    block: int = 0  # activations are rounded in blocks of this size; 0: by row
     width: int = 16  # of the loop's heads
     kv_heads: int = 1
     crosses: bool = False
@@ -50,7 +49,7 @@ class Case:
 
 
 def numbers(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Activations: mostly tame, sometimes all alike, zero, tiny, huge, or with a few that stand out."""
+    """Activations: mostly normal, sometimes constant, zero, tiny, huge, or with outliers."""
     x = rng.standard_normal(shape)
     kind = rng.integers(8)
     if kind == 0:
@@ -138,7 +137,7 @@ def int8(rng: np.random.Generator) -> Case:
 
 
 def encoder_attention(rng: np.random.Generator) -> Case:
-    """graphs.int8, the products and the attention of an image encoder, of other sizes."""
+    """graphs.int8, the products and attention of an image encoder, with random sizes."""
     width = int(rng.choice([1, 4, 8, 16, 24, 32, 48, 64, 88, 96]))
     sizes = graphs.Sizes(
         heads=int(rng.integers(1, 5)), width=width, positions=int(rng.integers(1, 70)), k=int(rng.integers(1, 90))
@@ -149,7 +148,7 @@ def encoder_attention(rng: np.random.Generator) -> Case:
 
 
 def attention(rng: np.random.Generator) -> Case:
-    """graphs.decoder, a language model of one layer, of other sizes; its loop is run."""
+    """graphs.decoder, a one-layer language model, with random sizes, run by the loop."""
     crosses = bool(rng.random() < 0.4)
     width = 16 if crosses else int(rng.choice([8, 16, 24, 32, 48, 64, 80]))
     sizes = graphs.Sizes(
@@ -178,7 +177,7 @@ KINDS = {"int4": int4, "int8": int8, "encoder_attention": encoder_attention, "at
 
 
 def answers(case: Case, folder: Path, ours: bool) -> tuple[list[np.ndarray], list[str]]:
-    """What the graph in the folder says, and the kernels of ours that it ran."""
+    """The outputs of the graph in the folder, and which of our kernels it ran."""
     options = {"custom_int4": ours, "custom_int8": ours, "custom_attention": ours}
     session = Session(runtime(), str(folder / "graph.onnx"), 1, **options)
     if case.embed is None:
@@ -198,7 +197,7 @@ def answers(case: Case, folder: Path, ours: bool) -> tuple[list[np.ndarray], lis
 
 
 def bounds(case: Case, x: np.ndarray) -> np.ndarray | float:
-    """How far a product may be from ONNX Runtime's: both round activations to 8 bits, by block, row or tensor."""
+    """Tolerance of a product: both sides round activations to 8 bits, by block, row or tensor."""
     assert case.columns is not None
     if not x.size:
         return 0.0
@@ -245,7 +244,7 @@ def in_16_bits(case: Case, folder: Path) -> list[np.ndarray]:
 
 
 def short(x: str, y: str) -> list[Any]:
-    """The nodes that round x to bfloat16."""
+    """Nodes that round x to bfloat16."""
     return [
         helper.make_node("Cast", [x], [f"{y} short"], to=TensorProto.BFLOAT16),
         helper.make_node("Cast", [f"{y} short"], [y], to=TensorProto.FLOAT),
@@ -253,7 +252,7 @@ def short(x: str, y: str) -> list[Any]:
 
 
 def check(case: Case, folder: Path, altered: bool) -> list[str]:
-    """The kernels of ours that ran; none where the graph is an error. Raise AssertionError for another answer."""
+    """Which of our kernels ran; none if the graph is an error. Raise AssertionError for a wrong output."""
     try:
         got, kernels = answers(case, folder, True)
     except (RuntimeError, MemoryError) as error:
@@ -264,7 +263,7 @@ def check(case: Case, folder: Path, altered: bool) -> list[str]:
     try:
         want, _ = answers(case, folder, False)
     except (RuntimeError, MemoryError):
-        return kernels  # it checks some nodes less strictly where a graph has operators of ours
+        return kernels  # ONNX Runtime checks some nodes less strictly next to our operators
     for number, (mine, theirs) in enumerate(zip(got, want, strict=True)):
         assert mine.shape == theirs.shape, (mine.shape, theirs.shape)
         if not theirs.size or not np.isfinite(theirs).all():
@@ -286,13 +285,13 @@ def check(case: Case, folder: Path, altered: bool) -> list[str]:
 
 
 def make(seed: int, number: int, folder: Path) -> tuple[str, Case, bool]:
-    """Try `number` of a seed: its kind, the case, and whether it was altered. Its graphs are written."""
+    """Case `number` of a seed: its kind, the case, and whether it is mutated. Writes its graphs."""
     rng, draw = np.random.default_rng([seed, number]), random.Random(f"{seed} {number}")
     kind = draw.choice(list(KINDS))
     case = KINDS[kind](rng)
     altered = draw.random() < 0.5
     for _ in range(draw.choice([1, 1, 2, 3]) if altered else 0):
-        with contextlib.suppress(Exception):  # what onnx itself cannot read or write
+        with contextlib.suppress(Exception):  # onnx cannot read or write it
             mutants.mutate(case.graph, draw)
     for name, graph in (("graph", case.graph), ("embed", case.embed), ("encoder", case.encoder)):
         if graph is not None:
@@ -301,7 +300,7 @@ def make(seed: int, number: int, folder: Path) -> tuple[str, Case, bool]:
 
 
 def work(seed: int, first: int, seconds: float, folder: Path) -> None:
-    """The process that runs the graphs. It prints each number before."""
+    """Run graphs in this process; print each case's number first."""
     (folder / "a.data").write_bytes(bytes(5000))
     end, number, ran = time.monotonic() + seconds, first, dict.fromkeys(KINDS, 0)
     while time.monotonic() < end:
@@ -316,14 +315,14 @@ def work(seed: int, first: int, seconds: float, folder: Path) -> None:
 
 
 def theirs(seed: int, number: int, folder: Path) -> None:
-    """The same try by ONNX Runtime's own operators alone."""
+    """Run the same case with ONNX Runtime's operators only."""
     _, case, _ = make(seed, number, folder)
     with contextlib.suppress(RuntimeError, MemoryError):
         answers(case, folder, False)
 
 
 def run(seconds: float, seed: int) -> str:
-    """Fuzz for a while; return what was done. Raise AssertionError for a finding, whose graphs are kept."""
+    """Fuzz for a while; return a summary. Raise AssertionError for a finding and keep its graphs."""
     end, first, endings = time.monotonic() + seconds, 0, 0
     with tempfile.TemporaryDirectory(prefix="blip2rt-fuzz-") as name:
         folder = Path(name)

@@ -1,7 +1,7 @@
-"""Throws random options and damaged manifests at the runtime: `python -m tests.fuzz.options [--seconds N] [--seed N]`.
+"""Fuzz the runtime with random options and manifests: `python -m tests.fuzz.options [--seconds N] [--seed N]`.
 
-Everything must either work or be refused with an error that is meant for the user; a crash, another exception or a hang
-is a finding. tests/runtime/test_fuzz.py runs it for a moment, `make fuzz` for long.
+Each call must work or raise an error for users; a crash, another exception or a hang is a finding.
+tests/runtime/test_fuzz.py runs it briefly, `make fuzz` for longer.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SENSIBLE |= {"seed": [0, 2**64 - 1], "first_image": [0, 2**64 - 1]}
 
 
 class Fuzzer:
-    """A tiny bundle and what is thrown at it. Each method does one random thing; findings are exceptions."""
+    """A tiny bundle and random attacks on it. Findings are exceptions."""
 
     def __init__(self, folder: Path, rng: random.Random) -> None:
         self.rng = rng
@@ -79,7 +79,7 @@ class Fuzzer:
         return what
 
     def manifests(self) -> str:
-        """A bundle whose manifest is damaged here and there."""
+        """A bundle with a damaged manifest."""
         damaged = copy.deepcopy(self.manifest)
         changes = [self._damage(damaged) for _ in range(self.rng.randint(1, 3))]
         what = f"manifest with {changes}"
@@ -109,7 +109,7 @@ class Fuzzer:
         return options
 
     def _damage(self, node: Any) -> str:
-        """Changes something somewhere below `node`; says what."""
+        """Change something below `node`; return a description."""
         path = ""
         while True:
             key = self.rng.choice(list(node) if isinstance(node, dict) else list(range(len(node))))
@@ -126,12 +126,12 @@ class Fuzzer:
                 node[key] = child + self.rng.choice([-1, 1, 8, -child, 10**4])
             else:
                 plain = [junk for junk in JUNK if not isinstance(junk, bytes | np.ndarray | np.generic)]
-                node[key] = copy.deepcopy(self.rng.choice(plain))  # damaged in turn, it must not come to hold itself
+                node[key] = copy.deepcopy(self.rng.choice(plain))  # a copy, so that it never contains itself
             return f"{path} = {node[key]!r}"
 
 
 class _Refusals:
-    """Lets one kind of exception pass, with a message; every other one is a finding that names what was done."""
+    """Accept one kind of exception, with a message; any other is a finding that names the action."""
 
     def __init__(self, kind: type[Exception], what: str) -> None:
         self.kind, self.what = kind, what
@@ -149,10 +149,10 @@ class _Refusals:
 
 
 def run(seconds: float, seed: int, report: Callable[[str], object] = print) -> int:
-    """Fuzzes for a while; gives the number of tries. Raises AssertionError for a finding."""
+    """Fuzz for a while; return the number of tries. Raises AssertionError for a finding."""
     rng = random.Random(seed)
     tries = 0
-    warnings.simplefilter("error", RuntimeWarning)  # numbers out of bounds
+    warnings.simplefilter("error", RuntimeWarning)  # numeric overflow
     with tempfile.TemporaryDirectory() as folder:
         fuzzer = Fuzzer(Path(folder), rng)
         end = time.monotonic() + seconds

@@ -1,4 +1,4 @@
-"""Every backend keeps to what blip2rt.backends asks of it; what a backend has not got is refused by name."""
+"""Every backend implements the interface of blip2rt.backends; unknown keywords are rejected by name."""
 
 from __future__ import annotations
 

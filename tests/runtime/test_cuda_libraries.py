@@ -1,4 +1,4 @@
-"""NVIDIA's libraries are found where pip puts them; and the backend that has no GPU says which has."""
+"""NVIDIA's libraries from pip packages, and the devices of the backend ort."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_ort_runs_on_cpu_only(tiny: Tiny, device: str, instead: str) -> None:
 
 
 def test_pip_installed_nvidia_libraries_are_loaded(tmp_path: Path) -> None:
-    """A provider without a path to its libraries, which need each other."""
+    """Libraries that depend on each other, without a search path."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("needs a C compiler")

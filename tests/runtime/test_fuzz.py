@@ -1,4 +1,4 @@
-"""A moment of tests/fuzz; `make fuzz` goes on for as long as one likes."""
+"""A short run of tests/fuzz; `make fuzz` runs longer."""
 
 from __future__ import annotations
 

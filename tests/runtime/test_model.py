@@ -1,4 +1,4 @@
-"""What stands around a model: opened by name, closed, pickled, warmed up, awaited; arrays of any layout and colour."""
+"""Models: loading, closing, pickling, warm-up, async calls; arrays of any layout and channel order."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_warm_up_loads_everything(tiny: Tiny, photo: Any, monkeypatch: pytest.Mo
 
     model = blip2rt.load(tiny.path)
     model.warm_up()
-    monkeypatch.setattr(ort, "native", None)  # what opens a session
+    monkeypatch.setattr(ort, "native", None)  # opens sessions
     assert model.caption(photo()) is not None
     assert model.match(photo(), "a dog")
 
@@ -96,7 +96,7 @@ def test_async_calls_do_not_block_the_loop(tiny: Tiny, photo: Any) -> None:
 
 
 class Tensor:
-    """What other libraries have."""
+    """A tensor of another library."""
 
     def __init__(self, array: np.ndarray) -> None:
         self._array = array
@@ -133,7 +133,7 @@ def test_load_accepts_bgr(tiny: Tiny, photo: Any) -> None:
     bgr = blip2rt.load(tiny.path, color="bgr")
     np.testing.assert_array_equal(bgr.embed_image(image[:, :, ::-1]), want)
     np.testing.assert_array_equal(bgr.prepare(image[:, :, ::-1]), blip2rt.load(tiny.path).prepare(image))
-    np.testing.assert_array_equal(bgr.embed_image(Image.fromarray(image)), want)  # a file says what it holds
+    np.testing.assert_array_equal(bgr.embed_image(Image.fromarray(image)), want)  # only arrays are affected
     with pytest.raises(OptionError, match="color is 'BGR': give 'rgb', or 'bgr'"):
         blip2rt.load(tiny.path, color="BGR")
 
@@ -158,7 +158,7 @@ def test_unreadable_files_are_reported(tmp_path: Path) -> None:
 
     writer = threading.Thread(target=write)
     writer.start()
-    with os.fdopen(ends[0], "rb", 0) as pipe:  # it cannot go back to its start
+    with os.fdopen(ends[0], "rb", 0) as pipe:  # cannot seek
         np.testing.assert_array_equal(prepare(pipe, spec), want)
     writer.join()
     closed = io.BytesIO(b"x")

@@ -1,4 +1,4 @@
-"""The pipeline on a tiny bundle of real graphs, against numpy; its errors."""
+"""The pipeline on a tiny bundle, compared with numpy; its errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def model(tiny: Tiny) -> blip2rt.Model:
 
 
 def expected(tiny: Tiny, model, image: np.ndarray, prompt: str, most: int) -> str:
-    """Greedy text in numpy, as the decoder has it."""
+    """Greedy text computed in numpy."""
     pixels = to_pixels([image], model.bundle.manifest.image)
     prefix = tiny.prefix(tiny.vision(pixels))[0]
     ids = tiny.greedy(prefix, [WORDS.index(word) for word in prompt.split()], most)
@@ -168,7 +168,7 @@ def test_bad_options_are_named_before_any_image_is_read(model, options, words):
 
 
 def test_non_iterables_are_rejected(model, photo):
-    """An open file is one thing, though it can be iterated over; a path is no sequence of letters."""
+    """An open file is one image, although it is iterable; a path is not a sequence of letters."""
     stream = io.BytesIO()
     Image.fromarray(photo()).save(stream, "PNG")
     assert model.caption(stream) == model.caption(stream.getvalue())
@@ -230,7 +230,7 @@ def test_missing_components_are_named(tiny, tmp_path, photo):
 
 def test_only_the_needed_graphs_are_opened(tiny, tmp_path, photo):
     write_bundle(tmp_path / "b", tiny.weights)
-    for name in ("itm", "text_embed"):  # right size, no graph
+    for name in ("itm", "text_embed"):  # right size, but no graph
         file = tmp_path / "b" / f"{name}.onnx"
         file.write_bytes(bytes(file.stat().st_size))
     model = blip2rt.load(tmp_path / "b")

@@ -1,4 +1,4 @@
-"""What is known of a text besides itself, budgets of time, and bad images that stop nobody."""
+"""Scored texts, max_time, and errors of bad images."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_max_time_includes_the_encoder(tiny, photo, monkeypatch):
 
 
 def test_max_time_truncates_unfinished_texts_only(tiny, photo, monkeypatch):
-    """Images that go together: one that ended before the time was over is not marked."""
+    """In a batch, a text that ended before max_time is not truncated."""
     model = blip2rt.load(tiny.path, threads=1)
     images = [photo() for _ in range(60)]
     said = model.caption(images, scores=True, num_beams=1, max_new_tokens=30)

@@ -1,4 +1,4 @@
-"""Many Python threads on one loaded model for minutes: every answer is a single thread's, and memory stays bounded.
+"""Many threads on one model for minutes: results equal those of one thread, and memory stays bounded.
 
 BLIP2RT_STRESS_SECONDS sets how long; tests/engines/native/stress.cpp does the same below Python, under sanitizers.
 """
@@ -23,7 +23,7 @@ from tests.tiny.bundle import Tiny
 pytest.importorskip("blip2rt._native")
 THREADS = 32
 SECONDS = float(os.environ.get("BLIP2RT_STRESS_SECONDS", "120"))
-GROWTH = 64 * 2**20  # bytes that all threads together may have taken after a quarter of the time, for arenas' sake
+GROWTH = 64 * 2**20  # bytes of growth after a quarter of the time, for malloc's arenas
 
 
 def resident() -> int:
@@ -32,13 +32,13 @@ def resident() -> int:
 
 
 def jobs_of(model: blip2rt.Model, images: list[np.ndarray]) -> list[Callable[[], Any]]:
-    """Calls of every kind whose results are always the same."""
+    """Calls of every kind with reproducible results."""
 
     def chat(image: np.ndarray, beams: int) -> list[str]:
         talk = model.chat(image, num_beams=beams)
         return [talk.ask(question, max_new_tokens=4) for question in ("what is red", "who runs")]
 
-    def broken_off(image: np.ndarray) -> str:
+    def first_piece(image: np.ndarray) -> str:
         for piece in model.stream(image, max_new_tokens=8):
             return piece
         return ""
@@ -56,7 +56,7 @@ def jobs_of(model: blip2rt.Model, images: list[np.ndarray]) -> list[Callable[[],
             lambda image=image, drawn=drawn: model.caption(image, num_beams=3, top_k=6, **drawn),
             lambda image=image: model.ask(image, ["what is red", "who runs"], repetition_penalty=1.5),
             lambda image=image: "".join(model.stream(image, question="who runs", stop_strings="dog")),
-            lambda image=image: broken_off(image),
+            lambda image=image: first_piece(image),
             lambda image=image, number=number: chat(image, 1 + number % 3),
         ]
     return jobs

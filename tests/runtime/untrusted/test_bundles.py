@@ -1,4 +1,4 @@
-"""A bundle whose files are damaged: every command says so in one line, whatever the files hold."""
+"""Damaged bundles: every command reports them in one line."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def picture(tmp_path: Path) -> str:
 
 
 def put(folder: Path, name: str, data: bytes) -> None:
-    """Write a file and let the manifest know its size and hash."""
+    """Write a file, and its size and hash into the manifest."""
     (folder / name).write_bytes(data)
     if name != MANIFEST:
         manifest = json.loads((folder / MANIFEST).read_text())

@@ -1,4 +1,4 @@
-"""Image files from a stranger: what they claim is judged before memory is taken, and no other program is started."""
+"""Untrusted image files: sizes are checked before memory is allocated, and no other program is started."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(touch
 
 
 def png_that_claims(width: int, height: int) -> bytes:
-    """A PNG of a few bytes whose header promises width x height RGBA pixels."""
+    """A tiny PNG whose header claims width x height RGBA pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -45,7 +45,7 @@ def test_oversized_header_allocates_nothing() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 @pytest.mark.parametrize(("mode", "most"), [("RGB", 5), ("RGBA", 9), ("P", 6), ("LA", 9), ("I;16", 7)])
 def test_decoding_memory_is_bounded(tmp_path: Path, mode: str, most: int) -> None:
-    """A PNG of 16 million pixels; most: bytes a pixel. Pillow has four for RGB and for what has alpha."""
+    """A PNG of 16 million pixels; most: bytes per pixel. Pillow uses four for RGB and alpha."""
     side = 4000
     transparency = {"transparency": 0} if mode == "P" else {}
     Image.new(mode, (side, side)).save(tmp_path / "a.png", compress_level=1, **transparency)
@@ -68,7 +68,7 @@ def test_callers_pixel_limit_applies() -> None:
     with pytest.raises(ImageError, match=r"9,999 in all .* load\(max_pixels=N\)"):
         prepare(data.getvalue(), SPEC, max_pixels=9_999)
     assert MAX_PIXELS == 50_000_000 and Image.MAX_IMAGE_PIXELS is not None
-    assert MOST_PIXELS == 2 * Image.MAX_IMAGE_PIXELS  # beyond which Pillow refuses
+    assert MOST_PIXELS == 2 * Image.MAX_IMAGE_PIXELS  # Pillow's limit
     with pytest.raises(OptionError, match="max_pixels is 178956971: give a number of pixels from 1 to 178,956,970"):
         blip2rt.load(max_pixels=MOST_PIXELS + 1)
 
@@ -80,7 +80,7 @@ def test_sides_are_limited() -> None:
 
 @pytest.mark.parametrize("kind", ["EPS", "TGA", "PCX", "SGI", "ICO", "IM", "DDS", "ICNS", "SPIDER"])
 def test_only_supported_formats_are_opened(kind: str) -> None:
-    """Pillow itself would read each of these."""
+    """Pillow would read each of these."""
     data = io.BytesIO()
     Image.new("F" if kind == "SPIDER" else "RGB", (32, 32)).save(data, kind)
     with Image.open(io.BytesIO(data.getvalue())) as opened:
@@ -90,7 +90,7 @@ def test_only_supported_formats_are_opened(kind: str) -> None:
 
 
 def test_postscript_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow would call gs for an EPS file whatever its name is."""
+    """Pillow would run gs for an EPS file with any name."""
     called = tmp_path / "called"
     for name in ("gs", "gswin64c"):
         (tmp_path / name).write_text(f"#!/bin/sh\ntouch {called}\n")
@@ -114,7 +114,7 @@ def test_pipes_and_devices_do_not_block(tmp_path: Path) -> None:
 
 
 def test_memory_errors_become_image_errors() -> None:
-    """In a process that may have little: a MemoryError of one picture is its ImageError, and the next is read."""
+    """With limited memory, one picture's MemoryError becomes its ImageError, and the next is read."""
     code = """
 import io, resource
 import numpy as np

@@ -1,4 +1,4 @@
-"""The commands that errors name work for how blip2rt was installed."""
+"""Install commands in errors match how blip2rt was installed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from blip2rt import install_hints
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_install_command_names_the_checkout() -> None:
@@ -36,7 +36,7 @@ def test_install_command_names_the_checkout() -> None:
 def test_install_command_names_the_origin(
     origin: object, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An index, a folder that is gone, a repository, a folder with a space in its name."""
+    """An index, a missing folder, a repository, a folder with a space in its name."""
     here = tmp_path / "a checkout"
     here.mkdir()
     if origin == "here":

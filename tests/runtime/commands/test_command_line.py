@@ -21,7 +21,7 @@ from blip2rt.command_line import Parser, UsageError, nonempty, path, run, whole
 from blip2rt.errors import ImageError, OptionError
 from blip2rt.install_hints import pip_install
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 # How each command is called, and an option with a choice: None where it has none.
 COMMANDS: dict[str, tuple[str, ...] | None] = {

@@ -1,4 +1,4 @@
-"""`blip2rt doctor` here, and on machines that it is made to see."""
+"""`blip2rt doctor` on this machine and on simulated ones."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_missing_or_broken_core_is_reported(error: Exception, state: str, monkey
 
 
 def test_missing_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless something is installed that is made for one."""
+    """Unless GPU packages are installed."""
     monkeypatch.setattr(gpu, "_LIBRARIES", ("libnothing.so",))
     version = doctor._version
     monkeypatch.setattr(doctor, "_version", lambda package: version(package) if package == "onnxruntime" else None)
@@ -65,11 +65,11 @@ def test_missing_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_missing_library_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As onnxruntime and onnxruntime-gpu leave it, when one is removed."""
+    """The state after removing one of onnxruntime and onnxruntime-gpu."""
     (tmp_path / "onnxruntime" / "capi").mkdir(parents=True)
     (tmp_path / "onnxruntime" / "__init__.py").touch()
     monkeypatch.setattr(ort, "_runtime", None)
-    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)  # whoever has imported it
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)  # another test may have imported it
     monkeypatch.syspath_prepend(tmp_path)
     text, code = doctor.report(doctor.examine())
     assert code == 2 and "-> pip install --force-reinstall onnxruntime" in text and "libonnxruntime" in text
@@ -116,7 +116,7 @@ def test_jetson_is_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 def test_onnxruntime_replaces_unsupported_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of none, and of one that does not know the card."""
+    """No TensorRT, and one that does not support the GPU."""
     monkeypatch.setattr(gpu, "find", lambda: H100)
     without_tensorrt(monkeypatch)
     assert lines(doctor.examine())["TensorRT"].state == "missing"
@@ -158,7 +158,7 @@ def test_little_memory_suggests_swap(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_failing_driver_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The driver's own words, when it is there and no device is."""
+    """The driver's own message if there is no device."""
 
     class Library:
         def cuInit(self, flags: int) -> int:

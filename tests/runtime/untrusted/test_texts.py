@@ -1,4 +1,4 @@
-"""Texts from a stranger: a special token in them is text where the caller says so, and length costs nothing."""
+"""Untrusted texts: special tokens can be read as text, and length costs nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ END, START = "<|im_end|>", "<|im_start|>"
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A byte-level tokenizer with two special tokens, as chat models have them."""
+    """A byte-level tokenizer with two special tokens, like a chat model's."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,4 +1,4 @@
-"""The tests' own house: who imports whom, and where random numbers come from."""
+"""Conventions of the tests: imports, and the source of random numbers."""
 
 from __future__ import annotations
 

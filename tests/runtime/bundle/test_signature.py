@@ -1,4 +1,4 @@
-"""Signed manifests: minisign's own signatures are accepted, and nothing else is."""
+"""Signed manifests: only valid signatures of minisign are accepted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RAW = (serialization.Encoding.Raw, serialization.PublicFormat.Raw)
 
 
 class Maker:
-    """A key pair, and signatures as minisign writes them."""
+    """A key pair and signatures in minisign's format."""
 
     def __init__(self, folder: Path, number: bytes = b"12345678") -> None:
         self.private, self.number = Ed25519PrivateKey.generate(), number
