@@ -1,1 +1,1 @@
-"""The backend trt, on a stand-in of driver and TensorRT."""
+"""Tests of the backend trt on a simulated driver and TensorRT."""

@@ -1,4 +1,4 @@
-"""Fixtures: bundles, and the machine."""
+"""Fixtures: bundles and the simulated machine."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def tiny_case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 @pytest.fixture(params=["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "qwen2", "t5"))])
 def exported_case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """The exporter's own graph that writes its cache."""
+    """An exported model whose graph writes its cache in place."""
     return case_of(f"{request.param}, native", tmp_path_factory)
 
 
 @pytest.fixture
 def native_case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """A model whose graph writes its cache."""
+    """A model whose graph writes its cache in place."""
     return case_of("native", tmp_path_factory)
 
 
@@ -44,6 +44,6 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
 
 @pytest.fixture
 def rtx_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
-    """With tensorrt-rtx in tensorrt's place."""
+    """A machine with tensorrt-rtx instead of tensorrt."""
     driver = Driver()
     return installed(Machine(driver, TensorRTRtx(driver)), monkeypatch, tmp_path)

@@ -1,10 +1,10 @@
-"""A stand-in for the NVIDIA driver, NVRTC and TensorRT, on host memory: what the backend trt calls, and no more.
+"""A simulation of the NVIDIA driver, NVRTC and TensorRT in host memory, limited to what the backend trt calls.
 
-It is as strict as it can be. Work on a stream is only written down, and done when somebody waits: what is freed or
-reused too early is found out, on the host too. Every address that an engine or a kernel's launch names must lie in
-live memory, aligned, with room enough; shapes must be within the profile; outputs must not lie over inputs or each
-other; fresh memory is full of NaN, and nobody may read it. ONNX Runtime runs the graphs, the kernels are
-engines/search/kernels.cu compiled for the CPU. What breaks a rule raises `Misuse`, which no code of ours catches.
+It is as strict as possible. Work on a stream is recorded and runs only when a caller waits for it, which reveals memory
+that is freed or reused too early, on the host too. Every address passed to an engine or a kernel must lie in live,
+aligned memory of sufficient size; shapes must fit the profile; outputs must not overlap inputs or each other; fresh
+memory is full of NaN, which must not be read. ONNX Runtime runs the graphs, and engines/search/kernels.cu is compiled
+for the CPU. Any violation raises `Misuse`, which our code never catches.
 """
 
 from __future__ import annotations
@@ -58,13 +58,24 @@ _one_kernel = threading.Lock()
 
 @functools.cache
 def cpu_kernels() -> Any:
-    """kernels.cu compiled for the CPU."""
+    """Compile kernels.cu for the CPU."""
     compiler = shutil.which("c++")
     if compiler is None:
         pytest.skip("needs a C++ compiler")
     source = ROOT / "tests" / "engines" / "native" / "kernels_cpu.cpp"
-    command = [compiler, "-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC",
-               "-pthread", f"-I{ROOT / 'engines'}"]  # fmt: skip
+    command = [
+        compiler,
+        "-std=c++17",
+        "-O2",
+        "-ffp-contract=off",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-shared",
+        "-fPIC",
+        "-pthread",
+        f"-I{ROOT / 'engines'}",
+    ]
     library = compiled(command, [source], ".so")
     loaded = ctypes.CDLL(str(library))
     loaded.launch.restype = ctypes.c_bool
@@ -73,7 +84,7 @@ def cpu_kernels() -> Any:
 
 
 class Stream:
-    """Work that is written down; `captured` is where it goes while the stream is being captured."""
+    """Recorded work; during a capture it goes to `captured`."""
 
     def __init__(self, handle: int) -> None:
         self.handle, self.work, self.captured, self.invalid = handle, [], None, False
@@ -90,13 +101,13 @@ class Stream:
 
 
 class Driver:
-    """cuda.bindings.driver on host memory."""
+    """cuda.bindings.driver in host memory."""
 
     def __init__(self, memory: int = 1 << 30, version: int = 12060, threads: int = 1) -> None:
         self.memory, self.version, self.threads = memory, version, threads
         self.live: dict[int, tuple[int, Any]] = {}
         self.host: dict[int, Any] = {}
-        self.copying: dict[int, int] = {}  # copies to host memory that are not done
+        self.copying: dict[int, int] = {}  # pending copies to host memory
         self.streams: dict[int, Stream] = {}
         self.modules: set[str] = set()
         self.handles = itertools.count(0x1000)
@@ -105,14 +116,14 @@ class Driver:
         self.current = False
         self.CUstreamCaptureMode = self.CUdevice_attribute = int
 
-    # What tests look at
+    # State that tests inspect
 
     @property
     def used(self) -> int:
         return sum(size for size, _ in list(self.live.values()))
 
     def require(self, address: int, size: int, what: str) -> None:
-        """`size` bytes at `address` lie within one live piece of memory."""
+        """Require that `size` bytes at `address` lie within one live allocation."""
         for start, (length, _) in list(self.live.items()):  # other threads allocate
             if start <= address and address + size <= start + length:
                 return
@@ -157,7 +168,7 @@ class Driver:
             return CUresult.CUDA_ERROR_OUT_OF_MEMORY, 0
         raw = (ctypes.c_uint8 * (size + ALIGNMENT))()
         start = -(-ctypes.addressof(raw) // ALIGNMENT) * ALIGNMENT
-        ctypes.memset(start, 0xFF, size)  # NaN of every kind
+        ctypes.memset(start, 0xFF, size)  # NaN in every float type
         self.live[start] = (size, raw)
         return OK, start
 
@@ -188,7 +199,7 @@ class Driver:
     def cuMemcpyHtoDAsync(self, address: int, host: int, size: int, stream: Any) -> tuple:
         data = self.host_view(host, size).copy()
 
-        def work() -> None:  # a GPU that shares the machine's memory may read it only now
+        def work() -> None:  # an integrated GPU may read it only now
             self.require(address, size, "copy to the device")
             must(unchanged(host, data), "host memory is freed or changed before it is copied to the device")
             self.host_view(address, size)[:] = data
@@ -298,13 +309,13 @@ class Driver:
         (x, y, z, threads, block_y, block_z, shared, stream, arguments, extra) = rest
         must((z, block_y, block_z, shared, extra) == (1, 1, 1, 0, 0), "an unusual launch")
         must(x >= 1 and 1 <= y <= 65535 and 1 <= threads <= 1024, "a grid that no GPU takes")
-        values = copied(kernel.decode(), arguments)  # by the call
+        values = copied(kernel.decode(), arguments)
         self.launched.append(kernel.decode())
 
         def work() -> None:
             check_launch(self, kernel.decode(), values, x, y)
             pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
-            with _one_kernel:  # as they share their static memory
+            with _one_kernel:  # since blocks share their static memory
                 must(cpu_kernels().launch(kernel, x, y, self.threads, pointers), f"no kernel {kernel.decode()}")
 
         self._stream(stream).put(work)
@@ -312,7 +323,7 @@ class Driver:
 
 
 def unchanged(address: int, data: np.ndarray) -> bool:
-    """Whether memory of this process still holds `data`. It may have been given back to the system."""
+    """Whether memory of this process still holds `data`. It may have been returned to the system."""
     try:
         with open("/proc/self/mem", "rb", buffering=0) as memory:
             return os.pread(memory.fileno(), data.nbytes, address) == data.tobytes()
@@ -322,19 +333,21 @@ def unchanged(address: int, data: np.ndarray) -> bool:
         return False
 
 
-# The kernels' parameters: p a pointer, q 64 bits, i 32 bits.
+# Kernel parameters: p is a pointer, q has 64 bits, i has 32 bits.
 PARAMETERS = {"scatter": "ppppppqqiiii", "choose": "ppppppppppppi", "reorder": "pppppqiii", "spread": "pppqqi"}
 
 
 def copied(kernel: str, arguments: int) -> list[Any]:
     kinds = {"p": ctypes.c_int64, "q": ctypes.c_int64, "i": ctypes.c_int32}
     pointers = (ctypes.c_void_p * len(PARAMETERS[kernel])).from_address(arguments)
-    return [kinds[kind](kinds[kind].from_address(pointer).value)
-            for kind, pointer in zip(PARAMETERS[kernel], pointers, strict=True)]  # fmt: skip
+    return [
+        kinds[kind](kinds[kind].from_address(pointer).value)
+        for kind, pointer in zip(PARAMETERS[kernel], pointers, strict=True)
+    ]
 
 
 def check_launch(driver: Driver, kernel: str, arguments: list[Any], rows: int, tensors: int) -> None:
-    """Whatever the kernel reads and writes lies in live memory."""
+    """Require that everything a kernel reads and writes lies in live memory."""
     values = [argument.value for argument in arguments]
 
     def array(address: int, dtype: Any, count: int) -> np.ndarray:
@@ -392,7 +405,7 @@ def check_launch(driver: Driver, kernel: str, arguments: list[Any], rows: int, t
 
 
 class Nvrtc:
-    """cuda.bindings.nvrtc: compiles nothing, and says what for."""
+    """cuda.bindings.nvrtc: compiles nothing, and records the architecture."""
 
     def nvrtcVersion(self) -> tuple:
         return 0, 12, 6
@@ -423,7 +436,7 @@ class Nvrtc:
 
 
 class TensorRT:
-    """The module `tensorrt`: builder, parser, runtime. A plan is the graph's path, its profiles and whom it is for."""
+    """The module `tensorrt`: builder, parser, runtime. A plan holds the graph's path, its profiles and its GPU."""
 
     __name__, __version__ = "tensorrt", "10.3.0"
     TensorIOMode = SimpleNamespace(INPUT="INPUT", OUTPUT="OUTPUT")
@@ -443,9 +456,9 @@ class TensorRT:
         self.builds = 0
         self.refuses_builds: str | None = None
         self.refuses_capture = False
-        self.wrong_profile: int | None = None  # whose float outputs are turned around, as a faulty builder may
+        self.wrong_profile: int | None = None  # whose float outputs are reversed, to simulate a faulty builder
         self.begins = True
-        self.flags: list[str] = []  # of the last builder
+        self.flags: list[str] = []  # of the latest builder
         self.contexts: list[Context] = []
 
     def Builder(self, log: Any) -> Any:
@@ -480,7 +493,7 @@ class TensorRT:
 
 
 class TensorRTRtx(TensorRT):
-    """What the module `tensorrt_rtx` has besides: it compiles kernels on the device, for each shape that it meets."""
+    """The module `tensorrt_rtx`, which also compiles kernels at run time for each new shape."""
 
     __name__, __version__ = "tensorrt_rtx", "1.7.0"
     ComputeCapability = SimpleNamespace(SM75=0, SM80=1, SM86=2, SM89=3, SM120=4, SM121=5)
@@ -490,7 +503,7 @@ class TensorRTRtx(TensorRT):
     def __init__(self, driver: Driver) -> None:
         super().__init__(driver)
         self.capturable = True
-        self.compiled = self.serialized = 0  # kernels; how often a cache was asked for them
+        self.compiled = self.serialized = 0  # kernels; how often a cache was serialized
 
     def engine(self, made: dict) -> Engine:
         must(made["flags"] == ["REQUIRE_USER_ALLOCATION"], "a context that allocates while it runs")
@@ -498,7 +511,7 @@ class TensorRTRtx(TensorRT):
 
 
 class RuntimeCache:
-    """Kernels by the shapes that they are for."""
+    """Run-time kernels by shape."""
 
     def __init__(self, trt: TensorRTRtx) -> None:
         self.trt, self.known = trt, set()
@@ -547,9 +560,10 @@ class Network:
         value = self.inputs[index]
         dims = value.type.tensor_type.shape.dim
         return SimpleNamespace(
-            name=value.name, shape=tuple(-1 if dim.dim_param else dim.dim_value for dim in dims),
+            name=value.name,
+            shape=tuple(-1 if dim.dim_param else dim.dim_value for dim in dims),
             get_dimension_name=lambda axis: dims[axis].dim_param,
-        )  # fmt: skip
+        )
 
 
 class Builder:
@@ -582,8 +596,13 @@ class Builder:
         profiles = [profile.shapes for profile in config.profiles] or [{}]
         inputs = [network.get_input(index) for index in range(network.num_inputs)]
         fixed = {each.name: each.shape for each in inputs if -1 not in each.shape}
-        made = {"gpu": self.trt.gpu, "path": network.path, "profiles": profiles, "fixed": fixed,
-                "flags": self.trt.flags}  # fmt: skip
+        made = {
+            "gpu": self.trt.gpu,
+            "path": network.path,
+            "profiles": profiles,
+            "fixed": fixed,
+            "flags": self.trt.flags,
+        }
         return json.dumps(made).encode()
 
 
@@ -596,8 +615,8 @@ class Engine:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.add_session_config_entry("session.disable_quant_qdq", "1")  # int8 as the operators say
-        options.log_severity_level = 3  # a cache that is copied is a warning
+        options.add_session_config_entry("session.disable_quant_qdq", "1")  # quantize exactly as the graph says
+        options.log_severity_level = 3  # ONNX Runtime warns about copied caches
         self.session = ort.InferenceSession(made["path"], options, providers=["CPUExecutionProvider"])
         graph = onnx.load(made["path"], load_external_data=False).graph
         self.inputs = [value.name for value in graph.input]
@@ -632,7 +651,7 @@ class Engine:
 
 
 class Context:
-    """Checks everything that it is told, and runs the graph when its stream is waited for."""
+    """Checks every call, and runs the graph when its stream is waited for."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.driver = engine, engine.trt.driver
@@ -640,7 +659,7 @@ class Context:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.scratch = (0, 0)
-        self.warm: Any = None  # the shapes with which it has run
+        self.warm: Any = None  # shapes of earlier runs
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
         self.driver._stream(stream)
@@ -666,12 +685,14 @@ class Context:
         return address % ALIGNMENT == 0
 
     def axes(self) -> dict[str, int]:
-        """Free axes by name, as the inputs' shapes have them."""
+        """Sizes of the dynamic axes, according to the inputs' shapes."""
         sizes: dict[str, int] = {}
         for name in self.engine.inputs:
             for axis, size in zip(self.engine.dims(name), self.shapes[name], strict=True):
-                must(not isinstance(axis, str) or sizes.setdefault(axis, size) == size,
-                     f"{name} has {size} of {axis}, another input {sizes.get(axis)}")  # fmt: skip
+                must(
+                    not isinstance(axis, str) or sizes.setdefault(axis, size) == size,
+                    f"{name} has {size} of {axis}, another input {sizes.get(axis)}",
+                )
         return sizes
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
@@ -717,7 +738,7 @@ class Context:
         for start, end, name in spans:
             if name in self.engine.inputs:
                 continue
-            own = name.replace("present_", "past_")  # a cache that the graph writes lies where it lay
+            own = name.replace("present_", "past_")  # an in-place cache keeps its address
             must(own not in self.engine.inputs or own == name or addresses[own] == start, f"{name} is not {own}")
             for other_start, other_end, other in spans:
                 apart = end <= other_start or other_end <= start
@@ -743,7 +764,7 @@ class RtxEngine(Engine):
 
 
 class RtxContext(Context):
-    """Compiles at the first run of each shape, and is captured only after it was asked whether it may be."""
+    """Compiles at the first run of each shape, and may be captured only after it was asked."""
 
     def __init__(self, engine: RtxEngine, cache: RuntimeCache) -> None:
         super().__init__(engine)

@@ -1,4 +1,4 @@
-"""A tiny model as a bundle of either target, and the stand-in machine that the backend trt finds."""
+"""A tiny model as a bundle of either target, and the simulated machine that the backend trt finds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIZES = PlanSizes(max_batch=2, max_beams=4, capacity=48)
 class Case:
     """The same tiny model as a bundle of either target, in float32.
 
-    "native": its graph writes the cache itself; "FAMILY, native": as the exporter writes it.
+    "native": its graph writes the cache in place; "FAMILY, native": the same, exported.
     """
 
     ort: Path
@@ -53,8 +53,10 @@ def case_of(name: str, folder: pytest.TempPathFactory) -> Case:
         where = folder.mktemp(name)
         if name in ("tiny", "native"):
             weights = tiny_trt.random_llm_weights(np.random.default_rng(SEED))
-            made = [tiny_trt.write(where / target, weights, target, in_place=name == "native" and target == "trt")
-                    for target in ("ort", "trt")]  # fmt: skip
+            made = [
+                tiny_trt.write(where / target, weights, target, in_place=name == "native" and target == "trt")
+                for target in ("ort", "trt")
+            ]
             _cases[name] = Case(*made, name)
             return _cases[name]
         pytest.importorskip("torch")
@@ -64,7 +66,7 @@ def case_of(name: str, folder: pytest.TempPathFactory) -> Case:
 
         family, _, native = name.partition(", ")
         model = build(family, SEED)
-        model.get_output_embeddings().weight.data.mul_(3)  # decided opinions: few near ties
+        model.get_output_embeddings().weight.data.mul_(3)  # larger score differences: fewer near ties
         made = [
             tiny_trt.write_model(where / target, model, target) for target in ("ort", "trt-native" if native else "trt")
         ]
@@ -74,7 +76,7 @@ def case_of(name: str, folder: pytest.TempPathFactory) -> Case:
 
 @dataclass
 class Machine:
-    """The stand-in machine that the backend finds."""
+    """The simulated machine that the backend finds."""
 
     driver: Driver
     trt: TensorRT
@@ -84,7 +86,7 @@ class Machine:
 
 
 def installed(found: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
-    """Let the backend find the machine, and keep its plans in tmp_path."""
+    """Make the backend find the machine, and store its plans in tmp_path."""
     monkeypatch.setattr("blip2rt.backends.trt.builder.load_tensorrt", lambda name=None: found.trt)
     monkeypatch.setattr("blip2rt.backends.trt.builder.identity", lambda trt: f"tensorrt {trt.__version__}")
     monkeypatch.setattr("blip2rt.backends.trt.builder.builds_without_gpu", lambda trt: False)

@@ -1,5 +1,4 @@
-"""The backend trt as a whole on the stand-in (tests/trt/gpu_stand_in.py): it says what the native loop on ONNX
-Runtime says; and what it says where the machine cannot do what it should."""
+"""The backend trt on a simulated machine (tests/trt/gpu_stand_in.py) gives the CPU loop's results."""
 
 from __future__ import annotations
 
@@ -29,32 +28,35 @@ def random_options(rng: random.Random, vocab: int, eos: list[int]) -> dict[str, 
     options["num_beams"] = rng.randint(1, 4)
     if rng.random() < 0.4:
         options |= {"do_sample": True, "seed": rng.randrange(10**6), "temperature": rng.uniform(0.5, 2)}
-        options |= rng.choice([{}, {"top_k": rng.randint(1, vocab)}, {"top_p": rng.random()}, {"min_p": 0.1},
-                               {"top_k": 9, "top_p": 0.7}])  # fmt: skip
+        options |= rng.choice(
+            [{}, {"top_k": rng.randint(1, vocab)}, {"top_p": rng.random()}, {"min_p": 0.1}, {"top_k": 9, "top_p": 0.7}]
+        )
         if options["num_beams"] == 1:
             options["num_return_sequences"] = rng.randint(1, 4)
     if options["num_beams"] > 1:
-        options |= {"num_return_sequences": rng.randint(1, options["num_beams"]),
-                    "length_penalty": rng.choice([1.0, 0.0, -1.0, 2.0]),
-                    "early_stopping": rng.choice(["true", "false", "never"])}  # fmt: skip
-    extra = rng.choice([{}, {}, {"repetition_penalty": rng.choice([1.4, 0.8])}, {"no_repeat_ngram_size": 2},
-                        {"bad_words_ids": [[eos[0]], [rng.randrange(vocab)], [rng.randrange(vocab) for _ in range(2)]]},
-                        {"min_new_tokens": 3}, {"forced_prefix": [rng.randrange(vocab), 5]}])  # fmt: skip
+        options |= {
+            "num_return_sequences": rng.randint(1, options["num_beams"]),
+            "length_penalty": rng.choice([1.0, 0.0, -1.0, 2.0]),
+            "early_stopping": rng.choice(["true", "false", "never"]),
+        }
+    bad_words = {"bad_words_ids": [[eos[0]], [rng.randrange(vocab)], [rng.randrange(vocab) for _ in range(2)]]}
+    penalty, prefix = {"repetition_penalty": rng.choice([1.4, 0.8])}, {"forced_prefix": [rng.randrange(vocab), 5]}
+    extra = rng.choice([{}, {}, penalty, {"no_repeat_ngram_size": 2}, bad_words, {"min_new_tokens": 3}, prefix])
     return options | extra
 
 
 def noisy(
     native: Any, prefix: np.ndarray, prompts: list[list[int]], options: dict[str, Any], most: float
 ) -> Iterator[Any]:
-    """What the native loop says when each number of the prefix is noisy by a share of about `most`, time after time."""
+    """The CPU loop's results for prefixes with relative noise of about `most`, one after the other."""
     rng = np.random.default_rng(SEED)
     for _ in range(50):
         shaken = (prefix * (1 + rng.normal(size=prefix.shape) * most)).astype(np.float32)
         yield native.generate(shaken, prompts, options)
 
 
-def undecided(native: Any, prefix: np.ndarray, prompts: list[list[int]], options: dict[str, Any], want: Any) -> bool:
-    """Whether noise of the size of rounding changes what the native loop itself says."""
+def is_near_tie(native: Any, prefix: np.ndarray, prompts: list[list[int]], options: dict[str, Any], want: Any) -> bool:
+    """Whether noise as small as rounding errors changes the CPU loop's own tokens."""
     return any(tokens(each) != tokens(want) for each in noisy(native, prefix, prompts, options, 1e-5))
 
 
@@ -83,19 +85,19 @@ def test_random_options_match_the_cpu_loop(case: Case, machine: Machine, turn: i
         got, want = both
         what = f"turn {turn}, {options}"
         if tokens(got) != tokens(want):
-            assert undecided(native, prefix, prompts, options, want), what
+            assert is_near_tie(native, prefix, prompts, options, want), what
             continue
         clear += 1
         far = np.abs(scores(got) - scores(want)) - 2e-4 * (1 + np.abs(scores(want)))
-        if (far > 0).any():  # of some weights rounding moves the native loop's own scores as far
+        if (far > 0).any():  # for some weights, rounding moves the CPU loop's own scores as far
             same = [each for each in noisy(native, prefix, prompts, options, 1e-6) if tokens(each) == tokens(want)]
             assert far.max() < max((np.abs(scores(each) - scores(want)).max() for each in same), default=0.0), what
     assert clear >= 9
     assert "graph" in machine.driver.calls  # steps were replayed
 
 
-def says_what_native_says(case: Case, machine: Machine, turns: int) -> tuple[Any, np.ndarray, list[list[int]]]:
-    """Compares texts of random options. Returns the device's backend, its notes cleared, and what it was given."""
+def matches_the_cpu_loop(case: Case, machine: Machine, turns: int) -> tuple[Any, np.ndarray, list[list[int]]]:
+    """Compare tokens for random options. Return the device's backend, its log cleared, and its inputs."""
     rng, native, device = random.Random(SEED), case.native(), machine.load(case)
     prefix, prompts = case.inputs(3)
     vocab = read(case.ort).manifest.llm.vocab_size
@@ -103,15 +105,16 @@ def says_what_native_says(case: Case, machine: Machine, turns: int) -> tuple[Any
         options = random_options(rng, vocab, [5, 9])
         want, got = (backend.generate(prefix, prompts, options) for backend in (native, device))
         same = tokens(got) == tokens(want)
-        assert same or undecided(native, prefix, prompts, options, want), f"turn {turn}, {options}"
+        assert same or is_near_tie(native, prefix, prompts, options, want), f"turn {turn}, {options}"
     machine.driver.launched.clear()
     return device, prefix, prompts
 
 
 def test_in_place_cache_matches_the_cpu_loop(native_case: Case, machine: Machine) -> None:
-    """Texts are the native loop's, in place of one image and of several, with beams and without; nothing is scattered,
-    and prompts are spread over rows only where rows are not images."""
-    device, prefix, prompts = says_what_native_says(native_case, machine, 10)
+    """For one image and several, with and without beams. Nothing is scattered, and prompts are spread over rows only if
+    rows are not images.
+    """
+    device, prefix, prompts = matches_the_cpu_loop(native_case, machine, 10)
     device.generate(prefix[:2], prompts[:2], {"max_new_tokens": 6, "eos_token_ids": []})
     assert set(machine.driver.launched) == {"choose"} and "graph" in machine.driver.calls
     device.generate(prefix[:2], prompts[:2], {"max_new_tokens": 6, "eos_token_ids": [], "num_beams": 2})
@@ -120,9 +123,9 @@ def test_in_place_cache_matches_the_cpu_loop(native_case: Case, machine: Machine
 
 @pytest.mark.long(12)
 def test_exported_in_place_cache_matches_the_cpu_loop(exported_case: Case, machine: Machine) -> None:
-    """`--target trt-native` through the loop: texts are those of the target ort."""
+    """`--target trt-native` on the device gives the tokens of the target ort."""
     assert plans.language_sizes(read(exported_case.trt), plans.resolve(read(exported_case.trt), SIZES)).in_place
-    device, prefix, prompts = says_what_native_says(exported_case, machine, 8)
+    device, prefix, prompts = matches_the_cpu_loop(exported_case, machine, 8)
     device.generate(prefix[:2], prompts[:2], {"max_new_tokens": 6, "eos_token_ids": []})
     assert "scatter" not in machine.driver.launched and "graph" in machine.driver.calls
 
@@ -130,16 +133,17 @@ def test_exported_in_place_cache_matches_the_cpu_loop(exported_case: Case, machi
 def test_model_gives_the_same_text_as_on_the_cpu(
     tiny_case: Case, machine: Machine, photo: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """From pixels to text, in batches larger than the plans', streamed, asked, and in conversation."""
+    """From pixels to text: in batches larger than the plans', streamed, with questions and in a conversation."""
     device = blip2rt.load(tiny_case.trt, backend="trt", engines=SIZES)
-    assert "building for Orin" in caplog.text  # the first load builds, and says so
+    assert "building for Orin" in caplog.text  # the first load builds and logs it
     caplog.clear()
     assert machine.trt.builds == 4
     native = blip2rt.load(tiny_case.ort, threads=1)
     photos = [photo() for _ in range(5)]
     assert device.caption(photos, num_beams=3) == native.caption(photos, num_beams=3)
     assert device.caption(photos[0], do_sample=True, seed=5, num_captions=3) == native.caption(
-        photos[0], do_sample=True, seed=5, num_captions=3)  # fmt: skip
+        photos[0], do_sample=True, seed=5, num_captions=3
+    )
     assert list(device.stream(photos[0])) == list(native.stream(photos[0]))
     one, other = device.chat(photos[1]), native.chat(photos[1])
     for question in ("what is the dog", "who sits", "red or blue"):
@@ -168,7 +172,7 @@ def test_stepping_gives_the_same_tokens_as_generate(tiny_case: Case, machine: Ma
 
 
 def test_memory_is_allocated_once(tiny_case: Case, machine: Machine) -> None:
-    """And given back by generations that nobody runs to their end, and when something fails."""
+    """Abandoned and failed generations free it."""
     prefix, prompts = tiny_case.inputs(2)
     device = machine.load(tiny_case)
     options = {"max_new_tokens": 5, "num_beams": 2}
@@ -182,7 +186,7 @@ def test_memory_is_allocated_once(tiny_case: Case, machine: Machine) -> None:
     assert (machine.driver.used, len(machine.driver.streams)) == (used, streams) and not machine.driver.host
     with pytest.raises(BackendError, match="not finite"):
         device.generate(np.full_like(prefix, np.nan), prompts, options)
-    assert machine.driver.used == 0 and not machine.driver.host  # that cache is not used again
+    assert machine.driver.used == 0 and not machine.driver.host  # that cache is not reused
     assert device.generate(prefix, prompts, options)
 
 
@@ -204,7 +208,7 @@ def test_closed_model_frees_all_memory(tiny_case: Case, machine: Machine, photo:
     for call in (lambda: model.caption(photo()), lambda: next(model.stream(photo())), begun.step):
         with pytest.raises(BackendError, match="closed: load it again"):
             call()
-    stepped.run()  # what was under way goes on to its end
+    stepped.run()  # a running generation continues to its end
     assert stepped.results() == want
     assert holds(machine) == (0, 0, 0, 0)
     model.close()
@@ -226,7 +230,7 @@ def test_generation_is_collected_while_another_acquires_a_lane(
     device = machine.load(tiny_case)
     left: list[Any] = [device.begin(prefix, prompts, {"max_new_tokens": 5})]
     left[0].step()
-    left.append(left)  # a circle, which the garbage collector alone ends
+    left.append(left)  # a reference cycle, which only the garbage collector frees
     del left
     create = machine.driver.cuStreamCreate
     monkeypatch.setattr(machine.driver, "cuStreamCreate", lambda flags: (gc.collect(), create(flags))[1])
@@ -246,9 +250,8 @@ def test_device_failure_is_reported_over_cleanup_failures(
         name = "CUDA_ERROR_ILLEGAL_ADDRESS"
 
     def fails(*_: Any) -> tuple[Any]:
-        for call in ("cuStreamSynchronize", "cuEventSynchronize", "cuEventDestroy", "cuMemFree", "cuMemFreeHost",
-                     "cuStreamDestroy"):  # fmt: skip
-            monkeypatch.setattr(machine.driver, call, lambda *_: (Failed(700),))
+        for call in "StreamSynchronize EventSynchronize EventDestroy MemFree MemFreeHost StreamDestroy".split():
+            monkeypatch.setattr(machine.driver, f"cu{call}", lambda *_: (Failed(700),))
         return (Failed(700),)
 
     monkeypatch.setattr(machine.driver, "cuLaunchKernel", fails)
@@ -278,7 +281,7 @@ def test_threads_use_separate_lanes(tiny_case: Case, machine: Machine) -> None:
 
 
 def test_the_step_is_captured_once(tiny_case: Case, machine: Machine) -> None:
-    """The first step is enqueued as it is, the second captured; generations of the same shape replay it."""
+    """The first step is enqueued, the second captured; later generations of the same shape replay it."""
     prefix, prompts = tiny_case.inputs(2)
     device = machine.load(tiny_case)
     options = {"max_new_tokens": 6, "eos_token_ids": []}
@@ -303,7 +306,7 @@ def test_failed_capture_warns_and_enqueues_each_step(
 
 
 def test_keys_and_values_can_be_float16(tiny_case: Case, machine: Machine, tmp_path: Path) -> None:
-    """As the export's fp16 has them: near the native loop's float32, the same as long as that is clear."""
+    """As in fp16 exports: close to the CPU loop's float32, and equal where there is no near tie."""
     weights = tiny_trt.random_llm_weights(np.random.default_rng(SEED))
     half = Case(tiny_case.ort, tiny_trt.write(tmp_path / "half", weights, "trt", half=True), "half")
     prefix, prompts = tiny_case.inputs(2)
@@ -323,7 +326,7 @@ def test_thread_blocks_choose_the_same_tokens(tiny_case: Case, machine: Machine)
     assert tokens(got) == tokens(tiny_case.native().generate(prefix, prompts, options))
 
 
-# What a machine lacks
+# A real GPU
 
 
 @pytest.mark.gpu
@@ -333,7 +336,7 @@ def test_thread_blocks_choose_the_same_tokens(tiny_case: Case, machine: Machine)
 def test_gpu_gives_the_same_text_as_the_cpu(
     tiny_case: Case, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """`pytest -m gpu`: TensorRT or what runs in its place, the driver and NVRTC themselves: no stand-in."""
+    """`pytest -m gpu`: TensorRT or its replacement with the real driver and NVRTC."""
     found = gpu.find()
     if isinstance(found, str):
         pytest.skip(f"needs a GPU: {found}")
@@ -341,7 +344,7 @@ def test_gpu_gives_the_same_text_as_the_cpu(
         "cuda.bindings.driver", reason="needs cuda-bindings: pip install 'blip2rt[trt-cu12]', or trt-cu13"
     )
     try:
-        plans.runner()  # or what takes TensorRT's place
+        plans.runner()  # or its replacement
     except BackendError as error:
         pytest.skip(str(error))
     monkeypatch.setenv("BLIP2RT_CACHE", str(tmp_path))
@@ -350,4 +353,4 @@ def test_gpu_gives_the_same_text_as_the_cpu(
     device, native = backends.create("trt", read(tiny_case.trt), device="cuda", engines=SIZES), tiny_case.native()
     for _ in range(3):  # enqueued, captured, replayed
         got, want = device.generate(prefix, prompts, options), native.generate(prefix, prompts, options)
-        assert tokens(got) == tokens(want) or undecided(native, prefix, prompts, options, want)
+        assert tokens(got) == tokens(want) or is_near_tie(native, prefix, prompts, options, want)

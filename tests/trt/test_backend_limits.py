@@ -1,4 +1,4 @@
-"""What the backend trt says where the machine cannot do what it should."""
+"""Errors of the backend trt on a machine that lacks something."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_failed_build_gives_one_line(tiny_case: Case, machine: Machine) -> None:
 
 
 def test_plan_of_another_gpu_is_rejected(tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under another card's name it is never looked at; what TensorRT refuses is named, with the fix."""
+    """A plan for another card's name is never read; a plan that TensorRT rejects is named, with the fix."""
     prefix, prompts = tiny_case.inputs(1)
     machine.load(tiny_case)
     machine.trt.gpu = "another"
@@ -80,7 +80,7 @@ def test_missing_gpu_driver_or_bindings_gives_one_line(
 
 
 def test_simulated_driver_calls_exist() -> None:
-    """The stand-in has no function that the real modules lack."""
+    """The simulation has no function that the real modules lack."""
     driver = pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings")
     nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
     for stand_in, real in ((Driver, driver), (Nvrtc, nvrtc)):
@@ -101,7 +101,7 @@ def test_simulated_tensorrt_calls_exist() -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx: pip install 'blip2rt[trt-check]'")
     from tests.trt.gpu_stand_in import Context, Engine
 
-    own = {"dims", "numpy_dtype", "axes", "run", "profiles", "fixed"}  # of the stand-in alone
+    own = {"dims", "numpy_dtype", "axes", "run", "profiles", "fixed"}  # helpers of the simulation
     for stand_in, real in ((Engine, trt.ICudaEngine), (Context, trt.IExecutionContext)):
         assert not [name for name in vars(stand_in) if name[0] != "_" and name not in own and not hasattr(real, name)]
     for name in ("num_io_tensors", "num_optimization_profiles", "device_memory_size_v2"):

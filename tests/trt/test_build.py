@@ -1,4 +1,4 @@
-"""blip2rt-build with tensorrt_rtx, which needs no GPU: the check, the parser's complaints, the cache of plans."""
+"""blip2rt-build with tensorrt_rtx, which needs no GPU: --check, parser errors, the plan cache."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ needs_rtx = pytest.mark.skipif(
 
 
 def vision_graph() -> onnx.ModelProto:
-    """pixels (B,3,8,12) -> a convolution in float16 -> vision_features (B,6,8)"""
+    """A float16 convolution: pixels (B,3,8,12) -> vision_features (B,6,8)"""
     rng = np.random.default_rng(new_seed())
     tensors = {
-        "weight": rng.normal(size=(8, 3, 4, 4)).astype(np.float16), "shape": np.array([0, 8, 6]),
-    }  # fmt: skip
+        "weight": rng.normal(size=(8, 3, 4, 4)).astype(np.float16),
+        "shape": np.array([0, 8, 6]),
+    }
     nodes = [
         helper.make_node("Cast", ["pixels"], ["half"], to=TensorProto.FLOAT16),
         helper.make_node("Conv", ["half", "weight"], ["map"], strides=[4, 4]),
@@ -59,7 +60,7 @@ def vision_graph() -> onnx.ModelProto:
 
 
 def bundle(path: Path, change=lambda graph: None, target: str = "trt") -> Path:
-    """A bundle of an image encoder alone, its graph changed by `change`."""
+    """A bundle of an image encoder only, its graph modified by `change`."""
     graph = vision_graph()
     change(graph.graph)
     with BundleWriter(path, overwrite=True) as writer:
@@ -82,14 +83,14 @@ def unknown_op(graph: onnx.GraphProto) -> None:
 
 
 def mixed_types(graph: onnx.GraphProto) -> None:
-    """float16 + float32: what a strongly typed network does not forgive."""
+    """float16 + float32, which a strongly typed network rejects."""
     graph.initializer.append(numpy_helper.from_array(np.ones((1, 8, 1, 1), np.float32), "wide"))
     graph.node[2].op_type = "Add"
     graph.node[2].input.append("wide")
 
 
 def wrong_volume(graph: onnx.GraphProto) -> None:
-    """Parsed, and refused by the builder."""
+    """Accepted by the parser, rejected by the builder."""
     graph.initializer[1].CopyFrom(numpy_helper.from_array(np.array([0, 7, 6]), "shape"))
     graph.node[3].name = "the_activation"
 
@@ -107,12 +108,12 @@ def test_broken_graph_gives_one_line_with_its_node(
     lines = [line for line in said.splitlines() if "error" in line]
     assert len(lines) == 1 and lines[0].startswith("blip2rt-build: error: vision: ")
     assert "the_activation" in lines[0] and words in lines[0] and "Cuda" not in lines[0]
-    assert not caplog.records  # a warning would be printed where logging is not configured
+    assert not caplog.records  # without logging configured, Python would print warnings
 
 
 @needs_rtx
 def test_failed_build_leaves_no_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or the garbage collector ends it within our log, which TensorRT calls while it holds the lock that this wants."""
+    """Otherwise the garbage collector may destroy it inside our logger, which TensorRT calls while it holds a lock."""
     made, kept = builder.create, []
 
     def noted(log: Any, kind: Any) -> Any:
@@ -128,7 +129,7 @@ def test_failed_build_leaves_no_builder(tmp_path: Path, monkeypatch: pytest.Monk
 
 @needs_rtx
 def test_a_plan_is_built_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """And again for other sizes, another GPU, other weights, or when it was tampered with."""
+    """And rebuilt for other sizes, GPUs or weights, or after tampering."""
     where, cache = bundle(tmp_path / "b"), tmp_path / "cache"
 
     def build(*more: str) -> Path:
@@ -147,14 +148,14 @@ def test_a_plan_is_built_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     first.with_suffix(".json").write_text(json.dumps(note))
     time = first.stat().st_mtime_ns
     assert build() == first and first.stat().st_mtime_ns != time
-    bundle(where)  # random weights anew
+    bundle(where)  # new random weights
     assert build() != first
     assert not list(cache.glob(".*"))
 
 
 @needs_rtx
 def test_edited_graph_needs_another_plan(tmp_path: Path) -> None:
-    """The manifest still has the hash of the graph that was."""
+    """Even though the manifest still has the old hash."""
     read = contract.read(bundle(tmp_path / "b"))
     trt, sizes = builder.load_tensorrt("tensorrt_rtx"), plans.resolve(read, plans.PlanSizes())
     before = plans.origin(trt, read, "vision", sizes, "SM86")
@@ -174,7 +175,7 @@ def test_a_timing_cache_is_written_and_read(tmp_path: Path, caplog: pytest.LogCa
 
 @pytest.mark.parametrize("parsed", [True, False])
 def test_timing_cache_of_another_gpu_is_replaced(parsed: bool, caplog: pytest.LogCaptureFixture) -> None:
-    """As TensorRT says it: tensorrt-rtx takes any."""
+    """Simulates TensorRT's answer; tensorrt-rtx accepts any cache."""
 
     class Config:
         def create_timing_cache(self, data: bytes) -> bytes | None:
@@ -211,7 +212,7 @@ def test_progress_is_a_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsy
 
 @needs_rtx
 def test_ctrl_c_stops_a_build_at_its_next_step(tmp_path: Path) -> None:
-    """Though the main thread waits for TensorRT, where Python hears nothing."""
+    """Although the main thread waits for TensorRT, where Python handles no signals."""
     heard = threading.Event()
 
     def ctrl_c(number: int, frame: Any) -> None:
@@ -230,7 +231,7 @@ def test_ctrl_c_stops_a_build_at_its_next_step(tmp_path: Path) -> None:
             assert threading.current_thread() is not threading.main_thread()
             os.kill(os.getpid(), signal.SIGINT)
             assert heard.wait(60)
-            time.sleep(0.5)  # until the main thread has said so
+            time.sleep(0.5)  # until the main thread signals it
 
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -242,7 +243,7 @@ def test_ctrl_c_stops_a_build_at_its_next_step(tmp_path: Path) -> None:
 
 @needs_rtx
 def test_plan_file_is_memory_mapped(tmp_path: Path) -> None:
-    """The real runtime takes a mapped file; where there is no GPU, it says so itself."""
+    """The real runtime accepts a mapped file; without a GPU it reports that instead."""
     trt = builder.load_tensorrt("tensorrt_rtx")
     graph, settings = contract.read(bundle(tmp_path / "b")).graph("vision"), builder.Settings(("SM86",))
     plan = tmp_path / "vision.plan"
@@ -299,7 +300,7 @@ def test_missing_tensorrt_gives_one_line(
 def test_other_gpus_need_tensorrt_rtx(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With tensorrt, a plan of the GPU that is there must not be kept as another's."""
+    """With tensorrt, a plan for this machine's GPU must not be stored as another GPU's."""
     import types
 
     module = types.ModuleType("tensorrt")
@@ -311,22 +312,23 @@ def test_other_gpus_need_tensorrt_rtx(
 
 
 def test_sizes_follow_the_bundle(tmp_path: Path) -> None:
-    """The capacity stays within the model's positions; the estimate counts every row's keys and values, and weights
-    once a plan: twice what two graphs share."""
+    """The capacity stays within the model's positions; the estimate counts shared weights once per plan."""
     graph = vision_graph()
     for name in ("llm", "embed"):
         onnx.save(graph, tmp_path / f"{name}.onnx", save_as_external_data=True, location="llm.data", size_threshold=64)
     manifest = replace(make_manifest({}, True, True), target="trt")
     ports = {"llm": ("past_key_0", "float16", ("B", 1, "T", 8)), "embed": ("token_ids", "int64", ("B", "S"))}
-    components = {name: contract.Component(f"{name}.onnx", "fp16", (contract.TensorInfo(*port),), ())
-                  for name, port in ports.items()}  # fmt: skip
+    components = {
+        name: contract.Component(f"{name}.onnx", "fp16", (contract.TensorInfo(*port),), ())
+        for name, port in ports.items()
+    }
     tiny = contract.Bundle(tmp_path, replace(manifest, components=components))
     wanted = plans.resolve(tiny, plans.PlanSizes(max_batch=2, max_beams=3))
-    assert wanted.capacity == 64  # the model has no more
+    assert wanted.capacity == 64  # the model's maximum
     sizes, one = plans.estimate(tiny, wanted), 2 * 8 * 3 * 4 * 4 + (tmp_path / "llm.onnx").stat().st_size
-    keys = 2 * 2 * 8 * 64 * (2 * 3 + 2)  # of rows in the cache, and of prompts on their way to it
+    keys = 2 * 2 * 8 * 64 * (2 * 3 + 2)  # of rows in the cache, and of prompts
     assert (sizes.weights, sizes.cache, sizes.largest) == (2 * one, keys, one)
-    assert sizes.buffers == 2 * 64 * 8  # token ids of the prompts of two images
+    assert sizes.buffers == 2 * 64 * 8  # token ids of two prompts
     step, prompt = plans.profiles(tiny, "llm", wanted)
     assert step["S"] == (1, 1, 1) and prompt["S"][2] == 64 and step["T"] == prompt["T"] == (64, 64, 64)
     assert step["B"] == (1, 6, 6) and prompt["B"] == (1, 2, 2)
@@ -335,7 +337,7 @@ def test_sizes_follow_the_bundle(tmp_path: Path) -> None:
 
 
 def test_tensors_with_shared_data_are_counted_separately(tmp_path: Path) -> None:
-    """As zeros do, of every layer: a file holds them once, and whoever loads the graph holds them all."""
+    """For example zeros of every layer: the file stores them once, but a loaded graph holds them all."""
     same = [numpy_helper.from_array(np.zeros(1000, np.float32), name) for name in ("a", "b")]
     for tensor in same:
         onnx.external_data_helper.set_external_data(tensor, "weights.data", 0, 4000)

@@ -1,4 +1,4 @@
-"""The driver's calls through the installed cuda-bindings, on a driver that stands in for libcuda.so.1."""
+"""The driver calls through the installed cuda-bindings, on a simulated libcuda.so.1."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def test_driver_calls_match_the_bindings(tmp_path: Path) -> None:
     library = compiled(command, [ROOT / "tests" / "trt" / "native" / "libcuda.c"], ".so")
     (tmp_path / "libcuda.so.1").symlink_to(library)
     environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-m", "tests.trt.native.every_call"], cwd=ROOT, env=environment,
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.trt.native.every_call"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0 and done.stdout.endswith(": ok\n"), done.stderr

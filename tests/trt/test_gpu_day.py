@@ -29,7 +29,7 @@ from blip2rt.errors import Blip2rtError
 pytestmark = pytest.mark.long(19)
 
 ROOT = Path(__file__).parents[2]
-# As compute-sanitizer is called: options, then what it watches.
+# Called like compute-sanitizer: options, then the command to watch.
 SANITIZER = """#!/bin/sh
 while [ "$1" != "{python}" ]; do shift; done
 echo "========= ERROR SUMMARY: {errors} errors"
@@ -39,8 +39,19 @@ exit {code}
 
 def run(out: Path, *more: str) -> tuple[int, dict[str, Any], str]:
     """Run the command in a process. Return its exit status, its JSON and its standard error."""
-    command = [sys.executable, "-m", "benchmarks.gpu_day", "--stand-in", "--geometry", "little", "--turns", "3",
-               "--out", str(out), *more]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu_day",
+        "--stand-in",
+        "--geometry",
+        "little",
+        "--turns",
+        "3",
+        "--out",
+        str(out),
+        *more,
+    ]
     path = f"{out / 'bin'}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True)
     return done.returncode, json.loads((out / "gpu_day.json").read_text()), done.stderr
@@ -54,7 +65,7 @@ def sanitizer(out: Path, errors: int) -> None:
 
 
 def test_gpu_day_runs_all_steps_and_resumes_after_a_failure(tmp_path: Path) -> None:
-    """A step that fails keeps no other from its work; the next call takes that step alone, and those left out."""
+    """A failed step does not stop the others; the next run repeats only that step and skipped ones."""
     if shutil.which("c++") is None:
         pytest.skip("needs a C++ compiler")
     sanitizer(tmp_path, 2)
@@ -64,7 +75,13 @@ def test_gpu_day_runs_all_steps_and_resumes_after_a_failure(tmp_path: Path) -> N
         pytest.skip("needs NVRTC: pip install nvidia-cuda-nvrtc")
     assert code == 1 and set(states) == {*day.NAMES}, stderr
     assert {name for name, state in states.items() if state == day.DONE} == {
-        "doctor", "bandwidth", "kernels", "loop-by-onnxruntime", "large-fp16", "large-int4"}, stderr  # fmt: skip
+        "doctor",
+        "bandwidth",
+        "kernels",
+        "loop-by-onnxruntime",
+        "large-fp16",
+        "large-int4",
+    }, stderr
     assert states["sanitize"] == day.FAILED and "2 errors" in results["steps"]["sanitize"]["why"]
     found = {name: step["found"] for name, step in results["steps"].items()}
     assert found["doctor"]["card"]["sm"] == "SM87" and "captions" in str(found["doctor"]["findings"])
@@ -93,7 +110,7 @@ def taken(today: day.Day, name: str) -> bool:
 
 
 def test_results_of_another_card_or_package_are_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of the steps alone that run by the package. Other settings make all results old."""
+    """Only steps that depend on a changed package are repeated; other settings invalidate all results."""
     monkeypatch.setattr(day, "_run", lambda *_: 1)
     packages = {"tensorrt": "10.3", "onnxruntime-gpu": "1.30", "nvidia-cuda-nvrtc": "13.0"}
     today = day.Day(tmp_path, "little", True, 3, "Orin", packages)
@@ -120,7 +137,7 @@ def test_machine_is_described_by_the_steps_interpreter(tmp_path: Path) -> None:
 
 
 def test_interrupted_gpu_day_keeps_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page and a JSON of the steps until then, and of those that an earlier day has taken."""
+    """The report and JSON contain the finished steps, including those of earlier runs."""
 
     def take(cut_at: str, today: day.Day, name: str, *_: Any) -> dict[str, Any]:
         if name == cut_at:
@@ -152,7 +169,7 @@ def test_step_that_finds_faults_fails(tmp_path: Path) -> None:
 def test_steps_are_skipped_if_tensorrt_does_not_support_the_card(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """tensorrt-rtx on an H100: the large steps take ONNX Runtime in its place, or say what both lack."""
+    """tensorrt-rtx on an H100: the large steps use ONNX Runtime instead, or say what both lack."""
     from tests.trt.gpu_stand_in import Driver, TensorRTRtx
 
     today, taken = day.Day(tmp_path, "little"), []
@@ -178,7 +195,7 @@ def test_step_timeout_ends_its_child_processes(tmp_path: Path) -> None:
         assert day._run(["sh", "-c", "sleep 600 & echo $!; wait"], dict(os.environ), words, 1) is None
         assert day._run(["sh", "-c", "exit 3"], dict(os.environ), words, 60) == 3
     begun = Path("/proc") / (tmp_path / "words").read_text().strip() / "stat"
-    for _ in range(100):  # until whoever adopts it has waited for it
+    for _ in range(100):  # until its new parent has reaped it
         if not begun.exists() or begun.read_text().rpartition(")")[2].split()[0] == "Z":
             return
         time.sleep(0.05)
@@ -190,7 +207,7 @@ def test_bundles_are_rebuilt_when_sources_change(tmp_path: Path, monkeypatch: py
 
     def make(path: Path) -> None:
         made.append(path)
-        path.mkdir()  # what was there is gone
+        path.mkdir()  # fails if the old folder still exists
 
     for sources, count in (("a", 1), ("a", 1), ("b", 2), ("b", 2)):
         monkeypatch.setattr(day, "_digest", lambda folders, sources=sources: sources)
@@ -199,18 +216,19 @@ def test_bundles_are_rebuilt_when_sources_change(tmp_path: Path, monkeypatch: py
 
 
 def wheel(folder: Path, name: str, *requires: str) -> None:
-    """A wheel that holds nothing but a name and what it requires."""
+    """An empty wheel with a name and requirements."""
     info = f"{name}-1.0.dist-info"
     needs = "".join(f"Requires-Dist: {each}\n" for each in requires)
     with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as file:
         file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{needs}")
-        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: a test\nRoot-Is-Purelib: true\n"
-                                       "Tag: py3-none-any\n")  # fmt: skip
+        file.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: a test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         file.writestr(f"{info}/RECORD", "")
 
 
 def test_wheels_make_an_environment_or_report_missing_dependencies(tmp_path: Path) -> None:
-    """onnxruntime-gpu serves for onnxruntime, which blip2rt asks for."""
+    """onnxruntime-gpu satisfies blip2rt's requirement of onnxruntime."""
     assert environment.python_for(None, tmp_path) == sys.executable
     wheels, out = tmp_path / "wheels", tmp_path / "out"
     wheels.mkdir()
@@ -235,9 +253,11 @@ def test_wheels_make_an_environment_or_report_missing_dependencies(tmp_path: Pat
 
 
 def test_gpu_day_starts_without_installed_packages(tmp_path: Path) -> None:
-    """Wheels are laid beside the repository: an interpreter without any package reads what it is asked for."""
-    code = "import sys; sys.path[:] = [p for p in sys.path if 'site-packages' not in p]; sys.argv[1:] = {}; " \
-           "import runpy; runpy.run_module('benchmarks.gpu_day', run_name='__main__')"  # fmt: skip
+    """An interpreter without any package parses the command line and installs the wheels."""
+    code = (
+        "import sys; sys.path[:] = [p for p in sys.path if 'site-packages' not in p]; sys.argv[1:] = {}; "
+        "import runpy; runpy.run_module('benchmarks.gpu_day', run_name='__main__')"
+    )
     asked = code.format(["--wheels", str(tmp_path), "--out", str(tmp_path / "out")])
     done = subprocess.run([sys.executable, "-S", "-c", asked], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "has no wheels: put *.whl files there" in done.stderr
@@ -245,7 +265,7 @@ def test_gpu_day_starts_without_installed_packages(tmp_path: Path) -> None:
 
 
 def test_wrong_kernel_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check itself, on the stand-in in this process: without one of the kernels it tells which."""
+    """The check itself, on the simulated driver: it names a kernel that does nothing."""
     from benchmarks.gpu_day import device
     from blip2rt.backends.trt.cuda import Cuda
     from tests.trt.gpu_stand_in import Driver, Nvrtc

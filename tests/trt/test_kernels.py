@@ -1,6 +1,7 @@
-"""engines/search/kernels.cu on the CPU, as one thread and as teams of several: the choice of tokens is that of the
-native loop's search on the same logits, whatever the options; keys and values go where numpy puts them. And NVRTC
-compiles it, where it is installed, for every GPU that is meant."""
+"""engines/search/kernels.cu on the CPU, with one thread and several per block, gives the CPU search's tokens.
+
+It also copies keys and values as numpy does, and NVRTC, if installed, compiles it for every supported GPU.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ ARCHITECTURES = [75, 80, 86, 87, 89, 90, 100, 110, 120]
 
 
 def launch(name: str, grid: tuple[int, int], threads: int, *arguments: Any) -> None:
-    """Arrays are passed by address, None as null."""
+    """Launch a kernel. Arrays are passed by address, None as null."""
     values = []
     for kind, argument in zip(PARAMETERS[name], arguments, strict=True):
         address = argument.ctypes.data if isinstance(argument, np.ndarray) else argument or 0
@@ -37,7 +38,7 @@ def launch(name: str, grid: tuple[int, int], threads: int, *arguments: Any) -> N
 
 
 class Device:
-    """The buffers of `choose`, in host memory."""
+    """The buffers of `choose` in host memory."""
 
     def __init__(self, batch: SearchBatch, vocab: int, k: int, threads: int, vocabulary: Vocabulary | None) -> None:
         plan = batch.plan
@@ -51,7 +52,7 @@ class Device:
         self.parents, self.done = np.zeros(rows, np.int32), np.zeros(self.answers, np.int32)
         self.lengths = np.arange(self.answers, dtype=np.int32) + 5
         self.text = (vocabulary.ends.ctypes.data, vocabulary.bytes.ctypes.data) if vocabulary else (0, 0)
-        self.falling = False  # of equal logits, the graph's list has the largest token first
+        self.falling = False  # among equal logits, the graph's list has the largest token first
 
     def step(self, logits: np.ndarray, first: bool, last: bool) -> None:
         """logits: (images, V) at first, then (rows, V)"""
@@ -59,33 +60,36 @@ class Device:
         order = np.lexsort((-tokens if self.falling else tokens, -logits), axis=1)[:, : self.k]
         top = np.take_along_axis(logits, order, 1)
         total = np.log(np.exp(logits - logits.max(1, keepdims=True), dtype=np.float64).sum(1)) + logits.max(1)
-        plan = np.frombuffer(struct.pack(
-            "=qqqqqqiiii", *self.text, self.batch.memory.ctypes.data, self.rows.ctypes.data, self.weights.ctypes.data,
-            self.sums.ctypes.data, self.batch.plan["stride"], self.beams, last, 0), np.uint8)  # fmt: skip
+        addresses = [each.ctypes.data for each in (self.batch.memory, self.rows, self.weights, self.sums)]
+        packed = struct.pack("=qqqqqqiiii", *self.text, *addresses, self.batch.plan["stride"], self.beams, last, 0)
+        plan = np.frombuffer(packed, np.uint8)
         if not first:
             self.logits[:] = logits
-        launch("choose", (self.answers, 1), self.threads, plan, self.logits, logits if first else None,
-               self.images if first else None, top, order.astype(np.int64), total.astype(np.float32), self.lengths,
-               self.tokens, self.positions, self.parents, self.done, self.k)  # fmt: skip
+        prompts = (logits, self.images) if first else (None, None)
+        graph = top, order.astype(np.int64), total.astype(np.float32)
+        state = self.lengths, self.tokens, self.positions, self.parents, self.done, self.k
+        launch("choose", (self.answers, 1), self.threads, plan, self.logits, *prompts, *graph, *state)
 
 
 def random_options(rng: random.Random, vocab: int) -> dict[str, Any]:
     some = [rng.randrange(vocab) for _ in range(8)]
     options: dict[str, Any] = {
-        "max_new_tokens": rng.randint(1, 8), "num_beams": rng.choice([1, 1, 2, 3, 5]), "eos_token_ids": some[:2],
-        "length_penalty": rng.choice([1.0, -1.0, 2.0]), "early_stopping": rng.choice(["true", "false", "never"]),
-    }  # fmt: skip
+        "max_new_tokens": rng.randint(1, 8),
+        "num_beams": rng.choice([1, 1, 2, 3, 5]),
+        "eos_token_ids": some[:2],
+        "length_penalty": rng.choice([1.0, -1.0, 2.0]),
+        "early_stopping": rng.choice(["true", "false", "never"]),
+    }
     if rng.random() < 0.6:
-        options |= {"do_sample": True, "seed": rng.randrange(10**6), "temperature": rng.uniform(0.5, 2),
-                    "top_k": rng.choice([0, 0, rng.randint(1, vocab)]), "top_p": rng.choice([1.0, rng.random()]),
-                    "min_p": rng.choice([0.0, 0.0, rng.random() * 0.2])}  # fmt: skip
+        options |= {"do_sample": True, "seed": rng.randrange(10**6), "temperature": rng.uniform(0.5, 2)}
+        options |= {"top_k": rng.choice([0, 0, rng.randint(1, vocab)]), "top_p": rng.choice([1.0, rng.random()])}
+        options["min_p"] = rng.choice([0.0, 0.0, rng.random() * 0.2])
     if options["num_beams"] == 1 and "do_sample" in options:
         options["num_return_sequences"] = rng.randint(1, 3)
     if rng.random() < 0.5:
-        options |= rng.choice([{"repetition_penalty": rng.choice([0.7, 1.5])},
-                               {"no_repeat_ngram_size": rng.randint(1, 3)},
-                               {"bad_words_ids": [some[2:3], some[3:5], *([token] for token in range(0, vocab, 2))]},
-                               {"min_new_tokens": 4}])  # fmt: skip
+        bad_words = {"bad_words_ids": [some[2:3], some[3:5], *([token] for token in range(0, vocab, 2))]}
+        penalty, ngrams = {"repetition_penalty": rng.choice([0.7, 1.5])}, {"no_repeat_ngram_size": rng.randint(1, 3)}
+        options |= rng.choice([penalty, ngrams, bad_words, {"min_new_tokens": 4}])
     return options
 
 
@@ -99,12 +103,12 @@ def test_kernels_choose_the_same_tokens_as_the_cpu_loop(vocab: int, threads: int
         options = random_options(rng, vocab)
         if rng.random() < 0.2:
             options |= {"stop_strings": [b"abc", b"dd", b"e"], "vocabulary": vocabulary}
-        spread = rng.choice([3, 3, 40])  # weights that float32 can hold, and others
+        spread = rng.choice([3, 3, 40])  # weights that float32 represents exactly, and others
 
         def logits(rows: int, spread: int = spread) -> np.ndarray:
             return (numbers.normal(size=(rows, vocab)) * spread).astype(np.float32)
 
-        ties += not both_choose(
+        ties += not choices_match(
             vocab, options, threads, vocabulary, logits, f"turn {turn}: {options}", 3 if turn % 5 == 0 else -1
         )
     assert ties <= 1
@@ -114,7 +118,7 @@ def test_kernels_choose_the_same_tokens_as_the_cpu_loop(vocab: int, threads: int
 @pytest.mark.parametrize("vocab", [40, 777])
 @pytest.mark.parametrize("levels", [1, 3, 60])
 def test_ties_go_to_the_smallest_token_id(levels: int, vocab: int, threads: int) -> None:
-    """Whatever order the graph's list has them in, and where it had no room for all of them."""
+    """Whatever their order in the graph's list, even if the list is too short for all of them."""
     rng, numbers = random.Random(SEED), np.random.default_rng(SEED)
     vocabulary = Vocabulary([b""] * vocab)
     ties = 0
@@ -124,17 +128,24 @@ def test_ties_go_to_the_smallest_token_id(levels: int, vocab: int, threads: int)
         def logits(rows: int) -> np.ndarray:
             return numbers.integers(0, levels, (rows, vocab)).astype(np.float32) / 4
 
-        ties += not both_choose(vocab, options, threads, vocabulary, logits, f"turn {turn}: {options}", falling=True)
+        ties += not choices_match(vocab, options, threads, vocabulary, logits, f"turn {turn}: {options}", falling=True)
     assert ties <= 1
 
 
-def both_choose(
-    vocab: int, options: dict[str, Any], threads: int, vocabulary: Vocabulary, logits: Any, said: str, last: int = -1,
+def choices_match(
+    vocab: int,
+    options: dict[str, Any],
+    threads: int,
+    vocabulary: Vocabulary,
+    logits: Any,
+    said: str,
+    last: int = -1,
     falling: bool = False,
-) -> bool:  # fmt: skip
-    """The kernels and the native search take the same steps. False: up to where rounding alone decides, since two beams
-    are worth the same or a draw falls between two tokens. logits: of so many rows; last: the step that is told to be
-    the last; falling: see Device."""
+) -> bool:
+    """Step the kernels and the CPU search with the same logits. Return False if rounding alone decided a difference.
+
+    logits: number of rows; last: the step marked as the last; falling: see Device.
+    """
     ours, theirs = (SearchBatch(IMAGES, [3, 4], vocab, options) for _ in range(2))
     device = Device(theirs, vocab, min(64, vocab), threads, vocabulary)
     device.falling = falling
@@ -149,7 +160,7 @@ def both_choose(
             assert rounding_decides(vocab, options, steps, chosen(ours)), said
             return False
         scores = [[score for image in each.results() for _, score in image] for each in (theirs, ours)]
-        longer = options["max_new_tokens"] ** max(0, -options["length_penalty"])  # what a sum is multiplied by
+        longer = options["max_new_tokens"] ** max(0, -options["length_penalty"])  # factor of a sum
         largest = np.abs(steps[0][0]).max()
         np.testing.assert_allclose(*scores, rtol=1e-5, atol=3e-6 * longer * max(1, largest / 3), err_msg=said)
         if step == 0:
@@ -165,8 +176,7 @@ def chosen(batch: SearchBatch) -> Any:
 
 
 def rounding_decides(vocab: int, options: dict[str, Any], steps: list[tuple[np.ndarray, bool]], want: Any) -> bool:
-    """Whether the native search itself chooses other than `want` when each row is scaled by a few parts in a million,
-    which leaves equal tokens equal."""
+    """Whether scaling rows by a few parts per million, which keeps ties, changes the CPU search's own choice."""
     numbers = np.random.default_rng(SEED)
     for _ in range(50):
         batch = SearchBatch(IMAGES, [3, 4], vocab, options)
@@ -181,7 +191,7 @@ def rounding_decides(vocab: int, options: dict[str, Any], steps: list[tuple[np.n
 
 @pytest.mark.parametrize("beams", [1, 2])
 def test_nucleus_within_the_top_k_list_does_not_scan_the_row(beams: int) -> None:
-    """Each look at the whole row is a few waits of its team."""
+    """Each scan of the row needs several block barriers."""
     vocab, waits = 777, []
     numbers = np.random.default_rng(SEED)
     peaked, flat = np.full((1, vocab), -9, np.float32), numbers.random((1, vocab)).astype(np.float32)
@@ -235,8 +245,9 @@ def test_scatter_reorder_and_spread_equal_numpy(threads: int) -> None:
             kept(want, tensor, rows, heads, capacity, width)[row, :, :count] = new[tensor, sources[row], :, :count]
             want_mask[row, :count] = 0
     cache_stride, fresh_stride = rows * heads * capacity * width + pad, images * heads * length * width + pad
-    launch("scatter", (rows, tensors), threads, fresh, cache, mask, sources, counts - 1, None, fresh_stride,
-           cache_stride, heads, length, capacity, width)  # fmt: skip
+    grid = (rows, tensors)
+    sizes = fresh_stride, cache_stride, heads, length, capacity, width
+    launch("scatter", grid, threads, fresh, cache, mask, sources, counts - 1, None, *sizes)
     assert (cache == want).all() and (mask == want_mask).all()
 
     step = rng.integers(0, 2**31, tensors * (rows * heads * width + pad)).astype(np.uint32)
@@ -246,8 +257,8 @@ def test_scatter_reorder_and_spread_equal_numpy(threads: int) -> None:
             own = view(step, rows, heads, 1, width)[tensor, row, :, 0]
             kept(want, tensor, rows, heads, capacity, width)[row, :, positions[row]] = own
             want_mask[row, positions[row]] = 0
-    launch("scatter", (rows, tensors), threads, step, cache, mask, None, None, positions, rows * heads * width + pad,
-           cache_stride, heads, 1, capacity, width)  # fmt: skip
+    sizes = rows * heads * width + pad, cache_stride, heads, 1, capacity, width
+    launch("scatter", grid, threads, step, cache, mask, None, None, positions, *sizes)
     assert (cache == want).all() and (mask == want_mask).all()
 
     plan = np.frombuffer(struct.pack("=qqqqqqiiii", 0, 0, 0, 0, 0, 0, 0, 2, 0, 0), np.uint8)
@@ -300,7 +311,7 @@ def test_nvrtc_compiles_the_kernels(architecture: int) -> None:
 
 
 def test_launch_parameters_match_the_source() -> None:
-    """What the stand-in believes of the kernels, read out of the source."""
+    """The simulation's table of kernel parameters equals the source's."""
     import re
 
     for name, body in re.findall(r"__global__ void (\w+)\(([^)]*)\)", kernels()[0]):

@@ -1,5 +1,4 @@
-"""ONNX Runtime in TensorRT's place, as far as it goes without a GPU: its CPU provider on the driver that stands in
-(tests/trt/test_gpu_day.py runs the loop whole)."""
+"""ONNX Runtime in place of TensorRT, as far as possible without a GPU: its CPU provider on the simulated driver."""
 
 from __future__ import annotations
 
@@ -29,14 +28,16 @@ H100 = gpu.Gpu("NVIDIA H100", (9, 0), 80 << 30, (13, 0), False, 132)
 def test_onnxruntime_replaces_a_missing_tensorrt(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Only with a CUDA provider. blip2rt-build and its check take TensorRT alone."""
+    """Only with a CUDA provider. blip2rt-build accepts TensorRT only."""
     monkeypatch.setattr(builder, "MODULES", ("a_tensorrt_that_is_not_there",))
     if onnxruntime_shim.CUDA not in onnxruntime.get_available_providers():
         with pytest.raises(BackendError, match="to run without TensorRT, pip uninstall -y onnxruntime && "):
             builder.load_runner(None)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [onnxruntime_shim.CUDA])
     loaded: list[str] = []
-    monkeypatch.setattr(cuda_libraries, "preload", lambda: loaded.append("NVIDIA's"))  # which pip's wheel cannot find
+    monkeypatch.setattr(
+        cuda_libraries, "preload", lambda: loaded.append("NVIDIA's")
+    )  # which the pip package does not find
     found = builder.load_runner(None)
     assert loaded
     assert builder.identity(found) == f"onnxruntime {onnxruntime.__version__} with CUDAExecutionProvider"
@@ -48,7 +49,7 @@ def test_onnxruntime_replaces_a_missing_tensorrt(
 def test_onnxruntime_replaces_a_tensorrt_without_support_for_the_card(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As tensorrt-rtx does not know an H100. One that it knows is its own."""
+    """For example tensorrt-rtx on an H100. Supported cards keep TensorRT."""
     rtx = TensorRTRtx(Driver())
     monkeypatch.setattr(builder, "load_tensorrt", lambda name=None: rtx)
     monkeypatch.setattr(onnxruntime_shim, "find", lambda: None)
@@ -69,8 +70,8 @@ def test_plan_without_its_graph_is_rejected(tmp_path: Path) -> None:
     assert "no longer exists" in log.reason()
 
 
-class AtOnce(Driver):
-    """A driver whose streams do at once what they are given: what runs on the CPU waits for no stream."""
+class SynchronousDriver(Driver):
+    """A driver whose streams run work immediately, since ONNX Runtime's CPU provider does not wait for streams."""
 
     def cuStreamCreate(self, flags: int) -> tuple:
         error, stream = super().cuStreamCreate(flags)
@@ -81,8 +82,8 @@ class AtOnce(Driver):
 
 @pytest.fixture
 def executing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
-    """A machine with ONNX Runtime in TensorRT's place."""
-    driver = AtOnce()
+    """A machine with ONNX Runtime in place of TensorRT."""
+    driver = SynchronousDriver()
     found = installed(Machine(driver, TensorRT(driver)), monkeypatch, tmp_path)
     executor = onnxruntime_shim.Executor(onnxruntime, "CPUExecutionProvider")
     monkeypatch.setattr(builder, "load_tensorrt", lambda name=None: executor)
@@ -92,7 +93,7 @@ def executing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
 def test_bundle_moved_over_another_is_not_confused_with_it(
     executing: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Plans name their graphs: by where they are, whatever the working directory and whatever lay there before."""
+    """Plans contain the absolute path of their graph and a hash of it."""
     monkeypatch.chdir(tmp_path)
     options = {"max_new_tokens": 8, "eos_token_ids": []}
     prefix = np.random.default_rng(SEED).normal(size=(1, Q, D)).astype(np.float32)
@@ -121,7 +122,7 @@ def test_closed_lane_releases_its_session(executing: Machine, tmp_path: Path) ->
     prefix = np.ones((1, Q, D), np.float32)
     assert backend.generate(prefix, [[5]], {"max_new_tokens": 3})
     engine = backend._plans["llm"]._loaded
-    assert len(engine._sessions) == 1  # of two contexts, those of prompts and of steps
+    assert len(engine._sessions) == 1  # shared by the contexts of prompts and steps
     with pytest.raises(BackendError, match="not finite"):
         backend.generate(prefix * np.nan, [[5]], {"max_new_tokens": 3})
     assert len(engine._sessions) == 0

@@ -1,5 +1,4 @@
-"""Plans of the backend trt from building to running, on the stand-in (tests/trt/gpu_stand_in.py): what is tested after
-a build, what is kept beside a plan, what is asked of tensorrt-rtx, what memory is needed."""
+"""Plans on the simulated machine (tests/trt/gpu_stand_in.py): checks after a build, metadata, tensorrt-rtx, memory."""
 
 from __future__ import annotations
 
@@ -27,11 +26,11 @@ def metadata_of(component: str) -> dict[str, Any]:
     return json.loads(found.read_text())
 
 
-# Tested after a build
+# The check after a build
 
 
 def test_a_plan_is_tested_after_its_build(tiny_case: Case, machine: Machine) -> None:
-    """In each profile, beside ONNX Runtime; what was found lies beside the plan."""
+    """In each profile, against ONNX Runtime; the findings are in the plan's metadata."""
     machine.load(tiny_case)
     for component in read(tiny_case.trt).manifest.components:
         tested = metadata_of(component)["tested"]
@@ -40,13 +39,13 @@ def test_a_plan_is_tested_after_its_build(tiny_case: Case, machine: Machine) -> 
     assert machine.driver.used == 0 and not machine.driver.streams
     runs = len(machine.trt.contexts)
     machine.load(tiny_case)
-    assert len(machine.trt.contexts) == runs  # once
+    assert len(machine.trt.contexts) == runs  # checked only once
 
 
 def test_wrong_plan_is_rejected(
     tiny_case: Case, machine: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As TensorRT 10.3 may build one with two profiles: also by the next process, until somebody accepts it."""
+    """As TensorRT 10.3 may build with two profiles. It stays rejected in later processes until it is accepted."""
     machine.trt.wrong_profile = 1
     for _ in range(2):
         with pytest.raises(
@@ -72,7 +71,7 @@ def test_plan_check_is_skipped_without_host_memory(
 def test_plan_check_is_postponed_without_gpu_memory(
     tiny_case: Case, machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Other programs hold it for a while, and not for good."""
+    """Other programs may free it later."""
     room, machine.driver.memory = machine.driver.memory, 1000
     machine.load(tiny_case)
     assert "llm: not tested: the GPU is out of memory" in caplog.text and "tested" not in metadata_of("llm")
@@ -85,7 +84,7 @@ def test_plan_check_is_postponed_without_gpu_memory(
 def test_interrupted_plan_check_is_repeated_by_the_next_load(
     tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch, fault: BaseException
 ) -> None:
-    """It failed, or somebody pressed Ctrl-C: the plan is there, and nobody has said that it is good."""
+    """After a failure or Ctrl-C the plan exists without a verdict."""
     machine.trt.wrong_profile = 1
 
     def fails(graph: Path) -> Any:
@@ -108,7 +107,7 @@ def test_interrupted_plan_check_is_repeated_by_the_next_load(
 def test_untested_plan_is_tested_by_the_first_load(
     tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As where it was built for a GPU that was not there; --no-test leaves it out for good, and says so."""
+    """For example one built for another GPU. --no-test skips the test for good and says so."""
     command = [str(tiny_case.trt), "--max-batch", "2", "--max-beams", "4", "--capacity", "48"]
     machine.trt.wrong_profile = 1
     with monkeypatch.context() as patch:
@@ -139,11 +138,11 @@ def test_read_only_cache_folder_does_not_fail(
     assert machine.load(tiny_case) and "tested" not in metadata_of("llm")
 
 
-# Kept beside a plan
+# Metadata
 
 
 def test_a_plan_is_hashed_once(tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And again when its file is another than it was."""
+    """And again when its file changes."""
     machine.load(tiny_case)
     hashed: list[Path] = []
     real = cache._hash_file
@@ -161,7 +160,7 @@ def test_a_plan_is_hashed_once(tiny_case: Case, machine: Machine, monkeypatch: p
 
 
 def test_tensorrt_errors_are_reported(tiny_case: Case, machine: Machine) -> None:
-    """In its own words, which its exceptions do not have."""
+    """With TensorRT's own message, which its exceptions omit."""
     prefix, prompts = tiny_case.inputs(1)
     device = machine.load(tiny_case)
     machine.trt.gpu = "another"
@@ -173,12 +172,12 @@ def test_tensorrt_errors_are_reported(tiny_case: Case, machine: Machine) -> None
 
 
 def test_host_arrays_stay_alive_until_copied(tiny_case: Case, machine: Machine) -> None:
-    """A GPU that shares the machine's memory reads it when it comes to it."""
+    """An integrated GPU may read host memory late."""
     device = machine.load(tiny_case)
     with device._lanes.lane() as lane:
         for size in (10, 1000, 1_000_000):
             lane.upload("some", np.arange(size))
-            others = [np.full(size, -1) for _ in range(8)]  # takes the place of what was freed
+            others = [np.full(size, -1) for _ in range(8)]  # reuses freed memory
             tensor = lane.tensor("some", (size,), np.int64)
             assert (lane.download(tensor) == np.arange(size)).all() and others
 
@@ -187,7 +186,7 @@ def test_host_arrays_stay_alive_until_copied(tiny_case: Case, machine: Machine) 
 
 
 def test_tensorrt_rtx_matches_the_cpu_loop(tiny_case: Case, rtx_machine: Machine) -> None:
-    """Nothing is allocated while it runs, kernels are there before a capture, and it is asked before one."""
+    """It allocates nothing while it runs, has its kernels before a capture, and is asked before one."""
     prefix, prompts = tiny_case.inputs(2)
     got = rtx_machine.load(tiny_case).generate(prefix, prompts, OPTIONS)
     assert tokens(got) == tokens(tiny_case.native().generate(prefix, prompts, OPTIONS))
@@ -195,7 +194,7 @@ def test_tensorrt_rtx_matches_the_cpu_loop(tiny_case: Case, rtx_machine: Machine
 
 
 def test_kernels_are_compiled_once(tiny_case: Case, rtx_machine: Machine) -> None:
-    """They lie beside the plan; those of another GPU are not loaded."""
+    """They are stored beside the plan; those of another GPU are not loaded."""
     prefix, prompts = tiny_case.inputs(2)
     trt = rtx_machine.trt
     counts = []
@@ -209,7 +208,7 @@ def test_kernels_are_compiled_once(tiny_case: Case, rtx_machine: Machine) -> Non
         counts.append(trt.compiled - before)
         asked = trt.serialized
         device.generate(prefix, prompts, OPTIONS)
-        assert trt.serialized == asked  # no new shape, nothing to keep
+        assert trt.serialized == asked  # no new shape, so nothing to save
     assert counts[0] > 0 and counts == [counts[0], 0, counts[0], 0]
 
 
@@ -233,7 +232,7 @@ def test_prompt_profile_has_one_row_per_image(tiny_case: Case, machine: Machine)
 
 
 def test_embedding_profiles_cover_steps_and_prompts(tiny_case: Case) -> None:
-    """A token of every row, and a prompt of every image: not a prompt of every row."""
+    """One token per row, and one prompt per image rather than per row."""
     bundle = read(tiny_case.trt)
     step, prompt = plans.profiles(bundle, "embed", plans.resolve(bundle, SIZES))
     assert (step["B"], step["S"]) == ((1, 8, 8), (1, 1, 1))
@@ -245,7 +244,7 @@ def test_embedding_profiles_cover_steps_and_prompts(tiny_case: Case) -> None:
 def test_memory_estimate_matches_a_generations_allocations(
     kind: str, machine: Machine, sizes: PlanSizes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """From pixels to tokens, whoever writes the cache."""
+    """From pixels to tokens, with and without an in-place cache."""
     case = case_of(kind, tmp_path_factory)
     bundle = read(case.trt)
     told = plans.estimate(bundle, plans.resolve(bundle, sizes))
@@ -255,7 +254,7 @@ def test_memory_estimate_matches_a_generations_allocations(
     prompts = [[5] * (sizes.capacity - prefix.shape[1] - 2)] * sizes.max_batch
     sampled = {"do_sample": True, "num_beams": sizes.max_beams} if sizes.max_beams > 1 else {"do_sample": True}
     device.generate(prefix, prompts, {"max_new_tokens": 2, "seed": 1, **sampled})
-    small = 40 * 256 + 4096 * sizes.max_batch  # buffers of a few bytes, each a multiple of 256; search blocks
+    small = 40 * 256 + 4096 * sizes.max_batch  # small buffers, each rounded up to 256 bytes; search blocks
     scratch = max(context.scratch[1] for context in machine.trt.contexts)
     taken = machine.driver.used - scratch
     assert told.buffers >= sizes.max_batch * 3 * image.height * image.width * 4
@@ -264,7 +263,7 @@ def test_memory_estimate_matches_a_generations_allocations(
 
 
 def test_scratch_memory_grows_with_the_prompt(tiny_case: Case) -> None:
-    """By its scores of attention, of images and not of beams."""
+    """Because of attention scores, per image and not per beam."""
     bundle = read(tiny_case.trt)
     sizes = [PlanSizes(1, 1, 64), PlanSizes(1, 3, 64), PlanSizes(3, 1, 64)]
     one, beams, images = (plans.estimate(bundle, plans.resolve(bundle, each)).scratch for each in sizes)
@@ -274,7 +273,7 @@ def test_scratch_memory_grows_with_the_prompt(tiny_case: Case) -> None:
 
 
 def test_array_freed_before_its_copy_is_detected(tiny_case: Case, machine: Machine) -> None:
-    """By the stand-in: a lane that holds nothing."""
+    """By the simulation, if a lane does not keep it."""
     device = machine.load(tiny_case)
     with pytest.raises(Misuse, match="freed or changed"), device._lanes.lane() as lane:
         lane.upload("some", np.arange(1000))

@@ -1,4 +1,4 @@
-"""Faults put in by hand are found by the stand-in (tests/trt/gpu_stand_in.py)."""
+"""The simulated driver (tests/trt/gpu_stand_in.py) detects injected faults."""
 
 from __future__ import annotations
 
@@ -17,24 +17,34 @@ from tests.trt.gpu_stand_in import Driver, Misuse
 from tests.trt.machine import Case, Machine, tokens
 
 
+def moved(tensors: Any, name: str, offset: int) -> Any:
+    return (
+        {**tensors, name: replace(tensors[name], address=tensors[name].address + offset)}
+        if name in tensors
+        else tensors
+    )
+
+
 def wrong_address(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
     real = lane.Runner.set
 
     def shifted(self: Any, tensors: Any) -> bool:
-        return real(self, {name: replace(each, address=each.address + (1 << 24)) if name == "past_value_1" else each
-                           for name, each in tensors.items()})  # fmt: skip
+        return real(self, moved(tensors, "past_value_1", 1 << 24))
 
     monkeypatch.setattr(lane.Runner, "set", shifted)
 
 
 def skipped_shape(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
     real = gpu_stand_in.Context.set_input_shape
-    monkeypatch.setattr(gpu_stand_in.Context, "set_input_shape",
-                        lambda self, name, shape: name == "past_mask" or real(self, name, shape))  # fmt: skip
+
+    def skip(self: Any, name: str, shape: Any) -> bool:
+        return name == "past_mask" or real(self, name, shape)
+
+    monkeypatch.setattr(gpu_stand_in.Context, "set_input_shape", skip)
 
 
 def stale_shape(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    """One input keeps the rows of the first generation."""
+    """One input keeps the row count of the first generation."""
     real, seen = gpu_stand_in.Context.set_input_shape, set()
 
     def keep(self: Any, name: str, shape: Any) -> bool:
@@ -67,8 +77,9 @@ def unaligned(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
 
 def short_buffer(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
     real = lane.Lane.buffer
-    monkeypatch.setattr(lane.Lane, "buffer",
-                        lambda self, name, size: real(self, name, size // 2 if name == "cache" else size))  # fmt: skip
+    monkeypatch.setattr(
+        lane.Lane, "buffer", lambda self, name, size: real(self, name, size // 2 if name == "cache" else size)
+    )
 
 
 def uncleared_cache(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
@@ -95,8 +106,8 @@ def wrong_dtype(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
     monkeypatch.setattr(decoder.Sizes, "of", lambda *arguments: replace(real(*arguments), dtype=np.dtype(np.float16)))
 
 
-FAULTS = [wrong_address, wrong_dtype, skipped_shape, stale_shape, reused_buffer, freed_buffer, unaligned, short_buffer,
-          uncleared_cache, other_stream, captured_cold]  # fmt: skip
+FAULTS = [wrong_address, wrong_dtype, skipped_shape, stale_shape, reused_buffer, freed_buffer, unaligned]
+FAULTS += [short_buffer, uncleared_cache, other_stream, captured_cold]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -120,12 +131,11 @@ def test_injected_fault_is_detected(
 def test_cache_written_elsewhere_is_detected(
     native_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TensorRT writes it in place: one address for what was and what will be."""
+    """TensorRT writes it in place, so input and output share one address."""
     real, (prefix, prompts) = lane.Runner.set, native_case.inputs(1)
 
     def shifted(self: Any, tensors: Any) -> bool:
-        return real(self, {name: replace(each, address=each.address + 256) if name == "present_key_1" else each
-                           for name, each in tensors.items()})  # fmt: skip
+        return real(self, moved(tensors, "present_key_1", 256))
 
     device = machine.load(native_case)
     monkeypatch.setattr(lane.Runner, "set", shifted)
@@ -138,12 +148,13 @@ def test_missing_kernel_is_detected(
     tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch, kernel: str
 ) -> None:
     prefix, prompts = tiny_case.inputs(2)
-    # A model of random weights may say one word for ever, whatever it is shown: not with this.
-    options = {"max_new_tokens": 10, "num_beams": 4, "eos_token_ids": [], "num_return_sequences": 4,
-               "no_repeat_ngram_size": 1}  # fmt: skip
+    # Otherwise a model with random weights may repeat one token for any input.
+    options = {"max_new_tokens": 10, "num_beams": 4, "num_return_sequences": 4, "eos_token_ids": []}
+    options["no_repeat_ngram_size"] = 1
     real = decoder.Kernels.launch
-    monkeypatch.setattr(decoder.Kernels, "launch",
-                        lambda self, name, *rest: None if name == kernel else real(self, name, *rest))  # fmt: skip
+    monkeypatch.setattr(
+        decoder.Kernels, "launch", lambda self, name, *rest: None if name == kernel else real(self, name, *rest)
+    )
     try:
         got = machine.load(tiny_case).generate(prefix, prompts, options)
     except Misuse:

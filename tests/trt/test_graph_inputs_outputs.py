@@ -1,4 +1,4 @@
-"""A graph's inputs and outputs without the package onnx, held to that package."""
+"""A graph's inputs and outputs read without the package onnx equal those read with it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_fixing_axes_changes_nothing_else(native_case: Case) -> None:
 
 
 def test_in_place_cache_has_a_fixed_length_before_parsing(native_case: Case, machine: Machine) -> None:
-    """That of the plans, and no axis that a profile leaves free."""
+    """The plans' length, while axes that vary between profiles stay dynamic."""
     seen: list[bytes] = []
     real = machine.trt.OnnxParser
 
