@@ -3,6 +3,7 @@
     python -m blip2rt_export.synthetic --geometry blip2-opt-2.7b --out BUNDLE [--precision vision=int8-dynamic,...]
     python -m blip2rt_export.synthetic --geometry blip2-opt-2.7b --out BUNDLE --target trt [--precision llm=int4]
     python -m blip2rt_export.synthetic --geometry blip2-opt-2.7b --config FOLDER
+    python -m blip2rt_export.synthetic --geometry blip2-opt-2.7b --checkpoint FOLDER
 
 Graphs, files and sizes match an export of the real checkpoint. Block-wise integers are drawn as they are stored; with
 other precisions one tensor at a time passes through float32. --config writes only Hugging Face's config and processor,
@@ -36,6 +37,7 @@ from blip2rt.modeling.vision import VisionEncoder
 
 from . import assemble, targets
 from .cli import TARGET_NAMES, parse_precision
+from .convert import save_tensors
 from .options import BundleInfo, ExportOptions, ExportPlan, ModelSource
 from .progress import Progress
 
@@ -215,6 +217,9 @@ def _parser() -> Parser:
     parser.add_argument("--geometry", choices=sorted(GEOMETRIES), required=True, help="sizes of the model")
     parser.add_argument("--out", type=path, metavar="BUNDLE", help="the bundle's folder; an existing one is replaced")
     parser.add_argument("--config", type=path, metavar="FOLDER", help="write Hugging Face's config and processor here")
+    parser.add_argument(
+        "--checkpoint", type=path, metavar="FOLDER", help="write a Hugging Face checkpoint in fp16 here"
+    )
     parser.add_argument("--target", choices=TARGET_NAMES, default="ort", help="the engine that the graphs are for")
     defaults = "; ".join(f"{name}: {','.join(map('='.join, each.items()))}" for name, each in PRECISION.items())
     shown = f"precisions of the groups (default: {defaults})"
@@ -228,6 +233,9 @@ def _run(args: argparse.Namespace) -> None:
     precision = _precision(args.precision, target)
     if args.config is not None:
         write_config(args.geometry, args.config)
+    if args.checkpoint is not None:
+        config = write_config(args.geometry, args.checkpoint)
+        save_tensors(RandomCheckpoint(args.checkpoint, args.geometry).load(), args.checkpoint, "float16", config)
     if args.out is not None:
         print(make(args.geometry, args.out, precision, Progress(), target).bundle.path)
 

@@ -16,6 +16,7 @@ _TRANSPARENT = ("Cast", "Mul", "DequantizeLinear", "Transpose", "Identity")  # b
 _GATHERS = ("Gather", "GatherBlockQuantized")  # read a few rows of their table
 _INTEGER = ("MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits", "ConvInteger", "QLinearConv", "QLinearMatMul")
 _BITS4 = (21, 22)  # 4-bit types, which are multiplied as floats
+Grid = tuple[int, int]  # height, width
 _PRODUCTS = ("MatMul", "Gemm", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits")
 
 
@@ -121,12 +122,7 @@ def _propagate(node: Node, rows: dict[str, int], batch: int) -> int | None:
     return positions
 
 
-def _next_grid(
-    node: Node,
-    graph: Graph,
-    producers: dict[str, Node],
-    grids: dict[str, tuple[int, int]],
-) -> tuple[int, int] | None:
+def _next_grid(node: Node, graph: Graph, producers: dict[str, Node], grids: dict[str, Grid]) -> Grid | None:
     """Return and record the height and width of a node's output while it is an image."""
     area = next((grids[name] for name in node.inputs if name in grids), None)
     if area is None or node.op_type in ("Shape", "Reshape", "Transpose"):
@@ -136,11 +132,11 @@ def _next_grid(
         if weight is None:
             return None
         kernel = weight[0].dims[2:]
-        stride, pads, spread = (node.ints.get(key) for key in ("strides", "pads", "dilations"))
-        top, left, bottom, right = pads or (0, 0, 0, 0)
-        around = (top + bottom, left + right)
-        reach = [(spread[i] if spread else 1) * (kernel[i] - 1) + 1 for i in (0, 1)]
-        height, width = ((area[i] + around[i] - reach[i]) // (stride[i] if stride else 1) + 1 for i in (0, 1))
+        stride, dilation = (node.ints.get(key) or (1, 1) for key in ("strides", "dilations"))
+        top, left, bottom, right = node.ints.get("pads") or (0, 0, 0, 0)
+        padded = (area[0] + top + bottom, area[1] + left + right)
+        extent = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
+        height, width = ((padded[i] - extent[i]) // stride[i] + 1 for i in (0, 1))
         area = (height, width)
     grids.update(dict.fromkeys(node.outputs, area))
     return area

@@ -68,11 +68,7 @@ def _export(geometry: str, flag: str, path: Path, *more: str) -> None:
     print(f"creating {path} (cached)", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", MODULE, "--geometry", geometry, flag, str(path), *more]
     last = "no message"
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    with (
-        signals.temporary_folder() as folder,
-        signals.child_process(command, env={**os.environ, "TMPDIR": folder}, **pipes) as process,
-    ):
+    with signals.child_process(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         try:
             for line in process.stderr:

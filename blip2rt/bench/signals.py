@@ -6,6 +6,7 @@ Folders and child processes that must end with the command are created here.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -54,14 +55,15 @@ def temporary_folder() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def child_process(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """Start a process with text pipes; kill it at the end if it still runs."""
-    process = None
-    try:
-        with defer_sigterm():
-            process = subprocess.Popen(command, text=True, **options)
-        yield process
-    finally:
-        if process is not None:
-            with defer_sigterm(), process:
-                process.kill()
+def child_process(command: Sequence[str], **pipes: Any) -> Iterator[subprocess.Popen[str]]:
+    """Start a process with text pipes and a temporary folder; kill it at the end if it still runs."""
+    with temporary_folder() as folder:
+        process = None
+        try:
+            with defer_sigterm():
+                process = subprocess.Popen(command, text=True, env={**os.environ, "TMPDIR": folder}, **pipes)
+            yield process
+        finally:
+            if process is not None:
+                with defer_sigterm(), process:
+                    process.kill()

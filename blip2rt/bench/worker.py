@@ -7,7 +7,6 @@ a peer, and returns the printed object.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from typing import Any
@@ -25,12 +24,8 @@ def run_json(what: str, module: str, *arguments: Any) -> dict[str, Any]:
     """
     words = [each if isinstance(each, str) else json.dumps(each) for each in arguments]
     command = [sys.executable, "-m", module, *words]
-    # SIGTERM or Ctrl-C here also kills the child; its temporary files are removed with the folder.
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with (
-        signals.temporary_folder() as folder,
-        signals.child_process(command, env={**os.environ, "TMPDIR": folder}, **pipes) as process,
-    ):
+    # SIGTERM or Ctrl-C here also kills the child and removes its temporary files.
+    with signals.child_process(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         out, err = process.communicate()
     if process.returncode == 0:
         result: dict[str, Any] = json.loads(out.strip().splitlines()[-1])

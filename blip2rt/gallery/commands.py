@@ -66,7 +66,7 @@ def index(args: argparse.Namespace, load: Load) -> int:
             print_status(f"{len(opened):,} pictures are in the index; the same command resumes")
             raise
         if for_clip_retrieval:
-            clip_retrieval.export(opened.files(), opened.vectors, opened.root, args.out)
+            clip_retrieval.export(opened.catalog.all(), opened.vectors, opened.root, args.out)
         print_status(summary(counts, "indexed", args.errors))
     return counts.exit_code
 

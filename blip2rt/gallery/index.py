@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,9 +20,9 @@ import numpy as np
 from .. import bundle as contract
 from ..errors import CapabilityError, GalleryError, ImageError, OptionError
 from . import index_manifest
-from .catalog import Catalog, File, damaged
+from .catalog import Catalog, damaged
 from .path_checks import check_empty
-from .vectors import BLOCK, Shortlist, Vectors, has_usearch, one_vector
+from .vectors import BLOCK, Shortlist, Vectors, has_usearch, one_vector, scores_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -72,14 +71,13 @@ class Index:
         self.path, self.root, self.model = path, root, model
         self._shape, self.writable = shape, write
         self.vectors = Vectors(path / "vectors.i8", *shape)
-        self.catalog = Catalog(path / "files.db", write)
-        try:
-            expected = self.catalog.row_count
-            if expected > len(self.vectors):
-                raise damaged(path / "vectors.i8", f"it holds {len(self.vectors):,} of {expected:,} pictures")
-        except BaseException:
-            self.catalog.close()
-            raise
+        with contextlib.ExitStack() as stack:
+            self.catalog = Catalog(path / "files.db", write)
+            stack.callback(self.catalog.close)
+            if self.catalog.row_count > len(self.vectors):
+                missing = self.catalog.row_count - len(self.vectors)
+                raise damaged(path / "vectors.i8", f"it lacks {missing:,} pictures")
+            stack.pop_all()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], model: Model | None = None, *, write: bool = False) -> Index:
@@ -141,9 +139,7 @@ class Index:
     def __enter__(self) -> Index:  # noqa: PYI034  # typing.Self came with Python 3.11
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -231,16 +227,15 @@ class Index:
             found.extend(rows[near])
         return found
 
+    def _used_rows(self) -> NDArray[np.int64]:
+        return np.setdiff1d(np.arange(self.catalog.row_count, dtype=np.int64), self._free_rows, assume_unique=True)
+
     def _candidates(self, vector: Floats, count: int, exact: bool) -> NDArray[np.int64]:
         if exact or self._shortlist is None:
-            return self._used_rows
+            return self._used_rows()
         near = self._shortlist.nearest(vector, max(MIN_CANDIDATES, CANDIDATES_PER_HIT * count))
         new = np.array(self.catalog.not_in_shortlist(), np.int64)
         return np.setdiff1d(np.unique(np.concatenate([near, new])), self._free_rows, assume_unique=True)
-
-    @property
-    def _used_rows(self) -> NDArray[np.int64]:
-        return np.setdiff1d(np.arange(self.catalog.row_count, dtype=np.int64), self._free_rows, assume_unique=True)
 
     @cached_property
     def _free_rows(self) -> NDArray[np.int64]:
@@ -249,7 +244,7 @@ class Index:
     @cached_property
     def _means(self) -> tuple[NDArray[np.int64], Floats]:
         """The used rows (N,) and one vector of each (N, E)."""
-        read = [(part, one_vector(embeds)) for part, embeds in self.blocks(self._used_rows)]
+        read = [(part, one_vector(embeds)) for part, embeds in self.blocks(self._used_rows())]
         return np.concatenate([part for part, _ in read]), np.concatenate([means for _, means in read])
 
     @cached_property
@@ -300,18 +295,6 @@ class Index:
                 for (hit, _), match in zip(readable, matches, strict=True):
                     reranked.append(Hit(hit.path, hit.name, match.score, match.probability))
         return sorted(reranked, key=lambda hit: -hit.score)
-
-    def files(self) -> Iterator[File]:
-        """Yield every picture in the order of rows."""
-        return self.catalog.all()
-
-
-def scores_of(image_embeds: Floats, query: Floats) -> Floats:
-    """Score image_embeds (B, Q, E) against the embeds of a text (E,) or a picture (Q, E). Returns (B,)."""
-    if query.ndim == 1:
-        largest: Floats = (image_embeds @ query).max(axis=1)
-        return largest
-    return np.einsum("bqe,qe->b", image_embeds, query).astype(np.float32) / np.float32(len(query))
 
 
 def _load_embedded() -> Model:

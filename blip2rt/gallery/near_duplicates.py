@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .index import Index, scores_of
-from .vectors import one_vector
+from .index import Index
+from .vectors import one_vector, scores_of
 
 if TYPE_CHECKING:
     from .catalog import File
@@ -18,7 +18,7 @@ NEIGHBOURS = 20  # compared with each picture
 
 def find_near_duplicates(index: Index, min_similarity: float = MIN_SIMILARITY) -> list[list[File]]:
     """Return groups of two or more pictures, each similar to another of its group, the largest file first."""
-    files = {file.row: file for file in index.files()}
+    files = {file.row: file for file in index.catalog.all()}
     rows = np.array(sorted(files), np.int64)
     parent = {row: row for row in files}  # a union-find forest
 

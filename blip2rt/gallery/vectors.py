@@ -35,6 +35,14 @@ def one_vector(image_embeds: Floats) -> Floats:
     return unit
 
 
+def scores_of(image_embeds: Floats, query: Floats) -> Floats:
+    """Score image_embeds (B, Q, E) against the embeds of a text (E,) or a picture (Q, E). Returns (B,)."""
+    if query.ndim == 1:
+        largest: Floats = (image_embeds @ query).max(axis=1)
+        return largest
+    return np.einsum("bqe,qe->b", image_embeds, query).astype(np.float32) / np.float32(len(query))
+
+
 class Vectors:
     """image_embeds (Q, E) of each row, in one file. len(): the number of rows in the file.
 

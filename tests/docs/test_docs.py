@@ -1,4 +1,4 @@
-"""The pages say what is so: links lead somewhere, files and options exist, the site builds."""
+"""Documentation: links, file names and options are valid, commands run, the site builds."""
 
 from __future__ import annotations
 
@@ -24,26 +24,25 @@ pytestmark = pytest.mark.long(20)
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("docs", "examples", "benchmarks", "recipes")
 PAGES = [*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in sorted((ROOT / folder).rglob("*.md")))]
-ROOMS = ("blip2rt", "engines", "export", "train", "tests", "recipes", "docs", "examples", "benchmarks", "docker")
-DIARIES = ("LOG.md", "CHANGELOG.md")  # say what was, too
+HISTORY = ("LOG.md", "CHANGELOG.md")  # may name removed files and options
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-TODAY = [page for page in PAGES if page.name not in DIARIES]
-EVERY_PAGE_OF_TODAY = pytest.mark.parametrize("page", TODAY, ids=lambda page: str(page.relative_to(ROOT)))
+CURRENT = [page for page in PAGES if page.name not in HISTORY]
+EVERY_CURRENT_PAGE = pytest.mark.parametrize("page", CURRENT, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 def prose(page: Path) -> str:
-    """The page without its blocks of code."""
+    """The page without code blocks."""
     return re.sub(r"^( *)```.*?^\1```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
 def anchors(page: Path) -> set[str]:
-    """The names of a page's headings, as GitHub and mkdocs make them."""
+    """The anchors of a page's headings, as GitHub and mkdocs generate them."""
     headings = re.findall(r"^#+ (.+)$", prose(page), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
 @EVERY_PAGE
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_are_valid(page: Path) -> None:
     broken = []
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if re.match(r"https?:", target):
@@ -55,8 +54,8 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not broken
 
 
-@EVERY_PAGE_OF_TODAY
-def test_files_that_are_named_exist(page: Path) -> None:
+@EVERY_CURRENT_PAGE
+def test_named_files_exist(page: Path) -> None:
     names = re.findall(
         r"`((?:blip2rt|engines|export|train|tests|recipes|docs|examples|docker)/[\w./*-]+)`", prose(page)
     )
@@ -74,8 +73,8 @@ COMMANDS = {
 
 
 @cache
-def told(module: str, subcommand: str) -> str:
-    """What a command's --help says."""
+def help_text(module: str, subcommand: str) -> str:
+    """The output of a command's --help."""
     out = io.StringIO()
     words = [*([subcommand] if subcommand else []), "--help"]
     with contextlib.redirect_stdout(out):
@@ -87,7 +86,7 @@ def told(module: str, subcommand: str) -> str:
     return out.getvalue()
 
 
-def typed(page: Path) -> list[str]:
+def console_commands(page: Path) -> list[str]:
     """The commands of a page's console blocks, each on one line."""
     blocks = re.findall(r"^ *```console\n(.*?)^ *```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
@@ -106,24 +105,26 @@ def unknown_options(command: str) -> list[str]:
     else:
         return []
     takes_subcommands = module in ("blip2rt.cli", "train.prepare", "train.evaluate")
-    help_text = told(module, words[1] if takes_subcommands and len(words) > 1 else "")
+    known = help_text(module, words[1] if takes_subcommands and len(words) > 1 else "")
     options = {word.split("=")[0] for word in words[1:] if word.startswith("--")}
-    return [f"{module}: {option}" for option in options if not re.search(rf"{option}(?![\w-])", help_text)]
+    return [f"{module}: {option}" for option in options if not re.search(rf"{option}(?![\w-])", known)]
 
 
-@EVERY_PAGE_OF_TODAY
-def test_options_that_are_shown_exist(page: Path) -> None:
-    assert not [fault for command in typed(page) for fault in unknown_options(command)]
+@EVERY_CURRENT_PAGE
+def test_shown_options_exist(page: Path) -> None:
+    assert not [fault for command in console_commands(page) for fault in unknown_options(command)]
 
 
 NOT_RUN = re.compile(r" *<!-- not run: .+ -->")
 PAGE_NOT_RUN = re.compile(r"^<!-- no command of this page is run: .+ -->$", re.MULTILINE)
 INSTALLS = re.compile(r"(pip|git|make|sudo) ")
-COMMANDED = [page for page in [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"] if typed(page)]
+PAGES_WITH_COMMANDS = [
+    page for page in [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"] if console_commands(page)
+]
 
 
 def commands_to_run(page: Path) -> list[str]:
-    """The commands of a page's console blocks that stand under no mark, besides what installs."""
+    """The commands of a page's console blocks without a "not run" mark, except installations."""
     lines = [line for line in page.read_text().replace("\\\n", " ").splitlines() if line.strip()]
     found: list[str] = []
     marked = within = False
@@ -136,9 +137,9 @@ def commands_to_run(page: Path) -> list[str]:
     return [] if PAGE_NOT_RUN.search(page.read_text()) else [each for each in found if not INSTALLS.match(each)]
 
 
-@pytest.mark.parametrize("page", COMMANDED, ids=lambda page: page.name)
-def test_every_command_runs_or_is_marked_as_not_run(page: Path, tmp_path: Path) -> None:
-    """In a folder with a photograph and a few folders of them, one command after the other."""
+@pytest.mark.parametrize("page", PAGES_WITH_COMMANDS, ids=lambda page: page.name)
+def test_commands_run_unless_marked(page: Path, tmp_path: Path) -> None:
+    """One after the other, in a folder with a photograph and folders of photographs."""
     commands = commands_to_run(page)
     for folder in ("docs", "photos", "photos/sub", "my-photos"):
         (tmp_path / folder).mkdir()
@@ -154,21 +155,21 @@ def test_every_command_runs_or_is_marked_as_not_run(page: Path, tmp_path: Path) 
         assert done.stdout or done.stderr or "--out" in command or "--write" in command, command
 
 
-def test_most_pages_of_who_begins_are_run() -> None:
-    names = {page.name for page in COMMANDED if commands_to_run(page)}
+def test_pages_for_beginners_are_run() -> None:
+    names = {page.name for page in PAGES_WITH_COMMANDS if commands_to_run(page)}
     assert names >= {"README.md", "gallery.md", "index.md", "jetson.md", "json.md"}
 
 
 @pytest.mark.parametrize("name", ["gallery.md", "robot.md", "jetson.md", "own-data.md", "export.md"])
-def test_a_page_begins_with_what_to_type(name: str) -> None:
-    """Its first command is within its first five lines."""
+def test_page_starts_with_a_command(name: str) -> None:
+    """The first command is within the first five lines."""
     first = (ROOT / "docs" / name).read_text().splitlines()[:5]
     assert any(line.startswith(("$ blip2rt", "import blip2rt")) for line in first), first
 
 
 @pytest.mark.parametrize("name", ["robot.md", "json.md"])
-def test_the_python_of_a_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its blocks one after the other, on the photograph that is here."""
+def test_python_blocks_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, on the photograph of the README."""
     pytest.importorskip("cv2")
     shutil.copy(ROOT / "docs" / "photo.jpg", tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -179,14 +180,14 @@ def test_the_python_of_a_page_runs(name: str, tmp_path: Path, monkeypatch: pytes
         exec(compile(block, name, "exec"), names)
 
 
-def test_pages_are_short_enough_to_be_read() -> None:
+def test_pages_are_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 100
     assert len((ROOT / "docs" / "design.md").read_text().splitlines()) <= 200
     for page in (ROOT / "docs").glob("*.md"):
         assert len(page.read_text().splitlines()) < 300, page
 
 
-def test_each_release_says_what_a_user_can_do_one_line_an_entry() -> None:
+def test_changelog_has_one_line_per_entry() -> None:
     _, *releases = re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
     for release in releases:
         entries = [line for line in release.splitlines()[1:] if line and not line.startswith("### ")]
@@ -194,14 +195,14 @@ def test_each_release_says_what_a_user_can_do_one_line_an_entry() -> None:
     assert releases[-1].startswith("[0.1.0]") and releases[-1].count("\n- ") <= 40
 
 
-def test_the_citation_is_of_this_version_and_of_the_paper() -> None:
+def test_citation_names_this_version_and_the_paper() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == blip2rt.__version__
     assert citation["references"][0]["identifiers"][0]["value"] == "arXiv:2301.12597"
 
 
-def test_the_site_builds_and_has_the_reference(tmp_path: Path) -> None:
-    """Strict: a link or a name that leads nowhere is an error."""
+def test_site_builds_with_the_reference(tmp_path: Path) -> None:
+    """In strict mode, in which broken links are errors."""
     words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -212,4 +213,4 @@ def test_the_site_builds_and_has_the_reference(tmp_path: Path) -> None:
     fetched = {
         url for page in pages for url in re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)', page)
     }
-    assert not fetched, "the reader's browser is sent nowhere"
+    assert not fetched, "pages load nothing from other sites"

@@ -1,4 +1,4 @@
-"""docs/jetson.md and the images for Jetson say one thing."""
+"""docs/jetson.md agrees with the container images and the roofline."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def column(name: str) -> dict[str, str]:
-    """A column of the page's table of JetPacks: what stands in it by row."""
+    """A column of the page's table of JetPacks: row -> cell."""
     lines = [line for line in (ROOT / "docs" / "jetson.md").read_text().splitlines() if line.startswith("|")]
     head = next(i for i, line in enumerate(lines) if name in line)
     at = [cell.strip() for cell in lines[head].split("|")].index(name)
@@ -17,8 +17,8 @@ def column(name: str) -> dict[str, str]:
     return {row[1]: row[at] for row in rows[:8]}
 
 
-def test_each_jetpack_has_its_image() -> None:
-    """With the CUDA, TensorRT and extra that the page names; and what is copied and installed exists."""
+def test_every_jetpack_has_an_image() -> None:
+    """With the CUDA, TensorRT and extra of the page; every copied path exists."""
     for name in ("JetPack 6.2", "JetPack 7.2"):
         page = column(name)
         file = ROOT / page["container"].strip("`")
@@ -33,7 +33,7 @@ def test_each_jetpack_has_its_image() -> None:
             assert (ROOT / source).exists()
 
 
-def test_the_boards_of_the_roofline_are_on_the_page() -> None:
+def test_roofline_boards_are_on_the_page() -> None:
     from blip2rt.bench.roofline import BOARDS
 
     page = (ROOT / "docs" / "jetson.md").read_text()

@@ -1,4 +1,4 @@
-"""Every file of examples/ runs, on the embedded model and the photograph that the README shows."""
+"""Every example runs on the embedded model and the photograph of the README."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CAPTION = "a cat is sitting on a bed"
 
 
 def run(name: str, *arguments: object, stdin: str = "", code: int = 0) -> str:
-    """What examples/NAME.py prints."""
+    """Run examples/NAME.py and return its output."""
     command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), *map(str, arguments)]
     done = subprocess.run(command, input=stdin, capture_output=True, text=True, cwd=ROOT, timeout=1800)
     assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
@@ -28,7 +28,7 @@ def run(name: str, *arguments: object, stdin: str = "", code: int = 0) -> str:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_is_short_says_how_to_run_it_and_is_listed(path: Path) -> None:
+def test_example_is_short_documented_and_listed(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) < 40
     assert f"examples/{path.name}" in (ast.get_docstring(ast.parse(text)) or "")
@@ -50,12 +50,12 @@ def test_ask_and_stream() -> None:
 
 
 def test_chat_answers_every_line() -> None:
-    said = run("chat", PHOTO, stdin="what colour is the cat?\nwhere is it?\n")
-    answers = [line for line in said.split("you: ") if line.startswith("model: ")]
+    output = run("chat", PHOTO, stdin="what colour is the cat?\nwhere is it?\n")
+    answers = [line for line in output.split("you: ") if line.startswith("model: ")]
     assert len(answers) == 2 and all(answer.removeprefix("model: ").strip() for answer in answers)
 
 
-def test_retrieval_puts_the_photograph_before_a_diagram() -> None:
+def test_retrieval_ranks_the_photograph_before_a_diagram() -> None:
     lines = run("retrieval", "a cat on a towel", ROOT / "docs" / "opt-2.7b.png", PHOTO).splitlines()
     assert [line.split()[-1] for line in lines] == [str(PHOTO), str(ROOT / "docs" / "opt-2.7b.png")]
 
@@ -70,24 +70,24 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_webcam_captions_numbered_images(frames: Path) -> None:
     lines = run("webcam", "--source", frames / "%d.png", "--every", 0).splitlines()
-    assert [line.split("s  ", 1)[1] for line in lines] == [CAPTION] * 3, "colours are in the right order"
+    assert [line.split("s  ", 1)[1] for line in lines] == [CAPTION] * 3, "the colour channels are in the right order"
 
 
-def test_webcam_names_a_source_that_is_not_there(tmp_path: Path) -> None:
+def test_webcam_rejects_a_missing_source(tmp_path: Path) -> None:
     assert run("webcam", "--source", tmp_path / "none.mp4", code=1) == ""
 
 
-def test_the_picture_in_the_readme_is_what_the_command_makes(tmp_path: Path) -> None:
+def test_readme_picture_is_current(tmp_path: Path) -> None:
     run("picture", PHOTO, tmp_path / "caption.png")
     made, shown = (Image.open(path).convert("RGB") for path in (tmp_path / "caption.png", ROOT / "docs/caption.png"))
     assert made.size == shown.size
     difference = np.abs(np.asarray(made, np.float32) - np.asarray(shown, np.float32))
-    assert difference.mean() < 1, "another Pillow may draw letters a little otherwise"
+    assert difference.mean() < 1, "Pillow versions draw letters slightly differently"
 
 
 @pytest.fixture(scope="module")
 def opt(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random BLIP-2 in Hugging Face's format, and a folder of photographs with captions."""
+    """A tiny random BLIP-2 in Hugging Face's format, and a folder of captioned photographs."""
     import torch
 
     from ..tiny import blip2
@@ -108,16 +108,16 @@ def finetune(opt: Path, out: Path, *more: object) -> str:
     return run("finetune", opt / "photos", *places, *small, "--precision", "fp32", *more)
 
 
-def test_finetune_checks_everything_and_trains_nothing(opt: Path, tmp_path: Path) -> None:
+def test_finetune_dry_run_trains_nothing(opt: Path, tmp_path: Path) -> None:
     from blip2rt.modeling.checkpoint import list_checkpoints
 
-    told = finetune(opt, tmp_path, "--dry-run")
-    assert "4 images" in told
+    output = finetune(opt, tmp_path, "--dry-run")
+    assert "4 images" in output
     assert not (tmp_path / "bundle").exists() and not list_checkpoints(tmp_path / "run")
 
 
 @pytest.mark.slow
-def test_finetune_ends_in_a_bundle_that_captions(opt: Path, tmp_path: Path) -> None:
+def test_finetune_creates_a_bundle_that_captions(opt: Path, tmp_path: Path) -> None:
     photo = opt / "photos" / "0.jpg"
     assert finetune(opt, tmp_path).splitlines()[-1].startswith(f"{photo}:")
     assert (tmp_path / "bundle" / "blip2rt.json").is_file()

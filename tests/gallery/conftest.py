@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import blip2rt
 from blip2rt.cli import main
 from tests.seeds import new_seed
+from tests.tiny.bundle import Tiny
 from tests.tiny.image_folders import fill
 
 Run = Callable[..., tuple[int, str, str]]
@@ -35,3 +37,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         return code, out, err
 
     return call
+
+
+@pytest.fixture
+def model(tiny: Tiny) -> blip2rt.Model:
+    return blip2rt.load(tiny.path)

@@ -12,27 +12,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import blip2rt
 from blip2rt.bundle.checksum import EMPTY, KEY, insert_checksum
 from blip2rt.errors import GalleryError
-from blip2rt.gallery import Index, index, index_manifest, one_vector
-from blip2rt.gallery.catalog import Catalog, File
-from blip2rt.gallery.near_duplicates import find_near_duplicates
-from blip2rt.gallery.vectors import Shortlist, Vectors
+from blip2rt.gallery import Index, index, index_manifest
+from blip2rt.gallery.catalog import Catalog
+from blip2rt.gallery.vectors import Vectors
 from tests.seeds import new_seed
-from tests.tiny.image_folders import GOOD, fill, picture, start, tree
+from tests.tiny.image_folders import GOOD, fill, picture, start
 
 pytestmark = pytest.mark.long(12)
 
 pytest.importorskip("blip2rt._native")
 TIMEOUT = 900
-
-
-@pytest.fixture
-def model(tiny):
-    return blip2rt.load(tiny.path)
 
 
 def contents(at: Path) -> dict[str, tuple[int, bytes]]:
@@ -77,7 +70,7 @@ def test_cancelled_reranking_leaves_out_the_rest(model, album):
 def test_update_follows_the_folder(model, album):
     def names() -> set[str]:
         with Index.open("x", model) as opened:
-            return {file.path for file in opened.files()}
+            return {file.path for file in opened.catalog.all()}
 
     with Index.create("x", album, model) as made:
         made.add()
@@ -154,167 +147,6 @@ def test_moved_folder_is_reported_and_can_be_reset(tiny, album, run):
     assert (code, err) == (0, "") and all(Path(line.split("\t")[1]).is_file() for line in out.splitlines())
 
 
-def test_shortlist_search_equals_exact_search(model, album, monkeypatch):
-    pytest.importorskip("usearch")
-    monkeypatch.setattr(index, "MAX_EXACT", 4)
-    rng = np.random.default_rng(new_seed())
-    with Index.create("x", album, model) as made:
-        made.add()
-        assert (Path("x") / "shortlist.usearch").exists() and not made.catalog.not_in_shortlist()
-        assert made.search("a dog", 5) == made.search("a dog", 5, exact=True)
-        (album / "a.png").unlink()
-        picture(rng).save(album / "z.png")
-        made.add()
-        assert made.search("a dog", 10) == made.search("a dog", 10, exact=True)
-        picture(rng).save(album / "zz.png")
-        monkeypatch.setattr(Index, "refresh", lambda self: None)  # killed before the shortlist was brought up to date
-        made.add()
-    with Index.open("x", model) as opened:
-        assert "zz.png" in {hit.name for hit in opened.search("a dog", 11)}
-
-
-def test_shortlist_of_5000_vectors_keeps_the_nearest(tmp_path):
-    pytest.importorskip("usearch")
-    rng = np.random.default_rng(new_seed())
-    vectors = rng.normal(size=(5000, 64)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    made = Shortlist(tmp_path / "s", 64, view=False)
-    made.add(range(5000), vectors)
-    made.save()
-    seen = Shortlist(tmp_path / "s", 64, view=True)
-    kept = [len(set(seen.nearest(v, 200).tolist()) & set(np.argsort(-vectors @ v)[:10].tolist())) for v in vectors[:50]]
-    assert np.mean(kept) >= 9
-
-
-def test_shortlist_loses_less_than_a_point_of_recall(model, album, monkeypatch):
-    """R@10 of 800 vectors near one of 4,000 pictures, with a shortlist and without."""
-    pytest.importorskip("usearch")
-    monkeypatch.setattr(index, "MAX_EXACT", 1000)
-    rng = np.random.default_rng(new_seed())
-    Index.create("x", album, model).close()
-    about, (queries, size) = json.loads(Path("x/index.json").read_text()), (8, 64)
-    Path("x/index.json").write_text(json.dumps({**about, "queries": queries, "size": size}))
-    with Index.open("x", model, write=True) as made:
-        topics = rng.normal(size=(60, 1, size))  # pictures lie in heaps, and so do the vectors of one
-        embeds = topics[rng.integers(60, size=4000)] + 0.8 * rng.normal(size=(4000, 1, size))
-        embeds = embeds + 0.5 * rng.normal(size=(4000, queries, size))
-        embeds /= np.linalg.norm(embeds, axis=-1, keepdims=True)
-        made.vectors.write(range(4000), embeds.astype(np.float32))
-        made.catalog.put(File(row, f"{row}.png", 1, 1, str(row).encode()) for row in range(4000))
-        made.refresh()
-        wanted = rng.choice(4000, 800, replace=False)
-        asked = embeds[wanted, rng.integers(queries, size=800)] + rng.normal(size=(800, size)) * 2 / size**0.5
-        asked = (asked / np.linalg.norm(asked, axis=-1, keepdims=True)).astype(np.float32)
-        found = [
-            np.mean([place in made.nearest(vector, 10, exact)[0] for place, vector in zip(wanted, asked, strict=True)])
-            for exact in (False, True)
-        ]
-    assert 0.2 < found[1] < 0.99 and found[0] > found[1] - 0.01, found
-
-
-def test_stored_vectors_keep_their_cosines(tmp_path):
-    rng = np.random.default_rng(new_seed())
-    embeds = rng.normal(size=(7, 3, 256)).astype(np.float32)
-    embeds /= np.linalg.norm(embeds, axis=-1, keepdims=True)
-    vectors = Vectors(tmp_path / "v", 3, 256)
-    vectors.write([4, 0, 2], embeds[:3])
-    vectors.write([1, 3], embeds[3:5])
-    got = vectors.read([4, 0, 2, 1, 3])
-    assert np.abs(np.einsum("bqe,bqe->bq", got, embeds[:5]) - 1).max() < 0.003
-    assert np.linalg.norm(one_vector(embeds), axis=-1) == pytest.approx(1)
-
-
-def test_catalog_reuses_free_rows_first(tmp_path):
-    catalog = Catalog(tmp_path / "c.db", True)
-    catalog.put(File(row, f"{row}.png", 1, 1, bytes([row])) for row in catalog.next_rows(5))
-    catalog.remove([1, 3])
-    assert catalog.next_rows(3) == [1, 3, 5] and catalog.row_count == 5 and len(catalog) == 3
-    catalog.put([File(1, "0.png", 2, 2, b"x")])  # a picture that changed leaves its old place
-    assert catalog.free_rows() == [0, 3] and catalog.by_path("0.png").row == 1
-
-
-def test_near_duplicates_are_grouped(model, album):
-    shutil.copy(album / "a.png", album / "sub" / "same.png")
-    Image.open(album / "b.jpg").save(album / "b2.png")
-    with Index.create("x", album, model) as made:
-        made.add()
-        groups = [sorted(file.path for file in group) for group in find_near_duplicates(made, 0.9999)]
-    assert ["a.png", "sub/same.png"] in groups and ["b.jpg", "b2.png"] in groups
-
-
-def test_index_search_and_duplicates_commands(tiny, album, run):
-    flags = ["--model", tiny.path]
-    code, out, err = run("index", "album", "--out", "x", "--errors", "e.tsv", *flags)
-    assert (code, out, err) == (1, "", "blip2rt: 10 indexed, 2 failed (listed in e.tsv)\n")
-    assert "0 indexed, 10 already done" in run("index", "album", "--out", "x", *flags)[2]
-    code, out, err = run("search", "x", "a dog", "-n", 3, "--json", "--html", "p.html", "--copy-to", "best", *flags)
-    hits = [json.loads(line) for line in out.splitlines()]
-    assert code == 0 and err == "" and len(hits) == 3 and all(Path(hit["image"]).is_file() for hit in hits)
-    page = Path("p.html").read_text()
-    assert page.count("data:image/jpeg;base64,") == 3 and "http" not in page and "album/" in page
-    assert [path.name[:3] for path in sorted(Path("best").iterdir())] == ["01-", "02-", "03-"]
-    assert "album/b.jpg\n" in run("search", "x", "--image", "album/b.jpg", *flags)[1]
-    assert "probability" in run("search", "x", "a dog", "--rerank", 4, "--json", *flags)[1]
-    out = run("search", "x", "a dog", "-n", 4, "--rerank", 2, "--html", "p.html", *flags)[1]
-    assert [line.split("\t")[0].endswith(" cosine") for line in out.splitlines()] == [False, False, True, True]
-    assert Path("p.html").read_text().count(" cosine</p>") == 2
-    assert " cosine" not in run("search", "x", "a dog", *flags)[1]
-    shutil.copy("album/a.png", "album/zz.png")
-    run("index", "album", "--out", "x", *flags)
-    assert "a.png\n" in run("duplicates", "x", "--alike", 0.9999, *flags)[1]
-
-
-def test_clip_retrieval_layout(tiny, model, album, run):
-    parquet = pytest.importorskip("pyarrow.parquet")
-    assert run("index", "album", "--out", "c", "--format", "clip-retrieval", "--model", tiny.path)[0] == 1
-    embeds = np.load("c/img_emb/img_emb_0.npy")
-    paths = parquet.read_table("c/metadata/metadata_0.parquet").to_pydict()["image_path"]
-    assert embeds.dtype == np.float16 and len(paths) == len(embeds) == 10
-    assert np.allclose(embeds, one_vector(model.embed_image(paths)), atol=0.02)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="POSIX names")
-def test_undecodable_names_stay_distinct_in_parquet(tiny, run, tmp_path, monkeypatch):
-    parquet = pytest.importorskip("pyarrow.parquet")
-    monkeypatch.chdir(tmp_path)
-    Path("album").mkdir()
-    for name in (b"album/\xff.png", b"album/\xfe.png"):
-        picture(np.random.default_rng(new_seed())).save(os.fsdecode(name))
-    assert run("index", "album", "--out", "c", "--format", "clip-retrieval", "--model", tiny.path)[0] == 0
-    paths = parquet.read_table("c/metadata/metadata_0.parquet").to_pydict()["image_path"]
-    assert sorted(Path(path).name for path in paths) == ["\\xfe.png", "\\xff.png"]
-
-
-def test_usage_errors_are_one_line(tiny, album, run):
-    flags = ["--model", tiny.path]
-    run("index", "album", "--out", "x", *flags)
-    (album.parent / "full").mkdir()
-    (album.parent / "full" / "a").touch()
-    for command, words in (
-        (["search", "none", "a dog"], ["none is not an index", "blip2rt index DIR"]),
-        (["search", "album/a.png", "a dog"], ["album/a.png is a file, not an index"]),
-        (["search", "x"], ["give TEXT, or --image"]),
-        (["search", "x", "a", "--image", "b"], ["give TEXT, or --image"]),
-        (["search", "x", "..."], ["no words"]),
-        (["search", "x", "a", "-n", "0"], ["from 1"]),
-        (["search", "x", "--image", "none.png"], ["no such file: 'none.png'"]),
-        (["search", "x", "--image", "album/a.png", "--rerank", "3"], ["rerank"]),
-        (["index", "none", "--out", "y"], ["'none' is not a folder"]),
-        (["index", "album"], ["missing: --out"]),
-        (["index", "album", "--out", "full"], ["full is neither an index nor empty"]),
-        (["index", "album/sub", "--out", "x"], ["not of album/sub"]),
-        (["duplicates", "x", "--alike", "2"], ["--alike is 2"]),
-    ):
-        code, out, err = run(*command, *flags)
-        assert code == 2 and out == "" and err.count("\n") == 1 and all(word in err for word in words), (command, err)
-    about = json.loads(Path("x/index.json").read_text())
-    Path("x/index.json").write_text(json.dumps(about | {"version": 1}))  # without checksums
-    assert "x has version 1" in (err := run("search", "x", "a", *flags)[2]) and "create it again" in err
-    for damage in ("{}", "no JSON", "[]"):
-        Path("x/index.json").write_text(damage)
-        assert "is damaged" in run("search", "x", "a", *flags)[2]
-
-
 def test_damaged_index_is_one_error_line_or_repaired(tiny, album, run, monkeypatch):
     monkeypatch.setattr(index, "MAX_EXACT", 4)  # so that there is a shortlist
     run("index", "album", "--out", "good", "--model", tiny.path)
@@ -341,34 +173,6 @@ def test_damaged_index_is_one_error_line_or_repaired(tiny, album, run, monkeypat
                     assert name == "shortlist.usearch" or (command[0] == "index" and (unread or name == "files.db"))
             if code == 1 and name != "vectors.i8":  # `index` has mended it
                 assert run("search", "x", "a dog", "-n", 10, "--model", tiny.path)[1] == found, (name, err)
-
-
-def test_vectors_are_synced_before_the_catalog(model, album, monkeypatch):
-    order = []
-    sync, put = os.fsync, Catalog.put
-    monkeypatch.setattr(os, "fsync", lambda file: (order.append(os.fstat(file).st_ino), sync(file)))
-    monkeypatch.setattr(Catalog, "put", lambda self, files: (order.append("catalog"), put(self, files)))
-    with Index.create("x", album, model) as made:
-        order.clear()
-        made.add()
-    assert order == [os.stat("x/vectors.i8").st_ino, "catalog"] * 2
-
-
-def test_existing_files_are_not_overwritten(tiny, album, run):
-    run("index", "album", "--out", "x", "--model", tiny.path)
-    Path("full").mkdir()
-    shutil.copy("album/a.png", "full/a.png")
-    for command, words in (
-        (["search", "x", "a dog", "--html", "full/a.png"], "'full/a.png' is a picture"),
-        (["search", "x", "a dog", "--html", "none/p.html"], "folder 'none' does not exist"),
-        (["search", "x", "a dog", "--copy-to", "full"], "full is not empty: give another --copy-to"),
-        (["index", "album", "--out", "x", "--errors", "full/a.png"], "'full/a.png' is a picture"),
-        (["index", "album", "--out", "full", "--format", "clip-retrieval"], "full is neither an index nor empty"),
-    ):
-        before = tree(Path())
-        code, out, err = run(*command, "--model", tiny.path)
-        assert code == 2 and out == "" and err.count("\n") == 1 and words in err, (command, err)
-        assert tree(Path()) == before
 
 
 def _modified_bundle(bundle: Path, folder: Path, **fields: object) -> blip2rt.Model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,22 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import blip2rt
 from blip2rt.errors import GalleryError
-from blip2rt.gallery import Index, index, index_update
-from blip2rt.gallery.catalog import File
+from blip2rt.gallery import Index, index, index_update, one_vector
+from blip2rt.gallery.catalog import Catalog, File
 from blip2rt.gallery.near_duplicates import find_near_duplicates
 from blip2rt.gallery.sources import Failure, Picture, Sources
+from blip2rt.gallery.vectors import Shortlist, Vectors
 from blip2rt.gallery.walk import walk
 from tests.seeds import new_seed
-from tests.tiny.image_folders import GOOD
+from tests.tiny.image_folders import GOOD, picture
 
 pytest.importorskip("blip2rt._native")
-
-
-@pytest.fixture
-def model(tiny):
-    return blip2rt.load(tiny.path)
 
 
 def tear(opened: Index, place: int) -> None:
@@ -126,3 +122,93 @@ def test_picture_removed_during_update_is_a_failure(model, album, monkeypatch):
         monkeypatch.setattr(index_update, "walk", going)
         counts = made.add()
     assert (counts.processed, counts.failed) == (9, 3)
+
+
+def test_shortlist_search_equals_exact_search(model, album, monkeypatch):
+    pytest.importorskip("usearch")
+    monkeypatch.setattr(index, "MAX_EXACT", 4)
+    rng = np.random.default_rng(new_seed())
+    with Index.create("x", album, model) as made:
+        made.add()
+        assert (Path("x") / "shortlist.usearch").exists() and not made.catalog.not_in_shortlist()
+        assert made.search("a dog", 5) == made.search("a dog", 5, exact=True)
+        (album / "a.png").unlink()
+        picture(rng).save(album / "z.png")
+        made.add()
+        assert made.search("a dog", 10) == made.search("a dog", 10, exact=True)
+        picture(rng).save(album / "zz.png")
+        monkeypatch.setattr(Index, "refresh", lambda self: None)  # killed before the shortlist was brought up to date
+        made.add()
+    with Index.open("x", model) as opened:
+        assert "zz.png" in {hit.name for hit in opened.search("a dog", 11)}
+
+
+def test_shortlist_of_5000_vectors_keeps_the_nearest(tmp_path):
+    pytest.importorskip("usearch")
+    rng = np.random.default_rng(new_seed())
+    vectors = rng.normal(size=(5000, 64)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    made = Shortlist(tmp_path / "s", 64, view=False)
+    made.add(range(5000), vectors)
+    made.save()
+    seen = Shortlist(tmp_path / "s", 64, view=True)
+    kept = [len(set(seen.nearest(v, 200).tolist()) & set(np.argsort(-vectors @ v)[:10].tolist())) for v in vectors[:50]]
+    assert np.mean(kept) >= 9
+
+
+def test_shortlist_loses_less_than_a_point_of_recall(model, album, monkeypatch):
+    """R@10 of 800 vectors near one of 4,000 pictures, with a shortlist and without."""
+    pytest.importorskip("usearch")
+    monkeypatch.setattr(index, "MAX_EXACT", 1000)
+    rng = np.random.default_rng(new_seed())
+    Index.create("x", album, model).close()
+    about, (queries, size) = json.loads(Path("x/index.json").read_text()), (8, 64)
+    Path("x/index.json").write_text(json.dumps({**about, "queries": queries, "size": size}))
+    with Index.open("x", model, write=True) as made:
+        topics = rng.normal(size=(60, 1, size))  # pictures lie in heaps, and so do the vectors of one
+        embeds = topics[rng.integers(60, size=4000)] + 0.8 * rng.normal(size=(4000, 1, size))
+        embeds = embeds + 0.5 * rng.normal(size=(4000, queries, size))
+        embeds /= np.linalg.norm(embeds, axis=-1, keepdims=True)
+        made.vectors.write(range(4000), embeds.astype(np.float32))
+        made.catalog.put(File(row, f"{row}.png", 1, 1, str(row).encode()) for row in range(4000))
+        made.refresh()
+        wanted = rng.choice(4000, 800, replace=False)
+        asked = embeds[wanted, rng.integers(queries, size=800)] + rng.normal(size=(800, size)) * 2 / size**0.5
+        asked = (asked / np.linalg.norm(asked, axis=-1, keepdims=True)).astype(np.float32)
+        found = [
+            np.mean([place in made.nearest(vector, 10, exact)[0] for place, vector in zip(wanted, asked, strict=True)])
+            for exact in (False, True)
+        ]
+    assert 0.2 < found[1] < 0.99 and found[0] > found[1] - 0.01, found
+
+
+def test_stored_vectors_keep_their_cosines(tmp_path):
+    rng = np.random.default_rng(new_seed())
+    embeds = rng.normal(size=(7, 3, 256)).astype(np.float32)
+    embeds /= np.linalg.norm(embeds, axis=-1, keepdims=True)
+    vectors = Vectors(tmp_path / "v", 3, 256)
+    vectors.write([4, 0, 2], embeds[:3])
+    vectors.write([1, 3], embeds[3:5])
+    got = vectors.read([4, 0, 2, 1, 3])
+    assert np.abs(np.einsum("bqe,bqe->bq", got, embeds[:5]) - 1).max() < 0.003
+    assert np.linalg.norm(one_vector(embeds), axis=-1) == pytest.approx(1)
+
+
+def test_catalog_reuses_free_rows_first(tmp_path):
+    catalog = Catalog(tmp_path / "c.db", True)
+    catalog.put(File(row, f"{row}.png", 1, 1, bytes([row])) for row in catalog.next_rows(5))
+    catalog.remove([1, 3])
+    assert catalog.next_rows(3) == [1, 3, 5] and catalog.row_count == 5 and len(catalog) == 3
+    catalog.put([File(1, "0.png", 2, 2, b"x")])  # a picture that changed leaves its old place
+    assert catalog.free_rows() == [0, 3] and catalog.by_path("0.png").row == 1
+
+
+def test_vectors_are_synced_before_the_catalog(model, album, monkeypatch):
+    order = []
+    sync, put = os.fsync, Catalog.put
+    monkeypatch.setattr(os, "fsync", lambda file: (order.append(os.fstat(file).st_ino), sync(file)))
+    monkeypatch.setattr(Catalog, "put", lambda self, files: (order.append("catalog"), put(self, files)))
+    with Index.create("x", album, model) as made:
+        order.clear()
+        made.add()
+    assert order == [os.stat("x/vectors.i8").st_ino, "catalog"] * 2

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import blip2rt
+from tests.gallery.helpers import assert_error
 from tests.seeds import new_seed
-from tests.tiny.image_folders import picture, tree
+from tests.tiny.image_folders import picture, shard, tree
 
 pytest.importorskip("blip2rt._native")
 TRUNCATED = "the shard is truncated or damaged"
@@ -105,3 +107,28 @@ def test_folders_and_links_are_copied_unchanged(tiny, whole, run):
         copy.with_name(".odd.tar.partial").write_bytes(data[:size])
         run("caption", "odd.tar", "--out", "copies", "--model", tiny.path)
         assert copy.read_bytes() == data, size
+
+
+def test_shards_are_copied_with_captions(tiny, album, run, tmp_path):
+    shard(tmp_path / "s.tar", new_seed(), 6)
+    code, _, err = run("caption", "s*.tar", "--out", "copies", "--model", tiny.path)
+    assert code == 1 and "4 captioned, 1 failed" in err
+    with tarfile.open("s.tar") as old, tarfile.open("copies/s.tar") as new:
+        want = [name for name in old.getnames() if name not in ("0002.txt", "0003.txt")]
+        assert sorted(new.getnames()) == sorted(want)
+        for name in new.getnames():
+            data = new.extractfile(name).read()
+            if name.endswith(".txt"):
+                picture = old.extractfile(name.replace(".txt", ".png")).read()
+                assert data.decode() == blip2rt.load(tiny.path).caption(picture) + "\n"
+            else:
+                assert data == old.extractfile(name).read()
+    assert "already done" in run("caption", "s.tar", "--out", "copies", "--model", tiny.path)[2]
+    assert "s.tar/0000.png\t" in run("caption", "s.tar", "--model", tiny.path)[1]
+    assert_error(run("caption", "s.tar", "album", "--out", "copies", "--model", tiny.path), "'album' is not a shard")
+    assert_error(run("caption", "sh/none.tar", "--out", "copies", "--model", tiny.path), "no such file: 'sh/none.tar'")
+    assert run("caption", "s.tar", "--out", "copies.v1", "--model", tiny.path)[0] == 1
+    assert tree(Path("copies.v1")) == tree(Path("copies"))
+    Path("bad.tar").write_bytes(b"x" * 2000)
+    code, _, err = run("caption", "*.tar", "--out", "copies", "--model", tiny.path)
+    assert code == 1 and "bad.tar" in err and "1 failed" in err

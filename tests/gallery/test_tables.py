@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import random
 from pathlib import Path
 
 import pytest
 
+import blip2rt
 from blip2rt.errors import OptionError
 from blip2rt.gallery.outputs import Description
-from blip2rt.gallery.outputs.tables import CsvTable, open_table
+from blip2rt.gallery.outputs.tables import CsvTable, JsonTable, open_table
 from blip2rt.gallery.sources import Picture
+from tests.gallery.helpers import assert_error, rows
 from tests.seeds import new_seed
+from tests.tiny.image_folders import GOOD, tree
 
 WORDS = ("a red square", 'a 5" sign', "a, b", "two\nlines", "ein Bär", "1, 2, 3, 4, 5", '"', "x\ny, z\n", "''")
 ASKED = ("", "--ask 'what, \"now\"'")
@@ -29,17 +34,18 @@ def filled(path: Path, asked: str, rng: random.Random, words: tuple[str, ...] = 
 
 
 @pytest.mark.parametrize("asked", ASKED)
-def test_truncated_csv_keeps_complete_rows(tmp_path, asked):
-    path = tmp_path / "t.csv"
+@pytest.mark.parametrize("kind", [CsvTable, JsonTable])
+def test_truncated_table_keeps_complete_rows(tmp_path, kind, asked):
+    path = tmp_path / ("t.csv" if kind is CsvTable else "t.jsonl")
     data = filled(path, asked, random.Random(new_seed()))
-    empty = CsvTable(str(tmp_path / "o.csv"), True, "tiny", asked)
+    empty = kind(str(tmp_path / "empty"), True, "tiny", asked)
     with open(path, "rb") as file:
         ends = [0, *(end for _, end in empty._rows(file))]
     empty.close()
-    assert len(ends) == 8 and ends[-1] == len(data)
+    assert len(ends) == (8 if kind is CsvTable else 7) and ends[-1] == len(data)
     for size in range(len(data)):
         path.write_bytes(data[:size])
-        CsvTable(str(path), False, "tiny", asked).close()
+        kind(str(path), False, "tiny", asked).close()
         left = path.read_bytes() if path.exists() else b""
         assert left == data[: max(end for end in ends if end <= size)], size
 
@@ -82,3 +88,76 @@ def test_parquet_is_synced_before_its_journal_is_removed(tmp_path, monkeypatch):
     made.finish(False)
     made.close()
     assert order == [path.stat().st_ino, "t.parquet.partial.jsonl"]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_table_appends_only_new_pictures(tiny, album, run, ending):
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    out = Path(f"out.{ending}")
+    command = ["caption", "-r", "album", "--out", out, "--model", tiny.path]
+    assert run(*command)[0] == 1
+    first = rows(out)
+    model = blip2rt.load(tiny.path)
+    assert [row["image"] for row in first] == [f"album/{name}" for name in sorted(GOOD, key=os.fsencode)] + [
+        "album/sub/inner.png"
+    ]
+    for row in first:
+        scored = model.caption(row["image"], scores=True)
+        assert row["captions"] == [scored.text] and float(row["score"]) == pytest.approx(scored.score, abs=1e-3)
+        assert row["model"] == "tiny"
+        if ending == "jsonl":
+            assert list(row) == ["image", "captions", "score", "truncated", "model", "ms", "asked"]
+            assert row["ms"] is None and row["asked"] == ""
+            assert row["truncated"] == scored.truncated
+    data = out.read_bytes()
+    assert "10 already done" in run(*command)[2] and out.read_bytes() == data
+    (album / "z.png").write_bytes((album / "a.png").read_bytes())
+    assert "1 captioned, 10 already done" in run(*command)[2]
+    assert [row["image"] for row in rows(out)][-1] == "album/z.png" and rows(out)[:-1] == first
+    assert sorted(path.name for path in Path().iterdir()) == ["album", out.name]
+
+
+def test_foreign_tables_are_rejected_unchanged(tiny, album, run):
+    for name, text in (("a.jsonl", '{"a": 1}\n'), ("a.csv", "x,y\r\n"), ("a.jsonl", "words\n")):
+        Path(name).write_bytes(text.encode())
+        assert_error(run("caption", "album", "--out", name, "--model", tiny.path), name, "line 1", "--overwrite")
+        assert Path(name).read_bytes() == text.encode()
+    for column in ("x", "image") if importlib.util.find_spec("pyarrow") else ():
+        from pyarrow import parquet, table
+
+        parquet.write_table(table({column: ["a"]}), "a.parquet")
+        before = tree(Path())
+        command = ["caption", "album", "--out", "a.parquet", "--model", tiny.path]
+        assert_error(run(*command), "a.parquet was not written by blip2rt", "--overwrite")
+        assert tree(Path()) == before
+    row = {"image": "album/a.png", "captions": ["a"], "score": 1.0, "model": "other", "asked": ""}
+    Path("a.jsonl").write_text(json.dumps(row) + "\n")
+    assert_error(run("caption", "album", "--out", "a.jsonl", "--model", tiny.path), "captions by other, not by tiny")
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_table_rejects_other_text_flags(tiny, album, run, ending):
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    command = ["caption", "album/a.png", "--out", f"t.{ending}", "--model", tiny.path]
+    asking = [*command, "--ask", "what is red"]
+    assert run(*asking)[0] == 0
+    data = tree(Path())
+    assert "1 already done" in run(*asking)[2]
+    for other, words in (
+        (command, "not plain captions"),
+        ([*asking, "--prefix", "x"], "not texts of --ask 'what is red' --prefix x"),
+        ([*command, "--prompt", "a"], "not texts of --prompt a"),
+        ([*command, "--template", "{stem}: {caption}"], "{stem}"),
+    ):
+        assert_error(run(*other), f"t.{ending} has texts of --ask 'what is red'", words, "--overwrite")
+        assert tree(Path()) == data
+    assert run(*command, "--overwrite")[0] == 0 and rows(Path(f"t.{ending}"))[0]["asked"] == ""
+
+
+def test_table_without_pictures_is_empty(tiny, album, run):
+    Path("empty").mkdir()
+    for name, data in (("x.jsonl", b""), ("x.csv", b"image,caption,score,model,asked\r\n")):
+        assert run("caption", "empty", "--out", name, "--model", tiny.path)[0] == 0
+        assert Path(name).read_bytes() == data

@@ -66,7 +66,6 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "python -m benchmarks.image": None,
     "python -m benchmarks.loop": None,
     "python -m benchmarks.serve": ("--geometry", "huge"),
-    "python -m benchmarks.make_checkpoint": ("--geometry", "huge"),
     "python -m benchmarks.precisions": ("--checkpoint", "x", "--data", "y", "--kinds", "int3"),
     "python -m benchmarks.train": ("--precision", "int8"),
 }
