@@ -149,11 +149,11 @@ def trt_captions(bundle: Bundle, paths: Sequence[Path]) -> Iterator[str]:
 
 
 def measure(
-    exports: Mapping[str, Bundle], wanted: list[Precision], data: Dataset, folder: Path, trt: bool
+    exports: Mapping[str, Bundle], precisions: list[Precision], data: Dataset, folder: Path, trt: bool
 ) -> Iterator[tuple[str, ...]]:
     """Yield the cells of one row after the other."""
     reference, exact = None if trt else blip2rt.load(exports[_FLOAT].path, threads=1), list[str]()
-    for precision in wanted:
+    for precision in precisions:
         bundle = combine(precision, exports, folder / "row")
         if reference is None:
             captions, relative = list(trt_captions(bundle, data.paths)), ""

@@ -7,7 +7,7 @@ interrupted batch is recomputed as a whole. So batches, and with them the texts,
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -36,7 +36,7 @@ class Entry(Generic[T]):
     job: T | None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Batch(Generic[T]):
     """Pictures that go through the graphs together, and what failed before them.
 
@@ -45,13 +45,25 @@ class Batch(Generic[T]):
     """
 
     first: int  # the number of the first picture
-    images: list[tuple[Entry[T], Rgb]]
-    failures: list[tuple[int, Failure]]
-    skipped: int  # pictures that were done already
+    entries: list[Entry[T]] = field(default_factory=list)
+    images: list[tuple[Entry[T], Rgb]] = field(default_factory=list)
+    failures: list[tuple[int, Failure]] = field(default_factory=list)
+
+    @property
+    def skipped(self) -> int:
+        """The number of pictures that were done already."""
+        return sum(entry.job is None for entry in self.entries)
 
     @property
     def has_work(self) -> bool:
         return any(entry.job is not None for entry, _ in self.images)
+
+    @property
+    def needed(self) -> list[Entry[T]]:
+        """The entries to decode: the new ones, or all of an interrupted batch, of which only the first are done."""
+        new = [entry for entry in self.entries if entry.job is not None]
+        interrupted = new and new == self.entries[len(self.entries) - len(new) :]
+        return self.entries if interrupted else new
 
 
 @dataclass(frozen=True)
@@ -78,10 +90,10 @@ def prefetch(
     plan: returns the work to do with a picture, None if it is done, or why it cannot be done.
     """
     pool = ThreadPoolExecutor(parallelism.decode_threads, "blip2rt-decode")
-    queue: deque[tuple[_Group[T], list[Future[Rgb | Failure]]]] = deque()
+    queue: deque[tuple[Batch[T], list[Future[Rgb | Failure]]]] = deque()
     try:
-        for group in _groups(walked, plan, parallelism.batch_size):
-            queue.append((group, [pool.submit(_decode, model, entry.picture) for entry in group.needed]))
+        for batch in _batches(walked, plan, parallelism.batch_size):
+            queue.append((batch, [pool.submit(_decode, model, entry.picture) for entry in batch.needed]))
             if len(queue) > MAX_BATCHES_AHEAD:
                 yield _collect(*queue.popleft())
         while queue:
@@ -99,49 +111,33 @@ def _decode(model: Model, picture: Picture) -> Rgb | Failure:
         return Failure.unreadable(picture.name, error)
 
 
-@dataclass
-class _Group(Generic[T]):
-    """A batch before it is decoded."""
-
-    first: int
-    entries: list[Entry[T]] = field(default_factory=list)
-    failures: list[tuple[int, Failure]] = field(default_factory=list)
-
-    @property
-    def needed(self) -> list[Entry[T]]:
-        """The entries to decode: the new ones, or all of an interrupted batch, of which only the first are done."""
-        new = [entry for entry in self.entries if entry.job is not None]
-        interrupted = new and new == self.entries[len(self.entries) - len(new) :]
-        return self.entries if interrupted else new
-
-
-def _collect(group: _Group[T], futures: list[Future[Rgb | Failure]]) -> Batch[T]:
-    images, failures = [], list(group.failures)
-    for entry, future in zip(group.needed, futures, strict=True):
+def _collect(batch: Batch[T], futures: Sequence[Future[Rgb | Failure]]) -> Batch[T]:
+    """Wait for the pixels of the needed entries."""
+    for entry, future in zip(batch.needed, futures, strict=True):
         decoded = future.result()
         if isinstance(decoded, Failure):
-            failures.append((entry.number, decoded))
+            batch.failures.append((entry.number, decoded))
         else:
-            images.append((entry, decoded))
-    skipped = sum(entry.job is None for entry in group.entries)
-    return Batch(group.first, images, sorted(failures, key=lambda pair: pair[0]), skipped)
+            batch.images.append((entry, decoded))
+    batch.failures.sort(key=lambda pair: pair[0])
+    return batch
 
 
-def _groups(
+def _batches(
     walked: Iterable[Picture | Failure], plan: Callable[[Picture], T | Failure | None], batch_size: int
-) -> Iterator[_Group[T]]:
-    group: _Group[T] = _Group(0)
+) -> Iterator[Batch[T]]:
+    batch: Batch[T] = Batch(0)
     number = 0
     for item in walked:
         job = item if isinstance(item, Failure) else plan(item)
         if isinstance(job, Failure):
-            group.failures.append((number, job))
+            batch.failures.append((number, job))
         elif isinstance(item, Picture):
-            group.entries.append(Entry(number, item, job))
+            batch.entries.append(Entry(number, item, job))
         if isinstance(item, Picture):
             number += 1
             if number % batch_size == 0:
-                yield group
-                group = _Group(number)
-    if group.entries or group.failures:
-        yield group
+                yield batch
+                batch = Batch(number)
+    if batch.entries or batch.failures:
+        yield batch

@@ -26,10 +26,10 @@ pytestmark = pytest.mark.long(7)
 
 def test_folder_captions_match_single_captions(tiny, album, run):
     code, out, err = run("caption", "album", "--model", tiny.path)
-    told = dict(line.split("\t") for line in out.splitlines())
+    caption_by_name = dict(line.split("\t") for line in out.splitlines())
     model = blip2rt.load(tiny.path)
-    assert code == 1 and told == {f"album/{name}": model.caption(album / name) for name in GOOD}
-    assert list(told) == sorted(told, key=os.fsencode)
+    assert code == 1 and caption_by_name == {f"album/{name}": model.caption(album / name) for name in GOOD}
+    assert list(caption_by_name) == sorted(caption_by_name, key=os.fsencode)
     assert "album/bad.jpg" in err and "album/cut.png" in err and "notes.md" not in err
     assert err.splitlines()[-1] == "blip2rt: 9 captioned, 2 failed"
     assert "album/sub/inner.png" in run("caption", "-r", "album", "--model", tiny.path)[1]
@@ -63,8 +63,8 @@ def test_text_sidecars_are_written_once(tiny, album, run):
     assert code == 1 and out == "" and "10 captioned, 2 failed" in err
     assert {name: data for name, data in after.items() if name in before} == before
     for name in GOOD:
-        wanted = "".join(f"{text}\n" for text in model.caption(album / name, num_captions=2))
-        assert after[os.path.splitext(name)[0] + ".txt"] == wanted.encode()
+        expected = "".join(f"{text}\n" for text in model.caption(album / name, num_captions=2))
+        assert after[os.path.splitext(name)[0] + ".txt"] == expected.encode()
     assert len(after) == len(before) + 10
     (album / "a.txt").write_text("mine\n")
     (album / "b.txt").unlink()

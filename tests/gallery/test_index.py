@@ -39,32 +39,34 @@ def contents(at: Path) -> dict[str, tuple[int, bytes]]:
 
 def test_search_returns_the_nearest(model, album):
     names = [*GOOD, "sub/inner.png"]
-    with Index.create("x", album, model) as made:
-        counts = made.add()
-        assert (counts.processed, counts.failed, len(made)) == (10, 2, 10)
+    with Index.create("x", album, model) as opened:
+        counts = opened.add()
+        assert (counts.processed, counts.failed, len(opened)) == (10, 2, 10)
         embeds = model.embed_image([album / name for name in names])  # (10, Q, E)
         scores = (embeds @ model.embed_text("a dog runs")).max(axis=1)
-        hits = made.search("a dog runs", 4)
-        told = dict(zip(names, scores, strict=True))
-        assert [hit.score for hit in hits] == pytest.approx([told[hit.name] for hit in hits], abs=0.02)
+        hits = opened.search("a dog runs", 4)
+        score_by_name = dict(zip(names, scores, strict=True))
+        assert [hit.score for hit in hits] == pytest.approx([score_by_name[hit.name] for hit in hits], abs=0.02)
         assert [hit.score for hit in hits] == pytest.approx(sorted(scores, reverse=True)[:4], abs=0.02)
         assert hits[0].path.samefile(album / hits[0].name)
-        same = {hit.name: hit.score for hit in made.search(album / "b.jpg", 10, image=True)}
+        same = {hit.name: hit.score for hit in opened.search(album / "b.jpg", 10, image=True)}
         assert same["b.jpg"] == pytest.approx(1, abs=0.02) and same["b.jpg"] >= max(same.values()) - 0.02
-        judged = made.search("a dog runs", 3, rerank=10)
-        wanted = model.match([album / name for name in names], "a dog runs")
-        best = sorted(zip(names, wanted, strict=True), key=lambda pair: -pair[1].score)[:3]
-        assert [hit.name for hit in judged] == [name for name, _ in best]
-        assert [hit.probability for hit in judged] == pytest.approx([match.probability for _, match in best], abs=1e-4)
+        reranked = opened.search("a dog runs", 3, rerank=10)
+        matches = model.match([album / name for name in names], "a dog runs")
+        best = sorted(zip(names, matches, strict=True), key=lambda pair: -pair[1].score)[:3]
+        assert [hit.name for hit in reranked] == [name for name, _ in best]
+        assert [hit.probability for hit in reranked] == pytest.approx(
+            [match.probability for _, match in best], abs=1e-4
+        )
 
 
 def test_cancelled_reranking_leaves_out_the_rest(model, album):
-    with Index.create("x", album, model) as made:
-        made.add()
+    with Index.create("x", album, model) as opened:
+        opened.add()
         answers = iter([False, True])  # before the first 8 pictures, and before the rest
-        judged = made.search("a dog runs", 10, rerank=9, cancelled=lambda: next(answers))
-        assert [hit.probability is not None for hit in judged] == [True] * 8 + [False]
-        assert judged[-1] == made.search("a dog runs", 10)[-1]
+        reranked = opened.search("a dog runs", 10, rerank=9, cancelled=lambda: next(answers))
+        assert [hit.probability is not None for hit in reranked] == [True] * 8 + [False]
+        assert reranked[-1] == opened.search("a dog runs", 10)[-1]
 
 
 def test_update_follows_the_folder(model, album):
@@ -72,9 +74,9 @@ def test_update_follows_the_folder(model, album):
         with Index.open("x", model) as opened:
             return {file.path for file in opened.catalog.all()}
 
-    with Index.create("x", album, model) as made:
-        made.add()
-        assert made.add().processed == 0
+    with Index.create("x", album, model) as opened:
+        opened.add()
+        assert opened.add().processed == 0
         rng = np.random.default_rng(new_seed())
         picture(rng).save(album / "a.png")
         (album / "c.webp").rename(album / "sub" / "moved.webp")
@@ -83,20 +85,20 @@ def test_update_follows_the_folder(model, album):
         os.utime(album / "b.jpg", (1, 1))
         picture(rng).save(album / "new.png")
         before = dict(contents(Path("x")))
-        counts = made.add()
+        counts = opened.add()
         assert (counts.processed, counts.removed) == (2, 1), "moved, touched and copied pictures cost no graph"
         after = contents(Path("x"))
         assert after["sub/moved.webp"] == before["c.webp"] and after["sub/copy.bmp"][1] == before["e.bmp"][1]
         assert after["a.png"] != before["a.png"] and "new.png" in after and "d.gif" not in after
-        got = made.vectors.read([made.catalog.by_path("a.png").row])[0]
+        got = opened.vectors.read([opened.catalog.by_path("a.png").row])[0]
         assert np.allclose(got, model.embed_image(album / "a.png"), atol=0.02)
         files = {path.relative_to(album).as_posix() for path in album.rglob("*.*") if path.suffix != ".md"}
         assert names() == files - {"bad.jpg", "cut.png", ".hidden.png"} | {"no ending"}
 
 
 def test_unreadable_folder_keeps_its_pictures(model, album, monkeypatch):
-    with Index.create("x", album, model) as made:
-        made.add()
+    with Index.create("x", album, model) as opened:
+        opened.add()
         listdir = os.listdir
 
         def unreadable(path):
@@ -105,14 +107,14 @@ def test_unreadable_folder_keeps_its_pictures(model, album, monkeypatch):
             return listdir(path)
 
         monkeypatch.setattr(os, "listdir", unreadable)
-        counts = made.add()
+        counts = opened.add()
         assert counts.removed == 0 and counts.failed == 3 and "sub/inner.png" in contents(Path("x"))
         monkeypatch.undo()
 
 
 def test_damaged_picture_leaves_the_index(model, tiny, album, run):
-    with Index.create("x", album, model) as made:
-        made.add()
+    with Index.create("x", album, model) as opened:
+        opened.add()
         (album / "a.png").write_bytes((album / "a.png").read_bytes()[:100])
         (album / "b.jpg").write_bytes(b"words")
     code, _, err = run("index", "album", "--out", "x", "--errors", "e.jsonl", "--model", tiny.path)
@@ -123,15 +125,15 @@ def test_damaged_picture_leaves_the_index(model, tiny, album, run):
 
 
 def test_index_and_folder_can_be_moved_together(model, album, tmp_path):
-    with Index.create("x", album, model) as made:
-        made.add()
+    with Index.create("x", album, model) as opened:
+        opened.add()
     (tmp_path / "elsewhere").mkdir()
     for name in ("x", "album"):
         shutil.move(tmp_path / name, tmp_path / "elsewhere" / name)
     with Index.open(tmp_path / "elsewhere" / "x", model) as opened:
         assert all(hit.path.is_file() for hit in opened.search("a dog", 10))
-    with Index.create(tmp_path / "elsewhere" / "x", tmp_path / "elsewhere" / "album", model) as made:
-        assert made.add().processed == 0
+    with Index.create(tmp_path / "elsewhere" / "x", tmp_path / "elsewhere" / "album", model) as opened:
+        assert opened.add().processed == 0
 
 
 def test_moved_folder_is_reported_and_can_be_reset(tiny, album, run):
@@ -171,7 +173,7 @@ def test_damaged_index_is_one_error_line_or_repaired(tiny, album, run, monkeypat
                 else:
                     unread = name == "vectors.i8" and len(damage or b"") == len(data)  # of a folder as it was
                     assert name == "shortlist.usearch" or (command[0] == "index" and (unread or name == "files.db"))
-            if code == 1 and name != "vectors.i8":  # `index` has mended it
+            if code == 1 and name != "vectors.i8":  # `index` has repaired it
                 assert run("search", "x", "a dog", "-n", 10, "--model", tiny.path)[1] == found, (name, err)
 
 
@@ -188,9 +190,9 @@ def _modified_bundle(bundle: Path, folder: Path, **fields: object) -> blip2rt.Mo
 
 
 def test_index_accepts_a_model_with_the_same_embeddings(tiny, album, tmp_path):
-    with Index.create("x", album, blip2rt.load(tiny.path)) as made:
-        made.add()
-        found = made.search("a dog")
+    with Index.create("x", album, blip2rt.load(tiny.path)) as opened:
+        opened.add()
+        found = opened.search("a dog")
     same = _modified_bundle(tiny.path, tmp_path / "same", retrieval__itm_weight=0.5, prompts__caption="a photo of")
     assert [hit.name for hit in Index.open("x", same).search("a dog")] == [hit.name for hit in found]
     for name, value in (("image__mean", [0.1, 0.2, 0.3]), ("retrieval__max_text_length", 9)):

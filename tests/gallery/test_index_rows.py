@@ -37,20 +37,20 @@ def test_free_rows_are_never_read(model, album, monkeypatch, exact):
     if exact == 4:
         pytest.importorskip("usearch")
     monkeypatch.setattr(index, "MAX_EXACT", exact)
-    with Index.create("x", album, model) as made:
-        made.add()
-        places = [made.catalog.by_path(name).row for name in ("a.png", "naïve 图.png")]
+    with Index.create("x", album, model) as opened:
+        opened.add()
+        places = [opened.catalog.by_path(name).row for name in ("a.png", "naïve 图.png")]
         for name in ("a.png", "naïve 图.png"):
             (album / name).unlink()
-        made.add()
-        wanted = made.search("a dog", 20)
-        groups = find_near_duplicates(made, 0.5)
+        opened.add()
+        expected = opened.search("a dog", 20)
+        groups = find_near_duplicates(opened, 0.5)
         for place in places:
-            tear(made, place)
-        assert {hit.name for hit in wanted} == {*GOOD, "sub/inner.png"} - {"a.png", "naïve 图.png"}
-        assert made.search("a dog", 20) == made.search("a dog", 20, exact=True) == wanted
-        made.refresh()
-        assert find_near_duplicates(made, 0.5) == groups and made.add().failed == 2
+            tear(opened, place)
+        assert {hit.name for hit in expected} == {*GOOD, "sub/inner.png"} - {"a.png", "naïve 图.png"}
+        assert opened.search("a dog", 20) == opened.search("a dog", 20, exact=True) == expected
+        opened.refresh()
+        assert find_near_duplicates(opened, 0.5) == groups and opened.add().failed == 2
 
 
 def test_row_freed_by_a_concurrent_writer_is_left_out(model, album):
@@ -76,23 +76,23 @@ def test_neighbours_need_less_than_quadratic_memory(model, album, monkeypatch):
     Path("x/index.json").write_text(json.dumps({**about, "queries": 2, "size": size}))
     embeds = rng.normal(size=(count, 2, size)).astype(np.float32)
     embeds /= np.linalg.norm(embeds, axis=-1, keepdims=True)
-    with Index.open("x", model, write=True) as made:
-        made.vectors.write(range(count), embeds)
-        made.catalog.put(File(row, f"{row}.png", 1, 1, str(row).encode()) for row in range(count))
-        made.catalog.remove(range(0, count, 7))
+    with Index.open("x", model, write=True) as opened:
+        opened.vectors.write(range(count), embeds)
+        opened.catalog.put(File(row, f"{row}.png", 1, 1, str(row).encode()) for row in range(count))
+        opened.catalog.remove(range(0, count, 7))
         places = np.setdiff1d(np.arange(count), np.arange(0, count, 7))
-        asked = index.one_vector(made.vectors.read(places[:512]))
+        query_vectors = index.one_vector(opened.vectors.read(places[:512]))
         tracemalloc.start()
-        found = made.neighbours(asked, 20)
+        found = opened.neighbours(query_vectors, 20)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        means = index.one_vector(made.vectors.read(places))
-        nearest = [set(places[np.argsort(-(means @ vector))[:20]].tolist()) for vector in asked]
+        means = index.one_vector(opened.vectors.read(places))
+        nearest = [set(places[np.argsort(-(means @ vector))[:20]].tolist()) for vector in query_vectors]
         assert np.mean([len(set(f.tolist()) & n) for f, n in zip(found, nearest, strict=True)]) > 19.9
         assert peak < 8 << 20  # all scores at once are 10 MiB, their order 20
         reads = []
-        monkeypatch.setattr(made.vectors, "read", lambda places: reads.append(len(places)))
-        made.neighbours(asked, 20)
+        monkeypatch.setattr(opened.vectors, "read", lambda places: reads.append(len(places)))
+        opened.neighbours(query_vectors, 20)
         assert not reads
 
 
@@ -118,9 +118,9 @@ def test_picture_removed_during_update_is_a_failure(model, album, monkeypatch):
         (album / "a.png").unlink()
         yield from walked
 
-    with Index.create("x", album, model) as made:
+    with Index.create("x", album, model) as opened:
         monkeypatch.setattr(index_update, "walk", going)
-        counts = made.add()
+        counts = opened.add()
     assert (counts.processed, counts.failed) == (9, 3)
 
 
@@ -128,17 +128,17 @@ def test_shortlist_search_equals_exact_search(model, album, monkeypatch):
     pytest.importorskip("usearch")
     monkeypatch.setattr(index, "MAX_EXACT", 4)
     rng = np.random.default_rng(new_seed())
-    with Index.create("x", album, model) as made:
-        made.add()
-        assert (Path("x") / "shortlist.usearch").exists() and not made.catalog.not_in_shortlist()
-        assert made.search("a dog", 5) == made.search("a dog", 5, exact=True)
+    with Index.create("x", album, model) as opened:
+        opened.add()
+        assert (Path("x") / "shortlist.usearch").exists() and not opened.catalog.not_in_shortlist()
+        assert opened.search("a dog", 5) == opened.search("a dog", 5, exact=True)
         (album / "a.png").unlink()
         picture(rng).save(album / "z.png")
-        made.add()
-        assert made.search("a dog", 10) == made.search("a dog", 10, exact=True)
+        opened.add()
+        assert opened.search("a dog", 10) == opened.search("a dog", 10, exact=True)
         picture(rng).save(album / "zz.png")
         monkeypatch.setattr(Index, "refresh", lambda self: None)  # killed before the shortlist was brought up to date
-        made.add()
+        opened.add()
     with Index.open("x", model) as opened:
         assert "zz.png" in {hit.name for hit in opened.search("a dog", 11)}
 
@@ -148,12 +148,14 @@ def test_shortlist_of_5000_vectors_keeps_the_nearest(tmp_path):
     rng = np.random.default_rng(new_seed())
     vectors = rng.normal(size=(5000, 64)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    made = Shortlist(tmp_path / "s", 64, view=False)
-    made.add(range(5000), vectors)
-    made.save()
+    opened = Shortlist(tmp_path / "s", 64, view=False)
+    opened.add(range(5000), vectors)
+    opened.save()
     seen = Shortlist(tmp_path / "s", 64, view=True)
-    kept = [len(set(seen.nearest(v, 200).tolist()) & set(np.argsort(-vectors @ v)[:10].tolist())) for v in vectors[:50]]
-    assert np.mean(kept) >= 9
+    common = [
+        len(set(seen.nearest(v, 200).tolist()) & set(np.argsort(-vectors @ v)[:10].tolist())) for v in vectors[:50]
+    ]
+    assert np.mean(common) >= 9
 
 
 def test_shortlist_loses_less_than_a_point_of_recall(model, album, monkeypatch):
@@ -164,19 +166,24 @@ def test_shortlist_loses_less_than_a_point_of_recall(model, album, monkeypatch):
     Index.create("x", album, model).close()
     about, (queries, size) = json.loads(Path("x/index.json").read_text()), (8, 64)
     Path("x/index.json").write_text(json.dumps({**about, "queries": queries, "size": size}))
-    with Index.open("x", model, write=True) as made:
+    with Index.open("x", model, write=True) as opened:
         topics = rng.normal(size=(60, 1, size))  # pictures lie in heaps, and so do the vectors of one
         embeds = topics[rng.integers(60, size=4000)] + 0.8 * rng.normal(size=(4000, 1, size))
         embeds = embeds + 0.5 * rng.normal(size=(4000, queries, size))
         embeds /= np.linalg.norm(embeds, axis=-1, keepdims=True)
-        made.vectors.write(range(4000), embeds.astype(np.float32))
-        made.catalog.put(File(row, f"{row}.png", 1, 1, str(row).encode()) for row in range(4000))
-        made.refresh()
-        wanted = rng.choice(4000, 800, replace=False)
-        asked = embeds[wanted, rng.integers(queries, size=800)] + rng.normal(size=(800, size)) * 2 / size**0.5
-        asked = (asked / np.linalg.norm(asked, axis=-1, keepdims=True)).astype(np.float32)
+        opened.vectors.write(range(4000), embeds.astype(np.float32))
+        opened.catalog.put(File(row, f"{row}.png", 1, 1, str(row).encode()) for row in range(4000))
+        opened.refresh()
+        targets = rng.choice(4000, 800, replace=False)
+        query_vectors = embeds[targets, rng.integers(queries, size=800)] + rng.normal(size=(800, size)) * 2 / size**0.5
+        query_vectors = (query_vectors / np.linalg.norm(query_vectors, axis=-1, keepdims=True)).astype(np.float32)
         found = [
-            np.mean([place in made.nearest(vector, 10, exact)[0] for place, vector in zip(wanted, asked, strict=True)])
+            np.mean(
+                [
+                    place in opened.nearest(vector, 10, exact)[0]
+                    for place, vector in zip(targets, query_vectors, strict=True)
+                ]
+            )
             for exact in (False, True)
         ]
     assert 0.2 < found[1] < 0.99 and found[0] > found[1] - 0.01, found
@@ -208,7 +215,7 @@ def test_vectors_are_synced_before_the_catalog(model, album, monkeypatch):
     sync, put = os.fsync, Catalog.put
     monkeypatch.setattr(os, "fsync", lambda file: (order.append(os.fstat(file).st_ino), sync(file)))
     monkeypatch.setattr(Catalog, "put", lambda self, files: (order.append("catalog"), put(self, files)))
-    with Index.create("x", album, model) as made:
+    with Index.create("x", album, model) as opened:
         order.clear()
-        made.add()
+        opened.add()
     assert order == [os.stat("x/vectors.i8").st_ino, "catalog"] * 2

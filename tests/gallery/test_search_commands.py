@@ -23,9 +23,9 @@ pytestmark = pytest.mark.long(4)
 def test_near_duplicates_are_grouped(model, album):
     shutil.copy(album / "a.png", album / "sub" / "same.png")
     Image.open(album / "b.jpg").save(album / "b2.png")
-    with Index.create("x", album, model) as made:
-        made.add()
-        groups = [sorted(file.path for file in group) for group in find_near_duplicates(made, 0.9999)]
+    with Index.create("x", album, model) as opened:
+        opened.add()
+        groups = [sorted(file.path for file in group) for group in find_near_duplicates(opened, 0.9999)]
     assert ["a.png", "sub/same.png"] in groups and ["b.jpg", "b2.png"] in groups
 
 

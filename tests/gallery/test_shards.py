@@ -66,7 +66,7 @@ def test_copy_of_a_truncated_shard_stays_hidden(tiny, whole, run):
     Path("in").mkdir()
     Path("in/s.tar").write_bytes(whole)
     assert run(*command)[0] == 0
-    wanted = tree(Path("copies"))
+    expected = tree(Path("copies"))
     for size in (rng.randrange(1, len(whole) - 10240) for _ in range(4)):
         Path("copies/s.tar").unlink()
         Path("in/s.tar").write_bytes(whole[: size // 512 * 512 + 7])
@@ -74,7 +74,7 @@ def test_copy_of_a_truncated_shard_stays_hidden(tiny, whole, run):
             code, _, err = run(*command)
             assert code != 0 and "1 failed" in err and not Path("copies/s.tar").exists(), (size, err)
         Path("in/s.tar").write_bytes(whole)
-        assert run(*command)[0] == 0 and tree(Path("copies")) == wanted, size
+        assert run(*command)[0] == 0 and tree(Path("copies")) == expected, size
 
 
 def unpacked(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tuple:

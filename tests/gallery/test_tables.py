@@ -25,11 +25,11 @@ ASKED = ("", "--ask 'what, \"now\"'")
 
 def filled(path: Path, asked: str, rng: random.Random, words: tuple[str, ...] = WORDS) -> bytes:
     """A table of six random rows."""
-    made = open_table(str(path), True, "tiny", asked)
+    table = open_table(str(path), True, "tiny", asked)
     for i in range(6):
         captions = [rng.choice(words) for _ in range(rng.randint(1, 3))]
-        made.write(Picture("", ""), Description(f"{rng.choice(words)}{i}.png", captions, -1.5, "tiny"))
-    made.close()
+        table.write(Picture("", ""), Description(f"{rng.choice(words)}{i}.png", captions, -1.5, "tiny"))
+    table.close()
     return path.read_bytes()
 
 
@@ -81,12 +81,12 @@ def test_parquet_is_synced_before_its_journal_is_removed(tmp_path, monkeypatch):
     pytest.importorskip("pyarrow")
     path, order = tmp_path / "t.parquet", []
     sync, unlink = os.fsync, os.unlink
-    made = open_table(str(path), False, "tiny", "")
-    made.write(Picture("", ""), Description("a.png", ["a"], -1.5, "tiny"))
+    table = open_table(str(path), False, "tiny", "")
+    table.write(Picture("", ""), Description("a.png", ["a"], -1.5, "tiny"))
     monkeypatch.setattr(os, "fsync", lambda file: (order.append(os.fstat(file).st_ino), sync(file)))
     monkeypatch.setattr(os, "unlink", lambda name: (order.append(os.path.basename(name)), unlink(name)))
-    made.finish(False)
-    made.close()
+    table.finish(False)
+    table.close()
     assert order == [path.stat().st_ino, "t.parquet.partial.jsonl"]
 
 

@@ -122,32 +122,32 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int | None]]:
 
 @pytest.mark.parametrize("output", [["--out", "o.jsonl"], ["--out", "o.csv"], ["--write", "txt"], []])
 def test_outputs_do_not_depend_on_the_number_of_workers(tiny, tmp_path, run, used, monkeypatch, output):
-    """Failures, what is done already and draws, too."""
-    seed, made = new_seed(), {}
+    """Including failures, skipped pictures and sampled texts."""
+    seed, results = new_seed(), {}
     for threads, expected in ((1, (1, 1)), (2, (2, 1)), (5, (2, 2))):
         place = tmp_path / str(threads)
         fill(place / "album", seed, 20)
         monkeypatch.chdir(place)
         (place / "album" / "n003.txt").write_text("mine\n")
         command = ["caption", "-r", "album", "--model", tiny.path, "--batch-size", 3, "--errors", "e.tsv", "--sample"]
-        told = run(*command, "--beams", 1, "--seed", seed % 1000, *output, "--threads", threads)
-        assert told[0] == 1 and "2 failed" in told[2] and used[-1] == expected
-        made[threads] = told[1:], tree(place)
-    assert made[1] == made[2] == made[5]
+        result = run(*command, "--beams", 1, "--seed", seed % 1000, *output, "--threads", threads)
+        assert result[0] == 1 and "2 failed" in result[2] and used[-1] == expected
+        results[threads] = result[1:], tree(place)
+    assert results[1] == results[2] == results[5]
 
 
 def test_index_does_not_depend_on_the_number_of_workers(tiny, tmp_path, run, used, monkeypatch):
-    seed, made = new_seed(), {}
+    seed, results = new_seed(), {}
     for threads in (1, 2):
         place = tmp_path / str(threads)
         fill(place / "album", seed, 20)
         monkeypatch.chdir(place)
         for _ in range(2):
-            told = run("index", "album", "--out", "x", "--model", tiny.path, "--batch-size", 4, "--threads", threads)
-            assert told[0] == 1 and used[-1] == (threads, 1)
+            result = run("index", "album", "--out", "x", "--model", tiny.path, "--batch-size", 4, "--threads", threads)
+            assert result[0] == 1 and used[-1] == (threads, 1)
         found = run("search", "x", "a dog", "--model", tiny.path)[1]
-        made[threads] = told, found, Path("x/vectors.i8").read_bytes()
-    assert made[1] == made[2]
+        results[threads] = result, found, Path("x/vectors.i8").read_bytes()
+    assert results[1] == results[2]
 
 
 def test_two_workers_need_two_threads_and_two_batches(tiny, album, run, used, monkeypatch):
@@ -173,8 +173,8 @@ def test_two_workers_need_two_threads_and_two_batches(tiny, album, run, used, mo
     assert "--threads is 0" in run("caption", "album", "--batch-size", 4, "--threads", 0, "--model", tiny.path)[2]
     monkeypatch.setattr(worker_pool, "physical_cores", lambda: 8)
     for backend, expected in (("ort", Parallelism(4, 3, 2, 4)), ("trt", Parallelism(4, 3, 1, None))):
-        asked = argparse.Namespace(backend=backend, threads=None, batch_size=4, workers=3)
-        assert flags.parallelism_of(asked, Sources(("album",)), 16) == expected
+        given = argparse.Namespace(backend=backend, threads=None, batch_size=4, workers=3)
+        assert flags.parallelism_of(given, Sources(("album",)), 16) == expected
 
 
 @pytest.mark.skipif(os.name == "nt", reason="names of pipes")
