@@ -9,6 +9,7 @@ import argparse
 import io
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -41,10 +42,10 @@ def _run(args: argparse.Namespace) -> None:
         height = width * 3 // 4
         with tempfile.TemporaryDirectory() as folder:
             data = picture(Path(folder) / "photograph.jpg", width, height).read_bytes()
-        decoded = Image.open(io.BytesIO(data)).convert("RGB")
+        decoded = decode(data)
         batch = np.random.default_rng(0).integers(0, 256, (8, *TARGET, 3), dtype=np.uint8)
-        calls = {
-            "decode": lambda data=data: Image.open(io.BytesIO(data)).convert("RGB"),
+        calls: dict[str, Callable[[], object]] = {
+            "decode": partial(decode, data),
             "resize": partial(resize, decoded, TARGET, "bicubic"),
             "resize by Pillow": partial(decoded.resize, TARGET, Image.Resampling.BICUBIC),
             "array to RGB of the model's size": partial(prepare, np.asarray(decoded), SPEC),
@@ -56,6 +57,10 @@ def _run(args: argparse.Namespace) -> None:
             {name: partial(seconds, call) for name, call in calls.items()}, args.runs
         ).items():
             show(f"{width} x {height}, {name}", f"{typical([1000 * value for value in values], 1)} ms")
+
+
+def decode(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data)).convert("RGB")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -252,7 +252,7 @@ def concurrently(count: int, work: Callable[[int], object]) -> float:
     return time.perf_counter() - start
 
 
-def compare(quantity: str, candidates: dict[str, Callable[[], float]], runs: int, digits: int = 1) -> None:
+def compare(quantity: str, candidates: Mapping[str, Callable[[], float]], runs: int, digits: int = 1) -> None:
     """Measure candidates in turns and compare them with the first."""
     values = alternate(candidates, runs)
     base = statistics.median(next(iter(values.values())))

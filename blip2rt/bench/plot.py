@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def save(result: dict[str, Any], path: Path) -> None:
     peers = any("stages" in peer for peer in result["peers"].values())
     speed = partial(_scaling, key="captions_per_second", unit=1, label="captions a second")
     memory = partial(_scaling, key="peak_rss", unit=1e6, label="peak resident memory, MB")
-    parts = [_stages, *([_peers] * peers), *([speed, memory] * bool(result["scaling"]))]
+    parts: list[Callable[..., None]] = [_stages, *([_peers] * peers), *([speed, memory] * bool(result["scaling"]))]
     figure, axes = plt.subplots(len(parts), 1, figsize=(9, 3.4 * len(parts)), squeeze=False, layout="constrained")
     for part, axis in zip(parts, axes[:, 0], strict=True):
         part(result, axis)
