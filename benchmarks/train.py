@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -33,8 +34,8 @@ from train.objectives.stage1 import (
     stage1_losses,
 )
 
-_BERT_BASE = {"hidden_size": 768, "layers": 12, "heads": 12, "intermediate_size": 3072}
-PAPER = QFormerConfig(**_BERT_BASE, queries=32, vision_width=1408, dropout=0.0, query_gain=None)  # type: ignore[arg-type]
+_BERT_BASE: dict[str, Any] = {"hidden_size": 768, "layers": 12, "heads": 12, "intermediate_size": 3072}
+PAPER = QFormerConfig(**_BERT_BASE, queries=32, vision_width=1408, dropout=0.0, query_gain=None)
 NANO = QFormerConfig(dropout=0.0)
 GEOMETRIES: dict[str, tuple[QFormerConfig, int]] = {"paper": (PAPER, 257), "nano": (NANO, 81)}
 Losses = dict[str, torch.Tensor]
