@@ -34,12 +34,13 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, TypeAlias, Union, cast
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from .bundle.manifest import ImageSpec
 from .errors import ImageError, OptionError, is_whole
 from .install_hints import pip_install
-from .native import native
+from .pixels.modes import from_array, to_rgb, upright
+from .pixels.resizing import resize as resize
 from .untrusted.image_format import HEAD, format_of
 
 if TYPE_CHECKING:
@@ -58,17 +59,13 @@ ImageLike: TypeAlias = Union[
 """What an image may be: a path, the bytes of a file, an open file, a PIL image or an array."""
 
 ACCEPTED = "a path, the bytes of an image file, an open file, a PIL image or an array"
-ACCEPTED_ARRAYS = "(H, W), (H, W, 3) or (H, W, 4), uint8 in 0..255 or float in 0..1"
 COLORS = ("rgb", "bgr")  # channel orders of an array
 SCALED_TOLERANCE = 4.0  # of 255, the mean over an image: 12-megapixel photographs come to 0.2, random tiles to 3.2
-MOST_PIXELS = 178_956_970  # Pillow's limit
+PILLOW_MAX_PIXELS = 178_956_970  # Pillow's limit
 MAX_PIXELS = 50_000_000  # default limit of an image file
 MAX_SIDE = 65_535  # pixels of an image file's width or height
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF")  # Pillow uses no other plugins
-_STRIP = 1 << 17  # pixels to resize at a time
 _MARGIN = 2  # scaled decoding keeps this many times the target size, for the filter
-_ORIENTATION = 0x0112
-_CHANNELS = (1, 3, 4)
 _open_lock = threading.Lock()  # warnings.catch_warnings is not thread-safe
 
 
@@ -84,8 +81,8 @@ class ImageSettings:
         faults = []
         if not isinstance(self.scaled_jpeg, bool):
             faults.append(f"scaled_jpeg is {self.scaled_jpeg!r}: give True or False")
-        if not is_whole(self.max_pixels, 1, MOST_PIXELS):
-            faults.append(f"max_pixels is {self.max_pixels!r}: give a number of pixels from 1 to {MOST_PIXELS:,}")
+        if not is_whole(self.max_pixels, 1, PILLOW_MAX_PIXELS):
+            faults.append(f"max_pixels is {self.max_pixels!r}: give a number of pixels from 1 to {PILLOW_MAX_PIXELS:,}")
         if self.color not in COLORS:
             faults.append(f"color is {self.color!r}: give 'rgb', or 'bgr' where arrays come from OpenCV")
         if faults:
@@ -119,45 +116,6 @@ def prepare(
         raise ImageError(f"not enough memory for an image of {rgb.width} x {rgb.height}: scale it down first") from None
 
 
-def resize(rgb: Image.Image, size: tuple[int, int], resample: str) -> NDArray[np.uint8]:
-    """Resize an RGB image exactly as Image.resize does, several times as fast. Return (height, width, 3).
-
-    size: (width, height). resample: the name of Pillow's filter.
-    """
-    if resample == "nearest" or _vertical_first(rgb.size, size):
-        return np.asarray(rgb.resize(size, Image.Resampling[resample.upper()]))
-    picture = native().Resize(rgb.size, size, resample)
-    shared, rows = _shared_pixels(rgb), max(1, _STRIP // rgb.width)
-    if shared is not None:
-        picture.add_lent(shared)
-        return picture.result()
-    for top in range(0, rgb.height, rows):
-        strip = rgb.crop((0, top, rgb.width, min(top + rows, rgb.height)))  # fits the processor's cache
-        if (shared := _shared_pixels(strip)) is not None:
-            picture.add_lent(shared)
-        else:
-            picture.add(strip.tobytes("raw", "RGBX"))
-    return picture.result()
-
-
-def _shared_pixels(rgb: Image.Image) -> object | None:
-    """Pillow's pixels as an Arrow array, without a copy. None for releases before 11.2, images of several blocks (more
-    than 4 megapixels), and padded rows, which 12.3 does not declare."""
-    if Image.core.get_alignment() > 1:
-        return None
-    try:
-        return rgb.__arrow_c_array__()[1]
-    except (AttributeError, ValueError):
-        return None
-
-
-def _vertical_first(size: tuple[int, int], to: tuple[int, int]) -> bool:
-    """Whether a release of Pillow resizes vertically first, which rounds differently: 12.2 for very tall images, 13 if
-    the height shrinks much more than the width."""
-    (width, height), (width_loss, height_loss) = size, (size[0] - to[0], size[1] - to[1])
-    return height > 100 * width or height_loss > max(0, 2 * width_loss)
-
-
 def normalize(rgb: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]:
     """RGB (B, H, W, 3) uint8 -> pixels (B, 3, H, W) float32: / 255, - mean, / std."""
     pixels = np.ascontiguousarray(rgb.transpose(0, 3, 1, 2), dtype=np.float32)
@@ -188,7 +146,7 @@ def load_rgb(
         with _open(io.BytesIO(bytes(image)), name, max_pixels) as opened:
             return _decode(opened, name, min_side)
     if isinstance(image, memoryview) or hasattr(image, "__array__"):
-        return _to_rgb(_from_array(_array(image), color), "the array")
+        return to_rgb(from_array(_array(image), color), "the array")
     raise ImageError(f"cannot take an image of type {type(image).__name__}: give {ACCEPTED}")
 
 
@@ -293,81 +251,10 @@ def _decode(image: Image.Image, name: str, min_side: int | None = None) -> Image
         if min_side is not None:
             image.draft(None, (min_side, min_side))  # None keeps its mode
         image.load()
-        return _to_rgb(_upright(image), name)
+        return to_rgb(upright(image), name)
     except ImageError:
         raise
     except MemoryError:
         raise ImageError(f"not enough memory for {name}, {image.width} x {image.height}: scale it down first") from None
     except Exception as error:  # noqa: BLE001  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error...
         raise ImageError(f"{name} is damaged: {error or type(error).__name__}") from None
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # noqa: BLE001  # broken EXIF data leave the pixels readable
-        return image
-    return ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
-
-
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Any mode -> 8-bit RGB. Alpha and 16 bits are converted some rows at a time, to save memory."""
-    if min(image.size) == 0:
-        raise ImageError(f"{name} has no pixels: {image.width} x {image.height}")
-    if not _has_alpha(image) and not image.mode.startswith("I") and image.mode != "F":
-        return image if image.mode == "RGB" else image.convert("RGB")
-    rgb, rows = Image.new("RGB", image.size), max(1, _STRIP // image.width)
-    for top in range(0, image.height, rows):
-        box = (0, top, image.width, min(top + rows, image.height))
-        strip = image.crop(box)
-        rgb.paste(_over_white(strip) if _has_alpha(strip) else _to_eight_bits(strip, name).convert("RGB"), box)
-    return rgb
-
-
-def _over_white(image: Image.Image) -> Image.Image:
-    """A mode with alpha -> RGB."""
-    image = image.convert("LA") if image.mode == "La" else image
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-
-
-def _has_alpha(image: Image.Image) -> bool:
-    if image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A"):
-        return True
-    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or (
-        image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info
-    )
-
-
-def _to_eight_bits(image: Image.Image, name: str) -> Image.Image:
-    """Modes I;16 and I (0..65535) and F (0..1) -> L."""
-    values = np.asarray(image)
-    top, low, high = (1.0 if image.mode == "F" else 65535.0), values.min(), values.max()
-    if not (low >= 0 and high <= top):  # also catches NaN
-        raise ImageError(
-            f"{name} of mode {image.mode} has values from {low:g} to {high:g}, not 0 to {top:g}: convert it to 8 bits"
-        )
-    return Image.fromarray(np.rint(values * np.float32(255 / top)).astype(np.uint8))
-
-
-def _from_array(array: NDArray[np.generic], color: str) -> Image.Image:
-    """An accepted array -> PIL image of mode L, RGB or RGBA."""
-    what = f"an array of dtype {array.dtype} and shape {array.shape}"
-    if array.ndim == 3 and array.shape[2] not in _CHANNELS and array.shape[0] in _CHANNELS:
-        array = array.transpose(1, 2, 0)
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        raise ImageError(f"{what} is not an image: give {ACCEPTED_ARRAYS}")
-    if array.size == 0:
-        raise ImageError(f"{what} has no pixels: give {ACCEPTED_ARRAYS}")
-    if array.dtype.kind == "f":
-        low, high = array.min(), array.max()
-        if not (low >= 0 and high <= 1):  # also catches NaN
-            raise ImageError(f"{what} has values from {low:g} to {high:g}: give {ACCEPTED_ARRAYS}")
-        array = np.rint(array.astype(np.float32) * 255).astype(np.uint8)
-    if array.dtype != np.uint8:
-        raise ImageError(f"{what} is not an image: give {ACCEPTED_ARRAYS}")
-    if color == "bgr" and array.ndim == 3:
-        array = array[:, :, [2, 1, 0, 3][: array.shape[2]]]
-    return Image.fromarray(np.ascontiguousarray(array))

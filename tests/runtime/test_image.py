@@ -16,8 +16,10 @@ from PIL import Image
 import blip2rt
 from blip2rt.bundle.manifest import ImageSpec
 from blip2rt.errors import ImageError
-from blip2rt.image import SCALED_TOLERANCE, _shared_pixels, load_rgb, prepare, resize, to_pixels
+from blip2rt.image import SCALED_TOLERANCE, load_rgb, prepare, resize, to_pixels
 from blip2rt.native import native
+from blip2rt.pixels import modes
+from blip2rt.pixels.resizing import shared_pixels
 from tests.seeds import seed_of
 
 SEED = seed_of(__name__)
@@ -103,22 +105,22 @@ def padded_rows() -> Iterator[None]:
 def test_padded_rows_are_copied(monkeypatch):
     """Releases 11.2 to 12.3 do not declare the padding."""
     monkeypatch.setattr(Image.Image, "__arrow_c_array__", lambda self: ("schema", "array"), raising=False)
-    assert _shared_pixels(Image.new("RGB", (9, 20))) == "array"
+    assert shared_pixels(Image.new("RGB", (9, 20))) == "array"
     with padded_rows():
-        assert _shared_pixels(Image.new("RGB", (9, 20))) is None
+        assert shared_pixels(Image.new("RGB", (9, 20))) is None
 
 
 @pytest.mark.skipif(not hasattr(Image.Image, "__arrow_c_array__"), reason="Pillow lends pixels from 11.2 on")
 def test_pixels_are_shared_with_pillow(rng):
     picture = Image.fromarray(rng.integers(0, 256, (20, 9, 3), dtype=np.uint8))
     want = np.asarray(picture.resize((5, 6), Image.Resampling.BICUBIC))
-    assert _shared_pixels(picture) is not None
+    assert shared_pixels(picture) is not None
     np.testing.assert_array_equal(resize(picture, (5, 6), "bicubic"), want)
     with padded_rows():
         copy = picture.copy()
-        assert _shared_pixels(copy) is None
+        assert shared_pixels(copy) is None
         np.testing.assert_array_equal(resize(copy, (5, 6), "bicubic"), want)
-    assert _shared_pixels(Image.new("RGB", (3000, 2000))) is None
+    assert shared_pixels(Image.new("RGB", (3000, 2000))) is None
     schema, grey = Image.new("L", (9, 20)).__arrow_c_array__()
     with pytest.raises(ValueError, match="four bytes a pixel"):
         native().Resize((9, 20), (5, 6), "bicubic").add_lent(grey)
@@ -166,7 +168,7 @@ def test_alpha_is_put_on_white():
 @pytest.mark.parametrize("strip", [1, 100, 1 << 17])
 def test_strips_equal_the_whole_image(rng, monkeypatch, strip):
     """Alpha and 16 bits are converted some rows at a time."""
-    monkeypatch.setattr(blip2rt.image, "_STRIP", strip)
+    monkeypatch.setattr(modes, "STRIP_PIXELS", strip)
     height, width = rng.integers(1, 40, 2).tolist()
     image = Image.fromarray(rng.integers(0, 256, (height, width, 4), dtype=np.uint8))
     grey = image.convert("LA")

@@ -19,7 +19,7 @@ from PIL import Image
 import blip2rt
 from blip2rt.bundle.manifest import ImageSpec
 from blip2rt.errors import ImageError, OptionError
-from blip2rt.image import FORMATS, MAX_PIXELS, MOST_PIXELS, load_rgb, prepare
+from blip2rt.image import FORMATS, MAX_PIXELS, PILLOW_MAX_PIXELS, load_rgb, prepare
 
 SPEC = ImageSpec(24, 32, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(touched) print\n%%EOF\n"
@@ -56,7 +56,7 @@ def test_decoding_memory_is_bounded(tmp_path: Path, mode: str, most: int) -> Non
         before = peak()
         load_rgb("a.png")
         print(peak() - before)"""
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     taken = int(subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, env=env))
     assert taken < most * side * side, taken / side**2
 
@@ -68,9 +68,9 @@ def test_callers_pixel_limit_applies() -> None:
     with pytest.raises(ImageError, match=r"9,999 in all .* load\(max_pixels=N\)"):
         prepare(data.getvalue(), SPEC, max_pixels=9_999)
     assert MAX_PIXELS == 50_000_000 and Image.MAX_IMAGE_PIXELS is not None
-    assert MOST_PIXELS == 2 * Image.MAX_IMAGE_PIXELS  # Pillow's limit
+    assert PILLOW_MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS  # Pillow's limit
     with pytest.raises(OptionError, match="max_pixels is 178956971: give a number of pixels from 1 to 178,956,970"):
-        blip2rt.load(max_pixels=MOST_PIXELS + 1)
+        blip2rt.load(max_pixels=PILLOW_MAX_PIXELS + 1)
 
 
 def test_sides_are_limited() -> None:

@@ -1,0 +1,1 @@
+"""RGB images: conversion of modes and arrays, and resizing. image.py reads files and checks input."""

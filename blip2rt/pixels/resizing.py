@@ -1,0 +1,54 @@
+"""Resize RGB images exactly as Pillow does, by the core."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from ..native import native
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+STRIP_PIXELS = 1 << 17  # pixels to resize at a time: they fit the processor's cache
+
+
+def resize(rgb: Image.Image, size: tuple[int, int], resample: str) -> NDArray[np.uint8]:
+    """Resize an RGB image exactly as Image.resize does, several times as fast. Return (height, width, 3).
+
+    size: (width, height). resample: the name of Pillow's filter.
+    """
+    if resample == "nearest" or _vertical_first(rgb.size, size):
+        return np.asarray(rgb.resize(size, Image.Resampling[resample.upper()]))
+    picture = native().Resize(rgb.size, size, resample)
+    shared, rows = shared_pixels(rgb), max(1, STRIP_PIXELS // rgb.width)
+    if shared is not None:
+        picture.add_lent(shared)
+        return picture.result()
+    for top in range(0, rgb.height, rows):
+        strip = rgb.crop((0, top, rgb.width, min(top + rows, rgb.height)))  # fits the processor's cache
+        if (shared := shared_pixels(strip)) is not None:
+            picture.add_lent(shared)
+        else:
+            picture.add(strip.tobytes("raw", "RGBX"))
+    return picture.result()
+
+
+def shared_pixels(rgb: Image.Image) -> object | None:
+    """Pillow's pixels as an Arrow array, without a copy. None for releases before 11.2, images of several blocks (more
+    than 4 megapixels), and padded rows, which 12.3 does not declare."""
+    if Image.core.get_alignment() > 1:
+        return None
+    try:
+        return rgb.__arrow_c_array__()[1]
+    except (AttributeError, ValueError):
+        return None
+
+
+def _vertical_first(size: tuple[int, int], to: tuple[int, int]) -> bool:
+    """Whether a release of Pillow resizes vertically first, which rounds differently: 12.2 for very tall images, 13 if
+    the height shrinks much more than the width."""
+    (width, height), (width_loss, height_loss) = size, (size[0] - to[0], size[1] - to[1])
+    return height > 100 * width or height_loss > max(0, 2 * width_loss)
