@@ -12,11 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("onnxscript")
-pytest.importorskip("blip2rt._native")
+import torch
+import transformers
 
 import blip2rt
 from blip2rt.errors import CapabilityError
@@ -66,8 +63,8 @@ class Pair:
 
     def tokens(self, prompts: list[str | None], num_beams: int) -> list[list[int]]:
         """What our runtime generates for images and prompts, without the end."""
-        options = {"num_beams": num_beams, "max_new_tokens": STEPS, "min_new_tokens": 1, "num_return_sequences": 1,
-                   "length_penalty": 1.0, "early_stopping": "false", "eos_token_ids": list(self.ends)}  # fmt: skip
+        options = {"num_beams": num_beams, "max_new_tokens": STEPS, "min_new_tokens": 1, "num_return_sequences": 1}
+        options |= {"length_penalty": 1.0, "early_stopping": "false", "eos_token_ids": list(self.ends)}
         texts = self.model.pipeline.backend.generate(self.prefix(len(prompts)), self.ids(prompts), options)
         return [best[0][0] for best in texts]
 
@@ -76,8 +73,8 @@ class Pair:
         """transformers' generate of one padded batch -> each row's new tokens, logits (steps, B or beams, V)."""
         given = {} if prompts[0] is None else {"text": prompts, "padding": True}
         inputs = dict(self.processor(images=self.images[: len(prompts)], return_tensors="pt", **given))
-        output = self.reference.generate(**inputs, do_sample=False, max_new_tokens=STEPS, output_logits=True,
-                                         return_dict_in_generate=True, **options)  # fmt: skip
+        options |= {"do_sample": False, "max_new_tokens": STEPS}
+        output = self.reference.generate(**inputs, **options, output_logits=True, return_dict_in_generate=True)
         rows, queries = output.sequences, self.reference.config.num_query_tokens
         start = inputs["input_ids"].shape[1] if "input_ids" in inputs else queries + 1
         if self.reference.language_model.config.is_encoder_decoder:
@@ -137,7 +134,7 @@ def test_graphs_are_valid_onnx(pair: Pair) -> None:
 
 
 @torch.no_grad()
-def test_features_equal_hugging_face(pair: Pair) -> None:
+def test_features_match_hugging_face(pair: Pair) -> None:
     pixels = torch.from_numpy(to_pixels(pair.images, pair.model.bundle.manifest.image))
     seen = pair.reference.vision_model(pixels).last_hidden_state
     queries = pair.reference.query_tokens.expand(len(pixels), -1, -1)
@@ -152,7 +149,7 @@ def test_features_equal_hugging_face(pair: Pair) -> None:
 CASES = ([None] * 3, PROMPTS)  # captions; prompted captions and questions, of unequal length
 
 
-def test_logits_equal_those_of_generate(pair: Pair) -> None:
+def test_logits_match_generate(pair: Pair) -> None:
     """Of every step, from photographs to the language model's last layer."""
     for prompts in CASES:
         check_logits(pair, prompts)
@@ -165,7 +162,7 @@ def check_logits(pair: Pair, prompts: list[str | None]) -> None:
 
 
 @pytest.mark.parametrize("num_beams", [1, 5])
-def test_tokens_equal_those_of_generate(pair: Pair, num_beams: int) -> None:
+def test_tokens_match_generate(pair: Pair, num_beams: int) -> None:
     for prompts in CASES:
         check_tokens(pair, prompts, num_beams)
 
@@ -179,7 +176,7 @@ def check_tokens(pair: Pair, prompts: list[str | None], num_beams: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(tiny_blip2.NEWER_TEXT_CONFIGS))
-def test_newer_models_say_what_generate_says(name: str, tmp_path: Path) -> None:
+def test_newer_models_match_generate(name: str, tmp_path: Path) -> None:
     """Soft caps, windows, normed queries and keys, linear biases, tensors of older names.
 
     One image at a time: in transformers' padded batches the padding takes room in a sliding window.
@@ -192,7 +189,7 @@ def test_newer_models_say_what_generate_says(name: str, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_renamed_tensors_are_found_in_a_folder(tmp_path: Path) -> None:
+def test_renamed_tensors_are_found(tmp_path: Path) -> None:
     """GPT-NeoX's head has an older name on disk, which transformers alone knows."""
     torch.manual_seed(SEED)
     checkpoint = tiny_blip2.generative(tmp_path / "hf", tiny_blip2.NEWER_TEXT_CONFIGS["gpt_neox"]())
@@ -204,7 +201,7 @@ def test_renamed_tensors_are_found_in_a_folder(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_a_language_model_of_two_widths_is_read_again(tmp_path: Path) -> None:
+def test_projected_embeddings_survive_saving(tmp_path: Path) -> None:
     """opt-350m: what we train projects to the width of its embeddings, which its layers' is not."""
 
     torch.manual_seed(SEED)
@@ -222,12 +219,16 @@ def test_a_language_model_of_two_widths_is_read_again(tmp_path: Path) -> None:
     assert torch.equal(got, want) and again.llm(inputs_embeds=got).logits.shape[-1] == VOCAB
 
 
-RULES: list[dict[str, Any]] = [{"repetition_penalty": 1.7}, {"no_repeat_ngram_size": 1}, {"no_repeat_ngram_size": 2},
-                               {"repetition_penalty": 0.6, "no_repeat_ngram_size": 3}]  # fmt: skip
+RULES: list[dict[str, Any]] = [
+    {"repetition_penalty": 1.7},
+    {"no_repeat_ngram_size": 1},
+    {"no_repeat_ngram_size": 2},
+    {"repetition_penalty": 0.6, "no_repeat_ngram_size": 3},
+]
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_rules_count_what_transformers_counts(pair: Pair, num_beams: int) -> None:
+def test_repetition_rules_match_generate(pair: Pair, num_beams: int) -> None:
     """Image, prompt and answer of a decoder-only model; the answer alone where an encoder reads the others.
 
     One image at a time: transformers counts the padding between image and prompt, too.
@@ -250,7 +251,7 @@ def test_rules_count_what_transformers_counts(pair: Pair, num_beams: int) -> Non
     assert changed > 4
 
 
-def test_answers_are_decoded_as_by_the_tokenizer(pair: Pair) -> None:
+def test_answers_are_decoded_like_the_tokenizer(pair: Pair) -> None:
     image, question = pair.images[0], "what is red"
     prompt = pair.model.bundle.manifest.prompts["ask"].replace("{}", question)
     tokens = pair.tokens([prompt], 1)[0]
@@ -299,7 +300,7 @@ def test_retrieval_scores_equal_hugging_face(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_streamed_weights_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streamed_weights_export_and_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a model too large for the memory: nearly every weight stays on disk until it is used."""
     torch.manual_seed(SEED)
     monkeypatch.setattr(streaming, "SMALL", 200)
@@ -336,7 +337,7 @@ def test_larger_images_interpolate_positions(size: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pair", ["t5"], indirect=True)
-def test_an_encoder_decoder_asks_but_does_not_chat(pair: Pair) -> None:
+def test_encoder_decoder_answers_but_cannot_chat(pair: Pair) -> None:
     assert isinstance(pair.model.ask(pair.images[0], "what is red", num_beams=3, max_new_tokens=5), str)
     with pytest.raises(CapabilityError, match="encoder-decoder"):
         pair.model.chat(pair.images[0])

@@ -1,4 +1,4 @@
-"""Hugging Face's image processors: our pixels are those of transformers' class, or one line says what is not."""
+"""Hugging Face's image processors: our pixels equal those of transformers, or the setting is rejected in one line."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
+import transformers
 from PIL import Image
 
 from blip2rt.bundle import ImageSpec
@@ -25,53 +22,51 @@ from tests.seeds import new_seed
 SIZE = 28
 CONFIG = VisionConfig(height=SIZE, width=SIZE, mean=(9.0, 9.0, 9.0), std=(9.0, 9.0, 9.0), resample="box")
 SQUARE = {"height": SIZE, "width": SIZE}
-HALF, ONE = [0.5] * 3, [1.0] * 3
 BLIP, CLIP, VIT, SIGLIP = (f"{name}ImageProcessor" for name in ("Blip", "CLIP", "ViT", "Siglip"))
+BLIP_SQUARE, CLIP_SQUARE, VIT_SQUARE = ({"image_processor_type": name, "size": SQUARE} for name in (BLIP, CLIP, VIT))
 
-SAME: dict[str, dict[str, Any]] = {  # what is taken, and is what transformers does
-    "blip": {"image_processor_type": BLIP, "size": SQUARE},
+SAME: dict[str, dict[str, Any]] = {  # accepted, with transformers' pixels
+    "blip": {**BLIP_SQUARE},
     "no type": {"size": SQUARE},
     "an old name": {"feature_extractor_type": "BlipFeatureExtractor", "size": SQUARE},
     "a fast name": {"image_processor_type": f"{BLIP}Fast", "size": SQUARE},
     "size as a number": {"image_processor_type": BLIP, "size": SIZE},
-    "resample without mean": {"image_processor_type": BLIP, "size": SQUARE, "resample": 0},
-    "lanczos": {"image_processor_type": BLIP, "size": SQUARE, "resample": 1, "image_mean": [0.1, 0.2, 0.3]},
-    "ViT without resample": {"image_processor_type": VIT, "size": SQUARE, "image_mean": HALF, "image_std": HALF},
+    "resample without mean": {**BLIP_SQUARE, "resample": 0},
+    "lanczos": {**BLIP_SQUARE, "resample": 1, "image_mean": [0.1, 0.2, 0.3]},
+    "ViT without resample": {**VIT_SQUARE, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
     "Siglip": {"image_processor_type": SIGLIP, "size": SQUARE},
-    "a mean for all colours": {"image_processor_type": BLIP, "size": SQUARE, "image_mean": 0.4, "image_std": 0.3},
-    "mean of null": {"image_processor_type": BLIP, "size": SQUARE, "image_std": [0.3, 0.2, 0.1]},
-    "no normalization": {"image_processor_type": BLIP, "size": SQUARE, "do_normalize": False},
-    "no rescaling": {"image_processor_type": BLIP, "size": SQUARE, "do_rescale": False, "image_mean": [120.0, 110, 100],
-                     "image_std": [60.0, 50, 40]},
-    "another factor": {"image_processor_type": VIT, "size": SQUARE, "rescale_factor": 1 / 127.5,
-                       "image_mean": ONE, "image_std": ONE},
-    "neither": {"image_processor_type": BLIP, "size": SQUARE, "do_rescale": False, "do_normalize": False},
-    "CLIP that does not crop": {"image_processor_type": CLIP, "size": SQUARE, "do_center_crop": False},
-    "CLIP that crops nothing": {"image_processor_type": CLIP, "size": SQUARE, "crop_size": SQUARE},
-    "do_convert_rgb": {"image_processor_type": BLIP, "size": SQUARE, "do_convert_rgb": False},
-}  # fmt: skip
+    "a mean for all colours": {**BLIP_SQUARE, "image_mean": 0.4, "image_std": 0.3},
+    "mean of null": {**BLIP_SQUARE, "image_std": [0.3, 0.2, 0.1]},
+    "no normalization": {**BLIP_SQUARE, "do_normalize": False},
+    "no rescaling": {**BLIP_SQUARE, "do_rescale": False, "image_mean": [120.0, 110, 100], "image_std": [60.0, 50, 40]},
+    "another factor": {**VIT_SQUARE, "rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3},
+    "neither": {**BLIP_SQUARE, "do_rescale": False, "do_normalize": False},
+    "CLIP that does not crop": {**CLIP_SQUARE, "do_center_crop": False},
+    "CLIP that crops nothing": {**CLIP_SQUARE, "crop_size": SQUARE},
+    "do_convert_rgb": {**BLIP_SQUARE, "do_convert_rgb": False},
+}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "CLIP without do_center_crop": ({"image_processor_type": CLIP, "size": SQUARE}, "do_center_crop is True"),
+    "CLIP without do_center_crop": ({**CLIP_SQUARE}, "do_center_crop is True"),
     "CLIP": ({"image_processor_type": CLIP}, "do_center_crop is True"),
     "CLIP's size as a number": ({"image_processor_type": CLIP, "size": SIZE, "do_center_crop": False}, "proportions"),
     "the shortest edge": ({"image_processor_type": BLIP, "size": {"shortest_edge": SIZE}}, "proportions"),
-    "cropping": ({"image_processor_type": BLIP, "size": SQUARE, "do_center_crop": True, "crop_size": {"height": 20,
-                  "width": 20}}, "do_center_crop"),
-    "padding": ({"image_processor_type": BLIP, "size": SQUARE, "do_pad": True, "pad_size": {"height": 30, "width": 30}},
-                "do_pad"),
-    "no resizing": ({"image_processor_type": BLIP, "size": SQUARE, "do_resize": False}, "do_resize is False"),
+    "cropping": ({**BLIP_SQUARE, "do_center_crop": True, "crop_size": {"height": 20, "width": 20}}, "do_center_crop"),
+    "padding": ({**BLIP_SQUARE, "do_pad": True, "pad_size": {"height": 30, "width": 30}}, "do_pad"),
+    "no resizing": ({**BLIP_SQUARE, "do_resize": False}, "do_resize is False"),
     "another size": ({"image_processor_type": BLIP, "size": 56}, "--image-size 56"),
-    "a size that is no square": ({"image_processor_type": BLIP, "size": {"height": 56, "width": 70}},
-                                 "size is 56 x 70.*set size to height 28 and width 28$"),
+    "a size that is no square": (
+        {"image_processor_type": BLIP, "size": {"height": 56, "width": 70}},
+        "size is 56 x 70.*set size to height 28 and width 28$",
+    ),
     "another processor": ({"image_processor_type": "PixtralImageProcessor", "size": SQUARE}, "'PixtralImageProcessor'"),
     "a processor that is none": ({"image_processor_type": "Nothing", "size": SQUARE}, "'Nothing'"),
-    "two means": ({"image_processor_type": BLIP, "size": SQUARE, "image_mean": [0.5, 0.5]}, "image_mean is"),
-    "a mean that is a text": ({"image_processor_type": BLIP, "size": SQUARE, "image_mean": "no"}, "image_mean is"),
-    "a spread of nothing": ({"image_processor_type": BLIP, "size": SQUARE, "image_std": 0}, "image_std is"),
-    "resample of null": ({"image_processor_type": BLIP, "size": SQUARE, "resample": None}, "resample is null"),
-    "a filter that is none": ({"image_processor_type": BLIP, "size": SQUARE, "resample": 9}, "resample is 9"),
+    "two means": ({**BLIP_SQUARE, "image_mean": [0.5, 0.5]}, "image_mean is"),
+    "a mean that is a text": ({**BLIP_SQUARE, "image_mean": "no"}, "image_mean is"),
+    "a spread of nothing": ({**BLIP_SQUARE, "image_std": 0}, "image_std is"),
+    "resample of null": ({**BLIP_SQUARE, "resample": None}, "resample is null"),
+    "a filter that is none": ({**BLIP_SQUARE, "resample": 9}, "resample is 9"),
     "a size that is a text": ({"image_processor_type": BLIP, "size": "large"}, "size|values"),
-}  # fmt: skip
+}
 
 
 def write(folder: Path, data: dict[str, Any], inner: bool) -> None:
@@ -87,7 +82,7 @@ def pictures() -> list[Image.Image]:
 
 @pytest.mark.parametrize("inner", [True, False])
 @pytest.mark.parametrize("kind", SAME)
-def test_pixels_are_those_of_transformers(tmp_path: Path, kind: str, inner: bool) -> None:
+def test_pixels_match_transformers(tmp_path: Path, kind: str, inner: bool) -> None:
     data = SAME[kind]
     write(tmp_path, data, inner)
     config = with_preprocessing(CONFIG, tmp_path)
@@ -103,7 +98,7 @@ def test_pixels_are_those_of_transformers(tmp_path: Path, kind: str, inner: bool
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_more_than_resizing_is_refused(tmp_path: Path, kind: str) -> None:
+def test_unsupported_preprocessing_is_rejected(tmp_path: Path, kind: str) -> None:
     data, words = REFUSED[kind]
     write(tmp_path, data, inner=False)
     with pytest.raises(Blip2rtError, match=words) as error:
@@ -111,9 +106,9 @@ def test_what_is_more_than_resizing_is_refused(tmp_path: Path, kind: str) -> Non
     assert "preprocessor_config.json" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_processors_own_section_counts_before_its_file(tmp_path: Path) -> None:
-    write(tmp_path, {"image_processor_type": BLIP, "size": SQUARE, "resample": 2}, inner=True)
-    write(tmp_path, {"image_processor_type": BLIP, "size": SQUARE, "resample": 0}, inner=False)
+def test_processor_config_overrides_preprocessor_config(tmp_path: Path) -> None:
+    write(tmp_path, {**BLIP_SQUARE, "resample": 2}, inner=True)
+    write(tmp_path, {**BLIP_SQUARE, "resample": 0}, inner=False)
     assert with_preprocessing(CONFIG, tmp_path).resample == "bilinear"
     (tmp_path / "processor_config.json").write_text('{"num_query_tokens": 32, "processor_class": "Blip2Processor"}')
     assert with_preprocessing(CONFIG, tmp_path).resample == "nearest"
@@ -121,10 +116,10 @@ def test_a_processors_own_section_counts_before_its_file(tmp_path: Path) -> None
     assert with_preprocessing(CONFIG, tmp_path) == CONFIG
 
 
-def test_torchvision_is_near_pillow(tmp_path: Path) -> None:
+def test_torchvision_is_close_to_pillow(tmp_path: Path) -> None:
     """transformers' default resizes with torchvision: how far that is at most is said in docs/export.md."""
     pytest.importorskip("torchvision")
-    write(tmp_path, {"image_processor_type": BLIP, "size": SQUARE}, inner=True)
+    write(tmp_path, {**BLIP_SQUARE}, inner=True)
     config = replace(with_preprocessing(CONFIG, tmp_path), mean=(0.0,) * 3, std=(1.0,) * 3)
     spec = ImageSpec(config.height, config.width, config.resample, config.mean, config.std)
     theirs = transformers.BlipImageProcessor(size=SQUARE, do_normalize=False)

@@ -10,11 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("onnxscript")
-pytest.importorskip("blip2rt._native")
+import torch
+import transformers
 
 import blip2rt
 from blip2rt.errors import Blip2rtError
@@ -90,7 +87,7 @@ def check(pair: Pair) -> None:
     assert answer == pair.wanted(images[0], template.replace("{}", "what is red"))
 
 
-def test_hugging_face_folders_say_what_generate_says(tmp_path: Path) -> None:
+def test_hugging_face_folders_match_generate(tmp_path: Path) -> None:
     pair = made("llama", tmp_path)
     assert not onnx_validity.faults(tmp_path / "bundle")
     check(pair)
@@ -101,12 +98,12 @@ def test_hugging_face_folders_say_what_generate_says(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["opt", "t5"])
-def test_other_language_models_say_what_generate_says(name: str, tmp_path: Path) -> None:
+def test_other_language_models_match_generate(name: str, tmp_path: Path) -> None:
     check(made(name, tmp_path))
 
 
 @torch.no_grad()
-def test_lavis_files_of_vicuna_are_the_same_model(tmp_path: Path) -> None:
+def test_lavis_vicuna_files_match_transformers(tmp_path: Path) -> None:
     """Its prompts begin with </s>, as LAVIS sets its tokenizer up."""
     torch.manual_seed(SEED)
     checkpoint = tiny_blip2.instruct(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS["llama"]())
@@ -138,7 +135,7 @@ def test_lavis_files_of_vicuna_are_the_same_model(tmp_path: Path) -> None:
     assert not set(map(tuple, others[0])) & set(map(tuple, others[1]))
 
 
-def test_a_file_without_a_projection_is_named(tmp_path: Path) -> None:
+def test_file_without_a_projection_is_rejected(tmp_path: Path) -> None:
     state = {"query_tokens": torch.zeros(1, 5, 32), "Qformer.bert.encoder.layer.0.x": torch.zeros(1)}
     torch.save({"model": state}, tmp_path / "odd.pth")
     with pytest.raises(Blip2rtError, match="no projection of stage 2"):

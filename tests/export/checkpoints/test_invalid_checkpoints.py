@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint is said in one line, all of it at once, before any bundle is begun."""
+"""All faults of a checkpoint are reported together in one line, before a bundle is started."""
 
 from __future__ import annotations
 
@@ -8,11 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("onnxscript")
-
+import torch
 from safetensors.torch import load_file, save_file
 
 from export.cli import main
@@ -54,14 +50,14 @@ def test_missing_shards_are_all_named(copy: Path, tmp_path: Path, capsys: pytest
     assert line.count(shards[0].name) == 1
 
 
-def test_a_photograph_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_photograph_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In one line of ours: PyTorch's own goes on with how to run what a stranger's file holds."""
     line = complaint(ROOT / "docs" / "photo.jpg", tmp_path, capsys)
     assert "photo.jpg: it is damaged: it was not saved by PyTorch, or contains more than tensors" in line
     assert "weights_only" not in line
 
 
-def test_missing_and_misshaped_tensors_of_every_part_are_named(
+def test_missing_and_misshaped_tensors_are_named(
     copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lost = ("query_tokens", "vision_model.encoder.layers.1.mlp.fc1.weight", "language_model.model.norm.weight")
@@ -74,29 +70,27 @@ def test_missing_and_misshaped_tensors_of_every_part_are_named(
     assert all(name in line for name in lost) and "language_projection.weight is (3, 5)" in line
 
 
-def test_an_unknown_architecture_is_named(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_architecture_is_named(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit(copy, model_type="blip", architectures=["BlipForConditionalGeneration"])
     line = complaint(copy, tmp_path, capsys)
     assert "BlipForConditionalGeneration" in line and "Blip2ForImageTextRetrieval" in line and "LAVIS" in line
 
 
-def test_unsupported_values_are_named_all_at_once(
-    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unsupported_values_are_named_together(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = json.loads((copy / "config.json").read_text())
-    edit(copy, vision_config={**data["vision_config"], "hidden_act": "swish9", "num_attention_heads": 7},
-         qformer_config={**data["qformer_config"], "hidden_act": "relu"})  # fmt: skip
+    vision = {**data["vision_config"], "hidden_act": "swish9", "num_attention_heads": 7}
+    edit(copy, vision_config=vision, qformer_config={**data["qformer_config"], "hidden_act": "relu"})
     line = complaint(copy, tmp_path, capsys)
     assert "swish9" in line and "7 heads" in line and "'relu'" in line
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"model_type": "blip-2", "vision_config": 3}'])
-def test_a_damaged_config_is_named(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+def test_damaged_config_is_named(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
     (copy / "config.json").write_text(text)
     assert "damaged" in complaint(copy, tmp_path, capsys)
 
 
-def test_images_that_are_cropped_are_refused(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cropping_is_rejected(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = next(file for file in copy.glob("*processor_config.json") if "image_mean" in file.read_text())
     data = json.loads(file.read_text())
     data.get("image_processor", data)["do_center_crop"] = True
@@ -104,7 +98,7 @@ def test_images_that_are_cropped_are_refused(copy: Path, tmp_path: Path, capsys:
     assert "do_center_crop is True" in complaint(copy, tmp_path, capsys)
 
 
-def test_what_is_no_checkpoint_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_files_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "photographs"
     folder.mkdir()
     assert "is not a checkpoint" in complaint(folder, tmp_path, capsys)
@@ -113,7 +107,7 @@ def test_what_is_no_checkpoint_is_said(tmp_path: Path, capsys: pytest.CaptureFix
     assert "does not exist" in complaint("/no/such/folder", tmp_path, capsys)
 
 
-def test_a_hub_out_of_reach_is_one_line(
+def test_unreachable_hub_is_a_one_line_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import huggingface_hub

@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("onnxscript")
+import torch
+import transformers
 
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.checkpoint import Checkpoint
@@ -82,7 +80,7 @@ def test_stage_2_converts_to_hugging_face_and_back(
 
 
 @torch.no_grad()
-def test_stage_1_comes_back_whole(tmp_path: Path) -> None:
+def test_stage_1_survives_a_round_trip(tmp_path: Path) -> None:
     torch.manual_seed(SEED)
     hf = tiny_blip2.retrieval(tmp_path / "itm", qformer=tiny_lavis.QFORMER)
     model = transformers.Blip2ForImageTextRetrieval.from_pretrained(hf).eval()
@@ -161,7 +159,7 @@ def test_clip_encoder_equals_transformers(tmp_path: Path) -> None:
     assert (encoder(pixels) - want).abs().max() < 1e-4
 
 
-def test_what_is_missing_is_named(stage2: tuple[Any, Path, Path, ExternalParts], tmp_path: Path) -> None:
+def test_missing_parts_are_named(stage2: tuple[Any, Path, Path, ExternalParts], tmp_path: Path) -> None:
     _, trained, _, parts = stage2
     with pytest.raises(Blip2rtError, match=r"--vision.*--llm"):
         Checkpoint(trained).load()
@@ -173,7 +171,7 @@ def test_what_is_missing_is_named(stage2: tuple[Any, Path, Path, ExternalParts],
 
 
 @pytest.mark.parametrize(("projection", "fits"), [("opt_proj", ["opt"]), ("t5_proj", ["t5"]), ("llm_proj", ["llama"])])
-def test_a_language_model_of_another_kind_is_refused(
+def test_language_model_of_another_kind_is_rejected(
     stage2: tuple[Any, Path, Path, ExternalParts], tmp_path: Path, projection: str, fits: list[str]
 ) -> None:
     state = {name.replace("opt_proj", projection): values for name, values in torch.load(stage2[2])["model"].items()}
@@ -190,7 +188,7 @@ def test_a_language_model_of_another_kind_is_refused(
                 Checkpoint(tmp_path / "trained.pth", parts).load()
 
 
-def test_code_in_a_pth_is_never_run(tmp_path: Path) -> None:
+def test_code_in_a_pth_never_runs(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> Any:
             return Path.touch, (tmp_path / "ran",)

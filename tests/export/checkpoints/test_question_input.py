@@ -1,4 +1,4 @@
-"""A Q-Former that reads the question too: checkpoint -> bundle -> runtime, against PyTorch; LAVIS' instruct models."""
+"""A Q-Former that also reads the question: checkpoint -> bundle -> runtime, against PyTorch; LAVIS' instruct models."""
 
 from __future__ import annotations
 
@@ -8,11 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
-pytest.importorskip("onnxscript")
-pytest.importorskip("blip2rt._native")
+import torch
 
 import blip2rt
 from blip2rt.errors import Blip2rtError, BundleError, CapabilityError
@@ -85,7 +81,7 @@ def test_answers_equal_pytorch(made: tuple[Path, Any, blip2rt.Model]) -> None:
     assert "".join(pieces) == answers[1]
 
 
-def test_captions_read_their_prompt(made: tuple[Path, Any, blip2rt.Model]) -> None:
+def test_captions_use_their_prompt(made: tuple[Path, Any, blip2rt.Model]) -> None:
     _, reference, model = made
     [image] = tiny_blip2.photographs(1, np.random.default_rng(SEED))
     pixels = to_pixels([image], model.bundle.manifest.image)
@@ -94,7 +90,7 @@ def test_captions_read_their_prompt(made: tuple[Path, Any, blip2rt.Model]) -> No
         assert "".join(model.caption(image, prompt=prompt, num_beams=1, max_new_tokens=8).split()) == want
 
 
-def test_what_it_cannot_do_is_one_line(made: tuple[Path, Any, blip2rt.Model], tmp_path: Path) -> None:
+def test_unsupported_uses_are_one_line_errors(made: tuple[Path, Any, blip2rt.Model], tmp_path: Path) -> None:
     folder, _, model = made
     with pytest.raises(CapabilityError, match="cannot chat: its Q-Former looks at the image anew"):
         model.chat(tiny_blip2.photographs(1, np.random.default_rng(new_seed()))[0])
@@ -116,7 +112,7 @@ def test_what_it_cannot_do_is_one_line(made: tuple[Path, Any, blip2rt.Model], tm
 
 
 @torch.no_grad()
-def test_lavis_instruct_models_read_their_prompt(tmp_path: Path) -> None:
+def test_lavis_instruct_queries_match_transformers(tmp_path: Path) -> None:
     """A stage-2 .pth with the text branch; the queries after image and text equal transformers'."""
     import transformers
 
@@ -138,9 +134,9 @@ def test_lavis_instruct_models_read_their_prompt(tmp_path: Path) -> None:
     seen = theirs.vision_model(pixels).last_hidden_state
     queries = theirs.query_tokens.expand(2, -1, -1)
     count = queries.shape[1]
-    want = theirs.qformer(
-        query_embeds=theirs.embeddings(input_ids=ids, query_embeds=queries), query_length=count,
-        attention_mask=torch.cat((torch.ones(2, count, dtype=torch.int64), mask), 1), encoder_hidden_states=seen,
-    ).last_hidden_state[:, :count]  # fmt: skip
+    embeds = theirs.embeddings(input_ids=ids, query_embeds=queries)
+    all_mask = torch.cat((torch.ones(2, count, dtype=torch.int64), mask), 1)
+    inputs = {"query_embeds": embeds, "query_length": count, "attention_mask": all_mask, "encoder_hidden_states": seen}
+    want = theirs.qformer(**inputs).last_hidden_state[:, :count]
     got = ours.query_output(ours.vision_features(pixels), ids, mask)
     assert (got - want).abs().max() < 1e-4

@@ -6,11 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
-pytest.importorskip("onnxscript")
-
 import transformers
 
 from blip2rt import bundle
@@ -47,7 +42,7 @@ def complaint(capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0]
 
 
-def test_export_and_convert_refuse_a_checkpoint_without_its_tokenizer(
+def test_checkpoint_without_a_tokenizer_is_rejected(
     generative: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy, out = bare(generative, tmp_path), tmp_path / "out"
@@ -59,7 +54,7 @@ def test_export_and_convert_refuse_a_checkpoint_without_its_tokenizer(
         assert not out.exists()
 
 
-def test_the_tokenizer_that_is_named_makes_the_same_bundle(generative: Path, tmp_path: Path) -> None:
+def test_named_tokenizer_gives_the_same_bundle(generative: Path, tmp_path: Path) -> None:
     copy = bare(generative, tmp_path)
     outs = tmp_path / "whole", tmp_path / "named"
     for checkpoint, out, more in ((generative, outs[0], []), (copy, outs[1], ["--tokenizer", str(generative)])):
@@ -71,7 +66,7 @@ def test_the_tokenizer_that_is_named_makes_the_same_bundle(generative: Path, tmp
     assert whole.file("tokenizer.json").read_bytes() == named.file("tokenizer.json").read_bytes()
 
 
-def test_convert_writes_the_tokenizer_that_is_named(generative: Path, tmp_path: Path) -> None:
+def test_convert_writes_the_named_tokenizer(generative: Path, tmp_path: Path) -> None:
     out = tmp_path / "hf"
     assert (
         convert.main([str(bare(generative, tmp_path)), "--to", "hf", "--out", str(out), "--tokenizer", str(generative)])
@@ -82,7 +77,7 @@ def test_convert_writes_the_tokenizer_that_is_named(generative: Path, tmp_path: 
     assert ids[0] == ids[1] and len(ids[0]) > 3
 
 
-def test_a_checkpoint_that_matches_takes_the_tokenizer_of_its_q_former(
+def test_retrieval_checkpoint_takes_a_named_tokenizer(
     retrieval: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy, out = bare(retrieval, tmp_path), tmp_path / "out"
@@ -93,7 +88,7 @@ def test_a_checkpoint_that_matches_takes_the_tokenizer_of_its_q_former(
     assert bundle.read(out).file("qformer_tokenizer.json").stat().st_size > 100
 
 
-def test_a_tokenizer_with_more_words_than_the_model_is_refused(
+def test_tokenizer_larger_than_the_model_is_rejected(
     generative: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     larger = tmp_path / "larger"

@@ -1,4 +1,4 @@
-"""Random tiny checkpoints of both stages -> blip2rt-export -> a bundle that runs as PyTorch does; errors; kill -9."""
+"""Random tiny checkpoints of both stages -> blip2rt-export -> bundles, compared with PyTorch; errors; kill -9."""
 
 from __future__ import annotations
 
@@ -12,15 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pytest
-
-torch = pytest.importorskip("torch")
-timm = pytest.importorskip("timm")
-pytest.importorskip("onnxscript")
-pytest.importorskip("blip2rt._native")
-
 import onnx
 import onnxruntime
+import pytest
+import timm
+import torch
 
 import blip2rt
 from blip2rt.bundle import read, verify
@@ -154,12 +150,12 @@ def test_match_equals_pytorch(made: Made, model: blip2rt.Model) -> None:
         assert match.cosine == pytest.approx(float(c), abs=1e-4)
 
 
-def test_small_bundle_runs_and_says_what_it_is(made: Made) -> None:
+def test_quantized_bundle_runs_and_reports_its_precisions(made: Made) -> None:
     bundle = verify(made.small)
     manifest = bundle.manifest
     precisions = {name: component.precision for name, component in manifest.components.items()}
-    assert precisions == {"vision": "int8-static", "qformer": "int8w", **dict.fromkeys(
-        ("llm", "embed", "image_embed", "text_embed", "itm"), "int4")}  # fmt: skip
+    int4 = dict.fromkeys(("llm", "embed", "image_embed", "text_embed", "itm"), "int4")
+    assert precisions == {"vision": "int8-static", "qformer": "int8w", **int4}
     checks = {check.component: check for check in manifest.verification}
     assert set(checks) == {*precisions, "all"}
     assert checks["all"].precision == "int8-static/int8w/int4" and 0 <= checks["all"].agreement <= 1
@@ -187,7 +183,7 @@ def test_graphs_share_their_weights(made: Made) -> None:
     assert (made.small / "retrieval.data").stat().st_size < stored + 4096 * 400
 
 
-def test_stage_1_alone_makes_a_retriever(made: Made, tmp_path: Path) -> None:
+def test_stage_1_alone_exports_a_retriever(made: Made, tmp_path: Path) -> None:
     card = tmp_path / "card.md"
     card.write_text("# card\n")
     out = tmp_path / "retriever"
@@ -222,7 +218,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("arguments", "words"), ERRORS)
-def test_errors_are_one_line_and_come_before_the_work(
+def test_errors_are_one_line_before_any_work(
     made: Made,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -251,7 +247,7 @@ def test_damaged_checkpoint_is_an_error(made: Made, tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.parametrize(("bits", "level"), [(None, 2), (16, 2), (8, 4)])
-def test_what_meets_int4_weights_is_chosen(made: Made, bits: int | None, level: int, tmp_path: Path) -> None:
+def test_activation_bits_with_int4_weights(made: Made, bits: int | None, level: int, tmp_path: Path) -> None:
     """By size, if nothing is said: small models need 16 bits."""
     chosen = [] if bits is None else ["--llm-activations", str(bits)]
     arguments = ["--ckpt", str(made.stage2), "--out", str(tmp_path / "b"), "--no-verify"]
@@ -299,7 +295,7 @@ main(sys.argv[1:])
 """  # an export that stops when the first graph is written
 
 
-def test_killed_in_the_middle_leaves_no_bundle(made: Made, tmp_path: Path) -> None:
+def test_killed_export_leaves_no_bundle(made: Made, tmp_path: Path) -> None:
     out = tmp_path / "b"
     arguments = ["--ckpt", str(made.stage1), "--out", str(out), "--no-verify", "--precision", "vision=fp16"]
     with subprocess.Popen([sys.executable, "-c", STOPPING, *arguments], cwd=ROOT, stdout=subprocess.PIPE) as process:
@@ -313,7 +309,7 @@ def test_killed_in_the_middle_leaves_no_bundle(made: Made, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("bundle", "bits"), [("exact", {}), ("small", {1: 4, 2: 8})])
-def test_a_bundle_gives_back_the_checkpoints_that_it_was_made_of(
+def test_bundle_converts_back_to_its_checkpoints(
     made: Made, bundle: str, bits: dict[int, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert convert([str(getattr(made, bundle)), "--to", "ours", "--out", str(tmp_path / "ours")]) == 0
@@ -341,7 +337,7 @@ def test_a_bundle_gives_back_the_checkpoints_that_it_was_made_of(
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8w"])
 @torch.no_grad()
-def test_an_encoder_that_was_trained_comes_back(made: Made, precision: str, tmp_path: Path) -> None:
+def test_trained_encoder_is_recovered(made: Made, precision: str, tmp_path: Path) -> None:
     """With what its batch norms did, as the graph has it."""
     config = Checkpoint(made.stage2).config
     trained = TrainableModel(Blip2Config(vision=config.vision, vision_trained=True))
@@ -375,7 +371,7 @@ def test_an_encoder_that_was_trained_comes_back(made: Made, precision: str, tmp_
 
 
 @torch.no_grad()
-def test_a_vision_transformer_that_a_checkpoint_holds_comes_back(made: Made, tmp_path: Path) -> None:
+def test_trained_vision_transformer_is_recovered(made: Made, tmp_path: Path) -> None:
     """In int4, and again from a bundle that was made of what came back."""
     config = Checkpoint(made.stage1).config
     vit = VitConfig(width=64, layers=2, heads=2, mlp_width=128, patch=16, activation="quick_gelu", pre_norm=True)
@@ -400,7 +396,7 @@ def test_a_vision_transformer_that_a_checkpoint_holds_comes_back(made: Made, tmp
         assert np.corrcoef(got.vision_features(torch.from_numpy(pixels)).ravel(), wanted.ravel())[0, 1] > 0.999
 
 
-def test_wrong_bundles_to_unpack(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unsuitable_bundles_are_rejected(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     without = tmp_path / "without"
     shutil.copytree(made.exact, without)
     manifest = json.loads((without / "blip2rt.json").read_text())

@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
-pytest.importorskip("onnxscript")
+import torch
 
 from blip2rt import bundle
 from blip2rt.errors import OptionError
@@ -21,7 +18,7 @@ pytestmark = pytest.mark.long(9)
 GROUPS = ("vision", "qformer", "llm", "retrieval")
 
 
-def test_one_precision_is_for_all_groups_that_may_have_it() -> None:
+def test_single_precision_applies_to_every_supporting_group() -> None:
     ort, trt = targets.ORT.precisions, targets.TRT.precisions
     for precision in ("fp32", "fp16", "int8", "int8w", "int4", "int8-dynamic"):
         assert cli.parse_precision(precision, ort) == dict.fromkeys(GROUPS, precision)
@@ -47,7 +44,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder / "b", "\n".join(told)
 
 
-def test_sizes_that_the_model_has_not_are_said(exported: tuple[Path, str]) -> None:
+def test_unavailable_sizes_are_reported(exported: tuple[Path, str]) -> None:
     path, told = exported
     llm = bundle.read(path).manifest.llm
     assert llm is not None
@@ -55,7 +52,7 @@ def test_sizes_that_the_model_has_not_are_said(exported: tuple[Path, str]) -> No
     assert "note: --image-size 30 is no multiple of the patch of 7" in told and "give 28 or 35" in told
 
 
-def test_a_bundle_of_a_hugging_face_checkpoint_becomes_one_of_ours(exported: tuple[Path, str], tmp_path: Path) -> None:
+def test_bundle_of_a_hugging_face_checkpoint_converts_to_ours(exported: tuple[Path, str], tmp_path: Path) -> None:
     """Exported again, its graphs hold what they held."""
     path, _ = exported
     assert convert.main([str(path), "--to", "ours", "--out", str(tmp_path / "ours")]) == 0
@@ -66,7 +63,7 @@ def test_a_bundle_of_a_hugging_face_checkpoint_becomes_one_of_ours(exported: tup
     assert all(torch.equal(value, two[name]) for name, value in one.items())
 
 
-def test_a_bundle_is_no_checkpoint_and_says_what_makes_one(
+def test_exporting_a_bundle_names_the_convert_command(
     exported: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, _ = exported

@@ -9,10 +9,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("timm")
-pytest.importorskip("onnxscript")
-
 from tests.seeds import new_seed
 
 pytestmark = [

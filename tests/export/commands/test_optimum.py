@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("onnxscript")
 optimum_cli = pytest.importorskip("optimum.commands.optimum_cli")
 
 from blip2rt import bundle
@@ -24,7 +22,7 @@ def optimum(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return int(ended.value.code or 0)
 
 
-def test_every_option_arrives_as_blip2rt_exports_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_arrive_as_with_blip2rt_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from blip2rt_export import cli
 
     chosen = ["--precision", "vision=fp32", "--max-positions", "96", "--name", "mine", "--no-verify", "--target", "trt"]
@@ -37,7 +35,7 @@ def test_every_option_arrives_as_blip2rt_exports_does(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.slow
-def test_a_checkpoint_becomes_the_same_bundle(
+def test_bundle_equals_that_of_blip2rt_export(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = blip2.generative(tmp_path / "hf", blip2.TEXT_CONFIGS["opt"]())
@@ -50,7 +48,7 @@ def test_a_checkpoint_becomes_the_same_bundle(
     assert theirs.components == ours.components and theirs.name == "mine"
 
 
-def test_its_help_and_its_errors_are_ours(
+def test_help_and_errors_are_those_of_blip2rt_export(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert optimum(monkeypatch, "export", "blip2rt", "--help") == 0

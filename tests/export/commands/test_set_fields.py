@@ -38,7 +38,7 @@ def tensors(folder: Path) -> str:
     return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
 
 
-def test_a_field_changes_and_no_tensor_does(checkpoint: Path, tmp_path: Path) -> None:
+def test_fields_change_and_tensors_do_not(checkpoint: Path, tmp_path: Path) -> None:
     fields = ["qformer_bits=4", "itm_weight=2", "vision.weights=some/encoder", "vision.mean=[0.1, 0.2, 0.3]"]
     fields += ["qformer.dropout=0", "clean_captions=true", "question_prompt=4"]
     arguments = [word for field in fields for word in ("--set", field)]
@@ -54,7 +54,7 @@ def test_a_field_changes_and_no_tensor_does(checkpoint: Path, tmp_path: Path) ->
     assert Checkpoint(tmp_path / "out").config.qformer_bits == 4
 
 
-def test_a_checkpoint_that_says_int4_is_rounded_as_it_is_read(checkpoint: Path, tmp_path: Path) -> None:
+def test_int4_setting_rounds_weights_on_loading(checkpoint: Path, tmp_path: Path) -> None:
     assert (
         convert([str(checkpoint), "--set", "qformer_bits=4", "--set", "qformer_block=16", "--out", str(tmp_path / "4")])
         == 0
@@ -68,7 +68,7 @@ def test_a_checkpoint_that_says_int4_is_rounded_as_it_is_read(checkpoint: Path, 
     assert all(torch.equal(tensor, back[name]) for name, tensor in exact.items())
 
 
-def test_a_stage_2_has_fields_of_its_language_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stage_2_has_language_model_fields(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     llm = LlmConfig(source=str(llm_folder(tmp_path / "llm")), end="<|end|>")
     config = Blip2Config(2, VisionConfig(positions=9, features=12), replace(QFORMER, text_branch=False), llm)
     (tmp_path / "stage2").mkdir()
@@ -82,7 +82,7 @@ def test_a_stage_2_has_fields_of_its_language_model(tmp_path: Path, capsys: pyte
     assert "llm.bits is 5: give 0, 4, 8" in capsys.readouterr().err
 
 
-def test_an_encoder_of_its_own_keeps_its_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_own_encoder_keeps_its_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A checkpoint of a distillation: the encoder's tensors are its own, and another encoder has others."""
     config = Blip2Config(vision=VisionConfig("timm:test_efficientnet", height=64, width=64, positions=4, features=256))
     model = TrainableModel(Blip2Config(vision=config.vision, vision_trained=True))
@@ -121,7 +121,7 @@ def test_an_encoder_of_its_own_keeps_its_source(tmp_path: Path, capsys: pytest.C
         ([], "--to"),
     ],
 )
-def test_a_wrong_field_is_one_line(
+def test_invalid_field_is_a_one_line_error(
     checkpoint: Path, tmp_path: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert convert([str(checkpoint), *arguments, "--out", str(tmp_path / "out")]) == 2
@@ -131,7 +131,7 @@ def test_a_wrong_field_is_one_line(
     assert not list(tmp_path.iterdir()), "nothing was written"
 
 
-def test_what_is_no_checkpoint_of_ours_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_checkpoints_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file.pth").write_bytes(b"")
     bundle = Path(__file__).parents[3] / "blip2rt" / "models" / "nano"
     for source, said in ((tmp_path / "file.pth", "no checkpoint of blip2rt's training"), (bundle, "is a bundle")):

@@ -8,10 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
-pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("onnxscript")
+import transformers
 
 from blip2rt.errors import Blip2rtError
 from export.graphs import compatibility
@@ -31,7 +28,7 @@ def test_every_architecture_is_equal_or_refused() -> None:
     assert all(what in ("equal", "tie") for name, (what, _) in found.items() if name in compatibility.COMPARED)
 
 
-def test_what_is_known_not_to_work_is_said_before_tracing() -> None:
+def test_unsupported_architectures_are_rejected_before_tracing() -> None:
     known = [name for name in _QUICK if name in architectures.names()]
     assert len(known) > 5
     for name in known:
@@ -41,7 +38,7 @@ def test_what_is_known_not_to_work_is_said_before_tracing() -> None:
             assert wrong is not None and f"type {name!r}" in wrong and "\n" not in wrong
 
 
-def test_what_no_test_compares_is_not_exported_unseen() -> None:
+def test_untested_architectures_must_be_verified() -> None:
     unknown = transformers.AutoConfig.for_model("llama")
     unknown.model_type = "of_tomorrow"
     assert compatibility.unsupported_reason(unknown, "ort", True) is None
@@ -50,7 +47,7 @@ def test_what_no_test_compares_is_not_exported_unseen() -> None:
         assert compatibility.unsupported_reason(transformers.AutoConfig.for_model(name), "ort", False) is None, name
 
 
-def test_settings_that_change_a_model_are_said_before_tracing() -> None:
+def test_length_dependent_rotation_is_rejected_before_tracing() -> None:
     changing = architectures.tiny_config("phi3 with longrope that changes")
     for verified in (True, False):
         wrong = compatibility.unsupported_reason(changing, "ort", verified, architectures.MAX_POSITIONS)
@@ -61,7 +58,7 @@ def test_settings_that_change_a_model_are_said_before_tracing() -> None:
 @pytest.mark.parametrize(
     ("name", "word"), [("falcon with alibi", "biases"), ("gemma3_text in both directions", "see what comes after")]
 )
-def test_settings_that_graphs_for_tensorrt_do_not_have_are_said_before_tracing(name: str, word: str) -> None:
+def test_settings_without_tensorrt_support_are_rejected_before_tracing(name: str, word: str) -> None:
     config = architectures.tiny_config(name)
     for verified in (True, False):
         assert compatibility.unsupported_reason(config, "ort", verified) is None
@@ -69,7 +66,7 @@ def test_settings_that_graphs_for_tensorrt_do_not_have_are_said_before_tracing(n
         assert wrong is not None and word in wrong and wrong.endswith(": leave out --target trt")
 
 
-def test_other_models_that_look_both_ways_are_refused() -> None:
+def test_other_bidirectional_models_are_rejected() -> None:
     for name in ("gemma", "gemma2", "gemma3n_text"):
         if name in architectures.names():
             config = transformers.AutoConfig.for_model(name)
@@ -77,7 +74,7 @@ def test_other_models_that_look_both_ways_are_refused() -> None:
             assert "see what comes after them" in str(compatibility.unsupported_reason(config, "ort", True)), name
 
 
-def test_an_architecture_that_cannot_be_traced_is_one_line() -> None:
+def test_tracing_failure_is_a_one_line_error() -> None:
     class Target:
         def llm_graphs(self, model: Any, positions: int) -> Any:
             raise RuntimeError("the first line\nand the second")
@@ -89,7 +86,7 @@ def test_an_architecture_that_cannot_be_traced_is_one_line() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bloom", "mt5", "umt5", "falcon", "mpt", *architectures.VARIANTS])
-def test_architectures_of_published_checkpoints_are_equal(name: str) -> None:
+def test_published_architectures_match_transformers(name: str) -> None:
     """mBLIP's, and settings of others."""
     what, why = architectures.check(name, SEED)
     assert what == ("refused" if name in REFUSED else "equal"), why

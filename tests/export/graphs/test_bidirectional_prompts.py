@@ -1,4 +1,4 @@
-"""Gemma 3 that reads its prompt in both directions: Hugging Face's folder -> bundle -> runtime, as generate says it."""
+"""Gemma 3 with bidirectional prompts: Hugging Face folder -> bundle -> runtime, compared with generate."""
 
 from __future__ import annotations
 
@@ -11,11 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("onnxscript")
-pytest.importorskip("blip2rt._native")
+import torch
+import transformers
 
 import blip2rt
 from blip2rt.answers import Request
@@ -24,8 +21,8 @@ from blip2rt.errors import BackendError, OptionError
 from blip2rt.options import Options
 from export import targets
 from export.checks import verify
-from export.cli import main
 from export.language import trace_graphs
+from tests.export.commands_in_process import export
 from tests.seeds import new_seed, seed_of
 from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import onnx_validity
@@ -36,7 +33,6 @@ pytestmark = pytest.mark.long(60)
 
 SEED = seed_of(__name__)
 NAME = "gemma3_both_ways"
-FLOAT = "vision=fp32,qformer=fp32,llm=fp32"
 PROMPTS = ["a photo of", "Question: what colour is the dog? Answer:", "the", "two dog"]
 STEPS = 8
 ROUNDING = 1e-4  # of a logit in float32
@@ -45,7 +41,7 @@ EXACT = 5e-6  # of the largest logit
 
 @dataclass
 class Pair:
-    """A checkpoint in Hugging Face's hands and in ours."""
+    """A checkpoint in transformers and in our runtime."""
 
     bundle: Path
     language: Any  # transformers' model
@@ -58,14 +54,13 @@ class Pair:
 
     @torch.no_grad()
     def wanted(self, image: int, ids: list[int], **options: Any) -> list[int]:
-        """The new tokens of transformers' generate, which reads [prefix | ids] as one prompt, without the end."""
+        """Return the new tokens of transformers' generate, which reads [prefix | ids] as one prompt; no end token."""
         table = self.language.get_input_embeddings()
         embeds = torch.cat((torch.from_numpy(self.prefix[image]), table(torch.tensor(ids, dtype=torch.int64))))[None]
-        said = self.language.generate(
-            inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2]), do_sample=False, eos_token_id=1,
-            pad_token_id=0, min_new_tokens=1, **{"max_new_tokens": STEPS, **options},
-        )[0].tolist()  # fmt: skip
-        return said[: said.index(1)] if 1 in said else said
+        options = {"do_sample": False, "min_new_tokens": 1, "max_new_tokens": STEPS, **options}
+        inputs = {"inputs_embeds": embeds, "attention_mask": torch.ones(embeds.shape[:2])}
+        tokens = self.language.generate(**inputs, eos_token_id=1, pad_token_id=0, **options)[0].tolist()
+        return tokens[: tokens.index(1)] if 1 in tokens else tokens
 
     def check(self, got: list[int], image: int, ids: list[int], **options: Any) -> None:
         want = self.wanted(image, ids, **options)
@@ -80,7 +75,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder = tmp_path_factory.mktemp(NAME)
     torch.manual_seed(SEED)
     checkpoint = tiny_blip2.generative(folder / "hf", tiny_blip2.NEWER_TEXT_CONFIGS[NAME]())
-    assert main(["--ckpt", str(checkpoint), "--out", str(folder / "bundle"), "--precision", FLOAT]) == 0
+    export(checkpoint, folder / "bundle")
     reference = transformers.Blip2ForConditionalGeneration.from_pretrained(checkpoint).float().eval()
     reference.language_model.generation_config = transformers.GenerationConfig()
     model = blip2rt.load(folder / "bundle", threads=1)
@@ -90,7 +85,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 def test_graphs_equal_transformers(tmp_path: Path) -> None:
-    """Rows of unequal length, which see no padding; windows that are narrower than they are, and wider."""
+    """Rows of different length, with hidden padding; windows narrower and wider than the rows."""
     model = build(NAME, SEED)
     assert model.config.sliding_window == 6
     graphs = write(trace_graphs(targets.ORT, model, 64), tmp_path, targets.ORT)
@@ -103,17 +98,17 @@ def test_graphs_equal_transformers(tmp_path: Path) -> None:
         model.config.use_bidirectional_attention = False
         other = verify.llm_logits(model, rows, tokens, None)
         model.config.use_bidirectional_attention = True
-        assert np.abs(got - other).max() > 100 * EXACT * np.abs(want).max(), "causal masks give something else"
+        assert np.abs(got - other).max() > 100 * EXACT * np.abs(want).max(), "causal masks give other logits"
 
 
-def test_the_bundle_says_how_a_prompt_is_read(pair: Pair) -> None:
+def test_manifest_declares_bidirectional_prompts(pair: Pair) -> None:
     assert not onnx_validity.faults(pair.bundle)
     assert json.loads((pair.bundle / "blip2rt.json").read_text())["llm"]["bidirectional_prompt"] is True
 
 
 @pytest.mark.parametrize("num_beams", [1, 4])
-def test_texts_equal_those_of_generate(pair: Pair, num_beams: int) -> None:
-    """A batch of prompts of unequal length; what is forced is read with the prompt."""
+def test_texts_match_generate(pair: Pair, num_beams: int) -> None:
+    """A batch of prompts of different length; forced tokens are read with the prompt."""
     for forced in ("", "a dog"):
         options = Options(num_beams=num_beams, max_new_tokens=STEPS, min_new_tokens=1, forced_prefix=forced)
         prompts = [pair.model.pipeline.language.caption_prompt(text) for text in PROMPTS]
@@ -125,8 +120,8 @@ def test_texts_equal_those_of_generate(pair: Pair, num_beams: int) -> None:
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_chat_says_what_generate_says_to_all_of_it(pair: Pair, shared: bool) -> None:
-    """Nothing of what was said is as it was once more comes behind it."""
+def test_chat_matches_generate_on_the_whole_conversation(pair: Pair, shared: bool) -> None:
+    """New text changes the states of all earlier positions."""
     model = blip2rt.load(pair.bundle, threads=1, batching=Batching(rows=4)) if shared else pair.model
     rng = random.Random(new_seed())
     for num_beams in (1, 3):
@@ -146,8 +141,8 @@ def test_a_chat_says_what_generate_says_to_all_of_it(pair: Pair, shared: bool) -
             said += answer
 
 
-def test_calls_share_steps(pair: Pair) -> None:
-    """Each prompt is read whole, and nothing of it is kept for another one."""
+def test_concurrent_calls_match_generate(pair: Pair) -> None:
+    """Each prompt is read as a whole, and not cached for others."""
     model = blip2rt.load(pair.bundle, threads=1, batching=Batching(rows=5, read=40), cache_bytes=1 << 20)
     asked = [(image, text, beams) for image in range(4) for text in PROMPTS for beams in (1, 3)] * 2
     got: dict[int, list[int]] = {}
@@ -172,7 +167,7 @@ def test_calls_share_steps(pair: Pair) -> None:
     assert model.counters()["kept_positions"] == 0
 
 
-def test_a_prompt_longer_than_a_step_reads_is_read_alone(pair: Pair) -> None:
+def test_prompt_longer_than_a_step_runs_alone(pair: Pair) -> None:
     model = blip2rt.load(pair.bundle, threads=1, batching=Batching(rows=4, read=7))
     options: Any = {"num_beams": 1, "max_new_tokens": STEPS}
     prompt = PROMPTS[1]
@@ -182,7 +177,7 @@ def test_a_prompt_longer_than_a_step_reads_is_read_alone(pair: Pair) -> None:
         model.submit(Request(pair.images[0], prompt=prompt, options=Options(**options)))
 
 
-def test_likelihoods_of_texts_are_refused(pair: Pair) -> None:
-    """They are read by rows of one position each."""
+def test_likelihoods_are_rejected(pair: Pair) -> None:
+    """They would be read as rows of one position each."""
     with pytest.raises(BackendError, match="see each other, and cannot be rows of their own"):
         pair.model.pipeline.backend.likelihoods(pair.prefix[:1], [[5, 6]], [0], [[7]])

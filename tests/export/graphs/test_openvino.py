@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
 openvino = pytest.importorskip("openvino")
-pytest.importorskip("onnxscript")
 
 from export.checks.sessions import session
 from export.cli import main

@@ -1,27 +1,28 @@
-"""The encoder and llm graphs of T5 against Hugging Face: fresh random tiny models, unequal rows, prefill and steps."""
+"""The encoder and llm graphs of T5 against Hugging Face: random tiny models, rows of different length, all steps."""
 
 from __future__ import annotations
 
-import contextlib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("onnxscript")
-
+from blip2rt import bundle as contract
+from blip2rt.bundle import encoder_tensors, llm_tensors
+from blip2rt.bundle.faults import manifest_faults
 from blip2rt.errors import Blip2rtError
+from export import targets
 from export.checks.sessions import session
 from export.checks.stepper import Stepper
-from export.graphs import llm, t5, trace
-from export.precision.quantizer import BlockFormat, Quantizer
-from export.precision.weight_only import quantize_weights
+from export.checks.verify import run
+from export.graphs import t5
 from tests.seeds import new_seed, seed_of
-from tests.tiny import onnx_validity
 from tests.tiny.bundle import make_manifest
-from tests.tiny.language_models import build
+from tests.tiny.language_models import build, write
 from tests.tiny.llm_configs import HIDDEN, VOCAB
 
 pytestmark = pytest.mark.long(17)
@@ -29,36 +30,34 @@ pytestmark = pytest.mark.long(17)
 SEED = seed_of(__name__)
 
 
-def export(model, folder: Path, bits: int | None = None) -> None:
-    with contextlib.closing(trace.DataFile(folder, "llm.data")) as data:
-        for name, graph in (
-            ("encoder", t5.trace_encoder(model)),
-            ("llm", t5.trace_decoder(model)),
-            ("embed", trace.trace(llm.embed_graph(model))),
-        ):
-            if bits:
-                assert quantize_weights(graph, bits, Quantizer(BlockFormat(16)))
-            trace.save(graph, folder / f"{name}.onnx", data)
+def export(model: Any, folder: Path, precision: str = "fp32") -> None:
+    write(targets.ORT.llm_graphs(model, 64), folder, targets.ORT, precision, block=16)
+
+
+def make_stepper(folder: Path, embeds: np.ndarray, mask: np.ndarray, capacity: int) -> Stepper:
+    """Run the encoder, and open the decoder with its output."""
+    encoded = run(folder / "encoder.onnx", {"inputs_embeds": embeds, "attention_mask": mask})
+    return Stepper(session(folder / "llm.onnx", 1), len(embeds), capacity, {**encoded, "encoder_mask": mask})
+
+
+def look_up(folder: Path, tokens: np.ndarray) -> np.ndarray:
+    return run(folder / "embed.onnx", {"token_ids": tokens})["token_embeds"]
 
 
 @pytest.mark.parametrize("name", ["t5", "tied"])
 @torch.no_grad()
 def test_graphs_equal_hugging_face(name: str, tmp_path: Path) -> None:
-    """Teacher-forced: image and prompt through the encoder, then steps; the whole of Hugging Face's model each time."""
+    """Teacher-forced steps after image and prompt went through the encoder."""
     model = build(name, SEED)
     export(model, tmp_path)
-    assert not onnx_validity.faults(tmp_path)
     rng = np.random.default_rng(SEED)
-    batch, longest, steps = 3, 20, 16  # farther than the relative positions tell apart
+    batch, longest, steps = 3, 20, 16  # beyond the largest relative distance
     lengths = [longest, 7, 11]
     embeds = rng.normal(size=(batch, longest, HIDDEN)).astype(np.float32)
     mask = (np.arange(longest)[None] < np.array(lengths)[:, None]).astype(np.int64)
-    encoder = session(tmp_path / "encoder.onnx", 1)
-    names = [value.name for value in encoder.get_outputs()]
-    seen = dict(zip(names, encoder.run(None, {"inputs_embeds": embeds, "attention_mask": mask}), strict=True))
-    assert seen[f"cross_key_{model.config.num_decoder_layers - 1}"].shape == (batch, 4, longest, 16)
-    stepper = Stepper(session(tmp_path / "llm.onnx", 1), batch, steps + 1, {**seen, "encoder_mask": mask})
-    table = session(tmp_path / "embed.onnx", 1)
+    stepper = make_stepper(tmp_path, embeds, mask, steps + 1)
+    last_key = stepper.encoded[f"cross_key_{model.config.num_decoder_layers - 1}"]
+    assert last_key.shape == (batch, 4, longest, 16)
     tokens = rng.integers(0, VOCAB, (batch, steps))
     tokens[:, 0] = 0
     want = model(
@@ -66,73 +65,56 @@ def test_graphs_equal_hugging_face(name: str, tmp_path: Path) -> None:
         attention_mask=torch.from_numpy(mask),
         decoder_input_ids=torch.from_numpy(tokens),
     ).logits.numpy()
-    start = table.run(None, {"token_ids": tokens[:, :1]})[0]
-    got = stepper.prefill(start, np.ones(batch, np.int64))
+    got = stepper.prefill(look_up(tmp_path, tokens[:, :1]), np.ones(batch, np.int64))
     for step in range(steps):
         assert np.abs(got - want[:, step]).max() < 1e-4 * max(1, np.abs(want).max()), f"step {step}"
         if step + 1 < steps:
-            got = stepper.step(table.run(None, {"token_ids": tokens[:, step + 1 : step + 2]})[0])
+            got = stepper.step(look_up(tmp_path, tokens[:, step + 1 : step + 2]))
 
 
 @torch.no_grad()
-def test_several_tokens_at_once_equal_one_by_one(tmp_path: Path) -> None:
-    """The decoder may also be prefilled with more than its start."""
+def test_prefill_with_several_tokens_equals_hugging_face(tmp_path: Path) -> None:
+    """The decoder may start from more than its start token."""
     model = build("t5", new_seed())
     export(model, tmp_path)
     rng = np.random.default_rng(SEED)
     embeds = rng.normal(size=(2, 6, HIDDEN)).astype(np.float32)
-    mask = np.ones((2, 6), np.int64)
-    encoder = session(tmp_path / "encoder.onnx", 1)
-    names = [value.name for value in encoder.get_outputs()]
-    seen = dict(zip(names, encoder.run(None, {"inputs_embeds": embeds, "attention_mask": mask}), strict=True))
-    stepper = Stepper(session(tmp_path / "llm.onnx", 1), 2, 9, {**seen, "encoder_mask": mask})
     tokens = rng.integers(0, VOCAB, (2, 5))
-    rows = session(tmp_path / "embed.onnx", 1).run(None, {"token_ids": tokens})[0]
-    got = stepper.prefill(rows, np.array([5, 3]))
+    stepper = make_stepper(tmp_path, embeds, np.ones((2, 6), np.int64), 9)
+    got = stepper.prefill(look_up(tmp_path, tokens), np.array([5, 3]))
     want = model(inputs_embeds=torch.from_numpy(embeds), decoder_input_ids=torch.from_numpy(tokens)).logits.numpy()
     for row, length in enumerate((5, 3)):
         assert np.abs(got[row] - want[row, length - 1]).max() < 1e-4 * max(1, np.abs(want).max())
 
 
-def test_int4_leaves_the_relative_bias_alone(tmp_path: Path) -> None:
-    import onnx
-
-    export(build("t5", new_seed()), tmp_path, bits=4)
-    graph = onnx.load(tmp_path / "llm.onnx", load_external_data=False).graph
-    kinds = [node.op_type for node in graph.node]
-    assert "MatMulNBits" in kinds and "GatherBlockQuantized" not in kinds
+def test_int4_does_not_quantize_relative_biases(tmp_path: Path) -> None:
+    export(build("t5", new_seed()), tmp_path, "int4")
+    operators = [node.op_type for node in onnx.load(tmp_path / "llm.onnx", load_external_data=False).graph.node]
+    assert "MatMulNBits" in operators and "GatherBlockQuantized" not in operators
 
 
-def test_manifest_of_an_encoder_decoder(tmp_path: Path) -> None:
-    """Old manifests have neither field; a new one needs the encoder and the token that the decoder starts from."""
-    from dataclasses import replace
-
-    from blip2rt import bundle as contract
-    from blip2rt.bundle import encoder_tensors, llm_tensors
-    from blip2rt.bundle.faults import manifest_faults
+def test_manifest_of_an_encoder_decoder() -> None:
+    """It needs the encoder, and the token that the decoder starts from."""
 
     def component(name: str, tensors: tuple[tuple[str, ...], tuple[str, ...]]) -> contract.Component:
         inputs, outputs = (tuple(contract.TensorInfo(n, "float32", ("B",)) for n in names) for names in tensors)
         return contract.Component(f"{name}.onnx", "fp32", inputs, outputs)
 
-    plain = {n: component(n, contract.TENSORS.get(n, ((), ()))) for n in ("vision", "qformer", "embed")}
-    whole = {
-        **plain,
-        "llm": component("llm", llm_tensors(1, True)),
-        "encoder": component("encoder", encoder_tensors(1)),
-    }
+    components = {n: component(n, contract.TENSORS.get(n, ((), ()))) for n in ("vision", "qformer", "embed")}
+    components["llm"] = component("llm", llm_tensors(1, True))
+    complete = {**components, "encoder": component("encoder", encoder_tensors(1))}
     manifest = make_manifest({}, True, False)
-    files = {name: contract.FileEntry(1, "") for name in ("tokenizer.json", *(c.graph for c in whole.values()))}
+    files = {name: contract.FileEntry(1, "") for name in ("tokenizer.json", *(c.graph for c in complete.values()))}
     spec = replace(manifest.llm, encoder_decoder=True, decoder_start_token_id=0)
-    good = replace(manifest, components=whole, llm=spec, files=files)
+    good = replace(manifest, components=complete, llm=spec, files=files)
     assert not manifest_faults(good)
-    lacking = replace(good, components={n: c for n, c in whole.items() if n != "encoder"})
-    assert any("encoder are missing" in fault for fault in manifest_faults(lacking))
-    unstarted = replace(good, llm=replace(spec, decoder_start_token_id=None))
-    assert any("decoder_start_token_id" in fault for fault in manifest_faults(unstarted))
+    without_encoder = replace(good, components=components)
+    assert any("encoder are missing" in fault for fault in manifest_faults(without_encoder))
+    without_start = replace(good, llm=replace(spec, decoder_start_token_id=None))
+    assert any("decoder_start_token_id" in fault for fault in manifest_faults(without_start))
 
 
-def test_a_decoder_that_begins_with_nothing_is_refused() -> None:
+def test_decoder_without_a_start_token_is_rejected() -> None:
     model = build("t5", SEED)
     assert t5.start_token(model) == 0
     model.config.decoder_start_token_id, model.generation_config.decoder_start_token_id = None, 3

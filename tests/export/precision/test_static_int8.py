@@ -1,4 +1,4 @@
-"""int8 by photographs for transformers and language models: near PyTorch, and one integer product a matrix."""
+"""int8-static for transformers and language models: close to PyTorch, one integer product for each matrix."""
 
 from __future__ import annotations
 
@@ -6,15 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
-pytest.importorskip("onnxscript")
-pytest.importorskip("blip2rt._native")
-
 import onnx
 import onnxruntime as ort
+import pytest
+import torch
 from onnx import helper, numpy_helper
 from PIL import Image
 
@@ -50,62 +45,54 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def products(graph: Path, folder: Path) -> dict[str, int]:
-    """How often each kind of product is left when ONNX Runtime has optimized the graph; those of constants alone."""
+    """Count the products with constants, by operator, after ONNX Runtime's optimization."""
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(folder / "optimized.onnx")
     options.log_severity_level = 3
     ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     proto = onnx.load(folder / "optimized.onnx", load_external_data=False).graph
     constants = {tensor.name for tensor in proto.initializer}
-    counts = {"MatMul": 0, "MatMulIntegerToFloat": 0}
-    for node in proto.node:
-        if node.op_type in counts and node.input[1] in constants:
-            counts[node.op_type] += 1
-    return counts
+    found = [node.op_type for node in proto.node if len(node.input) > 1 and node.input[1] in constants]
+    return {op_type: found.count(op_type) for op_type in ("MatMul", "MatMulIntegerToFloat")}
 
 
-def inputs_seen(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, set[bytes]], dict[str, set[bytes]]]:
-    """What each part's ranges come from, and what its verification runs on: pixels, features, and embeddings of
-    prompts behind an image, one by one, as the export goes on."""
+def record_inputs(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, set[bytes]], dict[str, set[bytes]]]:
+    """Record what each component is calibrated on and verified on: pixels, features, embeddings of prompts."""
     calibrated: dict[str, set[bytes]] = {"vision": set(), "qformer": set(), "llm": set()}
-    judged: dict[str, set[bytes]] = {name: set() for name in calibrated}
-    calibrate, judge, language, logits = (
-        GraphExporter.calibrate,
-        GraphExporter.compare,
-        calibration.language_ranges,
-        verify.llm_logits,
-    )
+    verified: dict[str, set[bytes]] = {name: set() for name in calibrated}
+    calibrate, compare = GraphExporter.calibrate, GraphExporter.compare
+    language_ranges, llm_logits = calibration.language_ranges, verify.llm_logits
 
-    def seen_calibrate(exporter: Any, name: str, model: Any, batches: Any) -> Any:
-        kept = list(batches)
-        calibrated[name] |= {row.tobytes() for each in kept for row in next(iter(each.values()))}
-        return calibrate(exporter, name, model, kept)
+    def recorded_calibrate(exporter: Any, name: str, model: Any, batches: Any) -> Any:
+        batches = list(batches)
+        calibrated[name] |= {row.tobytes() for batch in batches for row in next(iter(batch.values()))}
+        return calibrate(exporter, name, model, batches)
 
-    def seen_judge(exporter: Any, name: str, inputs: Any, want: Any) -> Any:
-        if name in judged:
-            judged[name] |= {row.tobytes() for row in next(iter(inputs.values()))}
-        return judge(exporter, name, inputs, want)
+    def recorded_compare(exporter: Any, name: str, inputs: Any, want: Any) -> Any:
+        if name in verified:
+            verified[name] |= {row.tobytes() for row in next(iter(inputs.values()))}
+        return compare(exporter, name, inputs, want)
 
-    def seen_language(models: Any, folder: Path, rows: Any, *more: Any) -> Any:
+    def recorded_ranges(models: Any, folder: Path, rows: Any, *more: Any) -> Any:
         calibrated["llm"] |= {row.tobytes() for row in rows}
-        return language(models, folder, rows, *more)
+        return language_ranges(models, folder, rows, *more)
 
-    def seen_logits(llm: Any, rows: Any, *more: Any) -> Any:
-        judged["llm"] |= {row.tobytes() for row in rows}
-        return logits(llm, rows, *more)
+    def recorded_logits(llm: Any, rows: Any, *more: Any) -> Any:
+        verified["llm"] |= {row.tobytes() for row in rows}
+        return llm_logits(llm, rows, *more)
 
-    monkeypatch.setattr(GraphExporter, "calibrate", seen_calibrate)
-    monkeypatch.setattr(GraphExporter, "compare", seen_judge)
-    monkeypatch.setattr(calibration, "language_ranges", seen_language)
-    monkeypatch.setattr(verify, "llm_logits", seen_logits)
-    return calibrated, judged
+    monkeypatch.setattr(GraphExporter, "calibrate", recorded_calibrate)
+    monkeypatch.setattr(GraphExporter, "compare", recorded_compare)
+    monkeypatch.setattr(calibration, "language_ranges", recorded_ranges)
+    monkeypatch.setattr(verify, "llm_logits", recorded_logits)
+    return calibrated, verified
 
 
 @pytest.mark.parametrize("name", ["opt", "t5"])
-def test_every_part_is_static(
+def test_int8_static_covers_every_component(
     name: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
-    calibrated, judged = inputs_seen(monkeypatch)
+) -> None:
+    calibrated, verified = record_inputs(monkeypatch)
     torch.manual_seed(SEED)
     checkpoint = tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS[name]())
     out = tmp_path / "bundle"
@@ -114,13 +101,13 @@ def test_every_part_is_static(
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
     assert not onnx_validity.faults(out)
     for part in ("vision", "qformer", "llm"):
-        assert calibrated[part] and judged[part] and not calibrated[part] & judged[part], f"{part} is judged on its own"
-    rows = sorted(map(len, judged["llm"]))
-    assert len(rows) > 10 and rows[1] > rows[0], "a caption's prompt, and questions, which are longer"
+        assert calibrated[part] and verified[part] and not calibrated[part] & verified[part], part
+    rows = sorted(map(len, verified["llm"]))
+    assert len(rows) > 10 and rows[1] > rows[0], "a caption's prompt, and longer questions"
     model = blip2rt.load(out, threads=1)
     assert isinstance(model.caption(next(images.iterdir()), num_beams=1), str)
     checks = {check.component: check for check in model.bundle.manifest.verification}
-    assert set(checks) == {*model.bundle.manifest.components, "all"} - {"encoder"}  # which is seen through the llm
+    assert set(checks) == {*model.bundle.manifest.components, "all"} - {"encoder"}  # verified through the llm
     for component in ("vision", "qformer", "llm"):
         assert checks[component].precision == "int8-static" and 0.95 < checks[component].cosine < 1
     assert checks["all"].agreement is not None and checks["all"].precision == "int8-static/int8-static/int8-static"
@@ -130,7 +117,7 @@ def test_every_part_is_static(
         assert found["MatMul"] == 0 and (found["MatMulIntegerToFloat"] > 3) == (component != "embed"), component
 
 
-def test_a_precision_that_is_not_there_is_not_written(tmp_path: Path) -> None:
+def test_stored_precision_is_detected(tmp_path: Path) -> None:
     def made(precision: str, width: int = 48, ranges: dict[str, Range] | None = None) -> str:
         linear = torch.nn.Linear(width, width, bias=False)
         part = trace.GraphSpec("p", linear, {"x": torch.zeros(2, width)}, ["y"], {"x": {0: "B"}})
@@ -149,8 +136,8 @@ def test_a_precision_that_is_not_there_is_not_written(tmp_path: Path) -> None:
     assert made("fp16", 4) == "fp32" and made("fp16", 300) == "fp16", "small weights stay as they are"
 
 
-def test_a_graph_whose_products_share_their_weights_is_opened() -> None:
-    """ONNX Runtime cannot be told there that sums must not overflow."""
+def test_products_with_shared_weights_can_be_opened() -> None:
+    """ONNX Runtime cannot avoid overflowing sums there."""
     constants = {"codes": np.full((8, 4), 3, np.int8), "scales": np.full(4, 0.5, np.float32)}
     kind = {"domain": "com.microsoft"}
     nodes = [helper.make_node("DynamicQuantizeMatMul", ["x", "codes", "scales"], [name], **kind) for name in "ab"]
@@ -174,12 +161,12 @@ def test_photographs_are_held_out() -> None:
 
 
 def seen(low: float, high: float, mean: float) -> Range:
-    """In every channel."""
+    """A range for every channel."""
     return Range(*np.array([[low], [high], [mean]]), mean)
 
 
 def apply(seen: Range, width: int) -> tuple[list[str], ort.InferenceSession]:
-    """The kinds of nodes that a product with the unit matrix becomes, and a session of it."""
+    """Quantize a product with the unit matrix; return its operators and a session."""
     linear = torch.nn.Linear(width, width, bias=False)
     linear.weight.data.copy_(torch.eye(width))
     part = trace.GraphSpec("p", linear, {"x": torch.zeros(2, width)}, ["y"], {"x": {0: "B"}})
@@ -190,8 +177,8 @@ def apply(seen: Range, width: int) -> tuple[list[str], ort.InferenceSession]:
     return [node.op_type for node in model.graph], open_session(proto)
 
 
-def test_ranges_lie_on_grids_that_hold_them() -> None:
-    """A value within the range that was seen comes back to within half a step, 0 exactly."""
+def test_values_within_the_range_are_rounded_to_half_a_step() -> None:
+    """0 stays exact."""
     rng = np.random.default_rng(SEED)
     low, high = (float(end) for end in np.sort(rng.normal(size=2)) * 10.0 ** rng.integers(-3, 4))
     kinds, session = apply(seen(low, high, max(abs(low), abs(high)) / 2), 4)
@@ -203,8 +190,8 @@ def test_ranges_lie_on_grids_that_hold_them() -> None:
     assert (got[0] == 0).all()
 
 
-def test_outliers_leave_the_other_values_alone() -> None:
-    """One value of a thousand times the others' size: a grid over all would round the others to 0."""
+def test_outliers_do_not_degrade_other_values() -> None:
+    """One value is a thousand times as large as the others, which a common grid would round to 0."""
     x = np.random.default_rng(SEED).uniform(0.5, 1.5, (8, 64)).astype(np.float32)
     x[0, 0] = 3000
     kinds, session = apply(seen(0.0, 3000.0, float(x[1:].mean())), 64)
@@ -213,8 +200,8 @@ def test_outliers_leave_the_other_values_alone() -> None:
     assert np.abs(got[1:] - x[1:]).max() < 0.02 and abs(got[0, 0] / 3000 - 1) < 0.02
 
 
-def test_smoothing_moves_outliers_and_changes_nothing_else(tmp_path: Path) -> None:
-    """Of two products of one operand with channels 200 times as large as others; ranges are those of each channel."""
+def test_smoothing_moves_outliers_into_weights(tmp_path: Path) -> None:
+    """Two products of one operand, some of whose channels are 200 times as large as others."""
     rng = np.random.default_rng(SEED)
     torch.manual_seed(SEED)
 

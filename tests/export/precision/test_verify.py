@@ -5,9 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("onnx")
-
 from export.checks.verify import OWN_WEIGHTS, PYTORCH, compare
 from tests.seeds import new_seed
 
@@ -16,7 +13,7 @@ def itm(*logits: tuple[float, float]) -> dict[str, np.ndarray]:
     return {"itm_logits": np.array(logits, np.float32)}
 
 
-def test_itm_is_judged_by_the_error_of_the_difference_of_its_logits() -> None:
+def test_itm_is_judged_by_its_logit_difference() -> None:
     """Small logits of a small error are good, whatever their cosine; nor do logits matter that move alike."""
     row = compare("itm", "int4", PYTORCH, itm((0.05, 0.02), (0.01, -0.02)), itm((0.01, 0.06), (-0.03, 0.02)))
     assert not row.fault and row.cosine is None
@@ -28,7 +25,7 @@ def test_itm_is_judged_by_the_error_of_the_difference_of_its_logits() -> None:
 @pytest.mark.parametrize(
     ("precision", "share"), [("fp16", 0.0141), ("int8w", 0.141), ("int8-static", 0.312), ("int4", 0.436)]
 )
-def test_itm_may_be_wrong_by_a_share_of_its_differences(precision: str, share: float) -> None:
+def test_itm_error_limit_is_a_share_of_the_logit_difference(precision: str, share: float) -> None:
     rng = np.random.default_rng(new_seed())
     for spread in (0.1, 8.0):
         want = rng.normal(0, spread, (5, 2)).astype(np.float32)
@@ -40,13 +37,13 @@ def test_itm_may_be_wrong_by_a_share_of_its_differences(precision: str, share: f
             assert good or "the difference of itm's logits is" in row.fault
 
 
-def test_a_graph_of_its_own_weights_has_every_logit_right() -> None:
+def test_with_its_own_weights_every_logit_must_agree() -> None:
     want = itm((3, -2))
     assert not compare("itm", "int4", OWN_WEIGHTS, itm((3.001, -2)), want).fault
     assert compare("itm", "int4", OWN_WEIGHTS, itm((3.1, -1.9)), want).fault, "their difference is right, they are not"
 
 
-def test_other_graphs_are_judged_by_their_cosine() -> None:
+def test_other_graphs_are_judged_by_cosine() -> None:
     want = {"image_embeds": np.eye(3, dtype=np.float32)}
     turned = {"image_embeds": want["image_embeds"] + np.float32(0.4)}
     row = compare("image_embed", "int4", PYTORCH, turned, want)

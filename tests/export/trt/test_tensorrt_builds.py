@@ -16,13 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("onnxscript")
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx: pip install 'blip2rt[trt-check]'")
-transformers = pytest.importorskip("transformers")
-
 import onnx
+import transformers
 
 import blip2rt
 from blip2rt.backends.trt import builder
@@ -59,10 +57,9 @@ def nano(folder: Path, layers: int = 30, qformer_layers: int = 6) -> tuple[Blip2
     layers, qformer_layers: of its language model and its Q-Former; a short one compiles the same layers in less time.
     """
     bert, encoder = str(tiny_training.bert_folder(folder / "bert")), VisionConfig()
-    language = transformers.LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=layers, num_attention_heads=9,
-        num_key_value_heads=3, tie_word_embeddings=True, max_position_embeddings=8192, eos_token_id=1,
-    )  # fmt: skip
+    sizes = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "max_position_embeddings": 8192}
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "num_hidden_layers": layers}
+    language = transformers.LlamaConfig(**sizes, **heads, tie_word_embeddings=True, eos_token_id=1)
     source = tiny_training.llm_folder(folder / "llm")
     transformers.LlamaForCausalLM(language).save_pretrained(source)
     llm = LlmConfig(str(source), bits=4, block=64, end="<|end|>")
@@ -153,8 +150,8 @@ def test_tensorrt_builds_language_models(name: str, precision: str, traced: Call
     assert {file.stem for file in files} == {"llm", "embed"} | ({"encoder"} if name == "t5" else set())
     assert all(plan(file) for file in files)
     proto = onnx.load(tmp_path / "llm.onnx", load_external_data=False)
-    seen = [(node.op_type, node.input[0]) for node in proto.graph.node
-            if node.op_type in ("QuantizeLinear", "DequantizeLinear")]  # fmt: skip
+    quantizers = [node for node in proto.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    seen = [(node.op_type, node.input[0]) for node in quantizers]
     types = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
     weights = {types[first] for _, first in seen if first in types}
     assert (
@@ -170,9 +167,7 @@ NATIVE = [("opt", "fp16"), ("llama", "fp16"), ("llama", "int8-static"), ("qwen2"
     ("name", "precision"),
     [("llama", "int4"), ("t5", "fp16"), *(pytest.param(*each, marks=pytest.mark.slow) for each in NATIVE)],
 )
-def test_tensorrt_builds_caches_that_it_writes(
-    name: str, precision: str, traced: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_tensorrt_builds_in_place_caches(name: str, precision: str, traced: Callable[..., Any], tmp_path: Path) -> None:
     """TensorScatter and Attention become its layers; their length is fixed before they are parsed."""
     write({"llm": traced(f"{name}, native")["llm"]}, precision, tmp_path)
     graph = tmp_path / "llm.onnx"
@@ -209,7 +204,7 @@ def test_tensorrt_builds_nano(precision: str, traced: Callable[..., Any], tmp_pa
     assert all(plan(file) for file in files)
 
 
-def test_a_broken_graph_names_its_node(traced: Callable[..., Any], tmp_path: Path) -> None:
+def test_error_of_a_broken_graph_names_its_node(traced: Callable[..., Any], tmp_path: Path) -> None:
     """An operator that there is not, and a product of two types: of a node drawn at random."""
     file = tmp_path / "llm.onnx"
     write(traced("opt"), "fp16", tmp_path)
@@ -234,7 +229,7 @@ def test_a_broken_graph_names_its_node(traced: Callable[..., Any], tmp_path: Pat
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_checkpoint_is_exported_and_checked(
+def test_commands_export_and_check_a_checkpoint(
     name: str, precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By the commands: export, calibrated where it is int8, and check."""
@@ -264,7 +259,7 @@ def check(bundle: Path, precision: dict[str, str], capsys: pytest.CaptureFixture
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
-def test_nano_is_exported_and_checked(precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_export_and_check_nano(precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By the commands."""
     torch.manual_seed(SEED)
     tiny_training.caption_table(tmp_path, images=12)
@@ -274,8 +269,8 @@ def test_nano_is_exported_and_checked(precision: str, tmp_path: Path, capsys: py
     chosen = {"fp16": {}, "int8": dict.fromkeys(("vision", "qformer", "llm"), "int8"), "int4": {"llm": "int4"}}[
         precision
     ]
-    arguments = ["--ckpt", str(tmp_path / "stage2"), "--retrieval-ckpt", str(tmp_path / "stage1"), "--target", "trt",
-                 "--out", str(tmp_path / "bundle"), "--calib", str(tmp_path / "images"), "--no-verify"]  # fmt: skip
-    assert cli.main([*arguments, "--precision", ",".join(map("=".join, chosen.items()))]) == 0
+    arguments = ["--ckpt", tmp_path / "stage2", "--retrieval-ckpt", tmp_path / "stage1", "--out", tmp_path / "bundle"]
+    arguments += ["--calib", tmp_path / "images", "--target", "trt", "--no-verify"]
+    assert cli.main([*map(str, arguments), "--precision", ",".join(map("=".join, chosen.items()))]) == 0
     assert len(read(tmp_path / "bundle").manifest.components) == 7
     check(tmp_path / "bundle", {"llm": "fp16", **chosen}, capsys)

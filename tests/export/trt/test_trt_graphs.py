@@ -12,13 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
-pytest.importorskip("onnxscript")
-
 import onnx
+import pytest
+import torch
 
 from blip2rt.backends.trt import builder
 from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise
@@ -36,6 +32,7 @@ from export.trt import merge_matmuls
 from export.trt import precision as trt_precision
 from tests.seeds import seed_of
 from tests.tiny import language_models
+from tests.tiny.bundle import parse_graph
 from tests.tiny.language_models import write
 
 pytestmark = pytest.mark.long(28)
@@ -81,7 +78,7 @@ def builds(graph: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["opt", *slow("t5", "llama", "qwen2", "narrow", "tied")])
-def test_same_tokens_as_the_target_ort(name: str, exact: Callable[[str], LlmGraphs], tmp_path: Path) -> None:
+def test_tokens_match_the_target_ort(name: str, exact: Callable[[str], LlmGraphs], tmp_path: Path) -> None:
     """Greedy tokens of unequal rows, and logits to the rounding of float32."""
     rows = prompts(build(name))
     want_tokens, want = write(targets.ORT.llm_graphs(build(name), 64), tmp_path, targets.ORT).run(rows)
@@ -93,7 +90,7 @@ def test_same_tokens_as_the_target_ort(name: str, exact: Callable[[str], LlmGrap
 
 
 @pytest.mark.parametrize("name", ["llama", *slow("t5", "opt", "qwen2", "narrow", "gemma", "tied")])
-def test_a_cache_that_the_graph_writes_changes_no_token(name: str, tmp_path: Path) -> None:
+def test_in_place_cache_matches_pytorch(name: str, tmp_path: Path) -> None:
     """Logits are PyTorch's, as those of the target ort are, for rows of unequal length: each slot that is not filled
     holds a large number. In fp16 too; tests/export/trt/test_tensorrt_builds.py builds it."""
     model, rows = build(name), prompts(build(name))
@@ -110,7 +107,7 @@ def test_a_cache_that_the_graph_writes_changes_no_token(name: str, tmp_path: Pat
     assert mean_cosine(half.run(rows, tokens)[1], want) > 0.9999
 
 
-def test_a_step_returns_the_likeliest_tokens_and_the_log_of_the_sum(exact: Callable[[str], LlmGraphs]) -> None:
+def test_step_returns_top_k_and_log_sum_exp(exact: Callable[[str], LlmGraphs]) -> None:
     """The likeliest tokens in order, their logits, and the log of the sum that makes log-probabilities of them."""
     rows = prompts(build("wide"))[:1]
     stepper = TrtStepper(session(exact("wide").llm, 1), 1, 8)
@@ -121,7 +118,7 @@ def test_a_step_returns_the_likeliest_tokens_and_the_log_of_the_sum(exact: Calla
     assert total == pytest.approx(np.log(np.exp(logits).sum()), abs=1e-5)
 
 
-def test_windows_are_refused_or_too_wide_to_matter(tmp_path: Path) -> None:
+def test_narrow_sliding_windows_are_rejected(tmp_path: Path) -> None:
     from blip2rt.errors import Blip2rtError
     from export.trt import llm
 
@@ -132,7 +129,7 @@ def test_windows_are_refused_or_too_wide_to_matter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["opt", *slow("t5", "llama")])
-def test_fp16_is_near_float32_and_typed(name: str, exact: Callable[[str], LlmGraphs], tmp_path: Path) -> None:
+def test_fp16_graph_is_typed_and_close_to_float32(name: str, exact: Callable[[str], LlmGraphs], tmp_path: Path) -> None:
     """Products in float16, the rest in float32; the cache in float16. Errors are those of rounding to 11 bits."""
     rows = prompts(build(name))
     tokens, want = exact(name).run(rows)
@@ -141,8 +138,8 @@ def test_fp16_is_near_float32_and_typed(name: str, exact: Callable[[str], LlmGra
     assert mean_cosine(got, want) > 0.9999
     builds(own.llm)
     proto = onnx.shape_inference.infer_shapes(onnx.load(own.llm), strict_mode=True, data_prop=True)
-    types = {value.name: value.type.tensor_type.elem_type for value in (
-        *proto.graph.value_info, *proto.graph.input, *proto.graph.output)}  # fmt: skip
+    values = (*proto.graph.value_info, *proto.graph.input, *proto.graph.output)
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
     types |= {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
     half, full = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
     seen = Counter()
@@ -160,7 +157,9 @@ def test_fp16_is_near_float32_and_typed(name: str, exact: Callable[[str], LlmGra
 
 
 @pytest.mark.parametrize("name", ["opt", *slow("llama", "t5")])
-def test_int8_is_symmetric_and_near_float32(name: str, exact: Callable[[str], LlmGraphs], tmp_path: Path) -> None:
+def test_int8_graph_is_symmetric_and_close_to_float32(
+    name: str, exact: Callable[[str], LlmGraphs], tmp_path: Path
+) -> None:
     """8 bits for weights and activations: the cosine of the logits is what that allows on random models."""
     rows = prompts(build(name))
     tokens, want = exact(name).run(rows)
@@ -182,9 +181,11 @@ def test_int8_is_symmetric_and_near_float32(name: str, exact: Callable[[str], Ll
     assert channels and all(tensors[node.input[1]].shape == (tensors[node.input[0]].shape[1],) for node in channels)
 
 
-@pytest.mark.parametrize(("name", "block"), [("opt", 32), *(pytest.param(*each, marks=pytest.mark.slow) for each in (
-    ("llama", 16), ("t5", 16), ("opt", 128)))])  # fmt: skip
-def test_int4_computes_with_the_weights_that_it_holds(
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [("opt", 32), *(pytest.param(*each, marks=pytest.mark.slow) for each in (("llama", 16), ("t5", 16), ("opt", 128)))],
+)
+def test_int4_graph_computes_with_its_stored_weights(
     name: str, block: int, exact: Callable[[str], LlmGraphs], tmp_path: Path
 ) -> None:
     """As the float32 graph does when it is given these weights; and TensorRT builds it."""
@@ -192,8 +193,8 @@ def test_int4_computes_with_the_weights_that_it_holds(
     tokens, unrounded = exact(name).run(rows)
     own = write(targets.TRT.llm_graphs(build(name), 64), tmp_path, targets.TRT, "int4", block=block)
     _, got = own.run(rows, tokens)
-    rounded = replace(exact(name), llm=with_weights(exact(name).llm, own.llm, block),
-                      embed=with_table(exact(name).embed, tmp_path / "table.onnx", block))  # fmt: skip
+    table = with_table(exact(name).embed, tmp_path / "table.onnx", block)
+    rounded = replace(exact(name), llm=with_weights(exact(name).llm, own.llm, block), embed=table)
     if own.encoder is not None:
         rounded = replace(rounded, encoder=with_weights(exact(name).encoder, own.encoder, block))
     _, want = rounded.run(rows, tokens)
@@ -231,25 +232,20 @@ def with_weights(graph: Path, quantized: Path, block: int) -> Path:
     return copy
 
 
-def test_products_that_share_a_bias_are_joined(tmp_path: Path) -> None:
+def test_products_with_a_shared_bias_are_merged(tmp_path: Path) -> None:
     """As biases of zeros do, of one layer and of several; and one without a bias beside one that has it."""
-    helper, rng = onnx.helper, np.random.default_rng(SEED)
+    rng = np.random.default_rng(SEED)
     tensors = {f"w{i}": rng.normal(size=(8, size)).astype(np.float32) for i, size in enumerate((8, 8, 8, 8, 8, 5))}
     tensors["b"] = rng.normal(size=8).astype(np.float32)
-    nodes, x = [], "x"
+    source, x = "", "x"
     for layer in range(2):
-        left, right = f"w{2 * layer}", f"w{2 * layer + 1}"
-        for weight in (left, right):
-            nodes += [helper.make_node("MatMul", [x, weight], [f"p_{weight}"], name=f"p_{weight}"),
-                      helper.make_node("Add", [f"p_{weight}", "b"], [f"y_{weight}"], name=f"y_{weight}")]  # fmt: skip
-        nodes.append(helper.make_node("Mul", [f"y_{left}", f"y_{right}"], [f"x{layer}"], name=f"x{layer}"))
+        for weight in (2 * layer, 2 * layer + 1):
+            source += f"[p{weight}] p_{weight} = MatMul({x}, w{weight})\n[y{weight}] y_{weight} = Add(p_{weight}, b)\n"
+        source += f"[x{layer}] x{layer} = Mul(y_{2 * layer}, y_{2 * layer + 1})\n"
         x = f"x{layer}"
-    nodes += [helper.make_node("MatMul", [x, "w4"], ["p4"], name="p4"), helper.make_node("Add", ["p4", "b"], ["y"]),
-              helper.make_node("MatMul", [x, "w5"], ["z"], name="p5")]  # fmt: skip
-    ends = [helper.make_tensor_value_info(name, 1, [3, size]) for name, size in (("x", 8), ("y", 8), ("z", 5))]
-    stored = [onnx.numpy_helper.from_array(array, name) for name, array in tensors.items()]
-    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], stored)
-    proto = onnx.shape_inference.infer_shapes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)]))
+    source += f"[p4] p4 = MatMul({x}, w4)\ny = Add(p4, b)\n[p5] z = MatMul({x}, w5)"
+    ends = "(float[3,8] x) => (float[3,8] y, float[3,5] z)"
+    proto = onnx.shape_inference.infer_shapes(parse_graph(onnx, f"{ends} {{{source}}}", tensors, 19, 9))
     model = trace.ir.from_proto(proto)
     products = [node for node in model.graph if node.op_type == "MatMul"]
     assert len(merge_matmuls.merge(model, products)) == 4  # p5 is an output, and stays
@@ -273,7 +269,7 @@ def with_table(graph: Path, copy: Path, block: int) -> Path:
 
 
 @pytest.mark.parametrize("rows", [96, 70])
-def test_codes_of_a_block_give_the_weights_back(rows: int) -> None:
+def test_block_codes_reproduce_weights(rows: int) -> None:
     """Are the weights of the target ort, to what float16 makes of their offsets."""
     rng = np.random.default_rng(SEED)
     weight = rng.standard_t(4, (rows, 33)).astype(np.float32) + rng.normal(size=33).astype(np.float32)
@@ -302,7 +298,7 @@ class _Table(_FeedForward):
         return self.table(x)
 
 
-def test_int4_of_rows_that_are_no_whole_blocks(tmp_path: Path) -> None:
+def test_int4_pads_incomplete_blocks(tmp_path: Path) -> None:
     """Hidden 360, feed-forward 1000: matrices and tables are of 4 bits, the target ort's, and TensorRT builds them."""
     torch.manual_seed(SEED)
     module, table, x = _FeedForward().eval(), _Table().eval(), torch.randn(2, 5, 360)
@@ -334,7 +330,7 @@ def test_int4_of_rows_that_are_no_whole_blocks(tmp_path: Path) -> None:
             assert builder.build(trt, tmp_path / f"{name}.onnx", [sizes], builder.Settings(GPUS)).plan
 
 
-def test_a_table_of_odd_width_says_that_it_is_not_of_4_bits(tmp_path: Path) -> None:
+def test_table_of_odd_width_is_reported_as_fp32(tmp_path: Path) -> None:
     """In a note, in the report's row and in the manifest's component."""
     torch.manual_seed(SEED)
     module, ids = _Table().eval(), torch.tensor([[3, 4]])
@@ -350,7 +346,7 @@ def test_a_table_of_odd_width_says_that_it_is_not_of_4_bits(tmp_path: Path) -> N
     ]
 
 
-def test_codes_of_a_channel_give_the_weights_back() -> None:
+def test_channel_codes_reproduce_weights() -> None:
     rng = np.random.default_rng(SEED)
     weight = rng.normal(size=(33, 17)).astype(np.float32)
     weight[:, 3] = 0
@@ -375,7 +371,7 @@ class _Encoder(torch.nn.Module):
         return x.flatten(2).transpose(1, 2)
 
 
-def test_int8_convolutions_are_near_and_build(tmp_path: Path) -> None:
+def test_int8_convolutions_are_accurate_and_build(tmp_path: Path) -> None:
     """Scales of the first axis of their weights; those that read pixels, or one channel each, stay float16."""
     torch.manual_seed(SEED)
     pixels = torch.randn(2, 3, 17, 21)
@@ -387,8 +383,8 @@ def test_int8_convolutions_are_near_and_build(tmp_path: Path) -> None:
     trace.save(model, tmp_path / "vision.onnx", None)
     got = unfused_session(tmp_path / "vision.onnx", 1).run(None, {"pixels": pixels.numpy()})[0]
     assert mean_cosine(got, part.run({"pixels": pixels.numpy()})["vision_features"]) > 0.999
-    axes = [node.attribute[0].i for node in onnx.load(tmp_path / "vision.onnx").graph.node
-            if node.op_type == "DequantizeLinear" and node.attribute]  # fmt: skip
+    nodes = onnx.load(tmp_path / "vision.onnx").graph.node
+    axes = [node.attribute[0].i for node in nodes if node.op_type == "DequantizeLinear" and node.attribute]
     assert axes == [0]
     if importlib.util.find_spec("tensorrt_rtx") is not None:
         trt = builder.load_tensorrt("tensorrt_rtx")
