@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,3 +27,19 @@ def llama_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint_copy(llama_checkpoint: Path, tmp_path: Path) -> Path:
     """A copy of it, to be damaged."""
     return Path(shutil.copytree(llama_checkpoint, tmp_path / "copy"))
+
+
+@pytest.fixture
+def export_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """A function: export a checkpoint that is rejected; return the error, which is one line."""
+    from export.cli import main
+
+    def export(checkpoint: Path | str, *arguments: str) -> str:
+        capsys.readouterr()
+        assert main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "out"), *arguments]) == 2
+        [line] = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[")]
+        assert line.startswith("blip2rt-export: error: ")
+        assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+        return line
+
+    return export

@@ -16,19 +16,11 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import streaming
 from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.llm import LanguageModelSource, LlmConfig
-from export.cli import main
-from tests.seeds import seed_of
 from tests.tiny import blip2 as tiny_blip2
 
 State = dict[str, Any]
 NF4 = list(map(float, "-1 -.6962 -.5251 -.3949 -.2844 -.1848 -.0911 0".split()))
 NF4 += list(map(float, ".0796 .1609 .2461 .3379 .4407 .5626 .7230 1".split()))
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(seed_of(__name__))
-    return tiny_blip2.generative(tmp_path_factory.mktemp("quantized") / "whole", tiny_blip2.TEXT_CONFIGS["llama"]())
 
 
 def rows(name: str, weight: Any) -> tuple[State, Any]:
@@ -103,26 +95,26 @@ def quantize(whole: Path, folder: Path, way: Callable[..., tuple[State, Any]], c
 @pytest.mark.parametrize("way", [rows, blocks, nested, tiles])
 @pytest.mark.parametrize("streamed", [False, True])
 def test_quantized_matrices_are_dequantized(
-    whole: Path, tmp_path: Path, way: Callable[..., tuple[State, Any]], streamed: bool
+    llama_checkpoint: Path, tmp_path: Path, way: Callable[..., tuple[State, Any]], streamed: bool
 ) -> None:
     method = "fp8" if way is tiles else "bitsandbytes"
-    want = quantize(whole, tmp_path / "model", way, {"quant_method": method})
+    want = quantize(llama_checkpoint, tmp_path / "model", way, {"quant_method": method})
     model = Checkpoint(tmp_path / "model").load(streamed=streamed)
     assert len(want) == 15
     for name, values in want.items():
         ours = "projection" if name == "language_projection" else name.replace("language_model.", "llm.")
         got = streaming.read(model.get_submodule(ours).weight).double()
         assert got.shape == values.shape and (got - values).abs().max() < 1e-6, name
-    plain = Checkpoint(whole).load()
+    plain = Checkpoint(llama_checkpoint).load()
     error = (plain.projection.weight - model.projection.weight).abs().max()
     assert 0 < error < 0.15 * plain.projection.weight.abs().max()  # garbage is far away
 
 
-def test_nf4_codes_stored_as_bfloat16_are_read(whole: Path, tmp_path: Path) -> None:
+def test_nf4_codes_stored_as_bfloat16_are_read(llama_checkpoint: Path, tmp_path: Path) -> None:
     def wide(name: str, weight: Any) -> tuple[State, Any]:
         return blocks(name, weight, storage=torch.uint8)
 
-    want = quantize(whole, tmp_path / "model", wide, {"quant_method": "bitsandbytes"})
+    want = quantize(llama_checkpoint, tmp_path / "model", wide, {"quant_method": "bitsandbytes"})
     file = tmp_path / "model" / "model.safetensors"
     state = load_file(file)
     for name in want:
@@ -132,16 +124,16 @@ def test_nf4_codes_stored_as_bfloat16_are_read(whole: Path, tmp_path: Path) -> N
     assert (got - want["language_projection"]).abs().max() < 1e-6
 
 
-def test_checkpoints_saved_by_bitsandbytes_are_read(whole: Path, tmp_path: Path) -> None:
+def test_checkpoints_saved_by_bitsandbytes_are_read(llama_checkpoint: Path, tmp_path: Path) -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes")
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     for name, options in (("int8", {"load_in_8bit": True}), ("nf4", nf4)):
         config = transformers.BitsAndBytesConfig(**options)
         theirs = transformers.Blip2ForConditionalGeneration.from_pretrained(
-            whole, quantization_config=config, device_map="cpu"
+            llama_checkpoint, quantization_config=config, device_map="cpu"
         )
         theirs.save_pretrained(tmp_path / name)
-        model, plain = Checkpoint(tmp_path / name).load(), Checkpoint(whole).load()
+        model, plain = Checkpoint(tmp_path / name).load(), Checkpoint(llama_checkpoint).load()
         weight = theirs.language_projection.weight
         if name == "int8":
             want = weight.data.float() * weight.SCB[:, None] / 127
@@ -152,25 +144,20 @@ def test_checkpoints_saved_by_bitsandbytes_are_read(whole: Path, tmp_path: Path)
             assert 0 < difference < 0.2 * plain.projection.weight.abs().max()
 
 
-def complaint(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    assert main(["--checkpoint", str(folder), "--out", str(tmp_path / "out")]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("blip2rt-export: error: ")]
-    assert len(lines) == 1 and not (tmp_path / "out").exists()
-    return lines[0]
-
-
 @pytest.mark.parametrize("method", ["gptq", "awq", "fbgemm_fp8", "compressed-tensors", "hqq", None])
 def test_other_quantization_methods_are_rejected_by_name(
-    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str | None
+    llama_checkpoint: Path, tmp_path: Path, export_error: Callable[..., str], method: str | None
 ) -> None:
-    quantize(whole, tmp_path / "model", rows, {"quant_method": method, "bits": 4})
-    line = complaint(tmp_path / "model", tmp_path, capsys)
+    quantize(llama_checkpoint, tmp_path / "model", rows, {"quant_method": method, "bits": 4})
+    line = export_error(tmp_path / "model")
     assert f"quant_method is {method!r}" in line and "dequantize" in line
 
 
-def test_integers_without_scales_are_rejected(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    quantize(whole, tmp_path / "model", lambda name, w: ({f"{name}.weight": w.to(torch.int8)}, None), {})
-    line = complaint(tmp_path / "model", tmp_path, capsys)
+def test_integers_without_scales_are_rejected(
+    llama_checkpoint: Path, tmp_path: Path, export_error: Callable[..., str]
+) -> None:
+    quantize(llama_checkpoint, tmp_path / "model", lambda name, w: ({f"{name}.weight": w.to(torch.int8)}, None), {})
+    line = export_error(tmp_path / "model")
     assert "int8" in line and "language_projection.weight" in line and "language_model." in line
 
 

@@ -23,7 +23,6 @@ from blip2rt.modeling.weights import Weights
 from export.cli import main as export
 from export.convert import main as convert
 from tests.seeds import new_seed
-from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import training as tiny_training
 from tests.tiny.bundle import Tiny
 from train import stage2
@@ -165,36 +164,12 @@ PICKLES: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("untrusted") / "whole"
-    return tiny_blip2.generative(folder, tiny_blip2.TEXT_CONFIGS["llama"]())
-
-
-@pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return tiny_training.tiny_settings(tmp_path_factory.mktemp("settings"))
 
 
-@pytest.fixture
-def copy(whole: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "copy"))
-
-
-EVERY = pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["some", "every"])
-NAMES = ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
-
-
-def some(cases: dict[str, Callable[[], bytes]], every: bool, count: int = 3) -> list[bytes]:
-    """Files of damaged bytes: all, or a few at random."""
-    names = list(cases) if every else random.sample(list(cases), count)
-    print(names)
-    return [cases[name]() for name in names]
-
-
-def complaints(
-    source: Path, settings: list[str], capfd: pytest.CaptureFixture[str], every: bool, kept: Path | None = None
-) -> None:
-    """Every command that reads a checkpoint, or one of them, ends with exit code 2 and one line that names `kept`."""
+def check_errors(source: Path, settings: list[str], capfd: pytest.CaptureFixture[str], every: bool = False) -> None:
+    """Check that every command that reads a checkpoint (or one of them) rejects `source` in one line."""
     out = source.parent / "out"
     commands = {
         export: ["--checkpoint", str(source), "--out", str(out)],
@@ -203,56 +178,38 @@ def complaints(
     }
     for command in commands if every else random.sample(list(commands), 1):
         capfd.readouterr()
-        code, said = command(commands[command]), capfd.readouterr().err
-        lines = [line for line in said.splitlines() if line.startswith(OUTPUT)]
-        assert code == 2 and len(lines) == 1 and "Traceback" not in said, (commands[command], code, said[-3000:])
-        assert lines[0].isprintable() and str((kept or source).name) in lines[0], lines[0]
-        shutil.rmtree(out, ignore_errors=True)  # train's folder; the others leave none
+        code, output = command(commands[command]), capfd.readouterr().err
+        lines = [line for line in output.splitlines() if line.startswith(OUTPUT)]
+        assert code == 2 and len(lines) == 1 and "Traceback" not in output, (commands[command], code, output[-3000:])
+        assert lines[0].isprintable() and source.name in lines[0], lines[0]
+        shutil.rmtree(out, ignore_errors=True)  # of train; the others leave nothing
         assert not list(source.parent.glob(".out*"))
 
 
-@EVERY
-@pytest.mark.parametrize("name", NAMES)
-def test_damaged_json_is_a_one_line_error(
-    copy: Path, settings: list[str], name: str, every: bool, capfd: pytest.CaptureFixture[str]
+NAMES = ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
+VALID = {k: v for k, v in JSONS.items() if k != "numbers"}  # in the other files, such numbers are valid
+DAMAGE = {
+    **{name: JSONS if name == "config.json" else VALID for name in NAMES},
+    "model.safetensors": TENSORS,
+    "model.safetensors.index.json": JSONS,
+    "pytorch_model.bin": PICKLES,
+    "model.pth": PICKLES,  # LAVIS
+}
+
+
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["some", "every"])
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_file_is_a_one_line_error(
+    checkpoint_copy: Path, settings: list[str], name: str, every: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert (copy / name).is_file()
-    cases = (
-        JSONS if name == "config.json" else {k: v for k, v in JSONS.items() if k != "numbers"}
-    )  # which may stand there
-    for data in some(cases, every):
-        (copy / name).write_bytes(data)
-        complaints(copy, settings, capfd, every)
-
-
-@EVERY
-def test_damaged_tensors_are_a_one_line_error(
-    copy: Path, settings: list[str], every: bool, capfd: pytest.CaptureFixture[str]
-) -> None:
-    for data in some(TENSORS, every):
-        (copy / "model.safetensors").write_bytes(data)
-        complaints(copy, settings, capfd, every)
-
-
-@EVERY
-def test_damaged_pickles_are_a_one_line_error(
-    copy: Path, settings: list[str], every: bool, capfd: pytest.CaptureFixture[str]
-) -> None:
-    (copy / "model.safetensors").unlink()
-    for data in some(PICKLES, every):
-        (copy / "pytorch_model.bin").write_bytes(data)
-        complaints(copy, settings, capfd, every)
-        (copy.parent / "model.pth").write_bytes(data)  # LAVIS'
-        complaints(copy.parent / "model.pth", settings, capfd, every)
-
-
-@EVERY
-def test_damaged_index_is_a_one_line_error(
-    copy: Path, settings: list[str], every: bool, capfd: pytest.CaptureFixture[str]
-) -> None:
-    for data in some(JSONS, every):
-        (copy / "model.safetensors.index.json").write_bytes(data)
-        complaints(copy, settings, capfd, every)
+    file, cases = checkpoint_copy / name, DAMAGE[name]
+    assert file.is_file() or name not in NAMES
+    if name == "pytorch_model.bin":
+        (checkpoint_copy / "model.safetensors").unlink()
+    for case in cases if every else random.sample(list(cases), 3):
+        print(case)
+        file.write_bytes(cases[case]())
+        check_errors(file if name == "model.pth" else checkpoint_copy, settings, capfd, every)
 
 
 @pytest.mark.slow
@@ -267,30 +224,34 @@ def test_damaged_index_is_a_one_line_error(
     """.split(),
 )
 def test_impossible_config_is_a_one_line_error(
-    copy: Path, field: str, value: object, capfd: pytest.CaptureFixture[str]
+    checkpoint_copy: Path, field: str, value: object, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Or a model that the exporter makes after all, where a field is not needed."""
-    data = json.loads((copy / "config.json").read_text())
+    """Or it is converted, if the field is not needed."""
+    data = json.loads((checkpoint_copy / "config.json").read_text())
     *groups, last = field.split(".")
     inner = data
     for group in groups:
         inner = inner[group]
     inner[last] = value
-    (copy / "config.json").write_text(json.dumps(data))
+    (checkpoint_copy / "config.json").write_text(json.dumps(data))
     capfd.readouterr()
-    code, said = convert([str(copy), "--to", "hf", "--out", str(copy.parent / "out")]), capfd.readouterr().err
-    lines = [line for line in said.splitlines() if line.startswith(OUTPUT)]
-    assert (code, len(lines)) in ((2, 1), (0, 0)) and "Traceback" not in said, (code, said[-3000:])
+    code, output = (
+        convert([str(checkpoint_copy), "--to", "hf", "--out", str(checkpoint_copy.parent / "out")]),
+        capfd.readouterr().err,
+    )
+    lines = [line for line in output.splitlines() if line.startswith(OUTPUT)]
+    assert (code, len(lines)) in ((2, 1), (0, 0)) and "Traceback" not in output, (code, output[-3000:])
 
 
 def test_pipe_or_folder_in_place_of_a_file_does_not_block(
-    copy: Path, settings: list[str], capfd: pytest.CaptureFixture[str]
+    checkpoint_copy: Path, settings: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
+    copy = checkpoint_copy
     for name in ("config.json", "model.safetensors"):
         for make in (os.mkfifo, os.mkdir):
             shutil.move(copy / name, copy.parent / name)
             make(copy / name)
-            complaints(copy, settings, capfd, every=False)
+            check_errors(copy, settings, capfd)
             (os.unlink if make is os.mkfifo else os.rmdir)(copy / name)
             shutil.move(copy.parent / name, copy / name)
 
