@@ -56,7 +56,7 @@ def test_length_dependent_rotation_is_rejected_before_tracing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "word"), [("falcon with alibi", "biases"), ("gemma3_text in both directions", "see what comes after")]
+    ("name", "word"), [("falcon with alibi", "biases"), ("gemma3_text in both directions", "see later ones")]
 )
 def test_settings_without_tensorrt_support_are_rejected_before_tracing(name: str, word: str) -> None:
     config = architectures.tiny_config(name)
@@ -71,7 +71,7 @@ def test_other_bidirectional_models_are_rejected() -> None:
         if name in architectures.names():
             config = transformers.AutoConfig.for_model(name)
             config.use_bidirectional_attention = True
-            assert "see what comes after them" in str(compatibility.unsupported_reason(config, "ort", True)), name
+            assert "see later ones" in str(compatibility.unsupported_reason(config, "ort", True)), name
 
 
 def test_tracing_failure_is_a_one_line_error() -> None:
