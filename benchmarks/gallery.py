@@ -23,7 +23,7 @@ import blip2rt
 from benchmarks.timing import alternate, seconds, timed
 from blip2rt.command_line import Parser, path, run, whole
 from blip2rt.errors import OptionError
-from blip2rt.gallery.captions import BATCH_SIZE, ErrorSettings, OutputSettings, TextSettings, caption
+from blip2rt.gallery.captions import BATCH_SIZE, OutputSettings, TextSettings, caption
 from blip2rt.gallery.prefetch import Parallelism
 from blip2rt.gallery.sources import Picture, Sources
 from blip2rt.gallery.templates import CaptionTemplate
@@ -72,7 +72,7 @@ def measure_captions(args: argparse.Namespace) -> None:
         def gallery(paths: Sequence[str] = names) -> None:
             outputs = OutputSettings(out=f"{folder}/out.jsonl", overwrite=True)
             texts = TextSettings(None, None, {}, CaptionTemplate())
-            caption(model, Sources(paths), texts, outputs, ErrorSettings(), parallelism)
+            caption(model, Sources(paths), texts, outputs, parallelism)
 
         gallery(names[:64])
         print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")

@@ -43,6 +43,8 @@ class OutputSettings:
     out: str | None = None
     overwrite: bool = False
     json: bool = False  # print JSON objects
+    errors: str | None = None  # file that lists failures
+    strict: bool = False  # stop at the first failure
 
     @property
     def into_shards(self) -> bool:
@@ -52,14 +54,6 @@ class OutputSettings:
     @property
     def printed(self) -> bool:
         return self.sidecar is None and self.out is None and not self.xmp
-
-
-@dataclass(frozen=True)
-class ErrorSettings:
-    """path: the file that lists failures. strict: stop at the first one."""
-
-    path: str | None = None
-    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,8 +70,8 @@ class TextSettings:
         """The flags that shape the text, quoted for a shell."""
         template = self.template
         given = {"--ask": self.question, "--prompt": self.prompt, "--prefix": template.prefix}
-        given |= {"--suffix": template.suffix}
-        given |= {"--template": "" if template.template == CaptionTemplate.template else template.template}
+        text = "" if template.template == CaptionTemplate.template else template.template
+        given |= {"--suffix": template.suffix, "--template": text}
         return shlex.join([word for flag, value in given.items() if value for word in (flag, value)])
 
 
@@ -86,22 +80,17 @@ class StrictError(Blip2rtError):
 
 
 def caption(
-    model: Model,
-    sources: Sources,
-    texts: TextSettings,
-    outputs: OutputSettings,
-    errors: ErrorSettings,
-    parallelism: Parallelism,
+    model: Model, sources: Sources, texts: TextSettings, outputs: OutputSettings, parallelism: Parallelism
 ) -> int:
     """Describe pictures and return the exit code."""
     texts.template.validate()
-    run = _CaptionRun(model, model.task(texts.prompt, texts.question, **texts.options), texts.template, errors.strict)
+    run = _CaptionRun(model, model.task(texts.prompt, texts.question, **texts.options), texts.template, outputs.strict)
     counts = run.counts
     printer = Printer(outputs.json, sources.paths[0] if sources.single else None) if outputs.printed else None
     with contextlib.ExitStack() as stack:
         line = ProgressLine(sources, counts, printer is not None)
         stack.callback(line.close)
-        failures = FailureLog(errors.path, line, outputs.json)
+        failures = FailureLog(outputs.errors, line, outputs.json)
         stack.callback(failures.close)
         try:
             for part, sinks in _parts(sources, outputs, printer, (model.bundle.manifest.name, texts.flags), stack):
@@ -118,8 +107,8 @@ def caption(
                 effect = "--overwrite starts over" if outputs.overwrite else "the same command resumes"
                 print_status(f"{summary(counts, 'captioned', None)}; {effect}")
             raise
-    if printer is None or any(map(os.path.isdir, sources.paths)) or (counts.failed and errors.path):
-        print_status(summary(counts, "captioned" if texts.question is None else "answered", errors.path))
+    if printer is None or any(map(os.path.isdir, sources.paths)) or (counts.failed and outputs.errors):
+        print_status(summary(counts, "captioned" if texts.question is None else "answered", outputs.errors))
     return counts.exit_code
 
 
@@ -242,9 +231,9 @@ class Printer:
         pass
 
 
-def check_outputs(outputs: OutputSettings, sources: Sources, errors: ErrorSettings) -> None:
+def check_outputs(outputs: OutputSettings, sources: Sources) -> None:
     """Raise OptionError for conflicting outputs."""
-    files = [("--out", outputs.out), ("--errors", errors.path), *(("--from-file", name) for name in sources.lists)]
+    files = [("--out", outputs.out), ("--errors", outputs.errors), *(("--from-file", name) for name in sources.lists)]
     known: dict[str, str] = {}
     for flag, name in files:
         if name is None or (os.path.exists(name) and not os.path.isfile(name)):

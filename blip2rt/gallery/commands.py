@@ -31,14 +31,14 @@ def caption(args: argparse.Namespace, load: Load, options: Mapping[str, Any]) ->
 
     sources = flags.sources_of(args)
     sidecar = args.caption_extension or (".txt" if args.write else None)
-    outputs = captions.OutputSettings(sidecar, args.xmp, args.out, args.overwrite, args.json)
-    errors = captions.ErrorSettings(args.errors, args.strict)
-    captions.check_outputs(outputs, sources, errors)
+    files = (sidecar, args.xmp, args.out, args.overwrite)
+    outputs = captions.OutputSettings(*files, args.json, args.errors, args.strict)
+    captions.check_outputs(outputs, sources)
     options = dict(options)
     prompt, template = options.pop("prompt", args.prompt), CaptionTemplate(args.prefix, args.suffix, args.template)
     texts = captions.TextSettings(prompt, args.ask, options, template)
     parallelism = flags.parallelism_of(args, sources, captions.BATCH_SIZE)
-    return captions.caption(load(parallelism.threads), sources, texts, outputs, errors, parallelism)
+    return captions.caption(load(parallelism.threads), sources, texts, outputs, parallelism)
 
 
 def index(args: argparse.Namespace, load: Load) -> int:

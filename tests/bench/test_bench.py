@@ -190,11 +190,3 @@ def test_markdown_and_json_go_to_stdout(capsys, planned, tmp_path, monkeypatch):
 def test_unwritable_output_is_one_line(capsys, planned, flag):
     want = f"blip2rt-bench: error: {flag} /dev/full: No space left on device\n"
     assert run(capsys, flag, "/dev/full") == (2, "tables\n", want)
-
-
-def test_interrupted_is_one_line(capsys, monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(collect, "collect", interrupt)
-    assert run(capsys) == (130, "", "blip2rt-bench: interrupted\n")

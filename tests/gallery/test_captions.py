@@ -160,14 +160,6 @@ def test_missing_paths_are_an_error(tiny, run):
     assert_error(run("caption", "--model", tiny.path), "no pictures", "--from-file")
 
 
-def test_options_may_stand_between_positional_arguments(tiny, album, run):
-    run("caption", "album/a.png", "--write", "txt", "album/b.jpg", "--model", tiny.path)
-    run("index", "--out", "x", "album", "--model", tiny.path)
-    assert (album / "a.txt").exists() and (album / "b.txt").exists()
-    assert run("search", "x", "--rerank", 2, "a dog", "--model", tiny.path)[0] == 0
-    assert "unknown option --rerang: did you mean --rerank?" in run("search", "x", "--rerang", 2, "a dog")[2]
-
-
 def test_heic_needs_its_extra(tiny, album, run, monkeypatch):
     shutil.copy(Path(__file__).parent / "kitten.heic", album / "named wrong.jpg")  # docs/photo.jpg, small
     command = ["caption", "album/named wrong.jpg", "--model", tiny.path]
