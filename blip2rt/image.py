@@ -89,19 +89,11 @@ class ImageSettings:
             raise OptionError("; ".join(faults))
 
 
-def to_pixels(
-    images: Sequence[ImageLike],
-    spec: ImageSpec,
-    *,
-    scaled: bool = False,
-    max_pixels: int = MAX_PIXELS,
-    color: str = "rgb",
-) -> NDArray[np.float32]:
+def to_pixels(images: Sequence[ImageLike], spec: ImageSpec, *, scaled: bool = False) -> NDArray[np.float32]:
     """Images -> pixels (B, 3, height, width) float32. Raises ImageError."""
     if not images:
         return np.zeros((0, 3, spec.height, spec.width), np.float32)
-    rgb = [prepare(image, spec, scaled=scaled, max_pixels=max_pixels, color=color) for image in images]
-    return normalize(np.stack(rgb), spec)
+    return normalize(np.stack([prepare(image, spec, scaled=scaled) for image in images]), spec)
 
 
 def prepare(

@@ -54,33 +54,25 @@ def test_valid_signature_returns_its_comment(file: Path, hashed: bool) -> None:
     assert verify_signature(file, maker.key) == "made by us"
 
 
-def test_changed_manifest_is_rejected(file: Path) -> None:
+def test_other_contents_and_keys_are_rejected(file: Path) -> None:
     maker = Maker(file.parent)
     maker.sign(file)
-    file.write_text('{"name": "nanO"}')
     with pytest.raises(BundleError, match="does not match the signature of key 3837363534333231"):
-        verify_signature(file, maker.key)
-
-
-def test_changed_comment_is_rejected(file: Path) -> None:
-    maker = Maker(file.parent)
-    maker.sign(file)
-    beside = file.with_name("blip2rt.json.minisig")
-    beside.write_text(beside.read_text().replace("nano of 2026", "nano of 2027"))
-    with pytest.raises(BundleError, match="signature of key .*: do not use it"):
-        verify_signature(file, maker.key)
-
-
-def test_signature_by_another_key_is_rejected(file: Path) -> None:
+        verify_signature(file, Maker(file.parent).key)  # another key with the same id
     Maker(file.parent, b"87654321").sign(file)
     with pytest.raises(BundleError, match="is signed with key 3132333435363738"):
-        verify_signature(file, Maker(file.parent).key)
+        verify_signature(file, maker.key)
 
 
-def test_key_with_the_same_id_is_rejected(file: Path) -> None:
-    Maker(file.parent).sign(file)
-    with pytest.raises(BundleError, match="signature of key"):
-        verify_signature(file, Maker(file.parent).key)
+@pytest.mark.parametrize(
+    ("name", "old", "new"), [("blip2rt.json", "nano", "nanO"), ("blip2rt.json.minisig", "2026", "2027")]
+)
+def test_changed_manifest_or_comment_is_rejected(file: Path, name: str, old: str, new: str) -> None:
+    maker, changed = Maker(file.parent), file.with_name(name)
+    maker.sign(file)
+    changed.write_text(changed.read_text().replace(old, new))
+    with pytest.raises(BundleError, match="does not match the signature of key 3837363534333231: do not use it"):
+        verify_signature(file, maker.key)
 
 
 @pytest.mark.parametrize(

@@ -139,17 +139,7 @@ def test_decoding_flags_set_options(tiny, folder, capsys):
     numbers = {"temperature": 2, "top_k": 9, "top_p": 0.9, "min_p": 0.01, "seed": 4, "max_time": 60}
     numbers |= {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2}
     flags = [word for name, value in numbers.items() for word in ("--" + name.replace("_", "-"), value)]
-    flags += [
-        "--sample",
-        "--bad-word",
-        "dog",
-        "--bad-word",
-        "cat",
-        "--forced-prefix",
-        "a man",
-        "--stop-string",
-        "water",
-    ]
+    flags += ["--sample", "--bad-word=dog", "--bad-word=cat", "--forced-prefix=a man", "--stop-string=water"]
     texts = {"bad_words": ["dog", "cat"], "forced_prefix": "a man", "stop_strings": ["water"]}
     want = model.caption("a.png", do_sample=True, **numbers, **texts)
     assert run(capsys, "caption", "a.png", "--model", tiny.path, *flags) == (0, f"{want}\n", "")
