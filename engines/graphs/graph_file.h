@@ -12,12 +12,12 @@
 
 namespace blip2rt {
 
-// A graph file is damaged or breaks a rule. The message is a single line and names the file.
+// Reports a graph file that is damaged or breaks a rule. The message is a single line and names the file.
 struct GraphError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// The files next to a graph that it may read, and their sizes in bytes. Empty: every regular file there.
+// The files next to a graph that it may read, and their sizes in bytes. Without a map: every regular file there.
 using AllowedFiles = std::optional<std::map<std::string, uint64_t>>;
 
 // Reads and validates a graph file. Throws GraphError.

@@ -16,10 +16,9 @@ constexpr size_t kTileSize = amx::kTileRows;  // outputs, and at most rows, per 
 constexpr size_t kMinTileRows = 5;            // from this many rows on, tiles are faster
 constexpr size_t kMaxRows = 128;              // rows whose sums are kept while 16 outputs are multiplied
 constexpr size_t kCacheLineBytes = 64;
-constexpr size_t kPipelineDistance =
-    2;                              // blocks between two stages: a value just stored cannot be loaded again immediately
-constexpr size_t kProductRing = 4;  // blocks of products waiting to be scaled
-constexpr size_t kCodeRing = 8;     // blocks of unpacked codes kept for a single column of rows
+constexpr size_t kPipelineDistance = 2;  // blocks between stages: stored values cannot be loaded at once
+constexpr size_t kProductRing = 4;       // blocks of products waiting to be scaled
+constexpr size_t kCodeRing = 8;          // blocks of unpacked codes kept for a single column of rows
 constexpr size_t kMaxCodeRing = 64;
 constexpr size_t kUnpackBatch = 12 * 64;  // weights of an output unpacked per batch when several columns read them
 constexpr size_t kMaxScaleBlocks = 48;    // blocks whose scales are prepared together
@@ -56,7 +55,7 @@ struct Weights {
   size_t ring;  // capacity of `unpacked` in blocks
   // The next outputs, prefetched meanwhile as four streams.
   const uint8_t* next;
-  size_t apart;
+  size_t stream_distance;
 };
 
 // A column of rows. values (blocks, depth / 4, column, 4), scales (blocks, column).
@@ -92,7 +91,7 @@ BLIP2RT_INLINE void unpack_block(const Weights& w, size_t block) {
     const uint32_t zero = w.zeros[i * kMaxScaleBlocks + block];
     const uint8_t* of_output = from + i * w.stride;
     if constexpr (i % kOutputs == 0) {
-      __builtin_prefetch(next + i / kOutputs % 4 * w.apart + i / kOutputs / 4 * kCacheLineBytes);
+      __builtin_prefetch(next + i / kOutputs % 4 * w.stream_distance + i / kOutputs / 4 * kCacheLineBytes);
     }
     if constexpr (Block == 32) {
       const __m128i both = _mm_loadu_si128(reinterpret_cast<const __m128i*>(of_output));
