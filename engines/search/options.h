@@ -24,12 +24,12 @@ struct GenerationOptions {
 
   double repetition_penalty = 1.0;  // 1: off
   int no_repeat_ngram_size = 0;     // 0: off
-  // Repetition, n-grams, bad words and stop strings also see the tokens before the answer, as with input_ids besides
+  // Repetition, n-grams, bad words and stop strings also see the tokens before the answer, as with input_ids next to
   // inputs_embeds. `image_token_id` stands for each of the image's positions; negative: none does.
   bool counts_prompt = false;
   int64_t image_token_id = -1;
   std::vector<std::vector<int64_t>> bad_words_ids;
-  std::vector<int64_t> forced_prefix;  // the answer's first tokens, like `input_ids` besides inputs_embeds
+  std::vector<int64_t> forced_prefix;  // the answer's first tokens, like `input_ids` next to inputs_embeds
 
   std::vector<int64_t> eos_token_ids;
   std::vector<std::string> stop_strings;                      // bytes

@@ -1,5 +1,5 @@
-// A libFuzzer target: passes arbitrary bytes to the validation and the rewriting of graphs. An accepted graph must parse
-// after it was rewritten, and have the operators that are reported.
+// A libFuzzer target: passes arbitrary bytes to the validation and the rewriting of graphs. An accepted graph must
+// parse after it was rewritten, and have the operators that are reported.
 #include <cstdint>
 #include <cstdlib>
 #include <stdexcept>

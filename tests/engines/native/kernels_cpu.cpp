@@ -1,5 +1,5 @@
-// engines/search/kernels.cu on a CPU: a grid's blocks one after the other, a block's threads as threads that wait for
-// each other at __syncthreads.
+// Runs engines/search/kernels.cu on a CPU: the blocks of a grid one after the other, the threads of a block as threads
+// with a barrier for __syncthreads.
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
@@ -38,7 +38,7 @@ class Barrier {
   unsigned count_, left_, turn_ = 0;
 };
 Barrier* barrier = nullptr;
-unsigned long syncs = 0;  // of the first threads of all blocks
+unsigned long syncs = 0;  // by the first threads of all blocks
 
 void __syncthreads() {
   if (threadIdx.x == 0) ++syncs;
@@ -80,16 +80,16 @@ void run(void (*kernel)(Arguments...), Index grid, unsigned threads, void** argu
 
 }  // namespace
 
-// As cuLaunchKernel: arguments[i] points to the i-th argument. False where no kernel has the name.
+// Like cuLaunchKernel: arguments[i] points to the i-th argument. Returns false if no kernel has this name.
 extern "C" bool launch(const char* name, unsigned grid_x, unsigned grid_y, unsigned threads, void** arguments) {
-  const std::string wanted = name;
+  const std::string kernel = name;
   const Index grid = {grid_x, grid_y, 1};
-  if (wanted == "scatter") return run(scatter, grid, threads, arguments), true;
-  if (wanted == "choose") return run(choose, grid, threads, arguments), true;
-  if (wanted == "reorder") return run(reorder, grid, threads, arguments), true;
-  if (wanted == "spread") return run(spread, grid, threads, arguments), true;
+  if (kernel == "scatter") return run(scatter, grid, threads, arguments), true;
+  if (kernel == "choose") return run(choose, grid, threads, arguments), true;
+  if (kernel == "reorder") return run(reorder, grid, threads, arguments), true;
+  if (kernel == "spread") return run(spread, grid, threads, arguments), true;
   return false;
 }
 
-// How often a block has waited for its threads since the library was loaded: each pass over a row does.
+// Returns the number of __syncthreads since the library was loaded: each pass over a row has some.
 extern "C" unsigned long waits() { return syncs; }

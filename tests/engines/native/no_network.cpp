@@ -1,5 +1,4 @@
-// Preloaded into a process, notes in the file $NETWORK_LOG every address family but AF_UNIX that a socket is opened of,
-// and every host that is looked up.
+// Preloaded into a process, logs every socket other than AF_UNIX and every host lookup to the file $NETWORK_LOG.
 #include <dlfcn.h>
 #include <netdb.h>
 #include <sys/socket.h>
