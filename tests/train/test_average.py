@@ -43,7 +43,7 @@ def test_other_models_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture
     assert average.main([first, second, "--out", str(tmp_path / "c")]) == 2
     assert average.main([first, str(tmp_path / "none"), "--out", str(tmp_path / "c")]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2 and "different models: w" in lines[0] and not (tmp_path / "c").exists()
+    assert len(lines) == 2 and "different models (w)" in lines[0] and not (tmp_path / "c").exists()
 
 
 def test_other_rounding_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,8 +65,8 @@ def open_predictor(
     try:
         from .torch_predictor import TorchPredictor
     except ModuleNotFoundError as error:
-        needed = f"{error.name}, which is not installed: {pip_install('train')}"
-        raise Blip2rtError(f"{source} is not a bundle, and checkpoints need {needed}") from error
+        fix = f"{error.name} is not installed: {pip_install('train')}"
+        raise Blip2rtError(f"{source} is not a bundle, and for checkpoints {fix}") from error
     return TorchPredictor(source, parts, precision, prompt)
 
 
