@@ -44,7 +44,7 @@ class RunSettings:
     )
     dry_run: int = option(
         0,
-        "check everything and estimate the size on N GPUs (1 if no N is given), without training",
+        "check all and estimate the size on N GPUs",
         bare=1,
         check=NOT_NEGATIVE,
     )
@@ -62,7 +62,7 @@ class BatchSettings:
 
     batch_size: int = option(64, "samples per step, over all processes and micro-batches", check=POSITIVE)
     accumulate: int = option(
-        1, "micro-batches per step and process; in stage 1 each only has its own negatives", check=POSITIVE
+        1, "micro-batches per step and process; in stage 1, negatives are per micro-batch", check=POSITIVE
     )
     seed: int = option(0, "seed of all randomness, together with the step", check=SEED)
 
@@ -75,12 +75,8 @@ class OptimizerSettings:
     lr: float = option(1e-4, "peak learning rate", check=POSITIVE)
     min_lr: float = option(1e-5, "learning rate at the last step", check=NOT_NEGATIVE)
     warmup: int = option(100, "warm-up steps", check=NOT_NEGATIVE)
-    layer_decay: float = option(
-        1.0, "learning rate of a trained encoder's layer relative to the layer above", check=SHARE
-    )
-    weight_decay: float = option(
-        0.05, "weight decay of matrices; biases, norms and scalars have none", check=NOT_NEGATIVE
-    )
+    layer_decay: float = option(1.0, "learning rate of a trained encoder's layer over the next one's", check=SHARE)
+    weight_decay: float = option(0.05, "weight decay of matrices; not of biases, norms and scalars", check=NOT_NEGATIVE)
     beta1: float = option(0.9, "AdamW's first beta", check=BELOW_ONE)
     beta2: float = option(0.98, "AdamW's second beta", check=BELOW_ONE)
     clip: float = option(0.0, "gradient clipping by norm; 0: none", check=NOT_NEGATIVE)
@@ -140,9 +136,7 @@ class LoopSettings:
 class DataSettings:
     """Data."""
 
-    train_table: str = option(
-        "", "images and texts with cached features: .tsv, .csv, .jsonl, COCO .json or a folder", metavar="FILE"
-    )
+    train_table: str = option("", "images and texts: .tsv, .csv, .jsonl, COCO .json or a folder", metavar="FILE")
     train_data: tuple[dict[str, Any], ...] = option(
         (),
         "instead of a table: data sets encoded at every step, {path, images, weight} each, as train_table or shards",
@@ -156,15 +150,11 @@ class DataSettings:
     dev_table: str = option("", "unseen images for evaluation; any format of train_table", metavar="FILE")
     images: str = option("", "folder of the images in the tables", metavar="FOLDER")
     features: str = option("features", "folder of cached vision features and shard indices", metavar="FOLDER")
-    cache_features: bool = option(
-        True, "compute the frozen encoder's features of tables once; off: encode at every step"
-    )
+    cache_features: bool = option(True, "cache the frozen encoder's features of tables; off: encode at every step")
     views: int = option(6, "views of every image in the cache; 1: no augmentation", check=POSITIVE)
     crop_area: float = option(0.5, "smallest area of a random crop, as a share of the image", check=SHARE)
     workers: int = option(2, "processes that read train_data", check=NOT_NEGATIVE)
-    max_bad: int = option(
-        1000, "unusable samples, listed in bad_samples.tsv, before the training stops", check=NOT_NEGATIVE
-    )
+    max_bad: int = option(1000, "unusable samples (bad_samples.tsv) before the training stops", check=NOT_NEGATIVE)
 
     @property
     def encodes(self) -> bool:
@@ -200,7 +190,7 @@ class OriginSettings:
         metavar="CHECKPOINT",
     )
     sources: tuple[dict[str, str], ...] = option(
-        (), "part, name, licence and origin of each part, for the model card", metavar="SOURCE"
+        (), "origins of the parts, for the model card: part, name, licence, origin", metavar="SOURCE"
     )
 
 
@@ -232,19 +222,13 @@ class QFormerSettings:
 
     learned_positions: bool = option(False, "add learned position embeddings to the encoder's output")
     qformer_init: str = option(
-        "google-bert/bert-base-uncased", "BERT with initial weights, ITG's head and tokenizer", metavar="FOLDER"
+        "google-bert/bert-base-uncased", "initial weights, ITG's head and tokenizer", metavar="FOLDER"
     )
     queries: int = option(32, "learned queries Q", check=POSITIVE)
     query_std: float = option(0.02, "standard deviation of new queries", check=POSITIVE)
-    query_gain: float = option(
-        0.0, "initial gain of the queries' own LayerNorm; 0: they share the text's", check=NOT_NEGATIVE
-    )
-    dec_std: float = option(
-        0.02, "standard deviation of [DEC]'s embedding, new in BERT; 0: mean of all words", check=NOT_NEGATIVE
-    )
-    qformer_bits: int = option(
-        0, "4 or 8: train with Q-Former and projection weights rounded as in the bundle; 0: exact", check=BITS
-    )
+    query_gain: float = option(0.0, "initial gain of the queries' LayerNorm; 0: the text's", check=NOT_NEGATIVE)
+    dec_std: float = option(0.02, "standard deviation of [DEC]'s embedding; 0: mean of words", check=NOT_NEGATIVE)
+    qformer_bits: int = option(0, "4 or 8: train with weights rounded as in the bundle; 0: exact", check=BITS)
     qformer_block: int = option(64, "block of that quantization", check=POSITIVE)
     dropout: float = option(0.1, "dropout of the Q-Former's text stream", check=SHARE)
     query_dropout: float = option(0.1, "dropout of its query stream", check=SHARE)
@@ -255,16 +239,12 @@ class QFormerSettings:
 class LlmSettings:
     """Language model."""
 
-    llm_source: str = option(
-        "facebook/opt-2.7b", "frozen language model: path, hub id or pkg:PACKAGE/FILE", metavar="SOURCE"
-    )
+    llm_source: str = option("facebook/opt-2.7b", "language model: path, hub id or pkg:PACKAGE/FILE", metavar="SOURCE")
     llm_bits: int = option(0, "4 or 8: train with its weights rounded as in the bundle; 0: as loaded", check=BITS)
     llm_block: int = option(64, "block of that quantization", check=POSITIVE)
     lora_rank: int = option(0, "train LoRA adapters of this rank in its linear layers; 0: none", check=NOT_NEGATIVE)
     lora_alpha: float = option(16.0, "scale of the adapters: lora_alpha / lora_rank", check=POSITIVE)
-    lora_layers: tuple[str, ...] = option(
-        (), "layers with adapters, such as q_proj v_proj (default: all)", metavar="LAYER"
-    )
+    lora_layers: tuple[str, ...] = option((), "layers with adapters, as q_proj v_proj (default: all)", metavar="LAYER")
     lora_lr: float = option(1e-4, "peak learning rate of the adapters", check=POSITIVE)
     end: str = option("\n", "token that ends a caption or an answer; OPT's is a newline", metavar="TOKEN")
     prepend_bos: bool = option(True, "put the bos token between soft prompt and text, as for OPT")

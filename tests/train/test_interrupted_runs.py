@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shlex
 import shutil
 import signal
-import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from safetensors.torch import load_file
 
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.checkpoint import list_checkpoints
+from tests.train.shard_files import write_shard
 from train import stage1
 from train.data import shards
 from train.loop import run_folder
@@ -32,15 +31,8 @@ from .processes import end_together, start_together, train_together
 pytestmark = [pytest.mark.long(20), pytest.mark.skipif(os.name == "nt", reason="POSIX signals and locks")]
 
 
-def write_shard(path: Path, samples: dict[str, tuple[bytes, bytes]]) -> None:
-    """Images and texts by their keys."""
-    path.parent.mkdir(exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for key, contents in samples.items():
-            for ending, content in zip(("jpg", "txt"), contents, strict=True):
-                info = tarfile.TarInfo(f"{key}.{ending}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+def shard_of(name: str, count: int, image: bytes = b"image") -> dict[str, bytes]:
+    return {f"{name}{i}.{kind}": content for i in range(count) for kind, content in (("jpg", image), ("txt", b"a dog"))}
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +148,7 @@ def test_missing_and_changed_shards_are_named(tmp_path: Path) -> None:
     data, out = tmp_path / "shards", tmp_path / "out"
     out.mkdir()
     for name in "abc":
-        write_shard(data / f"{name}.tar", {f"{name}{i}": (b"image", b"a dog") for i in range(3)})
+        write_shard(data / f"{name}.tar", shard_of(name, 3))
 
     def sources() -> list[Any]:
         return [shards.Shards(str(data), tmp_path / "cache")]
@@ -164,13 +156,13 @@ def test_missing_and_changed_shards_are_named(tmp_path: Path) -> None:
     shards.check_shards(sources(), out, began=False)
     shards.check_shards(sources(), out, began=True)
     (data / "a.tar").unlink()
-    write_shard(data / "b.tar", {f"b{i}": (b"another image", b"a dog") for i in range(3)})
+    write_shard(data / "b.tar", shard_of("b", 3, b"another image"))
     shutil.copy(data / "c.tar", data / "d.tar")
     with pytest.raises(Blip2rtError, match=r"a\.tar is gone, .*b\.tar has changed, .*d\.tar is new: restore"):
         shards.check_shards(sources(), out, began=True)
     opened = sources()[0]
     (data / "b.tar").unlink()
-    write_shard(data / "c.tar", {"c": (b"image", b"a cat")})
+    write_shard(data / "c.tar", {"c.jpg": b"image", "c.txt": b"a cat"})
     for number, words in ((0, r"b\.tar is gone"), (3, r"c\.tar has changed since")):
         with pytest.raises(Blip2rtError, match=words):
             opened.read(number)

@@ -23,7 +23,7 @@ from blip2rt.modeling.sources import resolve
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder
 
 from .samples import BadSamples, Dataset, error_text
-from .transforms import read_image
+from .transforms import read_image, to_pixels
 
 _BATCH = 16
 _SAVE_EVERY = 16  # batches
@@ -58,14 +58,6 @@ def augment(image: Image.Image, view: int, index: int) -> Image.Image:
         right, bottom = max(round(left + width), round(left) + 1), max(round(top + height), round(top) + 1)
         image = image.crop((round(left), round(top), right, bottom))
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view % 2 else image
-
-
-def to_pixels(image: Image.Image, config: VisionConfig) -> torch.Tensor:
-    """Convert to (3, h, w) float32 as blip2rt.image does."""
-    resized = image.resize((config.width, config.height), Image.Resampling[config.resample.upper()])
-    values = torch.from_numpy(np.asarray(resized, dtype=np.uint8).copy()).permute(2, 0, 1).float() / 255
-    mean, std = torch.tensor(config.mean).view(3, 1, 1), torch.tensor(config.std).view(3, 1, 1)
-    return (values - mean) / std
 
 
 class FeatureSource:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -24,36 +26,31 @@ def read_image(source: bytes | Path) -> Image.Image:
         raise ValueError(str(error)) from error
 
 
+def to_pixels(image: Image.Image, config: VisionConfig) -> torch.Tensor:
+    """Resize the whole image as blip2rt.image does: (3, h, w) float32."""
+    resized = image.resize((config.width, config.height), Image.Resampling[config.resample.upper()])
+    values = torch.from_numpy(np.asarray(resized, dtype=np.uint8).copy()).permute(2, 0, 1).float() / 255
+    mean, std = torch.tensor(config.mean).view(3, 1, 1), torch.tensor(config.std).view(3, 1, 1)
+    return (values - mean) / std
+
+
 def eval_transform(config: VisionConfig) -> Transform:
-    """Resize the whole image to the encoder's size as the runtime does: (3, h, w) float32."""
-    return _transform(config, [])
+    """Return `to_pixels` for a config."""
+    return partial(to_pixels, config=config)
 
 
 def train_transform(config: VisionConfig, area: float = 0.5) -> Transform:
     """Crop `area` to all of the image, mirrored half of the time: (3, h, w) float32; uses torch's random numbers."""
-    from torchvision.transforms import v2
+    from torchvision.transforms import InterpolationMode, v2
 
-    size = (config.height, config.width)
-    crop = v2.RandomResizedCrop(size, scale=(area, 1.0), interpolation=_interpolation(config), antialias=True)
-    return _transform(config, [crop, v2.RandomHorizontalFlip()])
-
-
-def _transform(config: VisionConfig, first: list[torch.nn.Module]) -> Transform:
-    from torchvision.transforms import v2
-
-    size = (config.height, config.width)
-    made: Transform = v2.Compose(
+    size, mode = (config.height, config.width), InterpolationMode(config.resample)
+    transform: Transform = v2.Compose(
         [
-            *(first or [v2.Resize(size, interpolation=_interpolation(config), antialias=True)]),
+            v2.RandomResizedCrop(size, scale=(area, 1.0), interpolation=mode, antialias=True),
+            v2.RandomHorizontalFlip(),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(config.mean, config.std),
         ]
     )
-    return made
-
-
-def _interpolation(config: VisionConfig) -> object:
-    from torchvision.transforms import InterpolationMode
-
-    return InterpolationMode(config.resample)
+    return transform

@@ -22,6 +22,7 @@ from PIL import Image
 
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.vision import VisionConfig
+from tests.train.shard_files import write_shard
 from train import prepare
 from train.data import features
 from train.data.features import drop_unreadable, open_features
@@ -362,17 +363,6 @@ def test_view_of_a_tiny_image_has_pixels() -> None:
 # Shards
 
 
-def shard(path: Path, files: dict[str, bytes | str]) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, content in files.items():
-            data = content.encode() if isinstance(content, str) else content
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
-
-
 SAMPLES: dict[str, dict[str, bytes | str]] = {
     "no text": {"k.jpg": picture()},
     "no image": {"k.txt": "a bird"},
@@ -399,7 +389,7 @@ SAMPLES: dict[str, dict[str, bytes | str]] = {
 @pytest.mark.parametrize("kind", SAMPLES)
 def test_invalid_shard_sample_is_skipped(tmp_path: Path, kind: str) -> None:
     good: dict[str, bytes | str] = {"a.jpg": picture(), "a.txt": "a dog", "b.png": picture("PNG"), "b.txt": "a cat"}
-    path = shard(tmp_path / "s" / "0.tar", {**good, **SAMPLES[kind]})
+    path = write_shard(tmp_path / "s" / "0.tar", {**good, **SAMPLES[kind]})
 
     def seen(bad: BadSamples) -> set[str]:
         sources, _ = open_sources(({"path": str(path.parent)},), tmp_path / "cache", bad)
@@ -415,7 +405,7 @@ def test_invalid_shard_sample_is_skipped(tmp_path: Path, kind: str) -> None:
 
 
 def test_txt_replaces_a_json_without_caption(tmp_path: Path) -> None:
-    path = shard(tmp_path / "s" / "0.tar", {"k.jpg": picture(), "k.json": '{"caption": null}', "k.txt": "a bird"})
+    path = write_shard(tmp_path / "s" / "0.tar", {"k.jpg": picture(), "k.json": '{"caption": null}', "k.txt": "a bird"})
     assert Shards(str(path), tmp_path).read(0)[1] == [Sample(0, "a bird")]
     faults: list[tuple[str, str]] = []
     Shards(str(path), tmp_path).read(0, faults)
@@ -443,7 +433,7 @@ def test_damaged_shards_are_named(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(Blip2rtError, match=name):
             Shards(str(tmp_path / name), tmp_path / "cache")
-    path = shard(tmp_path / "s" / "back.tar", {**good, "b.jpg": picture(), "b.txt": "a cat"})
+    path = write_shard(tmp_path / "s" / "back.tar", {**good, "b.jpg": picture(), "b.txt": "a cat"})
     content = bytearray(path.read_bytes())
     at = content.index(b"b.jpg")
     content[at + 124 : at + 136] = b"\xff" * 8 + struct.pack(">i", -2048)  # a size below nothing
@@ -455,7 +445,7 @@ def test_damaged_shards_are_named(tmp_path: Path) -> None:
 
 
 def test_truncated_index_is_rebuilt(tmp_path: Path) -> None:
-    path = shard(tmp_path / "s" / "0.tar", {"a.jpg": picture(), "a.txt": "a dog"})
+    path = write_shard(tmp_path / "s" / "0.tar", {"a.jpg": picture(), "a.txt": "a dog"})
     for content in (b"", b"PK\x03\x04 half", b"no index"):
         Shards(str(path), tmp_path / "cache")
         [index] = (tmp_path / "cache").glob("*.index.npz")

@@ -7,7 +7,6 @@ import json
 import random
 import shutil
 import subprocess
-import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,14 +22,14 @@ from blip2rt.modeling.checkpoint import list_checkpoints
 from blip2rt.modeling.vision import VisionConfig
 from tests.seeds import new_seed
 from tests.tiny.training import caption_table, interrupt, tiny_settings
+from tests.train.shard_files import write_shard
 from train import prepare, stage1
-from train.data.features import to_pixels
 from train.data.readers import read_data
 from train.data.samples import BadSamples, Dataset, Sample, draw_texts, first_answers
 from train.data.sampling import Mixture, ShuffledOrder
 from train.data.shards import Shards, expand_shards, parse_texts
 from train.data.streaming import DecodedImages, SampleReader, load_batches, open_sources
-from train.data.transforms import eval_transform, train_transform
+from train.data.transforms import eval_transform, to_pixels, train_transform
 from train.extras import questions
 from train.recipe import parse
 
@@ -141,22 +140,11 @@ def test_unusable_lists_are_one_line(images: Path, name: str, content: str | Non
     assert all(word in str(error.value) for word in words), error.value
 
 
-def shard(path: Path, samples: dict[str, bytes | str]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, content in samples.items():
-            data = content if isinstance(content, bytes) else content.encode()
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
-
-
 def test_img2dataset_and_webdataset_shards_are_read(tmp_path: Path) -> None:
-    shard(
+    write_shard(
         tmp_path / "s" / "00000.tar", {"a/1.jpg": jpeg(1), "a/1.txt": "one\ntwo\n", "a/1.json": '{"caption": "json"}'}
     )
-    shard(tmp_path / "s" / "00001.tar", {"2.txt": "two", "2.png": jpeg(2), "3.jpg": jpeg(3), "4.txt": "no image"})
+    write_shard(tmp_path / "s" / "00001.tar", {"2.txt": "two", "2.png": jpeg(2), "3.jpg": jpeg(3), "4.txt": "no image"})
     shards = Shards(str(tmp_path / "s" / "{00000..00001}.tar"), tmp_path / "cache")
     assert shards.counts == [1, 1]
     assert shards.read(0) == (jpeg(1), [Sample(0, "json")]) and shards.read(1) == (jpeg(2), [Sample(0, "two")])
@@ -172,7 +160,7 @@ def test_img2dataset_and_webdataset_shards_are_read(tmp_path: Path) -> None:
 
 def test_truncated_shard_keeps_complete_samples(tmp_path: Path) -> None:
     samples = {f"{i}.{kind}": jpeg(i) if kind == "jpg" else "text" for i in range(4) for kind in ("jpg", "txt")}
-    path = shard(tmp_path / "0.tar", samples)
+    path = write_shard(tmp_path / "0.tar", samples)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
     assert 0 < Shards(str(path), tmp_path / "cache").counts[0] < 4
 
@@ -280,7 +268,7 @@ def reader(tmp_path: Path, broken: bool = False) -> SampleReader:
     for i in range(12):
         samples[f"{i}.jpg"] = b"no image" if broken and i % 4 == 0 else jpeg(20 * i)
         samples[f"{i}.txt"] = f"text {i}\nother {i}"
-    shard(tmp_path / "data" / "0.tar", samples)
+    write_shard(tmp_path / "data" / "0.tar", samples)
     config = VisionConfig(height=8, width=8)
     sources, _ = open_sources(({"path": str(tmp_path / "data")},), tmp_path / "cache", BadSamples(0))
     return SampleReader(sources, 5, train_transform(config))
@@ -326,7 +314,7 @@ def test_bad_samples_are_replaced_reported_and_limited(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_unreadable_source_is_one_line(tmp_path: Path, workers: int) -> None:
-    shard(tmp_path / "data" / "0.tar", {"1.jpg": b"no", "1.txt": "a"})
+    write_shard(tmp_path / "data" / "0.tar", {"1.jpg": b"no", "1.txt": "a"})
     sources, _ = open_sources(({"path": str(tmp_path / "data")},), tmp_path / "cache", BadSamples(0))
     with pytest.raises(Blip2rtError, match="64 samples in a row of source 1 cannot be read") as error:
         stream(SampleReader(sources, 0, eval_transform(VisionConfig())), 0, workers, BadSamples(9))
