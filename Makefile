@@ -1,5 +1,5 @@
-# Each target does its own set-up: a fresh machine needs Python 3.10 to 3.13 and a C++ compiler.
-# Development happens in the active virtual environment, or in .venv-dev where none is active.
+# Each target sets up its own environment: a fresh machine needs Python 3.10 to 3.14 and a C++ compiler.
+# Development uses the active virtual environment, or .venv-dev if none is active.
 
 PYTHON ?= python3
 DEMO := .venv
@@ -9,7 +9,7 @@ COMPAT := .venv-compat
 EXPORTED := tests/export
 CORE := $(sort $(shell find engines -name '*.cpp' -o -name '*.h' -o -name '*.cu'))
 SOURCES := $(CORE) $(wildcard tests/engines/native/*.cpp)
-MARKDOWN := $(wildcard *.md) docs examples benchmarks recipes  # not nano's card: its hash is in the bundle
+MARKDOWN := $(wildcard *.md) docs examples benchmarks recipes  # except nano's card, whose hash is in the bundle
 
 PLAIN_CORE := $(filter-out engines/python/%,$(filter %.cpp,$(CORE)))
 KNOWN := c++ g++-11 g++-12 g++-13 g++-14 clang++ clang++-14 clang++-19 aarch64-linux-gnu-g++
@@ -20,33 +20,33 @@ ORT_LIBRARY = $(shell $(DEV)/bin/python -c "from blip2rt.backends.ort import fin
 .PHONY: demo test test-fast test-cuda-bindings test-locked test-lowest test-slow parity parity-lowest parity-newest parity-next test-compat lint docs format lock sbom bench bench-loop bench-image \
   sanitize fuzz compilers clean
 
-demo: $(DEMO)/installed  ## the runtime alone, as a user installs it; captions a photograph
+demo: $(DEMO)/installed  ## install the runtime as a user does and caption a photograph
 	$(DEMO)/bin/blip2rt caption docs/photo.jpg
 
-# A test that hangs says where, and has failed.
+# A test that hangs prints its stack and fails.
 HANGS := --max-worker-restart 1 -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 
-test: $(DEV)/blip2rt-installed  ## a process a core, a file of tests each at a time, the longest first
+test: $(DEV)/blip2rt-installed  ## all tests but the slow ones: one process per core, one file at a time, the longest first
 	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile --no-loadscope-reorder $(HANGS)
 
-# Whole files are left out: those that are marked `long`, with the seconds of one core that they were measured to take.
-test-fast: $(DEV)/blip2rt-installed  ## two minutes for the inner loop: what trains, exports and builds little
+# Skips files marked `long`, whose measured seconds on one core are in the mark.
+test-fast: $(DEV)/blip2rt-installed  ## the quick tests, about two minutes
 	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile --no-loadscope-reorder $(HANGS) -m "not slow and not gpu and not long"
 
-parity: $(DEV)/blip2rt-installed  ## every architecture of transformers, tiny, and random options; writes docs/parity.md
+parity: $(DEV)/blip2rt-installed  ## compare every architecture with transformers, as tiny models; writes docs/parity.md
 	OMP_NUM_THREADS=1 $(RUN) tests.parity --report docs/parity.md
 
 test-slow: $(DEV)/blip2rt-installed
 	$(RUN) pytest -m slow
 
-test-compat: $(COMPAT)/blip2rt-installed  ## the exporter's tests with the oldest transformers that it works with
+test-compat: $(COMPAT)/blip2rt-installed  ## test the exporter with the oldest supported transformers
 	$(COMPAT)/bin/python -m pytest $(EXPORTED)
 
-# A change of meaning in another release is a case that is wrong or has failed, by its name. Reports lie in build/.
+# The report in build/ names the cases that another release changes or breaks.
 PARITY_lowest := "transformers==4.57.*"
 PARITY_newest := --upgrade transformers tokenizers onnx onnxscript onnxruntime
 PARITY_next := --pre $(PARITY_newest)
-parity-lowest parity-newest parity-next: parity-%:  ## make parity with other releases of what it compares
+parity-lowest parity-newest parity-next: parity-%:  ## make parity with other releases of the compared packages
 	test -x .venv-parity-$*/bin/python || $(PYTHON) -m venv .venv-parity-$*
 	.venv-parity-$*/bin/python -m pip install --quiet -e ".[export]" pytest
 	.venv-parity-$*/bin/python -m pip install --quiet $(PARITY_$*)
@@ -60,7 +60,7 @@ lint: $(DEV)/blip2rt-installed
 	$(DEV)/bin/clang-format --dry-run --Werror $(SOURCES)
 	$(RUN) pymarkdown scan --recurse $(MARKDOWN)
 
-docs: $(DEV)/blip2rt-installed  ## the site with the API reference, into build/site; fetches nothing
+docs: $(DEV)/blip2rt-installed  ## build the documentation site, with the API reference, into build/site
 	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 
 format: $(DEV)/blip2rt-installed
@@ -68,15 +68,15 @@ format: $(DEV)/blip2rt-installed
 	$(RUN) ruff format .
 	$(DEV)/bin/clang-format -i $(SOURCES)
 
-bench: $(DEV)/blip2rt-installed  ## speed and memory of the embedded model on this machine
+bench: $(DEV)/blip2rt-installed  ## measure speed and memory of nano on this machine
 	$(DEV)/bin/blip2rt-bench --image docs/photo.jpg
 
-bench-loop bench-image: bench-%: $(DEV)/blip2rt-installed  ## one part each: the decoding loop, image preprocessing
+bench-loop bench-image: bench-%: $(DEV)/blip2rt-installed  ## measure the decoding loop, or image preprocessing
 	$(RUN) benchmarks.$*
 
-# Each sanitizer builds the core anew; the tests then run on it, and threads share a generator. ASan ends a process that
-# lacks memory: tests of that are left out.
-sanitize: $(DEV)/blip2rt-installed  ## the tests of the core under ASan and UBSan, the threads under TSan too
+# Builds the core with each sanitizer and runs the stress program and the tests on it. ASan ends a process that runs out
+# of memory, so tests of that are skipped.
+sanitize: $(DEV)/blip2rt-installed  ## test the core under ASan, UBSan and TSan
 	$(RUN) tests.engines.native.tiny_graphs build/tiny
 	for kind in address,undefined thread; do \
 	  cmake -S . -B build/sanitize-$$kind -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(abspath $(DEV))/bin/python \
@@ -92,11 +92,11 @@ sanitize: $(DEV)/blip2rt-installed  ## the tests of the core under ASan and UBSa
 	  -k "not memory" \
 	  tests/runtime/test_pipeline.py tests/runtime/test_batching.py tests/runtime/test_fuzz.py
 
-# An hour each by default; FUZZ_SECONDS=60 for a look, and -j2 to use both cores. build/fuzz keeps what is found.
+# An hour per target by default; FUZZ_SECONDS=60 for a quick run, -j2 for two cores. Findings go to build/fuzz.
 FUZZ_SECONDS ?= 3600
 FUZZED := fuzz-core fuzz-operators fuzz-options fuzz-manifest fuzz-tokenizer fuzz-image fuzz-checkpoint
 .PHONY: $(FUZZED)
-fuzz: $(FUZZED)  ## random options, and strangers' files guided by coverage
+fuzz: $(FUZZED)  ## fuzz options and untrusted files
 fuzz-options fuzz-operators: fuzz-%: $(DEV)/blip2rt-installed
 	$(RUN) tests.fuzz.$* --seconds $(FUZZ_SECONDS)
 fuzz-manifest fuzz-tokenizer fuzz-image fuzz-checkpoint: fuzz-%: $(DEV)/blip2rt-installed
@@ -106,22 +106,22 @@ FUZZER ?= $(or $(shell command -v clang++),$(shell command -v clang++-14))
 FUZZED_CORE := tests/fuzz/graph_walker.cpp engines/ort/utf8.cpp \
   $(filter engines/graphs/% engines/kernels/%,$(filter-out %/session.cpp,$(PLAIN_CORE)))
 
-fuzz-core:  ## libFuzzer on the core's reader of graphs, where clang brings it
+fuzz-core:  ## fuzz the core's graph parser with libFuzzer, if clang has it
 	@if echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, long) { return 0; }' | \
 	  $(FUZZER) -x c++ -fsanitize=fuzzer,address - -o /dev/null 2>/dev/null; then \
 	  $(MAKE) build/fuzz/graph_walker && mkdir -p build/fuzz/graphs && \
 	  build/fuzz/graph_walker -max_total_time=$(FUZZ_SECONDS) -max_len=20000 -timeout=20 -rss_limit_mb=4096 \
 	    -artifact_prefix=build/fuzz/ build/fuzz/graphs tests/corpus/graphs; \
-	else echo "fuzz-core is left out, libFuzzer is not here: apt-get install clang-14 libclang-rt-14-dev"; fi
+	else echo "fuzz-core is skipped, because libFuzzer is not installed: apt-get install clang-14 libclang-rt-14-dev"; fi
 
 build/fuzz/graph_walker: $(FUZZED_CORE) $(CORE)
 	mkdir -p build/fuzz
 	$(FUZZER) -std=c++17 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -Iengines \
 	  $(FUZZED_CORE) -o $@
 
-compilers:  ## the core with every compiler that is installed, and for aarch64
-	@test -n "$(PLAIN_CORE)" || { echo "no source is found under engines/: mend PLAIN_CORE in the Makefile"; exit 1; }
-	@test -n "$(COMPILERS)" || { echo "no compiler is found: install one, such as g++"; exit 1; }
+compilers:  ## compile the core with every installed compiler and for aarch64
+	@test -n "$(PLAIN_CORE)" || { echo "no sources found under engines/: fix PLAIN_CORE in the Makefile"; exit 1; }
+	@test -n "$(COMPILERS)" || { echo "no compiler found: install one, such as g++"; exit 1; }
 	set -e; for compiler in $(COMPILERS); do \
 	  echo "$$compiler: $(words $(PLAIN_CORE)) files"; for source in $(PLAIN_CORE); do $$compiler $(WARNINGS) -c $$source -o /dev/null; done; \
 	done
@@ -131,7 +131,7 @@ $(DEMO)/installed: pyproject.toml CMakeLists.txt $(CORE) $(shell find blip2rt -n
 	$(DEMO)/bin/python -m pip install --quiet .
 	touch $@
 
-# Editable, so that only a change of the core or of what is needed installs anew.
+# Editable, so that only changes of the core or of the requirements need a new installation.
 $(DEV)/blip2rt-installed: pyproject.toml CMakeLists.txt $(CORE)
 	test -x $(DEV)/bin/python || $(PYTHON) -m venv $(DEV)
 	$(DEV)/bin/python -m pip install --quiet -e ".[dev,trt-check,trt-cu13]" -Ccmake.define.BLIP2RT_WERROR=ON
@@ -143,12 +143,12 @@ $(COMPAT)/blip2rt-installed: pyproject.toml CMakeLists.txt $(CORE)
 	touch $@
 
 LOCK := uv pip compile --universal --python-version 3.10 --no-annotate --quiet --upgrade --custom-compile-command "make lock"
-lock: $(DEV)/blip2rt-installed  ## requirements/*.txt anew from pyproject.toml, with hashes
+lock: $(DEV)/blip2rt-installed  ## update requirements/*.txt from pyproject.toml, with hashes
 	$(RUN) $(LOCK) --generate-hashes pyproject.toml --output-file requirements/runtime.txt
 	$(RUN) $(LOCK) --generate-hashes requirements/build.in --output-file requirements/build.txt
 	$(RUN) $(LOCK) --resolution lowest-direct pyproject.toml --output-file requirements/lowest.txt
 
-# Only what the lock names builds the wheel, each file against its hash.
+# Builds the wheel with the locked packages only, each checked against its hash.
 build/locked/built: pyproject.toml CMakeLists.txt $(CORE) $(shell find blip2rt -name '*.py') requirements/build.txt
 	rm -rf build/locked
 	$(PYTHON) -m venv build/locked/venv
@@ -157,7 +157,7 @@ build/locked/built: pyproject.toml CMakeLists.txt $(CORE) $(shell find blip2rt -
 	  -Cbuild-dir=build/locked/core --wheel-dir build/locked .
 	touch $@
 
-test-locked: build/locked/built  ## the package from hashed requirements alone captions a photograph
+test-locked: build/locked/built  ## install from the locked requirements only and caption a photograph
 	$(PYTHON) -m venv --clear .venv-locked
 	.venv-locked/bin/python -m pip install --quiet --require-hashes -r requirements/runtime.txt
 	.venv-locked/bin/python -m pip install --quiet --no-deps build/locked/*.whl
@@ -165,15 +165,15 @@ test-locked: build/locked/built  ## the package from hashed requirements alone c
 
 LOWEST := tests/runtime/test_pipeline.py tests/runtime/test_text.py tests/runtime/test_image.py \
   tests/runtime/bundle/test_bundle.py tests/engines/test_untrusted_graphs.py
-test-lowest: build/locked/built  ## the runtime on the oldest releases that pyproject.toml allows
+test-lowest: build/locked/built  ## test the runtime on the oldest supported releases
 	$(PYTHON) -m venv --clear .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet -r requirements/lowest.txt pytest "onnx<1.18"
 	.venv-lowest/bin/python -m pip install --quiet --no-deps build/locked/*.whl
 	.venv-lowest/bin/python -m pytest -p no:cacheprovider $(LOWEST)
 
-# The driver's calls, by the releases of cuda-bindings that the extras allow: the lowest and the newest of each CUDA.
+# The lowest and newest cuda-bindings that the extras allow, for each CUDA version.
 BINDINGS := ==12.8.0 <13 ==13.0.0 >=13
-test-cuda-bindings: $(DEV)/blip2rt-installed  ## the backend trt's calls by other releases of cuda-bindings
+test-cuda-bindings: $(DEV)/blip2rt-installed  ## test the driver calls of the backend trt with other releases of cuda-bindings
 	mkdir -p build/bindings/driver
 	$(CC) -std=c11 -shared -fPIC -Wl,-soname,libcuda.so.1 tests/trt/native/libcuda.c -o build/bindings/driver/libcuda.so.1
 	set -e; for release in $(foreach r,$(BINDINGS),"$(r)"); do \
@@ -181,7 +181,7 @@ test-cuda-bindings: $(DEV)/blip2rt-installed  ## the backend trt's calls by othe
 	  LD_LIBRARY_PATH=build/bindings/driver PYTHONPATH=build/bindings/site $(RUN) tests.trt.native.every_call "$$release"; \
 	done
 
-sbom: $(DEV)/blip2rt-installed  ## what the runtime is made of, as CycloneDX
+sbom: $(DEV)/blip2rt-installed  ## write a CycloneDX bill of materials of the runtime
 	$(RUN) cyclonedx_py requirements requirements/runtime.txt --pyproject pyproject.toml --output-file build/sbom.json
 
 clean:
