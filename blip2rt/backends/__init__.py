@@ -1,17 +1,17 @@
 """Backends run a bundle's graphs: ort (ONNX Runtime) and trt (TensorRT).
 
-How to add one, called NAME:
+To add a backend called NAME:
 
-1. Write `blip2rt/backends/NAME.py` (or a folder of that name) with a class `Backend` derived from `Backend` below. Its
-   constructor takes the bundle, and keyword-only what else it needs, each with a default: `create` reads the signature
-   and refuses what it does not name. A keyword that `load` has not got yet is added there. Nothing is registered:
-   the file's name is the backend's.
+1. Write `blip2rt/backends/NAME.py` (or a folder of that name) with a class `Backend` derived from `Backend` below, its
+   `devices`, and `batches` if it can decode several callers' requests in one batch. Its constructor takes the bundle,
+   and other keywords with defaults; `create` reads the signature and rejects other keywords. Add a new keyword to
+   `load`, too. Backends are found by file name: load, the CLI, the server and the gallery ask this package.
 2. Write `_run`, which runs one graph, and `generate`, `begin`, `chat` and `vocabulary`, which run the language model.
-   The searches themselves are in the core: `SearchBatch` takes logits and gives the next tokens.
+   The core has the searches: `SearchBatch` takes logits and returns the next tokens.
 3. Add NAME to `bundle.names.TARGETS`, and a target to `export/targets.py`: a bundle runs on the backend that it was
    exported for.
-4. Test it against ort, token for token, as `tests/trt/test_backend.py` does: `pytest tests/runtime/test_backends.py
-   tests/NAME`. The former holds that every backend keeps to what this page says.
+4. Compare it with ort, token for token, as `tests/trt/test_backend.py` does: `pytest tests/runtime/test_backends.py
+   tests/NAME`. The former checks the interface of every backend.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from ..command_line import complain, flags_named, run
 from ..errors import ImageError, OptionError, one_line, printable
 from ..gallery import flags as gallery_flags
 from ..options import Options
-from .parser import FLAGS, build_parser
+from .parser import FLAGS, Handler, build_parser
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
@@ -161,7 +161,7 @@ def _completion(args: argparse.Namespace) -> int:
     return 0
 
 
-HANDLERS = {
+HANDLERS: dict[str, Handler] = {
     **{name: partial(_gallery, name) for name in ("index", "search", "duplicates")},
     **{handler.__name__[1:]: handler for handler in (_caption, _ask, _match, _info, _verify, _doctor, _completion)},
 }
