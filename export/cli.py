@@ -100,7 +100,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("metadata of the bundle").add_argument
     add("--name", type=nonempty, help="its name (default: its folder's)")
     add("--card", type=path, metavar="FILE", help="model card, copied as MODEL_CARD.md")
-    penalty = "default length penalty of captions; lower is shorter"
+    penalty = "length penalty of captions; lower is shorter"
     add("--length-penalty", type=float, default=1.0, metavar="X", help=penalty)
     add_parts(parser)
 

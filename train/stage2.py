@@ -63,8 +63,8 @@ class PrefixSettings:
 
     stage1: str = option(
         "",
-        "stage-1 checkpoint to start from: ours, Hugging Face's or LAVIS'; default: BERT, as in the paper's ablation; "
-        "with start, it provides the text branch",
+        "stage-1 checkpoint to start from: ours, Hugging Face's or LAVIS'; with start, it provides the text "
+        "branch (default: BERT, as in the paper's ablation)",
         metavar="CHECKPOINT",
     )
     fresh_layers: int = option(0, "the Q-Former's last N layers start from BERT, not from stage 1", check=NOT_NEGATIVE)

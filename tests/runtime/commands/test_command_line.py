@@ -217,7 +217,7 @@ def test_renamed_options_are_accepted_but_hidden(call: Callable[..., tuple[int, 
     paths = "--images x --out y"
     for called, old, new in (
         ("blip2rt-export", "--ckpt /none --out y --calib z", "--checkpoint /none --out y --calibration z"),
-        ("blip2rt-convert", "--ckpt /none --to hf --out y", "--checkpoint=/none --to hf --out=y"),
+        ("blip2rt-convert", "--ckpt /none --to hf --out y", "--checkpoint /none --to hf --out y"),
         ("blip2rt-train questions", f"--table /none {paths} --per_image 1", f"--data /none {paths} --per-image 1"),
         ("blip2rt-train prepare shards", "--data /none --out y --per_shard 5", "--data /none --out y --per-shard 5"),
         ("blip2rt-train calibrate", f"--ckpt /none --data x {paths}", f"/none --data x {paths}"),
