@@ -69,14 +69,10 @@ def outside_graphs(generator: Generator, prefix: np.ndarray, options: dict[str, 
 @contextlib.contextmanager
 def tiny_generator(vocab: int) -> Iterator[Generator]:
     """A generator on one thread, for an OPT of random weights that has no end token."""
-    sizes: dict[str, Any] = {
-        "hidden_size": WIDTH,
-        "word_embed_proj_dim": WIDTH,
-        "ffn_dim": WIDTH,
-        "num_hidden_layers": 1,
-    }
-    tokens: dict[str, Any] = {"vocab_size": vocab, "bos_token_id": 2, "eos_token_id": None, "pad_token_id": 1}
-    model = transformers.OPTForCausalLM(transformers.OPTConfig(num_attention_heads=2, **sizes, **tokens)).eval()
+    sizes: dict[str, Any] = dict.fromkeys(("hidden_size", "word_embed_proj_dim", "ffn_dim"), WIDTH)
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": vocab}
+    tokens: dict[str, Any] = {"bos_token_id": 2, "eos_token_id": None, "pad_token_id": 1}
+    model = transformers.OPTForCausalLM(transformers.OPTConfig(**sizes, **tokens)).eval()
     runtime = Runtime(str(find_library()))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -63,13 +64,8 @@ def test_named_files_exist(page: Path) -> None:
     assert not missing
 
 
-COMMANDS = {
-    "blip2rt": "blip2rt.cli",
-    "blip2rt-export": "export.cli",
-    "blip2rt-convert": "export.convert",
-    "blip2rt-build": "blip2rt.backends.trt.cli",
-    "blip2rt-bench": "blip2rt.bench.cli",
-}
+SCRIPTS = entry_points(group="console_scripts")
+COMMANDS = {script.name: script.module for script in SCRIPTS if script.name.startswith("blip2rt")}
 
 
 @cache
