@@ -216,14 +216,9 @@ class _Decoder(nn.Module):
         self.bidirectional = sees_both_ways(llm.config)
 
     def forward(
-        self,
-        inputs_embeds: Tensor,
-        position_ids: Tensor,
-        last_index: Tensor,
-        seqlens_k: Tensor,
-        total_sequence_length: Tensor,
-        *past: Tensor,
+        self, inputs_embeds: Tensor, position_ids: Tensor, last_index: Tensor, *inputs: Tensor
     ) -> tuple[Tensor, ...]:
+        seqlens_k, total_sequence_length, *past = inputs
         bias, capacity = None, past[0].shape[2]
         if self.slopes is not None:
             bias = truncate_keys(alibi.bias(self.slopes, position_ids, capacity), total_sequence_length)

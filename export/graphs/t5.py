@@ -237,15 +237,9 @@ class _Decoder(T5Decoder):
         self.biases = LayerBiases(t5.decoder.block, bidirectional=False)
 
     def forward(
-        self,
-        inputs_embeds: Tensor,
-        position_ids: Tensor,
-        last_index: Tensor,
-        seqlens_k: Tensor,
-        total_sequence_length: Tensor,
-        *caches: Tensor,
+        self, inputs_embeds: Tensor, position_ids: Tensor, last_index: Tensor, *inputs: Tensor
     ) -> tuple[Tensor, ...]:
-        *tensors, encoder_mask = caches
+        seqlens_k, total_sequence_length, *tensors, encoder_mask = inputs
         past, cross = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
         distance = torch.arange(past[0].shape[2])[None, None, :] - position_ids[:, :, None]
         biases = self.biases(distance, lambda bias: truncate_keys(bias, total_sequence_length))

@@ -28,21 +28,10 @@ from .llm_configs import CONFIGS, IMAGE, SLOW_CONFIGS, SPECIAL, WORDS
 
 TEXT_CONFIGS = {name: CONFIGS[name] for name in ("opt", "llama", "qwen2", "gemma", "t5")}
 NEWER_TEXT_CONFIGS = {name: CONFIGS[name] for name in ("gemma2", "gemma3", "qwen3")} | SLOW_CONFIGS
-VISION = {
-    "hidden_size": 40,
-    "intermediate_size": 72,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "image_size": 28,
-    "patch_size": 7,
-}
-QFORMER = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 40,
-}  # as tests/tiny/training.py's BERT
+VISION = {"hidden_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 72}
+VISION |= {"image_size": 28, "patch_size": 7}
+QFORMER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+QFORMER |= {"max_position_embeddings": 40}  # as tests/tiny/training.py's BERT
 QUERIES = 5
 
 

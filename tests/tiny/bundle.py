@@ -135,20 +135,10 @@ def make_manifest(graphs: dict[str, Any], generative: bool, retrieval: bool) -> 
             for value in values
         )
 
-    llm = contract.LlmSpec(
-        layers=1,
-        kv_heads=1,
-        head_dim=HEAD_DIM,
-        hidden_size=D,
-        vocab_size=len(WORDS),
-        max_positions=POSITIONS,
-        prefix_length=Q,
-        bos_token_id=None,
-        prepend_bos=False,
-        eos_token_ids=(EOS,),
-        pad_token_id=0,
-        tokenizer="tokenizer.json",
-    )
+    sizes = {"layers": 1, "kv_heads": 1, "head_dim": HEAD_DIM, "hidden_size": D, "vocab_size": len(WORDS)}
+    tokens = {"bos_token_id": None, "prepend_bos": False, "eos_token_ids": (EOS,), "pad_token_id": 0}
+    lengths = {"max_positions": POSITIONS, "prefix_length": Q}
+    llm = contract.LlmSpec(**sizes, **lengths, **tokens, tokenizer="tokenizer.json")
     return contract.Manifest(
         name="tiny",
         created_by="the tests",

@@ -1,4 +1,4 @@
-"""Hugging Face's BLIP-2 -> bundle -> runtime: the same pixels, prompts, features, logits, tokens and scores.
+"""Hugging Face's BLIP-2 -> bundle -> runtime: equal pixels, prompts, features, logits, tokens and scores.
 
 Random tiny models, saved by transformers, new ones in every run; BLIP2RT_TEST_SEED draws those of another run.
 """
@@ -35,14 +35,14 @@ pytestmark = pytest.mark.long(95)
 SEED = seed_of(__name__)
 FLOAT = "vision=fp32,qformer=fp32,llm=fp32,retrieval=fp32"
 PROMPTS = ["a photo of", "Question: what colour is the dog? Answer:", "the", "two dog"]
-ROUNDING = 1e-4  # of a logit in float32: transformers was seen 3e-5 away from itself in float64
+ROUNDING = 1e-4  # of a logit in float32; transformers itself differs from float64 by up to 3e-5
 # transformers resizes with torchvision by default, which differs from Pillow by a level of 255 here and there
 PILLOW: Any = getattr(transformers, "BlipImageProcessorPil", transformers.BlipImageProcessor)
 
 
 @dataclass
 class Pair:
-    """A checkpoint in Hugging Face's hands and in ours."""
+    """A checkpoint in transformers and in our runtime."""
 
     folder: Path
     bundle: Path
@@ -62,7 +62,7 @@ class Pair:
         return self.model.bundle.manifest.llm.eos_token_ids
 
     def tokens(self, prompts: list[str | None], num_beams: int) -> list[list[int]]:
-        """What our runtime generates for images and prompts, without the end."""
+        """Generate with our runtime; returns tokens without the end token."""
         options = {"num_beams": num_beams, "max_new_tokens": STEPS, "min_new_tokens": 1, "num_return_sequences": 1}
         options |= {"length_penalty": 1.0, "early_stopping": "false", "eos_token_ids": list(self.ends)}
         texts = self.model.pipeline.backend.generate(self.prefix(len(prompts)), self.ids(prompts), options)
@@ -70,7 +70,7 @@ class Pair:
 
     @torch.no_grad()
     def generate(self, prompts: list[str | None], **options: Any) -> tuple[list[list[int]], np.ndarray]:
-        """transformers' generate of one padded batch -> each row's new tokens, logits (steps, B or beams, V)."""
+        """Generate one padded batch in transformers; return each row's new tokens, logits (steps, B or beams, V)."""
         given = {} if prompts[0] is None else {"text": prompts, "padding": True}
         inputs = dict(self.processor(images=self.images[: len(prompts)], return_tensors="pt", **given))
         options |= {"do_sample": False, "max_new_tokens": STEPS}
@@ -80,16 +80,16 @@ class Pair:
         if self.reference.language_model.config.is_encoder_decoder:
             start = 1
         elif rows.shape[1] <= start or (rows[:, :queries] != tiny_blip2.IMAGE).all():
-            start = 0  # some releases leave the prompt out
+            start = 0  # some releases omit the prompt
         return rows[:, start:].tolist(), torch.stack(output.logits).numpy()
 
     def wanted(self, prompts: list[str | None], num_beams: int, **options: Any) -> list[list[int]]:
-        """`tokens` of transformers."""
+        """Do the same with transformers."""
         rows, _ = self.generate(prompts, num_beams=num_beams, min_new_tokens=1, **options)
         return [row[: next((i for i, token in enumerate(row) if token in self.ends), len(row))] for row in rows]
 
     def logits(self, prompts: list[str | None], tokens: np.ndarray) -> np.ndarray:
-        """Our graphs', from our pixels on, before each of tokens (B, STEPS) -> (B, STEPS, V)."""
+        """Return our graphs' logits (B,STEPS,V), from our pixels, before each of tokens (B,STEPS)."""
         table = self.reference.get_input_embeddings()
         pairs = zip(self.prefix(len(prompts)), self.ids(prompts), strict=True)
         rows = [np.concatenate((prefix, table(torch.tensor(ids)).detach().numpy())) for prefix, ids in pairs]
@@ -99,7 +99,7 @@ class Pair:
         return graphs.run(rows, tokens)[1]
 
     def undecided(self, prompts: list[str | None], num_beams: int, row: int, want: list[int], **options: Any) -> bool:
-        """Whether transformers itself says something else of an image when its logits are rounded otherwise."""
+        """Whether rounding its logits differently changes what transformers itself generates."""
         return is_tie(
             lambda noise: self.wanted(prompts, num_beams, logits_processor=noise, **options)[row], want, ROUNDING
         )
@@ -121,7 +121,7 @@ def make(name: str, folder: Path, **saving: Any) -> Pair:
     assert main(["--ckpt", str(checkpoint), "--out", str(folder / "bundle"), "--precision", FLOAT]) == 0
     reference = transformers.Blip2ForConditionalGeneration.from_pretrained(checkpoint).float().eval()
     processor = transformers.AutoProcessor.from_pretrained(checkpoint)
-    if not text.is_encoder_decoder:  # an encoder counts the padding between image and text as a distance
+    if not text.is_encoder_decoder:  # in an encoder, padding between image and text changes distances
         processor.tokenizer.padding_side = "left"
     processor.image_processor = PILLOW.from_pretrained(checkpoint)
     images = tiny_blip2.photographs(4, np.random.default_rng(SEED))
@@ -146,11 +146,11 @@ def test_features_match_hugging_face(pair: Pair) -> None:
     assert (model.query_output(model.vision_features(pixels)) - query_output).abs().max() < 1e-4
 
 
-CASES = ([None] * 3, PROMPTS)  # captions; prompted captions and questions, of unequal length
+CASES = ([None] * 3, PROMPTS)  # captions; prompts and questions of different length
 
 
 def test_logits_match_generate(pair: Pair) -> None:
-    """Of every step, from photographs to the language model's last layer."""
+    """At every step, from photographs to the language model's logits."""
     for prompts in CASES:
         check_logits(pair, prompts)
 
@@ -190,7 +190,7 @@ def test_newer_models_match_generate(name: str, tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_renamed_tensors_are_found(tmp_path: Path) -> None:
-    """GPT-NeoX's head has an older name on disk, which transformers alone knows."""
+    """GPT-NeoX's head has an older name on disk, which only transformers knows."""
     torch.manual_seed(SEED)
     checkpoint = tiny_blip2.generative(tmp_path / "hf", tiny_blip2.NEWER_TEXT_CONFIGS["gpt_neox"]())
     reference = transformers.Blip2ForConditionalGeneration.from_pretrained(checkpoint).language_model.eval()
@@ -202,7 +202,7 @@ def test_renamed_tensors_are_found(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_projected_embeddings_survive_saving(tmp_path: Path) -> None:
-    """opt-350m: what we train projects to the width of its embeddings, which its layers' is not."""
+    """opt-350m: our projection has the width of its embeddings, which differs from that of its layers."""
 
     torch.manual_seed(SEED)
     folder = tmp_path / "opt"
@@ -236,7 +236,7 @@ def test_repetition_rules_match_generate(pair: Pair, num_beams: int) -> None:
     language, changed, draw = pair.model.pipeline.language, 0, random.Random(new_seed())
     drawn = (" ".join(draw.choices(tiny_blip2.WORDS, k=draw.randint(1, 8))) for _ in range(20))
     for number, prompt in enumerate((None, "a dog a dog a dog", *PROMPTS[:2], *drawn)):
-        if number >= 4 and changed > 4:  # a model that repeats itself seldom is asked more
+        if number >= 4 and changed > 4:  # a model that rarely repeats itself gets more prompts
             break
         plain = pair.wanted([prompt], num_beams)[0]
         for rule in RULES:
@@ -270,7 +270,7 @@ def test_prompt_tokens_equal_the_processor(pair: Pair) -> None:
 
 
 def test_pixels_equal_the_processor() -> None:
-    """Pillow's backend; images of all sizes."""
+    """With transformers' Pillow backend, for images of all sizes."""
     size = {"height": 56, "width": 56}
     spec = blip2rt.bundle.ImageSpec(
         56, 56, "bicubic", (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -301,7 +301,7 @@ def test_retrieval_scores_equal_hugging_face(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_streamed_weights_export_and_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of a model too large for the memory: nearly every weight stays on disk until it is used."""
+    """As for a model larger than memory, nearly all weights stay on disk until they are used."""
     torch.manual_seed(SEED)
     monkeypatch.setattr(streaming, "SMALL", 200)
     checkpoint = tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS["opt"](), dtype=torch.bfloat16)
@@ -319,7 +319,7 @@ def test_streamed_weights_export_and_run(tmp_path: Path, monkeypatch: pytest.Mon
 @torch.no_grad()
 @pytest.mark.parametrize("size", [364, 490])
 def test_larger_images_interpolate_positions(size: int, tmp_path: Path) -> None:
-    """The sizes of the finetuned models from a checkpoint of 224 pixels; ViT-g/14 but for its width and depth."""
+    """A checkpoint of 224 pixels exported in the sizes of finetuned models; like ViT-g/14 but narrow and shallow."""
     torch.manual_seed(SEED)
     vit = {"image_size": 224, "patch_size": 14, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     checkpoint = tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS["llama"](), vision=vit)

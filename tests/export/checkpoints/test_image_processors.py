@@ -117,7 +117,7 @@ def test_processor_config_overrides_preprocessor_config(tmp_path: Path) -> None:
 
 
 def test_torchvision_is_close_to_pillow(tmp_path: Path) -> None:
-    """transformers' default resizes with torchvision: how far that is at most is said in docs/export.md."""
+    """transformers' default resizes with torchvision; docs/export.md states the difference."""
     pytest.importorskip("torchvision")
     write(tmp_path, {**BLIP_SQUARE}, inner=True)
     config = replace(with_preprocessing(CONFIG, tmp_path), mean=(0.0,) * 3, std=(1.0,) * 3)

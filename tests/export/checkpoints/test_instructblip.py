@@ -1,4 +1,4 @@
-"""InstructBLIP, whose queries read the prompt: folders of Hugging Face as bundles, and LAVIS' files of Vicuna."""
+"""InstructBLIP, whose queries read the prompt: Hugging Face folders as bundles, and LAVIS' Vicuna files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PILLOW: Any = getattr(transformers, "BlipImageProcessorPil", transformers.BlipIm
 
 @dataclass
 class Pair:
-    """A checkpoint in transformers' hands and in ours."""
+    """A checkpoint in transformers and in our runtime."""
 
     folder: Path
     reference: Any
@@ -47,7 +47,7 @@ class Pair:
 
     @torch.no_grad()
     def wanted(self, image: Any, prompt: str) -> str:
-        """What transformers says."""
+        """Return the text that transformers generates."""
         inputs = self.inputs(image, prompt)
         said = self.reference.generate(**inputs, do_sample=False, max_new_tokens=STEPS, min_new_tokens=1)[0].tolist()
         if not self.reference.language_model.config.is_encoder_decoder and said[: tiny_blip2.QUERIES] == (
@@ -69,7 +69,7 @@ def made(name: str, folder: Path) -> Pair:
 
 
 def check(pair: Pair) -> None:
-    """Prefixes to the rounding of float32, and greedy texts."""
+    """Compare prefixes within float32 rounding, and greedy texts."""
     images = tiny_blip2.photographs(len(PROMPTS), np.random.default_rng(SEED))
     for image, prompt in zip(images, PROMPTS, strict=True):
         inputs = pair.inputs(image, prompt)
@@ -104,7 +104,7 @@ def test_other_language_models_match_generate(name: str, tmp_path: Path) -> None
 
 @torch.no_grad()
 def test_lavis_vicuna_files_match_transformers(tmp_path: Path) -> None:
-    """Its prompts begin with </s>, as LAVIS sets its tokenizer up."""
+    """Prompts begin with </s>, as LAVIS configures the tokenizer."""
     torch.manual_seed(SEED)
     checkpoint = tiny_blip2.instruct(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS["llama"]())
     model = transformers.InstructBlipForConditionalGeneration.from_pretrained(checkpoint).eval()

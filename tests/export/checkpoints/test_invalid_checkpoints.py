@@ -43,7 +43,7 @@ def test_missing_shards_are_all_named(copy: Path, export_error: Callable[..., st
 
 
 def test_photograph_is_rejected(export_error: Callable[..., str]) -> None:
-    """In one line of ours: PyTorch's own goes on with how to run what a stranger's file holds."""
+    """PyTorch's own error would suggest how to run code from the untrusted file."""
     line = export_error(ROOT / "docs" / "photo.jpg")
     assert "photo.jpg: it is damaged: it was not saved by PyTorch, or contains more than tensors" in line
     assert "weights_only" not in line

@@ -1,4 +1,4 @@
-"""LAVIS' .pth files -> our model -> Hugging Face's folder and back. Random tiny models, new seeds in every run.
+"""LAVIS' .pth files -> our model -> Hugging Face folder and back, with random tiny models.
 
 The .pth files are made from transformers' models by the names that LAVIS' conversion to Hugging Face documents.
 """
@@ -68,7 +68,7 @@ def test_stage_2_converts_to_hugging_face_and_back(
     pixels = torch.randn(2, 3, 28, 28)
     ours = Checkpoint(trained, parts).load()
     for got, want in zip(theirs(model, pixels), outputs(ours, pixels), strict=True):
-        assert (got - want).abs().max() < 1e-3  # its epsilon is another
+        assert (got - want).abs().max() < 1e-3  # epsilons differ
     back = Checkpoint(tmp_path / "hf").load()
     for got, want in zip(outputs(back, pixels), outputs(ours, pixels), strict=True):
         assert (got - want).abs().max() < 1e-6

@@ -24,7 +24,7 @@ NF4 += list(map(float, ".0796 .1609 .2461 .3379 .4407 .5626 .7230 1".split()))
 
 
 def rows(name: str, weight: Any) -> tuple[State, Any]:
-    """bitsandbytes' int8: codes, a scale a row, a number that says how they lie."""
+    """bitsandbytes' int8: codes, a scale for each row, and the number of a layout"""
     scale = weight.abs().amax(1)
     codes = (weight / scale[:, None] * 127).round().to(torch.int8)
     stored = {
@@ -36,7 +36,7 @@ def rows(name: str, weight: Any) -> tuple[State, Any]:
 
 
 def blocks(name: str, weight: Any, nested: bool = False, storage: Any = torch.uint8) -> tuple[State, Any]:
-    """bitsandbytes' nf4, the scales of its blocks of 64 as floats or as codes of a table of 256 themselves."""
+    """bitsandbytes' nf4 in blocks of 64, with scales stored as floats or quantized themselves (nested)"""
     flat = weight.flatten()
     padded = torch.nn.functional.pad(flat, (0, -len(flat) % 64)).view(-1, 64)
     scale, table = padded.abs().amax(1), torch.tensor(NF4)
@@ -69,7 +69,7 @@ def nested(name: str, weight: Any) -> tuple[State, Any]:
 
 
 def tiles(name: str, weight: Any) -> tuple[State, Any]:
-    """fp8 with a scale for each tile of 128 x 128: here one."""
+    """fp8 with a scale for each tile of 128 x 128 (here one)"""
     scale = weight.abs().max() / 448
     codes = (weight / scale).to(torch.float8_e4m3fn)
     return {f"{name}.weight": codes, f"{name}.weight_scale_inv": scale.view(1, 1)}, codes.double() * scale.double()
@@ -107,7 +107,7 @@ def test_quantized_matrices_are_dequantized(
         assert got.shape == values.shape and (got - values).abs().max() < 1e-6, name
     plain = Checkpoint(llama_checkpoint).load()
     error = (plain.projection.weight - model.projection.weight).abs().max()
-    assert 0 < error < 0.15 * plain.projection.weight.abs().max()  # garbage is far away
+    assert 0 < error < 0.15 * plain.projection.weight.abs().max()  # wrong decoding would be far off
 
 
 def test_nf4_codes_stored_as_bfloat16_are_read(llama_checkpoint: Path, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_checkpoints_saved_by_bitsandbytes_are_read(llama_checkpoint: Path, tmp_
         if name == "int8":
             want = weight.data.float() * weight.SCB[:, None] / 127
             assert torch.allclose(model.projection.weight, want, atol=1e-6)
-        else:  # its kernel for CPUs takes other scales where a row is narrower than a block
+        else:  # its CPU kernel uses other scales if a row is narrower than a block
             assert bitsandbytes is not None
             difference = (model.projection.weight - plain.projection.weight).abs().max()
             assert 0 < difference < 0.2 * plain.projection.weight.abs().max()

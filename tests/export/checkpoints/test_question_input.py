@@ -32,14 +32,14 @@ QUESTIONS = ["What is red?", "is the man in the snow with a dog and two cats", "
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, blip2rt.Model]:
-    """A checkpoint of ours, in PyTorch's hands and as a bundle."""
+    """Our checkpoint, in PyTorch and as a bundle."""
     torch.manual_seed(SEED)
     return question_input.export_model(tmp_path_factory.mktemp("question"))
 
 
 @torch.no_grad()
 def prefix(model: Any, pixels: np.ndarray, texts: list[str]) -> Any:
-    """PyTorch's, of texts as the Q-Former reads them."""
+    """Compute PyTorch's prefix for texts as the Q-Former reads them."""
     tokens = BertSource(model.config.qformer_init).tokenizer(
         texts, padding=True, truncation=True, max_length=9, return_tensors="pt"
     )
@@ -48,7 +48,7 @@ def prefix(model: Any, pixels: np.ndarray, texts: list[str]) -> Any:
 
 
 def said(model: Any, embeds: Any, prompts: list[str]) -> list[str]:
-    """Greedy, one by one, as [prefix][prompt]."""
+    """Generate greedily in PyTorch from [prefix | prompt], one by one."""
     tokenizer = load_tokenizer(model.config.llm.source)
     texts = []
     for row, prompt in zip(embeds, prompts, strict=True):
@@ -113,7 +113,7 @@ def test_unsupported_uses_are_one_line_errors(made: tuple[Path, Any, blip2rt.Mod
 
 @torch.no_grad()
 def test_lavis_instruct_queries_match_transformers(tmp_path: Path) -> None:
-    """A stage-2 .pth with the text branch; the queries after image and text equal transformers'."""
+    """A stage-2 .pth with the text branch: queries equal those of transformers."""
     import transformers
 
     torch.manual_seed(SEED)

@@ -1,4 +1,4 @@
-"""A checkpoint that lies without its tokenizer is refused, and goes on with the one that is named."""
+"""A checkpoint without a tokenizer is rejected unless one is named."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FLOATS = "vision=fp32,qformer=fp32,llm=fp32,retrieval=fp32"
 
 
 def bare(folder: Path, tmp_path: Path) -> Path:
-    """A copy without any tokenizer's file."""
+    """Copy a checkpoint without its tokenizer files."""
     copy = Path(shutil.copytree(folder, tmp_path / "bare"))
     for file in (*copy.glob("tokenizer*"), *copy.glob("special_tokens*")):
         file.unlink()

@@ -82,10 +82,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 def save(config: Blip2Config, folder: Path) -> Path:
     model = tiny_blip2.build(config)
-    for name, parameter in model.named_parameters():  # biases and norms start at 0 and 1: hide nothing behind that
-        if not name.startswith(("vision.", "llm.", "temperature")):  # no temperature is negative
+    for name, parameter in model.named_parameters():  # add noise: biases and norms start at 0 and 1
+        if not name.startswith(("vision.", "llm.", "temperature")):  # a temperature must stay positive
             parameter.data.add_(torch.randn_like(parameter) * 0.05)
-    if config.stage == 1:  # or int4's rounding, coarse in so narrow a model, is seldom near the bound of its log-odds
+    if (
+        config.stage == 1
+    ):  # so that int4's rounding, coarse in such a narrow model, stays within the limit of its log-odds
         model.itm_head.weight.data.mul_(0.5)
     folder.mkdir()
     save_model(model, folder)
@@ -170,7 +172,7 @@ def test_quantized_bundle_runs_and_reports_its_precisions(made: Made) -> None:
 
 
 def test_graphs_share_their_weights(made: Made) -> None:
-    """The tied embedding is stored once, and of the three retrieval graphs every weight once."""
+    """A tied embedding is stored once, and so is every weight of the three retrieval graphs."""
     places = {}
     for name in ("embed", "llm", "image_embed", "text_embed", "itm"):
         graph = onnx.load(made.small / f"{name}.onnx", load_external_data=False).graph
@@ -248,7 +250,7 @@ def test_damaged_checkpoint_is_an_error(made: Made, tmp_path: Path, capsys: pyte
 
 @pytest.mark.parametrize(("bits", "level"), [(None, 2), (16, 2), (8, 4)])
 def test_activation_bits_with_int4_weights(made: Made, bits: int | None, level: int, tmp_path: Path) -> None:
-    """By size, if nothing is said: small models need 16 bits."""
+    """The default depends on the size: small models need 16 bits."""
     chosen = [] if bits is None else ["--llm-activations", str(bits)]
     arguments = ["--ckpt", str(made.stage2), "--out", str(tmp_path / "b"), "--no-verify"]
     assert main([*arguments, "--precision", "vision=fp32,qformer=int4,llm=int4", *chosen]) == 0
@@ -260,7 +262,7 @@ def test_activation_bits_with_int4_weights(made: Made, bits: int | None, level: 
 
 @pytest.mark.parametrize("size", ["64k", "220k"])
 def test_full_disk_is_one_line(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str) -> None:
-    """A tmpfs too small for the encoder's weights, and one that ends later."""
+    """A tmpfs too small for the encoder's weights, and one that fills up later."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
@@ -269,7 +271,7 @@ def test_full_disk_is_one_line(made: Made, tmp_path: Path, capsys: pytest.Captur
     try:
         arguments = ["--ckpt", str(made.stage1), "--out", str(disk / "b"), "--no-verify", "--precision", "vision=fp16"]
         assert main(arguments) == 2
-        gc.collect()  # files that were never closed
+        gc.collect()  # to detect unclosed files
         assert list(disk.iterdir()) == []
     finally:
         subprocess.run(["umount", str(disk)], check=True)
@@ -292,7 +294,7 @@ def save(*arguments, whole=trace.save):
 
 trace.save = save
 main(sys.argv[1:])
-"""  # an export that stops when the first graph is written
+"""  # an export that pauses after the first graph
 
 
 def test_killed_export_leaves_no_bundle(made: Made, tmp_path: Path) -> None:
@@ -320,14 +322,14 @@ def test_bundle_converts_back_to_its_checkpoints(
         wanted, got = (Checkpoint(path).load(vision=False, llm=False) for path in (source, folder))
         if bits:
             round_weights(wanted, bits[stage], 64)
-            if bits[stage] == 8:  # then other large constants are fp16
+            if bits[stage] == 8:  # other large constants are then fp16
                 wanted.vision_positions.data = wanted.vision_positions.data.half().float()
         theirs, ours = wanted.state_dict(), got.state_dict()
-        compared = [name for name in theirs if not name.startswith("lm_head.")]  # no graph has it
+        compared = [name for name in theirs if not name.startswith("lm_head.")]  # not in any graph
         for name in compared:
             torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0, msg=f"stage {stage}: {name}")
         assert len(compared) > 40
-    # Exported again, the same; 8 bits are not a grid that is found again.
+    # Exporting again gives the same bundle, except in 8 bits, whose scales are not reproduced.
     again = ["--ckpt", str(folders[1]), "--retrieval-ckpt", str(folders[0]), "--out", str(tmp_path / "again")]
     precision = FLOAT if bundle == "exact" else "vision=int8,qformer=int8w"
     assert main([*again, "--precision", precision, "--calib", str(made.images)]) == 0
@@ -338,7 +340,7 @@ def test_bundle_converts_back_to_its_checkpoints(
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8w"])
 @torch.no_grad()
 def test_trained_encoder_is_recovered(made: Made, precision: str, tmp_path: Path) -> None:
-    """With what its batch norms did, as the graph has it."""
+    """Its batch norms are folded into its convolutions, as in the graph."""
     config = Checkpoint(made.stage2).config
     trained = TrainableModel(Blip2Config(vision=config.vision, vision_trained=True))
     trained.vision = VisionEncoder(config.vision)
@@ -372,13 +374,15 @@ def test_trained_encoder_is_recovered(made: Made, precision: str, tmp_path: Path
 
 @torch.no_grad()
 def test_trained_vision_transformer_is_recovered(made: Made, tmp_path: Path) -> None:
-    """In int4, and again from a bundle that was made of what came back."""
+    """From an int4 bundle, and again from a bundle of the recovered checkpoint."""
     config = Checkpoint(made.stage1).config
     vit = VitConfig(width=64, layers=2, heads=2, mlp_width=128, patch=16, activation="quick_gelu", pre_norm=True)
     vision = replace(config.vision, source="vit", weights=None, height=32, width=32, positions=5, features=64, vit=vit)
     qformer = replace(config.qformer, vision_width=64)
     model = tiny_blip2.build(replace(config, vision=vision, qformer=qformer, vision_trained=True), llm=False)
-    for values in (each for each in model.state_dict().values() if each.ndim):  # equal ones would be one constant
+    for values in (
+        each for each in model.state_dict().values() if each.ndim
+    ):  # equal tensors would be merged into one constant
         values.add_(0.05 * torch.randn_like(values))
     (tmp_path / "was").mkdir()
     save_model(model, tmp_path / "was")

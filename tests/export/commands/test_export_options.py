@@ -1,4 +1,4 @@
-"""What the command line of an export says, and what became of sizes that the model has not."""
+"""Options of the export command, and sizes that the model does not have."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_single_precision_applies_to_every_supporting_group() -> None:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A bundle of a Hugging Face checkpoint that was asked for sizes which the model has not, and what was told."""
+    """A bundle exported with sizes that the model does not have, and the command's output."""
     folder = tmp_path_factory.mktemp("choices")
     checkpoint = tiny_blip2.generative(folder / "hf", tiny_blip2.TEXT_CONFIGS["llama"]())
     with pytest.MonkeyPatch.context() as patch:
@@ -53,7 +53,7 @@ def test_unavailable_sizes_are_reported(exported: tuple[Path, str]) -> None:
 
 
 def test_bundle_of_a_hugging_face_checkpoint_converts_to_ours(exported: tuple[Path, str], tmp_path: Path) -> None:
-    """Exported again, its graphs hold what they held."""
+    """Exporting that checkpoint gives the same graph."""
     path, _ = exported
     assert convert.main([str(path), "--to", "ours", "--out", str(tmp_path / "ours")]) == 0
     words = ["--checkpoint", str(tmp_path / "ours" / "stage2"), "--out", str(tmp_path / "b"), "--precision", "fp32"]

@@ -15,7 +15,7 @@ from tests.tiny import blip2
 
 
 def optimum(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """The exit code of optimum-cli."""
+    """Run optimum-cli; return its exit status."""
     monkeypatch.setattr(sys, "argv", ["optimum-cli", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         optimum_cli.main()
@@ -43,7 +43,7 @@ def test_bundle_equals_that_of_blip2rt_export(
     assert optimum(monkeypatch, "export", "blip2rt", "-m", checkpoint, tmp_path / "theirs", *chosen) == 0
     assert main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "ours"), *chosen]) == 0
     theirs, ours = (bundle.read(tmp_path / name).manifest for name in ("theirs", "ours"))
-    weights = [name for name in ours.files if not name.endswith(".onnx")]  # graphs hold the names of Python's modules
+    weights = [name for name in ours.files if not name.endswith(".onnx")]  # graphs contain names of Python modules
     assert {name: theirs.files[name] for name in weights} == {name: ours.files[name] for name in weights}
     assert theirs.components == ours.components and theirs.name == "mine"
 

@@ -1,4 +1,4 @@
-"""`blip2rt-convert CKPT --set FIELD=VALUE`: one field is another, every tensor is the same, mistakes are one line."""
+"""`blip2rt-convert CKPT --set FIELD=VALUE` changes fields and no tensors; mistakes are one-line errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QFORMER = QFormerConfig(
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stage 1 as a training's folder leaves it: the newest of its checkpoints counts."""
+    """A stage-1 training's folder, whose newest checkpoint is used."""
     run = tmp_path_factory.mktemp("run")
     torch.manual_seed(3)
     for name in ("step-000001", "step-000002"):
@@ -83,7 +83,7 @@ def test_stage_2_has_language_model_fields(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_own_encoder_keeps_its_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A checkpoint of a distillation: the encoder's tensors are its own, and another encoder has others."""
+    """A checkpoint that contains its own encoder does not fit another one."""
     config = Blip2Config(vision=VisionConfig("timm:test_efficientnet", height=64, width=64, positions=4, features=256))
     model = TrainableModel(Blip2Config(vision=config.vision, vision_trained=True))
     model.vision = VisionEncoder(config.vision)

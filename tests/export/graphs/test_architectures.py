@@ -1,4 +1,4 @@
-"""Every architecture of transformers that writes text, tiny and of random weights: equal to transformers, or refused.
+"""Every text-generating architecture of transformers, tiny and random, equals transformers or is rejected.
 
 `make parity` runs the same sweep, and writes docs/parity.md.
 """
@@ -87,7 +87,7 @@ def test_tracing_failure_is_a_one_line_error() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bloom", "mt5", "umt5", "falcon", "mpt", *architectures.VARIANTS])
 def test_published_architectures_match_transformers(name: str) -> None:
-    """mBLIP's, and settings of others."""
+    """Those of mBLIP, and variants."""
     what, why = architectures.check(name, SEED)
     assert what == ("refused" if name in REFUSED else "equal"), why
 

@@ -1,4 +1,4 @@
-"""OpenVINO runs the graphs of an image as ONNX Runtime does: they are ONNX, and no more."""
+"""OpenVINO runs vision and qformer like ONNX Runtime: the graphs are plain ONNX."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tests' own memory of traced graphs gives what tracing gives."""
+"""Cached traces equal fresh ones."""
 
 from __future__ import annotations
 

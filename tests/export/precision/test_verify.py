@@ -1,4 +1,4 @@
-"""How exported graphs are judged."""
+"""How exported graphs are compared with PyTorch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def itm(*logits: tuple[float, float]) -> dict[str, np.ndarray]:
 
 
 def test_itm_is_judged_by_its_logit_difference() -> None:
-    """Small logits of a small error are good, whatever their cosine; nor do logits matter that move alike."""
+    """Small errors of small logits are fine, whatever their cosine; a common shift of both logits does not matter."""
     row = compare("itm", "int4", PYTORCH, itm((0.05, 0.02), (0.01, -0.02)), itm((0.01, 0.06), (-0.03, 0.02)))
     assert not row.fault and row.cosine is None
     assert row.max_abs_error == pytest.approx(0.08)

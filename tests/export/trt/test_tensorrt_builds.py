@@ -104,7 +104,7 @@ def image_parts(model: Blip2) -> list[trace.GraphSpec]:
 
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
-    """What `parts` gives of a name, traced once; new random weights in every run."""
+    """A function: trace the `parts` of a name once; returns copies."""
     known: dict[str, dict[str, Any]] = {}
 
     def get(name: str) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str
 
 
 def write(models: dict[str, Any], precision: str, folder: Path) -> list[Path]:
-    """The graphs in `precision`, in files."""
+    """Write the graphs in `precision`."""
     with contextlib.closing(trace.DataFile(folder, "weights.data")) as data:
         for name, model in models.items():
             seen = Range(*np.array([[-3.0], [3.0], [1.0]]), 1.0)
@@ -128,14 +128,14 @@ def write(models: dict[str, Any], precision: str, folder: Path) -> list[Path]:
 
 
 def plan(graph: Path) -> memoryview:
-    """Built for the three GPUs; a language model with a profile of one new position besides."""
+    """Build a plan for the three GPUs; a language model also gets a profile of one position."""
     profiles = [{**SIZES, "S": (1, 1, 1)}, SIZES] if graph.stem == "llm" else [SIZES]
     settings = builder.Settings(build.CHECKED)
     return builder.build(builder.load_tensorrt("tensorrt_rtx"), graph, profiles, settings).plan
 
 
 def layers(graph: Path) -> Counter[str]:
-    """What TensorRT's parser makes of a language model's graph: layers by their kind."""
+    """Count the layers that TensorRT's parser creates for a language model, by type."""
     log = builder.logger(tensorrt_rtx)
     made = builder.create(log, tensorrt_rtx.Builder)
     network = made.create_network(1 << int(tensorrt_rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -168,7 +168,7 @@ NATIVE = [("opt", "fp16"), ("llama", "fp16"), ("llama", "int8-static"), ("qwen2"
     [("llama", "int4"), ("t5", "fp16"), *(pytest.param(*each, marks=pytest.mark.slow) for each in NATIVE)],
 )
 def test_tensorrt_builds_in_place_caches(name: str, precision: str, traced: Callable[..., Any], tmp_path: Path) -> None:
-    """TensorScatter and Attention become its layers; their length is fixed before they are parsed."""
+    """TensorScatter and Attention become native layers."""
     write({"llm": traced(f"{name}, native")["llm"]}, precision, tmp_path)
     graph = tmp_path / "llm.onnx"
     assert plan(graph)
@@ -193,10 +193,10 @@ def test_tensorrt_builds_image_and_text_graphs(
     assert all(plan(file) for file in files)
 
 
-@pytest.mark.slow  # tracing it takes minutes
+@pytest.mark.slow  # tracing takes minutes
 @pytest.mark.parametrize("precision", ["fp16", "int8-static"])
 def test_tensorrt_builds_nano(precision: str, traced: Callable[..., Any], tmp_path: Path) -> None:
-    """Its seven graphs, each with two of its transformers' layers, which are alike; match and embed have no int8."""
+    """All seven graphs, with two layers each; retrieval has no int8."""
     models = traced("nano")
     retrieval = {name for name in models if precision != "fp16" and name not in ("vision", "qformer", "embed", "llm")}
     files = write({name: model for name, model in models.items() if name not in retrieval}, precision, tmp_path)
@@ -205,7 +205,7 @@ def test_tensorrt_builds_nano(precision: str, traced: Callable[..., Any], tmp_pa
 
 
 def test_error_of_a_broken_graph_names_its_node(traced: Callable[..., Any], tmp_path: Path) -> None:
-    """An operator that there is not, and a product of two types: of a node drawn at random."""
+    """An unknown operator, and a product of two types, at a random node."""
     file = tmp_path / "llm.onnx"
     write(traced("opt"), "fp16", tmp_path)
     whole = onnx.load(file)
@@ -232,7 +232,7 @@ def test_error_of_a_broken_graph_names_its_node(traced: Callable[..., Any], tmp_
 def test_commands_export_and_check_a_checkpoint(
     name: str, precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the commands: export, calibrated where it is int8, and check."""
+    """blip2rt-export, calibrated for int8, then blip2rt-build --check."""
     torch.manual_seed(SEED)
     source = tiny_blip2.generative(tmp_path / "hf", CONFIGS[name]())
     tiny_training.caption_table(tmp_path, images=12)
@@ -243,7 +243,7 @@ def test_commands_export_and_check_a_checkpoint(
     if chosen:
         arguments += ["--precision", ",".join(map("=".join, chosen.items())), "--calib", str(tmp_path / "images")]
     if precision == "int4":
-        arguments.append("--no-verify")  # random weights change by more than a trained model's may
+        arguments.append("--no-verify")  # random weights lose more precision than a trained model may
     assert cli.main(arguments) == 0
     check(tmp_path / "bundle", {"llm": "fp16", **chosen}, capsys)
     with pytest.raises(BackendError, match="exported for trt"):
@@ -260,7 +260,7 @@ def check(bundle: Path, precision: dict[str, str], capsys: pytest.CaptureFixture
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
 def test_commands_export_and_check_nano(precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By the commands."""
+    """blip2rt-export, then blip2rt-build --check."""
     torch.manual_seed(SEED)
     tiny_training.caption_table(tmp_path, images=12)
     for config in nano(tmp_path):

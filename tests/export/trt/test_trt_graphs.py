@@ -1,5 +1,4 @@
-"""The llm graph of the target trt on ONNX Runtime: the same tokens as the target ort's (which other tests hold to those
-of Hugging Face); float16 and int8; and built by tensorrt-rtx."""
+"""The llm graph of the target trt in ONNX Runtime, against the target ort: floats, int8, int4; built by TensorRT."""
 
 from __future__ import annotations
 
@@ -52,7 +51,7 @@ def build(name: str) -> Any:
 
 @pytest.fixture(scope="module")
 def exact(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LlmGraphs]:
-    """Graphs of the target trt in float32, of the model of a name."""
+    """A function: write a model's float32 graphs for the target trt, once."""
 
     @functools.cache
     def make(name: str) -> LlmGraphs:
@@ -62,14 +61,14 @@ def exact(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LlmGraphs
 
 
 def prompts(model) -> list[np.ndarray]:
-    """[prefix | prompt] rows of unequal length."""
+    """Make [prefix | prompt] rows of different length."""
     rng = np.random.default_rng(SEED)
     width = model.get_input_embeddings().weight.shape[1]
     return [rng.normal(size=(length, width)).astype(np.float32) for length in (7, 3, 5)]
 
 
 def builds(graph: Path) -> None:
-    """TensorRT parses and builds it, where tensorrt-rtx is installed; it needs no GPU."""
+    """Build a plan, which needs no GPU, if tensorrt-rtx is installed."""
     if importlib.util.find_spec("tensorrt_rtx") is None:
         return
     fixed = {"B": (1, 2, 3), "T": (32, 32, 32), "S_enc": (1, 8, 32)}
@@ -79,13 +78,13 @@ def builds(graph: Path) -> None:
 
 @pytest.mark.parametrize("name", ["opt", *slow("t5", "llama", "qwen2", "narrow", "tied")])
 def test_tokens_match_the_target_ort(name: str, exact: Callable[[str], LlmGraphs], tmp_path: Path) -> None:
-    """Greedy tokens of unequal rows, and logits to the rounding of float32."""
+    """Greedy tokens of rows of different length, and logits within float32 rounding."""
     rows = prompts(build(name))
     want_tokens, want = write(targets.ORT.llm_graphs(build(name), 64), tmp_path, targets.ORT).run(rows)
     _, got = exact(name).run(rows, want_tokens)
     assert np.abs(got - want).max() < 1e-4 * max(1, np.abs(want).max())
     best = np.sort(want, -1)
-    clear = best[..., -1] - best[..., -2] > 1e-3  # a near tie is decided by rounding
+    clear = best[..., -1] - best[..., -2] > 1e-3  # rounding decides near ties
     assert clear.mean() > 0.5 and (got.argmax(-1) == want_tokens)[clear].all()
 
 
@@ -108,7 +107,7 @@ def test_in_place_cache_matches_pytorch(name: str, tmp_path: Path) -> None:
 
 
 def test_step_returns_top_k_and_log_sum_exp(exact: Callable[[str], LlmGraphs]) -> None:
-    """The likeliest tokens in order, their logits, and the log of the sum that makes log-probabilities of them."""
+    """The most likely tokens in order, their logits, and the log of the sum for log-probabilities."""
     rows = prompts(build("wide"))[:1]
     stepper = TrtStepper(session(exact("wide").llm, 1), 1, 8)
     logits = stepper.prefill(rows[0][None], np.array([7]))[0].astype(np.float64)
@@ -122,7 +121,7 @@ def test_narrow_sliding_windows_are_rejected(tmp_path: Path) -> None:
     from blip2rt.errors import Blip2rtError
     from export.trt import llm
 
-    model = build("mistral")  # looks back 4 positions
+    model = build("mistral")  # its window is 4 positions
     with pytest.raises(Blip2rtError, match="--max-positions 4"):
         llm.trace_llm(model, 64)
     assert llm.trace_llm(model, 4)
@@ -130,7 +129,7 @@ def test_narrow_sliding_windows_are_rejected(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["opt", *slow("t5", "llama")])
 def test_fp16_graph_is_typed_and_close_to_float32(name: str, exact: Callable[[str], LlmGraphs], tmp_path: Path) -> None:
-    """Products in float16, the rest in float32; the cache in float16. Errors are those of rounding to 11 bits."""
+    """Products and cache are float16, the rest float32; errors are those of rounding to 11 bits."""
     rows = prompts(build(name))
     tokens, want = exact(name).run(rows)
     own = write(targets.TRT.llm_graphs(build(name), 64), tmp_path, targets.TRT, "fp16")
@@ -160,7 +159,7 @@ def test_fp16_graph_is_typed_and_close_to_float32(name: str, exact: Callable[[st
 def test_int8_graph_is_symmetric_and_close_to_float32(
     name: str, exact: Callable[[str], LlmGraphs], tmp_path: Path
 ) -> None:
-    """8 bits for weights and activations: the cosine of the logits is what that allows on random models."""
+    """8-bit weights and activations; the limit of the cosine is for random models."""
     rows = prompts(build(name))
     tokens, want = exact(name).run(rows)
     traced = dict(targets.TRT.llm_graphs(build(name), 64))
@@ -188,7 +187,7 @@ def test_int8_graph_is_symmetric_and_close_to_float32(
 def test_int4_graph_computes_with_its_stored_weights(
     name: str, block: int, exact: Callable[[str], LlmGraphs], tmp_path: Path
 ) -> None:
-    """As the float32 graph does when it is given these weights; and TensorRT builds it."""
+    """It matches a float32 graph with the same weights, and TensorRT builds it."""
     rows = prompts(build(name))
     tokens, unrounded = exact(name).run(rows)
     own = write(targets.TRT.llm_graphs(build(name), 64), tmp_path, targets.TRT, "int4", block=block)
@@ -204,7 +203,7 @@ def test_int4_graph_computes_with_its_stored_weights(
 
 
 def with_weights(graph: Path, quantized: Path, block: int) -> Path:
-    """A copy of `graph` with the weights that the int4 graph `quantized` stands for."""
+    """Copy `graph` with the dequantized weights of the int4 graph `quantized`."""
     proto, source = onnx.load(graph), onnx.load(quantized)
     assert source.opset_import[0].version == 21
     stored = {tensor.name: tensor for tensor in source.graph.initializer}
@@ -212,7 +211,7 @@ def with_weights(graph: Path, quantized: Path, block: int) -> Path:
     assert nodes and not any(node.op_type == "QuantizeLinear" for node in source.graph.node)
     layers = sum(value.name.startswith("past_key_") for value in source.graph.input)
     if layers and not any(value.name.startswith("cross_") for value in source.graph.input):
-        assert len(nodes) == 4 * layers + 1  # q, k and v are one, and so are gate and up; the head
+        assert len(nodes) == 4 * layers + 1  # merged q, k, v; merged gate and up; o and down; the head
     own = {tensor.name: tensor for tensor in proto.graph.initializer}
     for node in nodes:
         codes, scales, zeros = (onnx.numpy_helper.to_array(stored[name]).astype(np.float32) for name in node.input)
@@ -222,7 +221,7 @@ def with_weights(graph: Path, quantized: Path, block: int) -> Path:
         offsets = onnx.numpy_helper.to_array(stored[f"{name}.offsets"]).astype(np.float32)
         assert offsets.shape == scales.shape and offsets.any()
         weight = codes * scales.repeat(block, 0) + offsets.repeat(block, 0)
-        for part in name.split("+"):  # products of one operand are joined
+        for part in name.split("+"):  # products of one operand are merged
             rows, columns = own[part].dims
             own[part].CopyFrom(onnx.numpy_helper.from_array(weight[:rows, :columns], part))
             weight = weight[:, columns:]
@@ -233,7 +232,7 @@ def with_weights(graph: Path, quantized: Path, block: int) -> Path:
 
 
 def test_products_with_a_shared_bias_are_merged(tmp_path: Path) -> None:
-    """As biases of zeros do, of one layer and of several; and one without a bias beside one that has it."""
+    """A bias shared within and across layers (as zeros are), and a product without a bias next to one with it."""
     rng = np.random.default_rng(SEED)
     tensors = {f"w{i}": rng.normal(size=(8, size)).astype(np.float32) for i, size in enumerate((8, 8, 8, 8, 8, 5))}
     tensors["b"] = rng.normal(size=8).astype(np.float32)
@@ -248,7 +247,7 @@ def test_products_with_a_shared_bias_are_merged(tmp_path: Path) -> None:
     proto = onnx.shape_inference.infer_shapes(parse_graph(onnx, f"{ends} {{{source}}}", tensors, 19, 9))
     model = trace.ir.from_proto(proto)
     products = [node for node in model.graph if node.op_type == "MatMul"]
-    assert len(merge_matmuls.merge(model, products)) == 4  # p5 is an output, and stays
+    assert len(merge_matmuls.merge(model, products)) == 4  # p5 is an output and is not merged
     onnx.save(proto, tmp_path / "before.onnx")
     onnx.save(trace.ir.to_proto(model), tmp_path / "after.onnx")
     feeds = {"x": rng.normal(size=(3, 8)).astype(np.float32)}
@@ -258,7 +257,7 @@ def test_products_with_a_shared_bias_are_merged(tmp_path: Path) -> None:
 
 
 def with_table(graph: Path, copy: Path, block: int) -> Path:
-    """A copy of the float32 graph `embed` with the table that 4 bits make of its own."""
+    """Copy the float32 graph `embed` with its table rounded to 4 bits."""
     proto = onnx.load(graph)
     [table] = [tensor for tensor in proto.graph.initializer if len(tensor.dims) == 2]
     values = torch.from_numpy(onnx.numpy_helper.to_array(table).copy())
@@ -270,7 +269,7 @@ def with_table(graph: Path, copy: Path, block: int) -> Path:
 
 @pytest.mark.parametrize("rows", [96, 70])
 def test_block_codes_reproduce_weights(rows: int) -> None:
-    """Are the weights of the target ort, to what float16 makes of their offsets."""
+    """They reproduce the rounded weights of the target ort."""
     rng = np.random.default_rng(SEED)
     weight = rng.standard_t(4, (rows, 33)).astype(np.float32) + rng.normal(size=33).astype(np.float32)
     integers, scales, offsets = Quantizer(BlockFormat(32)).block_codes("w", trace.ir.tensor(weight))
@@ -282,7 +281,7 @@ def test_block_codes_reproduce_weights(rows: int) -> None:
 
 
 class _FeedForward(torch.nn.Module):
-    """Of a geometry without whole blocks of 64, with a table too small to be stored in 16 bits."""
+    """Layers that do not consist of whole blocks of 64, and a table too small for float16 storage."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -299,7 +298,7 @@ class _Table(_FeedForward):
 
 
 def test_int4_pads_incomplete_blocks(tmp_path: Path) -> None:
-    """Hidden 360, feed-forward 1000: matrices and tables are of 4 bits, the target ort's, and TensorRT builds them."""
+    """Hidden size 360 and feed-forward size 1000: numbers equal those of the target ort, and TensorRT builds them."""
     torch.manual_seed(SEED)
     module, table, x = _FeedForward().eval(), _Table().eval(), torch.randn(2, 5, 360)
     exporter = GraphExporter(tmp_path, targets.TRT, Progress(), verified=False)
@@ -331,7 +330,7 @@ def test_int4_pads_incomplete_blocks(tmp_path: Path) -> None:
 
 
 def test_table_of_odd_width_is_reported_as_fp32(tmp_path: Path) -> None:
-    """In a note, in the report's row and in the manifest's component."""
+    """In a note, in the comparison and in the manifest's component."""
     torch.manual_seed(SEED)
     module, ids = _Table().eval(), torch.tensor([[3, 4]])
     module.table = torch.nn.Embedding(50, 361)
@@ -357,7 +356,7 @@ def test_channel_codes_reproduce_weights() -> None:
 
 
 class _Encoder(torch.nn.Module):
-    """Convolutions as in a mobile encoder: a stem, one for each channel alone, one of 1x1 with a residual sum."""
+    """Convolutions as in a mobile encoder: a stem, a depthwise one, and a 1x1 one with a residual sum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -372,7 +371,7 @@ class _Encoder(torch.nn.Module):
 
 
 def test_int8_convolutions_are_accurate_and_build(tmp_path: Path) -> None:
-    """Scales of the first axis of their weights; those that read pixels, or one channel each, stay float16."""
+    """Scales are for the first axis of the weights; the stem and the depthwise convolution stay float16."""
     torch.manual_seed(SEED)
     pixels = torch.randn(2, 3, 17, 21)
     part = trace.GraphSpec("vision", _Encoder().eval(), {"pixels": pixels}, ["vision_features"], {"pixels": {0: "B"}})
