@@ -47,6 +47,7 @@ pytestmark = pytest.mark.long(90)
 
 SEED = seed_of(__name__)
 FAMILIES = ("opt", "llama", "t5")
+CHOICES = {"fp16": {}, "int8": dict.fromkeys(("vision", "qformer", "llm"), "int8"), "int4": {"llm": "int4"}}
 SIZES = {"B": (1, 2, 3), "T": (64, 64, 64), "S": (1, 8, 32), "S_enc": (1, 8, 32), "L": (1, 8, 16)}
 SOURCES = ({"part": "all", "name": "random numbers", "licence": "CC0-1.0", "origin": "the tests"},)
 
@@ -237,15 +238,13 @@ def test_commands_export_and_check_a_checkpoint(
     source = tiny_blip2.generative(tmp_path / "hf", CONFIGS[name]())
     tiny_training.caption_table(tmp_path, images=12)
     arguments = ["--ckpt", str(source), "--out", str(tmp_path / "bundle"), "--target", "trt"]
-    chosen = {"fp16": {}, "int8": dict.fromkeys(("vision", "qformer", "llm"), "int8"), "int4": {"llm": "int4"}}[
-        precision
-    ]
-    if chosen:
-        arguments += ["--precision", ",".join(map("=".join, chosen.items())), "--calib", str(tmp_path / "images")]
+    if CHOICES[precision]:
+        chosen = ",".join(map("=".join, CHOICES[precision].items()))
+        arguments += ["--precision", chosen, "--calib", str(tmp_path / "images")]
     if precision == "int4":
         arguments.append("--no-verify")  # random weights lose more precision than a trained model may
     assert cli.main(arguments) == 0
-    check(tmp_path / "bundle", {"llm": "fp16", **chosen}, capsys)
+    check(tmp_path / "bundle", {"llm": "fp16", **CHOICES[precision]}, capsys)
     with pytest.raises(BackendError, match="exported for trt"):
         blip2rt.load(tmp_path / "bundle").caption(tmp_path / "images" / "0.jpg")
 
@@ -266,11 +265,8 @@ def test_commands_export_and_check_nano(precision: str, tmp_path: Path, capsys: 
     for config in nano(tmp_path):
         (tmp_path / f"stage{config.stage}").mkdir()
         save_model(tiny_blip2.build(config), tmp_path / f"stage{config.stage}")
-    chosen = {"fp16": {}, "int8": dict.fromkeys(("vision", "qformer", "llm"), "int8"), "int4": {"llm": "int4"}}[
-        precision
-    ]
     arguments = ["--ckpt", tmp_path / "stage2", "--retrieval-ckpt", tmp_path / "stage1", "--out", tmp_path / "bundle"]
     arguments += ["--calib", tmp_path / "images", "--target", "trt", "--no-verify"]
-    assert cli.main([*map(str, arguments), "--precision", ",".join(map("=".join, chosen.items()))]) == 0
+    assert cli.main([*map(str, arguments), "--precision", ",".join(map("=".join, CHOICES[precision].items()))]) == 0
     assert len(read(tmp_path / "bundle").manifest.components) == 7
-    check(tmp_path / "bundle", {"llm": "fp16", **chosen}, capsys)
+    check(tmp_path / "bundle", {"llm": "fp16", **CHOICES[precision]}, capsys)
