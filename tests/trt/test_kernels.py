@@ -306,7 +306,7 @@ def test_nvrtc_compiles_the_kernels(architecture: int) -> None:
     source, headers = kernels()
     code = compiler.compile(source, headers, f"sm_{architecture}")
     assert code[:4] == b"\x7fELF" and all(name in code for name in (b"scatter", b"choose", b"reorder", b"spread"))
-    with pytest.raises(Exception, match=f"do not compile for sm_{architecture}.*undeclared_thing"):
+    with pytest.raises(Exception, match=f"cannot compile the kernels for sm_{architecture}.*undeclared_thing"):
         compiler.compile(source + "\nundeclared_thing x;", headers, f"sm_{architecture}")
 
 
