@@ -56,17 +56,10 @@ def rewrite(source: Path, out: Path) -> float:
     vision = model.config.vision
     theirs = AutoModel.from_pretrained(vision.source.removeprefix("hf:"), trust_remote_code=False).float()
     clip = theirs.config
-    geometry = VitConfig(
-        width=clip.hidden_size,
-        layers=clip.num_hidden_layers,
-        heads=clip.num_attention_heads,
-        mlp_width=clip.intermediate_size,
-        patch=clip.patch_size,
-        activation=clip.hidden_act,
-        layer_norm_eps=clip.layer_norm_eps,
-        patch_bias=False,
-        pre_norm=True,
-    )
+    size = {"width": clip.hidden_size, "layers": clip.num_hidden_layers, "heads": clip.num_attention_heads}
+    size |= {"mlp_width": clip.intermediate_size, "patch": clip.patch_size}
+    kind = {"activation": clip.hidden_act, "layer_norm_eps": clip.layer_norm_eps, "patch_bias": False, "pre_norm": True}
+    geometry = VitConfig(**size, **kind)
     ours = VisionEncoder(replace(vision, source="vit", weights=None, vit=geometry))
     ours.body.load_state_dict(our_weights(theirs.state_dict(), list(ours.body.state_dict())))
     pixels = torch.randn(1, 3, vision.height, vision.width)

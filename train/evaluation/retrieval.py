@@ -44,15 +44,8 @@ def evaluate_retrieval(predictor: Predictor, items: Sequence[CaptionedImage], re
 
         def row_of_image(image: int, rank: int, best: np.ndarray) -> Row:
             item, found = items[image], " / ".join(texts[j] for j in best)
-            return Row(
-                item.path,
-                found,
-                item.references,
-                -rank,
-                f"rank {rank + 1}",
-                f"texts of {item.id}",
-                section=_WAYS["i2t"],
-            )
+            title = f"texts of {item.id}"
+            return Row(item.path, found, item.references, -rank, f"rank {rank + 1}", title, section=_WAYS["i2t"])
 
         def row_of_text(text: int, rank: int, best: np.ndarray) -> Row:
             item, seen = items[owner[text]], [items[j].path for j in best]
