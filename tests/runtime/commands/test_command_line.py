@@ -221,7 +221,7 @@ def test_renamed_options_are_accepted_but_hidden(call: Callable[..., tuple[int, 
         ("blip2rt-train questions", f"--table /none {paths} --per_image 1", f"--data /none {paths} --per-image 1"),
         ("blip2rt-train prepare shards", "--data /none --out y --per_shard 5", "--data /none --out y --per-shard 5"),
         ("blip2rt-train calibrate", f"--ckpt /none --data x {paths}", f"/none --data x {paths}"),
-        ("blip2rt-train evaluate caption", "--ckpt /none --data x --num-beams 2", "--model /none --data x --beams 2"),
+        ("blip2rt-train evaluate caption", "--ckpt x --data /none --num-beams 2", "--model x --data /none --beams 2"),
     ):
         before = refusal(called, call(called, *old.split()))
         assert "/none" in before and before == refusal(called, call(called, *new.split()))
