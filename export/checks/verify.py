@@ -114,7 +114,7 @@ def exact(graph: Path) -> Iterator[Path]:
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":
                 attribute.i = 1
-    copy = graph.with_name(f".{graph.name}.exact")  # beside the graph, for its external data
+    copy = graph.with_name(f".{graph.name}.exact")  # in the same folder, for its external data
     try:
         copy.write_bytes(proto.SerializeToString())
         yield copy

@@ -41,7 +41,7 @@ class BlockFormat:
 
 @dataclass(frozen=True)
 class Quantizer:
-    """How weights are quantized, where new tensors are stored, and who is told the progress."""
+    """How weights are quantized, where new tensors are stored, and a callback for progress."""
 
     blocks: BlockFormat
     store: StoreTensor = lambda tensor: tensor

@@ -36,7 +36,7 @@ QUERIES = 5
 
 
 def build(config: ours.Blip2Config, *, vision: bool = True, llm: bool = True) -> ours.Blip2:
-    """A fresh model of ours with the frozen parts that its config names, unless declined."""
+    """Build a new model, with the frozen parts that its config names unless they are disabled."""
     language = None if config.llm is None else LanguageModelSource(config.llm)
     return ours.Blip2(
         config,

@@ -82,7 +82,7 @@ def random_weights(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def _onnx() -> Any:
-    import pytest  # not at the top: benchmarks.gpu_day makes bundles where there is no pytest
+    import pytest  # not at the top: benchmarks.gpu_day makes bundles without pytest
 
     return pytest.importorskip("onnx")
 

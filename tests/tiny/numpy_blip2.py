@@ -160,7 +160,7 @@ class NumpyBlip2(Weights):
 
 
 def opt_losses(llm: Any, prefix: Array, ids: list[int], given: int) -> list[float]:
-    """Cross-entropy of each token behind the first `given`, behind a soft prompt (P, D)."""
+    """Cross-entropy of each token after the first `given`, after a soft prompt (P,D)."""
     w, config = Weights(llm), llm.config
     body = "model.decoder"
     x = np.concatenate((prefix, w[f"{body}.embed_tokens.weight"][ids]))
