@@ -11,17 +11,15 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from blip2rt.bundle import Bundle, ImageSpec, LlmSpec, Manifest, RetrievalSpec, Verification
+from blip2rt.bundle import Bundle, ImageSpec, LlmSpec, Manifest, Verification
 from blip2rt.bundle.writer import BundleWriter
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.quantize import round_weights
-from blip2rt.modeling.vision import VisionConfig
 from blip2rt.version import __version__
 
 from . import describe, language, targets, unpack
@@ -29,7 +27,7 @@ from .checks import verify
 from .checks.generation_config import generation_notes
 from .graph_exporter import BLOCK, GraphExporter
 from .graphs import qformer, trace, vision
-from .options import ExportOptions, ExportPlan, LlmOptions, resolve
+from .options import ExportOptions, ExportPlan, LlmOptions, resolve, size_notes
 from .precision.activations import NO_RANGES
 from .precision.quantizer import BITS, EncodeMatrix, round_to_nearest
 from .progress import Progress
@@ -81,16 +79,15 @@ def export(
     plan = resolve(options) if plan is None else plan
     with BundleWriter(options.out, overwrite=options.overwrite) as writer:
         exporter = GraphExporter(writer.folder, options.target, progress, verified=options.verify, encode=encode)
-        models = _load(plan, progress)
+        models, texts = _load(plan, progress)
         config = models[0].config
         image = describe.image_spec(config.vision)
         features = _vision(exporter, models[0], image, plan)
-        retrieval = llm = question = None
+        llm = question = retrieval = None
         if plan.stage1 is not None:
-            retrieval = _retrieval(exporter, models[-1], plan.stage1, features, plan.precision["retrieval"])
+            _group(exporter, "retrieval", plan.precision["retrieval"], models[-1], features, texts[-1].test)
         if plan.stage2 is not None:
-            llm = _generative(exporter, models[0], plan.stage2, features, plan.precision, options.llm)
-            question = describe.question_spec(plan.stage2, writer.folder)
+            llm = _generative(exporter, models[0], plan.stage2, features, texts[0], plan.precision, options.llm)
         for model in models:
             unpack.save_config(model.config, writer.folder)
         if options.info.card is not None:
@@ -98,9 +95,14 @@ def export(
         faults = [row.fault for row in exporter.comparisons if row.fault]
         if faults:
             raise Blip2rtError(f"the graphs deviate from PyTorch too far, no bundle was written: {'; '.join(faults)}")
-        exporter.notes += _size_notes(options, image, llm, config.vision)
+        patch = 0 if config.vision.vit is None else config.vision.vit.patch
+        exporter.notes += size_notes(options, image, llm, patch)
+        if plan.stage1 is not None:
+            retrieval = describe.retrieval_spec(plan.stage1, models[-1].temperature.item(), writer.folder)
+        if plan.stage2 is not None:
+            question = describe.question_spec(plan.stage2, writer.folder)
         manifest = Manifest(
-            name=options.info.name or options.out.resolve().name,
+            name=plan.name,
             created_by=f"blip2rt {__version__}",
             components=exporter.components,
             image=image,
@@ -117,22 +119,28 @@ def export(
         return Result(writer.finish(manifest), exporter.comparisons, exporter.sizes, tuple(exporter.notes))
 
 
-def _load(plan: ExportPlan, progress: Progress) -> list[Any]:
-    """Load the models of stage 2 and stage 1, if they are given. The first one has the image encoder."""
+def _load(plan: ExportPlan, progress: Progress) -> tuple[list[Any], list[describe.QformerTexts]]:
+    """Load the models of stage 2 and stage 1, if they are given, and texts for their Q-Formers. The first model has the
+    image encoder."""
     models: list[Any] = []
+    texts = []
     for checkpoint in (plan.stage2, plan.stage1):
         if checkpoint is not None:
             progress.line(f"loading {checkpoint.source}")
             models.append(checkpoint.load(vision=not models, streamed=True))
             describe.require_tokenizers(checkpoint)  # before hours of work
-    return models
+            texts.append(
+                describe.qformer_texts(checkpoint, "int8-static" in (plan.precision["qformer"], plan.precision["llm"]))
+            )
+    return models, texts
 
 
 def _vision(exporter: GraphExporter, model: Any, image: ImageSpec, plan: ExportPlan) -> Features:
     """Write `vision`: pixels (B,3,h,w) -> vision_features (B,N,C). The model loses its encoder."""
     encoder, model.vision = model.vision, None
     part, precision = vision.vision_graph(encoder, image), plan.precision["vision"]
-    files, shown = held_out(plan.photographs)
+    files, shown = vision.held_out(plan.photographs)
+    batches, some = (vision.pixel_batches(each, image) for each in (files, files[:CALIBRATION_IMAGES]))  # read lazily
     noise = np.random.default_rng().uniform(-1, 1, (3, 3, image.height, image.width)).astype(np.float32)
     inputs = {"pixels": vision.pixels(shown, image) if shown else noise}
     want = exporter.reference(part, inputs)
@@ -143,40 +151,14 @@ def _vision(exporter: GraphExporter, model: Any, image: ImageSpec, plan: ExportP
         if exporter.target is targets.ORT and vision.is_convolutional(graph):
             graph = vision.quantize_int8(graph, exporter.folder, files, image)
         else:
-            seen = exporter.calibrate("vision", graph, _photographs(files, image))
+            seen = exporter.calibrate("vision", graph, batches)
     with exporter.group("vision", precision) as group:
         exporter.write("vision", graph, group, seen, signature)
-    calibration: list[np.ndarray] = []
-    if "int8-static" in (plan.precision["qformer"], plan.precision["llm"]):
+    got, calibration = exporter.compare("vision", inputs, want), list[np.ndarray]()
+    if plan.calibrates_text:
         exporter.progress.line("vision: features of photographs for calibration")
-        batches = _photographs(files[:CALIBRATION_IMAGES], image)
-        calibration = [exporter.run("vision", each)["vision_features"] for each in batches]
-    return Features(want, exporter.compare("vision", inputs, want), calibration)
-
-
-def held_out(photographs: Sequence[Path]) -> tuple[Sequence[Path], Sequence[Path]]:
-    """The photographs for calibration, and three others for verification; none of either if there are none. There are
-    enough, since their folder has been checked."""
-    return photographs[:-3], photographs[-3:]
-
-
-def _photographs(files: Sequence[Path], image: ImageSpec) -> Iterator[Arrays]:
-    """Read photographs as batches of pixels (3,3,h,w); the last batch may be smaller."""
-    for start in range(0, len(files), 3):
-        yield {"pixels": vision.pixels(files[start : start + 3], image)}
-
-
-def _retrieval(
-    exporter: GraphExporter, model: Any, checkpoint: Checkpoint, features: Features, precision: str
-) -> RetrievalSpec:
-    """Write three graphs.
-
-    image_embed: vision_features (B,N,C) -> image_embeds (B,Q,E)
-    text_embed:  token_ids (B,L), text_mask (B,L) -> text_embeds (B,E)
-    itm:         vision_features (B,N,C), token_ids (B,L), text_mask (B,L) -> itm_logits (B,2)
-    """
-    _group(exporter, "retrieval", precision, model, features, describe.example_texts(checkpoint))
-    return describe.retrieval_spec(checkpoint, model.temperature.item(), exporter.folder)
+        calibration = [exporter.run("vision", each)["vision_features"] for each in some]
+    return Features(want, got, calibration)
 
 
 def _generative(
@@ -184,32 +166,28 @@ def _generative(
     model: Any,
     checkpoint: Checkpoint,
     features: Features,
+    texts: describe.QformerTexts,
     precision: dict[str, str],
     options: LlmOptions,
 ) -> LlmSpec:
     """Write `qformer`: vision_features (B,N,C) -> query_output (B,Q,H), prefix_embeds (B,Q,D); and the graphs of
     language.py. The model loses its language model."""
+    assert checkpoint.language_model is not None
     llm, model.llm = model.llm, None
-    question: Arrays = {}
-    others: list[Arrays] = [{}]
-    if model.config.question_input:
-        question = describe.example_texts(checkpoint)
-        if "int8-static" in (precision["qformer"], precision["llm"]):
-            [question], others = (describe.example_questions(checkpoint, each) for each in (False, True))
-    wants = _group(exporter, "qformer", precision["qformer"], model, features, question, others)
+    wants = _group(exporter, "qformer", precision["qformer"], model, features, texts.test, texts.calibration)
 
     def prefixes(seen: np.ndarray, read: Arrays) -> np.ndarray:
         """vision_features (3,N,C), the question -> prefix_embeds (3,Q,D), by the graph."""
         return exporter.run("qformer", {"vision_features": seen, **read})["prefix_embeds"]
 
     known = language.read(checkpoint, llm, exporter.folder, options.max_positions)
-    exporter.notes += generation_notes(llm, model.config.llm.source)
+    exporter.notes += generation_notes(llm, checkpoint.language_model.path)
     static = precision["llm"] == "int8-static"
-    batches = zip(features.batches, cycle(others), strict=False) if static else ()
+    batches = zip(features.batches, cycle(texts.calibration), strict=False) if static else ()
     photographs = [prefixes(*each) for each in batches]
     language.write(exporter, known, precision["llm"], options, np.concatenate(photographs) if static else None)
     if exporter.verified:
-        both = wants["qformer"]["prefix_embeds"], prefixes(features.got["vision_features"], question)
+        both = wants["qformer"]["prefix_embeds"], prefixes(features.got["vision_features"], texts.test)
         language.verify_graphs(exporter, known, precision, both)
     return known.spec
 
@@ -227,6 +205,11 @@ def _group(
     others: Sequence[Arrays] = (),
 ) -> dict[str, Arrays]:
     """Write the graphs of a Q-Former, and verify them with `text`. Return PyTorch's outputs of each.
+
+    Those of retrieval are
+    image_embed: vision_features (B,N,C) -> image_embeds (B,Q,E)
+    text_embed:  token_ids (B,L), text_mask (B,L) -> text_embeds (B,E)
+    itm:         vision_features (B,N,C), token_ids (B,L), text_mask (B,L) -> itm_logits (B,2)
 
     others: texts for calibration.
     """
@@ -248,21 +231,6 @@ def _group(
         for part in parts:
             exporter.compare_exact(part.name, inputs, part.run(inputs))
     return wants
-
-
-def _size_notes(options: ExportOptions, image: ImageSpec, llm: LlmSpec | None, config: VisionConfig) -> list[str]:
-    """Notes about requested sizes that the model does not support."""
-    notes, wanted = [], options.llm.max_positions
-    if llm is not None and llm.max_positions < wanted and wanted != LlmOptions().max_positions:
-        notes.append(f"--max-positions is {wanted:,}, but the language model and the bundle have {llm.max_positions:,}")
-    patch = 0 if config.vit is None else config.vit.patch
-    if options.source.image_size is not None and patch and image.height % patch:
-        multiple = image.height - image.height % patch
-        notes.append(
-            f"--image-size {image.height} is not a multiple of the patch size {patch}: the last "
-            f"{image.height - multiple} rows and columns are ignored; give {multiple} or {multiple + patch}"
-        )
-    return notes
 
 
 def _verification(rows: Sequence[verify.Comparison]) -> tuple[Verification, ...]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from blip2rt.bundle import Decoding, ImageSpec, LlmSpec, QuestionSpec, RetrievalSpec, Source
 from blip2rt.errors import Blip2rtError
@@ -142,17 +141,6 @@ def _cleans_up(tokenizer: Any) -> bool:
     return bool(type(tokenizer.backend_tokenizer.model).__name__ != "BPE" or forced)
 
 
-@torch.no_grad()
-def llm_inputs(language: Any, token_ids: list[list[int]], prefixes: np.ndarray) -> list[np.ndarray]:
-    """token ids of prompts, prefixes (n,Q,D) -> [prefix | prompt] embeddings (S_b,D), one row per prompt."""
-    table = language.get_input_embeddings()
-    rows = []
-    for number, ids in enumerate(token_ids):
-        prompt = table(torch.tensor(ids, dtype=torch.int64)).numpy()
-        rows.append(np.concatenate((prefixes[number % len(prefixes)], prompt)).astype(np.float32))
-    return rows
-
-
 def require_tokenizers(checkpoint: Checkpoint) -> None:
     """Raise Blip2rtError if a tokenizer of the model cannot be read."""
     faults, source = [], checkpoint.language_model
@@ -224,16 +212,27 @@ def question_spec(checkpoint: Checkpoint, folder: Path) -> QuestionSpec | None:
     )
 
 
-def example_texts(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    """token_ids and text_mask (3,L) of captions of unequal length."""
-    return _tokenize(checkpoint, _TEXTS[:3])
+@dataclass(frozen=True)
+class QformerTexts:
+    """Texts that a Q-Former reads: token_ids and text_mask (3,L) of each batch; empty if it reads none."""
+
+    test: dict[str, np.ndarray]
+    calibration: list[dict[str, np.ndarray]]
 
 
-def example_questions(checkpoint: Checkpoint, calibration: bool) -> list[dict[str, np.ndarray]]:
-    """token_ids and text_mask (3,L) of questions as the Q-Former reads them: to test with, or for calibration."""
-    questions = _CALIBRATION_QUESTIONS if calibration else _TEST_QUESTIONS[:3]
-    texts = [checkpoint.config.question_prompt.replace("{}", question) for question in questions]
-    return [_tokenize(checkpoint, texts[start : start + 3]) for start in range(0, len(texts), 3)]
+def qformer_texts(checkpoint: Checkpoint, calibrated: bool) -> QformerTexts:
+    """Captions of unequal length; questions for a stage 2 that is calibrated."""
+    config = checkpoint.config
+    if config.stage == 2 and not config.question_input:
+        return QformerTexts({}, [{}])
+    if config.stage == 1 or not calibrated:
+        return QformerTexts(_tokenize(checkpoint, _TEXTS[:3]), [{}])
+    test, texts = (
+        [config.question_prompt.replace("{}", question) for question in questions]
+        for questions in (_TEST_QUESTIONS[:3], _CALIBRATION_QUESTIONS)
+    )
+    batches = [texts[start : start + 3] for start in range(0, len(texts), 3)]
+    return QformerTexts(_tokenize(checkpoint, test), [_tokenize(checkpoint, batch) for batch in batches])
 
 
 def _tokenize(checkpoint: Checkpoint, texts: Sequence[str]) -> dict[str, np.ndarray]:

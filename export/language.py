@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from blip2rt.bundle import EMBED, ENCODER, LLM, QFORMER, VISION, LlmSpec
 from blip2rt.errors import Blip2rtError
@@ -104,9 +105,18 @@ def _measure_ranges(
     exporter.progress.line("llm: calibrating int8")
     prompts = language.prompts.calibration
     prompts = (prompts * len(prefixes))[: max(len(prefixes), len(prompts))]
-    with streaming.streamed(language.model):
-        rows = describe.llm_inputs(language.model, prompts, prefixes)
+    rows = _prompt_embeds(language.model, prompts, prefixes)
     return calibration.language_ranges(traced, exporter.folder, rows, language.start, exporter.target.operands)
+
+
+@torch.no_grad()
+def _prompt_embeds(language: Any, token_ids: list[list[int]], prefixes: np.ndarray) -> list[np.ndarray]:
+    """token ids of prompts, prefixes (n,Q,D) -> [prefix | prompt] embeddings (S_b,D), one row per prompt."""
+    table = language.get_input_embeddings()
+    with streaming.streamed(language):
+        prompts = [table(torch.tensor(ids, dtype=torch.int64)).numpy() for ids in token_ids]
+    rows = (np.concatenate((prefixes[n % len(prefixes)], prompt)) for n, prompt in enumerate(prompts))
+    return [row.astype(np.float32) for row in rows]
 
 
 def verify_graphs(
@@ -119,8 +129,7 @@ def verify_graphs(
     exporter.progress.line("llm: verifying")
     # int8-static depends on measured ranges: verify it with more prompts, as long as those of users.
     prompts = language.prompts.test if precision["llm"] == "int8-static" else language.prompts.plain
-    with streaming.streamed(language.model):
-        rows, end_to_end = (describe.llm_inputs(language.model, prompts, each) for each in prefixes)
+    rows, end_to_end = (_prompt_embeds(language.model, prompts, each) for each in prefixes)
     encoder = None if language.start is None else exporter.graph(ENCODER)
     longest, limit = max(map(len, rows)) + verify.STEPS, language.spec.max_positions
     if encoder is None and longest > limit:

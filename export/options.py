@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from blip2rt.bundle import ImageSpec, LlmSpec
 from blip2rt.errors import Blip2rtError, collected
 from blip2rt.modeling.blip2 import Blip2Config
 from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.sources import NO_PARTS, ExternalParts
-from blip2rt.modeling.vision import resized
 
 from .graphs import compatibility, vision
 from .targets import ORT, Target
@@ -69,15 +69,18 @@ class ExportPlan:
     stage1: Checkpoint | None
     precision: dict[str, str]  # group -> fp32, fp16, int8-static, int8-dynamic, int8w or int4
     photographs: list[Path]
+    name: str  # of the bundle
+
+    @property
+    def calibrates_text(self) -> bool:
+        """Whether the Q-Former or the language model is int8-static."""
+        return "int8-static" in (self.precision["qformer"], self.precision["llm"])
 
 
 def resolve(options: ExportOptions) -> ExportPlan:
     """Open the checkpoints and find the files. Raises Blip2rtError, which lists all faults."""
     faults: list[str] = []
     stage2, stage1 = _open(options.source, faults)
-    photographs: list[Path] = []
-    with collected(faults):
-        photographs = [] if options.calib is None else vision.photographs(options.calib)
     precision = {group: _precision(group, options) for group in options.target.defaults}
     static = [group for group, chosen in precision.items() if chosen == "int8-static"]
     if static and options.calib is None:
@@ -96,9 +99,28 @@ def resolve(options: ExportOptions) -> ExportPlan:
             target, config = options.target.name, stage2.language_model.text_config
             fault = compatibility.unsupported_reason(config, target, options.verify, options.llm.max_positions)
             faults += [] if fault is None else [f"{stage2.source}: {fault}"]
+    photographs: list[Path] = []
+    with collected(faults):
+        photographs = [] if options.calib is None else vision.photographs(options.calib)
     if faults:
         raise Blip2rtError("; ".join(faults))
-    return ExportPlan(stage2, stage1, precision, photographs)
+    return ExportPlan(stage2, stage1, precision, photographs, options.info.name or options.out.resolve().name)
+
+
+def size_notes(options: ExportOptions, image: ImageSpec, llm: LlmSpec | None, patch: int) -> list[str]:
+    """Notes about requested sizes that the model does not support. patch: of a vision transformer, or 0."""
+    notes, positions = [], options.llm.max_positions
+    if llm is not None and llm.max_positions < positions and positions != LlmOptions().max_positions:
+        notes.append(
+            f"--max-positions is {positions:,}, but the language model and the bundle have {llm.max_positions:,}"
+        )
+    if options.source.image_size is not None and patch and image.height % patch:
+        multiple = image.height - image.height % patch
+        notes.append(
+            f"--image-size {image.height} is not a multiple of the patch size {patch}: the last "
+            f"{image.height - multiple} rows and columns are ignored; give {multiple} or {multiple + patch}"
+        )
+    return notes
 
 
 def _precision(group: str, options: ExportOptions) -> str:
@@ -115,14 +137,17 @@ def _precision(group: str, options: ExportOptions) -> str:
 
 def _open(source: ModelSource, faults: list[str]) -> tuple[Checkpoint | None, Checkpoint | None]:
     """The checkpoints of stage 2 and of stage 1."""
-    main = other = None
-    with collected(faults):
-        main = _resized(Checkpoint(source.checkpoint, source.parts), source.image_size)
-    if source.retrieval_checkpoint is None:
+    opened: list[Checkpoint | None] = []
+    given = [(source.checkpoint, source.parts)]
+    if source.retrieval_checkpoint is not None:  # --tokenizer is the language model's
+        given.append((source.retrieval_checkpoint, replace(source.parts, tokenizer=None)))
+    for place, parts in given:
+        opened.append(None)
+        with collected(faults):
+            opened[-1] = Checkpoint(place, parts).with_image_size(source.image_size)
+    main, other = (*opened, None)[:2]
+    if len(given) == 1:
         return (None, main) if main is not None and main.config.stage == 1 else (main, None)
-    with collected(faults):  # --tokenizer is the language model's
-        parts = replace(source.parts, tokenizer=None)
-        other = _resized(Checkpoint(source.retrieval_checkpoint, parts), source.image_size)
     if main is None or other is None:
         return None, None
     if main.config.stage != 2:
@@ -133,13 +158,6 @@ def _open(source: ModelSource, faults: list[str]) -> tuple[Checkpoint | None, Ch
     if not same_encoder(main.config, other.config):
         faults.append("the two checkpoints have different image encoders, but a bundle has one")
     return main, other
-
-
-def _resized(checkpoint: Checkpoint, size: int | None) -> Checkpoint:
-    config = checkpoint.config  # opened here, so that its faults are found
-    if size is None:
-        return checkpoint
-    return checkpoint.with_config(replace(config, vision=resized(config.vision, size)))
 
 
 def same_encoder(one: Blip2Config, two: Blip2Config) -> bool:

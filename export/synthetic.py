@@ -203,7 +203,7 @@ def make(
             ModelSource(geometry), out, target, precision, info=BundleInfo(geometry), overwrite=True, verify=False
         )
         chosen = {**PRECISION[target.name], **precision}
-        plan = ExportPlan(RandomCheckpoint(Path(name), geometry), None, chosen, [])
+        plan = ExportPlan(RandomCheckpoint(Path(name), geometry), None, chosen, [], geometry)
         encode = RandomBlocks(text.vocab_size if text.tie_word_embeddings else None)
         return assemble.export(options, progress, plan, encode)
 

@@ -21,7 +21,6 @@ from blip2rt.modeling.checkpoint import WEIGHTS, save_model
 from blip2rt.modeling.encoders import PRETRAINED, TRAINED_PREFIX
 from blip2rt.modeling.json_file import read_json
 from blip2rt.modeling.llm import LanguageModelSource
-from blip2rt.modeling.sources import resolve
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder
 from blip2rt.modeling.vit_weights import find_style
 from blip2rt.modeling.weights import Weights
@@ -52,7 +51,7 @@ def _is_own(vision: VisionConfig) -> bool:
     """Whether the encoder's weights are in a checkpoint of ours, which may be their only copy."""
     if vision.weights in (None, PRETRAINED):
         return False
-    folder = Path(resolve(str(vision.weights)))
+    folder = Path(str(vision.weights))
     if vision.vit is None:
         return folder.is_dir()
     own = folder / WEIGHTS

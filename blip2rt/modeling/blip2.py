@@ -117,19 +117,16 @@ class Blip2(TrainableModel):
             self.temperature = nn.Parameter(torch.tensor(0.07))
         else:
             self.llm = llm
-            self._build_projection(width, llm_width)
-
-    def _build_projection(self, width: int, llm_width: int | None) -> None:
-        if self.llm is not None:
-            llm_width = self.llm.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
-        assert llm_width is not None, "a stage-2 model has a language model, or knows its width"
-        self.projection = nn.Linear(width, llm_width)
-        if self.config.query_offsets:
-            # Larger than stage 1's differences between images (0.4): the LLM first learns its task from the offsets.
-            self.query_offsets = nn.Parameter(0.6 * torch.randn(1, self.config.qformer.queries, width))
-        self.prefix_norm = nn.LayerNorm(llm_width) if self.config.normalize_prefix else nn.Identity()
-        if self.config.normalize_prefix and self.llm is not None:
-            nn.init.constant_(self.prefix_norm.weight, embedding_scale(self.llm))  # type: ignore[arg-type]
+            if llm is not None:
+                llm_width = llm.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+            assert llm_width is not None, "a stage-2 model has a language model, or knows its width"
+            self.projection = nn.Linear(width, llm_width)
+            if config.query_offsets:
+                # Larger than stage 1's differences between images (0.4): the LLM first learns its task from them.
+                self.query_offsets = nn.Parameter(0.6 * torch.randn(1, config.qformer.queries, width))
+            self.prefix_norm = nn.LayerNorm(llm_width) if config.normalize_prefix else nn.Identity()
+            if config.normalize_prefix and llm is not None:
+                nn.init.constant_(self.prefix_norm.weight, embedding_scale(llm))  # type: ignore[arg-type]
 
     # image -> pixels -> vision_features -> query_output -> prefix_embeds
 

@@ -34,8 +34,8 @@ from .llm import LanguageModelSource, LlmConfig
 from .names import hugging_face_name
 from .quantize import round_weights
 from .sources import NO_PARTS, ExternalParts, fetch
-from .vision import VisionEncoder
-from .vit import resized_positions
+from .vision import VisionEncoder, resized
+from .vit_weights import resized_positions
 from .weights import Reader, Weights
 
 CONFIG = "config.json"
@@ -63,6 +63,11 @@ class Checkpoint:
             vars(other).pop(derived, None)
         other._read = config, language
         return other
+
+    def with_image_size(self, size: int | None) -> Checkpoint:
+        """The same checkpoint for square images of another size; None: its own."""
+        config = self.config
+        return self if size is None else self.with_config(replace(config, vision=resized(config.vision, size)))
 
     @cached_property
     def path(self) -> Path:
@@ -154,8 +159,7 @@ class Checkpoint:
         another square grid are interpolated. Raises Blip2rtError.
         """
         vision = replace(self.config.vision, positions=model.config.vision.positions)
-        resized = self.with_config(replace(self.config, vision=vision))
-        state = resized.load(vision=False, llm=False).trained_state()
+        state = self.with_config(replace(self.config, vision=vision)).load(vision=False, llm=False).trained_state()
         own = {name: t for name, t in model.trained_state().items() if not name.startswith(("vision.", "llm."))}
         shared = {name: tensor for name, tensor in state.items() if name in own and not name.startswith(fresh)}
         misshaped = [name for name in shared if shared[name].shape != own[name].shape]

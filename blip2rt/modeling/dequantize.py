@@ -42,21 +42,6 @@ def refuse_unknown_method(folder: Path) -> None:
             )
 
 
-def refuse_integers(source: Path, dtypes: Mapping[str, torch.dtype]) -> None:
-    """Raise Blip2rtError if a weight is not a float: it is quantized in an unknown way.
-
-    Counters and positions (int64, bool) are not weights.
-    """
-    counters = (torch.int64, torch.bool)
-    wrong = [name for name, dtype in dtypes.items() if not dtype.is_floating_point and dtype not in counters]
-    if wrong:
-        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise Blip2rtError(
-            f"{source}: {wrong[0]} is of type {str(dtypes[wrong[0]]).removeprefix('torch.')}{more}, quantized by an "
-            "unknown method: give the original checkpoint"
-        )
-
-
 def dequantize(entries: Mapping[str, Entry], dtypes: Mapping[str, torch.dtype]) -> dict[str, Entry]:
     """Return float32 entries for the quantized matrices, by name. Raise ValueError for damaged ones."""
     found: dict[str, Entry] = {}

@@ -7,6 +7,7 @@ it without weights, and to `load_encoder`, which builds it with its weights.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,21 +52,18 @@ def load_encoder(config: VisionConfig, weights: Weights | None = None) -> nn.Mod
             return _TimmEncoder(name, pretrained=config.weights == PRETRAINED)
         return _HuggingFaceEncoder(resolve(name), pretrained=True) if kind == "hf" else build_encoder(config)
     weights = weights or Weights(resolve(str(config.weights)))
-    if kind == "vit":
-        with streaming.empty():
-            encoder = build_encoder(config)
-        assert isinstance(encoder, Vit)
-        streaming.bind(encoder, vit_readers(encoder, weights))
-        return encoder
-    if kind == "hf" and not weights.source.is_dir():
-        return _HuggingFaceEncoder(resolve(name), pretrained=True)
-    if weights.source.is_dir():
+    if kind != "vit" and weights.source.is_file():
+        return _TimmEncoder(name, weights) if kind == "timm" else _HuggingFaceEncoder(resolve(name), pretrained=True)
+    with streaming.empty() if kind == "vit" else contextlib.nullcontext():
         encoder = build_encoder(config)
+    if isinstance(encoder, Vit):
+        readers = vit_readers(encoder, weights)
+        streaming.bind(encoder, readers)
+    else:  # one of our checkpoints contains the encoder
         wanted = {name: tuple(values.shape) for name, values in encoder.state_dict().items()}
         readers = weights.readers(wanted, lambda name: f"{TRAINED_PREFIX}{name}")
         encoder.load_state_dict({name: read() for name, read in readers.items()})
-        return encoder
-    return _TimmEncoder(name, weights)
+    return encoder
 
 
 class _TimmEncoder(nn.Module):

@@ -21,7 +21,7 @@ from blip2rt.errors import Blip2rtError, boundary
 
 from . import streaming
 from .adapters import merge_adapters
-from .dequantize import refuse_integers, refuse_unknown_method
+from .dequantize import refuse_unknown_method
 from .json_file import require_bounds
 from .quantize import round_weights
 from .sources import fetch
@@ -175,7 +175,7 @@ class LanguageModelSource:
 
     def _streamed(self, weights: Weights) -> nn.Module | None:
         """The model bound to its weights on disk; None if only from_pretrained can map their names."""
-        refuse_integers(weights.source, {n: dtype for n, dtype in weights.dtypes.items() if n.endswith(".weight")})
+        weights.require_floats(name for name in weights.dtypes if name.endswith(".weight"))
         prefix = _BLIP2_PREFIX if any(name.startswith(_BLIP2_PREFIX) for name in weights.shapes) else ""
         llm = self.empty()
         parameters = dict(llm.named_parameters(remove_duplicate=False))

@@ -13,8 +13,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from blip2rt.errors import Blip2rtError
-
 
 @dataclass(frozen=True)
 class VitConfig:
@@ -82,7 +80,7 @@ class Block(nn.Module):
 
 
 class Vit(nn.Module):
-    """A vision transformer for images of one size; `resized_positions` adapts position embeddings of another."""
+    """A vision transformer for images of one size."""
 
     def __init__(self, config: VitConfig, height: int, width: int) -> None:
         super().__init__()
@@ -104,19 +102,3 @@ class Vit(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return x
-
-
-def resized_positions(embedding: torch.Tensor, grid: tuple[int, int], first: int = 1) -> torch.Tensor:
-    """Interpolate position embeddings (1, first + s * s, C) of a square grid to (1, first + grid, C), bicubic.
-
-    The `first` ones, of [CLS], stay unchanged. Raises Blip2rtError if the source is not a square grid.
-    """
-    count = embedding.shape[1] - first
-    side = round(count**0.5)
-    if side * side != count:
-        raise Blip2rtError(f"position embeddings of {count} patches do not form a square grid and cannot be resized")
-    if (side, side) == grid:
-        return embedding
-    patches = embedding[:, first:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    resized = F.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
-    return torch.cat((embedding[:, :first].float(), resized.permute(0, 2, 3, 1).flatten(1, 2)), 1)

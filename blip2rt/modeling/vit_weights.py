@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
 from blip2rt.errors import Blip2rtError
 
-from .vit import Vit, VitConfig, resized_positions
+from .vit import Vit, VitConfig
 from .weights import Reader, Weights
 
 _OURS = "class_embedding position_embedding patch_embedding layers norm1 norm2 qkv projection fc1 fc2 pre_norm".split()
@@ -144,3 +145,19 @@ def _row(weights: Weights, name: str, positions_of: Vit | None) -> Reader:
         return values if positions_of is None else resized_positions(values, positions_of.grid)
 
     return read
+
+
+def resized_positions(embedding: torch.Tensor, grid: tuple[int, int], first: int = 1) -> torch.Tensor:
+    """Interpolate position embeddings (1, first + s * s, C) of a square grid to (1, first + grid, C), bicubic.
+
+    The `first` ones, of [CLS], stay unchanged. Raises Blip2rtError if the source is not a square grid.
+    """
+    count = embedding.shape[1] - first
+    side = round(count**0.5)
+    if side * side != count:
+        raise Blip2rtError(f"position embeddings of {count} patches do not form a square grid and cannot be resized")
+    if (side, side) == grid:
+        return embedding
+    patches = embedding[:, first:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
+    return torch.cat((embedding[:, :first].float(), resized.permute(0, 2, 3, 1).flatten(1, 2)), 1)

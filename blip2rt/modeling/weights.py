@@ -10,7 +10,7 @@ import math
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 
 from blip2rt.errors import Blip2rtError, boundary
 
-from .dequantize import dequantize, refuse_integers
+from .dequantize import dequantize
 from .json_file import parse_json, read_json
 
 Reader = Callable[[], torch.Tensor]
@@ -86,8 +86,7 @@ class Weights:
 
         translate: our name -> theirs, alternatives separated by |. special: readers that override these.
         """
-        readers, missing, misshaped = dict(special or {}), [], []
-        refuse_integers(self.source, self._wanted_types(wanted, translate))
+        readers, missing, misshaped, used = dict(special or {}), [], [], list[str]()
         for name, shape in wanted.items():
             theirs = (translate(name) or name).split("|")
             found = next((each for each in theirs if each in self.shapes), None)
@@ -99,17 +98,24 @@ class Weights:
                 misshaped.append(f"{found} is {self.shapes[found]} and not {tuple(shape)}")
             else:
                 readers[name] = self._readers[found]
+                used.append(found)
+        self.require_floats(used)
         if missing or misshaped:
             raise Blip2rtError(f"{self.source} does not fit: {'; '.join(_few(missing, 'lacks') + _few(misshaped, ''))}")
         return readers
 
-    def _wanted_types(
-        self, wanted: Mapping[str, tuple[int, ...]], translate: Callable[[str], str | None]
-    ) -> dict[str, torch.dtype]:
-        """The types of the wanted tensors, by stored name."""
-        theirs = [(translate(name) or name).split("|") for name in wanted]
-        names = [next((each for each in found if each in self.dtypes), None) for found in theirs]
-        return {name: self.dtypes[name] for name in names if name is not None}
+    def require_floats(self, names: Iterable[str]) -> None:
+        """Raise Blip2rtError if a tensor is an integer, and neither a counter nor a position: it is quantized in an
+        unknown way."""
+        allowed = (torch.int64, torch.bool)
+        dtypes = {name: dtype for name in names if not (dtype := self.dtypes[name]).is_floating_point}
+        wrong = [name for name, dtype in dtypes.items() if dtype not in allowed]
+        if wrong:
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise Blip2rtError(
+                f"{self.source}: {wrong[0]} is of type {str(dtypes[wrong[0]]).removeprefix('torch.')}{more}, quantized "
+                "by an unknown method: give the original checkpoint"
+            )
 
     def _files(self) -> list[Path]:
         if self.source.is_file():

@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from blip2rt.modeling.sources import fetch
-
 FILE = "generation_config.json"
 _OPTIONS = (  # callers of a bundle can set these
     "num_beams max_new_tokens min_new_tokens length_penalty early_stopping repetition_penalty no_repeat_ngram_size "
@@ -30,12 +28,12 @@ _NEUTRAL: dict[str, Any] = json.loads("""{
 }""")  # values without an effect
 
 
-def generation_notes(language: Any, source: str) -> list[str]:
+def generation_notes(language: Any, folder: str) -> list[str]:
     """Describe the settings of a language model and its folder that change its texts and that a bundle ignores."""
     settings: dict[str, Any] = {}
     for config in (getattr(language, "config", None), getattr(language, "generation_config", None)):
         settings |= _effective(getattr(config, "__dict__", {}))
-    settings |= _effective(_read_file(source))
+    settings |= _effective(_read_file(folder))
     notes = []
     if options := {name: settings[name] for name in settings if name in _OPTIONS}:
         notes.append(
@@ -58,9 +56,9 @@ def _list(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} {str(value)[:60]}" for name, value in sorted(values.items()))
 
 
-def _read_file(source: str) -> dict[str, Any]:
+def _read_file(folder: str) -> dict[str, Any]:
     """Read a folder's generation_config.json; empty if it is missing or damaged."""
-    file = Path(fetch(source)) / FILE
+    file = Path(folder) / FILE
     try:
         values = json.loads(file.read_text()) if file.is_file() else {}
     except (OSError, ValueError):

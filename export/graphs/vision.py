@@ -7,7 +7,7 @@ weights have a scale for each output channel, and the ranges of activations are 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,18 @@ def photographs(folder: Path) -> list[Path]:
 def pixels(files: Sequence[Path], image: ImageSpec) -> np.ndarray:
     """Read files as pixels (n,3,h,w), in the same way as the runtime."""
     return to_pixels(list(files), image)
+
+
+def pixel_batches(files: Sequence[Path], image: ImageSpec) -> Iterator[dict[str, np.ndarray]]:
+    """Read files as batches of pixels (3,3,h,w); the last batch may be smaller."""
+    for start in range(0, len(files), 3):
+        yield {PIXELS: pixels(files[start : start + 3], image)}
+
+
+def held_out(photographs: Sequence[Path]) -> tuple[Sequence[Path], Sequence[Path]]:
+    """The photographs for calibration, and three others for verification; none of either if there are none. There are
+    enough, since their folder has been checked."""
+    return photographs[:-3], photographs[-3:]
 
 
 def quantize_int8(model: ir.Model, folder: Path, files: Sequence[Path], image: ImageSpec) -> ir.Model:

@@ -147,13 +147,13 @@ def test_each_layer_learns_at_its_rate(parts: Path) -> None:
     trainer = stage2.Stage2(parse(stage2.Stage2Settings, arguments, "")).trainer
     names = {id(p): name for name, p in trainer.model.named_parameters()}
     rates = {names[id(p)]: group["peak"] for group in trainer.optimizer.param_groups for p in group["params"]}
-    for share, names in {
+    for share, learned in {
         16: ("class_embedding", "patch_embedding.weight"),
         8: ("layers.0.qkv.bias",),
         4: ("layers.1.fc1.weight",),
         2: ("layers.2.norm2.weight",),
     }.items():
-        for name in names:
+        for name in learned:
             assert rates[f"vision.body.{name}"] == pytest.approx(1e-3 / share), name
     assert rates["qformer.query_tokens"] == rates["vision_norm.weight"] == 1e-3
     assert rates["projection.weight"] == 7e-3

@@ -48,8 +48,8 @@ def test_unavailable_sizes_are_reported(exported: tuple[Path, str]) -> None:
     path, told = exported
     llm = bundle.read(path).manifest.llm
     assert llm is not None
-    assert f"note: --max-positions is 10,000, and the language model and the bundle have {llm.max_positions:,}" in told
-    assert "note: --image-size 30 is no multiple of the patch of 7" in told and "give 28 or 35" in told
+    assert f"note: --max-positions is 10,000, but the language model and the bundle have {llm.max_positions:,}" in told
+    assert "note: --image-size 30 is not a multiple of the patch size 7" in told and "give 28 or 35" in told
 
 
 def test_bundle_of_a_hugging_face_checkpoint_converts_to_ours(exported: tuple[Path, str], tmp_path: Path) -> None:

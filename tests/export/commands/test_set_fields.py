@@ -112,9 +112,9 @@ def test_own_encoder_keeps_its_source(tmp_path: Path, capsys: pytest.CaptureFixt
         (["--set", "clean_captions=1"], "clean_captions is '1': give true or false"),
         (["--set", "vision.mean=[1, 2]"], "vision.mean is '[1, 2]': give a list in JSON"),
         (["--set", "itm_weight=much", "--set", "nothing=1"], "itm_weight is 'much': give a number; unknown field"),
-        (["--set", "qformer.queries=5"], "query_tokens has the shape (1, 4, 16), and (1, 5, 16) would be needed"),
+        (["--set", "qformer.queries=5"], "query_tokens has the shape (1, 4, 16), but (1, 5, 16) would be needed"),
         (["--set", "embed_dim=8"], "do not fit: "),
-        (["--set", "learned_positions=false"], "vision_positions has the shape (1, 9, 12), and none would be needed"),
+        (["--set", "learned_positions=false"], "vision_positions has the shape (1, 9, 12), but none would be needed"),
         (["--set", "vision_trained=true"], "vision_trained determines the checkpoint"),
         (["--set", "stage=2"], "stage determines the checkpoint"),
         (["--set", "itm_weight=2", "--to", "hf"], "--set needs a checkpoint of ours"),
@@ -134,7 +134,7 @@ def test_invalid_field_is_a_one_line_error(
 def test_other_checkpoints_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file.pth").write_bytes(b"")
     bundle = Path(__file__).parents[3] / "blip2rt" / "models" / "nano"
-    for source, said in ((tmp_path / "file.pth", "no checkpoint of blip2rt's training"), (bundle, "is a bundle")):
+    for source, said in ((tmp_path / "file.pth", "is not a checkpoint of blip2rt"), (bundle, "is a bundle")):
         assert convert([str(source), "--set", "itm_weight=2", "--out", str(tmp_path / "out")]) == 2
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1

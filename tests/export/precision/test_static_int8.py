@@ -15,13 +15,13 @@ from PIL import Image
 
 import blip2rt
 from blip2rt.cli.info import describe
-from export.assemble import held_out
 from export.checks import calibration, verify
 from export.checks.calibration import batch_ranges
 from export.checks.sessions import session as open_session
 from export.cli import main
 from export.graph_exporter import GraphExporter
 from export.graphs import trace
+from export.graphs.vision import held_out
 from export.precision import smoothquant, static
 from export.precision.activations import Range
 from export.precision.apply import apply as to_precision
