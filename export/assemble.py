@@ -129,9 +129,7 @@ def _load(plan: ExportPlan, progress: Progress) -> tuple[list[Any], list[describ
             progress.line(f"loading {checkpoint.source}")
             models.append(checkpoint.load(vision=not models, streamed=True))
             describe.require_tokenizers(checkpoint)  # before hours of work
-            texts.append(
-                describe.qformer_texts(checkpoint, "int8-static" in (plan.precision["qformer"], plan.precision["llm"]))
-            )
+            texts.append(describe.qformer_texts(checkpoint, plan.calibrates_text))
     return models, texts
 
 
