@@ -271,13 +271,13 @@ def test_vqa_reads_the_question_twice(parts: Path, tmp_path: Path, llm: str) -> 
     stage = stage2.Stage2(parse(stage2.Stage2Settings, [*arguments, "--out", str(tmp_path / "look")], ""))
     _, [micro] = next(iter(stage.batches()))
     texts = [sample for group in micro.images.groups for sample in group]
-    assert micro.asked.image.tolist() == [i for i, group in enumerate(micro.images.groups) for _ in group]
-    read = stage.questions.tokenizer.batch_decode(micro.asked.token_ids, skip_special_tokens=True)
+    assert micro.questions.image.tolist() == [i for i, group in enumerate(micro.images.groups) for _ in group]
+    read = stage.questions.tokenizer.batch_decode(micro.questions.token_ids, skip_special_tokens=True)
     spoken = [sample.prompt.replace("?", "").replace(" ", "") for sample in texts]  # BERT has no ? here
     assert [text.replace(" ", "") for text in read] == spoken
     with torch.no_grad():  # what the question is decides what is said of the image
         loss = stage.loss(micro)["loss"]
-        asked = replace(micro.asked, token_ids=micro.asked.token_ids.roll(1, 1))
+        asked = replace(micro.questions, token_ids=micro.questions.token_ids.roll(1, 1))
         changed = stage.loss(replace(micro, asked=asked))["loss"]
     assert (loss - changed).abs() > 1e-6
     bert = load_file(parts / "bert" / "model.safetensors")
