@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,6 +167,8 @@ def hugging_face_config(checkpoint: Checkpoint, tokenizer: Any, dtype: str) -> A
     """Our config as transformers' Blip2Config."""
     from transformers import Blip2Config
 
+    from blip2rt.modeling.hugging_face import QFORMER_FIELDS, VIT_FIELDS
+
     config, language = checkpoint.config, checkpoint.language_model
     vision, qformer, vit = config.vision, config.qformer, config.vision.vit
     assert vit is not None, "other encoders cannot be stored"
@@ -179,31 +181,9 @@ def hugging_face_config(checkpoint: Checkpoint, tokenizer: Any, dtype: str) -> A
             text["bos_token_id"] = language.config.empty_prompt_ids[0]
         more = {"text_config": text, "image_token_index": int(tokenizer.convert_tokens_to_ids("<image>"))}
     theirs = Blip2Config(
-        vision_config={
-            "hidden_size": vit.width,
-            "intermediate_size": vit.mlp_width,
-            "num_hidden_layers": vit.layers,
-            "num_attention_heads": vit.heads,
-            "image_size": vision.height,
-            "patch_size": vit.patch,
-            "hidden_act": vit.activation,
-            "layer_norm_eps": vit.layer_norm_eps,
-            "qkv_bias": vit.qkv_bias,
-        },
-        qformer_config={
-            "vocab_size": qformer.vocab_size,
-            "hidden_size": qformer.hidden_size,
-            "num_hidden_layers": qformer.layers,
-            "num_attention_heads": qformer.heads,
-            "intermediate_size": qformer.intermediate_size,
-            "max_position_embeddings": qformer.max_positions,
-            "layer_norm_eps": qformer.layer_norm_eps,
-            "cross_attention_frequency": qformer.cross_attention_frequency,
-            "hidden_dropout_prob": qformer.dropout,
-            "attention_probs_dropout_prob": qformer.attention_dropout,
-            "encoder_hidden_size": vit.width,
-            "use_qformer_text_input": qformer.text_branch,
-        },
+        vision_config=_translated(vit, VIT_FIELDS) | {"image_size": vision.height},
+        qformer_config=_translated(qformer, QFORMER_FIELDS)
+        | {"encoder_hidden_size": vit.width, "use_qformer_text_input": qformer.text_branch},
         num_query_tokens=qformer.queries,
         image_text_hidden_size=config.embed_dim,
         **more,
@@ -211,6 +191,10 @@ def hugging_face_config(checkpoint: Checkpoint, tokenizer: Any, dtype: str) -> A
     setattr(theirs, "dtype" if hasattr(theirs, "dtype") else "torch_dtype", dtype)  # the name in older releases
     theirs.architectures = ["Blip2ForImageTextRetrieval" if language is None else "Blip2ForConditionalGeneration"]
     return theirs
+
+
+def _translated(config: Any, fields: Mapping[str, str]) -> dict[str, Any]:
+    return {theirs: getattr(config, ours) for ours, theirs in fields.items()}
 
 
 def _save_processor(checkpoint: Checkpoint, folder: Path) -> Any:

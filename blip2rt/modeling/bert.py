@@ -16,13 +16,12 @@ from torch.nn import functional as F
 from blip2rt.errors import Blip2rtError, boundary
 
 from .blip2 import Blip2
-from .json_file import read_json
+from .llm import load_tokenizer
 from .qformer import LanguageHead, QFormer
-from .sources import fetch
-from .tokenizer import load_tokenizer
+from .sources import fetch, read_json
 
 _WEIGHTS = "model.safetensors"
-_GEOMETRY = {  # fields of QFormerConfig and of BERT's config
+GEOMETRY = {  # fields of QFormerConfig and of BERT's config
     "hidden_size": "hidden_size",
     "layers": "num_hidden_layers",
     "heads": "num_attention_heads",
@@ -77,7 +76,7 @@ class BertSource:
             ]
             if faults:
                 raise Blip2rtError(f"qformer_init {self.source!r}: {'; '.join(faults)}: give a BERT with that")
-            found = {ours: bert[theirs] for ours, theirs in _GEOMETRY.items()}
+            found = {ours: bert[theirs] for ours, theirs in GEOMETRY.items()}
             return found | {"vocab_size": found["vocab_size"] + 1}
 
     def initialize(self, model: Blip2) -> None:

@@ -29,11 +29,10 @@ from . import hugging_face, lavis, streaming
 from .adapters import is_adapter
 from .bert import BertSource
 from .blip2 import Blip2, Blip2Config, TrainableModel
-from .json_file import read_json, require_bounds
 from .llm import LanguageModelSource, LlmConfig
 from .names import hugging_face_name
 from .quantize import round_weights
-from .sources import NO_PARTS, ExternalParts, fetch
+from .sources import NO_PARTS, ExternalParts, fetch, read_json, require_bounds
 from .vision import VisionEncoder, resized
 from .vit_weights import resized_positions
 from .weights import Reader, Weights

@@ -13,12 +13,13 @@ from typing import Any
 
 from blip2rt.errors import Blip2rtError
 
+from .bert import GEOMETRY
 from .blip2 import Blip2Config
 from .dequantize import refuse_unknown_method
-from .json_file import read_json
 from .llm import LanguageModelSource, LlmConfig
 from .preprocessing import with_preprocessing
 from .qformer import QFormerConfig
+from .sources import read_json
 from .vision import VisionConfig, resized
 from .vit import ACTIVATIONS, CLIP_MEAN, CLIP_STD, VitConfig
 
@@ -31,29 +32,19 @@ _GENERATIVE, _RETRIEVAL = "Blip2ForConditionalGeneration", "Blip2ForImageTextRet
 _INSTRUCT = "InstructBlipForConditionalGeneration"
 _KINDS = {MODEL_TYPE: (_GENERATIVE, _RETRIEVAL), _INSTRUCT_TYPE: (_INSTRUCT,)}  # the first is a folder's without a name
 _QFORMER_TOKENIZER = "qformer_tokenizer"  # a folder inside InstructBLIP's
-_VISION = {  # defaults of transformers' Blip2VisionConfig
-    "hidden_size": 1408,
-    "intermediate_size": 6144,
-    "num_hidden_layers": 39,
-    "num_attention_heads": 16,
-    "image_size": 224,
-    "patch_size": 14,
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-6,
-    "qkv_bias": True,
+VIT_FIELDS = {  # ours -> Hugging Face's
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "mlp_width": "intermediate_size",
+    "patch": "patch_size",
+    "activation": "hidden_act",
+    **{name: name for name in ("layer_norm_eps", "qkv_bias")},
 }
-_QFORMER = {  # defaults of transformers' Blip2QFormerConfig
-    "vocab_size": 30522,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "hidden_act": "gelu",
-    "max_position_embeddings": 512,
-    "layer_norm_eps": 1e-12,
-    "cross_attention_frequency": 2,
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
+QFORMER_FIELDS = GEOMETRY | {
+    "cross_attention_frequency": "cross_attention_frequency",
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
 }
 
 
@@ -72,8 +63,10 @@ def read_config(folder: Path, data: dict[str, Any], language: LanguageModelSourc
     if (folder / OWN_CONFIG).is_file():
         return _relocated(Blip2Config.from_json(read_json(folder / OWN_CONFIG)), folder)
     refuse_unknown_method(folder)
-    vision = {**_VISION, **(data.get("vision_config") or {})}
-    qformer = {**_QFORMER, **(data.get("qformer_config") or {})}
+    from transformers import Blip2QFormerConfig, Blip2VisionConfig
+
+    vision = Blip2VisionConfig().to_dict() | (data.get("vision_config") or {})
+    qformer = Blip2QFormerConfig().to_dict() | (data.get("qformer_config") or {})
     faults = _faults(vision, qformer)
     if faults:
         raise Blip2rtError(f"{folder / 'config.json'}: {'; '.join(faults)}")
@@ -128,38 +121,15 @@ def _faults(vision: dict[str, Any], qformer: dict[str, Any]) -> list[str]:
 
 def _vision(vision: dict[str, Any], folder: Path) -> VisionConfig:
     size, patch = (each[0] if isinstance(each, list) else each for each in (vision["image_size"], vision["patch_size"]))
-    vit = VitConfig(
-        width=vision["hidden_size"],
-        layers=vision["num_hidden_layers"],
-        heads=vision["num_attention_heads"],
-        mlp_width=vision["intermediate_size"],
-        patch=patch,
-        activation=vision["hidden_act"],
-        layer_norm_eps=vision["layer_norm_eps"],
-        qkv_bias=vision["qkv_bias"],
-    )
+    vit = VitConfig(**{ours: vision[theirs] for ours, theirs in VIT_FIELDS.items()} | {"patch": patch})
     config = VisionConfig("vit", str(folder), size, size, mean=CLIP_MEAN, std=CLIP_STD, features=vit.width, vit=vit)
     return with_preprocessing(resized(config, size), folder)
 
 
 def _qformer(qformer: dict[str, Any], vision_width: int, queries: int, text_branch: bool) -> QFormerConfig:
-    return QFormerConfig(
-        hidden_size=qformer["hidden_size"],
-        layers=qformer["num_hidden_layers"],
-        heads=qformer["num_attention_heads"],
-        intermediate_size=qformer["intermediate_size"],
-        queries=queries,
-        vision_width=vision_width,
-        cross_attention_frequency=qformer["cross_attention_frequency"],
-        vocab_size=qformer["vocab_size"],
-        max_positions=qformer["max_position_embeddings"],
-        layer_norm_eps=qformer["layer_norm_eps"],
-        dropout=qformer["hidden_dropout_prob"],
-        query_gain=None,
-        text_branch=text_branch,
-        query_dropout=qformer["hidden_dropout_prob"],
-        attention_dropout=qformer["attention_probs_dropout_prob"],
-    )
+    values = {ours: qformer[theirs] for ours, theirs in QFORMER_FIELDS.items()}
+    values |= {"queries": queries, "vision_width": vision_width, "query_dropout": values["dropout"]}
+    return QFormerConfig(**values, query_gain=None, text_branch=text_branch)
 
 
 def _image_token(data: dict[str, Any]) -> int | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from blip2rt.errors import Blip2rtError, boundary
 
-from .json_file import read_json
+from .sources import read_json
 from .vision import VisionConfig
 
 Colours = tuple[float, float, float]  # red, green, blue

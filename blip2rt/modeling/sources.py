@@ -1,18 +1,23 @@
 """Where parts of a model come from: a path, `pkg:PACKAGE/FILE` in an installed package, or a Hugging Face hub id.
 
-Does not know about models.
+Also reads their JSON, which is untrusted. Does not know about models.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from blip2rt.errors import Blip2rtError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+MAX_JSON_BYTES = 256 << 20  # per file; the largest tokenizers have 33 MB
+_MAX_NUMBER, _MAX_LAYERS = 2**31, 1000  # of an untrusted config; far more than any model has
 _DOWNLOADED = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja"]  # files of a hub repository
 
 
@@ -75,3 +80,37 @@ def fetch(source: str) -> str:
 
 def _shipped(folder: Path) -> list[str]:
     return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+
+
+def read_json(file: Path) -> Any:
+    """Read a JSON file. Raises OSError, or ValueError if it is malformed, too long or nested too deep."""
+    size = file.stat().st_size
+    if not file.is_file():
+        raise ValueError("it is not a file")
+    if size > MAX_JSON_BYTES:
+        raise ValueError(f"it has {size:,} bytes, and {MAX_JSON_BYTES:,} are allowed")
+    return parse_json(file.read_bytes())
+
+
+def parse_json(text: bytes) -> Any:
+    """Parse JSON. Raises ValueError."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def require_bounds(values: Mapping[Any, Any]) -> None:
+    """Raise ValueError if a number in a config, or in a group of it, is larger than in any model."""
+    faults = list(_large(values, ""))
+    if faults:
+        raise ValueError("; ".join(faults[:5]))
+
+
+def _large(values: Mapping[Any, Any], prefix: str) -> Iterator[str]:
+    for name, value in values.items():
+        limit = _MAX_LAYERS if str(name).endswith("layers") else _MAX_NUMBER
+        if isinstance(value, Mapping):
+            yield from _large(value, f"{prefix}{name}.")
+        elif isinstance(value, int) and abs(value) > limit:
+            yield f"{prefix}{name} is {value:,}, more than {limit:,}"

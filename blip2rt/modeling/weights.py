@@ -19,7 +19,7 @@ import torch
 from blip2rt.errors import Blip2rtError, boundary
 
 from .dequantize import dequantize
-from .json_file import parse_json, read_json
+from .sources import parse_json, read_json
 
 Reader = Callable[[], torch.Tensor]
 Stored = tuple[tuple[int, ...], Reader, torch.dtype]  # shape, reader, type

@@ -19,7 +19,7 @@ from blip2rt.bundle.atomic import AtomicFolder, clean, discard
 from blip2rt.errors import Blip2rtError, boundary
 from blip2rt.modeling.blip2 import TrainableModel
 from blip2rt.modeling.checkpoint import list_checkpoints, load_weights, save_model
-from blip2rt.modeling.json_file import read_json
+from blip2rt.modeling.sources import read_json
 
 from .parallel import match_sharding, this_process
 from .run_folder import STATE

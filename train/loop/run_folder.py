@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from blip2rt.modeling.checkpoint import list_checkpoints
-from blip2rt.modeling.json_file import read_json
+from blip2rt.modeling.sources import read_json
 
 from ..settings import LogSettings, MachineSettings, OptimizerSettings, RunSettings
 from .parallel import this_process

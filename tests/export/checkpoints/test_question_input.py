@@ -15,8 +15,8 @@ from blip2rt.errors import Blip2rtError, BundleError, CapabilityError
 from blip2rt.image import to_pixels
 from blip2rt.modeling.bert import BertSource
 from blip2rt.modeling.checkpoint import Checkpoint
+from blip2rt.modeling.llm import load_tokenizer
 from blip2rt.modeling.sources import ExternalParts
-from blip2rt.modeling.tokenizer import load_tokenizer
 from export import convert
 from tests.seeds import new_seed, seed_of
 from tests.tiny import blip2 as tiny_blip2

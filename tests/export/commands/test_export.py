@@ -23,10 +23,9 @@ from blip2rt.bundle import read, verify
 from blip2rt.modeling.bert import BertSource
 from blip2rt.modeling.blip2 import Blip2, Blip2Config, TrainableModel
 from blip2rt.modeling.checkpoint import Checkpoint, save_model
-from blip2rt.modeling.llm import LlmConfig
+from blip2rt.modeling.llm import LlmConfig, load_tokenizer
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.quantize import round_weights
-from blip2rt.modeling.tokenizer import load_tokenizer
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder
 from blip2rt.modeling.vit import VitConfig
 from export.cli import main
