@@ -1,7 +1,7 @@
 """LoRA (Hu et al. 2021): a trained product of two thin matrices beside each linear layer of a frozen LLM.
 
-Training puts them there through peft; whoever loads the checkpoint has them added to the LLM's weights, without peft,
-so that no graph and no exporter knows of them. Knows layers and names, nothing about training.
+Training adds them through peft. Loading a checkpoint merges them into the LLM's weights without peft, so that graphs
+and exporter need no support for them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def is_adapter(name: str) -> bool:
 
 
 def adapted_layers(llm: nn.Module, names: Sequence[str]) -> dict[str, nn.Linear]:
-    """The linear layers of an LLM, but its output layer, whose last name is one of `names`; () means all.
+    """The linear layers of an LLM, except its output layer, whose last name is one of `names`; () means all.
 
-    Raises OptionError: there is none of such a name.
+    Raises OptionError for an unknown name.
     """
     head: Any = llm.get_output_embeddings()  # type: ignore[operator]
     linear = {n: m for n, m in llm.named_modules() if isinstance(m, nn.Linear) and m is not head}
@@ -43,7 +43,7 @@ def adapted_layers(llm: nn.Module, names: Sequence[str]) -> dict[str, nn.Linear]
 
 
 def add_adapters(llm: nn.Module, rank: int, alpha: float, names: Sequence[str]) -> None:
-    """Put adapters beside the layers, to be trained; they change nothing before that. Raises Blip2rtError."""
+    """Add trainable adapters to the layers, initially without effect. Raises Blip2rtError."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
@@ -53,7 +53,7 @@ def add_adapters(llm: nn.Module, rank: int, alpha: float, names: Sequence[str]) 
 
 
 def merge_adapters(llm: nn.Module, weights: Weights, scale: float) -> None:
-    """Add `scale` times the product of each pair in a checkpoint to the layer that it stands beside."""
+    """Add `scale` times the product of each pair of adapters in a checkpoint to its layer."""
     for name in weights.shapes:
         if name.startswith(_LLM) and name.endswith(_DOWN):
             stem = name[: -len(_DOWN)]

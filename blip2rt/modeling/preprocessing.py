@@ -1,8 +1,7 @@
-"""Hugging Face's image processors as our preprocessing: what a folder's JSON says, with its class's defaults.
+"""Hugging Face's image processors as our preprocessing.
 
-An image is resized to one size by a filter of Pillow, then scaled and normalised. A processor that does anything else
-is refused. transformers' own class tells what a processor does, since a value that the JSON leaves out, or has as null,
-is the class's. Knows processors, nothing about tensors.
+An image is resized to one size with a Pillow filter, then scaled and normalised; processors that do anything else are
+rejected. transformers' own class fills in the values that the JSON lacks or sets to null.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from .vision import VisionConfig
 
 Colours = tuple[float, float, float]  # red, green, blue
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers
-_PLAIN = ("Blip", "CLIP", "ChineseCLIP", "ViT", "DeiT", "Siglip", "Bit")  # processors that do the common steps alone
+_PLAIN = ("Blip", "CLIP", "ChineseCLIP", "ViT", "DeiT", "Siglip", "Bit")  # processors with no other steps
 _DEFAULT = "BlipImageProcessor"
 
 
 def with_preprocessing(config: VisionConfig, folder: Path) -> VisionConfig:
-    """What the folder's image processor does; `config` as it is where the folder has none. Raise Blip2rtError."""
+    """`config` with the settings of the folder's image processor, if it has one. Raises Blip2rtError."""
     for name, inner in (("processor_config.json", True), ("preprocessor_config.json", False)):
         file = folder / name
         data = _object(file) if file.is_file() else {}
-        if inner and "image_processor" not in data and not _is_one(data):  # how many queries there are, and the like
+        if inner and "image_processor" not in data and not _is_one(data):  # it configures something else
             continue
         data = data.get("image_processor", data)
         if data:
@@ -38,16 +37,16 @@ def with_preprocessing(config: VisionConfig, folder: Path) -> VisionConfig:
 
 
 def _object(file: Path) -> dict[str, Any]:
-    """What a processor's file says. Raise Blip2rtError."""
+    """Read a processor's file. Raises Blip2rtError."""
     with boundary(f"{file} is damaged"):
         data = read_json(file)
         if not isinstance(data, dict) or not isinstance(data.get("image_processor", data), dict):
-            raise ValueError("it is no object of settings")
+            raise ValueError("it is not an object of settings")
         return data
 
 
 def _is_one(data: Mapping[str, Any]) -> bool:
-    """Whether a file without a section of its own is an image processor's."""
+    """Whether a file without a section for it configures an image processor."""
     return "image_mean" in data or "image_processor_type" in data
 
 
@@ -70,7 +69,7 @@ def _read(config: VisionConfig, data: dict[str, Any], file: Path) -> VisionConfi
 
 
 def _processor(data: dict[str, Any], file: Path) -> Any:
-    """transformers' processor of a section; without its class's name it is BLIP's. Raise Blip2rtError."""
+    """transformers' processor of a section, BLIP's by default. Raises Blip2rtError."""
     import transformers
 
     kind = data.get("image_processor_type") or data.get("feature_extractor_type") or _DEFAULT
@@ -87,7 +86,7 @@ def _processor(data: dict[str, Any], file: Path) -> Any:
 
 
 def _step_faults(processor: Any) -> list[str]:
-    """Steps that are more or other than resizing, scaling and normalising."""
+    """Steps other than resizing, scaling and normalising."""
     faults = []
     size = _sides(getattr(processor, "size", None))
     if not getattr(processor, "do_resize", True):
@@ -109,7 +108,7 @@ def _items(size: Any) -> list[tuple[str, Any]]:
 
 
 def _sides(size: Any) -> tuple[int, int] | None:
-    """Height and width, where a size has just these."""
+    """Height and width, if a size has exactly these."""
     given = {name: side for name, side in _items(size) if side}
     return (int(given["height"]), int(given["width"])) if given.keys() == {"height", "width"} else None
 
@@ -124,7 +123,7 @@ def _size_fault(size: tuple[int, int] | None, given: Any, config: VisionConfig) 
 
 
 def _normalization(processor: Any, faults: list[str]) -> tuple[Colours, Colours]:
-    """mean and std of colours from 0 to 1, whatever they are scaled by in between."""
+    """mean and std for colours from 0 to 1, whatever the processor's scale."""
     given = getattr(processor, "rescale_factor", None) or 1 / 255
     scale = given if getattr(processor, "do_rescale", True) else 1.0
     mean: Any = 0.0
@@ -144,7 +143,7 @@ def _normalization(processor: Any, faults: list[str]) -> tuple[Colours, Colours]
 
 
 def _colours(values: Any) -> Colours | None:
-    """A number for all colours, or one for each."""
+    """One number for all colours, or one each."""
     if isinstance(values, int | float) and not isinstance(values, bool):
         values = [values] * 3
     if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != 3:

@@ -1,11 +1,11 @@
 """The Querying Transformer (Li et al. 2023, section 3.1): queries and text through one stack of shared self-attention.
 
-Queries alone look at the image (cross-attention in every `cross_attention_frequency`-th layer); queries and text have
-feed-forwards of their own. Knows hidden states and masks, nothing about losses, images or tokenizers.
+Only queries attend to the image (cross-attention in every `cross_attention_frequency`-th layer); queries and text have
+separate feed-forwards. Does not know about losses, images or tokenizers.
 
-Two things are ours, and optional: the queries pass a LayerNorm of their own with a large initial gain (`query_gain`),
-and no dropout (`query_dropout` 0). Under BERT's embedding LayerNorm with dropout, which the reference has them share
-with the text, fresh queries of a small Q-Former collapse into one vector.
+Two options are ours: the queries have their own LayerNorm with a large initial gain (`query_gain`), and no dropout
+(`query_dropout` 0). In the reference they share BERT's embedding LayerNorm and dropout with the text, with which the
+fresh queries of a small Q-Former collapse into one vector.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class QFormerConfig:
     layer_norm_eps: float = 1e-12
     dropout: float = 0.1  # on the text stream
     query_gain: float | None = 3.0  # initial gain of the queries' own LayerNorm; None: they share the text's
-    text_branch: bool = True  # stage 2 has none, unless the queries also read the question
+    text_branch: bool = True  # none in stage 2, unless the queries also read the question
     query_dropout: float = 0.0  # on the query stream; the reference has that of the text
     attention_dropout: float = 0.0  # of attention's probabilities; the reference has BERT's 0.1
 
@@ -65,7 +65,7 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, key_value: KeyValue, mask: torch.Tensor | None) -> torch.Tensor:
         """The attention's output before dropout, residual and norm."""
         key, value = key_value
-        # Written out: on CPUs the fused kernel's backward is four times slower at these lengths.
+        # Not the fused kernel: on CPUs, its backward is four times slower at these lengths.
         scores = self.split(self.query(x)) @ key.transpose(-1, -2) * key.shape[-1] ** -0.5
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
@@ -126,12 +126,12 @@ class Layer(nn.Module):
 
 
 def _dropped(module: nn.Module, x: torch.Tensor, share: float) -> torch.Tensor:
-    """Dropout in training; where there is none, nothing that a traced graph would hold."""
+    """Dropout in training; otherwise nothing, so that traced graphs contain no trace of it."""
     return F.dropout(x, share) if module.training and share else x
 
 
 def _in_autocast(x: torch.Tensor) -> torch.Tensor:
-    """Under autocast in its dtype, so that residuals are not carried, and cast for every product, in float32."""
+    """Cast to autocast's dtype, so that residuals are not kept in float32 and cast for every product."""
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
@@ -156,7 +156,7 @@ class QFormer(nn.Module):
             nn.init.constant_(self.query_norm.weight, config.query_gain)
 
     def vision_kv(self, vision_features: torch.Tensor) -> list[KeyValue | None]:
-        """Cross-attention keys and values of vision_features (B, N, C), a layer; computed once, used by every pass."""
+        """Cross-attention keys and values of vision_features (B, N, C), per layer; computed once for all passes."""
         crossing = [cast(Layer, layer).cross_attention for layer in self.layers]
         return [None if attention is None else attention.key_value(vision_features) for attention in crossing]
 
@@ -166,7 +166,7 @@ class QFormer(nn.Module):
         return _dropped(self, queries, self.config.query_dropout)
 
     def embed_text(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Word and position embeddings of token_ids (B, T); queries are not counted by positions."""
+        """Word and position embeddings of token_ids (B, T); queries do not count as positions."""
         positions = torch.arange(token_ids.shape[1], device=token_ids.device)
         embeds = self.word_embeddings(token_ids) + self.position_embeddings(positions)
         norm = self.query_norm if self.config.query_gain is None else self.text_norm

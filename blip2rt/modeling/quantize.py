@@ -1,10 +1,8 @@
-"""Block-wise weight quantization: the one definition that training and export share.
+"""Block-wise weight quantization, shared by training and export.
 
-Knows matrices, nothing about models or graphs. A row of K weights is cut into blocks; a block is stored as unsigned
-codes with one fp16 scale and one integer zero point, `w = scale * (code - zero_point)`: the layout of ONNX Runtime's
-MatMulNBits.
-Quantizing what was already quantized changes nothing (4 bits), so a model trained against its dequantized weights ships
-exactly these.
+A row of K weights is divided into blocks; a block is stored as unsigned codes with one fp16 scale and one integer zero
+point, `w = scale * (code - zero_point)`: the layout of ONNX Runtime's MatMulNBits. Quantizing again changes nothing
+(4 bits), so a model that was trained against its dequantized weights ships exactly these.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from torch import nn
 
 from . import streaming
 
-_AT_ONCE = 2**18  # weights: the search's temporaries stay in a core's cache, which is five times as fast as in memory
+_CHUNK = 2**18  # weights; the search's temporaries then fit a core's cache, which is five times faster than memory
 
 
 @dataclass(frozen=True)
@@ -57,13 +55,13 @@ def _encode(w: torch.Tensor, scale: torch.Tensor, low: torch.Tensor, top: int) -
 
 
 def _quantize_rows(w: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Codes, scales and zero points of blocks w (rows, blocks, block); every block's grid contains 0."""
+    """Codes, scales and zero points of blocks w (rows, blocks, block); each block's grid contains 0."""
     top = 2**bits - 1
     low = w.amin(-1, keepdim=True).clamp_(max=0)
     high = w.amax(-1, keepdim=True).clamp_(min=0)
     best_error = torch.full_like(low, float("inf"))
     codes, scales, zeros = torch.zeros_like(w), torch.ones_like(low), torch.zeros_like(low)
-    # More steps than codes clip the extremes for a finer grid; fewer only serve blocks that lie on such a grid already.
+    # More steps than codes clip the extremes for a finer grid; fewer are for blocks that are on such a grid already.
     clipping = [top, top + 1, top + 2, top + 3] if bits == 4 else [top]
     on_grid = [top - 1, top - 2, top - 3] if bits == 4 else []
     for steps in clipping + on_grid:
@@ -86,7 +84,7 @@ def quantize_blockwise(weight: torch.Tensor, bits: int = 4, block: int = 64) -> 
     rows, width = weight.shape
     blocks = -(-width // block)
     padded = nn.functional.pad(weight.detach().float(), (0, blocks * block - width)).view(rows, blocks, block)
-    parts = [_quantize_rows(chunk, bits) for chunk in padded.split(max(1, _AT_ONCE // (blocks * block)))]
+    parts = [_quantize_rows(chunk, bits) for chunk in padded.split(max(1, _CHUNK // (blocks * block)))]
     codes, scales, zeros = (torch.cat(column) for column in zip(*parts, strict=True))
     return QuantizedWeight(_pack(codes, bits), scales.half(), _pack(zeros, bits), bits, block, (rows, width))
 
@@ -98,7 +96,7 @@ def unpacked(weight: QuantizedWeight) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def dequantize_blockwise(weight: QuantizedWeight) -> torch.Tensor:
-    """The (N, K) float32 matrix that the codes stand for."""
+    """The (N, K) float32 matrix of the codes."""
     codes, zeros = unpacked(weight)
     values = (codes.float() - zeros.float().unsqueeze(-1)) * weight.scales.float().unsqueeze(-1)
     return values.flatten(1)[:, : weight.shape[1]].contiguous()
@@ -106,5 +104,5 @@ def dequantize_blockwise(weight: QuantizedWeight) -> torch.Tensor:
 
 @torch.no_grad()
 def round_weights(module: nn.Module, bits: int, block: int) -> None:
-    """Replace every Linear and Embedding matrix in `module` by its dequantized self, in place (tied weights once)."""
+    """Quantize and dequantize every Linear and Embedding matrix in `module`, in place (tied weights once)."""
     streaming.change(module, lambda weight: dequantize_blockwise(quantize_blockwise(weight, bits, block)))

@@ -1,4 +1,4 @@
-"""Modules whose weights stay on disk: built empty, bound to readers, filled for good or for one call at a time.
+"""Modules whose weights stay on disk: built empty, bound to readers, and filled for good or for one call at a time.
 
     with empty():
         module = build()                   # parameters take no memory
@@ -6,9 +6,8 @@
     fill(module)                           # either all of them are read,
     with streamed(module): module(x)       # or each layer's for as long as it computes
 
-A bound parameter is a NaN of the right shape that takes no memory, so that it can be traced and not be used unnoticed.
-Small ones are read at once: together they are nothing, and whoever traces may fold them.
-Knows parameters and readers, nothing about files or architectures.
+A bound parameter is a NaN of the right shape that takes no memory: it can be traced, but not used unnoticed. Small
+ones are read immediately, since they are small in total, and tracing may fold them.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ SMALL = 2**20  # elements
 
 @contextlib.contextmanager
 def empty() -> Iterator[None]:
-    """Parameters of modules built inside have a shape and no storage; buffers are real."""
+    """Build modules whose parameters have a shape and no storage; buffers are real."""
     original = nn.Module.register_parameter
 
     def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -43,9 +42,9 @@ def empty() -> Iterator[None]:
 
 
 def bind(module: nn.Module, readers: Mapping[str, Reader]) -> None:
-    """Give every empty parameter of `module` its reader, by name. `readers` have been checked to fit.
+    """Give every empty parameter of `module` its reader, by name. The readers' shapes must have been checked.
 
-    Of tied parameters one name's reader is enough; those with readers of their own are tied no longer.
+    Tied parameters need one reader; with several, they are untied.
     """
     names: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -73,7 +72,7 @@ def _bound(parameter: nn.Parameter, reader: Reader) -> nn.Parameter:
 
 
 def read(parameter: torch.Tensor) -> torch.Tensor:
-    """The values of a parameter in float32, wherever they are."""
+    """The values of a parameter in float32, from memory or disk."""
     reader: Reader | None = getattr(parameter, "read", None)
     if reader is None:
         return parameter.detach()
@@ -95,7 +94,7 @@ def fill(module: nn.Module) -> None:
 
 
 def change(module: nn.Module, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Pass every matrix of Linear and Embedding layers through `function`, bound ones when they are read."""
+    """Apply `function` to every matrix of Linear and Embedding layers, to bound ones when they are read."""
     changed: dict[int, nn.Parameter] = {}
     for child in module.modules():
         if not isinstance(child, (nn.Linear, nn.Embedding)):
