@@ -28,7 +28,7 @@ import numpy as np
 import blip2rt
 from benchmarks.timing import alternate, seconds, show, typical
 from blip2rt.backends import Backend
-from blip2rt.batching import Batched, Batching
+from blip2rt.batching import Batcher, Batching
 from blip2rt.bench import geometry
 from blip2rt.command_line import Parser, run, whole
 
@@ -63,8 +63,9 @@ class Bench:
         assert spec is not None
         self.separate: Backend = self.model.pipeline.backend
         rows = max(16, args.callers)
-        self.shared = Batched(self.separate, spec, Batching(rows=rows, read=args.read))
-        self.caching = Batched(self.separate, spec, Batching(rows=rows, read=args.read), kept_bytes=1 << 30)
+        opener = self.separate._open_batcher  # type: ignore[attr-defined]
+        self.shared = Batcher(opener, spec, Batching(rows=rows, read=args.read), 0)
+        self.caching = Batcher(opener, spec, Batching(rows=rows, read=args.read), 1 << 30)
         self.spec = spec
         self.rng = np.random.default_rng(0)
         self.options = self.options_of(args.tokens)
@@ -138,7 +139,7 @@ def callers(bench: Bench) -> None:
     compare("tokens a second", candidates, bench.args.runs)
 
 
-def rate(bench: Bench, backend: Backend, count: int) -> float:
+def rate(bench: Bench, backend: Backend | Batcher, count: int) -> float:
     """Tokens a second of `count` threads that call at the same time."""
     requests = [(bench.prefix(), bench.prompt()) for _ in range(count)]
     spent = concurrently(count, lambda i: backend.generate(requests[i][0], [requests[i][1]], bench.options))
@@ -192,8 +193,8 @@ def captions(bench: Bench) -> None:
 
 def cache(bench: Bench) -> None:
     """The first token of a second question about a picture, and of a history that is sent again."""
-    question: dict[Batched, list[float]] = {bench.caching: [], bench.shared: []}
-    history: dict[Batched, list[float]] = {bench.caching: [], bench.shared: []}
+    question: dict[Batcher, list[float]] = {bench.caching: [], bench.shared: []}
+    history: dict[Batcher, list[float]] = {bench.caching: [], bench.shared: []}
     for _ in range(bench.args.runs):
         prefix, long = bench.prefix(), bench.prompt() * 12
         finish(bench.caching.submit(prefix, [bench.prompt()], bench.options, each_token=False))
@@ -212,7 +213,7 @@ def cache(bench: Bench) -> None:
         show(name, f"{typical(found[bench.caching])} ms", f"without a cache: {typical(found[bench.shared])} ms")
 
 
-def first_token(bench: Bench, backend: Batched, prefix: Any, prompt: list[int]) -> float:
+def first_token(bench: Bench, backend: Batcher, prefix: Any, prompt: list[int]) -> float:
     start = time.perf_counter()
     call = backend.submit(prefix, [prompt], bench.options_of(2), each_token=True)
     call.wait()

@@ -7,23 +7,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 class Runtime:
-    """ONNX Runtime, loaded once a process. Another library in the same process is refused."""
+    """ONNX Runtime, loaded once per process. A second library in the same process is rejected."""
 
     def __init__(self, library_path: str) -> None: ...
     @property
     def version(self) -> str: ...
 
 class GraphError(RuntimeError):
-    """A graph's file that is damaged, or asks for what it may not. The message is one line and names the file."""
+    """A graph's file is damaged, or asks for something forbidden. The message is one line and names the file."""
 
 def check_graph(graph_path: str, files: Mapping[str, int] | None = None) -> None:
-    """Raise GraphError where a graph's file is damaged, uses the core's own operators, or has data elsewhere.
+    """Raise GraphError if a graph's file is damaged, uses the core's own operators, or refers to other files.
 
-    files: the files beside the graph that it may read, and their bytes; None allows every regular file beside it.
+    files: the files next to the graph that it may read, and their sizes; None allows every regular file there.
     """
 
 class Session:
-    """A loaded graph. `run` may be called from any number of threads."""
+    """A loaded graph. Any number of threads may call `run`."""
 
     def __init__(
         self,
@@ -35,11 +35,11 @@ class Session:
         custom_attention: bool = True,
         files: Mapping[str, int] | None = None,
     ) -> None:
-        """Load a graph. Raises RuntimeError with ONNX Runtime's message, GraphError as check_graph does.
+        """Load a graph. Raises RuntimeError with ONNX Runtime's message, or GraphError like check_graph.
 
-        intra_op_threads: 0 leaves the number to ONNX Runtime, which takes one a physical core.
-        custom_int4, custom_int8, custom_attention: run such nodes by the core's operators where it has a kernel for
-        them. int8 pays with hundreds of rows, and takes an encoder's attention along, in bfloat16.
+        intra_op_threads: 0 leaves the number to ONNX Runtime, which takes one per physical core.
+        custom_int4, custom_int8, custom_attention: run such nodes with the core's operators if it has a kernel for
+        them. int8 pays off with hundreds of rows; it includes an encoder's attention, in bfloat16.
         """
 
     @property
@@ -47,29 +47,29 @@ class Session:
         """The kernels that run in place of ONNX Runtime's, such as "int4 avx512"."""
     @property
     def inputs(self) -> list[tuple[str, str, list[int]]]:
-        """(name, dtype, shape), -1 for a free axis."""
+        """(name, dtype, shape); -1 for a dynamic axis."""
     @property
     def outputs(self) -> list[tuple[str, str, list[int]]]:
-        """(name, dtype, shape), -1 for a free axis."""
+        """(name, dtype, shape); -1 for a dynamic axis."""
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
-        """Run the graph on arrays by name. Return the outputs by name; None asks for all of them."""
+        """Run the graph on arrays by name. Return outputs by name; None returns all of them."""
 
 class Resize:
-    """A picture that is resized as Pillow does it, to the last bit."""
+    """A picture that is being resized, with the same result as Pillow, bit by bit."""
 
     def __init__(self, from_size: tuple[int, int], to_size: tuple[int, int], filter: str) -> None:
-        """Begin with no row. Raises ValueError.
+        """Start without rows. Raises ValueError.
 
         from_size, to_size: (width, height), at least 1.
         filter: "box", "bilinear", "hamming", "bicubic" or "lanczos", with Pillow's meaning.
         """
 
     def add(self, rows: bytes) -> None:
-        """Add the next rows from the top, whole ones, four bytes a pixel (RGBX). Raises ValueError."""
+        """Add the next whole rows from the top, four bytes a pixel (RGBX). Raises ValueError."""
     def add_lent(self, rows: object) -> None:
-        """Add them from the capsule of an Arrow array (`__arrow_c_array__`), which is not copied. Raises ValueError."""
+        """Add rows from the capsule of an Arrow array (`__arrow_c_array__`) without a copy. Raises ValueError."""
     def result(self) -> NDArray[np.uint8]:
-        """Return (height, width, 3). Raises ValueError where rows are missing."""
+        """Return (height, width, 3). Raises ValueError if rows are missing."""
 
 class Vocabulary:
     """The text of every token, in bytes. Stop strings are searched for in it."""
@@ -78,19 +78,19 @@ class Vocabulary:
     def __len__(self) -> int: ...
     @property
     def ends(self) -> NDArray[np.uint8]:
-        """The bytes of tokens + 1 numbers of uint64: token i is bytes [ends[i], ends[i + 1])."""
+        """The bytes of tokens + 1 uint64 numbers: token i has the bytes [ends[i], ends[i + 1])."""
     @property
     def bytes(self) -> NDArray[np.uint8]:
-        """The bytes of all tokens, one token after the other."""
+        """The bytes of all tokens, concatenated."""
 
 def kernels() -> tuple[str, dict[str, str]]:
-    """Return the source of the GPU's kernels, and the headers that it includes, by name."""
+    """Return the source of the GPU kernels, and the headers that it includes, by name."""
 
 def processor_kernels() -> list[str]:
-    """Return the core's kernels that this processor runs, such as "int4 avx512". ONNX Runtime runs all else."""
+    """Return the core's kernels that this processor runs, such as "int4 avx512". ONNX Runtime runs the rest."""
 
 class SearchBatch:
-    """The searches of a batch of images, in one piece of memory that a GPU can go on with."""
+    """The searches of a batch of images, in one block of memory that a GPU can continue."""
 
     def __init__(
         self,
@@ -102,44 +102,46 @@ class SearchBatch:
     ) -> None: ...
     @property
     def memory(self) -> NDArray[np.uint8]:
-        """The answers' blocks. They are copied to the device, and overwritten with what comes back."""
+        """The answers' blocks, to be copied to the device and overwritten with the result."""
     @property
     def plan(self) -> dict[str, Any]:
-        """What the device has to know: images (of each answer), beams, stride (bytes of a block), ..."""
+        """Parameters for the device: images (of each answer), beams, stride (bytes of a block), ..."""
     def advance(self, scores: NDArray[np.float32], last: bool = False) -> None:
-        """Take a step of every answer on the CPU. scores (rows, V) are overwritten.
+        """Take a step of every answer on the CPU. Overwrites scores (rows, V).
 
         An answer has 1 row in the first step, then one row for each beam. last: no step follows.
         """
     def check(self) -> None:
-        """Raise RuntimeError where an answer cannot go on, and say why."""
+        """Raise RuntimeError with the reason if an answer cannot continue."""
     @property
     def done(self) -> bool: ...
     def added(self) -> list[tuple[int, int, int]]:
-        """Return (image, draw, token id) of every token that came since the last call; nothing with beams."""
+        """Return (image, draw, token id) of each token since the last call; nothing with beams."""
     def results(self) -> Sequences:
-        """Return each image's best sequences. Before the search is done, return what there is."""
+        """Return each image's best sequences. Before the search is done, return what exists."""
 
 Sequences = list[list[tuple[list[int], float]]]
 """Each image's best sequences: new token ids without the stop token, and their score."""
 
 class Generation:
-    """A generation under way; one thread steps it at a time."""
+    """A running generation; one thread steps it at a time."""
 
     def step(self) -> list[tuple[int, int, int]]:
-        """Choose one token more for each running answer. Return (image, draw, token id) of each; nothing with beams."""
+        """Choose the next token of each running answer. Return (image, draw, token id) of each; nothing with beams."""
     def close(self) -> None:
-        """End the generation where it is."""
+        """End the generation. Its results are what exists by then."""
     @property
     def done(self) -> bool: ...
     @property
     def seconds(self) -> tuple[float, float]:
-        """Seconds of all steps after the first, and the part of them within the graphs. The rest is the loop's own."""
+        """Seconds of all steps after the first, and the part of them that the graphs take."""
     def results(self) -> Sequences:
-        """Return each image's best sequences. Before the generation is done, return what there is."""
+        """Return each image's best sequences. Before the generation is done, return what exists."""
+    def cut(self, image: int, tokens: int) -> bool:
+        """Whether max_time ended a text of `tokens` tokens about that image."""
 
 class Generator:
-    """The generation loop over `embed` and `llm`, and `encoder` where the language model has one.
+    """A language model: the graphs `embed` and `llm`, and `encoder` if it has one.
 
     Any number of threads may call it. Options: docs/design.md.
     """
@@ -164,9 +166,9 @@ class Generator:
         options: Mapping[str, Any] = ...,
         on_token: Callable[[int, int, int], object] | None = None,
     ) -> Sequences:
-        """Answer B prompts behind prefix_embeds (B, Q, D).
+        """Answer B prompts after prefix_embeds (B, Q, D).
 
-        on_token(image, draw, token id) is called for every token of greedy search and sampling. False ends the call.
+        on_token(image, draw, token id): called for every token of greedy search and sampling; False ends the call.
         """
     def begin(
         self,
@@ -174,7 +176,7 @@ class Generator:
         prompts: Sequence[Sequence[int]],
         options: Mapping[str, Any] = ...,
     ) -> Generation:
-        """Begin what generate does, to be taken step by step."""
+        """Begin what generate does, for the caller to step."""
     def likelihoods(
         self,
         prefix_embeds: NDArray[np.float32],
@@ -182,30 +184,30 @@ class Generator:
         images: Sequence[int],
         texts: Sequence[Sequence[int]],
     ) -> list[float]:
-        """Return the sum of each text's log-probabilities behind its image: prefix_embeds (B, Q, D), B prompts.
+        """Return the sum of each text's log-probabilities after its image: prefix_embeds (B, Q, D), B prompts.
 
-        images: the number of each text's image. An image whose texts follow each other is read once.
+        images: the number of each text's image. An image is read once if its texts follow each other.
         """
 
 class Submitted:
-    """What one call has asked a Batcher for. Any thread may use it; when nobody holds it, it is cancelled."""
+    """The requests of one call to a Batcher. Any thread may use it. Dropping it cancels them."""
 
     def wait(self, seconds: float) -> bool:
-        """Wait until all has ended, or a token has come where each one was asked for. Return whether it has."""
+        """Wait until all requests have ended or, with each_token, a token has arrived. Return whether that is so."""
     def take(self) -> list[tuple[int, int, int]]:
-        """Return (image, draw, token id) of every token that came since the last call; nothing with beams."""
+        """Return (image, draw, token id) of each token since the last call; nothing with beams."""
     def cancel(self) -> None:
-        """Ask for an end within a step. What there is then is the result."""
+        """End the requests within a step. The results are what exists by then."""
     def watch(self, number: int) -> None:
-        """From now on, news of the batcher names this number when something has come."""
+        """From now on, Batcher.news returns this number whenever there is progress."""
     @property
     def done(self) -> bool: ...
     def results(self) -> Sequences:
-        """Return each image's best sequences, once done. Raises RuntimeError where a request has failed."""
+        """Return each image's best sequences, once done. Raises RuntimeError if a request has failed."""
     def lengths(self) -> list[tuple[int, int]]:
-        """Return, for each image, the positions of image and prompt, and how many were read before. Once done."""
+        """Return, for each image, the positions of image and prompt, and how many were cached. Once done."""
     def cut(self, image: int, tokens: int) -> bool:
-        """Whether max_time ended a text of so many tokens about that image. Once done."""
+        """Whether max_time ended a text of `tokens` tokens about that image. Once done."""
     @property
     def timed_out(self) -> bool:
         """Whether max_time ended a text. Once done."""
@@ -213,15 +215,14 @@ class Submitted:
 class Batcher:
     """A thread that decodes the requests of all threads together. Any number of threads may call it.
 
-    Requests wait until as many rows (answers, beams, draws) and positions as they need are free, in the order in which
-    they came. The next step after that reads from their prompts, and decodes the answers of others beside it.
+    Requests wait, in the order of arrival, until the rows (answers, beams, draws) and positions that they need are
+    free. The next step then reads from their prompts and decodes the running answers.
     """
 
     def __init__(self, generator: Generator, rows: int, positions: int, read: int = 128, kept_bytes: int = 0) -> None:
-        """rows, positions: the pool of keys and values. read: positions of prompts that a step reads, at most.
+        """rows, positions: sizes of the pool of keys and values. read: most positions of prompts that a step reads.
 
-        kept_bytes: of keys and values that are kept for later requests. Raises RuntimeError for a model that runs
-        without the core's attention.
+        kept_bytes: size of the cache of prompt prefixes.
         """
 
     def submit(
@@ -232,31 +233,31 @@ class Batcher:
         images: Sequence[bytes] = ...,
         each_token: bool = False,
     ) -> Submitted:
-        """Answer B prompts behind prefix_embeds (B, Q, D), as Generator.generate does. Return at once.
+        """Answer B prompts after prefix_embeds (B, Q, D), as Generator.generate does. Return at once.
 
-        images: a name of each prefix, under which what is read of it is kept; an empty one keeps nothing.
-        Raises RuntimeError for options that make no sense, and for what never fits rows and positions.
+        images: names of the prefixes in the cache; an empty name is not cached.
+        Raises RuntimeError for bad options, and for requests that never fit rows and positions.
         """
     def news(self, seconds: float) -> list[int]:
-        """Wait for something new in what is watched. Return its numbers; none when so many seconds are over."""
+        """Wait up to `seconds` for progress of watched calls. Return their numbers."""
     def close(self) -> None:
-        """End the thread after its step. Fails what has not ended."""
+        """End the thread after its step. Requests that have not ended fail."""
     @property
     def counters(self) -> dict[str, int]:
-        """steps, tokens, requests: done so far. waiting, running: requests. rows, positions: of the pool, in use.
+        """steps, tokens, requests: totals. waiting, running: requests now. rows, positions: of the pool, in use.
 
-        hits, misses: named images that were, and were not, read in part before; kept_positions: not read again;
-        kept_bytes: of keys and values that are kept.
+        hits, misses: named images with and without a cached prefix; kept_positions: read from the cache;
+        kept_bytes: size of the cache.
         """
 
 class Chat:
-    """A conversation about one image, whose cache stays; one thread uses it at a time."""
+    """A conversation about one image, which stays in the cache; one thread uses it at a time."""
 
     def __init__(
         self, generator: Generator, prefix_embeds: NDArray[np.float32], max_rows: int, capacity: int
     ) -> None: ...
     def ask(self, prompt: Sequence[int], options: Mapping[str, Any] = ...) -> Generation:
-        """Begin the answer to [image][all that was said][prompt]. Ends the answer before it where that is."""
+        """Begin the answer to [image][conversation so far][prompt]. Ends the previous answer if it still runs."""
     @property
     def positions(self) -> int:
-        """Positions of the cache that were in use when the last question was asked."""
+        """Positions of the cache in use when the last question was asked."""

@@ -1,6 +1,6 @@
 """The language side of a model: prompts and options -> the backend's generation -> text; streams and conversations.
 
-Knows prompts, tokens and options; nothing about images, whose prefix_embeds it is given.
+It is given the prefix_embeds of images, and does not know the images themselves.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Language:
-    """A bundle's language model and its words. Raises OptionError for texts and options before anything runs."""
+    """A bundle's language model and tokenizer. Raises OptionError for bad texts and options before anything runs."""
 
     def __init__(self, bundle: Bundle, backend: Backend, special_tokens: bool = True) -> None:
         assert bundle.manifest.llm is not None, "reading the bundle checks that llm comes with its components"
@@ -37,7 +37,7 @@ class Language:
         self._tokenizer = LlmTokenizer(bundle.file(self._spec.tokenizer), self._spec, special_tokens)
 
     def caption_prompt(self, prompt: str | None) -> Prompt:
-        """The words that a caption goes on from; None is the bundle's own. Raises OptionError."""
+        """The prompt that a caption continues; None is the bundle's own. Raises OptionError."""
         if prompt is not None and not isinstance(prompt, str):
             raise OptionError(f"prompt: a text is {type(prompt).__name__}, not str; None is the bundle's own")
         return Prompt(self._manifest.prompts.get("caption", "")) if prompt is None else Prompt(text=prompt)
@@ -56,9 +56,9 @@ class Language:
         return self._tokenizer.encode(prompt)
 
     def settings(self, task: str, options: Options, prompts: Sequence[Prompt], used: int = 0) -> dict[str, Any]:
-        """The backend's options for a task and the prompts it will go on from.
+        """The backend's options for a task and the prompts that it continues.
 
-        used: positions that are taken already, besides the image's and the prompts'.
+        used: positions that a conversation has taken, besides the image's and the prompts'.
         """
         longest = max((len(self.encode(prompt)) for prompt in prompts), default=0)
         forced = self.forced_prefix(options, any(prompt.whole for prompt in prompts))
@@ -83,7 +83,7 @@ class Language:
         ids = [self._tokenizer.encode_more(Prompt(text)) for word in words for text in (word, f" {word}")]
         settings["bad_words_ids"] = [word for word in ids if word]
         stops = list(strings(options.stop_strings))
-        if settings["min_new_tokens"] > 1:  # where no stop token may be said, a chat model says the next turn
+        if settings["min_new_tokens"] > 1:  # without a stop token, a chat model would begin the next turn
             stops += self._tokenizer.turns.values()
         if stops:
             settings["stop_strings"] = [text.encode() for text in stops]
@@ -101,13 +101,13 @@ class Language:
     ) -> list[list[Scored]]:
         """prefix_embeds (B, Q, D), B prompts -> the texts of each image, best first.
 
-        first_image: the number that draws know the first image by. tidied: on a single line, as captions are.
+        first_image: number of the first image in the random streams. tidied: texts on a single line, as captions are.
         """
         prompt_ids = [self.encode(prompt) for prompt in prompts]
         options = {**settings, "first_image": first_image}
         if "max_time" not in settings:
             return self.scored(self._backend.generate(prefix_embeds, prompt_ids, options, on_token), settings, tidied)
-        generation = self._backend.begin(prefix_embeds, prompt_ids, options)  # which tells what the time has ended
+        generation = self._backend.begin(prefix_embeds, prompt_ids, options)  # only begin reports what max_time ended
         wanted = True
         while wanted and not generation.done:
             for token in generation.step():
@@ -138,36 +138,36 @@ class Language:
         return len(token_ids) >= int(settings["max_new_tokens"])
 
     def _is_stopped(self, token_ids: Sequence[int], settings: Mapping[str, Any]) -> bool:
-        """Whether a text has ended at a stop string."""
+        """Whether a stop string ended a text."""
         stops = [text.decode() for text in settings.get("stop_strings", ())]
         return bool(stops) and any(stop in self._tokenizer.written(token_ids) for stop in stops)
 
     def likelihoods(
-        self, prefix_embeds: Floats, images: Sequence[int], texts: Sequence[str], most: int
+        self, prefix_embeds: Floats, images: Sequence[int], texts: Sequence[str], max_tokens: int
     ) -> NDArray[np.float64]:
         """prefix_embeds (B, Q, D), T texts, the image of each -> log p(text | image) (T), as the bundle's captions.
 
-        A text's end counts too. most: the tokens of a text with its end; the rest is cut.
+        The stop token counts, too. max_tokens: of a text with its stop token; the rest is cut off.
         """
         prompt = self.caption_prompt(None)
         prompt_ids = self.encode(prompt)
         before = " " if prompt.whole and not self._spec.encoder_decoder else ""  # as captions are in training
         read = 1 if self._spec.encoder_decoder else prefix_embeds.shape[1] + len(prompt_ids)
-        most = max(min(most, self._spec.max_positions - read) - 1, 0)
+        most = max(min(max_tokens, self._spec.max_positions - read) - 1, 0)
         end = self._spec.eos_token_ids[:1]
         token_ids = [[*self.encode_more(Prompt(before, text))[:most], *end] for text in texts]
         return self._backend.likelihoods(prefix_embeds, [prompt_ids] * len(prefix_embeds), images, token_ids)
 
     def text_stream(self, settings: Mapping[str, Any]) -> TextStream:
-        """What makes pieces of a text out of its tokens, as they come."""
+        """A stream that turns tokens into pieces of text."""
         return TextStream(self._tokenizer, settings["forced_prefix"])
 
     def stream(self, prefix_embeds: Floats, prompt: Prompt, settings: Mapping[str, Any]) -> Iterator[str]:
-        """prefix_embeds (1, Q, D) -> pieces of the text, as they come."""
+        """prefix_embeds (1, Q, D) -> pieces of the text, as they are generated."""
         return self.pieces(self._backend.begin(prefix_embeds, [self.encode(prompt)], settings), settings)
 
     def pieces(self, generation: Generation, settings: Mapping[str, Any]) -> Iterator[str]:
-        """A generation of one text -> its pieces. A token is computed when the piece before it has been taken."""
+        """A generation of one text -> its pieces. Each token is computed when the caller asks for the next piece."""
         stream = self.text_stream(settings)
         while not (generation.done or stream.ended):
             for _image, _draw, token_id in generation.step():
@@ -177,41 +177,41 @@ class Language:
             yield piece
 
     def text(self, generation: Generation, settings: Mapping[str, Any]) -> str:
-        """A generation of one text, run to its end."""
+        """A generation of one text -> the whole text."""
         while not generation.done:
             generation.step()
         token_ids, _score = generation.results()[0][0]
         return self._tokenizer.text([*settings["forced_prefix"], *self._tokenizer.shown(token_ids)])
 
     def encode_more(self, prompt: Prompt) -> list[int]:
-        """A text that goes on from another -> its token ids."""
+        """A text that continues another -> its token ids."""
         return self._tokenizer.encode_more(prompt)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Token ids -> text. Raises OptionError for what is no token of the model."""
+        """Token ids -> text. Raises OptionError for ids outside the vocabulary."""
         wrong = [each for each in token_ids if not 0 <= each < self._spec.vocab_size]
         if wrong:
             raise OptionError(f"{wrong[0]} is no token id: give numbers from 0 to {self._spec.vocab_size - 1}")
         return self._tokenizer.decode(self._tokenizer.shown(token_ids))
 
     def need_chat(self) -> None:
-        """Raise CapabilityError for a model that reads every question anew, so that no cache holds what was said."""
-        why = "its Q-Former looks at the image anew for every question" if self._manifest.question is not None else None
+        """Raise CapabilityError for a model whose earlier steps see each question, so that no cache can keep them."""
+        why = "its Q-Former reads the question together with the image" if self._manifest.question is not None else None
         why = "its language model is an encoder-decoder" if self._spec.encoder_decoder else why
         if why is not None:
             raise CapabilityError(
-                f"bundle {self._manifest.name!r} cannot chat: {why}; use ask, with what was said in the question"
+                f"bundle {self._manifest.name!r} cannot chat: {why}; use ask and repeat the conversation"
             )
 
     def open_chat(self, prefix_embeds: Floats, max_beams: int) -> backends.Chat:
-        """prefix_embeds (1, Q, D) -> the backend's conversation, as long as the language model allows."""
+        """prefix_embeds (1, Q, D) -> the backend's conversation, as long as the language model's positions allow."""
         return self._backend.chat(prefix_embeds, max_beams, self._spec.max_positions)
 
     def forced_prefix(self, options: Options, after_prompt: bool) -> list[int]:
-        """Tokens of the option forced_prefix. After a prompt it is a further word, as answers are in training."""
+        """Tokens of the option forced_prefix. After a prompt it starts a new word, as answers do in training."""
         after_prompt = after_prompt and not self._spec.encoder_decoder
         text = options.forced_prefix
-        if not isinstance(text, str) or not text:  # what is no str is named with the other faults
+        if not isinstance(text, str) or not text:  # a wrong type is reported with the other faults
             return []
         return self._tokenizer.encode_more(Prompt(f" {text}" if after_prompt and not text[0].isspace() else text))
 
@@ -221,29 +221,29 @@ class Language:
 
 
 class Chat:
-    """A conversation about one image. What was said stays in the language model's cache, so that a question costs only
-    its own tokens; memory grows as it goes on. One thread uses it at a time.
+    """A conversation about one image. It stays in the language model's cache, so a question costs only its own tokens,
+    and memory grows with the conversation. One thread uses it at a time.
 
-    Every method raises OptionError for bad questions and options, also where no room is left: begin a new chat then.
+    Methods raise OptionError for bad questions and options, and when the chat is full: then start a new one.
     """
 
     def __init__(self, language: Language, prefix_embeds: Floats, options: Options) -> None:
-        """prefix_embeds (1, Q, D). `options` hold for every question that says nothing else."""
+        """prefix_embeds (1, Q, D). `options` are the defaults of every question."""
         self._language = language
         self._options = options
         self._used = 0  # positions, besides the image's
         settings = language.settings("ask", options, [])
         self._max_beams = settings["num_beams"]
         self._chat = language.open_chat(prefix_embeds, self._max_beams)
-        self._last: tuple[Generation, int] | None = None  # the answer under way, and what was read for it
+        self._last: tuple[Generation, int] | None = None  # the current answer, and the length of its prompt
 
     def ask(self, question: str, **options: Unpack[TextOptions]) -> str:
-        """Question -> answer. Options are those of Model.ask, over those of the chat."""
+        """Question -> answer. Options are those of Model.ask; they override the chat's."""
         generation, settings = self._begin(question, options, {})
         return self._language.text(generation, settings)
 
     def stream(self, question: str, **options: Unpack[TextOptions]) -> Iterator[str]:
-        """Question -> pieces of the answer, as they come; see Model.stream. What was not taken was not said."""
+        """Question -> pieces of the answer; see Model.stream. Pieces that were not taken are not part of the chat."""
         generation, settings = self._begin(question, options, {"num_beams": 1})
         return self._language.pieces(generation, settings)
 
@@ -254,7 +254,7 @@ class Chat:
         options = merge(self._options, {**defaults, **given})
         first = self._used == 0
         prompt = self._language.ask_prompt(question)
-        more = prompt._replace(before=f" {prompt.before}")  # it goes on from what was said
+        more = prompt._replace(before=f" {prompt.before}")  # it continues the conversation
         prompt_ids = self._language.encode(prompt) if first else self._language.encode_more(more)
         settings = self._language.settings("ask", options, [prompt], self._used)
         if settings["num_return_sequences"] > 1 or settings["num_beams"] > self._max_beams:
@@ -267,7 +267,7 @@ class Chat:
         return generation, settings
 
     def _remember(self) -> None:
-        """Count the positions that the last answer has used."""
+        """Count the positions that the last answer used."""
         if self._last is not None:
             generation, read = self._last
             if generation.stepped:

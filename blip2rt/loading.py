@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from . import backends
 from . import bundle as contract
-from .batching import Batched, Batching
+from .batching import Batching
 from .errors import BundleError, OptionError, is_whole
 from .feature_cache import FeatureCache
 from .image import MAX_PIXELS, ImageSettings
@@ -62,12 +62,18 @@ def load(
     images = ImageSettings(scaled_jpeg, max_pixels, color)
     folder = _folder(bundle)
     opened = contract.read(folder)
-    chosen = backends.create(backend, opened, device=device, threads=threads, engines=engines)
-    cache = FeatureCache(cache_bytes)
-    if batching and opened.manifest.llm is not None:
-        cache = FeatureCache(cache_bytes // 4)
-        sizes = batching if isinstance(batching, Batching) else Batching()
-        chosen = Batched(chosen, opened.manifest.llm, sizes, cache_bytes - cache.max_bytes)
+    sizes = Batching() if batching is True else batching or None
+    prefix_bytes = cache_bytes - cache_bytes // 4 if sizes and opened.manifest.llm is not None else 0
+    chosen = backends.create(
+        backend,
+        opened,
+        device=device,
+        threads=threads,
+        engines=engines,
+        batching=sizes,
+        cache_bytes=prefix_bytes or None,
+    )
+    cache = FeatureCache(cache_bytes - prefix_bytes)
     reload = partial(load, **{**arguments, "bundle": os.path.abspath(folder)})
     return Model(opened, chosen, images, cache, special_tokens=special_tokens, reload=reload)
 

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar, o
 import numpy as np
 
 from . import bundle as contract
-from .answers import Answer, Request, submit
-from .batching import Batched
 from .errors import ImageError, OptionError
 from .feature_cache import FeatureCache
 from .image import ImageLike, ImageSettings
@@ -27,6 +25,7 @@ from .matching import Matcher
 from .one_or_many import as_list, one_by_one, pairs, texts_of
 from .options import AskOptions, CaptionOptions, Options, StreamOptions, TextOptions, check_on_token, merge
 from .pipeline import Pipeline
+from .requests import Answer, Request, submit
 from .results import Match, MatchWeights, Scored, Stopwatch, shaped
 
 if TYPE_CHECKING:
@@ -247,9 +246,9 @@ class Model:
 
     def counters(self) -> dict[str, int]:
         """Counters of load(batching=..., cache_bytes=...) by name; see docs/batching.md."""
-        cache, backend = self.pipeline.cache, self.pipeline.backend
+        cache, batcher = self.pipeline.cache, self.pipeline.backend.batcher
         counters = {"image_hits": cache.hits, "image_misses": cache.misses, "image_bytes": cache.bytes}
-        return counters | (backend.counters() if isinstance(backend, Batched) else {})
+        return counters | ({} if batcher is None else batcher.counters())
 
     def chat(self, image: ImageLike, **options: Unpack[TextOptions]) -> Chat:
         """Image -> conversation about it, in which a question costs only its own tokens; see Chat.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.machinery
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
 from .errors import BackendError
 from .install_hints import pip_install
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from . import _native
+
+
+Token: TypeAlias = tuple[int, int, int]  # number of the image, number of the draw, token id
+Sequences: TypeAlias = list[list[tuple[list[int], float]]]  # for each image its best: new token ids, score
 
 
 class Core(Protocol):
@@ -57,3 +63,14 @@ def native() -> Core:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return cast("Core", sys.modules.setdefault(name, module))
+
+
+@contextlib.contextmanager
+def named_failure() -> Iterator[None]:
+    """Turn the core's errors during a generation into BackendError."""
+    try:
+        yield
+    except MemoryError:
+        raise BackendError("generation failed: out of memory: ask for fewer tokens, beams or images") from None
+    except RuntimeError as error:
+        raise BackendError(f"generation failed: {error}") from error

@@ -16,21 +16,23 @@ To add a backend called NAME:
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import inspect
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from .. import bundle as contract
 from ..bundle import Bundle
 from ..errors import BackendError, CapabilityError, OptionError
+from ..native import Sequences, Token
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from ..batching import Batcher
 
     Floats: TypeAlias = NDArray[np.float32]
     Ints: TypeAlias = NDArray[np.int64]
@@ -38,24 +40,11 @@ if TYPE_CHECKING:
 DEFAULT = "ort"
 CLOSED = "this model is closed: load it again"  # what a closed backend says
 
-Token: TypeAlias = tuple[int, int, int]  # number of the image, number of the draw, token id
-OnToken: TypeAlias = Callable[[int, int, int], object]  # is told each Token; False ends the call
-Sequences: TypeAlias = list[list[tuple[list[int], float]]]  # for each image its best: new token ids, score
-
-
-@contextlib.contextmanager
-def named_failure() -> Iterator[None]:
-    """Give the core's errors their name."""
-    try:
-        yield
-    except MemoryError:
-        raise BackendError("generation failed: out of memory: ask for fewer tokens, beams or images") from None
-    except RuntimeError as error:
-        raise BackendError(f"generation failed: {error}") from error
+OnToken: TypeAlias = Callable[[int, int, int], object]  # gets each Token; returns False to end the call
 
 
 class Generation(ABC):
-    """A generation under way. One thread steps it at a time. Raises BackendError."""
+    """A running generation. One thread steps it at a time. Raises BackendError."""
 
     stepped = False  # whether a step was taken: a question whose answer was never begun was not asked
 
@@ -66,15 +55,19 @@ class Generation(ABC):
 
     @abstractmethod
     def step(self) -> list[Token]:
-        """Compute one token more for every running text. Return those that are settled; with beams none is."""
+        """Compute one token for every running text. Return the tokens; none with beams, which may still change."""
 
     @abstractmethod
     def results(self) -> Sequences:
-        """The texts; before it is done, what there is."""
+        """The texts; before it is done, what exists of them."""
 
     @abstractmethod
     def cut(self, image: int, tokens: int) -> bool:
-        """Whether max_time ended a text of so many tokens, once all was stepped to its end."""
+        """Whether max_time ended a text of `tokens` tokens. Call it when the generation is done."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the generation. Its results are what exists by then."""
 
 
 class Chat(ABC):
@@ -82,14 +75,36 @@ class Chat(ABC):
 
     @abstractmethod
     def ask(self, prompt: list[int], options: Mapping[str, Any]) -> Generation:
-        """Begin the answer to [image][all that was said][prompt]. End the answer before, where it still runs."""
+        """Begin the answer to [image][conversation so far][prompt]. End the previous answer if it still runs."""
+
+
+class ReplayChat(Chat):
+    """A conversation whose history is read again with every question."""
+
+    def __init__(self, begin: Callable[..., Generation], prefix_embeds: Floats) -> None:
+        """begin: the backend's. prefix_embeds (1, Q, D)"""
+        self._begin, self._prefix_embeds = begin, prefix_embeds.copy()
+        self._history: list[int] = []
+        self._last: tuple[Generation, list[int]] | None = None
+
+    def ask(self, prompt: list[int], options: Mapping[str, Any]) -> Generation:
+        history = list(self._history)
+        if self._last is not None:
+            generation, question = self._last
+            generation.close()
+            if generation.stepped:  # otherwise the question was never read
+                history += question + generation.results()[0][0][0]
+        generation = self._begin(self._prefix_embeds, [history + prompt], options)
+        self._history, self._last = history, (generation, prompt + list(options.get("forced_prefix", [])))
+        return generation
 
 
 class Backend(ABC):
-    """What runs a bundle. Graphs load at first use; every method may be called from any thread."""
+    """Runs a bundle. Graphs load at first use. Any thread may call any method."""
 
     devices: ClassVar[tuple[str, ...]]  # what it runs on, for load(device=)
-    batches: ClassVar[bool] = False  # whether it has a `batcher`, for load(batching=)
+    batches: ClassVar[bool] = False  # whether it takes the keyword `batching`, for load(batching=)
+    batcher: Batcher | None = None  # decodes the calls of all threads together; None: each call decodes by itself
 
     @abstractmethod
     def _run(self, component: str, output: str, feeds: Mapping[str, NDArray[Any]]) -> Floats:
@@ -111,11 +126,11 @@ class Backend(ABC):
 
     @abstractmethod
     def chat(self, prefix_embeds: Floats, max_rows: int, capacity: int) -> Chat:
-        """prefix_embeds (1, Q, D), most beams of an answer, positions in all -> a conversation about one image."""
+        """prefix_embeds (1, Q, D), largest number of beams, positions in all -> a conversation about one image."""
 
     @abstractmethod
     def vocabulary(self, tokens: list[bytes]) -> Any:
-        """The text of every token -> the option `vocabulary`, which goes with the option `stop_strings`."""
+        """The text of every token -> the value of the option `vocabulary`, which `stop_strings` needs."""
 
     def likelihoods(
         self,
@@ -130,15 +145,11 @@ class Backend(ABC):
             "backend ort, or write 0 as the manifest's retrieval.likelihood_weight"
         )
 
-    def batcher(self, rows: int, positions: int, read: int, kept_bytes: int) -> Any:
-        """What decodes the requests of all threads together: a Batcher of the core, see blip2rt/_native.pyi."""
-        raise BackendError("this backend decodes each call by itself: load without batching")
-
     def preload(self, *components: str) -> None:  # noqa: B027  # a backend may leave it
-        """Begin to load graphs that will soon be needed. Return at once, and never fail."""
+        """Start loading graphs that will soon be needed. Return at once, and never fail."""
 
     def close(self) -> None:  # noqa: B027  # a backend may leave it
-        """Give back what is held. What is called afterwards raises BackendError; closing again does nothing."""
+        """Free all memory. Later calls raise BackendError; closing again does nothing."""
 
     def vision(self, pixels: Floats) -> Floats:
         """pixels (B, 3, H, W) -> vision_features (B, N, C)"""

@@ -1,4 +1,4 @@
-"""ONNX Runtime, by way of the core. Knows sessions and tensor names, nothing about images or text.
+"""ONNX Runtime, through the core. Knows sessions and tensor names.
 
 The Python package `onnxruntime` is never imported, only its shared library is loaded: that saves 0.15 s a process.
 """
@@ -11,7 +11,9 @@ import importlib.util
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +21,11 @@ import numpy as np
 
 from .. import backends
 from .. import bundle as contract
+from ..batching import Batcher, Batching, Call
 from ..bundle import Bundle
 from ..errors import BackendError, OptionError
-from ..native import native
+from ..native import named_failure, native
 from ..untrusted.graphs import readable_files, rejected
-from . import named_failure
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,12 +43,17 @@ _runtime: Any = None
 
 
 class Backend(backends.Backend):
-    """One bundle's graphs, each opened at its first use."""
+    """A bundle's graphs, each opened at its first use."""
 
     devices, batches = ("cpu",), True
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
-        """threads: for each operator; None uses BLIP2RT_NUM_THREADS, or else every physical core."""
+    def __init__(
+        self, bundle: Bundle, *, threads: int | None = None, batching: Batching | None = None, cache_bytes: int = 0
+    ) -> None:
+        """threads: for each operator; None uses BLIP2RT_NUM_THREADS, or else every physical core.
+
+        batching: decode the calls of concurrent threads in one batch. cache_bytes: of its cache of prompt prefixes.
+        """
         self._bundle = bundle
         self._threads = num_threads() if threads is None else threads
         self._sessions: dict[str, Any] = {}
@@ -56,11 +63,16 @@ class Backend(backends.Backend):
 
         self._process = os.getpid()
         self._closed = False
+        if batching is not None and bundle.manifest.llm is not None:
+            # The batcher must not keep this backend alive: its thread ends with the last reference to it.
+            self.batcher = Batcher(_weakly(self._open_batcher), bundle.manifest.llm, batching, cache_bytes)
 
     def close(self) -> None:
         self._closed = True
-        if os.getpid() != self._process:  # in a fork, who holds a lock is not there
+        if os.getpid() != self._process:  # in a fork, the thread that holds a lock does not exist
             return
+        if self.batcher is not None:
+            self.batcher.close()
         with self._generator_lock:
             self._generator = None
         for component, lock in self._locks.items():
@@ -73,7 +85,7 @@ class Backend(backends.Backend):
                 begun = threading.Event()
                 name = f"blip2rt-{component}"
                 threading.Thread(target=self._try_session, args=(component, begun), name=name).start()
-                begun.wait()  # from here on the core works, whatever holds Python's lock
+                begun.wait()  # from here on the core works without the GIL
 
     def generate(
         self,
@@ -82,20 +94,42 @@ class Backend(backends.Backend):
         options: Mapping[str, Any],
         on_token: OnToken | None = None,
     ) -> Sequences:
+        batcher = self._batcher_for(prefix_embeds, prompts, options)
+        if batcher is not None and on_token is None:
+            return batcher.generate(prefix_embeds, prompts, options)
+        if batcher is not None and on_token is not None:
+            generation = self.begin(prefix_embeds, prompts, options)
+            while not generation.done:
+                if any(on_token(*token) is False for token in generation.step()):
+                    break
+            return generation.results()
         generator = self._open_generator()
         with named_failure():
             sequences: Sequences = generator.generate(prefix_embeds, list(prompts), options, on_token)
         return sequences
 
-    def begin(self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: Mapping[str, Any]) -> Generation:
+    def begin(
+        self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: Mapping[str, Any]
+    ) -> backends.Generation:
+        if (batcher := self._batcher_for(prefix_embeds, prompts, options)) is not None:
+            return SharedGeneration(batcher.submit(prefix_embeds, prompts, options, each_token=True))
         generator = self._open_generator()
         with named_failure():
             return Generation(generator.begin(prefix_embeds, list(prompts), options))
 
-    def chat(self, prefix_embeds: Floats, max_rows: int, capacity: int) -> Chat:
+    def chat(self, prefix_embeds: Floats, max_rows: int, capacity: int) -> backends.Chat:
+        if self.batcher is not None:  # its prefix cache has the conversation
+            return backends.ReplayChat(self.begin, prefix_embeds)
         generator = self._open_generator()
         with named_failure():
             return Chat(native().Chat(generator, prefix_embeds, max_rows, capacity))
+
+    def _batcher_for(
+        self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: Mapping[str, Any]
+    ) -> Batcher | None:
+        """The batcher, unless the call is too large for its pool."""
+        fits = self.batcher is not None and self.batcher.fits(prefix_embeds, prompts, options)
+        return self.batcher if fits else None
 
     def vocabulary(self, tokens: list[bytes]) -> Any:
         return native().Vocabulary(tokens)
@@ -112,16 +146,16 @@ class Backend(backends.Backend):
             said = generator.likelihoods(prefix_embeds, list(prompts), list(images), list(texts))
         return np.array(said, np.float64)
 
-    def batcher(self, rows: int, positions: int, read: int, kept_bytes: int) -> Any:
+    def _open_batcher(self, rows: int, positions: int, read: int, kept_bytes: int) -> Any:
         generator = self._open_generator()
         with named_failure():
             return native().Batcher(generator, rows, positions, read, kept_bytes)
 
     def _open_generator(self) -> Any:
-        """The core's loop over the language model's graphs. It keeps nothing between calls, so all threads share it."""
+        """The core's view of the language model's graphs. It has no state between calls, so all threads share it."""
         self._check_process()
         with self._generator_lock:
-            self._check_process()  # somebody may have closed the model meanwhile
+            self._check_process()  # another thread may have closed the model meanwhile
             if self._generator is None:
                 spec = self._bundle.manifest.llm
                 assert spec is not None
@@ -143,7 +177,7 @@ class Backend(backends.Backend):
             raise BackendError(f"{self._bundle.graph(component)} failed: {error}") from error
 
     def _try_session(self, component: str, begun: threading.Event) -> None:
-        """Open a session ahead of need. A failure is left to whoever needs the session: it meets the same error."""
+        """Open a session in advance. On failure, the caller that needs the session gets the same error."""
         try:
             with contextlib.suppress(Exception):
                 self._session(component, begun)
@@ -151,7 +185,7 @@ class Backend(backends.Backend):
             begun.set()
 
     def _check_process(self) -> None:
-        """Raise BackendError of a closed model, and in a fork: threads of sessions are not there, locks are held."""
+        """Raise BackendError if the model is closed, or in a fork, which lacks the threads and has their locks."""
         if self._closed:
             raise BackendError(backends.CLOSED)
         if os.getpid() != self._process:
@@ -161,7 +195,7 @@ class Backend(backends.Backend):
         """begun: set when the core opens the session."""
         self._check_process()
         with self._locks[component]:
-            self._check_process()  # somebody may have closed the model meanwhile
+            self._check_process()  # another thread may have closed the model meanwhile
             if component not in self._sessions:
                 graph = self._bundle.graph(component)
                 try:
@@ -183,11 +217,10 @@ class Backend(backends.Backend):
 
 
 class Generation(backends.Generation):
-    """The core's generation, its failures named."""
+    """The core's generation, with errors as BackendError."""
 
     def __init__(self, native: Any) -> None:
         self._native = native
-        self._steps = 0
 
     @property
     def done(self) -> bool:
@@ -196,7 +229,6 @@ class Generation(backends.Generation):
     def step(self) -> list[Token]:
         with named_failure():
             added: list[Token] = self._native.step()
-        self._steps += 1
         self.stepped = True
         return added
 
@@ -206,11 +238,59 @@ class Generation(backends.Generation):
         return sequences
 
     def cut(self, image: int, tokens: int) -> bool:
-        return tokens == self._steps  # what ended by itself has taken a stop token's step, too
+        with named_failure():
+            return bool(self._native.cut(image, tokens))
+
+    def close(self) -> None:
+        self._native.close()
+
+
+class SharedGeneration(backends.Generation):
+    """A generation that the batcher computes. Tokens that step() has not returned are not in its texts."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._taken: dict[tuple[int, int], list[int]] = defaultdict(list)
+        self._done = self._closed = False
+        self.stepped = False
+
+    @property
+    def done(self) -> bool:
+        return self._done or self._closed
+
+    def step(self) -> list[Token]:
+        if self.done:
+            return []
+        self.stepped = True
+        while not self._call.wait():
+            pass
+        done = self._call.done
+        added = self._call.take()
+        for image, draw, token in added:
+            self._taken[image, draw].append(token)
+        if done:
+            self._call.results()  # raises what has failed
+            self._done = True
+        return added
+
+    def results(self) -> Sequences:
+        if self._done:
+            return self._call.results()
+        of_image: list[list[list[int]]] = [[] for _ in range(self._call.images)]
+        for image, draw in sorted(self._taken):
+            of_image[image].append(self._taken[image, draw])
+        return [[(list(tokens), 0.0) for tokens in draws or [[]]] for draws in of_image]
+
+    def cut(self, image: int, tokens: int) -> bool:
+        return self._done and self._call.cut(image, tokens)
+
+    def close(self) -> None:
+        self._call.cancel()
+        self._closed = True
 
 
 class Chat(backends.Chat):
-    """The core's conversation, its failures named."""
+    """The core's conversation, with errors as BackendError."""
 
     def __init__(self, native: Any) -> None:
         self._native = native
@@ -220,8 +300,20 @@ class Chat(backends.Chat):
             return Generation(self._native.ask(prompt, options))
 
 
+def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that does not keep its object alive."""
+    weak = weakref.WeakMethod(method)
+
+    def call(*arguments: Any) -> Any:
+        strong = weak()
+        assert strong is not None, "the caller holds the object"
+        return strong(*arguments)
+
+    return call
+
+
 def num_threads() -> int:
-    """The number in BLIP2RT_NUM_THREADS; 0 where it is unset: ONNX Runtime then chooses. Raises OptionError."""
+    """The number in BLIP2RT_NUM_THREADS, or 0 if it is unset: ONNX Runtime then chooses. Raises OptionError."""
     value = os.environ.get("BLIP2RT_NUM_THREADS", "")
     if not value:
         return 0
@@ -246,7 +338,7 @@ def open_runtime() -> Any:
 
 @functools.cache
 def _hold_forks() -> None:
-    """Let a fork wait while the library is being loaded: the child can then load a model of its own."""
+    """Delay forks while the library is loading, so that the child can load its own model."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 

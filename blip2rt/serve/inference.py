@@ -38,7 +38,7 @@ def open_model(bundle: str | None, settings: Settings, **keywords: Any) -> Model
 
 def shares_steps(model: Model) -> bool:
     """Whether requests from several threads are decoded together."""
-    return hasattr(model.pipeline.backend, "submit")
+    return model.pipeline.backend.batcher is not None
 
 
 def default_parallel(model: Model) -> int:
@@ -128,8 +128,8 @@ def generate(
     if cancelled.is_set():
         return Answer([], [], prompt_tokens, 0)
     generation = pipeline.backend.begin(prefix_embeds, [ids], watch.remaining)
-    if shares_steps(model) and (close := getattr(generation, "close", None)) is not None:
-        cancelled.on_set(close)  # with beams, a shared generation returns from step() only at its end
+    if shares_steps(model):
+        cancelled.on_set(generation.close)  # with beams, a shared generation returns from step() only at its end
     streams = [TextStream(language._tokenizer, forced) for _ in range(settings["num_return_sequences"])]
     output = TextOutput(streams, job.stop_strings, emit)
     while not generation.done and not cancelled.is_set() and not all(output.stopped):

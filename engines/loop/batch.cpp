@@ -1,33 +1,40 @@
-// Steps the running batch. Reads top to bottom as a step goes. Knows rows, positions and requests.
+// Admits requests to the batch and ends them. batch_step.cpp takes the steps.
 #include "loop/batch.h"
 
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <new>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
-#include "ort/active_call.h"
-
 namespace blip2rt {
 namespace {
 
-constexpr int64_t kOfImage = -1;  // a position of the prefix, among tokens
-
-int rows_of(const GenerationOptions& options) { return options.rows_each(); }
+constexpr int64_t kImagePosition = -1;  // a position of the prefix, among tokens
 
 const BatchSizes& checked(const BatchSizes& sizes) {
-  constexpr int kMost = 1 << 16;  // rows; far beyond use
-  const bool fits =
-      sizes.rows >= 1 && sizes.rows <= kMost && sizes.read >= 1 && sizes.read <= kMost && sizes.positions >= 1;
-  if (!fits) throw std::runtime_error("rows and read must be 1 to 65536, and positions at least 1");
-  return sizes;
+  if (sizes.rows >= 1 && sizes.read >= 1 && sizes.positions >= 1) return sizes;
+  throw std::runtime_error("rows, read and positions must be at least 1");
 }
 
-// Returns whether a prompt's first positions are the same whatever comes behind them, and lie in the decoder's cache.
-bool keeps_prefixes(const Generator& generator) {
-  return generator.encoder() == nullptr && !generator.shape().bidirectional_prompt;
+// Prompts are read by steps of their own in a batch whose requests start together, and beside answers otherwise.
+DecoderSizes decoder_sizes(const Generator& generator, const BatchSizes& sizes) {
+  const bool encodes = generator.encoder() != nullptr;
+  const int encoder_positions = sizes.encoder_positions < 0 ? sizes.positions : sizes.encoder_positions;
+  return {sizes.read == kReadAll ? sizes.rows : sizes.rows + sizes.read, sizes.positions, sizes.encoder_rows,
+          encodes ? encoder_positions : 0};
+}
+
+int encoder_pool_size(const DecoderSizes& sizes) {
+  int size = 0;
+  if (__builtin_mul_overflow(sizes.encoder_rows, sizes.encoder_positions, &size)) throw std::bad_alloc();
+  return size;
+}
+
+int encoder_length_of(const Request& request) {
+  return request.prefix_length + static_cast<int>(request.prompt.size());
 }
 
 }  // namespace
@@ -35,34 +42,39 @@ bool keeps_prefixes(const Generator& generator) {
 Batch::Batch(const Generator& generator, const BatchSizes& sizes)
     : generator_(generator),
       sizes_(checked(sizes)),
-      decoder_(generator, sizes.rows + sizes.read, sizes.positions, true),
-      pool_(sizes.positions),
-      cross_pool_(generator.encoder() == nullptr ? 0 : sizes.positions),
-      store_(decoder_.cache(), keeps_prefixes(generator) ? sizes.kept_bytes : 0),
-      scores_(static_cast<size_t>(generator.shape().vocab_size)) {}
+      decoder_(generator, decoder_sizes(generator, sizes)),
+      pool_(sizes.positions, sizes.rows),
+      encoder_pool_(encoder_pool_size(decoder_sizes(generator, sizes)), sizes.rows),
+      store_(decoder_.cache(), generator.reuses_prefixes() ? sizes.kept_bytes : 0) {
+  readers_.reserve(static_cast<size_t>(sizes.rows));
+  added_.reserve(static_cast<size_t>(sizes.rows));
+}
+
+Batch::Lock::Lock(Batch& batch) : batch_(batch) {
+  if (batch.locked_.test_and_set(std::memory_order_acquire)) {
+    throw std::runtime_error("this generation is being stepped already: one thread at a time");
+  }
+}
 
 // Returns the positions that a request needs, and how many of them its prompt has.
 int Batch::positions_of(const Request& request, int& prompt_length) const {
   const GenerationOptions& options = request.options;
   const bool encodes = generator_.encoder() != nullptr;
-  const size_t read =
-      options.forced_prefix.size() + (encodes ? 1 : static_cast<size_t>(request.prefix_length) + request.prompt.size());
-  const size_t all = read + static_cast<size_t>(rows_of(options)) * static_cast<size_t>(options.max_new_tokens);
+  const size_t read = static_cast<size_t>(request.past) + options.forced_prefix.size() +
+                      (encodes ? 1 : static_cast<size_t>(request.prefix_length) + request.prompt.size());
+  const size_t all = read + static_cast<size_t>(options.rows_each()) * static_cast<size_t>(options.max_new_tokens);
   if (all > static_cast<size_t>(sizes_.positions)) {
     throw std::runtime_error("the request needs " + std::to_string(all) +
                              " positions of keys and values, and there are " + std::to_string(sizes_.positions));
   }
   prompt_length = static_cast<int>(read);
-  return static_cast<int>(all);
+  return std::max(static_cast<int>(all), sizes_.min_positions);
 }
 
 void Batch::check(const Request& request) const {
-  const GenerationOptions& options = request.options;
-  options.validate(static_cast<size_t>(generator_.shape().vocab_size));
-  check_prompts({request.prefix.data(), 1, request.prefix_length}, {request.prompt}, generator_);
-  if (rows_of(options) > sizes_.rows) {
-    throw std::runtime_error("the request needs " + std::to_string(rows_of(options)) + " rows, and there are " +
-                             std::to_string(sizes_.rows));
+  if (request.options.rows_each() > sizes_.rows) {
+    throw std::runtime_error("the request needs " + std::to_string(request.options.rows_each()) +
+                             " rows, and there are " + std::to_string(sizes_.rows));
   }
   int prompt_length = 0;
   positions_of(request, prompt_length);
@@ -71,67 +83,19 @@ void Batch::check(const Request& request) const {
                              " positions, which this model reads at once, and a step reads " +
                              std::to_string(sizes_.read));
   }
-  if (generator_.encoder() != nullptr &&
-      static_cast<size_t>(request.prefix_length) + request.prompt.size() > static_cast<size_t>(sizes_.positions)) {
+  if (generator_.encoder() != nullptr && encoder_length_of(request) > encoder_pool_.capacity()) {
     throw std::runtime_error("image and prompt have more positions than the " + std::to_string(sizes_.positions) +
                              " that there are");
   }
 }
 
-void Batch::step() {
-  const ActiveCall call;
-  let_go();
-  while (!waiting_.empty() && let_in(waiting_.front())) {
-    waiting_.pop_front();
-    if (generator_.encoder() != nullptr) break;  // a newcomer's encoder runs here: one a step
-  }
-  drop_ended();
-  if (running_.empty()) return;
-
-  decoder_.clear();
-  bool answers = false;
-  int readers = 0, left = sizes_.read;
-  for (Running& one : running_) one.first_row = -1;
-  const Running* alone = generator_.shape().bidirectional_prompt ? newcomer() : nullptr;
-  for (Running& one : running_) {
-    if (one.fed < 0 || alone != nullptr) continue;
-    feed(one);
-    answers = true;
-  }
-  for (Running& one : running_) {
-    if (one.fed >= 0 || left == 0 || (alone != nullptr && alone != &one)) continue;
-    const int before = decoder_.rows();
-    read(one, left);
-    left -= decoder_.rows() - before;
-    ++readers;
-  }
-  const bool in_order = !answers && readers == 1;
-  try {
-    decoder_.run(in_order);
-  } catch (...) {
-    for (Running& one : running_) {
-      if (one.first_row < 0) continue;
-      release(one);
-      one.ticket->fail(std::current_exception());
-    }
-    drop_ended();
-    return;
-  }
-  ++counters_.steps;
-  for (Running& one : running_) {
-    if (one.first_row < 0) continue;
-    try {
-      advance(one, in_order);
-    } catch (...) {
-      release(one);
-      one.ticket->fail(std::current_exception());
-    }
-  }
+void Batch::admit() {
+  drop_cancelled();
+  while (!waiting_.empty() && admit(waiting_.front())) waiting_.pop_front();
   drop_ended();
 }
 
-// Ends requests that were cancelled.
-void Batch::let_go() {
+void Batch::drop_cancelled() {
   for (Running& one : running_) {
     if (one.ticket->cancelled()) finish(one);
   }
@@ -141,218 +105,149 @@ void Batch::let_go() {
       ++ticket;
       continue;
     }
-    Outcome outcome;
-    outcome.results.emplace_back();
-    (*ticket)->end(std::move(outcome));
+    (*ticket)->end(outcome_of(**ticket));
     ++counters_.requests;
     ticket = waiting_.erase(ticket);
   }
 }
 
-// Takes a request into the batch where rows and positions are free. Returns false where it has to wait.
-bool Batch::let_in(const std::shared_ptr<Ticket>& ticket) {
+// Admits a request if rows and positions are free. Returns false if it has to wait.
+bool Batch::admit(const std::shared_ptr<Ticket>& ticket) {
   const Request& request = ticket->request();
-  const int rows = rows_of(request.options);
+  const int rows = request.options.rows_each();
   if (rows_ + rows > sizes_.rows) return false;
   int prompt_length = 0;
   const int count = positions_of(request, prompt_length);
   const bool encodes = generator_.encoder() != nullptr;
-  const int cross_length = encodes ? request.prefix_length + static_cast<int>(request.prompt.size()) : 0;
+  const int encoder_count = !encodes                  ? 0
+                            : sizes_.encoder_rows > 1 ? sizes_.encoder_positions
+                                                      : encoder_length_of(request);
+  Running& one = running_.emplace_back();
   const auto start = pool_.take(count);
-  if (!start) return false;
-  const auto cross_start = cross_pool_.take(cross_length);
-  if (!cross_start) {
-    pool_.give_back(*start, count);
+  const auto encoder_start = start ? encoder_pool_.take(encoder_count) : std::nullopt;
+  if (!encoder_start) {
+    if (start) pool_.give_back(*start, count);
+    running_.pop_back();
     return false;
   }
   rows_ += rows;
-  Running& one = running_.emplace_back();
   one.ticket = ticket;
   one.prefix_length = encodes ? 0 : request.prefix_length;
   one.start = *start;
   one.count = count;
-  one.cross_start = *cross_start;
-  one.cross_length = cross_length;
+  one.encoder_start = *encoder_start;
+  one.encoder_count = encoder_count;
+  one.encoded = !encodes;
   try {
     begin(one);
   } catch (...) {
-    release(one);
-    ticket->fail(std::current_exception());
+    finish(one, std::current_exception());
   }
   return true;
 }
 
 void Batch::begin(Running& one) {
-  const Request& request = one.ticket->request();
+  const Request& request = one.request();
   const GenerationOptions& options = request.options;
   std::vector<int64_t> given = options.forced_prefix, history;
   if (generator_.encoder() != nullptr) {
     given.insert(given.begin(), generator_.decoder_start_token_id());
     one.tokens = given;
-    decoder_.encode(request.prefix.data(), request.prefix_length, request.prompt, one.cross_start);
   } else {
     one.tokens = request.prompt;
     one.tokens.insert(one.tokens.end(), given.begin(), given.end());
     if (options.counts_prompt) {
+      history = request.history;
       options.append_image(history, static_cast<size_t>(request.prefix_length));
       history.insert(history.end(), request.prompt.begin(), request.prompt.end());
     }
   }
   history.insert(history.end(), given.begin(), given.end());
   const size_t draws = options.draws_independently() ? static_cast<size_t>(options.num_return_sequences) : 1;
-  one.ended_draws.resize(draws);
+  one.read = request.past;
+  one.finished.resize(draws);
+  const auto vocab_size = static_cast<size_t>(generator_.shape().vocab_size);
   for (size_t draw = 0; draw < draws; ++draw) {
     const Random random(options.seed, options.first_image, draw);
-    one.answers.push_back({draw, std::make_unique<Search>(options, scores_.size(), history, random)});
+    one.answers.push_back({draw, std::make_unique<Search>(options, vocab_size, history, random)});
   }
-  if (request.image.empty() || !keeps_prefixes(generator_)) return;
-  std::vector<int64_t> known(static_cast<size_t>(one.prefix_length), kOfImage);
+  load_prefix(one);
+}
+
+// Copies what the prefix cache has of a new request's prompt, except for the last position, whose logits are needed.
+void Batch::load_prefix(Running& one) {
+  const Request& request = one.request();
+  if (request.cache_key.empty() || !generator_.reuses_prefixes()) return;
+  std::vector<int64_t> known(static_cast<size_t>(one.prefix_length), kImagePosition);
   known.insert(known.end(), one.tokens.begin(), one.tokens.end());
-  one.kept = one.read = store_.load(request.image, known, one.start, one.prompt_length() - 1);
-  ++(one.kept > 0 ? counters_.hits : counters_.misses);
-  counters_.kept_positions += static_cast<uint64_t>(one.kept);
+  one.cached = one.read = store_.load(request.cache_key, known, one.start, one.prompt_length() - 1);
+  ++(one.cached > 0 ? counters_.hits : counters_.misses);
+  counters_.kept_positions += static_cast<uint64_t>(one.cached);
 }
 
-// What a row sees: one row lies behind its prompt, several share the prompt and lie behind it, one after the other.
-Seen Batch::seen_of(const Running& one, int row, int before) const {
-  const int prompt = one.prompt_length();
-  Seen seen = {0, 0, one.start, prompt + before, one.cross_start, one.cross_length};
-  if (rows_of(one.options()) > 1) {
-    seen.prompt_start = one.start;
-    seen.prompt_length = prompt;
-    seen.start = one.start + prompt + row * one.options().max_new_tokens;
-    seen.before = before;
-  }
-  return seen;
-}
-
-// Returns the first request whose prompt is to be read, or nullptr.
-const Batch::Running* Batch::newcomer() const {
-  const auto is_new = [](const Running& one) { return one.fed < 0; };
-  const auto found = std::find_if(running_.begin(), running_.end(), is_new);
-  return found == running_.end() ? nullptr : &*found;
-}
-
-// Adds the rows of the answers that go on.
-void Batch::feed(Running& one) {
-  const int beams = one.options().num_beams;
-  one.first_row = decoder_.rows();
-  for (const Answer& answer : one.answers) {
-    for (int beam = 0; beam < beams; ++beam) {
-      decoder_.add(answer.search->token(beam), seen_of(one, static_cast<int>(answer.draw) + beam, one.fed));
-    }
-  }
-  one.last_row = decoder_.rows() - 1;
-}
-
-// Adds the next positions of the prompt.
-void Batch::read(Running& one, int most) {
-  const auto width = static_cast<size_t>(generator_.shape().hidden_size);
-  const int end = std::min(one.prompt_length(), one.read + most);
-  one.first_row = decoder_.rows();
-  for (; one.read < end; ++one.read) {
-    const Seen seen = {0, 0, one.start, one.read, one.cross_start, one.cross_length};
-    if (one.read < one.prefix_length) {
-      decoder_.add(one.ticket->request().prefix.data() + static_cast<size_t>(one.read) * width, seen);
-    } else {
-      decoder_.add(one.tokens[static_cast<size_t>(one.read - one.prefix_length)], seen);
-    }
-  }
-  one.last_row = decoder_.rows() - 1;
-}
-
-// Goes on with what the run says of a request. `in_order`: the run had this one alone, and its logits are row 0.
-void Batch::advance(Running& one, bool in_order) {
-  if (one.fed < 0 && one.read < one.prompt_length()) return;
-  const bool last = Clock::now() >= one.ticket->deadline();
-  one.timed_out = one.timed_out || last;
-  added_.clear();
-  if (one.fed < 0) {
-    keep(one, {});
-    choose_first(one, in_order ? 0 : one.last_row, last);
-  } else {
-    choose_next(one, last);
-  }
-  if (!added_.empty()) one.ticket->post(added_);
-  for (Answer& answer : one.answers) {
-    if (answer.search->done()) one.ended_draws[answer.draw] = answer.search->results();
-  }
-  const auto done = [](const Answer& answer) { return answer.search->done(); };
-  one.answers.erase(std::remove_if(one.answers.begin(), one.answers.end(), done), one.answers.end());
-  if (one.answers.empty()) finish(one);
-}
-
-// Chooses every answer's first token by the logits of the prompt's last position, which all answers share.
-void Batch::choose_first(Running& one, int row, bool last) {
-  one.fed = 0;
-  for (size_t i = 0; i < one.answers.size(); ++i) {
-    float* scores = decoder_.logits(row);
-    if (i + 1 < one.answers.size()) {  // a search overwrites what it reads
-      std::copy_n(scores, scores_.size(), scores_.data());
-      scores = scores_.data();
-    }
-    choose(one, one.answers[i], scores, 1, last);
+// Adds a request's prompt to the prefix cache, and the part of its answer that is in the pool.
+void Batch::save_prefix(const Running& one, const std::vector<int64_t>& answer) {
+  const std::string& key = one.request().cache_key;
+  if (key.empty() || !generator_.reuses_prefixes()) return;
+  std::vector<int64_t> known(static_cast<size_t>(one.prefix_length), kImagePosition);
+  known.insert(known.end(), one.tokens.begin(), one.tokens.end());
+  const auto fed = static_cast<ptrdiff_t>(std::min(answer.size(), static_cast<size_t>(std::max(0, one.fed))));
+  known.insert(known.end(), answer.begin(), answer.begin() + fed);
+  try {
+    store_.save(key, known, one.start);
+  } catch (const std::bad_alloc&) {  // the request itself does not need it
   }
 }
 
-void Batch::choose_next(Running& one, bool last) {
-  ++one.fed;
-  const int beams = one.options().num_beams, own = one.start + one.prompt_length();
-  int row = one.first_row;
-  for (Answer& answer : one.answers) {
-    choose(one, answer, decoder_.logits(row), beams, last);
-    row += beams;
-  }
-  for (int beam = 0; beams > 1 && beam < beams; ++beam) {  // a beam takes over its parent's positions
-    const int parent = one.answers.front().search->parent(beam), size = one.options().max_new_tokens;
-    decoder_.cache().copy_positions(0, own + parent * size, own + beam * size, one.fed);
-  }
-}
-
-void Batch::choose(Running& one, Answer& answer, float* scores, int rows, bool last) {
-  answer.search->advance(scores, rows, last);
-  ++counters_.tokens;
-  if (one.options().num_beams > 1) return;
-  if (const auto token = answer.search->added()) added_.push_back({one.ticket->request().number, answer.draw, *token});
-}
-
-// Ends a request with what there is.
-void Batch::finish(Running& one) {
-  for (const Answer& answer : one.answers) one.ended_draws[answer.draw] = answer.search->results();
+Outcome Batch::outcome_of(const Running& one) const {
   Outcome outcome;
-  for (std::vector<Hypothesis>& draw : one.ended_draws) {
-    for (Hypothesis& each : draw) {
-      outcome.results.push_back(std::move(each));
-      if (one.options().draws_independently()) break;
-    }
+  std::vector<std::vector<Hypothesis>> draws = one.finished;
+  for (const Answer& answer : one.answers) draws[answer.draw] = answer.search->results();
+  for (std::vector<Hypothesis>& draw : draws) {
+    if (one.options().draws_independently() && draw.size() > 1) draw.resize(1);
+    std::move(draw.begin(), draw.end(), std::back_inserter(outcome.results));
   }
   outcome.prompt_length = one.prompt_length();
-  outcome.kept_length = one.kept;
-  outcome.steps = one.fed + 1;
+  outcome.cached_length = one.cached;
+  outcome.tokens_chosen = one.fed + 1;
+  if (one.options().rows_each() == 1 && one.fed > 0) {
+    outcome.answer_cached = std::min(one.fed, static_cast<int>(outcome.results.front().tokens.size()));
+  }
   outcome.timed_out = one.timed_out;
-  if (rows_of(one.options()) == 1 && one.fed > 0) keep(one, outcome.results.front().tokens);
-  release(one);
-  one.ticket->end(std::move(outcome));
+  return outcome;
 }
 
-// Keeps what a request has read, and of what it has `said` all that is in the cache.
-void Batch::keep(const Running& one, const std::vector<int64_t>& said) {
-  const std::string& image = one.ticket->request().image;
-  if (image.empty() || !keeps_prefixes(generator_)) return;
-  std::vector<int64_t> known(static_cast<size_t>(one.prefix_length), kOfImage);
-  known.insert(known.end(), one.tokens.begin(), one.tokens.end());
-  const auto fed = static_cast<ptrdiff_t>(std::min(said.size(), static_cast<size_t>(std::max(0, one.fed))));
-  known.insert(known.end(), said.begin(), said.begin() + fed);
+Outcome Batch::outcome_of(const Ticket& ticket) const {
+  if (ticket.done()) return ticket.outcome();
+  for (const Running& one : running_) {
+    if (one.ticket.get() == &ticket) return outcome_of(one);
+  }
+  const GenerationOptions& options = ticket.request().options;
+  Outcome outcome;
+  outcome.results.resize(options.draws_independently() ? static_cast<size_t>(options.num_return_sequences) : 1);
+  return outcome;
+}
+
+// Ends a request with what exists of it.
+void Batch::finish(Running& one, const std::exception_ptr& failure) {
+  if (one.ended) return;
   try {
-    store_.save(image, known, one.start);
-  } catch (const std::bad_alloc&) {  // it is a gain, not a need
+    Outcome outcome = outcome_of(one);
+    outcome.failure = failure;
+    if (!failure && one.options().rows_each() == 1 && one.fed > 0) save_prefix(one, outcome.results.front().tokens);
+    release(one);
+    one.ticket->end(std::move(outcome));
+  } catch (...) {  // out of memory
+    release(one);
+    one.ticket->fail(failure ? failure : std::current_exception());
   }
 }
 
 void Batch::release(Running& one) {
+  if (one.ended) return;
   pool_.give_back(one.start, one.count);
-  cross_pool_.give_back(one.cross_start, one.cross_length);
-  rows_ -= rows_of(one.options());
+  encoder_pool_.give_back(one.encoder_start, one.encoder_count);
+  rows_ -= one.options().rows_each();
   one.first_row = -1;
   one.ended = true;
   ++counters_.requests;
@@ -364,10 +259,7 @@ void Batch::drop_ended() {
 }
 
 void Batch::fail_all(const std::exception_ptr& failure) {
-  for (Running& one : running_) {
-    release(one);
-    one.ticket->fail(failure);
-  }
+  for (Running& one : running_) finish(one, failure);
   drop_ended();
   for (const auto& ticket : waiting_) ticket->fail(failure);
   waiting_.clear();

@@ -13,15 +13,14 @@ Batcher::Batcher(const Generator& generator, const BatchSizes& sizes)
 
 Batcher::~Batcher() { close(); }
 
-std::vector<std::shared_ptr<Ticket>> Batcher::submit(std::vector<Request> requests,
-                                                     const std::shared_ptr<Mailbox>& mailbox) {
+Tickets Batcher::submit(std::vector<Request> requests, const std::shared_ptr<TokenQueue>& queue) {
   generator_.llm().check_process();
   for (const Request& request : requests) batch_.check(request);
   const std::lock_guard<std::mutex> lock(mutex_);
   if (closed_) throw std::runtime_error("the model is closed: load it again");
-  std::vector<std::shared_ptr<Ticket>> tickets;
-  for (Request& request : requests) tickets.push_back(std::make_shared<Ticket>(std::move(request), mailbox));
-  fresh_.insert(fresh_.end(), tickets.begin(), tickets.end());
+  Tickets tickets;
+  for (Request& request : requests) tickets.push_back(std::make_shared<Ticket>(std::move(request), queue));
+  submitted_.insert(submitted_.end(), tickets.begin(), tickets.end());
   change_.notify_all();
   return tickets;
 }
@@ -29,12 +28,12 @@ std::vector<std::shared_ptr<Ticket>> Batcher::submit(std::vector<Request> reques
 void Batcher::work() {
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
-    change_.wait(lock, [this] { return closed_ || !fresh_.empty() || !batch_.idle(); });
+    change_.wait(lock, [this] { return closed_ || !submitted_.empty() || !batch_.idle(); });
     const bool closed = closed_;
-    std::vector<std::shared_ptr<Ticket>> fresh = std::exchange(fresh_, {});
+    Tickets added = std::exchange(submitted_, {});
     lock.unlock();
-    for (auto& ticket : fresh) batch_.add(std::move(ticket));
-    fresh.clear();
+    for (auto& ticket : added) batch_.add(std::move(ticket));
+    added.clear();
     if (closed) {
       batch_.fail_all(std::make_exception_ptr(std::runtime_error("the model was closed")));
       return;
@@ -64,7 +63,7 @@ void Batcher::close() {
 BatchCounters Batcher::counters() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   BatchCounters counters = counters_;
-  counters.waiting += static_cast<int>(fresh_.size());
+  counters.waiting += static_cast<int>(submitted_.size());
   return counters;
 }
 

@@ -1,5 +1,5 @@
-// A thread that steps the running batch as long as there are requests. Any thread may hand in requests, and read what
-// comes of them through their mailbox. Knows threads and requests; not what a step does.
+// A thread that steps a batch while there are requests. Any thread may submit requests, and reads their tokens from a
+// queue.
 #pragma once
 
 #include <condition_variable>
@@ -16,22 +16,21 @@ namespace blip2rt {
 
 class Batcher {
  public:
-  // `generator` must outlive the batcher. Throws where the model's graphs cannot share steps.
+  // `generator` must outlive the batcher.
   Batcher(const Generator& generator, const BatchSizes& sizes);
 
-  // Ends as close() does.
-  ~Batcher();
+  ~Batcher();  // as close()
   Batcher(const Batcher&) = delete;
   Batcher& operator=(const Batcher&) = delete;
 
-  // Takes requests whose tokens come to one mailbox. Throws where one of them makes no sense; then none is taken.
-  std::vector<std::shared_ptr<Ticket>> submit(std::vector<Request> requests, const std::shared_ptr<Mailbox>& mailbox);
+  // Submits requests whose tokens go to one queue. Throws if one of them never fits the batch; then none is submitted.
+  Tickets submit(std::vector<Request> requests, const std::shared_ptr<TokenQueue>& queue);
 
-  // Fails all requests that have not ended, and ends the thread after the step that it is in.
+  // Fails all unfinished requests, and ends the thread after its current step.
   void close();
 
-  // Returns whether this is a fork of the process that made it. The thread is not there, locks may be held, and what it
-  // was changing is half changed: such a batcher is never destroyed.
+  // Returns whether this is a fork of the process that made it. The thread does not exist here, locks may be held, and
+  // data may be half changed: such a batcher must never be destroyed.
   bool forked() const;
 
   BatchCounters counters() const;
@@ -42,10 +41,10 @@ class Batcher {
   void work();
 
   const Generator& generator_;
-  Batch batch_;  // the thread's alone, but for check()
+  Batch batch_;  // used by the thread only, except for check()
   mutable std::mutex mutex_;
   std::condition_variable change_;
-  std::vector<std::shared_ptr<Ticket>> fresh_;
+  Tickets submitted_;  // not yet in the batch
   BatchCounters counters_;
   bool closed_ = false;
   std::once_flag joined_;

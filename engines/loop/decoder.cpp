@@ -1,151 +1,222 @@
-// Binds buffers to the graphs of the language model and runs them. Knows rows of tokens; not beams or scores.
+// Binds buffers to the graphs of the language model and runs them. Knows tensor names.
 #include "loop/decoder.h"
 
 #include <algorithm>
 #include <chrono>
 #include <stdexcept>
 
-namespace blip2rt {
+#include "ops/attention_op.h"
 
-Decoder::Decoder(const Generator& generator, int max_rows, int capacity)
+namespace blip2rt {
+namespace {
+
+// A view of numbers that a vector holds. The vector must keep its memory while the view is used.
+template <class T>
+Value view_of(std::vector<T>& data, const std::vector<int64_t>& shape, DType dtype) {
+  size_t count = 1;
+  for (int64_t axis : shape) count *= static_cast<size_t>(axis);
+  return view(data.data(), count * sizeof(T), shape, dtype);
+}
+
+int longest_of(const std::vector<PromptSpan>& spans) {
+  int longest = 0;
+  for (const PromptSpan& span : spans) longest = std::max(longest, span.length());
+  return longest;
+}
+
+}  // namespace
+
+Decoder::Inputs::Inputs(size_t rows, size_t length, size_t width)
+    : embeds(rows * length * width),
+      position_ids(rows * length),
+      last_index(rows),
+      seqlens(rows),
+      cache_rows(rows),
+      encoder_rows(rows) {}
+
+Decoder::Decoder(const Generator& generator, const DecoderSizes& sizes)
     : generator_(generator),
       shape_(generator.shape()),
-      buffers_(generator, static_cast<size_t>(max_rows)),
-      cache_({shape_.layers, max_rows, shape_.kv_heads, capacity, shape_.head_dim}),
-      step_embeds_(static_cast<size_t>(max_rows) * static_cast<size_t>(shape_.hidden_size)),
-      tokens_(static_cast<size_t>(max_rows)) {}
-
-Decoder::InUse::InUse(Decoder& decoder) : decoder_(decoder) {
-  if (decoder.in_use_.test_and_set(std::memory_order_acquire)) {
-    throw std::runtime_error("this generation is being stepped already: one thread at a time");
+      max_rows_(sizes.rows),
+      logits_(static_cast<size_t>(sizes.rows) * static_cast<size_t>(shape_.vocab_size)),
+      cache_({shape_.layers, 1, shape_.kv_heads, sizes.positions, shape_.head_dim}),
+      inputs_(static_cast<size_t>(sizes.rows), 1, static_cast<size_t>(shape_.hidden_size)) {
+  (void)cache_.place(0, sizes.positions);
+  if (generator.encoder() != nullptr) {
+    const CrossShape& cross = generator.cross_shape();
+    const CacheShape shape{shape_.layers, sizes.encoder_rows, cross.heads, sizes.encoder_positions, cross.head_dim};
+    encoder_cache_ = std::make_unique<KvCache>(shape);
+    (void)encoder_cache_->place(sizes.encoder_rows - 1, sizes.encoder_positions);
+  }
+  tokens_.reserve(static_cast<size_t>(sizes.rows));
+  token_rows_.reserve(static_cast<size_t>(sizes.rows));
+  for (int layer = 0; layer < shape_.layers; ++layer) {
+    for (const char* part : {"key_", "value_"}) {
+      for (const char* time : {"past_", "present_"}) cache_names_.push_back(time + (part + std::to_string(layer)));
+      encoder_names_.push_back("cross_" + (part + std::to_string(layer)));
+    }
   }
 }
 
-void Decoder::bind_llm(Binding& binding, float* inputs_embeds, int rows, int length) {
-  buffers_.bind(binding, cache_, inputs_embeds, rows, length);
-  if (cross_) buffers_.bind_cross(binding, *cross_, rows, encoder_length_);
+void Decoder::embed_tokens(std::vector<int64_t>& ids, std::vector<float>& embeds) const {
+  embeds.resize(ids.size() * static_cast<size_t>(shape_.hidden_size));
+  if (ids.empty()) return;
+  const auto count = static_cast<int64_t>(ids.size());
+  Binding binding(generator_.embed());
+  binding.input("token_ids", view_of(ids, {1, count}, DType::kInt64));
+  binding.output("token_embeds", view_of(embeds, {1, count, shape_.hidden_size}, DType::kFloat32));
+  binding.run();
 }
 
-Decoder::Embeds Decoder::embed(const Prefix& prefix, const Prompts& prompts) const {
-  size_t longest = 0;
-  for (const auto& prompt : prompts) longest = std::max(longest, prompt.size());
-  Embeds embeds;
-  embeds.rows = static_cast<int>(prompts.size());
-  embeds.length = prefix.length + static_cast<int>(longest);
+// Returns the spans' embeddings (spans, length, hidden_size), padded with 0.
+std::vector<float> Decoder::embed_padded(const std::vector<PromptSpan>& spans, int length) const {
   const auto width = static_cast<size_t>(shape_.hidden_size);
-  const auto row_size = static_cast<size_t>(embeds.length) * width;
-  const auto prefix_size = static_cast<size_t>(prefix.length) * width;
-  embeds.data.resize(prompts.size() * row_size);
   std::vector<int64_t> ids;
-  for (const auto& prompt : prompts) ids.insert(ids.end(), prompt.begin(), prompt.end());
-  std::vector<float> tokens;
-  embed_tokens(generator_, ids, tokens);
+  for (const PromptSpan& span : spans) ids.insert(ids.end(), span.tokens, span.tokens + span.token_count);
+  std::vector<float> tokens, embeds(spans.size() * static_cast<size_t>(length) * width);
+  embed_tokens(ids, tokens);
   const float* next = tokens.data();
-  for (size_t i = 0; i < prompts.size(); ++i) {
-    float* row = embeds.data.data() + i * row_size;
-    const size_t prompt_size = prompts[i].size() * width;
-    std::copy_n(prefix.data + i * prefix_size, prefix_size, row);
-    std::copy_n(next, prompt_size, row + prefix_size);
-    next += prompt_size;
-    embeds.lengths.push_back(prefix.length + static_cast<int>(prompts[i].size()));
+  float* row = embeds.data();
+  for (const PromptSpan& span : spans) {
+    const size_t given = static_cast<size_t>(span.embed_count) * width;
+    const size_t looked_up = static_cast<size_t>(span.token_count) * width;
+    std::copy_n(span.embeds, given, row);
+    std::copy_n(next, looked_up, row + given);
+    next += looked_up;
+    row += static_cast<size_t>(length) * width;
   }
   return embeds;
 }
 
-void Decoder::encode(const Prefix& prefix, const Prompts& prompts) {
-  Embeds embeds = embed(prefix, prompts);
-  encoder_length_ = embeds.length;
-  const int max_rows = cache_.rows();
-  const CrossShape& cross = generator_.cross_shape();
-  const CacheShape shape{shape_.layers, max_rows, cross.heads, embeds.length, cross.head_dim};
-  cross_ = std::make_unique<KvCache>(shape);
-  buffers_.encoder_mask.assign(static_cast<size_t>(max_rows) * static_cast<size_t>(embeds.length), 0);
-  for (size_t i = 0; i < prompts.size(); ++i) {
-    std::fill_n(buffers_.encoder_mask.begin() + static_cast<ptrdiff_t>(i) * embeds.length, embeds.lengths[i], 1);
+void Decoder::encode(const std::vector<PromptSpan>& spans) {
+  const auto rows = static_cast<int>(spans.size());
+  const int length = longest_of(spans);
+  const CacheShape& pool = encoder_cache_->shape();
+  const bool fills_pool = rows == pool.rows && length == pool.capacity;
+  if (!fills_pool && rows > 1) throw std::logic_error("several prompts are encoded together into a pool of their own");
+  std::vector<float> embeds = embed_padded(spans, length);
+  std::vector<int64_t> mask(static_cast<size_t>(rows) * static_cast<size_t>(length));
+  for (size_t i = 0; i < spans.size(); ++i) {
+    std::fill_n(mask.begin() + static_cast<ptrdiff_t>(i) * length, spans[i].length(), 1);
   }
-  buffers_.encoder_rows.clear();
-  for (int row = 0; row < max_rows; ++row) buffers_.encoder_rows.push_back({cross_->place(row, 0), embeds.length});
+  std::optional<KvCache> own;
+  if (!fills_pool) own.emplace(CacheShape{pool.layers, 1, pool.heads, length, pool.head_dim});
+  KvCache& output = fills_pool ? *encoder_cache_ : *own;
   Binding binding(*generator_.encoder());
-  binding.input("inputs_embeds", view(embeds.data.data(), {embeds.rows, embeds.length, shape_.hidden_size}));
-  binding.input("attention_mask", view_of(buffers_.encoder_mask, {embeds.rows, embeds.length}, DType::kInt64));
-  buffers_.bind_encoder(binding, *cross_, embeds.rows);
+  binding.input("inputs_embeds", view_of(embeds, {rows, length, shape_.hidden_size}, DType::kFloat32));
+  binding.input("attention_mask", view_of(mask, {rows, length}, DType::kInt64));
+  for (int i = 0; i < shape_.layers * 2; ++i) {
+    binding.output(encoder_names_[static_cast<size_t>(i)].c_str(), output.tensor(i / 2, i % 2, rows));
+  }
   binding.run();
+  // A cache of one row has the layout of save().
+  if (own) encoder_cache_->load(spans[0].context.encoder_start, 0, length, length, own->data());
 }
 
-void Decoder::read(const Prefix& prefix, const Prompts& prompts, int past) {
-  Embeds embeds = embed(prefix, prompts);
-  const auto length = static_cast<size_t>(embeds.length);
-  buffers_.positions.resize(std::max(prompts.size() * length, tokens_.size()));
-  for (size_t i = 0; i < prompts.size(); ++i) {
-    for (size_t p = 0; p < length; ++p) buffers_.positions[i * length + p] = past + static_cast<int64_t>(p);
-    buffers_.last_index[i] = embeds.lengths[i] - 1;
-    buffers_.seqlens[i] = past + embeds.lengths[i] - 1;
-    buffers_.cache_rows[i] = {0, 0, cache_.place(static_cast<int>(i), 0), past};
+void Decoder::set_row(Inputs& inputs, size_t row, const Context& context, int length, int padded_length) {
+  const int past = context.prompt_length + context.before;
+  inputs.cache_rows[row] = {context.prompt_start, context.prompt_length, context.start, context.before};
+  inputs.last_index[row] = length - 1;
+  inputs.seqlens[row] = past + length - 1;
+  for (int i = 0; i < padded_length; ++i) {
+    inputs.position_ids[row * static_cast<size_t>(padded_length) + static_cast<size_t>(i)] = past + i;
   }
-  buffers_.total_length = past + embeds.length;
+  inputs.total_length = std::max(inputs.total_length, past + padded_length);
+  if (!encoder_cache_) return;
+  const int capacity = encoder_cache_->shape().capacity;
+  const int start = encoder_cache_->place(context.encoder_start / capacity, context.encoder_start % capacity);
+  inputs.encoder_rows[row] = {start, context.encoder_length};
+  inputs.encoder_length = std::max(inputs.encoder_length, context.encoder_length);
+}
+
+void Decoder::bind(Binding& binding, Inputs& inputs, int rows, int length) {
+  binding.input("inputs_embeds", view_of(inputs.embeds, {rows, length, shape_.hidden_size}, DType::kFloat32));
+  binding.input("position_ids", view_of(inputs.position_ids, {rows, length}, DType::kInt64));
+  binding.input("last_index", view_of(inputs.last_index, {rows}, DType::kInt64));
+  binding.input("seqlens_k", view_of(inputs.seqlens, {rows}, DType::kInt32));
+  binding.input("total_sequence_length", view(&inputs.total_length, sizeof inputs.total_length, {}, DType::kInt32));
+  const auto count = static_cast<size_t>(rows);
+  binding.input(kCacheRows, view(inputs.cache_rows.data(), count * sizeof(CacheRow), {rows, 4}, DType::kInt32));
+  binding.output("logits", view_of(logits_, {rows, shape_.vocab_size}, DType::kFloat32));
+  for (int i = 0; i < shape_.layers * 2; ++i) {
+    const Value buffer = cache_.tensor(i / 2, i % 2, rows);
+    binding.input(cache_names_[static_cast<size_t>(i) * 2].c_str(), buffer);
+    binding.output(cache_names_[static_cast<size_t>(i) * 2 + 1].c_str(), buffer);
+  }
+  if (!encoder_cache_) return;
+  for (int i = 0; i < shape_.layers * 2; ++i) {
+    binding.input(encoder_names_[static_cast<size_t>(i)].c_str(), encoder_cache_->tensor(i / 2, i % 2, rows));
+  }
+  inputs.encoder_mask.assign(count * static_cast<size_t>(inputs.encoder_length), 1);
+  binding.input("encoder_mask", view_of(inputs.encoder_mask, {rows, inputs.encoder_length}, DType::kInt64));
+  binding.input(kEncoderRows, view(inputs.encoder_rows.data(), count * sizeof(EncoderRow), {rows, 2}, DType::kInt32));
+}
+
+void Decoder::read(const std::vector<PromptSpan>& spans) {
+  const int length = longest_of(spans);
+  Inputs inputs(spans.size(), static_cast<size_t>(length), 0);
+  inputs.embeds = embed_padded(spans, length);
+  for (size_t i = 0; i < spans.size(); ++i) set_row(inputs, i, spans[i].context, spans[i].length(), length);
   Binding binding(generator_.llm());
-  bind_llm(binding, embeds.data.data(), embeds.rows, embeds.length);
+  bind(binding, inputs, static_cast<int>(spans.size()), length);
   binding.run();
-  std::fill(buffers_.last_index.begin(), buffers_.last_index.end(), 0);
-  // Every answer begins behind the longest prompt: whatever row it takes, it overwrites no prompt.
-  answer_start_ = past + embeds.length;
-  for (size_t i = 0; i < prompts.size(); ++i) {
-    const int row = static_cast<int>(i);
-    buffers_.cache_rows[i] = {cache_.place(row, 0), past + embeds.lengths[i], cache_.place(row, answer_start_), 0};
+}
+
+void Decoder::clear() {
+  rows_ = 0;
+  inputs_.total_length = inputs_.encoder_length = 0;
+  tokens_.clear();
+  token_rows_.clear();
+}
+
+int Decoder::add(int64_t token, const Context& context) {
+  tokens_.push_back(token);
+  token_rows_.push_back(rows_);
+  return add(nullptr, context);
+}
+
+int Decoder::add(const float* embedding, const Context& context) {
+  if (rows_ == max_rows_) throw std::logic_error("more rows than a run has");
+  const auto row = static_cast<size_t>(rows_), width = static_cast<size_t>(shape_.hidden_size);
+  if (embedding != nullptr) std::copy_n(embedding, width, inputs_.embeds.data() + row * width);
+  set_row(inputs_, row, context, 1, 1);
+  return rows_++;
+}
+
+// Looks up the rows' tokens. If every row has one, the graph writes to the right place.
+void Decoder::embed_rows() {
+  const auto width = static_cast<size_t>(shape_.hidden_size);
+  if (tokens_.size() < static_cast<size_t>(rows_)) {
+    std::vector<float> embeds;
+    embed_tokens(tokens_, embeds);
+    for (size_t i = 0; i < tokens_.size(); ++i) {
+      std::copy_n(embeds.data() + i * width, width,
+                  inputs_.embeds.data() + static_cast<size_t>(token_rows_[i]) * width);
+    }
+    return;
   }
-}
-
-void Decoder::set_rows(int rows) {
-  rows_ = rows;
-  embed_step_.emplace(generator_.embed());
-  embed_step_->input("token_ids", view_of(tokens_, {rows, 1}, DType::kInt64));
-  embed_step_->output("token_embeds", view_of(step_embeds_, {rows, 1, shape_.hidden_size}, DType::kFloat32));
-  llm_step_.emplace(generator_.llm());
-  bind_llm(*llm_step_, step_embeds_.data(), rows, 1);
-}
-
-void Decoder::set_answered(int row, int answered) {
-  const auto i = static_cast<size_t>(row);
-  CacheRow& where = buffers_.cache_rows[i];
-  where.past_length = answered;
-  buffers_.positions[i] = where.prompt_length + answered;
-  buffers_.seqlens[i] = where.prompt_length + answered;
+  if (embed_bound_rows_ != rows_) {
+    embed_bound_rows_ = 0;
+    embed_.emplace(generator_.embed());
+    embed_->input("token_ids", view_of(tokens_, {rows_, 1}, DType::kInt64));
+    embed_->output("token_embeds", view_of(inputs_.embeds, {rows_, 1, shape_.hidden_size}, DType::kFloat32));
+    embed_bound_rows_ = rows_;
+  }
+  embed_->run();
 }
 
 void Decoder::step() {
-  const auto seqlens = buffers_.seqlens.begin();
-  buffers_.total_length = *std::max_element(seqlens, seqlens + rows_) + 1;
+  if (bound_rows_ != rows_ || bound_encoder_length_ != inputs_.encoder_length) {
+    bound_rows_ = 0;
+    llm_.emplace(generator_.llm());
+    bind(*llm_, inputs_, rows_, 1);
+    bound_rows_ = rows_;
+    bound_encoder_length_ = inputs_.encoder_length;
+  }
   const auto start = std::chrono::steady_clock::now();
-  embed_step_->run();
-  llm_step_->run();
+  embed_rows();
+  llm_->run();
   graph_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-int Decoder::answer_start(int row) const {
-  return buffers_.shares ? answer_start_ : buffers_.cache_rows[static_cast<size_t>(row)].prompt_length;
-}
-
-void Decoder::copy_row(int from, int to, int answered) {
-  if (from == to) return;
-  const int start = answer_start(from);
-  CacheRow& where = buffers_.cache_rows[static_cast<size_t>(to)];
-  where = buffers_.cache_rows[static_cast<size_t>(from)];
-  where.past_start = cache_.place(to, answer_start_);
-  cache_.copy_row(from, to, buffers_.shares ? start : 0, start + answered);
-  if (!cross_) return;
-  buffers_.encoder_rows[static_cast<size_t>(to)] = buffers_.encoder_rows[static_cast<size_t>(from)];
-  if (!buffers_.shares_cross) cross_->copy_row(from, to, 0, encoder_length_);
-  const auto mask = buffers_.encoder_mask.begin();
-  std::copy_n(mask + from * encoder_length_, encoder_length_, mask + to * encoder_length_);
-}
-
-void Decoder::copy_answer(int from, int to, int answered) {
-  const int start = answer_start(from);
-  cache_.copy_row(from, to, start, start + answered);
-}
-
-void Decoder::copy_logits(int from, int to) {
-  if (from != to) std::copy_n(logits(from), shape_.vocab_size, logits(to));
 }
 
 }  // namespace blip2rt

@@ -1,90 +1,114 @@
-// Steps the language model. Owns the buffers of one generation and binds them to the graphs: a step only rewrites
-// numbers in place. Knows rows of tokens; not beams or scores.
+// Runs the language model's graphs for rows of any requests, whose keys and values share one pool of positions. There
+// are two kinds of runs: read() takes several positions of each prompt and computes logits for the last ones, step()
+// takes one position a row and computes logits for all of them. Does not know which request a row belongs to.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "graphs/session.h"
+#include "kernels/attention/attention.h"
 #include "loop/generator.h"
 #include "loop/kv_cache.h"
-#include "loop/llm_buffers.h"
 
 namespace blip2rt {
+
+struct DecoderSizes {
+  int rows;       // of a run, at most
+  int positions;  // of the pool
+  // The pool for the encoder's keys and values. An encoder run that fills it writes to it directly.
+  int encoder_rows = 1;
+  int encoder_positions = 0;
+};
+
+// What a new position attends to, by positions of the pools: see CacheRow.
+struct Context {
+  int prompt_start, prompt_length, start, before;
+  int encoder_start = 0, encoder_length = 0;
+};
+
+// Positions to read: embeddings (embed_count, hidden_size), then tokens. Borrows both.
+struct PromptSpan {
+  const float* embeds;
+  int embed_count;
+  const int64_t* tokens;
+  int token_count;
+  Context context;  // of the first position
+
+  int length() const { return embed_count + token_count; }
+};
 
 class Decoder {
  public:
   // `generator` must outlive the decoder.
-  Decoder(const Generator& generator, int max_rows, int capacity);
+  Decoder(const Generator& generator, const DecoderSizes& sizes);
 
-  // Marks the decoder as used by a thread while it lives. Throws where another thread uses it.
-  class InUse {
-   public:
-    explicit InUse(Decoder& decoder);
-    ~InUse() { decoder_.in_use_.clear(std::memory_order_release); }
-    InUse(const InUse&) = delete;
-    InUse& operator=(const InUse&) = delete;
+  // Runs the encoder on each span, and writes keys and values to its pool at encoder_start.
+  void encode(const std::vector<PromptSpan>& spans);
 
-   private:
-    Decoder& decoder_;
-  };
+  // Reads all spans in one run. Row i of the logits belongs to the last position of span i. Shorter spans are padded to
+  // the longest: their contexts need room for as many positions, whose content is then undefined.
+  void read(const std::vector<PromptSpan>& spans);
 
-  // Runs [prefix][prompt] of each row through the encoder. For an encoder-decoder, before `read`.
-  void encode(const Prefix& prefix, const Prompts& prompts);
+  // Removes the rows of the step before.
+  void clear();
 
-  // Reads [prefix][prompt i] into row i of the cache, behind the `past` positions that are there. Only a single row may
-  // have a past. logits() then has a row for each prompt.
-  void read(const Prefix& prefix, const Prompts& prompts, int past = 0);
+  // Adds a row to the next step: a token, or an embedding (hidden_size). Returns its number.
+  int add(int64_t token, const Context& context);
+  int add(const float* embedding, const Context& context);
+  int rows() const { return rows_; }
 
-  // Sets the rows of the steps that follow. Binding allocates: call it when the number changes, not every step.
-  void set_rows(int rows);
-
-  // Feeds token(row) behind what the row has read and answered, and updates logits() (rows, vocab_size).
+  // Runs the rows that were added. Allocates nothing on our side as long as their number stays the same.
   void step();
-  int64_t& token(int row) { return tokens_[static_cast<size_t>(row)]; }
-  void set_answered(int row, int answered);  // positions behind what the row read
 
-  // Makes row `to` a copy of row `from`: what it read, `answered` positions behind that, and what the encoder said, but
-  // not the logits. Copies what was read only where the graph cannot share it.
-  void copy_row(int from, int to, int answered);
-
-  // Copies the answer alone, between rows that have read the same.
-  void copy_answer(int from, int to, int answered);
-
-  double graph_seconds() const { return graph_seconds_; }  // spent within the graphs by all steps, not by read
-
-  float* logits(int row) { return buffers_.logits_of(row); }
-  void copy_logits(int from, int to);
-  const KvCache& cache() const { return cache_; }
+  float* logits(int row) { return logits_.data() + static_cast<size_t>(row) * static_cast<size_t>(shape_.vocab_size); }
+  KvCache& cache() { return cache_; }
+  double graph_seconds() const { return graph_seconds_; }  // spent in the graphs by all steps, not by read()
 
  private:
-  struct Embeds {
-    std::vector<float> data;   // (rows, length, hidden_size), 0 after a row's end
-    std::vector<int> lengths;  // (rows)
-    int rows, length;
+  // What a row reads of the encoder's output: `length` positions from a place on, see CacheRow.
+  struct EncoderRow {
+    int32_t start, length;
   };
 
-  Embeds embed(const Prefix& prefix, const Prompts& prompts) const;
-  void bind_llm(Binding& binding, float* inputs_embeds, int rows, int length);
-  int answer_start(int row) const;
+  // Inputs of the language model for `rows` x `length` positions, besides the caches.
+  struct Inputs {
+    Inputs(size_t rows, size_t length, size_t width);
+    std::vector<float> embeds;             // (rows, length, hidden_size), 0 behind a row's end
+    std::vector<int64_t> position_ids;     // (rows, length)
+    std::vector<int64_t> last_index;       // (rows)
+    std::vector<int32_t> seqlens;          // (rows), valid positions - 1
+    std::vector<CacheRow> cache_rows;      // (rows)
+    std::vector<EncoderRow> encoder_rows;  // (rows)
+    std::vector<int64_t> encoder_mask;     // (rows, longest encoder_length), all 1: rows read exactly their own
+    int32_t total_length = 0;
+    int encoder_length = 0;
+  };
+
+  void set_row(Inputs& inputs, size_t row, const Context& context, int length, int padded_length);
+  void bind(Binding& binding, Inputs& inputs, int rows, int length);
+  void embed_tokens(std::vector<int64_t>& ids, std::vector<float>& embeds) const;
+  std::vector<float> embed_padded(const std::vector<PromptSpan>& spans, int length) const;
+  void embed_rows();
 
   const Generator& generator_;
-  LlmShape shape_;
-  LlmBuffers buffers_;
-  KvCache cache_;
-  std::unique_ptr<KvCache> cross_;  // of an encoder-decoder: keys and values that the encoder made
-  int encoder_length_ = 0;
-  int answer_start_ = 0;            // where answers begin in a row, behind the longest prompt
-  std::vector<float> step_embeds_;  // (rows, 1, hidden_size)
-  std::vector<int64_t> tokens_;     // (rows, 1)
+  const LlmShape shape_;
+  const int max_rows_;
+  std::vector<std::string> cache_names_;    // past_key_0, present_key_0, past_value_0, present_value_0, ...
+  std::vector<std::string> encoder_names_;  // cross_key_0, cross_value_0, ...
+  std::vector<float> logits_;               // (rows, vocab_size)
+  KvCache cache_;                           // of one row
+  std::unique_ptr<KvCache> encoder_cache_;
+  Inputs inputs_;                // of step()
+  std::vector<int64_t> tokens_;  // of the rows that have one
+  std::vector<int> token_rows_;  // which rows these are
   int rows_ = 0;
   double graph_seconds_ = 0;
-  std::atomic_flag in_use_ = ATOMIC_FLAG_INIT;
-  std::optional<Binding> embed_step_;
-  std::optional<Binding> llm_step_;
+  int bound_rows_ = 0, bound_encoder_length_ = 0, embed_bound_rows_ = 0;
+  std::optional<Binding> llm_, embed_;  // of step()
 };
 
 }  // namespace blip2rt

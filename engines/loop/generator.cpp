@@ -25,14 +25,14 @@ void require_ports(const Session& session, const Names& inputs, const Names& out
   if (!missing.empty()) throw std::runtime_error(session.path() + " does not fit the loop; it lacks:" + missing);
 }
 
-// Throws where a tensor is not float32, as the loop's memory is.
+// Throws if a tensor is not float32, like the loop's memory.
 void require_floats(const Session& session, const Port& port) {
   if (port.tensor.dtype == DType::kFloat32) return;
   throw std::runtime_error(session.path() + ": " + port.name + " is " + dtype_name(port.tensor.dtype) +
                            ", but the loop takes float32");
 }
 
-// Throws where a tensor is not float32, or a size that the graph fixes is not the geometry's.
+// Throws if a tensor is not float32, or a fixed size of the graph differs from the geometry.
 void require_sizes(const Session& session, const Port& port, const std::vector<int64_t>& sizes) {
   require_floats(session, port);
   const std::vector<int64_t>& shape = port.tensor.shape;
@@ -78,6 +78,9 @@ Generator::Generator(const Session& embed, const Session& llm, const LlmShape& s
   }
   require_ports(embed, {"token_ids"}, {"token_embeds"});
   require_ports(llm, inputs, outputs);
+  if (llm.find_input(kCacheRows) == nullptr || (encoder != nullptr && llm.find_input(kEncoderRows) == nullptr)) {
+    throw std::runtime_error(llm.path() + " has an attention that the core's cannot replace: export the model again");
+  }
   require_sizes(embed, *embed.find_output("token_embeds"), {-1, -1, shape.hidden_size});
   require_sizes(llm, *llm.find_input("inputs_embeds"), {-1, -1, shape.hidden_size});
   require_sizes(llm, *llm.find_output("logits"), {-1, shape.vocab_size});

@@ -1,5 +1,4 @@
 // A language model to generate with: its graphs, checked against the contract of docs/bundle.md, and its geometry.
-// Knows the tensor names of the graphs; nothing about images, text or Python.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +14,7 @@ struct LlmShape {
   int head_dim;
   int hidden_size;
   int vocab_size;
-  bool bidirectional_prompt = false;  // its positions see each other: it is read whole, in one run from position 0 on
+  bool bidirectional_prompt = false;  // a prompt's positions see later ones, too: one run must read all of them
 };
 
 // The heads of an encoder-decoder's attention to its encoder.
@@ -36,8 +35,8 @@ struct Prefix {
 
 class Generator {
  public:
-  // Checks the graphs. Throws where their inputs and outputs are not the contract's. An encoder-decoder has `encoder`,
-  // and the token that its decoder starts from. The sessions must outlive the generator.
+  // Throws if the graphs' inputs and outputs do not meet the contract, or the core's attention does not run in them. An
+  // encoder-decoder has `encoder`, and the token that its decoder starts from. The sessions must outlive the generator.
   Generator(const Session& embed, const Session& llm, const LlmShape& shape, const Session* encoder = nullptr,
             int64_t decoder_start_token_id = 0);
 
@@ -45,6 +44,8 @@ class Generator {
   const Session& llm() const { return llm_; }
   const Session* encoder() const { return encoder_; }
   const LlmShape& shape() const { return shape_; }
+  // Whether keys and values of a prompt's first positions can be kept for later prompts.
+  bool reuses_prefixes() const { return encoder_ == nullptr && !shape_.bidirectional_prompt; }
   const CrossShape& cross_shape() const { return cross_shape_; }
   int64_t decoder_start_token_id() const { return decoder_start_token_id_; }
 

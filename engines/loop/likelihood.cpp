@@ -1,4 +1,4 @@
-// Reads texts by rows of one position each, so that a run of the graph gives the logits of all positions. Knows rows.
+// Reads texts as rows of one position each, so that a run of the graph returns the logits of all positions.
 #include "loop/likelihood.h"
 
 #include <algorithm>
@@ -6,17 +6,17 @@
 #include <stdexcept>
 #include <string>
 
+#include "loop/decoder.h"
 #include "loop/request.h"
-#include "loop/row_decoder.h"
 #include "ort/active_call.h"
 #include "search/scoring.h"
 
 namespace blip2rt {
 namespace {
 
-constexpr size_t kRows = 128;  // of a run, at most
+constexpr size_t kMaxRows = 128;  // of a run
 
-// Reads images and texts behind them, and adds up what the texts' tokens are worth.
+// Reads images and texts, and sums up the log-probabilities of the texts' tokens.
 class Reader {
  public:
   Reader(const Generator& generator, const Prefix& prefix, const Prompts& prompts, size_t rows, size_t positions,
@@ -27,10 +27,10 @@ class Reader {
         rows_(rows),
         positions_(positions),
         before_run_(before_run),
-        decoder_(generator, static_cast<int>(rows), static_cast<int>(positions)),
+        decoder_(generator, {static_cast<int>(rows), static_cast<int>(positions), 1, static_cast<int>(positions)}),
         scorer_(static_cast<size_t>(generator.shape().vocab_size)) {}
 
-  // Adds a text, whose log-probability `sum` has after run().
+  // Adds a text. After run(), `sum` has its log-probability.
   void add(size_t image, const std::vector<int64_t>& text, double& sum) {
     const size_t before = static_cast<size_t>(prefix_.length) + prompts_[image].size();
     bool is_read = image == image_;
@@ -40,12 +40,12 @@ class Reader {
       place_ = is_read ? before : 0;  // its positions are used again
     }
     if (!is_read) read_image(image, before);
-    Seen seen = seen_;
-    seen.start = static_cast<int>(place_);
-    add_row(last_, seen, &sum, text[0]);
+    Context context = context_;
+    context.start = static_cast<int>(place_);
+    add_row(last_, context, &sum, text[0]);
     for (size_t i = 1; i < text.size(); ++i) {
-      ++seen.before;
-      add_row({text[i - 1], nullptr}, seen, &sum, text[i]);
+      ++context.before;
+      add_row({text[i - 1], nullptr}, context, &sum, text[i]);
     }
     place_ += text.size();
   }
@@ -53,7 +53,7 @@ class Reader {
   void run() {
     if (targets_.empty()) return;
     before_run_();
-    decoder_.run(false);
+    decoder_.step();
     for (size_t row = 0; row < targets_.size(); ++row) {
       const Target& target = targets_[row];
       if (target.sum == nullptr) continue;
@@ -66,24 +66,24 @@ class Reader {
   }
 
  private:
-  // A position to read: a token, or an embedding where it is given.
+  // A position to read: an embedding, or a token if that is null.
   struct Position {
     int64_t token;
     const float* embedding;
   };
 
-  // What a row's logits are asked for, if anything.
+  // The token whose log-probability a row adds to `sum`, if that is not null.
   struct Target {
     double* sum;
     int64_t token;
   };
 
-  void add_row(const Position& position, const Seen& seen, double* sum, int64_t token) {
+  void add_row(const Position& position, const Context& context, double* sum, int64_t token) {
     if (targets_.size() == rows_) run();
     if (position.embedding != nullptr) {
-      decoder_.add(position.embedding, seen);
+      decoder_.add(position.embedding, context);
     } else {
-      decoder_.add(position.token, seen);
+      decoder_.add(position.token, context);
     }
     targets_.push_back({sum, token});
   }
@@ -95,18 +95,23 @@ class Reader {
     return {prompts_[image][position - length], nullptr};
   }
 
-  // Reads what texts share. Each text reads the last position before it anew: its logits are of the text's first token.
+  // Reads what the texts share. Each text reads the last position before it again: its logits score the first token.
   void read_image(size_t image, size_t before) {
     const auto start = static_cast<int>(place_);
     if (generator_.encoder() != nullptr) {
-      decoder_.encode(position_of(image, 0).embedding, prefix_.length, prompts_[image], start);
-      seen_ = {0, 0, 0, 0, start, static_cast<int>(before)};
+      const std::vector<int64_t>& prompt = prompts_[image];
+      decoder_.encode({{position_of(image, 0).embedding,
+                        prefix_.length,
+                        prompt.data(),
+                        static_cast<int>(prompt.size()),
+                        {0, 0, 0, 0, start, static_cast<int>(before)}}});
+      context_ = {0, 0, 0, 0, start, static_cast<int>(before)};
       last_ = {generator_.decoder_start_token_id(), nullptr};
     } else {
       for (size_t i = 0; i + 1 < before; ++i) {
         add_row(position_of(image, i), {0, 0, start, static_cast<int>(i)}, nullptr, 0);
       }
-      seen_ = {start, static_cast<int>(before) - 1, 0, 0};
+      context_ = {start, static_cast<int>(before) - 1, 0, 0};
       last_ = position_of(image, before - 1);
     }
     image_ = image;
@@ -119,12 +124,12 @@ class Reader {
   const Prompts& prompts_;
   const size_t rows_, positions_;
   const std::function<void()>& before_run_;
-  RowDecoder decoder_;
+  Decoder decoder_;
   RowScorer scorer_;
-  std::vector<Target> targets_;             // (rows) of the run to come
-  size_t image_ = static_cast<size_t>(-1);  // that was read last
-  size_t image_start_ = 0, place_ = 0;      // where it lies; the first position that is free
-  Seen seen_ = {0, 0, 0, 0};                // of it
+  std::vector<Target> targets_;             // (rows) of the next run
+  size_t image_ = static_cast<size_t>(-1);  // the last one that was read
+  size_t image_start_ = 0, place_ = 0;      // its first position; the first free one
+  Context context_ = {0, 0, 0, 0};          // of it
   Position last_ = {0, nullptr};
 };
 
@@ -151,6 +156,11 @@ std::vector<double> likelihoods(const Generator& generator, const Prefix& prefix
   const ActiveCall call;
   check_prompts(prefix, prompts, generator);
   check_texts(images, texts, prompts, generator.shape().vocab_size);
+  if (generator.shape().bidirectional_prompt) {
+    throw std::runtime_error(
+        "the positions of this model's prompt see each other, and cannot be rows of their own: only caption, ask and "
+        "chat read it whole");
+  }
   std::vector<double> sums(texts.size());
   if (texts.empty()) return sums;
   size_t all = 0, longest = 0;  // positions of images with their texts
@@ -159,7 +169,7 @@ std::vector<double> likelihoods(const Generator& generator, const Prefix& prefix
     all += each;
     longest = std::max(longest, each);
   }
-  const size_t rows = std::min(all, kRows);
+  const size_t rows = std::min(all, kMaxRows);
   Reader reader(generator, prefix, prompts, rows, std::max(rows, longest), before_run);
   for (size_t i = 0; i < texts.size(); ++i) reader.add(images[i], texts[i], sums[i]);
   reader.run();

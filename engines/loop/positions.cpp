@@ -1,44 +1,43 @@
-// Keeps the free runs of a cache in order.
+// Keeps the free runs of a pool in order.
 #include "loop/positions.h"
 
-#include <cassert>
+#include <algorithm>
 #include <iterator>
 
 namespace blip2rt {
 
-Positions::Positions(int capacity) : capacity_(capacity) {
-  if (capacity > 0) free_[0] = capacity;
+Positions::Positions(int capacity, int most_runs) : capacity_(capacity) {
+  free_.reserve(static_cast<size_t>(most_runs) + 1);
+  if (capacity > 0) free_.push_back({0, capacity});
 }
 
 std::optional<int> Positions::take(int count) {
   if (count == 0) return 0;
-  for (auto run = free_.begin(); run != free_.end(); ++run) {
-    const auto [start, length] = *run;
-    if (length < count) continue;
-    free_.erase(run);
-    if (length > count) free_[start + count] = length - count;
-    taken_ += count;
-    return start;
-  }
-  return std::nullopt;
+  const auto run = std::find_if(free_.begin(), free_.end(), [count](const Run& one) { return one.count >= count; });
+  if (run == free_.end()) return std::nullopt;
+  const int start = run->start;
+  run->start += count;
+  run->count -= count;
+  if (run->count == 0) free_.erase(run);
+  taken_ += count;
+  return start;
 }
 
 void Positions::give_back(int start, int count) {
   if (count == 0) return;
   taken_ -= count;
-  const auto [added, fresh] = free_.emplace(start, count);
-  assert(fresh);
-  (void)fresh;
-  const auto next = std::next(added);
-  if (next != free_.end() && start + count == next->first) {
-    added->second += next->second;
-    free_.erase(next);
+  auto next = std::find_if(free_.begin(), free_.end(), [start](const Run& one) { return one.start > start; });
+  if (next != free_.end() && start + count == next->start) {
+    next->start = start;
+    next->count += count;
+  } else {
+    next = free_.insert(next, {start, count});
   }
-  if (added == free_.begin()) return;
-  const auto before = std::prev(added);
-  if (before->first + before->second != start) return;
-  before->second += added->second;
-  free_.erase(added);
+  if (next == free_.begin()) return;
+  const auto before = std::prev(next);
+  if (before->start + before->count != next->start) return;
+  before->count += next->count;
+  free_.erase(next);
 }
 
 }  // namespace blip2rt

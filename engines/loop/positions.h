@@ -1,27 +1,33 @@
-// Lends runs of positions of a cache: the lowest that are free and long enough. Knows numbers only.
+// Allocates runs of positions of a pool: the lowest free run that is long enough.
 #pragma once
 
-#include <map>
+#include <cstddef>
 #include <optional>
+#include <vector>
 
 namespace blip2rt {
 
 class Positions {
  public:
-  explicit Positions(int capacity);
+  // `most_runs`: how many runs are taken at the same time, at most.
+  Positions(int capacity, int most_runs);
 
-  // Returns where `count` free positions begin, and lends them; nothing where no free run is that long.
+  // Returns where `count` free positions begin, and takes them. Returns nothing if no free run is that long.
   std::optional<int> take(int count);
 
-  // Gives back what take() lent.
+  // Frees positions that take() returned. Allocates nothing.
   void give_back(int start, int count);
 
   int capacity() const { return capacity_; }
   int taken() const { return taken_; }
 
  private:
+  struct Run {
+    int start, count;
+  };
+
   int capacity_, taken_ = 0;
-  std::map<int, int> free_;  // start -> count; no two of them touch
+  std::vector<Run> free_;  // by start; no two of them touch
 };
 
 }  // namespace blip2rt

@@ -1,4 +1,4 @@
-// Lets go of the GIL and takes it, also where the interpreter ends in between.
+// Releases and takes the GIL, also if the interpreter exits in between.
 #pragma once
 
 #include <Python.h>
@@ -7,10 +7,9 @@
 
 namespace blip2rt {
 
-// Calls f(), which waits for the GIL, as Python's own code does between its instructions. While the interpreter ends,
-// it gives the GIL to nobody: Python then ends the thread, which unwinds its stack and so would end the process,
-// because destructors let nothing through, or let go of a GIL that they do not have. Such a thread sleeps instead until
-// the process is gone.
+// Calls f(), which waits for the GIL, as Python's own code does between its instructions. While the interpreter exits,
+// no thread gets the GIL: Python ends the waiting thread by unwinding its stack. That would end the process, because
+// destructors are noexcept, or release a GIL that they do not hold. Such a thread sleeps until the process is gone.
 template <class F>
 void while_python_lives(const F& f) noexcept {
 #if defined(__GLIBCXX__)

@@ -1,5 +1,4 @@
-// The module blip2rt._native: the core as Python sees it. Checks what Python hands over, releases the GIL, lets Ctrl-C
-// through. Knows no graph's meaning.
+// The module blip2rt._native: the core as Python sees it. Checks arguments, releases the GIL and handles Ctrl-C.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
@@ -37,10 +36,17 @@ GenerationOptions options_for(const Generator& generator, const nb::dict& given)
   return options_from(given, static_cast<size_t>(generator.shape().vocab_size));
 }
 
+// Returns requests that read Python's array, which must outlive them.
+std::vector<Request> borrowing_requests(const Generator& generator, nb::handle prefix_embeds, const Prompts& prompts,
+                                        const nb::dict& options) {
+  const Prefix prefix = borrow_prefix(generator, prefix_embeds);
+  const std::shared_ptr<const float> borrowed(std::shared_ptr<void>(), prefix.data);
+  return requests_of(generator, borrowed, prefix, prompts, options_for(generator, options));
+}
+
 Sequences generate_all(const Generator& generator, nb::handle prefix_embeds, const Prompts& prompts,
                        const nb::dict& options, const std::optional<nb::callable>& on_token) {
-  const Prefix prefix = borrow_prefix(generator, prefix_embeds);
-  const GenerationOptions native = options_for(generator, options);
+  std::vector<Request> requests = borrowing_requests(generator, prefix_embeds, prompts, options);
   std::function<bool(const NewToken&)> callback;
   if (on_token) {
     callback = [&on_token](const NewToken& token) {
@@ -53,7 +59,7 @@ Sequences generate_all(const Generator& generator, nb::handle prefix_embeds, con
     };
   }
   const ReleasedGil released;
-  return sequences_of(generate(generator, prefix, prompts, native, SignalCheck(), callback));
+  return sequences_of(generate(generator, std::move(requests), SignalCheck(), callback));
 }
 
 std::vector<double> likelihoods_of(const Generator& generator, nb::handle prefix_embeds, const Prompts& prompts,
@@ -63,19 +69,19 @@ std::vector<double> likelihoods_of(const Generator& generator, nb::handle prefix
   return likelihoods(generator, prefix, prompts, images, texts, SignalCheck());
 }
 
-// A generation, which a chat may hold too. nanobind's own holder of shared pointers ends the process without memory.
+// A generation, which a chat may share. nanobind's own holder of shared pointers aborts when out of memory.
 struct PythonGeneration {
   std::shared_ptr<Generation> held;
 };
 
-PythonGeneration begin(const Generator& generator, nb::handle prefix_embeds, Prompts prompts, const nb::dict& options) {
-  const Prefix prefix = borrow_prefix(generator, prefix_embeds);
-  return {std::make_shared<Generation>(generator, prefix, std::move(prompts), options_for(generator, options))};
+PythonGeneration begin(const Generator& generator, nb::handle prefix_embeds, const Prompts& prompts,
+                       const nb::dict& options) {
+  return {std::make_shared<Generation>(generator, borrowing_requests(generator, prefix_embeds, prompts, options))};
 }
 
 Added step(const PythonGeneration& self) {
   Generation& generation = *self.held;
-  const Generation::InUse in_use(generation);  // until what the step added is read
+  const Batch::Lock lock(generation.batch());  // until the added tokens are read
   {
     const ReleasedGil released;
     generation.step();
@@ -120,13 +126,13 @@ std::vector<PortTuple> port_tuples(const std::vector<Port>& ports) {
   return tuples;
 }
 
-// Gives Python our errors. Their text may quote a stranger's bytes, and Python takes UTF-8 alone.
+// Translates our errors. Their text may quote untrusted bytes, and Python takes UTF-8 only.
 void translate(const std::exception_ptr& error, void*) {
   try {
     std::rethrow_exception(error);
   } catch (const nb::builtin_exception&) {
     throw;
-  } catch (const std::length_error&) {  // of a container that would not fit any memory
+  } catch (const std::length_error&) {  // a container larger than any memory
     PyErr_SetString(PyExc_MemoryError, "out of memory");
   } catch (const std::bad_alloc&) {
     PyErr_SetString(PyExc_MemoryError, "out of memory");
@@ -135,7 +141,7 @@ void translate(const std::exception_ptr& error, void*) {
   }
 }
 
-// Stands for ONNX Runtime, which load_onnxruntime has loaded for the process.
+// A handle for ONNX Runtime, which load_onnxruntime has loaded for the process.
 struct Runtime {};
 
 }  // namespace
@@ -247,13 +253,21 @@ NB_MODULE(_native, m) {
       .def_prop_ro("done", [](const PythonGeneration& self) { return self.held->done(); })
       .def_prop_ro("seconds",
                    [](const PythonGeneration& self) {
-                     const Generation::InUse in_use(*self.held);
-                     return std::pair(self.held->spent().steps, self.held->spent().graphs);
+                     const Batch::Lock lock(self.held->batch());
+                     return std::pair(self.held->times().steps, self.held->times().graphs);
                    })
-      .def("results", [](const PythonGeneration& self) {
-        const Generation::InUse in_use(*self.held);
-        return sequences_of(self.held->results());
-      });
+      .def("results",
+           [](const PythonGeneration& self) {
+             const Batch::Lock lock(self.held->batch());
+             return sequences_of(self.held->results());
+           })
+      .def(
+          "cut",
+          [](const PythonGeneration& self, size_t image, int tokens) {
+            const Batch::Lock lock(self.held->batch());
+            return self.held->is_cut(image, tokens);
+          },
+          "image"_a, "tokens"_a);
 
   nb::class_<Generator>(m, "Generator")
       .def(

@@ -1,5 +1,4 @@
-// Hands requests of Python to the batcher, and lets Python wait for what comes of them. The batcher's thread never
-// takes the GIL. Knows Python's types and threads.
+// Submits requests from Python to the batcher, and waits for their results. The batcher's thread never takes the GIL.
 #include "python/python_batcher.h"
 
 #include <algorithm>
@@ -19,8 +18,8 @@ using namespace nb::literals;
 namespace blip2rt {
 namespace {
 
-// Numbers of calls of which there is something new, for one thread that tells others.
-class News {
+// The numbers of calls that have made progress, for the thread that notifies their listeners.
+class ProgressQueue {
  public:
   void add(uint64_t number) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -40,11 +39,12 @@ class News {
   std::vector<uint64_t> numbers_;
 };
 
-// What one call has asked for. It ends what still runs when nobody holds it any more.
+// The requests of one call. Its destructor cancels what still runs.
 class Submitted {
  public:
-  Submitted(std::vector<std::shared_ptr<Ticket>> tickets, std::shared_ptr<Mailbox> mailbox, std::shared_ptr<News> news)
-      : tickets_(std::move(tickets)), mailbox_(std::move(mailbox)), news_(std::move(news)) {}
+  Submitted(std::vector<std::shared_ptr<Ticket>> tickets, std::shared_ptr<TokenQueue> queue,
+            std::shared_ptr<ProgressQueue> progress)
+      : tickets_(std::move(tickets)), queue_(std::move(queue)), progress_(std::move(progress)) {}
   ~Submitted() { cancel(); }
   Submitted(Submitted&&) = default;
   Submitted& operator=(Submitted&&) = delete;
@@ -60,14 +60,14 @@ class Submitted {
     SignalCheck check;
     for (;;) {
       const std::chrono::duration<double> left = end - Clock::now();
-      if (mailbox_->wait(std::clamp(left.count(), 0.0, kSlice))) return true;
+      if (queue_->wait(std::clamp(left.count(), 0.0, kSlice))) return true;
       if (left.count() <= 0) return false;
       check();
     }
   }
 
-  Added take() const { return added_of(mailbox_->take()); }
-  bool done() const { return mailbox_->done(); }
+  Added take() const { return added_of(queue_->take()); }
+  bool done() const { return queue_->done(); }
 
   Sequences results() const {
     std::vector<std::vector<Hypothesis>> results;
@@ -77,7 +77,7 @@ class Submitted {
 
   std::vector<std::pair<int, int>> lengths() const {
     std::vector<std::pair<int, int>> lengths;
-    for (const Outcome* outcome : outcomes()) lengths.emplace_back(outcome->prompt_length, outcome->kept_length);
+    for (const Outcome* outcome : outcomes()) lengths.emplace_back(outcome->prompt_length, outcome->cached_length);
     return lengths;
   }
 
@@ -86,23 +86,19 @@ class Submitted {
     return std::any_of(all.begin(), all.end(), [](const Outcome* outcome) { return outcome->timed_out; });
   }
 
-  // What ended by itself has taken a stop token's step, too.
-  bool cut(size_t image, int tokens) const {
-    const Outcome& outcome = *outcomes().at(image);
-    return outcome.timed_out && tokens == outcome.steps;
-  }
+  bool cut(size_t image, int tokens) const { return outcomes().at(image)->is_cut(tokens); }
 
   void watch(uint64_t number) {
-    mailbox_->watch([news = news_, number] { news->add(number); });
-    news_->add(number);
+    queue_->listen([progress = progress_, number] { progress->add(number); });
+    progress_->add(number);
   }
 
  private:
-  // Throws where a request has failed, or goes on.
+  // Throws if a request has failed, or has not ended.
   std::vector<const Outcome*> outcomes() const {
     std::vector<const Outcome*> all;
     for (const auto& ticket : tickets_) {
-      if (!ticket->done()) throw std::runtime_error("the request goes on: wait for its end");
+      if (!ticket->done()) throw std::runtime_error("the request has not ended: wait for it");
       if (ticket->outcome().failure) std::rethrow_exception(ticket->outcome().failure);
       all.push_back(&ticket->outcome());
     }
@@ -110,20 +106,21 @@ class Submitted {
   }
 
   std::vector<std::shared_ptr<Ticket>> tickets_;
-  std::shared_ptr<Mailbox> mailbox_;
-  std::shared_ptr<News> news_;
+  std::shared_ptr<TokenQueue> queue_;
+  std::shared_ptr<ProgressQueue> progress_;
 };
 
 struct PythonBatcher {
   std::unique_ptr<Batcher> batcher;
-  std::shared_ptr<News> news = std::make_shared<News>();
+  std::shared_ptr<ProgressQueue> progress = std::make_shared<ProgressQueue>();
 
   PythonBatcher(const Generator& generator, const BatchSizes& sizes)
       : batcher(std::make_unique<Batcher>(generator, sizes)) {}
   ~PythonBatcher() {
     if (!batcher->forked()) return;
     static_cast<void>(batcher.release());
-    static_cast<void>(new std::shared_ptr<News>(news));  // somebody waits for it, in the other process
+    static_cast<void>(
+        new std::shared_ptr<ProgressQueue>(progress));  // a thread of the other process may be waiting on it
   }
   PythonBatcher(const PythonBatcher&) = delete;
   PythonBatcher& operator=(const PythonBatcher&) = delete;
@@ -132,24 +129,14 @@ struct PythonBatcher {
                    const std::vector<nb::bytes>& images, bool each_token) {
     const Generator& generator = batcher->generator();
     const Prefix prefix = borrow_prefix(generator, prefix_embeds);
-    check_prompts(prefix, prompts, generator);
+    const GenerationOptions options = options_from(given, static_cast<size_t>(generator.shape().vocab_size));
     if (!images.empty() && images.size() != prompts.size())
       throw std::runtime_error("give a name for every image, or none");
-    const GenerationOptions options = options_from(given, static_cast<size_t>(generator.shape().vocab_size));
-    const size_t size = static_cast<size_t>(prefix.length) * static_cast<size_t>(generator.shape().hidden_size);
-    std::vector<Request> requests;
-    for (size_t i = 0; i < prompts.size(); ++i) {
-      Request& one = requests.emplace_back();
-      one.prefix.assign(prefix.data + i * size, prefix.data + (i + 1) * size);
-      one.prefix_length = prefix.length;
-      if (!images.empty()) one.image.assign(images[i].c_str(), images[i].size());
-      one.prompt = std::move(prompts[i]);
-      one.options = options;
-      one.options.first_image += i;
-      one.number = i;
-    }
-    auto mailbox = std::make_shared<Mailbox>(each_token);
-    return {batcher->submit(std::move(requests), mailbox), mailbox, news};
+    std::vector<Request> requests =
+        requests_of(generator, copied(prefix, generator.shape().hidden_size), prefix, std::move(prompts), options);
+    for (size_t i = 0; i < images.size(); ++i) requests[i].cache_key.assign(images[i].c_str(), images[i].size());
+    auto queue = std::make_shared<TokenQueue>(each_token);
+    return {batcher->submit(std::move(requests), queue), queue, progress};
   }
 
   nb::dict counters() const {
@@ -198,7 +185,7 @@ void add_batcher(nb::module_& m) {
           "news",
           [](PythonBatcher& self, double seconds) {
             const ReleasedGil released;
-            return self.news->wait(seconds);
+            return self.progress->wait(seconds);
           },
           "seconds"_a)
       .def("close",

@@ -1,4 +1,4 @@
-// The batcher as Python sees it.
+// The batcher as a Python class.
 #pragma once
 
 #include <nanobind/nanobind.h>

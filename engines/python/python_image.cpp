@@ -1,4 +1,4 @@
-// A picture that is resized, as Python sees it. Knows no file.
+// Takes rows of pixels from Python's buffers.
 #include "python/python_image.h"
 
 #include <nanobind/ndarray.h>

@@ -1,4 +1,4 @@
-// A picture that is resized, as Python sees it. Knows no file.
+// A picture that is being resized, as a Python class.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -11,7 +11,7 @@
 
 namespace blip2rt {
 
-// Calls nothing of Python's: a thread that the interpreter ends there would unwind through this.
+// Does not call Python: if the interpreter exits, a thread that waits there is unwound.
 class PythonResize {
  public:
   PythonResize(std::pair<size_t, size_t> from, std::pair<size_t, size_t> to, const std::string& filter)

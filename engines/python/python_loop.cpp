@@ -1,4 +1,4 @@
-// Turns the loop's results into what nanobind makes Python's of.
+// Turns the loop's results into types that nanobind converts.
 #include "python/python_loop.h"
 
 #include <nanobind/ndarray.h>

@@ -1,4 +1,4 @@
-// What goes between Python and the loop: embeddings in, tokens and sequences out; Ctrl-C while the loop runs.
+// Converts between Python and the loop: embeddings in, tokens and sequences out. Handles Ctrl-C while the loop runs.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -18,8 +18,8 @@
 
 namespace blip2rt {
 
-// Lets Ctrl-C through while the GIL is released. Taking the GIL can wait for other Python threads: it does so from time
-// to time, not at every token.
+// Checks for Ctrl-C while the GIL is released. Taking the GIL may wait for other Python threads, so it checks only
+// every 50 ms.
 class SignalCheck {
  public:
   void operator()() {
@@ -36,7 +36,7 @@ class SignalCheck {
   std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };
 
-// Throws std::runtime_error for what is no float32 (images, length, hidden_size).
+// Throws std::runtime_error for anything but float32 (images, length, hidden_size).
 Prefix borrow_prefix(const Generator& generator, nanobind::handle prefix_embeds);
 
 using Sequences = std::vector<std::vector<std::pair<std::vector<int64_t>, float>>>;

@@ -10,12 +10,12 @@
 
 namespace blip2rt {
 
-// A vocabulary that Python holds, and options too: these let go of it without the GIL.
+// A vocabulary that Python and options share: options may release it without the GIL.
 struct PythonVocabulary {
   std::shared_ptr<const Vocabulary> shared;
 };
 
-// Throws std::runtime_error with every fault: unknown names, wrong types, values that make no sense.
+// Throws std::runtime_error with every fault: unknown names, wrong types, bad values.
 GenerationOptions options_from(const nanobind::dict& given, size_t vocab_size);
 
 }  // namespace blip2rt

@@ -1,4 +1,4 @@
-// Feeds arrays to sessions and wraps what they return. Knows tensors by name.
+// Feeds arrays to sessions and wraps their outputs.
 #include "python/python_tensors.h"
 
 #include <utility>
@@ -52,7 +52,7 @@ std::string port_names(const std::vector<Port>& ports) {
   return names;
 }
 
-// An input. It keeps Python's array alive, whose memory the tensor borrows.
+// An input. It keeps Python's array alive, because the tensor borrows its memory.
 struct Feed {
   const Port* port;
   Array array;

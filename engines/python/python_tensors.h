@@ -1,4 +1,4 @@
-// Turns numpy arrays into ONNX Runtime's tensors and back without copying. Knows no graph's meaning.
+// Turns numpy arrays into ONNX Runtime's tensors and back without copying.
 #pragma once
 
 #include <nanobind/nanobind.h>

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,7 +82,7 @@ def is_tie(alone: Case, options: dict[str, Any], want: list[list[int]]) -> bool:
 
 
 @pytest.mark.parametrize(("rows", "positions", "read"), [(16, 1000, 64), (6, 130, 3), (5, 90, 1)])
-def test_random_interleavings_say_what_each_says_alone(case: Case, rows: int, positions: int, read: int) -> None:
+def test_random_interleavings_match_separate_calls(case: Case, rows: int, positions: int, read: int) -> None:
     """Threads hand in requests at any time; the pool is smaller than what they need together."""
     seed = new_seed()
     rng = random.Random(seed)
@@ -121,7 +120,7 @@ def test_random_interleavings_say_what_each_says_alone(case: Case, rows: int, po
     assert_nothing_is_held(batcher)
 
 
-def test_rows_of_unequal_pasts_share_steps(opt: Case) -> None:
+def test_rows_of_different_lengths_share_steps(opt: Case) -> None:
     """A request joins when another is half done; both together take fewer steps than one after the other."""
     options = {"max_new_tokens": 20, "eos_token_ids": []}
     for _ in range(50):  # on a busy machine the first has ended before this thread gets to submit the others
@@ -140,7 +139,7 @@ def test_rows_of_unequal_pasts_share_steps(opt: Case) -> None:
     pytest.fail("no two requests shared a step")
 
 
-def test_tokens_come_one_by_one(opt: Case) -> None:
+def test_tokens_arrive_one_by_one(opt: Case) -> None:
     options = {"max_new_tokens": 9}
     submitted = Batcher(opt.generator, 4, 200).submit(opt.prefix, opt.prompts, options, each_token=True)
     said: list[list[int]] = [[], [], []]
@@ -183,7 +182,7 @@ def cancelled_midway(opt: Case, long: dict[str, Any]) -> bool:
     return True
 
 
-def test_who_drops_a_request_cancels_it(opt: Case) -> None:
+def test_dropping_a_request_cancels_it(opt: Case) -> None:
     for _ in range(50):  # on a busy machine all is said before this thread gets to drop it
         batcher = Batcher(opt.generator, 1, 64)
         batcher.submit(opt.prefix[:1], [[5]], {"max_new_tokens": 50, "eos_token_ids": []})
@@ -194,7 +193,7 @@ def test_who_drops_a_request_cancels_it(opt: Case) -> None:
     pytest.fail("what nobody held was said to its end")
 
 
-def test_a_fault_is_the_requests_alone(opt: Case) -> None:
+def test_an_error_ends_only_its_request(opt: Case) -> None:
     """A model's NaN ends the request that brought it; options that make no sense are refused when they come."""
     batcher = Batcher(opt.generator, 8, 200)
     options = {"max_new_tokens": 20, "eos_token_ids": []}
@@ -227,7 +226,7 @@ def test_a_fault_is_the_requests_alone(opt: Case) -> None:
     )
 
 
-def test_too_much_waits_and_nothing_fails(opt: Case) -> None:
+def test_requests_beyond_the_pool_wait(opt: Case) -> None:
     """Fifty requests of eight rows each in a pool that holds one and a half of them."""
     batcher = Batcher(opt.generator, 12, 100, 7)
     options = {"num_beams": 8, "max_new_tokens": 7, "eos_token_ids": []}
@@ -238,7 +237,7 @@ def test_too_much_waits_and_nothing_fails(opt: Case) -> None:
     assert all(tokens(wait(submitted)) == want for submitted in all_of_them)
 
 
-def test_text_alone_is_answered(opt: Case) -> None:
+def test_a_prompt_without_an_image_is_answered(opt: Case) -> None:
     options = {"max_new_tokens": 5}
     nothing = np.zeros((1, 0, HIDDEN), np.float32)
     got = wait(Batcher(opt.generator, 4, 100).submit(nothing, [[5, 6]], options))
@@ -284,7 +283,7 @@ def test_a_second_question_costs_its_own_tokens(opt: Case) -> None:
     assert other.lengths() == [(5, 0)]
 
 
-def test_what_is_kept_is_bounded(opt: Case) -> None:
+def test_the_prefix_cache_is_bounded(opt: Case) -> None:
     most = 40 * 2 * 2 * HIDDEN * 4  # 40 positions
     batcher = Batcher(opt.generator, 4, 300, 64, most)
     for number in range(60):
@@ -295,7 +294,7 @@ def test_what_is_kept_is_bounded(opt: Case) -> None:
     assert batcher.counters["hits"] > 0
 
 
-def test_an_end_fails_what_runs(opt: Case) -> None:
+def test_closing_fails_running_requests(opt: Case) -> None:
     long = {"max_new_tokens": 50, "eos_token_ids": []}
     for _ in range(50):  # on a busy machine all is said before this thread gets to close it
         batcher = Batcher(opt.generator, 1, 64)
@@ -319,9 +318,3 @@ def failed_by_the_end(submitted: Any) -> bool:
         assert "was closed" in str(error)
         return True
     return False
-
-
-def test_onnx_runtimes_attention_shares_no_steps(tmp_path: Path) -> None:
-    other = make_case("opt", tmp_path, custom_attention=False)
-    with pytest.raises(RuntimeError, match="the core's own attention alone"):
-        Batcher(other.generator, 4, 100)

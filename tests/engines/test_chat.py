@@ -1,4 +1,4 @@
-"""A conversation keeps its cache, and says what recomputing everything would say."""
+"""A chat keeps its cache, and its answers equal those of reading everything again."""
 
 from __future__ import annotations
 
@@ -29,15 +29,14 @@ def finish(generation: Any) -> list[int]:
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_every_answer_equals_recomputation(case: Case, num_beams: int) -> None:
+def test_answers_equal_recomputation(case: Case, num_beams: int) -> None:
     rng = random.Random(case.seed)
     chat = Chat(case.generator, case.prefix, num_beams, POSITIONS)
     history: list[int] = []
     for turn in range(4):
         question = [rng.randrange(len(case.texts)) for _ in range(rng.randint(1, 5))]
         forced = question[: rng.randint(0, 2)]
-        options = {"num_beams": num_beams, "max_new_tokens": 6, "eos_token_ids": case.said[:2],
-                   "forced_prefix": forced}  # fmt: skip
+        options = {"num_beams": num_beams, "max_new_tokens": 6, "eos_token_ids": case.said[:2], "forced_prefix": forced}
         answer = finish(chat.ask(question, options))
         [[(want, _)]] = case.generator.generate(case.prefix, [history + question], options)
         if answer != want:  # the numbers differ in the last bits
@@ -48,17 +47,15 @@ def test_every_answer_equals_recomputation(case: Case, num_beams: int) -> None:
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_rules_count_the_whole_conversation(case: Case, num_beams: int) -> None:
+def test_rules_see_the_whole_conversation(case: Case, num_beams: int) -> None:
     rng = random.Random(case.seed)
     chat = Chat(case.generator, case.prefix, num_beams, POSITIONS)
     history: list[int] = []
     for turn in range(4):
         question = [rng.randrange(len(case.texts)) for _ in range(rng.randint(1, 5))]
-        options: dict[str, Any] = {
-            "num_beams": num_beams, "max_new_tokens": 5, "forced_prefix": question[: rng.randint(0, 2)],
-            "repetition_penalty": 1.8, "no_repeat_ngram_size": rng.choice([1, 2]), "counts_prompt": True,
-            "image_token_id": case.said[0],
-        }  # fmt: skip
+        options: dict[str, Any] = {"num_beams": num_beams, "max_new_tokens": 5, "repetition_penalty": 1.8}
+        options |= {"forced_prefix": question[: rng.randint(0, 2)], "no_repeat_ngram_size": rng.choice([1, 2])}
+        options |= {"counts_prompt": True, "image_token_id": case.said[0]}
         answer = finish(chat.ask(question, options))
         [[(want, _)]] = case.generator.generate(case.prefix, [history + question], options)
         assert answer == want, f"seed {case.seed}, turn {turn}"
@@ -68,15 +65,15 @@ def test_rules_count_the_whole_conversation(case: Case, num_beams: int) -> None:
 
 
 def test_a_question_costs_only_its_own_tokens(case: Case) -> None:
-    """Nothing that is in the cache is read again: greedy answers are there but for their last token."""
+    """Cached positions are not read again. They include a greedy answer, except for its last token."""
     chat = Chat(case.generator, case.prefix, 1, POSITIONS)
     finish(chat.ask([5, 6], {"max_new_tokens": 4}))
-    assert chat.positions == 0  # it counts at the next question
+    assert chat.positions == 0  # counted at the next question
     chat.ask([7], {"max_new_tokens": 4})
     assert chat.positions == 3 + 2 + 3
 
 
-def test_an_answer_broken_off_is_what_was_said(case: Case) -> None:
+def test_an_interrupted_answer_is_kept(case: Case) -> None:
     options = {"max_new_tokens": 8}
     chat = Chat(case.generator, case.prefix, 1, POSITIONS)
     first = chat.ask([5, 6], options)
@@ -91,7 +88,7 @@ def test_an_answer_broken_off_is_what_was_said(case: Case) -> None:
     assert second == want or undecided(whole, 0, options, [want])
 
 
-def test_a_question_that_was_never_read_was_not_asked(case: Case) -> None:
+def test_a_question_that_was_never_read_is_dropped(case: Case) -> None:
     options = {"max_new_tokens": 4}
     chat = Chat(case.generator, case.prefix, 1, POSITIONS)
     chat.ask([5, 6], options)
@@ -99,7 +96,7 @@ def test_a_question_that_was_never_read_was_not_asked(case: Case) -> None:
     assert answer == case.generator.generate(case.prefix, [[7]], options)[0][0][0]
 
 
-def test_faults_change_nothing(case: Case) -> None:
+def test_rejected_questions_change_nothing(case: Case) -> None:
     chat = Chat(case.generator, case.prefix, 2, 14)
     answer = finish(chat.ask([5, 6], {"max_new_tokens": 4}))
     for options, message in (

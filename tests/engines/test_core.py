@@ -18,8 +18,12 @@ onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper
 
 ROOT = Path(__file__).parents[2]
-HEADERS = [Path(os.environ.get("ONNXRUNTIME_INCLUDE", "/nonexistent")), Path("/usr/include/onnxruntime"),
-           Path("/usr/local/include/onnxruntime")]  # fmt: skip
+FOLDERS = (
+    os.environ.get("ONNXRUNTIME_INCLUDE", "/nonexistent"),
+    "/usr/include/onnxruntime",
+    "/usr/local/include/onnxruntime",
+)
+HEADERS = [Path(folder) for folder in FOLDERS]
 
 
 def save_graph(path: Path) -> Path:
@@ -60,7 +64,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     return Session(runtime(), str(save_graph(tmp_path_factory.mktemp("graph") / "small.onnx")), 1)
 
 
-def test_version_is_the_librarys() -> None:
+def test_the_version_is_the_librarys() -> None:
     assert library_path().endswith(runtime().version) or library_path().endswith("dylib")
 
 
@@ -75,7 +79,7 @@ def test_declarations_match_the_real_header() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_inputs_and_outputs_are_those_of_the_graph(session: Session) -> None:
+def test_a_session_lists_the_graphs_inputs_and_outputs(session: Session) -> None:
     assert session.inputs == [("a", "float32", [-1, 3]), ("b", "float32", [3]), ("ids", "int64", [-1])]
     assert session.outputs == [("sum", "float32", [-1, 3]), ("shape", "int64", [2]), ("flags", "bool", [-1])]
 
@@ -89,7 +93,7 @@ def test_a_session_computes(session: Session) -> None:
     assert list(session.run(given, ["shape"])) == ["shape"]
 
 
-def test_empty_strided_and_read_only_arrays_are_taken(session: Session) -> None:
+def test_empty_strided_and_read_only_arrays_are_accepted(session: Session) -> None:
     assert session.run(feeds(rows=0))["sum"].shape == (0, 3)
     given = feeds()
     given["a"] = np.asfortranarray(given["a"])
@@ -148,7 +152,7 @@ def test_a_process_has_one_library() -> None:
         Runtime("/elsewhere/libonnxruntime.so")
 
 
-def test_a_wrong_library_is_refused() -> None:
+def test_a_wrong_library_is_rejected() -> None:
     code = "from blip2rt._native import Runtime; Runtime({!r})"
     for path, message in (("/nonexistent/lib.so", "cannot load ONNX Runtime"), ("libc.so.6", "is not ONNX Runtime")):
         done = subprocess.run([sys.executable, "-c", code.format(path)], capture_output=True, text=True)

@@ -32,18 +32,16 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return make_case("wide", tmp_path_factory.mktemp("wide"), images=1)
 
 
-def test_a_batch_says_what_hugging_face_says_of_the_batch(case: Case) -> None:
-    """Images that stop early leave our batch; Hugging Face keeps them and must not let them change."""
+def test_a_batch_matches_hugging_face(case: Case) -> None:
+    """Images that stop early leave our batch. Hugging Face pads them instead."""
     stop = case.said[0]
     options = {"num_beams": 3, "max_new_tokens": 12, "eos_token_ids": [stop]}
     same = replace(case, prompts=[[7, 8]] * 3)
     got = [tokens for [(tokens, _)] in same.generator.generate(same.prefix, same.prompts, options)]
     with torch.no_grad():
         embeds = torch.cat([inputs(same, image, [])["inputs_embeds"] for image in range(3)])
-        rows = case.model.generate(
-            inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2]), do_sample=False, pad_token_id=0,
-            num_beams=3, max_new_tokens=12, eos_token_id=[stop],
-        )  # fmt: skip
+        given = {"inputs_embeds": embeds, "attention_mask": torch.ones(embeds.shape[:2]), "pad_token_id": 0}
+        rows = case.model.generate(**given, do_sample=False, num_beams=3, max_new_tokens=12, eos_token_id=[stop])
     for image, row in enumerate(rows.tolist()):
         want = row[: row.index(stop)] if stop in row else row
         want = want[: len(got[image])] if set(want[len(got[image]) :]) == {0} else want  # padding
@@ -53,17 +51,19 @@ def test_a_batch_says_what_hugging_face_says_of_the_batch(case: Case) -> None:
 
 @pytest.mark.long(4)
 @pytest.mark.parametrize("name", sorted(CONFIGS))
-def test_graphs_get_our_attention(name: str, tmp_path: Path) -> None:
-    """Without it beams copy what they share (tests/engines/test_parity.py holds both to the same answers)."""
+def test_graphs_get_the_cores_attention(name: str, tmp_path: Path) -> None:
+    """Without it a generator rejects the graph."""
     make_case(name, tmp_path)
     session = Session(runtime(), str(tmp_path / "llm.onnx"), 1)
     ours = {port for port, *_ in session.inputs} & {"cache_rows", "encoder_rows"}
     assert ours == ({"cache_rows", "encoder_rows"} if name == "t5" else {"cache_rows"})
     assert [kernel.split()[0] for kernel in session.custom_kernels] == ["attention"]
+    with pytest.raises(RuntimeError, match=r"llm.onnx has an attention that .*: export the model again"):
+        make_case(name, tmp_path, custom_attention=False)
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_steps_give_the_tokens_of_the_whole(case: Case, num_beams: int) -> None:
+def test_steps_equal_one_call(case: Case, num_beams: int) -> None:
     options = {"num_beams": num_beams, "max_new_tokens": 7, "eos_token_ids": case.said[:1]}
     generation = case.generator.begin(case.prefix, case.prompts, options)
     said: list[list[int]] = [[] for _ in case.prompts]
@@ -78,7 +78,7 @@ def test_steps_give_the_tokens_of_the_whole(case: Case, num_beams: int) -> None:
     assert generation.step() == []
 
 
-def test_a_generation_can_be_left(case: Case) -> None:
+def test_closing_a_generation_keeps_its_tokens(case: Case) -> None:
     options = {"max_new_tokens": 7}
     whole = case.generator.generate(case.prefix, case.prompts, options)
     generation = case.generator.begin(case.prefix, case.prompts, options)

@@ -49,7 +49,7 @@ def test_likelihoods_match_torch(case: Case) -> None:
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4, err_msg=f"seed {seed}, {case.seed}")
 
 
-def test_an_image_has_more_texts_than_a_run_has_rows(case: Case) -> None:
+def test_more_texts_than_rows(case: Case) -> None:
     rng = random.Random(seed := new_seed())
     texts = random_texts(rng, case, 60, 20)
     got = case.generator.likelihoods(case.prefix[1:2], case.prompts[1:2], [0] * len(texts), texts)
@@ -58,7 +58,7 @@ def test_an_image_has_more_texts_than_a_run_has_rows(case: Case) -> None:
     )
 
 
-def test_a_text_is_longer_than_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_longer_than_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.engines.native import reference
 
     monkeypatch.setattr(reference, "POSITIONS", 512)
@@ -87,13 +87,7 @@ def test_faults_are_named(case: Case) -> None:
             likelihoods(case.prefix, case.prompts, images, texts)
 
 
-def test_a_prompt_that_sees_itself_both_ways_is_refused(tmp_path: Path) -> None:
+def test_bidirectional_prompts_are_rejected(tmp_path: Path) -> None:
     case = make_case(BOTH_WAYS, tmp_path)
     with pytest.raises(RuntimeError, match="positions of this model's prompt see each other"):
-        case.generator.likelihoods(case.prefix, case.prompts, [0], [[1]])
-
-
-def test_a_model_without_our_attention_says_what_it_lacks(tmp_path: Path) -> None:
-    case = make_case("llama", tmp_path, custom_attention=False)
-    with pytest.raises(RuntimeError, match="own attention"):
         case.generator.likelihoods(case.prefix, case.prompts, [0], [[1]])

@@ -114,13 +114,13 @@ def faults(stub: Members, built: Members) -> list[str]:
     return sorted(found)
 
 
-def test_the_stub_is_the_core() -> None:
+def test_the_stub_matches_the_core() -> None:
     built = built_members(_native)
     assert {"kernels", "Session.run", "Session.inputs", "Vocabulary.__len__"} <= built.keys()
     assert faults(stub_members(STUB.read_text()), built) == []
 
 
-def test_native_has_the_types_of_the_stub() -> None:
+def test_the_protocol_has_the_stubs_types() -> None:
     top = {name for name in stub_members(STUB.read_text()) if "." not in name}
     assert top == {*Core.__annotations__, *(name for name in vars(Core) if not name.startswith("_"))}
 
@@ -142,7 +142,7 @@ def test_native_has_the_types_of_the_stub() -> None:
         ("def processor_kernels() -> list[str]", "def kernel_names() -> list[str]", "the stub lacks processor_kernels"),
     ],
 )
-def test_a_difference_is_found(old: str, new: str, fault: str) -> None:
+def test_differences_are_found(old: str, new: str, fault: str) -> None:
     source = STUB.read_text()
     assert old in source
     found = faults(stub_members(source.replace(old, new)), built_members(_native))

@@ -1,4 +1,4 @@
-"""The process stays: at the interpreter's end, after a fork, with one generation in two threads, without memory."""
+"""The core at the end of the interpreter, after a fork, with two threads in one generation, and out of memory."""
 
 from __future__ import annotations
 
@@ -34,11 +34,16 @@ def run(script: str, *arguments: object, seconds: float = 900) -> subprocess.Com
     return subprocess.run(command, capture_output=True, text=True, timeout=seconds, cwd=ROOT)
 
 
-@pytest.mark.parametrize("call", ["model.caption(image, max_new_tokens=9)",
-                                  "model.caption(image, on_token=keep, num_beams=1)",
-                                  "model.prepare(large)",
-                                  "blip2rt.load(sys.argv[1], threads=1).caption(image)"])  # fmt: skip
-def test_daemon_threads_do_not_end_the_process(tiny: Tiny, call: str) -> None:
+WORK = (
+    "model.caption(image, max_new_tokens=9)",
+    "model.caption(image, on_token=keep, num_beams=1)",
+    "model.prepare(large)",
+    "blip2rt.load(sys.argv[1], threads=1).caption(image)",
+)
+
+
+@pytest.mark.parametrize("call", WORK)
+def test_daemon_threads_do_not_crash_the_process(tiny: Tiny, call: str) -> None:
     script = (
         LOAD
         + f"""
@@ -75,9 +80,17 @@ prefix = np.ones((1, 3, d), np.float32)
 GEOMETRY = [1, 1, HEAD_DIM, D, len(WORDS)]
 
 
-@pytest.mark.parametrize("call", ["generator.generate(prefix, [[2]])", "generator.begin(prefix, [[2]])", "begun.step()",
-                                  "chat.ask([3])", "embed.run({'token_ids': np.zeros((1, 1), np.int64)})"])  # fmt: skip
-def test_a_fork_after_loading_is_told_so(tiny: Tiny, call: str) -> None:
+CALLS = (
+    "generator.generate(prefix, [[2]])",
+    "generator.begin(prefix, [[2]])",
+    "begun.step()",
+    "chat.ask([3])",
+    "embed.run({'token_ids': np.zeros((1, 1), np.int64)})",
+)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_fork_after_loading_is_rejected(tiny: Tiny, call: str) -> None:
     script = (
         CORE
         + f"""
@@ -123,8 +136,8 @@ assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize("end", ["sys.exit(0)", "model.close(); sys.exit(0)", "del model; gc.collect(); os._exit(0)"])
-def test_a_fork_ends_whose_parent_shares_steps(tiny: Tiny, end: str) -> None:
-    """The thread that takes the steps is the parent's: it waits or works as the fork is made."""
+def test_a_fork_of_a_batching_process_exits(tiny: Tiny, end: str) -> None:
+    """Only the parent has the thread that takes the steps. It may be waiting or working when the process forks."""
     script = (
         LOAD
         + f"""
@@ -151,7 +164,7 @@ for _ in range(4):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_generation_in_two_threads_is_told_so(tiny: Tiny) -> None:
+def test_a_generation_in_two_threads_is_rejected(tiny: Tiny) -> None:
     embed, llm = (Session(runtime(), str(tiny.path / f"{name}.onnx"), 1) for name in ("embed", "llm"))
     generator = Generator(embed, llm, *GEOMETRY)
     prefix = np.random.default_rng(new_seed()).normal(size=(40, Q, D)).astype(np.float32)
@@ -183,8 +196,8 @@ def test_a_generation_in_two_threads_is_told_so(tiny: Tiny) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_AS")
-def test_a_lack_of_memory_is_an_error(tiny: Tiny) -> None:
-    """The limit rises from what the process has to what the call needs: wherever memory ends, Python says so."""
+def test_running_out_of_memory_is_an_error(tiny: Tiny) -> None:
+    """The limit rises from what the process has to what the call needs. Each failure must raise an exception."""
     script = (
         CORE
         + """
@@ -211,7 +224,7 @@ generator.generate(prefix, [[2]], {"max_new_tokens": 3})
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_sizes_that_no_memory_holds_are_a_memory_error(tiny: Tiny) -> None:
+def test_impossible_sizes_are_a_memory_error(tiny: Tiny) -> None:
     embed, llm = (Session(runtime(), str(tiny.path / f"{name}.onnx"), 1) for name in ("embed", "llm"))
     generator = Generator(embed, llm, *GEOMETRY)
     prefix = np.ones((1, Q, D), np.float32)

@@ -63,14 +63,17 @@ def surprise(counts: np.ndarray, probabilities: np.ndarray) -> float:
     return ((square / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / math.sqrt(2 / (9 * freedom))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {}, {"temperature": 0.7}, {"temperature": 3.0}, {"top_k": 1}, {"top_k": 5}, {"temperature": 2.0, "top_k": 40},
-        {"top_p": 0.5}, {"top_p": 0.95, "temperature": 2.5}, {"min_p": 0.1}, {"min_p": 0.02, "temperature": 2.0},
-        {"top_k": 20, "top_p": 0.8, "min_p": 0.05, "temperature": 1.7}, {"top_p": 0.0}, {"top_k": 5000},
-    ],
-)  # fmt: skip
+PROCESSORS: list[dict[str, Any]] = [
+    *({"temperature": 2.5, "top_p": 0.95}, {"temperature": 2.0, "top_k": 40}, {"temperature": 2.0, "min_p": 0.02}),
+    *({"temperature": temperature} for temperature in (0.7, 1.0, 3.0)),
+    *({"top_k": top_k} for top_k in (1, 5, 5000)),
+    *({"top_p": top_p} for top_p in (0.0, 0.5)),
+    {"min_p": 0.1},
+    {"top_k": 20, "top_p": 0.8, "min_p": 0.05, "temperature": 1.7},
+]
+
+
+@pytest.mark.parametrize("options", PROCESSORS)
 def test_draws_follow_the_distribution(case: Case, options: dict[str, Any]) -> None:
     probabilities = target(case, options)
     seed = random.randrange(2**63)
@@ -88,7 +91,7 @@ def test_a_seed_repeats_exactly(case: Case) -> None:
     assert len({tuple(sequence) for sequence in tokens}) == 6
 
 
-def test_images_draw_from_streams_of_their_own(case: Case) -> None:
+def test_images_have_separate_random_streams(case: Case) -> None:
     """What an image draws depends on its number, not on the batch that it came in."""
     options = {"do_sample": True, "max_new_tokens": 8, "temperature": 20.0, "seed": 9}
     prefix = np.repeat(case.prefix, 4, axis=0)
@@ -101,9 +104,9 @@ def test_images_draw_from_streams_of_their_own(case: Case) -> None:
     assert len({tuple(tokens) for tokens in together}) == 4
 
 
-def test_each_draw_stops_on_its_own(case: Case) -> None:
-    options = {"do_sample": True, "max_new_tokens": 12, "num_return_sequences": 20, "eos_token_ids": case.said[:3],
-               "seed": random.randrange(2**63)}  # fmt: skip
+def test_draws_stop_independently(case: Case) -> None:
+    options = {"do_sample": True, "max_new_tokens": 12, "num_return_sequences": 20, "eos_token_ids": case.said[:3]}
+    options["seed"] = random.randrange(2**63)
     [sequences] = case.generator.generate(case.prefix, case.prompts, options)
     assert len(sequences) == 20
     assert all(not set(tokens) & set(case.said[:3]) for tokens, _ in sequences)
@@ -125,27 +128,31 @@ def hugging_face_draws(case: Case, options: dict[str, Any], seed: int) -> list[t
     told = inputs(case, 0, [])
     told = {name: tensor.repeat(BEAM_DRAWS, *[1] * (tensor.dim() - 1)) for name, tensor in told.items()}
     with torch.no_grad():
-        output = case.model.generate(
-            **told, do_sample=True, eos_token_id=stops or None, pad_token_id=0, return_dict_in_generate=True,
-            output_scores=True, **given,
-        )  # fmt: skip
+        ending = {"eos_token_id": stops or None, "pad_token_id": 0}
+        returned = {"return_dict_in_generate": True, "output_scores": True}
+        output = case.model.generate(**told, do_sample=True, **ending, **returned, **given)
     lengths = (output.beam_indices >= 0).sum(dim=1).tolist()
     rows = [row[:length] for row, length in zip(output.sequences.tolist(), lengths, strict=True)]
     rows = [[token for token in row if token not in stops] for row in rows]
     return list(zip(map(tuple, rows), output.sequences_scores.tolist(), strict=True))
 
 
+def beams(num_beams: int, max_new_tokens: int, **options: Any) -> dict[str, Any]:
+    return {"num_beams": num_beams, "max_new_tokens": max_new_tokens, **options}
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        {"num_beams": 2, "max_new_tokens": 2}, {"num_beams": 3, "max_new_tokens": 3, "temperature": 2.0, "top_k": 4},
-        {"num_beams": 2, "max_new_tokens": 3, "top_p": 0.6, "length_penalty": 0.0},
-        {"num_beams": 2, "max_new_tokens": 3, "min_p": 0.3, "temperature": 1.5, "early_stopping": "true"},
-        {"num_beams": 3, "max_new_tokens": 3, "top_k": 1, "repetition_penalty": 1.5, "temperature": 3.0},
-        {"num_beams": 2, "max_new_tokens": 2, "top_k": 9, "top_p": 0.5, "min_p": 0.9, "min_new_tokens": 2},
+        beams(2, 2),
+        beams(3, 3, temperature=2.0, top_k=4),
+        beams(2, 3, top_p=0.6, length_penalty=0.0),
+        beams(2, 3, min_p=0.3, temperature=1.5, early_stopping="true"),
+        beams(3, 3, top_k=1, repetition_penalty=1.5, temperature=3.0),
+        beams(2, 2, top_k=9, top_p=0.5, min_p=0.9, min_new_tokens=2),
     ],
-)  # fmt: skip
-def test_beams_are_drawn_as_hugging_face_draws_them(case: Case, options: dict[str, Any]) -> None:
+)
+def test_sampled_beams_match_hugging_face(case: Case, options: dict[str, Any]) -> None:
     """Both draw the same answers, as often as each other, with the same scores."""
     seed = new_seed()
     options = {**options, "eos_token_ids": case.said[: 2 if options.get("top_k") == 1 else 1]}
@@ -169,7 +176,7 @@ def test_beams_are_drawn_as_hugging_face_draws_them(case: Case, options: dict[st
         assert score == pytest.approx(scores.get(answer, score), rel=1e-4, abs=1e-4), what
 
 
-def test_drawn_beams_repeat_under_a_seed_and_are_all_different(case: Case) -> None:
+def test_sampled_beams_are_distinct_and_repeat_under_a_seed(case: Case) -> None:
     options = {"do_sample": True, "num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 6, "temperature": 20.0}
     first, again, other = (
         case.generator.generate(case.prefix, case.prompts, {**options, "seed": seed})[0] for seed in (5, 5, 6)
@@ -179,7 +186,7 @@ def test_drawn_beams_repeat_under_a_seed_and_are_all_different(case: Case) -> No
     assert [score for _, score in first] == sorted((score for _, score in first), reverse=True)
 
 
-def test_beams_of_some_probability_come_first(case: Case) -> None:
+def test_beams_with_probability_come_first(case: Case) -> None:
     """Fewer tokens than beams have any probability: those with some come first."""
     allowed = case.said[:3]
     bad = [[token] for token in range(len(case.texts)) if token not in allowed]

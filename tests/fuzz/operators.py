@@ -25,6 +25,7 @@ from onnx import TensorProto, helper
 
 from tests.engines.native import Generator, Session, graphs, mutants, runtime
 from tests.engines.native.graphs import Model, model, value
+from tests.engines.native.own_operators import START, scores
 
 ROOT = Path(__file__).parents[2]
 FOUND = ROOT / "build" / "fuzz" / "operators"
@@ -176,8 +177,10 @@ def attention(rng: np.random.Generator) -> Case:
 KINDS = {"int4": int4, "int8": int8, "encoder_attention": encoder_attention, "attention": attention}
 
 
-def answers(case: Case, folder: Path, ours: bool) -> tuple[list[np.ndarray], list[str]]:
-    """The outputs of the graph in the folder, and which of our kernels it ran."""
+def answers(
+    case: Case, folder: Path, ours: bool, texts: mutants.Texts | None = None
+) -> tuple[list[np.ndarray], list[str]]:
+    """Run the graph in the folder. Return its outputs, and the kernels of ours that ran. texts: see mutants.answer."""
     options = {"custom_int4": ours, "custom_int8": ours, "custom_attention": ours}
     session = Session(runtime(), str(folder / "graph.onnx"), 1, **options)
     if case.embed is None:
@@ -185,15 +188,20 @@ def answers(case: Case, folder: Path, ours: bool) -> tuple[list[np.ndarray], lis
     embed = Session(runtime(), str(folder / "embed.onnx"), 1)
     encoder = Session(runtime(), str(folder / "encoder.onnx"), 1) if case.crosses else None
     table = case.embed.graph.initializer[0].dims
-    generator = Generator(embed, session, 1, case.kv_heads, case.width, table[1], table[0], encoder, 3)
     rng = np.random.default_rng(len(case.graph.graph.node))
     prefix = rng.standard_normal((3, int(rng.integers(1, 6)), table[1])).astype(np.float32)
-    prompts = [[2, 3, 4, 5, 6], [4], []]
-    scores = []
-    for given in ({"max_new_tokens": 1}, {"max_new_tokens": 2, "forced_prefix": [5, 6, 7]}):
-        for beams in generator.generate(prefix, prompts, {"num_beams": 4, "num_return_sequences": 4, **given}):
-            scores += [score for _, score in beams]
-    return [np.array(scores, np.float32)], session.custom_kernels
+    prompts, found = [[2, 3, 4, 5, 6], [4], []], []
+    texts = [] if texts is None else texts
+    for number, given in enumerate(({"max_new_tokens": 1}, {"max_new_tokens": 2, "forced_prefix": [5, 6, 7]})):
+        if ours:
+            generator = Generator(embed, session, 1, case.kv_heads, case.width, table[1], table[0], encoder, START)
+            images = generator.generate(prefix, prompts, {"num_beams": 4, "num_return_sequences": 4, **given})
+            texts.append([[tokens for tokens, _ in beams] for beams in images])
+            found += [score for beams in images for _, score in beams]
+        else:
+            written = texts[number] if texts else [[[5, 6]]] * 3
+            found += scores((embed, session, encoder), prefix, prompts, written, given.get("forced_prefix", ()))
+    return [np.array(found, np.float32)], session.custom_kernels
 
 
 def bounds(case: Case, x: np.ndarray) -> np.ndarray | float:
@@ -252,16 +260,17 @@ def short(x: str, y: str) -> list[Any]:
 
 
 def check(case: Case, folder: Path, altered: bool) -> list[str]:
-    """Which of our kernels ran; none if the graph is an error. Raise AssertionError for a wrong output."""
+    """The kernels of ours that ran; none where the graph is an error. Raise AssertionError for another answer."""
+    texts: mutants.Texts = []
     try:
-        got, kernels = answers(case, folder, True)
+        got, kernels = answers(case, folder, True, texts)
     except (RuntimeError, MemoryError) as error:
         with contextlib.suppress(RuntimeError, MemoryError):
             answers(case, folder, False)
             assert altered, f"ours refuses a sound graph: {error}"
         return []
     try:
-        want, _ = answers(case, folder, False)
+        want, _ = answers(case, folder, False, texts)
     except (RuntimeError, MemoryError):
         return kernels  # ONNX Runtime checks some nodes less strictly next to our operators
     for number, (mine, theirs) in enumerate(zip(got, want, strict=True)):

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 import blip2rt
-from blip2rt.answers import Answer, Request, Usage
 from blip2rt.batching import Batching
 from blip2rt.errors import BackendError, OptionError
 from blip2rt.feature_cache import FeatureCache
 from blip2rt.options import Options
+from blip2rt.requests import Answer, Request, Usage
 from tests.seeds import new_seed
 from tests.tiny.bundle import POSITIONS, WORDS, Q, Tiny
 
@@ -73,7 +73,7 @@ def calls_of(model: blip2rt.Model, images: list[np.ndarray]) -> list[Callable[[]
 
 
 @pytest.mark.parametrize("sizes", [Batching(), Batching(rows=5, positions=80, read=3), Batching(rows=1)])
-def test_threads_get_what_one_thread_gets(
+def test_threads_get_the_results_of_one_thread(
     tiny: Tiny, alone: blip2rt.Model, photo: Callable[..., np.ndarray], sizes: Batching
 ) -> None:
     """Also what does not fit the pool, which runs alone."""
@@ -100,7 +100,7 @@ def test_threads_get_what_one_thread_gets(
     assert not wrong, wrong[0]
 
 
-def test_an_answer_comes_in_pieces_and_whole(
+def test_an_answer_comes_in_pieces_and_as_a_whole(
     alone: blip2rt.Model, model: blip2rt.Model, photo: Callable[..., np.ndarray]
 ) -> None:
     image = photo()
@@ -121,7 +121,7 @@ def test_an_answer_comes_in_pieces_and_whole(
     )
 
 
-def test_an_answer_is_awaited(alone: blip2rt.Model, model: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:
+def test_answers_can_be_awaited(alone: blip2rt.Model, model: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:
     images = [photo() for _ in range(5)]
 
     async def one(image: np.ndarray) -> str:
@@ -135,7 +135,7 @@ def test_an_answer_is_awaited(alone: blip2rt.Model, model: blip2rt.Model, photo:
     ]
 
 
-def test_news_are_told_from_another_thread(
+def test_progress_is_reported_from_another_thread(
     alone: blip2rt.Model, model: blip2rt.Model, photo: Callable[..., np.ndarray]
 ) -> None:
     pieces: list[str] = []
@@ -154,7 +154,7 @@ def test_news_are_told_from_another_thread(
     assert "".join(pieces) == answer.result()[0].text == alone.caption(image, num_beams=1, max_new_tokens=6, raw=True)
 
 
-def test_a_listener_that_raises_ends_its_request_alone(model: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:
+def test_a_failing_listener_ends_only_its_request(model: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:
     def on_news(answer: Answer) -> None:
         raise KeyError("mine")
 
@@ -168,9 +168,7 @@ def test_a_listener_that_raises_ends_its_request_alone(model: blip2rt.Model, pho
     assert good.result(30)[0].text
 
 
-def test_a_request_that_failed_says_why_whoever_takes_its_pieces(
-    model: blip2rt.Model, photo: Callable[..., np.ndarray]
-) -> None:
+def test_a_failed_request_keeps_its_error(model: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:
     """on_news meets the failure where it takes pieces; it is the request's all the same."""
     nothing = Options(
         num_beams=1, do_sample=True, min_new_tokens=3, bad_words=[word for word in WORDS if word != "</s>"]
@@ -205,7 +203,7 @@ def test_a_cancelled_answer_keeps_what_it_has(model: blip2rt.Model, photo: Calla
     assert answers[-1].finish == "cancelled" and answers[-1].usage.answer < 55
 
 
-def test_an_answer_that_has_ended_is_cancelled_no_more(model: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:
+def test_cancelling_a_finished_answer_does_nothing(model: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:
     answer = model.submit(Request(photo(), options=GREEDY))
     answer.result(30)
     ended = answer.finish
@@ -231,7 +229,7 @@ def let_go(answer: Answer) -> None:
 
 
 @pytest.mark.parametrize("leave", [left_in_the_middle, let_go])
-def test_an_answer_that_nobody_holds_is_cancelled(
+def test_a_dropped_answer_is_cancelled(
     tiny: Tiny, photo: Callable[..., np.ndarray], leave: Callable[[Answer], None]
 ) -> None:
     """After its first token. It stands alone, so that what is computed afterwards is its own."""
@@ -254,20 +252,20 @@ def test_an_answer_that_nobody_holds_is_cancelled(
     pytest.fail("nothing was ever left midway: this tests nothing")
 
 
-def test_a_deadline_is_the_reason(model: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:
+def test_max_time_is_the_finish_reason(model: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:
     answer = model.submit(Request(photo(), options=Options(num_beams=1, max_new_tokens=40, max_time=0.0)))
     answer.result(30)
     assert answer.finish == "time" and answer.usage.answer <= 1
 
 
-def test_words_alone_are_answered(model: blip2rt.Model) -> None:
+def test_a_request_without_an_image_is_answered(model: blip2rt.Model) -> None:
     answer = model.submit(Request(prompt="a red dog", options=GREEDY))
     assert answer.result(30) and answer.usage.prompt == 3
     with pytest.raises(OptionError, match="neither an image nor a prompt"):
         model.submit(Request())
 
 
-def test_what_makes_no_sense_is_refused(
+def test_bad_requests_are_rejected(
     tiny: Tiny, alone: blip2rt.Model, model: blip2rt.Model, photo: Callable[..., np.ndarray]
 ) -> None:
     image = photo()
@@ -276,7 +274,7 @@ def test_what_makes_no_sense_is_refused(
     with pytest.raises(OptionError, match="prompt and question are both given"):
         model.submit(Request(image, prompt="a", question="b"))
     for wrong in ("photo.jpg", Request(image, options={})):
-        with pytest.raises(OptionError, match="submit takes a blip2rt.answers.Request"):
+        with pytest.raises(OptionError, match="submit takes a blip2rt.requests.Request"):
             model.submit(wrong)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="17 beams or captions are asked for, and 16 fit.*: ask for less"):
         model.submit(Request(image, options=Options(num_beams=17, max_new_tokens=2)))
@@ -316,7 +314,7 @@ def test_a_second_question_costs_its_own_tokens(tiny: Tiny, photo: Callable[...,
     assert 0 < model.counters()["kept_bytes"] <= 3 << 18
 
 
-def test_the_cache_is_for_every_model(tiny: Tiny, alone: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:
+def test_the_image_cache_needs_no_batching(tiny: Tiny, alone: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:
     """Without batching too, for all that images are asked for."""
     model = blip2rt.load(tiny.path, threads=1, cache_bytes=1 << 20)
     images = [photo() for _ in range(3)]
@@ -329,7 +327,7 @@ def test_the_cache_is_for_every_model(tiny: Tiny, alone: blip2rt.Model, photo: C
     assert "steps" not in counters
 
 
-def test_arrays_are_kept_by_name_and_bounded() -> None:
+def test_cached_arrays_are_bounded() -> None:
     made: list[int] = []
 
     def make(numbers: list[int]) -> Any:
@@ -351,7 +349,7 @@ def test_arrays_are_kept_by_name_and_bounded() -> None:
     FeatureCache(8).rows([b"large"], make)
 
 
-def test_a_model_ends_with_what_runs(tiny: Tiny, photo: Callable[..., np.ndarray]) -> None:
+def test_closing_a_model_fails_running_requests(tiny: Tiny, photo: Callable[..., np.ndarray]) -> None:
     long = Options(num_beams=1, max_new_tokens=50, min_new_tokens=50)
     for _ in range(50):  # on a busy machine all is said before this thread gets to close it
         model = blip2rt.load(tiny.path, threads=1, batching=Batching(rows=1))
@@ -378,7 +376,7 @@ def test_a_model_ends_with_what_runs(tiny: Tiny, photo: Callable[..., np.ndarray
 
 
 @pytest.mark.parametrize("batching", [False, True])
-def test_an_answer_that_was_never_begun_was_not_asked_for(
+def test_an_answer_that_never_started_leaves_no_question(
     tiny: Tiny, tmp_path: Path, photo: Callable[..., np.ndarray], batching: bool
 ) -> None:
     """The next question is the first: with the token that begins a text, and all the room."""
@@ -395,7 +393,7 @@ def test_an_answer_that_was_never_begun_was_not_asked_for(
         assert talk.ask("who runs") == first.ask("who runs")
 
 
-def test_a_model_that_is_closed_while_others_call_says_so(tiny: Tiny, photo: Callable[..., np.ndarray]) -> None:
+def test_closing_a_model_during_calls_is_named(tiny: Tiny, photo: Callable[..., np.ndarray]) -> None:
     image, faults = photo(), []
     for _ in range(12):
         model = blip2rt.load(tiny.path, threads=1)

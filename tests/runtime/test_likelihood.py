@@ -54,7 +54,7 @@ def test_likelihood_equals_numpy(tiny, model, photo):
         assert match.likelihood == pytest.approx(gain(tiny, model, image, text), abs=1e-3)
 
 
-def test_one_image_goes_with_all_texts(tiny, model, photo):
+def test_one_image_is_paired_with_all_texts(tiny, model, photo):
     image = photo(17, 11)
     matches = model.match(image, TEXTS * 4)  # several chunks
     assert [match.likelihood for match in matches] == pytest.approx(
@@ -62,14 +62,14 @@ def test_one_image_goes_with_all_texts(tiny, model, photo):
     )
 
 
-def test_a_prompt_of_captions_stands_before_the_text(tiny, tmp_path, photo):
+def test_the_caption_prompt_precedes_the_text(tiny, tmp_path, photo):
     model, image = blip2rt.load(with_likelihood_weight(tiny, tmp_path, WEIGHT, caption="a man"), threads=1), photo(5, 9)
     assert model.match(image, "runs on water").likelihood == pytest.approx(
         gain(tiny, model, image, "runs on water", "a man"), abs=1e-3
     )
 
 
-def test_the_score_weighs_it(tiny, model, photo):
+def test_the_score_includes_the_likelihood(tiny, model, photo):
     images = [photo(5, 7), photo(6, 6)]
     plain = blip2rt.load(tiny.path, threads=1)
     for new, old in zip(model.match(images, TEXTS[:2]), plain.match(images, TEXTS[:2]), strict=True):
@@ -87,13 +87,13 @@ def test_the_score_weighs_it(tiny, model, photo):
         model.match_scores(logits, cosine)
 
 
-def test_a_bundle_that_weighs_nothing_computes_nothing(tiny, photo, monkeypatch):
+def test_a_weight_of_zero_skips_the_language_model(tiny, photo, monkeypatch):
     monkeypatch.setattr(likelihood.Likelihood, "gains", lambda *given: pytest.fail("it was computed"))
     model = blip2rt.load(tiny.path, threads=1)
     assert model.match(photo(), "a dog").likelihood is None
 
 
-def test_requests_that_share_steps_have_the_same(model, photo):
+def test_batching_gives_the_same_likelihoods(model, photo):
     shared = blip2rt.load(model.bundle.path, threads=1, batching=True, cache_bytes=1 << 20)
     images = [photo(5, 7), photo(6, 6)]
     for got, want in zip(shared.match(images, TEXTS[:2]), model.match(images, TEXTS[:2]), strict=True):
@@ -101,16 +101,16 @@ def test_requests_that_share_steps_have_the_same(model, photo):
     shared.close()
 
 
-def test_what_is_kept_of_texts_is_bounded(tiny, model, photo, monkeypatch):
-    monkeypatch.setattr(likelihood, "_KEPT", 3)
+def test_the_likelihood_cache_is_bounded(tiny, model, photo, monkeypatch):
+    monkeypatch.setattr(likelihood, "_CACHE_SIZE", 3)
     image = photo(8, 8)
     for texts in (TEXTS[:2], TEXTS[2:6], TEXTS, TEXTS[:1]):
         want = [gain(tiny, model, image, text) for text in texts]
         assert [match.likelihood for match in model.match(image, texts)] == pytest.approx(want, abs=1e-3)
-        assert len(model.matcher._likelihood._kept) <= max(3, len(set(texts)))
+        assert len(model.matcher._likelihood._cache) <= max(3, len(set(texts)))
 
 
-def test_the_command_tells_it(tiny, model, photo, tmp_path, capsys):
+def test_the_command_prints_the_likelihood(tiny, model, photo, tmp_path, capsys):
     Image.fromarray(photo(9, 7)).save(tmp_path / "a.png")
     match = model.match(tmp_path / "a.png", "a dog")
     command = ["match", str(tmp_path / "a.png"), "a dog", "--model", str(model.bundle.path)]
@@ -147,7 +147,7 @@ def test_faults_are_named(tiny, tmp_path, photo):
         matches.likelihoods(matches.vision_features([photo()]), ["a dog"])
 
 
-def test_a_backend_that_cannot_tell_says_so(model, photo, monkeypatch):
+def test_backends_without_likelihoods_say_so(model, photo, monkeypatch):
     monkeypatch.setattr(type(model.pipeline.backend), "likelihoods", backends.Backend.likelihoods)
     with pytest.raises(CapabilityError, match="run it by the backend ort"):
         model.match(photo(), "a dog")

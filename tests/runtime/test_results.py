@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import blip2rt
-from blip2rt.answers import Request
 from blip2rt.errors import ImageError
+from blip2rt.requests import Request
 from blip2rt.results import Timings
 from tests.tiny.bundle import EOS, WORDS, E, Q, Tiny
 

@@ -6,9 +6,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import blip2rt
-from blip2rt.answers import Request
 from blip2rt.errors import ImageError, OptionError
 from blip2rt.image import to_pixels
+from blip2rt.requests import Request
 from tests.tiny import bundle as tiny_bundles
 from tests.tiny.bundle import EOS, WORDS, Tiny
 
@@ -27,7 +27,7 @@ def spoken(model, image, **options) -> tuple[str, list[int]]:
     return text, ids
 
 
-def test_words_are_forbidden_forced_and_final(model, photo):
+def test_bad_words_stop_strings_and_forced_prefixes(model, photo):
     image = photo()
     ids = spoken(model, image)[1]
     assert ids[0] > EOS
@@ -55,7 +55,7 @@ def chat_bundle(tiny: Tiny, folder, turn: str, monkeypatch) -> blip2rt.Model:
     return blip2rt.load(folder, threads=1)
 
 
-def test_a_chat_model_never_shows_the_next_turn(tiny, model, photo, tmp_path, monkeypatch):
+def test_a_chat_model_stops_at_the_next_turn(tiny, model, photo, tmp_path, monkeypatch):
     options = {"min_new_tokens": 6, "max_new_tokens": 6}
     while True:
         image = photo()
@@ -109,7 +109,7 @@ def test_on_token_is_given_every_token(tiny, model, photo):
         model.caption(images[0], on_token=print)
 
 
-def test_streams_join_to_the_text(model, photo):
+def test_joined_pieces_are_the_text(model, photo):
     image = photo()
     assert "".join(model.stream(image)) == model.caption(image, num_beams=1, raw=True)
     assert "".join(model.stream(image, "a red")) == model.caption(image, prompt="a red", num_beams=1, raw=True)
@@ -119,7 +119,7 @@ def test_streams_join_to_the_text(model, photo):
     assert "".join(model.stream(image, **sampled)) == model.caption(image, **sampled, raw=True)
 
 
-def test_leaving_a_stream_ends_it(model, photo, monkeypatch):
+def test_leaving_a_stream_stops_computing(model, photo, monkeypatch):
     steps = []
     real = model.pipeline.backend.begin
 
@@ -138,7 +138,7 @@ def test_leaving_a_stream_ends_it(model, photo, monkeypatch):
     assert 2 <= left == len(steps) < 30  # a random model's pieces may take several tokens
 
 
-def test_streams_refuse_what_they_cannot_do_before_the_image_is_read(model):
+def test_streams_check_options_before_reading_the_image(model):
     for options, words in (
         ({"num_beams": 2}, "leave num_beams"),
         ({"question": "x", "prompt": "y"}, "both given"),
@@ -168,15 +168,15 @@ def test_chat_equals_recomputation(tiny, model, photo):
     assert streamed == recomputed("who is the cat", 2)
 
 
-def test_chats_end_and_name_mistakes(model, photo):
+def test_a_full_chat_and_bad_options_are_named(model, photo):
     chat = model.chat(photo(), num_beams=2)
-    for options, words in (({"num_beams": 3}, "at most 2 beams"), ({"num_captions": 2}, "gives 1 answer"),
-                           ({"beams": 1}, "unknown option beams")):  # fmt: skip
+    wrong = [({"num_beams": 3}, "at most 2 beams"), ({"num_captions": 2}, "gives 1 answer")]
+    for options, words in (*wrong, ({"beams": 1}, "unknown option beams")):
         with pytest.raises(OptionError, match=words):
             chat.ask("who runs", **options)
     with pytest.raises(OptionError, match="a question is empty"):
         chat.ask(" ")
-    with pytest.raises(OptionError, match=r"what was said \(\d+\).*begin a new chat"):
+    with pytest.raises(OptionError, match=r"what was said \(\d+\).*start a new chat"):
         for _ in range(12):
             chat.ask("what is red", min_new_tokens=2)
     with pytest.raises(OptionError, match="num_beams is 0"):

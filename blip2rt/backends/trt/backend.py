@@ -25,7 +25,7 @@ from . import cuda as cuda_module
 from .cache import PlanCache, default_folder
 from .cuda import Cuda
 from .decoder import Decoder
-from .generation import Chat, DecoderLane, Generation, ImageGroup, LanePool
+from .generation import DecoderLane, Generation, ImageGroup, LanePool
 from .lane import Plan
 from .plan_check import PlanCheck
 from .plans import PlanSizes
@@ -111,10 +111,10 @@ class Backend(backends.Backend):
             groups.append(ImageGroup(start, batch, prefix_embeds[chunk], list(prompts[chunk])))
         return Generation(self._lanes, self._decoder, groups, forced, options.get("vocabulary"))
 
-    def chat(self, prefix_embeds: Floats, max_rows: int, capacity: int) -> Chat:
+    def chat(self, prefix_embeds: Floats, max_rows: int, capacity: int) -> backends.Chat:
         """See backends.Backend. The plans' capacity applies, even if the language model allows more."""
         check_capacity(self._sizes(), max_rows, prefix_embeds.shape[1], 1)
-        return Chat(self.begin, prefix_embeds)
+        return backends.ReplayChat(self.begin, prefix_embeds)
 
     def _counted_prompts(
         self, positions: int, prompts: Sequence[list[int]], options: Mapping[str, Any]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ... import backends
@@ -183,25 +183,3 @@ class Generation(backends.Generation):
             self._lane = self._running = self._release = None
             self._current = len(self._groups)
             raise
-
-
-class Chat(backends.Chat):
-    """A conversation. The cache holds one generation, so each question reads the whole conversation again."""
-
-    def __init__(
-        self, begin: Callable[[Floats, list[list[int]], Mapping[str, Any]], Generation], prefix_embeds: Floats
-    ) -> None:
-        self._begin, self._prefix_embeds = begin, prefix_embeds
-        self._history: list[int] = []
-        self._last: tuple[Generation, list[int]] | None = None
-
-    def ask(self, prompt: list[int], options: Mapping[str, Any]) -> Generation:
-        history = list(self._history)
-        if self._last is not None:
-            generation, question = self._last
-            generation.close()
-            if generation.stepped:  # otherwise the answer never started and the question does not count
-                history += question + generation.results()[0][0][0]
-        generation = self._begin(self._prefix_embeds, [history + prompt], options)
-        self._history, self._last = history, (generation, prompt + options.get("forced_prefix", []))
-        return generation

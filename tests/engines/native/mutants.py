@@ -27,7 +27,9 @@ from tests.engines.native.graphs import (
     encoder,
     value,
 )
+from tests.engines.native.own_operators import START, scores
 
+Texts = list[list[list[list[int]]]]  # by options, image and rank: token ids
 SIZES = [0, 1, -1, 2, 3, 7, 31, 33, 64, 128, 1000, 2**16, 2**31 - 1, 2**31, 2**32, 2**62, -(2**31), 2**63 - 1, -(2**63)]
 ATTRIBUTES = ["softcap", "rotary_interleaved", "axis", "allowzero", "smooth_softmax", "x", "num_heads"]
 if VERSION >= (1, 24):
@@ -156,8 +158,8 @@ def damage(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-def answer(folder: Path, graph: str, ours: bool, seed: int) -> list[np.ndarray]:
-    """Run the altered graph. `ours`: whether our operators may."""
+def answer(folder: Path, graph: str, ours: bool, seed: int, texts: Texts | None = None) -> list[np.ndarray]:
+    """Run the altered graph, with our operators or without. Ours append to `texts`, which the others then score."""
     rng = np.random.default_rng(seed)
     options = {"custom_int4": ours, "custom_int8": ours, "custom_attention": ours}
     session = Session(runtime(), str(folder / "mutant.onnx"), 1, **options)
@@ -167,12 +169,17 @@ def answer(folder: Path, graph: str, ours: bool, seed: int) -> list[np.ndarray]:
         return [session.run(feed)["y"] for feed in feeds]
     embed = Session(runtime(), str(folder / "embed.onnx"), 1)
     source = Session(runtime(), str(folder / "encoder.onnx"), 1) if graph == "t5" else None
-    generator = Generator(embed, session, 1, 1, WIDTH, D, WORDS, source, 3)
-    prefix = rng.standard_normal((2, 3, D)).astype(np.float32)
-    results = []
+    prefix, prompts = rng.standard_normal((2, 3, D)).astype(np.float32), [[2, 3], [4]]
+    texts = [] if texts is None else texts
+    if not ours:
+        written = texts or [[[[5, 6]], [[7]]]]
+        return [np.concatenate([scores((embed, session, source), prefix, prompts, each) for each in written])]
+    generator = Generator(embed, session, 1, 1, WIDTH, D, WORDS, source, START)
+    results: list[float] = []
     for given in ({}, {"num_beams": 3, "num_return_sequences": 3}):
-        for beams in generator.generate(prefix, [[2, 3], [4]], {"max_new_tokens": 6, **given}):
-            results += [np.float32(score) for _, score in beams]
+        images = generator.generate(prefix, prompts, {"max_new_tokens": 6, **given})
+        texts.append([[tokens for tokens, _ in beams] for beams in images])
+        results += [score for beams in images for _, score in beams]
     return [np.array(results)]
 
 
@@ -191,12 +198,13 @@ def is_tame(path: Path) -> bool:
 
 def check(folder: Path, graph: str, seed: int) -> bool:
     """Return whether the altered graph runs. Raises AssertionError where it says something else than it should."""
+    texts: Texts = []
     try:
-        got = answer(folder, graph, True, seed)
+        got = answer(folder, graph, True, seed, texts)
     except (RuntimeError, MemoryError):
         return False
     try:
-        want = answer(folder, graph, False, seed)
+        want = answer(folder, graph, False, seed, texts)
     except (RuntimeError, MemoryError):
         return False  # it checks some nodes less strictly where a graph has operators of ours
     tame = is_tame(folder / "mutant.onnx")

@@ -91,7 +91,7 @@ def disable_our_operators() -> None:
 
         @staticmethod
         def Session(*arguments: Any, **named: Any) -> Any:
-            named |= {"custom_int8": False, "custom_int4": False, "custom_attention": False}
+            named |= {"custom_int8": False, "custom_int4": False}
             return core.Session(*arguments, **named)
 
     ort.native = lambda: Theirs()  # type: ignore[assignment, return-value]

@@ -1,6 +1,6 @@
 """Hugging Face `generate` as the reference of the native loop: the same tiny random model in both worlds.
 
-Tokens may only differ where Hugging Face itself is undecided: where noise of ROUNDING in its logits changes its answer.
+Tokens may only differ if Hugging Face itself is undecided: if noise of ROUNDING in its logits changes its answer.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ HIDDEN, POSITIONS = 32, 64
 ROUNDING = 3e-5  # of a logit in float32
 # Tokens of a bad word: before release 5 transformers overlooks one that is as long as what was said.
 LONGEST = 3 if int(transformers.__version__.split(".")[0]) >= 5 else 1
-SMALL = {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": POSITIONS,
-         "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}  # fmt: skip
+SMALL = {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": POSITIONS}
+SMALL |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
 CONFIGS = {
     "gemma3": lambda: transformers.Gemma3TextConfig(  # a prompt's positions see each other; a window of 4
         vocab_size=83,
@@ -93,9 +93,7 @@ class Case:
         return TEXTS[: self.model.config.vocab_size]
 
 
-def make_case(
-    name: str, folder: Path, seed: int | None = None, images: int = 3, custom_attention: bool = True
-) -> Case:  # fmt: skip
+def make_case(name: str, folder: Path, seed: int | None = None, images: int = 3, custom_attention: bool = True) -> Case:
     """seed: None is the one that every file of tests has, so that a model's graphs are traced once."""
     seed = seed_of(__name__, name) if seed is None else seed
     torch.manual_seed(seed)
@@ -253,8 +251,8 @@ def random_options(rng: random.Random, case: Case) -> dict[str, Any]:
 
 
 def compare(case: Case, options: dict[str, Any]) -> bool:
-    """Asserts that the native loop says of every image of the case what Hugging Face says. Returns whether all is
-    equal; where it is not, Hugging Face is undecided."""
+    """Assert that the loop gives the texts of Hugging Face for every image, unless that is undecided. Return whether
+    all are equal."""
     equal = True
     got = case.generator.generate(case.prefix, case.prompts, options)
     for image in range(len(case.prompts)):

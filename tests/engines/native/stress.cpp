@@ -13,6 +13,7 @@
 #include <random>
 #include <stdexcept>
 #include <thread>
+#include <utility>
 
 #include "loop/batcher.h"
 #include "loop/chat.h"
@@ -50,10 +51,15 @@ GenerationOptions options_of(int kind) {
   return options;
 }
 
+// Requests about all images, with prompts of unequal length.
+std::vector<Request> requests_about(const Generator& generator, const Prefix& prefix, int kind) {
+  const std::shared_ptr<const float> borrowed(std::shared_ptr<void>(), prefix.data);
+  return requests_of(generator, borrowed, prefix, {{2, 3}, {}, {4}}, options_of(kind));
+}
+
 using Answers = std::vector<std::vector<std::vector<int64_t>>>;
 
 Answers answers_of(const Generator& generator, const Prefix& prefix, int kind) {
-  const Prompts prompts = {{2, 3}, {}, {4}};
   Answers answers;
   const auto add = [&answers](const std::vector<std::vector<Hypothesis>>& results) {
     for (const auto& image : results) {
@@ -61,7 +67,7 @@ Answers answers_of(const Generator& generator, const Prefix& prefix, int kind) {
       for (const Hypothesis& hypothesis : image) best.push_back(hypothesis.tokens);
     }
   };
-  add(generate(generator, prefix, prompts, options_of(kind), [] {}, nullptr));
+  add(generate(generator, requests_about(generator, prefix, kind), [] {}, nullptr));
   Chat chat(generator, {prefix.data, 1, prefix.length}, 4, 64);
   for (int turn = 0; turn < 2; ++turn) {
     GenerationOptions options = options_of(kind + turn);
@@ -75,25 +81,16 @@ Answers answers_of(const Generator& generator, const Prefix& prefix, int kind) {
 
 // The texts of a call's images, in the batch that all threads share. Some calls are left before their end.
 Answers shared_answers_of(Batcher& batcher, const Prefix& prefix, int kind, bool leaves) {
-  const Prompts prompts = {{2, 3}, {}, {4}};
-  const size_t size = static_cast<size_t>(prefix.length) * kWidth;
-  std::vector<Request> requests;
-  for (size_t image = 0; image < prompts.size(); ++image) {
-    Request& one = requests.emplace_back();
-    one.prefix.assign(prefix.data + image * size, prefix.data + (image + 1) * size);
-    one.prefix_length = prefix.length;
-    if (kind % 2 == 0) one.image = "image " + std::to_string(image);
-    one.prompt = prompts[image];
-    one.options = options_of(kind);
-    one.options.first_image = image;
-    one.number = image;
+  std::vector<Request> requests = requests_about(batcher.generator(), prefix, kind);
+  for (Request& one : requests) {
+    if (kind % 2 == 0) one.cache_key = "image " + std::to_string(one.number);
   }
-  const auto mailbox = std::make_shared<Mailbox>(kind % 3 != 0);
-  const auto tickets = batcher.submit(std::move(requests), mailbox);
+  const auto queue = std::make_shared<TokenQueue>(kind % 3 != 0);
+  const auto tickets = batcher.submit(std::move(requests), queue);
   Answers answers;
-  while (!mailbox->done()) {
-    mailbox->wait(1);
-    mailbox->take();
+  while (!queue->done()) {
+    queue->wait(1);
+    queue->take();
     batcher.counters();
     if (!leaves) continue;
     for (const auto& ticket : tickets) ticket->cancel();
@@ -154,13 +151,13 @@ struct Stress {
   void one_generation(const Generator& generator) {
     const Answers want = answer_alone(generator);
     for (int round = 0; round < rounds; ++round) {
-      Generation shared(generator, prefix, {{2, 3}, {}, {4}}, options_of(round % 2));
+      Generation shared(generator, requests_about(generator, prefix, round % 2));
       std::vector<std::thread> workers;
       for (int worker = 0; worker < threads; ++worker) {
         workers.emplace_back([&, worker] {
           while (!shared.done()) {
             try {
-              const Generation::InUse in_use(shared);
+              const Batch::Lock lock(shared.batch());
               if (worker % 2 == 0) {
                 shared.step();
               } else if (shared.results().size() != kImages) {
@@ -185,7 +182,6 @@ struct Stress {
     std::shared_ptr<Generation> current;
     together("a chat", rounds, [&](int worker, int round) {
       std::shared_ptr<Generation> mine;
-      std::shared_ptr<Chat> of_mine;  // a generation reads its chat's prefix
       try {
         const std::lock_guard<std::mutex> held(gil);
         if (worker == 0) {
@@ -197,13 +193,12 @@ struct Stress {
         }
         if (current == nullptr) return;
         mine = current;
-        of_mine = chat;
       } catch (const std::runtime_error&) {  // it is being stepped, or full
         return;
       }
       for (int i = 0; i < 4 && !mine->done(); ++i) {
         try {
-          const Generation::InUse in_use(*mine);
+          const Batch::Lock lock(mine->batch());
           mine->step();
           mine->results();
         } catch (const std::runtime_error&) {
@@ -268,7 +263,7 @@ struct Stress {
   }
 
   Answers answer_alone(const Generator& generator) const {
-    return tokens_of(generate(generator, prefix, {{2, 3}, {}, {4}}, options_of(1), [] {}, nullptr));
+    return tokens_of(generate(generator, requests_about(generator, prefix, 1), [] {}, nullptr));
   }
 };
 

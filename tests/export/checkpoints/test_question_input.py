@@ -92,7 +92,7 @@ def test_captions_use_their_prompt(made: tuple[Path, Any, blip2rt.Model]) -> Non
 
 def test_unsupported_uses_are_one_line_errors(made: tuple[Path, Any, blip2rt.Model], tmp_path: Path) -> None:
     folder, _, model = made
-    with pytest.raises(CapabilityError, match="cannot chat: its Q-Former looks at the image anew"):
+    with pytest.raises(CapabilityError, match="cannot chat: its Q-Former reads the question together"):
         model.chat(tiny_blip2.photographs(1, np.random.default_rng(new_seed()))[0])
     with pytest.raises(Blip2rtError, match="question_input"):
         convert.convert(Checkpoint(folder / "ckpt"), "hf", tmp_path / "hf", "float32")

@@ -15,10 +15,10 @@ import torch
 import transformers
 
 import blip2rt
-from blip2rt.answers import Request
 from blip2rt.batching import Batching
 from blip2rt.errors import BackendError, OptionError
 from blip2rt.options import Options
+from blip2rt.requests import Request
 from export import targets
 from export.checks import verify
 from export.language import trace_graphs

@@ -1,12 +1,10 @@
-"""Requests that are handed in and answered as it goes: for a server, whose callers share steps.
+"""Submitted requests and their results, for servers: a request is decoded in one batch with others.
 
-    model = blip2rt.load(batching=True)
-    answer = model.submit(Request("photo.jpg", question="what colour is the dog?"))
-    for piece in answer: ...           # in a thread
-    async for piece in answer: ...     # in an event loop
-    answer.result()                    # the whole, with scores
-
-Knows tokens, text and threads; nothing about images.
+model = blip2rt.load(batching=True)
+answer = model.submit(Request("photo.jpg", question="what colour is the dog?"))
+for piece in answer: ...           # in a thread
+async for piece in answer: ...     # in an event loop
+answer.result()                    # the whole text, with its score
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from .batching import Batched, Call
+from .batching import Batcher, Call
 from .bundle import GENERATIVE
 from .errors import BackendError, OptionError
 from .language import Language
@@ -33,11 +31,11 @@ Finish = Literal["stop", "length", "time", "cancelled"]
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked about an image, or without one about the words alone.
+    """A question about an image, or a prompt to continue.
 
-    image: None: the words alone
-    prompt: words that the text goes on from; None is the bundle's own
-    question: put into the bundle's template; prompt and question exclude each other
+    image: None: text only
+    prompt: words that the text continues; None is the bundle's own
+    question: put into the bundle's template; give either a prompt or a question
     options: those of `caption`, or of `ask` with a question; by default greedy
     """
 
@@ -49,45 +47,45 @@ class Request:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens that an answer took."""
+    """The tokens of a request."""
 
     prompt: int  # positions of image and prompt
-    kept: int  # those of them that had been read for an earlier request
-    answer: int  # of all texts; a stop token does not count
+    kept: int  # those of them that were in the cache
+    answer: int  # of all texts, without stop tokens
 
 
 class Answer:
-    """What comes of a request. Any thread may use it. When nobody holds or is told of it, it is cancelled.
+    """The result of a request, as it is computed. Any thread may use it. Dropping it cancels the request.
 
-    Iterating, with `for` or `async for`, gives pieces of the text as they come; joined they are the text. With beams,
-    and with several captions, the first text comes in one piece at the end. One iteration is enough for all pieces.
+    Iterate, with `for` or `async for`, over the pieces of the text. With beams, or several captions, there is one piece
+    at the end: the first text. An answer can be iterated once.
     """
 
     def __init__(
         self,
-        backend: Batched,
+        batcher: Batcher,
         language: Language,
         call: Call,
         settings: Mapping[str, Any],
         on_news: Callable[[Answer], object] | None = None,
     ) -> None:
         """on_news: see Model.submit."""
-        self._language, self._call, self._settings, self._backend = language, call, settings, backend
+        self._language, self._call, self._settings, self._batcher = language, call, settings, batcher
         self._stream = language.text_stream(settings)
         self._said = 0  # characters of the pieces
         self._ended = self._cancelled = False
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
         if on_news is not None:
-            backend.listen(call, lambda: self._tell(on_news))
+            batcher.listen(call, lambda: self._tell(on_news))
 
     def _tell(self, on_news: Callable[[Answer], object]) -> None:
         if self._failure is not None:
             return
         try:
             on_news(self)
-        except Exception as error:  # noqa: BLE001  # it is this request's alone, whatever it is
-            if not self._failed():  # take() raises what the request itself has failed with, and so does result()
+        except Exception as error:  # noqa: BLE001  # any error ends only this request
+            if not self._failed():  # take() raises the request's own error, which result() raises again
                 self._failure = error
                 self.cancel()
 
@@ -101,18 +99,18 @@ class Answer:
 
     @property
     def done(self) -> bool:
-        """Whether the text has ended; result() then waits for nothing."""
+        """Whether the text has ended, so that result() does not wait."""
         return self._call.done
 
     def cancel(self) -> None:
-        """End the text within a step; what there is then is the result."""
+        """End the text within a step. The result is what exists by then."""
         self._cancelled = self._cancelled or not self._call.done
         self._call.cancel()
 
     def take(self) -> list[str]:
-        """The pieces that came since the last call, without waiting. Raises what has gone wrong with this request."""
+        """The pieces that have arrived since the last call, without waiting. Raises the request's error."""
         with self._lock:
-            done = self._call.done  # asked first: what is taken is then all
+            done = self._call.done  # read first: take() then returns everything
             pieces = []
             for _image, _draw, token_id in self._call.take():
                 if self._settings["num_return_sequences"] == 1:
@@ -134,14 +132,14 @@ class Answer:
 
     async def __aiter__(self) -> AsyncIterator[str]:
         """Pieces, in an event loop. Leaving the loop cancels."""
-        import asyncio  # takes its time: only where it is used
+        import asyncio  # slow to import
 
         loop, news = asyncio.get_running_loop(), asyncio.Event()
 
         def tell() -> None:
             loop.call_soon_threadsafe(news.set)
 
-        self._backend.listen(self._call, tell)
+        self._batcher.listen(self._call, tell)
         try:
             while not self._ended:
                 await news.wait()
@@ -153,9 +151,9 @@ class Answer:
                 self.cancel()
 
     def result(self, timeout: float | None = None) -> list[Scored]:
-        """Wait for the texts: the best first; draws in the order drawn. Raises what has gone wrong.
+        """Wait for the texts: the best first; draws in the order drawn. Raises the request's error.
 
-        timeout: seconds, after which TimeoutError is raised; the request goes on.
+        timeout: seconds, after which TimeoutError is raised; the request continues.
         """
         end = None if timeout is None else time.monotonic() + timeout
         while not self._call.done:
@@ -169,13 +167,13 @@ class Answer:
 
     @property
     def finish(self) -> Finish:
-        """Why the first text ended. Once done."""
+        """Why the first text ended. Call it when done."""
         ended = finish_reason(self._texts()[0], self._settings)
         return "cancelled" if self._cancelled and ended == "stop" else ended
 
     @property
     def usage(self) -> Usage:
-        """The tokens that it took. Once done."""
+        """The tokens of the request. Call it when done."""
         [(prompt, kept)] = self._call.lengths
         return Usage(prompt, kept, sum(len(token_ids) for token_ids, _score in self._call.results()[0]))
 
@@ -192,13 +190,13 @@ def submit(pipeline: Pipeline, request: Request, on_news: Callable[[Answer], obj
     """Queue a request at the pipeline's backend; see Model.submit."""
     pipeline.require(GENERATIVE, "submit")
     if not isinstance(request, Request) or not isinstance(request.options, Options):
-        raise OptionError("submit takes a blip2rt.answers.Request, whose options are blip2rt.Options")
-    backend, language = pipeline.backend, pipeline.language
-    if not isinstance(backend, Batched):
+        raise OptionError("submit takes a blip2rt.requests.Request, whose options are blip2rt.Options")
+    batcher, language = pipeline.backend.batcher, pipeline.language
+    if batcher is None:
         raise OptionError("this model decodes each call by itself: load(batching=True) to submit requests")
     task = pipeline.task_of(request.prompt, request.question, request.options)
     prompt_ids = language.encode(task.prompt)
-    backend.check(prompt_ids, task.settings)
+    batcher.check(prompt_ids, task.settings)
     watch = Stopwatch(task.settings)
     if request.image is not None:
         prefix_embeds = pipeline.prefix_embeds([pipeline.prepare(request.image)], [task.question])
@@ -206,5 +204,5 @@ def submit(pipeline: Pipeline, request: Request, on_news: Callable[[Answer], obj
         prefix_embeds = pipeline.no_prefix
     else:
         raise OptionError("a request has neither an image nor a prompt: give one of them")
-    call = backend.submit(prefix_embeds, [prompt_ids], watch.remaining, each_token=True)
-    return Answer(backend, language, call, task.settings, on_news)
+    call = batcher.submit(prefix_embeds, [prompt_ids], watch.remaining, each_token=True)
+    return Answer(batcher, language, call, task.settings, on_news)
