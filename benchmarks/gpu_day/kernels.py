@@ -110,8 +110,10 @@ def _compare_searches(
         actual, expected = on_card.results(), on_cpu.results()
         scores = [np.array([score for image in each for _, score in image]) for each in (actual, expected)]
         if [[text for text, _ in image] for image in actual] != [[text for text, _ in image] for image in expected]:
-            tolerance = {"rtol": _TIE_TOLERANCE, "atol": _TIE_TOLERANCE}
-            if len(scores[0]) == len(scores[1]) and np.allclose(*scores, **tolerance):
+            near = len(scores[0]) == len(scores[1]) and np.allclose(
+                scores[0], scores[1], _TIE_TOLERANCE, _TIE_TOLERANCE
+            )
+            if near:
                 return [], 1
             return [f"{case}, step {step}: {actual} instead of {expected}"], 0
         if not np.allclose(scores[0], scores[1], rtol=1e-4, atol=1e-4):
@@ -135,7 +137,13 @@ def _compare_copies(lane: Lane, kernels: Kernels, rng: np.random.Generator, turn
     for row, image in enumerate(sources):
         expected[:, row, :, : counts[image]] = fresh[:, image, :, : counts[image]]
         expected_mask[row, : counts[image]] = 0
-    arrays = {"fresh": fresh, "cache": cache, "mask": mask, "sources": sources.astype(np.int32), "last": counts - 1}
+    arrays: dict[str, Any] = {
+        "fresh": fresh,
+        "cache": cache,
+        "mask": mask,
+        "sources": sources.astype(np.int32),
+        "last": counts - 1,
+    }
     on_card = {name: lane.upload(name, array) for name, array in arrays.items()}
     addresses = [tensor.address for tensor in on_card.values()]
     fresh_address, cache_address, _, sources_address, _ = addresses
@@ -155,8 +163,9 @@ def _compare_copies(lane: Lane, kernels: Kernels, rng: np.random.Generator, turn
         expected[:, row, :, begin:9] = expected[:, parent, :, begin:9]
     plan = np.zeros(16, np.int32)
     plan[13] = beams
-    tables = {"parents": parents.astype(np.int32), "lengths": counts.astype(np.int32), "positions": np.full(rows, 9)}
-    uploaded = [lane.upload(name, array).address for name, array in tables.items()]
+    tables = [parents.astype(np.int32), counts.astype(np.int32), np.full(rows, 9)]
+    names = ("parents", "lengths", "positions")
+    uploaded = [lane.upload(name, array).address for name, array in zip(names, tables, strict=True)]
     plan_address = lane.upload("plan", plan).address
     sizes = [ctypes.c_int(n) for n in (heads, capacity, width)]
     kernels.launch("reorder", grid, stream, plan_address, cache_address, *uploaded, cache[0].size, *sizes)

@@ -86,7 +86,8 @@ class Decoder:
         encoder.enqueue()
         self._cross_images[contract.ENCODER_MASK] = lane.upload("encoder.mask", mask)
         self._cross_rows[contract.ENCODER_MASK] = lane.upload("encoder.mask.rows", mask[sources])
-        self._spread(len(sources), small, large, *self._cross_strides, row_bytes)
+        per_image, per_row = self._cross_strides
+        self._spread(len(sources), small, large, per_image, per_row, row_bytes)
 
     def _spread(self, rows: int, source: int, target: int, source_stride: int, target_stride: int, size: int) -> None:
         """Copy `size` bytes of each tensor from every image to its rows."""
