@@ -278,7 +278,7 @@ def test_vqa_reads_the_question_twice(parts: Path, tmp_path: Path, llm: str) -> 
     with torch.no_grad():  # what the question is decides what is said of the image
         loss = stage.loss(micro)["loss"]
         asked = replace(micro.questions, token_ids=micro.questions.token_ids.roll(1, 1))
-        changed = stage.loss(replace(micro, asked=asked))["loss"]
+        changed = stage.loss(replace(micro, questions=asked))["loss"]
     assert (loss - changed).abs() > 1e-6
     bert = load_file(parts / "bert" / "model.safetensors")
     started = stage.model.qformer.layers[0].text_ffn.inner.weight
