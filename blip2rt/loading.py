@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import backends
 from . import bundle as contract
@@ -64,15 +64,8 @@ def load(
     opened = contract.read(folder)
     sizes = Batching() if batching is True else batching or None
     prefix_bytes = cache_bytes - cache_bytes // 4 if sizes and opened.manifest.llm is not None else 0
-    chosen = backends.create(
-        backend,
-        opened,
-        device=device,
-        threads=threads,
-        engines=engines,
-        batching=sizes,
-        cache_bytes=prefix_bytes or None,
-    )
+    shared: dict[str, Any] = {"batching": sizes, "cache_bytes": prefix_bytes or None}
+    chosen = backends.create(backend, opened, device=device, threads=threads, engines=engines, **shared)
     cache = FeatureCache(cache_bytes - prefix_bytes)
     reload = partial(load, **{**arguments, "bundle": os.path.abspath(folder)})
     return Model(opened, chosen, images, cache, special_tokens=special_tokens, reload=reload)

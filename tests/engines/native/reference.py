@@ -31,41 +31,19 @@ ROUNDING = 3e-5  # of a logit in float32
 LONGEST = 3 if int(transformers.__version__.split(".")[0]) >= 5 else 1
 SMALL = {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": POSITIONS}
 SMALL |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+_LLAMA = {"vocab_size": 83, "intermediate_size": 48, "num_key_value_heads": 1, "head_dim": 16}
+_GEMMA = _LLAMA | {"query_pre_attn_scalar": 16, "use_bidirectional_attention": True, "sliding_window": 6}
+_OPT = {"vocab_size": 83, "ffn_dim": 48, "word_embed_proj_dim": HIDDEN, "dropout": 0.0}
+_T5: dict[str, Any] = {"vocab_size": 83, "d_model": HIDDEN, "d_kv": 16, "d_ff": 48, "num_layers": 2, "num_heads": 2}
+_T5 |= {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12, "dropout_rate": 0.0}
+_T5 |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0}
+_LAYERS = ["sliding_attention", "full_attention"]
 CONFIGS = {
-    "gemma3": lambda: transformers.Gemma3TextConfig(  # a prompt's positions see each other; a window of 4
-        vocab_size=83,
-        intermediate_size=48,
-        num_key_value_heads=1,
-        head_dim=16,
-        query_pre_attn_scalar=16,
-        use_bidirectional_attention=True,
-        sliding_window=6,
-        layer_types=["sliding_attention", "full_attention"],
-        **SMALL,
-    ),
-    "llama": lambda: transformers.LlamaConfig(
-        vocab_size=83, intermediate_size=48, num_key_value_heads=1, head_dim=16, **SMALL
-    ),
-    "opt": lambda: transformers.OPTConfig(vocab_size=83, ffn_dim=48, word_embed_proj_dim=HIDDEN, dropout=0.0, **SMALL),
-    "t5": lambda: transformers.T5Config(
-        vocab_size=83,
-        d_model=HIDDEN,
-        d_kv=16,
-        d_ff=48,
-        num_layers=2,
-        num_heads=2,
-        dropout_rate=0.0,
-        relative_attention_num_buckets=8,
-        relative_attention_max_distance=12,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        decoder_start_token_id=0,
-        eos_token_id=None,
-        pad_token_id=0,
-    ),
-    "wide": lambda: transformers.OPTConfig(  # enough words that selection skips most of them
-        vocab_size=1111, ffn_dim=48, word_embed_proj_dim=HIDDEN, dropout=0.0, **SMALL
-    ),
+    "gemma3": lambda: transformers.Gemma3TextConfig(**_GEMMA, layer_types=_LAYERS, **SMALL),  # bidirectional prompts
+    "llama": lambda: transformers.LlamaConfig(**_LLAMA, **SMALL),
+    "opt": lambda: transformers.OPTConfig(**_OPT, **SMALL),
+    "t5": lambda: transformers.T5Config(**_T5, eos_token_id=None, pad_token_id=0),
+    "wide": lambda: transformers.OPTConfig(**_OPT | {"vocab_size": 1111}, **SMALL),  # selection skips most words
 }
 # The text of each token: so few letters that stop strings come up by chance.
 TEXTS = ["".join(letters) for length in range(1, 8) for letters in product("abc", repeat=length)]
