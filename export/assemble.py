@@ -27,7 +27,7 @@ from .checks import verify
 from .checks.generation_config import generation_notes
 from .graph_exporter import BLOCK, GraphExporter
 from .graphs import qformer, trace, vision
-from .options import ExportOptions, ExportPlan, LlmOptions, resolve, size_notes
+from .options import ExportOptions, ExportPlan, LlmOptions, resolve
 from .precision.activations import NO_RANGES
 from .precision.quantizer import BITS, EncodeMatrix, round_to_nearest
 from .progress import Progress
@@ -96,7 +96,10 @@ def export(
         if faults:
             raise Blip2rtError(f"the graphs deviate from PyTorch too far, no bundle was written: {'; '.join(faults)}")
         patch = 0 if config.vision.vit is None else config.vision.vit.patch
-        exporter.notes += size_notes(options, image, llm, patch)
+        positions = (
+            None if options.llm == LlmOptions(activations=options.llm.activations) else options.llm.max_positions
+        )
+        exporter.notes += describe.size_notes(image, llm, patch, options.source.image_size, positions)
         if plan.stage1 is not None:
             retrieval = describe.retrieval_spec(plan.stage1, models[-1].temperature.item(), writer.folder)
         if plan.stage2 is not None:

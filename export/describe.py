@@ -66,6 +66,21 @@ def decoding(length_penalty: float) -> dict[str, Decoding]:
     return {"caption": Decoding(3, 30, 1, length_penalty), "ask": Decoding(3, 10, 1, 1.0)}
 
 
+def size_notes(image: ImageSpec, llm: LlmSpec | None, patch: int, size: int | None, positions: int | None) -> list[str]:
+    """Notes if the model does not support the requested image size or positions. patch: of a ViT, or 0."""
+    notes = []
+    if llm is not None and positions is not None and llm.max_positions < positions:
+        limit = f"{llm.max_positions:,}"
+        notes.append(f"--max-positions is {positions:,}, but the language model and the bundle have {limit}")
+    if size is not None and patch and image.height % patch:
+        multiple = image.height - image.height % patch
+        notes.append(
+            f"--image-size {image.height} is not a multiple of the patch size {patch}: the last "
+            f"{image.height - multiple} rows and columns are ignored; give {multiple} or {multiple + patch}"
+        )
+    return notes
+
+
 @dataclass(frozen=True)
 class Prompts:
     """Token ids of prompts to test a language model with; each group includes a caption's, or an empty one.

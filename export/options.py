@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from blip2rt.bundle import ImageSpec, LlmSpec
 from blip2rt.errors import Blip2rtError, collected
 from blip2rt.modeling.blip2 import Blip2Config
 from blip2rt.modeling.checkpoint import Checkpoint
@@ -105,22 +104,6 @@ def resolve(options: ExportOptions) -> ExportPlan:
     if faults:
         raise Blip2rtError("; ".join(faults))
     return ExportPlan(stage2, stage1, precision, photographs, options.info.name or options.out.resolve().name)
-
-
-def size_notes(options: ExportOptions, image: ImageSpec, llm: LlmSpec | None, patch: int) -> list[str]:
-    """Notes about requested sizes that the model does not support. patch: of a vision transformer, or 0."""
-    notes, positions = [], options.llm.max_positions
-    if llm is not None and llm.max_positions < positions and positions != LlmOptions().max_positions:
-        notes.append(
-            f"--max-positions is {positions:,}, but the language model and the bundle have {llm.max_positions:,}"
-        )
-    if options.source.image_size is not None and patch and image.height % patch:
-        multiple = image.height - image.height % patch
-        notes.append(
-            f"--image-size {image.height} is not a multiple of the patch size {patch}: the last "
-            f"{image.height - multiple} rows and columns are ignored; give {multiple} or {multiple + patch}"
-        )
-    return notes
 
 
 def _precision(group: str, options: ExportOptions) -> str:
