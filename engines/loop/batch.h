@@ -12,7 +12,6 @@
 #include <vector>
 
 #include "loop/decoder.h"
-#include "loop/positions.h"
 #include "loop/prefix_store.h"
 #include "loop/request.h"
 #include "search/search.h"

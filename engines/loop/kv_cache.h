@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <vector>
 
 #include "ort/ort_api.h"
 
@@ -52,6 +54,30 @@ class KvCache {
   size_t buffer_size_;  // floats
   // (layers * 2, rows, heads, capacity, head_dim), uninitialized: pages that are never used are never touched.
   std::unique_ptr<void, void (*)(void*)> memory_;
+};
+
+// Allocates runs of positions of a pool: the lowest free run that is long enough.
+class Positions {
+ public:
+  // `most_runs`: how many runs are taken at the same time, at most.
+  Positions(int capacity, int most_runs);
+
+  // Returns where `count` free positions begin, and takes them. Returns nothing if no free run is that long.
+  std::optional<int> take(int count);
+
+  // Frees positions that take() returned. Allocates nothing.
+  void give_back(int start, int count);
+
+  int capacity() const { return capacity_; }
+  int taken() const { return taken_; }
+
+ private:
+  struct Run {
+    int start, count;
+  };
+
+  int capacity_, taken_ = 0;
+  std::vector<Run> free_;  // by start; no two of them touch
 };
 
 }  // namespace blip2rt

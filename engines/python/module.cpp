@@ -11,7 +11,6 @@
 #include "graphs/graph_file.h"
 #include "graphs/session.h"
 #include "kernel_sources.h"
-#include "loop/chat.h"
 #include "loop/generation.h"
 #include "loop/generator.h"
 #include "loop/likelihood.h"

@@ -16,7 +16,6 @@
 #include <utility>
 
 #include "loop/batcher.h"
-#include "loop/chat.h"
 #include "loop/generation.h"
 #include "loop/generator.h"
 
