@@ -96,9 +96,9 @@ def export(
         if faults:
             raise Blip2rtError(f"the graphs deviate from PyTorch too far, no bundle was written: {'; '.join(faults)}")
         patch = 0 if config.vision.vit is None else config.vision.vit.patch
-        positions = (
-            None if options.llm == LlmOptions(activations=options.llm.activations) else options.llm.max_positions
-        )
+        positions: int | None = options.llm.max_positions
+        if positions == LlmOptions().max_positions:
+            positions = None  # the default is not a request
         exporter.notes += describe.size_notes(image, llm, patch, options.source.image_size, positions)
         if plan.stage1 is not None:
             retrieval = describe.retrieval_spec(plan.stage1, models[-1].temperature.item(), writer.folder)
