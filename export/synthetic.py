@@ -188,8 +188,8 @@ class RandomBlocks:
         scales = rng.uniform(0.9, 1.1, (rows, blocks)).astype(np.float16) * np.float16(_STD / spread)
         zero = 0x88 if bits == 4 else 0x80
         zeros = np.full((rows, -(-blocks * bits // 8)), zero, np.uint8)
-        tensors = map(torch.from_numpy, (codes.reshape(rows, blocks, -1), scales, zeros))
-        return QuantizedWeight(*tensors, bits, block, shape)
+        stored, scale, zero_points = map(torch.from_numpy, (codes.reshape(rows, blocks, -1), scales, zeros))
+        return QuantizedWeight(stored, scale, zero_points, bits, block, shape)
 
 
 def make(

@@ -122,8 +122,8 @@ def faults(plan: Plan, gpus: int) -> tuple[list[str], str]:
     for checkpoint in (point.stage1, point.start):
         if checkpoint:
             checks.append(lambda each=checkpoint: each.load(vision=False, llm=False, streamed=True))  # type: ignore[misc]
-    if point.language_model is not None:
-        checks.append(lambda: point.language_model and _check_llm(point.language_model))
+    if (language := point.language_model) is not None:
+        checks.append(lambda: _check_llm(language))
     for check in checks:
         with collected(found):
             check()

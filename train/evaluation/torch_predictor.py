@@ -37,8 +37,8 @@ class TorchPredictor:
     def __init__(self, source: str, parts: ExternalParts | None, precision: str | None, prompt: str | None) -> None:
         self.source, checkpoint = source, Checkpoint(source, parts or NO_PARTS)
         if prompt is not None and checkpoint.config.llm is not None:
-            field = "ask_prompt" if "{}" in prompt else "caption_prompt"
-            llm = replace(checkpoint.config.llm, **{field: prompt})
+            llm = checkpoint.config.llm
+            llm = replace(llm, ask_prompt=prompt) if "{}" in prompt else replace(llm, caption_prompt=prompt)
             checkpoint = checkpoint.with_config(replace(checkpoint.config, llm=llm))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = PRECISIONS[precision or ("fp32" if self.device.type == "cpu" else "bf16")]
