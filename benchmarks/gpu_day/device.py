@@ -15,7 +15,6 @@ from blip2rt.backends.trt.cuda import Cuda
 from blip2rt.backends.trt.lane import Lane
 from blip2rt.backends.trt.search import Kernels
 from blip2rt.errors import BackendError
-from blip2rt.native import native
 
 from .day import Skipped
 
@@ -33,16 +32,10 @@ def open_cuda() -> Cuda:
 
 def open_kernels(cuda: Cuda) -> tuple[Kernels, dict[str, Any]]:
     """The kernels, compiled for the card or read from the cache, and facts about the compilation."""
-    source, headers = native().kernels()
-    architecture = "sm_{}{}".format(*cuda.compute_capability)
-    origin = {"compiler": cuda.compiler, "architecture": architecture, "sources": [source, headers]}
-    cache, started = PlanCache(default_folder()), time.perf_counter()
-    path = cache.find("kernels", origin)
-    if path is None:
-        path = cache.store("kernels", origin, cuda.compile(source, headers, architecture))
+    started = time.perf_counter()
+    kernels = Kernels.compiled(cuda, PlanCache(default_folder()))
     seconds = round(time.perf_counter() - started, 2)
-    facts = {"compiler": cuda.compiler, "architecture": architecture, "seconds": seconds, "bytes": path.stat().st_size}
-    return Kernels(cuda, path.read_bytes()), facts
+    return kernels, {"compiler": cuda.compiler, "architecture": cuda.architecture, "seconds": seconds}
 
 
 @contextmanager

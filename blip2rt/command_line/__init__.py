@@ -6,8 +6,10 @@ Exit status: 0 success, 1 some inputs failed, 2 a mistake (one line says which, 
 from .parser import Formatter as Formatter
 from .parser import Parser as Parser
 from .parser import UsageError as UsageError
+from .parser import byte_size as byte_size
 from .parser import nonempty as nonempty
 from .parser import path as path
+from .parser import positive_byte_size as positive_byte_size
 from .parser import whole as whole
 from .program import PACKAGES as PACKAGES
 from .program import complain as complain

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence, Sized
@@ -196,6 +197,21 @@ def nonempty(value: str) -> str:
 def path(value: str) -> Path:
     """Argument type of a file or a folder."""
     return Path(nonempty(value))
+
+
+def byte_size(value: str) -> int:
+    """Argument type: a number of bytes such as 20M, 1G or 4096."""
+    match = re.fullmatch(r"([0-9]{1,12})([KMG]?)i?B?", value.strip(), re.IGNORECASE)
+    if match is None:
+        raise argparse.ArgumentTypeError("give a number of bytes, as in 20M")
+    return int(match[1]) * {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}[match[2].upper()]
+
+
+def positive_byte_size(value: str) -> int:
+    """Argument type: a number of bytes above 0."""
+    if not (size := byte_size(value)):
+        raise argparse.ArgumentTypeError("give a number of bytes above 0")
+    return size
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:

@@ -8,27 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..command_line import nonempty, path, whole
+from ..command_line import byte_size, nonempty, path, positive_byte_size, whole
 from ..errors import OptionError
 from ..install_hints import pip_install
 from .settings import MEBI, Access, Limits, MediaAccess, QueueLimits, Settings
-
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-
-
-def byte_size(value: str) -> int:
-    """Argument type: a number of bytes such as 20M, 1G or 4096."""
-    match = re.fullmatch(r"([0-9]{1,12})([KMG]?)i?B?", value.strip(), re.IGNORECASE)
-    if match is None:
-        raise argparse.ArgumentTypeError("give a number of bytes, as in 20M")
-    return int(match[1]) * _UNITS[match[2].upper()]
-
-
-def positive_byte_size(value: str) -> int:
-    """Argument type: a number of bytes above 0."""
-    if not (size := byte_size(value)):
-        raise argparse.ArgumentTypeError("give a number of bytes above 0")
-    return size
 
 
 def seconds(value: str) -> float:

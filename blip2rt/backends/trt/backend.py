@@ -185,17 +185,9 @@ class Backend(backends.Backend):
         return plans.language_sizes(self._bundle, self._plan_sizes)
 
     def _open_kernels(self) -> Kernels:
-        """The loop's kernels, compiled once for this GPU and cached beside the plans."""
         with self._lock:
             if self._kernels is None:
-                source, headers = native().kernels()
-                architecture = "sm_{}{}".format(*self._cuda.compute_capability)
-                origin = {"compiler": self._cuda.compiler, "architecture": architecture, "sources": [source, headers]}
-                path = self._cache.find("kernels", origin)
-                if path is None:
-                    code = self._cuda.compile(source, headers, architecture)
-                    path = self._cache.store("kernels", origin, code)
-                self._kernels = Kernels(self._cuda, path.read_bytes())
+                self._kernels = Kernels.compiled(self._cuda, self._cache)
             return self._kernels
 
     def _decoder(self, lane: DecoderLane) -> Decoder:

@@ -11,7 +11,8 @@ import logging
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,6 @@ class BuildResult:
 
     plan: memoryview  # TensorRT's own memory: a copy would double the weights
     timing_cache: bytes | None = None
-    faults: list[str] = field(default_factory=list)
 
 
 def load_tensorrt(name: str | None = None) -> Any:
@@ -111,11 +111,7 @@ def identity(trt: Any) -> str:
 
 
 def build(
-    trt: Any,
-    graph: Path,
-    profiles: Sequence[Axes],
-    settings: Settings = Settings(),
-    progress: Progress | None = None,
+    trt: Any, graph: Path, profiles: Sequence[Axes], settings: Settings = Settings(), progress: Progress | None = None
 ) -> BuildResult:
     """Build a plan with `profiles`, each of which gives the sizes of the graph's dynamic axes by name.
 
@@ -131,34 +127,28 @@ def _interruptible(work: Callable[[], BuildResult], stop: threading.Event) -> Bu
 
     TensorRT's calls take minutes, and Python handles Ctrl-C in the main thread only, after they return.
     """
-    done: list[BuildResult] = []
-    failed: list[BaseException] = []
-    ended = threading.Event()  # an interrupted join() may lose track of its thread
+    built: Future[BuildResult] = Future()
 
     def run() -> None:
         try:
-            done.append(work())
+            built.set_result(work())
         except BaseException as error:
             # Leave no TensorRT object to the garbage collector: it may run inside our logger, within a TensorRT call
             # that holds a lock, and destroying a builder waits for the same lock.
             traceback.clear_frames(error.__traceback__)
-            failed.append(error)
-        finally:
-            ended.set()
+            built.set_exception(error)
 
     thread = threading.Thread(target=run, name="blip2rt-build", daemon=True)
     try:
         thread.start()
-        while not ended.wait(0.5):
+        while not wait([built], 0.5).done:
             pass
     except BaseException:
         stop.set()
         if thread.ident is not None:
-            ended.wait()
+            wait([built])  # an interrupted join() may lose track of its thread
         raise
-    if failed:
-        raise failed[0]
-    return done[0]
+    return built.result()
 
 
 def _build(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ... import bundle as contract
-from ...command_line import Parser, complain, flags_named, nonempty, path, run
+from ...command_line import Parser, complain, flags_named, nonempty, path, positive_byte_size, run
 from ...errors import BackendError
 from . import builder, cuda, gpu, plans
 from .cache import PlanCache, default_folder
@@ -49,7 +49,7 @@ def _parser() -> Parser:
     capacity = "positions of prefix, prompt and new tokens together (default: 256, or the model's maximum if smaller)"
     add("--capacity", type=int, metavar="N", help=capacity)
     workspace = "maximum scratch memory of a layer, e.g. 512M or 2G (default: TensorRT's choice)"
-    add("--workspace", type=_bytes, metavar="SIZE", help=workspace)
+    add("--workspace", type=positive_byte_size, metavar="SIZE", help=workspace)
     add = parser.add_argument_group("files").add_argument
     add("--timing-cache", type=path, metavar="FILE", help="store kernel timings in this file between builds")
     cache = "folder of the plans (default: $BLIP2RT_CACHE, or blip2rt/engines in the user's cache)"
@@ -87,22 +87,9 @@ def _run(args: argparse.Namespace) -> int:
     check = None if targets or args.no_test else _plan_check(trt, bundle)
     for device in targets or (plans.this_gpu(trt),):
         for component in bundle.manifest.components:
-            options: dict[str, Any] = {"accept": args.no_test, "timing_cache": args.timing_cache}
-            progress = _progress(component)
-            print(
-                plans.ensure(
-                    trt,
-                    bundle,
-                    component,
-                    sizes,
-                    device,
-                    cache,
-                    _report,
-                    check_plan=check,
-                    progress=progress,
-                    **options,
-                )
-            )
+            options: dict[str, Any] = {"accept": args.no_test, "timing_cache": args.timing_cache, "check_plan": check}
+            options["progress"] = _progress(component)
+            print(plans.ensure(trt, bundle, component, sizes, device, cache, _report, **options))
     return 0
 
 
@@ -148,15 +135,6 @@ def _progress(component: str) -> Callable[[str, int, int], None] | None:
             print(f"\r\033[K{component}: {phase} {done}/{total}", end="\r", file=sys.stderr, flush=True)
 
     return show
-
-
-def _bytes(text: str) -> int:
-    """Parse a size such as "512M" into bytes."""
-    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    number, unit = (text[:-1], units.get(text[-1:].upper(), 0)) if text[-1:].isalpha() else (text, 1)
-    if not (number.isascii() and number.isdigit() and unit and int(number)):
-        raise argparse.ArgumentTypeError("give a number with K, M or G, e.g. 512M")
-    return int(number) * unit
 
 
 def _precisions(text: str) -> dict[str, str]:

@@ -149,6 +149,10 @@ class Cuda:
     # Kernels
 
     @property
+    def architecture(self) -> str:
+        return "sm_{}{}".format(*self.compute_capability)
+
+    @property
     def compiler(self) -> str:
         return "nvrtc {}.{}".format(*self._compiled("nvrtcVersion"))
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import ctypes
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from .cuda import Cuda, CudaError
+from .cuda import CudaError
 from .decoder import Decoder, SearchMemory
 from .lane import Lane
 
@@ -60,17 +60,14 @@ class DeviceGeneration:
         """Run to the end. The device runs STEPS_AHEAD steps ahead of the host's view."""
         lane, answers = self._decoder.lane, len(self._batch.plan["images"])
         lane.cuda.activate()
-        with _done_flags(lane, answers) as flags:
+        with _DoneFlags(lane, answers) as flags:
             pending: deque[int] = deque()
             while self._launched < self._max_new_tokens:
                 self._launch()
-                pending.append(flags.record(lane.address("done"), lane.stream))
+                pending.append(flags.record())
                 if self._deadline_passed or (len(pending) > STEPS_AHEAD and flags.all_set(pending.popleft())):
                     break
             self._search.fetch()
-
-    def results(self) -> Any:
-        return self._batch.results()
 
     def _launch(self) -> None:
         self._deadline_passed = time.monotonic() >= self._deadline
@@ -112,39 +109,33 @@ class DeviceGeneration:
 class _DoneFlags:
     """Copies of the device's `done` flags in host memory, each with an event that signals its arrival."""
 
-    def __init__(self, cuda: Cuda, answers: int) -> None:
-        self._cuda, self._answers = cuda, answers
+    def __init__(self, lane: Lane, answers: int) -> None:
+        self._lane, self._cuda, self._answers = lane, lane.cuda, answers
         self._bytes = answers * 4
-        self._memory = cuda.allocate_host((STEPS_AHEAD + 1) * self._bytes)
-        self._events = [cuda.event() for _ in range(STEPS_AHEAD + 1)]
+        self._memory = self._cuda.allocate_host((STEPS_AHEAD + 1) * self._bytes)
+        self._events = [self._cuda.event() for _ in range(STEPS_AHEAD + 1)]
         self._next = 0
 
-    def record(self, done: int, stream: Any) -> int:
+    def __enter__(self) -> _DoneFlags:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(CudaError):  # after a device failure, report that failure and not the failing cleanup
+            self._lane.wait()
+            for event in self._events:
+                self._cuda.destroy_event(event)
+            self._cuda.free_host(self._memory)
+
+    def record(self) -> int:
         """Enqueue a copy. Return its number."""
         number = self._next
         self._next = (number + 1) % len(self._events)
-        self._cuda.download(self._memory + number * self._bytes, done, self._bytes, stream)
-        self._cuda.record(self._events[number], stream)
+        address, lane = self._memory + number * self._bytes, self._lane
+        self._cuda.download(address, lane.address("done"), self._bytes, lane.stream)
+        self._cuda.record(self._events[number], lane.stream)
         return number
 
     def all_set(self, number: int) -> bool:
         """Wait for a copy. Return whether every answer has ended."""
         self._cuda.wait_event(self._events[number])
-        copy = (ctypes.c_int32 * self._answers).from_address(self._memory + number * self._bytes)
-        return all(copy)
-
-    def close(self) -> None:
-        for event in self._events:
-            self._cuda.destroy_event(event)
-        self._cuda.free_host(self._memory)
-
-
-@contextmanager
-def _done_flags(lane: Lane, answers: int) -> Iterator[_DoneFlags]:
-    flags = _DoneFlags(lane.cuda, answers)
-    try:
-        yield flags
-    finally:
-        with suppress(CudaError):  # after a device failure, report that failure and not the failing cleanup
-            lane.wait()
-            flags.close()
+        return all((ctypes.c_int32 * self._answers).from_address(self._memory + number * self._bytes))

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import BackendError
+from ...native import native
+from .cache import PlanCache
 from .cuda import Cuda, CudaError
 from .lane import Lane
 
@@ -29,6 +31,16 @@ class Kernels:
         module = cuda.module(code)
         self._kernels = {name: cuda.kernel(module, name) for name in self.NAMES}
         weakref.finalize(self, _unload, cuda, module).atexit = False
+
+    @classmethod
+    def compiled(cls, cuda: Cuda, cache: PlanCache) -> Kernels:
+        """The kernels, compiled once for this GPU and cached beside the plans."""
+        source, headers = native().kernels()
+        origin = {"compiler": cuda.compiler, "architecture": cuda.architecture, "sources": [source, headers]}
+        path = cache.find("kernels", origin)
+        if path is None:
+            path = cache.store("kernels", origin, cuda.compile(source, headers, cuda.architecture))
+        return cls(cuda, path.read_bytes())
 
     def launch(self, name: str, grid: tuple[int, int], stream: Any, *arguments: int | ctypes.c_int) -> None:
         """Launch a kernel. Pass addresses and 64-bit counts as int, 32-bit counts as c_int."""
