@@ -54,15 +54,7 @@ def step(day: Day, precision: str, by: str) -> dict[str, Any]:
     prefix, _ = loops.inputs(opened.path, 1)
     minimum = (weights + cache) / rate
     seconds = loops.step_seconds(backend, prefix, [[5, 6, 7]], 4, 44 if spec.max_positions > 100 else 24)
-    return {
-        "by": by,
-        "precision": precision,
-        "weight bytes per step": weights,
-        "cache bytes": cache,
-        "bandwidth": rate,
-        "ms per step": round(1e3 * seconds, 4),
-        "minimum ms": round(1e3 * minimum, 4),
-        "of the limit": round(seconds / minimum, 2),
-        "step": loops.step_kind(log),
-        "log": log.messages[:20],
-    }
+    times = {"ms per step": round(1e3 * seconds, 4), "minimum ms": round(1e3 * minimum, 4)}
+    read_bytes = {"weight bytes per step": weights, "cache bytes": cache, "bandwidth": rate}
+    found = {"by": by, "precision": precision, **read_bytes, **times, "of the limit": round(seconds / minimum, 2)}
+    return {**found, "step": loops.step_kind(log), "log": log.messages[:20]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,17 @@ def compare(device: Any, native: Any, prefix: Any, prompts: list[list[int]]) -> 
     return {"cases": len(CASES), "turns": _TURNS, "near ties": near, "faults": faults}
 
 
+def noisy(native: Any, prefix: Any, prompts: Any, options: dict[str, Any], noise: float) -> Iterator[Any]:
+    """The CPU loop's results for prefixes with relative noise of about `noise`, one after the other."""
+    rng = np.random.default_rng(2)
+    for _ in range(50):
+        shaken = (prefix * (1 + rng.normal(size=prefix.shape) * noise)).astype(np.float32)
+        yield native.generate(shaken, prompts, options)
+
+
 def is_near_tie(native: Any, prefix: Any, prompts: list[list[int]], options: dict[str, Any], expected: Any) -> bool:
     """Whether noise as small as rounding errors changes the CPU loop's own tokens."""
-    rng = np.random.default_rng(2)
-    noisy = [(prefix * (1 + rng.normal(size=prefix.shape) * 1e-5)).astype(np.float32) for _ in range(4)]
-    return any(tokens(native.generate(each, prompts, options)) != expected for each in noisy)
+    return any(tokens(each) != expected for each in noisy(native, prefix, prompts, options, 1e-5))
 
 
 def tokens(sequences: Any) -> Any:

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("onnx")
 
-from tests.trt.gpu_stand_in import Driver, TensorRT, TensorRTRtx
+from tests.trt.gpu_stand_in import Driver, TensorRT
 from tests.trt.machine import Case, Machine, case_of, installed
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "llama", "t5")]
@@ -46,4 +46,4 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
 def rtx_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     """A machine with tensorrt-rtx instead of tensorrt."""
     driver = Driver()
-    return installed(Machine(driver, TensorRTRtx(driver)), monkeypatch, tmp_path)
+    return installed(Machine(driver, TensorRT(driver, rtx=True)), monkeypatch, tmp_path)

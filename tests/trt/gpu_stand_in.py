@@ -28,6 +28,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from blip2rt.backends.trt import onnxruntime_shim
+from blip2rt.bundle import onnx_protobuf
 from tests.compiled import compiled
 
 ROOT = Path(__file__).parents[2]
@@ -63,19 +65,8 @@ def cpu_kernels() -> Any:
     if compiler is None:
         pytest.skip("needs a C++ compiler")
     source = ROOT / "tests" / "engines" / "native" / "kernels_cpu.cpp"
-    command = [
-        compiler,
-        "-std=c++17",
-        "-O2",
-        "-ffp-contract=off",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-shared",
-        "-fPIC",
-        "-pthread",
-        f"-I{ROOT / 'engines'}",
-    ]
+    flags = "-std=c++17 -O2 -ffp-contract=off -Wall -Wextra -Werror -shared -fPIC -pthread"
+    command = [compiler, *flags.split(), f"-I{ROOT / 'engines'}"]
     library = compiled(command, [source], ".so")
     loaded = ctypes.CDLL(str(library))
     loaded.launch.restype = ctypes.c_bool
@@ -139,8 +130,10 @@ class Driver:
 
     # Device
 
-    def cuInit(self, flags: int) -> tuple:
+    def _do_nothing(self, *_: Any) -> tuple:
         return (OK,)
+
+    cuInit = cuEventDestroy = cuGraphDestroy = _do_nothing
 
     def cuDriverGetVersion(self) -> tuple:
         return OK, self.version
@@ -250,9 +243,6 @@ class Driver:
             event.stream.work.pop(0)()
         return (OK,)
 
-    def cuEventDestroy(self, event: Any) -> tuple:
-        return (OK,)
-
     def cuStreamBeginCapture(self, stream: Any, mode: int) -> tuple:
         must(mode == 1, "captured in a mode in which other threads may not allocate")
         must(self._stream(stream).captured is None, "a stream is captured twice")
@@ -270,9 +260,6 @@ class Driver:
 
     def cuGraphInstantiate(self, graph: Any, flags: int) -> tuple:
         return OK, SimpleNamespace(work=list(graph), live=True, running=0)
-
-    def cuGraphDestroy(self, graph: Any) -> tuple:
-        return (OK,)
 
     def cuGraphExecDestroy(self, graph: Any) -> tuple:
         must(not graph.running, "a graph is destroyed while it is running")
@@ -435,31 +422,29 @@ class Nvrtc:
 # TensorRT
 
 
-class TensorRT:
-    """The module `tensorrt`: builder, parser, runtime. A plan holds the graph's path, its profiles and its GPU."""
+class TensorRT(onnxruntime_shim.Executor):
+    """The module `tensorrt`: builder, parser, runtime. A plan holds the graph's path, its profiles and its GPU.
 
-    __name__, __version__ = "tensorrt", "10.3.0"
-    TensorIOMode = SimpleNamespace(INPUT="INPUT", OUTPUT="OUTPUT")
-    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="USER_MANAGED")
-    NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
-    MemoryPoolType = SimpleNamespace(WORKSPACE="WORKSPACE")
+    rtx: the module `tensorrt_rtx`, which also compiles kernels at run time for each new shape.
+    """
 
-    class ILogger:
-        ERROR = 1
+    opens_graphs = False
 
-        def log(self, severity: int, message: str) -> None: ...
-
-    class IProgressMonitor: ...
-
-    def __init__(self, driver: Driver, gpu: str = "Orin") -> None:
-        self.driver, self.gpu = driver, gpu
+    def __init__(self, driver: Driver, rtx: bool = False) -> None:
+        self.driver, self.gpu, self.rtx = driver, "Orin", rtx
+        self.__name__, self.__version__ = ("tensorrt_rtx", "1.7.0") if rtx else ("tensorrt", "10.3.0")
         self.builds = 0
         self.refuses_builds: str | None = None
         self.refuses_capture = False
         self.wrong_profile: int | None = None  # whose float outputs are reversed, to simulate a faulty builder
-        self.begins = True
+        self.begins, self.uncapturable = True, False
         self.flags: list[str] = []  # of the latest builder
         self.contexts: list[Context] = []
+        self.compiled = self.serialized = 0  # kernels; how often a cache was serialized
+        if rtx:
+            self.ComputeCapability = SimpleNamespace(SM75=0, SM80=1, SM86=2, SM89=3, SM120=4, SM121=5)
+            self.BuilderFlag = SimpleNamespace(REQUIRE_USER_ALLOCATION="REQUIRE_USER_ALLOCATION")
+            self.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="EAGER", LAZY="LAZY")
 
     def Builder(self, log: Any) -> Any:
         if not self.begins:
@@ -468,14 +453,10 @@ class TensorRT:
         return Builder(self, log)
 
     def OnnxParser(self, network: Any, log: Any) -> Any:
-        def parse_from_file(path: str) -> bool:
-            return parse(Path(path).read_bytes(), path)
-
         def parse(model: bytes, path: str) -> bool:
-            network.load(model, path)
-            return True
+            return network.load(path, model)
 
-        return SimpleNamespace(parse_from_file=parse_from_file, parse=parse, num_errors=0)
+        return SimpleNamespace(parse_from_file=network.load, parse=parse, num_errors=0)
 
     def Runtime(self, log: Any) -> Any:
         def deserialize(plan: Any) -> Engine | None:
@@ -484,36 +465,17 @@ class TensorRT:
             if made["gpu"] != self.gpu:
                 log.log(1, f"the engine was built for {made['gpu']}")
                 return None
-            return self.engine(made)
+            allocation = ["REQUIRE_USER_ALLOCATION"] if self.rtx else []
+            must(made["flags"] == allocation, "a context that allocates while it runs")
+            return Engine(self, made)
 
         return SimpleNamespace(deserialize_cuda_engine=deserialize)
-
-    def engine(self, made: dict) -> Engine:
-        return Engine(self, made)
-
-
-class TensorRTRtx(TensorRT):
-    """The module `tensorrt_rtx`, which also compiles kernels at run time for each new shape."""
-
-    __name__, __version__ = "tensorrt_rtx", "1.7.0"
-    ComputeCapability = SimpleNamespace(SM75=0, SM80=1, SM86=2, SM89=3, SM120=4, SM121=5)
-    BuilderFlag = SimpleNamespace(REQUIRE_USER_ALLOCATION="REQUIRE_USER_ALLOCATION")
-    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="EAGER", LAZY="LAZY")
-
-    def __init__(self, driver: Driver) -> None:
-        super().__init__(driver)
-        self.capturable = True
-        self.compiled = self.serialized = 0  # kernels; how often a cache was serialized
-
-    def engine(self, made: dict) -> Engine:
-        must(made["flags"] == ["REQUIRE_USER_ALLOCATION"], "a context that allocates while it runs")
-        return RtxEngine(self, made)
 
 
 class RuntimeCache:
     """Run-time kernels by shape."""
 
-    def __init__(self, trt: TensorRTRtx) -> None:
+    def __init__(self, trt: TensorRT) -> None:
         self.trt, self.known = trt, set()
 
     def serialize(self) -> bytes:
@@ -527,46 +489,18 @@ class RuntimeCache:
         return gpu == self.trt.gpu
 
 
-class RuntimeConfig:
-    def __init__(self, trt: TensorRTRtx) -> None:
-        self.trt, self.allocation, self.cache = trt, None, None
-        self.dynamic_shapes_kernel_specialization_strategy = "LAZY"
-
-    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
-        self.allocation = strategy
-
-    def create_runtime_cache(self) -> RuntimeCache:
-        return RuntimeCache(self.trt)
-
-    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
-        self.cache = cache
+class Network(onnxruntime_shim.Network):
+    def load(self, path: str, model: bytes | None = None) -> bool:
+        model = model or Path(path).read_bytes()
+        self.path, self._inputs = path, onnx_protobuf.ports(model)[0]
+        nodes = onnx.load_model_from_string(model).graph.node
+        scattered = [node.input[0] for node in nodes if node.op_type == "TensorScatter"]
+        fixed = all(isinstance(each.shape[2], int) for each in self._inputs if each.name in scattered)
+        must(fixed, "a cache that is written has no fixed length")
         return True
 
 
-class Network:
-    def load(self, model: bytes, path: str) -> None:
-        self.path, graph = path, onnx.load_model_from_string(model).graph
-        self.inputs = graph.input
-        scattered = [node.input[0] for node in graph.node if node.op_type == "TensorScatter"]
-        for value in self.inputs:
-            length = value.type.tensor_type.shape.dim[2:3]
-            must(value.name not in scattered or length[0].dim_value, "a cache that is written has no fixed length")
-
-    @property
-    def num_inputs(self) -> int:
-        return len(self.inputs)
-
-    def get_input(self, index: int) -> Any:
-        value = self.inputs[index]
-        dims = value.type.tensor_type.shape.dim
-        return SimpleNamespace(
-            name=value.name,
-            shape=tuple(-1 if dim.dim_param else dim.dim_value for dim in dims),
-            get_dimension_name=lambda axis: dims[axis].dim_param,
-        )
-
-
-class Builder:
+class Builder(onnxruntime_shim.Builder):
     def __init__(self, trt: TensorRT, log: Any) -> None:
         self.trt, self.log = trt, log
 
@@ -575,86 +509,63 @@ class Builder:
         return Network()
 
     def create_builder_config(self) -> Any:
-        profiles: list[Any] = []
-
-        def add(profile: Any) -> int:
-            profiles.append(profile)
-            return len(profiles) - 1
-
+        config = super().create_builder_config()
         self.trt.flags = []
-        return SimpleNamespace(profiles=profiles, add_optimization_profile=add, set_flag=self.trt.flags.append)
+        config.set_flag = self.trt.flags.append
+        return config
 
-    def create_optimization_profile(self) -> Any:
-        shapes: dict[str, Any] = {}
-        return SimpleNamespace(shapes=shapes, set_shape=lambda name, *sizes: shapes.__setitem__(name, sizes))
-
-    def build_serialized_network(self, network: Network, config: Any) -> bytes | None:
+    def build_serialized_network(self, network: Any, config: Any) -> bytes | None:
         self.trt.builds += 1
         if self.trt.refuses_builds:
             self.log.log(1, self.trt.refuses_builds)
             return None
-        profiles = [profile.shapes for profile in config.profiles] or [{}]
-        inputs = [network.get_input(index) for index in range(network.num_inputs)]
-        fixed = {each.name: each.shape for each in inputs if -1 not in each.shape}
-        made = {
-            "gpu": self.trt.gpu,
-            "path": network.path,
-            "profiles": profiles,
-            "fixed": fixed,
-            "flags": self.trt.flags,
-        }
+        fixed = {each.name: [each.shape] * 3 for each in network._inputs if all(isinstance(n, int) for n in each.shape)}
+        profiles = [{**fixed, **profile} for profile in config.profiles or [{}]]
+        made = {"path": network.path, "profiles": profiles, "gpu": self.trt.gpu, "flags": self.trt.flags}
         return json.dumps(made).encode()
 
 
-TYPES = {1: ("FLOAT", np.float32), 6: ("INT32", np.int32), 7: ("INT64", np.int64), 10: ("HALF", np.float16)}
-
-
-class Engine:
+class Engine(onnxruntime_shim.Engine):
     def __init__(self, trt: TensorRT, made: dict) -> None:
-        self.trt, self.profiles, self.fixed = trt, made["profiles"], made["fixed"]
+        super().__init__(trt, made)
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.add_session_config_entry("session.disable_quant_qdq", "1")  # quantize exactly as the graph says
         options.log_severity_level = 3  # ONNX Runtime warns about copied caches
-        self.session = ort.InferenceSession(made["path"], options, providers=["CPUExecutionProvider"])
-        graph = onnx.load(made["path"], load_external_data=False).graph
-        self.inputs = [value.name for value in graph.input]
-        self.values = {value.name: value for value in (*graph.input, *graph.output)}
-        self.names = list(self.values)
-        self.num_io_tensors = len(self.names)
-        self.num_optimization_profiles = len(self.profiles)
-        self.device_memory_size_v2 = 1000 + 64 * len(graph.node)
+        self.graph = ort.InferenceSession(made["path"], options, providers=["CPUExecutionProvider"])
+        self.num_optimization_profiles = len(made["profiles"])
+        self.device_memory_size_v2 = 1000 + 64 * self.num_io_tensors
 
-    def get_tensor_name(self, index: int) -> str:
-        return self.names[index]
+    def create_runtime_config(self) -> Any:
+        config = SimpleNamespace(cache=None, dynamic_shapes_kernel_specialization_strategy="LAZY")
+        config.set_execution_context_allocation_strategy = lambda each: setattr(config, "allocation", each)
+        config.create_runtime_cache = lambda: RuntimeCache(self.trt)
+        config.set_runtime_cache = lambda cache: setattr(config, "cache", cache)
+        return config
 
-    def get_tensor_mode(self, name: str) -> str:
-        return "INPUT" if name in self.inputs else "OUTPUT"
-
-    def get_tensor_dtype(self, name: str) -> str:
-        return "DataType." + TYPES[self.values[name].type.tensor_type.elem_type][0]
-
-    def numpy_dtype(self, name: str) -> np.dtype:
-        return np.dtype(TYPES[self.values[name].type.tensor_type.elem_type][1])
-
-    def dims(self, name: str) -> list[Any]:
-        return [dim.dim_param or dim.dim_value for dim in self.values[name].type.tensor_type.shape.dim]
-
-    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
-        return [tuple(shape) for shape in self.profiles[profile].get(name) or [self.fixed[name]] * 3]
-
-    def create_execution_context(self, strategy: str) -> Context:
-        assert strategy == "USER_MANAGED"
-        self.trt.contexts.append(Context(self))
+    def create_execution_context(self, config: Any) -> Context:
+        """config: tensorrt_rtx's runtime config, or tensorrt's allocation strategy."""
+        if self.trt.rtx:
+            must(config.dynamic_shapes_kernel_specialization_strategy == "EAGER", "kernels that come after a capture")
+            must(config.cache is not None, "a context that forgets what it compiles")
+        allocation = config.allocation if self.trt.rtx else config
+        must(allocation == "USER_MANAGED", "a context that allocates its scratch memory")
+        self.trt.contexts.append(Context(self, config.cache if self.trt.rtx else None))
         return self.trt.contexts[-1]
 
 
 class Context:
-    """Checks every call, and runs the graph when its stream is waited for."""
+    """Checks every call, and runs the graph when its stream is waited for.
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.driver = engine, engine.trt.driver
+    tensorrt_rtx compiles at the first run of each shape, and may be captured only after it was asked.
+    """
+
+    def __init__(self, engine: Engine, cache: RuntimeCache | None) -> None:
+        self.engine, self.driver, self.cache = engine, engine.trt.driver, cache
+        self.asked = False
+        if cache is None:
+            self.is_stream_capturable: Any = None  # tensorrt has no such method
         self.profile: int | None = None
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
@@ -680,7 +591,7 @@ class Context:
         return True
 
     def set_tensor_address(self, name: str, address: int) -> bool:
-        must(name in self.engine.values, f"the engine has no tensor {name}")
+        must(name in self.engine._names, f"the engine has no tensor {name}")
         self.addresses[name] = address
         return address % ALIGNMENT == 0
 
@@ -702,18 +613,28 @@ class Context:
             return (-1,)
         return tuple(self.axes()[axis] if isinstance(axis, str) else axis for axis in self.engine.dims(name))
 
+    def is_stream_capturable(self, stream: int) -> bool:
+        must(self.driver._stream(stream).captured is None, "asked while the stream is captured")
+        self.asked = True
+        return not self.engine.trt.uncapturable
+
     def execute_async_v3(self, stream: int) -> bool:
-        own = self.driver._stream(stream)
+        own, trt = self.driver._stream(stream), self.engine.trt
         for name in self.engine.inputs:
             must(name in self.shapes, f"{name} has no shape")
-        for name in self.engine.names:
+        for name in self.engine._names:
             must(self.addresses.get(name), f"{name} has no address")
-        shapes = {name: self.get_tensor_shape(name) for name in self.engine.names}
+        shapes = {name: self.get_tensor_shape(name) for name in self.engine._names}
         if own.captured is not None:
+            must(self.cache is None or (self.asked and not trt.uncapturable), "captured without asking")
             must(self.warm == shapes, "captured before it has run once with these shapes")
-            if self.engine.trt.refuses_capture:
+            if trt.refuses_capture:
                 own.invalid = True
                 return False
+        key = repr((self.profile, sorted(self.shapes.items())))
+        if self.cache is not None and key not in self.cache.known:
+            trt.compiled += 1
+            self.cache.known.add(key)
         self.warm = shapes
         addresses, scratch = dict(self.addresses), self.scratch
         own.put(lambda: self.run(shapes, addresses, scratch))
@@ -725,7 +646,7 @@ class Context:
         self.driver.host_view(*scratch)[:] = 0xFF
         spans, feeds = [], {}
         for name, shape in shapes.items():
-            dtype = self.engine.numpy_dtype(name)
+            dtype = np.dtype(self.engine.dtype(name))
             size = math.prod(shape) * dtype.itemsize
             self.driver.require(addresses[name], size, name)
             spans.append((addresses[name], addresses[name] + size, name))
@@ -743,43 +664,9 @@ class Context:
             for other_start, other_end, other in spans:
                 apart = end <= other_start or other_end <= start
                 must(other in (name, own) or apart, f"{name} lies over {other}")
-        results = self.engine.session.run(None, feeds)
+        results = self.engine.graph.run(None, feeds)
         if self.engine.trt.wrong_profile == self.profile:
             results = [each[..., ::-1] if each.dtype.kind == "f" else each for each in results]
-        for output, result in zip(self.engine.session.get_outputs(), results, strict=True):
+        for output, result in zip(self.engine.graph.get_outputs(), results, strict=True):
             must(result.shape == shapes[output.name], f"{output.name} is {result.shape}")
             self.driver.host_view(addresses[output.name], result.nbytes)[:] = np.frombuffer(result.tobytes(), np.uint8)
-
-
-class RtxEngine(Engine):
-    def create_runtime_config(self) -> RuntimeConfig:
-        return RuntimeConfig(self.trt)
-
-    def create_execution_context(self, config: RuntimeConfig) -> Context:
-        must(config.allocation == "USER_MANAGED", "a context that allocates its scratch memory")
-        must(config.dynamic_shapes_kernel_specialization_strategy == "EAGER", "kernels that come after a capture")
-        must(config.cache is not None, "a context that forgets what it compiles")
-        self.trt.contexts.append(RtxContext(self, config.cache))
-        return self.trt.contexts[-1]
-
-
-class RtxContext(Context):
-    """Compiles at the first run of each shape, and may be captured only after it was asked."""
-
-    def __init__(self, engine: RtxEngine, cache: RuntimeCache) -> None:
-        super().__init__(engine)
-        self.cache, self.asked = cache, False
-
-    def is_stream_capturable(self, stream: int) -> bool:
-        must(self.driver._stream(stream).captured is None, "asked while the stream is captured")
-        self.asked = True
-        return self.engine.trt.capturable
-
-    def execute_async_v3(self, stream: int) -> bool:
-        if self.driver._stream(stream).captured is not None:
-            must(self.asked and self.engine.trt.capturable, "captured without asking")
-        key = repr((self.profile, sorted(self.shapes.items())))
-        if key not in self.cache.known:
-            self.engine.trt.compiled += 1
-            self.cache.known.add(key)
-        return super().execute_async_v3(stream)

@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("onnx")
 
+from benchmarks.gpu_day.loops import SIZES
 from blip2rt import backends
 from blip2rt.backends.trt import PlanSizes, cuda, gpu
 from blip2rt.bundle import read
@@ -20,7 +21,6 @@ from tests.trt.gpu_stand_in import Driver, Nvrtc, TensorRT
 
 SEED = seed_of(__name__)
 GPU = gpu.Gpu("Orin", (8, 7), 8 << 30, (12, 6), True, 16)
-SIZES = PlanSizes(max_batch=2, max_beams=4, capacity=48)
 
 
 @dataclass
@@ -53,12 +53,11 @@ def case_of(name: str, folder: pytest.TempPathFactory) -> Case:
         where = folder.mktemp(name)
         if name in ("tiny", "native"):
             weights = tiny_trt.random_llm_weights(np.random.default_rng(SEED))
-            made = [
-                tiny_trt.write(where / target, weights, target, in_place=name == "native" and target == "trt")
-                for target in ("ort", "trt")
-            ]
-            _cases[name] = Case(*made, name)
-            return _cases[name]
+            paths = (
+                tiny_trt.write(where / each, weights, each, in_place=(name, each) == ("native", "trt"))
+                for each in ("ort", "trt")
+            )
+            return _cases.setdefault(name, Case(*paths, name))
         pytest.importorskip("torch")
         pytest.importorskip("transformers")
         pytest.importorskip("onnxscript")
@@ -67,10 +66,8 @@ def case_of(name: str, folder: pytest.TempPathFactory) -> Case:
         family, _, native = name.partition(", ")
         model = build(family, SEED)
         model.get_output_embeddings().weight.data.mul_(3)  # larger score differences: fewer near ties
-        made = [
-            tiny_trt.write_model(where / target, model, target) for target in ("ort", "trt-native" if native else "trt")
-        ]
-        _cases[name] = Case(*made, name)
+        targets = ("ort", "trt-native" if native else "trt")
+        _cases[name] = Case(*(tiny_trt.write_model(where / target, model, target) for target in targets), name)
     return _cases[name]
 
 
@@ -94,7 +91,3 @@ def installed(found: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr("blip2rt.backends.trt.gpu.find", lambda: GPU)
     monkeypatch.setenv("BLIP2RT_CACHE", str(tmp_path / "engines"))
     return found
-
-
-def tokens(sequences: Any) -> Any:
-    return [[sequence for sequence, _ in image] for image in sequences]

@@ -43,6 +43,9 @@ def test_failed_build_gives_one_line(tiny_case: Case, machine: Machine) -> None:
     machine.trt.refuses_builds = "no implementation for node the_node"
     with pytest.raises(BackendError, match="vision: the build failed: no implementation for node the_node"):
         machine.load(tiny_case)
+    machine.trt.begins = False
+    with pytest.raises(BackendError, match="TensorRT cannot start: CUDA initialization failure with error: 35"):
+        machine.load(tiny_case)
 
 
 def test_plan_of_another_gpu_is_rejected(tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +53,10 @@ def test_plan_of_another_gpu_is_rejected(tiny_case: Case, machine: Machine, monk
     prefix, prompts = tiny_case.inputs(1)
     machine.load(tiny_case)
     machine.trt.gpu = "another"
-    with pytest.raises(BackendError, match=r"embed: .*rejects the plan .*embed-\w+\.plan.*delete the file"):
+    with pytest.raises(
+        BackendError,
+        match=r"embed: .*rejects the plan .*embed-\w+\.plan \(the engine was built for Orin\).*delete the file",
+    ):
         machine.load(tiny_case).generate(prefix, prompts, {"max_new_tokens": 3})
     monkeypatch.setattr("blip2rt.backends.trt.gpu.find", lambda: gpu.Gpu("another", (8, 7), 8 << 30, (12, 6), True, 16))
     assert machine.load(tiny_case).generate(prefix, prompts, {"max_new_tokens": 3})
@@ -101,13 +107,10 @@ def test_simulated_tensorrt_calls_exist() -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx: pip install 'blip2rt[trt-check]'")
     from tests.trt.gpu_stand_in import Context, Engine
 
-    own = {"dims", "numpy_dtype", "axes", "run", "profiles", "fixed"}  # helpers of the simulation
+    own = {"dims", "dtype", "session", "axes", "run"}  # helpers of the simulation
     for stand_in, real in ((Engine, trt.ICudaEngine), (Context, trt.IExecutionContext)):
-        assert not [name for name in vars(stand_in) if name[0] != "_" and name not in own and not hasattr(real, name)]
+        assert not [name for name in dir(stand_in) if name[0] != "_" and name not in own and not hasattr(real, name)]
     for name in ("num_io_tensors", "num_optimization_profiles", "device_memory_size_v2"):
         assert hasattr(trt.ICudaEngine, name)
     assert hasattr(trt.ExecutionContextAllocationStrategy, "USER_MANAGED") and hasattr(trt.TensorIOMode, "INPUT")
     assert str(trt.DataType.HALF) == "DataType.HALF" and hasattr(trt.Runtime, "deserialize_cuda_engine")
-
-
-# Faults put in by hand

@@ -20,7 +20,7 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings: the extra trt-cu12 or trt-cu13")
 
-from benchmarks.gpu_day import day, environment, kernels, report, steps
+from benchmarks.gpu_day import day, environment, kernels, steps
 from benchmarks.gpu_day.__main__ import main
 from blip2rt.backends.trt import gpu
 from blip2rt.backends.trt.search import Kernels
@@ -39,19 +39,8 @@ exit {code}
 
 def run(out: Path, *more: str) -> tuple[int, dict[str, Any], str]:
     """Run the command in a process. Return its exit status, its JSON and its standard error."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.gpu_day",
-        "--stand-in",
-        "--geometry",
-        "little",
-        "--turns",
-        "3",
-        "--out",
-        str(out),
-        *more,
-    ]
+    options = ["--stand-in", "--geometry", "little", "--turns", "3", "--out", str(out), *more]
+    command = [sys.executable, "-m", "benchmarks.gpu_day", *options]
     path = f"{out / 'bin'}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True)
     return done.returncode, json.loads((out / "gpu_day.json").read_text()), done.stderr
@@ -74,14 +63,8 @@ def test_gpu_day_runs_all_steps_and_resumes_after_a_failure(tmp_path: Path) -> N
     if "libnvrtc" in str(results["steps"]["kernels"]["why"]):
         pytest.skip("needs NVRTC: pip install nvidia-cuda-nvrtc")
     assert code == 1 and set(states) == {*day.NAMES}, stderr
-    assert {name for name, state in states.items() if state == day.DONE} == {
-        "doctor",
-        "bandwidth",
-        "kernels",
-        "loop-by-onnxruntime",
-        "large-fp16",
-        "large-int4",
-    }, stderr
+    done = {"doctor", "bandwidth", "kernels", "loop-by-onnxruntime", "large-fp16", "large-int4"}
+    assert {name for name, state in states.items() if state == day.DONE} == done, stderr
     assert states["sanitize"] == day.FAILED and "2 errors" in results["steps"]["sanitize"]["why"]
     found = {name: step["found"] for name, step in results["steps"].items()}
     assert found["doctor"]["card"]["sm"] == "SM87" and "captions" in str(found["doctor"]["findings"])
@@ -93,16 +76,12 @@ def test_gpu_day_runs_all_steps_and_resumes_after_a_failure(tmp_path: Path) -> N
     assert found["large-fp16"]["weight bytes per step"] > 0 and found["large-int4"]["of the limit"] > 0
     page = (tmp_path / "report.md").read_text()
     assert "No GPU was used" in page and f"onnxruntime {metadata.version('onnxruntime')}" in page
-    assert all(f"| {name} |" in page for name in states)
+    assert all(f"| {name} |" in page for name in states) and "| sanitize | failed | " in page
 
     sanitizer(tmp_path, 0)
     code, results, stderr = run(tmp_path, "--skip", "loop-by-tensorrt")
     assert code == 0 and results["steps"]["sanitize"]["found"]["racecheck"] == "ERROR SUMMARY: 0 errors"
     assert stderr.count("done before") == 6
-
-
-def test_steps_have_names() -> None:
-    assert tuple(steps.STEPS) == day.NAMES
 
 
 def taken(today: day.Day, name: str) -> bool:
@@ -129,13 +108,6 @@ def test_results_of_another_card_or_package_are_repeated(tmp_path: Path, monkeyp
         assert not any(taken(other, name) for name in day.NAMES)
 
 
-def test_machine_is_described_by_the_steps_interpreter(tmp_path: Path) -> None:
-    found = environment.machine(sys.executable, day.Day(tmp_path, "little").environment)
-    assert found["card"] and found["packages"]["onnxruntime"] == metadata.version("onnxruntime")
-    with pytest.raises(Blip2rtError, match="false cannot run blip2rt"):
-        environment.machine("false", os.environ)
-
-
 def test_interrupted_gpu_day_keeps_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The report and JSON contain the finished steps, including those of earlier runs."""
 
@@ -156,24 +128,14 @@ def test_interrupted_gpu_day_keeps_its_results(tmp_path: Path, monkeypatch: pyte
         assert "| bandwidth | failed |" in (tmp_path / "report.md").read_text()
 
 
-def test_step_that_finds_faults_fails(tmp_path: Path) -> None:
-    today = day.Day(tmp_path, "little")
-    (tmp_path / "steps").mkdir()
-    day.run_here(today, "kernels", lambda _: {"faults": ["choose, turn 3"]})
-    known = day._stored(today, "kernels")
-    assert known is not None and known["state"] == day.FAILED and known["why"] == "choose, turn 3"
-    page = report.markdown(day.combine(today, {"kernels": {**known, "seconds": 1}}))
-    assert "| kernels | failed | 1 | choose, turn 3 |" in page
-
-
 def test_steps_are_skipped_if_tensorrt_does_not_support_the_card(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """tensorrt-rtx on an H100: the large steps use ONNX Runtime instead, or say what both lack."""
-    from tests.trt.gpu_stand_in import Driver, TensorRTRtx
+    from tests.trt.gpu_stand_in import Driver, TensorRT
 
     today, taken = day.Day(tmp_path, "little"), []
-    monkeypatch.setattr(steps.builder, "load_tensorrt", lambda name=None: TensorRTRtx(Driver()))
+    monkeypatch.setattr(steps.builder, "load_tensorrt", lambda name=None: TensorRT(Driver(), rtx=True))
     monkeypatch.setattr(gpu, "find", lambda: gpu.Gpu("NVIDIA H100", (9, 0), 80 << 30, (13, 0), False, 132))
     monkeypatch.setattr(steps.loops, "on_trt", lambda folder: taken.append("loop") or {})
     monkeypatch.setattr(steps.large, "step", lambda today, precision, by: {"by": by})
@@ -221,9 +183,8 @@ def wheel(folder: Path, name: str, *requires: str) -> None:
     needs = "".join(f"Requires-Dist: {each}\n" for each in requires)
     with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as file:
         file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{needs}")
-        file.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: a test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
+        tags = "Wheel-Version: 1.0\nGenerator: a test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        file.writestr(f"{info}/WHEEL", tags)
         file.writestr(f"{info}/RECORD", "")
 
 
@@ -236,14 +197,15 @@ def test_wheels_make_an_environment_or_report_missing_dependencies(tmp_path: Pat
         environment.python_for(wheels, out)
     wheel(wheels, "a_reader", "onnxruntime>=0.5", "a_part_of_it")
     wheel(wheels, "onnxruntime_gpu")
-    with pytest.raises(
-        Blip2rtError, match="requirements are missing: a-reader 1.0 requires a-part-of-it, which is not installed: put"
-    ):
+    missing = "requirements are missing: a-reader 1.0 requires a-part-of-it, which is not installed: put"
+    with pytest.raises(Blip2rtError, match=missing):
         environment.python_for(wheels, out)
     wheel(wheels, "a_part_of_it")
     python = environment.python_for(wheels, out)
     said = environment.machine(python, day.Day(tmp_path, "little").environment)
-    assert said["packages"]["onnxruntime-gpu"] == "1.0"
+    assert said["card"] and said["packages"]["onnxruntime-gpu"] == "1.0"
+    with pytest.raises(Blip2rtError, match="false cannot run blip2rt"):
+        environment.machine("false", os.environ)
     made = (out / "environment" / "wheels.txt").stat().st_mtime_ns
     assert environment.python_for(wheels, out) == python
     assert (out / "environment" / "wheels.txt").stat().st_mtime_ns == made
@@ -254,12 +216,10 @@ def test_wheels_make_an_environment_or_report_missing_dependencies(tmp_path: Pat
 
 def test_gpu_day_starts_without_installed_packages(tmp_path: Path) -> None:
     """An interpreter without any package parses the command line and installs the wheels."""
-    code = (
-        "import sys; sys.path[:] = [p for p in sys.path if 'site-packages' not in p]; sys.argv[1:] = {}; "
-        "import runpy; runpy.run_module('benchmarks.gpu_day', run_name='__main__')"
-    )
-    asked = code.format(["--wheels", str(tmp_path), "--out", str(tmp_path / "out")])
-    done = subprocess.run([sys.executable, "-S", "-c", asked], cwd=ROOT, capture_output=True, text=True)
+    code = "import sys, runpy; sys.path[:] = [p for p in sys.path if 'site-packages' not in p]; "
+    code += "runpy.run_module('benchmarks.gpu_day', run_name='__main__', alter_sys=True)"
+    command = [sys.executable, "-S", "-c", code, "--wheels", str(tmp_path), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "has no wheels: put *.whl files there" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
@@ -274,5 +234,5 @@ def test_wrong_kernel_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     real, left_out = Kernels.launch, ""
     monkeypatch.setattr(Kernels, "launch", lambda self, name, *rest: name == left_out or real(self, name, *rest))
     monkeypatch.setattr(device, "open_kernels", lambda cuda: (Kernels(cuda, b"stand-in of sm_87"), {}))
-    for left_out in ("scatter", "spread", "reorder"):
+    for left_out in Kernels.NAMES:
         assert any(left_out in each for each in kernels.check(cuda, 2)["differ"]), left_out

@@ -13,14 +13,15 @@ import pytest
 
 pytest.importorskip("onnx")
 
+from benchmarks.gpu_day.loops import tokens
 from blip2rt import backends
 from blip2rt.backends.trt import builder, cuda_libraries, gpu, onnxruntime_shim, plans
 from blip2rt.bundle import read
 from blip2rt.errors import BackendError
 from tests.tiny import trt as tiny_trt
 from tests.tiny.bundle import D, Q
-from tests.trt.gpu_stand_in import Driver, TensorRT, TensorRTRtx
-from tests.trt.machine import SEED, Machine, installed, tokens
+from tests.trt.gpu_stand_in import Driver, TensorRT
+from tests.trt.machine import SEED, Machine, installed
 
 H100 = gpu.Gpu("NVIDIA H100", (9, 0), 80 << 30, (13, 0), False, 132)
 
@@ -50,7 +51,7 @@ def test_onnxruntime_replaces_a_tensorrt_without_support_for_the_card(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """For example tensorrt-rtx on an H100. Supported cards keep TensorRT."""
-    rtx = TensorRTRtx(Driver())
+    rtx = TensorRT(Driver(), rtx=True)
     monkeypatch.setattr(builder, "load_tensorrt", lambda name=None: rtx)
     monkeypatch.setattr(onnxruntime_shim, "find", lambda: None)
     monkeypatch.setattr(gpu, "find", lambda: H100)

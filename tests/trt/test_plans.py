@@ -12,12 +12,14 @@ import pytest
 
 pytest.importorskip("onnx")
 
+from benchmarks.gpu_day.loops import SIZES, tokens
 from blip2rt.backends.trt import PlanSizes, cache, cli, plan_check, plans
 from blip2rt.bundle import read
 from blip2rt.errors import BackendError
 from tests.trt.gpu_stand_in import Misuse
-from tests.trt.machine import SIZES, Case, Machine, case_of, tokens
+from tests.trt.machine import Case, Machine, case_of
 
+SIZE_FLAGS = ["--max-batch", "2", "--max-beams", "4", "--capacity", "48"]  # as SIZES
 OPTIONS = {"max_new_tokens": 5, "num_beams": 2, "eos_token_ids": []}
 
 
@@ -48,14 +50,11 @@ def test_wrong_plan_is_rejected(
     """As TensorRT 10.3 may build with two profiles. It stays rejected in later processes until it is accepted."""
     machine.trt.wrong_profile = 1
     for _ in range(2):
-        with pytest.raises(
-            BackendError, match=r"embed: the plan's results differ from the graph's: .* of profile 1 .*--no-test"
-        ):
+        with pytest.raises(BackendError, match=r"embed: the plan's results differ .* of profile 1 .*--no-test"):
             machine.load(tiny_case)
     assert "profile 1" in metadata_of("embed")["tested"]["wrong"]
-    sizes = ["--max-batch", "2", "--max-beams", "4", "--capacity", "48"]
-    assert cli.main([str(tiny_case.trt), *sizes]) == 2 and "profile 1" in capsys.readouterr().err
-    assert cli.main([str(tiny_case.trt), *sizes, "--no-test"]) == 0
+    assert cli.main([str(tiny_case.trt), *SIZE_FLAGS]) == 2 and "profile 1" in capsys.readouterr().err
+    assert cli.main([str(tiny_case.trt), *SIZE_FLAGS, "--no-test"]) == 0
     builds = machine.trt.builds
     assert machine.load(tiny_case) and machine.trt.builds == builds
 
@@ -108,7 +107,7 @@ def test_untested_plan_is_tested_by_the_first_load(
     tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """For example one built for another GPU. --no-test skips the test for good and says so."""
-    command = [str(tiny_case.trt), "--max-batch", "2", "--max-beams", "4", "--capacity", "48"]
+    command = [str(tiny_case.trt), *SIZE_FLAGS]
     machine.trt.wrong_profile = 1
     with monkeypatch.context() as patch:
         patch.setattr(cli, "_plan_check", lambda trt, bundle: None)
@@ -129,7 +128,7 @@ def test_read_only_cache_folder_does_not_fail(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(cli, "_plan_check", lambda trt, bundle: None)
-        assert cli.main([str(tiny_case.trt), "--max-batch", "2", "--max-beams", "4", "--capacity", "48"]) == 0
+        assert cli.main([str(tiny_case.trt), *SIZE_FLAGS]) == 0
 
     def refuse(*_: Any) -> None:
         raise BackendError("cannot write")
@@ -159,20 +158,8 @@ def test_a_plan_is_hashed_once(tiny_case: Case, machine: Machine, monkeypatch: p
     assert machine.trt.builds == 5
 
 
-def test_tensorrt_errors_are_reported(tiny_case: Case, machine: Machine) -> None:
-    """With TensorRT's own message, which its exceptions omit."""
-    prefix, prompts = tiny_case.inputs(1)
-    device = machine.load(tiny_case)
-    machine.trt.gpu = "another"
-    with pytest.raises(BackendError, match=r"rejects the plan .*\(the engine was built for Orin\)"):
-        device.generate(prefix, prompts, OPTIONS)
-    machine.trt.begins = False
-    with pytest.raises(BackendError, match="TensorRT cannot start: CUDA initialization failure with error: 35"):
-        machine.load(tiny_case, PlanSizes(max_batch=1))
-
-
 def test_host_arrays_stay_alive_until_copied(tiny_case: Case, machine: Machine) -> None:
-    """An integrated GPU may read host memory late."""
+    """An integrated GPU may read host memory late; the simulation notices if a lane does not keep it."""
     device = machine.load(tiny_case)
     with device._lanes.lane() as lane:
         for size in (10, 1000, 1_000_000):
@@ -180,17 +167,30 @@ def test_host_arrays_stay_alive_until_copied(tiny_case: Case, machine: Machine) 
             others = [np.full(size, -1) for _ in range(8)]  # reuses freed memory
             tensor = lane.tensor("some", (size,), np.int64)
             assert (lane.download(tensor) == np.arange(size)).all() and others
+    with pytest.raises(Misuse, match="freed or changed"), device._lanes.lane() as lane:
+        lane.upload("some", np.arange(1000))
+        lane._pending_arrays.clear()
+        others = [np.full(1000, -1) for _ in range(8)]
+        assert others and lane.wait() is None
 
 
 # tensorrt-rtx
 
 
-def test_tensorrt_rtx_matches_the_cpu_loop(tiny_case: Case, rtx_machine: Machine) -> None:
-    """It allocates nothing while it runs, has its kernels before a capture, and is asked before one."""
-    prefix, prompts = tiny_case.inputs(2)
-    got = rtx_machine.load(tiny_case).generate(prefix, prompts, OPTIONS)
-    assert tokens(got) == tokens(tiny_case.native().generate(prefix, prompts, OPTIONS))
-    assert "graph" in rtx_machine.driver.calls
+@pytest.mark.parametrize(
+    ("machine_kind", "fault"), [("rtx_machine", ""), ("rtx_machine", "uncapturable"), ("machine", "refuses_capture")]
+)
+def test_steps_are_captured_or_enqueued(
+    tiny_case: Case, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture, machine_kind: str, fault: str
+) -> None:
+    """tensorrt-rtx allocates nothing while it runs, has its kernels before a capture, and is asked before one."""
+    machine, (prefix, prompts) = request.getfixturevalue(machine_kind), tiny_case.inputs(2)
+    setattr(machine.trt, fault or "none", True)
+    got = machine.load(tiny_case).generate(prefix, prompts, {**OPTIONS, "max_new_tokens": 6})
+    assert tokens(got) == tokens(tiny_case.native().generate(prefix, prompts, {**OPTIONS, "max_new_tokens": 6}))
+    assert ("graph" in machine.driver.calls) is (not fault)
+    assert caplog.text.count("the step cannot be captured") == bool(fault)
+    assert ("embed: TensorRT reports" in caplog.text) is (fault == "uncapturable")
 
 
 def test_kernels_are_compiled_once(tiny_case: Case, rtx_machine: Machine) -> None:
@@ -212,31 +212,7 @@ def test_kernels_are_compiled_once(tiny_case: Case, rtx_machine: Machine) -> Non
     assert counts[0] > 0 and counts == [counts[0], 0, counts[0], 0]
 
 
-def test_plans_that_cannot_be_captured_are_enqueued(
-    tiny_case: Case, rtx_machine: Machine, caplog: pytest.LogCaptureFixture
-) -> None:
-    prefix, prompts = tiny_case.inputs(2)
-    rtx_machine.trt.capturable = False
-    got = rtx_machine.load(tiny_case).generate(prefix, prompts, OPTIONS)
-    assert tokens(got) == tokens(tiny_case.native().generate(prefix, prompts, OPTIONS))
-    assert "embed: TensorRT reports" in caplog.text and "graph" not in rtx_machine.driver.calls
-
-
 # Memory
-
-
-def test_prompt_profile_has_one_row_per_image(tiny_case: Case, machine: Machine) -> None:
-    bundle = read(tiny_case.trt)
-    step, prompt = plans.profiles(bundle, "llm", plans.resolve(bundle, SIZES))
-    assert step["B"] == (1, 8, 8) and prompt["B"] == (1, 2, 2)
-
-
-def test_embedding_profiles_cover_steps_and_prompts(tiny_case: Case) -> None:
-    """One token per row, and one prompt per image rather than per row."""
-    bundle = read(tiny_case.trt)
-    step, prompt = plans.profiles(bundle, "embed", plans.resolve(bundle, SIZES))
-    assert (step["B"], step["S"]) == ((1, 8, 8), (1, 1, 1))
-    assert prompt["B"] == (1, 2, 2) and prompt["S"][::2] == (1, 48)
 
 
 @pytest.mark.parametrize("kind", ["tiny", "native", pytest.param("t5", marks=pytest.mark.slow)])
@@ -270,13 +246,3 @@ def test_scratch_memory_grows_with_the_prompt(tiny_case: Case) -> None:
     llm = bundle.manifest.llm
     assert one == beams and images == 3 * one
     assert one >= math.ceil(llm.hidden_size / llm.head_dim) * 64 * 128 * 4
-
-
-def test_array_freed_before_its_copy_is_detected(tiny_case: Case, machine: Machine) -> None:
-    """By the simulation, if a lane does not keep it."""
-    device = machine.load(tiny_case)
-    with pytest.raises(Misuse, match="freed or changed"), device._lanes.lane() as lane:
-        lane.upload("some", np.arange(1000))
-        lane._pending_arrays.clear()
-        others = [np.full(1000, -1) for _ in range(8)]
-        assert others and lane.wait() is None

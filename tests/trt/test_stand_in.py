@@ -10,109 +10,70 @@ import pytest
 
 pytest.importorskip("onnx")
 
+from benchmarks.gpu_day.loops import tokens
 from blip2rt.backends.trt import decoder, lane, sizes
 from blip2rt.errors import BackendError
-from tests.trt import gpu_stand_in
-from tests.trt.gpu_stand_in import Driver, Misuse
-from tests.trt.machine import Case, Machine, tokens
+from tests.trt.gpu_stand_in import Context, Driver, Misuse
+from tests.trt.machine import Case, Machine
 
 
-def moved(tensors: Any, name: str, offset: int) -> Any:
-    return (
-        {**tensors, name: replace(tensors[name], address=tensors[name].address + offset)}
-        if name in tensors
-        else tensors
-    )
+def moved(name: str, offset: int) -> Any:
+    """Bind a tensor at another address."""
+
+    def shifted(real: Any) -> Any:
+        def bind(self: Any, tensors: Any) -> Any:
+            other = {name: replace(tensors[name], address=tensors[name].address + offset)} if name in tensors else {}
+            return real(self, {**tensors, **other})
+
+        return bind
+
+    return shifted
 
 
-def wrong_address(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    real = lane.Runner.set
-
-    def shifted(self: Any, tensors: Any) -> bool:
-        return real(self, moved(tensors, "past_value_1", 1 << 24))
-
-    monkeypatch.setattr(lane.Runner, "set", shifted)
-
-
-def skipped_shape(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    real = gpu_stand_in.Context.set_input_shape
-
-    def skip(self: Any, name: str, shape: Any) -> bool:
-        return name == "past_mask" or real(self, name, shape)
-
-    monkeypatch.setattr(gpu_stand_in.Context, "set_input_shape", skip)
-
-
-def stale_shape(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
+def stale_shape(real: Any) -> Any:
     """One input keeps the row count of the first generation."""
-    real, seen = gpu_stand_in.Context.set_input_shape, set()
+    seen: set[Any] = set()
 
     def keep(self: Any, name: str, shape: Any) -> bool:
-        if name == "position_ids" and (id(self), name) in seen:
+        if name == "position_ids" and id(self) in seen:
             return True
-        seen.add((id(self), name))
-        return real(self, name, shape)
+        seen.update([id(self)] * (name == "position_ids"))
+        return bool(real(self, name, shape))
 
-    monkeypatch.setattr(gpu_stand_in.Context, "set_input_shape", keep)
-
-
-def reused_buffer(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    real, other = lane.Lane.buffer, {"step.embeds": "logits"}
-    monkeypatch.setattr(lane.Lane, "buffer", lambda self, name, size: real(self, other.get(name, name), size))
+    return keep
 
 
-def freed_buffer(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    real = decoder.Decoder.begin
-
-    def begin(self: Any, *arguments: Any) -> None:
-        real(self, *arguments)
-        driver.cuMemFree(self._cache)
-
-    monkeypatch.setattr(decoder.Decoder, "begin", begin)
+def sized(real: Any) -> Any:
+    return lambda self, name, size: real(self, name, size // 2 if name == "cache" else size)
 
 
-def unaligned(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    monkeypatch.setattr(sizes, "aligned", lambda size: size + 4)
+# Name of the fault -> a function that is replaced: where it is, its name, and real function -> replacement.
+FAULTS: dict[str, tuple[Any, str, Any]] = {
+    "wrong address": (lane.Runner, "set", moved("past_value_1", 1 << 24)),
+    "wrong dtype": (decoder.Sizes, "of", lambda real: lambda *rest: replace(real(*rest), dtype=np.dtype(np.float16))),
+    "skipped shape": (Context, "set_input_shape", lambda real: lambda *rest: rest[1] == "past_mask" or real(*rest)),
+    "stale shape": (Context, "set_input_shape", stale_shape),
+    "reused buffer": (
+        lane.Lane,
+        "buffer",
+        lambda real: lambda self, name, size: real(self, {"step.embeds": "logits"}.get(name, name), size),
+    ),
+    "freed buffer": (
+        decoder.Decoder,
+        "begin",
+        lambda real: lambda *rest: (real(*rest), rest[0].lane.cuda.free(rest[0]._cache)),
+    ),
+    "unaligned": (sizes, "aligned", lambda real: lambda size: size + 4),
+    "short buffer": (lane.Lane, "buffer", sized),
+    "uncleared cache": (Driver, "cuMemsetD32Async", lambda real: lambda *rest: (0,) if rest[3] > 2000 else real(*rest)),
+    "other stream": (Context, "execute_async_v3", lambda real: lambda self, stream: real(self, stream + 77)),
+    "captured cold": (decoder.Decoder, "step", lambda real: lambda self: self._capture()),
+}
 
 
-def short_buffer(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    real = lane.Lane.buffer
-    monkeypatch.setattr(
-        lane.Lane, "buffer", lambda self, name, size: real(self, name, size // 2 if name == "cache" else size)
-    )
-
-
-def uncleared_cache(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    real = driver.cuMemsetD32Async
-
-    def small_ones(address: int, word: int, count: int, stream: Any) -> Any:
-        return (0,) if count > 2000 else real(address, word, count, stream)
-
-    monkeypatch.setattr(driver, "cuMemsetD32Async", small_ones)
-
-
-def other_stream(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    real = gpu_stand_in.Context.execute_async_v3
-    monkeypatch.setattr(gpu_stand_in.Context, "execute_async_v3", lambda self, stream: real(self, stream + 77))
-
-
-def captured_cold(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    monkeypatch.setattr(decoder.Decoder, "_enqueue", decoder.Decoder._enqueue)
-    monkeypatch.setattr(decoder.Decoder, "step", lambda self: self._capture())
-
-
-def wrong_dtype(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    real = decoder.Sizes.of
-    monkeypatch.setattr(decoder.Sizes, "of", lambda *arguments: replace(real(*arguments), dtype=np.dtype(np.float16)))
-
-
-FAULTS = [wrong_address, wrong_dtype, skipped_shape, stale_shape, reused_buffer, freed_buffer, unaligned]
-FAULTS += [short_buffer, uncleared_cache, other_stream, captured_cold]
-
-
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(("owner", "name", "replaced"), FAULTS.values(), ids=FAULTS)
 def test_injected_fault_is_detected(
-    tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch, fault: Any
+    tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, replaced: Any
 ) -> None:
     prefix, prompts = tiny_case.inputs(2)
 
@@ -122,23 +83,17 @@ def test_injected_fault_is_detected(
         device.generate(prefix, prompts, {"max_new_tokens": 5, "num_beams": 2, "eos_token_ids": []})
 
     use()
-    fault(monkeypatch, machine.driver)
-    with pytest.raises((Misuse, BackendError)) as found:
+    monkeypatch.setattr(owner, name, replaced(getattr(owner, name)))
+    with pytest.raises((Misuse, BackendError)):
         use()
-    print(found.value)
 
 
 def test_cache_written_elsewhere_is_detected(
     native_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TensorRT writes it in place, so input and output share one address."""
-    real, (prefix, prompts) = lane.Runner.set, native_case.inputs(1)
-
-    def shifted(self: Any, tensors: Any) -> bool:
-        return real(self, moved(tensors, "present_key_1", 256))
-
-    device = machine.load(native_case)
-    monkeypatch.setattr(lane.Runner, "set", shifted)
+    (prefix, prompts), device = native_case.inputs(1), machine.load(native_case)
+    monkeypatch.setattr(lane.Runner, "set", moved("present_key_1", 256)(lane.Runner.set))
     with pytest.raises(Misuse, match="present_key_1 is not past_key_1"):
         device.generate(prefix, prompts, {"max_new_tokens": 3})
 
@@ -160,6 +115,3 @@ def test_missing_kernel_is_detected(
     except Misuse:
         return
     assert tokens(got) != tokens(tiny_case.native().generate(prefix, prompts, options))
-
-
-# The real thing

@@ -1,7 +1,9 @@
 // A driver that stands in for NVIDIA's: the calls that blip2rt.backends.trt makes, on the host's memory. Work is done when
 // it is asked for. A kernel that is launched while a stream is captured is written down, and run when the graph is
 // launched. Here kernels are counted; libcuda_kernels.cpp runs those of engines/search/kernels.cu.
+#include <dlfcn.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -21,19 +23,12 @@ typedef struct {
 
 static int capturing, recorded, launched;
 static Launch nodes[kMostNodes];  // of the stream that is captured
-static int counts[8];  // handles that are alive: memory, host memory, streams, events, graphs, executables, modules
-enum { kMemory, kHost, kStreams, kEvents, kGraphs, kExecutables, kModules };
+static int alive;  // allocations, streams, events, graphs, executables and modules
 
-static Result made(int kind, void** into) {
-  *into = calloc(1, 64);
-  ++counts[kind];
-  return kSuccess;
-}
-static Result gone(int kind, void* handle) {
-  if (handle == NULL || counts[kind] == 0) return kInvalidValue;
-  --counts[kind];
-  free(handle);
-  return kSuccess;
+static Result made(void** into) { return *into = calloc(1, 64), ++alive, kSuccess; }
+static Result gone(void* handle) {
+  if (handle == NULL || alive == 0) return kInvalidValue;
+  return --alive, free(handle), kSuccess;
 }
 
 Result cuInit(unsigned flags) { return flags == 0 ? kSuccess : kInvalidValue; }
@@ -62,12 +57,12 @@ Result cuCtxSetCurrent(void* context) { return context == (void*)0x10 ? kSuccess
 
 Result cuMemAlloc_v2(uintptr_t* address, size_t size) {
   if (size > (size_t)1 << 40) return kOutOfMemory;
-  ++counts[kMemory];
+  ++alive;
   return *address = (uintptr_t)aligned_alloc(256, (size + 255) / 256 * 256), kSuccess;
 }
-Result cuMemFree_v2(uintptr_t address) { return gone(kMemory, (void*)address); }
-Result cuMemAllocHost_v2(void** address, size_t size) { return ++counts[kHost], *address = malloc(size), kSuccess; }
-Result cuMemFreeHost(void* address) { return gone(kHost, address); }
+Result cuMemFree_v2(uintptr_t address) { return gone((void*)address); }
+Result cuMemAllocHost_v2(void** address, size_t size) { return ++alive, *address = malloc(size), kSuccess; }
+Result cuMemFreeHost(void* address) { return gone(address); }
 Result cuMemsetD32Async(uintptr_t address, unsigned word, size_t count, void* stream) {
   for (size_t i = 0; i < count; ++i) ((unsigned*)address)[i] = word;
   return stream ? kSuccess : kInvalidValue;
@@ -82,13 +77,13 @@ Result cuMemcpyDtoDAsync_v2(uintptr_t to, uintptr_t from, size_t size, void* str
   return memcpy((void*)to, (void*)from, size), stream ? kSuccess : kInvalidValue;
 }
 
-Result cuStreamCreate(void** stream, unsigned flags) { return flags == 1 ? made(kStreams, stream) : kInvalidValue; }
+Result cuStreamCreate(void** stream, unsigned flags) { return flags == 1 ? made(stream) : kInvalidValue; }
 Result cuStreamSynchronize(void* stream) { return stream ? kSuccess : kInvalidValue; }
-Result cuStreamDestroy_v2(void* stream) { return gone(kStreams, stream); }
-Result cuEventCreate(void** event, unsigned flags) { return flags == 2 ? made(kEvents, event) : kInvalidValue; }
+Result cuStreamDestroy_v2(void* stream) { return gone(stream); }
+Result cuEventCreate(void** event, unsigned flags) { return flags == 2 ? made(event) : kInvalidValue; }
 Result cuEventRecord(void* event, void* stream) { return event && stream ? kSuccess : kInvalidValue; }
 Result cuEventSynchronize(void* event) { return event ? kSuccess : kInvalidValue; }
-Result cuEventDestroy_v2(void* event) { return gone(kEvents, event); }
+Result cuEventDestroy_v2(void* event) { return gone(event); }
 
 Result cuStreamBeginCapture_v2(void* stream, int mode) {
   if (stream == NULL || mode != 1) return kInvalidValue;
@@ -101,17 +96,17 @@ Result cuStreamEndCapture(void* stream, void** graph) {
   Graph* made_of = (Graph*)malloc(sizeof(Graph) + (size_t)recorded * sizeof(Launch));
   made_of->count = recorded;
   memcpy(made_of->nodes, nodes, (size_t)recorded * sizeof(Launch));
-  ++counts[kGraphs];
+  ++alive;
   return *graph = made_of, kSuccess;
 }
 Result cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long flags) {
   if (graph == NULL || flags != 0) return kInvalidValue;
   const size_t size = sizeof(Graph) + (size_t)((Graph*)graph)->count * sizeof(Launch);
-  ++counts[kExecutables];
+  ++alive;
   return *executable = memcpy(malloc(size), graph, size), kSuccess;
 }
-Result cuGraphDestroy(void* graph) { return gone(kGraphs, graph); }
-Result cuGraphExecDestroy(void* executable) { return gone(kExecutables, executable); }
+Result cuGraphDestroy(void* graph) { return gone(graph); }
+Result cuGraphExecDestroy(void* executable) { return gone(executable); }
 
 #ifndef STAND_IN_RUNS_KERNELS
 static const struct {
@@ -141,8 +136,8 @@ Result cuGraphLaunch(void* executable, void* stream) {
   return kSuccess;
 }
 
-Result cuModuleLoadData(void** module, const void* image) { return image ? made(kModules, module) : kInvalidValue; }
-Result cuModuleUnload(void* module) { return gone(kModules, module); }
+Result cuModuleLoadData(void** module, const void* image) { return image ? made(module) : kInvalidValue; }
+Result cuModuleUnload(void* module) { return gone(module); }
 Result cuModuleGetFunction(void** function, void* module, const char* name) {
   for (int i = 0; module && i < kKernelCount; ++i) {
     if (strcmp(name, kKernels[i].name) == 0) return *function = (void*)&kKernels[i], kSuccess;
@@ -165,40 +160,21 @@ Result cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, uns
 }
 
 int standInLaunched(void) { return launched; }
-int standInAlive(void) {
-  int alive = 0;
-  for (int kind = 0; kind <= kModules; ++kind) alive += counts[kind];
-  return alive;
-}
+int standInAlive(void) { return alive; }
 
-static const struct {
-  const char* name;
-  void* function;
-} kEntries[] = {
-#define ENTRY(name) {#name, (void*)name}
-#define ENTRY_V2(name) {#name, (void*)name##_v2}
-    ENTRY(cuInit), ENTRY(cuDriverGetVersion), ENTRY(cuGetErrorName), ENTRY(cuGetErrorString), ENTRY(cuDeviceGet),
-    ENTRY(cuDeviceGetAttribute), ENTRY(cuDeviceGetName), ENTRY_V2(cuDeviceTotalMem), ENTRY_V2(cuMemcpyDtoDAsync),
-    ENTRY(cuDevicePrimaryCtxRetain), ENTRY(cuCtxSetCurrent), ENTRY_V2(cuMemAlloc),
-    ENTRY_V2(cuMemFree), ENTRY_V2(cuMemAllocHost), ENTRY(cuMemFreeHost), ENTRY(cuMemsetD32Async),
-    ENTRY_V2(cuMemcpyHtoDAsync), ENTRY_V2(cuMemcpyDtoHAsync), ENTRY(cuStreamCreate), ENTRY(cuStreamSynchronize),
-    ENTRY_V2(cuStreamDestroy), ENTRY(cuEventCreate), ENTRY(cuEventRecord), ENTRY(cuEventSynchronize),
-    ENTRY_V2(cuEventDestroy), ENTRY_V2(cuStreamBeginCapture), ENTRY(cuStreamEndCapture),
-    {"cuGraphInstantiate", (void*)cuGraphInstantiateWithFlags}, ENTRY(cuGraphInstantiateWithFlags),
-    ENTRY(cuGraphDestroy), ENTRY(cuGraphLaunch), ENTRY(cuGraphExecDestroy), ENTRY(cuModuleLoadData),
-    ENTRY(cuModuleUnload),     ENTRY(cuModuleGetFunction), ENTRY(cuLaunchKernel),
-};
-
-// How cuda-bindings finds every entry, this one too.
+// How cuda-bindings finds every entry, this one too: by the name without its version.
 Result cuGetProcAddress_v2(const char* name, void** function, int version, uint64_t flags, int* status) {
   (void)version, (void)flags;
   if (status != NULL) *status = 0;
-  if (strcmp(name, "cuGetProcAddress") == 0) return *function = (void*)cuGetProcAddress_v2, kSuccess;
-  for (size_t i = 0; i < sizeof kEntries / sizeof kEntries[0]; ++i) {
-    if (strcmp(kEntries[i].name, name) == 0) return *function = kEntries[i].function, kSuccess;
-  }
+  const char* kForms[] = {"%s_v2", "%s", "%sWithFlags"};
+  void* own = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
   *function = NULL;
-  return kNotFound;
+  for (int i = 0; i < 3 && *function == NULL; ++i) {
+    char entry[128];
+    snprintf(entry, sizeof entry, kForms[i], name);
+    *function = dlsym(own, entry);
+  }
+  return *function ? kSuccess : kNotFound;
 }
 Result cuGetProcAddress(const char* name, void** function, int version, uint64_t flags) {
   return cuGetProcAddress_v2(name, function, version, flags, NULL);
