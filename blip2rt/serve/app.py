@@ -55,22 +55,15 @@ def _document(needs_key: bool) -> dict[str, Any]:
     return openapi(ENDPOINTS, needs_key)
 
 
-async def _index_page(_: Call) -> Response:
-    return _page("index.html")
-
-
-async def _docs_page(_: Call) -> Response:
-    return _page("docs.html")
-
-
-def _page(name: str) -> Response:
+async def _page(call: Call) -> Response:
+    name = "docs.html" if call.request.url.path == "/docs" else "index.html"
     headers = {"Content-Security-Policy": _CONTENT_SECURITY_POLICY, "Cache-Control": "no-cache"}
     return FileResponse(_PAGES / name, headers=headers, media_type="text/html; charset=utf-8")
 
 
 ENDPOINTS = [
-    Endpoint("/", _index_page),
-    Endpoint("/docs", _docs_page),
+    Endpoint("/", _page),
+    Endpoint("/docs", _page),
     Endpoint("/openapi.json", _openapi),
     Endpoint("/health", _health, summary="200 while the server runs"),
     Endpoint("/ready", _ready, summary="200 when the model is loaded, 503 before"),

@@ -1,19 +1,7 @@
 """Reduce a chat to what BLIP-2 reads: an image and no words (a caption), or an image and one question.
 
-BLIP-2 writes captions and short answers but does not follow instructions, so these rules extract the request:
-
-1. The image is the last one in the conversation. Without any image, the reply is a fixed sentence.
-2. System prompts and tool messages are ignored.
-3. The words are those of the last user message, without image labels at the start of a line ("Image 1:", "[img]",
-   "front_door.jpg:").
-4. If the words contain questions, the last sentence that ends with a question mark is asked. A sentence ends at a full
-   stop, exclamation mark or question mark before a space or the end. "What is in this picture?" and similar questions
-   ask for a caption, as does a message without words.
-5. A phrase of at most 12 words without a question mark is asked as it is, unless it starts with a verb such as
-   "describe"; "tell me what" and the like start a question. Anything longer is an instruction and gets a caption.
-6. Earlier questions and answers about the same image precede the question if the model can chat.
-
-docs/serve.md explains these rules to users. Pure functions: texts in, texts out.
+The rules are in docs/serve.md, "How a chat becomes a prompt". A sentence ends at a full stop, exclamation mark or
+question mark before a space or the end. Pure functions: texts in, texts out.
 """
 
 from __future__ import annotations

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from ..model import Model
 
 T = TypeVar("T")
-_PARALLEL_SHARED = 8  # requests that run together when they share decoding steps
-_PARALLEL_SEPARATE = 2  # and when they do not
 
 
 def open_model(bundle: str | None, settings: Settings, **keywords: Any) -> Model:
@@ -39,11 +37,6 @@ def open_model(bundle: str | None, settings: Settings, **keywords: Any) -> Model
 def shares_steps(model: Model) -> bool:
     """Whether requests from several threads are decoded together."""
     return model.pipeline.backend.batcher is not None
-
-
-def default_parallel(model: Model) -> int:
-    """Return how many requests should run together."""
-    return _PARALLEL_SHARED if shares_steps(model) else _PARALLEL_SEPARATE
 
 
 def can_generate(model: Model) -> bool:

@@ -22,7 +22,7 @@ from .admission import AdmissionQueue, CancelEvent
 from .chat_prompt import GREETING, Turn, chat_prompt
 from .errors import CLIENT_GONE, ApiError, api_error, bad_request, client_gone
 from .images import image_bytes
-from .inference import Answer, Piece, TextJob, can_chat, can_generate, default_parallel, generate, prepare
+from .inference import Answer, Piece, TextJob, can_chat, can_generate, generate, prepare, shares_steps
 from .logs import LOG
 from .metrics import Metrics
 from .middleware import RequestContext
@@ -31,6 +31,7 @@ from .settings import Settings
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
+_PARALLEL_SHARED, _PARALLEL_SEPARATE = 8, 2  # requests that run together: sharing decoding steps, or not
 _NOT_TEXT = ("image", "images", "image_url", "role", "type")  # images have limits of their own
 
 
@@ -52,7 +53,8 @@ class Service:
     async def load(self) -> None:
         """Load the graphs and run each once. Raises what the model raises."""
         limits = self.settings.queue
-        self._queue = AdmissionQueue(limits.parallel or default_parallel(self.model), limits, self.metrics)
+        parallel = limits.parallel or (_PARALLEL_SHARED if shares_steps(self.model) else _PARALLEL_SEPARATE)
+        self._queue = AdmissionQueue(parallel, limits, self.metrics)
         start, self.loading = time.monotonic(), True
         try:
             await asyncio.to_thread(self.model.warm_up)

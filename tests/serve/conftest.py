@@ -12,7 +12,7 @@ for package in ("starlette", "uvicorn", "prometheus_client", "python_multipart",
     pytest.importorskip(package)
 
 import blip2rt
-from tests.serve.server_process import PHOTO, TIMEOUT, ServerProcess
+from tests.serve.server_process import PHOTO, TIMEOUT, ServerProcess, png
 
 
 @pytest.fixture(scope="package")
@@ -58,9 +58,6 @@ def start(tiny: Any) -> Iterator[Callable[..., ServerProcess]]:
 
 
 @pytest.fixture
-def small(photo: Any, tmp_path: Any) -> bytes:
+def small(photo: Any) -> bytes:
     """A small random PNG."""
-    from PIL import Image
-
-    Image.fromarray(photo()).save(tmp_path / "small.png")
-    return (tmp_path / "small.png").read_bytes()
+    return png(photo())

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import base64
 import http.client
+import io
 import json
 import os
-import queue
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 import blip2rt
+from blip2rt.gallery import Index
 
 ROOT = Path(blip2rt.__file__).parents[1]
 PHOTO = ROOT / "docs" / "photo.jpg"
@@ -73,7 +77,6 @@ class ServerProcess:
         self.process = subprocess.Popen(command, stdin=pipe, stderr=pipe, text=True, cwd=ROOT, env=environment)
         self.log: list[dict[str, Any]] = []
         self.other_lines: list[str] = []
-        self._lines: queue.Queue[None] = queue.Queue()
         threading.Thread(target=self._read_log, daemon=True).start()
         self.url = self.wait_for_log("http")["message"]
         self.port = int(self.url.rpartition(":")[2])
@@ -92,31 +95,25 @@ class ServerProcess:
                 self.log.append(json.loads(line))
             except ValueError:
                 self.other_lines.append(line)
-            self._lines.put(None)
-        self._lines.put(None)
 
     def wait_for_log(self, start: str, **fields: Any) -> dict[str, Any]:
         """Return the first log line with this start and these fields."""
-        end = time.monotonic() + TIMEOUT
-        while time.monotonic() < end:
-            for line in list(self.log):
-                if line["message"].startswith(start) and all(line.get(k) == v for k, v in fields.items()):
-                    return line
-            if self.process.poll() is not None:
-                time.sleep(0.2)
-                if self._lines.empty():
-                    break
-            try:
-                self._lines.get(timeout=1)
-            except queue.Empty:
-                continue
-        raise AssertionError(f"no line {start!r} {fields} in the log: {self.log[-5:]} {self.other_lines}")
+
+        def find() -> Any:
+            lines = [line for line in list(self.log) if line["message"].startswith(start)]
+            return next((line for line in lines if fields.items() <= line.items()), None)
+
+        return self._wait(find)
 
     def wait_ready(self) -> None:
+        self._wait(lambda: self.get("/ready").status == 200)
+
+    def _wait(self, condition: Callable[[], Any]) -> Any:
         end = time.monotonic() + TIMEOUT
-        while self.get("/ready").status != 200:
-            assert time.monotonic() < end and self.process.poll() is None, self.other_lines
-            time.sleep(0.05)
+        while not (value := condition()):
+            assert time.monotonic() < end and self.process.poll() is None, (self.log[-5:], self.other_lines)
+            time.sleep(0.02)
+        return value
 
     def get(self, path: str, **headers: str) -> Response:
         return self.call("GET", path, None, headers)
@@ -160,10 +157,7 @@ class ServerProcess:
 
     def wait_for_metric(self, name: str, least: float) -> None:
         """Wait until a metric has at least this value; with 0, until it is 0."""
-        end = time.monotonic() + TIMEOUT
-        while (value := self.metric(name)) < least or (least == 0 and value):
-            assert time.monotonic() < end, (name, value)
-            time.sleep(0.01)
+        self._wait(lambda: self.metric(name) >= least if least else self.metric(name) == 0)
 
     def wait_idle(self) -> None:
         """Wait until no request runs or waits."""
@@ -178,6 +172,16 @@ class ServerProcess:
         return self.process.wait(TIMEOUT)
 
 
+def index_of(bundle: Any, folder: Path, pictures: dict[str, bytes]) -> Path:
+    """A new index in `folder` of pictures by name."""
+    (folder / "photos").mkdir()
+    for name, data in pictures.items():
+        (folder / "photos" / name).write_bytes(data)
+    with Index.create(folder / "photos.index", folder / "photos", blip2rt.load(bundle.path)) as made:
+        made.add()
+    return folder / "photos.index"
+
+
 def read_all(connection: socket.socket) -> bytes:
     """Read until the server closes the connection."""
     received = b""
@@ -187,6 +191,13 @@ def read_all(connection: socket.socket) -> bytes:
     except ConnectionResetError:
         pass
     return received
+
+
+def png(image: Any) -> bytes:
+    """An image or an array as a PNG."""
+    stream = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def encoded(image: bytes) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import random
 import time
@@ -14,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.seeds import new_seed
-from tests.serve.server_process import PHOTO, ServerProcess, chat, data_uri, encoded, read_all
+from tests.serve.server_process import PHOTO, ServerProcess, chat, data_uri, encoded, png, read_all
 
 pytestmark = pytest.mark.long(10)
 
@@ -203,9 +202,8 @@ def test_bodies_and_images_are_limited(limited: ServerProcess, small: bytes) -> 
     with limited.connect(CHUNKED + b"\r\n") as caller:
         caller.sendall((b"2000\r\n" + b"x" * 0x2000 + b"\r\n") * 10 + b"0\r\n\r\n")
         assert caller.recv(100).startswith(b"HTTP/1.1 413")
-    large = io.BytesIO()
-    Image.new("L", (101, 100)).save(large, "PNG")
-    message = limited.post("/v1/caption", {"image": encoded(large.getvalue())}).error["message"]
+    large = encoded(png(Image.new("L", (101, 100))))
+    message = limited.post("/v1/caption", {"image": large}).error["message"]
     assert "10,000" in message and message.endswith("start the server with --max-pixels")
     assert limited.post("/v1/caption", {"image": encoded(small)}).status == 200
     found = limited.post("/v1/embeddings", {"input": [data_uri(b"x")] * 65})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from typing import Any
 
@@ -14,7 +13,7 @@ from blip2rt.serve.errors import ApiError
 from blip2rt.serve.ollama import _Writer
 from blip2rt.serve.openai import NO_JSON
 from blip2rt.text import tidy
-from tests.serve.server_process import PHOTO, ServerProcess, data_uri, encoded, parts
+from tests.serve.server_process import PHOTO, ServerProcess, data_uri, encoded, parts, png
 
 pytestmark = pytest.mark.long(12)
 
@@ -243,13 +242,8 @@ def test_ollama_stream_errors_are_lines() -> None:
 
 
 def frames(cat: bytes, count: int) -> list[bytes]:
-    """JPEGs of a camera; the last one is the photograph."""
-    made = []
-    for shade in range(count - 1):
-        stream = io.BytesIO()
-        Image.new("RGB", (320, 180), (40 * shade, 90, 120)).save(stream, "JPEG")
-        made.append(stream.getvalue())
-    return [*made, cat]
+    """Pictures of a camera; the last one is the photograph."""
+    return [*(png(Image.new("RGB", (320, 180), (40 * shade, 90, 120))) for shade in range(count - 1)), cat]
 
 
 def test_frigate_with_openai(nano: ServerProcess, model: Any, cat: bytes) -> None:

@@ -97,19 +97,24 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     return answers
 
 
+@pytest.fixture
+def photos(site: Any, resolver: dict[str, list[str]]) -> str:
+    """The site under a name with a public address, with its port."""
+    resolver["photos.example"] = ["93.184.216.34"]
+    return f"photos.example:{site.server_port}"
+
+
 def rejected(url: str, media: MediaAccess, max_bytes: int = 1000) -> ApiError:
     with pytest.raises(ApiError) as raised:
         fetch(url, media, max_bytes)
     return raised.value
 
 
-def test_allowed_hosts_are_fetched(site: Any, resolver: dict[str, list[str]]) -> None:
-    resolver["photos.example"] = ["93.184.216.34"]
-    port = site.server_port
-    media = MediaAccess((f"photos.example:{port}",))
-    assert fetch(f"http://photos.example:{port}/image", media, 1000) == IMAGE
-    assert site.requested == [(f"photos.example:{port}", "/image")], "the Host header has the name"
-    assert fetch(f"http://PHOTOS.example:{port}/to//image", media, 1000) == IMAGE
+def test_allowed_hosts_are_fetched(site: Any, photos: str) -> None:
+    media = MediaAccess((photos,))
+    assert fetch(f"http://{photos}/image", media, 1000) == IMAGE
+    assert site.requested == [(photos, "/image")], "the Host header has the name"
+    assert fetch(f"http://{photos.replace('photos', 'PHOTOS')}/to//image", media, 1000) == IMAGE
 
 
 FORBIDDEN_URLS = """
@@ -139,27 +144,22 @@ def test_names_of_private_addresses_are_rejected(addresses: str, resolver: dict[
     assert error.code == "media_not_allowed" and "private network" in error.message
 
 
-def test_names_are_resolved_once(site: Any, resolver: dict[str, list[str]]) -> None:
+def test_names_are_resolved_once(photos: str, resolver: dict[str, list[str]]) -> None:
     """DNS rebinding: a second, different answer is never used."""
     resolver["photos.example"] = ["93.184.216.34", "127.0.0.1"]
-    port = site.server_port
-    assert fetch(f"http://photos.example:{port}/image", MediaAccess((f"photos.example:{port}",)), 1000) == IMAGE
+    assert fetch(f"http://{photos}/image", MediaAccess((photos,)), 1000) == IMAGE
     assert resolver["photos.example"] == ["127.0.0.1"]
 
 
-def test_redirects_are_checked(site: Any, resolver: dict[str, list[str]]) -> None:
-    port = site.server_port
-    media = MediaAccess((f"photos.example:{port}",))
+def test_redirects_are_checked(site: Any, photos: str, resolver: dict[str, list[str]]) -> None:
+    media, start = MediaAccess((photos,)), f"http://{photos}/to/"
     forbidden = "http://169.254.169.254/latest http://127.0.0.1/ http://evil.example/image file:///etc/passwd"
-    for target in (*forbidden.split(), f"http://127.0.0.1:{port}/image", "gopher://photos.example/"):
-        resolver["photos.example"] = ["93.184.216.34"]
-        assert rejected(f"http://photos.example:{port}/to/{target}", media).code == "media_not_allowed", target
+    for target in (*forbidden.split(), f"http://127.0.0.1:{site.server_port}/image", "gopher://photos.example/"):
+        assert rejected(start + target, media).code == "media_not_allowed", target
+    assert "redirects more than 3 times" in rejected(start + "/to/" * 8 + "/image", media).message
     resolver["photos.example"] = ["93.184.216.34", "10.0.0.1"]
-    repeated = rejected(f"http://photos.example:{port}/to/http://photos.example:{port}/image", media)
+    repeated = rejected(f"{start}http://{photos}/image", media)
     assert "private network" in repeated.message, "each redirect resolves again"
-    resolver["photos.example"] = ["93.184.216.34"]
-    path = "/to/" * 9 + "/image"
-    assert "redirects more than 3 times" in rejected(f"http://photos.example:{port}{path}", media).message
 
 
 def test_listed_addresses_may_be_private(site: Any) -> None:
@@ -179,12 +179,9 @@ def test_size_and_time_are_limited(site: Any) -> None:
     assert time.monotonic() - begun < 5
 
 
-def test_certificates_are_checked(site: Any, resolver: dict[str, list[str]]) -> None:
+def test_certificates_are_checked(photos: str) -> None:
     """This site has none."""
-    resolver["photos.example"] = ["93.184.216.34"]
-    port = site.server_port
-    media = MediaAccess((f"photos.example:{port}",))
-    assert "no valid certificate" in rejected(f"https://photos.example:{port}/image", media).message
+    assert "no valid certificate" in rejected(f"https://{photos}/image", MediaAccess((photos,))).message
 
 
 def test_public_addresses() -> None:

@@ -62,17 +62,8 @@ def test_pieces_join_to_the_text(model: Any, small: bytes) -> None:
             assert "".join(piece.text for piece in pieces if piece.index == i) == text
 
 
-def test_length_is_distinguished_from_stop(model: Any, small: bytes) -> None:
-    fixed = run(model, TextJob(small, options={"min_new_tokens": 4, "max_new_tokens": 4}))
-    assert fixed.finish == ["length"]
-    longest = run(model, TextJob(small, options={"min_new_tokens": 40, "max_new_tokens": 900}))
-    assert longest.completion_tokens <= 50, "the server's limit"
-    natural = run(model, TextJob(small, options={"num_beams": 1, "max_new_tokens": 50}))
-    assert natural.finish == ["stop" if natural.completion_tokens < 50 else "length"]
-
-
 @pytest.mark.parametrize("batching", [False, True])
-def test_max_time_is_reported(tiny: Any, small: bytes, batching: bool) -> None:
+def test_finish_reasons_tell_stop_length_and_time_apart(tiny: Any, small: bytes, batching: bool) -> None:
     """OpenAI's and Ollama's clients read "length"."""
     model = blip2rt.load(tiny.path, threads=1, batching=batching)
     for more in ({"num_beams": 1}, {"num_beams": 3}, {"do_sample": True, "seed": 3, "num_captions": 2}):
@@ -83,6 +74,8 @@ def test_max_time_is_reported(tiny: Any, small: bytes, batching: bool) -> None:
                 answer = run(model, TextJob(small, options=options), emit=emit)
                 assert answer.finish == [ended] * texts and answer.completion_tokens == tokens * texts
                 assert answer.finish_reasons == ["length"] * texts
+    longest = run(model, TextJob(small, options={"min_new_tokens": 40, "max_new_tokens": 900}))
+    assert longest.completion_tokens <= 50, "the server's limit"
     free = {"num_beams": 1, "min_new_tokens": 1, "max_new_tokens": 40, "max_time": 600}
     scored = model.caption(small, scores=True, raw=True, **free)
     assert run(model, TextJob(small, options=free)).finish == ["length" if scored.truncated else "stop"]

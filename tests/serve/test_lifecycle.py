@@ -6,14 +6,14 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from tests.serve.server_process import ROOT, TIMEOUT, Response, ServerProcess, chat, encoded, read_all
+from tests.serve.server_process import ROOT, TIMEOUT, ServerProcess, chat, encoded, read_all
 
 pytestmark = pytest.mark.long(12)
 CHAT = "/v1/chat/completions"
@@ -81,19 +81,15 @@ def test_signals_stop_the_server(start: Start, how: signal.Signals, status: int,
 def test_shutdown_finishes_accepted_requests(cat: bytes) -> None:
     server = ServerProcess("--parallel", 1, "--threads", 1, "--drain", TIMEOUT)
     body = chat(cat, min_new_tokens=60, max_tokens=60)
-    found: list[Response] = []
-    callers = [threading.Thread(target=lambda: found.append(server.post(CHAT, body))) for _ in range(3)]
-    for each in callers:
-        each.start()
+    callers = ThreadPoolExecutor(3)
+    found = [callers.submit(server.post, CHAT, body) for _ in range(3)]
     stream = server.begin(CHAT, {**body, "stream": True})
     server.wait_for_metric("blip2rt_queue", 3)
     server.process.send_signal(signal.SIGTERM)
     time.sleep(0.5)
     with pytest.raises(OSError):
         server.get("/health")
-    for each in callers:
-        each.join(TIMEOUT)
-    assert [each.json["usage"]["completion_tokens"] for each in found] == [60] * 3
+    assert [each.result(TIMEOUT).json["usage"]["completion_tokens"] for each in found] == [60] * 3
     assert b"[DONE]" in read_all(stream)
     assert server.process.wait(TIMEOUT) == 0 and not server.other_lines
 

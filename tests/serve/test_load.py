@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import random
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from tests.seeds import new_seed
-from tests.serve.server_process import TIMEOUT, ServerProcess, chat, encoded, events
+from tests.serve.server_process import ServerProcess, chat, encoded, events
 
 pytestmark = pytest.mark.long(12)
 CHAT = "/v1/chat/completions"
@@ -106,15 +106,10 @@ def test_requests_have_a_deadline(cat: bytes) -> None:
 
 def test_parallel_callers_get_the_same_answers(nano: ServerProcess, model: Any, cat: bytes) -> None:
     expected = {question: model.ask(cat, question) for question in ("what animal is it?", "what colour is it?", "who?")}
-    answers: list[tuple[str, str]] = []
 
-    def call(question: str) -> None:
-        answer = nano.post(CHAT, chat(question, cat)).json
-        answers.append((question, answer["choices"][0]["message"]["content"]))
+    def answer(question: str) -> str:
+        return str(nano.post(CHAT, chat(question, cat)).json["choices"][0]["message"]["content"])
 
-    callers = [threading.Thread(target=call, args=(question,)) for question in list(expected) * 5]
-    for each in callers:
-        each.start()
-    for each in callers:
-        each.join(TIMEOUT)
-    assert len(answers) == 15 and all(expected[question] == answer for question, answer in answers)
+    with ThreadPoolExecutor(15) as callers:
+        answers = list(callers.map(answer, list(expected) * 5))
+    assert answers == list(expected.values()) * 5

@@ -90,9 +90,6 @@ def test_curl_sends_forms_and_json(nano: ServerProcess, model: Any, cat: bytes) 
     assert [each["text"] for each in matched["matches"]] == ["a cat", "a dog"]
     body = json.dumps({"model": "nano", "images": [encoded(cat)], "stream": False}).encode()
     assert json.loads(curl("-d", "@-", f"{nano.url}/api/generate", data=body))["response"] == model.caption(cat)
-
-
-def test_curl_streams(nano: ServerProcess, model: Any, cat: bytes) -> None:
     body = json.dumps({"image": encoded(cat), "stream": True}).encode()
     *pieces, last = events(curl("-N", "-d", "@-", f"{nano.url}/v1/caption", data=body))
     assert "".join(piece["text"] for piece in pieces) == last["caption"] == model.caption(cat, num_beams=1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,20 +17,14 @@ import blip2rt
 from blip2rt.errors import GalleryError
 from blip2rt.gallery import Index
 from blip2rt.serve.service import count_indexed
-from tests.serve.server_process import PHOTO, ServerProcess, encoded
+from tests.serve.server_process import PHOTO, ServerProcess, encoded, index_of, png
 
 
 @pytest.fixture
 def index(tiny: Any, tmp_path: Path, photo: Any) -> Path:
     """Five random pictures and the photograph."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for i in range(5):
-        Image.fromarray(photo(40, 300)).save(folder / f"{i}.png")
-    shutil.copy(PHOTO, folder)
-    with Index.create(tmp_path / "photos.index", folder, blip2rt.load(tiny.path)) as made:
-        made.add()
-    return tmp_path / "photos.index"
+    pictures = {f"{i}.png": png(photo(40, 300)) for i in range(5)}
+    return index_of(tiny, tmp_path, {**pictures, "photo.jpg": PHOTO.read_bytes()})
 
 
 def test_pictures_are_found_by_text_and_by_picture(index: Path, tiny: Any, start: Callable[..., ServerProcess]) -> None:
@@ -57,12 +50,8 @@ def test_pictures_are_found_by_text_and_by_picture(index: Path, tiny: Any, start
 def test_names_that_are_not_utf_8_are_escaped(
     tiny: Any, tmp_path: Path, photo: Any, start: Callable[..., ServerProcess]
 ) -> None:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    Image.fromarray(photo(40, 30)).save(folder / os.fsdecode(b"caf\xe9.png"))
-    with Index.create(tmp_path / "photos.index", folder, blip2rt.load(tiny.path)) as made:
-        made.add()
-    found = start("--index", tmp_path / "photos.index").post("/v1/search", {"text": "a dog"})
+    index = index_of(tiny, tmp_path, {os.fsdecode(b"caf\xe9.png"): png(photo(40, 30))})
+    found = start("--index", index).post("/v1/search", {"text": "a dog"})
     assert found.status == 200 and [hit["name"] for hit in found.json["hits"]] == [r"caf\xe9.png"]
     assert found.json["hits"][0]["thumbnail"]
 
