@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 from blip2rt.backends.trt import cuda as cuda_module
@@ -38,13 +38,8 @@ def open_kernels(cuda: Cuda) -> tuple[Kernels, dict[str, Any]]:
     return kernels, {"compiler": cuda.compiler, "architecture": cuda.architecture, "seconds": seconds}
 
 
-@contextmanager
-def lane(cuda: Cuda) -> Iterator[Lane]:
-    opened = Lane(cuda)
-    try:
-        yield opened
-    finally:
-        opened.close()
+def lane(cuda: Cuda) -> closing[Lane]:
+    return closing(Lane(cuda))
 
 
 def seconds_each(lane: Lane, work: Callable[[], None], count: int) -> float:

@@ -36,9 +36,7 @@ def test_onnxruntime_replaces_a_missing_tensorrt(
             builder.load_runner(None)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [onnxruntime_shim.CUDA])
     loaded: list[str] = []
-    monkeypatch.setattr(
-        cuda_libraries, "preload", lambda: loaded.append("NVIDIA's")
-    )  # which the pip package does not find
+    monkeypatch.setattr(cuda_libraries, "preload", lambda: loaded.append("NVIDIA's"))  # not found by the pip package
     found = builder.load_runner(None)
     assert loaded
     assert builder.identity(found) == f"onnxruntime {onnxruntime.__version__} with CUDAExecutionProvider"

@@ -192,10 +192,10 @@ class Cuda:
         pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(each) for each in arguments))
         self._call("cuLaunchKernel", kernel, *grid, 1, threads, 1, 1, 0, stream, ctypes.addressof(pointers), 0)
 
-    def _call(self, name: str, *arguments: Any) -> Any:
-        error, *values = getattr(self._driver, name)(*arguments)
+    def _call(self, name: str, *arguments: Any, module: Any = None) -> Any:
+        error, *values = getattr(module or self._driver, name)(*arguments)
         if int(error):
-            if int(error) == _OUT_OF_MEMORY:
+            if int(error) == _OUT_OF_MEMORY and module is None:
                 size = f" for {arguments[0] / 1e6:.0f} MB" if name.startswith("cuMemAlloc") else ""
                 raise OutOfMemory(
                     f"the GPU is out of memory{size} ({name}): build smaller plans (max_batch, max_beams, capacity) "
@@ -205,7 +205,4 @@ class Cuda:
         return values[0] if len(values) == 1 else values
 
     def _compiled(self, name: str, *arguments: Any) -> Any:
-        error, *values = getattr(self._nvrtc, name)(*arguments)
-        if int(error):
-            raise CudaError(f"{name} failed: {getattr(error, 'name', error)}")
-        return values[0] if len(values) == 1 else values
+        return self._call(name, *arguments, module=self._nvrtc)
