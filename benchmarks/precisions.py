@@ -38,7 +38,8 @@ from export.checks.stepper import TrtStepper
 from export.graphs import vision
 from export.options import ExportOptions, ModelSource
 from export.progress import Progress
-from train.data.samples import Dataset, read_table
+from train.data.readers import read_data
+from train.data.samples import Dataset
 from train.evaluation.metrics import caption_metrics
 
 GROUPS = ("vision", "qformer", "llm")
@@ -203,7 +204,7 @@ def _run(args: argparse.Namespace) -> None:
     target = targets.TARGETS[args.target]
     kinds = [kind for kind in kinds_of(target) if kind in (args.kinds or kinds_of(target))]
     kinds = [kind for kind in kinds if args.calibration is not None or kind != "int8-static"]
-    data = read_table(args.data, args.images or str(Path(args.data).parent / "images"))
+    data = read_data(args.data, args.images or str(Path(args.data).parent / "images"))
     data = Dataset(data.paths[: args.limit], [sample for sample in data.samples if sample.image < args.limit])
     lines = ["| " + " | ".join(_HEAD) + " |", "|" + "---|" * len(_HEAD)]
     convolutional = Checkpoint(args.checkpoint).config.vision.vit is None

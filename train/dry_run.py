@@ -23,7 +23,6 @@ from .data.samples import BadSamples, Sample
 from .data.sampling import Mixture, sample_images
 from .data.streaming import ListSource, SampleReader, Source, load_batches, open_sources
 from .data.transforms import eval_transform, read_image
-from .loop.parallel import this_process
 from .loop.rounding import check_rounding
 from .loop.trainer import autocast_dtype, check_batch
 from .model import open_checkpoint, vision_config
@@ -173,7 +172,7 @@ def _data(plan: Plan) -> str:
     opened = _sampled(sources, plan.truncation)
     reader = SampleReader(sources, batch.seed, eval_transform(config.vision))
     mixture = Mixture(weights, batch.batch_size, batch.seed)
-    split = functools.partial(split_micro_batches, this_process(), batch.accumulate)
+    split = functools.partial(split_micro_batches, batch.accumulate)
     next(load_batches(reader, mixture, 0, lambda rows: split(rows)[:1], 0, bad))
     images = sum(sum(source.counts) for source in sources)
     shares = [f"{100 * weight / sum(weights):.0f} %" for weight in weights]

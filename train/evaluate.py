@@ -16,11 +16,10 @@ import argparse
 import hashlib
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tqdm import tqdm
 
@@ -31,21 +30,18 @@ from .data.samples import BadSamples
 from .evaluation import report
 from .evaluation.annotations import (
     CaptionedImage,
+    Item,
     VqaQuestion,
     VqaQuestions,
     drop_unreadable_images,
     read_captions,
     read_questions,
 )
-from .evaluation.metrics import caption_metrics, coco_scorers
+from .evaluation.metrics import coco_scorers
 from .evaluation.predictions import Predictions, require_writable, write_atomically
 from .evaluation.predictors import Predictor, open_predictor
-from .evaluation.report import Row
 from .evaluation.retrieval import evaluate_retrieval
-from .evaluation.scores import ALL, Scores, by_group
-from .evaluation.vqa import exact_match, vqa_accuracy
-
-Item = TypeVar("Item", CaptionedImage, VqaQuestion)
+from .evaluation.scores import ALL, Scores, score_answers, score_captions
 
 
 def predict(
@@ -59,44 +55,6 @@ def predict(
             done.add([item.id for item in chunk], ask(chunk))
             bar.update(len(chunk))
     return [done.found[item.id] for item in items]
-
-
-def score_captions(items: Sequence[CaptionedImage], captions: Sequence[str]) -> Scores:
-    """Return the metrics of captions, in total and per domain; all `items` must have references."""
-    by_id = dict(zip((item.id for item in items), captions, strict=True))
-
-    def metrics(part: Sequence[CaptionedImage]) -> dict[str, float]:
-        return caption_metrics([item.references for item in part], [by_id[item.id] for item in part])[0]
-
-    totals, each = caption_metrics([item.references for item in items], captions)
-    rows = [
-        Row(item.path, by_id[item.id], item.references, cider, f"CIDEr {cider:.1f}", str(item.id))
-        for item, cider in zip(items, each, strict=True)
-    ]
-    columns = {ALL: totals} | by_group(items, metrics)
-    return Scores(columns, rows, {"distinct_captions": len(set(captions))})
-
-
-def score_answers(questions: VqaQuestions, answers: Sequence[str]) -> Scores:
-    """Return the accuracy in per cent, in total and per type of answer; all questions must have answers."""
-    grade, name = (vqa_accuracy, "accuracy") if questions.graded else (exact_match, "exact_match")
-    items = questions.items
-    each = {item.id: grade(answer, item.answers) for item, answer in zip(items, answers, strict=True)}
-
-    def metrics(part: Sequence[VqaQuestion]) -> dict[str, float]:
-        return {name: 100 * sum(each[item.id] for item in part) / len(part)}
-
-    rows = [
-        Row(item.path, answer, _counted(item.answers), each[item.id], f"{100 * each[item.id]:.0f} %", item.question)
-        for item, answer in zip(items, answers, strict=True)
-    ]
-    columns = {ALL: metrics(items)} | by_group(items, metrics)
-    return Scores(columns, rows, {"distinct_answers": len(set(answers))})
-
-
-def _counted(answers: Sequence[str]) -> list[str]:
-    """Return each answer once, with its number, the most common first."""
-    return [text if count == 1 else f"{text} ({count} times)" for text, count in Counter(answers).most_common()]
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -48,8 +48,8 @@ from blip2rt.command_line import Parser, nonempty, whole
 from blip2rt.errors import Blip2rtError
 
 from .data.flickr8k import write_tables
-from .data.readers import read_data
-from .data.samples import BadSamples, Dataset, error_text, table_rows, text_fault
+from .data.readers import read_data, table_rows
+from .data.samples import BadSamples, Dataset, error_text, text_fault
 from .data.shards import add_sample, expand_shards, open_index
 from .data.transforms import read_image
 

@@ -42,12 +42,7 @@ class RunSettings:
         check=one_of("auto", "always", "never"),
         metavar="WHEN",
     )
-    dry_run: int = option(
-        0,
-        "check all and estimate the size on N GPUs",
-        bare=1,
-        check=NOT_NEGATIVE,
-    )
+    dry_run: int = option(0, "check all and estimate the size on N GPUs", bare=1, check=NOT_NEGATIVE)
 
     def faults(self) -> list[str]:
         found = [] if self.out else [missing("out")]
@@ -207,9 +202,7 @@ class VisionSettings:
         (0.48145466, 0.4578275, 0.40821073), "pixel mean of each colour (CLIP's)", check=COLOURS
     )
     vision_std: tuple[float, ...] = option(
-        (0.26862954, 0.26130258, 0.27577711),
-        "pixel standard deviation of each colour (CLIP's)",
-        check=DEVIATIONS,
+        (0.26862954, 0.26130258, 0.27577711), "pixel standard deviation of each colour (CLIP's)", check=DEVIATIONS
     )
     vision_positions: int = option(0, "positions N of the encoder's output; 0: the encoder's", check=NOT_NEGATIVE)
     vision_features: int = option(0, "width C of the encoder's output; 0: the encoder's", check=NOT_NEGATIVE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,31 +33,23 @@ def test_average_of_every_tensor(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("weights", [["1.5"], ["1", "-1"], ["0", "0"], ["1", "2", "3"], ["nan", "1"]])
-def test_wrong_weights_are_one_line(tmp_path: Path, weights: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_weights_are_one_line(tmp_path: Path, weights: list[str], error_of: Any) -> None:
     first = checkpoint(tmp_path / "a", w=torch.zeros(1))
-    assert average.main([first, first, "--out", str(tmp_path / "c"), "--weights", *weights]) == 2
-    assert str(float(weights[0])) in capsys.readouterr().err and not (tmp_path / "c").exists()
+    error = error_of(average.main, [first, first, "--out", tmp_path / "c", "--weights", *weights])
+    assert str(float(weights[0])) in error and not (tmp_path / "c").exists()
 
 
-def test_other_models_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, second = checkpoint(tmp_path / "a", w=torch.zeros(1)), checkpoint(tmp_path / "b", w=torch.zeros(2))
-    assert average.main([first, second, "--out", str(tmp_path / "c")]) == 2
-    assert average.main([first, str(tmp_path / "none"), "--out", str(tmp_path / "c")]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2 and "different models (w)" in lines[0] and not (tmp_path / "c").exists()
-
-
-def test_other_rounding_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_checkpoints_that_do_not_fit_are_rejected(tmp_path: Path, error_of: Any) -> None:
     """Rounded and exact weights part in a training against int4, and their mean is neither."""
-    exact = checkpoint(tmp_path / "a", w=torch.zeros(1))
-    rounded = checkpoint(tmp_path / "b", qformer_bits=4, w=torch.zeros(1))
-    assert average.main([exact, rounded, "--out", str(tmp_path / "c")]) == 2
-    assert "qformer_bits is None in" in capsys.readouterr().err and not (tmp_path / "c").exists()
-
-
-def test_damaged_config_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, second = checkpoint(tmp_path / "a", w=torch.zeros(1)), checkpoint(tmp_path / "b", w=torch.zeros(1))
-    Path(second, "config.json").write_text('{"stage": 2')
-    assert average.main([first, second, "--out", str(tmp_path / "c")]) == 2
-    [error] = capsys.readouterr().err.splitlines()
-    assert f"{second}: its config.json is damaged" in error and not (tmp_path / "c").exists()
+    first, other = checkpoint(tmp_path / "a", w=torch.zeros(1)), checkpoint(tmp_path / "b", w=torch.zeros(2))
+    rounded = checkpoint(tmp_path / "r", qformer_bits=4, w=torch.zeros(1))
+    damaged = checkpoint(tmp_path / "d", w=torch.zeros(1))
+    Path(damaged, "config.json").write_text('{"stage": 2')
+    for second, words in (
+        (other, "different models (w)"),
+        (tmp_path / "none", "none"),
+        (rounded, "qformer_bits is None in"),
+        (damaged, f"{damaged}: its config.json is damaged"),
+    ):
+        assert words in error_of(average.main, [first, second, "--out", tmp_path / "c"])
+    assert not (tmp_path / "c").exists()

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -119,17 +120,8 @@ def until(step: int, run: Path, out: Path) -> None:
             shutil.rmtree(checkpoint)
 
 
-@pytest.mark.parametrize("flag", [["--accumulate", "4"], ["--recompute"]])
-def test_memory_flags_do_not_change_the_result(parts: tuple[Path, list[str]], one2: Path, flag: list[str]) -> None:
+def test_indivisible_batch_is_one_line(parts: tuple[Path, list[str]], error_of: Any) -> None:
     folder, settings = parts
-    out = folder / flag[0].strip("-")
-    assert stage2.main([*settings, *stage2_fields(folder), *flag, "--out", str(out)]) == 0
-    assert_same_training(one2, out)
-
-
-def test_indivisible_batch_is_one_line(parts: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
-    folder, settings = parts
-    assert stage1.main([*settings, "--out", str(folder / "odd"), "--accumulate", "3"]) == 2
-    [error] = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]  # after bars of features
+    error = error_of(stage1.main, [*settings, "--out", folder / "odd", "--accumulate", "3"])
     assert "batch_size 8" in error and "accumulate 3" in error
     check_batch(BatchSettings(batch_size=12, accumulate=3), 2)

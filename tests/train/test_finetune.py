@@ -18,13 +18,13 @@ import blip2rt
 from blip2rt.cli import main as cli
 from blip2rt.errors import Blip2rtError
 from blip2rt.image import to_pixels
-from blip2rt.modeling.checkpoint import Checkpoint, list_checkpoints
+from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.llm import LanguageModelSource, LlmConfig
 from blip2rt.modeling.vision import layer_numbers
 from export.cli import main as export
 from export.convert import main as convert
 from tests.seeds import new_seed
-from tests.train.arguments import options, sizes, without
+from tests.train.arguments import options, sizes
 from train import stage1, stage2
 from train.recipe import parse
 from train.warm_start import replaced_llm
@@ -38,11 +38,11 @@ from ..tiny.training import (
     WORDS,
     bert_folder,
     caption_table,
-    interrupt,
     llm_folder,
     tiny_settings,
 )
 from .processes import FIVE_STEPS, WHOLE, assert_same_training, train_together
+from .runs import assert_equal, build, interrupt_and_resume, weights
 
 pytestmark = pytest.mark.long(120)
 
@@ -95,10 +95,6 @@ def finetune(parts: Path, out: Path, start: str, *more: str) -> Path:
     return out
 
 
-def held(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(list_checkpoints(run)[-1] / "model.safetensors")
-
-
 def pixels_of(images: list[Any], config: Any) -> torch.Tensor:
     from export.describe import image_spec
 
@@ -125,11 +121,7 @@ def test_another_llm_has_its_own_token_ids(parts: Path, tmp_path: Path) -> None:
     t5 = llm_of(parts, "opt", "--llm_source", str(parts / "t5"))
     assert t5.add_special_tokens and t5.overrides == {"dense_act_fn": "gelu"} and t5.end_ids == (1,)
     assert "dense_act_fn" not in llm_of(parts, "t5", "--llm_source", wide).overrides
-
-
-def test_naming_the_checkpoints_llm_changes_nothing(parts: Path) -> None:
-    before = llm_of(parts, "opt")
-    assert llm_of(parts, "opt", "--llm_source", before.source) == before
+    assert llm_of(parts, "opt", "--llm_source", before.source) == before, "its own LLM changes nothing"
 
 
 def test_another_llm_keeps_the_end_token(parts: Path) -> None:
@@ -144,7 +136,7 @@ def test_another_llm_keeps_the_end_token(parts: Path) -> None:
 
 def test_each_layer_learns_at_its_rate(parts: Path) -> None:
     arguments = command(parts, "opt", parts / "rates", *TRAINED, layer_decay=0.5, projection_lr=7e-3)
-    trainer = stage2.Stage2(parse(stage2.Stage2Settings, arguments, "")).trainer
+    trainer = build("stage2", arguments).trainer
     names = {id(p): name for name, p in trainer.model.named_parameters()}
     rates = {names[id(p)]: group["peak"] for group in trainer.optimizer.param_groups for p in group["params"]}
     for share, learned in {
@@ -170,7 +162,7 @@ def test_lower_layers_move_less(parts: Path) -> None:
     for decay in (1.0, 0.5):
         run = finetune(parts, parts / f"decay-{decay}", "opt", *TRAINED, *common, "--layer_decay", str(decay))
         before = Checkpoint(parts / "opt").load(llm=False).vision
-        after = held(run)
+        after = weights(run)
         assert before is not None
         moved[decay] = [
             float((after[f"vision.body.layers.{i}.fc1.weight"] - before.body.layers[i].fc1.weight).abs().mean())
@@ -187,7 +179,7 @@ def test_trained_encoder_is_saved_and_exported(parts: Path, tmp_path: Path) -> N
         parts, tmp_path / "start", tmp_path / "run", *TRAINED, caption_prompt="a photo of", layer_decay="0.9"
     )
     assert stage2.main(arguments) == 0
-    state = held(tmp_path / "run")
+    state = weights(tmp_path / "run")
     assert {"vision.body.class_embedding", "vision.body.layers.2.fc2.weight"} <= state.keys()
     assert not any(name.startswith("llm.") for name in state)
     for file in (tmp_path / "start").glob("*.safetensors"):  # of the encoder nothing is needed any more
@@ -217,7 +209,7 @@ def test_trained_encoder_is_saved_and_exported(parts: Path, tmp_path: Path) -> N
 
 def test_prompt_is_not_learned(parts: Path) -> None:
     arguments = command(parts, "opt", parts / "prompt", "--caption_prompt", "a photo of")
-    stage = stage2.Stage2(parse(stage2.Stage2Settings, arguments, ""))
+    stage = build("stage2", arguments)
     _, [micro] = next(iter(stage.batches()))
     tokenizer = stage.texts.tokenizer
     said = tokenizer.convert_ids_to_tokens(micro.texts.target.tolist())
@@ -246,15 +238,12 @@ def test_timm_and_hugging_face_encoders_train(parts: Path, tmp_path: Path, sourc
         *TRAINED,
     ]
     assert stage2.main([*settings, "--out", str(tmp_path / "whole")]) == 0
-    state = held(tmp_path / "whole")
-    run = stage2.Stage2(parse(stage2.Stage2Settings, [*settings, "--out", str(tmp_path / "again")], ""))
+    state = weights(tmp_path / "whole")
+    run = interrupt_and_resume("stage2", settings, tmp_path / "again")
     assert run.trainer.model.vision is not None and not run.trainer.model.vision.training
     frozen = [n for n, p in run.trainer.model.vision.named_parameters() if not p.requires_grad]
     assert all("post_layernorm" in name for name in frozen) and bool(frozen) == (source == "hf")
-    interrupt(run)
-    assert stage2.main([*settings, "--out", str(tmp_path / "again")]) == 0
-    again = held(tmp_path / "again")
-    assert [name for name in state if not torch.equal(state[name], again[name])] == []
+    assert_equal(weights(tmp_path / "again"), state)
     model = Checkpoint(tmp_path / "whole").load()
     for name, values in model.vision.state_dict().items():
         assert torch.equal(values, state[f"vision.{name}"]), name
@@ -268,7 +257,7 @@ def test_vqa_reads_the_question_twice(parts: Path, tmp_path: Path, llm: str) -> 
     vqa = [*TRAINED, *table, "--question_to_qformer", *options(qformer_init=parts / "bert")]
     vqa += options(ask_prompt="Question: {} Answer:")
     arguments = [*data(parts), "--start", str(parts / llm), *vqa]
-    stage = stage2.Stage2(parse(stage2.Stage2Settings, [*arguments, "--out", str(tmp_path / "look")], ""))
+    stage = build("stage2", [*arguments, "--out", str(tmp_path / "look")])
     _, [micro] = next(iter(stage.batches()))
     texts = [sample for group in micro.images.groups for sample in group]
     assert micro.questions.image.tolist() == [i for i, group in enumerate(micro.images.groups) for _ in group]
@@ -308,11 +297,11 @@ def test_lora_is_merged_on_export(parts: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     lora = ["--lora_rank", "3", "--lora_alpha", "12", "--lora_lr", "0.03", *TRAINED]
     run = finetune(parts, tmp_path / "run", "opt", *lora)
-    state = held(run)
+    state = weights(run)
     adapters = {name for name in state if name.startswith("llm.")}
     assert len(adapters) == 2 * 2 * 6 and all(".lora_" in name for name in adapters)
     arguments = command(parts, "opt", run, *lora)
-    trained = stage2.Stage2(parse(stage2.Stage2Settings, arguments, "")).model.eval()  # with peft's layers
+    trained = build("stage2", arguments).model.eval()  # with peft's layers
     merged = Checkpoint(run).load()
     assert not [m for m in merged.modules() if "lora" in type(m).__module__]
     plain = Checkpoint(parts / "opt").load()
@@ -344,30 +333,18 @@ def test_lora_is_merged_on_export(parts: Path, tmp_path: Path) -> None:
     )
 
 
-def test_lora_resumes(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lora_resumes(parts: Path, tmp_path: Path, error_of: Any) -> None:
     pytest.importorskip("peft")
     run = finetune(parts, tmp_path / "run", "opt", "--lora_rank", "2", "--lora_layers", "q_proj", "v_proj")
     more = [*data(parts), "--start", str(run)]
-    model = stage2.Stage2(parse(stage2.Stage2Settings, [*more, "--out", str(tmp_path / "more")], "")).model
-    state, held_ = held(run), model.trained_state()
-    assert state.keys() == held_.keys() and all(torch.equal(held_[name], state[name]) for name in state)
+    model = build("stage2", [*more, "--out", str(tmp_path / "more")]).model
+    state = weights(run)
+    assert_equal(model.trained_state(), state)
     assert sum(".lora_A" in name for name in state) == 4
-    capsys.readouterr()
-    assert stage2.main([*more, "--out", str(tmp_path / "other"), "--lora_rank", "3"]) == 2
-    assert "lora_rank 2" in capsys.readouterr().err
+    assert "lora_rank 2" in error_of(stage2.main, [*more, "--out", tmp_path / "other", "--lora_rank", "3"])
     wrong = command(parts, "opt", tmp_path / "w", lora_rank=2)
-    assert stage2.main([*wrong, "--lora_layers", "c_attn"]) == 2
-    assert "c_attn" in (error := capsys.readouterr().err) and "q_proj" in error
-
-
-def test_retrieval_finetune_from_hugging_face(parts: Path, tmp_path: Path) -> None:
-    fields = without(data(parts), "--projection_lr", "--texts_per_image")
-    arguments = [*fields, *options(start=parts / "itm", out=tmp_path / "run", layer_decay=0.9, head_lr=1e-3), *TRAINED]
-    assert stage1.main(arguments) == 0
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert {"itc", "itm", "itg"} <= lines[0].keys() and any("dev_t2i_r@1" in line for line in lines)
-    before, state = Checkpoint(parts / "itm").load(), held(tmp_path / "run")
-    assert not torch.equal(state["vision.body.layers.0.fc1.weight"], before.vision.body.layers[0].fc1.weight)
+    error = error_of(stage2.main, [*wrong, "--lora_layers", "c_attn"])
+    assert "c_attn" in error and "q_proj" in error
 
 
 def test_larger_image_interpolates_positions(parts: Path, tmp_path: Path) -> None:
@@ -376,7 +353,7 @@ def test_larger_image_interpolates_positions(parts: Path, tmp_path: Path) -> Non
         out = tmp_path / f"large-{start.name}"
         large = ["--vision_size", "42", "--steps", "1", "--save_every", "1"]
         assert stage2.main([*data(parts), "--start", str(start), "--out", str(out), *TRAINED, *large]) == 0
-        assert held(out)["vision.body.position_embedding"].shape[1] == 1 + 6 * 6
+        assert weights(out)["vision.body.position_embedding"].shape[1] == 1 + 6 * 6
         assert Checkpoint(out).config.vision.height == 42
 
 
@@ -388,8 +365,8 @@ def test_other_grid_interpolates_learned_positions(tmp_path: Path, size: int) ->
     assert stage2.main([*settings, "--out", str(tmp_path / "run")]) == 0
     at = settings.index("--vision_size")
     other = [*settings[:at], *settings[at + 6 :], "--vision_size", str(size), "--start", str(tmp_path / "run")]
-    model = stage2.Stage2(parse(stage2.Stage2Settings, [*other, "--out", str(tmp_path / "larger")], "")).trainer.model
-    before, after = held(tmp_path / "run")["vision_positions"], model.vision_positions.detach()
+    model = build("stage2", [*other, "--out", str(tmp_path / "larger")]).trainer.model
+    before, after = weights(tmp_path / "run")["vision_positions"], model.vision_positions.detach()
     assert before.abs().mean() > 1e-3 and after.shape == (1, (size // 32) ** 2, 256)
     middle = after.shape[1] // 2  # of the 2 x 2 grid that was learned it sees all evenly
     torch.testing.assert_close(after[0, middle], before[0].mean(0))
@@ -405,7 +382,7 @@ def test_gradient_checkpointing_of_the_encoder_changes_nothing(parts: Path, tmp_
         finetune(parts, tmp_path / name, "opt", *TRAINED, *more)
         for name, more in (("plain", []), ("recompute", ["--recompute"]))
     ]
-    plain, again = (held(run) for run in runs)
+    plain, again = (weights(run) for run in runs)
     for name in plain:
         torch.testing.assert_close(plain[name], again[name], atol=1e-5, rtol=1e-4, msg=name)
 
@@ -424,13 +401,11 @@ def test_gradient_checkpointing_of_the_encoder_changes_nothing(parts: Path, tmp_
     ],
 )
 def test_wrong_finetunes_are_one_line(
-    parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], words: list[str]
+    parts: Path, tmp_path: Path, error_of: Any, more: list[str], words: list[str]
 ) -> None:
     given = [text.format(itm=parts / "itm", wide=parts / "wide") for text in more]
-    assert stage2.main(command(parts, "opt", tmp_path / "out", *given)) == 2
-    output = capsys.readouterr().err
-    [error] = [line for line in output.splitlines() if ": error: " in line]  # beside progress
-    assert all(word in error for word in words) and "Traceback" not in output, output
+    error = error_of(stage2.main, command(parts, "opt", tmp_path / "out", *given))
+    assert all(word in error for word in words), error
 
 
 @pytest.mark.parametrize("recipe", ["captions", "vqa", "retrieval"])
@@ -451,6 +426,9 @@ def test_recipe_finetunes_a_hugging_face_checkpoint(
     assert module.main([*arguments, "--dry-run"]) == 0
     assert "peak learning rates" in (output := capsys.readouterr().out) and "8 images" in output
     assert module.main(arguments) == 0
+    if recipe == "retrieval":
+        before = Checkpoint(start).load().vision.body.layers[0].fc1.weight
+        assert not torch.equal(weights(tmp_path / "run")["vision.body.layers.0.fc1.weight"], before)
     bundle = tmp_path / "bundle"
     assert export(["--ckpt", str(tmp_path / "run"), "--out", str(bundle), "--no-verify"]) == 0
     capsys.readouterr()
@@ -483,17 +461,20 @@ def test_two_processes_train_the_encoder_like_one(parts: Path, tmp_path: Path, m
     assert_same_training(tmp_path / "one", tmp_path / "two")
 
 
+def save_lavis(state: dict[str, torch.Tensor], folder: Path, name: str) -> None:
+    """Save LAVIS' file, and its frozen encoder in eva.pth."""
+    frozen = {name: state.pop(name) for name in list(state) if name.startswith("visual_encoder.")}
+    torch.save({"model": state}, folder / name)
+    torch.save(frozen, folder / "eva.pth")
+
+
 def test_lavis_file_is_a_start(parts: Path, tmp_path: Path) -> None:
     from transformers import Blip2ForConditionalGeneration
 
     theirs = Blip2ForConditionalGeneration.from_pretrained(parts / "opt")
-    state = state_of(theirs, "opt_proj")
-    frozen = {name: state.pop(name) for name in list(state) if name.startswith("visual_encoder.")}
-    torch.save({"model": state}, tmp_path / "caption.pth")
-    torch.save(frozen, tmp_path / "eva.pth")
+    save_lavis(state_of(theirs, "opt_proj"), tmp_path, "caption.pth")
     theirs.language_model.save_pretrained(tmp_path / "llm")
     tiny_blip2.llm_tokenizer().save_pretrained(tmp_path / "llm")
-    given = options(vision_weights=tmp_path / "eva.pth", llm_source=tmp_path / "llm", caption_prompt="a photo of")
     given = options(vision_weights=tmp_path / "eva.pth", llm_source=tmp_path / "llm", caption_prompt="a photo of")
     arguments = command(parts, tmp_path / "caption.pth", tmp_path / "out", *given)
     settings = parse(stage2.Stage2Settings, arguments, "")
@@ -511,15 +492,13 @@ def test_stage1_accepts_any_checkpoint_format(parts: Path, tmp_path: Path, lavis
     theirs = Blip2ForImageTextRetrieval.from_pretrained(parts / "itm")
     given = {"stage1": parts / "itm", "llm_source": parts / "wide", "end": "<|end|>"}
     if lavis:
-        state = state_of(theirs, "")
-        frozen = {name: state.pop(name) for name in list(state) if name.startswith("visual_encoder.")}
+        state = state_of(theirs, "") | {"temp": torch.tensor([0.07])}
         words, width = theirs.embeddings.word_embeddings.weight.shape
         shapes = {"bias": (words,), "transform.dense.weight": (width, width)}
         vectors = ("dense.bias", "LayerNorm.weight", "LayerNorm.bias")
         for name, shape in (shapes | {f"transform.{name}": (width,) for name in vectors}).items():
             state[f"Qformer.cls.predictions.{name}"] = torch.randn(shape)
-        torch.save({"model": state | {"temp": torch.tensor([0.07])}}, tmp_path / "pretrained.pth")
-        torch.save(frozen, tmp_path / "eva.pth")
+        save_lavis(state, tmp_path, "pretrained.pth")
         given |= {"stage1": tmp_path / "pretrained.pth", "vision_weights": tmp_path / "eva.pth"}
         given["qformer_init"] = parts / "bert"
     arguments = [*data(parts), *options(**given), "--no-prepend-bos", "--out", str(tmp_path / "out")]

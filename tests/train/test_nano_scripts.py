@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,10 +22,34 @@ from tests.train.arguments import options
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
-def run_script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+def run_script(name: str, *arguments: object, path: Path = RECIPES.parent) -> subprocess.CompletedProcess[str]:
+    """Run a script of recipes/nano; `path` comes first on the module path."""
     script = [sys.executable, str(RECIPES / "nano" / name), *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(RECIPES.parent), "OMP_NUM_THREADS": "1"}
+    folders = os.pathsep.join((str(path), str(RECIPES.parent)))
+    environment = {**os.environ, "PYTHONPATH": folders, "OMP_NUM_THREADS": "1"}
     return subprocess.run(script, check=False, cwd=RECIPES.parent, env=environment, capture_output=True, text=True)
+
+
+def test_build_script_names_the_recipes() -> None:
+    script = RECIPES / "nano" / "build.sh"
+    assert set(re.findall(r"\$recipes/(\w+)\.yaml", script.read_text())) == {"retrieval", "captions", "rewarded"}
+    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "arguments"),
+    [
+        ("clip.py", "out", ["o"]),
+        ("round_encoder.py", "source, --images, --out", ["s", "--images", "i", "--out", "o"]),
+    ],
+)
+def test_errors_are_one_line(name: str, missing: str, arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('torch', name='torch')")
+    done = run_script(name)
+    assert (done.returncode, done.stderr) == (2, f"{name}: error: missing: {missing} (see {name} --help)\n")
+    done = run_script(name, *arguments, path=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "torch is not installed: pip install " in done.stderr
 
 
 @pytest.mark.long(7)

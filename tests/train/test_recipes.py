@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -186,32 +183,19 @@ def test_recipes_of_nano_parse(path: Path) -> None:
     assert len(comments) == 1 and "python" not in comments[0]
 
 
-def test_build_script_of_nano_names_the_recipes() -> None:
-    script = RECIPES / "nano" / "build.sh"
-    assert set(re.findall(r"\$recipes/(\w+)\.yaml", script.read_text())) == NANO_RECIPES.keys() - {"stage1", "stage2"}
-    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
-
-
 def test_recipe_inherits_from_its_base(tmp_path: Path) -> None:
-    (tmp_path / "base.yaml").write_text("out: a\ntrain_table: t\nimages: i\nsteps: 7\nwarmup: 1\n")
+    (tmp_path / "base.yaml").write_text("out: a\ntrain_table: t\nimages: i\nsteps: 7\nwarmup: 1\nlr: 1e-4\nmin_lr: 0\n")
     (tmp_path / "own.yaml").write_text("base: base.yaml\nout: b\n")
     settings = parse(stage1.Stage1Settings, ["--recipe", str(tmp_path / "own.yaml"), "--warmup", "2"], "")
     loop = settings.loop
     assert (loop.run.out, loop.optimizer.steps, loop.optimizer.warmup) == ("b", 7, 2)
+    assert (loop.optimizer.lr, loop.optimizer.min_lr) == (1e-4, 0.0), "which YAML reads as a text and an integer"
 
 
-def errors(module: Any, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    capsys.readouterr()
-    assert module.main(arguments) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1, error
-    return error
-
-
-def test_invalid_values_are_named_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_values_are_named_together(tmp_path: Path, error_of: Any) -> None:
     wrong = {"steps": 0, "dropout": 2, "precision": "int3", "min_lr": 1, "warmup": 9, "clip": -1, "lr": "nan"}
     arguments = [text for name, value in wrong.items() for text in (f"--{name}", str(value))]
-    error = errors(stage1, [*tiny_settings(tmp_path), *arguments, "--out", str(tmp_path / "out")], capsys)
+    error = error_of(stage1.main, [*tiny_settings(tmp_path), *arguments, "--out", str(tmp_path / "out")])
     for words in ("steps is 0", "dropout is 2", "'int3'", "warmup 9", "clip is -1", "lr is nan"):
         assert words in error, (words, error)
 
@@ -238,23 +222,15 @@ WRONG = {
 
 
 @pytest.mark.parametrize("line", WRONG)
-def test_invalid_recipe_value_is_one_line(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_recipe_value_is_one_line(line: str, tmp_path: Path, error_of: Any) -> None:
     recipe = tmp_path / "wrong.yaml"
     recipe.write_bytes(line.encode("utf-8", "surrogateescape"))
-    assert WRONG[line] in errors(
-        stage2, ["--recipe", str(recipe), "--out", "o", "--train_table", str(tmp_path)], capsys
-    )
-
-
-def test_scientific_notation_is_read(tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_text(f"out: o\ntrain_table: {tmp_path}\nlr: 1e-4\nmin_lr: 0\n")
-    settings = parse(stage1.Stage1Settings, ["--recipe", str(tmp_path / "r.yaml")], "")
-    assert (settings.loop.optimizer.lr, settings.loop.optimizer.min_lr) == (1e-4, 0.0)
+    assert WRONG[line] in error_of(stage2.main, ["--recipe", recipe, "--out", "o", "--train_table", tmp_path])
 
 
 @pytest.mark.parametrize("flags", [["--train-data", "{"], ["--sources", "text"], ["--lr", "fast"], ["--steps", "1.5"]])
-def test_invalid_option_value_is_one_line(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    error = errors(stage1, [*flags, "--out", "o", "--images", "i"], capsys)
+def test_invalid_option_value_is_one_line(flags: list[str], error_of: Any) -> None:
+    error = error_of(stage1.main, [*flags, "--out", "o", "--images", "i"])
     assert (flags[0].strip("-").replace("-", "_") in error.replace("-", "_") and ": give " in error) or "YAML" in error
 
 
@@ -281,37 +257,40 @@ def save_encoder(path: Path, name: str) -> None:
     torch.save(timm.create_model(name, pretrained=False).state_dict(), path)
 
 
-def test_dry_run_names_all_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_names_all_mistakes(tmp_path: Path, error_of: Any) -> None:
     settings = tiny_settings(tmp_path)
     llm = llm_folder(tmp_path / "llm")
     (llm / "model.safetensors").unlink()
     (tmp_path / "table.tsv").write_text("image\tcaption\n")
     arguments = [*NANO_STAGE2, *options(llm_source=llm, end="the end", vision_positions=5, dry_run=3)]
-    error = errors(stage2, [*settings, *arguments, "--out", str(tmp_path / "out")], capsys)
+    error = error_of(stage2.main, [*settings, *arguments, "--out", str(tmp_path / "out")])
     for words in ("batch_size 4", "3 processes", "random weights", "no rows", "'the end'"):
         assert words in error, (words, error)
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
 
 
-def test_dry_run_checks_disk_space(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dry_run_checks_disk_space(tmp_path: Path, error_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = tmp_path / "encoder.pt"
     save_encoder(weights, "test_efficientnet")
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     settings = [*tiny_settings(tmp_path), "--vision_weights", str(weights), "--out", str(tmp_path / "out"), "--dry-run"]
-    assert "2 checkpoints need" in errors(stage1, settings, capsys)
+    assert "2 checkpoints need" in error_of(stage1.main, settings)
+
+
+def refitted_model(seed: int, learned_positions: bool = False) -> tuple[Blip2, np.random.Generator]:
+    """Seeded: if random keys and values are nearly dependent, the small ridge on positions shows."""
+    torch.manual_seed(seed)
+    geometry = QFormerConfig(16, 2, 2, 32, queries=4, vision_width=12, cross_attention_frequency=1, vocab_size=20)
+    vision = VisionConfig(positions=9, features=12)
+    model = Blip2(Blip2Config(1, vision, geometry, learned_positions=learned_positions))
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return model, np.random.default_rng(seed)
 
 
 def test_refit_reproduces_outputs_with_another_encoder() -> None:
-    """The other encoder has the same channels in another order, three times as large. Seeded: where random keys and
-    values are nearly dependent, the small ridge on positions shows."""
-    torch.manual_seed(1)
-    rng = np.random.default_rng(1)
-    geometry = QFormerConfig(16, 2, 2, 32, queries=4, vision_width=12, cross_attention_frequency=1, vocab_size=20)
-    model = Blip2(Blip2Config(1, VisionConfig(positions=9, features=12), geometry))
-    for parameter in model.parameters():
-        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    """The other encoder has the same channels in another order, three times as large."""
+    model, rng = refitted_model(1)
     old = rng.normal(size=(40, 9, 12)).astype(np.float16)
     new = 3 * old[..., rng.permutation(12)]
     before = model.query_output(torch.from_numpy(old).float())
@@ -323,13 +302,7 @@ def test_refit_reproduces_outputs_with_another_encoder() -> None:
 
 def test_refit_reads_another_grid() -> None:
     """The other encoder has [CLS], four positions for each old one, and fewer channels."""
-    torch.manual_seed(2)
-    rng = np.random.default_rng(2)
-    geometry = QFormerConfig(16, 2, 2, 32, queries=4, vision_width=12, cross_attention_frequency=1, vocab_size=20)
-    config = Blip2Config(1, VisionConfig(positions=9, features=12), geometry, learned_positions=True)
-    model = Blip2(config)
-    for parameter in model.parameters():
-        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    model, rng = refitted_model(2, learned_positions=True)
     hidden = rng.normal(size=(60, 9, 8))
     old = (hidden @ rng.normal(size=(8, 12))).astype(np.float32)
     fine = hidden.reshape(60, 3, 3, 8).repeat(2, 1).repeat(2, 2).reshape(60, 36, 8)
@@ -343,51 +316,26 @@ def test_refit_reads_another_grid() -> None:
     assert (after - before).abs().mean() < 0.7 * (shuffled - before).abs().mean()
 
 
-def test_refit_reports_a_wrong_checkpoint_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refit_reports_a_wrong_checkpoint_in_one_line(tmp_path: Path, error_of: Any) -> None:
     arguments = ["no/such", "--vision-weights", "x", "--data", "y.tsv", "--images", "z", "--out", str(tmp_path)]
-    assert refit.main(arguments) == 2
-    error = capsys.readouterr().err
-    assert "error: 'no/such'" in error and error.count("\n") == 1
+    assert "error: 'no/such'" in error_of(refit.main, arguments)
 
 
-def script(name: str, *arguments: str, blocked: str = "") -> str:
-    """What a script of recipes/nano says on stderr as it ends with exit code 2; `blocked` cannot be imported."""
-    path = RECIPES / "nano" / name
-    code = f"import sys, runpy; sys.argv = {[str(path), *arguments]}; sys.path.insert(0, {str(RECIPES.parent)!r})\n"
-    code += f"sys.modules[{blocked!r}] = None\n" if blocked else ""
-    code += f"runpy.run_path({str(path)!r}, run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    return done.stderr
-
-
-NANOS_SCRIPTS = {
-    "clip.py": ("out", ["o"]),
-    "round_encoder.py": ("source, --images, --out", ["s", "--images", "i", "--out", "o"]),
-}
-
-
-@pytest.mark.parametrize("name", NANOS_SCRIPTS)
-def test_nano_scripts_report_errors_in_one_line(name: str) -> None:
-    missing, arguments = NANOS_SCRIPTS[name]
-    program = Path(name).name
-    assert script(name) == f"{program}: error: missing: {missing} (see {program} --help)\n"
-    assert "torch is not installed: pip install " in script(name, *arguments, blocked="torch")
-
-
-def test_dry_run_names_missing_parts_and_invalid_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_names_missing_parts_and_invalid_values(tmp_path: Path, error_of: Any) -> None:
     nowhere = ["--llm_source", "no/llm", "--qformer_init", "no/bert", "--train_table", "no/table.tsv", "--images", "x"]
-    error = errors(stage2, [*nowhere, "--vision_source", "vit:none", "--dry-run"], capsys)
+    error = error_of(stage2.main, [*nowhere, "--vision_source", "vit:none", "--dry-run"])
     for words in ("out is missing", "no/llm", "no/bert", "no/table.tsv", "vit:none"):
         assert words in error, (words, error)
-    error = errors(stage2, [*nowhere, "--steps", "0", "--out", str(tmp_path / "out"), "--dry-run"], capsys)
+    error = error_of(stage2.main, [*nowhere, "--steps", "0", "--out", str(tmp_path / "out"), "--dry-run"])
     for words in ("steps is 0", "no/llm", "no/bert", "no/table.tsv"):
         assert words in error, (words, error)
     assert error.count("no/table.tsv") == 1
-    assert "no/bert" not in errors(stage2, [*nowhere, "--steps", "0", "--out", str(tmp_path)], capsys), "no dry run"
+    assert "no/bert" not in error_of(stage2.main, [*nowhere, "--steps", "0", "--out", str(tmp_path)]), "no dry run"
 
 
-def test_dry_run_opens_images_from_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_opens_images_from_everywhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], error_of: Any
+) -> None:
     weights = tmp_path / "encoder.pt"
     save_encoder(weights, "test_efficientnet")
     settings = [*tiny_settings(tmp_path), "--vision_weights", str(weights), "--out", str(tmp_path / "out")]
@@ -401,14 +349,14 @@ def test_dry_run_opens_images_from_everywhere(tmp_path: Path, capsys: pytest.Cap
         assert "8 images opened, 1 cannot be read: " in output and pictures[-1].name in output
     for picture in pictures:
         picture.write_bytes(b"noise")
-    assert "none of 8 sampled images can be read" in errors(stage1, [*settings, "--dry-run"], capsys)
+    assert "none of 8 sampled images can be read" in error_of(stage1.main, [*settings, "--dry-run"])
 
 
-def test_missing_sources_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_sources_are_named(tmp_path: Path, error_of: Any) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("train_data:\n- {path: no/one.csv}\n- {path: no/two.jsonl}\n")
     settings = without(tiny_settings(tmp_path), "--train_table", "--images")
-    error = errors(stage1, ["--recipe", str(recipe), *settings, "--out", str(tmp_path / "out"), "--dry-run"], capsys)
+    error = error_of(stage1.main, ["--recipe", str(recipe), *settings, "--out", str(tmp_path / "out"), "--dry-run"])
     assert "no/one.csv" in error and "no/two.jsonl" in error
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.bert import BertSource
@@ -29,7 +28,8 @@ from train.loop.trainer import learning_rate, parameter_groups
 from train.recipe import flat, parse
 from train.settings import OptimizerSettings
 
-from ..tiny.training import NANO_STAGE2, bert_folder, interrupt, llm_folder, tiny_settings
+from ..tiny.training import NANO_STAGE2, bert_folder, llm_folder, tiny_settings
+from .runs import STAGES, assert_equal, build, interrupt_and_resume, weights
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +49,6 @@ def stage1_run(parts: tuple[Path, list[str]]) -> Path:
 def stage2_settings(parts: tuple[Path, list[str]], start: Path) -> list[str]:
     folder, settings = parts
     return [*settings, *NANO_STAGE2, "--stage1", str(start), "--llm_source", str(folder / "llm"), "--end", "<|end|>"]
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(list_checkpoints(run)[-1] / "model.safetensors")
-
-
-def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
-    assert left.keys() == right.keys()
-    assert [name for name in left if not torch.equal(left[name], right[name])] == []
 
 
 def test_stage1_writes_checkpoint_metrics_and_plot(stage1_run: Path) -> None:
@@ -103,24 +94,17 @@ def test_stage2_starts_from_its_own_checkpoint(parts: tuple[Path, list[str]], st
     first, settings = parts[0] / "first", stage2_settings(parts, stage1_run)
     assert stage2.main([*settings, "--fresh_layers", "1", "--out", str(first)]) == 0
     arguments = [*settings, "--out", str(parts[0] / "second"), "--start", str(first)]
-    assert_equal(stage2.Stage2(parse(stage2.Stage2Settings, arguments, "")).model.trained_state(), weights(first))
+    assert_equal(build("stage2", arguments).model.trained_state(), weights(first))
 
 
-@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_resume_continues_bit_for_bit(parts: tuple[Path, list[str]], stage1_run: Path, stage: str) -> None:
     folder, settings = parts
-    module, whole = (stage1, stage1_run) if stage == "stage1" else (stage2, folder / "whole2")
+    out, whole = folder / f"resumed-{stage}", stage1_run
     if stage == "stage2":
-        settings = stage2_settings(parts, stage1_run)
-        assert module.main([*settings, "--out", str(whole)]) == 0
-    out = folder / f"resumed-{stage}"
-    run = (
-        module.Stage1(parse(stage1.Stage1Settings, [*settings, "--out", str(out)], ""))
-        if stage == "stage1"
-        else (module.Stage2(parse(stage2.Stage2Settings, [*settings, "--out", str(out)], "")))
-    )
-    interrupt(run)
-    assert module.main([*settings, "--out", str(out)]) == 0
+        settings, whole = stage2_settings(parts, stage1_run), folder / "whole2"
+        assert stage2.main([*settings, "--out", str(whole)]) == 0
+    interrupt_and_resume(stage, settings, out)
     assert_equal(weights(out), weights(whole))
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines() if '"lr"' in line]
     assert steps == [1, 2, 3, 4, 5, 6]
@@ -172,29 +156,24 @@ ENCODER = ["--vision_source", "timm:test_efficientnet", "--vision_size", "64"]
     [
         (["--recipe", "no/such.yaml"], ["no/such.yaml", "recipes/"]),
         ([], ["missing", "--out"]),
-        (["--out", "{}/x", "--images", "y", "--train_table", "no.tsv", *ENCODER], ["no.tsv", "image, caption"]),
+        (["--out", "{}/x", "--images", "y", "--train_table", "no.tsv", *ENCODER], ["no.tsv", "does not exist"]),
         (["--out", "{}/x", "--images", "y", "--train_table", "no.tsv"], ["vision_weights is missing", "vit:g"]),
     ],
 )
-def test_wrong_settings_are_one_line(
-    arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    init = ["--qformer_init", str(bert_folder(tmp_path / "bert"))]
-    capsys.readouterr()  # the progress bar of writing it
-    assert stage1.main([argument.format(tmp_path) for argument in arguments] + init) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and all(word in error for word in words), error
+def test_wrong_settings_are_one_line(arguments: list[str], words: list[str], error_of: Any, tmp_path: Path) -> None:
+    init = ["--qformer_init", bert_folder(tmp_path / "bert")]
+    error = error_of(stage1.main, [argument.format(tmp_path) for argument in arguments] + init)
+    assert all(word in error for word in words), error
 
 
 def test_resume_never_rejects_existing_checkpoints(
-    parts: tuple[Path, list[str]], stage1_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    parts: tuple[Path, list[str]], stage1_run: Path, tmp_path: Path, error_of: Any
 ) -> None:
     _, settings = parts
-    assert stage1.main([*settings, "--out", str(stage1_run), "--resume", "never"]) == 2
-    error = capsys.readouterr().err
-    assert str(stage1_run) in error and "--resume auto" in error and error.count("\n") == 1
-    assert stage1.main([*settings, "--out", str(tmp_path / "x"), "--resume", "sometimes"]) == 2
-    assert "auto, always or never" in capsys.readouterr().err
+    error = error_of(stage1.main, [*settings, "--out", stage1_run, "--resume", "never"])
+    assert str(stage1_run) in error and "--resume auto" in error
+    error = error_of(stage1.main, [*settings, "--out", tmp_path / "x", "--resume", "sometimes"])
+    assert "auto, always or never" in error
 
 
 @pytest.mark.parametrize(("field", "value"), [("hidden_act", "gelu_new"), ("position_embedding_type", "relative_key")])
@@ -223,18 +202,16 @@ def test_processes_compare_all_settings_except_run(
 
 
 def test_changed_settings_are_rejected(
-    parts: tuple[Path, list[str]], stage1_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    parts: tuple[Path, list[str]], stage1_run: Path, tmp_path: Path, error_of: Any
 ) -> None:
     _, settings = parts
     out = tmp_path / "run"
     shutil.copytree(stage1_run, out)
     changed = [*settings, "--out", str(out), "--seed", "9", "--views", "3", "--lr", "3e-5"]
-    capsys.readouterr()
-    assert stage1.main(changed) == 2
-    [error] = capsys.readouterr().err.splitlines()
+    error = error_of(stage1.main, changed)
     assert "(seed was 0 and is 9, views was 2 and is 3): give another folder" in error and "--resume always" in error
-    assert stage1.main([*settings, "--out", str(out), "--start", str(stage1_run)]) == 2
-    assert f"start was '' and is {str(stage1_run)!r}" in capsys.readouterr().err
+    error = error_of(stage1.main, [*settings, "--out", out, "--start", stage1_run])
+    assert f"start was '' and is {str(stage1_run)!r}" in error
     again = ["--steps", "7", "--lr", "3e-5", "--log-every", "2", "--recompute", "--dev-table", ""]
     assert stage1.main([*settings, "--out", str(out), *again]) == 0, "how far and how it runs may change"
     assert stage1.main([*changed, "--steps", "8", "--resume", "always"]) == 0
@@ -257,11 +234,10 @@ def test_missing_settings_are_not_compared(tmp_path: Path) -> None:
     assert "clean_answers was True and is False" in settings_conflict(tmp_path, {"clean_answers": False}), "it was so"
 
 
-def test_unknown_recipe_fields_suggest_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_recipe_fields_suggest_the_nearest(tmp_path: Path, error_of: Any) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("bath_size: 3\nwarm_up: 2\nsteps: many\n")
-    assert stage1.main(["--recipe", str(recipe)]) == 2
-    error = capsys.readouterr().err
+    error = error_of(stage1.main, ["--recipe", recipe])
     assert "'batch_size'" in error and "'warmup'" in error and "steps is 'many'" in error
 
 

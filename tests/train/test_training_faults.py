@@ -19,8 +19,6 @@ from blip2rt.modeling.checkpoint import list_checkpoints
 from train import stage1, stage2
 from train.cli import COMMANDS
 from train.loop import checkpoint
-from train.loop.logs import Log
-from train.recipe import parse
 
 from ..tiny.training import tiny_settings
 
@@ -38,15 +36,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [*tiny_settings(tmp_path_factory.mktemp("parts")), "--save_every", "2"]
 
 
-def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    capsys.readouterr()
-    assert stage1.main(arguments) == 2
-    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("blip2rt-train: error: ")]
-    return error
-
-
 def test_infinite_loss_names_the_step_and_saves_its_batch(
-    settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    settings: list[str], tmp_path: Path, error_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, calls = stage1.stage1_losses, []
 
@@ -56,7 +47,7 @@ def test_infinite_loss_names_the_step_and_saves_its_batch(
         return losses | {"loss": losses["loss"] * (torch.nan if len(calls) == 3 else 1.0)}
 
     monkeypatch.setattr(stage1, "stage1_losses", third_is_nan)
-    error = error_of([*settings, "--out", str(tmp_path)], capsys)
+    error = error_of(stage1.main, [*settings, "--out", str(tmp_path)])
     assert "the loss is nan at step 3" in error and "bad-batch-step-3" in error
     (kept,) = tmp_path.glob("bad-batch-*.pt")
     batch = torch.load(kept, weights_only=True)
@@ -64,19 +55,16 @@ def test_infinite_loss_names_the_step_and_saves_its_batch(
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000002"]
 
 
-def test_leaking_language_model_is_rejected(
-    settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_leaking_language_model_is_rejected(settings: list[str], tmp_path: Path, error_of: Any) -> None:
     folder = tmp_path / "llm"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "gemma3_text", "use_bidirectional_attention": True}))
-    capsys.readouterr()
-    assert stage2.main([*settings, "--llm_source", str(folder), "--out", str(tmp_path / "out")]) == 2
-    assert "use_bidirectional_attention" in capsys.readouterr().err.splitlines()[-1]
+    error = error_of(stage2.main, [*settings, "--llm_source", folder, "--out", tmp_path / "out"])
+    assert "use_bidirectional_attention" in error
 
 
 def test_full_disk_is_one_line_and_keeps_the_last_checkpoint(
-    settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    settings: list[str], tmp_path: Path, error_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = checkpoint.save_file
 
@@ -87,7 +75,7 @@ def test_full_disk_is_one_line_and_keeps_the_last_checkpoint(
         original(state, path)
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    error = error_of([*settings, "--out", str(tmp_path)], capsys)
+    error = error_of(stage1.main, [*settings, "--out", str(tmp_path)])
     assert "No space left on device" in error and "step-000004" in error and "free some space" in error
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000002"]
     assert not list(tmp_path.glob(".*partial"))
@@ -96,37 +84,12 @@ def test_full_disk_is_one_line_and_keeps_the_last_checkpoint(
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000006"], "the last `keep`"
 
 
-def test_damaged_checkpoints_are_named(settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_checkpoints_are_named(settings: list[str], tmp_path: Path, error_of: Any) -> None:
     arguments = [*settings, "--out", str(tmp_path)]
     assert stage1.main([*arguments, "--steps", "4"]) == 0
     (tmp_path / "step-000004" / "optimizer.safetensors").write_bytes(b"")
-    error = error_of(arguments, capsys)
+    error = error_of(stage1.main, arguments)
     assert "step-000004" in error and "damaged" in error and "remove it" in error
-
-
-def test_checkpoint_holds_the_fp16_scaler(settings: list[str], tmp_path: Path) -> None:
-    stage = stage1.Stage1(parse(stage1.Stage1Settings, [*settings, "--out", str(tmp_path)], ""))
-    trainer = stage.trainer
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
-    trainer.scaler.scale(torch.ones(1))
-    step, batch = next(iter(stage.batches()))
-    trainer._step(step, lambda: trainer._backward(stage.loss, batch))
-    trainer.step = 2
-    trainer._save()
-    resumed = torch.amp.GradScaler("cpu", init_scale=4.0)
-    assert checkpoint.resume(tmp_path, trainer.model, trainer.optimizer, resumed) == 2
-    assert resumed.get_scale() == trainer.scaler.get_scale() == 512.0
-
-
-def test_metrics_of_repeated_steps_are_dropped(tmp_path: Path) -> None:
-    log = Log(tmp_path, True, steps=9)
-    for step in (1, 2, 3):
-        log.write({"step": step, "loss": 1.0})
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "lo')
-    with log.running(2):
-        pass
-    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
 
 
 def run_without(module: str, folder: Path, *command: str) -> tuple[int, str]:

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from blip2rt.modeling.checkpoint import list_checkpoints
-from train import stage1, stage2
-from train.recipe import parse
 
-from ..tiny.training import NANO_STAGE2, interrupt, llm_folder, tiny_settings
+from ..tiny.training import NANO_STAGE2, llm_folder, tiny_settings
 from .processes import tell_apart
+from .runs import STAGES, assert_equal, interrupt_and_resume, weights
 
 pytestmark = pytest.mark.long(30)
-
-STAGES = {"stage1": stage1, "stage2": stage2}
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +40,6 @@ def arguments(parts: tuple[Path, list[str]], stage: str) -> list[str]:
     return [*settings, *own] if stage == "stage2" else settings
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(list_checkpoints(run)[-1] / "model.safetensors")
-
-
 def losses(run: Path) -> torch.Tensor:
     """(6, 2): loss and norm of the gradient at every step."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -61,7 +51,7 @@ def test_recomputed_activations_are_equal_bit_for_bit(parts: tuple[Path, list[st
     flags = ["--dropout", "0.3"]  # drawn again alike
     plain = weights(trained(parts, stage, "dropout", flags))
     again = weights(trained(parts, stage, "recompute", [*flags, "--recompute"]))
-    assert [name for name in plain if not torch.equal(plain[name], again[name])] == []
+    assert_equal(plain, again)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -95,18 +85,8 @@ def test_fp16_resumes_bit_for_bit_scaler_and_all(parts: tuple[Path, list[str]], 
     folder, _ = parts
     whole = trained(parts, stage, "fp16", ["--dropout", "0", "--precision", "fp16"])
     out = folder / f"{stage}-fp16-resumed"
-    run = build(stage, [*arguments(parts, stage), "--dropout", "0", "--precision", "fp16", "--out", str(out)])
-    interrupt(run)
-    flags = ["--dropout", "0", "--precision", "fp16", "--out", str(out)]
-    assert STAGES[stage].main([*arguments(parts, stage), *flags]) == 0
-    mine, theirs = weights(out), weights(whole)
-    assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
+    interrupt_and_resume(stage, [*arguments(parts, stage), "--dropout", "0", "--precision", "fp16"], out)
+    assert_equal(weights(out), weights(whole))
     scalers = [json.loads((list_checkpoints(run)[-1] / "trainer.json").read_text())["scaler"] for run in (out, whole)]
     assert scalers[0] == scalers[1] and scalers[0]["scale"] > 1
     assert torch.equal(losses(out), losses(whole))
-
-
-def build(stage: str, arguments: list[str]) -> Any:
-    module: ModuleType = STAGES[stage]
-    name = stage.capitalize()
-    return getattr(module, name)(parse(getattr(module, f"{name}Settings"), arguments, ""))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, count
 from pathlib import Path
 from typing import TypeVar
@@ -19,7 +20,7 @@ from blip2rt.modeling.blip2 import Blip2
 from blip2rt.modeling.checkpoint import list_checkpoints
 from blip2rt.modeling.vision import VisionConfig
 
-from ..loop.parallel import Parallel, this_process
+from ..loop.parallel import this_process
 from ..settings import BatchSettings, DataSettings
 from .features import draw_views, open_features
 from .readers import read_data
@@ -63,9 +64,9 @@ def batch_features(model: Blip2, images: ImageBatch) -> torch.Tensor:
     return model.vision_features(images.pixels)
 
 
-def split_micro_batches(parallel: Parallel, accumulate: int, rows: list[T]) -> list[list[T]]:
+def split_micro_batches(accumulate: int, rows: list[T]) -> list[list[T]]:
     """Return this process's rows of a step, split into micro-batches."""
-    own = list(parallel.take_share(rows))
+    own = list(this_process().take_share(rows))
     size = len(own) // accumulate
     return [own[i * size : (i + 1) * size] for i in range(accumulate)]
 
@@ -123,7 +124,7 @@ class TableLoader:
                 drawn = [draw_texts(groups[i], rng)[: self.settings.texts] for i in chosen]
             views = draw_views(self.settings.data.views, len(drawn), (batch.seed, step)).tolist()
             rows = list(zip((group[0].image for group in drawn), views, drawn, strict=True))  # of all processes
-            yield step, [self._load(part) for part in split_micro_batches(this_process(), batch.accumulate, rows)]
+            yield step, [self._load(part) for part in split_micro_batches(batch.accumulate, rows)]
 
     def _load(self, rows: list[tuple[int, int, list[Sample]]]) -> ImageBatch:
         images = [image for image, _, _ in rows]
@@ -173,7 +174,7 @@ class MixedTableLoader:
                 (table, image, view, draw_texts(self.texts_of[table][image], rng)[: self.settings.texts])
                 for (table, image), view in zip(chosen, views, strict=True)
             ]  # of all processes
-            yield step, [self._load(part) for part in split_micro_batches(this_process(), batch.accumulate, rows)]
+            yield step, [self._load(part) for part in split_micro_batches(batch.accumulate, rows)]
 
     def _load(self, rows: list[tuple[int, int, int, list[Sample]]]) -> ImageBatch:
         features = torch.cat([self.sources[table].get([image], [view]) for table, image, view, _ in rows])
@@ -198,10 +199,7 @@ class StreamingLoader:
 
     def steps(self, start: int) -> Iterator[tuple[int, list[ImageBatch]]]:
         """Yield (step, micro-batches) without end, from step `start` on."""
-
-        def split(rows: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-            return split_micro_batches(this_process(), self.settings.batch.accumulate, rows)
-
+        split = partial(split_micro_batches, self.settings.batch.accumulate)
         workers = self.settings.data.workers
         for step, micros in load_batches(self.reader, self.mixture, start, split, workers, self.bad):
             yield step, [self._load(images) for images in micros]

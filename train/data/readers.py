@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from blip2rt.errors import Blip2rtError
 from blip2rt.untrusted.image_format import EXTENSIONS
 
-from .samples import BadSamples, Dataset, Row, dataset_of, is_file, read_table
+from .samples import BadSamples, Dataset, Row, dataset_of, is_file
 
 IMAGES = frozenset(EXTENSIONS)
 _MAX_COUNT = 10_000  # of one answer
@@ -34,8 +34,6 @@ def read_data(path: str | Path, images: str | Path = "", bad: BadSamples | None 
     """
     path = Path(path)
     bad = BadSamples(0) if bad is None else bad
-    if path.suffix.lower() == ".tsv":
-        return read_table(path, images, bad)
     if path.is_dir():
         rows, images = _folder(path, bad), path
     elif path.suffix.lower() in _READERS:
@@ -84,30 +82,34 @@ def _folder(path: Path, bad: BadSamples) -> Iterator[Row]:
         yield from (Row(f"{texts}, line {i}", name, line.strip()) for i, line in enumerate(lines, 1) if line.strip())
 
 
-def _csv(path: Path, bad: BadSamples) -> Iterator[Row]:
+def _table(path: Path, bad: BadSamples) -> Iterator[Row]:
+    """Read a table with a header: a TSV without quotes, a CSV, or Flickr30k's results.csv, which is separated by |."""
     with _open(path) as file:
-        flickr = "|" in file.readline()  # Flickr30k's results.csv
+        separator = "\t" if path.suffix.lower() == ".tsv" else "|" if "|" in file.readline() else ","
+        quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
         file.seek(0)
-        reader = csv.DictReader(file, delimiter="|" if flickr else ",", skipinitialspace=True)
+        reader = csv.DictReader(file, delimiter=separator, quoting=quoting, skipinitialspace=separator != "\t")
         try:
             columns = {kind: _column(path, kind, reader.fieldnames or ()) for kind in _NAMES}
         except csv.Error as error:
-            raise Blip2rtError(f"{path} is not a table ({error}): give a .csv file with a header") from error
-        while True:
-            try:
-                row = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                bad.add(f"{path}, line {reader.line_num}", str(error))
-                continue
+            raise Blip2rtError(f"{path} is not a table ({error}): give a file with a header") from error
+        for place, row in table_rows(path, reader, bad):
             if None in row:
-                bad.add(
-                    f"{path}, line {reader.line_num}", "it has more columns than the header: quote texts with commas"
-                )
-                continue
-            values = (row.get(columns[kind] or "") or "" for kind in _NAMES)
-            yield Row(f"{path}, line {reader.line_num}", *values)
+                bad.add(place, "it has more columns than the header: quote commas in a .csv, and leave out tabs")
+            else:
+                yield Row(place, *(row.get(columns[kind] or "") or "" for kind in _NAMES))
+
+
+def table_rows(path: Path, reader: Any, bad: BadSamples) -> Iterator[tuple[str, Any]]:
+    """Yield the rows of a reader of the module csv with their positions; malformed rows are counted in `bad`."""
+    while True:
+        try:
+            if (row := next(reader, None)) is None:
+                return
+        except csv.Error as error:  # a field that is too long
+            bad.add(f"{path}, line {reader.line_num}", str(error))
+            continue
+        yield f"{path}, line {reader.line_num}", row
 
 
 def _tokens(path: Path, bad: BadSamples) -> Iterator[Row]:
@@ -255,5 +257,5 @@ def _vqa(path: Path, data: dict[str, Any], bad: BadSamples) -> Iterator[Row]:
                 yield Row(f"{place}, answer {i}", name, _inner(answer), question)
 
 
-Reader = Callable[[Path, BadSamples], Iterator[Row]]
-_READERS: dict[str, Reader] = {".csv": _csv, ".jsonl": _json_lines, ".json": _coco, ".token": _tokens, ".txt": _tokens}
+_READERS: dict[str, Callable[[Path, BadSamples], Iterator[Row]]] = {".jsonl": _json_lines, ".json": _coco}
+_READERS |= dict.fromkeys((".tsv", ".csv"), _table) | dict.fromkeys((".token", ".txt"), _tokens)

@@ -1,13 +1,11 @@
-"""Samples, data sets and unusable samples; tables of `image<TAB>caption[<TAB>prompt]`."""
+"""Samples, data sets and unusable samples."""
 
 from __future__ import annotations
 
-import csv
 import unicodedata
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -207,43 +205,3 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):  # too long, a null character
         return False
-
-
-def read_table(table: str | Path, images: str | Path, bad: BadSamples | None = None) -> Dataset:
-    """Read `image<TAB>caption[<TAB>prompt]` with a header line; image paths are relative to the folder `images`."""
-    table, images = Path(table), Path(images)
-    bad = BadSamples(0) if bad is None else bad
-    if not table.is_file():
-        raise Blip2rtError(f"table {table} does not exist: give a .tsv file with the columns image, caption[, prompt]")
-    with table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        rows = list(table_rows(table, csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), bad))
-    header = rows[0][1] if rows else []
-    if header[:2] != ["image", "caption"] or header[2:] not in ([], ["prompt"], ["question"]):
-        raise Blip2rtError(
-            f"{table} must start with the header image<TAB>caption[<TAB>prompt]; it starts with "
-            f"{ascii(header)[:200]}: add the header, without other columns"
-        )
-    names = list(dict.fromkeys(row[0] for _, row in rows[1:] if row))
-    missing = [name for name in names if not is_file(images / name)]
-    if len(missing) > bad.limit:
-        raise Blip2rtError(f"{len(missing)} of {len(names)} images of {table} are not in {images}: {missing[:3]!a}...")
-    found = []
-    for place, row in rows[1:]:
-        if len(row) > len(header):
-            bad.add(place, f"it has {len(row)} columns, and the header {len(header)}: texts must not contain tabs")
-        elif row:
-            found.append(Row(place, *[*row, None][:2], *row[2:3]))
-    return dataset_of(table, found, images, bad)
-
-
-def table_rows(table: Path, reader: Any, bad: BadSamples) -> Iterator[tuple[str, list[str]]]:
-    """Yield the rows of a table with their positions; malformed rows are counted in `bad`."""
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:  # a field that is too long
-            bad.add(f"{table}, line {reader.line_num}", str(error))
-            continue
-        yield f"{table}, line {reader.line_num}", row

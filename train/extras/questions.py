@@ -23,7 +23,8 @@ from blip2rt.command_line import Parser, nonempty, whole
 from blip2rt.errors import Blip2rtError
 from blip2rt.text import clean_caption
 
-from ..data.samples import Dataset, read_table, repeat_answers, table_text
+from ..data.readers import read_data
+from ..data.samples import Dataset, repeat_answers, table_text
 
 COLOURS = "black white brown red blue green yellow orange pink purple gray grey tan golden".split()
 THINGS = (
@@ -120,7 +121,7 @@ def with_questions(data: Dataset, root: Path, per_image: int, seed: int) -> Iter
 
 
 def _write(args: argparse.Namespace) -> None:
-    data = read_table(args.data, args.images)
+    data = read_data(args.data, args.images)
     rows = list(with_questions(data, Path(args.images), args.per_image, args.seed))
     out = Path(args.out)
     try:

@@ -29,29 +29,31 @@ from train.evaluation.retrieval import Candidates
 from train.extras import calibrate
 
 
-def drawn(a: float, b: float, texts: int = 20_000, images: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """cosine, log_odds and own, whose likelihood a and b are."""
-    rng = np.random.default_rng(0)
-    cosine, log_odds = rng.normal(0.4, 0.1, (texts, images)), rng.normal(0, 3, (texts, images))
-    own = (a * cosine + b * log_odds + rng.gumbel(size=cosine.shape)).argmax(1)
-    return cosine, log_odds, own
+def drawn(*weights: float, images: int = 8) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return cosine, log-odds and likelihood, one for each weight, and the right images, whose log-odds they weigh."""
+    rng, shape = np.random.default_rng(0), (20_000, images)
+    parts = [rng.normal(mean, spread, shape) for mean, spread in ((0.4, 0.1), (0, 3), (9, 5))][: len(weights)]
+    score = sum(weight * part for weight, part in zip(weights, parts, strict=True)) + rng.gumbel(size=shape)
+    return parts, score.argmax(1)
 
 
-@pytest.mark.parametrize(("a", "b"), [(14.0, 1.0), (9.0, 0.15), (30.0, 0.02)])
-def test_fit_recovers_two_weights(a: float, b: float) -> None:
-    cosine, log_odds, own = drawn(a, b)
-    assert calibrate.fit([cosine, log_odds], own) == [pytest.approx(a, rel=0.06), pytest.approx(b, abs=0.012)]
+def found_by(parts: list[np.ndarray], own: np.ndarray, ways: list[str]) -> Candidates:
+    cosine, log_odds, *more = parts
+    places, logits = np.tile(np.arange(cosine.shape[1]), (len(own), 1)), np.stack([0 * log_odds, log_odds], -1)
+    return Candidates(np.resize(ways, len(own)), places, own, cosine, logits, more[0] if more else None)
 
 
-def test_fit_recovers_three_weights() -> None:
-    rng = np.random.default_rng(1)
-    parts = [rng.normal(0.4, 0.1, (20_000, 8)), rng.normal(0, 3, (20_000, 8)), rng.normal(-20, 5, (20_000, 8))]
-    own = (14 * parts[0] + 0.2 * parts[1] + 0.4 * parts[2] + rng.gumbel(size=parts[0].shape)).argmax(1)
-    assert calibrate.fit(parts, own) == [pytest.approx(want, rel=0.08) for want in (14, 0.2, 0.4)]
+@pytest.mark.parametrize("weights", [(14.0, 1.0), (9.0, 0.15), (30.0, 0.02), (14.0, 0.2, 0.4)])
+def test_fit_recovers_the_weights(weights: tuple[float, ...]) -> None:
+    parts, own = drawn(*weights)
+    assert calibrate.fit(parts, own) == [
+        pytest.approx(weights[0], rel=0.06),
+        *(pytest.approx(weight, abs=0.012) for weight in weights[1:]),
+    ]
 
 
 def test_wrong_head_gets_no_weight() -> None:
-    cosine, log_odds, own = drawn(14.0, 1.0)
+    (cosine, log_odds), own = drawn(14.0, 1.0)
     assert calibrate.fit([cosine, -log_odds], own)[1] < 1e-3
 
 
@@ -80,10 +82,7 @@ def test_calibration_changes_only_the_weight(
         logits = predictor.itm_logits(features, [items[3].references[0]] * count)
         np.testing.assert_allclose(found.itm_logits[3], logits, atol=1e-4)
         queries.append(len(items))
-        cosine, log_odds, own = drawn(9.0, 0.15, images=count)
-        places = np.tile(np.arange(count), (len(own), 1))
-        logits = np.stack([0 * log_odds, log_odds], -1)
-        return Candidates(np.full(len(own), "t2i"), places, own, cosine, logits, None)
+        return found_by(*drawn(9.0, 0.15, images=count), ["t2i"])
 
     monkeypatch.setattr(calibrate, "candidates", candidates)
     assert calibrate.main([ckpt, "--data", table, "--images", images, "--out", str(tmp_path), "--best", "4"]) == 0
@@ -109,19 +108,18 @@ def test_calibration_changes_only_the_weight(
     assert "rank by Match.cosine" in capsys.readouterr().err and not out.exists()
 
 
-def test_calibration_errors_are_one_line(trained: tuple[list[str], str], tmp_path: Path, capsys: Any) -> None:
+def test_calibration_errors_are_one_line(trained: tuple[list[str], str], tmp_path: Path, error_of: Any) -> None:
     given, ckpt = trained
     table, images = (given[given.index(name) + 1] for name in ("--train_table", "--images"))
     out = ["--images", images, "--out", str(tmp_path / "out")]
     for command, words in (
-        ([str(tmp_path), "--data", table], "no checkpoint"),
+        ([str(tmp_path), "--data", table], "is not a checkpoint"),
         ([ckpt, "--data", table], "50 or more"),
         ([ckpt, "--data", table, "--best", "1"], "best is 1"),
         ([ckpt, "--data", str(tmp_path / "absent.tsv")], "does not exist"),
-        ([ckpt, "--data", table, "--images", str(tmp_path)], "are not in"),
+        ([ckpt, "--data", table, "--images", str(tmp_path)], "does not exist"),
     ):
-        assert calibrate.main([*command[:1], *out, *command[1:]]) == 2, command
-        [line] = [line for line in capsys.readouterr().err.splitlines() if ": error: " in line]
+        line = error_of(calibrate.main, [*command[:1], *out, *command[1:]])
         assert words in line and not (tmp_path / "out").exists(), line
 
 
@@ -175,12 +173,7 @@ def test_bundle_gets_both_weights(
         want = predictor.likelihoods(predictor.vision_features([paths[7]] * count), [texts[j] for j in found.found[67]])
         np.testing.assert_allclose(found.likelihood[67], want, atol=1e-4)
         assert found.way.tolist() == ["t2i"] * 60 + ["i2t"] * 60 and found.own.tolist() == [*range(60)] * 2
-        rng = np.random.default_rng(2)
-        cosine, log_odds, likelihood = (rng.normal(m, s, (20_000, 8)) for m, s in ((0.4, 0.1), (0, 3), (9, 5)))
-        own = (14 * cosine + 0.2 * log_odds + 0.4 * likelihood + rng.gumbel(size=cosine.shape)).argmax(1)
-        places = np.tile(np.arange(8), (len(own), 1))
-        logits = np.stack([0 * log_odds, log_odds], -1)
-        return Candidates(np.tile(["t2i", "i2t"], 10_000), places, own, cosine, logits, likelihood)
+        return found_by(*drawn(14.0, 0.2, 0.4), ["t2i", "i2t"])
 
     monkeypatch.setattr(calibrate, "candidates", candidates)
     out = tmp_path / "out"
@@ -206,6 +199,11 @@ def test_bundle_gets_both_weights(
     assert match.score == pytest.approx(want + new.retrieval.likelihood_weight * match.likelihood, abs=1e-3)
     assert calibrate.main([str(tiny.path), *pictures, "--out", str(out)]) == 2
     assert "already exists" in capsys.readouterr().err
+    manifest = json.loads((out / contract.MANIFEST).read_text())
+    manifest["retrieval"]["itm_weight"] = -1
+    (out / contract.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(blip2rt.Blip2rtError, match="itm_weight is -1"):
+        blip2rt.load(out)
 
 
 def test_evaluation_ranks_by_the_bundles_weights(tiny: Tiny, pictures: list[str], tmp_path: Path) -> None:

@@ -44,8 +44,8 @@ def mpt() -> Any:
     return transformers.MptConfig(d_model=HIDDEN, n_heads=4, n_layers=2, max_seq_len=96, vocab_size=WORDS)
 
 
-def random_llm(config: Any) -> Any:
-    llm = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+def random_llm(config: Any, attention: str = "eager") -> Any:
+    llm = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
     with torch.no_grad():
         for parameter in llm.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -59,15 +59,18 @@ def random_texts(count: int) -> list[Tokens]:
     ]
 
 
-@pytest.mark.parametrize("name", [*SCALED, "mpt"])
-def test_loss_equals_cross_entropy_of_the_llms_logits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "attention"), [*((name, "eager") for name in [*SCALED, "mpt"]), ("llama", "sdpa")])
+def test_loss_equals_cross_entropy_of_the_llms_logits(
+    name: str, attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packed texts get the hidden states that each would get alone behind its prefix."""
     seed = new_seed()
     torch.manual_seed(seed)
     random.seed(seed)
-    llm = random_llm(mpt() if name == "mpt" else SCALED[name]())
+    llm = random_llm(mpt() if name == "mpt" else SCALED[name](), attention)
     prefix = torch.randn(2, QUERIES, HIDDEN)
     monkeypatch.setattr(lm, "query_output", lambda *given: prefix)
-    groups = [random_texts(1 if name == "mpt" else 2) for _ in range(2)]
+    groups = [random_texts(1 if name == "mpt" else 1 + row) for row in range(2)]
     model: Any = SimpleNamespace(llm=llm, prefix_embeds=lambda query_output: query_output)
     found = lm_loss(model, prefix, pack(groups, QUERIES, 1))["loss"]
 
@@ -101,20 +104,17 @@ def test_unsupported_llm_is_rejected(name: str, tmp_path: Path) -> None:
         check_llm(*stage2(tmp_path), 1)
 
 
-def test_mpt_reads_one_text_per_image(tmp_path: Path) -> None:
+def test_only_mpt_reads_one_text_per_image(tmp_path: Path) -> None:
+    for name, config in {"llama": CONFIGS["llama"], "falcon": SLOW_CONFIGS["falcon"]}.items():  # without ALiBi
+        config().save_pretrained(tmp_path / name)
+        check_llm(*stage2(tmp_path / name), 3)
+        assert not single(*stage2(tmp_path / name))
     mpt().save_pretrained(tmp_path)
     check_llm(*stage2(tmp_path), 1)
     check_llm(*stage2(tmp_path, asks=True), 2)  # each text has a soft prompt of its own
     assert single(*stage2(tmp_path)) and not single(*stage2(tmp_path, asks=True))
     with pytest.raises(OptionError, match=r"texts_per_image is 2, but .*: give --texts-per-image 1"):
         check_llm(*stage2(tmp_path), 2)
-
-
-def test_llms_without_alibi_read_packed_texts(tmp_path: Path) -> None:
-    for name, config in {"llama": CONFIGS["llama"], "falcon": SLOW_CONFIGS["falcon"]}.items():
-        config().save_pretrained(tmp_path / name)
-        check_llm(*stage2(tmp_path / name), 3)
-        assert not single(*stage2(tmp_path / name))
 
 
 def test_truncated_text_has_no_end_token(tmp_path: Path) -> None:

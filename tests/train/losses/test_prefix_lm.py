@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.llm import LanguageModelSource, LlmConfig
 from tests.seeds import new_seed
-from tests.tiny.training import LLM_WORDS, NANO_STAGE2, t5_folder, tiny_settings
-from tests.train.arguments import options
-from train import stage1, stage2
+from tests.tiny.training import LLM_WORDS, t5_folder
 from train.data.samples import Sample
 from train.objectives.lm import truncation_report
 from train.objectives.prefix_lm import PrefixLmTexts
@@ -78,17 +75,3 @@ def test_padding_is_ignored(llm: Path) -> None:
     assert batch.image.tolist() == [0, 1, 1]
     assert (batch.encoder_mask.sum(1) > 0).all() and (batch.encoder_mask == 0).any()
     assert batch.target.tolist() == ids("a dog <|end|> red <|end|> two <|end|>")
-
-
-def test_stage2_trains_through_a_t5(llm: Path, tmp_path: Path) -> None:
-    settings = tiny_settings(tmp_path)
-    assert stage1.main([*settings, "--out", str(tmp_path / "stage1"), "--steps", "2"]) == 0
-    arguments = [
-        *options(stage1=tmp_path / "stage1"),
-        *NANO_STAGE2,
-        *options(llm_source=llm, end="<|end|>"),
-        "--no-query_offsets",
-    ]
-    assert stage2.main([*settings, *arguments, "--out", str(tmp_path / "stage2")]) == 0
-    model = Checkpoint(tmp_path / "stage2").load(vision=False)
-    assert model.config.llm is not None and model.config.llm.add_special_tokens

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from benchmarks.train import independent_losses
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.llm import LlmConfig
 from blip2rt.modeling.qformer import QFormerConfig
@@ -83,6 +84,24 @@ def test_stage1_losses_equal_numpy(paper: bool, rng: np.random.Generator, monkey
     assert got["itc"].item() == pytest.approx(reference.itc(sim, ids), abs=1e-5)
     assert got["itm"].item() == pytest.approx(reference.itm(seen, texts, *wrong), abs=1e-5)
     assert got["itg"].item() == pytest.approx(reference.itg(seen, texts, VOCAB - 1), abs=1e-5)
+
+
+@pytest.mark.parametrize("paper", [True, False])
+def test_shared_passes_have_the_gradients_of_separate_ones(paper: bool, rng: np.random.Generator) -> None:
+    model, (images, _, text) = build(1, paper).double(), batch(rng)
+    found = []
+    for losses in (stage1_losses, independent_losses):
+        torch.manual_seed(0)  # the same negatives
+        computed = losses(model, images.double(), text, VOCAB - 1)
+        model.zero_grad()
+        computed["loss"].backward()
+        gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+        found.append(({name: computed[name].detach() for name in ("loss", "itc", "itm", "itg")}, gradients))
+    (shared, shared_gradients), (apart, apart_gradients) = found
+    torch.testing.assert_close(shared, apart, atol=1e-5, rtol=0)
+    torch.testing.assert_close(shared_gradients, apart_gradients, atol=1e-5, rtol=0)
+    still = [name for name, g in apart_gradients.items() if g.abs().max() < 1e-4 and not name.endswith("key.bias")]
+    assert not still  # keys' biases move all scores of a row alike
 
 
 @pytest.mark.parametrize("paper", [True, False])
