@@ -1,4 +1,4 @@
-"""Trainings of several processes, and whether two trainings did the same."""
+"""Run trainings in several processes, and compare two trainings."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ FIVE_STEPS = options(
 WHOLE = ["--itc_gradient", "whole"]  # of stage 1: several processes train as one does
 
 
-def tell_apart(folder: Path) -> None:
-    """Pictures that differ, and a BERT that tells texts apart: where all are alike, rounding decides which query is the
-    most similar one, and with it where the gradient goes."""
+def make_distinct(folder: Path) -> None:
+    """Give pictures and texts distinct embeddings: if all are alike, rounding decides which query is the most similar,
+    and so where the gradient goes."""
     rng = np.random.default_rng(new_seed())
     for path in (folder / "images").iterdir():
         Image.fromarray(rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)).resize((48, 48)).save(path)
@@ -49,7 +49,7 @@ def free_port() -> int:
 
 
 def torchrun(processes: int, module: str, arguments: list[str], nodes: int = 1) -> None:
-    """`processes` on each of `nodes`, all of which are this machine."""
+    """Run torchrun with `processes` on each of `nodes`, all on this machine."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--nnodes", str(nodes)),
         *("--master_addr", "127.0.0.1", "--master_port", str(free_port())),
@@ -70,14 +70,14 @@ def torchrun(processes: int, module: str, arguments: list[str], nodes: int = 1) 
 
 
 def train_together(module: str, arguments: list[str], folder: Path, processes: int = 2, code: int = 0) -> list[str]:
-    """What torchrun does, without importing torch in every process anew. All end with the code; what each said."""
+    """Train as torchrun does, but import torch once. Return the logs of all processes, which must exit with `code`."""
     running, logs = start_together(module, arguments, folder, processes)
     return end_together(running, logs, code)
 
 
 def start_together(module: str, arguments: list[str], folder: Path, processes: int = 2) -> tuple[list[Any], list[Path]]:
-    """Processes, forked by a server that has imported torch, and files with what they say. {rank} in an argument is a
-    process' own."""
+    """Start processes, forked by a server that has imported torch. Return them and their log files. {rank} in an
+    argument becomes the process's rank."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train.stage1", "train.stage2", "accelerate"])
     shared = {
@@ -86,7 +86,7 @@ def start_together(module: str, arguments: list[str], folder: Path, processes: i
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": free_port(),
     }
-    logs = [folder / f"said-by-{rank}.txt" for rank in range(processes)]
+    logs = [folder / f"log-{rank}.txt" for rank in range(processes)]
     running = []
     for rank, file in enumerate(logs):
         given = {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
@@ -97,7 +97,7 @@ def start_together(module: str, arguments: list[str], folder: Path, processes: i
 
 
 def end_together(running: list[Any], logs: list[Path], code: int = 0) -> list[str]:
-    """Wait for processes, which end with the code. Return what each said."""
+    """Wait for processes, which must exit with `code`. Return their logs."""
     for process, file in zip(running, logs, strict=True):
         process.join(TIMEOUT)
         assert process.exitcode == code, file.read_text()[-3000:]
@@ -105,7 +105,7 @@ def end_together(running: list[Any], logs: list[Path], code: int = 0) -> list[st
 
 
 def _train(module: str, arguments: list[str], environment: dict[str, str], logs: Path) -> None:
-    """One process of several."""
+    """Train in one process of several."""
     with open(logs, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -127,7 +127,7 @@ def assert_same_training(left: Path, right: Path, tolerance: float = 1e-4) -> No
     one, other = (load_file(list_checkpoints(run)[-1] / "model.safetensors") for run in (left, right))
     assert one.keys() == other.keys()
     for name in one:
-        if name.endswith("key.bias"):  # a softmax does not feel it: its gradient is rounding, which Adam makes steps of
+        if name.endswith("key.bias"):  # no effect on a softmax: Adam turns its rounding noise into steps
             continue
         apart = (one[name] - other[name]).abs()
         logs = f"{name}: {apart.max():.2g}, {apart.median():.2g}"

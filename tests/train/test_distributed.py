@@ -23,7 +23,7 @@ from .processes import (
     WHOLE,
     assert_same_moments,
     assert_same_training,
-    tell_apart,
+    make_distinct,
     torchrun,
     train_together,
 )
@@ -36,7 +36,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     folder = tmp_path_factory.mktemp("parts")
     llm_folder(folder / "llm")
     settings = [*tiny_settings(folder), *FIVE_STEPS]
-    tell_apart(folder)
+    make_distinct(folder)
     return folder, settings
 
 

@@ -110,7 +110,7 @@ def llm_of(parts: Path, start: str, *more: str) -> LlmConfig:
 
 
 def test_another_llm_has_its_own_token_ids(parts: Path, tmp_path: Path) -> None:
-    """Prompts stay, those that the command line gives and those of the checkpoint."""
+    """Prompts are kept, whether from the command line or the checkpoint."""
     wide = str(shutil.copytree(parts / "wide", tmp_path / "wide"))
     said = tmp_path / "wide" / "config.json"
     said.write_text(json.dumps({**json.loads(said.read_text()), "eos_token_id": LLM_WORDS.index("dog")}))
@@ -125,7 +125,7 @@ def test_another_llm_has_its_own_token_ids(parts: Path, tmp_path: Path) -> None:
 
 
 def test_another_llm_keeps_the_end_token(parts: Path) -> None:
-    """What is written stays, and what is counted is the new tokenizer's."""
+    """Texts are kept; token ids are the new tokenizer's."""
     before = LlmConfig(source=str(parts / "t5"), add_special_tokens=True, end="<|end|>", bos="a", tokenizer="x", bits=4)
     own = replaced_llm(LanguageModelSource(before), str(parts / "wide")).config
     prompted = replaced_llm(LanguageModelSource(replace(before, empty_prompt_ids=(7,))), str(parts / "t5")).config
@@ -156,7 +156,7 @@ def test_each_layer_learns_at_its_rate(parts: Path) -> None:
 
 
 def test_lower_layers_move_less(parts: Path) -> None:
-    """By Adam's first step every weight moves as far as its rate is high."""
+    """Adam's first step moves every weight by its learning rate."""
     common = options(steps=1, warmup=0, weight_decay=0, save_every=1, clip=0)
     moved: dict[float, list[float]] = {}
     for decay in (1.0, 0.5):
@@ -173,7 +173,7 @@ def test_lower_layers_move_less(parts: Path) -> None:
 
 
 def test_trained_encoder_is_saved_and_exported(parts: Path, tmp_path: Path) -> None:
-    """Hugging Face's folder -> caption finetune -> export -> runtime; the start is gone by then."""
+    """Hugging Face's folder -> caption finetune -> export -> runtime, without the start's encoder."""
     shutil.copytree(parts / "opt", tmp_path / "start")
     arguments = command(
         parts, tmp_path / "start", tmp_path / "run", *TRAINED, caption_prompt="a photo of", layer_decay="0.9"
@@ -182,7 +182,7 @@ def test_trained_encoder_is_saved_and_exported(parts: Path, tmp_path: Path) -> N
     state = weights(tmp_path / "run")
     assert {"vision.body.class_embedding", "vision.body.layers.2.fc2.weight"} <= state.keys()
     assert not any(name.startswith("llm.") for name in state)
-    for file in (tmp_path / "start").glob("*.safetensors"):  # of the encoder nothing is needed any more
+    for file in (tmp_path / "start").glob("*.safetensors"):  # the encoder's weights are no longer needed
         from safetensors.torch import save_file
 
         kept = {
@@ -222,7 +222,7 @@ def test_prompt_is_not_learned(parts: Path) -> None:
 
 @pytest.mark.parametrize("source", ["timm:test_efficientnet", "hf"])
 def test_timm_and_hugging_face_encoders_train(parts: Path, tmp_path: Path, source: str) -> None:
-    """Of timm and Hugging Face; what the features do not depend on is left alone, and a resumed run is the same."""
+    """Parameters without an effect on the features stay frozen; a resumed run is equal."""
     settings = tiny_settings(tmp_path)
     llm_folder(tmp_path / "llm")
     if source == "hf":
@@ -264,7 +264,7 @@ def test_vqa_reads_the_question_twice(parts: Path, tmp_path: Path, llm: str) -> 
     read = stage.questions.tokenizer.batch_decode(micro.questions.token_ids, skip_special_tokens=True)
     spoken = [sample.prompt.replace("?", "").replace(" ", "") for sample in texts]  # BERT has no ? here
     assert [text.replace(" ", "") for text in read] == spoken
-    with torch.no_grad():  # what the question is decides what is said of the image
+    with torch.no_grad():  # the question changes the loss
         loss = stage.loss(micro)["loss"]
         asked = replace(micro.questions, token_ids=micro.questions.token_ids.roll(1, 1))
         changed = stage.loss(replace(micro, questions=asked))["loss"]

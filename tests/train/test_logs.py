@@ -1,4 +1,4 @@
-"""What a training writes: JSON lines always, TensorBoard where it is installed, wandb where it is asked for."""
+"""Training logs: JSON lines, TensorBoard if installed, wandb on request."""
 
 from __future__ import annotations
 

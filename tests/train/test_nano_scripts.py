@@ -1,4 +1,4 @@
-"""What makes nano see the world: the tables of its sets, and an encoder that is rounded by what it sees."""
+"""Scripts of recipes/nano: the tables of its data sets, and GPTQ of its encoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Without a recipe a training is the paper's and the reference's: what is drawn, what is dropped, what is learned."""
+"""Without a recipe, initialization, dropout and targets are the paper's and the reference's."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TINY = QFormerConfig(16, 2, 2, 24, queries=3, vision_width=12, vocab_size=20, ma
 
 
 def defaults(tmp_path: Path, *more: str) -> stage1.Stage1Settings:
-    """Stage 1's settings where nothing but parts and data is named; BERT has its masked-LM head."""
+    """Stage 1's defaults, with only parts and data given; BERT has its masked-LM head."""
     bert, weights = bert_folder(tmp_path / "bert"), tmp_path / "bert" / "model.safetensors"
     words = len((bert / "vocab.txt").read_text().split())
     state = load_file(weights)
@@ -113,7 +113,7 @@ def test_dropout_matches_the_reference(reference: bool, monkeypatch: pytest.Monk
 
 
 def numbers(dropped: list[tuple[float, tuple[int, ...]]]) -> dict[float, int]:
-    """How many numbers pass each share of dropout."""
+    """Count the numbers that pass through each rate of dropout."""
     found: dict[float, int] = {}
     for share, shape in dropped:
         found[share] = found.get(share, 0) + int(np.prod(shape))
@@ -135,14 +135,14 @@ def test_bos_is_learned_without_a_prompt(tmp_path: Path) -> None:
 
 
 class OneOfTwo(Parallel):
-    """A process of two, the rows of both being at hand."""
+    """One process of two; the rows of both are known."""
 
     def __init__(self, rank: int, everyone: list[torch.Tensor]) -> None:
         self.world, self.rank, self.device = 2, rank, torch.device("cpu")
         self.everyone = everyone
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """The rows of both in place of these."""
+        """Return the rows of both processes."""
         return next(each for each in self.everyone if torch.equal(each[self.own_rows(len(rows))], rows)).detach()
 
 

@@ -24,7 +24,7 @@ from ..tiny.training import NANO_STAGE2, llm_folder, tiny_settings
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A training from what a few steps of stage 2 have learned."""
+    """Settings of a training that starts from a few steps of stage 2."""
     folder = tmp_path_factory.mktemp("likelihood")
     llm = [*NANO_STAGE2, "--llm_source", str(llm_folder(folder / "llm")), "--end", "<|end|>"]
     given = [*tiny_settings(folder), *llm, "--dropout", "0"]

@@ -1,4 +1,4 @@
-"""Both stages end to end on tiny parts: they learn, what is frozen stays, and a killed run goes on bit for bit."""
+"""Both stages end to end on tiny parts: training, frozen parts, and exact resume after a kill."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_stage1_writes_checkpoint_metrics_and_plot(stage1_run: Path) -> None:
 
 
 def assert_samples(lines: list[dict[str, Any]]) -> None:
-    """What is said of the same images at every evaluation."""
+    """Assert that every evaluation logs texts of the same images."""
     said = [line["samples"] for line in lines if "samples" in line]
     assert len(said) == sum("dev_query_cosine" in line or "dev_loss" in line for line in lines)
     assert all(set(texts) == {f"{i}.jpg" for i in range(8)} for texts in said)

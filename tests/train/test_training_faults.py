@@ -1,5 +1,4 @@
-"""What ends a training: a loss that is no number, a full disk, a damaged checkpoint; and what is left then; before it
-begins, a package that is not installed."""
+"""Faults that end a training (a NaN loss, a full disk, a damaged checkpoint), and packages that are not installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Precision, compilation, recomputation: flags of speed and memory, that change no result beyond their rounding."""
+"""Precision, compilation and recomputation change results only by rounding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from blip2rt.modeling.checkpoint import list_checkpoints
 
 from ..tiny.training import NANO_STAGE2, llm_folder, tiny_settings
-from .processes import tell_apart
+from .processes import make_distinct
 from .runs import STAGES, assert_equal, interrupt_and_resume, weights
 
 pytestmark = pytest.mark.long(30)
@@ -22,12 +22,12 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     folder = tmp_path_factory.mktemp("parts")
     llm_folder(folder / "llm")
     settings = [*tiny_settings(folder), "--save_every", "3", "--keep", "9"]
-    tell_apart(folder)
+    make_distinct(folder)
     return folder, settings
 
 
 def trained(parts: tuple[Path, list[str]], stage: str, name: str, flags: list[str]) -> Path:
-    """The folder of a training of six steps, done once for each name."""
+    """Return the folder of a training of six steps, trained once per name."""
     out = parts[0] / f"{stage}-{name}"
     if not out.exists():
         assert STAGES[stage].main([*arguments(parts, stage), *flags, "--out", str(out)]) == 0

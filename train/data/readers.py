@@ -86,7 +86,7 @@ def _table(path: Path, bad: BadSamples) -> Iterator[Row]:
     """Read a table with a header: a TSV without quotes, a CSV, or Flickr30k's results.csv, which is separated by |."""
     with _open(path) as file:
         separator = "\t" if path.suffix.lower() == ".tsv" else "|" if "|" in file.readline() else ","
-        quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
+        quoting: Any = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
         file.seek(0)
         reader = csv.DictReader(file, delimiter=separator, quoting=quoting, skipinitialspace=separator != "\t")
         try:

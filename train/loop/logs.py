@@ -18,6 +18,7 @@ from blip2rt.bundle.atomic import write_file
 from blip2rt.errors import Blip2rtError
 
 METRICS = "metrics.jsonl"
+_DEV_MEASURES = ("dev_i2t_r@1", "dev_t2i_r@1", "dev_cider")  # drawn beside the losses
 
 
 class Log:
@@ -151,11 +152,6 @@ def _wandb(out: Path, project: str, record: dict[str, Any]) -> Iterator[_Wandb]:
     yield _Wandb(run, wandb.Table)
 
 
-def _is_dev_measure(name: str) -> bool:
-    """Whether a dev measure is plotted beside the losses: recall in both directions, and CIDEr."""
-    return name in ("dev_i2t_r@1", "dev_t2i_r@1", "dev_cider")
-
-
 def plot_losses(out: Path) -> None:
     """Draw loss.png from metrics.jsonl."""
     import matplotlib
@@ -170,7 +166,7 @@ def plot_losses(out: Path) -> None:
         if points:
             axes.plot(*zip(*points, strict=True), label=name, linewidth=1, marker="." if name == "dev_loss" else "")
     handles, labels = axes.get_legend_handles_labels()
-    measures = [name for name in dict.fromkeys(name for line in lines for name in line) if _is_dev_measure(name)]
+    measures = [name for name in dict.fromkeys(name for line in lines for name in line) if name in _DEV_MEASURES]
     if measures:  # on an axis of their own
         other = axes.twinx()
         for number, name in enumerate(measures):

@@ -53,7 +53,7 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-# What stands in one entry of a JSON list, beside two good ones.
+# One entry of a JSON list, between two valid ones.
 ENTRIES: dict[str, str] = {
     "a number": "5",
     "a list": '["0.jpg", "a dog"]',
@@ -81,7 +81,7 @@ GOOD = '{"image": "0.jpg", "caption": "a dog"}', '{"image": "1.jpg", "captions":
 
 
 def assert_skipped(path: Path, images: Path, kept: list[str], images_left: int = 2) -> BadSamples:
-    """`kept` are the texts that are left, where one sample is bad and may be; none where it may not."""
+    """Assert that one bad sample is skipped, `kept` are the other texts, and max_bad 0 raises one line."""
     bad = BadSamples(1, path.with_suffix(".bad"))
     data = read_data(path, images, bad)
     assert [sample.text for sample in data.samples] == kept and len(data.paths) == images_left
@@ -241,7 +241,7 @@ def test_invalid_text_file_is_skipped(images: Path, kind: str) -> None:
 
 
 def bomb() -> bytes:
-    """A PNG that says it is 30,000 x 30,000."""
+    """A PNG whose header claims 30,000 x 30,000 pixels."""
     body = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", body), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
     packed = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks]
@@ -292,7 +292,7 @@ def test_shards_are_written_without_damaged_images(images: Path, kind: str, caps
 
 
 class Encoder(torch.nn.Module):
-    """Gives the mean of each colour, (b, 1, 3)."""
+    """The mean of each colour, (b, 1, 3)."""
 
     def __init__(self, config: Any = None, **_: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Captioning and filtering: what is ranked, what stays, tables and shards, and going on after an interruption."""
+"""Captioning and filtering: ranking, kept captions, tables and shards, resuming."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Colours:
 
 
 class Captioner:
-    """Its best caption is grey; those it draws are of a colour that the seed says. Counts the images that it saw."""
+    """Its best caption is grey; the seed chooses the colour of sampled ones. Counts the images it captioned."""
 
     def __init__(self) -> None:
         self.seen = 0

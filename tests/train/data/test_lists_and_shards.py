@@ -44,7 +44,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def test_questions_are_added_to_a_table(tmp_path: Path) -> None:
-    """Images keep their names, also whole paths, and answers their questions and counts."""
+    """Images keep their names, absolute paths too; answers keep their questions and counts."""
     for folder in ("one", "two"):
         (tmp_path / "images" / folder).mkdir(parents=True)
         (tmp_path / "images" / folder / "1.jpg").write_bytes(jpeg())
@@ -134,7 +134,7 @@ PARTS = {"train": ("b.jpg", "a.jpg"), "dev": ("c.jpg",), "test": ("d.jpg",)}
 
 
 def flickr8k(folder: Path, end: str, last: str) -> Path:
-    """Files as Flickr8k has them: captions that hold '#', one whose image is nowhere, lines that end in `end`."""
+    """Write Flickr8k's files: captions with '#', one without an image, lines that end in `end`."""
     rows = [f"{name}.jpg#{i}\tA {name} # {i} , sat" for name in "abcd" for i in range(5)] + ["a.jpg.1#0\tnowhere"]
     (folder / "images").mkdir(parents=True)
     (folder / "Flickr8k.token.txt").write_bytes((end.join(rows) + last).encode())
@@ -209,7 +209,7 @@ def reader(tmp_path: Path, broken: bool = False) -> SampleReader:
 
 
 def stream(reader: SampleReader, start: int, workers: int, bad: BadSamples, ranks: int = 1) -> list[DecodedImages]:
-    """Three steps of 4 rows, each rank's after the other."""
+    """Return three steps of 4 rows, rank by rank."""
 
     def part(rank: int) -> Iterator[tuple[int, list[DecodedImages]]]:
         each = 4 // ranks
@@ -339,7 +339,7 @@ def two_images(folder: Path) -> Path:
     ],
 )
 def test_row_with_extra_columns_is_skipped(tmp_path: Path, name: str, lines: list[str], fault: str) -> None:
-    """A tab or a comma within a text would cut it, or make a question of its end."""
+    """A tab or comma inside a text would truncate it, or turn its end into a question."""
     table = two_images(tmp_path) / name
     table.write_text("\n".join([*lines, lines[0].replace("image", "b.png").replace("caption", "a cat")]) + "\n")
     bad = BadSamples(1)
@@ -350,7 +350,7 @@ def test_row_with_extra_columns_is_skipped(tmp_path: Path, name: str, lines: lis
 
 
 def test_answer_is_the_text_of_a_question(tmp_path: Path) -> None:
-    """Also where the object has a caption of the image, too."""
+    """Even if the object also has a caption."""
     table = two_images(tmp_path) / "t.jsonl"
     row = {"image": "a.png", "caption": "a dog runs", "question": "what is it?", "answer": "a dog"}
     table.write_text(json.dumps(row) + "\n")
@@ -359,7 +359,7 @@ def test_answer_is_the_text_of_a_question(tmp_path: Path) -> None:
 
 
 def test_by_caption_skips_answers(tmp_path: Path) -> None:
-    """As stage 1 reads every kind of data."""
+    """Stage 1 reads all data this way."""
     rows = [
         {"image": "a.png", "caption": "a dog"},
         {"image": "a.png", "question": "what?", "answer": "brown"},

@@ -1,4 +1,4 @@
-"""Several tables with cached features: drawn by weight, gone on with bit for bit, and their mistakes."""
+"""Several tables with cached features: drawing by weight, exact resume, errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from train.settings import BatchSettings, DataSettings
 
 
 def tables(folder: Path) -> list[dict[str, object]]:
-    """Two tables, of 6 and of 5 images; of the second one an image has a question alone, another one more of them."""
+    """Write tables of 6 and 5 images; in the second, one image has only a question, and one has a question too."""
     found = []
     for name, images, weight in (("one", 6, 3.0), ("two", 5, 1.0)):
         table = caption_table(folder / name, images)
@@ -95,7 +95,7 @@ def test_mixed_tables_report_mistakes(tmp_path: Path, error_of: Any) -> None:
 
 @pytest.mark.parametrize("lost", [False, True], ids=["kept", "lost"])
 def test_interrupted_feature_cache_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool) -> None:
-    """Or begin anew, where the file has gone: what was known of it is known of no other."""
+    """It starts over if the partial file is lost; the progress file belongs to no other."""
     monkeypatch.setattr(features, "_BATCH", 2)
     monkeypatch.setattr(features, "_SAVE_EVERY", 2)
     caption_table(tmp_path, 9)

@@ -1,4 +1,4 @@
-"""Random photographs in the official formats of captions and questions, and what may be wrong with such files."""
+"""Random photographs in the official formats of captions and questions, and faulty versions of such files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the matching head weighs against the contrast: as much as data were drawn with, and only that changes."""
+"""Calibration recovers the weights that data were drawn with, and changes nothing else."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_calibration_skips_karpathys_test_split(
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> list[str]:
-    """A table of 60 random pictures, each with a caption of its own, and what calibrate is told of it."""
+    """A table of 60 random pictures, each with a caption of its own, and calibrate's options for it."""
     rng = np.random.default_rng(new_seed())
     words = [word for word in TEXT_WORDS if word.isalpha()]
     lines = ["image\tcaption"]

@@ -1,4 +1,4 @@
-"""`python -m train.evaluate`: the official formats, checkpoint = bundle, going on after a kill, the report, bad input.
+"""`python -m train.evaluate`: the official formats, checkpoint = bundle, resuming after a kill, the report, bad input.
 
 Random tiny models and photographs, new ones in every run.
 """
@@ -80,7 +80,7 @@ def predictions(out: Path) -> dict[Any, Any]:
 
 
 def assert_same(bundle: Path, data: Path, ours: dict[Any, Any], theirs: dict[Any, Any], beams: int) -> None:
-    """Captions are equal, but for ties: then the other one is among the beams, as good as the best."""
+    """Assert equal captions; at a tie, the other one is among the beams, with the best score."""
     assert ours.keys() == theirs.keys()
     model = blip2rt.load(bundle, threads=1)
     for id in ours:
@@ -129,7 +129,7 @@ def test_answers_match_between_checkpoint_and_bundle(generative: tuple[Path, Pat
 def test_prompts_and_options_reach_checkpoint_and_bundle(
     generative: tuple[Path, Path], data: Path, tmp_path: Path
 ) -> None:
-    """And change what is said."""
+    """Both change the texts in the same way."""
     checkpoint, bundle = generative
     image = data / "images" / "1.jpg"
     for model, name in ((checkpoint, "torch"), (bundle, "runtime")):
@@ -154,7 +154,7 @@ def test_prompts_and_options_reach_checkpoint_and_bundle(
 def test_question_prefixes_match_between_checkpoint_and_bundle(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a Q-Former that reads the question, in the words of its own prompt: a random LLM might not tell."""
+    """The Q-Former reads the question. Prefixes are compared, because a random LLM might ignore them."""
     folder, _, model = question_input.export_model(tmp_path)
     predictor: Any = open_predictor(str(folder / "ckpt"))
     original, seen = Generator._inputs, []

@@ -29,7 +29,7 @@ def test_recall_by_hand() -> None:
 
 @pytest.mark.parametrize("value", [0.5, np.nan])
 def test_constant_model_scores_by_chance(value: float) -> None:
-    """Nor does it find anything by what is no number."""
+    """NaN ranks last."""
     scores = recall(np.full((100, 100), value), np.arange(100))
     assert [scores[f"{way}_r@{k}"] for way in ("t2i", "i2t") for k in (1, 10)] == [1.0, 10.0] * 2
 

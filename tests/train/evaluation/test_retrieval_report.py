@@ -1,4 +1,4 @@
-"""The report of a retrieval has a table and a list a direction."""
+"""A retrieval report has one table and one list per direction."""
 
 from __future__ import annotations
 
