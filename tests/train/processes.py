@@ -48,12 +48,10 @@ def free_port() -> int:
     return port
 
 
-def torchrun(processes: int, module: str, arguments: list[str], nodes: int = 1) -> None:
-    """Run torchrun with `processes` on each of `nodes`, all on this machine."""
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--nnodes", str(nodes)),
-        *("--master_addr", "127.0.0.1", "--master_port", str(free_port())),
-    ]
+def torchrun(nodes: int, module: str, arguments: list[str]) -> None:
+    """Run torchrun on nodes of one process each, all on this machine."""
+    flags = options(nproc_per_node=1, nnodes=nodes, master_addr="127.0.0.1", master_port=free_port())
+    command = [sys.executable, "-m", "torch.distributed.run", *flags]
     running = [
         subprocess.Popen(
             [*command, "--node_rank", str(node), "-m", module, *arguments],

@@ -236,9 +236,7 @@ def test_invalid_option_value_is_one_line(flags: list[str], error_of: Any) -> No
 
 def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = without(tiny_settings(tmp_path), "--vision_positions", "--vision_features")
-    weights = tmp_path / "encoder.pt"
-    save_encoder(weights, "test_vit")
-    encoder = ["--vision_source", "timm:test_vit", "--vision_size", "160", "--vision_weights", str(weights)]
+    encoder = ["--vision_source", "timm:test_vit", "--vision_size", "160", *saved_encoder(tmp_path, "test_vit")]
     llm = [*NANO_STAGE2, "--llm_source", str(t5_folder(tmp_path / "t5")), "--end", "<|end|>", "--no-query-offsets"]
     out = tmp_path / "out"
     assert stage2.main([*settings, *encoder, *llm, "--out", str(out), "--dry-run", "2"]) == 0
@@ -251,10 +249,12 @@ def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert stage2.main([*settings, *encoder, *llm, "--out", str(out), "--steps", "2"]) == 0, "and it does train"
 
 
-def save_encoder(path: Path, name: str) -> None:
+def saved_encoder(folder: Path, name: str = "test_efficientnet") -> list[str]:
+    """Save weights of a timm encoder; return the option that names them."""
     import timm
 
-    torch.save(timm.create_model(name, pretrained=False).state_dict(), path)
+    torch.save(timm.create_model(name, pretrained=False).state_dict(), folder / "encoder.pt")
+    return ["--vision_weights", str(folder / "encoder.pt")]
 
 
 def test_dry_run_names_all_mistakes(tmp_path: Path, error_of: Any) -> None:
@@ -270,10 +270,8 @@ def test_dry_run_names_all_mistakes(tmp_path: Path, error_of: Any) -> None:
 
 
 def test_dry_run_checks_disk_space(tmp_path: Path, error_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = tmp_path / "encoder.pt"
-    save_encoder(weights, "test_efficientnet")
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    settings = [*tiny_settings(tmp_path), "--vision_weights", str(weights), "--out", str(tmp_path / "out"), "--dry-run"]
+    settings = [*tiny_settings(tmp_path), *saved_encoder(tmp_path), "--out", str(tmp_path / "out"), "--dry-run"]
     assert "2 checkpoints need" in error_of(stage1.main, settings)
 
 
@@ -336,9 +334,7 @@ def test_dry_run_names_missing_parts_and_invalid_values(tmp_path: Path, error_of
 def test_dry_run_opens_images_from_everywhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], error_of: Any
 ) -> None:
-    weights = tmp_path / "encoder.pt"
-    save_encoder(weights, "test_efficientnet")
-    settings = [*tiny_settings(tmp_path), "--vision_weights", str(weights), "--out", str(tmp_path / "out")]
+    settings = [*tiny_settings(tmp_path), *saved_encoder(tmp_path), "--out", str(tmp_path / "out")]
     assert stage1.main([*settings, "--dry-run"]) == 0
     assert "8 images opened, 0 cannot be read" in capsys.readouterr().out
     pictures = sorted((tmp_path / "images").glob("*"))
@@ -361,9 +357,7 @@ def test_missing_sources_are_named(tmp_path: Path, error_of: Any) -> None:
 
 
 def test_small_data_set_is_noted_in_stage1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    weights = tmp_path / "encoder.pt"
-    save_encoder(weights, "test_efficientnet")
-    given = options(vision_weights=weights, out=tmp_path / "out", batch_size=12)
+    given = [*saved_encoder(tmp_path), *options(out=tmp_path / "out", batch_size=12)]
     settings = [*tiny_settings(tmp_path), *given, "--no-cache-features"]
     words = "batch_size 12 is more than the 8 images: an image repeats within a batch, lower it"
     assert stage1.main([*settings, "--dry-run"]) == 0

@@ -64,6 +64,17 @@ def read_json(text: str) -> Any:
         raise ValueError("it is nested too deep") from None
 
 
+def read_json_file(path: Path) -> Any:
+    """Read a JSON file. Raise Blip2rtError."""
+    try:
+        with _open(path) as file:
+            return read_json(file.read())
+    except OSError as error:
+        raise Blip2rtError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise Blip2rtError(f"{path} is not JSON ({error}): name it .jsonl if every line is an object") from error
+
+
 def _folder(path: Path, bad: BadSamples) -> Iterator[Row]:
     """Yield the lines of photo.txt beside each photo.jpg, at any depth."""
     for image in sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES and not p.is_dir()):
@@ -187,7 +198,7 @@ def _coco(path: Path, bad: BadSamples) -> Iterator[Row]:
     """Read COCO's `{"images": [...], "annotations": [...]}`, VQAv2's annotations with the questions file in the same
     folder, or a list of objects with an image and captions, or with a question and answers.
     """
-    data = _whole(path)
+    data = read_json_file(path)
     if isinstance(data, list):
         for number, row in enumerate(data):
             try:
@@ -216,21 +227,12 @@ def _coco(path: Path, bad: BadSamples) -> Iterator[Row]:
             yield Row(place, name, entry["caption"])
 
 
-def _whole(path: Path) -> Any:
-    """Read a JSON file. Raise Blip2rtError."""
-    try:
-        with _open(path) as file:
-            return read_json(file.read())
-    except ValueError as error:
-        raise Blip2rtError(f"{path} is not JSON ({error}): name it .jsonl if every line is an object") from error
-
-
 def _vqa(path: Path, data: dict[str, Any], bad: BadSamples) -> Iterator[Row]:
     """Read VQAv2's annotations, whose questions are in the same folder under VQAv2's file name."""
     other = path.with_name(path.name.replace("v2_mscoco", "v2_OpenEnded_mscoco").replace("annotations", "questions"))
     if other == path or not other.is_file():
         raise Blip2rtError(f"{path} has answers: put their questions in the same folder, as {other.name}")
-    other_data, subset = _whole(other), data["data_subtype"]  # train2014
+    other_data, subset = read_json_file(other), data["data_subtype"]  # train2014
     questions, annotations = (
         (other_data.get("questions") if isinstance(other_data, dict) else None),
         data["annotations"],

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from blip2rt.errors import Blip2rtError, ImageError
 from blip2rt.image import load_rgb
 
-from ..data.readers import read_data, read_json
+from ..data.readers import read_data, read_json_file
 from ..data.samples import BadSamples, TooManyBadSamples, is_file, text_fault
 
 Id = int | str
@@ -64,7 +64,7 @@ def read_captions(
     Unusable entries are counted in `bad` and left out.
     """
     bad = BadSamples(0) if bad is None else bad
-    data = _json(file) if file.suffix.lower() == ".json" else None
+    data = read_json_file(file) if file.suffix.lower() == ".json" else None
     listed = data.get("images") if isinstance(data, dict) else None
     if isinstance(listed, list) and _has(listed, "sentences"):
         return _checked(file, _karpathy(file, listed, images, split or default, bad))
@@ -141,7 +141,7 @@ def read_questions(file: Path, annotations: Path | None, images: Path, bad: BadS
     published (test-dev), so that answers can only be submitted. Unusable entries are counted in `bad`.
     """
     bad = BadSamples(0) if bad is None else bad
-    data = _json(file) if file.suffix.lower() == ".json" else None
+    data = read_json_file(file) if file.suffix.lower() == ".json" else None
     if isinstance(data, dict) and isinstance(data.get("questions"), list):
         answered = None if annotations is None else _answers(annotations, bad)
         asked = []
@@ -173,7 +173,7 @@ def read_questions(file: Path, annotations: Path | None, images: Path, bad: BadS
 
 
 def _answers(file: Path, bad: BadSamples) -> dict[Any, dict[str, Any]]:
-    data = _json(file)
+    data = read_json_file(file)
     if not isinstance(data, dict) or not isinstance(data.get("annotations"), list):
         raise Blip2rtError(f"{file} holds no VQA annotations: give the file with the key 'annotations'")
     found = {}
@@ -250,15 +250,6 @@ def _text(entry: Any, name: str, what: str = "caption") -> str:
     if fault is not None:
         raise ValueError(fault)
     return str(found)
-
-
-def _json(file: Path) -> Any:
-    try:
-        return read_json(file.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise Blip2rtError(f"{file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise Blip2rtError(f"{file} is not JSON: {error}") from error
 
 
 def _field(entry: Any, name: str) -> Any:
