@@ -54,8 +54,4 @@ def ignore_parent_signals() -> None:
     The second SIGTERM comes from the training and ends the worker.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _restore_default)
-
-
-def _restore_default(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
