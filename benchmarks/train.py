@@ -3,7 +3,7 @@
 Compares steps of `train.objectives.stage1.stage1_losses` (the image is read once, its keys and values serve all three
 losses, and ITG reuses the queries' keys and values of ITC) with steps of the same losses by three independent forward
 passes. Steps alternate on one model with one batch; processor time is compared (with `--wall`, wall-clock time).
-tests/train/losses/test_shared_passes.py compares the gradients.
+tests/train/losses/test_reference_losses.py compares the gradients.
 """
 
 from __future__ import annotations
