@@ -44,10 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        description="Measure a bundle on this machine, next to the machine's limits and to other engines.",
-        epilog=_EPILOG,
-    )
+    about = "Measure a bundle on this machine, next to the machine's limits and to other engines."
+    parser = Parser(description=about, epilog=_EPILOG)
     group = parser.add_argument_group("what to measure")
     source = group.add_mutually_exclusive_group()
     source.add_argument("--model", type=nonempty, metavar="BUNDLE", help="a bundle's folder (default: nano)")

@@ -5,10 +5,8 @@ The exporter creates them in its own process, which needs the extra `export`; me
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +24,6 @@ MODULE = "blip2rt_export.synthetic"
 PRECISION = "vision=int8-dynamic,qformer=fp32,llm=int4"
 PRECISION_TRT = "vision=fp16,qformer=fp32,llm=int4"
 REVISION = 2  # of the exporter's output; raise it to invalidate cached bundles
-_GRACE_SECONDS = 10  # for the exporter to clean up
 
 
 def cache_folder(given: str | None) -> Path:
@@ -77,7 +74,8 @@ def _export(geometry: str, flag: str, path: Path, *more: str) -> None:
                     print(line, end="", file=sys.stderr, flush=True)
             process.wait()
         except SystemExit:  # SIGTERM; Ctrl-C reaches the exporter directly
-            _stop(process)
+            process.kill()
+            process.wait()
             with AtomicFolder(path):  # which removes the leftovers of a killed exporter
                 pass
             raise
@@ -85,12 +83,3 @@ def _export(geometry: str, flag: str, path: Path, *more: str) -> None:
         raise KeyboardInterrupt
     if process.returncode:
         raise Blip2rtError(f"cannot create {geometry}: {last.rpartition(': error: ')[2]}")
-
-
-def _stop(process: subprocess.Popen[str]) -> None:
-    """Interrupt the exporter so that it cleans up; kill it if it does not react."""
-    process.send_signal(signal.SIGINT)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_GRACE_SECONDS)
-    process.kill()
-    process.wait()

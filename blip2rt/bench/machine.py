@@ -35,7 +35,7 @@ def describe() -> dict[str, Any]:
             versions[package] = version(package)
     hardware = {"processor": _processor(), "architecture": platform.machine(), "cores": cores()}
     software = {"system": platform.platform(), "versions": versions, "kernels": native().processor_kernels()}
-    return {**hardware, "memory_bytes": _proc_bytes("/proc/meminfo", "MemTotal"), **software}
+    return {**hardware, "memory_bytes": proc_bytes("/proc/meminfo", "MemTotal"), **software}
 
 
 def cores() -> int:
@@ -53,7 +53,7 @@ def _processor() -> str:
     return platform.processor() or "unknown"
 
 
-def _proc_bytes(file: str, key: str) -> int | None:
+def proc_bytes(file: str, key: str) -> int | None:
     """Return a value in kB of a file such as /proc/meminfo, in bytes."""
     with contextlib.suppress(OSError):
         for line in Path(file).read_text().splitlines():
@@ -64,7 +64,7 @@ def _proc_bytes(file: str, key: str) -> int | None:
 
 def peak_rss() -> int:
     """The peak resident memory of this process, in bytes."""
-    peak = _proc_bytes("/proc/self/status", "VmHWM")
+    peak = proc_bytes("/proc/self/status", "VmHWM")
     if peak is None:
         import resource
 
@@ -96,7 +96,7 @@ def rates(threads: int) -> dict[str, float]:
 
 def read_rate(threads: int) -> float:
     """Measure bytes a second of reading a buffer larger than any cache."""
-    size = min(_MAX_BUFFER, (_proc_bytes("/proc/meminfo", "MemAvailable") or 8 * _MAX_BUFFER) // 4)
+    size = min(_MAX_BUFFER, (proc_bytes("/proc/meminfo", "MemAvailable") or 8 * _MAX_BUFFER) // 4)
     buffer = np.ones(size // 8, np.int64)
     pieces = np.array_split(buffer, threads)
     best = 0.0

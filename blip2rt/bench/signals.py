@@ -1,7 +1,4 @@
-"""SIGTERM in `blip2rt-bench`: leave every `with` block, and never interrupt creating or removing something.
-
-Folders and child processes that must end with the command are created here.
-"""
+"""SIGTERM in `blip2rt-bench` leaves every `with` block: temporary folders and child processes end with the command."""
 
 from __future__ import annotations
 
@@ -14,44 +11,29 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-_deferrals = 0  # active defer_sigterm blocks
-_pending = 0  # the signal received, 0 for none
-
 
 def on_sigterm(number: int, frame: object) -> None:
     """Exit by SystemExit, once: `timeout` sends the signal twice."""
-    global _pending
     signal.signal(number, signal.SIG_IGN)
-    _pending = number
-    if not _deferrals:
-        sys.exit(128 + number)
+    sys.exit(128 + number)
+
+
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder that is removed at the end, with everything that child processes left in it."""
+    return tempfile.TemporaryDirectory(prefix="blip2rt-bench-", ignore_cleanup_errors=True)
 
 
 @contextlib.contextmanager
-def defer_sigterm() -> Iterator[None]:
+def _deferred_sigterm() -> Iterator[None]:
     """Delay SIGTERM until the end of the block."""
-    global _deferrals
-    _deferrals += 1
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     try:
         yield
     finally:
-        _deferrals -= 1
-        if _pending and not _deferrals:
-            sys.exit(128 + _pending)
-
-
-@contextlib.contextmanager
-def temporary_folder() -> Iterator[str]:
-    """Create a folder that is removed at the end, with everything that child processes left in it."""
-    folder = None
-    try:
-        with defer_sigterm():
-            folder = tempfile.TemporaryDirectory(prefix="blip2rt-bench-", ignore_cleanup_errors=True)
-        yield folder.name
-    finally:
-        if folder is not None:
-            with defer_sigterm():
-                folder.cleanup()
+        signal.signal(signal.SIGTERM, before)
+        if received:
+            signal.raise_signal(signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -60,10 +42,10 @@ def child_process(command: Sequence[str], **pipes: Any) -> Iterator[subprocess.P
     with temporary_folder() as folder:
         process = None
         try:
-            with defer_sigterm():
+            with _deferred_sigterm():  # it would leave a process that nobody knows
                 process = subprocess.Popen(command, text=True, env={**os.environ, "TMPDIR": folder}, **pipes)
             yield process
         finally:
             if process is not None:
-                with defer_sigterm(), process:
+                with process:
                     process.kill()

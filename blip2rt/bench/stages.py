@@ -14,7 +14,6 @@ import numpy as np
 from .. import bundle as contract
 from ..image import prepare, to_pixels
 from ..loading import load
-from ..model import Model
 from ..options import Options
 from .machine import peak_rss
 
@@ -65,8 +64,9 @@ def start(work: Workload) -> dict[str, Any]:
     """Measure loading every graph, the first caption and the peak memory of this fresh process."""
     begin = time.perf_counter()
     model = load(work.bundle, threads=work.threads)
-    for component in _components(model):
-        model.pipeline.backend._session(component)  # type: ignore[attr-defined]
+    for component in (contract.VISION, contract.QFORMER, contract.EMBED, contract.ENCODER, contract.LLM):
+        if model.bundle.has(component):
+            model.pipeline.backend._session(component)  # type: ignore[attr-defined]
     loaded = time.perf_counter()
     model.caption(work.images(), **work.options())
     done = time.perf_counter()
@@ -148,8 +148,3 @@ def jpeg(work: Workload) -> dict[str, Any]:
         "scaled": summary(repeat(lambda: to_pixels([image], spec, scaled=True), work.repeat)),
         "mean_difference": float(np.abs(exact - scaled).mean()),
     }
-
-
-def _components(model: Model) -> list[str]:
-    captioning = (contract.VISION, contract.QFORMER, contract.EMBED, contract.ENCODER, contract.LLM)
-    return [name for name in captioning if model.bundle.has(name)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import Blip2rtError
@@ -44,25 +45,37 @@ def run_task(task: str, given: dict[str, Any]) -> dict[str, Any]:
     return run_json(f"{given.get('bundle', 'the machine')}, {task}", __name__, task, given)
 
 
-def main(arguments: list[str]) -> int:
-    task, given = arguments[0], json.loads(arguments[1])
+def print_result(measure: Callable[[], Any], *errors: type[Exception]) -> int:
+    """Print the result as JSON, or one of these errors in one line; return the exit status."""
     try:
-        if task == "rates":
-            from . import machine
-
-            result: Any = machine.rates(given["threads"])
-        else:
-            from . import stages
-
-            assert task in TASKS, "an unknown task"
-            result = getattr(stages, task)(stages.Workload(**given))
-    except (Blip2rtError, MemoryError, OSError) as error:
-        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
-        return 2
+        result = measure()
     except KeyboardInterrupt:
         return 130
+    except MemoryError:
+        print("error: not enough memory", file=sys.stderr)
+        return 2
+    except errors as error:
+        name = "" if isinstance(error, Blip2rtError | OSError) else f"{type(error).__name__}: "
+        print(f"error: {name}{' '.join(str(error).split())[:300]}", file=sys.stderr)
+        return 2
     print(json.dumps(result))
     return 0
+
+
+def measure(task: str, given: dict[str, Any]) -> Any:
+    if task == "rates":
+        from . import machine
+
+        return machine.rates(given["threads"])
+    from . import stages
+
+    assert task in TASKS, "an unknown task"
+    return getattr(stages, task)(stages.Workload(**given))
+
+
+def main(arguments: list[str]) -> int:
+    task, given = arguments[0], json.loads(arguments[1])
+    return print_result(lambda: measure(task, given), Blip2rtError, OSError)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from blip2rt.bench import collect, costs, machine
-from blip2rt.bench.cli import picture
 from blip2rt.bench.stages import Workload
 from blip2rt.bundle import embedded, read
 from blip2rt.bundle.onnx_protobuf import FLOAT, INT8, INT32, UINT8, matmul
@@ -113,10 +111,3 @@ def test_limit_is_the_longer_of_reading_and_multiplying():
     rates = costs.Rates(read_bytes=100.0, int8_ops=10.0, fp32_ops=1.0)
     assert costs.limit(costs.Cost(500, 5, 1), rates) == (5.0, "memory")
     assert costs.limit(costs.Cost(500, 50, 1), rates) == (12.0, "compute")
-
-
-def test_synthetic_picture_has_the_size_of_a_photograph(tmp_path):
-    path = picture(tmp_path / "p.jpg", 800, 600)
-    with Image.open(path) as image:
-        assert image.size == (800, 600)
-    assert 0.5 < 8 * path.stat().st_size / (800 * 600) < 4, "bits a pixel"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..stages import repeat, summary
+from ..worker import print_result
 
 STD = 0.02  # of random weights
 _NOISE = 1 << 22
@@ -86,15 +87,5 @@ def step_stage(first: Sequence[float], whole: Sequence[float], tokens: int) -> d
 
 def main(measure: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
     """Run a peer with the JSON of the command line and print its result as the last line."""
-    try:
-        result = measure(json.loads(sys.argv[1]))
-    except KeyboardInterrupt:
-        return 130
-    except MemoryError:
-        print("error: not enough memory", file=sys.stderr)
-        return 2
-    except Exception as error:  # noqa: BLE001  # other engines raise anything; the run continues without them
-        print(f"error: {type(error).__name__}: {' '.join(str(error).split())[:300]}", file=sys.stderr)
-        return 2
-    print(json.dumps(result))
-    return 0
+    given = json.loads(sys.argv[1])
+    return print_result(lambda: measure(given), Exception)  # other engines raise anything; the run continues
