@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError
-from .checksum import is_intact
+from .checksum import is_intact, sha256_of
 from .faults import manifest_faults
 from .manifest import Manifest, from_json
 from .names import FORMAT, FORMAT_VERSION, MANIFEST
@@ -94,23 +94,21 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
 
     `progress(bytes_done, bytes_total)` is called during hashing. Raises BundleError with every altered file.
     """
-    import hashlib  # not needed to load a bundle
-
     bundle = read(path)
     done, altered = 0, [] if is_intact(bundle.file(MANIFEST).read_bytes()) is not False else [MANIFEST]
+
+    def advance(size: int) -> None:
+        nonlocal done
+        done += size
+        if progress is not None:
+            progress(done, bundle.size)
+
     for name, entry in sorted((bundle.manifest.files or {}).items()):
-        digest = hashlib.sha256()
         try:
-            with open(bundle.file(name), "rb") as file:
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
-                    done += len(chunk)
-                    if progress is not None:
-                        progress(done, bundle.size)
+            if sha256_of(bundle.file(name), advance).hex() != entry.sha256:
+                altered.append(name)
         except OSError as error:
             raise BundleError(f"cannot read {bundle.file(name)}: {error.strerror or error}") from None
-        if digest.hexdigest() != entry.sha256:
-            altered.append(name)
     if altered:
         raise BundleError(
             f"bundle {bundle.path} is altered: the sha256 of {', '.join(altered)} differs from the manifest's: "

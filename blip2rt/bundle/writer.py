@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 from dataclasses import replace
@@ -12,7 +11,7 @@ from types import TracebackType
 
 from ..errors import BundleError
 from .atomic import MARKER, AtomicFolder
-from .checksum import EMPTY, KEY, insert_checksum
+from .checksum import EMPTY, KEY, insert_checksum, sha256_of
 from .faults import manifest_faults
 from .manifest import FileEntry, Manifest, to_json
 from .names import FORMAT, FORMAT_VERSION, MANIFEST
@@ -91,8 +90,4 @@ class BundleWriter:
 
 
 def _entry(file: Path) -> FileEntry:
-    digest = hashlib.sha256()
-    with open(file, "rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return FileEntry(file.stat().st_size, digest.hexdigest())
+    return FileEntry(file.stat().st_size, sha256_of(file).hex())

@@ -7,7 +7,6 @@ empty folder removes nothing: it may not be mounted.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from ..bundle.checksum import sha256_of
 from ..errors import Blip2rtError, GalleryError, OptionError
 from .append_only import AppendOnlyFile
 from .catalog import Catalog, File
@@ -134,7 +134,7 @@ class _Changes:
             if known is not None and (known.size, known.time) == (status.st_size, status.st_mtime_ns):
                 self.mark_present([known])
                 return None
-            digest = _sha256(picture.path)
+            digest = sha256_of(picture.path)
         except OSError as error:
             self.mark_present([known] if known is not None else [])  # its present content is unknown
             return Failure.unreadable(picture.name, error)
@@ -182,11 +182,3 @@ class _Changes:
 
     def _is_unreadable(self, path: str) -> bool:
         return any(folder == "." or path == folder or path.startswith(folder + os.sep) for folder in self._unreadable)
-
-
-def _sha256(path: str) -> bytes:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while data := file.read(1 << 20):
-            digest.update(data)
-    return digest.digest()

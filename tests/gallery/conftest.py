@@ -25,12 +25,12 @@ def album(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run `blip2rt`: its exit code, standard output, standard error."""
+def run(capsys: pytest.CaptureFixture[str], tiny: Tiny) -> Run:
+    """Run `blip2rt` on the tiny bundle: its exit code, standard output, standard error."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
         try:
-            code = main([str(argument) for argument in arguments])
+            code = main([*map(str, arguments), "--model", str(tiny.path)])
         except SystemExit as stop:
             code = int(stop.code or 0)
         out, err = capsys.readouterr()

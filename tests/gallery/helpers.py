@@ -19,6 +19,18 @@ def assert_error(result: tuple[int, str, str], *words: str) -> None:
     assert all(word in err for word in words), err
 
 
+def make_unreadable(monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    """Deny reading of folders whose path has this ending, also to root."""
+    listdir = os.listdir
+
+    def read(path: str) -> list[str]:
+        if str(path).endswith(ending):
+            raise PermissionError(13, "Permission denied")
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", read)
+
+
 def rows(path: Path) -> list[dict]:
     if path.suffix == ".jsonl":
         return [json.loads(line) for line in path.read_text().splitlines()]

@@ -7,12 +7,12 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import blip2rt
 from blip2rt.gallery import captions, index
 from blip2rt.image import load_rgb
 from blip2rt.text import tidy
@@ -20,46 +20,42 @@ from tests.gallery.helpers import assert_error
 from tests.seeds import new_seed
 from tests.tiny.image_folders import GOOD, ROOT, shard, tree
 
-pytest.importorskip("blip2rt._native")
 pytestmark = pytest.mark.long(7)
 
 
-def test_folder_captions_match_single_captions(tiny, album, run):
-    code, out, err = run("caption", "album", "--model", tiny.path)
+def test_folder_captions_match_single_captions(model, album, run):
+    code, out, err = run("caption", "album")
     caption_by_name = dict(line.split("\t") for line in out.splitlines())
-    model = blip2rt.load(tiny.path)
     assert code == 1 and caption_by_name == {f"album/{name}": model.caption(album / name) for name in GOOD}
     assert list(caption_by_name) == sorted(caption_by_name, key=os.fsencode)
     assert "album/bad.jpg" in err and "album/cut.png" in err and "notes.md" not in err
     assert err.splitlines()[-1] == "blip2rt: 9 captioned, 2 failed"
-    assert "album/sub/inner.png" in run("caption", "-r", "album", "--model", tiny.path)[1]
+    assert "album/sub/inner.png" in run("caption", "-r", "album")[1]
 
 
-def test_globs_and_lists_select_pictures(tiny, album, run, monkeypatch):
+def test_globs_and_lists_select_pictures(album, run, monkeypatch):
     names = ["album/a.png", "album/naïve 图.png"]
-    want = run("caption", *names, "--model", tiny.path)
+    want = run("caption", *names)
     assert want[0] == 0 and want[2] == ""
-    assert run("caption", "album/[an]*[a图].png", "album/a.pn*", "--model", tiny.path)[1].splitlines()[::-1] == (
-        want[1].splitlines()
-    )
+    assert run("caption", "album/[an]*[a图].png", "album/a.pn*")[1].splitlines()[::-1] == (want[1].splitlines())
     for ends in ("\n", "\r\n", "\0"):
         Path("list").write_text(ends.join([*names, names[0], ""]), newline="")
-        assert run("caption", "--from-file", "list", "--model", tiny.path)[1].splitlines()[:2] == want[1].splitlines()
+        assert run("caption", "--from-file", "list")[1].splitlines()[:2] == want[1].splitlines()
         for flags in (["--from-file", "-"], ["-"]):
             monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(Path("list").read_bytes())))
-            assert run("caption", *flags, "--model", tiny.path)[1].splitlines()[:2] == want[1].splitlines()
+            assert run("caption", *flags)[1].splitlines()[:2] == want[1].splitlines()
     Path("list").write_text("".join(f"{name}\n" for name in names), "utf-8-sig")
-    assert run("caption", "--from-file", "list", "--model", tiny.path)[1] == want[1]
+    assert run("caption", "--from-file", "list")[1] == want[1]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"album/a.png")))
-    assert_error(run("caption", "-", "--model", tiny.path), "standard input is text, not an image", "--from-file -")
-    assert "no file matches 'album/*.xyz'" in run("caption", "album/*.xyz", "--model", tiny.path)[2]
-    assert "cannot read the list 'none'" in run("caption", "--from-file", "none", "--model", tiny.path)[2]
+    assert_error(run("caption", "-"), "standard input is text, not an image", "--from-file -")
+    assert "no file matches 'album/*.xyz'" in run("caption", "album/*.xyz")[2]
+    assert "cannot read the list 'none'" in run("caption", "--from-file", "none")[2]
 
 
-def test_text_sidecars_are_written_once(tiny, album, run):
+def test_text_sidecars_are_written_once(model, album, run):
     before = tree(album)
-    code, out, err = run("caption", "-r", "album", "--write", "txt", "--model", tiny.path, "--num-captions", 2)
-    model, after = blip2rt.load(tiny.path), tree(album)
+    code, out, err = run("caption", "-r", "album", "--write", "txt", "--num-captions", 2)
+    after = tree(album)
     assert code == 1 and out == "" and "10 captioned, 2 failed" in err
     assert {name: data for name, data in after.items() if name in before} == before
     for name in GOOD:
@@ -68,58 +64,55 @@ def test_text_sidecars_are_written_once(tiny, album, run):
     assert len(after) == len(before) + 10
     (album / "a.txt").write_text("mine\n")
     (album / "b.txt").unlink()
-    command = ["caption", "-r", "album", "--write", "txt", "--model", tiny.path, "--num-captions", 2]
+    command = ["caption", "-r", "album", "--write", "txt", "--num-captions", 2]
     assert "1 captioned, 9 already done, 2 failed" in run(*command)[2]
     assert (album / "a.txt").read_text() == "mine\n" and tree(album)["b.txt"] == after["b.txt"]
     run(*command, "--overwrite")
     assert tree(album) == after
 
 
-def test_picture_given_twice_has_one_sidecar(tiny, album, run):
-    command = ["caption", "album/a.png", "./album/a.png", "album", "--caption-extension", ".txt", "--model", tiny.path]
+def test_picture_given_twice_has_one_sidecar(model, album, run):
+    command = ["caption", "album/a.png", "./album/a.png", "album", "--caption-extension", ".txt"]
     code, _, err = run(*command)
     assert code == 1 and "9 captioned, 1 already done, 2 failed" in err and "another picture" not in err
-    assert (album / "a.txt").read_text() == blip2rt.load(tiny.path).caption(album / "a.png") + "\n"
-    code, _, err = run("caption", "album/a.png", "album/a.png", "--xmp", "--model", tiny.path)
+    assert (album / "a.txt").read_text() == model.caption(album / "a.png") + "\n"
+    code, _, err = run("caption", "album/a.png", "album/a.png", "--xmp")
     assert code == 0 and "1 captioned" in err
 
 
-def test_prefix_suffix_and_template(tiny, album, run):
-    caption = blip2rt.load(tiny.path).caption("album/a.png")
+def test_prefix_suffix_and_template(model, album, run):
+    caption = model.caption("album/a.png")
     around = ["--prefix", "photo: ", "--suffix", ", nice", "--template", "{folder}/{stem} {caption} {{x}}"]
-    run("caption", "album/a.png", "--caption_extension", "caption", *around, "--model", tiny.path)
+    run("caption", "album/a.png", "--caption_extension", "caption", *around)
     assert (album / "a.caption").read_text() == f"album/a photo: {caption}, nice {{x}}\n"
-    answer = tidy(blip2rt.load(tiny.path).ask("album/a.png", "what is red"))
-    assert run("caption", "album/a.png", "--ask", "what is red", "--model", tiny.path)[1] == f"{answer}\n"
-    assert_error(
-        run("caption", "album/a.png", "--template", "{what}", "--model", tiny.path), "{what} is not a field", "{stem}"
-    )
-    assert_error(run("caption", "album/a.png", "--template", "none", "--model", tiny.path), "{caption} is missing")
+    answer = tidy(model.ask("album/a.png", "what is red"))
+    assert run("caption", "album/a.png", "--ask", "what is red")[1] == f"{answer}\n"
+    assert_error(run("caption", "album/a.png", "--template", "{what}"), "{what} is not a field", "{stem}")
+    assert_error(run("caption", "album/a.png", "--template", "none"), "{caption} is missing")
 
 
-def test_pictures_are_never_overwritten(tiny, album, run):
+def test_pictures_are_never_overwritten(album, run):
     data = (album / "a.png").read_bytes()
     (album / "odd.txt").write_bytes(data)  # a picture by its content
     (album / "odd.png").write_bytes(data)
     (album / "a.jpeg").write_bytes(data)
-    _, _, err = run("caption", "album", "--write", "txt", "--overwrite", "--model", tiny.path)
+    _, _, err = run("caption", "album", "--write", "txt", "--overwrite")
     assert (album / "odd.txt").read_bytes() == data
     assert err.count("odd.txt' would overwrite itself") == 1 and err.count("odd.txt' is a picture") == 1
     assert "album/a.png: 'album/a.txt' already belongs to another picture: rename it" in err
     (album / "c.cap").mkdir()
-    command = ["caption", "album/c.webp", "--caption-extension", "cap", "--model", tiny.path]
+    command = ["caption", "album/c.webp", "--caption-extension", "cap"]
     assert run(*command)[0] == 2 and "'album/c.cap' is a folder" in run(*command)[2]
-    assert_error(
-        run("caption", "album", "--caption-extension", ".PNG", "--model", tiny.path), "--caption-extension is '.PNG'"
-    )
+    assert_error(run("caption", "album", "--caption-extension", ".PNG"), "--caption-extension is '.PNG'")
+    assert_error(run("caption"), "no pictures", "--from-file")
     (album / "a.jpeg").rename("picture.jsonl")
     shutil.copy("picture.jsonl", "picture.parquet"), Path("c").mkdir(), shutil.copy("picture.jsonl", "c/s.tar")
     shard(Path("s.tar"), new_seed(), 1)
-    before, command = tree(Path()), ["caption", "album", "--overwrite", "--model", tiny.path]
+    before, command = tree(Path()), ["caption", "album", "--overwrite"]
     named = ["--out", "picture.jsonl"], ["--out", "picture.parquet"], ["--errors", "album/a.png", "--out", "o.csv"]
     for flags in named:
         assert_error(run(*command, *flags), "is a picture, which is never overwritten")
-    assert_error(run("caption", "s.tar", "--out", "c", "--overwrite", "--model", tiny.path), "'c/s.tar' is a picture")
+    assert_error(run("caption", "s.tar", "--out", "c", "--overwrite"), "'c/s.tar' is a picture")
     assert tree(Path()) == before
 
 
@@ -142,27 +135,20 @@ def test_pictures_are_never_overwritten(tiny, album, run):
         (["s.tar", "--out", "c", "--xmp"], ["--xmp", "copies shards"]),
     ],
 )
-def test_usage_errors_are_one_line(tiny, album, run, flags, words):
-    assert_error(run("caption", "album", *flags, "--model", tiny.path), *words)
+def test_usage_errors_are_one_line(album, run, flags, words):
+    assert_error(run("caption", "album", *flags), *words)
 
 
 @pytest.mark.parametrize(("flags", "said"), [([], "the same command resumes"), (["--overwrite"], "starts over")])
-def test_ctrl_c_says_how_to_resume(tiny, album, run, monkeypatch, flags, said):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(captions, "prefetch", interrupted)
-    code, _, err = run("caption", "album", "--out", "o.jsonl", *flags, "--model", tiny.path)
+def test_ctrl_c_says_how_to_resume(album, run, monkeypatch, flags, said):
+    monkeypatch.setattr(captions, "prefetch", Mock(side_effect=KeyboardInterrupt))
+    code, _, err = run("caption", "album", "--out", "o.jsonl", *flags)
     assert code == 130 and said in err.splitlines()[0]
 
 
-def test_missing_paths_are_an_error(tiny, run):
-    assert_error(run("caption", "--model", tiny.path), "no pictures", "--from-file")
-
-
-def test_heic_needs_its_extra(tiny, album, run, monkeypatch):
+def test_heic_needs_its_extra(album, run, monkeypatch):
     shutil.copy(Path(__file__).parent / "kitten.heic", album / "named wrong.jpg")  # docs/photo.jpg, small
-    command = ["caption", "album/named wrong.jpg", "--model", tiny.path]
+    command = ["caption", "album/named wrong.jpg"]
     monkeypatch.setitem(sys.modules, "pi_heif", None)
     assert_error(run(*command), "is HEIC", "pip install ", "[heic]")
     monkeypatch.undo()
@@ -174,19 +160,19 @@ def test_heic_needs_its_extra(tiny, album, run, monkeypatch):
     assert run(*command)[0] == 0
 
 
-def test_missing_package_names_its_extra(tiny, album, run, monkeypatch):
+def test_missing_package_names_its_extra(album, run, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert_error(run("caption", "album", "--out", "a.parquet", "--model", tiny.path), "pip install ", "[parquet]")
+    assert_error(run("caption", "album", "--out", "a.parquet"), "pip install ", "[parquet]")
     monkeypatch.setitem(sys.modules, "usearch.index", None)
     monkeypatch.setattr(index, "MAX_EXACT", 4)
-    command = ["index", "album", "--out", "x", "--model", tiny.path]
+    command = ["index", "album", "--out", "x"]
     assert_error(run(*command, "--format", "clip-retrieval"), "pip install ", "[parquet]")
     assert not Path("x").exists()
     for _ in range(2):  # without usearch search is slower, and finds the same
         code, _, err = run(*command)
         assert code == 1 and "more than 4 pictures, each of which is scored in every search" in err.splitlines()[0]
         assert "pip install " in err and "[gallery]" in err
-    found = run("search", "x", "a dog", "-n", 10, "--model", tiny.path)
-    assert found[0] == 0 and found == run("search", "x", "a dog", "-n", 10, "--exact", "--model", tiny.path)
+    found = run("search", "x", "a dog", "-n", 10)
+    assert found[0] == 0 and found == run("search", "x", "a dog", "-n", 10, "--exact")
     monkeypatch.setattr(index, "MAX_EXACT", 4096)
     assert "usearch" not in run(*command)[2]

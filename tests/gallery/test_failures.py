@@ -14,49 +14,41 @@ from pathlib import Path
 
 import pytest
 
-from tests.gallery.helpers import POSIX, TIMEOUT, assert_error, rows
+from tests.gallery.helpers import POSIX, TIMEOUT, assert_error, make_unreadable, rows
 from tests.seeds import new_seed
 from tests.tiny.image_folders import fill, shard, start, tree
 
-pytest.importorskip("blip2rt._native")
 pytestmark = pytest.mark.long(6)
 
 
 @POSIX
 @pytest.mark.parametrize("output", ["", "--write txt", "--out x.jsonl", "--out x.csv", "--out x.parquet"])
-def test_exit_status_2_and_no_output_if_everything_fails(tiny, album, run, output, monkeypatch):
+def test_exit_status_2_and_no_output_if_everything_fails(album, run, output, monkeypatch):
     flags = output.split()
     if "x.parquet" in flags:
         pytest.importorskip("pyarrow")
     (album / "no folder").mkdir()
-    listdir = os.listdir
-
-    def unreadable(path):
-        if str(path).endswith("no folder"):
-            raise PermissionError(13, "Permission denied")
-        return listdir(path)
-
-    monkeypatch.setattr(os, "listdir", unreadable)
+    make_unreadable(monkeypatch, "no folder")
     before = tree(Path())
     for bad in (["nothere.jpg"], ["*.xyz"], ["--from-file", "nolist.txt"], ["album/no folder"], ["album/bad.jpg"]):
-        code, out, err = run("caption", *bad, *flags, "--model", tiny.path)
+        code, out, err = run("caption", *bad, *flags)
         assert code == 2 and out == "" and "Traceback" not in err, (bad, err)
         assert tree(Path()) == before, bad
-    assert run("caption", "album/bad.jpg", "album/a.png", *flags, "--model", tiny.path)[0] == 1
-    assert run("index", "album/no folder", "--out", "x", "--model", tiny.path)[0] == 2
+    assert run("caption", "album/bad.jpg", "album/a.png", *flags)[0] == 1
+    assert run("index", "album/no folder", "--out", "x")[0] == 2
 
 
-def test_failures_are_listed_and_strict_stops(tiny, album, run):
-    code, _, err = run("caption", "album", "--out", "o.jsonl", "--errors", "e.tsv", "--model", tiny.path)
+def test_failures_are_listed_and_strict_stops(album, run):
+    code, _, err = run("caption", "album", "--out", "o.jsonl", "--errors", "e.tsv")
     listed = dict(line.split("\t") for line in Path("e.tsv").read_text().splitlines())
     assert code == 1 and list(listed) == ["album/bad.jpg", "album/cut.png"]
     assert err == "blip2rt: 9 captioned, 2 failed (listed in e.tsv)\n"
-    run("caption", "album", "--out", "o.jsonl", "--errors", "e.jsonl", "--model", tiny.path)
+    run("caption", "album", "--out", "o.jsonl", "--errors", "e.jsonl")
     assert [json.loads(line)["image"] for line in Path("e.jsonl").read_text().splitlines()] == list(listed)
-    assert_error(run("caption", "album", "--out", "s.jsonl", "--strict", "--model", tiny.path), "bad.jpg", "--strict")
+    assert_error(run("caption", "album", "--out", "s.jsonl", "--strict"), "bad.jpg", "--strict")
     shard(Path("s.tar"), new_seed(), 6)
-    assert_error(run("caption", "s.tar", "--out", "c", "--strict", "--model", tiny.path), "s.tar/0002.png", "--strict")
-    assert "album/bad.jpg" in run("index", "album", "--out", "x", "--strict", "--model", tiny.path)[2]
+    assert_error(run("caption", "s.tar", "--out", "c", "--strict"), "s.tar/0002.png", "--strict")
+    assert "album/bad.jpg" in run("index", "album", "--out", "x", "--strict")[2]
     assert [row["image"] for row in rows(Path("s.jsonl"))] == ["album/a.png", "album/b.jpg"]
 
 

@@ -13,10 +13,10 @@ from PIL import Image
 
 from blip2rt.gallery import Index, one_vector
 from blip2rt.gallery.near_duplicates import find_near_duplicates
+from tests.gallery.helpers import assert_error
 from tests.seeds import new_seed
 from tests.tiny.image_folders import picture, tree
 
-pytest.importorskip("blip2rt._native")
 pytestmark = pytest.mark.long(4)
 
 
@@ -29,31 +29,30 @@ def test_near_duplicates_are_grouped(model, album):
     assert ["a.png", "sub/same.png"] in groups and ["b.jpg", "b2.png"] in groups
 
 
-def test_index_search_and_duplicates_commands(tiny, album, run):
-    flags = ["--model", tiny.path]
-    code, out, err = run("index", "album", "--out", "x", "--errors", "e.tsv", *flags)
+def test_index_search_and_duplicates_commands(album, run):
+    code, out, err = run("index", "album", "--out", "x", "--errors", "e.tsv")
     assert (code, out, err) == (1, "", "blip2rt: 10 indexed, 2 failed (listed in e.tsv)\n")
-    assert "0 indexed, 10 already done" in run("index", "album", "--out", "x", *flags)[2]
-    code, out, err = run("search", "x", "a dog", "-n", 3, "--json", "--html", "p.html", "--copy-to", "best", *flags)
+    assert "0 indexed, 10 already done" in run("index", "album", "--out", "x")[2]
+    code, out, err = run("search", "x", "a dog", "-n", 3, "--json", "--html", "p.html", "--copy-to", "best")
     hits = [json.loads(line) for line in out.splitlines()]
     assert code == 0 and err == "" and len(hits) == 3 and all(Path(hit["image"]).is_file() for hit in hits)
     page = Path("p.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 3 and "http" not in page and "album/" in page
     assert [path.name[:3] for path in sorted(Path("best").iterdir())] == ["01-", "02-", "03-"]
-    assert "album/b.jpg\n" in run("search", "x", "--image", "album/b.jpg", *flags)[1]
-    assert "probability" in run("search", "x", "a dog", "--rerank", 4, "--json", *flags)[1]
-    out = run("search", "x", "a dog", "-n", 4, "--rerank", 2, "--html", "p.html", *flags)[1]
+    assert "album/b.jpg\n" in run("search", "x", "--image", "album/b.jpg")[1]
+    assert "probability" in run("search", "x", "a dog", "--rerank", 4, "--json")[1]
+    out = run("search", "x", "a dog", "-n", 4, "--rerank", 2, "--html", "p.html")[1]
     assert [line.split("\t")[0].endswith(" cosine") for line in out.splitlines()] == [False, False, True, True]
     assert Path("p.html").read_text().count(" cosine</p>") == 2
-    assert " cosine" not in run("search", "x", "a dog", *flags)[1]
+    assert " cosine" not in run("search", "x", "a dog")[1]
     shutil.copy("album/a.png", "album/zz.png")
-    run("index", "album", "--out", "x", *flags)
-    assert "a.png\n" in run("duplicates", "x", "--alike", 0.9999, *flags)[1]
+    run("index", "album", "--out", "x")
+    assert "a.png\n" in run("duplicates", "x", "--alike", 0.9999)[1]
 
 
-def test_clip_retrieval_layout(tiny, model, album, run):
+def test_clip_retrieval_layout(model, album, run):
     parquet = pytest.importorskip("pyarrow.parquet")
-    assert run("index", "album", "--out", "c", "--format", "clip-retrieval", "--model", tiny.path)[0] == 1
+    assert run("index", "album", "--out", "c", "--format", "clip-retrieval")[0] == 1
     embeds = np.load("c/img_emb/img_emb_0.npy")
     paths = parquet.read_table("c/metadata/metadata_0.parquet").to_pydict()["image_path"]
     assert embeds.dtype == np.float16 and len(paths) == len(embeds) == 10
@@ -61,22 +60,22 @@ def test_clip_retrieval_layout(tiny, model, album, run):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX names")
-def test_undecodable_names_stay_distinct_in_parquet(tiny, run, tmp_path, monkeypatch):
+def test_undecodable_names_stay_distinct_in_parquet(run, tmp_path, monkeypatch):
     parquet = pytest.importorskip("pyarrow.parquet")
     monkeypatch.chdir(tmp_path)
     Path("album").mkdir()
     for name in (b"album/\xff.png", b"album/\xfe.png"):
         picture(np.random.default_rng(new_seed())).save(os.fsdecode(name))
-    assert run("index", "album", "--out", "c", "--format", "clip-retrieval", "--model", tiny.path)[0] == 0
+    assert run("index", "album", "--out", "c", "--format", "clip-retrieval")[0] == 0
     paths = parquet.read_table("c/metadata/metadata_0.parquet").to_pydict()["image_path"]
     assert sorted(Path(path).name for path in paths) == ["\\xfe.png", "\\xff.png"]
 
 
-def test_usage_errors_are_one_line(tiny, album, run):
-    flags = ["--model", tiny.path]
-    run("index", "album", "--out", "x", *flags)
-    (album.parent / "full").mkdir()
-    (album.parent / "full" / "a").touch()
+def test_usage_errors_are_one_line(album, run):
+    run("index", "album", "--out", "x")
+    Path("full").mkdir()
+    shutil.copy("album/a.png", "full/a.png")
+    before = tree(Path())
     for command, words in (
         (["search", "none", "a dog"], ["none is not an index", "blip2rt index DIR"]),
         (["search", "album/a.png", "a dog"], ["album/a.png is a file, not an index"]),
@@ -91,29 +90,17 @@ def test_usage_errors_are_one_line(tiny, album, run):
         (["index", "album", "--out", "full"], ["full is neither an index nor empty"]),
         (["index", "album/sub", "--out", "x"], ["not of album/sub"]),
         (["duplicates", "x", "--alike", "2"], ["--alike is 2"]),
+        (["search", "x", "a dog", "--html", "full/a.png"], ["'full/a.png' is a picture"]),
+        (["search", "x", "a dog", "--html", "none/p.html"], ["folder 'none' does not exist"]),
+        (["search", "x", "a dog", "--copy-to", "full"], ["full is not empty: give another --copy-to"]),
+        (["index", "album", "--out", "x", "--errors", "full/a.png"], ["'full/a.png' is a picture"]),
+        (["index", "album", "--out", "full", "--format", "clip-retrieval"], ["full is neither an index nor empty"]),
     ):
-        code, out, err = run(*command, *flags)
-        assert code == 2 and out == "" and err.count("\n") == 1 and all(word in err for word in words), (command, err)
+        assert_error(run(*command), *words)
+        assert tree(Path()) == before, command
     about = json.loads(Path("x/index.json").read_text())
     Path("x/index.json").write_text(json.dumps(about | {"version": 1}))  # without checksums
-    assert "x has version 1" in (err := run("search", "x", "a", *flags)[2]) and "create it again" in err
+    assert "x has version 1" in (err := run("search", "x", "a")[2]) and "create it again" in err
     for damage in ("{}", "no JSON", "[]"):
         Path("x/index.json").write_text(damage)
-        assert "is damaged" in run("search", "x", "a", *flags)[2]
-
-
-def test_existing_files_are_not_overwritten(tiny, album, run):
-    run("index", "album", "--out", "x", "--model", tiny.path)
-    Path("full").mkdir()
-    shutil.copy("album/a.png", "full/a.png")
-    for command, words in (
-        (["search", "x", "a dog", "--html", "full/a.png"], "'full/a.png' is a picture"),
-        (["search", "x", "a dog", "--html", "none/p.html"], "folder 'none' does not exist"),
-        (["search", "x", "a dog", "--copy-to", "full"], "full is not empty: give another --copy-to"),
-        (["index", "album", "--out", "x", "--errors", "full/a.png"], "'full/a.png' is a picture"),
-        (["index", "album", "--out", "full", "--format", "clip-retrieval"], "full is neither an index nor empty"),
-    ):
-        before = tree(Path())
-        code, out, err = run(*command, "--model", tiny.path)
-        assert code == 2 and out == "" and err.count("\n") == 1 and words in err, (command, err)
-        assert tree(Path()) == before
+        assert "is damaged" in run("search", "x", "a")[2]

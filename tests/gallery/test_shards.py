@@ -11,12 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import blip2rt
 from tests.gallery.helpers import assert_error
 from tests.seeds import new_seed
 from tests.tiny.image_folders import picture, shard, tree
 
-pytest.importorskip("blip2rt._native")
 TRUNCATED = "the shard is truncated or damaged"
 
 
@@ -46,23 +44,23 @@ def pictures_in(size: int) -> int:
         return sum(info.offset_data + -(-info.size // 512) * 512 <= size for info in tar if info.name.endswith("png"))
 
 
-def test_truncated_shard_is_a_failure(tiny, whole, run):
+def test_truncated_shard_is_a_failure(whole, run):
     rng = random.Random(new_seed())
     with tarfile.open("s.tar") as tar:
         end = tar.getmembers()[-1].offset_data + 512
     for size in [1, 511, 600, end - 1, *(rng.randrange(512, end) // 512 * 512 + rng.randint(1, 511) for _ in range(6))]:
         Path("cut.tar").write_bytes(whole[:size])
         known = pictures_in(size)
-        code, _, err = run("caption", "cut.tar", "--out", "o.jsonl", "--overwrite", "--model", tiny.path)
+        code, _, err = run("caption", "cut.tar", "--out", "o.jsonl", "--overwrite")
         assert code == (1 if known else 2) and err.count("cut.tar") == 1, (size, err)
         assert f"{known} captioned, 1 failed" in err and (TRUNCATED in err or size < 512), (size, err)
         rows = Path("o.jsonl").read_text().splitlines() if known else []
         assert [json.loads(row)["image"] for row in rows] == [f"cut.tar/{i}.png" for i in range(known)]
 
 
-def test_copy_of_a_truncated_shard_stays_hidden(tiny, whole, run):
+def test_copy_of_a_truncated_shard_stays_hidden(whole, run):
     rng = random.Random(new_seed())
-    command = ["caption", "in/s.tar", "--out", "copies", "--model", tiny.path]
+    command = ["caption", "in/s.tar", "--out", "copies"]
     Path("in").mkdir()
     Path("in/s.tar").write_bytes(whole)
     assert run(*command)[0] == 0
@@ -82,7 +80,7 @@ def unpacked(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tuple:
     return member.name, member.type, member.linkname, member.mode, data
 
 
-def test_folders_and_links_are_copied_unchanged(tiny, whole, run):
+def test_folders_and_links_are_copied_unchanged(whole, run):
     rng = np.random.default_rng(new_seed())
     with tarfile.open("odd.tar", "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "words"}) as tar:
         folder, link, hard = tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
@@ -92,7 +90,7 @@ def test_folders_and_links_are_copied_unchanged(tiny, whole, run):
             info, data = tarfile.TarInfo(name), png(rng) if name.endswith("png") and not kind else b""
             info.type, info.size, info.linkname = kind or tarfile.REGTYPE, len(data), "a/0.png" if kind else ""
             tar.addfile(info, io.BytesIO(data))
-    code, _, err = run("caption", "odd.tar", "--out", "copies", "--model", tiny.path)
+    code, _, err = run("caption", "odd.tar", "--out", "copies")
     assert code == 0 and "2 captioned" in err
     with tarfile.open("odd.tar") as old, tarfile.open("copies/odd.tar") as new:
         assert old.pax_headers == new.pax_headers == {"comment": "words"}
@@ -105,13 +103,13 @@ def test_folders_and_links_are_copied_unchanged(tiny, whole, run):
     for size in [0, 1, *(sizes.randrange(len(data)) for _ in range(8))]:
         copy.unlink()
         copy.with_name(".odd.tar.partial").write_bytes(data[:size])
-        run("caption", "odd.tar", "--out", "copies", "--model", tiny.path)
+        run("caption", "odd.tar", "--out", "copies")
         assert copy.read_bytes() == data, size
 
 
-def test_shards_are_copied_with_captions(tiny, album, run, tmp_path):
+def test_shards_are_copied_with_captions(model, album, run, tmp_path):
     shard(tmp_path / "s.tar", new_seed(), 6)
-    code, _, err = run("caption", "s*.tar", "--out", "copies", "--model", tiny.path)
+    code, _, err = run("caption", "s*.tar", "--out", "copies")
     assert code == 1 and "4 captioned, 1 failed" in err
     with tarfile.open("s.tar") as old, tarfile.open("copies/s.tar") as new:
         want = [name for name in old.getnames() if name not in ("0002.txt", "0003.txt")]
@@ -120,15 +118,15 @@ def test_shards_are_copied_with_captions(tiny, album, run, tmp_path):
             data = new.extractfile(name).read()
             if name.endswith(".txt"):
                 picture = old.extractfile(name.replace(".txt", ".png")).read()
-                assert data.decode() == blip2rt.load(tiny.path).caption(picture) + "\n"
+                assert data.decode() == model.caption(picture) + "\n"
             else:
                 assert data == old.extractfile(name).read()
-    assert "already done" in run("caption", "s.tar", "--out", "copies", "--model", tiny.path)[2]
-    assert "s.tar/0000.png\t" in run("caption", "s.tar", "--model", tiny.path)[1]
-    assert_error(run("caption", "s.tar", "album", "--out", "copies", "--model", tiny.path), "'album' is not a shard")
-    assert_error(run("caption", "sh/none.tar", "--out", "copies", "--model", tiny.path), "no such file: 'sh/none.tar'")
-    assert run("caption", "s.tar", "--out", "copies.v1", "--model", tiny.path)[0] == 1
+    assert "already done" in run("caption", "s.tar", "--out", "copies")[2]
+    assert "s.tar/0000.png\t" in run("caption", "s.tar")[1]
+    assert_error(run("caption", "s.tar", "album", "--out", "copies"), "'album' is not a shard")
+    assert_error(run("caption", "sh/none.tar", "--out", "copies"), "no such file: 'sh/none.tar'")
+    assert run("caption", "s.tar", "--out", "copies.v1")[0] == 1
     assert tree(Path("copies.v1")) == tree(Path("copies"))
     Path("bad.tar").write_bytes(b"x" * 2000)
-    code, _, err = run("caption", "*.tar", "--out", "copies", "--model", tiny.path)
+    code, _, err = run("caption", "*.tar", "--out", "copies")
     assert code == 1 and "bad.tar" in err and "1 failed" in err

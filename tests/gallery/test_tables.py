@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-import blip2rt
 from blip2rt.errors import OptionError
 from blip2rt.gallery.outputs import Description
 from blip2rt.gallery.outputs.tables import CsvTable, JsonTable, open_table
@@ -21,6 +20,9 @@ from tests.tiny.image_folders import GOOD, tree
 
 WORDS = ("a red square", 'a 5" sign', "a, b", "two\nlines", "ein Bär", "1, 2, 3, 4, 5", '"', "x\ny, z\n", "''")
 ASKED = ("", "--ask 'what, \"now\"'")
+
+NEEDS_ARROW = pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="pyarrow is not installed")
+EVERY_TABLE = pytest.mark.parametrize("ending", ["jsonl", "csv", pytest.param("parquet", marks=NEEDS_ARROW)])
 
 
 def filled(path: Path, asked: str, rng: random.Random, words: tuple[str, ...] = WORDS) -> bytes:
@@ -90,15 +92,12 @@ def test_parquet_is_synced_before_its_journal_is_removed(tmp_path, monkeypatch):
     assert order == [path.stat().st_ino, "t.parquet.partial.jsonl"]
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
-def test_table_appends_only_new_pictures(tiny, album, run, ending):
-    if ending == "parquet":
-        pytest.importorskip("pyarrow")
+@EVERY_TABLE
+def test_table_appends_only_new_pictures(model, album, run, ending):
     out = Path(f"out.{ending}")
-    command = ["caption", "-r", "album", "--out", out, "--model", tiny.path]
+    command = ["caption", "-r", "album", "--out", out]
     assert run(*command)[0] == 1
     first = rows(out)
-    model = blip2rt.load(tiny.path)
     assert [row["image"] for row in first] == [f"album/{name}" for name in sorted(GOOD, key=os.fsencode)] + [
         "album/sub/inner.png"
     ]
@@ -118,29 +117,27 @@ def test_table_appends_only_new_pictures(tiny, album, run, ending):
     assert sorted(path.name for path in Path().iterdir()) == ["album", out.name]
 
 
-def test_foreign_tables_are_rejected_unchanged(tiny, album, run):
+def test_foreign_tables_are_rejected_unchanged(album, run):
     for name, text in (("a.jsonl", '{"a": 1}\n'), ("a.csv", "x,y\r\n"), ("a.jsonl", "words\n")):
         Path(name).write_bytes(text.encode())
-        assert_error(run("caption", "album", "--out", name, "--model", tiny.path), name, "line 1", "--overwrite")
+        assert_error(run("caption", "album", "--out", name), name, "line 1", "--overwrite")
         assert Path(name).read_bytes() == text.encode()
     for column in ("x", "image") if importlib.util.find_spec("pyarrow") else ():
         from pyarrow import parquet, table
 
         parquet.write_table(table({column: ["a"]}), "a.parquet")
         before = tree(Path())
-        command = ["caption", "album", "--out", "a.parquet", "--model", tiny.path]
+        command = ["caption", "album", "--out", "a.parquet"]
         assert_error(run(*command), "a.parquet was not written by blip2rt", "--overwrite")
         assert tree(Path()) == before
     row = {"image": "album/a.png", "captions": ["a"], "score": 1.0, "model": "other", "asked": ""}
     Path("a.jsonl").write_text(json.dumps(row) + "\n")
-    assert_error(run("caption", "album", "--out", "a.jsonl", "--model", tiny.path), "captions by other, not by tiny")
+    assert_error(run("caption", "album", "--out", "a.jsonl"), "captions by other, not by tiny")
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
-def test_table_rejects_other_text_flags(tiny, album, run, ending):
-    if ending == "parquet":
-        pytest.importorskip("pyarrow")
-    command = ["caption", "album/a.png", "--out", f"t.{ending}", "--model", tiny.path]
+@EVERY_TABLE
+def test_table_rejects_other_text_flags(album, run, ending):
+    command = ["caption", "album/a.png", "--out", f"t.{ending}"]
     asking = [*command, "--ask", "what is red"]
     assert run(*asking)[0] == 0
     data = tree(Path())
@@ -156,8 +153,8 @@ def test_table_rejects_other_text_flags(tiny, album, run, ending):
     assert run(*command, "--overwrite")[0] == 0 and rows(Path(f"t.{ending}"))[0]["asked"] == ""
 
 
-def test_table_without_pictures_is_empty(tiny, album, run):
+def test_table_without_pictures_is_empty(album, run):
     Path("empty").mkdir()
     for name, data in (("x.jsonl", b""), ("x.csv", b"image,caption,score,model,asked\r\n")):
-        assert run("caption", "empty", "--out", name, "--model", tiny.path)[0] == 0
+        assert run("caption", "empty", "--out", name)[0] == 0
         assert Path(name).read_bytes() == data

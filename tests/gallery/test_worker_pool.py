@@ -21,7 +21,6 @@ from blip2rt.gallery.worker_pool import map_ordered
 from tests.seeds import new_seed
 from tests.tiny.image_folders import fill, tree
 
-pytest.importorskip("blip2rt._native")
 pytestmark = pytest.mark.long(6)
 TIMEOUT = 60  # seconds
 
@@ -121,7 +120,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int | None]]:
 
 
 @pytest.mark.parametrize("output", [["--out", "o.jsonl"], ["--out", "o.csv"], ["--write", "txt"], []])
-def test_outputs_do_not_depend_on_the_number_of_workers(tiny, tmp_path, run, used, monkeypatch, output):
+def test_outputs_do_not_depend_on_the_number_of_workers(tmp_path, run, used, monkeypatch, output):
     """Including failures, skipped pictures and sampled texts."""
     seed, results = new_seed(), {}
     for threads, expected in ((1, (1, 1)), (2, (2, 1)), (5, (2, 2))):
@@ -129,28 +128,28 @@ def test_outputs_do_not_depend_on_the_number_of_workers(tiny, tmp_path, run, use
         fill(place / "album", seed, 20)
         monkeypatch.chdir(place)
         (place / "album" / "n003.txt").write_text("mine\n")
-        command = ["caption", "-r", "album", "--model", tiny.path, "--batch-size", 3, "--errors", "e.tsv", "--sample"]
+        command = ["caption", "-r", "album", "--batch-size", 3, "--errors", "e.tsv", "--sample"]
         result = run(*command, "--beams", 1, "--seed", seed % 1000, *output, "--threads", threads)
         assert result[0] == 1 and "2 failed" in result[2] and used[-1] == expected
         results[threads] = result[1:], tree(place)
     assert results[1] == results[2] == results[5]
 
 
-def test_index_does_not_depend_on_the_number_of_workers(tiny, tmp_path, run, used, monkeypatch):
+def test_index_does_not_depend_on_the_number_of_workers(tmp_path, run, used, monkeypatch):
     seed, results = new_seed(), {}
     for threads in (1, 2):
         place = tmp_path / str(threads)
         fill(place / "album", seed, 20)
         monkeypatch.chdir(place)
         for _ in range(2):
-            result = run("index", "album", "--out", "x", "--model", tiny.path, "--batch-size", 4, "--threads", threads)
+            result = run("index", "album", "--out", "x", "--batch-size", 4, "--threads", threads)
             assert result[0] == 1 and used[-1] == (threads, 1)
-        found = run("search", "x", "a dog", "--model", tiny.path)[1]
+        found = run("search", "x", "a dog")[1]
         results[threads] = result, found, Path("x/vectors.i8").read_bytes()
     assert results[1] == results[2]
 
 
-def test_two_workers_need_two_threads_and_two_batches(tiny, album, run, used, monkeypatch):
+def test_two_workers_need_two_threads_and_two_batches(album, run, used, monkeypatch):
     """Fewer pictures use one worker with all threads; one core or --threads 1 means one worker."""
     for more, expected in (
         (["album/a.png", "--threads", 2], (1, 2)),
@@ -159,18 +158,18 @@ def test_two_workers_need_two_threads_and_two_batches(tiny, album, run, used, mo
         (["album", "--threads", 3, "--batch-size", 5], (2, 1)),
         (["album", "--threads", 1, "--batch-size", 4], (1, 1)),
     ):
-        run("caption", *more, "--model", tiny.path)
+        run("caption", *more)
         assert used[-1] == expected, more
     monkeypatch.setattr(worker_pool, "physical_cores", lambda: 8)
     for environment, expected in (("", (2, 4)), ("6", (2, 3)), ("1", (1, None))):
         monkeypatch.setenv("BLIP2RT_NUM_THREADS", environment)
-        run("caption", "album", "--batch-size", 4, "--model", tiny.path)
+        run("caption", "album", "--batch-size", 4)
         assert used[-1] == expected and ort.num_threads() == int(environment or 0)
     monkeypatch.delenv("BLIP2RT_NUM_THREADS")
     monkeypatch.setattr(worker_pool, "physical_cores", lambda: 1)
-    run("caption", "album", "--batch-size", 4, "--model", tiny.path)
+    run("caption", "album", "--batch-size", 4)
     assert used[-1] == (1, None)
-    assert "--threads is 0" in run("caption", "album", "--batch-size", 4, "--threads", 0, "--model", tiny.path)[2]
+    assert "--threads is 0" in run("caption", "album", "--batch-size", 4, "--threads", 0)[2]
     monkeypatch.setattr(worker_pool, "physical_cores", lambda: 8)
     for backend, expected in (("ort", Parallelism(4, 3, 2, 4)), ("trt", Parallelism(4, 3, 1, None))):
         given = argparse.Namespace(backend=backend, threads=None, batch_size=4, workers=3)
@@ -178,17 +177,13 @@ def test_two_workers_need_two_threads_and_two_batches(tiny, album, run, used, mo
 
 
 @pytest.mark.skipif(os.name == "nt", reason="names of pipes")
-def test_piped_list_is_read_once(tiny, album, run, used):
+def test_piped_list_is_read_once(album, run, used):
     """Pictures are counted ahead only if that consumes nothing."""
     assert has_more_than(10, Sources(("album",))) and not has_more_than(11, Sources(("album",)))
     reader, writer = os.pipe()
     os.write(writer, b"album/a.png\nalbum/b.jpg\nalbum/c.webp\n")
     os.close(writer)
-    command = ["caption", "--from-file", f"/dev/fd/{reader}", "--threads", 2, "--batch-size", 1, "--model", tiny.path]
+    command = ["caption", "--from-file", f"/dev/fd/{reader}", "--threads", 2, "--batch-size", 1]
     code, out, err = run(*command)
     assert (code, err, out.count("\n")) == (0, "", 3) and used[-1] == (2, 1)
     os.close(reader)
-
-
-def test_physical_cores_are_of_this_process():
-    assert 1 <= worker_pool.physical_cores() <= (os.cpu_count() or 1)

@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import os
-import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -26,9 +25,6 @@ from . import Description
 COLUMNS = ("image", "captions", "score", "model", "asked")
 Row = dict[str, Any]
 _ENCODING = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names are bytes
-_QUOTED, _PLAIN = rb'"[^"]*(?:""[^"]*)*"', rb'[^",\r\n]*'
-_OPEN = rb'"(?P<open>[^"]*(?:""[^"]*)*)'
-_TORN = re.compile(rb"(?:(?:%b|%b),)*(?:%b|%b|%b)\r?" % (_QUOTED, _PLAIN, _QUOTED, _OPEN, _PLAIN))  # a row's beginning
 
 
 class Table:
@@ -161,12 +157,12 @@ class CsvTable(Table):
             raise self._unknown_format(number)
 
     def _is_torn(self, lines: list[bytes]) -> bool:
-        """Whether the last lines can be the beginning of one row: no line ends outside quotes, no row starts inside."""
-        torn = _TORN.fullmatch(b"".join(lines))
-        if torn is None or any(line.endswith(b"\r\n") for line in lines):
-            return False
-        quoted = (torn["open"] or b"").split(b"\n")[1:]
-        return all(row[3:] != [self._model, self._asked] for line in quoted for row in _parse_csv(line))
+        """Whether the last lines can be the beginning of one row: none of them ends a row."""
+        for line in lines:
+            rows = _parse_csv(line) if line.endswith(b"\n") else []
+            if line.endswith(b"\r\n") or any(row[-2:] == [self._model, self._asked] for row in rows):
+                return False
+        return True
 
     def _encode(self, row: Row) -> bytes:
         text = io.StringIO(newline="")
