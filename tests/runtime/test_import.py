@@ -12,7 +12,6 @@ from PIL import Image
 
 import blip2rt
 
-pytest.importorskip("blip2rt._native")
 ROOT = Path(blip2rt.__file__).parents[1]
 
 

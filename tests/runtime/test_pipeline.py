@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,10 @@ import pytest
 from PIL import Image
 
 import blip2rt
-from blip2rt.errors import BackendError, BundleError, CapabilityError, ImageError, OptionError
+from blip2rt.errors import BundleError, CapabilityError, ImageError, OptionError
 from blip2rt.image import to_pixels
 from blip2rt.text import tidy
 from tests.tiny.bundle import EOS, WORDS, E, Q, Tiny, write_bundle
-
-pytest.importorskip("blip2rt._native")
 
 
 @pytest.fixture(scope="module")
@@ -169,10 +167,10 @@ def test_non_iterables_are_rejected(model, photo):
             model.caption_each(images)
 
 
-@pytest.mark.parametrize("texts", [None, 5, b"x", ["a dog", 5]])
+@pytest.mark.parametrize("texts", [None, 5, b"x", ["a dog", 5, None]])
 def test_non_texts_are_rejected(model, photo, texts):
     for call in (model.embed_text, lambda texts: model.match(photo(), texts)):
-        with pytest.raises(OptionError, match="texts contain (NoneType|int|bytes): give a str"):
+        with pytest.raises(OptionError, match="texts contain (NoneType, int|NoneType|int|bytes): give a str"):
             call(texts)
 
 
@@ -199,8 +197,6 @@ def test_bad_pairs_are_named(model, photo):
         model.ask([photo(), photo()], ["a", "b", "c"])
     with pytest.raises(OptionError, match="a question is empty"):
         model.ask(photo(), " ")
-    with pytest.raises(OptionError, match="texts contain NoneType, int"):
-        model.match(photo(), ["a", 1, None])
 
 
 def test_missing_components_are_named(tiny, tmp_path, photo):
@@ -230,14 +226,10 @@ def test_only_the_needed_graphs_are_opened(tiny, tmp_path, photo):
         model.embed_text("a dog")
 
 
-def test_load_names_its_faults(tiny, monkeypatch, tmp_path):
-    with pytest.raises(BackendError, match="no backend 'cuda': choose from ort"):
-        blip2rt.load(tiny.path, backend="cuda")
+def test_load_names_its_faults(tiny, monkeypatch):
     for threads in (0, -1, 1.5, True, "2"):
         with pytest.raises(OptionError, match="threads is"):
             blip2rt.load(tiny.path, threads=threads)
-    with pytest.raises(BundleError, match="no bundle at"):
-        blip2rt.load(tmp_path / "none")
     with pytest.raises(BundleError, match="the bundle is '': give its folder"):
         blip2rt.load("")
     monkeypatch.setenv("BLIP2RT_NUM_THREADS", "many")
@@ -248,15 +240,22 @@ def test_load_names_its_faults(tiny, monkeypatch, tmp_path):
 
 
 def test_threads_share_a_model(tiny, photo):
-    images = [photo() for _ in range(6)]
-    want = blip2rt.load(tiny.path).caption(images)
-    model, results = blip2rt.load(tiny.path), []
-    workers = [threading.Thread(target=lambda: results.append(model.caption(images))) for _ in range(6)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert results == [want] * 6
+    """Calls of every kind give the results of one thread."""
+    model, images = blip2rt.load(tiny.path, threads=1), [photo() for _ in range(6)]
+    image = images[0]
+    jobs = (
+        lambda: model.caption(images),
+        lambda: model.caption(images, num_beams=1),
+        lambda: model.caption(image, num_captions=3, do_sample=True, seed=1),
+        lambda: model.ask(image, ["what is red", "who runs"], repetition_penalty=1.5),
+        lambda: "".join(model.stream(image, question="who runs")),
+        lambda: [*zip(model.stream(image), "1", strict=False)],  # leaves the stream after a piece
+        lambda: model.chat(image, num_beams=2).ask("who runs"),
+        lambda: model.match(image, ["a dog", "a cat"]),
+    )
+    want = [job() for job in jobs]
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(lambda job: job(), jobs * 8)) == want * 8
 
 
 def test_one_default_model_for_all_threads(tiny, monkeypatch, photo):
@@ -264,11 +263,7 @@ def test_one_default_model_for_all_threads(tiny, monkeypatch, photo):
     monkeypatch.setattr(blip2rt, "_default", None)
     real = blip2rt.load
     monkeypatch.setattr("blip2rt.loading.load", lambda: loads.append(1) or real(tiny.path))
-    image, results = photo(), []
-    workers = [threading.Thread(target=lambda: results.append(blip2rt.caption(image))) for _ in range(5)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert len(loads) == 1 and len(set(results)) == 1
+    image = photo()
+    with ThreadPoolExecutor(5) as pool:
+        assert len(set(pool.map(blip2rt.caption, [image] * 5))) == 1 and len(loads) == 1
     assert isinstance(blip2rt.ask(image, "who?"), str) and 0 <= blip2rt.match(image, "a dog").probability <= 1

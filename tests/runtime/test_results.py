@@ -15,8 +15,6 @@ from blip2rt.requests import Request
 from blip2rt.results import Timings
 from tests.tiny.bundle import EOS, WORDS, E, Q, Tiny
 
-pytest.importorskip("blip2rt._native")
-
 
 @pytest.fixture(scope="module", params=[False, True], ids=["alone", "batching"])
 def model(request: pytest.FixtureRequest, tiny: Tiny) -> blip2rt.Model:

@@ -108,18 +108,6 @@ def test_leftovers_of_killed_writers_are_removed(tmp_path: Path, left: list[str]
     assert os.listdir(tmp_path) == ["b"]
 
 
-def test_marker_is_removed_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "old" / "sub").mkdir(parents=True)
-    for name in ("a", "sub/b", MARKER):
-        (tmp_path / "old" / name).touch()
-    monkeypatch.setattr(
-        atomic.shutil, "rmtree", lambda path, **_: removed.append((path.name, sorted(os.listdir(path))))
-    )
-    removed: list[tuple[str, list[str]]] = []
-    atomic._remove(tmp_path / "old")
-    assert removed == [("sub", ["b"]), ("old", [MARKER, "sub"])]
-
-
 def test_writer_retries_after_its_folder_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken, locked = [], atomic._try_lock
 
@@ -171,13 +159,6 @@ def test_links_are_followed(tmp_path: Path) -> None:
     (tmp_path / "b").symlink_to(tmp_path / "real")
     write(tmp_path / "b", "2")
     assert content(tmp_path / "real") == "2" and (tmp_path / "b").is_symlink()
-
-
-def test_old_folder_is_moved_aside_without_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
-    for text in "12":
-        write(tmp_path / "b", text)
-    assert content(tmp_path / "b") == "2" and os.listdir(tmp_path) == ["b"]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_FSIZE")

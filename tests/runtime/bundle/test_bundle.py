@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import random
 import re
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +15,6 @@ from blip2rt.bundle.manifest import from_json, to_json
 from blip2rt.bundle.writer import BundleWriter
 from blip2rt.cli.info import describe
 from blip2rt.errors import BundleError
-from tests.seeds import new_seed
 
 FILE = {"size": 1, "sha256": ""}
 QUESTION = {"tokenizer": "q.json", "max_text_length": 9, "pad_token_id": 0}
@@ -112,27 +106,6 @@ def test_damaged_manifest_is_one_line(tmp_path, change, words):
     assert "\n" not in str(caught.value)
 
 
-def test_random_manifest_damage_is_one_error(tmp_path):
-    file = write(tmp_path / "b") / contract.MANIFEST
-    whole = json.loads(file.read_text())
-    seed = new_seed()
-    rng = random.Random(seed)
-    for _ in range(300):
-        data = json.loads(json.dumps(whole))
-        place, key = data, rng.choice(list(data))
-        while isinstance(place[key], dict | list) and place[key] and rng.random() < 0.8:
-            place = place[key]
-            key = rng.choice(list(place)) if isinstance(place, dict) else rng.randrange(len(place))
-        place[key] = rng.choice([None, 0, -1, 10**30, 1.5, float("nan"), "", "x", "/x", [], {}, [{}], True])
-        file.write_text(json.dumps(data))
-        try:
-            contract.read(tmp_path / "b")
-        except BundleError as error:
-            assert "\n" not in str(error)
-        except Exception as error:
-            raise AssertionError(f"{place[key]!r} at {key!r}") from error
-
-
 def test_huge_manifest_is_not_read(tmp_path):
     write(tmp_path / "b")
     os.truncate(tmp_path / "b" / contract.MANIFEST, 1 << 30)
@@ -145,20 +118,6 @@ def test_control_characters_are_shown_as_escapes(tmp_path):
     edit(tmp_path / "b", lambda d: d.update(name="a\x1b]0;b\x07c\u202ed"))
     shown = describe(contract.read(tmp_path / "b"))
     assert shown.startswith("a\\x1b]0;b\\x07c\\u202ed") and "\x1b" not in shown
-
-
-def test_damaged_files_are_named(tmp_path):
-    path = write(tmp_path / "b")
-    (path / "vision.onnx").write_bytes(b"grapH")
-    contract.read(path)
-    with pytest.raises(BundleError, match=r"altered: the sha256 of vision\.onnx"):
-        contract.verify(path)
-    (path / "vision.onnx").write_bytes(b"gra")
-    with pytest.raises(BundleError, match="3 bytes instead of 5"):
-        contract.read(path)
-    (path / "vision.onnx").unlink()
-    with pytest.raises(BundleError, match=r"vision\.onnx is missing"):
-        contract.read(path)
 
 
 def test_verify_checks_the_manifest(tmp_path):
@@ -204,15 +163,6 @@ def test_overwrite_replaces_bundles_only(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["b", "home", "precious"]
 
 
-def test_an_error_leaves_nothing(tmp_path):
-    path = write(tmp_path / "b")
-    with pytest.raises(KeyError), BundleWriter(path, overwrite=True) as writer:
-        (writer.folder / "vision.onnx").write_bytes(b"half")
-        raise KeyError
-    assert os.listdir(tmp_path) == ["b"]
-    contract.verify(path)
-
-
 def test_interrupt_during_setup_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(folder):
         if folder.name != "b":
@@ -223,28 +173,3 @@ def test_interrupt_during_setup_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt), BundleWriter(tmp_path / "b"):
         raise AssertionError("it never began")
     assert os.listdir(tmp_path) == []
-
-
-def test_full_disk_is_one_line(tmp_path):
-    with pytest.raises(BundleError, match="no space left"), BundleWriter(tmp_path / "b"):
-        raise OSError(errno.ENOSPC, "No space left on device")
-    assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_killed_writer_leaves_no_bundle(tmp_path):
-    code = (
-        "import sys, time; from blip2rt.bundle.writer import BundleWriter\n"
-        f"with BundleWriter({str(tmp_path / 'b')!r}) as w:\n"
-        "    (w.folder / 'vision.onnx').write_bytes(b'half'); print('ready', flush=True); time.sleep(60)\n"
-    )
-    env = {**os.environ, "PYTHONPATH": str(Path(contract.__file__).parents[2])}
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env)
-    assert child.stdout is not None and child.stdout.readline()
-    write(tmp_path / "b")  # a running writer's folder is kept
-    assert len(os.listdir(tmp_path)) == 2
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    child.stdout.close()
-    write(tmp_path / "b", overwrite=True)
-    assert os.listdir(tmp_path) == ["b"]

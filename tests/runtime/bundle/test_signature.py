@@ -54,24 +54,19 @@ def test_valid_signature_returns_its_comment(file: Path, hashed: bool) -> None:
     assert verify_signature(file, maker.key) == "made by us"
 
 
-def test_other_contents_and_keys_are_rejected(file: Path) -> None:
-    maker = Maker(file.parent)
+def test_changed_manifests_comments_and_keys_are_rejected(file: Path) -> None:
+    mismatch = "does not match the signature of key 3837363534333231: do not use it"
+    for name, old, new in (("blip2rt.json", "nano", "nanO"), ("blip2rt.json.minisig", "2026", "2027")):
+        maker, changed = Maker(file.parent), file.with_name(name)
+        maker.sign(file)
+        changed.write_text(changed.read_text().replace(old, new))
+        with pytest.raises(BundleError, match=mismatch):
+            verify_signature(file, maker.key)
     maker.sign(file)
-    with pytest.raises(BundleError, match="does not match the signature of key 3837363534333231"):
+    with pytest.raises(BundleError, match=mismatch):
         verify_signature(file, Maker(file.parent).key)  # another key with the same id
     Maker(file.parent, b"87654321").sign(file)
     with pytest.raises(BundleError, match="is signed with key 3132333435363738"):
-        verify_signature(file, maker.key)
-
-
-@pytest.mark.parametrize(
-    ("name", "old", "new"), [("blip2rt.json", "nano", "nanO"), ("blip2rt.json.minisig", "2026", "2027")]
-)
-def test_changed_manifest_or_comment_is_rejected(file: Path, name: str, old: str, new: str) -> None:
-    maker, changed = Maker(file.parent), file.with_name(name)
-    maker.sign(file)
-    changed.write_text(changed.read_text().replace(old, new))
-    with pytest.raises(BundleError, match="does not match the signature of key 3837363534333231: do not use it"):
         verify_signature(file, maker.key)
 
 

@@ -18,8 +18,8 @@ from PIL import Image
 import blip2rt
 from blip2rt import bundle as contract
 from blip2rt.cli import main
+from tests.tiny.image_folders import start
 
-pytest.importorskip("blip2rt._native")
 ROOT = Path(blip2rt.__file__).parents[1]
 
 
@@ -50,12 +50,6 @@ def rejected(capsys, *arguments: object) -> str:
 TIMEOUT = 900  # seconds until a process counts as hung, however busy the machine is
 
 
-def start(*arguments: object, **options) -> subprocess.Popen:
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "blip2rt", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, text=True, **options)
-
-
 def test_caption_prints_captions(tiny, folder, capsys):
     model = blip2rt.load(tiny.path)
     a, b = model.caption(["a.png", "b.png"])
@@ -74,16 +68,6 @@ def test_caption_prints_json(tiny, folder, capsys):
     assert good["truncated"] is False or good["truncated"] is True
     assert good["image"] == "a.png" and good["captions"][0] == good["caption"] and len(good["captions"]) == 2
     assert bad == {"image": "none.png", "error": "no such file: 'none.png'"}
-
-
-def test_a_bad_image_does_not_stop_the_others(tiny, folder, capsys):
-    (folder / "text.jpg").write_text("text")
-    code, out, err = run(capsys, "caption", "a.png", "text.jpg", "none.jpg", "*.gif", "b.png", "--model", tiny.path)
-    assert code == 1
-    assert [line.split("\t")[0] for line in out.splitlines()] == ["a.png", "b.png"]
-    assert [line[:16] for line in err.splitlines()] == ["blip2rt: error: "] * 3
-    code, out, err = run(capsys, "caption", "text.jpg", "none.jpg", "--model", tiny.path)
-    assert (code, out, err.count("\n")) == (2, "", 2), "a mistake if all are bad"
 
 
 def test_ask_answers_about_several_images(tiny, folder, capsys):
@@ -172,11 +156,13 @@ def test_info_describes_a_bundle(tiny, capsys):
     assert code == 0
     for word in ("tiny", "vision", "fp32", "pixels (B,3,8,12) -> vision_features (B,6,8)", "CC0-1.0", "max_new_tokens"):
         assert word in out
+    assert "nano" in run(capsys, "info")[1], "the default"
     data = json.loads(run(capsys, "info", tiny.path, "--json")[1])
     assert data["name"] == "tiny" and data["size"] == contract.read(tiny.path).size
 
 
 def test_verify_finds_damage(tiny, tmp_path, capsys):
+    assert run(capsys, "verify")[1].startswith(f"{contract.embedded()}: "), "the default"
     path = shutil.copytree(tiny.path, tmp_path / "copy")
     code, out, _ = run(capsys, "verify", path)
     assert code == 0 and "9 files" in out
@@ -190,20 +176,6 @@ def test_verify_finds_damage(tiny, tmp_path, capsys):
     graph.unlink()
     (path / "embed.onnx").unlink()
     assert "embed.onnx is missing; llm.onnx is missing" in rejected(capsys, "caption", "x.png", "--model", path)
-
-
-def test_info_and_verify_default_to_nano(capsys):
-    assert "nano" in run(capsys, "info")[1]
-    code, out, _ = run(capsys, "verify")
-    assert code == 0 and out.startswith(f"{contract.embedded()}: ")
-
-
-def test_newer_format_asks_for_an_upgrade(tiny, tmp_path, capsys):
-    path = shutil.copytree(tiny.path, tmp_path / "copy")
-    manifest = json.loads((path / contract.MANIFEST).read_text())
-    (path / contract.MANIFEST).write_text(json.dumps({**manifest, "format_version": 99}))
-    for command in (["caption", "x.png", "--model"], ["info"], ["verify"]):
-        assert "newer blip2rt" in rejected(capsys, *command, path)
 
 
 @pytest.mark.parametrize(
@@ -248,12 +220,6 @@ def test_missing_embedded_model_is_reported(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("blip2rt.bundle.reader.EMBEDDED", tmp_path)
     assert "no embedded model" in rejected(capsys, "caption", "x.png")
     assert "no embedded model" in rejected(capsys, "info")
-
-
-def test_version_and_help_are_printed(capsys):
-    assert run(capsys, "--version") == (0, f"blip2rt {blip2rt.__version__}\n", "")
-    for command in ("caption", "ask", "match", "info", "verify"):
-        assert run(capsys, command, "--help")[0] == 0
 
 
 def test_a_process_captions_files_of_any_name(tiny, folder):

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -118,10 +119,8 @@ def refusal(called: str, ended: tuple[int, str, str]) -> str:
 def shown(help_text: str) -> dict[str, str]:
     """Option, or options, of a help page -> what is said of it, in one line."""
     blocks = re.findall(r"^  (-\S.*(?:\n {4,}\S.*)*)", help_text, re.MULTILINE)
-    return {
-        " ".join(re.findall(r"(?<![\w-])--?\w[\w-]*", block.split("  ")[0])): " ".join(block.split())
-        for block in blocks
-    }
+    names = [" ".join(re.findall(r"(?<![\w-])--?\w[\w-]*", block.split("  ")[0])) for block in blocks]
+    return dict(zip(names, (" ".join(block.split()) for block in blocks), strict=True))
 
 
 def test_every_command_is_in_the_table() -> None:
@@ -163,13 +162,9 @@ def test_help(called: str, call: Callable[..., tuple[int, str, str]]) -> None:
 
 
 @pytest.mark.parametrize("called", COMMANDS)
-def test_version(called: str, call: Callable[..., tuple[int, str, str]]) -> None:
+def test_version_and_unknown_options(called: str, call: Callable[..., tuple[int, str, str]]) -> None:
+    """An unknown option is reported before what is missing, with the nearest one and the help of the subcommand."""
     assert call(called, "--version") == (0, f"blip2rt {blip2rt.__version__}\n", "")
-
-
-@pytest.mark.parametrize("called", COMMANDS)
-def test_unknown_option(called: str, call: Callable[..., tuple[int, str, str]]) -> None:
-    """It is told before what is missing, and the nearest one is named, with the help of the very subcommand."""
     line = refusal(called, call(called, "--verzion"))
     assert line == f"unknown option --verzion: did you mean --version? (see {called} --help)"
     assert refusal(called, call(called, "--not-at-all=3")).startswith("unknown option --not-at-all")
@@ -225,10 +220,8 @@ def test_renamed_options_are_accepted_but_hidden(call: Callable[..., tuple[int, 
     ):
         before = refusal(called, call(called, *old.split()))
         assert "/none" in before and before == refusal(called, call(called, *new.split()))
-        page = call(called, "--help")[1]
-        assert not [
-            word for word in old.split() if word.startswith("--") and word not in new.split() and word in shown(page)
-        ]
+        page = shown(call(called, "--help")[1])
+        assert not [word for word in old.split() if word.startswith("--") and word not in new.split() and word in page]
 
 
 def parser() -> Parser:
@@ -336,20 +329,14 @@ def test_defaults_are_shown_once() -> None:
     ],
 )
 def test_error_policy(error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    def work() -> int:
-        raise error
-
-    assert run("tool", work, extra="train", interrupted="half of it is kept") == code
+    assert run("tool", Mock(side_effect=error), extra="train", interrupted="half of it is kept") == code
     assert capsys.readouterr() == ("", f"tool: {said}\n")
 
 
 @pytest.mark.parametrize("error", [ModuleNotFoundError(name="train.nothing"), RuntimeError("a bug")])
 def test_a_bug_keeps_its_traceback(error: Exception) -> None:
-    def work() -> int:
-        raise error
-
     with pytest.raises(type(error)):
-        run("tool", work)
+        run("tool", Mock(side_effect=error))
 
 
 def test_exit_status_is_that_of_the_work(capsys: pytest.CaptureFixture[str]) -> None:

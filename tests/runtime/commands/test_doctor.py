@@ -7,6 +7,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -26,9 +28,11 @@ def lines(findings: list[doctor.Finding]) -> dict[str, doctor.Finding]:
 
 
 def test_doctor_describes_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("blip2rt._native")
+    native = pytest.importorskip("blip2rt._native")
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
+    assert native.processor_kernels()[0].startswith("attention ")
+    assert all(kernel in text for kernel in native.processor_kernels())
     assert all(word in text for word in ("machine", "ONNX Runtime", "memory", "is captioned in", "captions run here"))
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -36,19 +40,9 @@ def test_doctor_describes_this_machine(capsys: pytest.CaptureFixture[str]) -> No
     assert {"machine", "captions"} <= {finding["name"] for finding in found["findings"]}
 
 
-def test_kernels_are_named() -> None:
-    native = pytest.importorskip("blip2rt._native")
-    text = lines(doctor.examine())["native core"].text
-    assert native.processor_kernels()[0].startswith("attention ")
-    assert all(kernel in text for kernel in native.processor_kernels())
-
-
 @pytest.mark.parametrize(("error", "state"), [(BackendError("none"), "missing"), (ImportError("GLIBCXX"), "broken")])
 def test_missing_or_broken_core_is_reported(error: Exception, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def native() -> None:
-        raise error
-
-    monkeypatch.setattr(doctor, "native", native)
+    monkeypatch.setattr(doctor, "native", Mock(side_effect=error))
     found = doctor.examine()
     assert lines(found)["native core"].state == state
     text, code = doctor.report(found)
@@ -79,10 +73,7 @@ def test_missing_library_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_damaged_model_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load() -> None:
-        raise BundleError("vision.onnx is missing")
-
-    monkeypatch.setattr(doctor, "load", load)
+    monkeypatch.setattr(doctor, "load", Mock(side_effect=BundleError("vision.onnx is missing")))
     text, code = doctor.report(doctor.examine())
     assert code == 2 and "vision.onnx is missing" in text and "blip2rt verify" in text
 
@@ -148,22 +139,20 @@ def test_two_onnx_runtimes_are_reported(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_little_memory_suggests_swap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_meminfo", lambda: {"MemTotal": 4 << 30, "MemAvailable": 1 << 30, "SwapTotal": 0})
+    sizes = {"MemTotal": 4 << 30, "MemAvailable": 1 << 30, "SwapTotal": 0}
+    monkeypatch.setattr(doctor, "proc_bytes", lambda file, key: sizes[key])
     assert "swapon" in lines(doctor.examine())["memory"].fix
 
 
 def test_failing_driver_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver's own message if there is no device."""
 
-    class Library:
-        def cuInit(self, flags: int) -> int:
-            return 100
+    def describe(code: int, text: Any) -> int:
+        text._obj.value = b"no CUDA-capable device is detected"
+        return 0
 
-        def cuGetErrorString(self, code: int, text: object) -> int:
-            text._obj.value = b"no CUDA-capable device is detected"  # type: ignore[attr-defined]
-            return 0
-
-    monkeypatch.setattr(gpu, "_load", Library)
+    library = SimpleNamespace(cuInit=lambda flags: 100, cuGetErrorString=describe)
+    monkeypatch.setattr(gpu, "_load", lambda: library)
     assert gpu.find() == (
         "the NVIDIA driver is installed but cuInit fails with error 100 (no CUDA-capable device is detected)"
     )

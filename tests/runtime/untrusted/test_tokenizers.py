@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from blip2rt.errors import BundleError
 from blip2rt.untrusted.tokenizer import MAX_BYTES, guarded, read_tokenizer
-from tests.seeds import new_seed
 
 WORDS = ["[UNK]", "[CLS]", "[SEP]", "a", "dog", "cat", "##s"]
-VALUES = [None, 0, -1, 10**6, 2**31, 2**63, 1.5, "", "x", [], {}, [{}], True]
-VALUES += [{"String": "a"}, {"Regex": "("}, [["a", "b"]]]
 
 
 def word_piece() -> Tokenizer:
@@ -38,33 +34,21 @@ def test_valid_tokenizer_is_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "normalizer",
+    ("part", "component", "growth"),
     [
-        normalizers.Replace("a", "b" * 65),
-        normalizers.Sequence([normalizers.Replace("a", "aa")] * 7),
-        normalizers.Sequence([normalizers.NFKC(), normalizers.NFKC()]),
-        normalizers.Prepend("x" * 65),
+        ("normalizer", normalizers.Replace("a", "b" * 65), 65),
+        ("normalizer", normalizers.Sequence([normalizers.Replace("a", "aa")] * 7), 128),
+        ("normalizer", normalizers.Sequence([normalizers.NFKC(), normalizers.NFKC()]), 324),
+        ("normalizer", normalizers.Prepend("x" * 65), 65),
+        ("decoder", decoders.Sequence([decoders.Replace("a", "aa")] * 7), 128),
+        ("post_processor", processors.TemplateProcessing(single="$A $A", special_tokens=[]), None),
     ],
-    ids=["long", "many", "unicode", "prepend"],
 )
-def test_growing_normalizer_is_rejected(tmp_path: Path, normalizer: object) -> None:
+def test_growing_parts_are_rejected(tmp_path: Path, part: str, component: object, growth: int | None) -> None:
     tokenizer = word_piece()
-    tokenizer.normalizer = normalizer
-    with pytest.raises(BundleError, match=r"its normalizer turns one character into up to [\d,]+, more than 64"):
-        read_tokenizer(save(tokenizer, tmp_path))
-
-
-def test_growing_decoder_is_rejected(tmp_path: Path) -> None:
-    tokenizer = word_piece()
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("a", "aa")] * 7)
-    with pytest.raises(BundleError, match="its decoder turns one character into up to 128"):
-        read_tokenizer(save(tokenizer, tmp_path))
-
-
-def test_repeating_template_is_rejected(tmp_path: Path) -> None:
-    tokenizer = word_piece()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A $A", special_tokens=[])
-    with pytest.raises(BundleError, match="its post_processor repeats the text"):
+    setattr(tokenizer, part, component)
+    fault = f"turns one character into up to {growth}, more than 64" if growth else "repeats the text"
+    with pytest.raises(BundleError, match=f"its {part} {fault}"):
         read_tokenizer(save(tokenizer, tmp_path))
 
 
@@ -108,23 +92,3 @@ def test_large_and_missing_files_are_reported(tmp_path: Path) -> None:
 def test_keyboard_interrupt_passes() -> None:
     with pytest.raises(KeyboardInterrupt), guarded("x"):
         raise KeyboardInterrupt
-
-
-def test_damaged_files_are_one_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    seed = new_seed()
-    rng, whole, file = random.Random(seed), json.loads(word_piece().to_str()), tmp_path / "tokenizer.json"
-    for _ in range(300):
-        data = json.loads(json.dumps(whole))
-        place, key = data, rng.choice(list(data))
-        while isinstance(place[key], dict | list) and place[key] and rng.random() < 0.85:
-            place = place[key]
-            key = rng.choice(list(place)) if isinstance(place, dict) else rng.randrange(len(place))
-        place[key] = rng.choice(VALUES)
-        file.write_text(json.dumps(data))
-        try:
-            tokenizer = read_tokenizer(file)
-            with guarded(file):
-                tokenizer.decode(tokenizer.encode("a dog").ids)
-        except BundleError as error:
-            assert "\n" not in str(error)
-    assert "panicked" not in capfd.readouterr().err
