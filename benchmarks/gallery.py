@@ -32,7 +32,6 @@ from blip2rt.gallery.walk import walk
 from blip2rt.gallery.worker_pool import map_ordered
 
 ROOT = Path(__file__).parents[1]
-CANDIDATES = ("threads", "workers", "each", "decoding")
 
 
 def originals(source: Path, count: int) -> list[str]:
@@ -81,13 +80,13 @@ def measure_captions(args: argparse.Namespace) -> None:
         batches = [pixels[start : start + parallelism.batch_size] for start in range(0, len(names), args.batch_size)]
         task = whole_model.task()
         calls: dict[str, Callable[[], object]] = {
+            "gallery": gallery,
             "threads": lambda: [whole_model.generate(batch, task) for batch in batches],
             "workers": lambda: [*map_ordered(batches, lambda batch: model.generate(batch, task), args.lanes)],
             "each": lambda: [whole_model.caption(name) for name in names],
             "decoding": lambda: [whole_model.prepare(name) for name in names],
         }
-        chosen = {"gallery": gallery, **{name: calls[name] for name in args.ways}}
-        times = alternate({name: partial(seconds, call) for name, call in chosen.items()}, args.repeat)
+        times = alternate({name: partial(seconds, call) for name, call in calls.items()}, args.repeat)
     for name, values in times.items():
         ratio = median(g / s for s, g in zip(values, times["gallery"], strict=True))
         print(f"{name:30s} {1000 * median(values) / len(names):7.1f} ms a picture; the gallery takes {ratio:5.2f} x")
@@ -154,8 +153,6 @@ def _parser() -> Parser:
     parser.add_argument("--threads", type=whole(1), default=2, metavar="N", help="threads of the graphs, in total")
     parser.add_argument("--lanes", type=whole(1), default=2, metavar="N", help="batches in the graphs at once")
     parser.add_argument("--scaled-jpeg", action="store_true", help="as in `blip2rt caption`")
-    ways = f"candidates next to the gallery (default: {', '.join(CANDIDATES)})"
-    parser.add_argument("--ways", nargs="+", choices=CANDIDATES, default=CANDIDATES, metavar="WAY", help=ways)
     parser.add_argument("--repeat", type=whole(1), default=3, metavar="N", help="runs of each candidate")
     parser.add_argument("--model", metavar="BUNDLE", help="a bundle (default: nano)")
     parser.add_argument("--index", type=whole(1), metavar="N", help="measure an index of N synthetic pictures instead")

@@ -2,7 +2,7 @@
 
 Compares steps of `train.objectives.stage1.stage1_losses` (the image is read once, its keys and values serve all three
 losses, and ITG reuses the queries' keys and values of ITC) with steps of the same losses by three independent forward
-passes. Steps alternate on one model with one batch; processor time is compared (with `--wall`, wall-clock time).
+passes. Steps alternate on one model with one batch; processor time is compared.
 tests/train/losses/test_reference_losses.py compares the gradients.
 """
 
@@ -22,7 +22,7 @@ from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
 from train.loop.memory import keep_freed_memory
-from train.loop.trainer import autocast_dtype, compile_layers
+from train.loop.trainer import autocast_dtype
 from train.objectives.stage1 import (
     TextBatch,
     hard_negatives,
@@ -100,25 +100,21 @@ def random_batch(model: Blip2, batch: int, tokens: int) -> tuple[torch.Tensor, T
     return features, TextBatch(ids, mask, torch.arange(batch))
 
 
-def compare(
-    geometry: str, batch: int, tokens: int, precision: str, compiled: bool, repeat: int, clock: Callable[[], float]
-) -> tuple[float, float]:
-    """Return the median seconds of a step (losses, gradients, AdamW): independent and shared."""
+def compare(geometry: str, batch: int, tokens: int, precision: str, repeat: int) -> tuple[float, float]:
+    """Return the median processor seconds of a step (losses, gradients, AdamW): independent and shared."""
     model = build(geometry)
-    if compiled:
-        compile_layers(model.qformer)
     features, text = random_batch(model, batch, tokens)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     dtype, dec = autocast_dtype(precision), model.config.qformer.vocab_size - 1
 
     def step(losses: Callable[..., Losses]) -> float:
-        started = clock()
+        started = time.process_time()
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             loss = losses(model, features, text, dec)["loss"]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return clock() - started
+        return time.process_time() - started
 
     ways = (independent_losses, stage1_losses)
     for way in ways:
@@ -141,19 +137,16 @@ def _parser() -> Parser:
     parser.add_argument("--tokens", type=whole(1), default=16, metavar="N", help="tokens of the longest text")
     kinds = ["fp32", "bf16"]
     parser.add_argument("--precision", nargs="*", choices=kinds, default=kinds, help="precisions to compare")
-    parser.add_argument("--compile", action="store_true", help="compile the blocks, as `compile` in a recipe")
     parser.add_argument("--repeat", type=whole(1), default=9, metavar="N", help="steps of each")
-    parser.add_argument("--wall", action="store_true", help="compare wall-clock time instead of processor time")
     return parser
 
 
 def _run(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
-    clock = time.perf_counter if args.wall else time.process_time
     for geometry, batch in zip(args.geometry, args.batch, strict=True):
         for precision in args.precision:
-            independent, shared = compare(geometry, batch, args.tokens, precision, args.compile, args.repeat, clock)
+            independent, shared = compare(geometry, batch, args.tokens, precision, args.repeat)
             case = f"{geometry}, batch {batch}, {args.tokens} tokens, {precision}"
             times = f"three passes {independent:.3f} s, shared {shared:.3f} s, {independent / shared:.2f} x"
             print(f"{case}: {times}", flush=True)

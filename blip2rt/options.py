@@ -195,11 +195,8 @@ def resolve(given: Options, defaults: Decoding, room: Room) -> dict[str, Any]:
         settings["do_sample"] = True
         settings["top_k"] = TOP_K if given.top_k is None else int(given.top_k)
         settings["seed"] = secrets.randbelow(SEEDS) if given.seed is None else int(given.seed)
-        settings |= {
-            name: float(value)
-            for name in ("temperature", "top_p", "min_p")
-            if (value := getattr(given, name)) is not None
-        }
+        chosen = {name: getattr(given, name) for name in ("temperature", "top_p", "min_p")}
+        settings |= {name: float(value) for name, value in chosen.items() if value is not None}
     return settings
 
 

@@ -84,21 +84,16 @@ class LlmTokenizer:
         """Encode special tokens of the template only. They split a text before anything else."""
         before, after = words.split(prompt.before), words.split(prompt.after)  # odd pieces are special tokens
         pieces = [*before[:-1], before[-1] + prompt.text + after[0], *after[1:]]
-        encodings = [
-            (self._tokenizer if i % 2 else self._plain).encode(piece, add_special_tokens=False)
-            for i, piece in enumerate(pieces)
-        ]
+        readers = (self._plain, self._tokenizer)
+        encodings = [readers[i % 2].encode(piece, add_special_tokens=False) for i, piece in enumerate(pieces)]
         whole = Encoding.merge(encodings, growing_offsets=True)
         return list(self._tokenizer.post_process(whole, add_special_tokens=special).ids)
 
     @cached_property
     def _special_words(self) -> re.Pattern[str] | None:
         special = [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
-        return (
-            re.compile("(" + "|".join(map(re.escape, sorted(special, key=len, reverse=True))) + ")")
-            if special
-            else None
-        )
+        longest_first = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
+        return re.compile(f"({longest_first})") if special else None
 
     @cached_property
     def _plain(self) -> Tokenizer:
@@ -221,9 +216,8 @@ def token_bytes(tokenizer: Tokenizer, size: int) -> list[bytes]:
     special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     decoder = json.dumps(json.loads(tokenizer.to_str()).get("decoder"))
     letters = _byte_letters() if '"ByteLevel"' in decoder else {}
-    before = next(
-        (ids for text in ("a", "0", "the") if (ids := tokenizer.encode(text, add_special_tokens=False).ids)), []
-    )
+    tried = (tokenizer.encode(text, add_special_tokens=False).ids for text in ("a", "0", "the"))
+    before = next(filter(None, tried), [])
     start = len(tokenizer.decode(before))
 
     def text_of(i: int) -> bytes:

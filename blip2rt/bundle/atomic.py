@@ -222,9 +222,8 @@ def _try_lock(folder: Path) -> IO[str] | None:
 def _exchange(one: Path, other: Path) -> bool:
     """Exchange two folders in one step. Return False if the system cannot."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
-    return (
-        rename is not None and rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
-    )
+    paths = _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other)
+    return rename is not None and rename(*paths, _RENAME_EXCHANGE) == 0
 
 
 def _sync(folder: Path) -> None:

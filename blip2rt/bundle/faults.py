@@ -73,28 +73,19 @@ def _image_faults(manifest: Manifest) -> list[str]:
         sides = zip(shape[1:], expected, strict=False)
         return len(shape) != 4 or all(isinstance(axis, str) or axis == side for axis, side in sides)
 
-    return [
-        f"image is {image.height} x {image.width}, but vision reads pixels {list(shape)}"
-        for shape in shapes
-        if not fits(shape)
-    ]
+    size = f"{image.height} x {image.width}"
+    return [f"image is {size}, but vision reads pixels {list(shape)}" for shape in shapes if not fits(shape)]
 
 
 def _length_faults(manifest: Manifest) -> list[str]:
     """Lists and texts longer than any bundle needs."""
     lists = {name: len(getattr(manifest, name) or ()) for name in _LISTS}
-    faults = [
-        f"{name} has {count:,} entries, more than {MAX_ENTRIES:,}"
-        for name, count in lists.items()
-        if count > MAX_ENTRIES
-    ]
+    many = {name: count for name, count in lists.items() if count > MAX_ENTRIES}
+    faults = [f"{name} has {count:,} entries, more than {MAX_ENTRIES:,}" for name, count in many.items()]
     texts = {"name": manifest.name, "created_by": manifest.created_by}
     texts |= {f"prompts.{task}": prompt for task, prompt in manifest.prompts.items()}
-    return faults + [
-        f"{name} has {len(text):,} characters, more than {MAX_CHARACTERS:,}"
-        for name, text in texts.items()
-        if len(text) > MAX_CHARACTERS
-    ]
+    long = {name: len(text) for name, text in texts.items() if len(text) > MAX_CHARACTERS}
+    return faults + [f"{name} has {size:,} characters, more than {MAX_CHARACTERS:,}" for name, size in long.items()]
 
 
 def _token_ids(manifest: Manifest) -> Iterator[tuple[str, int]]:

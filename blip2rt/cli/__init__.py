@@ -21,7 +21,6 @@ from ..options import Options
 from .parser import FLAGS, Handler, build_parser
 
 if TYPE_CHECKING:
-    from ..bundle import Bundle
     from ..model import Model
     from ..results import Scored
 
@@ -114,9 +113,10 @@ def _gallery(name: str, args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
+    from ..bundle import embedded, read
     from .info import describe, to_dict
 
-    bundle = _read_bundle(args.bundle)
+    bundle = read(embedded() if args.bundle is None else args.bundle)
     print(json.dumps(to_dict(bundle), indent=2, ensure_ascii=False) if args.json else describe(bundle))
     return 0
 
@@ -187,12 +187,6 @@ def _load(args: argparse.Namespace, threads: int | None = None) -> Model:
 
     threads = args.threads if threads is None else threads
     return load(args.model, backend=args.backend, device=args.device, threads=threads, scaled_jpeg=args.scaled_jpeg)
-
-
-def _read_bundle(path: str | None) -> Bundle:
-    from ..bundle import embedded, read
-
-    return read(embedded() if path is None else path)
 
 
 def _image(path: str) -> str | bytes:

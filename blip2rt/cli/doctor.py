@@ -21,6 +21,7 @@ import numpy as np
 from ..backends import ort
 from ..backends.trt import builder, gpu
 from ..backends.trt.cache import default_folder
+from ..bench.machine import proc_bytes
 from ..errors import BackendError, Blip2rtError
 from ..install_hints import ONNXRUNTIME_GPU, pip_install
 from ..loading import load
@@ -56,7 +57,7 @@ def _nvidia(device: gpu.Gpu | str) -> list[Finding]:
     packages = (*_TENSORRT, "cuda-bindings", "onnxruntime-gpu")
     if isinstance(device, str) and gpu.l4t_release() is None and not any(map(_version, packages)):
         return [Finding("NVIDIA GPU", _OK, f"none is used: {device}")]
-    return [_driver(device), *_device(device), _cuda(), _tensorrt(device), _bindings(device), _cache()]
+    return [*_driver(device), _cuda(), _tensorrt(device), _bindings(device), _cache()]
 
 
 def report(findings: list[Finding]) -> tuple[str, int]:
@@ -95,24 +96,13 @@ def _machine() -> Finding:
 
 def _memory() -> Finding:
     """Memory and swap, which building large plans needs."""
-    sizes = _meminfo()
-    if not sizes:
+    memory, free, swap = (proc_bytes("/proc/meminfo", key) or 0 for key in ("MemTotal", "MemAvailable", "SwapTotal"))
+    if not memory:
         return Finding("memory", _OK, "unknown on this system")
-    memory, swap = sizes.get("MemTotal", 0), sizes.get("SwapTotal", 0)
-    text = f"{memory / 1e9:.1f} GB, {sizes.get('MemAvailable', 0) / 1e9:.1f} GB of it free, swap {swap / 1e9:.1f} GB"
+    text = f"{memory / 1e9:.1f} GB, {free / 1e9:.1f} GB of it free, swap {swap / 1e9:.1f} GB"
     scarce = memory + swap < _MIN_MEMORY
     fix = "sudo fallocate -l 8G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile"
     return Finding("memory", _MISSING if scarce else _OK, text, fix if scarce else "")
-
-
-def _meminfo() -> dict[str, int]:
-    """/proc/meminfo in bytes; empty on other systems."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            rows = [line.split() for line in file]
-    except OSError:
-        return {}
-    return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if len(row) > 1}
 
 
 def _native() -> Finding:
@@ -139,10 +129,8 @@ def _onnxruntime(device: gpu.Gpu | str) -> Finding:
     try:
         ort.open_runtime()
     except (Blip2rtError, ImportError) as error:
-        fix = f"pip install --force-reinstall {have[0].partition(' ')[0]}"
-        return Finding(
-            "ONNX Runtime", _BROKEN, f"{have[0]}, but {error}".partition(": pip install")[0], fix, needed=True
-        )
+        fix, text = f"pip install --force-reinstall {have[0].partition(' ')[0]}", f"{have[0]}, but {error}"
+        return Finding("ONNX Runtime", _BROKEN, text.partition(": pip install")[0], fix, needed=True)
     return Finding("ONNX Runtime", _OK, f"{have[0]}, and its library opens", needed=True)
 
 
@@ -154,23 +142,18 @@ def _captions() -> Finding:
     except Blip2rtError as error:
         fix = "blip2rt verify names altered files: install blip2rt again"
         return Finding("captions", _BROKEN, str(error), fix, needed=True)
-    return Finding(
-        "captions", _OK, f"a grey picture is captioned in {time.perf_counter() - started:.1f} s", needed=True
-    )
+    text = f"a grey picture is captioned in {time.perf_counter() - started:.1f} s"
+    return Finding("captions", _OK, text, needed=True)
 
 
-def _driver(device: gpu.Gpu | str) -> Finding:
+def _driver(device: gpu.Gpu | str) -> list[Finding]:
+    """The driver and its GPU."""
     if isinstance(device, str):
         fix = "sudo apt install nvidia-jetpack" if gpu.l4t_release() else "install NVIDIA's driver, if there is a GPU"
-        return Finding("driver", _MISSING, device, fix)
-    return Finding("driver", _OK, f"runs CUDA up to {device.driver[0]}.{device.driver[1]}")
-
-
-def _device(device: gpu.Gpu | str) -> list[Finding]:
-    if isinstance(device, str):
-        return []
+        return [Finding("driver", _MISSING, device, fix)]
+    driver = Finding("driver", _OK, f"runs CUDA up to {device.driver[0]}.{device.driver[1]}")
     shared = ", shared with the CPU" if device.integrated else ""
-    return [Finding("GPU", _OK, f"{device.name} ({device.sm}), {device.memory / 1e9:.1f} GB{shared}")]
+    return [driver, Finding("GPU", _OK, f"{device.name} ({device.sm}), {device.memory / 1e9:.1f} GB{shared}")]
 
 
 def _cuda() -> Finding:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ..bundle import Bundle
-from ..bundle.manifest import Component, TensorInfo
+from ..bundle.manifest import Component, TensorInfo, Verification
 from ..errors import printable
 
 
@@ -32,10 +32,8 @@ def describe(bundle: Bundle) -> str:
             f"llm: {llm.layers} layers x {llm.hidden_size}, {llm.vocab_size:,} tokens, {llm.max_positions:,} positions"
             f", {llm.prefix_length} for the image"
         )
-    components = [
-        (name, component.precision, f"{_size(bundle, component) / 1e6:.2f} MB", _signature(component))
-        for name, component in manifest.components.items()
-    ]
+    sized = [(name, each, f"{_size(bundle, each) / 1e6:.2f} MB") for name, each in manifest.components.items()]
+    components = [(name, each.precision, size, _signature(each)) for name, each, size in sized]
     components += [(f"({name})", "", f"{size / 1e6:.2f} MB", "of several") for name, size in _shared(bundle)]
     lines += ["", *_table(("component", "precision", "size", "inputs -> outputs"), components)]
     decoding = [(task, *map(str, asdict(defaults).values())) for task, defaults in manifest.decoding.items()]
@@ -44,14 +42,8 @@ def describe(bundle: Bundle) -> str:
         lines += ["", *_table(head, decoding)]
         lines += [f"prompt of {task}: {prompt!r}" for task, prompt in manifest.prompts.items()]
     checks = [
-        (
-            check.component,
-            check.precision,
-            f"{check.max_abs_error:.2e}",
-            _cosine(check.cosine),
-            "" if check.agreement is None else f"{check.agreement:.0%}",
-        )
-        for check in manifest.verification
+        (each.component, each.precision, f"{each.max_abs_error:.2e}", *_agreement(each))
+        for each in manifest.verification
     ]
     if checks:
         lines += ["", *_table(("verified", "precision", "max abs error", "cosine", "same tokens"), checks)]
@@ -79,17 +71,15 @@ def _signature(component: Component) -> str:
     """A component as "inputs -> outputs". The layers' caches, all alike, are left out."""
 
     def names(tensors: Sequence[TensorInfo]) -> str:
-        return ", ".join(
-            f"{tensor.name} ({','.join(map(str, tensor.shape))})"
-            for tensor in tensors
-            if not tensor.name.startswith(("past_", "present_"))
-        )
+        shown = (tensor for tensor in tensors if not tensor.name.startswith(("past_", "present_")))
+        return ", ".join(f"{tensor.name} ({','.join(map(str, tensor.shape))})" for tensor in shown)
 
     return f"{names(component.inputs)} -> {names(component.outputs)}"
 
 
-def _cosine(value: float | None) -> str:
-    return "" if value is None else f"{value:.6f}"
+def _agreement(check: Verification) -> tuple[str, str]:
+    cosine = "" if check.cosine is None else f"{check.cosine:.6f}"
+    return cosine, "" if check.agreement is None else f"{check.agreement:.0%}"
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -43,12 +43,7 @@ _DECODING: tuple[tuple[str, Any, str, str], ...] = (
     ("--beams", int, "N", "beam width (default: the bundle's, for nano 3; 1 is greedy)"),
     ("--max-new-tokens", int, "N", "longest text, in tokens (default: the bundle's)"),
     ("--min-new-tokens", int, "N", "shortest text, in tokens (default: the bundle's)"),
-    (
-        "--length-penalty",
-        float,
-        "X",
-        "with beams: above 0 prefers longer texts, below 0 shorter (default: the bundle's)",
-    ),
+    ("--length-penalty", float, "X", "with beams: above 0 prefers longer texts (default: the bundle's)"),
     ("--early-stopping", bool, "", "with beams: end as soon as there are as many texts as beams"),
     ("--repetition-penalty", float, "X", "above 1 makes repeated words less likely (default: 1)"),
     ("--no-repeat-ngram-size", int, "N", "let no N consecutive tokens occur twice (default: 0, off)"),
