@@ -62,7 +62,8 @@ def compare(
     if (against == OWN_WEIGHTS or precision == "fp32") and not relative <= MAX_ERROR:
         fault = f"{component} ({precision}) by {relative:.1e} of its largest value, more than {MAX_ERROR:g}"
     if component == ITM:
-        errors, differences = _logit_differences(got[ITM_LOGITS], want[ITM_LOGITS])
+        differences, ours = (each[ITM_LOGITS][..., 1] - each[ITM_LOGITS][..., 0] for each in (want, got))
+        errors = ours - differences
         error, rms = float(np.abs(errors).max()), _root_mean_square(errors)
         # The error of a vector with this cosine, relative to its length; for nearly equal logits, to a log-odds of 1.
         limit = float("inf") if least is None else (1 - least**2) ** 0.5 * max(_root_mean_square(differences), 1)
@@ -83,12 +84,6 @@ def compare(
 
 def _root_mean_square(values: np.ndarray) -> float:
     return float(np.sqrt(np.square(values, dtype=np.float64).mean()))
-
-
-def _logit_differences(got: np.ndarray, want: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """logits (..., 2) of a match -> the error of their difference (...), the expected difference (...)"""
-    expected = want[..., 1] - want[..., 0]
-    return got[..., 1] - got[..., 0] - expected, expected
 
 
 def mean_cosine(got: np.ndarray, want: np.ndarray) -> float:

@@ -10,7 +10,7 @@ Graphs stay valid ONNX without custom operators. A pattern that does not match i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -21,17 +21,28 @@ from . import trace
 def fuse_decoder(model: ir.Model) -> None:
     """Apply every fusion that speeds up a decoder's step."""
     fuse_rms_norms(model)
-    collapse_layout(model)
-    pack_qkv(model)
+    _rewrite(model, "Reshape", _collapse_layout)
+    _rewrite(model, "GroupQueryAttention", _pack_qkv)
     fuse_residuals(model)
 
 
-def fuse_rms_norms(model: ir.Model) -> int:
-    """Rewrite every RMS norm over the last axis in the form that ONNX Runtime fuses. Return how many there were."""
-    found = 0
+def fuse_rms_norms(model: ir.Model) -> None:
+    """Rewrite every RMS norm over the last axis in the form that ONNX Runtime fuses."""
+    _rewrite(model, "Mul", _fuse_rms_norm)
+
+
+def fuse_residuals(model: ir.Model) -> None:
+    """Fuse each RMS norm with the residual addition before it."""
+    if _rewrite(model, "Mul", _fuse_residual):
+        model.opset_imports.setdefault("com.microsoft", 1)
+
+
+def _rewrite(model: ir.Model, op_type: str, rewrite: Callable[[ir.Model, ir.Node], bool]) -> bool:
+    """Try to rewrite each node of a type. Return whether any was rewritten."""
+    found = False
     for node in list(model.graph):
-        if node.op_type == "Mul" and node.graph is not None:
-            found += _fuse_rms_norm(model, node)
+        if node.op_type == op_type and node.graph is not None:
+            found |= rewrite(model, node)
     trace.drop_unused(model)
     return found
 
@@ -104,18 +115,6 @@ def _epsilon(x: ir.Value, root: ir.Value) -> float | None:
     return epsilon if power.inputs[0] is x and _scalar(power.inputs[1]) == 2 else None
 
 
-def fuse_residuals(model: ir.Model) -> int:
-    """Fuse each RMS norm with the residual addition before it."""
-    found = 0
-    for node in list(model.graph):
-        if node.op_type == "Mul" and node.graph is not None:
-            found += _fuse_residual(model, node)
-    if found:
-        model.opset_imports.setdefault("com.microsoft", 1)
-    trace.drop_unused(model)
-    return found
-
-
 def _fuse_residual(model: ir.Model, scaled: ir.Node) -> bool:
     """Fuse one: `scaled` is Mul(w, Div(x, Sqrt(...))), and x is Add(left, right)."""
     for weight, normed in (scaled.inputs, scaled.inputs[::-1]):
@@ -146,18 +145,11 @@ def _fuse_residual(model: ir.Model, scaled: ir.Node) -> bool:
     return False
 
 
-def collapse_layout(model: ir.Model) -> int:
-    """Remove chains of Reshape and cancelling Transposes whose end has the shape of their start."""
-    found = 0
-    for node in list(model.graph):
-        if node.op_type != "Reshape":
-            continue
-        start = _same_layout(node)
-        if start is not None:
-            ir.convenience.replace_all_uses_with(node.outputs[0], start)
-            found += 1
-    trace.drop_unused(model)
-    return found
+def _collapse_layout(_: ir.Model, end: ir.Node) -> bool:
+    """Remove the chain of Reshape and cancelling Transposes before `end` whose start has the shape of its end."""
+    if (start := _same_layout(end)) is not None:
+        ir.convenience.replace_all_uses_with(end.outputs[0], start)
+    return start is not None
 
 
 def _same_layout(end: ir.Node) -> ir.Value | None:
@@ -179,17 +171,8 @@ def _same_layout(end: ir.Node) -> ir.Value | None:
     return best
 
 
-def pack_qkv(model: ir.Model) -> int:
+def _pack_qkv(model: ir.Model, attention: ir.Node) -> bool:
     """Pack GroupQueryAttention's three inputs into one MatMul [+ Add] if all read the same value."""
-    found = 0
-    for node in list(model.graph):
-        if node.op_type == "GroupQueryAttention":
-            found += _pack_one(model, node)
-    trace.drop_unused(model)
-    return found
-
-
-def _pack_one(model: ir.Model, attention: ir.Node) -> bool:
     linears = [_linear(value) for value in attention.inputs[:3]]
     if any(linear is None for linear in linears):
         return False

@@ -121,14 +121,13 @@ def last_logits(
     """
     rows = last_index[:, None, None]
 
-    def gather_last(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+    def gather_last(_: nn.Module, args: tuple[Tensor, ...]) -> Any:
         """hidden (B,S,D) -> (B,1,D), before the output matrix reads it."""
-        hidden = args[0]
+        [hidden] = args
         shape = (hidden.shape[0], 1, hidden.shape[2])
-        gathered = torch.onnx.ops.symbolic(
+        return torch.onnx.ops.symbolic(
             "GatherND", (hidden, rows), {"batch_dims": 1}, dtype=hidden.dtype, shape=shape, version=13
         )
-        return (gathered,)
 
     ALL_ATTENTION_FUNCTIONS.register(_NAME, attention)
     handle = llm.get_output_embeddings().register_forward_pre_hook(gather_last)
@@ -168,13 +167,12 @@ class _Attention:
         **options: Any,
     ) -> tuple[Tensor, None]:
         """query (B,H,S,hd), key and value (B,Hkv,S,hd) -> (B,S,H,hd)"""
-        layer = module.layer_idx
+        layer, (batch, heads, length, width) = module.layer_idx, query.shape
         window, softcap = options.pop("sliding_window", None), options.pop("softcap", None)
         masked = attention_mask is not None and not self.decoder.causal_masks
         if self.bidirectional is not None and softcap is not None:
             options["softcap"] = softcap
         reject_unsupported(layer, options, masked, self.present, len(self.past))
-        batch, heads, length, width = query.shape
         scale = float(width**-0.5 if scaling is None else scaling)
         attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": key.shape[1], "scale": scale}
         if window is not None:
@@ -184,8 +182,7 @@ class _Attention:
         tables: tuple[Tensor | None, ...] = self.tables if self.decoder.rotary.consume() else ()
         if tables:
             attributes["do_rotary"] = 1
-        fill = padded_head_dim(width) - width
-        if fill:
+        if fill := padded_head_dim(width) - width:
             query, key, value = (nn.functional.pad(each, (0, fill)) for each in (query, key, value))
         flat = [each.transpose(1, 2).reshape(batch, length, -1) for each in (query, key, value)]
         past = self.past[layer]

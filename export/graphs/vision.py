@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -22,14 +21,7 @@ from blip2rt.image import to_pixels
 from . import trace
 
 CALIBRATION = 128  # most photographs that ranges of activations are measured on
-QUANTIZED = [
-    "Conv",
-    "MatMul",
-    "Gemm",
-    "Add",
-    "Clip",
-    "Relu",
-]  # without Clip, the wider range before it would be quantized
+QUANTIZED = "Conv MatMul Gemm Add Clip Relu".split()  # without Clip, the wider range before it would be quantized
 FLOAT_SHARE = 8  # the first eighth of the layers stays float: few weights, but most of the error
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 _MIN_IMAGES = 8
@@ -51,7 +43,7 @@ def vision_graph(encoder: torch.nn.Module, image: ImageSpec) -> trace.GraphSpec:
 def photographs(folder: Path) -> list[Path]:
     """List up to CALIBRATION images of a folder, evenly spaced in the order of their names."""
     if not folder.is_dir():
-        raise Blip2rtError(f"--calibration {folder} is no folder: give one with a hundred or more photographs")
+        raise Blip2rtError(f"--calibration {folder} is not a folder: give one with a hundred or more photographs")
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
     if len(files) < _MIN_IMAGES:
         raise Blip2rtError(f"--calibration {folder} holds {len(files)} images: give {_MIN_IMAGES}, better a hundred")
@@ -64,15 +56,14 @@ def pixels(files: Sequence[Path], image: ImageSpec) -> np.ndarray:
     return to_pixels(list(files), image)
 
 
-def pixel_batches(files: Sequence[Path], image: ImageSpec) -> Iterator[dict[str, np.ndarray]]:
-    """Read files as batches of pixels (3,3,h,w); the last batch may be smaller."""
-    for start in range(0, len(files), 3):
-        yield {PIXELS: pixels(files[start : start + 3], image)}
+def pixel_batches(files: Sequence[Path], image: ImageSpec, size: int = 3) -> Iterator[dict[str, np.ndarray]]:
+    """Read files as batches of pixels (size,3,h,w); the last batch may be smaller."""
+    for start in range(0, len(files), size):
+        yield {PIXELS: pixels(files[start : start + size], image)}
 
 
 def held_out(photographs: Sequence[Path]) -> tuple[Sequence[Path], Sequence[Path]]:
-    """The photographs for calibration, and three others for verification; none of either if there are none. There are
-    enough, since their folder has been checked."""
+    """Split photographs into those for calibration and three for verification. Their folder has been checked."""
     return photographs[:-3], photographs[-3:]
 
 
@@ -117,9 +108,7 @@ class _Reader:
     """Feeds photographs to ONNX Runtime's calibrator: small batches, then None."""
 
     def __init__(self, files: Sequence[Path], image: ImageSpec) -> None:
-        self.batches = (files[i : i + _BATCH] for i in range(0, len(files), _BATCH))
-        self.image = image
+        self.batches = pixel_batches(files, image, _BATCH)
 
-    def get_next(self) -> dict[str, Any] | None:
-        batch = next(self.batches, None)
-        return {PIXELS: pixels(batch, self.image)} if batch else None
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self.batches, None)

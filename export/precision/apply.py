@@ -9,9 +9,8 @@ import onnx_ir as ir
 
 from blip2rt.errors import Blip2rtError
 
-from . import static
+from . import dynamic, static
 from .activations import NO_RANGES, Ranges
-from .dynamic import quantize_dynamic
 from .quantizer import BITS, Quantizer
 from .storage import store_fp16, store_int8
 from .weight_only import quantize_weights
@@ -26,7 +25,7 @@ def apply(model: ir.Model, precision: str, quantizer: Quantizer, ranges: Ranges 
         return
     quantized = 1
     if precision == "int8-dynamic":
-        quantized = quantize_dynamic(model, quantizer)
+        quantized = quantize_weights(model, 8, quantizer, dynamic.quantize_matmul)
     elif precision in BITS:
         quantized = quantize_weights(model, BITS[precision], quantizer)
     if not quantized and precision != "int8w":

@@ -10,15 +10,10 @@ import onnx_ir as ir
 
 from ..graphs import trace
 from .quantizer import DOMAIN, Quantizer, channel_codes, matrix
-from .weight_only import quantize_matrices
 
 
-def quantize_dynamic(model: ir.Model, quantizer: Quantizer) -> int:
-    """Quantize every constant matrix of MatMul and Gather nodes in place. Return how many there were."""
-    return quantize_matrices(model, 8, quantizer, _quantize_matmul)
-
-
-def _quantize_matmul(model: ir.Model, node: ir.Node, bits: int, quantizer: Quantizer) -> None:
+def quantize_matmul(model: ir.Model, node: ir.Node, _: int, quantizer: Quantizer) -> None:
+    """MatMul with a constant (K,N) [and Add] -> DynamicQuantizeMatMul"""
     activation, weight = node.inputs
     tensor = matrix(node)
     assert tensor is not None and weight is not None and weight.name is not None

@@ -20,27 +20,6 @@ from .quantizer import DOMAIN, Quantizer, cast, matrices, matrix, replace_node
 ACCURACY_INT8, ACCURACY_FP16 = 4, 2  # accuracy_level of MatMulNBits: what activations may be rounded to
 
 
-def quantize_weights(model: ir.Model, bits: int, quantizer: Quantizer) -> int:
-    """Quantize every constant matrix of MatMul and Gather nodes in place. Return how many there were."""
-    return quantize_matrices(model, bits, quantizer, quantize_matmul)
-
-
-def quantize_matrices(
-    model: ir.Model,
-    bits: int,
-    quantizer: Quantizer,
-    quantize: Callable[[ir.Model, ir.Node, int, Quantizer], None],
-) -> int:
-    """Quantize MatMul matrices by `quantize`, and Gather tables. Return how many nodes there were."""
-    work = matrices(model, "MatMul", "Gather")
-    for done, node in enumerate(work):
-        (quantize if node.op_type == "MatMul" else quantize_gather)(model, node, bits, quantizer)
-        quantizer.progress(done + 1, len(work))
-    trace.drop_unused(model)
-    model.graph.opset_imports[DOMAIN] = 1
-    return len(work)
-
-
 def quantize_tables(model: ir.Model, bits: int, quantizer: Quantizer) -> None:
     """Quantize every constant table of Gather nodes in place."""
     for node in matrices(model, "Gather"):
@@ -117,3 +96,19 @@ def _scales(model: ir.Model, before: ir.Node, weight: str) -> ir.Value:
     for use in stored.uses():
         return use.node.outputs[0]
     return cast(model, before, stored)
+
+
+def quantize_weights(
+    model: ir.Model,
+    bits: int,
+    quantizer: Quantizer,
+    quantize: Callable[[ir.Model, ir.Node, int, Quantizer], None] = quantize_matmul,
+) -> int:
+    """Quantize constant matrices of MatMul (by `quantize`) and Gather in place. Return how many nodes there were."""
+    work = matrices(model, "MatMul", "Gather")
+    for done, node in enumerate(work):
+        (quantize if node.op_type == "MatMul" else quantize_gather)(model, node, bits, quantizer)
+        quantizer.progress(done + 1, len(work))
+    trace.drop_unused(model)
+    model.graph.opset_imports[DOMAIN] = 1
+    return len(work)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,14 @@ def llama_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny import blip2
 
     return blip2.generative(tmp_path_factory.mktemp("llama") / "hf", blip2.TEXT_CONFIGS["llama"]())
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Checkpoints of both stages and their bundles, a both_stages.Made."""
+    from tests.export.both_stages import export_stages
+
+    return export_stages(tmp_path_factory.mktemp("export"))
 
 
 @pytest.fixture

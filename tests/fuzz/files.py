@@ -12,7 +12,6 @@ import importlib.util
 import inspect
 import os
 import random
-import shutil
 import sys
 import tempfile
 import time
@@ -81,13 +80,11 @@ TARGETS: dict[str, Callable[[bytes, Path], None]] = {
 
 def attempt(name: str, data: bytes) -> None:
     """Pass the bytes to a target. Anything but a Blip2rtError of one line is a finding."""
-    folder = Path(tempfile.mkdtemp(prefix="blip2rt-fuzz-"))
-    try:
-        TARGETS[name](data, folder)
-    except Blip2rtError as error:
-        assert "\n" not in str(error), error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="blip2rt-fuzz-", ignore_cleanup_errors=True) as folder:
+        try:
+            TARGETS[name](data, Path(folder))
+        except Blip2rtError as error:
+            assert "\n" not in str(error), error
 
 
 def seeds(name: str) -> list[bytes]:

@@ -205,7 +205,7 @@ def answers(
 
 
 def bounds(case: Case, x: np.ndarray) -> np.ndarray | float:
-    """Tolerance of a product: both sides round activations to 8 bits, by block, row or tensor."""
+    """Return the tolerance of a product: both sides round activations to 8 bits, by block, row or tensor."""
     assert case.columns is not None
     if not x.size:
         return 0.0
@@ -214,8 +214,10 @@ def bounds(case: Case, x: np.ndarray) -> np.ndarray | float:
 
 
 def moved(case: Case, folder: Path, number: int) -> float:
-    """How far ONNX Runtime's own answer to a feed moves on average where its numbers are shaken as far as 8 bits round
-    them: far, where large terms of an altered graph cancel."""
+    """Return how far ONNX Runtime's own output moves on average if its input changes by the rounding to 8 bits.
+
+    It moves far if large terms of a mutated graph cancel.
+    """
     x, rng = case.feeds[number], np.random.default_rng(number)
     step = float(x.max() - x.min()) / 127
     shaken = [x, *((x + rng.uniform(-step, step, x.shape)).astype(np.float32) for _ in range(10))]
@@ -224,8 +226,10 @@ def moved(case: Case, folder: Path, number: int) -> float:
 
 
 def in_16_bits(case: Case, folder: Path) -> list[np.ndarray]:
-    """ONNX Runtime's own answers where what MatMul multiplies are sums of two bfloat16, as queries and keys are in AMX
-    (see encoder_attention.h): far from those in float where a graph adds so much to keys that they hardly differ."""
+    """Run ONNX Runtime with MatMul's operands as sums of two bfloat16, as in AMX (see encoder_attention.h).
+
+    The outputs differ from those in float32 if a graph adds so much to all keys that they hardly differ.
+    """
     nodes = []
     for given in case.graph.graph.node:
         node = type(given)()
@@ -252,7 +256,7 @@ def in_16_bits(case: Case, folder: Path) -> list[np.ndarray]:
 
 
 def short(x: str, y: str) -> list[Any]:
-    """Nodes that round x to bfloat16."""
+    """Make nodes that round x to bfloat16."""
     return [
         helper.make_node("Cast", [x], [f"{y} short"], to=TensorProto.BFLOAT16),
         helper.make_node("Cast", [f"{y} short"], [y], to=TensorProto.FLOAT),
@@ -260,14 +264,14 @@ def short(x: str, y: str) -> list[Any]:
 
 
 def check(case: Case, folder: Path, altered: bool) -> list[str]:
-    """The kernels of ours that ran; none where the graph is an error. Raise AssertionError for another answer."""
+    """Return which of our kernels ran; none if the graph is rejected. Raise AssertionError for a wrong output."""
     texts: mutants.Texts = []
     try:
         got, kernels = answers(case, folder, True, texts)
     except (RuntimeError, MemoryError) as error:
         with contextlib.suppress(RuntimeError, MemoryError):
             answers(case, folder, False)
-            assert altered, f"ours refuses a sound graph: {error}"
+            assert altered, f"our operators reject a valid graph: {error}"
         return []
     try:
         want, _ = answers(case, folder, False, texts)
@@ -294,7 +298,7 @@ def check(case: Case, folder: Path, altered: bool) -> list[str]:
 
 
 def make(seed: int, number: int, folder: Path) -> tuple[str, Case, bool]:
-    """Case `number` of a seed: its kind, the case, and whether it is mutated. Writes its graphs."""
+    """Make case `number` of a seed and write its graphs. Return its kind, the case, and whether it is mutated."""
     rng, draw = np.random.default_rng([seed, number]), random.Random(f"{seed} {number}")
     kind = draw.choice(list(KINDS))
     case = KINDS[kind](rng)
@@ -344,7 +348,7 @@ def run(seconds: float, seed: int) -> str:
             done = process("--first", first, "--seconds", max(0.0, end - time.monotonic()))
             last = done.stdout.split("\n")[-2:][0]
             if done.returncode == 0:
-                return f"seed {seed}: {last}; {endings} graphs end ONNX Runtime itself"
+                return f"seed {seed}: {last}; {endings} graphs crash ONNX Runtime itself"
             number = int((last.split() or ["-1"])[0])
             if done.returncode not in SIGNALS or process("--theirs", number).returncode not in SIGNALS:
                 kept = FOUND / f"seed-{seed}-{number}"

@@ -7,6 +7,7 @@ tests/runtime/test_fuzz.py runs it briefly, `make fuzz` for longer.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import json
 import math
@@ -15,7 +16,7 @@ import random
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class Fuzzer:
         prompts = [[self.rng.randrange(-1, 22) for _ in range(self.rng.randrange(4))] for _ in range(2)]
         prefix = np.random.default_rng(0).normal(size=(2, self.rng.randrange(3), D)).astype(np.float32)
         what = f"generate(prompts={prompts}, options={options})"
-        with _Refusals(RuntimeError, what):
+        with _refusals(RuntimeError, what):
             for image in self.generator.generate(prefix, prompts, options):
                 assert image and all(0 <= token < len(WORDS) for tokens, _ in image for token in tokens), what
         return what
@@ -74,7 +75,7 @@ class Fuzzer:
         """Options of Model.caption."""
         options = self._options(KEYWORDS)
         what = f"caption({options})"
-        with _Refusals(Blip2rtError, what):
+        with _refusals(Blip2rtError, what):
             assert self.model.caption(self.photo, **options) is not None
         return what
 
@@ -83,21 +84,15 @@ class Fuzzer:
         damaged = copy.deepcopy(self.manifest)
         changes = [self._damage(damaged) for _ in range(self.rng.randint(1, 3))]
         what = f"manifest with {changes}"
-        copied = self.folder / f"copy{self.rng.getrandbits(48):x}"
-        copied.mkdir()
-        for file in (self.folder / "tiny").iterdir():
-            os.link(file, copied / file.name)
-        (copied / contract.MANIFEST).unlink()
-        try:
-            (copied / contract.MANIFEST).write_text(json.dumps(damaged, default=repr))
-            with _Refusals(Blip2rtError, what):
-                model = blip2rt.load(copied, threads=1)
+        with tempfile.TemporaryDirectory(dir=self.folder) as name:
+            for file in (self.folder / "tiny").iterdir():
+                if file.name != contract.MANIFEST:
+                    os.link(file, Path(name, file.name))
+            Path(name, contract.MANIFEST).write_text(json.dumps(damaged, default=repr))
+            with _refusals(Blip2rtError, what):
+                model = blip2rt.load(name, threads=1)
                 model.caption(self.photo, max_new_tokens=3)
                 model.match(self.photo, "a dog")
-        finally:
-            for file in copied.iterdir():
-                file.unlink()
-            copied.rmdir()
         return what
 
     def _options(self, sensible: dict[str, list[Any]]) -> dict[str, Any]:
@@ -130,22 +125,14 @@ class Fuzzer:
             return f"{path} = {node[key]!r}"
 
 
-class _Refusals:
-    """Accept one kind of exception, with a message; any other is a finding that names the action."""
-
-    def __init__(self, kind: type[Exception], what: str) -> None:
-        self.kind, self.what = kind, what
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, _trace: object) -> bool:
-        if error is None:
-            return False
-        if isinstance(error, self.kind) and str(error) and "\n" not in str(error):
-            return True
-        if isinstance(error, Exception):
-            raise AssertionError(f"{self.what}: {type(error).__name__}: {error}") from error
-        return False
+@contextlib.contextmanager
+def _refusals(kind: type[Exception], what: str) -> Iterator[None]:
+    """Accept one kind of exception, with a message of one line; any other is a finding that names the action."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, kind) or not str(error) or "\n" in str(error):
+            raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error
 
 
 def run(seconds: float, seed: int, report: Callable[[str], object] = print) -> int:

@@ -81,13 +81,18 @@ def generative(folder: Path, text: Any, *, vision: Any = None, qformer: Any = No
         num_query_tokens=QUERIES,
         image_token_index=IMAGE,
     )
-    model = shake(Blip2ForConditionalGeneration(config))
+    tokenizer = _save(Blip2ForConditionalGeneration(config), folder, text, **saving)
+    Blip2Processor(image_processor(config.vision_config.image_size), tokenizer, QUERIES).save_pretrained(folder)
+    return folder
+
+
+def _save(model: Any, folder: Path, text: Any, **saving: Any) -> PreTrainedTokenizerFast:
+    """Save a model with noise; return a tokenizer for its language model."""
+    shake(model)
     if not text.is_encoder_decoder:  # T5's are large enough
         shake(model.language_model, 0.15)  # otherwise it repeats one token
     model.to(saving.pop("dtype", torch.float32)).save_pretrained(folder, **saving)
-    tokenizer = llm_tokenizer(bos=not text.is_encoder_decoder, eos=text.is_encoder_decoder)
-    Blip2Processor(image_processor(config.vision_config.image_size), tokenizer, QUERIES).save_pretrained(folder)
-    return folder
+    return llm_tokenizer(bos=not text.is_encoder_decoder, eos=text.is_encoder_decoder)
 
 
 def retrieval(folder: Path, *, vision: Any = None, qformer: Any = None, **saving: Any) -> Path:
@@ -118,11 +123,7 @@ def instruct(folder: Path, text: Any) -> Path:
         num_query_tokens=QUERIES,
         image_token_index=IMAGE,
     )
-    model = shake(transformers.InstructBlipForConditionalGeneration(config))
-    if not text.is_encoder_decoder:
-        shake(model.language_model, 0.15)
-    model.save_pretrained(folder)
-    tokenizer = llm_tokenizer(bos=not text.is_encoder_decoder, eos=text.is_encoder_decoder)
+    tokenizer = _save(transformers.InstructBlipForConditionalGeneration(config), folder, text)
     transformers.InstructBlipProcessor(image_processor(), tokenizer, qformer_tokenizer, QUERIES).save_pretrained(folder)
     return folder
 

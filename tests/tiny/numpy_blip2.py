@@ -1,6 +1,6 @@
 """BLIP-2's losses in float64 NumPy, written from the paper: one sample at a time, without padding, caches or batches.
 
-Weights come by name from our PyTorch model and from transformers' OPT and T5; nothing else is shared with them.
+Weights come by name from our PyTorch model; nothing else is shared with it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,6 @@ def gelu(x: Array) -> Array:
     return x * 0.5 * (1 + erf(x / math.sqrt(2)))
 
 
-def gelu_tanh(x: Array) -> Array:
-    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-
-
 def softmax(x: Array) -> Array:
     e = np.exp(x - x.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
@@ -33,13 +29,10 @@ def log_softmax(x: Array) -> Array:
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
-def attend(
-    query: Array, key: Array, value: Array, heads: int, seen: Array, bias: Array = 0.0, scale: float = 0
-) -> Array:
+def attend(query: Array, key: Array, value: Array, heads: int, seen: Array) -> Array:
     """(S, W), (T, W), (T, W) -> (S, W); seen (S, T) bool."""
     query, key, value = (x.reshape(len(x), heads, -1).transpose(1, 0, 2) for x in (query, key, value))
-    scores = query @ key.transpose(0, 2, 1) * (scale or key.shape[-1] ** -0.5) + bias
-    weights = softmax(np.where(seen, scores, -np.inf))
+    weights = softmax(np.where(seen, query @ key.transpose(0, 2, 1) * key.shape[-1] ** -0.5, -np.inf))
     return (weights @ value).transpose(1, 0, 2).reshape(query.shape[1], -1)
 
 
@@ -157,80 +150,3 @@ class NumpyBlip2(Weights):
             queries = queries + self["query_offsets"][0]
         embeds = self.linear("projection", queries)
         return self.norm("prefix_norm", embeds) if self.config.normalize_prefix else embeds
-
-
-def opt_losses(llm: Any, prefix: Array, ids: list[int], given: int) -> list[float]:
-    """Cross-entropy of each token after the first `given`, after a soft prompt (P,D)."""
-    w, config = Weights(llm), llm.config
-    body = "model.decoder"
-    x = np.concatenate((prefix, w[f"{body}.embed_tokens.weight"][ids]))
-    x = x + w[f"{body}.embed_positions.weight"][2 : 2 + len(x)]
-    seen = np.tril(np.ones((len(x), len(x)), bool))
-    for index in range(config.num_hidden_layers):
-        at = f"{body}.layers.{index}"
-        h = w.norm(f"{at}.self_attn_layer_norm", x)
-        q, k, v = (w.linear(f"{at}.self_attn.{part}_proj", h) for part in "qkv")
-        x = x + w.linear(f"{at}.self_attn.out_proj", attend(q, k, v, config.num_attention_heads, seen))
-        h = w.norm(f"{at}.final_layer_norm", x)
-        x = x + w.linear(f"{at}.fc2", np.maximum(0, w.linear(f"{at}.fc1", h)))
-    logp = log_softmax(w.norm(f"{body}.final_layer_norm", x) @ w["lm_head.weight"].T)
-    return [-logp[len(prefix) + i - 1][ids[i]] for i in range(given, len(ids))]
-
-
-class NumpyT5(Weights):
-    def __init__(self, llm: Any) -> None:
-        super().__init__(llm)
-        self.config = llm.config
-
-    def rms(self, name: str, x: Array) -> Array:
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + self.config.layer_norm_epsilon) * self[f"{name}.weight"]
-
-    def bias(self, stack: str, size: int) -> Array:
-        """Of relative positions (key - query), in T5's buckets: (heads, size, size)."""
-        both, count = stack == "encoder", self.config.relative_attention_num_buckets
-        table = self[f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
-        out = np.zeros((table.shape[1], size, size))
-        for i in range(size):
-            for j in range(size):
-                half, start, distance = count, 0, i - j
-                if both:
-                    half, start, distance = count // 2, (count // 2 if j > i else 0), abs(i - j)
-                distance = max(distance, 0)
-                exact = half // 2
-                if distance >= exact:
-                    far = math.log(distance / exact) / math.log(self.config.relative_attention_max_distance / exact)
-                    distance = min(half - 1, exact + int(far * (half - exact)))
-                out[:, i, j] = table[start + distance]
-        return out
-
-    def attention(self, name: str, x: Array, source: Array, seen: Array, bias: Array = 0.0) -> Array:
-        parts = (self.linear(f"{name}.{p}", y) for p, y in (("q", x), ("k", source), ("v", source)))
-        return self.linear(f"{name}.o", attend(*parts, self.config.num_heads, seen, bias, 1.0))
-
-    def stack(self, kind: str, x: Array, encoded: Array | None) -> Array:
-        size = len(x)
-        seen = np.ones((size, size), bool) if encoded is None else np.tril(np.ones((size, size), bool))
-        bias = self.bias(kind, size)
-        for index in range(self.config.num_layers):
-            at = f"{kind}.block.{index}.layer"
-            h = self.rms(f"{at}.0.layer_norm", x)
-            x = x + self.attention(f"{at}.0.SelfAttention", h, h, seen, bias)
-            if encoded is not None:
-                h = self.rms(f"{at}.1.layer_norm", x)
-                all_seen = np.ones((size, len(encoded)), bool)
-                x = x + self.attention(f"{at}.1.EncDecAttention", h, encoded, all_seen)
-            last = f"{at}.{1 if encoded is None else 2}"
-            h = self.rms(f"{last}.layer_norm", x)
-            gated = gelu_tanh(self.linear(f"{last}.DenseReluDense.wi_0", h)) * self.linear(
-                f"{last}.DenseReluDense.wi_1", h
-            )
-            x = x + self.linear(f"{last}.DenseReluDense.wo", gated)
-        return self.rms(f"{kind}.final_layer_norm", x)
-
-    def losses(self, prefix: Array, given: list[int], learned: list[int]) -> list[float]:
-        """Cross-entropy of each token of the decoder, the encoder reading the soft prompt and `given`."""
-        table = self["shared.weight"]
-        encoded = self.stack("encoder", np.concatenate((prefix, table[given])), None)
-        inputs = [self.config.decoder_start_token_id, *learned[:-1]]
-        logp = log_softmax(self.stack("decoder", table[inputs], encoded) @ self["lm_head.weight"].T)
-        return [-logp[i][token] for i, token in enumerate(learned)]

@@ -6,7 +6,7 @@ Random tiny models, saved by transformers, new ones in every run; BLIP2RT_TEST_S
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,19 @@ import transformers
 import blip2rt
 from blip2rt.errors import CapabilityError
 from blip2rt.image import to_pixels
-from blip2rt.modeling import streaming
-from blip2rt.modeling.checkpoint import Checkpoint, save_model
+from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.options import Options
 from blip2rt.text import Prompt
 from export.checks.verify import STEPS, LlmGraphs
-from export.cli import main
+from tests.export.commands_in_process import export
 from tests.seeds import new_seed, seed_of
 from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import onnx_validity
-from tests.tiny.llm_configs import HIDDEN, VOCAB, projected_opt
 from tests.tiny.logit_noise import is_tie
 
-pytestmark = pytest.mark.long(95)
+pytestmark = pytest.mark.long(80)
 
 SEED = seed_of(__name__)
-FLOAT = "vision=fp32,qformer=fp32,llm=fp32,retrieval=fp32"
 PROMPTS = ["a photo of", "Question: what colour is the dog? Answer:", "the", "two dog"]
 ROUNDING = 1e-4  # of a logit in float32; transformers itself differs from float64 by up to 3e-5
 # transformers resizes with torchvision by default, which differs from Pillow by a level of 255 here and there
@@ -118,7 +115,7 @@ def make(name: str, folder: Path, **saving: Any) -> Pair:
     text = (tiny_blip2.TEXT_CONFIGS | tiny_blip2.NEWER_TEXT_CONFIGS)[name]()
     checkpoint = tiny_blip2.generative(folder / "hf", text, **saving)
     assert (checkpoint / "model.safetensors.index.json").exists() == ("max_shard_size" in saving)
-    assert main(["--ckpt", str(checkpoint), "--out", str(folder / "bundle"), "--precision", FLOAT]) == 0
+    export(checkpoint, folder / "bundle")
     reference = transformers.Blip2ForConditionalGeneration.from_pretrained(checkpoint).float().eval()
     processor = transformers.AutoProcessor.from_pretrained(checkpoint)
     if not text.is_encoder_decoder:  # in an encoder, padding between image and text changes distances
@@ -188,37 +185,6 @@ def test_newer_models_match_generate(name: str, tmp_path: Path) -> None:
             check_tokens(pair, [prompt], num_beams)
 
 
-@torch.no_grad()
-def test_renamed_tensors_are_found(tmp_path: Path) -> None:
-    """GPT-NeoX's head has an older name on disk, which only transformers knows."""
-    torch.manual_seed(SEED)
-    checkpoint = tiny_blip2.generative(tmp_path / "hf", tiny_blip2.NEWER_TEXT_CONFIGS["gpt_neox"]())
-    reference = transformers.Blip2ForConditionalGeneration.from_pretrained(checkpoint).language_model.eval()
-    ours = Checkpoint(checkpoint).load(vision=False, streamed=True).llm
-    embeds = torch.randn(2, 5, HIDDEN)
-    got, want = (each(inputs_embeds=embeds).logits for each in (ours, reference))
-    assert (got - want).abs().max() < 1e-5
-
-
-@torch.no_grad()
-def test_projected_embeddings_survive_saving(tmp_path: Path) -> None:
-    """opt-350m: our projection has the width of its embeddings, which differs from that of its layers."""
-
-    torch.manual_seed(SEED)
-    folder = tmp_path / "opt"
-    transformers.OPTForCausalLM(projected_opt()).save_pretrained(folder)
-    tiny_blip2.llm_tokenizer().save_pretrained(folder)
-    base = Checkpoint(tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS["opt"]())).config
-    model = tiny_blip2.build(replace(base, llm=replace(base.llm, source=str(folder), image_token_id=None)))
-    assert model.projection.weight.shape[0] == 32
-    (tmp_path / "ours").mkdir()
-    save_model(model, tmp_path / "ours")
-    again = Checkpoint(tmp_path / "ours").load()
-    features = torch.randn(2, 17, tiny_blip2.VISION["hidden_size"])
-    got, want = (each.prefix_embeds(each.query_output(features)) for each in (again, model.eval()))
-    assert torch.equal(got, want) and again.llm(inputs_embeds=got).logits.shape[-1] == VOCAB
-
-
 RULES: list[dict[str, Any]] = [
     {"repetition_penalty": 1.7},
     {"no_repeat_ngram_size": 1},
@@ -267,73 +233,6 @@ def test_prompt_tokens_equal_the_processor(pair: Pair) -> None:
         want = pair.processor(images=pair.images[0], text=prompt)["input_ids"]
         want = np.array(want).reshape(-1).tolist()[tiny_blip2.QUERIES :]
         assert pair.model.pipeline.language.encode(prompt) == want
-
-
-def test_pixels_equal_the_processor() -> None:
-    """With transformers' Pillow backend, for images of all sizes."""
-    size = {"height": 56, "width": 56}
-    spec = blip2rt.bundle.ImageSpec(
-        56, 56, "bicubic", (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    )
-    images = tiny_blip2.photographs(6, np.random.default_rng(SEED))
-    want = PILLOW(size=size)(images, return_tensors="np")["pixel_values"]
-    assert np.abs(to_pixels(images, spec) - want).max() < 1e-6
-
-
-@torch.no_grad()
-def test_retrieval_scores_equal_hugging_face(tmp_path: Path) -> None:
-    torch.manual_seed(SEED)
-    checkpoint = tiny_blip2.retrieval(tmp_path / "hf")
-    assert main(["--ckpt", str(checkpoint), "--out", str(tmp_path / "bundle"), "--precision", FLOAT]) == 0
-    model = blip2rt.load(tmp_path / "bundle", threads=1)
-    reference = transformers.Blip2ForImageTextRetrieval.from_pretrained(checkpoint).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
-    images = tiny_blip2.photographs(3, np.random.default_rng(SEED))
-    texts = ["a dog runs", "the woman sits on the red grass with two cats and a ball and the man is in the snow", "xyz"]
-    pixels = torch.from_numpy(to_pixels(images, model.bundle.manifest.image))
-    tokens = tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
-    itm = reference(pixel_values=pixels, **tokens, use_image_text_matching_head=True).logits_per_image.softmax(-1)
-    itc = reference(pixel_values=pixels, **tokens, use_image_text_matching_head=False).logits_per_image
-    for index, match in enumerate(model.match(images, texts)):
-        assert match.probability == pytest.approx(float(itm[index, 1]), abs=1e-4)
-        assert match.cosine == pytest.approx(float(itc[index, index]), abs=1e-4)
-
-
-@torch.no_grad()
-def test_streamed_weights_export_and_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for a model larger than memory, nearly all weights stay on disk until they are used."""
-    torch.manual_seed(SEED)
-    monkeypatch.setattr(streaming, "SMALL", 200)
-    checkpoint = tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS["opt"](), dtype=torch.bfloat16)
-    model = Checkpoint(checkpoint).load(streamed=True)
-    assert sum(map(streaming.is_bound, model.parameters())) > 40
-    precision = "vision=int8,qformer=int8w,llm=int4"
-    assert main(["--ckpt", str(checkpoint), "--out", str(tmp_path / "bundle"), "--precision", precision]) == 0
-    bundle = blip2rt.load(tmp_path / "bundle", threads=1)
-    checks = {check.component: check for check in bundle.bundle.manifest.verification}
-    assert checks["vision"].precision == "int8-dynamic" and checks["vision"].cosine > 0.99
-    assert checks["llm"].agreement > 0.3
-    assert isinstance(bundle.caption(tiny_blip2.photographs(1, np.random.default_rng(new_seed()))[0]), str)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("size", [364, 490])
-def test_larger_images_interpolate_positions(size: int, tmp_path: Path) -> None:
-    """A checkpoint of 224 pixels exported in the sizes of finetuned models; like ViT-g/14 but narrow and shallow."""
-    torch.manual_seed(SEED)
-    vit = {"image_size": 224, "patch_size": 14, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    checkpoint = tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS["llama"](), vision=vit)
-    reference = transformers.Blip2ForConditionalGeneration.from_pretrained(checkpoint).eval()
-    arguments = ["--ckpt", str(checkpoint), "--out", str(tmp_path / "bundle"), "--image-size", str(size), "--no-verify"]
-    assert main([*arguments, "--precision", FLOAT]) == 0
-    model = blip2rt.load(tmp_path / "bundle", threads=1)
-    images = tiny_blip2.photographs(2, np.random.default_rng(SEED))
-    pixels = torch.from_numpy(to_pixels(images, model.bundle.manifest.image))
-    features = model.vision_features(images)
-    assert pixels.shape[2:] == (size, size) and features.shape[1] == 1 + (size // 14) ** 2
-    seen = reference.vision_model(pixels, interpolate_pos_encoding=True).last_hidden_state
-    ours = Checkpoint(checkpoint).load(llm=False).vision_norm(torch.from_numpy(features))
-    assert (ours - seen).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("pair", ["t5"], indirect=True)

@@ -18,7 +18,7 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.sources import ExternalParts
 from export import describe
-from export.cli import main
+from tests.export.commands_in_process import export
 from tests.seeds import seed_of
 from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import lavis as tiny_lavis
@@ -60,12 +60,11 @@ class Pair:
 def made(name: str, folder: Path) -> Pair:
     torch.manual_seed(SEED)
     checkpoint = tiny_blip2.instruct(folder / "hf", tiny_blip2.TEXT_CONFIGS[name]())
-    precision = "vision=fp32,qformer=fp32,llm=fp32"
-    assert main(["--ckpt", str(checkpoint), "--out", str(folder / "bundle"), "--precision", precision]) == 0
+    bundle = export(checkpoint, folder / "bundle")
     reference = transformers.InstructBlipForConditionalGeneration.from_pretrained(checkpoint).float().eval()
     processor = transformers.AutoProcessor.from_pretrained(checkpoint)
     processor.image_processor = PILLOW.from_pretrained(checkpoint)
-    return Pair(checkpoint, reference, processor, blip2rt.load(folder / "bundle", threads=1))
+    return Pair(checkpoint, reference, processor, blip2rt.load(bundle, threads=1))
 
 
 def check(pair: Pair) -> None:
@@ -121,6 +120,7 @@ def test_lavis_vicuna_files_match_transformers(tmp_path: Path) -> None:
     opened = Checkpoint(tmp_path / "vicuna.pth", parts)
     ours = opened.load()
     assert ours.config.question_input and ours.config.stage == 2
+    assert ours.config.question_prompt == ours.config.llm.ask_prompt
     pixels, ids = torch.randn(2, 3, 28, 28), torch.randint(5, 20, (2, 7))
     mask = torch.tensor([[1] * 7, [1, 1, 1, 1, 0, 0, 0]])
     want = model.get_image_features(pixel_values=pixels, qformer_input_ids=ids, qformer_attention_mask=mask)

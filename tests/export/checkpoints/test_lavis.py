@@ -115,16 +115,9 @@ def test_stage_1_survives_a_round_trip(tmp_path: Path) -> None:
             for each in (model, again)
         )
         assert (got - want).abs().max() < 1e-4
-    assert (
-        ours.itm_logits(ours.vision_features(pixels), ids, mask) - want_itm(model, pixels, ids, mask)
-    ).abs().max() < 1e-3
-
-
-def want_itm(model: Any, pixels: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     model.vision_model.post_layernorm.eps = 1e-5
-    return model(
-        pixel_values=pixels, input_ids=ids, attention_mask=mask, use_image_text_matching_head=True
-    ).logits_per_image
+    want = model(pixel_values=pixels, input_ids=ids, attention_mask=mask, use_image_text_matching_head=True)
+    assert (ours.itm_logits(ours.vision_features(pixels), ids, mask) - want.logits_per_image).abs().max() < 1e-3
 
 
 @torch.no_grad()
@@ -138,11 +131,12 @@ def test_clip_encoder_equals_transformers(tmp_path: Path) -> None:
         hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=28, patch_size=7
     )
     model = tiny_blip2.shake(transformers.CLIPVisionModel(config))
-    state = {}
     source = {name.removeprefix("vision_model."): tensor for name, tensor in model.state_dict().items()}
-    state["class_embedding"] = source["embeddings.class_embedding"]
-    state["positional_embedding"] = source["embeddings.position_embedding.weight"]
-    state["conv1.weight"] = source["embeddings.patch_embedding.weight"]
+    state = {
+        "class_embedding": source["embeddings.class_embedding"],
+        "positional_embedding": source["embeddings.position_embedding.weight"],
+        "conv1.weight": source["embeddings.patch_embedding.weight"],
+    }
     for kind in ("weight", "bias"):
         state[f"ln_pre.{kind}"], state[f"ln_post.{kind}"] = source[f"pre_layrnorm.{kind}"], torch.randn(32)
         for i in range(3):
@@ -159,15 +153,12 @@ def test_clip_encoder_equals_transformers(tmp_path: Path) -> None:
     assert (encoder(pixels) - want).abs().max() < 1e-4
 
 
-def test_missing_parts_are_named(stage2: tuple[Any, Path, Path, ExternalParts], tmp_path: Path) -> None:
+def test_missing_parts_are_named(stage2: tuple[Any, Path, Path, ExternalParts]) -> None:
     _, trained, _, parts = stage2
     with pytest.raises(Blip2rtError, match=r"--vision.*--llm"):
         Checkpoint(trained).load()
     with pytest.raises(Blip2rtError, match="no BLIP-2 checkpoint of LAVIS"):
         Checkpoint(str(parts.vision)).load()
-    (tmp_path / "junk.pth").write_bytes(b"no tensors")
-    with pytest.raises(Blip2rtError, match="damaged"):
-        Checkpoint(tmp_path / "junk.pth").load()
 
 
 @pytest.mark.parametrize(("projection", "fits"), [("opt_proj", ["opt"]), ("t5_proj", ["t5"]), ("llm_proj", ["llama"])])

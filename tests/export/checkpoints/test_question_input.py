@@ -1,4 +1,4 @@
-"""A Q-Former that also reads the question: checkpoint -> bundle -> runtime, against PyTorch; LAVIS' instruct models."""
+"""A Q-Former that also reads the question: checkpoint -> bundle -> runtime, against PyTorch."""
 
 from __future__ import annotations
 
@@ -16,13 +16,10 @@ from blip2rt.image import to_pixels
 from blip2rt.modeling.bert import BertSource
 from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.llm import load_tokenizer
-from blip2rt.modeling.sources import ExternalParts
 from export import convert
 from tests.seeds import new_seed, seed_of
 from tests.tiny import blip2 as tiny_blip2
-from tests.tiny import lavis as tiny_lavis
 from tests.tiny import question_input
-from tests.tiny import training as tiny_training
 
 pytestmark = pytest.mark.long(12)
 
@@ -109,34 +106,3 @@ def test_unsupported_uses_are_one_line_errors(made: tuple[Path, Any, blip2rt.Mod
             blip2rt.load(folder / "bundle")
     finally:
         manifest.write_text(text)
-
-
-@torch.no_grad()
-def test_lavis_instruct_queries_match_transformers(tmp_path: Path) -> None:
-    """A stage-2 .pth with the text branch: queries equal those of transformers."""
-    import transformers
-
-    torch.manual_seed(SEED)
-    hf = tiny_blip2.retrieval(tmp_path / "itm", qformer=tiny_lavis.QFORMER)
-    theirs = transformers.Blip2ForImageTextRetrieval.from_pretrained(hf).eval()
-    theirs.vision_model.post_layernorm.eps = 1e-5
-    state = tiny_lavis.state_of(theirs, "none")
-    unused = ("vision_proj", "text_proj", "itm_head")
-    state = {name: tensor for name, tensor in state.items() if not name.startswith(unused)}
-    state |= {"t5_proj.weight": torch.randn(32, tiny_blip2.QFORMER["hidden_size"]), "t5_proj.bias": torch.randn(32)}
-    torch.save({"model": state}, tmp_path / "instruct.pth")
-    llm = str(tiny_training.t5_folder(tmp_path / "llm"))
-    parts = ExternalParts(llm=llm, vision_heads=4, qformer_heads=2, qformer_tokenizer=str(hf / "bert"))
-    ours = Checkpoint(tmp_path / "instruct.pth", parts).load()
-    assert ours.config.question_input and ours.config.question_prompt == ours.config.llm.ask_prompt
-    pixels, ids = torch.randn(2, 3, 28, 28), torch.randint(5, 20, (2, 7))
-    mask = torch.tensor([[1] * 7, [1, 1, 1, 1, 0, 0, 0]])
-    seen = theirs.vision_model(pixels).last_hidden_state
-    queries = theirs.query_tokens.expand(2, -1, -1)
-    count = queries.shape[1]
-    embeds = theirs.embeddings(input_ids=ids, query_embeds=queries)
-    all_mask = torch.cat((torch.ones(2, count, dtype=torch.int64), mask), 1)
-    inputs = {"query_embeds": embeds, "query_length": count, "attention_mask": all_mask, "encoder_hidden_states": seen}
-    want = theirs.qformer(**inputs).last_hidden_state[:, :count]
-    got = ours.query_output(ours.vision_features(pixels), ids, mask)
-    assert (got - want).abs().max() < 1e-4

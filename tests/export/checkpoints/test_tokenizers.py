@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,10 @@ import transformers
 
 from blip2rt import bundle
 from export import cli, convert
+from tests.export.commands_in_process import FLOAT, export
 from tests.tiny import blip2 as tiny_blip2
 
 pytestmark = pytest.mark.long(18)
-
-FLOATS = "vision=fp32,qformer=fp32,llm=fp32,retrieval=fp32"
 
 
 def bare(folder: Path, tmp_path: Path) -> Path:
@@ -57,21 +57,17 @@ def test_checkpoint_without_a_tokenizer_is_rejected(
 def test_named_tokenizer_gives_the_same_bundle(generative: Path, tmp_path: Path) -> None:
     copy = bare(generative, tmp_path)
     outs = tmp_path / "whole", tmp_path / "named"
-    for checkpoint, out, more in ((generative, outs[0], []), (copy, outs[1], ["--tokenizer", str(generative)])):
-        assert (
-            cli.main(["--ckpt", str(checkpoint), "--out", str(out), "--precision", FLOATS, "--name", "n", *more]) == 0
-        )
-    whole, named = (bundle.read(out) for out in outs)
+    export(generative, outs[0], "--name", "n")
+    export(copy, outs[1], "--name", "n", "--tokenizer", generative)
+    whole, named = map(bundle.read, outs)
     assert whole.manifest.llm == named.manifest.llm and whole.manifest.prompts == named.manifest.prompts
     assert whole.file("tokenizer.json").read_bytes() == named.file("tokenizer.json").read_bytes()
 
 
 def test_convert_writes_the_named_tokenizer(generative: Path, tmp_path: Path) -> None:
     out = tmp_path / "hf"
-    assert (
-        convert.main([str(bare(generative, tmp_path)), "--to", "hf", "--out", str(out), "--tokenizer", str(generative)])
-        == 0
-    )
+    arguments = ["--to", "hf", "--out", str(out), "--tokenizer", str(generative)]
+    assert convert.main([str(bare(generative, tmp_path)), *arguments]) == 0
     text = "a dog on the beach"
     ids = [transformers.AutoTokenizer.from_pretrained(each)(text)["input_ids"] for each in (generative, out)]
     assert ids[0] == ids[1] and len(ids[0]) > 3
@@ -81,7 +77,7 @@ def test_retrieval_checkpoint_takes_a_named_tokenizer(
     retrieval: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy, out = bare(retrieval, tmp_path), tmp_path / "out"
-    words = ["--checkpoint", str(copy), "--out", str(out), "--precision", FLOATS]
+    words = ["--checkpoint", str(copy), "--out", str(out), "--precision", FLOAT]
     assert cli.main(words) == 2
     assert "has no tokenizer" in complaint(capsys)
     assert cli.main([*words, "--tokenizer", str(retrieval)]) == 0
@@ -89,12 +85,10 @@ def test_retrieval_checkpoint_takes_a_named_tokenizer(
 
 
 def test_tokenizer_larger_than_the_model_is_rejected(
-    generative: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    generative: Path, tmp_path: Path, export_error: Callable[..., str]
 ) -> None:
     larger = tmp_path / "larger"
     words = {word: i for i, word in enumerate([*tiny_blip2.SPECIAL, *(f"w{i}" for i in range(500))])}
     backend = tiny_blip2.Tokenizer(tiny_blip2.models.WordLevel(words, unk_token="<unk>"))
     transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>").save_pretrained(larger)
-    out = tmp_path / "out"
-    assert cli.main(["--ckpt", str(generative), "--out", str(out), "--tokenizer", str(larger)]) == 2
-    assert "has 504 words and the language model" in complaint(capsys)
+    assert "has 504 words and the language model" in export_error(generative, "--tokenizer", str(larger))

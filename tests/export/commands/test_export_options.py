@@ -9,9 +9,9 @@ import torch
 
 from blip2rt import bundle
 from blip2rt.errors import OptionError
-from export import cli, convert, targets
+from export import cli, targets
 from export.parameters import parameters
-from tests.tiny import blip2 as tiny_blip2
+from tests.export.commands_in_process import convert, export
 
 pytestmark = pytest.mark.long(9)
 
@@ -32,15 +32,13 @@ def test_single_precision_applies_to_every_supporting_group() -> None:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def exported(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A bundle exported with sizes that the model does not have, and the command's output."""
     folder = tmp_path_factory.mktemp("choices")
-    checkpoint = tiny_blip2.generative(folder / "hf", tiny_blip2.TEXT_CONFIGS["llama"]())
     with pytest.MonkeyPatch.context() as patch:
         told: list[str] = []
         patch.setattr("builtins.print", lambda *texts, **_: told.extend(map(str, texts)))
-        words = ["--checkpoint", str(checkpoint), "--out", str(folder / "b"), "--precision", "fp32"]
-        assert cli.main([*words, "--max-positions", "10000", "--image-size", "30"]) == 0
+        export(llama_checkpoint, folder / "b", "--max-positions", 10000, "--image-size", 30, precision="fp32")
     return folder / "b", "\n".join(told)
 
 
@@ -55,18 +53,8 @@ def test_unavailable_sizes_are_reported(exported: tuple[Path, str]) -> None:
 def test_bundle_of_a_hugging_face_checkpoint_converts_to_ours(exported: tuple[Path, str], tmp_path: Path) -> None:
     """Exporting that checkpoint gives the same graph."""
     path, _ = exported
-    assert convert.main([str(path), "--to", "ours", "--out", str(tmp_path / "ours")]) == 0
-    words = ["--checkpoint", str(tmp_path / "ours" / "stage2"), "--out", str(tmp_path / "b"), "--precision", "fp32"]
-    assert cli.main([*words, "--no-verify"]) == 0
-    one, two = (parameters(bundle.read(each).graph("qformer"), "module.model.") for each in (path, tmp_path / "b"))
+    ours = convert(path, tmp_path / "ours", "--to", "ours")
+    again = export(ours / "stage2", tmp_path / "b", "--no-verify", precision="fp32")
+    one, two = (parameters(bundle.read(each).graph("qformer"), "module.model.") for each in (path, again))
     assert one.keys() == two.keys() and len(one) > 40
     assert all(torch.equal(value, two[name]) for name, value in one.items())
-
-
-def test_exporting_a_bundle_names_the_convert_command(
-    exported: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path, _ = exported
-    assert cli.main(["--checkpoint", str(path), "--out", str(tmp_path / "again")]) == 2
-    error = capsys.readouterr().err
-    assert f"{path} is a bundle: blip2rt-convert {path} --to ours --out DIR" in error and error.count("\n") == 1

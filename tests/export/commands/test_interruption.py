@@ -1,45 +1,150 @@
-"""export, convert, train and bench, killed at any moment or on a full disk, leave the old or the new output intact."""
+"""blip2rt-export and blip2rt-convert, killed at any moment or on a full disk, leave the old or the new output intact.
+
+Runs fork from a server that has imported the commands. tests/train/test_training.py kills trainings.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import subprocess
+import random
+import shutil
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+resource = pytest.importorskip("resource")  # not on Windows
+
+from blip2rt import bundle
+from blip2rt.bundle import atomic
+from export import cli, convert
+from tests.export.commands_in_process import FLOAT
 from tests.seeds import new_seed
+from tests.tiny.trace_cache import cached_traces
 
-pytestmark = [
-    pytest.mark.long(20),
-    pytest.mark.skipif(sys.platform != "linux", reason="forks, and kills what it forked"),
-]
+pytestmark = [pytest.mark.long(20), pytest.mark.skipif(sys.platform != "linux", reason="forks, and limits files")]
 
-ROOT = Path(__file__).parents[3]
-
-
-def interrupt(mode: str, command: str, count: int) -> str:
-    """Run tests/tiny/interruption.py in a process; return its summary."""
-    words = ["-m", "tests.tiny.interruption", mode, command, str(count), str(new_seed())]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=1800)
-    assert done.returncode == 0, f"{words}: {done.stdout[-1000:]}{done.stderr[-3000:]}"
-    return done.stdout
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload([__name__])
+COMMIT_SECONDS = 0.03  # roughly how long it takes to put output files in place
+COMMITS = ((atomic.AtomicFolder, "finish"), (atomic, "_sync_names"), (atomic.os, "replace"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("command", ["export", "convert", "train", "bench"])
-def test_fifty_kills_keep_output_intact(command: str) -> None:
-    assert " killed, " in interrupt("kill", command, 50)
+def notifying(function: Callable[..., Any], commits: Connection) -> Callable[..., Any]:
+    return lambda *arguments, **options: (commits.send_bytes(b"w"), function(*arguments, **options))[1]
 
 
-def test_four_kills_keep_output_intact() -> None:
-    assert " killed, " in interrupt("kill", "convert", 4)
+def work(main: Callable[[list[str]], int], words: list[str], folder: Path, commits: Connection, limit: int) -> None:
+    """Run a command, with files of at most `limit` bytes. `commits` hears of each step that puts output in place."""
+    with open(folder / "log.txt", "w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    for owner, name in COMMITS:
+        setattr(owner, name, notifying(getattr(owner, name), commits))
+    with cached_traces(folder):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        sys.exit(main(words))
 
 
-@pytest.mark.parametrize(
-    "command", ["convert", *(pytest.param(c, marks=pytest.mark.slow) for c in ("export", "train"))]
-)
-def test_full_disk_is_a_one_line_error_and_keeps_old_output(command: str) -> None:
-    assert " met a full disk" in interrupt("full", command, 4 if command == "convert" else 12)
+@dataclass
+class Command:
+    """A command that turns the output `old` into `new`, as `read` reads them. None: there is no output."""
+
+    folder: Path
+    main: Callable[[list[str]], int]
+    words: list[str]
+    read: Callable[[Path], object]
+    old: object = None
+    new: object = None
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "place" / "out"
+
+    def start(self, limit: int = resource.RLIM_INFINITY) -> tuple[Any, Connection]:
+        """Restore the old output and start a run. Return its process and its messages."""
+        shutil.rmtree(self.out, ignore_errors=True)
+        if self.old is not None:
+            shutil.copytree(self.folder / "old", self.out)
+        reader, writer = SERVER.Pipe(duplex=False)
+        words = [*self.words, "--out", str(self.out)]
+        process = SERVER.Process(target=work, args=(self.main, words, self.folder, writer, limit))
+        process.start()
+        writer.close()
+        return process, reader
+
+    def finish(self) -> float:
+        """Run to the end; set `new`, which every run must produce. Return the duration in seconds."""
+        started = time.monotonic()
+        process, _ = self.start()
+        process.join()
+        assert process.exitcode == 0, (self.folder / "log.txt").read_text()[-3000:]
+        found = self.read(self.out)
+        assert found == (self.new or found) and os.listdir(self.out.parent) == ["out"]
+        self.new = found
+        return time.monotonic() - started
+
+    def check(self) -> None:
+        assert (self.read(self.out) if self.out.exists() else None) in (self.old, self.new)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != atomic.MARKER}
+
+
+def bundle_name(folder: Path) -> str:
+    return bundle.verify(folder).manifest.name
+
+
+@pytest.fixture(params=["convert", pytest.param("export", marks=pytest.mark.slow)])
+def command(request: pytest.FixtureRequest, llama_checkpoint: Path, tmp_path: Path) -> Command:
+    (tmp_path / "place").mkdir()
+    if request.param == "convert":
+        return Command(tmp_path, convert.main, [str(llama_checkpoint), "--to", "hf"], contents)
+    words = ["--checkpoint", str(llama_checkpoint), "--precision", FLOAT, "--overwrite", "--name"]
+    old = Command(tmp_path, cli.main, [*words, "old"], bundle_name)
+    old.finish()
+    shutil.copytree(old.out, tmp_path / "old")
+    return Command(tmp_path, cli.main, [*words, "new"], bundle_name, old="old")
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
+def test_kills_keep_output_intact(command: Command, kills: int) -> None:
+    """At a random moment, or (every second run) while output is put in place."""
+    rng, duration = random.Random(new_seed()), command.finish()
+    for number in range(kills):
+        process, commits = command.start()
+        if number % 2 == 0:
+            time.sleep(rng.uniform(0, duration))
+        else:
+            for _ in range(rng.choice([1, 1, 2, 3, 5])):
+                if commits in wait([commits, process.sentinel], 60) and commits.poll():
+                    try:
+                        commits.recv_bytes()
+                    except EOFError:
+                        break
+            time.sleep(rng.uniform(0, COMMIT_SECONDS) if rng.random() < 0.7 else 0)
+        process.kill()
+        process.join()
+        assert process.exitcode in (0, -9), (command.folder / "log.txt").read_text()[-2000:]
+        command.check()
+    command.finish()
+
+
+def test_full_disk_is_a_one_line_error_and_keeps_old_output(command: Command) -> None:
+    command.finish()
+    rng, largest = random.Random(new_seed()), max(path.stat().st_size for path in command.out.iterdir())
+    for _ in range(4):
+        process, _ = command.start(rng.randrange(1000, largest))
+        process.join()
+        log = (command.folder / "log.txt").read_text().replace("\r", "\n")
+        [error] = [line for line in log.splitlines() if ": error: " in line]
+        assert process.exitcode == 2 and "Traceback" not in log and ("space" in error or "too large" in error), log
+        command.check()
+        assert not [name for name in os.listdir(command.out.parent) if name.startswith(".")]

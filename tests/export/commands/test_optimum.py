@@ -10,7 +10,7 @@ import pytest
 optimum_cli = pytest.importorskip("optimum.commands.optimum_cli")
 
 from blip2rt import bundle
-from export.cli import main
+from tests.export.commands_in_process import export
 from tests.tiny import blip2
 
 
@@ -41,7 +41,7 @@ def test_bundle_equals_that_of_blip2rt_export(
     checkpoint = blip2.generative(tmp_path / "hf", blip2.TEXT_CONFIGS["opt"]())
     chosen = ["--precision", "vision=fp32,qformer=fp32,llm=int4", "--max-positions", "96", "--name", "mine"]
     assert optimum(monkeypatch, "export", "blip2rt", "-m", checkpoint, tmp_path / "theirs", *chosen) == 0
-    assert main(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "ours"), *chosen]) == 0
+    export(checkpoint, tmp_path / "ours", *chosen)
     theirs, ours = (bundle.read(tmp_path / name).manifest for name in ("theirs", "ours"))
     weights = [name for name in ours.files if not name.endswith(".onnx")]  # graphs contain names of Python modules
     assert {name: theirs.files[name] for name in weights} == {name: ours.files[name] for name in weights}

@@ -15,7 +15,7 @@ from blip2rt.modeling.checkpoint import CONFIG, WEIGHTS, Checkpoint, save_model
 from blip2rt.modeling.llm import LanguageModelSource, LlmConfig
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder
-from export.convert import main as convert
+from tests.export.commands_in_process import convert
 from tests.tiny.training import llm_folder
 
 QFORMER = QFormerConfig(
@@ -42,27 +42,21 @@ def test_fields_change_and_tensors_do_not(checkpoint: Path, tmp_path: Path) -> N
     fields = ["qformer_bits=4", "itm_weight=2", "vision.weights=some/encoder", "vision.mean=[0.1, 0.2, 0.3]"]
     fields += ["qformer.dropout=0", "clean_captions=true", "question_prompt=4"]
     arguments = [word for field in fields for word in ("--set", field)]
-    assert convert([str(checkpoint), *arguments, "--out", str(tmp_path / "out")]) == 0
-    newest = checkpoint / "step-000002"
-    assert tensors(tmp_path / "out") == tensors(newest)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {CONFIG, WEIGHTS}
+    out, newest = convert(checkpoint, tmp_path / "out", *arguments), checkpoint / "step-000002"
+    assert tensors(out) == tensors(newest)
+    assert {path.name for path in out.iterdir()} == {CONFIG, WEIGHTS}
     wanted = json.loads((newest / CONFIG).read_text())
     wanted |= {"qformer_bits": 4, "itm_weight": 2, "clean_captions": True, "question_prompt": "4"}
     wanted["vision"] |= {"weights": "some/encoder", "mean": [0.1, 0.2, 0.3]}
     wanted["qformer"]["dropout"] = 0
-    assert json.loads((tmp_path / "out" / CONFIG).read_text()) == wanted
-    assert Checkpoint(tmp_path / "out").config.qformer_bits == 4
+    assert json.loads((out / CONFIG).read_text()) == wanted
+    assert Checkpoint(out).config.qformer_bits == 4
 
 
 def test_int4_setting_rounds_weights_on_loading(checkpoint: Path, tmp_path: Path) -> None:
-    assert (
-        convert([str(checkpoint), "--set", "qformer_bits=4", "--set", "qformer_block=16", "--out", str(tmp_path / "4")])
-        == 0
-    )
-    assert convert([str(tmp_path / "4"), "--set", "qformer_bits=0", "--out", str(tmp_path / "0")]) == 0
-    exact, rounded, back = (
-        Checkpoint(path).load().trained_state() for path in (checkpoint, tmp_path / "4", tmp_path / "0")
-    )
+    int4 = convert(checkpoint, tmp_path / "4", "--set", "qformer_bits=4", "--set", "qformer_block=16")
+    paths = (checkpoint, int4, convert(int4, tmp_path / "0", "--set", "qformer_bits=0"))
+    exact, rounded, back = (Checkpoint(path).load().trained_state() for path in paths)
     name = "qformer.layers.0.attention.query.weight"
     assert not torch.equal(exact[name], rounded[name]) and torch.allclose(exact[name], rounded[name], atol=0.05)
     assert all(torch.equal(tensor, back[name]) for name, tensor in exact.items())
@@ -74,11 +68,10 @@ def test_stage_2_has_language_model_fields(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "stage2").mkdir()
     save_model(Blip2(config, llm_width=LanguageModelSource(llm).hidden_size), tmp_path / "stage2")
     fields = ["--set", "llm.bits=4", "--set", "llm.caption_prompt=a photo of"]
-    assert convert([str(tmp_path / "stage2"), *fields, "--out", str(tmp_path / "out")]) == 0
-    changed = Checkpoint(tmp_path / "out").config
-    assert changed == replace(config, llm=replace(llm, bits=4, caption_prompt="a photo of"))
-    assert tensors(tmp_path / "out") == tensors(tmp_path / "stage2")
-    assert convert([str(tmp_path / "stage2"), "--set", "llm.bits=5", "--out", str(tmp_path / "other")]) == 2
+    out = convert(tmp_path / "stage2", tmp_path / "out", *fields)
+    assert Checkpoint(out).config == replace(config, llm=replace(llm, bits=4, caption_prompt="a photo of"))
+    assert tensors(out) == tensors(tmp_path / "stage2")
+    convert(tmp_path / "stage2", tmp_path / "other", "--set", "llm.bits=5", status=2)
     assert "llm.bits is 5: give 0, 4, 8" in capsys.readouterr().err
 
 
@@ -89,12 +82,9 @@ def test_own_encoder_keeps_its_source(tmp_path: Path, capsys: pytest.CaptureFixt
     model.vision = VisionEncoder(config.vision)
     (tmp_path / "encoder").mkdir()
     save_model(model, tmp_path / "encoder")
-    assert (
-        convert([str(tmp_path / "encoder"), "--set", "vision.resample=bilinear", "--out", str(tmp_path / "out")]) == 0
-    )
-    assert tensors(tmp_path / "out") == tensors(tmp_path / "encoder")
-    source = "vision.source=timm:test_convnext"
-    assert convert([str(tmp_path / "encoder"), "--set", source, "--out", str(tmp_path / "other")]) == 2
+    out = convert(tmp_path / "encoder", tmp_path / "out", "--set", "vision.resample=bilinear")
+    assert tensors(out) == tensors(tmp_path / "encoder")
+    convert(tmp_path / "encoder", tmp_path / "other", "--set", "vision.source=timm:test_convnext", status=2)
     assert "do not fit: vision." in capsys.readouterr().err
 
 
@@ -124,7 +114,7 @@ def test_own_encoder_keeps_its_source(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_invalid_field_is_a_one_line_error(
     checkpoint: Path, tmp_path: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert convert([str(checkpoint), *arguments, "--out", str(tmp_path / "out")]) == 2
+    convert(checkpoint, tmp_path / "out", *arguments, status=2)
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith("blip2rt-convert: error: ")
     assert said in error
@@ -135,7 +125,7 @@ def test_other_checkpoints_are_rejected(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "file.pth").write_bytes(b"")
     bundle = Path(__file__).parents[3] / "blip2rt" / "models" / "nano"
     for source, said in ((tmp_path / "file.pth", "is not a checkpoint of blip2rt"), (bundle, "is a bundle")):
-        assert convert([str(source), "--set", "itm_weight=2", "--out", str(tmp_path / "out")]) == 2
+        convert(source, tmp_path / "out", "--set", "itm_weight=2", status=2)
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1
         assert not (tmp_path / "out").exists()

@@ -25,7 +25,8 @@ _QUICK = ("bart", "marian", "mamba", "hunyuan_v1_dense", "longt5", "pegasus", "w
 def test_every_architecture_is_equal_or_refused() -> None:
     found = parity.sweep(parity.cases(), SEED)
     assert not [name for name, (what, _) in found.items() if what in ("wrong", "failed")]
-    assert all(what in ("equal", "tie") for name, (what, _) in found.items() if name in compatibility.COMPARED)
+    supported = compatibility.COMPARED | architectures.VARIANTS.keys() - {"phi3 with longrope that changes"}
+    assert all(what in ("equal", "tie") for name, (what, _) in found.items() if name in supported)
 
 
 def test_unsupported_architectures_are_rejected_before_tracing() -> None:
@@ -82,14 +83,3 @@ def test_tracing_failure_is_a_one_line_error() -> None:
     with pytest.raises(Blip2rtError) as caught:
         list(trace_graphs(Target(), object(), 8))
     assert "cannot be traced" in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["bloom", "mt5", "umt5", "falcon", "mpt", *architectures.VARIANTS])
-def test_published_architectures_match_transformers(name: str) -> None:
-    """Those of mBLIP, and variants."""
-    what, why = architectures.check(name, SEED)
-    assert what == ("refused" if name in REFUSED else "equal"), why
-
-
-REFUSED = ("phi3 with longrope that changes",)

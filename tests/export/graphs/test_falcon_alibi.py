@@ -76,13 +76,6 @@ def unrounded(attention_mask: Any, num_heads: int, dtype: Any) -> Any:
     return (slopes[None, :, None] * places[:, None]).reshape(-1, 1, attention_mask.shape[1])
 
 
-def test_only_falcon_with_alibi_has_rounded_biases() -> None:
-    table = alibi.rounded_biases(falcon("all heads", SEED), 5)
-    assert table is not None and table.shape == (HEADS * 5,)
-    plain = transformers.FalconConfig(num_hidden_layers=1, hidden_size=32, num_attention_heads=2, vocab_size=VOCAB)
-    assert alibi.rounded_biases(transformers.AutoModelForCausalLM.from_config(plain), 5) is None
-
-
 @pytest.mark.parametrize("precision", ["fp16", "int8w", "int4"])
 def test_biases_are_never_quantized(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "_MIN_INT8_SIZE", 100)  # weights of a tensor that is worth int8

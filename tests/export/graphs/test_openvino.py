@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 openvino = pytest.importorskip("openvino")
 
 from export.checks.sessions import session
-from export.cli import main
+from tests.export.commands_in_process import export
 from tests.seeds import seed_of
 from tests.tiny import blip2 as tiny_blip2
 
@@ -21,12 +20,9 @@ SEED = seed_of(__name__)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8-dynamic", "int8w", "int4"])
-def test_vision_and_qformer_run(precision: str, tmp_path: Path) -> None:
-    torch.manual_seed(SEED)
-    checkpoint = tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS["llama"]())
+def test_vision_and_qformer_run(precision: str, llama_checkpoint: Path, tmp_path: Path) -> None:
     chosen = {"vision": "fp32" if precision == "int4" else precision, "qformer": precision, "llm": "fp32"}
-    arguments = ["--precision", ",".join(f"{part}={kind}" for part, kind in chosen.items()), "--no-verify"]
-    assert main(["--ckpt", str(checkpoint), "--out", str(tmp_path / "bundle"), *arguments]) == 0
+    export(llama_checkpoint, tmp_path / "bundle", "--no-verify", precision=",".join(map("=".join, chosen.items())))
     size = tiny_blip2.VISION["image_size"]
     given = {"pixels": np.random.default_rng(SEED).normal(size=(2, 3, size, size)).astype(np.float32)}
     for name in ("vision", "qformer"):

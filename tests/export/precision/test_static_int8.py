@@ -18,7 +18,6 @@ from blip2rt.cli.info import describe
 from export.checks import calibration, verify
 from export.checks.calibration import batch_ranges
 from export.checks.sessions import session as open_session
-from export.cli import main
 from export.graph_exporter import GraphExporter
 from export.graphs import trace
 from export.graphs.vision import held_out
@@ -27,6 +26,7 @@ from export.precision.activations import Range
 from export.precision.apply import apply as to_precision
 from export.precision.quantizer import BlockFormat, Quantizer, matrices
 from export.precision.storage import stored_precision
+from tests.export.commands_in_process import export
 from tests.seeds import seed_of
 from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import onnx_validity
@@ -95,9 +95,8 @@ def test_int8_static_covers_every_component(
     calibrated, verified = record_inputs(monkeypatch)
     torch.manual_seed(SEED)
     checkpoint = tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS[name]())
-    out = tmp_path / "bundle"
     precision = "vision=int8-static,qformer=int8,llm=int8-static"
-    assert main(["--ckpt", str(checkpoint), "--out", str(out), "--precision", precision, "--calib", str(images)]) == 0
+    out = export(checkpoint, tmp_path / "bundle", "--calibration", images, precision=precision)
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
     assert not onnx_validity.faults(out)
     for part in ("vision", "qformer", "llm"):
@@ -117,18 +116,18 @@ def test_int8_static_covers_every_component(
         assert found["MatMul"] == 0 and (found["MatMulIntegerToFloat"] > 3) == (component != "embed"), component
 
 
+def traced(linear: torch.nn.Linear) -> trace.ir.Model:
+    example = {"x": torch.zeros(2, linear.in_features)}
+    return trace.trace(trace.GraphSpec("p", linear, example, ["y"], {"x": {0: "B"}}))
+
+
 def test_stored_precision_is_detected(tmp_path: Path) -> None:
     def made(precision: str, width: int = 48, ranges: dict[str, Range] | None = None) -> str:
-        linear = torch.nn.Linear(width, width, bias=False)
-        part = trace.GraphSpec("p", linear, {"x": torch.zeros(2, width)}, ["y"], {"x": {0: "B"}})
-        model = trace.trace(part)
+        model = traced(torch.nn.Linear(width, width, bias=False))
         to_precision(model, precision, Quantizer(BlockFormat(32)), ranges or {})
         return stored_precision(model, precision)
 
-    model = trace.trace(
-        trace.GraphSpec("p", torch.nn.Linear(48, 48), {"x": torch.zeros(2, 48)}, ["y"], {"x": {0: "B"}})
-    )
-    [name] = static.operands(model)
+    [name] = static.operands(traced(torch.nn.Linear(48, 48)))
     assert made("int8-static") == "int8w", "no range was seen"
     assert made("int8-static", ranges={name: seen(-1, 1, 0.5)}) == "int8-static"
     for precision in ("fp32", "int4", "int8w", "int8-dynamic"):
@@ -169,8 +168,7 @@ def apply(seen: Range, width: int) -> tuple[list[str], ort.InferenceSession]:
     """Quantize a product with the unit matrix; return its operators and a session."""
     linear = torch.nn.Linear(width, width, bias=False)
     linear.weight.data.copy_(torch.eye(width))
-    part = trace.GraphSpec("p", linear, {"x": torch.zeros(2, width)}, ["y"], {"x": {0: "B"}})
-    model = trace.trace(part)
+    model = traced(linear)
     [name] = static.operands(model)
     static.apply(model, Quantizer(BlockFormat(32)), {name: seen})
     proto = trace.ir.to_proto(model).SerializeToString()

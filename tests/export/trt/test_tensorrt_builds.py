@@ -27,16 +27,17 @@ from blip2rt.backends.trt import builder
 from blip2rt.backends.trt import cli as build
 from blip2rt.bundle import read
 from blip2rt.errors import BackendError
-from blip2rt.modeling.blip2 import Blip2, Blip2Config
+from blip2rt.modeling.blip2 import Blip2Config
 from blip2rt.modeling.checkpoint import Checkpoint, save_model
 from blip2rt.modeling.llm import LlmConfig
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
-from export import cli, describe, targets
+from export import describe, targets
 from export.graphs import qformer, trace, vision
 from export.precision.activations import Range
 from export.precision.quantizer import BlockFormat, Quantizer
 from export.trt import precision as trt_precision
+from tests.export.commands_in_process import export
 from tests.seeds import seed_of
 from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import language_models
@@ -52,29 +53,25 @@ SIZES = {"B": (1, 2, 3), "T": (64, 64, 64), "S": (1, 8, 32), "S_enc": (1, 8, 32)
 SOURCES = ({"part": "all", "name": "random numbers", "licence": "CC0-1.0", "origin": "the tests"},)
 
 
-def nano(folder: Path, layers: int = 30, qformer_layers: int = 6) -> tuple[Blip2Config, Blip2Config]:
-    """Both stages of nano with random weights: its checkpoints are not here.
-
-    layers, qformer_layers: of its language model and its Q-Former; a short one compiles the same layers in less time.
-    """
+def nano(folder: Path) -> tuple[Blip2Config, Blip2Config]:
+    """Both stages of nano with random weights: its checkpoints are not here."""
     bert, encoder = str(tiny_training.bert_folder(folder / "bert")), VisionConfig()
     sizes = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "max_position_embeddings": 8192}
-    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "num_hidden_layers": layers}
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "num_hidden_layers": 30}
     language = transformers.LlamaConfig(**sizes, **heads, tie_word_embeddings=True, eos_token_id=1)
     source = tiny_training.llm_folder(folder / "llm")
     transformers.LlamaForCausalLM(language).save_pretrained(source)
     llm = LlmConfig(str(source), bits=4, block=64, end="<|end|>")
-    first = Blip2Config(
-        1, encoder, QFormerConfig(layers=qformer_layers), qformer_init=bert, embed_dim=256, sources=SOURCES
-    )
-    return first, Blip2Config(
-        2, encoder, QFormerConfig(layers=qformer_layers, text_branch=False), llm, qformer_init=bert, sources=SOURCES
-    )
+    shared = {"qformer_init": bert, "sources": SOURCES}
+    first = Blip2Config(1, encoder, QFormerConfig(layers=6), embed_dim=256, **shared)
+    return first, Blip2Config(2, encoder, QFormerConfig(layers=6, text_branch=False), llm, **shared)
 
 
 def parts(name: str, folder: Path) -> Iterator[tuple[str, Any]]:
-    """Graphs in float32 of a family's language model, of what lies before it ("image"), of "retrieval", or of all of
-    "nano". "FAMILY, native": the graph writes its cache."""
+    """Graphs in float32 of a family's language model, of what lies before it ("image"), or of "retrieval".
+
+    "FAMILY, native": the graph writes its cache.
+    """
     family, _, native = name.partition(", ")
     if native:
         yield from targets.TRT_NATIVE.llm_graphs(language_models.build(family, SEED), 64)
@@ -83,24 +80,14 @@ def parts(name: str, folder: Path) -> Iterator[tuple[str, Any]]:
         model = Checkpoint(tiny_blip2.generative(folder, CONFIGS[name]())).load(vision=False)
         yield from targets.TRT.llm_graphs(model.llm, 64)
         return
-    if name == "nano":
-        first, second = map(tiny_blip2.build, nano(folder, layers=2, qformer_layers=2))
-        yield from targets.TRT.llm_graphs(second.llm, 64)
-        found = qformer.retrieval_graphs(first) + image_parts(second)
-    elif name == "retrieval":
+    if name == "retrieval":
         found = qformer.retrieval_graphs(Checkpoint(tiny_blip2.retrieval(folder)).load(vision=False))
     else:
-        found = image_parts(Checkpoint(tiny_blip2.generative(folder, CONFIGS["opt"]())).load())
+        model = Checkpoint(tiny_blip2.generative(folder, CONFIGS["opt"]())).load()
+        image = describe.image_spec(model.config.vision)
+        found = [vision.vision_graph(model.vision, image), *qformer.generative_graphs(model)]
     for part in found:
         yield part.name, trace.trace(part, targets.TRT.opset)
-
-
-def image_parts(model: Blip2) -> list[trace.GraphSpec]:
-    assert model.vision is not None
-    return [
-        vision.vision_graph(model.vision, describe.image_spec(model.config.vision)),
-        *qformer.generative_graphs(model),
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -155,9 +142,8 @@ def test_tensorrt_builds_language_models(name: str, precision: str, traced: Call
     seen = [(node.op_type, node.input[0]) for node in quantizers]
     types = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
     weights = {types[first] for _, first in seen if first in types}
-    assert (
-        weights == {"fp16": set(), "int8-static": {onnx.TensorProto.INT8}, "int4": {onnx.TensorProto.INT4}}[precision]
-    )
+    stored = {"int8-static": onnx.TensorProto.INT8, "int4": onnx.TensorProto.INT4}
+    assert weights == {kind for name, kind in stored.items() if name == precision}
     assert ("QuantizeLinear" in {op for op, _ in seen}) == (precision == "int8-static")
 
 
@@ -194,17 +180,6 @@ def test_tensorrt_builds_image_and_text_graphs(
     assert all(plan(file) for file in files)
 
 
-@pytest.mark.slow  # tracing takes minutes
-@pytest.mark.parametrize("precision", ["fp16", "int8-static"])
-def test_tensorrt_builds_nano(precision: str, traced: Callable[..., Any], tmp_path: Path) -> None:
-    """All seven graphs, with two layers each; retrieval has no int8."""
-    models = traced("nano")
-    retrieval = {name for name in models if precision != "fp16" and name not in ("vision", "qformer", "embed", "llm")}
-    files = write({name: model for name, model in models.items() if name not in retrieval}, precision, tmp_path)
-    assert len(files) == 7 - len(retrieval)
-    assert all(plan(file) for file in files)
-
-
 def test_error_of_a_broken_graph_names_its_node(traced: Callable[..., Any], tmp_path: Path) -> None:
     """An unknown operator, and a product of two types, at a random node."""
     file = tmp_path / "llm.onnx"
@@ -229,44 +204,29 @@ def test_error_of_a_broken_graph_names_its_node(traced: Callable[..., Any], tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_commands_export_and_check_a_checkpoint(
+@pytest.mark.parametrize("name", [*FAMILIES, "nano"])
+def test_commands_export_and_check(
     name: str, precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """blip2rt-export, calibrated for int8, then blip2rt-build --check."""
     torch.manual_seed(SEED)
-    source = tiny_blip2.generative(tmp_path / "hf", CONFIGS[name]())
     tiny_training.caption_table(tmp_path, images=12)
-    arguments = ["--ckpt", str(source), "--out", str(tmp_path / "bundle"), "--target", "trt"]
-    if CHOICES[precision]:
-        chosen = ",".join(map("=".join, CHOICES[precision].items()))
-        arguments += ["--precision", chosen, "--calib", str(tmp_path / "images")]
-    if precision == "int4":
+    arguments: list[object] = ["--calibration", tmp_path / "images", "--target", "trt"]
+    if name == "nano":
+        for config in nano(tmp_path):
+            (tmp_path / f"stage{config.stage}").mkdir()
+            save_model(tiny_blip2.build(config), tmp_path / f"stage{config.stage}")
+        arguments += ["--retrieval-checkpoint", tmp_path / "stage1"]
+        source = tmp_path / "stage2"
+    else:
+        source = tiny_blip2.generative(tmp_path / "hf", CONFIGS[name]())
+    if name == "nano" or precision == "int4":
         arguments.append("--no-verify")  # random weights lose more precision than a trained model may
-    assert cli.main(arguments) == 0
-    check(tmp_path / "bundle", {"llm": "fp16", **CHOICES[precision]}, capsys)
-    with pytest.raises(BackendError, match="exported for trt"):
-        blip2rt.load(tmp_path / "bundle").caption(tmp_path / "images" / "0.jpg")
-
-
-def check(bundle: Path, precision: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    wanted = ",".join(map("=".join, precision.items()))
-    assert build.main([str(bundle), "--check", "--capacity", "64", "--precision", wanted]) == 0
+    chosen = ",".join(map("=".join, {"llm": "fp16", **CHOICES[precision]}.items()))
+    bundle = export(source, tmp_path / "bundle", *arguments, precision=chosen)
+    assert build.main([str(bundle), "--check", "--capacity", "64", "--precision", chosen]) == 0
     said, manifest = capsys.readouterr().err, read(bundle).manifest
+    assert len(manifest.components) == {"nano": 7, "t5": 5}.get(name, 4)
     assert manifest.target == "trt" and all(f"{component}: a plan" in said for component in manifest.components)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
-def test_commands_export_and_check_nano(precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """blip2rt-export, then blip2rt-build --check."""
-    torch.manual_seed(SEED)
-    tiny_training.caption_table(tmp_path, images=12)
-    for config in nano(tmp_path):
-        (tmp_path / f"stage{config.stage}").mkdir()
-        save_model(tiny_blip2.build(config), tmp_path / f"stage{config.stage}")
-    arguments = ["--ckpt", tmp_path / "stage2", "--retrieval-ckpt", tmp_path / "stage1", "--out", tmp_path / "bundle"]
-    arguments += ["--calib", tmp_path / "images", "--target", "trt", "--no-verify"]
-    assert cli.main([*map(str, arguments), "--precision", ",".join(map("=".join, CHOICES[precision].items()))]) == 0
-    assert len(read(tmp_path / "bundle").manifest.components) == 7
-    check(tmp_path / "bundle", {"llm": "fp16", **CHOICES[precision]}, capsys)
+    with pytest.raises(BackendError, match="exported for trt"):
+        blip2rt.load(bundle).caption(tmp_path / "images" / "0.jpg")
