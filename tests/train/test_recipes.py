@@ -242,7 +242,7 @@ def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert stage2.main([*settings, *encoder, *llm, "--out", str(out), "--dry-run", "2"]) == 0
     output = capsys.readouterr().out
     batch = "4 images (2 a GPU in 1 micro-batches)"
-    cut = "of 16 texts max_text_tokens 40 cuts 0"
+    cut = "max_text_tokens 40 cuts 0 of 16 texts"
     for words in ("trained:", "one of 2 GPUs", batch, "8 images, 16 texts", cut, "llm", "frozen"):
         assert words in output, (words, output)
     assert not list(out.glob("step-*")) and not (tmp_path / "features").exists()
