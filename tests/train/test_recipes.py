@@ -275,12 +275,12 @@ def test_dry_run_checks_disk_space(tmp_path: Path, error_of: Any, monkeypatch: p
     assert "2 checkpoints need" in error_of(stage1.main, settings)
 
 
-def refitted_model(seed: int, learned_positions: bool = False) -> tuple[Blip2, np.random.Generator]:
+def refitted_model(seed: int) -> tuple[Blip2, np.random.Generator]:
     """Seeded: if random keys and values are nearly dependent, the small ridge on positions shows."""
     torch.manual_seed(seed)
     geometry = QFormerConfig(16, 2, 2, 32, queries=4, vision_width=12, cross_attention_frequency=1, vocab_size=20)
     vision = VisionConfig(positions=9, features=12)
-    model = Blip2(Blip2Config(1, vision, geometry, learned_positions=learned_positions))
+    model = Blip2(Blip2Config(1, vision, geometry))
     for parameter in model.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     return model, np.random.default_rng(seed)
@@ -300,7 +300,7 @@ def test_refit_reproduces_outputs_with_another_encoder() -> None:
 
 def test_refit_reads_another_grid() -> None:
     """The other encoder has [CLS], four positions for each old one, and fewer channels."""
-    model, rng = refitted_model(2, learned_positions=True)
+    model, rng = refitted_model(2)
     hidden = rng.normal(size=(60, 9, 8))
     old = (hidden @ rng.normal(size=(8, 12))).astype(np.float32)
     fine = hidden.reshape(60, 3, 3, 8).repeat(2, 1).repeat(2, 2).reshape(60, 36, 8)

@@ -157,7 +157,7 @@ def test_missing_parts_are_named(stage2: tuple[Any, Path, Path, ExternalParts]) 
     _, trained, _, parts = stage2
     with pytest.raises(Blip2rtError, match=r"--vision.*--llm"):
         Checkpoint(trained).load()
-    with pytest.raises(Blip2rtError, match="no BLIP-2 checkpoint of LAVIS"):
+    with pytest.raises(Blip2rtError, match="is not a BLIP-2 checkpoint of LAVIS"):
         Checkpoint(str(parts.vision)).load()
 
 
@@ -175,7 +175,7 @@ def test_language_model_of_another_kind_is_rejected(
         if name in fits:
             assert Checkpoint(tmp_path / "trained.pth", parts).config.llm is not None
         else:
-            with pytest.raises(Blip2rtError, match=f"{projection} is of .*: give --llm FOLDER with that"):
+            with pytest.raises(Blip2rtError, match=f"{projection} is of .*: give --llm FOLDER with one of these"):
                 Checkpoint(tmp_path / "trained.pth", parts).load()
 
 

@@ -119,7 +119,7 @@ def test_unsuitable_bundles_are_rejected(made: Made, tmp_path: Path, capsys: pyt
     for source, to, said in (
         (without, "ours", "has no config of its checkpoint"),
         (made.exact, "hf", "give --to ours"),
-        (made.stage2, "ours", "is no bundle"),
+        (made.stage2, "ours", "is not a bundle"),
         (made.exact, "theirs", "choose from hf, ours"),
     ):
         convert(source, tmp_path / "out", "--to", to, status=2)

@@ -119,9 +119,9 @@ def test_lm_loss_equals_numpy(paper: bool, rng: np.random.Generator, tmp_path: P
         for count in (1, 3)
     ]
     images = torch.randn(2, POSITIONS, FEATURES)
+    reference, llm = NumpyBlip2(model), copy.deepcopy(model.llm).double().eval()
     loss = lm_loss(model, images, pack(groups, QUERIES, 0))["loss"]
     want: list[float] = []
-    reference, llm = NumpyBlip2(model), copy.deepcopy(model.llm).double().eval()
     for image, group in zip(images.double().numpy(), groups, strict=True):
         for text in group:
             logits = llm(inputs_embeds=embeds(llm, reference.prefix_embeds(image), text.ids)).logits[0, QUERIES - 1 :]
@@ -149,9 +149,9 @@ def test_prefix_lm_loss_equals_numpy(tied: bool, rng: np.random.Generator, tmp_p
         for image in (0, 1, 1)
     ]
     texts = split_texts(rows)
+    reference, t5 = NumpyBlip2(model), copy.deepcopy(model.llm).double().eval()
     loss = prefix_lm_loss(model, images, texts)["loss"]
     want: list[float] = []
-    reference, t5 = NumpyBlip2(model), copy.deepcopy(model.llm).double().eval()
     for image, given, learned in rows:
         inputs = embeds(t5, reference.prefix_embeds(images[image].double().numpy()), given)
         logits = t5(inputs_embeds=inputs, decoder_input_ids=torch.tensor([[0, *learned[:-1]]])).logits[0]
