@@ -119,7 +119,7 @@ def test_lm_loss_equals_numpy(paper: bool, rng: np.random.Generator, tmp_path: P
         for count in (1, 3)
     ]
     images = torch.randn(2, POSITIONS, FEATURES)
-    reference, llm = NumpyBlip2(model), copy.deepcopy(model.llm).double().eval()
+    reference, llm = NumpyBlip2(model), copy.deepcopy(model.llm).double()
     loss = lm_loss(model, images, pack(groups, QUERIES, 0))["loss"]
     want: list[float] = []
     for image, group in zip(images.double().numpy(), groups, strict=True):
@@ -149,7 +149,7 @@ def test_prefix_lm_loss_equals_numpy(tied: bool, rng: np.random.Generator, tmp_p
         for image in (0, 1, 1)
     ]
     texts = split_texts(rows)
-    reference, t5 = NumpyBlip2(model), copy.deepcopy(model.llm).double().eval()
+    reference, t5 = NumpyBlip2(model), copy.deepcopy(model.llm).double()
     loss = prefix_lm_loss(model, images, texts)["loss"]
     want: list[float] = []
     for image, given, learned in rows:
