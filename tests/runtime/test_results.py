@@ -84,7 +84,6 @@ def test_max_time_includes_the_encoder(tiny, photo, monkeypatch):
     prepared, task = [model.prepare(photo())], model.task(**options)
     assert [texts[0].truncated for texts in model.generate(prepared, task)] == [True]
     batching = blip2rt.load(tiny.path, threads=1, batching=True)
-    monkeypatch.setattr(batching.pipeline.backend._inner, "vision", slow)
     monkeypatch.setattr(batching.pipeline.backend, "vision", slow)
     [said] = batching.submit(Request(photo(), options=blip2rt.Options(**options))).result()
     assert said.truncated and len(said.tokens) == 1
