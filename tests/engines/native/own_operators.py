@@ -67,4 +67,7 @@ def _logits(
     for name, _dtype, shape in llm.inputs:
         if name.startswith("past_"):
             feeds[name] = np.zeros((1, shape[1], length, shape[3]), np.float32)
-    return llm.run(feeds, ["logits"])["logits"][0]
+    logits = llm.run(feeds, ["logits"])["logits"]
+    if logits.ndim != 2 or len(logits) != 1:  # an altered graph, which our loop rejects
+        raise RuntimeError(f"logits have the shape {logits.shape}")
+    return logits[0]
