@@ -63,7 +63,7 @@ _SAMPLING: tuple[tuple[str, Any, str, str], ...] = (
 
 
 def build_parser(handlers: Mapping[str, Handler]) -> Parser:
-    """The parser of all commands. handlers: what runs each command, by its name."""
+    """The parser of all commands. handlers: the function that runs each command, by command name."""
     parser = Parser(
         description="Captions, answers and matches for images, by BLIP-2 on this machine.",
         epilog="exit status: 0 success, 1 some images failed, 2 a mistake, 130 interrupted",

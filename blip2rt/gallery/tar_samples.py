@@ -74,7 +74,7 @@ def read_samples(path: str) -> Iterator[list[TarMember]]:
 
 
 def find_image(path: str, sample: list[TarMember]) -> TarMember | None:
-    """Return the picture of a sample, found by its name or else by its first bytes."""
+    """Return the picture of a sample, identified by its file name or else by its first bytes."""
     files = [member for member in sample if member.is_file]
     named = [member for member in files if has_image_name(member.name)]
     if named:

@@ -25,7 +25,7 @@ P = TypeVar("P")
 
 
 class CancelEvent(threading.Event):
-    """Set when nobody waits for a result any more. Work checks it between steps, or registers a callback."""
+    """Set when the client no longer waits for the result. Work checks it between steps, or registers a callback."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -86,7 +86,7 @@ struct Graph {
   const Node* sole_producer(const Node* reader, size_t index, std::string_view op_type, size_t inputs,
                             size_t outputs = 1) const;
 
-  // Returns nullptr if `name` is no constant of this type.
+  // Returns nullptr if `name` is not a constant of this type.
   const Constant* constant(std::string_view name, DType dtype) const;
 };
 
