@@ -23,7 +23,7 @@ from . import streaming
 from .adapters import merge_adapters
 from .dequantize import refuse_unknown_method
 from .quantize import round_weights
-from .sources import fetch, require_bounds
+from .sources import fetch, quick_gguf, require_bounds
 from .vision import freeze
 from .weights import Weights, has_weights
 
@@ -71,7 +71,7 @@ class LlmConfig:
 def load_tokenizer(source: str, bos: str | None = None) -> Any:
     """Load a Hugging Face tokenizer; `bos` replaces the token that texts begin with. Raises Blip2rtError."""
     path = fetch(source)
-    with boundary(f"no tokenizer can be loaded from {source!r}"):
+    with boundary(f"no tokenizer can be loaded from {source!r}"), quick_gguf(path):
         location, options = pretrained_location(path)
         tokenizer = transformers.AutoTokenizer.from_pretrained(location, **options, trust_remote_code=False)
         words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
@@ -126,7 +126,7 @@ class LanguageModelSource:
 
     @cached_property
     def _stored_config(self) -> Any:
-        with boundary(f"LLM source {self.config.source!r} cannot be loaded"):
+        with boundary(f"LLM source {self.config.source!r} cannot be loaded"), quick_gguf(self.path):
             location, options = pretrained_location(self.path)
             config = transformers.AutoConfig.from_pretrained(location, **options, trust_remote_code=False)
             blip2 = config.model_type in ("blip-2", "instructblip")
@@ -243,7 +243,8 @@ class LanguageModelSource:
         location, options = pretrained_location(self.path)
         text = self.text_config
         values = {**options, **self.config.overrides, _dtype_name(text): torch.float32}
-        return _auto_class(text).from_pretrained(location, **values, trust_remote_code=False)
+        with quick_gguf(self.path), _without_progress_bar():
+            return _auto_class(text).from_pretrained(location, **values, trust_remote_code=False)
 
 
 @contextlib.contextmanager

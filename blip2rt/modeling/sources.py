@@ -1,10 +1,12 @@
 """Where parts of a model come from: a path, `pkg:PACKAGE/FILE` in an installed package, or a Hugging Face hub id.
 
-Also reads their JSON, which is untrusted. Does not know about models.
+Also reads their JSON, which is untrusted, and speeds up transformers' reading of GGUF files. Does not know about models.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
 import json
 import re
@@ -114,3 +116,47 @@ def _large(values: Mapping[Any, Any], prefix: str) -> Iterator[str]:
             yield from _large(value, f"{prefix}{name}.")
         elif isinstance(value, int) and abs(value) > limit:
             yield f"{prefix}{name} is {value:,}, more than {limit:,}"
+
+
+@contextlib.contextmanager
+def quick_gguf(path: str) -> Iterator[None]:
+    """Let transformers read a GGUF file without wrapping every token of its vocabulary, or computing the same table of
+    tensor names once per module, which takes most of its time. For other paths, and without gguf, do nothing."""
+    if not path.endswith(".gguf") or importlib.util.find_spec("gguf") is None:
+        yield
+        return
+    import gguf
+
+    reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader = _quick_reader(reader)
+    gguf.get_tensor_name_map = functools.cache(names)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = reader, names
+
+
+def _quick_reader(base: Any) -> Any:
+    """gguf's reader, with lists of texts and numbers in its header read in one go."""
+    import gguf
+
+    class Reader(base):  # type: ignore[misc]
+        def _get_field_parts(self, start: int, raw_type: int) -> Any:
+            if raw_type != gguf.GGUFValueType.ARRAY:
+                return super()._get_field_parts(start, raw_type)
+            kind = gguf.GGUFValueType(int(self._get(start, "uint32")[0]))
+            count, at, parts = int(self._get(start + 4, "uint64")[0]), start + 12, list[Any]()
+            if kind in self.gguf_scalar_to_np:
+                values = self._get(at, self.gguf_scalar_to_np[kind], count)
+                at, parts = at + values.nbytes, [(value,) for value in values.tolist()]
+            elif kind == gguf.GGUFValueType.STRING:
+                data = memoryview(self.data)
+                while len(parts) < count and at < len(data):
+                    end = at + 8 + int.from_bytes(data[at : at + 8], "little")
+                    parts.append(data[at + 8 : end].tobytes())
+                    at = end
+            if not count or len(parts) < count or self.byte_order != "I":  # nested, truncated or of another machine
+                return super()._get_field_parts(start, raw_type)
+            return at - start, parts, list(range(count)), [gguf.GGUFValueType.ARRAY, kind]
+
+    return Reader
