@@ -1,6 +1,6 @@
 """Where parts of a model come from: a path, `pkg:PACKAGE/FILE` in an installed package, or a Hugging Face hub id.
 
-Also reads their JSON, which is untrusted, and speeds up transformers' reading of GGUF files. Does not know about models.
+Also reads their JSON, which is untrusted, and speeds up transformers' reader of GGUF. Does not know about models.
 """
 
 from __future__ import annotations
