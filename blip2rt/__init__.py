@@ -9,18 +9,19 @@
     model = blip2rt.load("my_bundle")  # threads and backends: help(blip2rt.load)
     model.caption(["a.jpg", "b.jpg"], num_beams=5)  # options: help(blip2rt.Options)
 
-The functions use the embedded model, "nano", loaded by the first call. The import itself loads nothing.
+The functions use the embedded model, "nano", loaded by the first call and ended by blip2rt.close(). The import itself
+loads nothing.
 """
 
 from __future__ import annotations
 
 import importlib
-import threading
 from typing import TYPE_CHECKING, Any
 
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from .default_model import ask, caption, close, match
     from .errors import BackendError, Blip2rtError, BundleError, CapabilityError, ImageError, OptionError
     from .language import Chat
     from .loading import load
@@ -29,38 +30,10 @@ if TYPE_CHECKING:
     from .results import Match, Scored
 
 __all__ = ["BackendError", "Blip2rtError", "BundleError", "CapabilityError", "Chat", "ImageError", "Match", "Model"]
-__all__ += ["OptionError", "Options", "Scored", "ask", "caption", "load", "match"]
+__all__ += ["OptionError", "Options", "Scored", "ask", "caption", "close", "load", "match"]
 
 _MODULES = {"Chat": "language", "Match": "results", "Model": "model", "Options": "options", "Scored": "results"}
-_MODULES |= {"load": "loading"}
-_default: Model | None = None
-_lock = threading.Lock()
-
-
-def _default_model() -> Model:
-    """The embedded model, loaded once per process."""
-    global _default
-    with _lock:
-        if _default is None:
-            _default = importlib.import_module(f"{__name__}.loading").load()
-    return _default
-
-
-if TYPE_CHECKING:  # the signatures are those of the methods
-    caption, ask, match = _default_model().caption, _default_model().ask, _default_model().match
-else:
-
-    def caption(images, **options):
-        """Caption an image (-> str) or a list of images (-> list of str); see Model.caption."""
-        return _default_model().caption(images, **options)
-
-    def ask(images, questions, **options):
-        """Answer a question about an image; see Model.ask."""
-        return _default_model().ask(images, questions, **options)
-
-    def match(images, texts, **options):
-        """Score how well a text describes an image; see Model.match."""
-        return _default_model().match(images, texts, **options)
+_MODULES |= {"load": "loading", **dict.fromkeys(("ask", "caption", "close", "match"), "default_model")}
 
 
 def __getattr__(name: str) -> Any:
@@ -71,4 +44,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return [*__all__, "__version__"]

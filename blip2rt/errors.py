@@ -44,6 +44,10 @@ class OptionError(Blip2rtError):
     """Invalid options, arguments or environment variables; all faults are named at once."""
 
 
+class DeadlineError(Blip2rtError, TimeoutError):
+    """`max_time` passed before the first word of a text."""
+
+
 class CapabilityError(Blip2rtError):
     """A call that needs components which the bundle lacks."""
 

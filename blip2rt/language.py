@@ -15,7 +15,7 @@ from .bundle import Bundle
 from .bundle.manifest import Decoding
 from .errors import CapabilityError, OptionError
 from .options import Options, Room, TextOptions, merge, resolve, strings
-from .results import Scored
+from .results import Scored, too_late
 from .text import LlmTokenizer, Prompt, TextStream
 
 if TYPE_CHECKING:
@@ -177,10 +177,12 @@ class Language:
             yield piece
 
     def text(self, generation: Generation, settings: Mapping[str, Any]) -> str:
-        """A generation of one text -> the whole text."""
+        """A generation of one text -> the whole text. Raises DeadlineError."""
         while not generation.done:
             generation.step()
         token_ids, _score = generation.results()[0][0]
+        if len(token_ids) < 2 and "max_time" in settings and generation.cut(0, len(token_ids)):
+            raise too_late(settings)
         return self._tokenizer.text([*settings["forced_prefix"], *self._tokenizer.shown(token_ids)])
 
     def encode_more(self, prompt: Prompt) -> list[int]:

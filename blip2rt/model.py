@@ -23,10 +23,11 @@ from .image import ImageLike, ImageSettings
 from .language import Chat
 from .matching import Matcher
 from .one_or_many import as_list, one_by_one, pairs, texts_of
-from .options import AskOptions, CaptionOptions, Options, StreamOptions, TextOptions, check_on_token, merge
+from .options import AskOptions, CallOptions, CaptionOptions, Options, StreamOptions, TextOptions, check_call, merge
 from .pipeline import Pipeline
 from .requests import Answer, Request, submit
-from .results import Match, MatchWeights, Scored, Stopwatch, shaped
+from .results import Match, MatchWeights, Scored, Stopwatch, shaped, too_late
+from .signatures import shown
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -131,6 +132,13 @@ class Model:
     def caption(
         self, images: Images, *, num_captions: int, **options: Unpack[CaptionOptions]
     ) -> list[list[Scored]]: ...
+    @overload
+    def caption(self, images: ImageLike, *, on_timeout: None, **options: Unpack[CaptionOptions]) -> Scored | None: ...
+    @overload
+    def caption(
+        self, images: Images, *, on_timeout: None, **options: Unpack[CaptionOptions]
+    ) -> list[Scored | None]: ...
+    @shown("Scored | list[Scored] | list[list[Scored]]", CallOptions, CaptionOptions)
     def caption(self, images: Inputs, **options: Any) -> Any:
         """Image -> caption, list of images -> list of captions. A caption is a `str` with a score (blip2rt.Scored).
 
@@ -141,6 +149,7 @@ class Model:
         scores: for code written for 0.1: captions unpack to (text, score).
         on_token(image, draw, token_id): called for each new token of greedy search (num_beams=1) or sampling; a result
             of False ends the images of the same batch (at most 8) with what there is.
+        on_timeout: if max_time passes before the first word, "raise" TimeoutError, or return None in the text's place.
         """
         many, single = as_list(images)
         results = list(self._captions(many, False, options))
@@ -162,6 +171,11 @@ class Model:
     def caption_each(
         self, images: Many, *, keep_going: bool, num_captions: int, **options: Unpack[CaptionOptions]
     ) -> Iterator[list[Scored] | ImageError]: ...
+    @overload
+    def caption_each(
+        self, images: Many, *, on_timeout: None, keep_going: No = ..., **options: Unpack[CaptionOptions]
+    ) -> Iterator[Scored | None]: ...
+    @shown("Iterator[Scored | list[Scored]]", CallOptions, CaptionOptions)
     def caption_each(self, images: Many, *, keep_going: bool = False, **options: Any) -> Iterator[Any]:
         """Caption any number of images in order, a few in memory at a time.
 
@@ -172,11 +186,12 @@ class Model:
 
     def _captions(self, images: Many, keep_going: bool, options: dict[str, Any]) -> Iterator[Any]:
         prompt, raw, scores, on_token = (options.pop(name, None) for name in ("prompt", "raw", "scores", "on_token"))
+        on_timeout = options.pop("on_timeout", "raise")
         task = replace(self.pipeline.task_of(prompt, None, merge(Options(), options)), single_line=not raw)
-        check_on_token(on_token, task.settings)
+        check_call(on_timeout, on_token, task.settings)
         one_by_one(images)
         found = self.pipeline.generate_each(images, repeat(task), on_token, keep_going)
-        return (shaped(texts, scores, task.settings) for texts in found)
+        return (shaped(texts, scores, task.settings, on_timeout) for texts in found)
 
     @overload
     def ask(
@@ -202,23 +217,34 @@ class Model:
     def ask(
         self, images: Inputs, questions: Texts, *, keep_going: bool, **options: Unpack[AskOptions]
     ) -> list[Scored | ImageError]: ...
+    @overload
+    def ask(
+        self, images: ImageLike, questions: str, *, on_timeout: None, **options: Unpack[AskOptions]
+    ) -> Scored | None: ...
+    @overload
+    def ask(
+        self, images: Inputs, questions: Texts, *, on_timeout: None, **options: Unpack[AskOptions]
+    ) -> list[Scored | None]: ...
+    @shown("Scored | list[Scored] | list[list[Scored]]", CallOptions, AskOptions)
     def ask(self, images: Inputs, questions: Texts, *, keep_going: bool = False, **options: Any) -> Any:
         """Image and question -> answer. Lists are taken pairwise; one image or one question goes with all of a list.
 
         The question is put into the bundle's template; a Q-Former that reads questions reads it too. An answer is the
-        text as the tokenizer decodes it, with its line breaks. keep_going is that of `caption_each`; options, scores
-        and on_token are those of `caption`.
+        text as the tokenizer decodes it, with its line breaks. keep_going is that of `caption_each`; options, scores,
+        on_token and on_timeout are those of `caption`.
         """
         self.pipeline.require(contract.GENERATIVE, "ask")
         scores, on_token = options.pop("scores", False), options.pop("on_token", None)
+        on_timeout = options.pop("on_timeout", "raise")
         many_images, many_questions, single = pairs(images, questions, "questions")
         tasks = self.pipeline.question_tasks(many_questions, merge(Options(), options))
         settings = tasks[0].settings if tasks else {}
-        check_on_token(on_token, settings)
+        check_call(on_timeout, on_token, settings)
         found = self.pipeline.generate_each(many_images, iter(tasks), on_token, keep_going)
-        answers = [shaped(texts, scores, settings) for texts in found]
+        answers = [shaped(texts, scores, settings, on_timeout) for texts in found]
         return answers[0] if single else answers
 
+    @shown("Iterator[str]", StreamOptions)
     def stream(self, image: ImageLike, prompt: str | None = None, **options: Unpack[StreamOptions]) -> Iterator[str]:
         """Image -> pieces of its caption, or of the answer to `question`, as they are decoded.
 
@@ -233,6 +259,8 @@ class Model:
             raise OptionError("stream gives one text, token by token: leave num_beams and num_captions at 1")
         watch = Stopwatch(task.settings)
         prefix_embeds = pipeline.prefix_embeds([self.prepare(image)], [task.question])
+        if watch.expired:
+            raise too_late(task.settings)
         return pipeline.language.stream(prefix_embeds, task.prompt, watch.remaining)
 
     def submit(self, request: Request, *, on_news: Callable[[Answer], object] | None = None) -> Answer:
@@ -250,6 +278,7 @@ class Model:
         counters = {"image_hits": cache.hits, "image_misses": cache.misses, "image_bytes": cache.bytes}
         return counters | ({} if batcher is None else batcher.counters())
 
+    @shown("Chat", TextOptions)
     def chat(self, image: ImageLike, **options: Unpack[TextOptions]) -> Chat:
         """Image -> conversation about it, in which a question costs only its own tokens; see Chat.
 
@@ -270,6 +299,7 @@ class Model:
     def match(self, images: ImageLike, texts: str, *, keep_going: bool) -> Match | ImageError: ...
     @overload
     def match(self, images: Inputs, texts: Texts, *, keep_going: bool) -> list[Match | ImageError]: ...
+    @shown("Match | list[Match]")
     def match(self, images: Inputs, texts: Texts, *, keep_going: bool = False) -> Any:
         """Image and text -> Match. Lists are taken pairwise; one image or one text goes with all of a list.
 
@@ -286,6 +316,7 @@ class Model:
         found = self.pipeline.map_features(many_images, keep_going, matches)
         return found[0] if single else found
 
+    @shown()
     def vision_features(self, images: Inputs) -> Floats:
         """Image -> (N, C) float32, list of images -> (B, N, C): match_features takes them, without the encoder."""
         many, single = as_list(images)
@@ -300,6 +331,7 @@ class Model:
     def embed_image(self, images: ImageLike, *, keep_going: bool) -> Floats | ImageError: ...
     @overload
     def embed_image(self, images: Images, *, keep_going: bool) -> list[Floats | ImageError]: ...
+    @shown("numpy.ndarray")
     def embed_image(self, images: Inputs, *, keep_going: bool = False) -> Any:
         """Image -> (Q, E) float32, list of images -> (B, Q, E): an embedding of unit length for each query.
 
@@ -312,6 +344,7 @@ class Model:
             return found[0]
         return found if keep_going else self.pipeline.stack(contract.IMAGE_EMBED, found)
 
+    @shown()
     def embed_text(self, texts: Texts) -> Floats:
         """Text -> (E,) float32 of unit length, list of texts -> (B, E). Texts too long for the model are cut."""
         self.pipeline.require((contract.TEXT_EMBED,), "embed_text")

@@ -38,7 +38,8 @@ class Options:
     bad_words: texts that are never generated, alone or after a space
     forced_prefix: the beginning of the answer
     stop_strings: the text ends with the token that completes one of them
-    max_time: seconds for the images of a batch, encoder included, after which their texts end unfinished
+    max_time: seconds for the images of a batch, encoder included, after which their texts end unfinished, with
+        `truncated` set. Decoding an image, the encoder and each step of the language model run to their end
     do_sample: sample tokens
     temperature: for sampling: above 1 is more varied, below 1 less
     top_k: for sampling: from this many most likely tokens; None is 50, 0 is all
@@ -89,6 +90,13 @@ class TextOptions(TypedDict, total=False):
     seed: int | None
 
 
+class CallOptions(TypedDict, total=False):
+    """Keywords of Model.caption, caption_each and ask that decide the type of the result."""
+
+    num_captions: int
+    on_timeout: str | None
+
+
 class StreamOptions(TextOptions, total=False):
     """Keywords of Model.stream."""
 
@@ -119,7 +127,7 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {  # name -> requirem
     "temperature": _POSITIVE,
     "top_p": ("a number from 0 to 1", lambda x: 0 <= x <= 1),
     "min_p": ("a number from 0 to 1", lambda x: 0 <= x <= 1),
-    "max_time": ("a number of seconds, at least 0", lambda x: x >= 0),
+    "max_time": ("a number of seconds above 0", lambda x: x > 0),
 }
 
 
@@ -200,8 +208,10 @@ def resolve(given: Options, defaults: Decoding, room: Room) -> dict[str, Any]:
     return settings
 
 
-def check_on_token(on_token: object, settings: Mapping[str, Any]) -> None:
-    """Raise OptionError for an `on_token` that cannot be called, or that beams could not call."""
+def check_call(on_timeout: object, on_token: object, settings: Mapping[str, Any]) -> None:
+    """Raise OptionError for an unknown `on_timeout`, and an `on_token` that cannot be called, or not with beams."""
+    if on_timeout is not None and on_timeout != "raise":
+        raise OptionError(f"on_timeout is {on_timeout!r}: give 'raise' or None")
     if on_token is not None and not callable(on_token):
         raise OptionError(f"on_token is {on_token!r}: give a function of image, draw and token_id")
     beams = settings.get("num_beams", 1)

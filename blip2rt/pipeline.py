@@ -132,10 +132,12 @@ class Pipeline:
 
     # prefix_embeds -> token ids -> text
 
-    def generate(self, prepared: Sequence[RGB], task: GenerationTask, first_image: int = 0) -> list[list[Scored]]:
+    def generate(
+        self, prepared: Sequence[RGB], task: GenerationTask, first_image: int = 0
+    ) -> list[list[Scored] | None]:
         """RGB images of `prepare` -> the texts of each, best first. All are decoded in one batch.
 
-        first_image: the number of the first image, for random draws.
+        first_image: the number of the first image, for random draws. None: max_time passed before the first word.
         """
         watch = Stopwatch(task.settings)
         watch.lap()
@@ -148,11 +150,16 @@ class Pipeline:
         watch: Stopwatch,
         first_image: int,
         on_token: OnToken | None = None,
-    ) -> list[list[Scored]]:
-        chunks = [slice(start, start + BATCH) for start in range(0, len(prepared), BATCH)]
-        questions = [task.question for task in tasks]
-        embeds = [self.prefix_embeds(prepared[chunk], questions[chunk]) for chunk in chunks]
+    ) -> list[list[Scored] | None]:
+        questions, embeds = [task.question for task in tasks], []
+        for start in range(0, len(prepared), BATCH):
+            if watch.expired:
+                return [None] * len(prepared)
+            chunk = slice(start, start + BATCH)
+            embeds.append(self.prefix_embeds(prepared[chunk], questions[chunk]))
         watch.lap()
+        if watch.expired:
+            return [None] * len(prepared)
         prefix_embeds, prompts = np.concatenate(embeds), [task.prompt for task in tasks]
         texts = self.language.generate(
             prefix_embeds, prompts, watch.remaining, first_image, on_token, tasks[0].single_line
@@ -166,10 +173,11 @@ class Pipeline:
         tasks: Iterator[GenerationTask],
         on_token: OnToken | None = None,
         keep_going: bool = False,
-    ) -> Iterator[list[Scored] | ImageError]:
+    ) -> Iterator[list[Scored] | ImageError | None]:
         """Images and the task of each -> the texts of each, best first, BATCH images at a time.
 
-        The tasks share their settings. keep_going: a bad image's error takes the place of its texts.
+        The tasks share their settings. keep_going: a bad image's error takes the place of its texts. None is that of
+        `generate`.
         """
         source, start = iter(images), 0
         while chunk := list(islice(source, BATCH)):
@@ -183,12 +191,12 @@ class Pipeline:
         first_image: int,
         on_token: OnToken | None,
         keep_going: bool,
-    ) -> list[list[Scored] | ImageError]:
+    ) -> list[list[Scored] | ImageError | None]:
         watch = Stopwatch(tasks[0].settings)
         rows = self.prepare_each(images, keep_going)
         watch.lap()
 
-        def texts_of(good: list[int]) -> list[list[Scored]]:
+        def texts_of(good: list[int]) -> list[list[Scored] | None]:
             notify = None if on_token is None else _renumbered(on_token, [first_image + i for i in good])
             return self._generate([rows[i] for i in good], [tasks[i] for i in good], watch, first_image, notify)
 

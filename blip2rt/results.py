@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from .errors import ImageError
+from .errors import DeadlineError, ImageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,7 +34,7 @@ class Scored(str):
 
     score: sum of the tokens' log-probabilities, stop token included, over length^length_penalty
     tokens: token ids of the answer, without the stop token
-    truncated: whether max_new_tokens or max_time ended the text, not the model
+    truncated: whether max_new_tokens or max_time ended the text, not the model; always set, without `scores`
     timings: milliseconds of each stage
     """
 
@@ -71,13 +71,26 @@ class ScoredPair(Scored):
         return (self.text, self.score)[index]
 
 
-def shaped(texts: list[Scored] | ImageError, pairs: bool, settings: Mapping[str, Any]) -> Any:
-    """The texts of an image as a call returns them: one or a list, as pairs or not; an error as it is."""
-    if isinstance(texts, ImageError):
+def shaped(
+    texts: list[Scored] | ImageError | None, pairs: bool, settings: Mapping[str, Any], on_timeout: str | None
+) -> Any:
+    """The texts of an image as a call returns them: one or a list, as pairs or not; an error as it is.
+
+    texts: None if max_time passed before the first word. on_timeout: "raise" a DeadlineError then, or return None.
+    """
+    if texts is None and on_timeout is not None:
+        raise too_late(settings, ", or give on_timeout=None to get None")
+    if texts is None or isinstance(texts, ImageError):
         return texts
     if pairs:
         texts = [ScoredPair(each, each.score, each.tokens, each.truncated, each.timings) for each in texts]
     return texts if settings["num_return_sequences"] > 1 else texts[0]
+
+
+def too_late(settings: Mapping[str, Any], otherwise: str = "") -> DeadlineError:
+    """The error of a generation whose max_time passed before the first word. otherwise: another way out."""
+    seconds = f"{settings['max_time']:g} seconds"
+    return DeadlineError(f"max_time is {seconds}, which passed before the first word: allow more{otherwise}")
 
 
 FinishReason = Literal["stop", "length", "time"]  # the model, max_new_tokens or max_time ended the text
@@ -109,12 +122,21 @@ class Stopwatch:
             settings["max_time"] = max(0.0, settings["max_time"] - (time.perf_counter() - self._laps[0]))
         return settings
 
-    def timed(self, texts: Sequence[list[Scored]]) -> list[list[Scored]]:
-        """The texts of all images with each image's share of the stages' times."""
+    @property
+    def expired(self) -> bool:
+        """Whether max_time has passed."""
+        return self.remaining.get("max_time", 1.0) == 0.0
+
+    def timed(self, texts: Sequence[list[Scored]]) -> list[list[Scored] | None]:
+        """The texts of all images with each image's share of the stages' times; None where max_time left one token."""
         timings = Timings(*(round(1000 * (end - start) / len(texts), 3) for start, end in pairwise(self._laps)))
         for text in (text for best in texts for text in best):
             text.timings = timings
-        return list(texts)
+        return [None if self._ended_early(best[0]) else best for best in texts]
+
+    def _ended_early(self, text: Scored) -> bool:
+        """Whether max_time ended a text at its first token, which the next one might have continued."""
+        return len(text.tokens) < 2 and finish_reason(text, self._settings) == "time"
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,10 @@ The Python package `onnxruntime` is never imported, only its shared library is l
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import importlib.util
+import logging
 import os
 import sys
 import threading
@@ -55,7 +57,7 @@ class Backend(backends.Backend):
         batching: decode the calls of concurrent threads in one batch. cache_bytes: of its cache of prompt prefixes.
         """
         self._bundle = bundle
-        self._threads = num_threads() if threads is None else threads
+        self._threads = num_threads() if threads is None else usable_threads(threads)
         self._sessions: dict[str, Any] = {}
         self._generator: Any = None
         self._locks = {name: threading.Lock() for name in contract.COMPONENTS}
@@ -78,6 +80,7 @@ class Backend(backends.Backend):
         for component, lock in self._locks.items():
             with lock:
                 self._sessions.pop(component, None)
+        _return_memory()
 
     def preload(self, *components: str) -> None:
         for component in components:
@@ -313,13 +316,38 @@ def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def num_threads() -> int:
-    """The number in BLIP2RT_NUM_THREADS, or 0 if it is unset: ONNX Runtime then chooses. Raises OptionError."""
+    """The number in BLIP2RT_NUM_THREADS, at most one per core; 0 if unset: ONNX Runtime chooses. Raises OptionError."""
     value = os.environ.get("BLIP2RT_NUM_THREADS", "")
     if not value:
         return 0
     if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= 1024:
         raise OptionError(f"BLIP2RT_NUM_THREADS is {value!r}: give a number of threads from 1 to 1024, or unset it")
-    return int(value)
+    return usable_threads(int(value), "BLIP2RT_NUM_THREADS")
+
+
+def usable_threads(threads: int, name: str = "threads") -> int:
+    """`threads`, at most one per logical core, with a warning once. More only wait for each other."""
+    if threads <= cores():
+        return threads
+    _warn_once(f"{name} is {threads}, but this machine has {cores()} cores: using {cores()}")
+    return cores()
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logging.getLogger("blip2rt").warning(message)
+
+
+def cores() -> int:
+    """The number of logical cores available to this process."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _return_memory() -> None:
+    """Return freed memory to the system; glibc keeps it for the process otherwise."""
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # another libc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def open_runtime() -> Any:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..backends.ort import num_threads
+from ..backends.ort import num_threads, usable_threads
 from ..bundle import embedded, read
 from ..bundle.atomic import write_file
 from ..command_line import Parser, nonempty, run, whole
@@ -179,7 +179,7 @@ def _peer_faults(args: argparse.Namespace) -> Iterator[str]:
 
 
 def _plan(args: argparse.Namespace, folder: Path) -> collect.Plan:
-    threads = args.threads or num_threads() or machine.cores()
+    threads = usable_threads(args.threads or num_threads() or machine.cores())
     cache = geometry.cache_folder(args.cache)
     if args.geometry is not None:
         precision = geometry.PRECISION if args.precision is None else args.precision

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backends.ort import cores as cores
 from ..bundle.onnx_protobuf import FLOAT, INT8, INT32, UINT8, matmul
 from ..native import native
 
@@ -36,11 +37,6 @@ def describe() -> dict[str, Any]:
     hardware = {"processor": _processor(), "architecture": platform.machine(), "cores": cores()}
     software = {"system": platform.platform(), "versions": versions, "kernels": native().processor_kernels()}
     return {**hardware, "memory_bytes": proc_bytes("/proc/meminfo", "MemTotal"), **software}
-
-
-def cores() -> int:
-    """The number of logical cores available to this process."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -56,7 +56,9 @@ def _stages(result: dict[str, Any]) -> Table:
     rows = []
     for name, stage in result["stages"].items():
         limit = f"{_ms(stage['limit'])} ({stage['limited_by']})" if "limit" in stage else ""
-        times = f"{stage['median'] / stage['limit']:.2f} x" if stage.get("limit") else ""
+        times = ""
+        if stage.get("limit"):
+            times = f"{1 / stage['share']:.2f} x" if stage["share"] else "faster: cached weights, or a busy machine"
         rows.append((LABELS[name], _ms(stage["median"]), _ms(stage["p10"]), _ms(stage["p90"]), limit, times))
     head = ("stage", "median ms", "p10", "p90", "limit ms", "of the limit")
     return Table("Stages", head, tuple(rows))

@@ -53,20 +53,25 @@ def _caption(args: argparse.Namespace) -> int:
 
 def _ask(args: argparse.Namespace) -> int:
     """Answer a question about each image. A bad image does not stop the others."""
-    options = _decoding(args)
+    options: dict[str, Any] = _decoding(args)
     if args.stream:
         _check_stream(args)
         return _print_pieces(_load(args).stream(_image(args.images[0]), question=args.question, **options))
+    from ..results import too_late
+
     model, failed = _load(args), 0
     for start in range(0, len(args.images), _BATCH):
         names = args.images[start : start + _BATCH]
-        answers = model.ask([_image(name) for name in names], args.question, keep_going=True, **options)
+        answers = model.ask(
+            [_image(name) for name in names], args.question, keep_going=True, on_timeout=None, **options
+        )
         for name, answer in zip(names, answers, strict=True):
-            if isinstance(answer, ImageError):
+            if answer is None or isinstance(answer, ImageError):
                 failed += 1
+                error = f"{one_line(name)}: {too_late(options)}" if answer is None else str(answer)
                 if args.json:
-                    print(json.dumps({"image": name, "error": str(answer)}, ensure_ascii=False))
-                complain("blip2rt", answer)
+                    print(json.dumps({"image": name, "error": error}, ensure_ascii=False))
+                complain("blip2rt", error)
             elif args.json:
                 print(json.dumps(_answer_row(name, args.question, answer, model), ensure_ascii=False))
             else:

@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Blip2rtError, OptionError, one_line
+from ..results import finish_reason, too_late
 from .outputs import DISK_FULL, Description, Sink
 from .outputs.sidecars import TextSidecar
 from .outputs.tables import TABLES, open_table
@@ -107,7 +108,8 @@ def caption(
                 effect = "--overwrite starts over" if outputs.overwrite else "the same command resumes"
                 print_status(f"{summary(counts, 'captioned', None)}; {effect}")
             raise
-    if printer is None or any(map(os.path.isdir, sources.paths)) or (counts.failed and outputs.errors):
+    several = printer is None or any(map(os.path.isdir, sources.paths))
+    if several or counts.cut or (counts.failed and outputs.errors):
         print_status(summary(counts, "captioned" if texts.question is None else "answered", outputs.errors))
     return counts.exit_code
 
@@ -167,19 +169,24 @@ class _CaptionRun:
         self._name = model.bundle.manifest.name
         self.counts = Counts()
 
-    def describe(self, batch: Batch[list[Sink]]) -> list[list[Scored]]:
-        """Run the graphs on a batch that has work. Runs on any thread."""
+    def describe(self, batch: Batch[list[Sink]]) -> list[list[Scored] | None]:
+        """Run the graphs on a batch that has work. Runs on any thread. None: max_time passed before the first word."""
         return self._model.generate([rgb for _, rgb in batch.images], self._task, batch.first) if batch.has_work else []
 
-    def write(self, batch: Batch[list[Sink]], texts: Sequence[list[Scored]], log: FailureLog) -> None:
+    def write(self, batch: Batch[list[Sink]], texts: Sequence[list[Scored] | None], log: FailureLog) -> None:
         """Write each text to the sinks that need it, in the order of the pictures."""
         self.counts.skipped += batch.skipped
         pending = list(batch.failures)
         for (entry, _), scored in zip(batch.images if batch.has_work else [], texts, strict=True):
             while pending and pending[0][0] <= entry.number:
                 self._fail(pending.pop(0)[1], log)
-            if entry.job is not None:
+            if entry.job is None:
+                continue
+            if scored is None:
+                self._fail(Failure(entry.picture.name, str(too_late(self._task.settings))), log)
+            else:
                 self._write(entry.job, entry.picture, self._description(entry.picture.name, scored), log)
+                self.counts.cut += finish_reason(scored[0], self._task.settings) == "time"
         for _, failure in pending:
             self._fail(failure, log)
 

@@ -83,14 +83,14 @@ def parallelism_of(args: argparse.Namespace, sources: Sources, batch_size: int) 
     decode_threads = args.workers or min(8, max(2, os.cpu_count() or 1))
     threads = args.threads
     if "cpu" in backends.get(args.backend).devices:
-        from ..backends.ort import num_threads
+        from ..backends.ort import num_threads, usable_threads
         from .walk import has_more_than
         from .worker_pool import physical_cores
 
-        threads = (num_threads() or physical_cores()) if threads is None else threads
-        if 2 <= threads <= 1024 and has_more_than(2 * batch_size - 1, sources):
+        threads = (num_threads() or physical_cores()) if threads is None else usable_threads(threads)
+        if threads >= 2 and has_more_than(2 * batch_size - 1, sources):
             return Parallelism(batch_size, decode_threads, 2, threads // 2)
-    return Parallelism(batch_size, decode_threads, 1, args.threads)
+    return Parallelism(batch_size, decode_threads, 1, args.threads and threads)
 
 
 Handler = Callable[[argparse.Namespace], int]

@@ -25,6 +25,7 @@ class Counts:
     skipped: int = 0  # done by an earlier run
     failed: int = 0
     removed: int = 0  # from an index
+    cut: int = 0  # texts that max_time ended
 
     @property
     def total(self) -> int:
@@ -132,6 +133,8 @@ def summary(counts: Counts, verb: str, errors: str | None) -> str:
         parts.append(f"{counts.skipped:,} already done")
     if counts.removed:
         parts.append(f"{counts.removed:,} removed")
+    if counts.cut:
+        parts.append(f"{counts.cut:,} cut by --max-time")
     if counts.failed:
         parts.append(f"{counts.failed:,} failed" + (f" (listed in {errors})" if errors else ""))
     return ", ".join(parts)

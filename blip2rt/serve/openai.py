@@ -83,7 +83,7 @@ class ChatRequest(BaseModel):
     length_penalty: float | None = None
     min_new_tokens: int | None = Field(default=None, ge=0)
     no_repeat_ngram_size: int | None = Field(default=None, ge=0)
-    max_time: float | None = Field(default=None, ge=0)
+    max_time: float | None = Field(default=None, gt=0)
 
 
 class ImageInput(BaseModel):

@@ -50,7 +50,7 @@ class TextRequest(BaseModel):
     bad_words: str | list[str] | None = None
     forced_prefix: str | None = None
     stop_strings: str | list[str] | None = None
-    max_time: float | None = Field(default=None, ge=0)
+    max_time: float | None = Field(default=None, gt=0)
     do_sample: bool | None = None
     temperature: float | None = Field(default=None, ge=0)
     top_k: int | None = Field(default=None, ge=0)

@@ -161,6 +161,7 @@ def test_two_workers_need_two_threads_and_two_batches(album, run, used, monkeypa
         run("caption", *more)
         assert used[-1] == expected, more
     monkeypatch.setattr(worker_pool, "physical_cores", lambda: 8)
+    monkeypatch.setattr(ort, "cores", lambda: 8)
     for environment, expected in (("", (2, 4)), ("6", (2, 3)), ("1", (1, None))):
         monkeypatch.setenv("BLIP2RT_NUM_THREADS", environment)
         run("caption", "album", "--batch-size", 4)

@@ -253,7 +253,7 @@ def test_a_dropped_answer_is_cancelled(
 
 
 def test_max_time_is_the_finish_reason(model: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:
-    answer = model.submit(Request(photo(), options=Options(num_beams=1, max_new_tokens=40, max_time=0.0)))
+    answer = model.submit(Request(photo(), options=Options(num_beams=1, max_new_tokens=40, max_time=1e-9)))
     answer.result(30)
     assert answer.finish == "time" and answer.usage.answer <= 1
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import pickle
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,20 @@ def test_version_matches_the_metadata():
     from importlib.metadata import version
 
     assert version("blip2rt") == blip2rt.__version__
+
+
+def test_functions_show_every_option_with_its_type():
+    assert sorted(dir(blip2rt)) == sorted([*blip2rt.__all__, "__version__"])
+    for name, own in (("caption", {"prompt", "raw", "on_timeout"}), ("ask", {"questions", "keep_going", "on_timeout"})):
+        found = inspect.signature(getattr(blip2rt, name))
+        assert {field.name for field in fields(blip2rt.Options)} | own <= set(found.parameters)
+        assert not any(each.kind is each.VAR_KEYWORD for each in found.parameters.values())
+        for field in fields(blip2rt.Options):
+            shown = found.parameters[field.name]
+            assert (str(shown.annotation), shown.default) == (field.type, field.default)
+        assert pickle.loads(pickle.dumps(getattr(blip2rt, name))) is getattr(blip2rt, name)
+    embed = str(inspect.signature(blip2rt.Model.embed_image))
+    assert embed.endswith("images: ImageLike | Sequence[ImageLike], *, keep_going: bool = False) -> numpy.ndarray")
 
 
 def test_every_public_name_exists():

@@ -260,10 +260,12 @@ def test_threads_share_a_model(tiny, photo):
 
 def test_one_default_model_for_all_threads(tiny, monkeypatch, photo):
     loads = []
-    monkeypatch.setattr(blip2rt, "_default", None)
+    monkeypatch.setattr("blip2rt.default_model._model", None)
     real = blip2rt.load
-    monkeypatch.setattr("blip2rt.loading.load", lambda: loads.append(1) or real(tiny.path))
+    monkeypatch.setattr("blip2rt.default_model.load", lambda: loads.append(1) or real(tiny.path))
     image = photo()
     with ThreadPoolExecutor(5) as pool:
         assert len(set(pool.map(blip2rt.caption, [image] * 5))) == 1 and len(loads) == 1
     assert isinstance(blip2rt.ask(image, "who?"), str) and 0 <= blip2rt.match(image, "a dog").probability <= 1
+    blip2rt.close()
+    assert blip2rt.close() is None and isinstance(blip2rt.caption(image), str) and len(loads) == 2

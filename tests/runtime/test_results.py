@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import blip2rt
-from blip2rt.errors import ImageError
+from blip2rt.errors import DeadlineError, ImageError
 from blip2rt.requests import Request
 from blip2rt.results import Timings
 from tests.tiny.bundle import EOS, WORDS, E, Q, Tiny
@@ -46,12 +46,43 @@ def test_truncated_texts_were_cut(model, photo):
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_zero_max_time_leaves_one_token(model, photo, beams):
-    options = {"num_beams": beams, "max_new_tokens": 20, "min_new_tokens": 20}
-    for one in model.caption([photo() for _ in range(10)], scores=True, max_time=0, **options):
-        assert one.truncated and len(one.tokens) == 1
-    same = [model.caption(image, scores=True, **options) for image in (photo(),)]
-    assert all(len(one.tokens) == 20 for one in same)
+def test_no_word_within_max_time_raises_or_is_none(model, photo, beams):
+    options = {"num_beams": beams, "max_new_tokens": 20, "min_new_tokens": 20, "max_time": 1e-9}
+    images = [photo() for _ in range(10)]
+    calls = [
+        lambda **more: model.caption(images, **options, **more),
+        lambda **more: list(model.caption_each(images, **options, **more)),
+        lambda **more: model.ask(images, "what", **options, **more),
+    ]
+    for call in calls:
+        with pytest.raises(TimeoutError, match=r"^max_time is 1e-09 seconds, which passed before the first word: "):
+            call()
+        assert call(on_timeout=None) == [None] * 10
+    assert model.caption(images[0], scores=True, num_captions=beams, on_timeout=None, **options) is None
+    with pytest.raises(DeadlineError, match="first word"):
+        model.stream(images[0], **{**options, "num_beams": 1})
+    with pytest.raises(DeadlineError, match="first word"):
+        model.chat(images[0], **options).ask("what")
+    for wrong in ({"on_timeout": "none"}, {"max_time": 0}):
+        with pytest.raises(blip2rt.OptionError, match=f"^{next(iter(wrong))} is"):
+            model.caption(images, **wrong)
+
+
+def test_one_token_within_max_time_is_no_word(tiny, photo, monkeypatch):
+    """A step runs to its end: a text that max_time ended at its first token may lack the rest of the word."""
+    model = blip2rt.load(tiny.path, threads=1)
+    real, seconds = model.pipeline.backend.begin, 0.3
+
+    def begin(*given):
+        generation = real(*given)
+        step = generation.step
+        generation.step = lambda: time.sleep(seconds) or step()
+        return generation
+
+    monkeypatch.setattr(model.pipeline.backend, "begin", begin)
+    image, options = photo(), {"num_beams": 1, "min_new_tokens": 5, "max_time": 0.2, "on_timeout": None}
+    assert model.caption(image, max_new_tokens=5, **options) is None
+    assert len(model.caption(image, **{**options, "min_new_tokens": 1, "max_new_tokens": 1}).tokens) == 1
 
 
 def test_large_max_time_changes_nothing(model, photo):
@@ -77,12 +108,12 @@ def test_max_time_includes_the_encoder(tiny, photo, monkeypatch):
 
     monkeypatch.setattr(model.pipeline.backend, "vision", slow)
     options = {"num_beams": 1, "max_new_tokens": 30, "min_new_tokens": 30, "max_time": 0.2}
-    one = model.caption(photo(), scores=True, **options)
-    assert one.truncated and len(one.tokens) == 1 and one.timings.encoder > 290
-    assert model.ask(photo(), "what", scores=True, **options).truncated
-    assert len(list(model.stream(photo(), **options))) == 1
+    assert model.caption(photo(), on_timeout=None, **options) is None
+    assert model.ask(photo(), "what", on_timeout=None, **options) is None
+    with pytest.raises(DeadlineError):
+        model.stream(photo(), **options)
     prepared, task = [model.prepare(photo())], model.task(**options)
-    assert [texts[0].truncated for texts in model.generate(prepared, task)] == [True]
+    assert model.generate(prepared, task) == [None]
     batching = blip2rt.load(tiny.path, threads=1, batching=True)
     monkeypatch.setattr(batching.pipeline.backend, "vision", slow)
     [said] = batching.submit(Request(photo(), options=blip2rt.Options(**options))).result()

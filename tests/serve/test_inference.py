@@ -67,7 +67,7 @@ def test_finish_reasons_tell_stop_length_and_time_apart(tiny: Any, small: bytes,
     """OpenAI's and Ollama's clients read "length"."""
     model = blip2rt.load(tiny.path, threads=1, batching=batching)
     for more in ({"num_beams": 1}, {"num_beams": 3}, {"do_sample": True, "seed": 3, "num_captions": 2}):
-        for seconds, ended, tokens in ((0, "time", 1), (600, "length", 9)):
+        for seconds, ended, tokens in ((1e-9, "time", 1), (600, "length", 9)):
             options = {"min_new_tokens": 9, "max_new_tokens": 9, **more, "max_time": seconds}
             texts = options.get("num_captions", 1)
             for emit in (None, lambda _: None):
@@ -80,7 +80,7 @@ def test_finish_reasons_tell_stop_length_and_time_apart(tiny: Any, small: bytes,
     scored = model.caption(small, scores=True, raw=True, **free)
     assert run(model, TextJob(small, options=free)).finish == ["length" if scored.truncated else "stop"]
     for word in scored.text.split()[:1]:  # the text may be empty
-        assert run(model, TextJob(small, options={**free, "max_time": 0}, stop_strings=(word,))).finish == ["stop"]
+        assert run(model, TextJob(small, options={**free, "max_time": 1e-9}, stop_strings=(word,))).finish == ["stop"]
 
 
 def test_stop_strings_end_the_generation(model: Any, small: bytes, steps: list[int]) -> None:
