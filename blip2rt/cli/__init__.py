@@ -53,7 +53,7 @@ def _caption(args: argparse.Namespace) -> int:
 
 def _ask(args: argparse.Namespace) -> int:
     """Answer a question about each image. A bad image does not stop the others."""
-    options: dict[str, Any] = _decoding(args)
+    options = _decoding(args)
     if args.stream:
         _check_stream(args)
         return _print_pieces(_load(args).stream(_image(args.images[0]), question=args.question, **options))
@@ -62,9 +62,8 @@ def _ask(args: argparse.Namespace) -> int:
     model, failed = _load(args), 0
     for start in range(0, len(args.images), _BATCH):
         names = args.images[start : start + _BATCH]
-        answers = model.ask(
-            [_image(name) for name in names], args.question, keep_going=True, on_timeout=None, **options
-        )
+        kept: dict[str, Any] = {**options, "keep_going": True, "on_timeout": None}  # errors and None take a place
+        answers = model.ask([_image(name) for name in names], args.question, **kept)
         for name, answer in zip(names, answers, strict=True):
             if answer is None or isinstance(answer, ImageError):
                 failed += 1

@@ -3,6 +3,7 @@
 A block of rows of an output channel has a scale and a zero point, w = s (q - z). TensorRT requires the zero point 0, so
 a product becomes two: x @ s (q - 8), whose weights are 4-bit, and the sums of x over each block @ s (8 - z), which is
 1/block as large, in float16. TensorRT also requires whole blocks: both operands are zero-padded along K if needed.
+TensorRT 10 reads 4-bit weights with an even N only: a column of zeros is added to an odd one, and its product dropped.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ class Int4Products:
         self._padded: dict[ir.Value, ir.Value] = {}  # operands, padded to whole blocks
 
     def weight(self, value: ir.Value, tensor: ir.TensorProtocol, dtype: ir.DataType) -> list[np.ndarray]:
-        """Return the 4-bit codes (K',N) and scales (K'/block,N) of a weight (K,N); store its offsets."""
+        """Return the 4-bit codes (K',N') and scales (K'/block,N') of a weight (K,N); store its offsets."""
         codes, scales, offsets = self.editor.quantizer.block_codes(str(value.name), tensor)
+        if codes.shape[1] % 2:
+            codes, scales, offsets = (np.pad(each, ((0, 0), (0, 1))) for each in (codes, scales, offsets))
         self.editor.constant(f"{value.name}.offsets", offsets.astype(dtype.numpy()))
         return [codes.astype(ir.DataType.INT4.numpy()), scales.astype(dtype.numpy())]
 
@@ -48,13 +51,20 @@ class Int4Products:
     def add_offsets(self, node: ir.Node, source: ir.Value, weight: ir.Value, dtype: ir.DataType) -> None:
         """Add the contribution of the zero points to the product `node` of `source`."""
         [product] = node.outputs
-        graph = self.editor.model.graph
+        assert weight.shape is not None and product.shape is not None
+        graph, columns, shape = self.editor.model.graph, weight.shape.numpy()[1], product.shape
+        product.shape = ir.Shape([*shape[:-1], columns + columns % 2])
         readers, offsets = list(product.uses()), graph.initializers[f"{weight.name}.offsets"]
         second = ir.node("MatMul", [self._block_sums(node, source, dtype), offsets], name=f"{product.name}.shift")
         shift = typed_output(second, dtype, product.shape)
         add = ir.node("Add", [product, shift], name=f"{product.name}.shifted")
         shifted = typed_output(add, dtype, product.shape)
         graph.insert_after(node, [second, add])
+        if columns % 2:
+            bounds = [self.editor.constant(f"{product.name}.columns.{i}", np.array([i])) for i in (0, columns, -1)]
+            cut = ir.node("Slice", [shifted, *bounds], name=f"{product.name}.columns")
+            graph.insert_after(add, cut)
+            shifted = typed_output(cut, dtype, shape)
         self.shifted.add(shifted)
         for reader, index in readers:
             reader.replace_input_with(index, shifted)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import itertools
 import json
 import math
@@ -435,7 +436,7 @@ class TensorRT(onnxruntime_shim.Executor):
         self.__name__, self.__version__ = ("tensorrt_rtx", "1.7.0") if rtx else ("tensorrt", "10.3.0")
         self.builds = 0
         self.refuses_builds: str | None = None
-        self.refuses_capture = False
+        self.refuses_capture = self.refuses_while_collecting = False  # the latter: while garbage may be collected
         self.wrong_profile: int | None = None  # whose float outputs are reversed, to simulate a faulty builder
         self.begins, self.uncapturable = True, False
         self.flags: list[str] = []  # of the latest builder
@@ -628,7 +629,7 @@ class Context:
         if own.captured is not None:
             must(self.cache is None or (self.asked and not trt.uncapturable), "captured without asking")
             must(self.warm == shapes, "captured before it has run once with these shapes")
-            if trt.refuses_capture:
+            if trt.refuses_capture or (trt.refuses_while_collecting and gc.isenabled()):
                 own.invalid = True
                 return False
         key = repr((self.profile, sorted(self.shapes.items())))

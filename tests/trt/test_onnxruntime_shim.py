@@ -21,7 +21,7 @@ from blip2rt.errors import BackendError
 from tests.tiny import trt as tiny_trt
 from tests.tiny.bundle import D, Q
 from tests.trt.gpu_stand_in import Driver, TensorRT
-from tests.trt.machine import SEED, Machine, installed
+from tests.trt.machine import SEED, Case, Machine, installed
 
 H100 = gpu.Gpu("NVIDIA H100", (9, 0), 80 << 30, (13, 0), False, 132)
 
@@ -46,19 +46,26 @@ def test_onnxruntime_replaces_a_missing_tensorrt(
 
 
 def test_onnxruntime_replaces_a_tensorrt_without_support_for_the_card(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tiny_case: Case
 ) -> None:
-    """For example tensorrt-rtx on an H100. Supported cards keep TensorRT."""
+    """For example tensorrt-rtx on an H100, or for fp32 on Turing. Supported cards keep TensorRT."""
+    bundle = read(tiny_case.trt)
+    assert {component.precision for component in bundle.manifest.components.values()} == {"fp32"}
     rtx = TensorRT(Driver(), rtx=True)
     monkeypatch.setattr(builder, "load_tensorrt", lambda name=None: rtx)
     monkeypatch.setattr(onnxruntime_shim, "find", lambda: None)
     monkeypatch.setattr(gpu, "find", lambda: H100)
     with pytest.raises(BackendError, match="tensorrt_rtx 1.7.0 does not support SM90"):
-        plans.runner()
+        plans.runner(bundle)
     monkeypatch.setattr(onnxruntime_shim, "find", lambda: "in its place")
-    assert plans.runner() == "in its place" and "does not support SM90" in caplog.text
+    assert plans.runner(bundle) == "in its place" and "does not support SM90" in caplog.text
+    monkeypatch.setattr(gpu, "find", lambda: replace(H100, compute_capability=(7, 5)))
+    assert plans.runner(bundle) == "in its place"
+    assert "multiplies no fp32 on SM75, this machine's GPU: export vision, qformer, llm in fp16; " in caplog.text
+    half = {name: replace(each, precision="fp16") for name, each in bundle.manifest.components.items()}
+    assert plans.runner(replace(bundle, manifest=replace(bundle.manifest, components=half))) is rtx
     monkeypatch.setattr(gpu, "find", lambda: replace(H100, compute_capability=(8, 6)))
-    assert plans.runner() is rtx
+    assert plans.runner(bundle) is rtx
 
 
 def test_plan_without_its_graph_is_rejected(tmp_path: Path) -> None:

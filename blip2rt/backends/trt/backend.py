@@ -54,7 +54,7 @@ class Backend(backends.Backend):
         plans.check_target(bundle)
         self._bundle = bundle
         self._plan_sizes = plans.resolve(bundle, engines or PlanSizes())
-        self._trt = plans.runner()
+        self._trt = plans.runner(bundle)
         self._cuda = Cuda(*cuda_module.load_bindings())
         self._cache = PlanCache(default_folder())
         gpu, llm = plans.this_gpu(self._trt), bundle.manifest.llm

@@ -26,6 +26,7 @@ _CACHE_WRITE_OP = b"TensorScatter"  # becomes a layer that writes a cache, whose
 Axes = Mapping[str, tuple[int, int, int]]  # dynamic axis -> its minimum, optimum and maximum
 Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
 _NO_CUDA = "catchCudaError"
+_WITHOUT_FP32 = "SM75"  # Turing, for tensorrt_rtx
 _log = logging.getLogger("blip2rt")
 
 
@@ -69,24 +70,27 @@ def load_tensorrt(name: str | None = None) -> Any:
     )
 
 
-def load_for_gpu(sm: str | None) -> Any:
-    """Import TensorRT for GPUs of compute capability `sm`, e.g. "SM86"; None: any.
+def load_for_gpu(sm: str | None, fp32: Sequence[str] = ()) -> Any:
+    """Import TensorRT for GPUs of compute capability `sm`, e.g. "SM86"; None: any. fp32: graphs with such products.
 
     Raises TensorRTUnavailable if it does not support them.
     """
     trt = load_tensorrt()
-    if sm is not None and builds_without_gpu(trt) and sm not in _compute_capabilities(trt):
-        raise TensorRTUnavailable(
-            f"{identity(trt)} does not support {sm}, this machine's GPU: pip install tensorrt; to run without "
-            f"TensorRT, {ONNXRUNTIME_GPU}"
-        )
-    return trt
+    if sm is None or not builds_without_gpu(trt):
+        return trt
+    if sm not in _compute_capabilities(trt):
+        problem = f"does not support {sm}, this machine's GPU: pip install tensorrt"
+    elif sm == _WITHOUT_FP32 and fp32:
+        problem = f"multiplies no fp32 on {sm}, this machine's GPU: export {', '.join(fp32)} in fp16"
+    else:
+        return trt
+    raise TensorRTUnavailable(f"{identity(trt)} {problem}; to run without TensorRT, {ONNXRUNTIME_GPU}")
 
 
-def load_runner(sm: str | None) -> Any:
-    """TensorRT, or ONNX Runtime in its place if no installed TensorRT supports `sm`. Raises BackendError."""
+def load_runner(sm: str | None, fp32: Sequence[str] = ()) -> Any:
+    """See load_for_gpu; ONNX Runtime takes TensorRT's place where it does not support the GPU. Raises BackendError."""
     try:
-        return load_for_gpu(sm)
+        return load_for_gpu(sm, fp32)
     except TensorRTUnavailable as error:
         shim = onnxruntime_shim.find()
         if shim is None:
@@ -166,6 +170,7 @@ def _build(
     parser = trt.OnnxParser(network, log)
     if not _parse(parser, graph, profiles):
         raise BackendError("; ".join(_parser_faults(parser)) or f"the parser rejects the graph: {log.last}")
+    _decompose_attention(network)
     config = builder.create_builder_config()
     _configure(trt, config, settings)
     for axes in profiles:
@@ -187,6 +192,14 @@ def _parse(parser: Any, graph: Path, profiles: Sequence[Axes]) -> bool:
     optima = {name: optimum for name, (_, optimum, _) in profiles[0].items()}
     sizes = {name: size for name, size in optima.items() if all(axes.get(name) == (size,) * 3 for axes in profiles)}
     return bool(parser.parse(onnx_protobuf.with_sizes(model, sizes), str(graph)))
+
+
+def _decompose_attention(network: Any) -> None:
+    """Let TensorRT compute attention layers that it has no fused kernel for, as in float32, by simpler layers."""
+    for index in range(network.num_layers):
+        attention = getattr(network.get_layer(index), "attention", None)
+        if attention is not None:
+            attention.decomposable = True
 
 
 def create(log: Any, kind: Any) -> Any:

@@ -7,16 +7,19 @@ the CPU loop's source (engines/search/search_block.h); `reorder` moves beams tha
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import gc
 import logging
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ... import bundle as contract
 from ...errors import BackendError
+from .done_flags import DoneFlags
 from .lane import DeviceTensor, Lane, Plan
 from .search import LAYOUT, Kernels, SearchMemory
 from .sizes import Sizes, Strides
@@ -57,6 +60,7 @@ class Decoder:
             lane.tensor(name, (sizes.rows, 1), np.int32)
         lane.tensor("prompt.logits", (sizes.images, sizes.vocab), np.float32)
         lane.buffer("plan", struct.calcsize(LAYOUT))
+        self.done_flags = DoneFlags(lane, sizes.rows)
         self._graph: Any = None
         self._graph_key: Any = None  # of the captured graph, or of the last step enqueued without one
         self._capture_failed = False
@@ -244,25 +248,37 @@ class Decoder:
             self._capture()
 
     def _capture(self) -> None:
-        lane, graph = self.lane, None
+        """Capture a step and launch it. The garbage collector may free device memory, which ends a capture: retry."""
         try:
-            for runner in (self._embed, self._llm_step):
-                if not runner.capturable():
-                    raise BackendError(f"{runner.name}: TensorRT reports that the plan cannot be captured")
-            lane.cuda.begin_capture(lane.stream)
-            try:
-                self._enqueue()
-            finally:
-                graph = lane.cuda.end_capture(lane.stream)
+            with contextlib.suppress(BackendError):
+                self._graph = self._captured()
+            if self._graph is None:
+                with _no_garbage_collection():
+                    self._graph = self._captured()
         except BackendError as error:
-            if graph is not None:
-                lane.cuda.destroy_graph(graph)
             self._capture_failed = True
             _log.warning("the step cannot be captured as a CUDA graph and will be enqueued each time: %s", error)
             self._enqueue()
             return
-        self._graph = graph
-        lane.cuda.launch_graph(graph, lane.stream)
+        self.lane.cuda.launch_graph(self._graph, self.lane.stream)
+
+    def _captured(self) -> Any:
+        """The CUDA graph of a step. Raises BackendError."""
+        lane, graph = self.lane, None
+        for runner in (self._embed, self._llm_step):
+            if not runner.capturable():
+                raise BackendError(f"{runner.name}: TensorRT reports that the plan cannot be captured")
+        lane.cuda.begin_capture(lane.stream)
+        try:
+            try:
+                self._enqueue()
+            finally:
+                graph = lane.cuda.end_capture(lane.stream)
+        except BackendError:
+            if graph is not None:
+                lane.cuda.destroy_graph(graph)
+            raise
+        return graph
 
     def _enqueue(self) -> None:
         sizes, lane, address = self.sizes, self.lane, self.lane.address
@@ -278,8 +294,24 @@ class Decoder:
             grid = (self._rows, sizes.tensors)
             self._kernels.launch("reorder", grid, lane.stream, *addresses, self._cache_stride // 4, *counts)
 
+    def close(self) -> None:
+        """Free what the lane does not own."""
+        self.drop_graph()
+        self.done_flags.close()
+
     def drop_graph(self) -> None:
         if self._graph is not None:
             self.lane.wait()
             self.lane.cuda.destroy_graph(self._graph)
         self._graph = self._graph_key = None
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -29,8 +29,9 @@ class DecoderLane(Lane):
 
     def close(self) -> None:
         with contextlib.suppress(BackendError):  # a failed device may reject every call
+            self.cuda.activate()
             if self.decoder is not None:
-                self.decoder.drop_graph()
+                self.decoder.close()
                 self.decoder = None
             super().close()
 

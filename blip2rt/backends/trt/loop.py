@@ -6,20 +6,15 @@ step. The core's SearchBatch holds the search state: the host creates it, the de
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from .cuda import CudaError
 from .decoder import Decoder, SearchMemory
-from .lane import Lane
-
-STEPS_AHEAD = 1  # steps launched beyond the one that the host waits for, so that the device never idles
+from .done_flags import STEPS_AHEAD
 
 
 class DeviceGeneration:
@@ -58,16 +53,15 @@ class DeviceGeneration:
 
     def run(self) -> None:
         """Run to the end. The device runs STEPS_AHEAD steps ahead of the host's view."""
-        lane, answers = self._decoder.lane, len(self._batch.plan["images"])
-        lane.cuda.activate()
-        with _DoneFlags(lane, answers) as flags:
-            pending: deque[int] = deque()
-            while self._launched < self._max_new_tokens:
-                self._launch()
-                pending.append(flags.record())
-                if self._deadline_passed or (len(pending) > STEPS_AHEAD and flags.all_set(pending.popleft())):
-                    break
-            self._search.fetch()
+        answers, flags = len(self._batch.plan["images"]), self._decoder.done_flags
+        self._decoder.lane.cuda.activate()
+        pending: deque[int] = deque()
+        while self._launched < self._max_new_tokens:
+            self._launch()
+            pending.append(flags.record(answers))
+            if self._deadline_passed or (len(pending) > STEPS_AHEAD and flags.all_set(pending.popleft(), answers)):
+                break
+        self._search.fetch()
 
     def _launch(self) -> None:
         self._deadline_passed = time.monotonic() >= self._deadline
@@ -104,38 +98,3 @@ class DeviceGeneration:
         """Embeddings of [prefix][prompt] for each image (B, S, D), and their lengths (B)."""
         embeds = np.concatenate([self._prefix, self._decoder.embed(prompts)], axis=1)
         return embeds, np.array([self._prefix.shape[1] + len(prompt) for prompt in prompts])
-
-
-class _DoneFlags:
-    """Copies of the device's `done` flags in host memory, each with an event that signals its arrival."""
-
-    def __init__(self, lane: Lane, answers: int) -> None:
-        self._lane, self._cuda, self._answers = lane, lane.cuda, answers
-        self._bytes = answers * 4
-        self._memory = self._cuda.allocate_host((STEPS_AHEAD + 1) * self._bytes)
-        self._events = [self._cuda.event() for _ in range(STEPS_AHEAD + 1)]
-        self._next = 0
-
-    def __enter__(self) -> _DoneFlags:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(CudaError):  # after a device failure, report that failure and not the failing cleanup
-            self._lane.wait()
-            for event in self._events:
-                self._cuda.destroy_event(event)
-            self._cuda.free_host(self._memory)
-
-    def record(self) -> int:
-        """Enqueue a copy. Return its number."""
-        number = self._next
-        self._next = (number + 1) % len(self._events)
-        address, lane = self._memory + number * self._bytes, self._lane
-        self._cuda.download(address, lane.address("done"), self._bytes, lane.stream)
-        self._cuda.record(self._events[number], lane.stream)
-        return number
-
-    def all_set(self, number: int) -> bool:
-        """Wait for a copy. Return whether every answer has ended."""
-        self._cuda.wait_event(self._events[number])
-        return all((ctypes.c_int32 * self._answers).from_address(self._memory + number * self._bytes))

@@ -197,10 +197,11 @@ def graph_bytes(graph: Path) -> int:
     return len(text) + sum(int(length) for _, length in _EXTERNAL.findall(text))
 
 
-def runner() -> Any:
+def runner(bundle: Bundle) -> Any:
     """TensorRT or its replacement for this machine's GPU. Raises BackendError."""
-    found = gpu.find()
-    return builder.load_runner(None if isinstance(found, str) else found.sm)
+    found, components = gpu.find(), bundle.manifest.components.items()
+    fp32 = [name for name, component in components if component.precision == "fp32" and name != contract.EMBED]
+    return builder.load_runner(None if isinstance(found, str) else found.sm, fp32)
 
 
 def this_gpu(trt: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import struct
 import weakref
 from contextlib import suppress
@@ -19,6 +20,7 @@ from .lane import Lane
 THREADS = 256  # per block
 LAYOUT = "=qqqqqqiiii"  # struct GenerationParameters in kernels.cu: addresses of the search state
 _LAST_OFFSET = 56  # of its field `last`, in bytes
+_log = logging.getLogger("blip2rt")
 
 
 class Kernels:
@@ -39,6 +41,7 @@ class Kernels:
         origin = {"compiler": cuda.compiler, "architecture": cuda.architecture, "sources": [source, headers]}
         path = cache.find("kernels", origin)
         if path is None:
+            _log.warning("compiling the search for %s, once; this may take a minute", cuda.architecture)
             path = cache.store("kernels", origin, cuda.compile(source, headers, cuda.architecture))
         return cls(cuda, path.read_bytes())
 

@@ -77,10 +77,10 @@ def test_block_codes_reproduce_weights(rows: int) -> None:
 class _FeedForward(torch.nn.Module):
     """Layers that do not consist of whole blocks of 64, and a table too small for float16 storage."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 1000) -> None:
         super().__init__()
         self.table = torch.nn.Embedding(50, 360)
-        self.first, self.second = torch.nn.Linear(360, 1000), torch.nn.Linear(1000, 360)
+        self.first, self.second = torch.nn.Linear(360, width), torch.nn.Linear(width, 360)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.second(self.first(x).relu())
@@ -91,10 +91,11 @@ class _Table(_FeedForward):
         return self.table(x)
 
 
-def test_int4_pads_incomplete_blocks(tmp_path: Path) -> None:
-    """Hidden size 360 and feed-forward size 1000: numbers equal those of the target ort, and TensorRT builds them."""
+@pytest.mark.parametrize("width", [1000, 1001])
+def test_int4_pads_incomplete_blocks_and_odd_columns(width: int, tmp_path: Path) -> None:
+    """Hidden size 360 and this feed-forward size: numbers equal those of the target ort, and TensorRT builds them."""
     torch.manual_seed(SEED)
-    module, table, x = _FeedForward().eval(), _Table().eval(), torch.randn(2, 5, 360)
+    module, table, x = _FeedForward(width).eval(), _Table().eval(), torch.randn(2, 5, 360)
     exporter = GraphExporter(tmp_path, targets.TRT, Progress(), verified=False)
     with exporter.group("llm", "int4") as group:
         for name, part in (("llm", module), ("embed", table)):
@@ -109,7 +110,7 @@ def test_int4_pads_incomplete_blocks(tmp_path: Path) -> None:
     np.testing.assert_allclose(lookup, held[ids], rtol=1e-6, atol=1e-7)
     kept = onnx.load(tmp_path / "llm.onnx").graph.initializer
     codes = [each for each in kept if each.data_type == onnx.TensorProto.INT4 and "codes" in each.name]
-    assert sorted(tuple(each.dims) for each in codes) == [(384, 1000), (1024, 360)]
+    assert sorted(tuple(each.dims) for each in codes) == [(384, width + width % 2), (1024, 360)]
     got = unfused_session(tmp_path / "llm.onnx", 1).run(None, {"x": x.numpy()})[0]
     for layer in (module.first, module.second):
         layer.weight.data = dequantize_blockwise(quantize_blockwise(layer.weight, 4, 64))
