@@ -3,15 +3,16 @@
 Accepted images:
 - a path (str or os.PathLike), the bytes of a file or an open binary file, in one of FORMATS, recognised by content
 - a PIL image
-- an array, or an object with `__array__`: (H, W), (H, W, C) or (C, H, W) of C = 1, 3 or 4 channels, uint8 in 0..255 or
-  float in 0..1. Channels are RGB(A), or BGR(A) with color="bgr"; if both layouts fit, they come last. An array of four
-  axes is a batch of images (blip2rt.one_or_many).
+- an array, or an object with `__array__`: (H, W), (H, W, C) or (C, H, W) of C = 1, 3 or 4 channels, uint8 in 0..255,
+  float in 0..1, or bool. Channels are RGB(A), or BGR(A) with color="bgr"; if both layouts fit, they come last. An array
+  of four axes is a batch of images (blip2rt.one_or_many).
 
 EXIF orientation is applied, transparent parts are put on white, 16-bit grey (and Pillow's "I", read as 0..65535) is
 scaled to 8 bits, "F" is read as 0..1. Of an animation the first frame counts (of an open PIL image, its current one).
 
 Files are untrusted. Only the header is read before the size is checked: more than `max_pixels` pixels, or a side of
-more than MAX_SIDE, is an ImageError and takes no memory. Pipes and devices are rejected before they can block.
+more than MAX_SIDE, is an ImageError and takes no memory. A JPEG that can be decoded line by line is shrunk by 2, 4 or 8
+instead, with a warning in the log. Pipes and devices are rejected before they can block.
 
 Scaled decoding (`scaled`, off by default) lets the JPEG decoder shrink a large photograph by 2, 4 or 8, to at least
 twice the target size: several times faster, and within a mean difference of SCALED_TOLERANCE. It does not affect other
@@ -24,6 +25,7 @@ import contextlib
 import functools
 import importlib.util
 import io
+import logging
 import os
 import stat
 import threading
@@ -41,7 +43,7 @@ from .errors import ImageError, OptionError, is_whole
 from .install_hints import pip_install
 from .pixels.modes import from_array, to_rgb, upright
 from .pixels.resizing import resize as resize
-from .untrusted.image_format import HEAD, format_of
+from .untrusted.image_format import HEAD, decodes_by_line, format_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,7 +67,9 @@ PILLOW_MAX_PIXELS = 178_956_970  # Pillow's limit
 MAX_PIXELS = 50_000_000  # default limit of an image file
 MAX_SIDE = 65_535  # pixels of an image file's width or height
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF")  # Pillow uses no other plugins
+_SCALES = (2, 4, 8)  # the JPEG decoder's
 _MARGIN = 2  # scaled decoding keeps this many times the target size, for the filter
+_log = logging.getLogger("blip2rt")
 _open_lock = threading.Lock()  # warnings.catch_warnings is not thread-safe
 
 
@@ -135,10 +139,12 @@ def load_rgb(
         name = f"the image of {len(image):,} bytes"
         if len(image) == 0:
             raise ImageError("the image is empty: 0 bytes")
-        with _open(io.BytesIO(bytes(image)), name, max_pixels) as opened:
-            return _decode(opened, name, min_side)
+        with _open(io.BytesIO(bytes(image)), name, min_side, max_pixels) as opened:
+            return _decode(opened, name)
     if isinstance(image, memoryview) or hasattr(image, "__array__"):
         return to_rgb(from_array(_array(image), color), "the array")
+    if image is None:
+        raise ImageError("the image is None: the camera gave no frame, or OpenCV could not read the file")
     raise ImageError(f"cannot take an image of type {type(image).__name__}: give {ACCEPTED}")
 
 
@@ -179,8 +185,8 @@ def _load_file(path: str | os.PathLike[str], min_side: int | None, max_pixels: i
                 raise ImageError(f"{name} is a pipe or a device: give a file, or pipe the image to -")
             if status.st_size == 0:
                 raise ImageError(f"{name} is empty: 0 bytes")
-            with _open(stream, name, max_pixels) as image:
-                return _decode(image, name, min_side)
+            with _open(stream, name, min_side, max_pixels) as image:
+                return _decode(image, name)
     except (OSError, ValueError) as error:  # permission, name too long, a null character in the name...
         raise ImageError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from None
 
@@ -203,16 +209,15 @@ def _formats_for(stream: IO[bytes], name: str) -> tuple[str, ...]:
     stream.seek(0)
     if format_of(head) != "HEIF":
         return _formats()
-    try:
-        from pi_heif import register_heif_opener
-    except ModuleNotFoundError:
-        raise ImageError(f"{name} is HEIC, which needs another package: {pip_install('heic')}") from None
-    register_heif_opener()
-    return ("HEIF",)
+    for package in ("pi_heif", "pillow_heif"):
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(package).register_heif_opener()
+            return ("HEIF",)
+    raise ImageError(f"{name} is HEIC, which needs another package: {pip_install('heic')}")
 
 
-def _open(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
-    """Read the header only, and check the size in it."""
+def _open(stream: IO[bytes], name: str, min_side: int | None, max_pixels: int) -> Image.Image:
+    """Read the header only, and check the size in it. min_side, max_pixels: those of load_rgb."""
     try:
         with _open_lock, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large but below the limit; broken metadata
@@ -228,20 +233,34 @@ def _open(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
         raise ImageError(f"not enough memory to open {name}: scale it down first") from None
     except Exception as error:  # noqa: BLE001  # plugins raise anything on a broken header
         raise ImageError(f"{name} is damaged: {error or type(error).__name__}") from None
-    if image.width * image.height > max_pixels or max(image.size) > MAX_SIDE:
+    size = f"{name} has {image.width} x {image.height} pixels"
+    if max(image.size) > MAX_SIDE:
         image.close()
-        raise ImageError(
-            f"{name} has {image.width} x {image.height} pixels, more than {max_pixels:,} in all or {MAX_SIDE:,} a "
-            "side: scale it down first, or load(max_pixels=N)"
-        )
+        raise ImageError(f"{size}, more than {MAX_SIDE:,} a side: scale it down first")
+    many = image.width * image.height > max_pixels
+    if not many or decodes_by_line(stream):
+        _shrink(image, min_side, max_pixels)
+    if image.width * image.height > max_pixels:
+        image.close()
+        fix = "scale it down first, or raise the limit (--max-pixels N, load(max_pixels=N))"
+        raise ImageError(f"{size}, more than {max_pixels:,}: {fix}")
+    if many:
+        _log.warning("%s, more than %s: decoded as %s x %s", size, f"{max_pixels:,}", *image.size)
     return image
 
 
-def _decode(image: Image.Image, name: str, min_side: int | None = None) -> Image.Image:
+def _shrink(image: Image.Image, min_side: int | None, max_pixels: int) -> None:
+    """Let the decoder shrink a JPEG: to at least min_side if that is given, and to max_pixels if possible."""
+    width, height = image.size
+    fits = [scale for scale in (1, *_SCALES) if -(-width // scale) * -(-height // scale) <= max_pixels]
+    scale = fits[0] if fits else _SCALES[-1]
+    sides = (min(side // scale, side if min_side is None else min_side) for side in image.size)
+    image.draft(None, (max(1, next(sides)), max(1, next(sides))))  # None keeps its mode
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
     """Decode an image, rotate it upright, convert it to RGB. Raises ImageError."""
     try:
-        if min_side is not None:
-            image.draft(None, (min_side, min_side))  # None keeps its mode
         image.load()
         return to_rgb(upright(image), name)
     except ImageError:

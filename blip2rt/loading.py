@@ -39,7 +39,8 @@ def load(
     threads: for ort, threads of each operator; None uses BLIP2RT_NUM_THREADS, or else every physical core.
     engines: for trt, the sizes to build plans for (blip2rt.backends.trt.PlanSizes). Building takes minutes, once.
     scaled_jpeg: decode large JPEGs at a fraction of their size: faster, slightly different (blip2rt.image).
-    max_pixels: largest width times height of an image file; a larger file is an ImageError.
+    max_pixels: largest width times height of an image file; a larger JPEG is decoded at reduced size if it can be
+        (blip2rt.image), any other file is an ImageError.
     special_tokens: False treats "<|im_end|>" in a caller's prompt, question or text as plain text, not as that token.
     color: "rgb", or "bgr" for arrays from OpenCV.
     batching: decode the calls of concurrent threads in one batch, and enable `submit`; for ort. A Batching

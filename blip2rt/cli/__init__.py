@@ -187,10 +187,15 @@ def _progress() -> Callable[[int, int], None]:
 
 def _load(args: argparse.Namespace, threads: int | None = None) -> Model:
     """threads: overrides the flag."""
+    import logging
+
     from ..loading import load
 
+    if logging.lastResort is not None:  # prints warnings on standard error
+        logging.lastResort.setFormatter(logging.Formatter("blip2rt: %(message)s"))
     threads = args.threads if threads is None else threads
-    return load(args.model, backend=args.backend, device=args.device, threads=threads, scaled_jpeg=args.scaled_jpeg)
+    images = {name: getattr(args, name) for name in ("scaled_jpeg", "max_pixels") if hasattr(args, name)}
+    return load(args.model, backend=args.backend, device=args.device, threads=threads, **images)
 
 
 def _image(path: str) -> str | bytes:

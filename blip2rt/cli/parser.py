@@ -18,7 +18,7 @@ Handler = Callable[[argparse.Namespace], int]
 # Options whose flag has another name than the field; the field's name is accepted, too.
 _SHORT = {"num_beams": "--beams", "do_sample": "--sample", "bad_words": "--bad-word", "stop_strings": "--stop-string"}
 _ALIASES = {"--" + field.replace("_", "-"): flag for field, flag in _SHORT.items()}
-_FIELDS = [*(field.name for field in fields(Options)), "threads", "device"]
+_FIELDS = [*(field.name for field in fields(Options)), "threads", "device", "max_pixels"]
 FLAGS = {name: "--" + name.replace("_", "-") for name in _FIELDS} | _SHORT | gallery_flags.FLAGS
 
 _CAPTION = """Describe images. One image: its caption. Several, or a folder: path<TAB>caption a line, or files.
@@ -87,7 +87,7 @@ def build_parser(handlers: Mapping[str, Handler]) -> Parser:
     gallery_flags.add_commands(add, handlers["index"], handlers["search"], handlers["duplicates"], _add_model)
     command = add("serve", serve_cli.run, "serve over HTTP, like OpenAI and Ollama", description=_SERVE)
     serve_cli.add_options(command)
-    _add_model(command)
+    _add_model(command, pixels=False)
     _add_bundle(add("info", handlers["info"], "show what a bundle holds")).add_argument(
         "--json", action="store_true", help="print one JSON object"
     )
@@ -144,7 +144,8 @@ def _add_bundle(command: Parser) -> Parser:
     return command
 
 
-def _add_model(command: Parser) -> None:
+def _add_model(command: Parser, pixels: bool = True) -> None:
+    """pixels: also add --max-pixels, which `serve` has among its limits."""
     group = command.add_argument_group("model")
     about = "a bundle's folder (default: the embedded model, nano)"
     group.add_argument("--model", type=nonempty, metavar="BUNDLE", help=about)
@@ -154,6 +155,9 @@ def _add_model(command: Parser) -> None:
     group.add_argument("--threads", type=int, metavar="N", help="number of threads (default: every physical core)")
     about = "decode large JPEGs at a fraction of their size: faster, almost the same"
     group.add_argument("--scaled-jpeg", action="store_true", help=about)
+    if pixels:
+        about = "largest width times height of an image; larger JPEGs are decoded at reduced size (default: 50000000)"
+        group.add_argument("--max-pixels", type=int, default=argparse.SUPPRESS, metavar="N", help=about)
 
 
 def _add_output(command: Parser, stream: bool = False) -> None:

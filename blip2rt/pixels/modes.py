@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -12,7 +12,7 @@ from ..errors import ImageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-ACCEPTED_ARRAYS = "(H, W), (H, W, 3) or (H, W, 4), uint8 in 0..255 or float in 0..1"
+ACCEPTED_ARRAYS = "(H, W), (H, W, 3) or (H, W, 4), uint8 in 0..255, float in 0..1, or bool"
 STRIP_PIXELS = 1 << 17  # pixels to convert at a time
 _ORIENTATION = 0x0112
 _CHANNELS = (1, 3, 4)
@@ -82,8 +82,17 @@ def from_array(array: NDArray[np.generic], color: str) -> Image.Image:
         if not (low >= 0 and high <= 1):  # also catches NaN
             raise ImageError(f"{what} has values from {low:g} to {high:g}: give {ACCEPTED_ARRAYS}")
         array = np.rint(array.astype(np.float32) * 255).astype(np.uint8)
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8) * np.uint8(255)
     if array.dtype != np.uint8:
-        raise ImageError(f"{what} is not an image: give {ACCEPTED_ARRAYS}")
+        raise ImageError(f"{what} is not an image: give {ACCEPTED_ARRAYS}{_conversion(array.dtype)}")
     if color == "bgr" and array.ndim == 3:
         array = array[:, :, [2, 1, 0, 3][: array.shape[2]]]
     return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _conversion(dtype: np.dtype[Any]) -> str:
+    """How to convert an array of integers, for a message. A camera's uint16 may have 10, 12 or 16 bits."""
+    if dtype == np.uint16:
+        return ", as in (array >> 8).astype('uint8') from 16 bits, or >> 4 from 12"
+    return ", as in array.astype('uint8')" if dtype.kind in "iu" else ""

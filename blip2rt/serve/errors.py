@@ -43,8 +43,7 @@ def api_error(error: BaseException) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ImageError):
-        message = str(error).replace("load(max_pixels=N)", "start the server with --max-pixels")
-        return bad_request(message, "image", "invalid_image")
+        return bad_request(str(error), "image", "invalid_image")
     if isinstance(error, OptionError):
         return bad_request(str(error))
     if isinstance(error, CapabilityError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import IO
 
 HEAD = 64  # bytes that are inspected
 _SIGNATURES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF87a": "GIF", b"GIF89a": "GIF"}
@@ -29,6 +30,22 @@ def format_of(head: bytes) -> str:
     if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3] in (b" ", b"\t", b"\n", b"\r"):
         return "PPM"
     return ""
+
+
+def decodes_by_line(stream: IO[bytes]) -> bool:
+    """Whether a file is a JPEG that a decoder need not hold as a whole: sequential, with all components in one scan."""
+    stream.seek(0)
+    if stream.read(2) != b"\xff\xd8":
+        return False
+    components = -1
+    while len(head := stream.read(4)) == 4 and head[0] == 0xFF:
+        marker, size = head[1], int.from_bytes(head[2:], "big") - 2
+        segment = stream.read(max(size, 0))
+        if marker in (0xC0, 0xC1) and len(segment) > 5:  # start of a sequential frame
+            components = segment[5]
+        elif marker == 0xDA:  # start of the first scan
+            return segment[:1] == bytes([max(components, 0)]) and components > 0
+    return False
 
 
 def has_image_name(name: str) -> bool:

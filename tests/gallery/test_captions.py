@@ -149,7 +149,8 @@ def test_ctrl_c_says_how_to_resume(album, run, monkeypatch, flags, said):
 def test_heic_needs_its_extra(album, run, monkeypatch):
     shutil.copy(Path(__file__).parent / "kitten.heic", album / "named wrong.jpg")  # docs/photo.jpg, small
     command = ["caption", "album/named wrong.jpg"]
-    monkeypatch.setitem(sys.modules, "pi_heif", None)
+    for package in ("pi_heif", "pillow_heif"):
+        monkeypatch.setitem(sys.modules, package, None)
     assert_error(run(*command), "is HEIC", "pip install ", "[heic]")
     monkeypatch.undo()
     pytest.importorskip("pi_heif")
@@ -157,6 +158,9 @@ def test_heic_needs_its_extra(album, run, monkeypatch):
     kitten = Image.open(ROOT / "docs" / "photo.jpg").convert("RGB").resize((96, 64))
     ours = load_rgb(album / "named wrong.jpg")
     assert ours.size == (96, 64) and np.abs(np.asarray(ours, int) - np.asarray(kitten, int)).mean() < 12
+    assert run(*command)[0] == 0
+    monkeypatch.setitem(sys.modules, "pillow_heif", sys.modules["pi_heif"])  # the same API
+    monkeypatch.setitem(sys.modules, "pi_heif", None)
     assert run(*command)[0] == 0
 
 

@@ -37,7 +37,7 @@ def png_that_claims(width: int, height: int) -> bytes:
 
 def test_oversized_header_allocates_nothing() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(ImageError, match="13000 x 13000 pixels, more than 50,000,000 in all"):
+    with pytest.raises(ImageError, match="13000 x 13000 pixels, more than 50,000,000: scale"):
         load_rgb(png_that_claims(13_000, 13_000))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB; the pixels would be 660,156
 
@@ -65,12 +65,36 @@ def test_callers_pixel_limit_applies() -> None:
     data = io.BytesIO()
     Image.new("L", (100, 100), 7).save(data, "PNG")
     assert (prepare(data.getvalue(), SPEC, max_pixels=10_000) == 7).all()
-    with pytest.raises(ImageError, match=r"9,999 in all .* load\(max_pixels=N\)"):
+    with pytest.raises(ImageError, match=r"9,999: .* \(--max-pixels N, load\(max_pixels=N\)\)"):
         prepare(data.getvalue(), SPEC, max_pixels=9_999)
     assert MAX_PIXELS == 50_000_000 and Image.MAX_IMAGE_PIXELS is not None
     assert PILLOW_MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS  # Pillow's limit
     with pytest.raises(OptionError, match="max_pixels is 178956971: give a number of pixels from 1 to 178,956,970"):
         blip2rt.load(max_pixels=PILLOW_MAX_PIXELS + 1)
+
+
+@pytest.mark.parametrize("min_side", [None, 300])
+def test_large_jpegs_are_decoded_at_reduced_size(caplog: pytest.LogCaptureFixture, min_side: int | None) -> None:
+    data = io.BytesIO()
+    Image.linear_gradient("L").resize((4000, 2000)).convert("RGB").save(data, "JPEG")
+    image = load_rgb(data.getvalue(), min_side, max_pixels=2_500_000)
+    assert image.size == ((2000, 1000) if min_side is None else (1000, 500))
+    assert np.asarray(image)[-1].mean() > 250 and np.asarray(image)[0].mean() < 5
+    assert "4000 x 2000 pixels, more than 2,500,000: decoded as" in caplog.text
+    with pytest.raises(ImageError, match="more than 100,000: scale it down first"):  # an eighth has 125,000
+        load_rgb(data.getvalue(), min_side, max_pixels=100_000)
+
+
+@pytest.mark.parametrize("kind", ["progressive", "scans", "PNG"])
+def test_large_images_that_need_their_whole_size_are_rejected(kind: str) -> None:
+    """A decoder holds all coefficients of a JPEG that is progressive or has a scan for each component."""
+    data = io.BytesIO()
+    Image.new("RGB", (400, 200)).save(data, "PNG" if kind == "PNG" else "JPEG", progressive=kind == "progressive")
+    raw = data.getvalue()
+    if kind == "scans":
+        raw = raw.replace(b"\xff\xda\0\x0c\3", b"\xff\xda\0\x0a\2")
+    with pytest.raises(ImageError, match="400 x 200 pixels, more than 30,000: scale it down"):
+        load_rgb(raw, max_pixels=30_000)
 
 
 def test_sides_are_limited() -> None:
