@@ -87,6 +87,17 @@ def collected(faults: list[str]) -> Iterator[None]:
         faults.append(str(error))
 
 
+@contextlib.contextmanager
+def names_file(path: object) -> Iterator[None]:
+    """Add `path` to an OSError that names no file, as write() raises on a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def reason(error: BaseException) -> str:
     """The first line of an error's message, shortened; its type if there is none."""
     if isinstance(error, RecursionError):

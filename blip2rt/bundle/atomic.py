@@ -21,6 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from ..errors import names_file
+
 MARKER = ".blip2rt-partial"  # in a folder that is being written or deleted
 _MAX_TRIES = 10  # until a temporary folder is our own
 _MAX_NAME_BYTES = 240  # of a file's name in that of its temporary file; Linux allows 255
@@ -145,14 +147,15 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
     Links are followed; pipes and the like are written to directly. An existing file keeps its mode. The temporary file
     has a fixed name, so that the next writer reuses what a killed run left.
     """
-    path = Path(os.path.realpath(path))
+    given, path = path, Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
-        path.write_bytes(data)
+        with names_file(given):
+            path.write_bytes(data)
         return
     partial = partial_of(path)
     file = _open_locked(partial)
     try:
-        with file:
+        with names_file(given), file:
             file.truncate(0)
             if path.exists():
                 shutil.copymode(path, partial)

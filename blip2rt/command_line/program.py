@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import stat
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -97,12 +98,25 @@ def _finished(work: Callable[[], int | None]) -> int:
 
 
 def _os_fault(error: OSError) -> str:
-    """The file and its error. The system names no file if standard output could not be written."""
+    """The file and its error. The system names no file if it could not write to one, such as standard output."""
     if error.errno is None:  # raised by a library, as for a connection
         return " ".join(str(error).split()) or type(error).__name__
-    if error.filename is None:
+    name = error.filename2 or error.filename  # a copy fails at its target
+    if name is None and isinstance(error, FileNotFoundError):  # of os.getcwd
+        return "the working directory no longer exists: change to another one"
+    if name is None and _stdout_can_fill_up():
         _abandon_stdout()
-    return f"{error.filename or 'standard output'}: {error.strerror}"
+        name = "standard output"
+    return str(error.strerror) if name is None else f"{os.fsdecode(name)}: {error.strerror}"
+
+
+def _stdout_can_fill_up() -> bool:
+    """Whether standard output is a file or a device, and not a terminal or a pipe. Writers of other files name them."""
+    try:
+        mode = os.fstat(sys.stdout.fileno()).st_mode
+        return stat.S_ISREG(mode) or (stat.S_ISCHR(mode) and not sys.stdout.isatty())
+    except (OSError, ValueError):
+        return False
 
 
 def _prepare_streams() -> None:

@@ -6,7 +6,7 @@ import contextlib
 import os
 from typing import IO
 
-from ..errors import OptionError
+from ..errors import OptionError, names_file
 from .path_checks import check_writable
 
 
@@ -37,12 +37,13 @@ class AppendOnlyFile:
         before = self.size
         written = 0
         try:
-            while written < len(data):  # a nearly full disk accepts a part before it fails
-                written += os.write(self._file.fileno(), data[written:])
-        except OSError as error:
+            with names_file(self.path):
+                while written < len(data):  # a nearly full disk accepts a part before it fails
+                    written += os.write(self._file.fileno(), data[written:])
+        except OSError:
             with contextlib.suppress(OSError):
                 self.truncate(before)
-            raise OSError(error.errno, error.strerror, self.path) from None
+            raise
 
     @property
     def size(self) -> int:

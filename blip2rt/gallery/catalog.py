@@ -24,6 +24,7 @@ CREATE TABLE IF NOT EXISTS free (row INTEGER PRIMARY KEY);
 _FIXES = {
     "locked": "wait for the other run",
     "full": "free some space and run again",
+    "I/O": "check the disk and its free space, and run again",
     "readonly": "get write permission there",
     "unable to open": "get read and write permission there",
 }

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import OptionError
+from ..errors import GalleryError, OptionError, boundary, names_file
 from ..install_hints import pip_install
 from .catalog import damaged
 
@@ -62,14 +62,13 @@ class Vectors:
         records["checksum"] = _checksums(rows, records)
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         try:
-            for row, record in zip(rows, records, strict=True):
-                os.lseek(descriptor, row * self._type.itemsize, os.SEEK_SET)
-                data = record.tobytes()
-                while data:
-                    data = data[os.write(descriptor, data) :]
-            os.fsync(descriptor)  # before the catalog records them
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self._path)) from None
+            with names_file(self._path):
+                for row, record in zip(rows, records, strict=True):
+                    os.lseek(descriptor, row * self._type.itemsize, os.SEEK_SET)
+                    data = record.tobytes()
+                    while data:
+                        data = data[os.write(descriptor, data) :]
+                os.fsync(descriptor)  # before the catalog records them
         finally:
             os.close(descriptor)
 
@@ -141,7 +140,8 @@ class Shortlist:
     def save(self) -> None:
         """Replace the file atomically."""
         partial = self._path.with_name(f".{self._path.name}.partial")
-        self._graph.save(str(partial))
+        with boundary(f"cannot write {partial}", GalleryError):
+            self._graph.save(str(partial))
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, self._path)

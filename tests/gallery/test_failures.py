@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -120,9 +121,16 @@ def test_read_only_and_unreadable_folders(tiny, album):
         (album / "read only").chmod(0o755), (album / "closed").chmod(0o755)
 
 
+FULL_DISKS = [
+    (["--write", "txt", "--prefix", "x" * 3000], "album/a.txt"),
+    (["--xmp", "--prefix", "x" * 3000], "album/a.xmp"),
+    (["--out", "o.jsonl"], "o.jsonl"),
+]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_FSIZE and /dev/full")
-@pytest.mark.parametrize("flags", [["--write", "txt", "--prefix", "x" * 3000], ["--out", "o.jsonl"]])
-def test_full_disk_is_one_line_and_the_run_resumes(tiny, album, run, flags):
+@pytest.mark.parametrize(("flags", "name"), FULL_DISKS)
+def test_full_disk_is_one_line_and_the_run_resumes(tiny, album, run, flags, name):
     import resource
 
     before = tree(Path())
@@ -130,9 +138,30 @@ def test_full_disk_is_one_line_and_the_run_resumes(tiny, album, run, flags):
     command = ["caption", "album", "--model", tiny.path, "--batch-size", 2, *flags]
     process = start(*command, preexec_fn=limit)
     _, err = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 2 and "File too large" in err.splitlines()[-1] and "Traceback" not in err
+    assert process.returncode == 2 and err.splitlines()[-1] == f"blip2rt: error: {name}: File too large"
     after = tree(Path())
     assert all(after[name] == before[name] for name in before)
     assert all(line.endswith("}") for line in after.get("o.jsonl", b"").decode().splitlines())
     assert "9 captioned" in run(*command)[2] or "already done" in run(*command)[2]
     assert not [name for name in tree(Path()) if ".part" in name]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_FSIZE")
+@pytest.mark.parametrize("most", [100, 10_000])
+def test_full_disk_names_the_file_of_an_index(tiny, album, most):
+    import resource
+
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))  # noqa: E731
+    process = start("index", "album", "--out", "photos.index", "--model", tiny.path, preexec_fn=limit)
+    _, err = process.communicate(timeout=TIMEOUT)
+    said = r"blip2rt: error: photos.index/\w+\.\w+: .*(File too large|check the disk and its free space, and run again)"
+    assert process.returncode == 2 and re.fullmatch(said, err.splitlines()[-1]), err
+
+
+def test_deleted_working_directory_is_named(run, album, monkeypatch):
+    (album.parent / "gone").mkdir()
+    monkeypatch.chdir(album.parent / "gone")
+    os.rmdir(album.parent / "gone")
+    found = run("caption", "a.png", "--write", "txt")
+    monkeypatch.chdir(album)
+    assert_error(found, "the working directory no longer exists: change to another one")

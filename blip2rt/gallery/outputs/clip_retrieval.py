@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ...bundle.atomic import AtomicFolder
+from ...errors import names_file
 from ..catalog import File
 from ..vectors import Vectors, one_vector
 from .tables import load_pyarrow
@@ -20,7 +21,7 @@ ROWS_PER_PART = 100_000
 def export(files: Iterator[File], vectors: Vectors, root: Path, out: Path) -> None:
     """Write the pictures of an index, with paths below `root`, to the folder `out`."""
     pyarrow, part = load_pyarrow(), 0
-    with AtomicFolder(out / "img_emb") as embeddings, AtomicFolder(out / "metadata") as metadata:
+    with names_file(out), AtomicFolder(out / "img_emb") as embeddings, AtomicFolder(out / "metadata") as metadata:
         while chunk := list(islice(files, ROWS_PER_PART)):
             embeds = one_vector(vectors.read([file.row for file in chunk]))
             np.save(embeddings.folder / f"img_emb_{part}.npy", embeds.astype(np.float16))

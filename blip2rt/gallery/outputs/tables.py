@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from ...errors import OptionError
+from ...errors import OptionError, names_file
 from ...install_hints import pip_install
 from ..append_only import AppendOnlyFile
 from ..path_checks import check_writable
@@ -209,7 +209,7 @@ class ParquetTable(JsonTable):
         if next(self._new_rows(), None) is not None or not os.path.exists(self._final):
             temporary = Path(f"{self._final}.partial")
             try:
-                with self._parquet.ParquetWriter(temporary, self._schema()) as writer:
+                with names_file(self._final), self._parquet.ParquetWriter(temporary, self._schema()) as writer:
                     for rows in (self._old_rows(), self._new_rows()):
                         while group := list(islice(rows, self.ROWS_PER_GROUP)):
                             writer.write_table(self._arrow.Table.from_pylist(group, self._schema()))
