@@ -123,7 +123,7 @@ def report(found: Found, options: OptionResults, seed: int) -> str:
     )
     lines = ["# Parity with transformers", "", *_wrapped(introduction), ""]
     lines += [*_wrapped(f"Python {platform.python_version()}, {releases}; seed {seed}."), ""]
-    lines += [f"| cases | {len(cases())} |  |", "| -- | -- | -- |"]
+    lines += [f"| cases | {len(cases())} | meaning |", "| -- | -- | -- |"]
     lines += [f"| {kind} | {counts[kind]} | {meaning} |" for kind, meaning in KINDS.items()]
     lines += [f"| not run | {len(left)} | not requested, or the run was interrupted |"] if left else []
     lines += ["", *_wrapped(generation), ""]

@@ -183,6 +183,12 @@ def test_pages_are_short() -> None:
         assert len(page.read_text().splitlines()) < 300, page
 
 
+@EVERY_CURRENT_PAGE
+def test_tables_have_headings(page: Path) -> None:
+    headings = re.findall(r"^\|(.*)\|\n\| *:?--", prose(page), re.MULTILINE)
+    assert all(cell.strip() for heading in headings for cell in heading.split("|")), headings
+
+
 def test_changelog_has_one_line_per_entry() -> None:
     _, *releases = re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
     for release in releases:
