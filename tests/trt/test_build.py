@@ -30,6 +30,7 @@ from blip2rt.bundle.writer import BundleWriter
 from blip2rt.errors import BackendError, BundleError, OptionError
 from tests.seeds import new_seed
 from tests.tiny.bundle import make_manifest, parse_graph
+from tests.trt.machine import SIZES, Case
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="needs tensorrt-rtx: pip install 'blip2rt[trt-check]'"
@@ -101,6 +102,14 @@ def test_broken_graph_gives_one_line_with_its_node(
     assert len(lines) == 1 and lines[0].startswith("blip2rt-build: error: vision: ")
     assert "the_activation" in lines[0] and words in lines[0] and "Cuda" not in lines[0]
     assert not caplog.records  # without logging configured, Python would print warnings
+
+
+@needs_rtx
+def test_float32_attention_builds(native_case: Case) -> None:
+    """No GPU has a fused kernel for it: TensorRT has to decompose it."""
+    found, trt = contract.read(native_case.trt), builder.load_tensorrt("tensorrt_rtx")
+    axes = plans.profiles(found, "llm", plans.resolve(found, SIZES))
+    assert builder.build(trt, found.graph("llm"), axes, builder.Settings(("SM86",))).plan
 
 
 @needs_rtx

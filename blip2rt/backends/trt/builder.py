@@ -170,7 +170,7 @@ def _build(
     parser = trt.OnnxParser(network, log)
     if not _parse(parser, graph, profiles):
         raise BackendError("; ".join(_parser_faults(parser)) or f"the parser rejects the graph: {log.last}")
-    _decompose_attention(network)
+    _decompose_attention(trt, network)
     config = builder.create_builder_config()
     _configure(trt, config, settings)
     for axes in profiles:
@@ -194,12 +194,12 @@ def _parse(parser: Any, graph: Path, profiles: Sequence[Axes]) -> bool:
     return bool(parser.parse(onnx_protobuf.with_sizes(model, sizes), str(graph)))
 
 
-def _decompose_attention(network: Any) -> None:
+def _decompose_attention(trt: Any, network: Any) -> None:
     """Let TensorRT compute attention layers that it has no fused kernel for, as in float32, by simpler layers."""
-    for index in range(network.num_layers):
-        attention = getattr(network.get_layer(index), "attention", None)
-        if attention is not None:
-            attention.decomposable = True
+    for layer in map(network.get_layer, range(network.num_layers)):
+        if layer.type.name == "ATTENTION_INPUT":
+            layer.__class__ = trt.IAttentionInputLayer  # get_layer returns an ILayer
+            layer.attention.decomposable = True
 
 
 def create(log: Any, kind: Any) -> Any:

@@ -75,7 +75,7 @@ class Executor:
 class Network:
     """A graph's inputs, for which the builder defines profiles."""
 
-    num_layers = 0  # ONNX Runtime has its own
+    num_layers, get_layer = 0, None  # ONNX Runtime has its own
 
     def load(self, path: str) -> bool:
         self.path, (self._inputs, _) = str(Path(path).resolve()), onnx_protobuf.ports(Path(path).read_bytes())

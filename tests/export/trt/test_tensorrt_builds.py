@@ -152,12 +152,7 @@ NATIVE = [("opt", "fp16"), ("llama", "fp16"), ("llama", "int8-static"), ("qwen2"
 
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [
-        ("llama", "int4"),
-        ("t5", "fp16"),
-        ("llama", "fp32"),
-        *(pytest.param(*each, marks=pytest.mark.slow) for each in NATIVE),
-    ],
+    [("llama", "int4"), ("t5", "fp16"), *(pytest.param(*each, marks=pytest.mark.slow) for each in NATIVE)],
 )
 def test_tensorrt_builds_in_place_caches(name: str, precision: str, traced: Callable[..., Any], tmp_path: Path) -> None:
     """TensorScatter and Attention become native layers."""
