@@ -140,7 +140,9 @@ class Model:
     ) -> list[Scored | None]: ...
     @shown("Scored | list[Scored] | list[list[Scored]]", CallOptions, CaptionOptions)
     def caption(self, images: Inputs, **options: Any) -> Any:
-        """Image -> caption, list of images -> list of captions. A caption is a `str` with a score (blip2rt.Scored).
+        """Image -> caption, list of images -> list of captions.
+
+        A caption is a `str` with the attributes score, tokens, truncated and timings (blip2rt.Scored).
 
         options: the fields of blip2rt.Options, with the meaning of Hugging Face's `generate`. num_captions above 1
             gives a list of texts for each image: the best first, or in the order drawn (do_sample with one beam).
