@@ -1,4 +1,4 @@
-"""Scripts of recipes/nano: the tables of its data sets, and GPTQ of its encoder."""
+"""Scripts of recipes/nano: the tables of its data sets, questions about presence, and GPTQ of its encoder."""
 
 from __future__ import annotations
 
@@ -122,3 +122,28 @@ def test_tables_leak_no_dev_images(tmp_path: Path) -> None:
         file.write("c.webp\tA leak\n")
     done = run_script("tables.py", tmp_path / "d", tmp_path / "out")
     assert done.returncode == 2 and "coco has 1 images of its dev split, as c.webp: remove them" in done.stderr
+
+
+def test_presence_asks_for_what_captions_say(tmp_path: Path) -> None:
+    """As many nouns that are there as absent ones; none that a caption suggests, and no number that they dispute."""
+    dogs = ["Two dogs play on a couch.", "two brown dogs rest on the sofa", "Animals sit"]
+    buses = ["A red bus in traffic", "a bus beside three men", "a bus and four men"]
+    images = {"a.webp": dogs, "b.webp": buses}
+    rows = [f"{image}\t{caption}\n" for image, captions in images.items() for caption in captions]
+    (tmp_path / "t.tsv").write_text("image\tcaption\n" + "".join(rows))
+    asked = set()
+    for seed in range(5):
+        flags = options(data=tmp_path / "t.tsv", out=tmp_path / "o.tsv", seed=seed)
+        done = run_script("presence.py", *flags)
+        assert done.returncode == 0, done.stderr
+        lines = [line.split("\t") for line in (tmp_path / "o.tsv").read_text().splitlines()[1:]]
+        answers = [line[1] for line in lines]
+        assert answers.count("yes") == answers.count("no") == 4
+        asked |= {(image, answer, re.sub(r" in the \w+", "", question)) for image, answer, question, _ in lines}
+    assert asked == {
+        *(("a.webp", "yes", f"is there a {name}?") for name in ("dog", "couch")),
+        *(("a.webp", "no", f"is there a {name}?") for name in ("bus", "man", "person")),
+        *(("b.webp", "yes", f"is there a {name}?") for name in ("bus", "man", "person")),
+        *(("b.webp", "no", f"is there a {name}?") for name in ("dog", "couch")),
+        ("a.webp", "two", "how many dogs are there?"),
+    }

@@ -1,0 +1,227 @@
+"""Ask about presence and number what human captions answer: `presence.py --data TABLE --out TABLE2 [--captions]`.
+
+    python recipes/nano/presence.py --data data/coco/dev.tsv --out runs/nano/tables/coco-dev-presence.tsv
+
+As POPE does (Li et al. 2023, arXiv 2305.10355), each image gets as many nouns that are there as nouns that are not; the
+absent ones are drawn by how many images have them, and by how often they are seen with what is there. Captions leave
+things out: a noun counts as absent if no caption of the image has it or a word that suggests it, and as there if two
+have it, or the only one. Numbers are those that two captions agree on; "one" is asked as often as "two". TABLE has the
+columns image and caption; TABLE2 image, caption (the answer), prompt (the question) and kind (frequency,
+co-occurrence or number). A "yes" has the kind of its "no".
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from blip2rt.command_line import Parser, run, whole
+from blip2rt.errors import Blip2rtError
+from blip2rt.text import clean_caption
+
+# A noun and its other words, then, after the bar, words that suggest it: with one of them it is not asked about.
+_NOUNS = """
+person persons people man men woman women child children boy boys girl girls guy guys lady ladies kid kids toddler baby
+    babies | adult couple player players rider biker climber surfer skier skateboarder snowboarder batter pitcher
+    catcher crowd group family he his him she her cowboy worker officer chef someone hand hands
+man men guy guys male gentleman | boy boys person people someone couple adult player players rider biker climber surfer
+    skier skateboarder snowboarder batter pitcher catcher child children kid kids toddler crowd group family he his him
+    cowboy worker officer chef
+woman women lady ladies female | girl girls person people someone couple adult player players rider surfer skier child
+    children kid kids toddler crowd group family she her bride
+child children kid kids boy boys girl girls toddler baby babies infant | person people family crowd group young little
+dog dogs puppy puppies | animal animals pet pets terrier labrador retriever poodle greyhound
+cat cats kitten kittens kitty | animal animals pet pets
+horse horses pony ponies | animal animals cowboy carriage rodeo jockey polo zebra zebras
+cow cows cattle bull bulls calf | animal animals herd ox oxen
+sheep lamb lambs ram | animal animals herd flock goat goats
+elephant elephants | animal animals
+giraffe giraffes | animal animals
+zebra zebras | animal animals
+bear bears | animal animals polar
+bird birds seagull seagulls duck ducks goose geese parrot pigeon pigeons owl eagle chicken chickens swan swans |
+    animal animals flock
+car cars taxi taxis sedan convertible | vehicle vehicles traffic street road highway parking truck trucks van
+truck trucks pickup | vehicle vehicles traffic van firetruck lorry
+bus buses | vehicle vehicles traffic trolley coach transit
+train trains locomotive | railroad railway tracks track rail subway station tram trolley engine
+bicycle bicycles bike bikes | cyclist cyclists biker bikers motorcycle motorcycles motorbike motorbikes bmx cycling
+motorcycle motorcycles motorbike motorbikes scooter moped | bike bikes biker bikers rider motorcyclist dirtbike
+airplane airplanes plane planes jet jets aircraft airliner | airport runway flight biplane
+boat boats ship ships sailboat canoe kayak ferry raft | harbor dock pier marina vessel
+bench benches | seat seats park sitting
+umbrella umbrellas parasol | beach rain
+kite kites | parasail flying parachute
+surfboard surfboards | surf surfing surfer surfers board boards bodyboard wave
+skateboard skateboards | skate skating skateboarder skateboarders skateboarding board ramp
+snowboard snowboards | snowboarder snowboarding board
+skis ski | skier skiers skiing slope snow
+frisbee frisbees | disc disk
+ball balls basketball football soccer baseball tennis volleyball softball rugby | game sport playing court
+racket racquet rackets racquets | tennis badminton
+pizza pizzas | food meal slice pie
+cake cakes cupcake cupcakes | food dessert pastry birthday
+sandwich sandwiches burger hamburger | food meal sub toast bun
+banana bananas | fruit fruits
+apple apples | fruit fruits
+broccoli | vegetable vegetables food
+donut donuts doughnut doughnuts | food pastry pastries
+table tables | desk desks dining kitchen counter food plate meal sitting restaurant cup laptop
+chair chairs | seat seats stool sitting table desk room dining office
+couch couches sofa sofas loveseat | sitting room chair furniture seat living
+bed beds mattress | bedroom hotel blanket blankets sleeping laying lying pillow pillows
+toilet toilets urinal urinals | bathroom restroom
+sink sinks | bathroom kitchen restroom faucet
+television televisions tv tvs | screen monitor living room game wii
+laptop laptops notebook | computer computers desk
+keyboard keyboards | computer computers desk laptop laptops piano
+phone phones cellphone cellphones smartphone telephone | talking texting cell
+clock clocks | watch tower time
+vase vases | flower flowers pot
+book books | bookshelf reading library shelf magazine
+bottle bottles | wine beer drink drinking water
+cup cups mug mugs | coffee tea drink drinking
+refrigerator refrigerators fridge | kitchen freezer
+microwave microwaves | kitchen oven appliances
+snow snowy | ski skis skier skiers skiing snowboard snowboarder snowboarding sled winter ice icy
+beach beaches | ocean sea sand sandy shore surf water surfer surfers coast waves
+hat hats cap caps | helmet helmets wearing dressed uniform hats costume
+"""
+_NUMBERS = {"two": 2, "three": 3, "four": 4}
+_ENDINGS = ("", "", " in the picture", " in the image", " in the photo")
+_UNCOUNTED = {"broccoli", "snow"}
+_MANY = {"skis", "sheep"}
+_KINDS = ("frequency", "co-occurrence")  # of the absent nouns
+_NEIGHBOURS = 10  # absent nouns seen most with those there, among which one is drawn
+
+
+@dataclass(frozen=True)
+class Noun:
+    """words: that name it, first the one that is asked for. hints: that suggest it."""
+
+    words: tuple[str, ...]
+    hints: frozenset[str]
+
+    @property
+    def name(self) -> str:
+        return self.words[0]
+
+
+def _nouns() -> list[Noun]:
+    entries = re.sub(r"\n\s+", " ", _NOUNS.strip()).splitlines()
+    split = [[part.split() for part in entry.partition("|")[::2]] for entry in entries]
+    return [Noun(tuple(words), frozenset(hints)) for words, hints in split]
+
+
+NOUNS = _nouns()
+_PLURALS = {
+    plural: single
+    for noun in NOUNS[1:]  # after persons, which are people
+    for single, plural in pairwise(noun.words)
+    if plural in (f"{single}s", f"{single}es", f"{single}ren", single.replace("man", "men"))
+} | {"people": "person"}
+_PLURAL = re.compile(rf"\b({'|'.join(_NUMBERS)}) (?:\w+ )?({'|'.join(_PLURALS)})\b")
+
+
+def presence(captions: Sequence[str]) -> tuple[list[Noun], list[Noun]]:
+    """The nouns that are there, and those that are not, by all the captions of an image (cleaned)."""
+    said = [set(caption.split()) for caption in captions]
+    every = set().union(*said)
+    there = [noun for noun in NOUNS if sum(not words.isdisjoint(noun.words) for words in said) >= min(2, len(said))]
+    return there, [noun for noun in NOUNS if every.isdisjoint((*noun.words, *noun.hints))]
+
+
+def counts(captions: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Yield (things, number) of which two captions agree, and "one" if most say "a thing" and none another number."""
+    text = " ; ".join(captions)
+    numbers = Counter((things, _NUMBERS[word]) for word, things in re.findall(_PLURAL, text))
+    for things in sorted({things for things, _ in numbers}):
+        found = [(number, times) for (other, number), times in numbers.items() if other == things]
+        if len(found) == 1 and found[0][1] >= 2:
+            yield things, found[0][0]
+    if any(word in text.split() for word in (*_NUMBERS, "five", "several", "many", "group", "couple", "other")):
+        return
+    for things, thing in _PLURALS.items():
+        single = sum(bool(re.search(rf"\b(?:a|one) (?:\w+ )?{thing}\b", caption)) for caption in captions)
+        if single >= 3 and things not in text.split():
+            yield things, 1
+
+
+def questions(groups: dict[str, list[str]], per_image: int, seed: int) -> Iterator[tuple[str, str, str, str]]:
+    """Yield rows (image, answer, question, kind) about images and their cleaned captions."""
+    found = {image: presence(captions) for image, captions in groups.items()}
+    frequency = Counter(noun.name for there, _ in found.values() for noun in there)
+    together = Counter(
+        (one.name, other.name) for there, _ in found.values() for one in there for other in there if one != other
+    )
+    numbers = {image: dict(counts(captions)) for image, captions in groups.items()}
+    twos = sum(number == 2 for each in numbers.values() for number in each.values())
+    ones = sum(number == 1 for each in numbers.values() for number in each.values())
+    words = {1: "one"} | {number: word for word, number in _NUMBERS.items()}
+    for image, (there, absent) in found.items():
+        rng = random.Random(f"{seed}-{image}")
+        absent = [noun for noun in absent if frequency[noun.name]]
+        there = rng.sample(there, min(per_image, len(there), len(absent)))
+        rows = [(noun.name, "yes", _KINDS[number % 2]) for number, noun in enumerate(there)]
+        for number in range(len(there)):
+            chosen = {row[0] for row in rows}
+            absent = [noun for noun in absent if noun.name not in chosen]
+            weight = [float(frequency[noun.name]) for noun in absent]
+            kind = _KINDS[number % 2]
+            if kind == "co-occurrence":
+                near = [sum(together[one.name, noun.name] / frequency[one.name] for one in there) for noun in absent]
+                least = sorted(near, reverse=True)[:_NEIGHBOURS][-1]
+                weight = [value if value >= least else 0.0 for value in near] if sum(near) else weight
+            rows.append((rng.choices(absent, weight)[0].name, "no", kind))
+        for name, answer, kind in rows:
+            article = "" if name in (*_UNCOUNTED, *_MANY) else "an " if name[0] in "aeiou" else "a "
+            question = f"{'are' if name in _MANY else 'is'} there {article}{name}{rng.choice(_ENDINGS)}?"
+            yield image, answer, question, kind
+        for things, number in numbers[image].items():
+            if number > 1 or rng.random() < twos / max(ones, 1):
+                yield image, words[number], f"how many {things} are there{rng.choice(_ENDINGS)}?", "number"
+
+
+def captions_of(file: Path) -> dict[str, list[str]]:
+    """The captions of each image of a table, as written; answers to questions are left out."""
+    if not file.is_file():
+        raise Blip2rtError(f"{file} does not exist: give a table of image and caption")
+    groups: dict[str, list[str]] = {}
+    with file.open(newline="", encoding="utf-8") as lines:
+        for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE):
+            if not row.get("prompt"):
+                groups.setdefault(row["image"], []).append(row["caption"])
+    return groups
+
+
+def _write(args: argparse.Namespace) -> None:
+    written = captions_of(args.data)
+    groups = {image: [clean_caption(text) for text in texts] for image, texts in written.items()}
+    rows = list(questions(groups, args.per_image, args.seed))
+    told = [(image, text, "", "") for image, texts in written.items() for text in texts] if args.captions else []
+    lines = ["image\tcaption\tprompt\tkind", *("\t".join(row) for row in sorted(told + rows, key=lambda row: row[0]))]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    answers = Counter(answer for _, answer, *_ in rows)
+    print(f"{args.out}: {len(groups)} images, {len(told)} captions, {len(rows)} questions:", dict(answers))
+
+
+def main() -> int:
+    parser = Parser(prog="presence.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="TSV of image, caption")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="TSV to write: image, answer, question")
+    parser.add_argument("--captions", action="store_true", help="write the captions, too")
+    parser.add_argument("--per-image", type=whole(1), default=3, metavar="N", help="most nouns that are there")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the choice and wording")
+    return run("presence.py", lambda: _write(parser.parse_args()), extra="train")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
