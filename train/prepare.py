@@ -35,7 +35,7 @@ import csv
 import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from tqdm import tqdm
 from blip2rt.bundle.atomic import AtomicFolder
 from blip2rt.command_line import Parser, nonempty, whole
 from blip2rt.errors import Blip2rtError
+from blip2rt.options import MAX_BEAMS, SEEDS
 
 from .data.flickr8k import write_tables
 from .data.readers import read_data, table_rows
@@ -71,7 +72,8 @@ def write_shards(data: Dataset, out: Path, per_shard: int, bad: BadSamples, seed
                 break
             with tarfile.open(atomic.folder / f"{number:06d}.tar", "w") as shard:
                 for key, (image, content) in enumerate(chain([first], some), number * per_shard):
-                    add_sample(shard, f"{key:09d}", data.paths[image], content, groups[image])
+                    path = data.paths[image]
+                    add_sample(shard, f"{key:09d}{path.suffix.lower()}", path.name, content, groups[image])
         if not number:
             raise Blip2rtError("no image can be read; nothing was written")
         atomic.finish()
@@ -191,22 +193,29 @@ def _index(args: argparse.Namespace) -> None:
 
 def _capfilt(args: argparse.Namespace) -> None:
     from . import capfilt  # imports the runtime, and torch for checkpoints
-    from .evaluation.predictors import open_predictor
+    from .evaluation.predictors import Sampling, open_predictor
 
     bad = BadSamples(args.max_bad)
     if not args.captioner and not args.pool and not args.scorer:
         raise Blip2rtError("nothing gives captions and nothing ranks them: give --captioner, or --scorer with --pool")
-    captioner = open_predictor(args.captioner, precision=args.precision) if args.captioner else None
-    scorer = capfilt.open_scorer(args.scorer, captioner, args.precision)
-    pool = capfilt.CaptionPool(Path(args.pool), scorer, bad) if args.pool else None
-    settings = capfilt.CapFiltSettings(args.keep, args.own, args.top_p, args.retrieved, args.seed)
-    depends = ("data", "images", "captioner", "scorer", "pool", "keep", "own", "top_p", "retrieved", "seed")
-    options = capfilt.FilterOptions({name: getattr(args, name) for name in depends}, args.batch_size, bad)
-    work, out = capfilt.CapFilt(captioner, scorer, pool, settings), Path(args.out)
+
+    @cache
+    def models() -> Any:
+        captioner = open_predictor(args.captioner, precision=args.precision) if args.captioner else None
+        scorer = capfilt.open_scorer(args.scorer, captioner, args.precision)
+        return captioner, scorer, capfilt.CaptionPool(Path(args.pool), scorer, bad) if args.pool else None
+
+    def open_capfilt(stream: int) -> capfilt.CapFilt:
+        sampling = Sampling(args.own, args.top_p, (args.seed + stream) % SEEDS)
+        return capfilt.CapFilt(*models(), sampling, args.retrieved)
+
+    depends = ("data", "images", "captioner", "scorer", "pool", "own", "top_p", "retrieved", "seed")
+    record = {name: getattr(args, name) for name in depends}
+    options = capfilt.FilterOptions(open_capfilt, record, args.keep, args.batch_size, bad)
     if args.data.endswith(".tar") or any(Path(args.data).glob("*.tar")):
-        images = capfilt.filter_shards(args.data, out, Path(args.cache or args.out), work, options)
+        images = capfilt.filter_shards(args.data, Path(args.out), options)
     else:
-        images = capfilt.filter_list(args.data, args.images, out, work, options)
+        images = capfilt.filter_list(args.data, args.images, Path(args.out), options)
     print(f"{args.out}: {images} images, {_skipped(bad)}")
 
 
@@ -245,14 +254,13 @@ def _parser() -> Parser:
     scorer = "what ranks: a bundle, a stage-1 checkpoint, or clip:FOLDER of a CLIPModel (default: the captioner)"
     add("--scorer", "MODEL", scorer)
     add("--keep", "N", "captions kept per image", 2, whole(1))
-    add("--own", "N", "captions sampled per image, besides the captioner's best one", 10, whole(0))
+    add("--own", "N", "captions sampled per image, besides the captioner's best one", 10, whole(0, MAX_BEAMS))
     add("--top-p", "X", "nucleus of the sampling", 0.9, float)
     add("--pool", "FILE", "captions without images, one per line")
     add("--retrieved", "N", "nearest captions of the pool per image", 10, whole(1))
     add("--batch-size", "N", "images per call", 16, whole(1))
     add("--precision", None, "of checkpoints", None, choices=("fp32", "bf16", "fp16"))
     add("--seed", "N", "seed of the sampling", 0, whole(0))
-    add("--cache", "FOLDER", "folder of the indices of shards (default: --out)")
     return parser
 
 

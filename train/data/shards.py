@@ -17,7 +17,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,11 @@ def open_index(shard: Path, cache: Path) -> Index:
 
 
 def _scan(shard: Path) -> Index:
+    return scan_samples(shard)[0]
+
+
+def scan_samples(shard: Path) -> tuple[Index, list[str]]:
+    """Return a shard's index, and the name of each row's image: folder, key and extension."""
     found: OrderedDict[str, dict[str, tuple[int, int]]] = OrderedDict()
     cut, size = {}, shard.stat().st_size
     try:
@@ -109,16 +114,18 @@ def _scan(shard: Path) -> Index:
         if not found:
             raise Blip2rtError(f"shard {shard} is not a .tar file ({error}): remove it or download it again") from error
         cut["(the rest)"] = f"the shard is damaged: {error}"
-    rows, faults = [], [(f"{shard}#{key.lstrip('/')}", reason) for key, reason in cut.items()]
+    rows, names, faults = [], [], [(f"{shard}#{key.lstrip('/')}", reason) for key, reason in cut.items()]
     for key, files in found.items():
-        image = next((place for ending, place in files.items() if ending in IMAGES), None)
+        ending = next((ending for ending in files if ending in IMAGES), "")
+        image = files.get(ending)
         texts = [files.get(ending, (0, 0)) for ending in _TEXTS]
         if image is not None and any(ending in files for ending in _TEXTS):
             rows.append([*image, *texts[0], *texts[1]])
+            names.append(f"{key.lstrip('/')}{ending}")
         elif key not in cut and (image is not None or any(ending in files for ending in _TEXTS)):
             lacks = "an image" if image is None else " or ".join(_TEXTS)
             faults.append((f"{shard}#{key.lstrip('/')}", f"it lacks {lacks}"))
-    return Index(np.array(rows, np.int64).reshape(-1, 6), faults)
+    return Index(np.array(rows, np.int64).reshape(-1, 6), faults), names
 
 
 def _digest(index: Index) -> str:
@@ -150,12 +157,12 @@ def check_shards(sources: Sequence[object], out: Path, began: bool) -> None:
         write_file(record, json.dumps(now, indent=1).encode())
 
 
-def add_sample(shard: tarfile.TarFile, key: str, path: Path, content: bytes, texts: Sequence[Sample]) -> None:
-    """Write an image, read from the file `path`, and its texts."""
+def add_sample(shard: tarfile.TarFile, name: str, source: str, content: bytes, texts: Sequence[Sample]) -> None:
+    """Write an image under its name and its texts beside it. source: where the image came from."""
     captions = [{"text": t.text, "prompt": t.prompt, "weight": t.weight} if t.prompt else t.text for t in texts]
-    metadata = json.dumps({"captions": captions, "source": path.name}).encode()
-    for ending, data in ((path.suffix.lower(), content), (".json", metadata)):
-        info = tarfile.TarInfo(f"{key}{ending}")
+    metadata = json.dumps({"captions": captions, "source": source}).encode()
+    for member, data in ((name, content), (str(PurePosixPath(name).with_suffix(".json")), metadata)):
+        info = tarfile.TarInfo(member)
         info.size = len(data)
         shard.addfile(info, io.BytesIO(data))
 
@@ -193,21 +200,11 @@ class Shards:
         """
         shard, row = self._place(number)
         descriptor, index = self._shard(shard)
-        offset, size, *places = (int(value) for value in index[row])
         wrong: list[str] = []
-        texts: list[Sample] = []
-        for ending, start, length in zip(_TEXTS, places[::2], places[1::2], strict=True):
-            if length and not texts:
-                content = _read(descriptor, length, start).decode("utf-8", "surrogateescape")
-                try:
-                    texts = parse_texts(content, json_=ending == ".json", faults=wrong)
-                except ValueError as error:
-                    wrong.append(f"its {ending}: {error}")
-        if not texts:
-            raise ValueError("; ".join(wrong) or "it has no caption")
+        content, texts, _ = read_row(descriptor, index[row], wrong)
         if faults is not None:
             faults += [(f"{self.name(number)}, {fault}", "left out") for fault in wrong]
-        return _read(descriptor, size, offset), texts
+        return content, texts
 
     def _place(self, number: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self._ends, number, "right"))
@@ -228,6 +225,26 @@ class Shards:
             self._open[shard] = descriptor, index.rows
         self._open.move_to_end(shard)
         return self._open[shard]
+
+
+def read_row(descriptor: int, row: np.ndarray, faults: list[str]) -> tuple[bytes, list[Sample], str]:
+    """Return the image file of an index's row, its texts, and the contents of the text file they are from.
+
+    faults: receives what is wrong with texts that are left out. Raise ValueError or OSError for a damaged sample.
+    """
+    offset, size, *places = (int(value) for value in row)
+    wrong, texts, content = list[str](), list[Sample](), ""
+    for ending, start, length in zip(_TEXTS, places[::2], places[1::2], strict=True):
+        if length and not texts:
+            content = _read(descriptor, length, start).decode("utf-8", "surrogateescape")
+            try:
+                texts = parse_texts(content, json_=ending == ".json", faults=wrong)
+            except ValueError as error:
+                wrong.append(f"its {ending}: {error}")
+    if not texts:
+        raise ValueError("; ".join(wrong) or "it has no caption")
+    faults += wrong
+    return _read(descriptor, size, offset), texts, content
 
 
 def _read(descriptor: int, size: int, offset: int) -> bytes:

@@ -45,6 +45,17 @@ class Generator:
         prompts = [self.config.caption_prompt] * len(vision_features)
         return [tidy(text) for text in self._texts(vision_features, prompts, prompts, options)]
 
+    def candidates(self, vision_features: torch.Tensor, rounds: Sequence[dict[str, Any]]) -> list[list[str]]:
+        """Captions of each image (B, N, C) by several rounds of `generate`, each with its own options."""
+        images, prompts = len(vision_features), [self.config.caption_prompt] * len(vision_features)
+        prefix = self._prefix(vision_features, prompts)
+        found: list[list[str]] = [[] for _ in range(images)]
+        for options in rounds:
+            texts, count = self._generate(prefix, prompts, options), options.get("num_return_sequences", 1)
+            for image in range(images):
+                found[image] += map(tidy, texts[image * count : (image + 1) * count])
+        return found
+
     def answers(self, vision_features: torch.Tensor, questions: Sequence[str], **options: Any) -> list[str]:
         """Answers to questions about images (B, N, C), pairwise."""
         questions = [question.strip() for question in questions]
@@ -52,23 +63,35 @@ class Generator:
         read = [self.model.config.question_prompt.replace("{}", question) for question in questions]
         return self._texts(vision_features, prompts, read, options)
 
-    @torch.no_grad()
-    @torch.compiler.set_stance("force_eager")  # a compiled block would be compiled again for the cache
     def _texts(
         self, vision_features: torch.Tensor, prompts: Sequence[str], read: Sequence[str], options: dict[str, Any]
     ) -> list[str]:
-        """read: what the Q-Former reads beside the prompt, where it reads at all."""
+        return self._generate(self._prefix(vision_features, read), prompts, options)
+
+    @torch.no_grad()
+    @torch.compiler.set_stance("force_eager")
+    def _prefix(self, vision_features: torch.Tensor, read: Sequence[str]) -> torch.Tensor:
+        """Soft prompts (B, Q, D). read: what the Q-Former reads beside the prompt, where it reads at all."""
         question: tuple[torch.Tensor, ...] = ()
         if self.model.config.question_input:
             tokens = qformer_tokens(self.model.config, self.bert.tokenizer, read)
             question = tuple(each.to(vision_features.device) for each in tokens)
-        prefix = self.model.prefix_embeds(self.model.query_output(vision_features, *question))
+        return self.model.prefix_embeds(self.model.query_output(vision_features, *question))
+
+    @torch.no_grad()
+    @torch.compiler.set_stance("force_eager")  # a compiled block would be compiled again for the cache
+    def _generate(self, prefix: torch.Tensor, prompts: Sequence[str], options: dict[str, Any]) -> list[str]:
+        """Texts after soft prompts (B, Q, D). options: `generate`'s, and `seed`, which sets PyTorch's generators."""
         embeds, mask = self._inputs(prefix, [prompt_ids(self.tokenizer, self.config, prompt) for prompt in prompts])
         given: dict[str, Any] = {"do_sample": False, "eos_token_id": list(self.ends), "pad_token_id": self.ends[0]}
         start = 0
         if self.llm.config.is_encoder_decoder:
             given["decoder_start_token_id"], start = self.llm.config.decoder_start_token_id, 1
-        ids = self.llm.generate(inputs_embeds=embeds, attention_mask=mask, **given, **options)
+        given |= options
+        with torch.random.fork_rng():
+            if (seed := given.pop("seed", None)) is not None:
+                torch.manual_seed(seed)
+            ids = self.llm.generate(inputs_embeds=embeds, attention_mask=mask, **given)
         rows = [self._said(row[start:]) for row in ids.tolist()]
         return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
 

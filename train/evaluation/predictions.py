@@ -16,20 +16,24 @@ from blip2rt.errors import Blip2rtError
 class Predictions:
     """Predictions by id, saved in a file of JSON lines if one is given, from which the next run resumes."""
 
-    def __init__(self, file: Path | None, record: dict[str, Any]) -> None:
-        """record: everything that the predictions depend on. Raise Blip2rtError if the file has another record."""
+    def __init__(
+        self,
+        file: Path | None,
+        record: dict[str, Any],
+        fix: str = "remove it, or name another file by --predictions",
+    ) -> None:
+        """record: everything that the predictions depend on. Raise Blip2rtError, with the fix, if the file has another
+        record.
+        """
         self.file = file
         self.found: dict[Any, Any] = {}
         if file is None:
             return
         lines = list(_whole_lines(file))
-        if lines and lines[0] != {"of": record}:
+        if len(lines) > 1 and lines[0] != {"of": record}:
             before = lines[0].get("of") or {}
             other = [f"{name} was {before.get(name)!r}" for name in record if before.get(name) != record[name]]
-            raise Blip2rtError(
-                f"{file} has predictions of another evaluation ({'; '.join(other)}): remove it, or name another "
-                "file by --predictions"
-            )
+            raise Blip2rtError(f"{file} belongs to a run with other settings ({'; '.join(other)}): {fix}")
         self.found = {line["id"]: line["said"] for line in lines[1:]}
         text = "".join(json.dumps(line) + "\n" for line in [{"of": record}, *lines[1:]])
         write_atomically(file, text)  # without the truncated line of a killed run

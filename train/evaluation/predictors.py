@@ -6,7 +6,7 @@ Both have the methods of blip2rt.Model that an evaluation needs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,23 +22,45 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Unpack
 
+    from blip2rt.image import ImageLike
     from blip2rt.modeling.sources import ExternalParts
     from blip2rt.options import TextOptions
     from blip2rt.results import MatchWeights
 
     Floats = NDArray[np.float32]
+    Rgb = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Captions sampled per image. top_p: nucleus; seed: the same seed samples the same captions."""
+
+    count: int
+    top_p: float
+    seed: int
 
 
 class Predictor(Protocol):
-    """The subset of blip2rt.Model that evaluations use; images are paths."""
+    """The subset of blip2rt.Model that evaluations use, and what CapFilt asks for; images are paths."""
 
     def caption(self, images: Sequence[Path], **options: Unpack[TextOptions]) -> Sequence[str]: ...
+
+    def caption_candidates(
+        self, vision_features: Floats, sampling: Sampling, first_image: int
+    ) -> Sequence[Sequence[str]]:
+        """Return the best caption of each image (B, N, C) by three beams, followed by sampled ones.
+
+        first_image: number of the first image in the random streams.
+        """
+
+    def prepare(self, image: ImageLike) -> Rgb:
+        """Return RGB (height, width, 3), which vision_features takes as an image."""
 
     def ask(
         self, images: Sequence[Path], questions: Sequence[str], **options: Unpack[TextOptions]
     ) -> Sequence[str]: ...
 
-    def vision_features(self, images: Sequence[Path]) -> Floats: ...
+    def vision_features(self, images: Sequence[Path] | Sequence[Rgb]) -> Floats: ...
 
     def embed_features(self, vision_features: Floats) -> Floats: ...
 
@@ -70,9 +92,26 @@ def open_predictor(
     return TorchPredictor(source, parts, precision, prompt)
 
 
+class BundlePredictor(Model):
+    """A bundle in the runtime."""
+
+    def caption_candidates(self, vision_features: Floats, sampling: Sampling, first_image: int) -> list[list[str]]:
+        """See Predictor; the beams are the bundle's own. The Q-Former runs once, and all samples share the steps."""
+        pipeline, tasks = self.pipeline, [self.pipeline.task()]
+        if sampling.count:
+            drawn = {"num_captions": sampling.count, "num_beams": 1, "do_sample": True, "top_k": 0}
+            tasks.append(pipeline.task(**drawn, top_p=sampling.top_p, seed=sampling.seed))
+        prefix_embeds = self.caption_prefix(vision_features)  # (B, Q, D)
+        rounds = []
+        for task in tasks:
+            prompts = [task.prompt] * len(prefix_embeds)
+            rounds.append(pipeline.language.generate(prefix_embeds, prompts, task.settings, first_image, tidied=True))
+        return [[str(text) for found in texts for text in found] for texts in zip(*rounds, strict=True)]
+
+
 def _bundle(source: str | None, prompt: str | None) -> Predictor:
     bundle = contract.read(contract.embedded() if source is None else source)
     if prompt is not None:
         prompts = {**bundle.manifest.prompts, "ask" if "{}" in prompt else "caption": prompt}
         bundle = replace(bundle, manifest=replace(bundle.manifest, prompts=prompts))
-    return Model(bundle, backends.create("ort", bundle))
+    return BundlePredictor(bundle, backends.create("ort", bundle))

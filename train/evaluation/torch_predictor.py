@@ -17,18 +17,20 @@ from torch import nn
 
 from blip2rt.bundle.manifest import ImageSpec
 from blip2rt.errors import CapabilityError
-from blip2rt.image import to_pixels
+from blip2rt.image import ImageLike, prepare, to_pixels
 from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.sources import NO_PARTS, ExternalParts
 from blip2rt.results import MatchWeights
 
 from ..loop.trainer import PRECISIONS
 from .generation import Generator, qformer_tokens
+from .predictors import Sampling
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
+    Rgb = NDArray[np.uint8]
 
 
 class TorchPredictor:
@@ -57,13 +59,28 @@ class TorchPredictor:
             return self._generator.captions(self._features(images), **options)
 
     @torch.no_grad()
+    def caption_candidates(self, vision_features: Floats, sampling: Sampling, first_image: int) -> list[list[str]]:
+        """See train.evaluation.predictors.Predictor; beams and lengths are those of an exported bundle."""
+        rounds: list[dict[str, Any]] = [{"num_beams": 3}]
+        if sampling.count:
+            drawn = {"num_return_sequences": sampling.count, "do_sample": True, "top_k": 0, "top_p": sampling.top_p}
+            rounds.append({**drawn, "seed": sampling.seed + first_image})
+        lengths = {"min_new_tokens": 1, "max_new_tokens": 30}
+        with self._autocast():
+            return self._generator.candidates(self._tensor(vision_features), [each | lengths for each in rounds])
+
+    def prepare(self, image: ImageLike) -> Rgb:
+        """RGB (height, width, 3) uint8, resized for the encoder."""
+        return prepare(image, self.image)
+
+    @torch.no_grad()
     def ask(self, images: Sequence[Path], questions: Sequence[str], **options: Any) -> list[str]:
         """See blip2rt.Model.ask; images and questions are paired."""
         with self._autocast():
             return self._generator.answers(self._features(images), questions, **options)
 
     @torch.no_grad()
-    def vision_features(self, images: Sequence[Path]) -> Floats:
+    def vision_features(self, images: Sequence[Path] | Sequence[Rgb]) -> Floats:
         """Images -> (B, N, C) float32."""
         return self._features(images).cpu().numpy()
 
@@ -98,12 +115,13 @@ class TorchPredictor:
         """See blip2rt.Model.likelihoods."""
         raise CapabilityError(f"{self.source!r} has one stage only: give a bundle of both for likelihoods")
 
-    def _features(self, images: Sequence[Path]) -> torch.Tensor:
+    def _features(self, images: Sequence[Path] | Sequence[Rgb]) -> torch.Tensor:
         """Return (B, N, C) float32; repeated images are encoded once."""
-        unique = list(dict.fromkeys(images))
-        pixels = torch.from_numpy(to_pixels([str(path) for path in unique], self.image))
+        names = [image if isinstance(image, Path) else id(image) for image in images]
+        unique = dict(zip(names, images, strict=True))
+        pixels = torch.from_numpy(to_pixels(list(unique.values()), self.image))
         features = self.model.vision_features(pixels.to(self.device, self.dtype))
-        return features[[unique.index(path) for path in images]].float()
+        return features[[list(unique).index(name) for name in names]].float()
 
     def _tokens(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return token_ids, text_mask (B, L) for the Q-Former."""

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
 import tarfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,25 +17,19 @@ import pytest
 from PIL import Image
 
 from blip2rt.errors import Blip2rtError
+from tests.tiny import blip2
 from tests.tiny.bundle import tiny_bundle
 from tests.tiny.training import caption_table
 from tests.train.arguments import options
+from tests.train.shard_files import write_shard
 from train import prepare
-from train.capfilt import (
-    CapFilt,
-    CapFiltSettings,
-    CaptionPool,
-    ClipScorer,
-    FilterOptions,
-    distinct,
-    filter_dataset,
-    filter_list,
-    filter_shards,
-)
+from train.capfilt import CapFilt, CaptionPool, FilterOptions, filter_list, filter_shards, open_scorer
+from train.capfilt.candidates import distinct
+from train.capfilt.scorers import ClipScorer
 from train.data.readers import read_data
 from train.data.samples import BadSamples
 from train.data.shards import Shards, expand_shards
-from train.evaluation.predictions import Predictions
+from train.evaluation.predictors import Sampling, open_predictor
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -39,8 +37,11 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 class Colours:
     """A scorer that sees the mean colour of an image and reads names of colours."""
 
-    def images(self, paths: Sequence[Path]) -> np.ndarray:
-        means = [np.asarray(Image.open(path).convert("RGB"), np.float32).mean((0, 1)) for path in paths]
+    def prepare(self, image: Any) -> np.ndarray:
+        return np.asarray(image)
+
+    def images(self, prepared: Sequence[np.ndarray], vision_features: object = None) -> np.ndarray:
+        means = [rgb.astype(np.float32).mean((0, 1)) for rgb in prepared]
         return np.stack([np.stack((np.zeros(3), mean / np.linalg.norm(mean))) for mean in means]).astype(np.float32)
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -49,17 +50,20 @@ class Colours:
 
 
 class Captioner:
-    """Its best caption is grey; the seed chooses the colour of sampled ones. Counts the images it captioned."""
+    """Its best caption is grey; the sampled ones name the colours in order. Lists the images that it captions."""
 
     def __init__(self) -> None:
-        self.seen = 0
+        self.seen = list[int]()
 
-    def caption(self, images: Sequence[Path], **options: Any) -> list[str]:
-        if not options:
-            self.seen += len(images)
-            return ["grey all over"] * len(images)
-        assert options["do_sample"] and options["top_p"] == 0.9
-        return [f"drawn {list(COLOURS)[options['seed'] % 3]}"] * len(images)
+    def prepare(self, image: Any) -> np.ndarray:
+        return np.asarray(image)
+
+    def vision_features(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        return np.stack([image[0, 0] for image in images])
+
+    def caption_candidates(self, features: np.ndarray, sampling: Sampling, first_image: int) -> list[list[str]]:
+        self.seen += [int(each.argmax()) for each in features]
+        return [["grey all over", *[f"drawn {list(COLOURS)[i % 3]}" for i in range(sampling.count)]] for _ in features]
 
 
 def coloured(folder: Path) -> Path:
@@ -73,8 +77,12 @@ def coloured(folder: Path) -> Path:
     return table
 
 
-def work(bad: BadSamples | None = None) -> FilterOptions:
-    return FilterOptions({"seed": 0}, 2, BadSamples(0) if bad is None else bad)
+def work(
+    captioner: Any = None, *, own: int = 0, keep: int = 2, bad: BadSamples | None = None, **given: Any
+) -> FilterOptions:
+    """Options of a run with fake models."""
+    capfilt = CapFilt(captioner, given.pop("scorer", Colours()), sampling=Sampling(own, 0.9, 0), **given)
+    return FilterOptions(lambda stream: capfilt, {"own": own}, keep, 2, BadSamples(0) if bad is None else bad)
 
 
 def pool(folder: Path) -> CaptionPool:
@@ -86,25 +94,43 @@ def pool(folder: Path) -> CaptionPool:
 
 
 def test_best_of_all_candidate_captions_stay(tmp_path: Path) -> None:
-    table = coloured(tmp_path)
-    capfilt = CapFilt(Captioner(), Colours(), pool(tmp_path), CapFiltSettings(keep=2, own=3, retrieved=1))  # type: ignore[arg-type]
-    assert filter_list(str(table), str(tmp_path / "images"), tmp_path / "out.tsv", capfilt, work()) == 3
-    lines = (tmp_path / "out.tsv").read_text().splitlines()
+    table, captioner = coloured(tmp_path), Captioner()
+    given = work(captioner, own=3, pool=pool(tmp_path), retrieved=1)
+    arguments = (str(table), str(tmp_path / "images"), tmp_path / "out.tsv")
+    assert filter_list(*arguments, given) == 3
     kept = {"red": ["a red thing", "drawn red"], "green": ["drawn green", "one green leaf"]}
     kept["blue"] = ["drawn blue", "blue as the sea"]
     rows = [f"{name}.png\t{text}\t" for name, texts in kept.items() for text in texts]
-    assert lines == ["image\tcaption\tprompt", *rows, "blue.png\tyes\tis it cold?"]
-    assert not (tmp_path / "out.tsv.partial.jsonl").exists()
+    question = "blue.png\tyes\tis it cold?"
+    assert (tmp_path / "out.tsv").read_text().splitlines() == ["image\tcaption\tprompt", *rows, question]
+    stored = {line["id"]: line["said"] for line in candidates_of(tmp_path / "out.tsv") if "id" in line}
+    assert stored["red.png"]["source"] == str(tmp_path / "images" / "red.png")
+    assert stored["red.png"]["candidates"][:2] == [["a red thing", 1.0, "given"], ["drawn red", 1.0, "sampled"]]
+    assert [[*each[:1], each[2]] for each in stored["green.png"]["candidates"][1:3]] == [
+        ["one green leaf", "pool"],
+        ["a blue thing", "given"],
+    ]
+    assert ["grey all over", 0.0, "best"] in stored["blue.png"]["candidates"]
+    assert filter_list(*arguments, work(None, own=3, keep=1, scorer=None)) == 3, "no model is needed to keep fewer"
+    rows = [f"{name}.png\t{texts[0]}\t" for name, texts in kept.items()]
+    assert (tmp_path / "out.tsv").read_text().splitlines() == ["image\tcaption\tprompt", *rows, question]
+    assert captioner.seen == [0, 1, 2], "each image once"
+    with pytest.raises(Blip2rtError, match="own was 3.*restore the option, or give another --out"):
+        filter_list(*arguments, work())
+
+
+def candidates_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(f"{out}.candidates.jsonl").read_text().splitlines()]
 
 
 def test_existing_captions_are_ranked_without_a_captioner(tmp_path: Path) -> None:
     table = coloured(tmp_path)
     with table.open("a") as file:
         file.write("red.png\ta blue thing\t\nred.png\tA  red thing!\t\n")
-    data = read_data(table, tmp_path / "images")
-    found = filter_dataset(data, CapFilt(None, Colours(), None, CapFiltSettings(keep=9)), Predictions(None, {}), work())
-    assert [s.text for s in found.by_image()[0]] == ["a red thing", "a blue thing"]
-    assert [s.text for s in found.by_image()[2]] == ["yes"]
+    assert filter_list(str(table), str(tmp_path / "images"), tmp_path / "out.tsv", work(keep=9)) == 3
+    groups = read_data(tmp_path / "out.tsv", tmp_path / "images").by_image()
+    assert [s.text for s in groups[0]] == ["a red thing", "a blue thing"]
+    assert [s.text for s in groups[2]] == ["yes"]
 
 
 def test_answers_keep_their_counts(tmp_path: Path) -> None:
@@ -112,46 +138,107 @@ def test_answers_keep_their_counts(tmp_path: Path) -> None:
     images, listed, out = tmp_path / "images", tmp_path / "answers.jsonl", tmp_path / "out.tsv"
     asked = {"image": "red.png", "question": "is it red?", "answers": {"yes": 9, "no": 1}}
     listed.write_text(json.dumps(asked) + '\n{"image": "red.png", "caption": "red"}\n')
-    assert filter_list(str(listed), str(images), out, CapFilt(None, Colours(), None, CapFiltSettings()), work()) == 1
+    assert filter_list(str(listed), str(images), out, work()) == 1
     assert set(read_data(out, images).samples) == set(read_data(listed, images).samples)
 
 
 def test_interrupted_run_resumes(tmp_path: Path) -> None:
     table, captioner = coloured(tmp_path), Captioner()
-    capfilt = CapFilt(captioner, Colours(), None, CapFiltSettings(own=1))  # type: ignore[arg-type]
 
     class Broken(Colours):
-        def images(self, paths: Sequence[Path]) -> np.ndarray:
-            if paths[0].name == "blue.png":
+        def images(self, prepared: Sequence[np.ndarray], vision_features: object = None) -> np.ndarray:
+            if prepared[0][0, 0].argmax() == 2:
                 raise KeyboardInterrupt
-            return super().images(paths)
+            return super().images(prepared)
 
-    capfilt.scorer = Broken()
-    arguments = (str(table), str(tmp_path / "images"), tmp_path / "out.tsv", capfilt, work())
+    arguments = (str(table), str(tmp_path / "images"), tmp_path / "out.tsv")
     with pytest.raises(KeyboardInterrupt):
-        filter_list(*arguments)
-    assert captioner.seen == 2 and not (tmp_path / "out.tsv").exists()
-    capfilt.scorer = Colours()
-    assert filter_list(*arguments) == 3
-    assert captioner.seen == 3, "two images were done"
+        filter_list(*arguments, work(captioner, own=1, scorer=Broken()))
+    assert captioner.seen == [0, 1, 2] and not (tmp_path / "out.tsv").exists()
+    assert filter_list(*arguments, work(captioner, own=1)) == 3
+    assert captioner.seen == [0, 1, 2, 2], "two images were done"
 
 
-def test_shards_are_filtered_to_shards(tmp_path: Path) -> None:
+def test_shards_are_filtered_to_shards_of_the_same_samples(tmp_path: Path) -> None:
+    coloured(tmp_path)
+    files = {name: (tmp_path / "images" / f"{name}.png").read_bytes() for name in COLOURS}
+    first = {"a/r.png": files["red"], "a/r.txt": "a red thing", "g.png": files["green"], "g.json": '{"caption": "x"}'}
+    answer = {"captions": [{"prompt": "is it cold?", "text": "yes"}], "url": "http://blue"}
+    write_shard(tmp_path / "in" / "000.tar", first)
+    write_shard(tmp_path / "in" / "001.tar", {"b.png": files["blue"], "b.json": json.dumps(answer)})
+    out, captioner = tmp_path / "out", Captioner()
+    assert filter_shards(str(tmp_path / "in"), out, work(captioner, own=3, keep=1)) == 3
+    names = [path.name for path in expand_shards(str(out))]
+    assert names == ["000.tar", "001.tar"]
+    assert sorted(path.name for path in out.iterdir()) == sorted([*names, *(f"{n}.candidates.jsonl" for n in names)])
+    with tarfile.open(out / "000.tar") as tar:
+        assert tar.getnames() == ["a/r.png", "a/r.json", "g.png", "g.json"]
+        assert tar.extractfile("a/r.png").read() == files["red"]  # type: ignore[union-attr]
+    with tarfile.open(out / "001.tar") as tar:
+        assert json.load(tar.extractfile("b.json"))["source"] == "http://blue"  # type: ignore[arg-type]
+    assert texts_of(out, tmp_path) == [("a red thing",), ("drawn green",), ("drawn blue", "yes")]
+    (out / "001.tar").unlink()
+    assert filter_shards(str(tmp_path / "in"), out, work(own=3, keep=1, scorer=None)) == 1, "one shard was there"
+    assert filter_shards(str(tmp_path / "in"), out, work(own=3, keep=2, scorer=None)) == 3, "other captions stay"
+    assert len(texts_of(out, tmp_path)[0]) == 2 and captioner.seen == [0, 1, 2]
+
+
+def texts_of(out: Path, folder: Path) -> list[tuple[str, ...]]:
+    shards = Shards(str(out), folder / "cache")
+    return [tuple(sample.text for sample in shards.read(number)[1]) for number in range(sum(shards.counts))]
+
+
+class Slow(Captioner):
+    """Writes a line before each batch, and takes its time."""
+
+    def __init__(self, log: Path, seconds: float) -> None:
+        super().__init__()
+        self.log, self.seconds = log, seconds
+
+    def caption_candidates(self, features: np.ndarray, sampling: Sampling, first_image: int) -> list[list[str]]:
+        with self.log.open("a") as file:
+            file.write(f"{os.getpid()} {len(features)}\n")
+        time.sleep(self.seconds)
+        return super().caption_candidates(features, sampling, first_image)
+
+
+def _filter_slowly(pattern: str, out: Path, log: Path, seconds: float) -> None:
+    filter_shards(pattern, out, work(Slow(log, seconds), own=1))
+
+
+def test_processes_share_shards_and_take_over_from_a_killed_one(tmp_path: Path) -> None:
     table = coloured(tmp_path)
-    arguments = ["--data", str(table), "--images", str(tmp_path / "images"), "--out", str(tmp_path / "in")]
-    assert prepare.main(["shards", *arguments, "--per-shard", "2"]) == 0
-    capfilt = CapFilt(Captioner(), Colours(), None, CapFiltSettings(keep=1, own=3))  # type: ignore[arg-type]
-    out = tmp_path / "out"
-    assert filter_shards(str(tmp_path / "in"), out, tmp_path / "cache", capfilt, work()) == 3
-    assert [path.name for path in expand_shards(str(out))] == ["000000.tar", "000001.tar"]
-    assert not [path for path in out.iterdir() if path.suffix != ".tar"], "nothing is left behind"
-    shards = Shards(str(out), tmp_path / "cache")
-    said = {tuple(sample.text for sample in shards.read(number)[1]) for number in range(3)}
-    assert said == {("a red thing",), ("drawn green",), ("drawn blue", "yes")}
-    with tarfile.open(out / "000000.tar") as tar:
-        assert {name.partition(".")[2] for name in tar.getnames()} == {"png", "json"}
-    (out / "000001.tar").unlink()
-    assert filter_shards(str(tmp_path / "in"), out, tmp_path / "cache", capfilt, work()) == 1, "one shard was there"
+    listed = tmp_path / "listed.tsv"
+    listed.write_text(table.read_text() + "red.png\tred\t\n")
+    arguments = ["--data", str(table), "--images", str(tmp_path / "images"), "--per-shard", "3"]
+    for name in ("x", "y"):
+        assert prepare.main(["shards", *arguments, "--out", str(tmp_path / name)]) == 0
+    (tmp_path / "in").mkdir()
+    for i, name in enumerate(("x", "y")):
+        (tmp_path / name / "000000.tar").rename(tmp_path / "in" / f"{i}.tar")
+    log, out, context = tmp_path / "log", tmp_path / "out", multiprocessing.get_context("fork")
+    given = (str(tmp_path / "in"), out, log)
+    hung = context.Process(target=_filter_slowly, args=(*given, 600))  # hangs in the first batch of 0.tar
+    hung.start()
+    while not log.exists():
+        time.sleep(0.01)
+    others = [context.Process(target=_filter_slowly, args=(*given, 0.1)) for _ in range(2)]
+    for process in others:
+        process.start()
+    while not (out / "1.tar").exists():  # one of them; both wait for 0.tar afterwards
+        time.sleep(0.01)
+    assert hung.pid is not None
+    os.kill(hung.pid, signal.SIGKILL)
+    for process in (hung, *others):
+        process.join(60)
+    assert [process.exitcode for process in others] == [0, 0]
+    batches = log.read_text().splitlines()
+    assert sorted(line.split()[1] for line in batches) == ["1", "1", "2", "2", "2"], (
+        "one batch was lost with its process"
+    )
+    assert [len(candidates_of(out / f"{i}.tar")) for i in range(2)] == [5, 5]
+    assert len(texts_of(out, tmp_path)) == 6
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")], "nothing is left behind"
 
 
 def test_folder_needs_no_captions_and_counts_bad_images(tmp_path: Path) -> None:
@@ -160,8 +247,7 @@ def test_folder_needs_no_captions_and_counts_bad_images(tmp_path: Path) -> None:
     (folder / "red.txt").write_text("a red text\n")
     (folder / "broken.jpg").write_bytes(b"no image")
     bad = BadSamples(1)
-    capfilt = CapFilt(Captioner(), Colours(), None, CapFiltSettings(keep=1, own=2))  # type: ignore[arg-type]
-    assert filter_list(str(folder), "", tmp_path / "out.tsv", capfilt, work(bad)) == 3
+    assert filter_list(str(folder), "", tmp_path / "out.tsv", work(Captioner(), own=2, keep=1, bad=bad)) == 3
     assert (tmp_path / "out.tsv").read_text().splitlines()[1:] == [
         "blue.png\tgrey all over\t",
         "green.png\tdrawn green\t",
@@ -170,16 +256,54 @@ def test_folder_needs_no_captions_and_counts_bad_images(tmp_path: Path) -> None:
     assert list(bad.found) == [str(folder / "broken.jpg")]
 
 
-def test_bundle_captions_and_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny_bundle(tmp_path / "bundle", 3)
-    table = caption_table(tmp_path, 3)
+@pytest.mark.parametrize("kind", ["opt", "t5", "bundle"])
+def test_models_caption_and_rank(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, model = caption_table(tmp_path, 3), tmp_path / "model"
+    more = []
+    if kind == "bundle":
+        tiny_bundle(model, 3)
+    else:
+        blip2.generative(model, blip2.TEXT_CONFIGS[kind]())
+        more = options(scorer=blip2.retrieval(tmp_path / "retrieval"))
     given = read_data(table, tmp_path / "images")
-    arguments = options(data=table, images=tmp_path / "images", own=2, keep=3)
-    arguments = ["capfilt", *arguments, *options(captioner=tmp_path / "bundle", out=tmp_path / "out.tsv")]
-    assert prepare.main(arguments) == 0, capsys.readouterr().err
-    found = read_data(tmp_path / "out.tsv", tmp_path / "images")
+    arguments = ["capfilt", *options(data=table, images=tmp_path / "images", own=4, keep=3, captioner=model), *more]
+    outs = [tmp_path / "one.tsv", tmp_path / "two.tsv"]
+    for out, batch in zip(outs, ("1", "3"), strict=True):
+        assert prepare.main([*arguments, *options(out=out), "--batch-size", batch]) == 0, capsys.readouterr().err
+    found = read_data(outs[0], tmp_path / "images")
     assert [path.name for path in found.paths] == [path.name for path in given.paths]
     assert all(1 <= sum(not s.prompt for s in group) <= 3 for group in found.by_image())
+    one, batched = ([each["said"]["candidates"] for each in candidates_of(out) if each.get("id")] for out in outs)
+    assert all(image == sorted(image, key=lambda each: -each[1]) for image in one)
+    predictor = open_predictor(str(model))
+    for number, (path, samples) in enumerate(zip(given.paths, given.by_image(), strict=True)):
+        features = predictor.vision_features([path])
+        written = predictor.caption_candidates(features, Sampling(4, 0.9, 0), number)[0]
+        beams: Any = {} if kind == "bundle" else {"num_beams": 3, "max_new_tokens": 30, "min_new_tokens": 1}
+        assert len(written) == 5 and written[0] == predictor.caption([path], **beams)[0]
+        expected = distinct([sample.text for sample in samples], written, [])
+        assert {text: origin for text, _, origin in one[number]} == expected
+        scores = {text: score for text, score, _ in batched[number]}
+        assert all(
+            abs(scores[sample.text] - dict(each[:2] for each in one[number])[sample.text]) < 1e-3 for sample in samples
+        )
+
+
+def test_images_are_encoded_once_if_one_model_does_both(tmp_path: Path) -> None:
+    tiny_bundle(tmp_path / "bundle", 3)
+    predictor = open_predictor(str(tmp_path / "bundle"))
+    encoded, encode = [], predictor.pipeline.backend.vision  # type: ignore[attr-defined]
+
+    def vision(pixels: np.ndarray) -> np.ndarray:
+        encoded.append(len(pixels))
+        return encode(pixels)
+
+    predictor.pipeline.backend.vision = vision  # type: ignore[attr-defined]
+    capfilt = CapFilt(predictor, open_scorer("", predictor), sampling=Sampling(10, 0.9, 0))
+    caption_table(tmp_path, 3)
+    prepared = [capfilt.prepare(path) for path in sorted((tmp_path / "images").iterdir())]
+    assert len(capfilt.candidates(prepared, [[], ["a dog"], []])) == 3
+    assert encoded == [3]
 
 
 def test_clip_ranks(tmp_path: Path) -> None:
@@ -203,7 +327,7 @@ def test_clip_ranks(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "clip")
     coloured(tmp_path)
     scorer = ClipScorer(str(tmp_path / "clip"))
-    images = scorer.images([tmp_path / "images" / "red.png", tmp_path / "images" / "blue.png"])
+    images = scorer.images([scorer.prepare(tmp_path / "images" / f"{name}.png") for name in ("red", "blue")])
     texts = scorer.texts(["a dog", "a dog runs " * 20])
     assert images.shape == (2, 1, 8) and texts.shape == (2, 8)
     np.testing.assert_allclose(np.linalg.norm(images, axis=-1), 1, rtol=1e-5)
@@ -211,7 +335,8 @@ def test_clip_ranks(tmp_path: Path) -> None:
 
 
 def test_duplicate_texts_are_dropped() -> None:
-    assert distinct(["A dog.", "a  dog", "", "...", "a cat"]) == ["A dog.", "a cat"]
+    found = distinct(["A dog.", "a  dog", "", "..."], ["A DOG", "a cat", "a cow"], ["a cat", "a hen"])
+    assert found == {"A dog.": "given", "a cat": "sampled", "a cow": "sampled", "a hen": "pool"}
 
 
 def test_capfilt_errors_are_one_line(tmp_path: Path, error_of: Any) -> None:
@@ -220,4 +345,9 @@ def test_capfilt_errors_are_one_line(tmp_path: Path, error_of: Any) -> None:
     assert "give --captioner, or --scorer" in error_of(prepare.main, data)
     with pytest.raises(Blip2rtError, match="does not exist: give a file with one caption per line"):
         CaptionPool(tmp_path / "no.txt", Colours(), BadSamples(0))
+    blip2.generative(tmp_path / "opt", blip2.TEXT_CONFIGS["opt"]())
+    assert "cannot rank captions: give a bundle, a stage-1 checkpoint or clip:FOLDER as --scorer" in error_of(
+        prepare.main, [*data, "--captioner", str(tmp_path / "opt")]
+    )
+    assert "give a whole number from 0 to 100" in error_of(prepare.main, [*data, "--own", "101"])
     assert "is not a CLIP model" in error_of(prepare.main, [*data, "--scorer", f"clip:{tmp_path}"])

@@ -1,0 +1,207 @@
+"""CapFilt over lists and shards: candidates are stored beside the output, from which the best captions are chosen.
+
+Processes share a data set by claiming one shard at a time; the system releases the claim of a process that dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+from tqdm import tqdm
+
+from blip2rt.errors import Blip2rtError
+
+from ..data.readers import IMAGES, read_data, read_json
+from ..data.samples import BadSamples, Dataset, Sample, error_text, repeat_answers, table_text, text_fault
+from ..data.shards import add_sample, expand_shards, read_row, scan_samples
+from ..evaluation.predictions import Predictions, require_writable, write_atomically
+from .candidates import CapFilt, Item, choose, store_candidates
+
+_KEPT = ""  # key of the stored line that says how many captions the finished output keeps
+_FIX = "restore the option, or give another --out"
+
+
+@dataclass(frozen=True)
+class FilterOptions:
+    """How a data set is processed.
+
+    open_capfilt: opens the models for a seed, once it is known that captions are missing; record: everything that the
+    candidates depend on; keep: captions kept per image; batch: images per call.
+    """
+
+    open_capfilt: Callable[[int], CapFilt]
+    record: dict[str, Any]
+    keep: int
+    batch: int
+    bad: BadSamples
+
+
+def read_images(data: str, images: str, bad: BadSamples) -> Dataset:
+    """Read a list of images and texts, or every image of a folder, with or without a .txt beside it."""
+    folder = Path(data)
+    if not folder.is_dir():
+        return read_data(data, images, bad)
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
+    if not paths:
+        raise Blip2rtError(f"--data {data!r} has no image: give another folder")
+    samples = [
+        Sample(image, line.strip())
+        for image, texts in enumerate(path.with_suffix(".txt") for path in paths)
+        if texts.is_file()
+        for line in texts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        if text_fault(line) is None
+    ]
+    return Dataset(paths, samples)
+
+
+def filter_list(data: str, images: str, out: Path, options: FilterOptions) -> int:
+    """Write the table `out` and return its number of images. `out`.candidates.jsonl holds all candidates."""
+    require_writable(out)
+    read = read_images(data, images, options.bad)
+    root = Path(data) if Path(data).is_dir() else Path(images)
+    items = [
+        Item(str(path.relative_to(root)), str(path), path, texts)
+        for path, texts in zip(read.paths, read.by_image(), strict=True)
+    ]
+    with claim(out) as mine:
+        if not mine:
+            raise Blip2rtError(f"{out} is being written by another process: wait until it ends, or give another --out")
+        done = Predictions(_candidates(out), options.record, _FIX)
+        if not all(item.key in done.found for item in items):
+            with tqdm(total=len(items), unit="img", desc=out.name) as bar:
+                store_candidates(items, options.open_capfilt(0), done, options.batch, options.bad, bar)
+        kept = [(item.key, choose(done.found.get(item.key), item.texts, options.keep)) for item in items]
+        if not any(samples for _, samples in kept):
+            raise Blip2rtError(f"no image of {data!r} got a caption: give a captioner or a pool")
+        rows = ((key, text.text, text.prompt) for key, samples in kept for text in repeat_answers(samples))
+        write_atomically(out, table_text(rows))
+    return sum(bool(samples) for _, samples in kept)
+
+
+def filter_shards(pattern: str, out: Path, options: FilterOptions) -> int:
+    """Write a shard of the same name for each shard; return the number of images that this process wrote.
+
+    A shard that keeps as many captions is skipped. At the end, wait for the shards of other processes, and take over
+    those of a process that died.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    images, shards = 0, expand_shards(pattern)
+    for wait in (False, True):
+        left = []
+        for shard in shards:
+            final = out / shard.name
+            if _is_finished(final, options.keep):
+                continue
+            with claim(final, wait) as mine:
+                if not mine:
+                    left.append(shard)
+                elif not _is_finished(final, options.keep):
+                    images += _filter_shard(shard, final, options)
+        if shards := left:
+            tqdm.write(f"waiting for {len(left)} shards of other processes, the first {left[0].name}")
+    return images
+
+
+def _filter_shard(shard: Path, final: Path, options: FilterOptions) -> int:
+    done = Predictions(_candidates(final), options.record, _FIX)
+    if _KEPT not in done.found:  # not all candidates are there
+        index, _ = scan_samples(shard)
+        for name, reason in index.faults:
+            options.bad.add(name, reason)
+        with tqdm(total=len(index.rows), unit="img", desc=shard.name) as bar:
+            items = _read_items(shard, options.bad)
+            store_candidates(
+                items, options.open_capfilt(crc32(shard.name.encode())), done, options.batch, options.bad, bar
+            )
+    partial, images = final.with_name(f".{final.name}.partial"), 0
+    with tarfile.open(partial, "w") as tar:
+        for item in _read_items(shard, BadSamples(len(done.found) + 10**9)):
+            if samples := choose(done.found.get(item.key), item.texts, options.keep):
+                assert isinstance(item.image, bytes)
+                add_sample(tar, item.key, done.found[item.key]["source"], item.image, samples)
+                images += 1
+    partial.rename(final)
+    done.add([_KEPT], [options.keep])
+    return images
+
+
+def _read_items(shard: Path, bad: BadSamples) -> Iterator[Item]:
+    """Yield the samples of a shard under their names."""
+    index, names = scan_samples(shard)
+    descriptor = os.open(shard, os.O_RDONLY)
+    try:
+        for row, name in zip(index.rows, names, strict=True):
+            faults: list[str] = []
+            try:
+                content, texts, metadata = read_row(descriptor, row, faults)
+            except (OSError, ValueError) as error:
+                bad.add(f"{shard}#{name}", error_text(error))
+                continue
+            yield Item(name, _source(metadata) or f"{shard.name}#{name}", content, texts)
+    finally:
+        os.close(descriptor)
+
+
+def _source(metadata: str) -> str:
+    """Return a sample's source or URL; "" if its text file names none."""
+    with contextlib.suppress(ValueError):
+        found = read_json(metadata)
+        if isinstance(found, dict):
+            return str(found.get("source") or found.get("url") or "")
+    return ""
+
+
+def _candidates(out: Path) -> Path:
+    return out.with_name(f"{out.name}.candidates.jsonl")
+
+
+def _is_finished(final: Path, keep: int) -> bool:
+    """Whether a shard is written with `keep` captions per image: the last line of its candidates says so."""
+    if not final.exists():
+        return False
+    try:
+        with _candidates(final).open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 100))
+            return bool(json.loads(file.read().splitlines()[-1]) == {"id": _KEPT, "said": keep})
+    except (OSError, ValueError, IndexError):
+        return False
+
+
+@contextlib.contextmanager
+def claim(out: Path, wait: bool = False) -> Iterator[bool]:
+    """Claim an output; yield whether it was free. wait: until it is free.
+
+    The claim is a lock on a hidden file, which goes with the claim. File systems without locks are not protected.
+    """
+    lock = out.with_name(f".{out.name}.lock")
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield True
+        return
+    while True:
+        with lock.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            except OSError:  # the file system has no locks
+                yield True
+                return
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                    try:
+                        yield True
+                    finally:
+                        lock.unlink(missing_ok=True)
+                    return
+            # another process removed it when it finished
