@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import glob
 import os
 import secrets
@@ -22,6 +23,7 @@ from types import TracebackType
 from typing import IO
 
 from ..errors import names_file
+from ..regular_files import open_regular, require_regular
 
 MARKER = ".blip2rt-partial"  # in a folder that is being written or deleted
 _MAX_TRIES = 10  # until a temporary folder is our own
@@ -141,12 +143,16 @@ def partial_of(path: Path) -> Path:
     return path.with_name(f".{os.fsdecode(os.fsencode(path.name)[:_MAX_NAME_BYTES])}.part")
 
 
-def write_file(path: Path, data: bytes | memoryview) -> None:
+def write_file(path: Path, data: bytes | memoryview, follow: bool = True) -> None:
     """Write `data` to `path`, or leave the old file. Raises OSError.
 
-    Links are followed; pipes and the like are written to directly. An existing file keeps its mode. The temporary file
-    has a fixed name, so that the next writer reuses what a killed run left.
+    Links are followed, and pipes and the like written to directly, unless `follow` is false: then they are errors. An
+    existing file keeps its mode. The temporary file has a fixed name, so that the next writer reuses what a killed run
+    left.
     """
+    if not follow:
+        with contextlib.suppress(FileNotFoundError):
+            require_regular(path, follow=False)
     given, path = path, Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         with names_file(given):
@@ -156,6 +162,8 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
     file = _open_locked(partial)
     try:
         with names_file(given), file:
+            if os.fstat(file.fileno()).st_nlink > 1:
+                raise OSError(errno.EMLINK, f"{partial} is a second name of another file")
             file.truncate(0)
             if path.exists():
                 shutil.copymode(path, partial)
@@ -172,8 +180,7 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
 def _open_locked(partial: Path) -> IO[bytes]:
     """Open and lock a file that still has its name. Raises OSError."""
     while True:
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-        file = os.fdopen(os.open(partial, flags, 0o666), "r+b")
+        file = os.fdopen(open_regular(partial, os.O_RDWR | os.O_CREAT, follow=False), "r+b")
         try:
             import fcntl
 

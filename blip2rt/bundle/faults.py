@@ -13,10 +13,9 @@ from .names import ENCODER, GENERATIVE, LLM, QFORMER, RETRIEVAL, VISION
 MAX_SIDE = 16_384
 MAX_TOKENS = 10_000_000  # positions, words, token ids
 MAX_TEXT_LENGTH = MAX_CHARACTERS = 100_000
-MAX_ENTRIES, MAX_BEAMS = 10_000, 1_000
+MAX_BEAMS = 1_000
 _MAX_LLM = {"layers": 1_000, "kv_heads": 10_000, "head_dim": 10_000, "hidden_size": 1_000_000}
 _MAX_LLM |= {"vocab_size": MAX_TOKENS, "max_positions": MAX_TOKENS, "prefix_length": 100_000}
-_LISTS = ("components", "files", "sources", "prompts", "decoding", "verification")
 
 
 def manifest_faults(manifest: Manifest) -> list[str]:
@@ -78,14 +77,11 @@ def _image_faults(manifest: Manifest) -> list[str]:
 
 
 def _length_faults(manifest: Manifest) -> list[str]:
-    """Lists and texts longer than any bundle needs."""
-    lists = {name: len(getattr(manifest, name) or ()) for name in _LISTS}
-    many = {name: count for name, count in lists.items() if count > MAX_ENTRIES}
-    faults = [f"{name} has {count:,} entries, more than {MAX_ENTRIES:,}" for name, count in many.items()]
+    """Texts longer than any bundle needs."""
     texts = {"name": manifest.name, "created_by": manifest.created_by}
     texts |= {f"prompts.{task}": prompt for task, prompt in manifest.prompts.items()}
     long = {name: len(text) for name, text in texts.items() if len(text) > MAX_CHARACTERS}
-    return faults + [f"{name} has {size:,} characters, more than {MAX_CHARACTERS:,}" for name, size in long.items()]
+    return [f"{name} has {size:,} characters, more than {MAX_CHARACTERS:,}" for name, size in long.items()]
 
 
 def _token_ids(manifest: Manifest) -> Iterator[tuple[str, int]]:

@@ -5,11 +5,15 @@ Unknown fields are ignored, so bundles of the same format version may have more.
 
 from __future__ import annotations
 
+import functools
 import types
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+MAX_ENTRIES = 10_000  # of a list or an object
+_MAX_FAULTS = 20  # reported at once
+_hints = functools.cache(get_type_hints)
 
 
 @dataclass(frozen=True)
@@ -167,23 +171,27 @@ def from_json(data: Any) -> Manifest:
 def _build(cls: type[T], data: Any, where: str, faults: list[str]) -> T:
     """`data` as an instance of the dataclass `cls`; appends to `faults`."""
     if not isinstance(data, dict):
-        faults.append(f"{where or 'the manifest'} is {type(data).__name__}, not an object")
+        _add(faults, f"{where or 'the manifest'} is {type(data).__name__}, not an object")
         return None  # type: ignore[return-value]  # unused: the faults are raised
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     values = {}
     for field in fields(cls):  # type: ignore[arg-type]
         place = f"{where}.{field.name}" if where else field.name
         if field.name in data:
             values[field.name] = _convert(hints[field.name], data[field.name], place, faults)
         elif field.default is MISSING:
-            faults.append(f"{place} is missing")
+            _add(faults, f"{place} is missing")
             values[field.name] = None
     return cls(**values)
 
 
 def _convert(hint: Any, value: Any, where: str, faults: list[str]) -> Any:
     """A JSON value as the annotated type `hint`."""
+    if type(value) is hint:
+        return value
     origin, args = get_origin(hint), get_args(hint)
+    if isinstance(value, list | tuple | dict) and len(value) > MAX_ENTRIES:
+        raise ValueError(f"{where} has {len(value):,} entries, more than {MAX_ENTRIES:,}")
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
@@ -196,17 +204,28 @@ def _convert(hint: Any, value: Any, where: str, faults: list[str]) -> Any:
     elif origin is tuple:
         if isinstance(value, list | tuple):
             return tuple(_convert(args[0], item, f"{where}[{i}]", faults) for i, item in enumerate(value))
-        faults.append(f"{where} is {value!r}, not a list")
+        _add(faults, f"{where} is {_short(value)}, not a list")
         return ()
     elif origin is dict:
         if isinstance(value, dict):
             return {key: _convert(args[1], item, f"{where}.{key}", faults) for key, item in value.items()}
-        faults.append(f"{where} is {value!r}, not an object")
+        _add(faults, f"{where} is {_short(value)}, not an object")
         return {}
     else:
         allowed = (hint,)
     if float in allowed and type(value) is int:
         return float(value)
     if type(value) not in allowed:
-        faults.append(f"{where} is {value!r}, not {' or '.join(a.__name__ for a in allowed)}")
+        _add(faults, f"{where} is {_short(value)}, not {' or '.join(a.__name__ for a in allowed)}")
     return value
+
+
+def _add(faults: list[str], fault: str) -> None:
+    """Add a fault. Raises ValueError once there are too many to print."""
+    faults.append(fault)
+    if len(faults) == _MAX_FAULTS:
+        raise ValueError("; ".join(faults))
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:100]

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError
+from ..regular_files import read_bounded
 from .checksum import is_intact, sha256_of
 from .faults import manifest_faults
 from .manifest import Manifest, from_json
 from .names import FORMAT, FORMAT_VERSION, MANIFEST
 
-MAX_MANIFEST_BYTES = 16 << 20
+MAX_MANIFEST_BYTES = 4 << 20
 EMBEDDED = Path(__file__).parents[1] / "models" / "nano"
 
 
@@ -126,9 +127,7 @@ def _read_json(folder: Path) -> Any:
             raise BundleError(f"no bundle at {folder}: there is no such folder")
         if not file.is_file():
             raise BundleError(f"no bundle at {folder}: the folder has no {MANIFEST}")
-        if file.stat().st_size > MAX_MANIFEST_BYTES:
-            raise BundleError(f"{file} is damaged: a manifest has {MAX_MANIFEST_BYTES:,} bytes at most")
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(read_bounded(file, MAX_MANIFEST_BYTES).decode())
     except OSError as error:
         raise BundleError(f"cannot read {file}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:

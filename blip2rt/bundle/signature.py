@@ -15,8 +15,12 @@ import hashlib
 from pathlib import Path
 
 from ..errors import BundleError, OptionError
+from ..regular_files import read_bounded
+from .names import MANIFEST
+from .reader import MAX_MANIFEST_BYTES, Bundle
 
 SUFFIX = ".minisig"
+_MAX_BYTES = 1 << 16  # of a signature or a key
 _ID, _KEY, _SIGNATURE = slice(2, 10), slice(10, 42), slice(10, 74)
 
 
@@ -31,12 +35,12 @@ def verify_signature(file: Path, key: Path) -> str:
     public = _public_key(key)
     signature_file = file.with_name(file.name + SUFFIX)
     try:
-        lines = signature_file.read_text(encoding="utf-8").splitlines()
-        content = file.read_bytes()
+        lines = read_bounded(signature_file, _MAX_BYTES).decode().splitlines()
+        content = read_bounded(file, MAX_MANIFEST_BYTES)
     except FileNotFoundError:
         raise BundleError(f"{file} is not signed: there is no {signature_file.name} next to it") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"cannot read {signature_file}: {error}") from None
+        raise BundleError(f"cannot read {signature_file}: {getattr(error, 'strerror', None) or error}") from None
     mark = "trusted comment: "
     if len(lines) < 4 or not lines[2].startswith(mark):
         raise BundleError(f"{signature_file} is not a signature of minisign: copy it again")
@@ -54,9 +58,26 @@ def verify_signature(file: Path, key: Path) -> str:
     return comment
 
 
+def require_covered(bundle: Bundle) -> None:
+    """Raise BundleError for links, and for files that the signed manifest does not list."""
+    listed, faults = {*(bundle.manifest.files or ()), MANIFEST, MANIFEST + SUFFIX}, []
+    for path in sorted(bundle.path.rglob("*")):
+        name = path.relative_to(bundle.path).as_posix()
+        if path.is_symlink():
+            faults.append(f"{name} is a link")
+        elif name not in listed and not path.is_dir():
+            faults.append(f"{name} is not in the manifest")
+    if faults:
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise BundleError(
+            f"the signature of {bundle.path} does not cover all of it: {', '.join(faults[:5])}{more}: copy the bundle "
+            "without links, and remove other files"
+        )
+
+
 def _public_key(key: Path) -> bytes:
     try:
-        lines = key.read_text(encoding="utf-8").split("\n")
+        lines = read_bounded(key, _MAX_BYTES).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"--key {key}: {getattr(error, 'strerror', None) or error}") from None
     encoded = next((line for line in lines if line and not line.startswith("untrusted comment:")), "")

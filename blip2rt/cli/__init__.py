@@ -131,10 +131,12 @@ def _verify(args: argparse.Namespace) -> int:
     folder = args.bundle or embedded()
     signed = ""
     if args.key is not None:
-        from ..bundle.signature import verify_signature
+        from ..bundle.signature import require_covered, verify_signature
 
         signed = f", signed: {printable(verify_signature(Path(folder) / MANIFEST, args.key))}"
     bundle = verify(folder, _progress() if sys.stderr.isatty() else None)
+    if args.key is not None:
+        require_covered(bundle)
     files = bundle.manifest.files or {}
     print(f"{one_line(str(bundle.path))}: {len(files)} files, {bundle.size / 1e6:.1f} MB, all as exported{signed}")
     return 0

@@ -7,6 +7,7 @@ import os
 from typing import IO
 
 from ..errors import OptionError, names_file
+from ..regular_files import open_regular
 from .path_checks import check_writable
 
 
@@ -16,10 +17,12 @@ class AppendOnlyFile:
     Raises OSError, and OptionError if another process holds the lock.
     """
 
-    def __init__(self, path: str, truncate: bool = False) -> None:
+    def __init__(self, path: str, truncate: bool = False, named: bool = True) -> None:
+        """named: by the user, who may name a link or a pipe; otherwise only a regular file is opened."""
         check_writable(path)
-        self.path = path
-        self._file: IO[bytes] = open(path, "ab", buffering=0)  # noqa: SIM115  # open until the run ends
+        self.path, flags = path, os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        opened = path if named else open_regular(path, flags, follow=False)
+        self._file: IO[bytes] = open(opened, "ab", buffering=0)  # noqa: SIM115  # open until the run ends
         try:
             import fcntl
 

@@ -20,12 +20,15 @@ CREATE TABLE IF NOT EXISTS files (row INTEGER PRIMARY KEY, path BLOB NOT NULL UN
 CREATE INDEX IF NOT EXISTS by_hash ON files (hash);
 CREATE INDEX IF NOT EXISTS by_listed ON files (listed) WHERE listed = 0;
 CREATE TABLE IF NOT EXISTS free (row INTEGER PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS shortlist (hash BLOB NOT NULL, stamp BLOB NOT NULL);
 """
+_TABLES = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name"
+_SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")
 _FIXES = {
     "locked": "wait for the other run",
     "full": "free some space and run again",
     "I/O": "check the disk and its free space, and run again",
-    "readonly": "get write permission there",
+    "readonly": "finish an interrupted run by `blip2rt index`, or get write permission there",
     "unable to open": "get read and write permission there",
 }
 
@@ -45,6 +48,21 @@ def damaged(path: Path, reason: str) -> GalleryError:
     return GalleryError(f"{path} is damaged ({reason}): remove {path.parent} and create it again with `blip2rt index`")
 
 
+def _is_inside(path: object) -> bool:
+    """Whether a value of the catalog is a path that stays in the index's root."""
+    if not isinstance(path, bytes) or not path or b"\0" in path:
+        return False
+    return not os.path.isabs(path) and (b".." not in path or os.pardir not in Path(os.fsdecode(path)).parts)
+
+
+def _names_another_journal(journal: Path) -> bool:
+    """Whether a journal ends with the name of a super-journal: SQLite would delete the file of that name."""
+    with contextlib.suppress(OSError), open(journal, "rb") as file:
+        file.seek(-len(_SUPER_JOURNAL), os.SEEK_END)
+        return file.read() == _SUPER_JOURNAL
+    return False
+
+
 class Catalog:
     """The table of an index's pictures. One process writes, any number read. Raises GalleryError."""
 
@@ -52,11 +70,25 @@ class Catalog:
         self._path = path
         if not write and not path.exists():
             raise damaged(path, "it is missing")
+        if _names_another_journal(path.with_name(f"{path.name}-journal")):
+            raise damaged(path, "its journal names another file")
         address = f"{path.resolve().as_uri()}?mode={'rwc' if write else 'ro'}"
         with self._sqlite_errors():
             self._db = sqlite3.connect(address, uri=True, timeout=60, isolation_level=None)
+            self._db.execute("PRAGMA trusted_schema = OFF")
             if write:
-                self._db.executescript(_SCHEMA)
+                self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT")
+            self._check_tables()
+
+    def _check_tables(self) -> None:
+        """Raise GalleryError for a catalog without tables, or with others: a view or a trigger could do anything."""
+        found = self._db.execute(_TABLES).fetchall()
+        if not found:
+            raise GalleryError(f"{self._path} is empty, since its first run was interrupted: run `blip2rt index` again")
+        with contextlib.closing(sqlite3.connect(":memory:")) as own:
+            own.executescript(_SCHEMA)
+            if found != own.execute(_TABLES).fetchall():
+                raise damaged(self._path, "its tables are not those of an index")
 
     def close(self) -> None:
         self._db.close()
@@ -120,9 +152,16 @@ class Catalog:
             for file in self.at(rows).values():
                 self._delete(file)
 
-    def mark_in_shortlist(self, rows: Sequence[int]) -> None:
+    def record_shortlist(self, rows: Sequence[int], digest: bytes, stamp: bytes) -> None:
+        """Record that the shortlist's file, with a hash and a stamp, includes more rows."""
         with self._transaction():
             self._db.executemany("UPDATE files SET listed = 1 WHERE row = ?", [(row,) for row in rows])
+            self._db.execute("DELETE FROM shortlist")
+            self._db.execute("INSERT INTO shortlist VALUES (?, ?)", [digest, stamp])
+
+    def shortlist_record(self) -> tuple[object, object]:
+        """Return the hash and the stamp of the shortlist's file."""
+        return next(((digest, stamp) for digest, stamp in self._read("SELECT * FROM shortlist")), (None, None))
 
     def _delete(self, file: File | None) -> None:
         if file is not None:
@@ -131,10 +170,15 @@ class Catalog:
 
     def _select(self, where: str, values: Sequence[object]) -> Iterator[File]:
         for row, path, *rest in self._read(f"SELECT row, path, size, time, hash FROM files WHERE {where}", values):
+            if row < 0 or not _is_inside(path) or [type(value) for value in rest] != [int, int, bytes]:
+                raise damaged(self._path, f"the entry of picture {row} is invalid")
             yield File(row, os.fsdecode(path), *rest)
 
     def _rows(self, query: str, values: Sequence[object] = ()) -> list[int]:
-        return [row for (row,) in self._read(query, values)]
+        rows = [int(row) for (row,) in self._read(query, values)]
+        if any(row < 0 for row in rows):
+            raise damaged(self._path, "a row is negative")
+        return rows
 
     def _value(self, query: str) -> Any:
         return next(self._read(query))[0]

@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import bundle as contract
+from ..bundle.checksum import sha256_of
 from ..errors import CapabilityError, GalleryError, ImageError, OptionError
+from ..regular_files import require_regular
 from . import index_manifest
 from .catalog import Catalog, damaged
 from .path_checks import check_empty
-from .vectors import BLOCK, Shortlist, Vectors, has_usearch, one_vector, scores_of
+from .vectors import BLOCK, Shortlist, Vectors, has_usearch, is_intact, one_vector, scores_of, stamp_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from ..model import Model
     from .progress import Counts
 
+SHORTLIST = "shortlist.usearch"
 MAX_EXACT = 4096  # largest index that is searched without a shortlist
 MIN_CANDIDATES = 200  # shortlisted pictures whose exact score is computed
 CANDIDATES_PER_HIT = 10
@@ -71,6 +74,12 @@ class Index:
         self.path, self.root, self.model = path, root, model
         self._shape, self.writable = shape, write
         self.vectors = Vectors(path / "vectors.i8", *shape)
+        for name in ("files.db", "files.db-journal", "vectors.i8", SHORTLIST):
+            try:
+                with contextlib.suppress(FileNotFoundError):
+                    require_regular(path / name, follow=False)
+            except OSError as error:
+                raise damaged(path / name, str(error.strerror)) from None
         with contextlib.ExitStack() as stack:
             self.catalog = Catalog(path / "files.db", write)
             stack.callback(self.catalog.close)
@@ -93,11 +102,14 @@ class Index:
                 f"{folder} was made by the model {manifest['name']!r}, and this one is {model.bundle.manifest.name!r} "
                 "or another version of it: give --model, or create a new index"
             )
+        shape = index_manifest.shape_of(model.bundle)
+        if (manifest["queries"], manifest["size"]) != shape:
+            raise damaged(folder / index_manifest.FILE_NAME, "its vectors have another shape than the model's")
         root = Path(os.path.normpath(folder / manifest["root"]))
         real = Path(os.path.realpath(folder), manifest["root"])
         if os.path.realpath(root) != os.path.realpath(real):  # the path of the index contains a symbolic link
             root = Path(os.path.normpath(real))
-        return cls(folder, root, (manifest["queries"], manifest["size"]), model, write)
+        return cls(folder, root, shape, model, write)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], root: str | os.PathLike[str], model: Model | None = None) -> Index:
@@ -128,7 +140,7 @@ class Index:
                 "again with a stage-1 checkpoint"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        *_, queries, size = model.bundle.manifest.components[contract.IMAGE_EMBED].outputs[-1].shape
+        queries, size = index_manifest.shape_of(model.bundle)
         fields = {"name": name, "model": index_manifest.fingerprint(model.bundle), "queries": queries, "size": size}
         index_manifest.write(folder, root, fields)
         return cls.open(folder, model, write=True)
@@ -235,7 +247,9 @@ class Index:
             return self._used_rows()
         near = self._shortlist.nearest(vector, max(MIN_CANDIDATES, CANDIDATES_PER_HIT * count))
         new = np.array(self.catalog.not_in_shortlist(), np.int64)
-        return np.setdiff1d(np.unique(np.concatenate([near, new])), self._free_rows, assume_unique=True)
+        found = np.unique(np.concatenate([near, new]))
+        found = found[(found >= 0) & (found < self.catalog.row_count)]
+        return np.setdiff1d(found, self._free_rows, assume_unique=True)
 
     @cached_property
     def _free_rows(self) -> NDArray[np.int64]:
@@ -249,21 +263,24 @@ class Index:
 
     @cached_property
     def _shortlist(self) -> Shortlist | None:
-        path = self.path / "shortlist.usearch"
+        path = self.path / SHORTLIST
         if not path.exists() or self.catalog.row_count <= MAX_EXACT or not has_usearch():
             return None
         with contextlib.suppress(RuntimeError):  # damaged: score every picture until `add` rebuilds it
-            return Shortlist(path, self._shape[1], view=True)
+            if is_intact(path, self._shape[1], *self.catalog.shortlist_record()):
+                return Shortlist(path, self._shape[1], view=True)
         return None
 
     def refresh(self) -> None:
         """Bring the shortlist up to date with the catalog and drop cached values."""
         for name in ("_free_rows", "_means", "_shortlist"):
             self.__dict__.pop(name, None)
-        path, new, free = self.path / "shortlist.usearch", self.catalog.not_in_shortlist(), self.catalog.free_rows()
+        path, new, free = self.path / SHORTLIST, self.catalog.not_in_shortlist(), self.catalog.free_rows()
         if self.catalog.row_count <= MAX_EXACT or not has_usearch():
             return
-        if not path.exists() or 5 * len(free) > self.catalog.row_count:  # removed rows slow a graph down
+        digest, stamp = self.catalog.shortlist_record()
+        many_free = 5 * len(free) > self.catalog.row_count  # they slow a graph down
+        if not path.exists() or many_free or not is_intact(path, self._shape[1], digest, stamp):
             path.unlink(missing_ok=True)
             new = [file.row for file in self.catalog.all()]
         try:
@@ -277,7 +294,8 @@ class Index:
             shortlist.add(rows.tolist(), one_vector(embeds))
         if new or not path.exists():
             shortlist.save()
-            self.catalog.mark_in_shortlist(new)
+        if new or stamp != stamp_of(path):  # the latter in a copied folder
+            self.catalog.record_shortlist(new, sha256_of(path), stamp_of(path))
 
     def _reranked(self, hits: Sequence[Hit], text: str, cancelled: Callable[[], bool]) -> list[Hit]:
         """Order hits by Match.score. Pictures that can no longer be read are left out."""

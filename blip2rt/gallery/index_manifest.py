@@ -13,11 +13,13 @@ from .. import bundle as contract
 from ..bundle.atomic import partial_of, write_file
 from ..bundle.reader import Bundle
 from ..errors import GalleryError
+from ..regular_files import read_bounded
 from .catalog import damaged
 
 FILE_NAME = "index.json"
 PARTIAL_NAME = partial_of(Path(FILE_NAME)).name  # all that remains if the first run was killed immediately
-FORMAT, VERSION = "blip2rt-index", 2  # version 1 had no checksums of vectors
+FORMAT, VERSION = "blip2rt-index", 3  # 1 had no checksums of vectors, 2 none of the shortlist
+_MAX_BYTES = 1 << 20
 _EMBEDDING_GRAPHS = (contract.VISION, contract.IMAGE_EMBED, contract.TEXT_EMBED)
 
 
@@ -43,15 +45,22 @@ def write(folder: Path, root: Path, fields: dict[str, Any]) -> None:
     """Write index.json. fields: name and model of the bundle, queries and size of its vectors. Raises OSError."""
     manifest = fields | {"format": FORMAT, "version": VERSION, "root": _relative(root, folder)}
     text = json.dumps(manifest, indent=1, ensure_ascii=False)
-    write_file(folder / FILE_NAME, text.encode("utf-8", "surrogateescape"))
+    write_file(folder / FILE_NAME, text.encode("utf-8", "surrogateescape"), follow=False)
+
+
+def shape_of(bundle: Bundle) -> tuple[int, int]:
+    """Return the queries and the size of the vectors that a bundle makes of a picture."""
+    *_, queries, size = bundle.manifest.components[contract.IMAGE_EMBED].outputs[-1].shape
+    return int(queries), int(size)
 
 
 def read(folder: Path) -> dict[str, Any]:
     """Read index.json; `root` is relative to the index. Raises GalleryError."""
     try:
-        manifest: dict[str, Any] = json.loads((folder / FILE_NAME).read_bytes())
+        manifest: dict[str, Any] = json.loads(read_bounded(folder / FILE_NAME, _MAX_BYTES, follow=False))
         valid = manifest["format"] == FORMAT and all(isinstance(manifest[n], str) for n in ("root", "name", "model"))
-        valid = valid and all(isinstance(manifest[n], int) and 0 < manifest[n] < 1 << 16 for n in ("queries", "size"))
+        valid = valid and all(type(manifest[n]) is int for n in ("queries", "size"))
+        valid = valid and b"\0" not in os.fsencode(manifest["root"])
     except NotADirectoryError:
         raise GalleryError(f"{folder} is a file, not an index: give the folder created by `blip2rt index`") from None
     except FileNotFoundError:

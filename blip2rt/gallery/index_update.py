@@ -60,7 +60,7 @@ def update(
     counts, parallelism = Counts(), parallelism or Parallelism(BATCH_SIZE, 2)
     sources = index_sources(index.root)
     with ExitStack() as stack:
-        lock = AppendOnlyFile(str(index.path / "lock"))
+        lock = AppendOnlyFile(str(index.path / "lock"), named=False)
         stack.callback(lock.close)
         line = ProgressLine(sources, counts, shown=not quiet)
         stack.callback(line.close)

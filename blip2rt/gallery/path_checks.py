@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 from ..errors import OptionError
+from ..regular_files import require_regular
 from ..untrusted.image_format import EXTENSIONS, format_of, read_head
 
 
@@ -21,6 +23,20 @@ def write_problem(target: str) -> str:
     except OSError as error:
         return f"cannot read {target!r}: {error.strerror}"
     return f"{target!r} is a picture, which is never overwritten" if picture else ""
+
+
+def sidecar_problem(target: str, folder: str) -> str:
+    """Return why a file next to a picture must not be written, or "". folder: where its picture was found, or ""."""
+    try:
+        require_regular(target, follow=False)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno != errno.EISDIR:
+            return f"{target!r} cannot be written: {error.strerror}"
+    if folder and not Path(os.path.realpath(os.path.dirname(target))).is_relative_to(os.path.realpath(folder)):
+        return f"{target!r} is behind a link that leads out of {folder!r}"
+    return write_problem(target)
 
 
 def check_writable(target: str) -> None:

@@ -15,6 +15,8 @@ from urllib.parse import quote
 from ..bundle.atomic import write_file
 from ..errors import ImageError, one_line
 from ..image import load_rgb
+from ..regular_files import open_regular
+from ..untrusted.image_format import HEAD, format_of
 from .outputs.tables import json_line
 from .path_checks import check_empty, check_writable
 
@@ -72,7 +74,10 @@ def copy_hits(hits: Sequence[Hit], folder: Path) -> list[str]:
         target = folder / f"{rank:0{digits}d}-{hit.path.name}"
         partial = folder / f".{rank:0{digits}d}.partial"
         try:
-            shutil.copyfile(hit.path, partial)
+            with open(open_regular(hit.path), "rb") as picture, open(partial, "wb") as copy:
+                if not format_of(picture.peek(HEAD)):
+                    raise OSError(0, "it is not a picture")  # a malicious index may name any file
+                shutil.copyfileobj(picture, copy)
             os.replace(partial, target)
         except OSError as error:
             partial.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ class Picture:
     offset: int = 0
     size: int = -1  # of the bytes inside a shard; -1: the whole file
     data: bytes | None = None
+    folder: str = ""  # the folder in which the walk found it; "": named by the user
 
     def source(self) -> str | bytes:
         """The image argument for a model: a path or bytes. Raises OSError."""

@@ -23,6 +23,7 @@ from .sources import Failure, Picture, Sources, is_glob, is_shard
 from .tar_samples import shard_pictures
 
 _SEPARATOR = f"[{re.escape(os.sep + (os.altsep or ''))}]"
+_MAGIC = re.compile(r"[*?\[]")
 _ANY_FOLDERS = re.compile(rf"(?:^|(?<={_SEPARATOR}))\*\*(?:{_SEPARATOR}+|$)")  # ** as a whole component
 
 
@@ -35,7 +36,7 @@ def walk(sources: Sources) -> Iterator[Picture | Failure]:
         try:
             with _open_list(name) as lines:
                 for path in _split_list(lines):
-                    yield from walker.path(path)
+                    yield from walker.path(path, literal=True)
         except OSError as error:
             yield Failure.unreadable(name, error, "the list ")
 
@@ -109,17 +110,20 @@ class _Walker:
         self._seen: set[int] = set()
         self._folders: set[tuple[int, int]] = set()
 
-    def path(self, path: str) -> Iterator[Picture | Failure]:
+    def path(self, path: str, literal: bool = False) -> Iterator[Picture | Failure]:
+        """literal: the path comes from a list, whose lines are not patterns."""
         if os.path.isdir(path):
-            yield from self._folder(path)
+            yield from self._folder(path, path)
         elif is_shard(path):
             yield from shard_pictures(path)
-        elif is_glob(path):
+        elif is_glob(path) and not literal:
+            base = os.path.dirname(path[: _MAGIC.search(path).start()]) or os.curdir  # type: ignore[union-attr]
             for match in expand(path):
                 if isinstance(match, Failure):
                     yield match
                 else:
-                    yield from self._folder(match) if os.path.isdir(match) else self._file(match, matched=True)
+                    found = self._folder(match, base) if os.path.isdir(match) else self._file(match, base, matched=True)
+                    yield from found
         else:
             self._is_new(path)
             yield Picture(path, path)
@@ -136,18 +140,19 @@ class _Walker:
             yield Failure("-", "standard input is text, not an image: give a list of paths with --from-file -")
         else:
             for path in _split_list([data]):
-                yield from self.path(path)
+                yield from self.path(path, literal=True)
 
-    def _folder(self, path: str) -> Iterator[Picture | Failure]:
+    def _folder(self, path: str, base: str) -> Iterator[Picture | Failure]:
+        """base: the folder that the user named."""
         for item in _list_folders(path, self._recursive, self._folders):
             if isinstance(item, Failure):
                 yield item
             else:
                 folder, names = item
                 for name in names:
-                    yield from self._file(os.path.join(folder, name), matched=False)
+                    yield from self._file(os.path.join(folder, name), base, matched=False)
 
-    def _file(self, path: str, matched: bool) -> Iterator[Picture | Failure]:
+    def _file(self, path: str, base: str, matched: bool) -> Iterator[Picture | Failure]:
         """Yield a picture, a failure, or nothing. matched: the user's pattern matches the file."""
         expected = matched or has_image_name(path)
         try:
@@ -163,7 +168,7 @@ class _Walker:
                 yield Failure.unreadable(path, error)
             return
         if (kind or expected) and self._is_new(path):
-            yield Picture(path, path)
+            yield Picture(path, path, folder=base)
 
     def _is_new(self, path: str) -> bool:
         key = hash(os.path.abspath(path))

@@ -7,7 +7,6 @@ transformers can do this only with bitsandbytes or a GPU, and not one tensor at 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Any
 import torch
 
 from blip2rt.errors import Blip2rtError
+
+from .sources import parse_json, read_json
 
 Reader = Callable[[], torch.Tensor]
 Entry = tuple[tuple[int, ...], Reader]  # shape, and what reads the tensor
@@ -27,7 +28,7 @@ _STATE = re.compile(r"(.+)\.quant_state\.bitsandbytes__(\w+)")
 def refuse_unknown_method(folder: Path) -> None:
     """Raise Blip2rtError if config.json of a folder names an unsupported quantization method."""
     try:
-        data = json.loads((folder / "config.json").read_text())
+        data = read_json(folder / "config.json")
     except (OSError, ValueError):
         return  # reported when the config is read
     sections = [data, *data.values()] if isinstance(data, dict) else []
@@ -89,7 +90,7 @@ def _dequantize_fp8(entries: Mapping[str, Entry], weight: str, scale: str) -> En
 
 def _dequantize_4bit(entries: Mapping[str, Entry], weight: str, kind: str) -> Entry:
     """Two codes per byte, the first in the high half; table (16), one scale per `blocksize` codes."""
-    state: dict[str, Any] = json.loads(bytes(entries[f"{weight}.quant_state.bitsandbytes__{kind}"][1]().tolist()))
+    state: dict[str, Any] = parse_json(bytes(entries[f"{weight}.quant_state.bitsandbytes__{kind}"][1]().tolist()))
     shape, block = tuple(state["shape"]), int(state["blocksize"])
     needed = [weight, f"{weight}.quant_map", f"{weight}.absmax"]
     nested = "nested_offset" in state

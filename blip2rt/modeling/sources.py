@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from blip2rt.errors import Blip2rtError
+from blip2rt.regular_files import read_bounded
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 MAX_JSON_BYTES = 256 << 20  # per file; the largest tokenizers have 33 MB
@@ -85,13 +86,8 @@ def _shipped(folder: Path) -> list[str]:
 
 
 def read_json(file: Path) -> Any:
-    """Read a JSON file. Raises OSError, or ValueError if it is malformed, too long or nested too deep."""
-    size = file.stat().st_size
-    if not file.is_file():
-        raise ValueError("it is not a file")
-    if size > MAX_JSON_BYTES:
-        raise ValueError(f"it has {size:,} bytes, and {MAX_JSON_BYTES:,} are allowed")
-    return parse_json(file.read_bytes())
+    """Read a JSON file. Raises OSError, also for a pipe or a long file, and ValueError if it is malformed."""
+    return parse_json(read_bounded(file, MAX_JSON_BYTES))
 
 
 def parse_json(text: bytes) -> Any:

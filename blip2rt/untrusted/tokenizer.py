@@ -17,6 +17,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from ..errors import BundleError, boundary
+from ..regular_files import read_bounded
 
 MAX_BYTES = 256 << 20  # of a file; Gemma's has 33 MB
 MAX_GROWTH = 64  # factor of all normalizers or all decoders; NFKC has 18
@@ -28,13 +29,11 @@ _silence = threading.Lock()
 def read_tokenizer(file: Path) -> Tokenizer:
     """The tokenizer of a file, without padding and truncation. Raises BundleError."""
     try:
-        size = file.stat().st_size
+        data = read_bounded(file, MAX_BYTES)
     except OSError as error:
         raise BundleError(f"{file} is not a tokenizer: {error.strerror or error}") from None
-    if size > MAX_BYTES:
-        raise BundleError(f"{file} is not a tokenizer: it has {size:,} bytes, more than {MAX_BYTES:,}")
     with guarded(file, "is not a tokenizer"), _silent():
-        tokenizer: Tokenizer = Tokenizer.from_file(str(file))
+        tokenizer: Tokenizer = Tokenizer.from_buffer(data)
         faults = _faults(tokenizer)
         if faults:
             raise BundleError(f"{file} is not a safe tokenizer: {'; '.join(faults)}")

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from blip2rt.modeling.sources import read_json
+
 FILE = "generation_config.json"
 _OPTIONS = (  # callers of a bundle can set these
     "num_beams max_new_tokens min_new_tokens length_penalty early_stopping repetition_penalty no_repeat_ngram_size "
@@ -60,7 +62,7 @@ def _read_file(folder: str) -> dict[str, Any]:
     """Read a folder's generation_config.json; empty if it is missing or damaged."""
     file = Path(folder) / FILE
     try:
-        values = json.loads(file.read_text()) if file.is_file() else {}
+        values = read_json(file) if file.is_file() else {}
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tracemalloc
 from collections.abc import Iterator
@@ -70,11 +69,9 @@ def test_row_freed_by_a_concurrent_writer_is_left_out(model, album):
 def test_neighbours_need_less_than_quadratic_memory(model, album, monkeypatch):
     rng, count, size = np.random.default_rng(new_seed()), 6000, 16
     Index.create("x", album, model).close()
-    about = json.loads(Path("x/index.json").read_text())
-    Path("x/index.json").write_text(json.dumps({**about, "queries": 2, "size": size}))
     embeds = rng.normal(size=(count, 2, size)).astype(np.float32)
     embeds /= np.linalg.norm(embeds, axis=-1, keepdims=True)
-    with Index.open("x", model, write=True) as opened:
+    with Index(Path("x"), album, (2, size), model, write=True) as opened:
         opened.vectors.write(range(count), embeds)
         opened.catalog.put(File(row, f"{row}.png", 1, 1, str(row).encode()) for row in range(count))
         opened.catalog.remove(range(0, count, 7))
@@ -147,9 +144,8 @@ def test_shortlist_loses_less_than_a_point_of_recall(model, album, monkeypatch):
     monkeypatch.setattr(index, "MAX_EXACT", 1000)
     rng = np.random.default_rng(new_seed())
     Index.create("x", album, model).close()
-    about, (queries, size) = json.loads(Path("x/index.json").read_text()), (8, 64)
-    Path("x/index.json").write_text(json.dumps({**about, "queries": queries, "size": size}))
-    with Index.open("x", model, write=True) as opened:
+    queries, size = 8, 64
+    with Index(Path("x"), album, (queries, size), model, write=True) as opened:
         topics = rng.normal(size=(60, 1, size))  # pictures lie in heaps, and so do the vectors of one
         embeds = topics[rng.integers(60, size=4000)] + 0.8 * rng.normal(size=(4000, 1, size))
         embeds = embeds + 0.5 * rng.normal(size=(4000, queries, size))

@@ -41,7 +41,7 @@ class CaptionedShard:
             if not self._samples:
                 self._complete = True  # there is nothing to write
                 return
-        self._file = AppendOnlyFile(str(self._partial), truncate=overwrite)
+        self._file = AppendOnlyFile(str(self._partial), truncate=overwrite, named=False)
         images = ((i, find_image(path, sample)) for i, sample in enumerate(self._samples))
         self._sample_numbers = {image.offset: i for i, image in images if image}
         self._next, self._captioned = 0, set[int]()

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ...bundle.atomic import write_file
-from ..path_checks import normalized_extension, write_problem
+from ..path_checks import normalized_extension, sidecar_problem
 from ..sources import Failure, Picture
 from . import Description
 
@@ -31,7 +31,7 @@ class Sidecar:
             same = self._claimed[key] == owner
             return False if same else Failure(picture.name, f"{target!r} already belongs to another picture: {fix}")
         self._claimed[key] = owner
-        problem = write_problem(target)
+        problem = sidecar_problem(target, picture.folder)
         if problem:
             return Failure(picture.name, f"{problem}: {fix}")
         if not self._overwrite and self._is_done(target):
@@ -42,7 +42,7 @@ class Sidecar:
 
     def write(self, picture: Picture, description: Description) -> None:
         target = self._target(picture)
-        write_file(Path(target), self._content(target, description).encode("utf-8", "surrogateescape"))
+        write_file(Path(target), self._content(target, description).encode("utf-8", "surrogateescape"), follow=False)
 
     def finish(self, failed: bool) -> None:
         pass

@@ -35,7 +35,7 @@ class Table:
     def __init__(self, path: str, overwrite: bool, model: str, asked: str) -> None:
         self._final, self._path = path, path + self.JOURNAL
         self._remove_if_empty = not os.path.exists(self._path)
-        self._file = AppendOnlyFile(self._path, truncate=overwrite)
+        self._file = AppendOnlyFile(self._path, truncate=overwrite, named=not self.JOURNAL)
         self._model, self._asked = model, asked
         self._done: set[int] = set()
         try:
@@ -208,6 +208,7 @@ class ParquetTable(JsonTable):
             return
         if next(self._new_rows(), None) is not None or not os.path.exists(self._final):
             temporary = Path(f"{self._final}.partial")
+            temporary.unlink(missing_ok=True)  # it may be a link
             try:
                 with names_file(self._final), self._parquet.ParquetWriter(temporary, self._schema()) as writer:
                     for rows in (self._old_rows(), self._new_rows()):

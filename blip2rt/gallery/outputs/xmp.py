@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
+from ...regular_files import read_bounded
 from . import Description
 from .sidecars import Sidecar
 
@@ -31,6 +33,7 @@ _NEW = f"""<x:xmpmeta xmlns:x="adobe:ns:meta/">
  </rdf:RDF>
 </x:xmpmeta>"""
 _MAX_BYTES = 16 << 20  # of an existing sidecar
+_MAX_NAMESPACES, _MAX_ELEMENTS, _MAX_DEPTH = 200, 200_000, 200
 
 
 class XmpSidecar(Sidecar):
@@ -47,49 +50,89 @@ class XmpSidecar(Sidecar):
             tree = _read(target)
         except OSError:
             return False
-        return tree is not None and _has_description(tree)
+        return tree is not None and _has_description(tree[0])
 
     def _content(self, target: str, description: Description) -> str:
         text = _FORBIDDEN.sub("", "\n".join(description.captions))
-        tree = _read(target) if os.path.exists(target) else None
-        if tree is None:
+        found = _read(target) if os.path.lexists(target) else None
+        if found is None:
             return _HEAD + _NEW.format(escape(text)) + _TAIL
+        tree, prefixes = found
         _set_description(tree, text)
-        return _HEAD + ElementTree.tostring(tree, encoding="unicode") + _TAIL
+        with _registered(prefixes):
+            return _HEAD + ElementTree.tostring(tree, encoding="unicode") + _TAIL
 
 
-def _read(path: str) -> Any:
-    """Parse a sidecar; None if the file is empty. Raises OSError if it is not XMP."""
-    if os.stat(path).st_size > _MAX_BYTES:
-        raise OSError(0, "too large for an XMP sidecar", path)
-    with open(path, "rb") as file:
-        data = file.read()
+class _Builder(ElementTree.TreeBuilder):
+    """Builds the tree of an untrusted file, and collects its namespaces: address -> prefix. Raises ValueError."""
+
+    def __init__(self) -> None:
+        super().__init__(insert_comments=True, insert_pis=True)
+        self.prefixes: dict[str, str] = {}
+        self._elements = self._depth = 0
+
+    def start(self, tag: Any, attrs: Any) -> Any:
+        self._elements += 1
+        self._depth += 1
+        if self._depth > _MAX_DEPTH or self._elements > _MAX_ELEMENTS:
+            raise ValueError(f"it has more than {_MAX_ELEMENTS:,} elements or {_MAX_DEPTH} levels")
+        return super().start(tag, attrs)
+
+    def end(self, tag: Any) -> Any:
+        self._depth -= 1
+        return super().end(tag)
+
+    def start_ns(self, prefix: str, address: str) -> None:
+        self.prefixes[address] = prefix
+        if len(self.prefixes) > _MAX_NAMESPACES:
+            raise ValueError(f"it has more than {_MAX_NAMESPACES} namespaces")
+
+    def doctype(self, *_: object) -> None:
+        raise ValueError("it has a document type")
+
+
+def _read(path: str) -> tuple[Any, dict[str, str]] | None:
+    """Parse a sidecar into its tree and its namespaces; None if the file is empty. Raises OSError if it is not XMP."""
+    data = read_bounded(path, _MAX_BYTES, follow=False)
     if not data.strip():
         return None
+    builder = _Builder()
     try:
-        for _, (prefix, address) in ElementTree.iterparse(io.BytesIO(data), ["start-ns"]):
-            if prefix and not prefix.startswith("ns"):
-                ElementTree.register_namespace(prefix, address)
-        builder = ElementTree.TreeBuilder(insert_comments=True, insert_pis=True)
         tree = ElementTree.fromstring(data, ElementTree.XMLParser(target=builder))
-    except (ElementTree.ParseError, ValueError) as error:
-        raise OSError(0, f"not XML: {error}", path) from None
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise OSError(0, f"not XMP: {error}", path) from None
     if tree.find(f".//{{{_RDF}}}RDF") is None and tree.tag != f"{{{_RDF}}}RDF":
         raise OSError(0, "not XMP", path)
-    return tree
+    return tree, builder.prefixes
+
+
+@contextlib.contextmanager
+def _registered(prefixes: dict[str, str]) -> Iterator[None]:
+    """Write a file's own prefixes; then forget them, or a folder of files would slow down with each one."""
+    known: dict[str, str] = ElementTree._namespace_map  # type: ignore[attr-defined]
+    before = dict(known)
+    try:
+        for address, prefix in prefixes.items():
+            if prefix and not prefix.startswith("ns"):
+                ElementTree.register_namespace(prefix, address)
+        yield
+    finally:
+        known.clear()
+        known.update(before)
 
 
 def _has_description(tree: Any) -> bool:
     """Whether dc:description has any text: as an attribute, as plain text, or in any language."""
-    texts = [holder.get(_DESCRIPTION, "") for holder in tree.iter(f"{{{_RDF}}}Description")]
-    texts += [_text(element) for element in tree.iter(_DESCRIPTION)]
-    return any(text.strip() for text in texts)
+    holders = tree.iter(f"{{{_RDF}}}Description")
+    return any(holder.get(_DESCRIPTION, "").strip() for holder in holders) or _has_text(tree, False)
 
 
-def _text(element: Any) -> str:
-    """The text of an element without its comments."""
-    own = element.text or "" if isinstance(element.tag, str) else ""
-    return own + "".join(_text(child) + (child.tail or "") for child in element)
+def _has_text(element: Any, inside: bool) -> bool:
+    """Whether an element has text, without comments, in dc:description. inside: whether it is part of one."""
+    inside = inside or element.tag == _DESCRIPTION
+    if inside and isinstance(element.tag, str) and (element.text or "").strip():
+        return True
+    return any(_has_text(child, inside) or (inside and (child.tail or "").strip()) for child in element)
 
 
 def _set_description(tree: Any, text: str) -> None:
@@ -102,8 +145,7 @@ def _set_description(tree: Any, text: str) -> None:
     translations = [item for item in items if item.get(_LANGUAGE) not in (None, "x-default")]
     for holder in holders:
         holder.attrib.pop(_DESCRIPTION, None)
-        for old in holder.findall(_DESCRIPTION):
-            holder.remove(old)
+        holder[:] = [child for child in holder if child.tag != _DESCRIPTION]
     alternatives = ElementTree.SubElement(ElementTree.SubElement(holders[0], _DESCRIPTION), f"{{{_RDF}}}Alt")
     default = ElementTree.SubElement(alternatives, f"{{{_RDF}}}li", {_LANGUAGE: "x-default"})
     default.text = text

@@ -6,16 +6,20 @@ import json
 import os
 import random
 import shutil
+import time
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from blip2rt.bundle import MANIFEST
+from blip2rt.bundle import MANIFEST, read
+from blip2rt.bundle.signature import require_covered
 from blip2rt.cli import main
+from blip2rt.errors import BundleError
 from tests.seeds import new_seed
 from tests.tiny.bundle import Tiny
 
@@ -77,11 +81,56 @@ def test_damaged_file_is_one_line(
         assert str(copy) in complaint(arguments, capfd)
 
 
-def test_pipe_as_manifest_does_not_block(copy: Path, picture: str, capfd: pytest.CaptureFixture[str]) -> None:
-    (copy / MANIFEST).unlink()
-    os.mkfifo(copy / MANIFEST)
-    for arguments in (["info", str(copy)], ["verify", str(copy)], ["caption", picture, "--model", str(copy)]):
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+@pytest.mark.parametrize("kind", ["pipe", "zero", "loop"])
+@pytest.mark.parametrize("name", [MANIFEST, "tokenizer.json", "llm.onnx", f"{MANIFEST}.minisig", "maker.pub"])
+def test_pipes_and_endless_files_do_not_block(
+    copy: Path, picture: str, name: str, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("cryptography")
+    key = "untrusted comment: minisign public key\nRWQ" + "0" * 53 + "\n"
+    (copy / "maker.pub").write_text(key)
+    (copy / name).unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(copy / name)
+    else:
+        (copy / name).symlink_to("/dev/zero" if kind == "zero" else name)
+    commands = [["verify", str(copy), "--key", str(copy / "maker.pub")]]
+    if not name.startswith("maker") and not name.endswith("minisig"):
+        commands += [["info", str(copy)], ["caption", picture, "--model", str(copy)]]
+    for arguments in commands:
         complaint(arguments, capfd)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": {f"{i}.bin": {"size": 1, "sha256": "0" * 64} for i in range(30_000)}},
+        {"sources": [1] * 1_500_000},
+        {"components": {f"{i}": {"inputs": [1] * 9_000} for i in range(100)}},
+        {"components": {f"{i}": {"inputs": [{"name": "a"}] * 9_000} for i in range(30)}},
+    ],
+    ids=["names", "list", "faults", "components"],
+)
+def test_many_entries_are_rejected_quickly(
+    copy: Path, change: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    manifest = json.loads((copy / MANIFEST).read_text()) | change
+    (copy / MANIFEST).write_text(json.dumps(manifest, separators=(",", ":")))
+    started = time.process_time()
+    assert len(complaint(["info", str(copy)], capfd)) < 4_000
+    assert time.process_time() - started < 3  # far below a second; 12 with 30,000 names before
+
+
+def test_signature_covers_no_links_and_no_other_files(copy: Path) -> None:
+    bundle = read(copy)
+    require_covered(bundle)
+    (copy / "sub").mkdir()
+    (copy / "sub" / "more.txt").write_text("words")
+    (copy / "tokenizer.json").rename(copy.parent / "tokenizer.json")
+    (copy / "tokenizer.json").symlink_to(copy.parent / "tokenizer.json")
+    with pytest.raises(BundleError, match=r"sub/more\.txt is not in the manifest, tokenizer\.json is a link: copy the"):
+        require_covered(bundle)
 
 
 def test_random_key_is_one_line(copy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

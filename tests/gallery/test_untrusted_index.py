@@ -1,0 +1,231 @@
+"""Indexes from others: damaged or malicious files give one line, and nothing outside of them is read or written."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import sqlite3
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from blip2rt.bundle.checksum import sha256_of
+from blip2rt.gallery import Index, index
+from tests.gallery.helpers import POSIX, assert_error
+from tests.seeds import new_seed
+from tests.tiny.image_folders import picture
+
+pytestmark = pytest.mark.long(5)
+
+OPEN = """
+import sys
+from pathlib import Path
+import numpy as np
+from blip2rt.gallery.vectors import Shortlist
+for view in (True, False):
+    shortlist = Shortlist(Path(sys.argv[1]), int(sys.argv[2]), view)
+    shortlist.nearest(np.ones(int(sys.argv[2]), np.float32), 50)
+"""
+
+
+@pytest.fixture
+def indexed(album, run) -> Path:
+    run("index", "album", "--out", "x")
+    return Path("x")
+
+
+def execute(at: Path, *statements: str) -> None:
+    with sqlite3.connect(at / "files.db") as db:
+        for statement in statements:
+            db.execute(statement)
+    db.close()
+
+
+def mutate(data: bytes, rng: random.Random, size: int) -> bytes:
+    """Change a number of a shortlist: anywhere, in the header, or among the links of the last nodes."""
+    changed, header = bytearray(data), 8 + int.from_bytes(data[:4], "little") * size
+    at = rng.choice([rng.randrange(len(data) - 8), header + rng.randrange(104), len(data) - 8 - rng.randrange(2000)])
+    width = rng.choice([1, 2, 4, 8])
+    changed[at : at + width] = rng.choice([0, 1, rng.getrandbits(8 * width), 2 ** (8 * width) - 1]).to_bytes(
+        width, "little"
+    )
+    return bytes(changed)
+
+
+def test_altered_shortlist_is_never_opened(model, album, run, monkeypatch):
+    """Not even if the catalog has its hash: only a sound graph is, which usearch reads without a crash."""
+    pytest.importorskip("usearch")
+    monkeypatch.setattr(index, "MAX_EXACT", 4)
+    rng, seed = random.Random(new_seed()), np.random.default_rng(new_seed())
+    for number in range(60):
+        picture(seed).save(album / f"more{number}.png")
+    run("index", "album", "--out", "x")
+    file, expected = Path("x/shortlist.usearch"), run("search", "x", "a dog", "-n", 99)[1]
+    whole, size = file.read_bytes(), Index.open("x", model)._shape[1]
+    opened = 0
+    for _ in range(60):
+        file.write_bytes(mutate(whole, rng, size))
+        with Index.open("x", model) as reader:
+            assert file.read_bytes() == whole or reader._shortlist is None
+        execute(Path("x"), f"UPDATE shortlist SET hash = x'{sha256_of(file).hex()}'")
+        with Index.open("x", model) as reader:
+            sound = reader._shortlist is not None
+        if sound and opened < 3:  # such as another vector
+            opened += 1
+            subprocess.run([sys.executable, "-c", OPEN, file, str(size)], check=True)
+    assert run("index", "album", "--out", "x")[0] == 1  # the album has bad pictures
+    assert run("search", "x", "a dog", "-n", 99)[1] == expected
+    with Index.open("x", model) as reader:
+        assert reader._shortlist is not None
+
+
+def test_copied_index_keeps_its_shortlist(model, album, run, monkeypatch):
+    pytest.importorskip("usearch")
+    monkeypatch.setattr(index, "MAX_EXACT", 4)
+    run("index", "album", "--out", "x")
+    shutil.copytree("x", "copy")
+    with Index.open("copy", model) as reader:
+        assert reader._shortlist is not None
+
+
+@POSIX
+@pytest.mark.parametrize(
+    "name", ["files.db", "files.db-journal", "vectors.i8", "shortlist.usearch", "index.json", "lock"]
+)
+@pytest.mark.parametrize("kind", ["link", "pipe", "zero"])
+def test_files_of_an_index_are_regular(indexed, run, name, kind):
+    """A link is not followed, neither for reading nor for writing, and a pipe does not block."""
+    outside = Path("outside")
+    outside.write_bytes(b"mine")
+    (indexed / name).unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(indexed / name)
+    else:
+        (indexed / name).symlink_to(outside.resolve() if kind == "link" else "/dev/zero")
+    commands = [["index", "album", "--out", "x"]] + [["search", "x", "a dog"], ["duplicates", "x"]] * (name != "lock")
+    for command in commands:
+        assert_error(run(*command), f"x/{name}", "it is a " + ("pipe" if kind == "pipe" else "link"))
+    assert outside.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE files SET path = 5 WHERE row = 3",
+        "UPDATE files SET path = x'610062' WHERE row = 3",
+        "UPDATE files SET path = 'text' WHERE row = 3",
+        "UPDATE files SET path = CAST('../../etc/passwd' AS BLOB) WHERE row = 3",
+        "UPDATE files SET path = CAST('/etc/passwd' AS BLOB) WHERE row = 3",
+        "UPDATE files SET path = x'' WHERE row = 3",
+        "UPDATE files SET row = -5 WHERE row = 3",
+        "UPDATE files SET row = 4611686018427387904 WHERE row = 3",
+        "UPDATE files SET hash = 5",
+        "UPDATE files SET size = 'many'",
+        "UPDATE files SET time = 1.5",
+        "INSERT INTO free VALUES (-1)",
+        "INSERT INTO free VALUES (4611686018427387904)",
+        "CREATE TABLE more (x)",
+        "CREATE TRIGGER t AFTER DELETE ON files BEGIN DELETE FROM free; END",
+        "DROP TABLE free",
+    ],
+)
+def test_odd_catalogs_are_one_line(indexed, run, statement):
+    execute(indexed, statement)
+    for command in (["search", "x", "a dog"], ["duplicates", "x"], ["index", "album", "--out", "x"]):
+        code, _, err = run(*command)
+        assert "is damaged" in err.splitlines()[-1] if code == 2 else "path" not in statement, err
+
+
+@POSIX
+def test_journal_deletes_no_other_file(indexed, run):
+    """SQLite deletes the super-journal that an interrupted journal names: here any file."""
+    victim, magic = Path("victim").resolve(), bytes.fromhex("d9d505f920a163d7")
+    victim.write_text("precious")
+    pages, name = (indexed / "files.db").stat().st_size // 4096, os.fsencode(victim)
+    header = (magic + struct.pack(">5I", 0, 0, pages, 512, 4096)).ljust(512, b"\0")
+    end = struct.pack(">I", (1 << 18) + 1) + name + struct.pack(">II", len(name), sum(name)) + magic
+    (indexed / "files.db-journal").write_bytes(header + end)
+    for command in (["search", "x", "a dog"], ["index", "album", "--out", "x"]):
+        assert_error(run(*command), "x/files.db is damaged (its journal names another file)")
+    assert victim.read_text() == "precious"
+
+
+def test_endless_view_is_rejected(indexed, run):
+    count = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x FROM n"
+    execute(indexed, "DROP TABLE free", f"CREATE VIEW free (row) AS {count}")
+    for command in (["search", "x", "a dog"], ["index", "album", "--out", "x"]):
+        assert_error(run(*command), "x/files.db is damaged")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"queries": 65535},
+        {"queries": True},
+        {"queries": 1.0},
+        {"size": 2**70},
+        {"root": "a\0b"},
+        {"root": "\ud800"},
+        {"root": 5},
+        {"version": 3.5},
+        {"model": ["x"]},
+    ],
+)
+def test_odd_index_json_is_one_line(indexed, run, fields):
+    file = indexed / "index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    for command in (["search", "x", "a dog"], ["index", "album", "--out", "x"]):
+        assert_error(run(*command), "x")
+
+
+@POSIX
+def test_only_pictures_are_copied(indexed, run):
+    """The index of others may name any file of a root that is any folder."""
+    Path("secret.png").write_text("words")
+    os.mkfifo("pipe.png")
+    Path("zero.png").symlink_to("/dev/zero")
+    file = indexed / "index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"root": ".."}))
+    names = ["secret.png", "pipe.png", "zero.png"]
+    execute(
+        indexed, *(f"UPDATE files SET path = CAST('{name}' AS BLOB) WHERE row = {i}" for i, name in enumerate(names))
+    )
+    code, _, err = run("search", "x", "a dog", "-n", 99, "--exact", "--copy-to", "copies", "--html", "p.html")
+    assert code == 1 and not [path for path in Path("copies").iterdir() if path.name.endswith(tuple(names))]
+    assert "secret.png': it is not a picture" in err and "pipe.png': it is a pipe" in err
+
+
+@POSIX
+@pytest.mark.parametrize("statement", range(1, 8))
+def test_kill_during_the_first_tables_is_resumed(album, run, statement):
+    """SIGKILL after each statement that creates the catalog."""
+    code = f"""
+import os, signal, sqlite3, sys
+from blip2rt.cli import main
+count, connect = 0, sqlite3.connect
+class Killed(sqlite3.Connection):
+    def trace(self, text):
+        global count
+        count += 1
+        if count > {statement}:
+            os.kill(os.getpid(), signal.SIGKILL)
+def opened(*arguments, **options):
+    db = connect(*arguments, factory=Killed, **options)
+    db.set_trace_callback(db.trace)
+    return db
+sqlite3.connect = opened
+main(sys.argv[1:])
+"""
+    model = run.model
+    done = subprocess.run([sys.executable, "-c", code, "index", "album", "--out", "x", "--model", model])
+    assert done.returncode == -9
+    code, _, err = run("search", "x", "a dog")
+    assert (code, err.count("\n")) == (2, 1) and "files.db is empty" in err and "run `blip2rt index` again" in err
+    assert "10 indexed" in run("index", "album", "--out", "x")[2]
+    assert run("search", "x", "a dog")[0] == 0
