@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..untrusted.image_format import HEAD, format_of, has_image_name
+from ..untrusted.tar_headers import is_plain, tar_headers
 from .sources import Failure, Picture
 
-BLOCK = tarfile.BLOCKSIZE
+BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class TarMember:
     end: int
     offset: int
     size: int
-    is_file: bool  # not a folder or a link
+    is_file: bool  # not a folder, a link or a sparse file
 
     @property
     def key(self) -> str:
@@ -40,16 +40,14 @@ def read_members(path: str) -> Iterator[TarMember]:
     if size == 0:
         return
     try:
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                tar.members = []  # type: ignore[attr-defined]  # or it would keep them all in memory
-                if tar.offset > size:
-                    break
-                start, end = end, tar.offset
-                yield TarMember(info.name, start, end, info.offset_data, info.size, info.isfile())
-    except tarfile.TarError as error:
+        for info, start, after in tar_headers(path):
+            if after > size:
+                break
+            end = after
+            yield TarMember(info.name, start, end, info.offset_data, info.size, is_plain(info))
+    except OSError:
         if end == 0:
-            raise OSError(0, f"not a complete uncompressed tar file ({error})", path) from None
+            raise
     with open(path, "rb") as file:
         file.seek(end)
         if end < size and file.read(BLOCK) != bytes(BLOCK):

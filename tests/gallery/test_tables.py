@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 import os
@@ -151,6 +152,22 @@ def test_table_rejects_other_text_flags(album, run, ending):
         assert_error(run(*other), f"t.{ending} has texts of --ask 'what is red'", words, "--overwrite")
         assert tree(Path()) == data
     assert run(*command, "--overwrite")[0] == 0 and rows(Path(f"t.{ending}"))[0]["asked"] == ""
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@a", "\t=1", "'=1", "''-1", "'a", "a=1", "'"])
+def test_csv_has_no_formulas_and_resumes(tmp_path, text):
+    """A spreadsheet takes a cell that begins with an apostrophe as text."""
+    path, model = str(tmp_path / "t.csv"), f"{text}model"
+    table = open_table(path, False, model, "")
+    table.write(Picture("", ""), Description(f"{text}.png", [text, "more"], -1.5, model))
+    table.close()
+    [_, row] = csv.reader(open(path, newline=""))
+    assert not any(cell[0] in "=+-@\t" for cell in (*row[:2], row[3]))
+    plain = not text.lstrip("'").startswith(tuple("=+-@\t"))
+    assert (row[0] == f"{text}.png") == (row[3] == model) == plain
+    table = open_table(path, False, model, "")
+    assert not table.needs(Picture(f"{text}.png", ""))
+    table.close()
 
 
 def test_table_without_pictures_is_empty(album, run):

@@ -24,6 +24,7 @@ import numpy as np
 
 from blip2rt.bundle.atomic import write_file
 from blip2rt.errors import Blip2rtError, boundary
+from blip2rt.untrusted.tar_headers import is_plain, tar_headers
 
 from .readers import IMAGES, read_json
 from .samples import BadSamples, Sample, text_fault
@@ -98,22 +99,20 @@ def scan_samples(shard: Path) -> tuple[Index, list[str]]:
     found: OrderedDict[str, dict[str, tuple[int, int]]] = OrderedDict()
     cut, size = {}, shard.stat().st_size
     try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                folder, _, name = member.name.rpartition("/")
-                key, dot, ending = name.partition(".")
-                if member.size < 0:  # tarfile would loop forever
-                    raise tarfile.TarError(f"{member.name} has a size of {member.size}")
-                if not member.isfile() or not dot:
-                    continue
-                if member.offset_data + member.size > size:
-                    cut[f"{folder}/{key}"] = f"the shard ends within its .{ending}"
-                else:
-                    found.setdefault(f"{folder}/{key}", {})[f".{ending.lower()}"] = (member.offset_data, member.size)
-    except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
+        for member, _, _ in tar_headers(shard):
+            folder, _, name = member.name.rpartition("/")
+            key, dot, ending = name.partition(".")
+            if not is_plain(member) or not dot:
+                continue
+            if member.offset_data + member.size > size:
+                cut[f"{folder}/{key}"] = f"the shard ends within its .{ending}"
+            else:
+                found.setdefault(f"{folder}/{key}", {})[f".{ending.lower()}"] = (member.offset_data, member.size)
+    except OSError as error:
         if not found:
-            raise Blip2rtError(f"shard {shard} is not a .tar file ({error}): remove it or download it again") from error
-        cut["(the rest)"] = f"the shard is damaged: {error}"
+            text = f"shard {shard} is not a .tar file ({error.strerror}): remove it or download it again"
+            raise Blip2rtError(text) from error
+        cut["(the rest)"] = f"the shard is damaged: {error.strerror}"
     rows, names, faults = [], [], [(f"{shard}#{key.lstrip('/')}", reason) for key, reason in cut.items()]
     for key, files in found.items():
         ending = next((ending for ending in files if ending in IMAGES), "")

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -24,6 +25,7 @@ from . import Description
 
 COLUMNS = ("image", "captions", "score", "model", "asked")
 Row = dict[str, Any]
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")  # the beginning of a cell
 _ENCODING = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names are bytes
 
 
@@ -151,7 +153,7 @@ class CsvTable(Table):
             rows = _parse_csv(record)
             if len(rows) != 1 or len(rows[0]) != len(COLUMNS) or (number == 1 and record != self.HEADING):
                 raise self._unknown_format(number)
-            yield None if number == 1 else dict(zip(COLUMNS, rows[0], strict=True)), end
+            yield None if number == 1 else dict(zip(COLUMNS, map(_without_quote, rows[0]), strict=True)), end
             number += 1
         if not (self._is_torn(lines) if number > 1 else self.HEADING.startswith(b"".join(lines))):
             raise self._unknown_format(number)
@@ -160,15 +162,25 @@ class CsvTable(Table):
         """Whether the last lines can be the beginning of one row: none of them ends a row."""
         for line in lines:
             rows = _parse_csv(line) if line.endswith(b"\n") else []
-            if line.endswith(b"\r\n") or any(row[-2:] == [self._model, self._asked] for row in rows):
+            if line.endswith(b"\r\n") or any(row[-2:] == [_quoted(self._model), self._asked] for row in rows):
                 return False
         return True
 
     def _encode(self, row: Row) -> bytes:
         text = io.StringIO(newline="")
         row = row | {"captions": "\n".join(row["captions"])}
-        csv.writer(text).writerow([row[name] for name in COLUMNS])
+        untrusted = {name: _quoted(row[name]) for name in ("image", "captions", "model")}
+        csv.writer(text).writerow([(row | untrusted)[name] for name in COLUMNS])
         return (b"" if self._file.size else self.HEADING) + text.getvalue().encode(**_ENCODING)
+
+
+def _quoted(cell: str) -> str:
+    """Put an apostrophe before what a spreadsheet would run as a formula."""
+    return f"'{cell}" if _FORMULA.match(cell) else cell
+
+
+def _without_quote(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def _parse_csv(data: bytes) -> list[list[str]]:
