@@ -220,7 +220,8 @@ class ParquetTable(JsonTable):
             return
         if next(self._new_rows(), None) is not None or not os.path.exists(self._final):
             temporary = Path(f"{self._final}.partial")
-            temporary.unlink(missing_ok=True)  # it may be a link
+            if temporary.is_symlink():
+                temporary.unlink()
             try:
                 with names_file(self._final), self._parquet.ParquetWriter(temporary, self._schema()) as writer:
                     for rows in (self._old_rows(), self._new_rows()):
