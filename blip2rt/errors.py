@@ -12,8 +12,8 @@ _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]") 
 
 
 def printable(text: str) -> str:
-    """An untrusted text with terminal control characters escaped; line breaks and tabs stay."""
-    return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    """An untrusted text with terminal control characters escaped; line breaks and tabs stay. JSON stays JSON."""
+    return _HIDDEN.sub(lambda found: f"\\x{ord(found[0]):02x}" if found[0] < " " else f"\\u{ord(found[0]):04x}", text)
 
 
 def one_line(text: str) -> str:

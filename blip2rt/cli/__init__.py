@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..command_line import complain, flags_named, run
+from ..command_line import complain, flags_named, run, show, show_json
 from ..errors import ImageError, OptionError, one_line, printable
 from ..gallery import flags as gallery_flags
 from ..options import Options
@@ -69,12 +69,12 @@ def _ask(args: argparse.Namespace) -> int:
                 failed += 1
                 error = f"{one_line(name)}: {too_late(options)}" if answer is None else str(answer)
                 if args.json:
-                    print(json.dumps({"image": name, "error": error}, ensure_ascii=False))
+                    show_json({"image": name, "error": error})
                 complain("blip2rt", error)
             elif args.json:
-                print(json.dumps(_answer_row(name, args.question, answer, model), ensure_ascii=False))
+                show_json(_answer_row(name, args.question, answer, model))
             else:
-                print(answer if len(args.images) == 1 else f"{one_line(name)}\t{one_line(answer)}")
+                show(answer if len(args.images) == 1 else f"{one_line(name)}\t{one_line(answer)}")
     return 2 if failed == len(args.images) else bool(failed)
 
 
@@ -100,7 +100,7 @@ def _match(args: argparse.Namespace) -> int:
     matches = _load(args).match(_image(args.image), args.texts)
     for text, match in sorted(zip(args.texts, matches, strict=True), key=lambda row: -row[1].score):
         if args.json:
-            print(json.dumps({"image": args.image, "text": text, **asdict(match)}, ensure_ascii=False))
+            show_json({"image": args.image, "text": text, **asdict(match)})
         else:
             line = f"score {match.score:6.2f}  probability {match.probability:.3f}  cosine {match.cosine:6.3f}"
             line += "" if match.likelihood is None else f"  likelihood {match.likelihood:6.2f}"
@@ -121,7 +121,7 @@ def _info(args: argparse.Namespace) -> int:
     from .info import describe, to_dict
 
     bundle = read(embedded() if args.bundle is None else args.bundle)
-    print(json.dumps(to_dict(bundle), indent=2, ensure_ascii=False) if args.json else describe(bundle))
+    show_json(to_dict(bundle), indent=2) if args.json else print(describe(bundle))
     return 0
 
 
@@ -214,6 +214,6 @@ def _decoding(args: argparse.Namespace) -> dict[str, Any]:
 
 def _print_pieces(pieces: Iterator[str]) -> int:
     for piece in pieces:
-        print(piece, end="", flush=True)
+        show(piece, end="", flush=True)
     print()
     return 0

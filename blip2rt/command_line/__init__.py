@@ -16,3 +16,5 @@ from .program import complain as complain
 from .program import flags_named as flags_named
 from .program import run as run
 from .program import running as running
+from .program import show as show
+from .program import show_json as show_json

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import stat
@@ -11,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 
-from ..errors import Blip2rtError, OptionError
+from ..errors import Blip2rtError, OptionError, printable
 from ..install_hints import pip_install
 from .parser import current_program
 
@@ -79,9 +80,19 @@ def running() -> str:
     return current_program.get()
 
 
+def show(text: str, end: str = "\n", flush: bool = False) -> None:
+    """Print an untrusted text on standard output; on a terminal, with its control characters escaped."""
+    print(printable(text) if sys.stdout.isatty() else text, end=end, flush=flush)
+
+
+def show_json(row: object, indent: int | None = None, flush: bool = False) -> None:
+    """Print an object as JSON, like `show`."""
+    show(json.dumps(row, indent=indent, ensure_ascii=False), flush=flush)
+
+
 def complain(program: str, error: object) -> int:
     """Print one line about a mistake and return its exit status, 2."""
-    print(f"{program}: error: {error}", file=sys.stderr)
+    print(f"{program}: error: {printable(str(error))}", file=sys.stderr)
     return 2
 
 

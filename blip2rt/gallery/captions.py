@@ -7,7 +7,6 @@ interrupted run loses only the batches in the graphs; the same command resumes a
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ..command_line import show, show_json
 from ..errors import Blip2rtError, OptionError, one_line
 from ..results import finish_reason, too_late
 from .outputs import DISK_FULL, Description, Sink
@@ -226,10 +226,10 @@ class Printer:
     def write(self, picture: Picture, description: Description) -> None:
         if self._json:
             row = description.row(timed=True) | {"caption": description.captions[0]}
-            print(json.dumps(row, ensure_ascii=False), flush=True)
+            show_json(row, flush=True)
             return
         for caption in description.captions:
-            print(caption if self._single == picture.name else f"{one_line(picture.name)}\t{caption}", flush=True)
+            show(caption if self._single == picture.name else f"{one_line(picture.name)}\t{caption}", flush=True)
 
     def finish(self, failed: bool) -> None:
         pass

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..command_line import complain
+from ..command_line import complain, show, show_json
 from ..errors import OptionError, one_line
 from ..install_hints import pip_install
 from . import flags
@@ -83,7 +82,7 @@ def search(args: argparse.Namespace, load: Load) -> int:
     with Index.open(args.index, load(args.threads)) as opened:
         hits = opened.search(query, args.count, image=args.image is not None, rerank=args.rerank, exact=args.exact)
         problems = _missing_root(opened)
-    print(search_output.format_hits(hits, args.json), end="")
+    show(search_output.format_hits(hits, args.json), end="")
     if args.html is not None:
         search_output.write_html(hits, str(query), args.html)
     if args.copy_to is not None:
@@ -117,7 +116,7 @@ def duplicates(args: argparse.Namespace, load: Load) -> int:
         for group in groups:
             paths = [str(opened.root / file.path) for file in group]
             if args.json:
-                print(json.dumps({"images": paths}, ensure_ascii=False))
+                show_json({"images": paths})
             else:
                 print("".join(f"{one_line(path)}\n" for path in paths))
     if not args.json and sys.stderr.isatty():

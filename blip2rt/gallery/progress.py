@@ -8,7 +8,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from ..command_line import complain
+from ..command_line import complain, show_json
 from ..errors import one_line
 from .append_only import AppendOnlyFile
 from .sources import Failure, Sources
@@ -105,7 +105,7 @@ class FailureLog:
     def add(self, failure: Failure) -> None:
         row = {"image": failure.name, "error": failure.reason}
         if self._printed:
-            print(json.dumps(row, ensure_ascii=False), flush=True)
+            show_json(row, flush=True)
         if self._silent:
             return
         if self._file is None:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from hashlib import sha256
@@ -138,3 +139,35 @@ def test_random_key_is_one_line(copy: Path, tmp_path: Path, capfd: pytest.Captur
     for damage in DAMAGES.values():
         (tmp_path / "maker.pub").write_bytes(damage(b"RWQ"))
         complaint(["verify", str(copy), "--key", str(tmp_path / "maker.pub")], capfd)
+
+
+EVIL = "\x1b]0;title\x07\x9b2J\u202e\x7f\x08"
+
+
+def test_captions_cannot_control_the_terminal(
+    copy: Path, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A malicious vocabulary; files and pipes get the text as it is."""
+    tokenizer = json.loads((copy / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    special = {token["content"] for token in tokenizer["added_tokens"]}
+    tokenizer["model"]["vocab"] = {
+        word if word in special else f"{word}{EVIL}": number for word, number in vocabulary.items()
+    }
+    put(copy, "tokenizer.json", json.dumps(tokenizer).encode())
+    commands = (["caption"], ["caption", "--stream"], ["caption", "--json"], ["ask", "--json"], ["ask"])
+    for name, *flags in commands:
+        arguments = [name, picture, *["what is it"] * (name == "ask"), *flags, "--model", str(copy)]
+        assert main(arguments) == 0
+        plain = capsys.readouterr().out
+        assert EVIL[-3] in plain
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        assert main(arguments) == 0
+        shown = capsys.readouterr().out
+        monkeypatch.undo()
+        assert shown.replace("\n", "").isprintable() and "\\u202e" in shown, shown
+        if "--json" in flags:
+            same = [{**json.loads(text), "ms": 0} for text in (plain, shown)]
+            assert same[0] == same[1]
+    assert main(["caption", picture, "--write", "txt", "--model", str(copy)]) == 0
+    assert EVIL[-3] in Path(picture).with_suffix(".txt").read_text()
