@@ -10,6 +10,8 @@ from typing import Any
 
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # controls, direction marks
 
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # a byte of a file name, by surrogateescape
+
 
 def printable(text: str) -> str:
     """An untrusted text with terminal control characters escaped; line breaks and tabs stay. JSON stays JSON."""
@@ -17,12 +19,15 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """A text with tabs, line breaks and control characters escaped, for output on one line."""
+    """A text with tabs, line breaks, control characters and invalid bytes escaped, for output on one line."""
     if text.isprintable():
         return text
-    return "".join(
-        c if c.isprintable() or "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode() for c in text
-    )
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in utf8_name(text))
+
+
+def utf8_name(name: str) -> str:
+    """A file name as it is printed and written: its bytes that are not UTF-8 become \\xNN."""
+    return _NOT_UTF8.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", name)
 
 
 class Blip2rtError(Exception):

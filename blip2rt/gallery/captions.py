@@ -225,8 +225,7 @@ class Printer:
 
     def write(self, picture: Picture, description: Description) -> None:
         if self._json:
-            row = description.row(timed=True) | {"caption": description.captions[0]}
-            show_json(row, flush=True)
+            show_json(description.row(timed=True), flush=True)
             return
         for caption in description.captions:
             show(caption if self._single == picture.name else f"{one_line(picture.name)}\t{caption}", flush=True)

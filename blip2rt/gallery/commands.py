@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..command_line import complain, show, show_json
-from ..errors import OptionError, one_line
+from ..errors import OptionError, one_line, utf8_name
 from ..install_hints import pip_install
 from . import flags
 from .index_update import BATCH_SIZE, index_sources, update
@@ -116,7 +116,7 @@ def duplicates(args: argparse.Namespace, load: Load) -> int:
         for group in groups:
             paths = [str(opened.root / file.path) for file in group]
             if args.json:
-                show_json({"images": paths})
+                show_json({"images": [*map(utf8_name, paths)]})
             else:
                 print("".join(f"{one_line(path)}\n" for path in paths))
     if not args.json and sys.stderr.isatty():

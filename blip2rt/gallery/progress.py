@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 
 from ..command_line import complain, show_json
-from ..errors import one_line
+from ..errors import one_line, utf8_name
 from .append_only import AppendOnlyFile
 from .sources import Failure, Sources
 from .walk import walk
@@ -103,7 +103,7 @@ class FailureLog:
         self._file = None if path is None else AppendOnlyFile(path, truncate=True)
 
     def add(self, failure: Failure) -> None:
-        row = {"image": failure.name, "error": failure.reason}
+        row = {"image": utf8_name(failure.name), "error": failure.reason}
         if self._printed:
             show_json(row, flush=True)
         if self._silent:
@@ -112,8 +112,8 @@ class FailureLog:
             self._line.clear()
             complain("blip2rt", failure_line(failure))
             return
-        text = json.dumps(row) if self._json else f"{one_line(failure.name)}\t{one_line(failure.reason)}"
-        self._file.append(text.encode("utf-8", "surrogateescape") + b"\n")
+        line = f"{one_line(failure.name)}\t{one_line(failure.reason)}"
+        self._file.append((json.dumps(row) if self._json else line).encode() + b"\n")
 
     def close(self) -> None:
         if self._file is not None:

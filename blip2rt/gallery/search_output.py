@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from ..bundle.atomic import write_file
-from ..errors import ImageError, one_line
+from ..errors import ImageError, one_line, utf8_name
 from ..image import load_rgb
 from ..regular_files import open_regular
 from ..untrusted.image_format import HEAD, format_of
@@ -46,7 +46,7 @@ def format_hits(hits: Sequence[Hit], as_json: bool) -> str:
         return "".join(f"{score}\t{one_line(str(hit.path))}\n" for score, hit in zip(shown, hits, strict=True))
     found = []
     for hit in hits:
-        row: dict[str, object] = {"image": str(hit.path), "score": round(hit.score, 6)}
+        row: dict[str, object] = {"image": utf8_name(str(hit.path)), "score": round(hit.score, 6)}
         if hit.probability is not None:
             row["probability"] = round(hit.probability, 6)
         found.append(json_line(row).decode())

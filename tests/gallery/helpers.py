@@ -37,7 +37,7 @@ def rows(path: Path) -> list[dict]:
     if path.suffix == ".csv":
         with open(path, newline="") as file:
             found = list(csv.DictReader(file))
-        return [{**row, "captions": row["caption"].split("\n")} for row in found]
+        return [{**row, "captions": row["captions"].split("\n")} for row in found]
     import pyarrow.parquet
 
     return pyarrow.parquet.read_table(path).to_pylist()

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,10 +105,11 @@ def test_table_appends_only_new_pictures(model, album, run, ending):
     ]
     for row in first:
         scored = model.caption(row["image"], scores=True)
-        assert row["captions"] == [scored.text] and float(row["score"]) == pytest.approx(scored.score, abs=1e-3)
+        assert row["captions"] == [scored.text] == [row["caption"]]
+        assert float(row["score"]) == pytest.approx(scored.score, abs=1e-3)
         assert row["model"] == "tiny"
         if ending == "jsonl":
-            assert list(row) == ["image", "captions", "score", "truncated", "model", "ms", "asked"]
+            assert list(row) == ["image", "caption", "captions", "score", "truncated", "model", "ms", "asked"]
             assert row["ms"] is None and row["asked"] == ""
             assert row["truncated"] == scored.truncated
     data = out.read_bytes()
@@ -116,6 +118,21 @@ def test_table_appends_only_new_pictures(model, album, run, ending):
     assert "1 captioned, 10 already done" in run(*command)[2]
     assert [row["image"] for row in rows(out)][-1] == "album/z.png" and rows(out)[:-1] == first
     assert sorted(path.name for path in Path().iterdir()) == ["album", out.name]
+
+
+@EVERY_TABLE
+@pytest.mark.skipif(sys.platform != "linux", reason="names of arbitrary bytes")
+def test_names_that_are_not_utf8_are_escaped_alike(album, run, ending):
+    (album / "sub" / "inner.png").rename(os.fsdecode(b"album/sub/caf\xe9.png"))
+    (album / "sub" / "bad.png").write_bytes(b"bad")
+    os.rename("album/sub/bad.png", os.fsdecode(b"album/sub/bad\xe9.png"))
+    command = ["caption", "album/sub", "--out", f"t.{ending}", "--errors", "e.jsonl"]
+    assert run(*command)[0] == 1 and "1 already done" in run(*command)[2]
+    assert [row["image"] for row in rows(Path(f"t.{ending}"))] == ["album/sub/caf\\xe9.png"]
+    assert [row["image"] for row in rows(Path("e.jsonl"))] == ["album/sub/bad\\xe9.png"]
+    printed = run("caption", "album/sub")[1]
+    assert printed.startswith("album/sub/caf\\xe9.png\t")
+    assert json.loads(run("caption", "album/sub", "--json")[1].splitlines()[-1])["image"] == "album/sub/caf\\xe9.png"
 
 
 def test_foreign_tables_are_rejected_unchanged(album, run):
@@ -131,7 +148,7 @@ def test_foreign_tables_are_rejected_unchanged(album, run):
         command = ["caption", "album", "--out", "a.parquet"]
         assert_error(run(*command), "a.parquet was not written by blip2rt", "--overwrite")
         assert tree(Path()) == before
-    row = {"image": "album/a.png", "captions": ["a"], "score": 1.0, "model": "other", "asked": ""}
+    row = {"image": "album/a.png", "caption": "a", "captions": ["a"], "score": 1.0, "model": "other", "asked": ""}
     Path("a.jsonl").write_text(json.dumps(row) + "\n")
     assert_error(run("caption", "album", "--out", "a.jsonl"), "captions by other, not by tiny")
 
@@ -172,6 +189,6 @@ def test_csv_has_no_formulas_and_resumes(tmp_path, text):
 
 def test_table_without_pictures_is_empty(album, run):
     Path("empty").mkdir()
-    for name, data in (("x.jsonl", b""), ("x.csv", b"image,caption,score,model,asked\r\n")):
+    for name, data in (("x.jsonl", b""), ("x.csv", b"image,caption,captions,score,model,asked\r\n")):
         assert run("caption", "empty", "--out", name)[0] == 0
         assert Path(name).read_bytes() == data

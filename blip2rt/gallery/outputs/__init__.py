@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from ...errors import utf8_name
 from ..sources import Failure, Picture
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # writing any other picture would fail too
@@ -26,8 +27,8 @@ class Description:
     def row(self, timed: bool = False) -> dict[str, object]:
         """Return a JSON object as docs/json.md describes it. timed: include the time, which differs between runs."""
         ms = round(self.ms, 1) if timed else None
-        row = {"image": self.name, "captions": list(self.captions), "score": self.score}
-        return row | {"truncated": self.truncated, "model": self.model, "ms": ms}
+        row = {"image": utf8_name(self.name), "caption": self.captions[0], "captions": list(self.captions)}
+        return row | {"score": self.score, "truncated": self.truncated, "model": self.model, "ms": ms}
 
 
 class Sink(Protocol):

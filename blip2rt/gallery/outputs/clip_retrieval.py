@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ...bundle.atomic import AtomicFolder
-from ...errors import names_file
+from ...errors import names_file, utf8_name
 from ..catalog import File
 from ..vectors import Vectors, one_vector
 from .tables import load_pyarrow
@@ -25,7 +24,7 @@ def export(files: Iterator[File], vectors: Vectors, root: Path, out: Path) -> No
         while chunk := list(islice(files, ROWS_PER_PART)):
             embeds = one_vector(vectors.read([file.row for file in chunk]))
             np.save(embeddings.folder / f"img_emb_{part}.npy", embeds.astype(np.float16))
-            paths = [os.fsencode(root / file.path).decode("utf-8", "backslashreplace") for file in chunk]
+            paths = [utf8_name(str(root / file.path)) for file in chunk]
             table = pyarrow.table({"image_path": paths})
             pyarrow.parquet.write_table(table, metadata.folder / f"metadata_{part}.parquet")
             part += 1

@@ -16,14 +16,14 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from ...errors import OptionError, names_file
+from ...errors import OptionError, names_file, utf8_name
 from ...install_hints import pip_install
 from ..append_only import AppendOnlyFile
 from ..path_checks import check_writable
 from ..sources import Failure, Picture
 from . import Description
 
-COLUMNS = ("image", "captions", "score", "model", "asked")
+COLUMNS = ("image", "caption", "captions", "score", "model", "asked")
 Row = dict[str, Any]
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # the beginning of a cell
 _ENCODING = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names are bytes
@@ -47,7 +47,7 @@ class Table:
             raise
 
     def needs(self, picture: Picture) -> bool | Failure:
-        key = hash(picture.name)
+        key = hash(utf8_name(picture.name))
         if key in self._done:
             return False
         self._done.add(key)
@@ -75,7 +75,7 @@ class Table:
                 end = after
                 if row is not None:
                     self._check(row)
-                    self._done.add(hash(row["image"]))
+                    self._done.add(hash(utf8_name(row["image"])))
         self._file.truncate(end)
 
     def _check(self, row: Row) -> None:
@@ -124,17 +124,14 @@ class JsonTable(Table):
 
 
 def json_line(row: Row) -> bytes:
-    """Encode a row as a line of UTF-8. Bytes of a file name that are not valid UTF-8 become escapes."""
-    try:
-        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:
-        return json.dumps(row).encode() + b"\n"
+    """Encode a row as a line of UTF-8."""
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
 class CsvTable(Table):
     """A heading, then one row a picture. Several captions are lines of one field."""
 
-    HEADING = b"image,caption,score,model,asked\r\n"
+    HEADING = (",".join(COLUMNS) + "\r\n").encode()
 
     def finish(self, failed: bool) -> None:
         if not failed and self._file.size == 0:
@@ -255,21 +252,10 @@ class ParquetTable(JsonTable):
             problem = f"{self._final} was not written by blip2rt"
             raise OptionError(f"{problem}: give another file, or --overwrite") from error
 
-    def _encode(self, row: Row) -> bytes:
-        return json_line(row | {"image": _utf8(row["image"])})
-
-    def needs(self, picture: Picture) -> bool | Failure:
-        return super().needs(Picture(_utf8(picture.name), picture.path))
-
     def _schema(self) -> Any:
         arrow = self._arrow
-        types = (arrow.string(), arrow.list_(arrow.string()), arrow.float64(), arrow.string(), arrow.string())
-        return arrow.schema(list(zip(COLUMNS, types, strict=True)))
-
-
-def _utf8(name: str) -> str:
-    """A file name for Parquet, which stores valid UTF-8 only."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+        types = {"captions": arrow.list_(arrow.string()), "score": arrow.float64()}
+        return arrow.schema([(name, types.get(name, arrow.string())) for name in COLUMNS])
 
 
 def load_pyarrow() -> Any:
