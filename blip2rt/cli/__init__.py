@@ -9,20 +9,20 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import backends
 from ..command_line import complain, flags_named, run, show, show_json
-from ..errors import ImageError, OptionError, one_line, printable
+from ..errors import ImageError, OptionError, one_line, printable, utf8_name
 from ..gallery import flags as gallery_flags
 from ..options import Options
 from .parser import FLAGS, Handler, build_parser
 
 if TYPE_CHECKING:
     from ..model import Model
-    from ..results import Scored
 
 _BATCH = 8  # images of `ask` in memory
 _SHOW_PROGRESS_BYTES = 200_000_000  # larger bundles get a progress line
@@ -42,10 +42,7 @@ def _call(args: argparse.Namespace) -> int:
 def _caption(args: argparse.Namespace) -> int:
     """Describe pictures, on standard output or in files."""
     if args.stream:
-        _check_stream(args)
-        return _print_pieces(
-            _load(args).stream(_image(args.images[0]), args.prompt, question=args.ask, **_decoding(args))
-        )
+        return _stream(args, args.prompt, args.ask)
     from ..gallery import commands
 
     return commands.caption(args, partial(_load, args), _decoding(args))
@@ -53,13 +50,12 @@ def _caption(args: argparse.Namespace) -> int:
 
 def _ask(args: argparse.Namespace) -> int:
     """Answer a question about each image. A bad image does not stop the others."""
-    options = _decoding(args)
     if args.stream:
-        _check_stream(args)
-        return _print_pieces(_load(args).stream(_image(args.images[0]), question=args.question, **options))
+        return _stream(args, None, args.question)
     from ..results import too_late
+    from .stdio import text_row
 
-    model, failed = _load(args), 0
+    options, model, failed = _decoding(args), _load(args), 0
     for start in range(0, len(args.images), _BATCH):
         names = args.images[start : start + _BATCH]
         kept: dict[str, Any] = {**options, "keep_going": True, "on_timeout": None}  # errors and None take a place
@@ -69,42 +65,50 @@ def _ask(args: argparse.Namespace) -> int:
                 failed += 1
                 error = f"{one_line(name)}: {too_late(options)}" if answer is None else str(answer)
                 if args.json:
-                    show_json({"image": name, "error": error})
+                    _print_row({"image": utf8_name(name), "error": error})
                 complain("blip2rt", error)
             elif args.json:
-                show_json(_answer_row(name, args.question, answer, model))
+                _print_row(text_row(model, name, [answer], sum(answer.timings), args.question))
             else:
                 show(answer if len(args.images) == 1 else f"{one_line(name)}\t{one_line(answer)}")
     return 2 if failed == len(args.images) else bool(failed)
 
 
-def _answer_row(name: str, question: str, answer: Scored, model: Model) -> dict[str, Any]:
-    """An answer as a JSON line, as docs/json.md describes it."""
-    from ..gallery.outputs import Description
-
-    details = (round(answer.score, 4), model.bundle.manifest.name, sum(answer.timings), answer.truncated)
-    row = Description(name, [answer.text], *details).row(timed=True)
-    return row | {"question": question, "answer": answer.text}
-
-
-def _check_stream(args: argparse.Namespace) -> None:
+def _stream(args: argparse.Namespace, prompt: str | None, question: str | None) -> int:
+    """Print one text as it is decoded; with --json, its pieces and then the row that --json alone prints."""
     several = len(args.images) > 1
     if args.command == "caption":
         several = not gallery_flags.sources_of(args).single or gallery_flags.writes(args)
-    if several or args.json:
-        raise OptionError("--stream prints one text as it is decoded: give one image, no output file, and no --json")
+    if several:
+        raise OptionError("--stream prints one text as it is decoded: give one image, and no output file")
+    name, options = args.images[0], _decoding(args)
+    if not args.json:
+        return _print_pieces(_load(args).stream(_image(name), prompt, question=question, **options))
+    from .stdio import text_result
+
+    def tell(piece: str) -> None:
+        _print_row({"piece": piece})
+
+    try:
+        model = _load(args, batching=True)
+        _print_row(text_result(model, _image(name), utf8_name(name), prompt, question, options, tell))
+    except ImageError as error:
+        _print_row({"image": utf8_name(name), "error": str(error)})
+        raise
+    return 0
 
 
 def _match(args: argparse.Namespace) -> int:
     """Print how well each text describes the image, best first."""
-    matches = _load(args).match(_image(args.image), args.texts)
-    for text, match in sorted(zip(args.texts, matches, strict=True), key=lambda row: -row[1].score):
+    from .stdio import match_rows
+
+    for row in match_rows(_load(args), _image(args.image), args.texts):
         if args.json:
-            show_json({"image": args.image, "text": text, **asdict(match)})
-        else:
-            line = f"score {match.score:6.2f}  probability {match.probability:.3f}  cosine {match.cosine:6.3f}"
-            line += "" if match.likelihood is None else f"  likelihood {match.likelihood:6.2f}"
-            print(line if len(args.texts) == 1 else f"{line}  {one_line(text)}")
+            _print_row({"image": utf8_name(args.image), **row})
+            continue
+        line = "score {score:6.2f}  probability {probability:.3f}  cosine {cosine:6.3f}".format(**row)
+        line += "" if row["likelihood"] is None else f"  likelihood {row['likelihood']:6.2f}"
+        print(line if len(args.texts) == 1 else f"{line}  {one_line(row['text'])}")
     return 0
 
 
@@ -167,9 +171,20 @@ def _completion(args: argparse.Namespace) -> int:
     return 0
 
 
+def _stdio(args: argparse.Namespace) -> int:
+    """Answer the requests on standard input until it ends."""
+    from .stdio import Session
+
+    if sys.stdin is None:
+        raise OptionError("standard input is closed: send requests through a pipe")
+    Session(_load(args, batching=True), _print_row, args.parallel).run(sys.stdin.buffer)
+    return 0
+
+
+_OWN = (_caption, _ask, _match, _info, _verify, _doctor, _completion, _stdio)
 HANDLERS: dict[str, Handler] = {
     **{name: partial(_gallery, name) for name in ("index", "search", "duplicates")},
-    **{handler.__name__[1:]: handler for handler in (_caption, _ask, _match, _info, _verify, _doctor, _completion)},
+    **{handler.__name__[1:]: handler for handler in _OWN},
 }
 
 
@@ -187,8 +202,8 @@ def _progress() -> Callable[[int, int], None]:
     return show
 
 
-def _load(args: argparse.Namespace, threads: int | None = None) -> Model:
-    """threads: overrides the flag."""
+def _load(args: argparse.Namespace, threads: int | None = None, batching: bool = False) -> Model:
+    """threads: overrides the flag. batching: see blip2rt.load."""
     import logging
 
     from ..loading import load
@@ -197,7 +212,9 @@ def _load(args: argparse.Namespace, threads: int | None = None) -> Model:
         logging.lastResort.setFormatter(logging.Formatter("blip2rt: %(message)s"))
     threads = args.threads if threads is None else threads
     images = {name: getattr(args, name) for name in ("scaled_jpeg", "max_pixels") if hasattr(args, name)}
-    return load(args.model, backend=args.backend, device=args.device, threads=threads, **images)
+    if batching and not backends.get(args.backend).batches:
+        raise OptionError(f"the backend {args.backend} decodes each call by itself: give --backend ort, and its bundle")
+    return load(args.model, backend=args.backend, device=args.device, threads=threads, batching=batching, **images)
 
 
 def _image(path: str) -> str | bytes:
@@ -210,6 +227,10 @@ def _image(path: str) -> str | bytes:
 def _decoding(args: argparse.Namespace) -> dict[str, Any]:
     """The decoding options that were given."""
     return {field.name: getattr(args, field.name) for field in fields(Options) if hasattr(args, field.name)}
+
+
+def _print_row(row: dict[str, Any]) -> None:
+    show_json(row, flush=True)
 
 
 def _print_pieces(pieces: Iterator[str]) -> int:

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from .. import backends
-from ..command_line import Parser, nonempty, path
+from ..command_line import Parser, nonempty, path, whole
 from ..gallery import flags as gallery_flags
 from ..options import Options
 from ..serve import cli as serve_cli
@@ -31,6 +31,11 @@ cosine       between the text's embedding and the image's nearest one, -1 to 1
 likelihood   log p(text | image) - log p(text), by the language model, if the bundle weighs it"""
 _SERVE = """Serve over HTTP: the routes of OpenAI and Ollama, our own, and a web page at /.
 By default nothing is fetched, and only this machine may connect."""
+_STDIO = """Answer requests on standard input, one JSON object a line, with the model kept open:
+captions, answers, matches and embeddings, also streamed and cancelled.
+
+example: {"id": 1, "task": "caption", "image": "photo.jpg"}
+Ends with its input, once every request has been answered."""
 _COMPLETION = """Print a shell's completion script; needs the package shtab.
 
 bash  eval "$(blip2rt completion bash)" in ~/.bashrc
@@ -88,6 +93,10 @@ def build_parser(handlers: Mapping[str, Handler]) -> Parser:
     command = add("serve", serve_cli.run, "serve over HTTP, like OpenAI and Ollama", description=_SERVE)
     serve_cli.add_options(command)
     _add_model(command, pixels=False)
+    command = add("stdio", handlers["stdio"], "answer JSON lines on standard input", description=_STDIO)
+    about = "requests to run at the same time"
+    command.add_argument("--parallel", type=whole(1, 1024), default=4, metavar="N", help=about)
+    _add_model(command)
     _add_bundle(add("info", handlers["info"], "show what a bundle holds")).add_argument(
         "--json", action="store_true", help="print one JSON object"
     )

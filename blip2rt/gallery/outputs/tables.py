@@ -166,7 +166,7 @@ class CsvTable(Table):
     def _encode(self, row: Row) -> bytes:
         text = io.StringIO(newline="")
         row = row | {"captions": "\n".join(row["captions"])}
-        untrusted = {name: _quoted(row[name]) for name in ("image", "captions", "model")}
+        untrusted = {name: _quoted(row[name]) for name in ("image", "caption", "captions", "model")}
         csv.writer(text).writerow([(row | untrusted)[name] for name in COLUMNS])
         return (b"" if self._file.size else self.HEADING) + text.getvalue().encode(**_ENCODING)
 

@@ -102,7 +102,7 @@ def test_ask_and_match_print_answers_and_scores(tiny, folder, capsys):
     assert row.pop("ms") > 0
     assert row.pop("score") == pytest.approx(scored.score, abs=1e-4) and row.pop("truncated") == scored.truncated
     question = {"question": "what is red", "answer": answer}
-    assert row == {"image": "a.png", "captions": [answer], "model": "tiny", **question}
+    assert row == {"image": "a.png", "caption": answer, "captions": [answer], "model": "tiny", **question}
     out = run(capsys, "match", "a.png", "a dog", "--model", tiny.path)[1]
     line = "score {0.score:6.2f}  probability {0.probability:.3f}  cosine {0.cosine:6.3f}".format
     assert out == line(match) + "\n"
@@ -183,7 +183,7 @@ def test_verify_finds_damage(tiny, tmp_path, capsys):
     """
     captions; caption; ask a.png; caption a.png --beams x; caption a.png --no; verify --model=; match a.png; info /none
     caption a.png --beams 0; caption a.png --threads 0; caption a.png --num-captions 5 --beams 2; caption none.png
-    caption a.png --length-penalty inf; caption *.gif; caption a.png --seed 1; ask a.png who? --stream --json
+    caption a.png --length-penalty inf; caption *.gif; caption a.png --seed 1
     ask a.png who? --stream --sample --beams 2; caption a.png b.png --stream; caption a.png --top-p 2 --sample
     caption a.png --model ''; info ''; ask a.png ' '; caption a.png --stop-string ''
     """.replace("\n", ";").split(";")[1:-1],

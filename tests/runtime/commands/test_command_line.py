@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "blip2rt search": ("x", "a dog", "--backend", "onnx"),
     "blip2rt duplicates": ("x", "--backend", "onnx"),
     "blip2rt serve": ("--backend", "onnx"),
+    "blip2rt stdio": ("--backend", "onnx"),
     "blip2rt info": None,
     "blip2rt verify": None,
     "blip2rt completion": ("tcsh",),

@@ -1,0 +1,222 @@
+"""`blip2rt stdio`: a request on each line of standard input, its results on standard output, the model kept open.
+
+Requests run at the same time, share decoding steps and end in any order; ids tell them apart. docs/json.md describes
+the lines.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from ..errors import Blip2rtError, ImageError, OptionError, reason
+from ..gallery.outputs import Description
+from ..options import Options, merge
+from ..requests import Answer, Request
+from ..results import Scored
+from ..text import tidy
+
+if TYPE_CHECKING:
+    from ..model import Model
+
+Line: TypeAlias = dict[str, Any]
+TASKS = ("caption", "ask", "match", "embed", "cancel")
+_EXAMPLE = '{"id": 1, "task": "caption", "image": "photo.jpg"}'
+
+
+class Job:
+    """A request that waits or runs. Any thread may cancel it."""
+
+    def __init__(self, fields: Line) -> None:
+        """fields: of the request. Raises OptionError."""
+        self.id, self.task = fields.pop("id", None), fields.pop("task", None)
+        self.fields = fields
+        self.cancelled = False
+        self._answer: Answer | None = None
+        if isinstance(self.id, bool) or not isinstance(self.id, str | int):
+            self.id = None
+            raise OptionError(f"the request has no id: give a number or a text, as in {_EXAMPLE}")
+        if self.task not in TASKS:
+            raise OptionError(f"task is {self.task!r}: choose from {', '.join(TASKS)}")
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        if self._answer is not None:
+            self._answer.cancel()
+
+    def started(self, answer: Answer) -> Answer:
+        """Cancel `answer` with the job."""
+        self._answer = answer
+        if self.cancelled:
+            answer.cancel()
+        return answer
+
+
+class Session:
+    """Runs requests in `parallel` threads. write(line) is called from any of them, one at a time."""
+
+    def __init__(self, model: Model, write: Callable[[Line], object], parallel: int) -> None:
+        self._model, self._write, self._lock = model, write, threading.Lock()
+        self._jobs: dict[str | int, Job] = {}
+        self._threads = ThreadPoolExecutor(parallel, "blip2rt-stdio")
+        self._failure: OSError | None = None
+
+    def run(self, lines: Iterable[bytes]) -> None:
+        """Run the requests of all lines until the last has ended. Raises OSError if nobody reads the results."""
+        try:
+            with self._threads:
+                for number, line in enumerate(lines, 1):
+                    if self._failure is not None:
+                        break
+                    if line.strip():
+                        self._take(number, line)
+        except BaseException:
+            for job in [*self._jobs.values()]:
+                job.cancel()
+            raise
+        if self._failure is not None:
+            raise self._failure
+
+    def _take(self, number: int, line: bytes) -> None:
+        """Begin the request of a line, or cancel another."""
+        name: Any = None
+        try:
+            fields = _parse(number, line)
+            name = fields.get("id")
+            job = Job(fields)
+            running = self._jobs.get(job.id)
+            if job.task == "cancel":
+                if running is not None:
+                    running.cancel()
+                return
+            if running is not None:
+                raise OptionError(f"id is {job.id!r}, whose request still runs: give another one")
+        except OptionError as error:
+            self._put({"id": name, "error": str(error)})
+            return
+        self._jobs[job.id] = job
+        self._threads.submit(self._end, job)
+
+    def _end(self, job: Job) -> None:
+        """Write the result of a job, or its error."""
+        try:
+            line = {} if job.cancelled else self.result(job)
+        except Blip2rtError as error:
+            line = {"error": str(error)}
+        except MemoryError:
+            line = {"error": "not enough memory: ask for less at once"}
+        except Exception as error:  # noqa: BLE001  # a bug ends one request only
+            traceback.print_exc()
+            line = {"error": f"blip2rt failed: {reason(error)}"}
+        del self._jobs[job.id]  # first: the client may use the id again once it reads the line
+        self._put({"id": job.id, **({"error": "cancelled"} if job.cancelled else line)})
+
+    def _put(self, line: Line) -> None:
+        try:
+            with self._lock:
+                self._write(line)
+        except OSError as error:
+            self._failure = error
+
+    def result(self, job: Job) -> Line:
+        """Return the last line of a job, without its id; write the pieces before it. Raises Blip2rtError."""
+        fields = job.fields
+        if job.task in ("caption", "ask"):
+            return self._text(job, fields.pop("image", None), fields)
+        image, texts = fields.pop("image", None), fields.pop("texts", None)
+        if fields:
+            raise OptionError(f"unknown field {', '.join(fields)}: choose from id, task, image, texts")
+        if job.task == "match":
+            return {"image": _name(image), "matches": match_rows(self._model, _image(image), texts)}
+        if (image is None) == (texts is None):
+            raise OptionError("embed takes an image or texts: give one of them")
+        embeds = self._model.embed_text(texts) if image is None else self._model.embed_image(_image(image))
+        return {"embeddings": np.round(np.atleast_2d(embeds).astype(float), 6).tolist()}
+
+    def _text(self, job: Job, image: Any, options: Line) -> Line:
+        prompt, question = options.pop("prompt", None), options.pop("question", None)
+        if (job.task == "ask") != (question is not None):
+            raise OptionError("question: give one to ask, and none to caption")
+
+        def tell(piece: str) -> None:
+            if not job.cancelled:
+                self._put({"id": job.id, "piece": piece})
+
+        given = (self._model, _image(image), _name(image), prompt, question)
+        stream = options.pop("stream", False)
+        return text_result(*given, options, tell if stream else None, job.started)
+
+
+def text_result(
+    model: Model,
+    image: str | bytes,
+    name: str | None,
+    prompt: str | None,
+    question: str | None,
+    options: Line,
+    tell: Callable[[str], object] | None,
+    started: Callable[[Answer], Answer] = lambda answer: answer,
+) -> Line:
+    """Generate a caption or an answer. tell: called with its pieces; started: with the Answer before them."""
+    start = time.perf_counter()
+    defaults = Options() if tell is None else Options(num_beams=1)
+    answer = started(model.submit(Request(image, prompt, question, merge(defaults, options))))
+    for piece in answer:
+        if tell is not None:
+            tell(piece)
+    texts = answer.result()
+    if tell is None and question is None:  # as Model.caption does
+        texts = [Scored(tidy(text), text.score, text.tokens, text.truncated) for text in texts]
+    return text_row(model, name, texts, 1000 * (time.perf_counter() - start), question)
+
+
+def text_row(model: Model, name: str | None, texts: Sequence[Scored], ms: float, question: str | None) -> Line:
+    """Captions or answers as docs/json.md describes them. name: None for an image that was sent."""
+    details = (round(texts[0].score, 4), model.bundle.manifest.name, ms, texts[0].truncated)
+    row = Description(name or "", [text.text for text in texts], *details).row(timed=True) | {"image": name}
+    return row if question is None else row | {"question": question, "answer": texts[0].text}
+
+
+def match_rows(model: Model, image: str | bytes, texts: Sequence[str]) -> list[Line]:
+    """Matches of an image and texts, best first."""
+    texts = [texts] if isinstance(texts, str) else texts
+    matches = model.match(image, texts)
+    rows = [{"text": text, **asdict(match)} for text, match in zip(texts, matches, strict=True)]
+    return sorted(rows, key=lambda row: -row["score"])
+
+
+def _parse(number: int, line: bytes) -> Line:
+    """The fields of a request. Raises OptionError."""
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise OptionError(f"line {number} is not JSON ({reason(error)}): give one like {_EXAMPLE}") from None
+    if not isinstance(fields, dict):
+        raise OptionError(f"line {number} is not an object: give one like {_EXAMPLE}")
+    return fields
+
+
+def _image(image: Any) -> str | bytes:
+    """A path, or the bytes of a data URI."""
+    if not isinstance(image, str) or not image:
+        raise ImageError(f"image is {image!r}: give a path, or data:;base64,... with the bytes of a file")
+    if not image.startswith("data:"):
+        return image
+    try:
+        return base64.b64decode(image.partition(";base64,")[2], validate=True)
+    except ValueError:
+        raise ImageError("image is a data URI, but not valid base64: give data:;base64,... on one line") from None
+
+
+def _name(image: str) -> str | None:
+    """The path of an image; None for one that was sent."""
+    return None if image.startswith("data:") else image
