@@ -178,10 +178,10 @@ def test_csv_has_no_formulas_and_resumes(tmp_path, text):
     table = open_table(path, False, model, "")
     table.write(Picture("", ""), Description(f"{text}.png", [text, "more"], -1.5, model))
     table.close()
-    [_, row] = csv.reader(Path(path).read_text().splitlines())
-    assert not any(cell[0] in "=+-@\t" for cell in (*row[:2], row[3]))
+    [_, row] = csv.reader(Path(path).read_text().splitlines(keepends=True))
+    assert not any(cell[0] in "=+-@\t" for cell in (*row[:3], row[4]))
     plain = not text.lstrip("'").startswith(tuple("=+-@\t"))
-    assert (row[0] == f"{text}.png") == (row[3] == model) == plain
+    assert (row[0] == f"{text}.png") == (row[4] == model) == plain
     table = open_table(path, False, model, "")
     assert not table.needs(Picture(f"{text}.png", ""))
     table.close()
