@@ -6,7 +6,7 @@ r"""Prepare data for a training: `python -m train.prepare flickr8k|shards|list|i
         a list of images and texts (see readers.py) -> DIR/000000.tar, 000001.tar, ..., with their indices
     python -m train.prepare list --data laion.parquet --out laion.jsonl
         a parquet or TSV list of URLs and captions -> the list that img2dataset takes
-    python -m train.prepare index --data 'shards/*.tar' --cache FEATURES
+    python -m train.prepare index --data 'shards/*.tar'
         index shards that another tool wrote, ahead of a training
     python -m train.prepare capfilt --data web.tsv --images web --captioner runs/captions --out web-best.tsv
         a model's captions, ranked together with the existing ones: the best two of each image
@@ -51,7 +51,7 @@ from blip2rt.options import MAX_BEAMS, SEEDS
 from .data.flickr8k import write_tables
 from .data.readers import read_data, table_rows
 from .data.samples import BadSamples, Dataset, error_text, text_fault
-from .data.shards import add_sample, expand_shards, open_index
+from .data.shards import add_sample, expand_shards, summarize
 from .data.transforms import read_image
 
 
@@ -159,7 +159,7 @@ def _shards(args: argparse.Namespace) -> None:
     bad = BadSamples(args.max_bad)
     data = read_data(args.data, args.images, bad)
     made = write_shards(data, Path(args.out), args.per_shard, bad, args.seed)
-    samples = sum(len(open_index(path, Path(args.cache or args.out)).rows) for path in made)
+    samples = sum(summary.count for summary in summarize(made, Path(args.out)))
     print(f"{args.out}: {len(made)} shards, {samples} images, {_skipped(bad)}")
 
 
@@ -182,10 +182,9 @@ def _list(args: argparse.Namespace) -> None:
 def _index(args: argparse.Namespace) -> None:
     bad = BadSamples(args.max_bad)
     counts = []
-    for path in tqdm(expand_shards(args.data), unit="shard"):
-        index = open_index(path, Path(args.cache))
-        counts.append(len(index.rows))
-        for name, reason in index.faults:
+    for found in summarize(expand_shards(args.data), Path(args.cache), args.processes):
+        counts.append(found.count)
+        for name, reason in found.faults:
             bad.add(name, reason)
     summary = f"{len(counts)} shards, {sum(counts)} samples, {counts.count(0)} empty shards"
     print(f"{args.data}: {summary}, {_skipped(bad)}")
@@ -240,12 +239,13 @@ def _parser() -> Parser:
     add("--images", "FOLDER", "folder of the images in the list")
     add("--out", "FOLDER", "folder to write", required=True)
     add("--per-shard", "N", "images per shard", 5000, whole(1))
-    add("--cache", "FOLDER", "folder of the indices, `features` of the recipe (default: --out)")
+    add("--cache", "FOLDER", "of older commands; the indices lie beside the shards")
     add("--seed", "N", "seed of the images' order", 0, whole(0))
     add = command("list", _list, "URLs and captions -> the list that img2dataset takes", ".parquet or .tsv")
     add("--out", "FILE", ".jsonl to write", required=True)
     add = command("index", _index, "index shards ahead of a training", "a folder, 'a/*.tar' or 'a/{0000..0099}.tar'")
-    add("--cache", "FOLDER", "folder of the indices, `features` of the recipe", required=True)
+    add("--cache", "FOLDER", "folder of the indices if the shards' is read-only: `features` of the recipe", "features")
+    add("--processes", "N", "processes (default: one per processor)", None, whole(1))
     about = "captions by a model and from a pool, ranked by a model; the best stay"
     add = command("capfilt", _capfilt, about, ".tsv, .csv, .jsonl, COCO .json, a folder of images, or shards")
     add("--images", "FOLDER", "folder of the images in the list")

@@ -218,7 +218,7 @@ def open_loader(settings: LoaderSettings, out: str) -> TableLoader | MixedTableL
 
 
 def open_bad_samples(out: str | Path, limit: int) -> BadSamples:
-    """Count unusable samples up to `limit`, listed in the training's folder."""
+    """Count unusable samples up to `limit`, listed in the training's folder; a resumed training counts on."""
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    return BadSamples(limit, folder / "bad_samples.tsv")
+    return BadSamples(limit, folder / "bad_samples.tsv", resume=bool(list_checkpoints(folder)))

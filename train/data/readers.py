@@ -59,7 +59,7 @@ def _open(path: Path) -> TextIO:
 def read_json(text: str) -> Any:
     """Parse JSON. Raise ValueError if it is invalid in any way."""
     try:
-        return json.loads(text)
+        return json.loads(text.removeprefix("\ufeff"))
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 
@@ -195,8 +195,9 @@ def _inner(text: Any) -> Any:
 
 
 def _coco(path: Path, bad: BadSamples) -> Iterator[Row]:
-    """Read COCO's `{"images": [...], "annotations": [...]}`, VQAv2's annotations with the questions file in the same
-    folder, or a list of objects with an image and captions, or with a question and answers.
+    """Read COCO's `{"images": [...], "annotations": [...]}`, Karpathy's splits train and restval, the annotations of
+    VQAv2 and OK-VQA with the questions file in the same folder, or a list of objects with an image and captions, or
+    with a question and answers.
     """
     data = read_json_file(path)
     if isinstance(data, list):
@@ -208,6 +209,9 @@ def _coco(path: Path, bad: BadSamples) -> Iterator[Row]:
         return
     if isinstance(data, dict) and "images" not in data and "data_subtype" in data and "annotations" in data:
         yield from _vqa(path, data, bad)
+        return
+    if isinstance(data, dict) and isinstance(data.get("images"), list) and "annotations" not in data:
+        yield from _karpathy(path, data["images"], bad)
         return
     if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in ("images", "annotations")):
         raise Blip2rtError(f"{path} is not in COCO's format: it needs the lists images and annotations")
@@ -227,9 +231,21 @@ def _coco(path: Path, bad: BadSamples) -> Iterator[Row]:
             yield Row(place, name, entry["caption"])
 
 
+def _karpathy(path: Path, images: list[Any], bad: BadSamples) -> Iterator[Row]:
+    """Read the training splits of Karpathy's dataset_coco.json, dataset_flickr8k.json and dataset_flickr30k.json."""
+    for number, image in enumerate(images):
+        entry = image if isinstance(image, dict) else {}
+        name, sentences, place = entry.get("filename"), entry.get("sentences"), f"{path}, image {number}"
+        if not isinstance(name, str) or not isinstance(sentences, list) or "split" not in entry:
+            bad.add(place, "it has no filename, sentences or split")
+        elif entry["split"] in ("train", "restval"):
+            name = str(Path(str(entry.get("filepath") or ""), name))
+            yield from (Row(f"{place}, sentence {i}", name, _inner(each)) for i, each in enumerate(sentences, 1))
+
+
 def _vqa(path: Path, data: dict[str, Any], bad: BadSamples) -> Iterator[Row]:
-    """Read VQAv2's annotations, whose questions are in the same folder under VQAv2's file name."""
-    other = path.with_name(path.name.replace("v2_mscoco", "v2_OpenEnded_mscoco").replace("annotations", "questions"))
+    """Read annotations of VQAv2 or OK-VQA, whose questions are in the same folder under their official name."""
+    other = path.with_name(path.name.replace("mscoco", "OpenEnded_mscoco").replace("annotations", "questions"))
     if other == path or not other.is_file():
         raise Blip2rtError(f"{path} has answers: put their questions in the same folder, as {other.name}")
     other_data, subset = read_json_file(other), data["data_subtype"]  # train2014
@@ -238,7 +254,7 @@ def _vqa(path: Path, data: dict[str, Any], bad: BadSamples) -> Iterator[Row]:
         data["annotations"],
     )
     if not isinstance(questions, list) or not isinstance(annotations, list) or not isinstance(subset, str):
-        raise Blip2rtError(f"{path} or {other.name} is not in VQAv2's format: it needs annotations and questions")
+        raise Blip2rtError(f"{path} or {other.name} is not in the format of VQAv2: it needs annotations and questions")
     questions_by_id = {
         json.dumps(each["question_id"]): each.get("question")
         for each in questions

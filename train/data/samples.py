@@ -113,9 +113,13 @@ class TooManyBadSamples(Blip2rtError):
 class BadSamples:
     """Counts and lists unusable samples; more than `limit` are an error."""
 
-    def __init__(self, limit: int, file: Path | None = None) -> None:
+    def __init__(self, limit: int, file: Path | None = None, *, resume: bool = False) -> None:
+        """file: lists them; resume: count those that it lists already."""
         self.limit, self.file = limit, file
         self.found: dict[str, str] = {}
+        if resume and file is not None and file.is_file():
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+            self.found = {name: reason for name, _, reason in (line.partition("\t") for line in lines)}
 
     def add(self, sample: str, reason: str) -> None:
         """Count a sample and list it. Raise TooManyBadSamples beyond the limit."""

@@ -1,7 +1,8 @@
 """Shards in the WebDataset format: .tar files of `key.jpg` with `key.txt` or `key.json`.
 
-A shard's index (the position of each file) is built once and cached. Then any sample is a single read, so the order of
-samples can be a function of the step, and a resumed training reads only what it needs.
+A shard's index (the position of each file) is built once and kept beside it. Then any sample is a single read, so the
+order of samples can be a function of the step, and a resumed training reads only what it needs. At its start a training
+reads one file of summaries, and an index when it first reads from the shard.
 """
 
 from __future__ import annotations
@@ -16,16 +17,20 @@ import tarfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from blip2rt.bundle.atomic import write_file
 from blip2rt.errors import Blip2rtError, boundary
 from blip2rt.untrusted.tar_headers import is_plain, tar_headers
 
+from ..loop.signals import ignore_parent_signals
 from .readers import IMAGES, read_json
 from .samples import BadSamples, Sample, text_fault
 
@@ -34,6 +39,8 @@ _MAX_WEIGHT = 1e9  # of a text
 Faults = list[tuple[str, str]]  # names and reasons
 _MAX_OPEN = 64  # files per process
 RECORD = "shards.json"  # in a training's folder
+SUMMARIES = "shards.index.json"  # beside the shards
+_MANY = 8  # shards without an index for which several processes are worth their start
 _RESTORE = "restore it, and the same command resumes"
 
 
@@ -72,22 +79,79 @@ class Index:
     faults: list[tuple[str, str]]
 
 
+@dataclass(frozen=True)
+class Summary:
+    """What a training knows of a shard from the start. size, written: of the file; digest: of the index."""
+
+    size: int
+    written: int
+    count: int
+    digest: str
+    faults: Faults
+
+
 def open_index(shard: Path, cache: Path) -> Index:
-    """Load a shard's index from `cache`, or build it there. A truncated shard yields its complete samples."""
+    """Load a shard's index from beside the shard, or build it. A truncated shard yields its complete samples.
+
+    cache: folder of the indices if the shard's folder is read-only.
+    """
     status = shard.stat()
-    name = hashlib.sha256(f"{shard.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:20]
-    file = cache / f"{shard.stem}-{name}.index.npz"
+    name = hashlib.sha256(f"{shard.name} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:20]
+    file = _index_folder(shard, cache) / f"{shard.stem}-{name}.index.npz"
     try:
         with np.load(file) as loaded:
             return Index(loaded["rows"], [tuple(fault) for fault in json.loads(str(loaded["faults"]))])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # missing or incomplete
         index = _scan(shard)
-    cache.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{os.getpid()}-{file.name}")
-    with partial.open("wb") as stream:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f".{os.getpid()}-{file.name}")
+    with unfinished.open("wb") as stream:
         np.savez(stream, rows=index.rows, faults=np.array(json.dumps(index.faults)))
-    partial.rename(file)
+    unfinished.rename(file)
     return index
+
+
+def _index_folder(shard: Path, cache: Path) -> Path:
+    return shard.parent if os.access(shard.parent, os.W_OK) else cache
+
+
+def summarize(shards: Sequence[Path], cache: Path, processes: int | None = None) -> list[Summary]:
+    """Return the summaries of shards, from one file beside them; build missing indices in several processes.
+
+    processes: by default as many as there are processors.
+    """
+    known = {folder: _read_summaries(folder) for folder in {_index_folder(shard, cache) for shard in shards}}
+    found: dict[Path, Summary] = {}
+    for shard in shards:
+        status, summary = shard.stat(), known[_index_folder(shard, cache)].get(shard.name)
+        if summary is not None and (summary.size, summary.written) == (status.st_size, status.st_mtime_ns):
+            found[shard] = summary
+    missing = [shard for shard in shards if shard not in found]
+    workers = min(processes or os.cpu_count() or 1, len(missing))
+    if workers > 1 and len(missing) >= _MANY:
+        with ProcessPoolExecutor(workers, initializer=ignore_parent_signals) as pool:
+            made = list(tqdm(pool.map(partial(_summarize, cache=cache), missing), total=len(missing), desc="indices"))
+    else:
+        made = [_summarize(shard, cache) for shard in missing]
+    found |= zip(missing, made, strict=True)
+    for folder in {_index_folder(shard, cache) for shard in missing}:
+        names = {s.name: vars(found[s]) for s in found if _index_folder(s, cache) == folder}
+        others = {name: vars(summary) for name, summary in _read_summaries(folder).items()}
+        write_file(folder / SUMMARIES, json.dumps(others | names).encode())
+    return [found[shard] for shard in shards]
+
+
+def _summarize(shard: Path, cache: Path) -> Summary:
+    status, index = shard.stat(), open_index(shard, cache)
+    return Summary(status.st_size, status.st_mtime_ns, len(index.rows), _digest(index), index.faults)
+
+
+def _read_summaries(folder: Path) -> dict[str, Summary]:
+    try:
+        found = read_json((folder / SUMMARIES).read_text(encoding="utf-8"))
+        return {name: Summary(**{**each, "faults": [tuple(f) for f in each["faults"]]}) for name, each in found.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # missing or damaged
+        return {}
 
 
 def _scan(shard: Path) -> Index:
@@ -173,11 +237,10 @@ class Shards:
         """bad: counts incomplete samples."""
         self.paths, self.cache, self.counts = expand_shards(pattern), cache, []
         self.digests: list[str] = []
-        for path in self.paths:
-            index = open_index(path, cache)
-            self.counts.append(len(index.rows))
-            self.digests.append(_digest(index))
-            for name, reason in index.faults if bad is not None else ():
+        for summary in summarize(self.paths, cache):
+            self.counts.append(summary.count)
+            self.digests.append(summary.digest)
+            for name, reason in summary.faults if bad is not None else ():
                 assert bad is not None
                 bad.add(name, reason)
         self._ends = np.cumsum(self.counts)

@@ -424,8 +424,10 @@ def test_truncated_index_is_rebuilt(tmp_path: Path) -> None:
     path = write_shard(tmp_path / "s" / "0.tar", {"a.jpg": picture(), "a.txt": "a dog"})
     for content in (b"", b"PK\x03\x04 half", b"no index"):
         Shards(str(path), tmp_path / "cache")
-        [index] = (tmp_path / "cache").glob("*.index.npz")
+        [index] = path.parent.glob("*.index.npz")
         index.write_bytes(content)
+        assert Shards(str(path), tmp_path / "cache").read(0)[1][0].text == "a dog"
+        (path.parent / "shards.index.json").write_bytes(content)
         assert Shards(str(path), tmp_path / "cache").counts == [1]
 
 

@@ -26,7 +26,7 @@ from train import prepare, stage1
 from train.data.readers import read_data
 from train.data.samples import BadSamples, Dataset, Sample, draw_texts, first_answers
 from train.data.sampling import Mixture, ShuffledOrder
-from train.data.shards import Shards, expand_shards
+from train.data.shards import Shards, expand_shards, open_index
 from train.data.streaming import DecodedImages, SampleReader, load_batches, open_sources
 from train.data.transforms import eval_transform, to_pixels, train_transform
 from train.extras import questions
@@ -103,9 +103,26 @@ def test_img2dataset_and_webdataset_shards_are_read(tmp_path: Path) -> None:
     assert shards.counts == [1, 1]
     assert shards.read(0) == (jpeg(1), [Sample(0, "json")]) and shards.read(1) == (jpeg(2), [Sample(0, "two")])
     assert shards.name(1).endswith("00001.tar#0")
-    assert len(list((tmp_path / "cache").glob("*.index.npz"))) == 2
+    assert len(list((tmp_path / "s").glob("*.index.npz"))) == 2 and not (tmp_path / "cache").exists()
     with pytest.raises(Blip2rtError, match="1 of 3 shards"):
         expand_shards(str(tmp_path / "s" / "{00000..00002}.tar"))
+
+
+def test_indices_are_built_in_parallel_and_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(9):
+        files = {f"{j}.{kind}": jpeg(j) if kind == "jpg" else f"text {i}" for j in range(i) for kind in ("jpg", "txt")}
+        write_shard(tmp_path / "s" / f"{i}.tar", {**files, "x.jpg": jpeg()})
+    bad = BadSamples(9)
+    shards = Shards(str(tmp_path / "s"), tmp_path / "cache", bad)
+    assert shards.counts == list(range(9)) and len(bad.found) == 9
+    assert [shards.read(number)[1][0].text for number in (0, 35)] == ["text 1", "text 8"]
+    (tmp_path / "s" / "4.tar").touch()
+    opened = []
+    monkeypatch.setattr(
+        "train.data.shards.open_index", lambda path, cache: opened.append(path.name) or open_index(path, cache)
+    )
+    again = Shards(str(tmp_path / "s"), tmp_path / "cache", bad)
+    assert opened == ["4.tar"] and (again.counts, again.digests) == (shards.counts, shards.digests)
 
 
 def test_truncated_shard_keeps_complete_samples(tmp_path: Path) -> None:
@@ -319,9 +336,43 @@ def test_answers_are_drawn_by_frequency(tmp_path: Path) -> None:
     assert said.count("yes") / len(said) == pytest.approx(0.7, abs=0.05)
     out = prepare.write_shards(Dataset(data.paths, samples), tmp_path / "shards", 9, BadSamples(0))
     assert sorted(Shards(str(out[0].parent), tmp_path).read(0)[1], key=str) == sorted(samples, key=str)
+    for kind in ("annotations", "questions"):  # OK-VQA's names
+        name = f"OpenEnded_mscoco_train2014_{kind}.json" if kind == "questions" else f"mscoco_train2014_{kind}.json"
+        (tmp_path / name).write_text("\ufeff" + (tmp_path / f"v2_{name}").read_text(), encoding="utf-8")
+    assert read_data(tmp_path / "mscoco_train2014_annotations.json", tmp_path).samples == data.samples
     (tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json").unlink()
     with pytest.raises(Blip2rtError, match="v2_OpenEnded_mscoco_train2014_questions.json"):
         read_data(tmp_path / "v2_mscoco_train2014_annotations.json", tmp_path)
+
+
+def test_karpathys_training_splits_are_read(tmp_path: Path) -> None:
+    (tmp_path / "train2014").mkdir()
+    (tmp_path / "train2014" / "1.jpg").write_bytes(jpeg())
+    (tmp_path / "2.jpg").write_bytes(jpeg())
+    images = [
+        {
+            "filepath": "train2014",
+            "filename": "1.jpg",
+            "split": "restval",
+            "sentences": [{"raw": "a dog"}, {"raw": ""}],
+        },
+        {"filename": "2.jpg", "split": "train", "sentences": [{"raw": "a cat"}]},
+        {"filename": "3.jpg", "split": "test", "sentences": [{"raw": "a cow"}]},
+        {"filename": "4.jpg"},
+    ]
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
+    bad = BadSamples(2)
+    data = read_data(tmp_path / "dataset_coco.json", tmp_path, bad)
+    assert data.samples == [Sample(0, "a dog"), Sample(1, "a cat")] and data.paths[0].parent.name == "train2014"
+    assert len(bad.found) == 2
+
+
+def test_bad_samples_count_across_resumes(tmp_path: Path) -> None:
+    BadSamples(9, tmp_path / "bad.tsv").add("a  b.jpg", "no\nimage")
+    bad = BadSamples(1, tmp_path / "bad.tsv", resume=True)
+    bad.add("a b.jpg", "again")
+    with pytest.raises(Blip2rtError, match="2 samples are unusable"):
+        bad.add("c.jpg", "no image")
 
 
 def two_images(folder: Path) -> Path:
