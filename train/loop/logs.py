@@ -8,7 +8,7 @@ import io
 import json
 import math
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,15 @@ from blip2rt.bundle.atomic import write_file
 from blip2rt.errors import Blip2rtError
 
 METRICS = "metrics.jsonl"
-_DEV_MEASURES = ("dev_i2t_r@1", "dev_t2i_r@1", "dev_cider")  # drawn beside the losses
+_WINDOW = 10  # lines of a running mean
+_PANELS = {  # of loss.png: the measures of each
+    "losses": ("loss", "itc", "itm", "itg", "dev_loss"),
+    "dev": ("dev_i2t_r@1", "dev_t2i_r@1", "dev_cider", "dev_itm_accuracy"),
+    "temperature": ("temperature",),
+    "query cosine": ("query_cosine", "dev_query_cosine"),
+    "learning rate, gradient norm": ("lr", "gradient_norm"),
+    "samples per second": ("samples_per_second",),
+}
 
 
 class Log:
@@ -153,35 +161,36 @@ def _wandb(out: Path, project: str, record: dict[str, Any]) -> Iterator[_Wandb]:
 
 
 def plot_losses(out: Path) -> None:
-    """Draw loss.png from metrics.jsonl."""
+    """Draw loss.png from metrics.jsonl: every line faintly, its running mean on top, and dev's measures as points."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
-    figure, axes = pyplot.subplots(figsize=(7, 4))
-    for name in ("loss", "itc", "itm", "itg", "dev_loss"):
-        points = [(line["step"], line[name]) for line in lines if name in line]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=name, linewidth=1, marker="." if name == "dev_loss" else "")
-    handles, labels = axes.get_legend_handles_labels()
-    measures = [name for name in dict.fromkeys(name for line in lines for name in line) if name in _DEV_MEASURES]
-    if measures:  # on an axis of their own
-        other = axes.twinx()
-        for number, name in enumerate(measures):
+    figure, axes = pyplot.subplots(2, 3, figsize=(15, 8))
+    for axis, (title, names) in zip(axes.flat, _PANELS.items(), strict=True):
+        for number, name in enumerate(names):
             points = [(line["step"], line[name]) for line in lines if name in line]
-            other.plot(
-                *zip(*points, strict=True), label=name, linewidth=1, marker=".", linestyle="--", color=f"C{5 + number}"
-            )
-        other.set_ylabel("dev")
-        more = other.get_legend_handles_labels()
-        handles, labels = handles + more[0], labels + more[1]
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss")
-    axes.legend(handles, labels)
+            if points:
+                steps, values = zip(*points, strict=True)
+                dev, color = name.startswith("dev_"), f"C{number}"
+                if not dev:
+                    axis.plot(steps, values, color=color, linewidth=0.5, alpha=0.4, label="_all")
+                shown = values if dev else _running_mean(values)
+                axis.plot(steps, shown, color=color, linewidth=1, marker="." if dev else "", label=name)
+                axis.legend()
+        axis.set_title(title)
+        axis.set_xlabel("step")
+    axes.flat[4].set_yscale("log")  # rates and norms
     figure.tight_layout()
     drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=120)
+    figure.savefig(drawn, format="png", dpi=100)
     pyplot.close(figure)
     write_file(out / "loss.png", drawn.getbuffer())
+
+
+def _running_mean(values: Sequence[float]) -> list[float]:
+    """Return the mean of each value and up to 9 before it."""
+    parts = [values[max(0, end - _WINDOW) : end] for end in range(1, len(values) + 1)]
+    return [sum(part) / len(part) for part in parts]
