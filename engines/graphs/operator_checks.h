@@ -10,9 +10,8 @@
 namespace blip2rt {
 
 // Throws std::runtime_error for a non-standard operator that exports do not use; for a MatMulNBits or
-// DynamicQuantizeMatMul whose weights do not fit; for a GatherND with several batch axes or indices that may lack an
-// axis; for invalid numbers of heads or parts; and if one of these is in a subgraph or function. `found` is the result
-// of scan_model.
+// DynamicQuantizeMatMul whose weights do not fit; for a GatherND without exactly one batch axis; for invalid numbers of
+// heads or parts; and if one of these is in a subgraph or function. `found` is the result of scan_model.
 void check_operators(std::string_view model, const ModelContents& found);
 
 }  // namespace blip2rt

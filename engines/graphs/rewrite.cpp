@@ -13,6 +13,7 @@
 #include "kernels/int8/matmul.h"
 #include "ops/attention_op.h"
 #include "ops/domain.h"
+#include "ops/gather_op.h"
 
 namespace blip2rt {
 namespace {
@@ -47,6 +48,15 @@ Products replace_products(Graph& graph, const CustomOps& ops) {
   return products;
 }
 
+// Replaces each GatherND with one batch axis.
+void replace_gathers(const Graph& graph, NodeChanges& changes) {
+  for (const Node& node : graph.nodes) {
+    if (node.op_type != "GatherND" || !node.domain.empty() || node.number("batch_dims", 0) != 1) continue;
+    if (node.inputs.size() != 2 || node.outputs.size() != 1) continue;
+    changes[node.outputs[0]] = write_node(node, kDomain, kGatherRow, node.inputs, {});
+  }
+}
+
 // Returns the graph with custom operators, or an empty string if nothing is replaced.
 std::string rewritten_graph(const Model& model, const CustomOps& ops, std::vector<std::string>& kernels) {
   constexpr uint64_t kOldest = 13;  // the first opset with today's Softmax and Split
@@ -65,13 +75,13 @@ std::string rewritten_graph(const Model& model, const CustomOps& ops, std::vecto
   if (products.int4) kernels.push_back(int4_name());
   if (products.int8) kernels.push_back(int8_name());
   if (!encoder.empty()) kernels.push_back(encoder_attention_name());
-  if (kernels.empty()) return "";
-
   std::vector<std::string> inputs;
   if (!cache.empty()) inputs.push_back(write_input(kCacheRows, 4));
   if (!cross.empty()) inputs.push_back(write_input(kEncoderRows, 2));
   NodeChanges changes = std::move(products.changes);
   for (NodeChanges* more : {&cache, &cross, &encoder}) changes.merge(*more);
+  if (ops.attention) replace_gathers(graph, changes);
+  if (changes.empty()) return "";
   return apply_changes(model.graph, graph, changes, inputs);
 }
 

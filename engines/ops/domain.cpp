@@ -2,6 +2,7 @@
 #include "ops/domain.h"
 
 #include "ops/attention_op.h"
+#include "ops/gather_op.h"
 #include "ops/matmul_op.h"
 
 namespace blip2rt {
@@ -13,6 +14,7 @@ void add_domain(OrtSessionOptions* options) {
     check(ort().CreateCustomOpDomain(kDomain, &made));
     add_matmul_ops(made);
     add_attention_ops(made);
+    add_gather_op(made);
     return made;
   }();
   check(ort().AddCustomOpDomain(options, domain));

@@ -166,20 +166,52 @@ def test_fitting_int8_products_load(zeros: int | None, transposed: bool, tmp_pat
     assert np.isfinite(Session(runtime(), save(model, tmp_path), 1).run({"x": x})["y"]).all()
 
 
-@pytest.mark.parametrize("change", ["two batch axes", "no axis", "an empty list of axes", "computed axes"])
-def test_unsafe_gathers_are_rejected(change: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("axes", [0, 2, None])
+def test_gathers_without_one_batch_axis_are_rejected(axes: int | None, tmp_path: Path) -> None:
     model = decoder()
-    index, gather = graphs.node(model, "Unsqueeze"), graphs.node(model, "GatherND")
-    if change == "two batch axes":
-        gather.attribute[0].i = 2
-    elif change == "no axis":
-        gather.input[1] = "last_index"
-    elif change == "an empty list of axes":
-        model.graph.initializer.append(numpy_helper.from_array(np.zeros(0, np.int64), "none"))
-        index.input[1] = "none"
+    gather = graphs.node(model, "GatherND")
+    if axes is None:
+        del gather.attribute[:]
     else:
-        index.input[1] = "last_index"
-    assert_rejected(model, tmp_path, "a GatherND has several batch axes, or indices")
+        gather.attribute[0].i = axes
+    assert_rejected(model, tmp_path, "a GatherND has not one batch axis")
+
+
+def gather(folder: Path, hidden: np.ndarray, index: np.ndarray) -> np.ndarray:
+    shapes = [None] * hidden.ndim, [None] * index.ndim
+    ports = [graphs.value("hidden", shapes[0]), graphs.value("index", shapes[1], TensorProto.INT64)]
+    node = graphs.op("GatherND", "hidden index", "row", batch_dims=1)
+    model = graphs.model([node], ports, [graphs.value("row", None)], {})
+    return Session(runtime(), save(model, folder), 1).run({"hidden": hidden, "index": index})["row"]
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_gathers_take_one_row_each(rank: int, tmp_path: Path) -> None:
+    hidden = np.random.default_rng(new_seed()).standard_normal((2, 5, 3)).astype(np.float32)
+    index = np.array([4, -2]).reshape(2, *[1] * (rank - 1))
+    row = gather(tmp_path, hidden, index)
+    np.testing.assert_array_equal(row, hidden[[0, 1], [4, 3]].reshape(2, *[1] * (rank - 2), 3))
+
+
+BAD_GATHERS = {  # shape of hidden, index
+    "fewer rows of indices": ((4, 3, 2), [[0], [1]]),
+    "more rows of indices": ((2, 3, 2), [[0], [1], [2]]),
+    "turned indices": ((2, 3, 2), [[0, 1]]),
+    "no rows": ((0, 3, 2), [[0]]),
+    "no positions": ((1, 0, 2), [[0]]),
+    "outside": ((1, 3, 2), [[3]]),
+    "far outside": ((1, 3, 2), [[-(2**63)]]),
+    "two axes": ((1, 3), [[0]]),
+    "one axis of indices": ((1, 3, 2), [0]),
+}
+
+
+@pytest.mark.parametrize("case", list(BAD_GATHERS))
+def test_unfitting_gathers_raise(case: str, tmp_path: Path) -> None:
+    """ONNX Runtime before 1.24 divides by zero, or reads out of bounds."""
+    shape, index = BAD_GATHERS[case]
+    with pytest.raises(RuntimeError, match="last_index"):
+        gather(tmp_path, np.zeros(shape, np.float32), np.array(index))
 
 
 @pytest.mark.parametrize("number", [1, 2, 4, -1])

@@ -1,0 +1,43 @@
+// Registers GatherRow, which copies one row per batch row.
+#include "ops/gather_op.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "ops/custom_op.h"
+
+namespace blip2rt {
+namespace {
+
+struct GatherRowOp {
+  enum Input : size_t { kHidden, kIndex };
+  static constexpr const char* kName = kGatherRow;
+  static constexpr DType kInputs[] = {DType::kFloat32, DType::kInt64};
+  static constexpr size_t kOutputs = 1;
+  static bool optional(size_t) { return false; }
+
+  explicit GatherRowOp(const OrtKernelInfo*) {}
+
+  void compute(OrtKernelContext* context) const {
+    const Tensor hidden = input(context, kHidden), index = input(context, kIndex);
+    const int64_t *axes = hidden.axes, *of_index = index.axes;
+    if (hidden.rank != 3 || (index.rank != 2 && index.rank != 3) || of_index[0] != axes[0] || of_index[1] != 1 ||
+        of_index[index.rank - 1] != 1) {
+      throw std::runtime_error("hidden and last_index have the wrong shape");
+    }
+    const int64_t out_axes[] = {axes[0], index.rank == 3 ? 1 : axes[2], axes[2]};
+    float* out = output(context, 0, out_axes, index.rank);
+    for (int64_t row = 0; row < axes[0]; ++row) {
+      const int64_t given = index.as<int64_t>()[row], position = given < 0 ? given + axes[1] : given;
+      if (position < 0 || position >= axes[1]) throw std::runtime_error("last_index is outside the text");
+      const float* from = hidden.as<float>() + (row * axes[1] + position) * axes[2];
+      std::copy_n(from, axes[2], out + row * axes[2]);
+    }
+  }
+};
+
+}  // namespace
+
+void add_gather_op(OrtCustomOpDomain* domain) { check(ort().CustomOpDomain_Add(domain, custom_op<GatherRowOp>())); }
+
+}  // namespace blip2rt
