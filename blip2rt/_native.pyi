@@ -16,10 +16,11 @@ class Runtime:
 class GraphError(RuntimeError):
     """A graph's file is damaged, or asks for something forbidden. The message is one line and names the file."""
 
-def check_graph(graph_path: str, files: Mapping[str, int] | None = None) -> None:
+def check_graph(graph_path: str, files: Mapping[str, int] | None = None, trusted: bool = False) -> None:
     """Raise GraphError if a graph's file is damaged, uses the core's own operators, or refers to other files.
 
     files: the files next to the graph that it may read, and their sizes; None allows every regular file there.
+    trusted: allow operators that exports do not write, which can end the process.
     """
 
 class Session:
@@ -34,6 +35,7 @@ class Session:
         custom_int8: bool = False,
         custom_attention: bool = True,
         files: Mapping[str, int] | None = None,
+        trusted: bool = False,
     ) -> None:
         """Load a graph. Raises RuntimeError with ONNX Runtime's message, or GraphError like check_graph.
 
@@ -88,6 +90,9 @@ def kernels() -> tuple[str, dict[str, str]]:
 
 def processor_kernels() -> list[str]:
     """Return the core's kernels that this processor runs, such as "int4 avx512". ONNX Runtime runs the rest."""
+
+def kernel_levels() -> list[str]:
+    """Return the values of BLIP2RT_KERNELS that this processor supports, the best one first."""
 
 class SearchBatch:
     """The searches of a batch of images, in one block of memory that a GPU can continue."""

@@ -6,12 +6,13 @@ import contextlib
 import importlib
 import importlib.machinery
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
-from .errors import BackendError
+from .errors import BackendError, OptionError
 from .install_hints import pip_install
 
 if TYPE_CHECKING:
@@ -39,9 +40,10 @@ class Core(Protocol):
     Submitted: type[_native.Submitted]
     Vocabulary: type[_native.Vocabulary]
 
-    def check_graph(self, graph_path: str, files: Mapping[str, int] | None = None) -> None: ...
+    def check_graph(self, graph_path: str, files: Mapping[str, int] | None = None, trusted: bool = False) -> None: ...
     def kernels(self) -> tuple[str, dict[str, str]]: ...
     def processor_kernels(self) -> list[str]: ...
+    def kernel_levels(self) -> list[str]: ...
 
 
 if TYPE_CHECKING:
@@ -74,3 +76,12 @@ def named_failure() -> Iterator[None]:
         raise BackendError("generation failed: out of memory: ask for fewer tokens, beams or images") from None
     except RuntimeError as error:
         raise BackendError(f"generation failed: {error}") from error
+
+
+def kernel_level() -> str:
+    """The highest instruction set of the core's kernels: BLIP2RT_KERNELS, or the best one. Raises OptionError."""
+    value, levels = os.environ.get("BLIP2RT_KERNELS", ""), native().kernel_levels()
+    if value and value not in levels:
+        fix = f"give one that this processor supports ({', '.join(levels)}), or unset it"
+        raise OptionError(f"BLIP2RT_KERNELS is {value!r}: {fix}")
+    return value or levels[0]

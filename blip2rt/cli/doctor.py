@@ -22,10 +22,10 @@ from ..backends import ort
 from ..backends.trt import builder, gpu
 from ..backends.trt.cache import default_folder
 from ..bench.machine import proc_bytes
-from ..errors import BackendError, Blip2rtError
+from ..errors import BackendError, Blip2rtError, OptionError
 from ..install_hints import ONNXRUNTIME_GPU, pip_install
 from ..loading import load
-from ..native import native
+from ..native import kernel_level, native
 
 _TENSORRT = ("tensorrt", "tensorrt-rtx", "tensorrt_rtx")
 _MIN_MEMORY = 8 << 30  # bytes of memory and swap for building large plans
@@ -109,12 +109,14 @@ def _native() -> Finding:
     """Whether the core is built, and its kernels for this processor."""
     fix = f"{pip_install()} (building needs a C++ compiler)"
     try:
-        kernels = native().processor_kernels()
+        level, kernels = kernel_level(), native().processor_kernels()
+    except OptionError as error:
+        return Finding("native core", _BROKEN, str(error), needed=True)
     except BackendError:
         return Finding("native core", _MISSING, "not built", fix, needed=True)
     except ImportError as error:
         return Finding("native core", _BROKEN, str(error), fix, needed=True)
-    return Finding("native core", _OK, f"built; kernels: {', '.join(kernels)}", needed=True)
+    return Finding("native core", _OK, f"built; level {level}; kernels: {', '.join(kernels)}", needed=True)
 
 
 def _onnxruntime(device: gpu.Gpu | str) -> Finding:

@@ -17,7 +17,7 @@ extern const AttentionKernel kAttentionAvx2;
 const AttentionKernel* attention_kernel(const char* name) {
   static const KernelList<AttentionKernel> kernels = {
 #if defined(__x86_64__)
-      {has_avx2(), kAttentionAvx2},
+      {may_use(Level::kAvx2), kAttentionAvx2},
 #endif
       {true, kAttentionPlain},
   };

@@ -11,7 +11,7 @@ extern const EncoderAttentionKernel kEncoderAttentionAmx;
 
 const EncoderAttentionKernel* encoder_attention_kernel() {
 #if defined(__x86_64__)
-  static const bool has_amx = may_use_amx();
+  static const bool has_amx = may_use(Level::kAmx);
   if (has_amx) return &kEncoderAttentionAmx;
 #endif
   return nullptr;

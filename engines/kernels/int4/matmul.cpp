@@ -23,12 +23,12 @@ extern const Int4Kernel kInt4Neon;
 const Int4Kernel* int4_kernel(const char* name) {
   static const KernelList<Int4Kernel> kernels = {
 #if defined(__x86_64__)
-      {may_use_amx(), kInt4Amx},
-      {has_avx512_vnni(), kInt4Avx512},
-      {has_avx_vnni(), kInt4AvxVnni},
-      {has_avx2(), kInt4Avx2},
+      {may_use(Level::kAmx), kInt4Amx},
+      {may_use(Level::kAvx512), kInt4Avx512},
+      {may_use(Level::kAvxVnni), kInt4AvxVnni},
+      {may_use(Level::kAvx2), kInt4Avx2},
 #elif defined(__aarch64__) && defined(__linux__)
-      {has_dot_product(), kInt4Neon},
+      {may_use(Level::kDotProduct), kInt4Neon},
 #endif
   };
   return kernels.find(name);

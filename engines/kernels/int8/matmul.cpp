@@ -36,12 +36,12 @@ size_t Int8Kernel::tiles_per_call(size_t k) const {
 const Int8Kernel* int8_kernel(const char* name) {
   static const KernelList<Int8Kernel> kernels = {
 #if defined(__x86_64__)
-      {may_use_amx(), kInt8Amx},
-      {has_avx512_vnni(), kInt8Avx512},
-      {has_avx_vnni(), kInt8AvxVnni},
-      {has_avx2(), kInt8Avx2},
+      {may_use(Level::kAmx), kInt8Amx},
+      {may_use(Level::kAvx512), kInt8Avx512},
+      {may_use(Level::kAvxVnni), kInt8AvxVnni},
+      {may_use(Level::kAvx2), kInt8Avx2},
 #elif defined(__aarch64__) && defined(__linux__)
-      {has_dot_product(), kInt8Neon},
+      {may_use(Level::kDotProduct), kInt8Neon},
 #endif
   };
   return kernels.find(name);

@@ -112,9 +112,9 @@ Windows pack_weights(const Windows& windows, const ResizeKernel& kernel) {
 const ResizeKernel* resize_kernel(const char* name) {
   static const KernelList<ResizeKernel> kernels = {
 #if defined(__x86_64__)
-      {has_avx2(), kResizeAvx2},
+      {may_use(Level::kAvx2), kResizeAvx2},
 #elif defined(__aarch64__)
-      {true, kResizeNeon},
+      {may_use(Level::kNeon), kResizeNeon},
 #endif
       {true, kResizePlain},
   };
