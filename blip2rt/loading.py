@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ def load(
     color: str = "rgb",
     batching: bool | Batching = False,
     cache_bytes: int = 0,
+    trusted_graphs: bool = False,
 ) -> Model:
     """Open a bundle; None or "nano" is the embedded model. Graphs are loaded when they are first used.
 
@@ -46,14 +48,16 @@ def load(
     batching: decode the calls of concurrent threads in one batch, and enable `submit`; for ort. A Batching
         (blip2rt.batching) sets its sizes.
     cache_bytes: size of the cache for repeated images and, with batching, prompt prefixes, which get three quarters.
+    trusted_graphs: allow operators that blip2rt-export does not write, for graphs of your own: some end the process.
 
     Raises BundleError (missing, damaged, too new), BackendError (unknown name, no GPU) and OptionError.
     """
     arguments = dict(locals())
     if threads is not None and not is_whole(threads, 1, 1024):
         raise OptionError(f"threads is {threads!r}: give a whole number from 1 to 1024, or leave it out for all cores")
-    if not isinstance(special_tokens, bool):
-        raise OptionError(f"special_tokens is {special_tokens!r}: give True or False")
+    for name in ("special_tokens", "trusted_graphs"):
+        if not isinstance(arguments[name], bool):
+            raise OptionError(f"{name} is {arguments[name]!r}: give True or False")
     if not isinstance(batching, bool | Batching):
         raise OptionError(f"batching is {batching!r}: give True, False or a blip2rt.batching.Batching")
     if batching and not backends.get(backend).batches:
@@ -62,7 +66,7 @@ def load(
         raise OptionError(f"cache_bytes is {cache_bytes!r}: give a number of bytes, or 0 for no cache")
     images = ImageSettings(scaled_jpeg, max_pixels, color)
     folder = _folder(bundle)
-    opened = contract.read(folder)
+    opened = replace(contract.read(folder), trusted_graphs=trusted_graphs)
     sizes = Batching() if batching is True else batching or None
     prefix_bytes = cache_bytes - cache_bytes // 4 if sizes and opened.manifest.llm is not None else 0
     shared: dict[str, Any] = {"batching": sizes, "cache_bytes": prefix_bytes or None}

@@ -14,6 +14,7 @@ from typing import Any
 import onnx_ir as ir
 
 from blip2rt.bundle import Component, TensorInfo
+from blip2rt.native import native
 
 from .checks import calibration, verify
 from .graphs import trace
@@ -98,6 +99,14 @@ class GraphExporter:
         if precision != group.precision:
             self.notes.append(f"{name} is {precision}: nothing in it can be {group.precision}")
         self.components[name] = Component(self.graph(name).name, precision, inputs, outputs)
+
+    def note_unusual_operators(self) -> None:
+        """Add a note for each graph that blip2rt.load accepts only with trusted_graphs=True."""
+        for name in self.components:
+            try:
+                native().check_graph(str(self.graph(name)))
+            except native().GraphError as error:
+                self.notes.append(f"{name}: {str(error).partition(' is rejected: ')[2]}")
 
     def run(self, name: str, inputs: verify.Arrays) -> dict[str, Any]:
         """Run a written graph. Return its outputs by name."""

@@ -26,7 +26,7 @@ from .. import bundle as contract
 from ..batching import Batcher, Batching, Call
 from ..bundle import Bundle
 from ..errors import BackendError, OptionError
-from ..native import named_failure, native
+from ..native import kernel_level, named_failure, native
 from ..untrusted.graphs import readable_files, rejected
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ class Backend(backends.Backend):
         """
         self._bundle = bundle
         self._threads = num_threads() if threads is None else usable_threads(threads)
+        if os.environ.get("BLIP2RT_KERNELS"):
+            kernel_level()
         self._sessions: dict[str, Any] = {}
         self._generator: Any = None
         self._locks = {name: threading.Lock() for name in contract.COMPONENTS}
@@ -206,7 +208,12 @@ class Backend(backends.Backend):
                     if begun is not None:
                         begun.set()
                     self._sessions[component] = native().Session(
-                        runtime, str(graph), self._threads, custom_int8=component == contract.VISION, files=files
+                        runtime,
+                        str(graph),
+                        self._threads,
+                        custom_int8=component == contract.VISION,
+                        files=files,
+                        trusted=self._bundle.trusted_graphs,
                     )
                 except native().GraphError as error:
                     raise rejected(error) from None

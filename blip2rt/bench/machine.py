@@ -122,7 +122,7 @@ def product_rate(kind: str, left: Any, threads: int) -> float:
         path = Path(folder) / "product.onnx"
         path.write_bytes(data)
         core = native()
-        session = core.Session(core.Runtime(str(find_library())), str(path), threads)
+        session = core.Session(core.Runtime(str(find_library())), str(path), threads, trusted=True)
         best = float("inf")
         for _ in range(PASSES):
             start = time.perf_counter()

@@ -29,6 +29,7 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+    trusted_graphs: bool = False  # graphs may have operators that exports do not write
 
     def has(self, *components: str) -> bool:
         """Whether every one of `components` is in the bundle."""

@@ -211,10 +211,11 @@ def _load(args: argparse.Namespace, threads: int | None = None, batching: bool =
     if logging.lastResort is not None:  # prints warnings on standard error
         logging.lastResort.setFormatter(logging.Formatter("blip2rt: %(message)s"))
     threads = args.threads if threads is None else threads
-    images = {name: getattr(args, name) for name in ("scaled_jpeg", "max_pixels") if hasattr(args, name)}
+    names = ("scaled_jpeg", "max_pixels", "trusted_graphs")
+    settings = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if batching and not backends.get(args.backend).batches:
         raise OptionError(f"the backend {args.backend} decodes each call by itself: give --backend ort, and its bundle")
-    return load(args.model, backend=args.backend, device=args.device, threads=threads, batching=batching, **images)
+    return load(args.model, backend=args.backend, device=args.device, threads=threads, batching=batching, **settings)
 
 
 def _image(path: str) -> str | bytes:

@@ -167,6 +167,8 @@ def _add_model(command: Parser, pixels: bool = True) -> None:
     if pixels:
         about = "largest width times height of an image; larger JPEGs are decoded at reduced size (default: 50000000)"
         group.add_argument("--max-pixels", type=int, default=argparse.SUPPRESS, metavar="N", help=about)
+    about = "allow operators that blip2rt-export does not write, for graphs of your own"
+    group.add_argument("--trusted-graphs", action="store_true", help=about)
 
 
 def _add_output(command: Parser, stream: bool = False) -> None:

@@ -117,5 +117,6 @@ def run(args: argparse.Namespace) -> int:
         from .server import serve
     except ModuleNotFoundError as error:
         raise OptionError(f"{error.name} is not installed: {pip_install('serve')}") from None
-    keywords = {name: getattr(args, name) for name in ("backend", "device", "threads", "scaled_jpeg")}
+    names = ("backend", "device", "threads", "scaled_jpeg", "trusted_graphs")
+    keywords = {name: getattr(args, name) for name in names}
     return serve(open_model(args.model, settings, **keywords), settings)

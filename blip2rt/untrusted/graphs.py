@@ -20,7 +20,7 @@ def checked_graph(bundle: Bundle, component: str) -> Path:
     """The path of a component's graph. Raises BundleError if it is damaged or reads other files."""
     graph = bundle.graph(component)
     try:
-        native().check_graph(str(graph), readable_files(bundle, component))
+        native().check_graph(str(graph), readable_files(bundle, component), bundle.trusted_graphs)
     except native().GraphError as error:
         raise rejected(error) from None
     return graph
@@ -28,4 +28,6 @@ def checked_graph(bundle: Bundle, component: str) -> Path:
 
 def rejected(error: Exception) -> BundleError:
     """The core's GraphError as a BundleError."""
+    if "trusted_graphs" in str(error):
+        return BundleError(str(error))
     return BundleError(f"{error}: download the bundle again from a source you trust")

@@ -25,11 +25,13 @@ using AllowedFiles = std::optional<std::map<std::string, uint64_t>>;
 // Every external tensor, anywhere in the model, must be in a regular file (no link) next to the graph, listed in
 // `files` with its size, with offset and length inside the file. ONNX Runtime reads these files again afterwards:
 // whoever can write to the folder could change them in between, but could also have changed the bundle before.
-std::string read_graph(const std::string& path, const AllowedFiles& files);
+//
+// trusted: operators may be others than those that exports write, which can end the process.
+std::string read_graph(const std::string& path, const AllowedFiles& files, bool trusted);
 
 // Validates the bytes of a model. `folder` ends with '/', or is empty for the working directory. Throws
 // std::runtime_error.
-void check_model(std::string_view model, const std::string& folder, const AllowedFiles& files);
+void check_model(std::string_view model, const std::string& folder, const AllowedFiles& files, bool trusted);
 
 // Returns the size of a tensor in a file in bytes; nothing for types without a fixed size, and on overflow.
 std::optional<uint64_t> tensor_bytes(const std::vector<uint64_t>& shape, uint64_t dtype);

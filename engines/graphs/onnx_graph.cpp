@@ -12,7 +12,7 @@ namespace blip2rt {
 namespace {
 
 // Field numbers of onnx.proto.
-enum ModelField : uint32_t { kGraph = 7, kOpsetImport = 8, kFunction = 25 };
+enum ModelField : uint32_t { kGraph = 7, kOpsetImport = 8, kTraining = 20, kFunction = 25 };
 enum GraphField : uint32_t { kNode = 1, kInitializer = 5, kGraphInput = 11, kGraphOutput = 12 };
 enum Opset : uint32_t { kOpsetDomain = 1, kOpsetVersion = 2 };
 enum NodeField : uint32_t {
@@ -27,6 +27,7 @@ enum AttributeField : uint32_t {
   kAttributeName = 1,
   kAttributeFloat = 2,
   kAttributeInt = 3,
+  kAttributeText = 4,
   kAttributeGraph = 6,
   kAttributeInts = 8,
   kAttributeGraphs = 11,
@@ -106,8 +107,8 @@ Node::Node(std::string_view bytes) {
 }
 
 void Node::read_attribute(std::string_view bytes) {
-  enum AttributeType : uint64_t { kFloat = 1, kInt = 2, kInts = 7 };
-  std::string_view name;
+  enum AttributeType : uint64_t { kFloat = 1, kInt = 2, kText = 3, kInts = 7 };
+  std::string_view name, text;
   uint64_t type = 0;
   int64_t number = 0;
   float value = 0;
@@ -124,6 +125,7 @@ void Node::read_attribute(std::string_view bytes) {
         std::memcpy(&value, &bits, sizeof value);
         break;
       }
+      case kAttributeText: text = part.bytes; break;
       case kAttributeInts: append(part, list); break;
       case kAttributeGraph:
       case kAttributeGraphs: has_graph = true; break;
@@ -131,23 +133,20 @@ void Node::read_attribute(std::string_view bytes) {
       default: break;
     }
   }
-  if (!attributes_.insert(name).second) throw std::runtime_error("a node has an attribute twice");
-  if (type == kInt && !refers) {
-    ints[name] = number;
-  } else if (type == kFloat && !refers) {
-    floats[name] = value;
-  } else if (type == kInts && !refers) {
-    lists[name] = list;
-  } else {
-    other_attributes.push_back(name);
-  }
+  if (refers) type = 0;
+  if (!attribute_types.emplace(name, type).second) throw std::runtime_error("a node has an attribute twice");
+  if (type == kInt) ints[name] = number;
+  if (type == kFloat) floats[name] = value;
+  if (type == kText) texts[name] = text;
+  if (type == kInts) lists[name] = list;
 }
 
 bool Node::has_only(std::initializer_list<std::string_view> names) const {
-  for (std::string_view attribute : attributes_) {
-    if (std::find(names.begin(), names.end(), attribute) == names.end()) return false;
-  }
-  return other_attributes.empty();
+  const auto is_known = [&](const auto& attribute) {
+    return ints.count(attribute.first) + floats.count(attribute.first) + lists.count(attribute.first) > 0 &&
+           std::find(names.begin(), names.end(), attribute.first) != names.end();
+  };
+  return std::all_of(attribute_types.begin(), attribute_types.end(), is_known);
 }
 
 bool Node::is(std::string_view type) const {
@@ -269,6 +268,7 @@ Model::Model(std::string_view model) {
   for (protobuf::Reader reader(model); reader.next(field);) {
     if (field.number == kGraph) graph = field.bytes;
     if (field.number == kFunction) has_functions = true;
+    if (field.number == kTraining) has_training = true;
     if (field.number != kOpsetImport) continue;
     const std::string_view domain = submessage(field.bytes, kOpsetDomain);
     for (protobuf::Reader import(field.bytes); import.next(part);) {

@@ -22,7 +22,8 @@ struct Node {
   std::map<std::string_view, int64_t> ints;  // attributes by type
   std::map<std::string_view, float> floats;
   std::map<std::string_view, std::vector<uint64_t>> lists;
-  std::vector<std::string_view> other_attributes;  // names of attributes of other types
+  std::map<std::string_view, std::string_view> texts;
+  std::map<std::string_view, uint64_t> attribute_types;  // all names -> AttributeProto.AttributeType; 0: a reference
   bool has_graph = false;
 
   explicit Node(std::string_view bytes);
@@ -42,8 +43,6 @@ struct Node {
 
  private:
   void read_attribute(std::string_view bytes);
-
-  std::set<std::string_view> attributes_;  // names
 };
 
 struct Constant {
@@ -110,6 +109,7 @@ struct Model {
   uint64_t opset = 0;          // version of the standard operators
   uint64_t microsoft = 0;      // version of com.microsoft
   bool has_functions = false;  // they may override operators
+  bool has_training = false;
 
   explicit Model(std::string_view model);
 };

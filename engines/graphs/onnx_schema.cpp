@@ -68,7 +68,6 @@ constexpr MessageSchema kSchema[] = {
      "1 int64, 2 text, 3 text, 4 text, 5 int64, 6 text, 7 GraphProto, 8 OperatorSetIdProto*, "
      "14 StringStringEntryProto*, 20 TrainingInfoProto*, 25 FunctionProto*, 26 DeviceConfigurationProto*"},
 };
-constexpr uint32_t kOperatorType = 4, kOperatorDomain = 7;  // of NodeProto
 
 struct Rule {
   uint32_t number;
@@ -177,7 +176,6 @@ void validate(const Message& message, std::string_view bytes, int depth, ModelCo
   constexpr int kMaxDepth = 100;  // protobuf's own limit
   if (depth > kMaxDepth) throw std::runtime_error("its messages are nested deeper than 100");
   if (message.name == "TensorProto") found.tensors.push_back(bytes);
-  Operator computed;
   uint64_t seen = 0;
   bool chosen = false;
   protobuf::Field field;
@@ -186,8 +184,6 @@ void validate(const Message& message, std::string_view bytes, int depth, ModelCo
       const Rule& rule = message.rules[i];
       if (rule.number != field.number) continue;
       check_field(message, rule, field, depth, found);
-      if (rule.number == kOperatorType) computed.type = field.bytes;
-      if (rule.number == kOperatorDomain) computed.domain = field.bytes;
       if (rule.cardinality != Cardinality::kRepeated && (seen >> i & 1) != 0) fail(message, rule.number, "is repeated");
       if (rule.cardinality == Cardinality::kOneof && chosen)
         fail(message, rule.number, "excludes another field that is set");
@@ -196,7 +192,6 @@ void validate(const Message& message, std::string_view bytes, int depth, ModelCo
       break;
     }
   }
-  if (message.name == "NodeProto") found.operators.push_back(computed);
 }
 
 }  // namespace

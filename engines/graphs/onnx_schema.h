@@ -7,16 +7,10 @@
 
 namespace blip2rt {
 
-// The operator of a node.
-struct Operator {
-  std::string_view domain, type;
-};
-
-// The tensors, domains and operators anywhere in a model: in its graph, subgraphs, attributes and functions.
+// The tensors and domains anywhere in a model: in its graph, subgraphs, attributes and functions.
 struct ModelContents {
   std::vector<std::string_view> tensors;  // every TensorProto
   std::vector<std::string_view> domains;  // of nodes, functions and imports
-  std::vector<Operator> operators;        // of nodes
 };
 
 // Scans a model. Throws std::runtime_error if the bytes are no model, or ambiguous: a field with the wrong wire type, a

@@ -1,13 +1,13 @@
-// Checks operators, and the operands that ONNX Runtime does not check itself: the weights of products, the indices of
-// GatherND, and the numbers of heads and parts.
+// Checks every node against the table of allowed operators, and the operands that ONNX Runtime does not check itself.
 #include "graphs/operator_checks.h"
 
 #include <algorithm>
 #include <iterator>
-#include <optional>
+#include <set>
 #include <stdexcept>
 #include <string>
 
+#include "graphs/allowed_operators.h"
 #include "graphs/onnx_graph.h"
 #include "ort/utf8.h"
 
@@ -92,16 +92,18 @@ bool dynamic_matmul_fits(const Graph& graph, const Node& node) {
   return !is_given(kBias) || has_count(constant(graph, node.inputs[kBias]), 1, n);
 }
 
-// The core replaces a GatherND with one batch axis. Others may divide by zero or abort in ONNX Runtime.
-bool has_one_batch_axis(const Graph&, const Node& node) {
-  return node.number("batch_dims", 0) == 1 && node.inputs.size() == 2 && node.outputs.size() == 1;
-}
-
-// ONNX Runtime before 1.30 truncates larger numbers to 32 bits, and may then divide by zero.
-bool has_valid_heads(const Graph&, const Node& node) {
-  constexpr int64_t kMost = 65536;
-  const int64_t heads = node.number("num_heads", 0), of_keys = node.number("kv_num_heads", 0);
-  return heads > 0 && heads <= kMost && of_keys > 0 && of_keys <= kMost;
+// The core replaces a GatherND with a batch axis. Without one, exports use indices that an Unsqueeze gave an axis;
+// ONNX Runtime may abort for others.
+bool gather_is_supported(const Graph& graph, const Node& node) {
+  if (node.number("batch_dims", 0) == 1) return true;
+  const auto maker = graph.producers.find(node.inputs[1]);
+  if (maker == graph.producers.end()) {
+    const Constant* indices = constant(graph, node.inputs[1]);
+    return indices != nullptr && !indices->shape.empty();
+  }
+  const Node& widened = graph.nodes[maker->second];
+  const Constant* added = widened.inputs.size() == 2 ? constant(graph, widened.inputs[1]) : nullptr;
+  return widened.is("Unsqueeze") && added != nullptr && added->shape.size() == 1 && added->shape[0] > 0;
 }
 
 // ONNX Runtime before 1.30 aborts for any other number.
@@ -110,48 +112,100 @@ bool split_matches_outputs(const Graph&, const Node& node) {
   return node.number("num_outputs", parts) == parts;
 }
 
-// Throws for non-standard operators except those that exports use: many of them do not check their inputs.
-void check_is_exported(const Operator& used) {
-  constexpr std::string_view kExported[] = {"DynamicQuantizeMatMul", "GatherBlockQuantized", "GroupQueryAttention",
-                                            "MatMulNBits", "SkipSimplifiedLayerNormalization"};
-  if (used.domain.empty() || used.domain == "ai.onnx") return;
-  const bool exported = std::find(std::begin(kExported), std::end(kExported), used.type) != std::end(kExported);
-  if (used.domain == "com.microsoft" && exported) return;
-  throw std::runtime_error("it uses the operator " + quoted(used.type) + " of the domain " + quoted(used.domain) +
-                           ", which exports do not use");
+bool is_float(DType dtype) { return dtype == DType::kFloat32 || dtype == DType::kFloat16 || dtype == DType::kFloat64; }
+
+// Returns whether a constant has only numbers that divide every integer.
+bool divides_integers(const Constant* divisor) {
+  if (divisor == nullptr || divisor->raw.empty()) return false;
+  const auto all = [&](auto numbers) {
+    return std::all_of(numbers.begin(), numbers.end(), [](auto number) { return number > 0; });
+  };
+  if (divisor->dtype == DType::kInt64) return all(divisor->values<int64_t>(divisor->raw.size() / sizeof(int64_t)));
+  if (divisor->dtype == DType::kInt32) return all(divisor->values<int32_t>(divisor->raw.size() / sizeof(int32_t)));
+  return false;
+}
+
+// Collects the values that are certainly floating-point numbers, from the first node to the last.
+class FloatValues {
+ public:
+  explicit FloatValues(const Graph& graph) {
+    for (const auto& [name, dtype] : graph.inputs) add_if(is_float(dtype), name);
+    for (const auto& [name, constant] : graph.constants) add_if(is_float(constant.dtype), name);
+  }
+
+  void add_outputs(const Node& node) {
+    constexpr std::string_view kIntegers[] = {"And",         "Equal", "Greater", "GreaterOrEqual", "Less",
+                                              "LessOrEqual", "Not",   "Or",      "QuantizeLinear", "Shape"};
+    const std::string_view type = node.op_type;
+    bool floating = has(node.inputs[type == "Where" ? 1 : 0]);
+    if (std::find(std::begin(kIntegers), std::end(kIntegers), type) != std::end(kIntegers)) floating = false;
+    if (type == "Cast") floating = is_float(static_cast<DType>(node.number("to", 0)));
+    if (type == "DequantizeLinear" || type == "GatherBlockQuantized") floating = true;
+    for (std::string_view output : node.outputs) add_if(floating, output);
+  }
+
+  bool has(std::string_view name) const { return names_.count(name) != 0; }
+
+ private:
+  void add_if(bool floating, std::string_view name) {
+    if (floating) names_.insert(name);
+  }
+
+  std::set<std::string_view> names_;
+};
+
+// Integers must not be divided by 0, nor the lowest by -1.
+bool can_divide(const Graph& graph, const Node& node, const FloatValues& floats) {
+  if (node.op_type != "Div" && node.op_type != "Mod" && node.op_type != "ReduceMean") return true;
+  if (floats.has(node.inputs[0])) return true;
+  return node.op_type != "ReduceMean" &&
+         (floats.has(node.inputs[1]) || divides_integers(constant(graph, node.inputs[1])));
+}
+
+void check_operands(const Graph& graph, const Node& node) {
+  struct Check {
+    std::string_view op_type;
+    bool (*fits)(const Graph& graph, const Node& node);
+    const char* fault;
+  };
+  constexpr Check kChecks[] = {
+      {"MatMulNBits", matmul_nbits_fits, "its weights do not fit its sizes"},
+      {"DynamicQuantizeMatMul", dynamic_matmul_fits, "its weights do not fit each other"},
+      {"GatherND", gather_is_supported, "its indices may lack an axis"},
+      {"Split", split_matches_outputs, "it has different numbers of parts and outputs"},
+  };
+  for (const Check& check : kChecks) {
+    if (node.op_type == check.op_type && !check.fits(graph, node)) throw std::runtime_error(check.fault);
+  }
 }
 
 }  // namespace
 
-void check_operators(std::string_view model, const ModelContents& found) {
-  struct Check {
-    std::string_view op_type;
-    bool (*matmul_nbits_fits)(const Graph& graph, const Node& node);
-    const char* fault;
-  };
-  constexpr Check kChecks[] = {
-      {"MatMulNBits", matmul_nbits_fits, "the weights of a MatMulNBits do not fit its sizes"},
-      {"DynamicQuantizeMatMul", dynamic_matmul_fits, "the weights of a DynamicQuantizeMatMul do not fit each other"},
-      {"GatherND", has_one_batch_axis, "a GatherND has not one batch axis, two inputs and one output"},
-      {"GroupQueryAttention", has_valid_heads, "a GroupQueryAttention has an invalid number of heads, not 1 to 65536"},
-      {"Split", split_matches_outputs, "a Split has different numbers of parts and outputs"},
-  };
-  for (const Operator& used : found.operators) check_is_exported(used);
-  std::optional<Graph> graph;
-  for (const Check& check : kChecks) {
-    const auto count = std::count_if(found.operators.begin(), found.operators.end(),
-                                     [&](const Operator& one) { return one.type == check.op_type; });
-    if (count == 0) continue;
-    if (!graph) graph.emplace(Model(model).graph);
-    std::ptrdiff_t seen = 0;
-    for (const Node& node : graph->nodes) {
-      if (node.op_type != check.op_type) continue;
-      ++seen;
-      if (!check.matmul_nbits_fits(*graph, node)) throw std::runtime_error(check.fault);
+void check_operators(std::string_view bytes, const ModelContents& found) {
+  constexpr size_t kMaxNodes = 50'000;  // far above a language model of 100 layers
+  const Model model(bytes);
+  if (model.has_functions || model.has_training) throw OperatorError("it has functions or training graphs");
+  for (std::string_view domain : found.domains) {
+    if (domain.empty() || domain == "com.microsoft") continue;
+    throw OperatorError("it uses the domain " + quoted(domain) + ", which exports do not");
+  }
+  const Graph graph(model.graph);
+  if (graph.nodes.size() > kMaxNodes) {
+    throw OperatorError("it has " + std::to_string(graph.nodes.size()) + " nodes, more than " +
+                        std::to_string(kMaxNodes));
+  }
+  FloatValues floats(graph);
+  for (const Node& node : graph.nodes) {
+    try {
+      check_allowed(node);
+      check_operands(graph, node);
+      if (!can_divide(graph, node, floats)) throw std::runtime_error("it may divide integers by 0 or -1");
+    } catch (const std::runtime_error& error) {
+      const std::string_view name = node.name.empty() && !node.outputs.empty() ? node.outputs[0] : node.name;
+      throw OperatorError("node " + quoted(name) + " (" + std::string(single_line(node.op_type)) +
+                          "): " + error.what());
     }
-    if (seen != count) {
-      throw std::runtime_error("a " + std::string(check.op_type) + " is in a subgraph or a function");
-    }
+    floats.add_outputs(node);
   }
 }
 

@@ -1,6 +1,7 @@
 // Decides which operators of a graph are replaced by custom ones.
 #include "graphs/rewrite.h"
 
+#include <iterator>
 #include <string_view>
 #include <utility>
 
@@ -9,6 +10,7 @@
 #include "graphs/rewrite_matmul.h"
 #include "kernels/attention/attention.h"
 #include "kernels/attention/encoder_attention.h"
+#include "kernels/dispatch.h"
 #include "kernels/int4/matmul.h"
 #include "kernels/int8/matmul.h"
 #include "ops/attention_op.h"
@@ -99,6 +101,14 @@ std::vector<std::string> processor_kernels() {
   if (int4_kernel() != nullptr) names.push_back(int4_name());
   if (int8_kernel() != nullptr) names.push_back(int8_name());
   if (encoder_attention_kernel() != nullptr) names.push_back(encoder_attention_name());
+  return names;
+}
+
+std::vector<std::string> kernel_levels() {
+  std::vector<std::string> names;
+  for (size_t i = std::size(kLevelNames); i-- > 0;) {
+    if (supports(static_cast<Level>(i))) names.push_back(kLevelNames[i]);
+  }
   return names;
 }
 

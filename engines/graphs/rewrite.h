@@ -33,4 +33,7 @@ RewrittenGraph rewrite_model(const std::string& model, CustomOps ops);
 // Returns the kernels that this processor would run, such as "int4 avx512".
 std::vector<std::string> processor_kernels();
 
+// Returns the values of BLIP2RT_KERNELS that this processor supports, the best one first.
+std::vector<std::string> kernel_levels();
+
 }  // namespace blip2rt

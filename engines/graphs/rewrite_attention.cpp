@@ -28,7 +28,7 @@ bool has_supported_attributes(const Node& node) {
   for (const auto& [name, value] : node.floats) {
     if (name != "scale" && name != "softcap" && value != 0) return false;
   }
-  return node.lists.empty() && node.other_attributes.empty();
+  return node.ints.size() + node.floats.size() == node.attribute_types.size();
 }
 
 // Writes an Attention for a GroupQueryAttention, or returns an empty string if it is unsupported.

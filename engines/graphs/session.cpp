@@ -91,13 +91,14 @@ const Port* find(const std::vector<Port>& ports, const std::string& name) {
 
 }  // namespace
 
-Session::Session(const std::string& graph_path, int intra_op_threads, CustomOps ops, const AllowedFiles& files)
+Session::Session(const std::string& graph_path, int intra_op_threads, CustomOps ops, const AllowedFiles& files,
+                 bool trusted)
     : path_(graph_path), process_(getpid()) {
   const ActiveCall call;
   SessionOptions options = session_options(intra_op_threads);
   RewrittenGraph graph;
   {
-    const std::string bytes = read_graph(graph_path, files);
+    const std::string bytes = read_graph(graph_path, files, trusted);
     try {
       graph = rewritten_graph(bytes, intra_op_threads, ops);
     } catch (const std::runtime_error& error) {

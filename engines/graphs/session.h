@@ -21,7 +21,7 @@ class Session {
   // Loads a graph. intra_op_threads 0: ONNX Runtime's default, one per physical core. Throws GraphError, see
   // read_graph.
   explicit Session(const std::string& graph_path, int intra_op_threads, CustomOps ops = {},
-                   const AllowedFiles& files = {});
+                   const AllowedFiles& files = {}, bool trusted = false);
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;

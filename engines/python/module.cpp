@@ -160,13 +160,14 @@ NB_MODULE(_native, m) {
   });
 
   m.def("processor_kernels", &processor_kernels);
+  m.def("kernel_levels", &kernel_levels);
   m.def(
       "check_graph",
-      [](const std::string& graph_path, const AllowedFiles& files) {
+      [](const std::string& graph_path, const AllowedFiles& files, bool trusted) {
         const ReleasedGil released;
-        read_graph(graph_path, files);
+        read_graph(graph_path, files, trusted);
       },
-      "graph_path"_a, "files"_a = nb::none());
+      "graph_path"_a, "files"_a = nb::none(), "trusted"_a = false);
 
   nb::class_<Runtime>(m, "Runtime")
       .def(
@@ -182,13 +183,13 @@ NB_MODULE(_native, m) {
       .def(
           "__init__",
           [](Session* self, const Runtime&, const std::string& graph_path, int intra_op_threads, bool custom_int4,
-             bool custom_int8, bool custom_attention, const AllowedFiles& files) {
+             bool custom_int8, bool custom_attention, const AllowedFiles& files, bool trusted) {
             const ReleasedGil released;
-            new (self)
-                Session(graph_path, intra_op_threads, CustomOps{custom_int4, custom_int8, custom_attention}, files);
+            const CustomOps ops = {custom_int4, custom_int8, custom_attention};
+            new (self) Session(graph_path, intra_op_threads, ops, files, trusted);
           },
           "runtime"_a, "graph_path"_a, "intra_op_threads"_a = 0, "custom_int4"_a = true, "custom_int8"_a = false,
-          "custom_attention"_a = true, "files"_a = nb::none())
+          "custom_attention"_a = true, "files"_a = nb::none(), "trusted"_a = false)
       .def_prop_ro("inputs", [](const Session& self) { return port_tuples(self.inputs()); })
       .def_prop_ro("outputs", [](const Session& self) { return port_tuples(self.outputs()); })
       .def_prop_ro("custom_kernels", [](const Session& self) { return self.custom_kernels(); })

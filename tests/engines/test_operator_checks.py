@@ -103,7 +103,7 @@ def test_unfitting_int4_products_are_rejected(change: str, tmp_path: Path) -> No
     """ONNX Runtime up to 1.24 packs such weights, and reads out of bounds."""
     model = graphs.int4(np.random.default_rng(new_seed()))
     INT4_FAULTS[change](model)
-    assert_rejected(model, tmp_path, "(the weights of )?a MatMulNBits")
+    assert_rejected(model, tmp_path, ".*its weights do not fit its sizes|node .*: it has ")
 
 
 UNSUPPORTED: dict[str, Change] = {
@@ -148,7 +148,7 @@ def test_unfitting_int8_products_are_rejected(change: str, tmp_path: Path) -> No
     """ONNX Runtime 1.23 to 1.25 reads past the end of a short bias."""
     model = graphs.int8(np.random.default_rng(new_seed()))
     INT8_FAULTS[change](model)
-    assert_rejected(model, tmp_path, "(the weights of )?a DynamicQuantizeMatMul")
+    assert_rejected(model, tmp_path, ".*its weights do not fit each other|node .*: it has ")
 
 
 @pytest.mark.parametrize("zeros", [None, 1, 96])
@@ -166,15 +166,19 @@ def test_fitting_int8_products_load(zeros: int | None, transposed: bool, tmp_pat
     assert np.isfinite(Session(runtime(), save(model, tmp_path), 1).run({"x": x})["y"]).all()
 
 
-@pytest.mark.parametrize("axes", [0, 2, None])
-def test_gathers_without_one_batch_axis_are_rejected(axes: int | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["no axis", "an empty list of axes", "computed axes"])
+def test_unsafe_gathers_are_rejected(change: str, tmp_path: Path) -> None:
     model = decoder()
-    gather = graphs.node(model, "GatherND")
-    if axes is None:
-        del gather.attribute[:]
+    index, gather = graphs.node(model, "Unsqueeze"), graphs.node(model, "GatherND")
+    gather.attribute[0].i = 0
+    if change == "no axis":
+        gather.input[1] = "last_index"
+    elif change == "an empty list of axes":
+        model.graph.initializer.append(numpy_helper.from_array(np.zeros(0, np.int64), "none"))
+        index.input[1] = "none"
     else:
-        gather.attribute[0].i = axes
-    assert_rejected(model, tmp_path, "a GatherND has not one batch axis")
+        index.input[1] = "last_index"
+    assert_rejected(model, tmp_path, r"node 'row' \(GatherND\): its indices may lack an axis")
 
 
 def gather(folder: Path, hidden: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -219,7 +223,9 @@ def test_splits_with_wrong_numbers_of_parts_are_rejected(number: int, tmp_path: 
     """ONNX Runtime before 1.30 aborted."""
     model = graphs.int8(np.random.default_rng(new_seed()))
     attribute(graphs.node(model, "Split"), "num_outputs").i = number
-    assert_rejected(model, tmp_path, "a Split has different numbers of parts and outputs")
+    assert_rejected(
+        model, tmp_path, r".*\(Split\): it(s attribute 'num_outputs' is -1| has different numbers of parts and outputs)"
+    )
 
 
 @pytest.mark.parametrize("number", [0, -1, 2**31, 2**32])
@@ -228,4 +234,4 @@ def test_invalid_numbers_of_heads_are_rejected(name: str, number: int, tmp_path:
     """ONNX Runtime before 1.30 divided by zero."""
     model = decoder()
     attribute(graphs.node(model, "GroupQueryAttention"), name).i = number
-    assert_rejected(model, tmp_path, "a GroupQueryAttention has an invalid number of heads")
+    assert_rejected(model, tmp_path, rf".*\(GroupQueryAttention\): its attribute '{name}' is {number}")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -200,16 +202,66 @@ def test_the_cores_own_operators_are_rejected(place: str, tmp_path: Path) -> Non
         Session(runtime(), save(tmp_path, OWN_DOMAIN[place]), 1)
 
 
-@pytest.mark.parametrize(
-    ("domain", "kind"), [("com.microsoft", "Attention"), ("ai.onnx.ml", "LabelEncoder"), ("unknown", "MatMulNBits")]
-)
-@pytest.mark.parametrize("place", ["node", "inner", "function"])
-def test_unexported_operators_are_rejected(place: str, domain: str, kind: str, tmp_path: Path) -> None:
-    node = helper.make_node(kind, ["x"], ["z"], domain=domain)
-    with pytest.raises(
-        GraphError, match=f"it uses the operator '{kind}' of the domain '{domain}', which exports do not"
-    ):
-        check_graph(save(tmp_path, add_node(place, node)))
+def node(kind: str, inputs: str, outputs: str = "z", **attributes: Any) -> onnx.NodeProto:
+    made = graphs.op(kind, inputs, outputs, **attributes)
+    made.output[:] = ["" if name == "_" else name for name in made.output]
+    return made
+
+
+NOT_EXPORTED: dict[str, tuple[onnx.NodeProto, str]] = {
+    "contrib operator": (
+        helper.make_node("Attention", ["x"], ["z"], domain="com.microsoft"),
+        "'z' (Attention): exports",
+    ),
+    "loop": (node("Loop", "_ x y", body=in_graph()), "'z' (Loop): it has a subgraph"),
+    "operator": (node("Einsum", "x x", equation="ij,ij->ij"), "'z' (Einsum): exports do not use this operator"),
+    "unnamed input": (node("Add", "x _"), "'z' (Add): input 1 has no name"),
+    "unnamed output": (node("Relu", "x", "_"), "'' (Relu): output 0 has no name"),
+    "too few inputs": (node("Where", "x x"), "'z' (Where): it has 2 inputs"),
+    "too many outputs": (node("Relu", "x", "z w"), "'z' (Relu): it has 2 outputs"),
+    "attribute": (node("Relu", "x", alpha=1.0), "'z' (Relu): it has the attribute 'alpha'"),
+    "huge kernel": (node("AveragePool", "x", kernel_shape=[2**62]), f"its attribute 'kernel_shape' is {2**62}"),
+    "negative stride": (node("Conv", "x x", strides=[1, -1]), "its attribute 'strides' is -1"),
+    "text": (node("Gelu", "x", approximate="fast"), "its attribute 'approximate' is 'fast'"),
+    "type of an attribute": (node("Softmax", "x", axis=1.0), "its attribute 'axis' has another type"),
+    "factor": (node("Gemm", "x x", alpha=float("nan")), "its attribute 'alpha' is not finite"),
+    "integers by a variable": (node("Div", "n n"), "'z' (Div): it may divide integers by 0 or -1"),
+    "integers by zero": (node("Div", "n zero"), "it may divide integers by 0 or -1"),
+    "mean of integers": (node("ReduceMean", "n"), "it may divide integers by 0 or -1"),
+}
+
+
+@pytest.mark.parametrize("case", list(NOT_EXPORTED))
+def test_nodes_that_exports_do_not_write_are_rejected(case: str, tmp_path: Path) -> None:
+    made, fault = NOT_EXPORTED[case]
+
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.initializer.append(numpy_helper.from_array(np.array([1, 0]), "zero"))
+        model.graph.node.extend([node("Shape", "x", "n"), made])
+
+    path = save(tmp_path, change)
+    with pytest.raises(GraphError) as error:
+        Session(runtime(), path, 1)
+    assert re.fullmatch(rf".*product.onnx is rejected: node .*{re.escape(fault)}.*--trusted-graphs", str(error.value))
+    check_graph(path, trusted=True)
+
+
+NOT_GRAPHS: dict[str, tuple[Change, str]] = {
+    "domain": (
+        lambda m: m.graph.node.append(helper.make_node("F", ["x"], ["z"], domain="d")),
+        "it uses the domain 'd'",
+    ),
+    "function": (add_function, "it has functions"),
+    "training": (lambda m: m.training_info.add(), "it has functions or training graphs"),
+    "nodes": (lambda m: m.graph.node.extend([node("Relu", "x", "_")] * 50_001), "it has 50003 nodes, more than 50000"),
+}
+
+
+@pytest.mark.parametrize("case", list(NOT_GRAPHS))
+def test_models_that_exports_do_not_write_are_rejected(case: str, tmp_path: Path) -> None:
+    change, fault = NOT_GRAPHS[case]
+    with pytest.raises(GraphError, match=f"is rejected: {fault}.*--trusted-graphs"):
+        check_graph(save(tmp_path, change))
 
 
 @pytest.mark.parametrize("name", ["cache_rows", "encoder_rows"])

@@ -22,6 +22,7 @@ import transformers
 from transformers.models.auto import modeling_auto
 
 from blip2rt.errors import Blip2rtError
+from blip2rt.native import native
 from export import targets
 from export.checks import verify
 from export.graphs import compatibility, trace
@@ -166,6 +167,8 @@ def _compared(model: Any, folder: Path, seed: int) -> tuple[float, bool]:
         for name, graph in trace_graphs(targets.ORT, model, MAX_POSITIONS):
             targets.ORT.apply(graph, "fp32", Quantizer(BlockFormat(32), data.store_large), {})
             trace.save(graph, folder / f"{name}.onnx", data)
+    for path in folder.glob("*.onnx"):
+        native().check_graph(str(path))
     encoder = folder / "encoder.onnx"
     start = model.config.decoder_start_token_id if encoder.exists() else None
     opened = encoder if encoder.exists() else None

@@ -1,4 +1,4 @@
-"""Check that files are valid ONNX for tools other than our runtime."""
+"""Check that files are valid ONNX for tools other than our runtime, and have only operators that `load` allows."""
 
 from __future__ import annotations
 
@@ -9,14 +9,22 @@ from pathlib import Path
 import onnx
 import onnxruntime
 
+from blip2rt.native import native
+
 
 def faults(folder: Path) -> list[str]:
-    """Run onnx.checker, strict shape inference and a plain session on each graph of a folder; list what they reject."""
+    """Run onnx.checker, strict shape inference, a plain session and our checks on each graph of a folder; list what
+    they reject."""
     found = []
     files = sorted(folder.glob("*.onnx"))
     assert files, folder
     for file in files:
-        for name, check in (("checker", _check), ("inference", _infer_shapes), ("session", _open)):
+        for name, check in (
+            ("checker", _check),
+            ("inference", _infer_shapes),
+            ("session", _open),
+            ("ours", _check_operators),
+        ):
             try:
                 check(file)
             except Exception as error:  # each library has its own
@@ -26,6 +34,10 @@ def faults(folder: Path) -> list[str]:
 
 def _check(file: Path) -> None:
     onnx.checker.check_model(str(file), full_check=True)
+
+
+def _check_operators(file: Path) -> None:
+    native().check_graph(str(file))
 
 
 def _infer_shapes(file: Path) -> None:

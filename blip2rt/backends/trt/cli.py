@@ -9,6 +9,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ... import bundle as contract
@@ -43,6 +44,8 @@ def _parser() -> Parser:
     add("--no-test", action="store_true", help="accept plans without comparing them with ONNX Runtime on the CPU")
     precision = "reject a bundle whose graphs have other precisions, e.g. vision=int8,llm=int4"
     add("--precision", type=_precisions, default={}, metavar="GRAPH=P,...", help=precision)
+    trusted = "allow operators that blip2rt-export does not write, for graphs of your own"
+    add("--trusted-graphs", action="store_true", help=trusted)
     add = parser.add_argument_group("sizes").add_argument
     add("--max-batch", type=int, default=1, metavar="N", help="maximum images per call")
     add("--max-beams", type=int, default=3, metavar="N", help="maximum beams or draws per image")
@@ -59,7 +62,7 @@ def _parser() -> Parser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    bundle = contract.read(args.bundle)
+    bundle = replace(contract.read(args.bundle), trusted_graphs=args.trusted_graphs)
     plans.check_target(bundle)
     plans.check_precision(bundle, args.precision)
     with flags_named(_SIZES):

@@ -1,0 +1,12 @@
+// The operators that exports write, with their attributes and numbers of inputs and outputs. ONNX Runtime's other
+// operators, and unusual forms of these, may end the process or run for ever.
+#pragma once
+
+#include "graphs/onnx_graph.h"
+
+namespace blip2rt {
+
+// Throws std::runtime_error unless exports may write a node with this operator, attributes and counts.
+void check_allowed(const Node& node);
+
+}  // namespace blip2rt
