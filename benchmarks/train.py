@@ -24,6 +24,7 @@ from blip2rt.modeling.vision import VisionConfig
 from train.loop.memory import keep_freed_memory
 from train.loop.trainer import autocast_dtype
 from train.objectives.stage1 import (
+    LossSettings,
     TextBatch,
     hard_negatives,
     itc_loss,
@@ -74,11 +75,11 @@ def itg_pass(model: Blip2, vision_features: torch.Tensor, text: TextBatch, dec_t
     return itg_loss(model.lm_head(states, qformer.word_embeddings.weight), targets)
 
 
-def independent_losses(model: Blip2, vision_features: torch.Tensor, text: TextBatch, dec_token_id: int) -> Losses:
+def independent_losses(model: Blip2, vision_features: torch.Tensor, text: TextBatch, settings: LossSettings) -> Losses:
     """ITC, ITM and ITG with a full forward pass each; they share only the similarities for ITM's negatives."""
     itc, sim = itc_pass(model, vision_features, text)
     itm = itm_pass(model, vision_features, text, sim)
-    itg = itg_pass(model, vision_features, text, dec_token_id)
+    itg = itg_pass(model, vision_features, text, settings.dec_token_id)
     return {"loss": itc + itm + itg, "itc": itc, "itm": itm, "itg": itg}
 
 
@@ -105,12 +106,12 @@ def compare(geometry: str, batch: int, tokens: int, precision: str, repeat: int)
     model = build(geometry)
     features, text = random_batch(model, batch, tokens)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    dtype, dec = autocast_dtype(precision), model.config.qformer.vocab_size - 1
+    dtype, settings = autocast_dtype(precision), LossSettings(model.config.qformer.vocab_size - 1)
 
     def step(losses: Callable[..., Losses]) -> float:
         started = time.process_time()
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            loss = losses(model, features, text, dec)["loss"]
+            loss = losses(model, features, text, settings)["loss"]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

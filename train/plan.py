@@ -144,8 +144,9 @@ def _activations(plan: Plan, encoder_learns: bool, size: int, gpus: int) -> floa
         total += layers(q.layers, 2 * rows, text, q.hidden_size, q.heads)
         total += layers(q.layers, 3 * rows, q.queries + text, q.hidden_size, q.heads) + 2 * seen
         total += rows * text * q.vocab_size * (size + 8)
-        everyone = batch.batch_size // batch.accumulate
-        return total + 8.0 * everyone**2 * q.queries + everyone * vision.positions * vision.features * 4
+        if batch.accumulate > 1:  # features of all micro-batches, for the negatives
+            total += batch.batch_size // gpus * vision.positions * vision.features * size
+        return total + 8.0 * batch.batch_size**2 * q.queries
     assert plan.point.language_model is not None
     llm = plan.point.language_model.text_config
     stacks = 2 if llm.is_encoder_decoder else 1

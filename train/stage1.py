@@ -19,6 +19,7 @@ if __name__ == "__main__":  # by name, so that an import error below becomes one
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -41,7 +42,19 @@ from .model import (
     training_mode,
     with_trained_vision,
 )
-from .objectives.stage1 import TextBatch, hard_negatives, itm_loss, query_cosine, similarity, stage1_losses
+from .objectives.stage1 import (
+    BatchPart,
+    LossSettings,
+    TextBatch,
+    contrast_batch,
+    contrast_embeds,
+    hard_negatives,
+    itm_loss,
+    join_texts,
+    query_cosine,
+    similarity,
+    stage1_losses,
+)
 from .plan import Plan
 from .recipe import flat, option
 from .settings import NOT_NEGATIVE, POSITIVE, DataSettings, TrainSettings, one_of
@@ -65,12 +78,12 @@ class ContrastSettings:
         0.0, "standard deviation of ITM's fresh head; 0: as PyTorch draws a layer", check=NOT_NEGATIVE
     )
     itc_gradient: str = option(
-        "own",
-        "with several processes, ITC's gradient reaches each row from its own process (own) or from all (whole)",
+        "whole",
+        "with several processes, ITC's gradient reaches each row from all (whole) or, as in LAVIS, its own (own)",
         check=one_of("own", "whole"),
         metavar="WHAT",
     )
-    head_lr: float = option(1e-4, "peak learning rate of the projections and heads", check=NOT_NEGATIVE)
+    head_lr: float = option(1e-4, "peak learning rate of projections and heads; lr if unset", check=NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
@@ -112,7 +125,9 @@ def build_model(settings: Stage1Settings, point: StartingPoint) -> Blip2:
 def peak_rates(settings: Stage1Settings, model: Blip2) -> dict[str, float]:
     """Peak learning rates that differ from lr, by prefixes of parameter names."""
     rates = vision_peaks(trained_encoder(model, settings.vision.train_vision), settings.loop.optimizer)
-    return rates | dict.fromkeys(("vision_proj", "text_proj", "itm_head", "lm_head"), settings.contrast.head_lr)
+    if "head_lr" in settings.given:
+        rates |= dict.fromkeys(("vision_proj", "text_proj", "itm_head", "lm_head"), settings.contrast.head_lr)
+    return rates
 
 
 @dataclass(frozen=True)
@@ -123,6 +138,8 @@ class MicroBatch:
     text: TextBatch
     share: float  # tokens here over the mean of all micro-batches and processes
     hardness: float  # of ITM's negatives: 0 random, 1 drawn by similarity
+    part: BatchPart | None = None  # its place in the batch, if that has several micro-batches
+    seed: int = 0  # of its dropout, with a part
 
 
 class Stage1:
@@ -139,13 +156,14 @@ class Stage1:
             print(f"note: {self.loader.note}", file=sys.stderr)
         self.model = build_model(settings, point)
         self.tokenizer = point.bert.tokenizer
-        peaks, train_vision = peak_rates(settings, self.model), settings.vision.train_vision
-        self.trainer = open_trainer(self.model, loop, peaks, flat(settings), train_vision=train_vision)
+        peaks, self.train_vision = peak_rates(settings, self.model), settings.vision.train_vision
+        self.trainer = open_trainer(self.model, loop, peaks, flat(settings), train_vision=self.train_vision)
         self.dev = Dev(self, data) if data.dev_table else None
 
     def run(self) -> Path:
         """Train. Return the last checkpoint's folder."""
-        return self.trainer.run(self.batches(), self.loss, self.dev.evaluate if self.dev else None)
+        evaluate = self.dev.evaluate if self.dev else None
+        return self.trainer.run(self.batches(), self.loss, evaluate, self.contrast_whole)
 
     def batches(self) -> Iterator[tuple[int, list[MicroBatch]]]:
         """Endless (step, micro-batches) from the trainer's step on."""
@@ -165,20 +183,63 @@ class Stage1:
         ids, mask = encoded["input_ids"].to(device), encoded["attention_mask"].to(device)
         return TextBatch(ids, mask, torch.as_tensor(images, device=device))
 
+    def contrast_whole(self, micros: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
+        """Give each of several micro-batches its part in the contrast of all; runs without gradients.
+
+        Embeddings are computed here, and again by `loss`, with gradients and the same dropout.
+        """
+        parallel, size, seed = this_process(), len(micros[0].text.image_ids), torch.initial_seed()
+        features, embeds = [], []
+        for number, micro in enumerate(micros):
+            torch.manual_seed(_micro_seed(seed, number))
+            features.append(batch_features(self.model, micro.images))
+            embeds.append(contrast_embeds(self.model, features[-1], micro.text))
+        torch.manual_seed(seed)
+        text = join_texts([micro.text for micro in micros])
+        images, texts = (torch.cat(each) for each in zip(*embeds, strict=True))
+        settings = self._loss_settings(micros[0].hardness)
+        contrast = contrast_batch(self.model, (images, texts), text, settings, parallel, self.trainer.generator)
+        wanted = contrast.wrong_image.view(parallel.world, len(micros), size)
+        own = parallel.own_rows(len(micros) * size).to(wanted.device)
+        pixels = [micro.images.pixels for micro in micros if micro.images.pixels is not None]
+        learns = bool(pixels) and self.train_vision  # the encoder then sees the wrong images again
+        source = torch.cat(pixels if learns else features)
+
+        def wrong_features(number: int) -> torch.Tensor:
+            rows = parallel.fetch(source, wanted[:, number])
+            return self.model.vision_features(rows) if learns else rows
+
+        found = []
+        for number, micro in enumerate(micros):
+            rows = slice(number * size, (number + 1) * size)
+            part = BatchPart(contrast, rows, own[rows], len(micros), partial(wrong_features, number))
+            known = micro.images if learns else replace(micro.images, vision_features=features[number])
+            found.append(replace(micro, images=known, part=part, seed=_micro_seed(seed, number)))
+        return found
+
     def loss(self, micro: MicroBatch) -> dict[str, torch.Tensor]:
         """ITC + ITM + ITG."""
+        if micro.part is not None:
+            torch.manual_seed(micro.seed)
         return stage1_losses(
             self.model,
             batch_features(self.model, micro.images),
             micro.text,
-            self.tokenizer.bos_token_id,
-            self.contrast.itm_weight,
-            micro.hardness,
+            self._loss_settings(micro.hardness),
             parallel=this_process(),
             generator=self.trainer.generator,
             itg_share=micro.share,
-            whole_gradient=self.contrast.itc_gradient == "whole",
+            part=micro.part,
         )
+
+    def _loss_settings(self, hardness: float) -> LossSettings:
+        contrast = self.contrast
+        whole = contrast.itc_gradient == "whole"
+        return LossSettings(self.tokenizer.bos_token_id, contrast.itm_weight, hardness, whole)
+
+
+def _micro_seed(seed: int, number: int) -> int:
+    return (seed + (number + 1) * 2**50) % 2**63
 
 
 class Dev:

@@ -74,7 +74,7 @@ class PrefixSettings:
         False, "the queries read the question, or a caption's prompt, too, as in the paper's VQA finetune"
     )
     question_prompt: str = option("{}", "the text that they read; {} is the question")
-    projection_lr: float = option(1e-4, "peak learning rate of the projection", check=NOT_NEGATIVE)
+    projection_lr: float = option(1e-4, "peak learning rate of the projection; lr if unset", check=NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,9 @@ def _texts(text: TextSettings, point: StartingPoint) -> LmTexts | PrefixLmTexts:
 def peak_rates(settings: Stage2Settings, model: Blip2) -> dict[str, float]:
     """Peak learning rates that differ from lr, by prefixes of parameter names."""
     rates = vision_peaks(trained_encoder(model, settings.vision.train_vision), settings.loop.optimizer)
-    return rates | {"projection": settings.prefix.projection_lr, "llm.": settings.llm.lora_lr}
+    if "projection_lr" in settings.given:
+        rates["projection"] = settings.prefix.projection_lr
+    return rates | {"llm.": settings.llm.lora_lr}
 
 
 @dataclass(frozen=True)

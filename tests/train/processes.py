@@ -27,7 +27,6 @@ TIMEOUT = 1800  # seconds after which processes have hung, however busy the mach
 FIVE_STEPS = options(
     steps=5, warmup=2, dropout=0, query_dropout=0, attention_dropout=0, batch_size=8, save_every=2, keep=9
 )
-WHOLE = ["--itc_gradient", "whole"]  # of stage 1: several processes train as one does
 
 
 def make_distinct(folder: Path) -> None:

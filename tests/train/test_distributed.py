@@ -20,7 +20,6 @@ from .processes import (
     FIVE_STEPS,
     ROOT,
     TIMEOUT,
-    WHOLE,
     assert_same_moments,
     assert_same_training,
     make_distinct,
@@ -60,20 +59,27 @@ def stage2_fields(folder: Path) -> list[str]:
     return [*NANO_STAGE2, "--llm_source", str(folder / "llm"), "--end", "<|end|>", "--no-query_offsets"]
 
 
-@pytest.mark.parametrize("shard", ["none", "trained"])
+@pytest.mark.parametrize(("shard", "accumulate"), [("none", 1), ("trained", 2)])
 def test_stage1_gathers_itc_and_negatives_from_all_processes(
-    parts: tuple[Path, list[str]], one: Path, shard: str, tmp_path: Path
+    parts: tuple[Path, list[str]], one: Path, shard: str, accumulate: int, tmp_path: Path
 ) -> None:
     folder, settings = parts
-    arguments = [*settings, *WHOLE, "--shard", shard, "--out", str(folder / shard)]
+    arguments = [*settings, "--accumulate", str(accumulate), "--shard", shard, "--out", str(folder / shard)]
     train_together("train.stage1", arguments, tmp_path)
     assert_same_training(one, folder / shard)
     assert_same_moments(one, folder / shard)
 
 
+def test_micro_batches_contrast_with_the_whole_batch(parts: tuple[Path, list[str]], one: Path) -> None:
+    folder, settings = parts
+    assert stage1.main([*settings, "--accumulate", "4", "--out", str(folder / "four")]) == 0
+    assert_same_training(one, folder / "four")
+    assert_same_moments(one, folder / "four")
+
+
 def test_two_nodes_equal_two_processes(parts: tuple[Path, list[str]], one: Path) -> None:
     folder, settings = parts
-    torchrun(2, "train.stage1", [*settings, *WHOLE, "--out", str(folder / "nodes")])
+    torchrun(2, "train.stage1", [*settings, "--out", str(folder / "nodes")])
     assert_same_training(one, folder / "nodes")
 
 
@@ -81,7 +87,7 @@ def test_accelerate_trains_the_same(parts: tuple[Path, list[str]], one: Path) ->
     folder, settings = parts
     flags = "--cpu --num_processes=2 --num_machines=1 --mixed_precision=no --dynamo_backend=no -m train.stage1"
     command = [sys.executable, "-m", "accelerate.commands.launch", *flags.split()]
-    arguments = [*settings, *WHOLE, "--out", str(folder / "launched")]
+    arguments = [*settings, "--out", str(folder / "launched")]
     done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same_training(one, folder / "launched")
@@ -99,8 +105,7 @@ def test_number_of_processes_may_change_on_resume(parts: tuple[Path, list[str]],
     folder, settings = parts
     sharded, back = folder / "sharded", folder / "back"
     until(2, one, sharded)
-    arguments = [*settings, *WHOLE, "--save_every", "1", "--keep", "9"]
-    arguments += ["--resume", "always"]  # `one` has ITC's own gradient, which of one process is the whole one
+    arguments = [*settings, "--save_every", "1", "--keep", "9"]
     train_together("train.stage1", [*arguments, "--shard", "trained", "--out", str(sharded)], tmp_path)
     assert_same_training(one, sharded)
     until(4, sharded, back)

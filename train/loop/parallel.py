@@ -23,7 +23,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from blip2rt.errors import Blip2rtError
 
 T = TypeVar("T")
-TIMEOUT = timedelta(days=7)  # for processes that wait for one that computes features or indices
+TIMEOUT = timedelta(minutes=10)  # of a step's communication, after which another process has hung
+PATIENCE = timedelta(days=7)  # of processes that wait for one that computes features or indices, or predicts
 
 
 class _Gather(torch.autograd.Function):
@@ -41,6 +42,26 @@ class _Gather(torch.autograd.Function):
         total = upstream[0].clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(total)
         return total[ctx.own], None, None
+
+
+class _Fetch(torch.autograd.Function):
+    """Exchange rows: row i of the result is row wanted[i] of all processes' rows; its gradient returns to the owner."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, send: torch.Tensor, counts: list[list[int]]) -> torch.Tensor:
+        """send: numbers of own rows, by the process that receives them; counts: rows sent to each, received of each."""
+        ctx.save_for_backward(send)
+        ctx.counts, ctx.total = counts, len(rows)
+        found = rows.new_empty((sum(counts[1]), *rows.shape[1:]))
+        distributed.all_to_all_single(found, rows[send].contiguous(), counts[1], counts[0])
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (send,) = ctx.saved_tensors
+        returned = upstream[0].new_empty((len(send), *upstream[0].shape[1:]))
+        distributed.all_to_all_single(returned, upstream[0].contiguous(), ctx.counts[0], ctx.counts[1])
+        return returned.new_zeros((ctx.total, *returned.shape[1:])).index_add_(0, send, returned), None, None
 
 
 class ForwardWrapper(nn.Module):
@@ -82,6 +103,7 @@ class Parallel:
                 "--shard trained or --shard all"
             )
         self.rank, self.device = self._accelerator.process_index, self._accelerator.device
+        self._patient = distributed.new_group(backend="gloo", timeout=PATIENCE)  # for objects
 
     @property
     def main(self) -> bool:
@@ -153,6 +175,20 @@ class Parallel:
         gathered: torch.Tensor = _Gather.apply(rows, self.rank, self.world)
         return gathered
 
+    def fetch(self, rows: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """(b, ...) of each process -> (w, ...), the rows that this process wants, with gradients.
+
+        wanted (world, w): the numbers of the rows that each process wants, among the rows of all, ordered by rank.
+        """
+        if self.world == 1:
+            return rows[wanted[0]]
+        owner, row = wanted // len(rows), wanted % len(rows)  # (world, w)
+        send = [row[rank][owner[rank] == self.rank] for rank in range(self.world)]
+        received = torch.bincount(owner[self.rank], minlength=self.world).tolist()
+        found: torch.Tensor = _Fetch.apply(rows, torch.cat(send), [[len(each) for each in send], received])
+        order = torch.argsort(owner[self.rank], stable=True)  # they arrive by owner
+        return found[torch.argsort(order)]
+
     def gather_padded(self, rows: torch.Tensor) -> torch.Tensor:
         """(b, L) of each process -> (world * b, largest L), padded with zeros on the right."""
         if self.world == 1:
@@ -185,7 +221,7 @@ class Parallel:
         if self.world == 1:
             return [value]
         found: list[Any] = [None] * self.world
-        distributed.all_gather_object(found, value)
+        distributed.all_gather_object(found, value, self._patient)
         return found
 
     def raise_together(self, fault: str = "") -> None:

@@ -147,7 +147,7 @@ class Trainer:
         if machine.recompute:
             recompute_layers(*layered)
         if machine.compile:
-            compile_layers(*layered)
+            compile_layers(*dict.fromkeys([*layered, *(part for part in frozen if part is not None)]))
         checkpoints.resume_weights(self.out, self.model)
         blocks = list(_blocks([part for part in frozen if part is not None]))
         self.wrapped = self.parallel.wrap(self.model, machine.shard, blocks)
@@ -163,9 +163,11 @@ class Trainer:
         batches: Iterable[tuple[int, Sequence[Any]]],
         loss: Callable[[Any], Losses],
         evaluate: Callable[[], dict[str, float]] | None = None,
+        prepare: Callable[[Sequence[Any]], Sequence[Any]] | None = None,
     ) -> Path:
         """Train on `batches` (step, micro-batches) from `self.step` on. Return the last checkpoint's folder.
 
+        prepare: makes each of several micro-batches see all of them, without gradients, before their losses.
         Raise Interrupted after a signal, once the current step is saved.
         """
         steps, log = self.settings.optimizer.steps, self.settings.log
@@ -177,7 +179,7 @@ class Trainer:
                 if step >= steps:
                     break
                 waited += time.perf_counter() - waiting
-                metrics = self._step(step, partial(self._backward, loss, micros))
+                metrics = self._step(step, partial(self._backward, loss, micros, prepare))
                 window.append(metrics)
                 self.step = step + 1
                 bar.update()
@@ -187,11 +189,12 @@ class Trainer:
                     self._log_window(window, time.perf_counter() - started, waited)
                     window.clear()
                     started, waited = time.perf_counter(), 0.0
+                paused = time.perf_counter()
                 if evaluate and (last or (self.step % log.eval_every == 0 and not stop)):
                     self._evaluate(evaluate, bar)
-                    started = time.perf_counter()
                 if self.step % log.save_every == 0 or last or stop:
                     self._save()
+                started += time.perf_counter() - paused  # speed is that of the steps
                 if stop and not last:
                     raise Interrupted(stop, str(self._newest()))
                 waiting = time.perf_counter()
@@ -219,9 +222,17 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return {name: float(value) for name, value in losses.items()} | {"gradient_norm": float(norm)}
 
-    def _backward(self, loss: Callable[[Any], Losses], micros: Sequence[Any]) -> Losses:
+    def _backward(
+        self,
+        loss: Callable[[Any], Losses],
+        micros: Sequence[Any],
+        prepare: Callable[[Sequence[Any]], Sequence[Any]] | None,
+    ) -> Losses:
         """Accumulate gradients of the mean loss over the micro-batches. Return the means of all reported values."""
         total: Losses = {}
+        if prepare is not None and len(micros) > 1:
+            with torch.no_grad(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                micros = self.wrapped(prepare, micros)
         for number, micro in enumerate(micros, 1):
             with self.parallel.accumulating(self.wrapped) if number < len(micros) else contextlib.nullcontext():
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):

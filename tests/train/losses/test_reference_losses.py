@@ -27,7 +27,7 @@ from tests.train.arguments import sizes
 from train.objectives.lm import lm_loss
 from train.objectives.packing import Tokens, pack
 from train.objectives.prefix_lm import SplitTexts, prefix_lm_loss
-from train.objectives.stage1 import TextBatch, stage1_losses
+from train.objectives.stage1 import LossSettings, TextBatch, stage1_losses
 
 QUERIES, POSITIONS, FEATURES, VOCAB = 3, 5, 12, 41
 IMAGE_IDS = [0, 1, 0, 2, 3]
@@ -78,7 +78,7 @@ def test_stage1_losses_equal_numpy(paper: bool, rng: np.random.Generator, monkey
         return weights.argmax(1, keepdim=True)
 
     monkeypatch.setattr(torch, "multinomial", most_likely)
-    got = stage1_losses(model, images, text_batch, dec_token_id=VOCAB - 1)
+    got = stage1_losses(model, images, text_batch, LossSettings(VOCAB - 1))
     seen, ids = images.double().numpy(), np.array(IMAGE_IDS)
     sim = reference.similarity(seen, texts)
     weights = reference.negative_weights(sim, ids)
@@ -96,7 +96,7 @@ def test_shared_passes_have_the_gradients_of_separate_ones(paper: bool, rng: np.
     found = []
     for losses in (stage1_losses, independent_losses):
         torch.manual_seed(0)  # the same negatives
-        computed = losses(model, images.double(), text, VOCAB - 1)
+        computed = losses(model, images.double(), text, LossSettings(VOCAB - 1))
         model.zero_grad()
         computed["loss"].backward()
         gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}

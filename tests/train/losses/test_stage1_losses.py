@@ -12,10 +12,16 @@ from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
 from tests.seeds import new_seed
 from tests.train.arguments import sizes
+from train.loop.parallel import this_process
 from train.objectives.frozen_head import frozen_head_loss
 from train.objectives.stage1 import (
+    BatchPart,
+    LossSettings,
     TextBatch,
+    contrast_batch,
+    contrast_embeds,
     hard_negatives,
+    join_texts,
     query_cosine,
     stage1_losses,
 )
@@ -41,7 +47,7 @@ def text_batch(rows: int = 5, length: int = 7) -> TextBatch:
     mask = torch.ones_like(ids)
     for row in range(rows):
         mask[row, random.randint(3, length) :] = 0
-    return TextBatch(ids * mask, mask, torch.tensor([0, 1, 0, 2, 3][:rows]))
+    return TextBatch(ids * mask, mask, torch.tensor([0, 1, 0, 2, 3, 4, 5, 6][:rows]))
 
 
 def test_negatives_are_other_images_and_prefer_similar_ones() -> None:
@@ -90,14 +96,42 @@ def test_causal_text_sees_the_image_and_only_the_past(model: Blip2) -> None:
 
 def test_zero_itm_weight_skips_itm(model: Blip2) -> None:
     image, text = torch.randn(5, POSITIONS, FEATURES), text_batch()
-    all_three = stage1_losses(model, image, text, dec_token_id=60)
-    two = stage1_losses(model, image, text, dec_token_id=60, itm_weight=0)
+    all_three = stage1_losses(model, image, text, LossSettings(60))
+    two = stage1_losses(model, image, text, LossSettings(60, itm_weight=0))
     torch.testing.assert_close(two["loss"].detach(), all_three["itc"] + all_three["itg"])
     assert set(all_three) - set(two) == {"itm", "itm_accuracy"}
     model.train()
-    stage1_losses(model, image, text, dec_token_id=60, itm_weight=0)["loss"].backward()
+    stage1_losses(model, image, text, LossSettings(60, itm_weight=0))["loss"].backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == [], "DDP waits for them"
     assert not any(parameter.grad.any() for parameter in model.itm_head.parameters())
+
+
+@pytest.mark.parametrize("micros", [2, 4])
+def test_gradients_of_micro_batches_are_those_of_the_batch(model: Blip2, micros: int) -> None:
+    image, text, size, settings = torch.randn(8, POSITIONS, FEATURES), text_batch(8), 8 // micros, LossSettings(60)
+    seed = new_seed()
+    torch.manual_seed(seed)
+    whole = stage1_losses(model, image, text, settings)
+    expected = torch.autograd.grad(whole["loss"], list(model.parameters()))
+    rows = [slice(start, start + size) for start in range(0, 8, size)]
+    texts = [TextBatch(text.token_ids[own], text.text_mask[own], text.image_ids[own]) for own in rows]
+    embeds = [contrast_embeds(model, image[own], each) for own, each in zip(rows, texts, strict=True)]
+    images_texts = torch.cat([each[0] for each in embeds]), torch.cat([each[1] for each in embeds])
+    torch.manual_seed(seed)
+    contrast = contrast_batch(model, images_texts, join_texts(texts), settings, this_process(), None)
+    total = 0.0
+    tokens = [int(each.text_mask[:, 1:].sum()) for each in texts]
+    for own, each, count in zip(rows, texts, tokens, strict=True):
+        part = BatchPart(contrast, own, torch.arange(8)[own], micros, lambda own=own: image[contrast.wrong_image[own]])
+        share = count * micros / sum(tokens)
+        loss = stage1_losses(model, image[own], each, settings, itg_share=share, part=part)["loss"] / micros
+        loss.backward()
+        total += float(loss.detach())
+    assert total == pytest.approx(float(whole["loss"].detach()), rel=1e-6)
+    largest = max(float(gradient.abs().max()) for gradient in expected)
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-6, atol=1e-6 * largest)
 
 
 def test_query_cosine_detects_collapse(model: Blip2) -> None:
