@@ -1,7 +1,8 @@
 """Measure a model: `blip2rt-train evaluate caption|vqa|retrieval --model MODEL --data FILE --images FOLDER`.
 
 MODEL is a bundle, run by the runtime, or a checkpoint of any format, run by PyTorch. Prints the totals as JSON; can
-write a report with pictures, the predictions as they come, and the official results file.
+write a report with pictures, the predictions as they come, and the official results file. Under torchrun, processes
+share the captions, the answers and the re-ranking; each embeds all images of a retrieval.
 """
 
 from __future__ import annotations
@@ -42,18 +43,20 @@ from .evaluation.predictions import Predictions, require_writable, write_atomica
 from .evaluation.predictors import Predictor, open_predictor
 from .evaluation.retrieval import evaluate_retrieval
 from .evaluation.scores import ALL, Scores, score_answers, score_captions
+from .loop.parallel import this_process
 
 
 def predict(
     items: Sequence[Item], ask: Callable[[list[Item]], Sequence[str]], done: Predictions, batch: int, unit: str
 ) -> list[str]:
-    """Return the prediction of `ask` for each item; saved ones are reused."""
-    todo = sorted((item for item in items if item.id not in done.found), key=lambda item: item.path)
+    """Return the prediction of `ask` for each item; saved ones are reused, and processes share the others."""
+    todo = done.share(sorted((item for item in items if item.id not in done.found), key=lambda item: item.path))
     with tqdm(total=len(items), initial=len(items) - len(todo), unit=unit) as bar:
         for start in range(0, len(todo), batch):
             chunk = todo[start : start + batch]  # questions of one image are adjacent, and it is encoded once
             done.add([item.id for item in chunk], ask(chunk))
             bar.update(len(chunk))
+    done.complete()
     return [done.found[item.id] for item in items]
 
 
@@ -72,16 +75,22 @@ def _run(args: argparse.Namespace) -> None:
         missing = "answers" if args.task == "vqa" else "captions"
         fix = "give --annotations, another file, or --results FILE to write predictions for submission"
         raise Blip2rtError(f"{args.data} has no {missing} to compare with: {fix}")
+    parallel = this_process()
     if known and args.task == "caption":
         coco_scorers()  # fail now, not after all predictions
     about = {"task": args.task, "model": args.model or "the embedded bundle", "data": str(args.data), **options}
-    done = Predictions(args.predictions, about | _depends(args))
+    done = Predictions(args.predictions, about | _depends(args), parallel=parallel)
     predictor = open_predictor(args.model, _parts(args), args.precision, prompt)
     started = time.perf_counter()
+    texts: list[str] = []
     if args.task == "retrieval":
         scores = evaluate_retrieval(predictor, items, args.rerank, done)
     else:
         texts = _predict_texts(args, predictor, items, options, done)
+    done.close()
+    if not parallel.main:
+        return
+    if args.task != "retrieval":
         scores = Scores({}, [], {})
         if known and args.task == "caption":
             scores = score_captions(items, texts)
@@ -124,7 +133,7 @@ def _digest(source: Path) -> str:
 def _bad_file(args: argparse.Namespace) -> Path | None:
     """Return the file that lists unusable samples, beside the other output."""
     output = args.json or args.report or args.predictions
-    if output is None:
+    if output is None or not this_process().main:
         return None
     file: Path = output.with_suffix(".bad_samples.tsv")
     file.unlink(missing_ok=True)

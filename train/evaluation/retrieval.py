@@ -160,16 +160,18 @@ def _scores(
     predictor: Predictor, sim: np.ndarray, rerank: int, way: str, done: Predictions, pairs: Pairs
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield the scores (N) of every query in sim (queries, N): by ITC, or of its best re-ranked by each of the sums."""
-    for query, row in enumerate(tqdm(sim, desc=f"re-ranking, {way}", unit="query", disable=not rerank)):
+    if rerank:
+        todo = done.share([query for query in range(len(sim)) if f"{way} {query}" not in done.found])
+        for query in tqdm(todo, desc=f"re-ranking, {way}", unit="query"):
+            best = _best(sim[query], rerank)
+            scored = {name: values.tolist() for name, values in pairs(query, best).items()}
+            done.add([f"{way} {query}"], [{"best": best.tolist(), **scored}])
+        done.complete()
+    for query, row in enumerate(sim):
         if not rerank:
             yield {"itc": row}
             continue
-        id = f"{way} {query}"
-        if id not in done.found:
-            best = _best(row, rerank)
-            scored = {name: values.tolist() for name, values in pairs(query, best).items()}
-            done.add([id], [{"best": best.tolist(), **scored}])
-        found = {name: np.array(values) for name, values in done.found[id].items()}
+        found = {name: np.array(values) for name, values in done.found[f"{way} {query}"].items()}
         best, logits, weights = found["best"], found["itm_logits"], predictor.match_weights
         match = weights.scores(logits, row[best], found["likelihood"] if weights.likelihood else None)
         sums = {"itm": logits[:, 1] + row[best], "match": match}

@@ -22,6 +22,7 @@ from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.sources import NO_PARTS, ExternalParts
 from blip2rt.results import MatchWeights
 
+from ..loop.parallel import this_process
 from ..loop.trainer import PRECISIONS
 from .generation import Generator, qformer_tokens
 from .predictors import Sampling
@@ -42,7 +43,7 @@ class TorchPredictor:
             llm = checkpoint.config.llm
             llm = replace(llm, ask_prompt=prompt) if "{}" in prompt else replace(llm, caption_prompt=prompt)
             checkpoint = checkpoint.with_config(replace(checkpoint.config, llm=llm))
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = this_process().device
         self.dtype = PRECISIONS[precision or ("fp32" if self.device.type == "cpu" else "bf16")]
         self.checkpoint, self.model = checkpoint, checkpoint.load()
         for part in (self.model.vision, getattr(self.model, "llm", None)):

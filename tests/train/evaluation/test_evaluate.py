@@ -27,10 +27,12 @@ from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import lavis as tiny_lavis
 from tests.tiny import question_input
 from tests.train.arguments import options
+from tests.train.processes import train_together
 from train import evaluate
 from train.evaluation.annotations import read_captions, read_questions
 from train.evaluation.generation import Generator
 from train.evaluation.metrics import caption_metrics
+from train.evaluation.predictions import Predictions
 from train.evaluation.predictors import open_predictor
 from train.evaluation.vqa import vqa_accuracy
 
@@ -255,6 +257,42 @@ def test_killed_evaluation_resumes(
     # Other options are another evaluation.
     assert evaluate.main(["caption", "--model", str(bundle), "--json", str(out), *map(str, flags[:-1]), "3"]) == 2
     assert "num_beams was 2" in capsys.readouterr().err
+
+
+def test_processes_share_an_evaluation(retrieval: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+    flags = ["--data", data / "table.tsv", "--rerank", 4]
+    whole = run("retrieval", retrieval[0], tmp_path / "whole.json", *flags)
+    out = tmp_path / "two.json"
+    arguments = ["retrieval", "--model", str(retrieval[0]), "--json", str(out), *map(str, flags)]
+    logs = train_together("train.evaluate", arguments, tmp_path)
+    assert {**json.loads(out.read_text()), "seconds": 0} == {**whole, "seconds": 0}
+    ours, theirs = predictions(out), predictions(tmp_path / "whole.json")
+    assert ours.keys() == theirs.keys() and all(ours[id]["best"] == theirs[id]["best"] for id in ours)
+    assert ["itm_i2t" in log for log in logs] == [True, False], "one reports"
+    assert not list(tmp_path.glob("two.predictions.jsonl.*"))
+
+
+class OneOf:
+    """Process `rank` of `world`; the others predict nothing."""
+
+    def __init__(self, rank: int, world: int) -> None:
+        self.rank, self.world, self.main = rank, world, rank == 0
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        return [value] * self.world
+
+    def raise_together(self, fault: str = "") -> None:
+        assert not fault
+
+
+def test_processes_have_equal_parts_and_a_killed_ones_is_kept(tmp_path: Path) -> None:
+    file, todo = tmp_path / "p.jsonl", list(range(7))
+    parts: list[Any] = [Predictions(file, {"of": 1}, parallel=OneOf(rank, 3)) for rank in range(3)]  # type: ignore
+    assert [part.share(todo) for part in parts] == [[0, 1], [2, 3], [4, 5, 6]]
+    for part in parts:
+        part.add(part.share(todo), ["x"] * len(part.share(todo)))
+    assert sorted(Predictions(file, {"of": 1}).found) == todo, "the next run resumes from all parts"
+    assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]
 
 
 def test_predictions_of_another_split_or_list_are_rejected(
