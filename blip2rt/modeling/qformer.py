@@ -18,6 +18,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .vit import attention
+
 KeyValue = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -65,12 +67,7 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, key_value: KeyValue, mask: torch.Tensor | None) -> torch.Tensor:
         """The attention's output before dropout, residual and norm."""
         key, value = key_value
-        # Not the fused kernel: on CPUs, its backward is four times slower at these lengths.
-        scores = self.split(self.query(x)) @ key.transpose(-1, -2) * key.shape[-1] ** -0.5
-        if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf"))
-        shares = _dropped(self, scores.softmax(-1), self.dropout)
-        mixed = shares.to(value.dtype) @ value
+        mixed = attention(self.split(self.query(x)), key, value, mask, self.dropout if self.training else 0.0)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
 
