@@ -62,6 +62,7 @@ def _parser() -> Parser:
         description="Checkpoint -> bundle of ONNX graphs, verified against PyTorch.",
         epilog=_EPILOG,
         renamed={"--ckpt": "--checkpoint", "--retrieval-ckpt": "--retrieval-checkpoint", "--calib": "--calibration"},
+        explained={"--device": "exports run on the CPU; --target chooses what the bundle runs on"},
     )
     add = parser.add_argument
     add("--checkpoint", type=nonempty, required=True, metavar="CKPT", help="checkpoint: folder, .pth file or hub id")

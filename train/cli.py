@@ -29,6 +29,9 @@ COMMANDS = {  # name -> module, help; a module is imported when its command runs
     "refit": ("extras.refit", "adapt a checkpoint to another image encoder without training"),
     "average": ("extras.average", "average the weights of checkpoints"),
 }
+# What checks a command's arguments before its module, and with it torch, is imported.
+_CHECKS = dict.fromkeys(("stage1", "stage2", "self-critical"), "early_checks")
+_CHECKS |= dict.fromkeys(("calibrate", "refit"), "extras.arguments")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,8 +42,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_command(name: str, argv: list[str] | None = None) -> int:
     """Import a command and call its main(); a package missing at import is reported in one line."""
-    module = f"{__package__}.{COMMANDS[name][0]}"
-    return _run(_program(name), lambda: importlib.import_module(module).main(argv))
+
+    def work() -> int:
+        if name in _CHECKS:
+            importlib.import_module(f"{__package__}.{_CHECKS[name]}").check(name, argv)
+        code: int = importlib.import_module(f"{__package__}.{COMMANDS[name][0]}").main(argv)
+        return code
+
+    return _run(_program(name), work)
 
 
 def run_main(work: Callable[[], object], program: str = PROGRAM, argv: list[str] | None = None) -> int:

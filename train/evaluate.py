@@ -44,6 +44,7 @@ from .evaluation.predictors import Predictor, open_predictor
 from .evaluation.retrieval import evaluate_retrieval
 from .evaluation.scores import ALL, Scores, score_answers, score_captions
 from .loop.parallel import this_process
+from .recipe import DEVICE
 
 
 def predict(
@@ -245,7 +246,9 @@ def _parser() -> Parser:
 def _add_task(tasks: Any, name: str, about: str, data: str) -> argparse._ArgumentGroup:
     """Add a task with the options that all tasks have; return the group of its data options."""
     renamed = {"--checkpoint": "--model", "--ckpt": "--model", "--num-beams": "--beams"}
-    parser = tasks.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.", renamed=renamed)
+    parser = tasks.add_parser(
+        name, help=about, description=f"{about[0].upper()}{about[1:]}.", renamed=renamed, explained={"--device": DEVICE}
+    )
     group: argparse._ArgumentGroup = parser.add_argument_group("data")
     group.add_argument("--data", type=path, required=True, metavar="FILE", help=data)
     images = "folder of the images (default: images beside the data)"

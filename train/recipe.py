@@ -24,6 +24,7 @@ from blip2rt.errors import OptionError, boundary
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+DEVICE = "a GPU is used if PyTorch finds one, else the CPU; CUDA_VISIBLE_DEVICES= before the command hides the GPUs"
 T = TypeVar("T", bound="DataclassInstance")
 Given = Mapping[str, Any]  # the fields that recipe or command line name, with their values
 
@@ -37,10 +38,20 @@ class Check:
 
 
 def option(
-    default: Any, help: str, *, check: Check | None = None, metavar: str | None = None, bare: int | None = None
+    default: Any,
+    help: str,
+    *,
+    check: Check | None = None,
+    metavar: str | None = None,
+    bare: int | None = None,
+    replaces: str = "",
 ) -> Any:
-    """Declare a field with its help. bare: the value if the option is given without one."""
-    described = {"help": help, "check": check, "metavar": metavar, "bare": bare}
+    """Declare a field with its help.
+
+    bare: the value if the option is given without one. replaces: the field that this one overrides where it is given
+    later: on the command line, or in a recipe based on another.
+    """
+    described = {"help": help, "check": check, "metavar": metavar, "bare": bare, "replaces": replaces}
     return dataclasses.field(default=default, metadata=described)
 
 
@@ -49,19 +60,35 @@ def parse(cls: type[T], argv: list[str] | None, description: str, more: Callable
 
     more: finds further faults of settings that are already invalid.
     """
-    hints = {field.name: each.hints[field.name] for each in _groups(cls) for field in each.fields}
+    fields = {field.name: (field, each.hints[field.name]) for each in _groups(cls) for field in each.fields}
+    replaced = {name: field.metadata["replaces"] for name, (field, _) in fields.items()}
+    known = _Fields({name: hint for name, (_, hint) in fields.items()}, replaced, [])
     arguments = vars(_parser(cls, description).parse_args(argv))
-    recipe = _read_recipe(arguments.pop("recipe"), hints)
+    recipe = _read_recipe(arguments.pop("recipe"), known)
     flags = {name: value for name, value in arguments.items() if value is not None}
-    wrong_types = [fault for name, value in flags.items() for fault in _type_faults(name, value, hints[name])]
-    if wrong_types:
-        raise OptionError("; ".join(wrong_types))
-    settings = compose(cls, recipe | {name: tuple(v) if isinstance(v, list) else v for name, v in flags.items()})
-    found = faults(settings)
+    wrong = {name: _type_faults(name, value, known.hints[name]) for name, value in flags.items()}
+    flags = {name: tuple(v) if isinstance(v, list) else v for name, v in flags.items() if not wrong[name]}
+    settings = compose(cls, _overridden(recipe, flags, replaced))
+    found = [*known.faults, *(fault for each in wrong.values() for fault in each), *faults(settings)]
     if found:
         found += [] if more is None else more(settings)
         raise OptionError("; ".join(dict.fromkeys(found)))
     return settings
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fields:
+    """The known fields: their types and what they replace, by name; and the faults found in recipes so far."""
+
+    hints: Mapping[str, Any]
+    replaced: Mapping[str, str]
+    faults: list[str]
+
+
+def _overridden(lower: Given, upper: Given, replaced: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of both; `upper` wins, and drops the fields that its own replace."""
+    gone = {replaced[name] for name in upper}
+    return {name: value for name, value in lower.items() if name not in gone} | dict(upper)
 
 
 def compose(cls: type[T], values: Given) -> T:
@@ -129,7 +156,7 @@ def _groups(cls: type) -> Iterator[_Group]:
 
 def _parser(cls: type, description: str) -> Parser:
     usage = "%(prog)s [--recipe FILE.yaml] [--FIELD VALUE ...]"
-    parser = Parser(usage=usage, description=description)
+    parser = Parser(usage=usage, description=description, explained={"--device": DEVICE})
     parser.add_argument("--recipe", metavar="FILE.yaml", help="take any of the fields below from a file")
     for each in _groups(cls):
         options = parser.add_argument_group(each.title)
@@ -163,10 +190,10 @@ def _default(value: Any) -> str:
     return f" (default: {shown if shown.isprintable() else repr(shown)})" if shown else ""
 
 
-def _read_recipe(path: str | None, hints: dict[str, Any], above: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _read_recipe(path: str | None, known: _Fields, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Return the fields of a recipe, with those of its `base`, a file in the same folder, as defaults.
 
-    above: the recipes based on it.
+    above: the recipes based on it. Unknown fields and wrong types are added to `known.faults`.
     """
     if path is None:
         return {}
@@ -180,13 +207,14 @@ def _read_recipe(path: str | None, hints: dict[str, Any], above: tuple[Path, ...
     if not isinstance(data, dict):
         raise OptionError(f"recipe {path!r} is not a mapping: give lines of field: value")
     base = data.pop("base", None)
-    inherited = {} if base is None else _read_recipe(str(Path(path).parent / str(base)), hints, (*above, file))
-    data = {key: _number(value, hints.get(key)) for key, value in data.items()}
-    found = [_unknown(key, hints) for key in data if key not in hints]
-    found += [fault for key, value in data.items() if key in hints for fault in _type_faults(key, value, hints[key])]
-    if found:
-        raise OptionError(f"recipe {path!r}: {'; '.join(found)}")
-    return inherited | {key: _convert(value, hints[key]) for key, value in data.items()}
+    inherited = {} if base is None else _read_recipe(str(Path(path).parent / str(base)), known, (*above, file))
+    data = {key: _number(value, known.hints.get(key)) for key, value in data.items()}
+    types = {key: _type_faults(key, value, known.hints[key]) for key, value in data.items() if key in known.hints}
+    found = [_unknown(key, known.hints) for key in data if key not in known.hints]
+    if found := [*found, *(fault for each in types.values() for fault in each)]:
+        known.faults.append(f"recipe {path!r}: {'; '.join(found)}")
+    own = {key: _convert(data[key], known.hints[key]) for key, wrong in types.items() if not wrong}
+    return _overridden(inherited, own, known.replaced)
 
 
 _TYPE_NAMES = {int: "an int", float: "a float", bool: "true or false", str: "a str", dict: "a mapping"}
@@ -227,6 +255,6 @@ def _yaml(text: str) -> Any:
         raise argparse.ArgumentTypeError("it is not YAML, such as {path: FOLDER}") from error
 
 
-def _unknown(key: str, hints: dict[str, Any]) -> str:
+def _unknown(key: str, hints: Mapping[str, Any]) -> str:
     near = difflib.get_close_matches(str(key), hints, 1)
     return f"unknown field {key!r}" + (f": did you mean {near[0]!r}?" if near else ": leave it out")

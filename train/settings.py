@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from blip2rt.modeling.checkpoint import list_checkpoints
+from blip2rt.modeling.sources import list_checkpoints
 
 from .recipe import Check, Given, option
 
@@ -66,7 +66,13 @@ class BatchSettings:
 class OptimizerSettings:
     """Optimizer (AdamW, linear warm-up, cosine decay)."""
 
-    steps: int = option(1000, "total steps", check=POSITIVE)
+    steps: int = option(1000, "total steps", check=POSITIVE, replaces="epochs")
+    epochs: float = option(
+        0.0,
+        "passes over the images of the tables (stage 1: captions), instead of steps; at most a tenth is warm-up",
+        check=NOT_NEGATIVE,
+        replaces="steps",
+    )
     lr: float = option(1e-4, "peak learning rate", check=POSITIVE)
     min_lr: float = option(1e-5, "learning rate at the last step", check=NOT_NEGATIVE)
     warmup: int = option(100, "warm-up steps", check=NOT_NEGATIVE)
@@ -78,8 +84,8 @@ class OptimizerSettings:
 
     def faults(self) -> list[str]:
         found = []
-        if self.warmup > self.steps:
-            found.append(f"warmup {self.warmup} is more than {self.steps} steps: give fewer")
+        if self.warmup > self.steps and not self.epochs:
+            found.append(f"warmup {self.warmup} leaves nothing of {self.steps} steps: give --warmup {self.steps // 10}")
         if self.min_lr > self.lr:
             found.append(f"min_lr {self.min_lr} is above lr {self.lr}: give a smaller one")
         return found
@@ -169,7 +175,8 @@ class DataSettings:
             return [f"train_table and {several[0]} are both given: give the table as an entry of {several[0]}"]
         if several:
             return []
-        whole = self.train_table and Path(self.train_table).is_dir()
+        table = Path(self.train_table)
+        whole = self.train_table and (table.is_dir() or not (table.suffix or table.exists()))  # a missing folder, too
         needed = ("train_table",) if whole else ("train_table", "images")
         return [missing(name) for name in needed if not getattr(self, name)]
 
@@ -260,6 +267,8 @@ class TrainSettings:
         found, decay = [], self.loop.optimizer.layer_decay
         if self.vision.train_vision and self.data.cache_features:
             found.append("train_vision changes the encoder, so features cannot be cached: give --no-cache-features")
+        if self.loop.optimizer.epochs and self.data.train_data:
+            found.append("epochs needs tables, whose images are counted at once, but train_data is given: give --steps")
         if decay != 1 and not self.vision.train_vision:
             found.append(f"layer_decay {decay} needs a trained encoder: give --train-vision")
         return found

@@ -18,11 +18,12 @@ from .data.readers import read_data
 from .data.samples import Dataset
 from .data.sampling import sample_images
 from .dry_run import dry_run, further_faults, planned
+from .early_checks import open_settings
 from .loop.parallel import this_process
 from .loop.run_folder import lock_folder
 from .loop.trainer import Trainer
 from .plan import Plan
-from .recipe import flat, parse
+from .recipe import flat
 from .settings import DataSettings, LoopSettings, TrainSettings
 
 S = TypeVar("S", bound=TrainSettings)
@@ -34,7 +35,7 @@ def stage_main(
     """Parse settings of a kind; describe the training or run it, and print its last checkpoint's folder."""
 
     def work() -> object:
-        settings = parse(kind, argv, about, lambda wrong: further_faults(wrong, plan))
+        settings = open_settings(kind, argv, about, lambda wrong: further_faults(wrong, plan))
         if settings.loop.run.dry_run:
             return dry_run(planned(settings, plan))
         with lock_folder(settings.loop.run.out, flat(settings)):

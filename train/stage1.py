@@ -18,7 +18,7 @@ if __name__ == "__main__":  # by name, so that an import error below becomes one
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -56,41 +56,11 @@ from .objectives.stage1 import (
     stage1_losses,
 )
 from .plan import Plan
-from .recipe import flat, option
-from .settings import NOT_NEGATIVE, POSITIVE, DataSettings, TrainSettings, one_of
+from .recipe import flat
+from .settings import DataSettings
 from .stage import log_captions, open_dev, open_trainer, stage_main, trained_encoder
+from .stage_settings import Stage1Settings as Stage1Settings
 from .warm_start import from_checkpoint
-
-
-@dataclass(frozen=True)
-class ContrastSettings:
-    """Heads and losses of stage 1."""
-
-    embed_dim: int = option(256, "width E of the contrastive space", check=POSITIVE)
-    max_text_length: int = option(32, "tokens of a caption, including [CLS] and [SEP]", check=POSITIVE)
-    itm_weight: float = option(
-        1.0, "weight of ITM relative to ITC and ITG; 0 skips it; the paper has 1", check=NOT_NEGATIVE
-    )
-    itm_ramp: int = option(
-        0, "steps over which ITM's negatives change from random to drawn by similarity", check=NOT_NEGATIVE
-    )
-    itm_std: float = option(
-        0.0, "standard deviation of ITM's fresh head; 0: as PyTorch draws a layer", check=NOT_NEGATIVE
-    )
-    itc_gradient: str = option(
-        "whole",
-        "with several processes, ITC's gradient reaches each row from all (whole) or, as in LAVIS, its own (own)",
-        check=one_of("own", "whole"),
-        metavar="WHAT",
-    )
-    head_lr: float = option(1e-4, "peak learning rate of projections and heads; lr if unset", check=NOT_NEGATIVE)
-
-
-@dataclass(frozen=True)
-class Stage1Settings(TrainSettings):
-    """Settings of stage 1."""
-
-    contrast: ContrastSettings = field(default_factory=ContrastSettings)
 
 
 def starting_point(settings: Stage1Settings) -> StartingPoint:

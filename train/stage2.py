@@ -14,7 +14,7 @@ if __name__ == "__main__":  # by name, so that an import error below becomes one
 
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,56 +51,12 @@ from .objectives.lm import (
 from .objectives.packing import PackedTexts
 from .objectives.prefix_lm import PrefixLmTexts, SplitTexts, open_texts
 from .plan import Plan
-from .recipe import Check, flat, option
-from .settings import NOT_NEGATIVE, POSITIVE, DataSettings, LlmSettings, TrainSettings
+from .recipe import flat
+from .settings import DataSettings
 from .stage import log_captions, open_dev, open_trainer, stage_main, trained_encoder
+from .stage_settings import Stage2Settings as Stage2Settings
+from .stage_settings import TextSettings
 from .warm_start import from_checkpoint, stage1_config, with_text_branch
-
-
-@dataclass(frozen=True)
-class PrefixSettings:
-    """Soft prompt of stage 2."""
-
-    stage1: str = option(
-        "",
-        "stage-1 checkpoint to start from: ours, Hugging Face's or LAVIS'; with start, it provides the text "
-        "branch (default: BERT, as in the paper's ablation)",
-        metavar="CHECKPOINT",
-    )
-    fresh_layers: int = option(0, "the Q-Former's last N layers start from BERT, not from stage 1", check=NOT_NEGATIVE)
-    query_offsets: bool = option(False, "add a learned vector to each query before the projection")
-    normalize_prefix: bool = option(False, "LayerNorm after the projection")
-    question_to_qformer: bool = option(
-        False, "the queries read the question, or a caption's prompt, too, as in the paper's VQA finetune"
-    )
-    question_prompt: str = option("{}", "the text that they read; {} is the question")
-    projection_lr: float = option(1e-4, "peak learning rate of the projection; lr if unset", check=NOT_NEGATIVE)
-
-
-@dataclass(frozen=True)
-class TextSettings:
-    """Texts of stage 2."""
-
-    max_text_tokens: int = option(32, "tokens of one text, including prompt and end", check=POSITIVE)
-    texts_per_image: int = option(1, "texts drawn for each image and packed behind one soft prompt", check=POSITIVE)
-    learn_bos: bool = option(True, "without a prompt, the LM learns to predict its bos token after the last query")
-    clean_answers: bool = option(
-        False, 'answers lose capitals and punctuation, as captions do ("2:30 pm" becomes "2 30 pm")'
-    )
-    hidden_positions: float = option(
-        0.0,
-        "share of the image's positions that is hidden in training, drawn at every step",
-        check=Check("0 to below 1", lambda value: 0 <= value < 1),
-    )
-
-
-@dataclass(frozen=True)
-class Stage2Settings(TrainSettings):
-    """Settings of stage 2."""
-
-    prefix: PrefixSettings = field(default_factory=PrefixSettings)
-    llm: LlmSettings = field(default_factory=LlmSettings)
-    text: TextSettings = field(default_factory=TextSettings)
 
 
 def starting_point(settings: Stage2Settings) -> StartingPoint:

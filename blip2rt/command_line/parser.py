@@ -28,15 +28,22 @@ class Parser(argparse.ArgumentParser):
     """argparse with one way to spell an option, one way to show a default, and one line for a mistake.
 
     prog: by default the program that `run` runs. renamed: hidden old option -> current one, or "" if the value became a
-    positional argument. Underscores in an option's name count as hyphens. Options may come before, between and after
+    positional argument. explained: option that does not exist -> why. Underscores in an option's name count as hyphens. Options may come before, between and after
     the positional arguments. A mistake raises UsageError, which points to this parser's own help. A parser of
     subcommands without arguments prints its help.
     """
 
-    def __init__(self, prog: str | None = None, *, renamed: dict[str, str] | None = None, **more: Any) -> None:
+    def __init__(
+        self,
+        prog: str | None = None,
+        *,
+        renamed: dict[str, str] | None = None,
+        explained: dict[str, str] | None = None,
+        **more: Any,
+    ) -> None:
         more.setdefault("formatter_class", Formatter)
         super().__init__(prog or current_program.get() or None, **more)
-        self.renamed = renamed or {}
+        self.renamed, self.explained = renamed or {}, explained or {}
         if self.add_help:
             self.add_argument(
                 "-V", "--version", action="version", version=f"blip2rt {__version__}", help="print the version"
@@ -138,6 +145,8 @@ class Parser(argparse.ArgumentParser):
         if not name.startswith("-"):
             texts = any(action.metavar in _TEXTS for action in self._actions)
             return f"unexpected {word!r}: {'quote a text of several words' if texts else 'leave it out'}"
+        if name in self.explained:
+            return f"unknown option {name}: {self.explained[name]}"
         known = {name: name for name, action in self._option_string_actions.items() if action.help != argparse.SUPPRESS}
         known |= {old: new for old, new in self.renamed.items() if new}
         near = difflib.get_close_matches(name.replace("_", "-"), known, 1)

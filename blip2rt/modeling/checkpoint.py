@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import re
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +21,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from blip2rt.bundle.names import MANIFEST
 from blip2rt.errors import Blip2rtError, boundary, collected
 
 from . import hugging_face, lavis, streaming
@@ -32,15 +30,16 @@ from .blip2 import Blip2, Blip2Config, TrainableModel
 from .llm import LanguageModelSource, LlmConfig
 from .names import hugging_face_name
 from .quantize import round_weights
-from .sources import NO_PARTS, ExternalParts, fetch, read_json, require_bounds
+from .sources import CONFIG as CONFIG
+from .sources import NO_PARTS, ExternalParts, read_json, require_bounds
+from .sources import WEIGHTS as WEIGHTS
+from .sources import list_checkpoints as list_checkpoints
+from .sources import locate as locate
 from .vision import VisionEncoder, resized
 from .vit_weights import resized_positions
 from .weights import Reader, Weights
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
 _POSITIONS = "vision_positions"
-_STEP = re.compile(r"step-\d+")  # the names that a training gives; a copy with another name belongs to the user
 
 
 class Checkpoint:
@@ -238,28 +237,6 @@ def _grid(positions: int) -> tuple[int, int]:
     """The side of a square grid, and the number of other positions: 1 for [CLS]."""
     side = math.isqrt(positions)
     return side, positions - side**2
-
-
-def locate(source: str | Path) -> Path:
-    """Find a checkpoint: a folder, a training's folder (its newest one), a LAVIS file, or a hub id, downloaded."""
-    path = Path(fetch(str(source)))
-    if path.is_file() or (path / CONFIG).is_file():
-        return path
-    if (path / MANIFEST).is_file():
-        raise Blip2rtError(
-            f"{path} is a bundle: blip2rt-convert {path} --to ours --out DIR makes the checkpoints DIR/stage1 and "
-            "DIR/stage2 of it"
-        )
-    found = list_checkpoints(path)
-    if not found:
-        raise Blip2rtError(f"{path} is not a checkpoint: it has neither {CONFIG} nor step-* folders")
-    return found[-1]
-
-
-def list_checkpoints(run: str | Path) -> list[Path]:
-    """The checkpoints `step-NNNNNN` in a training's folder, oldest first."""
-    steps = {int(path.name[5:]): path for path in Path(run).glob("step-*") if _STEP.fullmatch(path.name)}
-    return [path for _, path in sorted(steps.items()) if (path / CONFIG).is_file()]
 
 
 def save_model(model: TrainableModel, folder: str | Path, trained: dict[str, torch.Tensor] | None = None) -> None:

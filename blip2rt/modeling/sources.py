@@ -15,9 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from blip2rt.bundle.names import MANIFEST
 from blip2rt.errors import Blip2rtError
 from blip2rt.regular_files import read_bounded
 
+CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of a checkpoint
+_STEP = re.compile(r"step-\d+")  # the names that a training gives; a copy with another name belongs to the user
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 MAX_JSON_BYTES = 256 << 20  # per file; the largest tokenizers have 33 MB
 _MAX_NUMBER, _MAX_LAYERS = 2**31, 1000  # of an untrusted config; far more than any model has
@@ -61,6 +64,12 @@ def resolve(source: str) -> str:
     return str(path)
 
 
+def is_local(source: str) -> bool:
+    """Whether nothing has to be downloaded to tell if `source` exists."""
+    path = resolve(source)
+    return Path(path).exists() or not _HUB_ID.fullmatch(path)
+
+
 def fetch(source: str) -> str:
     """Return the local path of `source`; download a hub repository to Hugging Face's cache. Raises Blip2rtError."""
     path = resolve(source)
@@ -79,6 +88,28 @@ def fetch(source: str) -> str:
             "check the connection, or download it elsewhere and give its folder"
         ) from error
     return folder
+
+
+def locate(source: str | Path) -> Path:
+    """Find a checkpoint: a folder, a training's folder (its newest one), a LAVIS file, or a hub id, downloaded."""
+    path = Path(fetch(str(source)))
+    if path.is_file() or (path / CONFIG).is_file():
+        return path
+    if (path / MANIFEST).is_file():
+        raise Blip2rtError(
+            f"{path} is a bundle: blip2rt-convert {path} --to ours --out DIR makes the checkpoints DIR/stage1 and "
+            "DIR/stage2 of it"
+        )
+    found = list_checkpoints(path)
+    if not found:
+        raise Blip2rtError(f"{path} is not a checkpoint: it has neither {CONFIG} nor step-* folders")
+    return found[-1]
+
+
+def list_checkpoints(run: str | Path) -> list[Path]:
+    """The checkpoints `step-NNNNNN` in a training's folder, oldest first."""
+    steps = {int(path.name[5:]): path for path in Path(run).glob("step-*") if _STEP.fullmatch(path.name)}
+    return [path for _, path in sorted(steps.items()) if (path / CONFIG).is_file()]
 
 
 def _shipped(folder: Path) -> list[str]:

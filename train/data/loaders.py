@@ -17,7 +17,7 @@ import torch
 
 from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.modeling.blip2 import Blip2
-from blip2rt.modeling.checkpoint import list_checkpoints
+from blip2rt.modeling.sources import list_checkpoints
 from blip2rt.modeling.vision import VisionConfig
 
 from ..loop.parallel import this_process

@@ -36,9 +36,9 @@ def read_data(path: str | Path, images: str | Path = "", bad: BadSamples | None 
     bad = BadSamples(0) if bad is None else bad
     if path.is_dir():
         rows, images = _folder(path, bad), path
+    elif not is_file(path) and not path.exists():
+        raise Blip2rtError(f"data {str(path)!r} does not exist: give another path")
     elif path.suffix.lower() in _READERS:
-        if not path.is_file():
-            raise Blip2rtError(f"data {str(path)!r} does not exist: give another path")
         rows = _READERS[path.suffix.lower()](path, bad)
     else:
         raise Blip2rtError(

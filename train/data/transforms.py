@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
 
 from blip2rt.errors import ImageError
 from blip2rt.image import load_rgb
-from blip2rt.modeling.vision import VisionConfig
 
-Transform = Callable[[Image.Image], torch.Tensor]
+if TYPE_CHECKING:
+    import torch
+
+    from blip2rt.modeling.vision import VisionConfig
+
+    Transform = Callable[[Image.Image], torch.Tensor]
 _MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # beyond which Pillow rejects an image itself
 
 
@@ -28,6 +32,8 @@ def read_image(source: bytes | Path) -> Image.Image:
 
 def to_pixels(image: Image.Image, config: VisionConfig) -> torch.Tensor:
     """Resize the whole image as blip2rt.image does: (3, h, w) float32."""
+    import torch  # not above: train.prepare does without
+
     resized = image.resize((config.width, config.height), Image.Resampling[config.resample.upper()])
     values = torch.from_numpy(np.asarray(resized, dtype=np.uint8).copy()).permute(2, 0, 1).float() / 255
     mean, std = torch.tensor(config.mean).view(3, 1, 1), torch.tensor(config.std).view(3, 1, 1)
@@ -41,6 +47,7 @@ def eval_transform(config: VisionConfig) -> Transform:
 
 def train_transform(config: VisionConfig, area: float = 0.5) -> Transform:
     """Crop `area` to all of the image, mirrored half of the time: (3, h, w) float32; uses torch's random numbers."""
+    import torch
     from torchvision.transforms import InterpolationMode, v2
 
     size, mode = (config.height, config.width), InterpolationMode(config.resample)

@@ -14,13 +14,14 @@ if __name__ == "__main__":  # before the imports, so that a missing package is r
 
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
-from safetensors.torch import load_file, save_file
+from typing import TYPE_CHECKING
 
 from blip2rt.command_line import Parser, nonempty, path
 from blip2rt.errors import Blip2rtError, OptionError, boundary
-from blip2rt.modeling.checkpoint import CONFIG, WEIGHTS, Checkpoint
+from blip2rt.modeling.sources import CONFIG, WEIGHTS, locate
+
+if TYPE_CHECKING:
+    import torch
 
 _MUST_EQUAL = ("stage", "qformer_bits", "qformer_block")  # fields of Blip2Config, besides tensor shapes
 
@@ -32,11 +33,15 @@ def average(sources: Sequence[str], weights: Sequence[float] | None, out: Path) 
     weights = [1.0] * len(sources) if weights is None else weights
     if len(weights) != len(sources) or min(weights) < 0 or not sum(weights) > 0:
         raise OptionError(f"weights are {list(weights)}: give {len(sources)} numbers of 0 or more, one per checkpoint")
-    checkpoints = [Checkpoint(source) for source in sources]
-    folders = [checkpoint.path for checkpoint in checkpoints]
+    folders = [locate(source) for source in sources]
     for source, folder in zip(sources, folders, strict=True):
         if not (folder / WEIGHTS).is_file():
             raise OptionError(f"{source} has no {WEIGHTS}: give checkpoints of this project")
+    from safetensors.torch import save_file  # imported after the first checks: takes seconds
+
+    from blip2rt.modeling.checkpoint import Checkpoint
+
+    checkpoints = [Checkpoint(folder) for folder in folders]
     for field in _MUST_EQUAL:
         values = [getattr(checkpoint.config, field) for checkpoint in checkpoints]
         for source, value in zip(sources, values, strict=True):
@@ -64,6 +69,8 @@ def average(sources: Sequence[str], weights: Sequence[float] | None, out: Path) 
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
     with boundary(f"{folder / WEIGHTS} cannot be read, give a complete checkpoint"):
         return load_file(folder / WEIGHTS)
 

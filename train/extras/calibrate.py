@@ -28,7 +28,6 @@ import torch.nn.functional as F
 from blip2rt import backends
 from blip2rt import bundle as contract
 from blip2rt.bundle.writer import BundleWriter
-from blip2rt.command_line import Parser, nonempty, path, whole
 from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.model import Model
 from blip2rt.modeling.checkpoint import CONFIG, WEIGHTS, Checkpoint
@@ -39,6 +38,7 @@ from ..data.samples import BadSamples
 from ..evaluation.annotations import CaptionedImage, drop_unreadable_images, read_captions
 from ..evaluation.predictors import Predictor, open_predictor
 from ..evaluation.retrieval import Candidates, candidates
+from .arguments import calibrate_parser
 
 MEAN_PREFIX = "mean_prefix.data"
 _MIN_TEXTS = 50
@@ -195,24 +195,9 @@ def _learn(model: str, predictor: Predictor, data: CalibrationData, likely: bool
     return new, "\n".join([*lines, changes])
 
 
-def _parser() -> Parser:
-    renamed = {"--checkpoint": "", "--ckpt": "", "--model": ""}
-    parser = Parser(description="Fit the weights of Match.score on unseen images.", renamed=renamed)
-    model = "stage-1 checkpoint, the folder of a training (its newest), or a bundle"
-    parser.add_argument("model", type=nonempty, metavar="MODEL", help=model)
-    captions = "captions of images that the model was not trained on"
-    parser.add_argument("--data", type=path, required=True, metavar="FILE", help=captions)
-    parser.add_argument("--images", type=path, required=True, metavar="FOLDER", help="folder of these images")
-    parser.add_argument("--split", type=nonempty, help="split of Karpathy's files (default: val)")
-    parser.add_argument("--out", type=path, required=True, metavar="FOLDER", help="folder to write")
-    parser.add_argument("--best", type=int, default=32, metavar="N", help="candidates per query, by cosine")
-    parser.add_argument("--limit", type=whole(1), metavar="N", help="query with the first N images only, among all")
-    return parser
-
-
 def main(argv: list[str] | None = None) -> int:
     def work() -> None:
-        args = _parser().parse_args(argv)
+        args = calibrate_parser().parse_args(argv)
         print(calibrate(args.model, args.data, args.images, args.out, args.best, args.limit, args.split))
 
     return run_main(work)

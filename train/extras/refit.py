@@ -24,7 +24,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from blip2rt.command_line import Parser, nonempty, whole
 from blip2rt.modeling.blip2 import Blip2
 from blip2rt.modeling.checkpoint import Checkpoint, save_model
 
@@ -32,6 +31,7 @@ from ..data.features import cached_features, drop_unreadable
 from ..data.readers import read_data
 from ..data.samples import BadSamples
 from ..warm_start import changed_vision
+from .arguments import refit_parser
 
 _BATCH = 50
 
@@ -120,27 +120,5 @@ def _write(args: argparse.Namespace) -> None:
     save_model(model, Path(args.out))
 
 
-def _parser() -> Parser:
-    renamed = {"--checkpoint": "", "--ckpt": "", "--model": ""}
-    parser = Parser(description=(__doc__ or "").splitlines()[0], renamed=renamed)
-    ckpt = "checkpoint of stage 1 or 2, or the folder of a training (its newest)"
-    parser.add_argument("ckpt", type=nonempty, metavar="CKPT", help=ckpt)
-    parser.add_argument("--vision-weights", metavar="FILE", help="the new encoder's weights; an hf: source has its own")
-    source = "timm:NAME or hf:PATH (default: the old encoder's)"
-    parser.add_argument("--vision-source", type=nonempty, metavar="SOURCE", help=source)
-    parser.add_argument("--vision-size", type=whole(1), metavar="N", help="its image size (default: the old one)")
-    for name in ("mean", "std"):
-        about = f"its {name} per colour (default: the old one)"
-        parser.add_argument(f"--vision-{name}", type=float, nargs=3, metavar="X", help=about)
-    parser.add_argument("--data", type=nonempty, required=True, metavar="FILE", help="table of images and captions")
-    parser.add_argument("--images", type=nonempty, required=True, metavar="FOLDER", help="folder of its images")
-    parser.add_argument("--count", type=whole(1), default=2000, metavar="N", help="images for the regression")
-    parser.add_argument("--ridge", type=float, default=1e-3, metavar="X", help="weight of the ridge penalty")
-    cache = "folder where trainings cache features"
-    parser.add_argument("--features", type=nonempty, default="runs/features", metavar="FOLDER", help=cache)
-    parser.add_argument("--out", type=nonempty, required=True, metavar="FOLDER", help="folder to write")
-    return parser
-
-
 def main(argv: list[str] | None = None) -> int:
-    return run_main(lambda: _write(_parser().parse_args(argv)))
+    return run_main(lambda: _write(refit_parser().parse_args(argv)))

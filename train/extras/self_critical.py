@@ -14,7 +14,6 @@ if __name__ == "__main__":  # before the imports, so that a missing package is r
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -27,40 +26,18 @@ from blip2rt.modeling.blip2 import Blip2
 from ..data.loaders import StreamingLoader, batch_features
 from ..data.samples import Sample
 from ..dry_run import dry_run
+from ..early_checks import open_settings
 from ..evaluation.metrics import tokenize
 from ..loop.run_folder import lock_folder
 from ..objectives.lm import LmTexts, lm_loss, next_logits
 from ..objectives.packing import Tokens
-from ..recipe import Check, flat, option, parse
-from ..settings import POSITIVE
-from ..stage2 import Dev, MicroBatch, Stage2, Stage2Settings, plan
+from ..recipe import flat
+from ..stage2 import Dev, MicroBatch, Stage2, plan
+from ..stage_settings import SelfCriticalSettings as SelfCriticalSettings
 from .cider import CiderReward
 
 _MAX_NEW_TOKENS = 20
 _END = "</s>"  # counts as a word, or captions learn to break off
-
-
-@dataclass(frozen=True)
-class CiderSettings:
-    """Sampled captions."""
-
-    cider_samples: int = option(
-        5, "captions sampled per image and rewarded by CIDEr", check=Check("2 or more", lambda count: count > 1)
-    )
-    cider_temperature: float = option(
-        0.6, "sampling temperature; a low one is close to what a search finds", check=POSITIVE
-    )
-
-
-@dataclass(frozen=True)
-class SelfCriticalSettings:
-    stage2: Stage2Settings = field(default_factory=Stage2Settings)
-    cider: CiderSettings = field(default_factory=CiderSettings)
-
-    def faults(self) -> list[str]:
-        shard = self.stage2.loop.machine.shard
-        unequal = "shard is all, and sampled captions end at unequal lengths: give --shard trained"
-        return [unequal] if shard == "all" else []
 
 
 class SelfCriticalTraining:
@@ -214,7 +191,7 @@ def _references(groups: list[list[Sample]]) -> list[list[str]]:
 
 def main(argv: list[str] | None = None) -> int:
     def work() -> object:
-        settings = parse(SelfCriticalSettings, argv, __doc__ or "")
+        settings = open_settings(SelfCriticalSettings, argv, __doc__ or "")
         stage2 = settings.stage2
         if stage2.loop.run.dry_run:
             return dry_run(plan(stage2))

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any
 
-from blip2rt.modeling.checkpoint import list_checkpoints
-from blip2rt.modeling.sources import read_json
+from blip2rt.modeling.sources import list_checkpoints, read_json
 
-from ..settings import LogSettings, MachineSettings, OptimizerSettings, RunSettings
+from .conflicts import MALFORMED, STATE, settings_conflict
 from .parallel import this_process
 
-LOCK, STATE = "training.lock", "trainer.json"
-_MALFORMED = (OSError, ValueError, KeyError, TypeError, AttributeError)  # resume() reports damaged ones
-
-# Fields that may change when a training resumes: length, rates, machine and logging.
-_MUTABLE = {each.name for cls in (RunSettings, OptimizerSettings, MachineSettings, LogSettings) for each in fields(cls)}
-_MUTABLE |= {"given", "sources", "accumulate", "workers", "max_bad", "features", "dev_table"}
-_MUTABLE |= {"projection_lr", "lora_lr", "head_lr"}
+LOCK = "training.lock"
 
 
 @contextlib.contextmanager
@@ -63,31 +54,6 @@ def _lock(out: Path, file: IO[str]) -> str:
     return ""
 
 
-def settings_conflict(out: Path, record: Mapping[str, Any]) -> str:
-    """Return a fault if the newest checkpoint's training had other settings than `record`, which has all fields.
-
-    Fields in _MUTABLE may differ, and so may fields that an older checkpoint lacks.
-    """
-    found = list_checkpoints(out)
-    if not found or record.get("resume") == "always":
-        return ""
-    try:
-        before = dict(read_json(found[-1] / STATE)["settings"])
-    except _MALFORMED:
-        return ""
-    if "max_text_tokens" in before:  # stage 2 cleaned answers before the field existed
-        before.setdefault("clean_answers", True)
-    now = json.loads(json.dumps(dict(record)))
-    changed = [name for name in now if name in before and name not in _MUTABLE and now[name] != before[name]]
-    if not changed:
-        return ""
-    listed = ", ".join(f"{name} was {before[name]!r} and is {now[name]!r}" for name in changed)
-    return (
-        f"out {str(out)!r} has checkpoints of another training ({listed}): give another folder, restore these "
-        "settings, or continue with --resume always"
-    )
-
-
 def require_same_run(out: Path) -> None:
     """Raise Blip2rtError, in all processes, if their folders hold different steps or different trainings.
 
@@ -115,7 +81,7 @@ def _newest(out: Path) -> tuple[int, str]:
     try:
         saved = read_json(found[-1] / STATE)
         return int(saved["step"]), str(saved.get("run", ""))
-    except _MALFORMED:
+    except MALFORMED:
         return -1, ""
 
 

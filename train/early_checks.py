@@ -1,0 +1,118 @@
+"""What can be known before torch is imported, which takes seconds: settings, paths, data, and the number of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from blip2rt.errors import Blip2rtError, OptionError, collected
+from blip2rt.modeling.sources import fetch, is_local, locate
+
+from .data.readers import read_data
+from .data.samples import BadSamples, Dataset
+from .loop.conflicts import settings_conflict
+from .recipe import flat, parse
+from .settings import TrainSettings
+from .stage_settings import SelfCriticalSettings, Stage1Settings, Stage2Settings
+
+S = TypeVar("S", bound=TrainSettings | SelfCriticalSettings)
+KINDS: dict[str, type[Any]] = {
+    "stage1": Stage1Settings,
+    "stage2": Stage2Settings,
+    "self-critical": SelfCriticalSettings,
+}
+_LARGE = 64 << 20  # bytes of a list that is worth reading twice
+
+
+class _DryRun(Exception):
+    """The settings are faulty, but a dry run looks for the faults of models too."""
+
+
+def check(name: str, argv: list[str] | None) -> None:
+    """Raise OptionError for all mistakes in a training's command that need no torch to be found."""
+
+    def leave_to_dry_run(settings: Any) -> list[str]:
+        if _common(settings).loop.run.dry_run:
+            raise _DryRun
+        return path_faults(_common(settings))
+
+    try:
+        settings = parse(KINDS[name], argv, f"blip2rt-train {name}", leave_to_dry_run)
+    except _DryRun:
+        return
+    common = _common(settings)
+    if not common.loop.run.dry_run and (found := [*path_faults(common), *_conflict(settings)]):
+        raise OptionError("; ".join(dict.fromkeys(found)))
+
+
+def open_settings(kind: type[S], argv: list[str] | None, about: str, more: Callable[[S], list[str]] | None = None) -> S:
+    """Parse a training's settings, with as many steps as `epochs` asks for. Raise OptionError."""
+    settings = parse(kind, argv, about, more)
+    if isinstance(settings, SelfCriticalSettings):
+        return replace(settings, stage2=with_steps(settings.stage2))
+    return with_steps(settings)
+
+
+def with_steps(settings: Any) -> Any:
+    """The settings with the number of steps that `epochs` means, and a warm-up of a tenth of them at most."""
+    optimizer, batch = settings.loop.optimizer, settings.loop.batch.batch_size
+    if not optimizer.epochs:
+        return settings
+    try:
+        rows = sum(_rows(settings, data) for data in _tables(settings))
+    except Blip2rtError:
+        if settings.loop.run.dry_run:  # it reports this among all faults
+            return settings
+        raise
+    steps = max(1, round(optimizer.epochs * rows / batch))
+    optimizer = replace(optimizer, steps=steps, warmup=min(optimizer.warmup, steps // 10))
+    return replace(settings, loop=replace(settings.loop, optimizer=optimizer))
+
+
+def _rows(settings: TrainSettings, data: Dataset) -> int:
+    """What an epoch counts: captions in stage 1, images in stage 2."""
+    one = isinstance(settings, Stage1Settings) and not settings.data.train_tables
+    return sum(not sample.prompt for sample in data.samples) if one else len(data.paths)
+
+
+def _tables(settings: TrainSettings, largest: float = float("inf")) -> Iterator[Dataset]:
+    """Read the lists that the training reads, up to a size in bytes; shards are indexed later."""
+    data = settings.data
+    for entry in data.entries:
+        path = str(entry.get("path", "")) if isinstance(entry, dict) else ""
+        file = Path(path)
+        shards = path.endswith(".tar") or (file.is_dir() and any(file.glob("*.tar")))
+        if path and not shards and (not file.is_file() or file.stat().st_size <= largest):
+            yield read_data(path, str(entry.get("images", "")), BadSamples(data.max_bad))
+    if data.dev_table and not data.train_data and largest < float("inf"):
+        yield read_data(data.dev_table, data.images, BadSamples(data.max_bad))
+
+
+def path_faults(settings: TrainSettings) -> list[str]:
+    """Everything that does not exist or cannot be read: data first, then checkpoints and parts."""
+    found: list[str] = []
+    out = Path(settings.loop.run.out)
+    if out.exists() and not out.is_dir():
+        found.append(f"out {str(out)!r} is a file: name a folder")
+    if settings.data.train_table or settings.data.train_tables or settings.data.train_data:
+        with collected(found):
+            list(_tables(settings, _LARGE))
+    checkpoints = (settings.origin.start, getattr(getattr(settings, "prefix", None), "stage1", ""))
+    parts = [settings.given[name] for name in ("llm_source", "qformer_init") if settings.given.get(name)]
+    for source, find in [*((each, locate) for each in checkpoints), *((each, fetch) for each in parts)]:
+        with collected(found):
+            if source and is_local(source):
+                find(source)
+    return found
+
+
+def _common(settings: Any) -> TrainSettings:
+    common: TrainSettings = getattr(settings, "stage2", settings)
+    return common
+
+
+def _conflict(settings: Any) -> list[str]:
+    fault = settings_conflict(Path(_common(settings).loop.run.out), flat(settings))
+    return [fault] if fault else []

@@ -1,0 +1,33 @@
+"""Progress bars on a terminal; elsewhere, such as in a log, a line every few seconds. Also a line for each phase."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+_SECONDS = 5.0  # between lines without a terminal
+_started = time.monotonic()
+
+
+def announce(phase: str) -> None:
+    """Say on standard error what begins now, with the seconds since the command started."""
+    print(f"[{time.monotonic() - _started:6.1f} s] {phase}", file=sys.stderr, flush=True)
+
+
+class _Lines:
+    """Standard error with a line for each state of a bar, instead of one over the other."""
+
+    def write(self, text: str) -> None:
+        if text := text.strip("\r\n"):
+            sys.stderr.write(f"{text.rstrip()}\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def bar(**options: Any) -> tqdm[Any]:
+    """tqdm's bar with these options."""
+    return tqdm(**options) if sys.stderr.isatty() else tqdm(mininterval=_SECONDS, file=_Lines(), ncols=100, **options)
