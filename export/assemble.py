@@ -31,6 +31,7 @@ from .options import ExportOptions, ExportPlan, LlmOptions, resolve
 from .precision.activations import NO_RANGES
 from .precision.quantizer import BITS, EncodeMatrix, round_to_nearest
 from .progress import Progress
+from .verdict import verdict
 
 CALIBRATION_IMAGES = 24  # for the ranges of graphs after the image encoder
 
@@ -45,6 +46,7 @@ class Result:
     rows: list[verify.Comparison]
     sizes: dict[str, int]  # component -> bytes of its graph and weights; shared weights count for each
     notes: tuple[str, ...] = ()  # differences from the checkpoint
+    verdict: str = ""  # what the comparison means
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,8 @@ def export(
             verification=_verification(exporter.comparisons),
         )
         progress.line("hashing")
-        return Result(writer.finish(manifest), exporter.comparisons, exporter.sizes, tuple(exporter.notes))
+        said, notes = verdict(exporter.comparisons, options.target.precisions), (*plan.notes, *exporter.notes)
+        return Result(writer.finish(manifest), exporter.comparisons, exporter.sizes, notes, said)
 
 
 def _load(plan: ExportPlan, progress: Progress) -> tuple[list[Any], list[describe.QformerTexts]]:

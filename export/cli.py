@@ -6,17 +6,17 @@ Exit status: 0 for success, 2 for a mistake in the input (explained in one line)
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from blip2rt.bundle import TARGETS
 from blip2rt.command_line import Parser, nonempty, path, run
-from blip2rt.errors import OptionError
 from blip2rt.modeling.sources import ExternalParts
+
+from .arguments import check
+from .arguments import parse_precision as parse_precision
 
 if TYPE_CHECKING:
     from .assemble import Result
@@ -76,6 +76,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--retrieval-checkpoint", type=nonempty, metavar="CKPT", help="a second checkpoint, for match and embed")
     add("--overwrite", action="store_true", help="replace the bundle at --out")
+    add("--dry-run", action="store_true", help="check everything and estimate the size; write nothing")
     add("--no-verify", action="store_true", help="skip the comparison with PyTorch")
     add = parser.add_argument_group("graphs").add_argument
     target = (
@@ -136,13 +137,10 @@ def parts(args: argparse.Namespace) -> ExternalParts:
 
 def export(args: argparse.Namespace) -> None:
     """Export with parsed arguments, and print the table. Raises Blip2rtError."""
-    if args.max_positions < 64:
-        raise OptionError(f"--max-positions is {args.max_positions}: give 64 or more")
-    if not math.isfinite(args.length_penalty):
-        raise OptionError(f"--length-penalty is {args.length_penalty}: give a number, such as 0.5")
+    check(args)
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    from . import assemble, options, targets
+    from . import assemble, dry_run, options, targets
     from .progress import Progress
 
     target = targets.TARGETS[args.target]
@@ -157,31 +155,12 @@ def export(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
         verify=not args.no_verify,
     )
-    print("\n".join(table(assemble.export(given, Progress()))))
-
-
-def parse_precision(given: str, choices: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    """ "vision=int8,llm=int4" -> {"vision": "int8", "llm": "int4"}; "int8" -> all groups that support it.
-
-    Raises OptionError, which lists all faults.
-    """
-    chosen: dict[str, str] = {}
-    faults = []
-    known = {precision for allowed in choices.values() for precision in allowed}
-    for item in filter(None, (item.strip() for item in given.split(","))):
-        group, _, precision = (word.strip() for word in item.partition("="))
-        if item in known:
-            chosen = {group: item for group, allowed in choices.items() if item in allowed} | chosen
-            continue
-        if group not in choices:
-            near = f"the groups are {', '.join(choices)}" if "=" in item else f"choose from {', '.join(sorted(known))}"
-            faults.append(f"{item!r}: {near}")
-        elif precision not in choices[group]:
-            faults.append(f"{item!r}: {group} may be {', '.join(choices[group])}")
-        chosen[group] = precision
-    if faults:
-        raise OptionError(f"--precision: {'; '.join(faults)}")
-    return chosen
+    if args.dry_run:
+        lines = dry_run.describe(given, options.resolve(given))
+    else:
+        with Progress() as progress:
+            lines = table(assemble.export(given, progress))
+    print("\n".join(lines))
 
 
 def table(result: Result) -> list[str]:
@@ -199,6 +178,7 @@ def table(result: Result) -> list[str]:
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     rows += [f"note: {note}" for note in result.notes]
+    rows += [f"verdict: {result.verdict}"] * bool(result.verdict)
     return [*rows, f"{result.bundle.path}: {result.bundle.size / 1e6:.1f} MB in all"]
 
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from blip2rt import bundle
 from blip2rt.bundle.atomic import AtomicFolder
 from blip2rt.command_line import Parser, nonempty, path, run
-from blip2rt.errors import Blip2rtError
+from blip2rt.errors import Blip2rtError, collected
+from blip2rt.modeling.sources import is_local, locate
 
 from .cli import add_parts, parts
 
@@ -68,7 +69,15 @@ def _run(argv: list[str] | None) -> None:
     args = parser.parse_args(argv)
     if not args.to and not args.set:
         parser.error("--to is missing: give --to hf or --to ours")
-    from blip2rt.modeling.checkpoint import Checkpoint
+    found: list[str] = []
+    with collected(found):
+        _require_empty(args.out)
+    with collected(found):
+        if is_local(args.ckpt) and not (Path(args.ckpt) / bundle.MANIFEST).is_file():
+            locate(args.ckpt)
+    if found:
+        raise Blip2rtError("; ".join(found))
+    from blip2rt.modeling.checkpoint import Checkpoint  # imports torch, which takes seconds
 
     for folder in convert(Checkpoint(args.ckpt, parts(args)), args.to or "ours", args.out, args.dtype, args.set):
         print(folder)
@@ -81,8 +90,7 @@ def convert(checkpoint: Checkpoint, to: str, out: Path, dtype: str, fields: Sequ
     """
     source = checkpoint.source
     is_bundle = (Path(source) / bundle.MANIFEST).is_file()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise Blip2rtError(f"{out} exists and is not empty: choose another place")
+    _require_empty(out)
     if fields:
         if to != "ours":
             raise Blip2rtError(f"--set needs a checkpoint of ours: leave --to {to} out, and convert the result")
@@ -106,6 +114,11 @@ def convert(checkpoint: Checkpoint, to: str, out: Path, dtype: str, fields: Sequ
         raise Blip2rtError(f"{source} is not a bundle, and training starts from checkpoints of any format directly")
     _to_hugging_face(checkpoint, out, dtype)
     return [out]
+
+
+def _require_empty(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise Blip2rtError(f"{out} exists and is not empty: choose another place")
 
 
 @contextlib.contextmanager

@@ -5,13 +5,14 @@ Does not know about graphs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from blip2rt.errors import Blip2rtError, collected
 from blip2rt.modeling.blip2 import Blip2Config
 from blip2rt.modeling.checkpoint import Checkpoint
+from blip2rt.modeling.preprocessing import with_preprocessing
 from blip2rt.modeling.sources import NO_PARTS, ExternalParts
 
 from .graphs import compatibility, vision
@@ -69,6 +70,7 @@ class ExportPlan:
     precision: dict[str, str]  # group -> fp32, fp16, int8-static, int8-dynamic, int8w or int4
     photographs: list[Path]
     name: str  # of the bundle
+    notes: tuple[str, ...] = ()  # what the bundle will lack, and what was assumed
 
     @property
     def calibrates_text(self) -> bool:
@@ -103,7 +105,21 @@ def resolve(options: ExportOptions) -> ExportPlan:
         photographs = [] if options.calib is None else vision.photographs(options.calib)
     if faults:
         raise Blip2rtError("; ".join(faults))
-    return ExportPlan(stage2, stage1, precision, photographs, options.info.name or options.out.resolve().name)
+    name = options.info.name or options.out.resolve().name
+    return ExportPlan(stage2, stage1, precision, photographs, name, tuple(_notes(stage2, stage1)))
+
+
+def _notes(stage2: Checkpoint | None, stage1: Checkpoint | None) -> Iterator[str]:
+    """What the bundle will lack, and what is assumed of the checkpoints."""
+    if stage1 is None:
+        yield "this bundle cannot match or embed: --retrieval-checkpoint adds a checkpoint of stage 1 that can"
+    elif stage2 is None:
+        yield "this bundle cannot caption or answer: that takes a checkpoint of stage 2"
+    for checkpoint in (stage2, stage1):
+        if checkpoint is not None and checkpoint.is_hugging_face:
+            vision = checkpoint.config.vision
+            if with_preprocessing(vision, checkpoint.path) is vision:  # there was nothing to read
+                yield f"{checkpoint.source} has no image processor: BLIP-2's own mean, deviation and filter are assumed"
 
 
 def _precision(group: str, options: ExportOptions) -> str:

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import time
 
 _WIDTH = 30
 _LINE_SECONDS = 10.0  # between lines of a bar without a terminal
 
 
-class Progress:
-    """Writes to standard error: `line` announces a step, `bar` shows how far it is."""
+class Progress(contextlib.AbstractContextManager["Progress"]):
+    """Writes to standard error: `line` announces a step, `bar` shows how far it is.
+
+    Inside its `with` block, a step that takes long, such as tracing, is announced again every few seconds.
+    """
 
     def __init__(self) -> None:
         self._start = self._drawn = time.monotonic()
         self._open = False
+        self._ended, self._step = threading.Event(), ""
+
+    def __enter__(self) -> Progress:  # noqa: PYI034  # typing.Self came with Python 3.11
+        threading.Thread(target=self._repeat, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+
+    def _repeat(self) -> None:
+        while not self._ended.wait(1):
+            if self._step and time.monotonic() - self._drawn >= _LINE_SECONDS:
+                self.line(self._step)
 
     def line(self, text: str) -> None:
+        """Announce a step."""
+        self._drawn, self._step = time.monotonic(), text
         if self._open:
             print(file=sys.stderr)
             self._open = False

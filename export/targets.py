@@ -16,6 +16,7 @@ import onnx_ir as ir
 from blip2rt.bundle import EMBED, ENCODER, LLM
 
 from . import trt
+from .arguments import ORT_PRECISIONS, TRT_PRECISIONS
 from .checks.calibration import Operands
 from .checks.sessions import session, unfused_session
 from .graphs import llm, t5, trace
@@ -23,10 +24,6 @@ from .precision import static
 from .precision.activations import Ranges
 from .precision.apply import apply
 from .precision.quantizer import Quantizer
-
-_FLOATS = ("fp32", "fp16")
-_WEIGHTS = ("int8", "int8-dynamic", "int8w", "int4")
-_STATIC = (*_FLOATS, "int8", "int8-static")
 
 NamedGraphs = Iterator[tuple[str, ir.Model]]  # (name, graph), each traced when it is requested
 
@@ -69,10 +66,7 @@ def _trt_graphs(
 ORT = Target(
     name="ort",
     opset=trace.OPSET,
-    precisions={
-        **dict.fromkeys(("vision", "qformer", "llm"), (*_FLOATS, "int8-static", *_WEIGHTS)),
-        "retrieval": (*_FLOATS, *_WEIGHTS),
-    },
+    precisions=ORT_PRECISIONS,
     defaults={"vision": "int8w", "qformer": "int4", "llm": "int4", "retrieval": "int4"},
     calibrated=("vision", "qformer", "llm"),
     operands=static.operands,
@@ -83,7 +77,7 @@ ORT = Target(
 TRT = Target(
     name="trt",
     opset=trt.llm.OPSET,
-    precisions={"vision": _STATIC, "qformer": _STATIC, "llm": (*_STATIC, "int4"), "retrieval": _FLOATS},
+    precisions=TRT_PRECISIONS,
     defaults={"vision": "fp16", "qformer": "fp32", "llm": "fp16", "retrieval": "fp32"},
     calibrated=("vision", "qformer", "llm"),
     operands=trt.precision.operands,

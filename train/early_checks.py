@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from blip2rt.errors import Blip2rtError, OptionError, collected
 from blip2rt.modeling.sources import fetch, is_local, locate
 
+from .cli import COMMANDS
 from .data.readers import read_data
 from .data.samples import BadSamples, Dataset
 from .loop.conflicts import settings_conflict
@@ -17,7 +18,6 @@ from .recipe import flat, parse
 from .settings import TrainSettings
 from .stage_settings import SelfCriticalSettings, Stage1Settings, Stage2Settings
 
-S = TypeVar("S", bound=TrainSettings | SelfCriticalSettings)
 KINDS: dict[str, type[Any]] = {
     "stage1": Stage1Settings,
     "stage2": Stage2Settings,
@@ -39,7 +39,7 @@ def check(name: str, argv: list[str] | None) -> None:
         return path_faults(_common(settings))
 
     try:
-        settings = parse(KINDS[name], argv, f"blip2rt-train {name}", leave_to_dry_run)
+        settings = parse(KINDS[name], argv, COMMANDS[name][1], leave_to_dry_run)
     except _DryRun:
         return
     common = _common(settings)
@@ -47,9 +47,9 @@ def check(name: str, argv: list[str] | None) -> None:
         raise OptionError("; ".join(dict.fromkeys(found)))
 
 
-def open_settings(kind: type[S], argv: list[str] | None, about: str, more: Callable[[S], list[str]] | None = None) -> S:
-    """Parse a training's settings, with as many steps as `epochs` asks for. Raise OptionError."""
-    settings = parse(kind, argv, about, more)
+def open_settings(name: str, argv: list[str] | None, more: Callable[[Any], list[str]] | None = None) -> Any:
+    """Parse the settings of a training, with as many steps as `epochs` asks for. Raise OptionError."""
+    settings = parse(KINDS[name], argv, COMMANDS[name][1], more)
     if isinstance(settings, SelfCriticalSettings):
         return replace(settings, stage2=with_steps(settings.stage2))
     return with_steps(settings)

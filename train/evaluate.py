@@ -22,8 +22,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from blip2rt.command_line import Parser, nonempty, path, whole
 from blip2rt.errors import Blip2rtError, OptionError
 
@@ -44,6 +42,7 @@ from .evaluation.predictors import Predictor, open_predictor
 from .evaluation.retrieval import evaluate_retrieval
 from .evaluation.scores import ALL, Scores, score_answers, score_captions
 from .loop.parallel import this_process
+from .progress import bar
 from .recipe import DEVICE
 
 
@@ -52,11 +51,11 @@ def predict(
 ) -> list[str]:
     """Return the prediction of `ask` for each item; saved ones are reused, and processes share the others."""
     todo = done.share(sorted((item for item in items if item.id not in done.found), key=lambda item: item.path))
-    with tqdm(total=len(items), initial=len(items) - len(todo), unit=unit) as bar:
+    with bar(total=len(items), initial=len(items) - len(todo), unit=unit) as shown:
         for start in range(0, len(todo), batch):
             chunk = todo[start : start + batch]  # questions of one image are adjacent, and it is encoded once
             done.add([item.id for item in chunk], ask(chunk))
-            bar.update(len(chunk))
+            shown.update(len(chunk))
     done.complete()
     return [done.found[item.id] for item in items]
 

@@ -41,7 +41,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from blip2rt.bundle.atomic import AtomicFolder
 from blip2rt.command_line import Parser, nonempty, whole
@@ -53,6 +52,7 @@ from .data.readers import read_data, table_rows
 from .data.samples import BadSamples, Dataset, error_text, text_fault
 from .data.shards import add_sample, expand_shards, summarize
 from .data.transforms import read_image
+from .progress import bar
 
 
 def write_shards(data: Dataset, out: Path, per_shard: int, bad: BadSamples, seed: int = 0) -> list[Path]:
@@ -64,7 +64,7 @@ def write_shards(data: Dataset, out: Path, per_shard: int, bad: BadSamples, seed
         raise Blip2rtError(f"--out {str(out)!r} exists; remove it or choose another folder")
     groups = data.by_image()
     order = np.random.default_rng(seed).permutation(len(groups))
-    images = _readable(tqdm(order, unit="img", desc=out.name), data, bad)
+    images = _readable(bar(order, unit="img", desc=out.name), data, bad)
     with AtomicFolder(out) as atomic:
         for number in count():
             some = islice(images, per_shard)
@@ -170,7 +170,7 @@ def _list(args: argparse.Namespace) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     rows, bad = 0, BadSamples(args.max_bad)
     with out.open("w", encoding="utf-8") as file:
-        for row in tqdm(url_list(source, bad), unit="row"):
+        for row in bar(url_list(source, bad), unit="row"):
             file.write(json.dumps(row) + "\n")
             rows += 1
     if not rows:

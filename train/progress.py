@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from tqdm import tqdm
@@ -28,6 +29,8 @@ class _Lines:
         sys.stderr.flush()
 
 
-def bar(**options: Any) -> tqdm[Any]:
-    """tqdm's bar with these options."""
-    return tqdm(**options) if sys.stderr.isatty() else tqdm(mininterval=_SECONDS, file=_Lines(), ncols=100, **options)
+def bar(*iterable: Iterable[Any], **options: Any) -> tqdm[Any]:
+    """tqdm's bar, with its arguments."""
+    if not sys.stderr.isatty():
+        options |= {"mininterval": _SECONDS, "file": _Lines(), "ncols": 100}
+    return tqdm(*iterable, **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
@@ -23,22 +23,21 @@ from .loop.parallel import this_process
 from .loop.run_folder import lock_folder
 from .loop.trainer import Trainer
 from .plan import Plan
+from .progress import announce
 from .recipe import flat
-from .settings import DataSettings, LoopSettings, TrainSettings
-
-S = TypeVar("S", bound=TrainSettings)
+from .settings import DataSettings, LoopSettings
 
 
-def stage_main(
-    argv: list[str] | None, kind: type[S], about: str, plan: Callable[[S], Plan], train: Callable[[S], Path]
-) -> int:
-    """Parse settings of a kind; describe the training or run it, and print its last checkpoint's folder."""
+def stage_main(name: str, argv: list[str] | None, plan: Callable[[Any], Plan], train: Callable[[Any], Path]) -> int:
+    """Parse a command's settings; describe the training or run it, and print its last checkpoint's folder."""
 
     def work() -> object:
-        settings = open_settings(kind, argv, about, lambda wrong: further_faults(wrong, plan))
+        settings = open_settings(name, argv, lambda wrong: further_faults(wrong, plan))
         if settings.loop.run.dry_run:
             return dry_run(planned(settings, plan))
         with lock_folder(settings.loop.run.out, flat(settings)):
+            if this_process().main:
+                announce("reading data and the model that the training starts from")
             return train(settings)
 
     return run_main(lambda: print(work()), argv=argv)

@@ -279,4 +279,4 @@ def plan(settings: Stage1Settings) -> Plan:
 
 def main(argv: list[str] | None = None) -> int:
     """Run `blip2rt-train stage1`."""
-    return stage_main(argv, Stage1Settings, __doc__ or "", plan, lambda settings: Stage1(settings).run())
+    return stage_main("stage1", argv, plan, lambda settings: Stage1(settings).run())

@@ -51,6 +51,7 @@ from .objectives.lm import (
 from .objectives.packing import PackedTexts
 from .objectives.prefix_lm import PrefixLmTexts, SplitTexts, open_texts
 from .plan import Plan
+from .progress import announce
 from .recipe import flat
 from .settings import DataSettings
 from .stage import log_captions, open_dev, open_trainer, stage_main, trained_encoder
@@ -111,6 +112,8 @@ def build_model(settings: Stage2Settings, point: StartingPoint) -> Blip2:
     assert point.language_model is not None
     torch.manual_seed(settings.loop.batch.seed)
     encoder = VisionEncoder(point.config.vision) if settings.data.encodes else None
+    if this_process().main:
+        announce(f"loading the language model {point.language_model.config.source}")
     llm: Any = point.language_model.load()
     if not torch.cuda.is_available():
         llm.set_attn_implementation("eager")  # faster than sdpa's backward on CPUs
@@ -259,4 +262,4 @@ def plan(settings: Stage2Settings) -> Plan:
 
 def main(argv: list[str] | None = None) -> int:
     """Run `blip2rt-train stage2`."""
-    return stage_main(argv, Stage2Settings, __doc__ or "", plan, lambda settings: Stage2(settings).run())
+    return stage_main("stage2", argv, plan, lambda settings: Stage2(settings).run())

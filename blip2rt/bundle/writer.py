@@ -41,7 +41,7 @@ class BundleWriter:
     def __enter__(self) -> BundleWriter:  # noqa: PYI034  # typing.Self came with Python 3.11
         try:
             self._atomic.__enter__()
-            self._check_destination()
+            check_destination(self.path, self.overwrite)
         except OSError as error:
             raise self._write_error(error) from error
         except BundleError as error:
@@ -60,7 +60,7 @@ class BundleWriter:
             data = {"format": FORMAT, "format_version": FORMAT_VERSION, KEY: EMPTY, **to_json(manifest)}
             text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
             (self.folder / MANIFEST).write_bytes(insert_checksum(text.encode()))
-            self._check_destination()
+            check_destination(self.path, self.overwrite)
             self._atomic.finish()
             self._finished = True
         except OSError as error:
@@ -75,18 +75,20 @@ class BundleWriter:
             raise self._write_error(error) from error
         assert error is not None or self._finished, "BundleWriter.finish() was not called"
 
-    def _check_destination(self) -> None:
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
-            return
-        if not (self.path / MANIFEST).is_file():
-            raise BundleError(f"{self.path} exists and is not a bundle: choose another place, or remove it yourself")
-        if not self.overwrite:
-            raise BundleError(f"{self.path} exists already: choose another place, or give --overwrite")
-
     def _write_error(self, error: OSError) -> BundleError:
         if error.errno in _DISK_FULL:
             return BundleError(f"no space left on the disk of {self.path.parent}: free some and run again")
         return BundleError(f"cannot write the bundle {self.path}: {error.strerror or error}")
+
+
+def check_destination(path: Path, overwrite: bool) -> None:
+    """Raise BundleError unless a bundle may be written to `path`."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not (path / MANIFEST).is_file():
+        raise BundleError(f"{path} exists and is not a bundle: choose another place, or remove it yourself")
+    if not overwrite:
+        raise BundleError(f"{path} exists already: choose another place, or give --overwrite")
 
 
 def _entry(file: Path) -> FileEntry:

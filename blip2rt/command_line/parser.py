@@ -28,9 +28,9 @@ class Parser(argparse.ArgumentParser):
     """argparse with one way to spell an option, one way to show a default, and one line for a mistake.
 
     prog: by default the program that `run` runs. renamed: hidden old option -> current one, or "" if the value became a
-    positional argument. explained: option that does not exist -> why. Underscores in an option's name count as hyphens. Options may come before, between and after
-    the positional arguments. A mistake raises UsageError, which points to this parser's own help. A parser of
-    subcommands without arguments prints its help.
+    positional argument. explained: option that does not exist -> why. Underscores in an option's name count as hyphens.
+    Options may come before, between and after the positional arguments. A mistake raises UsageError, which points to
+    this parser's own help. A parser of subcommands without arguments prints its help.
     """
 
     def __init__(

@@ -18,6 +18,7 @@ from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
 from tests.train.arguments import options, sizes, without
 from train import stage1, stage2
+from train.early_checks import open_settings
 from train.extras import refit, self_critical
 from train.plan import count_parameters, memory, rates, trained
 from train.recipe import parse
@@ -198,6 +199,31 @@ def test_invalid_values_are_named_together(tmp_path: Path, error_of: Any) -> Non
     error = error_of(stage1.main, [*tiny_settings(tmp_path), *arguments, "--out", str(tmp_path / "out")])
     for words in ("steps is 0", "dropout is 2", "'int3'", "warmup 9", "clip is -1", "lr is nan"):
         assert words in error, (words, error)
+
+
+def test_faults_of_all_recipes_and_flags_are_named_together(tmp_path: Path, error_of: Any) -> None:
+    (tmp_path / "base.yaml").write_text("stepps: 3\nlr: fast\n")
+    (tmp_path / "own.yaml").write_text("base: base.yaml\nseed: 1.5\nwarmup: 0\n")
+    error = error_of(stage1.main, ["--recipe", tmp_path / "own.yaml", "--out", "o", "--sources", "a", "--clip", "-1"])
+    for words in ("'stepps': did you mean 'steps'", "lr is 'fast'", "seed is 1.5", "an item of sources", "clip is -1"):
+        assert words in error, (words, error)
+
+
+def test_epochs_decide_the_steps(tmp_path: Path) -> None:
+    settings = without(tiny_settings(tmp_path), "--steps", "--warmup")
+    common = [*settings, "--out", str(tmp_path / "out"), "--warmup", "5", "--batch_size", "4"]
+
+    def optimizer(name: str, *more: str) -> tuple[int, int]:
+        found = open_settings(name, [*common, *more]).loop.optimizer
+        return found.steps, found.warmup
+
+    assert optimizer("stage2", "--epochs", "10") == (20, 2), "of 8 images"
+    assert optimizer("stage1", "--epochs", "10") == (40, 4), "of 16 captions"
+    recipe = tmp_path / "epochs.yaml"
+    recipe.write_text("epochs: 10\n")
+    assert optimizer("stage2", "--recipe", str(recipe), "--steps", "7") == (7, 5), "the command line wins"
+    (tmp_path / "own.yaml").write_text("base: epochs.yaml\nsteps: 6\n")
+    assert optimizer("stage2", "--recipe", str(tmp_path / "own.yaml")) == (6, 5)
 
 
 WRONG = {

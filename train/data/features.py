@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
 from torch.utils.data import Dataset as TorchDataset
-from tqdm import tqdm
 
 from blip2rt.bundle.atomic import write_file
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.sources import resolve
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder
 
+from ..progress import bar
 from .samples import BadSamples, Dataset, error_text
 from .transforms import read_image, to_pixels
 
@@ -198,7 +198,7 @@ def _compute(encoder: VisionEncoder, paths: list[Path], config: VisionConfig, vi
     mode: Literal["r+", "w+"] = "r+" if done else "w+"
     out = np.lib.format.open_memmap(partial, mode=mode, dtype=np.float16, shape=shape)
     loader = DataLoader(Subset(_Views(paths, config, view), range(done, len(paths))), _BATCH)
-    with tqdm(total=len(paths), initial=done, desc=f"features, view {view}", unit="img") as bar:
+    with bar(total=len(paths), initial=done, desc=f"features, view {view}", unit="img") as shown:
         for number, (pixels, faults) in enumerate(loader, 1):
             found |= {str(done + i): fault for i, fault in enumerate(faults) if fault}
             pixels = pixels.to(device, memory_format=torch.channels_last)
@@ -206,7 +206,7 @@ def _compute(encoder: VisionEncoder, paths: list[Path], config: VisionConfig, vi
                 features = encoder(pixels)
             out[done : done + len(pixels)] = features.float().cpu().numpy()
             done += len(pixels)
-            bar.update(len(pixels))
+            shown.update(len(pixels))
             if number % _SAVE_EVERY == 0:
                 out.flush()
                 write_file(progress, json.dumps({"done": done, "faults": found}).encode())

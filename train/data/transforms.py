@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from blip2rt.modeling.vision import VisionConfig
 
-    Transform = Callable[[Image.Image], torch.Tensor]
+Transform = Callable[[Image.Image], "torch.Tensor"]
 _MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # beyond which Pillow rejects an image itself
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from ..progress import bar
 from .annotations import CaptionedImage
 from .predictions import Predictions
 from .predictors import Predictor
@@ -110,7 +110,7 @@ def candidates(
         queries = [(way, i, row) for way, rows in ways.items() for i, row in enumerate(rows[:asking])]
         best = np.stack([_best(row, count) for _, _, row in queries])
         scored = []
-        for (way, i, _), found in tqdm(
+        for (way, i, _), found in bar(
             zip(queries, best, strict=True), total=len(queries), desc="matching", unit="query"
         ):
             images, of = (found, np.full(count, i)) if way == "t2i" else (np.full(count, i), found)
@@ -127,11 +127,11 @@ def _similarity(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return vision_features (images, N, C), on disk, and the cosine (images, texts) of the best query."""
     text_embeds = np.concatenate(
-        [predictor.embed_text(texts[i : i + _BATCH]) for i in tqdm(range(0, len(texts), _BATCH), desc="texts")]
+        [predictor.embed_text(texts[i : i + _BATCH]) for i in bar(range(0, len(texts), _BATCH), desc="texts")]
     )
     sim = np.empty((len(items), len(texts)), np.float32)
     features: np.ndarray | None = None
-    with tqdm(total=len(items), desc="images", unit="img") as bar:
+    with bar(total=len(items), desc="images", unit="img") as shown:
         for start in range(0, len(items), _BATCH):
             part = predictor.vision_features([item.path for item in items[start : start + _BATCH]])
             if features is None:
@@ -140,7 +140,7 @@ def _similarity(
             features[start : start + len(part)] = part
             embeds = predictor.embed_features(part)
             sim[start : start + len(part)] = [(each @ text_embeds.T).max(0) for each in embeds]
-            bar.update(len(part))
+            shown.update(len(part))
     assert features is not None
     return features, sim
 
@@ -162,7 +162,7 @@ def _scores(
     """Yield the scores (N) of every query in sim (queries, N): by ITC, or of its best re-ranked by each of the sums."""
     if rerank:
         todo = done.share([query for query in range(len(sim)) if f"{way} {query}" not in done.found])
-        for query in tqdm(todo, desc=f"re-ranking, {way}", unit="query"):
+        for query in bar(todo, desc=f"re-ranking, {way}", unit="query"):
             best = _best(sim[query], rerank)
             scored = {name: values.tolist() for name, values in pairs(query, best).items()}
             done.add([f"{way} {query}"], [{"best": best.tolist(), **scored}])

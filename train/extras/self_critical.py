@@ -191,7 +191,7 @@ def _references(groups: list[list[Sample]]) -> list[list[str]]:
 
 def main(argv: list[str] | None = None) -> int:
     def work() -> object:
-        settings = open_settings(SelfCriticalSettings, argv, __doc__ or "")
+        settings = open_settings("self-critical", argv)
         stage2 = settings.stage2
         if stage2.loop.run.dry_run:
             return dry_run(plan(stage2))

@@ -10,12 +10,15 @@ import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 from blip2rt.bundle.atomic import write_file
 from blip2rt.errors import Blip2rtError
+
+from ..progress import bar
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 METRICS = "metrics.jsonl"
 _WINDOW = 10  # lines of a running mean
@@ -55,8 +58,8 @@ class Log:
             self._writers = [*_tensorboard(self.out, step), *_wandb(self.out, self.wandb, self.record)]
         name = self.out.name
         try:
-            with tqdm(total=self.steps, initial=step, unit="step", desc=name, disable=not self.main) as bar:
-                yield bar
+            with bar(total=self.steps, initial=step, unit="step", desc=name, disable=not self.main) as shown:
+                yield shown
         finally:
             for writer in self._writers:
                 writer.close()
