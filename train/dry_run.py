@@ -6,10 +6,13 @@ Parameters are counted on tensors without storage; weights are neither read nor 
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from blip2rt.errors import Blip2rtError, OptionError, collected, reason
 from blip2rt.modeling.bert import BertSource
@@ -26,7 +29,8 @@ from .data.transforms import eval_transform, read_image
 from .loop.rounding import check_rounding
 from .loop.trainer import autocast_dtype, check_batch
 from .model import open_checkpoint, vision_config
-from .plan import FROZEN, Plan, count_parameters, memory, rates, trained
+from .plan import FROZEN, Plan, count_parameters, memory, rates, step_seconds, trained
+from .progress import announce
 from .settings import TrainSettings
 
 GB = 1e9
@@ -37,6 +41,7 @@ _UNLIMITED = 1 << 60
 def dry_run(plan: Plan) -> str:
     """The description. Raises Blip2rtError, which lists all faults."""
     gpus, batch, steps = plan.loop.run.dry_run, plan.loop.batch, plan.loop.optimizer.steps
+    announce("checking the data and the parts of the model")
     found, data = faults(plan, gpus)
     if found:
         raise Blip2rtError("; ".join(dict.fromkeys(found)))
@@ -54,13 +59,41 @@ def dry_run(plan: Plan) -> str:
             f"trained: {trained(counts) / 1e6:.1f} M, frozen: {frozen / 1e6:.1f} M",
             "peak learning rates:",
             *rates(plan, counts),
-            f"memory of one of {gpus} GPUs, estimated: {sum(need.values()) / GB:.1f} GB ({parts})",
+            f"memory{_of_each(gpus)}, estimated: {sum(need.values()) / GB:.1f} GB ({parts}){_available(gpus)}",
             f"a step: {batch.batch_size} images ({batch.batch_size // gpus} a GPU in {batch.accumulate} "
             f"micro-batches), at most {batch.batch_size * plan.texts * plan.tokens} tokens of text",
-            f"{steps} steps: {steps * batch.batch_size / 1e6:.1f} M images",
+            f"{steps:,} steps: {steps * batch.batch_size:,} images{_duration(plan, counts, gpus)}",
             f"data: {data}",
         ]
     )
+
+
+def _here(gpus: int) -> bool:
+    """Whether the training is planned for this machine, rather than for several GPUs elsewhere."""
+    return gpus <= max(1, torch.cuda.device_count())
+
+
+def _of_each(gpus: int) -> str:
+    return "" if gpus == 1 and not torch.cuda.is_available() else f" of one of {gpus} GPUs"
+
+
+def _available(gpus: int) -> str:
+    if not _here(gpus):
+        return ""
+    if torch.cuda.is_available():
+        return f"; a GPU here has {torch.cuda.mem_get_info()[1] / GB:.1f} GB"
+    return f"; this machine has {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / GB:.1f} GB"
+
+
+def _duration(plan: Plan, counts: dict[str, int], gpus: int) -> str:
+    """How long the steps take on this machine."""
+    if not _here(gpus):
+        return ""
+    seconds, steps = step_seconds(plan, counts) / gpus, plan.loop.optimizer.steps
+    each = f"{seconds:.1f}" if seconds < 10 else f"{seconds:.0f}"
+    total = seconds * steps
+    shown = f"{total / 60:.0f} minutes" if total < 5400 else f"{total / 3600:.1f} hours"
+    return f", about {each} s each on this machine: {shown}"
 
 
 def planned(settings: TrainSettings, make: Callable[[Any], Plan]) -> Plan:

@@ -5,6 +5,7 @@ Parameters are counted on tensors without storage.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,11 +16,12 @@ from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.vision import VisionEncoder, encoder_shape, layer_numbers
 
 from .data.samples import Sample
-from .loop.trainer import PRECISIONS, parameter_groups
+from .loop.trainer import PRECISIONS, autocast_dtype, parameter_groups
 from .model import StartingPoint
 from .settings import DataSettings, LoopSettings
 
 ACTIVATION_BYTES = 34  # kept for the backward pass per token, layer and unit of width (Korthikanti et al. 2022, eq. 2)
+EFFICIENCY = 0.4  # share of a matrix product's speed that a training reaches
 FROZEN = ("vision", "llm", "unused")
 
 
@@ -122,6 +124,29 @@ def memory(plan: Plan, counts: dict[str, int], gpus: int) -> dict[str, float]:
         "frozen parts": float(size * frozen),
         "activations": _activations(plan, "encoder" in counts, size, gpus),
     }
+
+
+def step_seconds(plan: Plan, counts: dict[str, int]) -> float:
+    """Estimated seconds of a step on this machine, from the speed of a matrix product of its precision here."""
+    config, batch = plan.config, plan.loop.batch.batch_size
+    tokens = batch * (config.qformer.queries + plan.texts * plan.tokens / 2)  # texts fill half of the limit
+    passes = 3 if "adapters" in counts else 2  # forwards, backwards to activations and to weights
+    work = 2.0 * passes * counts.get("llm", 0) * tokens
+    work += 6.0 * (trained(counts) - counts.get("encoder", 0)) * batch * (config.qformer.queries + plan.texts)
+    encoding = 6 * counts["encoder"] if "encoder" in counts else 2 * counts.get("vision", 0) * plan.data.encodes
+    work += float(encoding) * batch * config.vision.positions
+    return work / (EFFICIENCY * _matmul_speed(autocast_dtype(plan.loop.machine.precision)))
+
+
+def _matmul_speed(dtype: torch.dtype, side: int = 1024) -> float:
+    """Multiplications and additions per second of a square matrix product: the best of a few."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    matrix, best = torch.ones(side, side, dtype=dtype, device=device), float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        float((matrix @ matrix)[0, 0])  # waits for a GPU
+        best = min(best, time.perf_counter() - started)
+    return 2.0 * side**3 / best
 
 
 def _activations(plan: Plan, encoder_learns: bool, size: int, gpus: int) -> float:
