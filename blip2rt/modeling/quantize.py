@@ -14,6 +14,7 @@ from torch import nn
 
 from . import streaming
 
+_PROBE = 4  # weights of a block that tell whether it can be on a grid
 _CHUNK = 2**18  # weights; the search's temporaries then fit a core's cache, which is five times faster than memory
 
 
@@ -54,6 +55,10 @@ def _encode(w: torch.Tensor, scale: torch.Tensor, low: torch.Tensor, top: int) -
     return (w / scale).round_().add_(zero).clamp_(0, top), zero
 
 
+def _error(w: torch.Tensor, code: torch.Tensor, zero: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return ((code - zero) * scale - w).square_().sum(-1, keepdim=True)
+
+
 def _quantize_rows(w: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Codes, scales and zero points of blocks w (rows, blocks, block); each block's grid contains 0."""
     top = 2**bits - 1
@@ -67,8 +72,10 @@ def _quantize_rows(w: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tens
     for steps in clipping + on_grid:
         scale = ((high - low) / steps).half().float()
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        if steps < top and _error(w[..., :_PROBE], *_encode(w[..., :_PROBE], scale, low, top), scale).all():
+            continue  # no block is on this grid
         code, zero = _encode(w, scale, low, top)
-        error = ((code - zero) * scale - w).square_().sum(-1, keepdim=True)
+        error = _error(w, code, zero, scale)
         better = error < best_error if steps >= top else (error == 0) & (best_error > 0)
         best_error = torch.where(better, error, best_error)
         codes = torch.where(better, code, codes)
