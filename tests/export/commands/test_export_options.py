@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +61,43 @@ def test_bundle_of_a_hugging_face_checkpoint_converts_to_ours(exported: tuple[Pa
     one, two = (parameters(bundle.read(each).graph("qformer"), "module.model.") for each in (path, again))
     assert one.keys() == two.keys() and len(one) > 40
     assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+def test_dry_run_names_sizes_and_what_the_bundle_lacks(
+    llama_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copy := tmp_path / "copy").mkdir()
+    for file in llama_checkpoint.iterdir():
+        if "processor" not in file.name:
+            (copy / file.name).symlink_to(file)
+    assert cli.main(["--checkpoint", str(copy), "--out", str(tmp_path / "b"), "--precision", "fp32", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    words = [
+        "vision ",
+        "qformer ",
+        "llm ",
+        "fp32",
+        "nothing was written",
+        "cannot match or embed",
+        "no image processor",
+    ]
+    assert all(word in said for word in words), said
+    assert not (tmp_path / "b").exists()
+
+
+def test_mistakes_of_an_export_are_listed_before_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch is imported')")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    for words, faults in (
+        (
+            f"cli --checkpoint {tmp_path}/no --out {tmp_path}/full --precision llm=int3",
+            ("is not a bundle", "llm may be"),
+        ),
+        ("cli --checkpoint a/b --out o --device cuda", ("--target chooses",)),
+        (f"convert {tmp_path}/no --to hf --out {tmp_path}/full", ("is not empty", "/no' does not exist")),
+    ):
+        environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+        command = [sys.executable, "-m", *f"export.{words}".split()]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 2 and all(fault in done.stderr for fault in faults), done.stderr
