@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 _SECONDS = 5.0  # between lines without a terminal
+_LINE = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 _started = time.monotonic()
 
 
@@ -32,5 +33,5 @@ class _Lines:
 def bar(*iterable: Iterable[Any], **options: Any) -> tqdm[Any]:
     """tqdm's bar, with its arguments."""
     if not sys.stderr.isatty():
-        options |= {"mininterval": _SECONDS, "file": _Lines(), "ncols": 100}
+        options |= {"mininterval": _SECONDS, "file": _Lines(), "bar_format": _LINE}
     return tqdm(*iterable, **options)
