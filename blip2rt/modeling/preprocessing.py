@@ -25,6 +25,12 @@ _DEFAULT = "BlipImageProcessor"
 
 def with_preprocessing(config: VisionConfig, folder: Path) -> VisionConfig:
     """`config` with the settings of the folder's image processor, if it has one. Raises Blip2rtError."""
+    found = find_processor(folder)
+    return config if found is None else _read(config, *found)
+
+
+def find_processor(folder: Path) -> tuple[dict[str, Any], Path] | None:
+    """The settings of a folder's image processor and their file, if there are any. Raises Blip2rtError."""
     for name, inner in (("processor_config.json", True), ("preprocessor_config.json", False)):
         file = folder / name
         data = _object(file) if file.is_file() else {}
@@ -32,8 +38,8 @@ def with_preprocessing(config: VisionConfig, folder: Path) -> VisionConfig:
             continue
         data = data.get("image_processor", data)
         if data:
-            return _read(config, data, file)
-    return config
+            return data, file
+    return None
 
 
 def _object(file: Path) -> dict[str, Any]:
