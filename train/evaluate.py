@@ -16,11 +16,12 @@ if __name__ == "__main__":  # before the imports, so that a missing package is r
 import argparse
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blip2rt.command_line import Parser, nonempty, path, whole
 from blip2rt.errors import Blip2rtError, OptionError
@@ -41,9 +42,11 @@ from .evaluation.predictions import Predictions, require_writable, write_atomica
 from .evaluation.predictors import Predictor, open_predictor
 from .evaluation.retrieval import evaluate_retrieval
 from .evaluation.scores import ALL, Scores, score_answers, score_captions
-from .loop.parallel import this_process
 from .progress import bar
 from .recipe import DEVICE
+
+if TYPE_CHECKING:
+    from .loop.parallel import Parallel
 
 
 def predict(
@@ -75,11 +78,10 @@ def _run(args: argparse.Namespace) -> None:
         missing = "answers" if args.task == "vqa" else "captions"
         fix = "give --annotations, another file, or --results FILE to write predictions for submission"
         raise Blip2rtError(f"{args.data} has no {missing} to compare with: {fix}")
-    parallel = this_process()
     if known and args.task == "caption":
         coco_scorers()  # fail now, not after all predictions
     about = {"task": args.task, "model": args.model or "the embedded bundle", "data": str(args.data), **options}
-    done = Predictions(args.predictions, about | _depends(args), parallel=parallel)
+    done = Predictions(args.predictions, about | _depends(args), parallel=_processes())
     predictor = open_predictor(args.model, _parts(args), args.precision, prompt)
     started = time.perf_counter()
     texts: list[str] = []
@@ -88,7 +90,7 @@ def _run(args: argparse.Namespace) -> None:
     else:
         texts = _predict_texts(args, predictor, items, options, done)
     done.close()
-    if not parallel.main:
+    if not _main():
         return
     if args.task != "retrieval":
         scores = Scores({}, [], {})
@@ -103,6 +105,20 @@ def _run(args: argparse.Namespace) -> None:
         about["left_out"] = len(bad.found)
     about["seconds"] = round(time.perf_counter() - started, 1)
     _report(args, about, scores)
+
+
+def _main() -> bool:
+    """Whether this process reports, among those of torchrun."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _processes() -> Parallel | None:
+    """The processes of torchrun; None for a single one, which needs no torch to run a bundle."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    from .loop.parallel import this_process
+
+    return this_process()
 
 
 def _depends(args: argparse.Namespace) -> dict[str, Any]:
@@ -133,7 +149,7 @@ def _digest(source: Path) -> str:
 def _bad_file(args: argparse.Namespace) -> Path | None:
     """Return the file that lists unusable samples, beside the other output."""
     output = args.json or args.report or args.predictions
-    if output is None or not this_process().main:
+    if output is None or not _main():
         return None
     file: Path = output.with_suffix(".bad_samples.tsv")
     file.unlink(missing_ok=True)

@@ -8,12 +8,13 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from blip2rt.bundle.atomic import write_file
 from blip2rt.errors import Blip2rtError
 
-from ..loop.parallel import Parallel
+if TYPE_CHECKING:  # imports torch, which a bundle needs for several processes only
+    from ..loop.parallel import Parallel
 
 T = TypeVar("T")
 
