@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..command_line import show, show_json
 from ..errors import Blip2rtError, OptionError, one_line
 from ..results import finish_reason, too_late
+from .flags import XMP_NAMES
 from .outputs import DISK_FULL, Description, Sink
 from .outputs.sidecars import TextSidecar
 from .outputs.tables import TABLES, open_table
@@ -40,7 +41,7 @@ class OutputSettings:
     """Where captions go; standard output if nothing is set."""
 
     sidecar: str | None = None  # extension of a file next to each picture
-    xmp: bool = False
+    xmp: str | None = None  # name of the sidecar of photo.jpg
     out: str | None = None
     overwrite: bool = False
     json: bool = False  # print JSON objects
@@ -54,7 +55,7 @@ class OutputSettings:
 
     @property
     def printed(self) -> bool:
-        return self.sidecar is None and self.out is None and not self.xmp
+        return self.sidecar is None and self.out is None and self.xmp is None
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def _open_sinks(outputs: OutputSettings, model: str, flags: str) -> Iterator[Sin
     if outputs.xmp:
         from .outputs.xmp import XmpSidecar
 
-        yield XmpSidecar(outputs.overwrite)
+        yield XmpSidecar(outputs.overwrite, replace_extension=outputs.xmp == XMP_NAMES[0])
     if outputs.out is not None:
         yield open_table(outputs.out, outputs.overwrite, model, flags)
 
@@ -255,5 +256,5 @@ def check_outputs(outputs: OutputSettings, sources: Sources) -> None:
         raise OptionError(f"out is {outputs.out!r}: give a file that ends with {', '.join(TABLES)}")
     if outputs.xmp and outputs.into_shards:
         raise OptionError(f"--xmp writes next to pictures, but --out {outputs.out!r} copies shards: leave out --xmp")
-    if outputs.xmp and (outputs.sidecar or "").lower().lstrip(".") == "xmp":
+    if outputs.xmp == XMP_NAMES[0] and (outputs.sidecar or "").lower().lstrip(".") == "xmp":
         raise OptionError("--xmp and --caption-extension '.xmp' would write the same file: leave out one of them")

@@ -30,7 +30,8 @@ def caption(args: argparse.Namespace, load: Load, options: Mapping[str, Any]) ->
 
     sources = flags.sources_of(args)
     sidecar = args.caption_extension or (".txt" if args.write else None)
-    files = (sidecar, args.xmp, args.out, args.overwrite)
+    xmp = args.xmp_name or (flags.XMP_NAMES[0] if args.xmp else None)
+    files = (sidecar, xmp, args.out, args.overwrite)
     outputs = captions.OutputSettings(*files, args.json, args.errors, args.strict)
     captions.check_outputs(outputs, sources)
     options = dict(options)

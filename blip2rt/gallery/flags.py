@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .sources import Sources
 
 FLAGS = {name: "--" + name.replace("_", "-") for name in ("template", "overwrite", "out", "caption_extension")}
+XMP_NAMES = ("photo.xmp", "photo.jpg.xmp")
 _FILES = "files (finished pictures are skipped)"
 
 
@@ -45,6 +46,8 @@ def add_outputs(command: Parser) -> None:
     group.add_argument("--write", choices=("txt",), help="write photo.txt next to photo.jpg")
     group.add_argument("--caption-extension", type=nonempty, metavar="EXT", help="write photo.EXT instead")
     group.add_argument("--xmp", action="store_true", help="write the description to photo.xmp; keep its other fields")
+    xmp_name = "name of the sidecar, for photo.jpg; digiKam and darktable read photo.jpg.xmp (default: photo.xmp)"
+    group.add_argument("--xmp-name", choices=XMP_NAMES, metavar="NAME", help=xmp_name)
     table = "write one .jsonl, .csv or .parquet FILE; for shards (.tar), a folder of captioned copies"
     group.add_argument("--out", type=nonempty, metavar="FILE", help=table)
     group.add_argument("--overwrite", action="store_true", help="replace existing captions")
@@ -60,7 +63,7 @@ def add_outputs(command: Parser) -> None:
 
 def writes(args: argparse.Namespace) -> bool:
     """Whether captions go to files."""
-    return bool(args.write or args.caption_extension or args.xmp or args.out)
+    return bool(args.write or args.caption_extension or args.xmp or args.xmp_name or args.out)
 
 
 def sources_of(args: argparse.Namespace) -> Sources:

@@ -32,6 +32,15 @@ def test_xmp_preserves_comments_and_file_mode(model, album, run):
     assert (album / "b.txt").stat().st_mode & 0o777 == 0o640
 
 
+def test_xmp_may_be_named_after_the_whole_file_name(album, run):
+    (album / "a.jpg").write_bytes((album / "b.jpg").read_bytes())  # next to a.png
+    code, _, err = run("caption", "album/a.png", "album/a.jpg", "--xmp-name", "photo.jpg.xmp")
+    assert code == 0 and "2 captioned" in err and (album / "a.png.xmp").exists() and (album / "a.jpg.xmp").exists()
+    assert not (album / "a.xmp").exists()
+    assert "2 already done" in run("caption", "album/a.png", "album/a.jpg", "--xmp-name", "photo.jpg.xmp")[2]
+    assert "already belongs to another picture" in run("caption", "album/a.png", "album/a.jpg", "--xmp")[2]
+
+
 def test_xmp_preserves_other_fields(model, album, run):
     mine = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
     <rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmp:Rating="4"/></rdf:RDF></x:xmpmeta>"""

@@ -14,7 +14,9 @@ from . import Description
 class Sidecar:
     """A file next to each picture, with the picture's name and another extension. Subclasses give the content."""
 
-    def __init__(self, extension: str, overwrite: bool) -> None:
+    def __init__(self, extension: str, overwrite: bool, replace_extension: bool = True) -> None:
+        """replace_extension: photo.txt next to photo.jpg, and not photo.jpg.txt."""
+        self._replace = replace_extension
         self._extension = normalized_extension(extension)
         self._overwrite = overwrite
         self._claimed: dict[int, int] = {}  # hash of each target of this run -> hash of its picture
@@ -51,7 +53,7 @@ class Sidecar:
         pass
 
     def _target(self, picture: Picture) -> str:
-        return os.path.splitext(picture.path)[0] + self._extension
+        return (os.path.splitext(picture.path)[0] if self._replace else picture.path) + self._extension
 
     def _is_done(self, target: str) -> bool:
         """Whether the file has content. An empty file was left by a program that failed."""

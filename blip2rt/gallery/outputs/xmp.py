@@ -37,13 +37,13 @@ _MAX_NAMESPACES, _MAX_ELEMENTS, _MAX_DEPTH = 200, 200_000, 200
 
 
 class XmpSidecar(Sidecar):
-    """photo.xmp next to photo.jpg. A sidecar that already has a description is done.
+    """photo.xmp or photo.jpg.xmp next to photo.jpg. A sidecar that already has a description is done.
 
     Otherwise the description is added, and everything except comments outside the root element is preserved.
     """
 
-    def __init__(self, overwrite: bool) -> None:
-        super().__init__(".xmp", overwrite)
+    def __init__(self, overwrite: bool, replace_extension: bool) -> None:
+        super().__init__(".xmp", overwrite, replace_extension)
 
     def _is_done(self, target: str) -> bool:
         try:
