@@ -194,7 +194,8 @@ def _parser() -> Parser:
     parser.add_argument("--calibration", type=path, metavar="FOLDER", help=calibration)
     parser.add_argument("--limit", type=whole(1), default=300, metavar="N", help="use only the first N images")
     kinds = kinds_of(targets.ORT)
-    parser.add_argument("--kinds", nargs="+", choices=kinds, help="only these precisions (default: all)")
+    only = f"only these precisions, of {', '.join(kinds)} (default: all)"
+    parser.add_argument("--kinds", nargs="+", choices=kinds, metavar="KIND", help=only)
     parser.add_argument("--keep", type=path, metavar="FOLDER", help="folder of the exports; existing ones are reused")
     parser.add_argument("--out", type=path, metavar="FILE", help="also write the table here")
     return parser

@@ -39,8 +39,10 @@ def main() -> int:
 
 def _parser() -> Parser:
     parser = Parser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts to measure")
-    parser.add_argument("--geometry", choices=geometry.GEOMETRIES, default=geometry.NANO, help="sizes of the model")
+    parts: list[str] = list(PARTS)
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts, metavar="PART", help="parts to measure")
+    sizes = f"sizes of the model: {', '.join(geometry.GEOMETRIES)}"
+    parser.add_argument("--geometry", choices=geometry.GEOMETRIES, default=geometry.NANO, metavar="NAME", help=sizes)
     parser.add_argument("--cache", metavar="FOLDER", help="folder for bundles of random weights")
     parser.add_argument("--callers", type=whole(1), default=8, metavar="N", help="threads that call at the same time")
     parser.add_argument("--prompt", type=whole(1), default=8, metavar="N", help="prompt tokens after the image")

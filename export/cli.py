@@ -37,8 +37,6 @@ same, calibrated with --calibration); int8 (static with --calibration, else dyna
 PyTorch, and all together; one that deviates too far fails the export.
 Default: vision=int8w,qformer=int4,llm=int4,retrieval=int4.
 
-docs/export.md has what each costs in size, time and captions.
-
 --target trt makes the graphs for TensorRT, strongly typed, with a cache of fixed capacity. precisions there: fp32; fp16
 (computed so, with norms, softmax and sums in fp32); int8 (8-bit weights and activations, with --calibration, not for
 retrieval); int4, for llm (4-bit block-wise weights, computed in fp16).
@@ -85,7 +83,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--target", choices=TARGET_NAMES, default=TARGET_NAMES[0], help=target)
     precision = (
         "precisions of the groups vision, qformer, llm, retrieval, or one for all groups that support it, e.g. int8; "
-        "see below and docs/export.md"
+        "see below"
     )
     add("--precision", default="", metavar="GROUP=P,...", help=precision)
     calibration = "photographs to calibrate int8 on, and to verify graphs with"

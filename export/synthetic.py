@@ -214,7 +214,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--geometry", choices=sorted(GEOMETRIES), required=True, help="sizes of the model")
+    sizes = f"sizes of the model: {', '.join(sorted(GEOMETRIES))}"
+    parser.add_argument("--geometry", choices=sorted(GEOMETRIES), required=True, metavar="NAME", help=sizes)
     parser.add_argument("--out", type=path, metavar="BUNDLE", help="the bundle's folder; an existing one is replaced")
     parser.add_argument("--config", type=path, metavar="FOLDER", help="write Hugging Face's config and processor here")
     parser.add_argument(

@@ -1,14 +1,14 @@
-r"""Prepare data for a training: `python -m train.prepare flickr8k|shards|list|index|capfilt` (each has a --help).
+r"""Prepare data for a training: `blip2rt-train prepare flickr8k|shards|list|index|capfilt` (each has a --help).
 
-    python -m train.prepare flickr8k --source data/flickr8k
+    blip2rt-train prepare flickr8k --source data/flickr8k
         Flickr8k's own text files -> train.tsv, dev.tsv and test.tsv beside them
-    python -m train.prepare shards --data captions.json --images coco/train2014 --out DIR
+    blip2rt-train prepare shards --data captions.json --images coco/train2014 --out DIR
         a list of images and texts (see readers.py) -> DIR/000000.tar, 000001.tar, ..., with their indices
-    python -m train.prepare list --data laion.parquet --out laion.jsonl
+    blip2rt-train prepare list --data laion.parquet --out laion.jsonl
         a parquet or TSV list of URLs and captions -> the list that img2dataset takes
-    python -m train.prepare index --data 'shards/*.tar'
+    blip2rt-train prepare index --data 'shards/*.tar'
         index shards that another tool wrote, ahead of a training
-    python -m train.prepare capfilt --data web.tsv --images web --captioner runs/captions --out web-best.tsv
+    blip2rt-train prepare capfilt --data web.tsv --images web --captioner runs/captions --out web-best.tsv
         a model's captions, ranked together with the existing ones: the best two of each image
 
 COCO, Flickr and Visual Genome list files on your disk: use `shards`. Conceptual Captions (TSV), SBU and LAION (parquet)
@@ -175,7 +175,7 @@ def _list(args: argparse.Namespace) -> None:
             rows += 1
     if not rows:
         raise Blip2rtError(f"{source} has no row with a URL and a caption: give another list")
-    command = f"img2dataset --url_list {out} --input_format jsonl ... (python -m train.prepare -h)"
+    command = f"img2dataset --url_list {out} --input_format jsonl ... (blip2rt-train prepare -h)"
     print(f"{out}: {rows} rows, {_skipped(bad)}; next: {command}")
 
 

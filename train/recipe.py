@@ -198,7 +198,7 @@ def _read_recipe(path: str | None, known: _Fields, above: tuple[Path, ...] = ())
     if path is None:
         return {}
     if not Path(path).is_file():
-        raise OptionError(f"recipe {path!r} does not exist: see the folder recipes/")
+        raise OptionError(f"recipe {path!r} does not exist: give a YAML file, such as those in recipes/ of the source")
     file = Path(path).resolve()
     if file in above:
         raise OptionError(f"recipe {path!r} is based on itself: give another base")

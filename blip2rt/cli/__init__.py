@@ -157,17 +157,12 @@ def _doctor(args: argparse.Namespace) -> int:
 
 def _completion(args: argparse.Namespace) -> int:
     """Print a shell's completion script."""
-    import shtab
+    from .completion import script
 
     parser = build_parser(HANDLERS)
     assert parser._subparsers is not None
-    for command in parser._subparsers._group_actions[0].choices.values():  # type: ignore[union-attr]
-        for action in command._actions:
-            if action.metavar in ("IMAGE", "FILE"):
-                action.complete = shtab.FILE
-            elif action.metavar == "BUNDLE":
-                action.complete = shtab.DIRECTORY
-    print(shtab.complete(parser, args.shell))
+    commands: Any = parser._subparsers._group_actions[0].choices
+    print(script(commands, args.shell))
     return 0
 
 
@@ -181,7 +176,13 @@ def _stdio(args: argparse.Namespace) -> int:
     return 0
 
 
-_OWN = (_caption, _ask, _match, _info, _verify, _doctor, _completion, _stdio)
+def _help(args: argparse.Namespace) -> int:
+    """Print the help of a command, or of all."""
+    build_parser(HANDLERS).parse_args([*([args.topic] if args.topic else []), "--help"])
+    return 0
+
+
+_OWN = (_caption, _ask, _match, _info, _verify, _doctor, _completion, _stdio, _help)
 HANDLERS: dict[str, Handler] = {
     **{name: partial(_gallery, name) for name in ("index", "search", "duplicates")},
     **{handler.__name__[1:]: handler for handler in _OWN},

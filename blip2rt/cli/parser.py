@@ -34,12 +34,13 @@ By default nothing is fetched, and only this machine may connect."""
 _STDIO = """Answer requests on standard input, one JSON object a line, with the model kept open:
 captions, answers, matches and embeddings, also streamed and cancelled.
 
-example: {"id": 1, "task": "caption", "image": "photo.jpg"}
+  {"id": 1, "task": "caption", "image": "photo.jpg"}
+
 Ends with its input, once every request has been answered."""
-_COMPLETION = """Print a shell's completion script; needs the package shtab.
+_COMPLETION = """Print a shell's completion script.
 
 bash  eval "$(blip2rt completion bash)" in ~/.bashrc
-zsh   blip2rt completion zsh > ~/.zfunc/_blip2rt, with ~/.zfunc in $fpath
+zsh   eval "$(blip2rt completion zsh)" in ~/.zshrc
 fish  blip2rt completion fish > ~/.config/fish/completions/blip2rt.fish"""
 _ONE_IMAGE = "image file; - reads it from standard input"
 
@@ -109,6 +110,8 @@ def build_parser(handlers: Mapping[str, Handler]) -> Parser:
     about = "print a shell's completion script"
     command = add("completion", handlers["completion"], about, description=_COMPLETION)
     command.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
+    command = add("help", handlers["help"], "show the help of a command")
+    command.add_argument("topic", nargs="?", choices=[*commands.choices], metavar="COMMAND", help="the command")
     return parser
 
 

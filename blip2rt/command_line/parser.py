@@ -6,6 +6,7 @@ import argparse
 import difflib
 import re
 import sys
+import textwrap
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence, Sized
 from contextvars import ContextVar
@@ -67,6 +68,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         text = " ".join(message.split()).removeprefix("argument ")
         text = text.replace("the following arguments are required", "missing")
+        text = re.sub(
+            r"ignored explicit argument (.*)", r"unexpected \1 after it: put -- before the name of a file", text
+        )
         raise UsageError(f"{text} (see {self.prog} --help)")
 
     def _get_value(self, action: argparse.Action, text: str) -> Any:
@@ -149,6 +153,8 @@ class Parser(argparse.ArgumentParser):
             return f"unknown option {name}: {self.explained[name]}"
         known = {name: name for name, action in self._option_string_actions.items() if action.help != argparse.SUPPRESS}
         known |= {old: new for old, new in self.renamed.items() if new}
+        if not name.startswith("--") and "." in name:
+            return f"unknown option {name}: if it is a file, put -- before it"
         near = difflib.get_close_matches(name.replace("_", "-"), known, 1)
         near = near or [option for option in known if option.lower() == name.lower()]
         return f"unknown option {name}" + (f": did you mean {known[near[0]]}?" if near else "")
@@ -159,6 +165,10 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Wrap a description or an epilog. Lines with columns, examples and lists stay lines of their own."""
+        return "\n\n".join(_wrapped(paragraph, width) for paragraph in text.strip("\n").split("\n\n"))
 
     def add_usage(self, usage: Any, actions: Iterable[argparse.Action], groups: Any, prefix: Any = None) -> None:
         actions = list(actions)
@@ -179,6 +189,28 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
             return text
         shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
         return f"{text} (default: {shown.replace('%', '%%')})"
+
+
+def _wrapped(paragraph: str, width: int) -> str:
+    """A paragraph in lines of at most `width`; a long example continues after a backslash."""
+    lines = paragraph.splitlines()
+    if not any(re.search(r"^\s|\S  ", line) for line in lines):
+        return textwrap.fill(" ".join(lines), width)
+    return "\n".join(_hung(line, width) for line in lines)
+
+
+def _hung(line: str, width: int) -> str:
+    """A line, continued below its second column, or below its first."""
+    if len(line) <= width:
+        return line
+    column = re.match(r"\s*\S+ {2,}(?=\S)|\s*", line)
+    assert column is not None
+    example = re.match(r"\s+(blip2rt|python)", line) is not None
+    how = {"break_long_words": False, "break_on_hyphens": False}
+    hang = " " * (len(column[0]) + 4 * example)
+    return (" \\\n" if example else "\n").join(
+        textwrap.wrap(line, width - 2 * example, subsequent_indent=hang, **how)  # type: ignore[arg-type]
+    )
 
 
 class _Options(argparse.Action):

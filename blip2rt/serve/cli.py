@@ -28,6 +28,15 @@ def domain(value: str) -> str:
     return value.lower()
 
 
+def cache_size(value: str) -> int:
+    """Argument type: the size of a cache, or 0 for none."""
+    size = byte_size(value)
+    if 0 < size < MEBI:
+        digits = "".join(filter(str.isdigit, value))
+        raise argparse.ArgumentTypeError(f"that is {size:,} bytes, too few for an image: give {digits}M, or 0 for none")
+    return size
+
+
 def add_options(command: Any) -> None:
     """Add the options of `blip2rt serve` to a parser."""
     defaults, queue, limits = Settings(), QueueLimits(), Limits()
@@ -52,7 +61,7 @@ def add_options(command: Any) -> None:
     group = command.add_argument_group("limits")
     option(group, "--parallel", whole(1, 1024), "N", "requests to run together (default: chosen for the model)", None)
     cache = f"{defaults.cache_bytes // MEBI}M"
-    option(group, "--cache", byte_size, "BYTES", "size of the cache for repeated images and prompt prefixes", cache)
+    option(group, "--cache", cache_size, "BYTES", "size of the cache for repeated images and prompt prefixes", cache)
     option(group, "--max-queue", whole(0, 100_000), "N", "requests that may wait; more are rejected", queue.waiting)
     text = "time limit of a request, including its wait"
     option(group, "--deadline", seconds, "SECONDS", text, queue.deadline_seconds)

@@ -54,6 +54,7 @@ def test_requests_are_rejected_while_the_model_loads(start: Start, small: bytes)
     [
         (["--model", "{empty}"], ""),
         (["--max-body", "0"], "give a number of bytes above 0"),
+        (["--cache", "32"], "that is 32 bytes, too few for an image: give 32M, or 0 for none"),
         (["--api-key", "a b"], "without spaces"),
         (["--host", "999.1.1.1"], "cannot listen on 999.1.1.1, port 0"),
         (["--port", "{taken}"], ": address already in use; choose others"),

@@ -71,11 +71,14 @@ def test_signal_saves_and_prints_the_resume_command(
         assert [name for name in whole if not torch.equal(whole[name], ended[name])] == []
 
 
-def test_second_ctrl_c_interrupts_immediately(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_ctrl_c_interrupts_immediately(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     signals = StopSignals()
     with pytest.raises(KeyboardInterrupt), signals.handled():
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.received == signal.SIGINT
+        assert "ending after this step; press Ctrl-C again to end at once" in capfd.readouterr().err
         now = time.monotonic()
         monkeypatch.setattr(time, "monotonic", lambda: now + 5)
         os.kill(os.getpid(), signal.SIGINT)

@@ -63,7 +63,7 @@ def expand_shards(pattern: str) -> list[Path]:
     else:
         names = sorted(glob.glob(pattern))
     if not names:
-        raise Blip2rtError(f"there are no shards {pattern!r}: write some with `python -m train.prepare shards`")
+        raise Blip2rtError(f"there are no shards {pattern!r}: write some with `blip2rt-train prepare shards`")
     return [Path(name) for name in names]
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
+
+from blip2rt.command_line import running
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _DUPLICATE_SECONDS = 1.0  # within which the terminal and torchrun may both deliver the same Ctrl-C
@@ -44,6 +47,9 @@ class StopSignals:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if not self.received:
             self.received, self._when = number, time.monotonic()
+            if os.environ.get("RANK", "0") == "0":
+                again = "; press Ctrl-C again to end at once" if number == signal.SIGINT else ""
+                os.write(2, f"\n{running() or 'train'}: ending after this step{again}\n".encode())
         elif number == signal.SIGINT and time.monotonic() - self._when > _DUPLICATE_SECONDS:
             raise KeyboardInterrupt
 

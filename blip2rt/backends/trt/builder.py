@@ -65,7 +65,7 @@ def load_tensorrt(name: str | None = None) -> Any:
             raise BackendError(f"{each} is installed but cannot be loaded: {error}") from error
     modules = " or ".join(MODULES if name is None else (name,))
     raise TensorRTUnavailable(
-        f"{modules} is not installed: on Jetson it comes with JetPack (docs/jetson.md); elsewhere pip install "
+        f"{modules} is not installed: on Jetson it comes with JetPack; elsewhere pip install "
         f"tensorrt, or tensorrt-rtx for GeForce and RTX; to run without TensorRT, {ONNXRUNTIME_GPU}"
     )
 

@@ -27,7 +27,7 @@ CHECKED = ("SM86", "SM89", "SM120")  # GPUs that --check builds for with tensorr
 def main(arguments: list[str] | None = None) -> int:
     """Run `blip2rt-build` with `arguments`, by default those of the process. Return the exit status."""
     interrupted = "interrupted; finished plans remain in the cache"
-    memory = "close other programs, add swap (docs/jetson.md), or give a smaller --max-batch"
+    memory = "close other programs, add swap, or give a smaller --max-batch"
     return run(PROGRAM, lambda: _run(_parser().parse_args(arguments)), interrupted=interrupted, memory=memory)
 
 

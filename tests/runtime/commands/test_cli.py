@@ -291,12 +291,13 @@ def test_only_native_py_imports_the_core():
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shells_complete_commands_and_options(shell, capsys, tmp_path):
-    pytest.importorskip("shtab")
     code, out, err = run(capsys, "completion", shell)
     assert (code, err) == (0, "") and all(word in out for word in ("caption", "doctor", "beams"))
     if shell == "bash":
         (tmp_path / "completion").write_text(out)
-        asked = "source completion; COMP_WORDS=(blip2rt {}); COMP_CWORD={}; _shtab_blip2rt; echo ${{COMPREPLY[@]}}"
-        for words, wanted in (("ca", "caption"), ("caption --be", "--beams"), ("match --de", "--device")):
-            command = ["bash", "-c", asked.format(words, len(words.split()))]
+        asked = "source completion; COMP_WORDS=(blip2rt {}); COMP_CWORD={}; _blip2rt _ {} {}; echo ${{COMPREPLY[@]}}"
+        cases = {"ca": "caption", "caption --be": "--beams", "match --de": "--device", "match --backend tr": "trt"}
+        for words, wanted in (cases | {"completion zs": "zsh", "help doc": "doctor", "caption ph": ""}).items():
+            *before, last = ["blip2rt", *words.split()]
+            command = ["bash", "-c", asked.format(words, len(before), shlex.quote(last), before[-1])]
             assert subprocess.check_output(command, cwd=tmp_path, text=True).strip() == wanted

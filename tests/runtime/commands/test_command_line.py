@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "blip2rt info": None,
     "blip2rt verify": None,
     "blip2rt completion": ("tcsh",),
+    "blip2rt help": ("captions",),
     "blip2rt doctor": None,
     "blip2rt-bench": ("--geometry", "huge"),
     "blip2rt-build": ("bundle", "--tensorrt", "rtx"),
@@ -145,8 +146,12 @@ def test_every_command_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("called", COMMANDS)
-def test_help(called: str, call: Callable[..., tuple[int, str, str]]) -> None:
+def test_help(called: str, call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     code, out, err = call(called, "--help")
+    assert not [line for line in out.splitlines() if len(line) > 80]
+    if called.startswith("blip2rt "):
+        assert call("blip2rt help", called.split()[1]) == (code, out, err)
     assert (code, err) == (0, "") and call(called, "-h") == (code, out, err)
     assert out.startswith(f"usage: {called} "), out
     subcommands = re.findall(
@@ -251,6 +256,8 @@ def parser() -> Parser:
         ("f --kind TRT", "--kind is 'TRT': did you mean trt? choose from ort, trt"),
         ("f g --kind ort", "unexpected 'g': leave it out"),
         ("-v", "unknown option -v: did you mean -V?"),
+        ("-f.jpg", "unknown option -f.jpg: if it is a file, put -- before it"),
+        ("-hf.jpg", "-h/--help: unexpected 'f.jpg' after it: put -- before a file's name"),
         ("f -qx 3", "unknown option -qx"),
         ("f --kind ort --beams", "--beams: expected one argument"),
     ],
