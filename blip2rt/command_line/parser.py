@@ -68,9 +68,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         text = " ".join(message.split()).removeprefix("argument ")
         text = text.replace("the following arguments are required", "missing")
-        text = re.sub(
-            r"ignored explicit argument (.*)", r"unexpected \1 after it: put -- before the name of a file", text
-        )
+        text = re.sub("ignored explicit argument (.*)", r"unexpected \1 after it: put -- before a file's name", text)
         raise UsageError(f"{text} (see {self.prog} --help)")
 
     def _get_value(self, action: argparse.Action, text: str) -> Any:
