@@ -155,25 +155,26 @@ def _activations(plan: Plan, encoder_learns: bool, size: int, gpus: int) -> floa
     rows, scale, recompute = batch.batch_size // gpus // batch.accumulate, size / 2, plan.loop.machine.recompute
     vision, q, text = config.vision, config.qformer, config.max_text_length if config.stage == 1 else 0
 
-    def layers(count: int, sequences: int, tokens: int, width: int, heads: int) -> float:
+    def layers(count: int, sequences: int, tokens: int, width: int, heads: int = 0) -> float:
+        """heads: of attention that stores its scores, as T5's does; the fused one of the others does not."""
         if recompute:
             return scale * sequences * tokens * width * (2 * count + ACTIVATION_BYTES)
         return scale * sequences * tokens * count * (ACTIVATION_BYTES * width + 5 * heads * tokens)
 
     crossing = -(-q.layers // q.cross_attention_frequency)
     seen = rows * vision.positions * (vision.features + 2 * crossing * q.hidden_size) * size
-    total = seen + layers(q.layers, rows, q.queries, q.hidden_size, q.heads)
+    total = seen + layers(q.layers, rows, q.queries, q.hidden_size)
     if encoder_learns and (vit := vision.vit) is not None:
-        total += layers(vit.layers, rows, vision.positions, vit.width, vit.heads)
+        total += layers(vit.layers, rows, vision.positions, vit.width)
     if config.stage == 1:
-        total += layers(q.layers, 2 * rows, text, q.hidden_size, q.heads)
-        total += layers(q.layers, 3 * rows, q.queries + text, q.hidden_size, q.heads) + 2 * seen
-        total += rows * text * q.vocab_size * (size + 8)
+        total += layers(q.layers, 2 * rows, text, q.hidden_size)
+        total += layers(q.layers, 3 * rows, q.queries + text, q.hidden_size) + 2 * seen
+        total += rows * text * q.vocab_size * (size + 12)  # logits; in fp32 also, as are their shares and gradient
         if batch.accumulate > 1:  # features of all micro-batches, for the negatives
             total += batch.batch_size // gpus * vision.positions * vision.features * size
         return total + 8.0 * batch.batch_size**2 * q.queries
     assert plan.point.language_model is not None
     llm = plan.point.language_model.text_config
-    stacks = 2 if llm.is_encoder_decoder else 1
+    stacks, heads = (2, llm.num_attention_heads) if llm.is_encoder_decoder else (1, 0)
     tokens = q.queries + plan.tokens * plan.texts
-    return total + layers(stacks * llm.num_hidden_layers, rows, tokens, llm.hidden_size, llm.num_attention_heads)
+    return total + layers(stacks * llm.num_hidden_layers, rows, tokens, llm.hidden_size, heads)
