@@ -113,6 +113,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int | None]]:
         return map_ordered(items, work, count)
 
     monkeypatch.setattr("blip2rt.loading.load", loading)
+    monkeypatch.setattr(ort, "cores", lambda: 8)  # more threads than cores are capped
     monkeypatch.setattr(captions, "map_ordered", spied)
     monkeypatch.setattr(index_update, "map_ordered", spied)
     seen.append((0, None))
@@ -161,7 +162,6 @@ def test_two_workers_need_two_threads_and_two_batches(album, run, used, monkeypa
         run("caption", *more)
         assert used[-1] == expected, more
     monkeypatch.setattr(worker_pool, "physical_cores", lambda: 8)
-    monkeypatch.setattr(ort, "cores", lambda: 8)
     for environment, expected in (("", (2, 4)), ("6", (2, 3)), ("1", (1, None))):
         monkeypatch.setenv("BLIP2RT_NUM_THREADS", environment)
         run("caption", "album", "--batch-size", 4)
