@@ -52,7 +52,9 @@ def test_help_and_errors_are_those_of_blip2rt_export(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert optimum(monkeypatch, "export", "blip2rt", "--help") == 0
-    assert "longest prefix, prompt and new tokens together (default: 1024)" in " ".join(capsys.readouterr().out.split())
+    assert "maximum of prefix, prompt and new tokens together (default: 1024)" in " ".join(
+        capsys.readouterr().out.split()
+    )
     assert optimum(monkeypatch, "export", "blip2rt", "-m", tmp_path / "none", tmp_path / "out") == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and said[0].startswith("optimum-cli export blip2rt: error: ") and "none" in said[0]
