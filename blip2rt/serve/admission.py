@@ -130,13 +130,17 @@ class AdmissionQueue:
 
     async def _start(self, function: Callable[[CancelEvent], T], event: CancelEvent, deadline: float) -> Any:
         """Wait for a slot, then start the function. Raises ApiError if the queue is full or the wait too long."""
-        if self._slots.locked() and self.waiting >= self._limits.waiting:
-            self._metrics.refused.labels("queue").inc()
-            ahead = math.ceil(self._mean_seconds * (self.waiting + 1) / self._parallel)
-            message = f"{self.waiting} requests are already waiting: try again later"
-            raise ApiError(429, message, "queue_full", retry_after=max(1, min(ahead, 60)))
+        arrival = time.monotonic()
+        if self._slots.locked():
+            ahead = self._mean_seconds * (self.waiting + 1) / self._parallel
+            too_long = self.waiting > 0 and ahead > (self._limits.max_wait_seconds or deadline - arrival)
+            if too_long or self.waiting >= self._limits.waiting:
+                self._metrics.refused.labels("queue").inc()
+                message = f"{self.waiting} requests are already waiting, about {ahead:.0f} s: try again later"
+                raise ApiError(429, message, "queue_full", retry_after=max(1, min(math.ceil(ahead), 60)))
         await self._acquire(deadline)
         start = time.monotonic()
+        self._metrics.wait.observe(start - arrival)
         self._count(running=1)
         future = asyncio.get_running_loop().run_in_executor(self._threads, function, event)
         future.add_done_callback(lambda done: self._finish(done, start))

@@ -15,7 +15,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import ASGIApp
 
 from ..errors import Blip2rtError
-from . import ollama, openai, routes
+from . import ollama, openai, responses, routes
 from .endpoints import Endpoint, openapi
 from .errors import CLIENT_GONE, ApiError, api_error
 from .logs import LOG
@@ -69,9 +69,13 @@ ENDPOINTS = [
     Endpoint("/ready", _ready, summary="200 when the model is loaded, 503 before"),
     Endpoint("/metrics", _metrics, summary="Metrics for Prometheus"),
     *openai.ENDPOINTS,
+    *responses.ENDPOINTS,
     *routes.ENDPOINTS,
     *ollama.ENDPOINTS,
 ]
+
+
+_PATHS = frozenset(each.path for each in ENDPOINTS)
 
 
 def make_app(service: Service) -> ASGIApp:
@@ -80,12 +84,7 @@ def make_app(service: Service) -> ASGIApp:
     handlers[HTTPException] = _http_error_response
     app = Starlette(routes=[each.route(service) for each in ENDPOINTS], exception_handlers=handlers)
     app.router.redirect_slashes = False  # an unknown path is 404 in our format
-    paths = {each.path for each in ENDPOINTS}
-
-    def route_label(path: str) -> str:
-        return path if path in paths else "/v1/models/{name}" if path.startswith("/v1/models/") else "other"
-
-    wrapped = RequestMiddleware(app, service.settings, service.metrics, route_label, service.bodies.release)
+    wrapped = RequestMiddleware(app, service.settings, service.metrics, _PATHS, service.bodies.release)
     origins = list(service.settings.access.origins)
     if not origins:
         return wrapped

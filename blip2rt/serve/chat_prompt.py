@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 I = TypeVar("I")  # noqa: E741  # a reference to an image
 
 GREETING = "Hello! Send me a picture, and I will describe it or answer a question about it."
+NO_IMAGE = "there is no picture, and this model only answers about pictures: send one, as a part of type image_url"
 MAX_PHRASE_WORDS = 12
 
 _IMAGE_LABELS = re.compile(
@@ -21,6 +22,10 @@ _IMAGE_LABELS = re.compile(
     r" ?)+",
     re.IGNORECASE,
 )
+_GREETS = re.compile(
+    r"^(hi|hello|hey|good (morning|afternoon|evening)|test(ing)?|ping|are you (there|up|online))\b", re.IGNORECASE
+)
+_MAX_GREETING_WORDS = 6
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]* ")
 _IMAGE = (
     r"(this|the|that|my|an?|each)?\s*(attached|following|given|above|provided)?\s*"
@@ -54,7 +59,7 @@ class Turn(Generic[I]):
 
 @dataclass(frozen=True)
 class ChatPrompt(Generic[I]):
-    """What the model is asked. Without an image the reply is GREETING; without a question it is a caption."""
+    """What the model is asked. Without a question the reply is a caption, without an image it is GREETING."""
 
     image: I | None
     question: str | None = None
@@ -62,9 +67,14 @@ class ChatPrompt(Generic[I]):
 
 
 def chat_prompt(turns: Sequence[Turn[I]], with_history: bool) -> ChatPrompt[I]:
-    """Reduce a conversation to a prompt. with_history: whether the model can continue a conversation."""
+    """Reduce a conversation to a prompt. with_history: whether the model can continue a conversation.
+
+    Raises ValueError if it asks for something without a picture.
+    """
     shown = next((i for i in reversed(range(len(turns))) if turns[i].images), None)
     if shown is None:
+        if not greets(turns):
+            raise ValueError(NO_IMAGE)
         return ChatPrompt(None)
     image = turns[shown].images[-1]
     last = next((i for i in reversed(range(len(turns))) if turns[i].role == "user"), shown)
@@ -72,6 +82,13 @@ def chat_prompt(turns: Sequence[Turn[I]], with_history: bool) -> ChatPrompt[I]:
     if not with_history or question is None:
         return ChatPrompt(image, question)
     return ChatPrompt(image, question, tuple(_answered_questions(turns[shown:last])))
+
+
+def greets(turns: Sequence[Turn[I]]) -> bool:
+    """Whether the last user message has no words, or only checks that somebody answers."""
+    texts = next((turn.texts for turn in reversed(turns) if turn.role == "user"), ())
+    words = " ".join(texts).split()
+    return not words or (len(words) <= _MAX_GREETING_WORDS and _GREETS.match(" ".join(words)) is not None)
 
 
 def extract_question(texts: Sequence[str]) -> str | None:

@@ -21,6 +21,13 @@ def seconds(value: str) -> float:
     return float(value)
 
 
+def origin(value: str) -> str:
+    """Argument type: the origin of a site, as browsers send it, or *."""
+    if value != "*" and not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#@*\s]+", value):
+        raise argparse.ArgumentTypeError("give scheme and host without a path, as in https://example.org, or *")
+    return value.lower()
+
+
 def domain(value: str) -> str:
     """Argument type: host or host:port."""
     if not re.fullmatch(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?", value):
@@ -56,7 +63,7 @@ def add_options(command: Any) -> None:
     text = "name of this server, for its own pages and for callers on this machine; repeatable"
     repeatable(group, "--allow-host", nonempty, "NAME", text)
     text = "site whose pages may call, as in https://example.org; * is every site; repeatable"
-    repeatable(group, "--cors-origin", nonempty, "URL", text)
+    repeatable(group, "--cors-origin", origin, "URL", text)
 
     group = command.add_argument_group("limits")
     option(group, "--parallel", whole(1, 1024), "N", "requests to run together (default: chosen for the model)", None)
@@ -65,7 +72,13 @@ def add_options(command: Any) -> None:
     option(group, "--max-queue", whole(0, 100_000), "N", "requests that may wait; more are rejected", queue.waiting)
     text = "time limit of a request, including its wait"
     option(group, "--deadline", seconds, "SECONDS", text, queue.deadline_seconds)
+    text = "longest wait that a request may expect; beyond it, 429 (default: the deadline)"
+    option(group, "--max-wait", seconds, "SECONDS", text, None)
     option(group, "--drain", seconds, "SECONDS", "time for accepted requests at shutdown", queue.drain_seconds)
+    text = "time from SIGTERM to the drain, while /ready fails and requests are accepted"
+    option(group, "--drain-delay", whole(0, 3600), "SECONDS", text, int(defaults.drain_delay))
+    text = "time that an idle connection stays open"
+    option(group, "--keep-alive", whole(1, 3600), "SECONDS", text, defaults.keep_alive)
     body = f"{limits.body_bytes // MEBI}M"
     option(group, "--max-body", positive_byte_size, "BYTES", "largest request body", body)
     option(group, "--body-seconds", seconds, "SECONDS", "time for a request body to arrive", limits.body_seconds)
@@ -108,10 +121,12 @@ def settings_from(args: argparse.Namespace) -> Settings:
         host=args.host,
         port=args.port,
         limits=limits,
-        queue=QueueLimits(args.parallel or 0, args.max_queue, args.deadline, args.drain),
+        queue=QueueLimits(args.parallel or 0, args.max_queue, args.deadline, args.drain, args.max_wait),
         access=Access(tuple(keys), tuple(args.cors_origin), tuple(name.lower() for name in args.allow_host)),
         media=MediaAccess(domains, tuple(args.allow_media_path)),
         cache_bytes=args.cache,
+        drain_delay=args.drain_delay,
+        keep_alive=args.keep_alive,
         index=args.index,
         log_prompts=args.log_prompts,
         blip2itm_bgr=args.blip2itm_bgr,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -23,6 +23,8 @@ class Metrics:
         self.seconds = Histogram("blip2rt_request_seconds", about, ["route"], buckets=_SECONDS, registry=to)
         about = "Seconds from a request's headers to the first piece of a streamed text"
         self.first_piece = Histogram("blip2rt_first_piece_seconds", about, buckets=_SECONDS, registry=to)
+        about = "Seconds that a request waits for a free slot"
+        self.wait = Histogram("blip2rt_wait_seconds", about, buckets=_SECONDS, registry=to)
         self.tokens = Counter(
             "blip2rt_tokens", "Tokens read (prompt) and generated (completion)", ["kind"], registry=to
         )
@@ -36,6 +38,13 @@ class Metrics:
             self.tokens.labels(kind)
         for reason in ("queue", "deadline", "key", "body"):
             self.refused.labels(reason)
+
+        ProcessCollector(registry=to)  # process_*: memory, CPU time, open files
+
+    def add_model(self, version: str, **labels: str) -> None:
+        """Expose the version and what is served as the labels of blip2rt_info."""
+        labels |= {"version": version}
+        Gauge("blip2rt_info", "Version and model", list(labels), registry=self.registry).labels(**labels).set(1)
 
     def add_model_counters(self, counters: Callable[[], Mapping[str, int]]) -> None:
         """Expose the model's counters as blip2rt_model_NAME (gauges) and blip2rt_model_NAME_total."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import logging
+import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from .metrics import Metrics
 from .settings import Settings
 
 _NO_KEY_NEEDED = ("/", "/health", "/ready", "/docs", "/openapi.json", "/api/version")
+_AZURE_PATH = re.compile("/openai(?:/v1|/deployments/[^/]+)/(.+)")
 _POLLED = ("/health", "/ready", "/metrics")  # called every few seconds: logged at DEBUG
 _SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 _SECURITY_HEADERS |= {"Cross-Origin-Resource-Policy": "same-origin"}
@@ -33,6 +35,7 @@ class RequestContext:
     id: str = ""
     start: float = field(default_factory=time.monotonic)
     deadline: float | None = None  # set once the body has arrived
+    first_piece: float | None = None  # when the first piece of a stream came
     body_bytes: int = 0  # in memory
     log_fields: dict[str, Any] = field(default_factory=dict)
 
@@ -45,20 +48,21 @@ class RequestMiddleware:
         app: ASGIApp,
         settings: Settings,
         metrics: Metrics,
-        route_label: Callable[[str], str],
+        paths: Container[str],
         release: Callable[[RequestContext], None],
     ) -> None:
-        """route_label: path -> the metrics' label. release: called when a request ends."""
+        """paths: those of the routes. release: called when a request ends."""
         self._app, self._settings, self._metrics = app, settings, metrics
-        self._route_label, self._release = route_label, release
+        self._paths, self._release = paths, release
         self._keys = [key.encode() for key in settings.access.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        context = scope["context"] = RequestContext(id=uuid.uuid4().hex[:16])
-        path, status = scope["path"], 0
+        context = RequestContext(id=_request_id(scope))
+        path, status = self._route_path(scope["path"]), 0
+        scope = {**scope, "path": path, "context": context}
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -84,6 +88,19 @@ class RequestMiddleware:
             self._release(context)
             self._record(scope, context, status or CLIENT_GONE)
 
+    def _route_path(self, path: str) -> str:
+        """Return the route that a client means whose base URL is Azure's, lacks /v1, or has it twice."""
+        if found := _AZURE_PATH.match(path):
+            path = f"/v1/{found[1]}"
+        for prefix, base in (("/v1/v1/", "/v1/"), ("/v1/api/", "/api/"), ("/models/", "/v1/models/")):
+            if path.startswith(prefix):
+                path = base + path.removeprefix(prefix)
+        return f"/v1{path}" if f"/v1{path}" in self._paths else path
+
+    def _label(self, path: str) -> str:
+        """Return the metrics' label of a path."""
+        return path if path in self._paths else "/v1/models/{name}" if path.startswith("/v1/models/") else "other"
+
     def _access_error(self, scope: Scope) -> ApiError | None:
         headers, path, access = Headers(scope=scope), scope["path"], self._settings.access
         host, origin = headers.get("host", ""), headers.get("origin")
@@ -104,21 +121,30 @@ class RequestMiddleware:
 
     def _has_key(self, headers: Headers) -> bool:
         kind, _, token = headers.get("authorization", "").partition(" ")
-        key = (token.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")).encode()
+        other = headers.get("x-api-key") or headers.get("api-key", "")  # the second is Azure's
+        key = (token.strip() if kind.lower() == "bearer" else other).encode()
         return sum(hmac.compare_digest(key, known) for known in self._keys) > 0  # compare all: constant time
 
     def _record(self, scope: Scope, context: RequestContext, status: int) -> None:
-        seconds, route = time.monotonic() - context.start, self._route_label(scope["path"])
+        seconds, route = time.monotonic() - context.start, self._label(scope["path"])
         status = context.log_fields.pop("status", status)
         self._metrics.requests.labels(route, status).inc()
         self._metrics.seconds.labels(route).observe(seconds)
         if status == CLIENT_GONE:
             self._metrics.gone.inc()
+        if trace := Headers(scope=scope).get("traceparent"):
+            context.log_fields["traceparent"] = trace[:100]
         client = scope.get("client")
         fields = {"id": context.id, "client": client[0] if client else None, "method": scope["method"]}
         fields |= {"path": scope["path"][:200], "status": status, "seconds": round(seconds, 4), **context.log_fields}
         level = logging.DEBUG if scope["path"] in _POLLED else logging.INFO
         LOG.log(level, "request", extra={"fields": fields})
+
+
+def _request_id(scope: Scope) -> str:
+    """Return the request's id: the proxy's X-Request-Id, if it can stand in a log, or a new one."""
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if re.fullmatch("[A-Za-z0-9._-]{1,128}", given) else uuid.uuid4().hex[:16]
 
 
 def _host_name(host: str) -> str:

@@ -15,7 +15,7 @@ from .chat_prompt import GREETING, Turn
 from .endpoints import Endpoint
 from .errors import ApiError, bad_request
 from .inference import Answer, Piece, can_generate
-from .openai import NO_JSON, ImageInput, MarkImages, check_image_count, embed
+from .openai import NO_JSON, ImageInput, MarkImages, TextInput, check_image_count, embed
 from .service import AnswerWriter, Call, Service, sampling_options, string_list
 
 
@@ -73,7 +73,14 @@ class EmbedRequest(BaseModel):
     """POST /api/embed. An input {"image": base64} is a picture."""
 
     model: str | None = None
-    input: Annotated[str | ImageInput | list[str | ImageInput], MarkImages]
+    input: Annotated[str | ImageInput | TextInput | list[str | ImageInput | TextInput], MarkImages]
+
+
+class EmbeddingsRequest(BaseModel):
+    """POST /api/embeddings, which Ollama has replaced by /api/embed."""
+
+    model: str | None = None
+    prompt: str
 
 
 async def _generate(call: Call, body: GenerateRequest) -> Any:
@@ -138,10 +145,16 @@ async def _embed(call: Call, body: EmbedRequest) -> Any:
     return {"model": _tag(call.service), "embeddings": list(map(np.ndarray.tolist, vectors)), **counts}
 
 
+async def _embeddings(call: Call, body: EmbeddingsRequest) -> Any:
+    vectors, _ = await embed(call, [body.prompt])
+    return {"embedding": vectors[0].tolist()}
+
+
 ENDPOINTS = [
     Endpoint("/api/generate", _generate, GenerateRequest, "Ollama's generate"),
     Endpoint("/api/chat", _chat, ChatRequest, "Ollama's chat"),
     Endpoint("/api/embed", _embed, EmbedRequest, "Ollama's embeddings"),
+    Endpoint("/api/embeddings", _embeddings, EmbeddingsRequest, "Ollama's earlier route for one embedding"),
     Endpoint("/api/tags", _tags, summary="The model, as Ollama lists it"),
     Endpoint("/api/ps", _ps, summary="The loaded model, as Ollama lists it"),
     Endpoint("/api/show", _show, ShowRequest, "Describe the model"),
@@ -193,6 +206,7 @@ class _Writer(AnswerWriter):
     """Writes Ollama's objects: the text is `response` for generate, and in `message` for chat."""
 
     media_type = "application/x-ndjson"
+    comment = ""  # a line has to be an object
 
     def __init__(self, service: Service, key: Literal["response", "message"], load_only: bool) -> None:
         self._name, self._key, self._load_only = _tag(service), key, load_only

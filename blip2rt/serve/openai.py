@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -59,6 +60,9 @@ class ResponseFormat(BaseModel):
     type: str = "text"
 
 
+TokenLimit = Annotated[int | None, Field(ge=1), BeforeValidator(lambda value: None if value == -1 else value)]
+
+
 class ChatRequest(BaseModel):
     """POST /v1/chat/completions. Asks about the last picture; docs/serve.md says how a chat is reduced to a prompt."""
 
@@ -66,8 +70,8 @@ class ChatRequest(BaseModel):
     messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: TokenLimit = None
+    max_completion_tokens: TokenLimit = None
     stop: str | list[str] | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, ge=0, le=1)
@@ -92,6 +96,12 @@ class ImageInput(BaseModel):
     image: str
 
 
+class TextInput(BaseModel):
+    """A text to embed."""
+
+    text: str
+
+
 def _mark_images(value: Any) -> Any:
     """Convert strings that are data URIs of images to image inputs."""
     if isinstance(value, list):
@@ -103,16 +113,17 @@ MarkImages = BeforeValidator(_mark_images)
 
 
 class EmbeddingsRequest(BaseModel):
-    """POST /v1/embeddings. Texts; data URIs of pictures, or {"image": ...}, are pictures."""
+    """POST /v1/embeddings. Texts, as strings or {"text": ...}; data URIs, or {"image": ...}, are pictures."""
 
     model: str | None = None
-    input: Annotated[str | ImageInput | list[str | ImageInput | int | list[int]], MarkImages]
+    input: Annotated[str | ImageInput | TextInput | list[str | ImageInput | TextInput | int | list[int]], MarkImages]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
 
 
 async def _chat(call: Call, body: ChatRequest) -> Any:
-    turns = _turns(call, body)
+    _check_text_answer(body)
+    turns = turns_of(call, body.messages)
     options, stops = _options(call, body), string_list(body.stop)
     return await call.chat(turns, options, stops, _ChatWriter(call.service.name, body), bool(body.stream))
 
@@ -151,7 +162,9 @@ async def embed(call: Call, inputs: list[Any]) -> tuple[list[np.ndarray], int]:
     if not inputs or len(inputs) > call.limits.inputs:
         raise bad_request(f"input: give 1 to {call.limits.inputs} inputs", "input")
     if any(isinstance(each, int | list) for each in inputs):
-        raise bad_request("input: give texts, not tokens: this model has its own tokenizer", "input")
+        fix = "send texts (in LangChain, OpenAIEmbeddings(check_embedding_ctx_length=False))"
+        raise bad_request(f"input: these are token ids of another tokenizer: {fix}", "input")
+    inputs = [each.text if isinstance(each, TextInput) else each for each in inputs]
     check_image_count(call, sum(isinstance(each, ImageInput) for each in inputs), "input")
     images = {i: await call.image(each.image, "input") for i, each in enumerate(inputs) if isinstance(each, ImageInput)}
     texts = {i: each for i, each in enumerate(inputs) if i not in images}
@@ -197,15 +210,19 @@ def _model_info(service: Service) -> dict[str, Any]:
     return {"id": service.name, "object": "model", "created": service.created, "owned_by": "blip2rt", **length}
 
 
-def _turns(call: Call, body: ChatRequest) -> list[Turn[str]]:
-    """Convert messages to turns. Raises ApiError for what BLIP-2 cannot do."""
+def _check_text_answer(body: ChatRequest) -> None:
+    """Raise ApiError if the answer should be anything but text."""
     if body.response_format is not None and body.response_format.type != "text":
         wrong = NO_JSON.format(f"response_format {body.response_format.type[:50]}")
         raise bad_request(wrong, "response_format", "unsupported_value")
     if body.tool_choice not in (None, "none", "auto"):
         raise bad_request("tool_choice: this model calls no tools: leave it out", "tool_choice", "unsupported_value")
+
+
+def turns_of(call: Call, messages: Sequence[ChatMessage]) -> list[Turn[str]]:
+    """Convert messages to turns. Raises ApiError for parts that are neither texts nor images."""
     turns = []
-    for number, message in enumerate(body.messages):
+    for number, message in enumerate(messages):
         content = message.content or []
         parts = [Part(type="text", text=content)] if isinstance(content, str) else content
         for part in parts:

@@ -22,6 +22,9 @@ _DISCARD_FACTOR = 4  # times the limit: read and dropped, so that a client that 
 _DISCARD_SECONDS = 5.0
 _MAX_JSON_VALUES = 10_000  # about: collecting a million validation errors takes minutes
 _FIELD_NAME = re.compile("[a-z_]+")
+_MAX_ERRORS, _MAX_FAULTS = 100, 5  # of the errors, examined and reported
+_GIVE = re.compile("^Input should be( greater| less)?")
+_FIXES = {"Field required": "it is missing: send it"}
 
 
 class BodyReader:
@@ -141,19 +144,43 @@ class _InMemoryParser(MultiPartParser):
     spool_max_size = 1 << 40
 
 
+def parse_image(kind: type[M], request: Request, body: bytes) -> M:
+    """Parse a body that is an image file; other fields are in the query string. Raises ApiError."""
+    if "image" not in kind.model_fields:
+        kinds = request.headers["content-type"][:50]
+        raise ApiError(415, f"this route does not take {kinds}: send JSON with the picture as a data URI", "not_json")
+    try:
+        return kind.model_validate({**request.query_params, "image": body})
+    except ValidationError as error:
+        raise _validation_error(error) from None
+
+
 def is_form(request: Request) -> bool:
     """Whether the body is a form."""
     return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
 
 
+def is_image(request: Request) -> bool:
+    """Whether the body is an image file."""
+    return request.headers.get("content-type", "").lower().startswith("image/")
+
+
 def _validation_error(error: ValidationError) -> ApiError:
-    """Report the first invalid field, and how many others there are."""
-    errors = error.errors(include_url=False, include_context=False, include_input=False)
-    first, place = errors[0], _field_path(errors[0]["loc"])
-    message = f"{place or 'the body'}: {first['msg']}"
-    if others := {_field_path(each["loc"]) for each in errors} - {place}:
-        message += f" (and {len(others)} more)"
-    return bad_request(message, place or None, "invalid_json" if first["type"] == "json_invalid" else "invalid_value")
+    """Report every invalid field. Where several types are possible, only the one that fits best is reported."""
+    errors = error.errors(include_url=False, include_context=False, include_input=False)[:_MAX_ERRORS]
+    faults = {_field_path(each["loc"]): _GIVE.sub(_instruction, each["msg"]) for each in errors}
+    deepest = {path: text for path, text in faults.items() if not any(_is_within(other, path) for other in faults)}
+    shown = [f"{path or 'the body'}: {_FIXES.get(text, text)}" for path, text in deepest.items()][:_MAX_FAULTS]
+    code = "invalid_json" if errors[0]["type"] == "json_invalid" else "invalid_value"
+    return bad_request("; ".join(shown), next(iter(deepest)) or None, code)
+
+
+def _instruction(found: re.Match[str]) -> str:
+    return f"give a value{found[1]}" if found[1] else "give"
+
+
+def _is_within(path: str, parent: str) -> bool:
+    return path.startswith(f"{parent}." if parent else "") and path != parent
 
 
 def _field_path(loc: tuple[int | str, ...]) -> str:

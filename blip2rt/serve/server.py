@@ -21,7 +21,6 @@ from .service import Service
 from .settings import Settings
 
 MAX_HEAD_BYTES = 1 << 16  # request line and headers
-_KEEP_ALIVE_SECONDS = 20
 _GRACE_SECONDS = 5  # after the drain, for aborted requests to receive their error
 _BACKLOG = 1024
 
@@ -46,7 +45,7 @@ def serve(model: Model, settings: Settings) -> int:
         server_header=False,
         backlog=_BACKLOG,
         limit_concurrency=settings.limits.connections,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_keep_alive=settings.keep_alive,
         timeout_graceful_shutdown=math.ceil(settings.queue.drain_seconds) + _GRACE_SECONDS,
     )
     server = _Server(config, service)
@@ -106,7 +105,6 @@ class _Server(uvicorn.Server):
             self.failure, self.should_exit = error, True
 
     async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
-        self._service.ending = True
         LOG.info("ending", extra={"fields": {"requests": len(self.server_state.tasks)}})
         asyncio.get_running_loop().call_later(self._service.settings.queue.drain_seconds, self._service.abort)
         await super().shutdown(sockets=sockets)  # type: ignore[arg-type]
@@ -122,5 +120,13 @@ class _Server(uvicorn.Server):
 
     def _on_signal(self, received: signal.Signals) -> None:
         self.force_exit = self.should_exit and received is signal.SIGINT
-        self.should_exit, self.received = True, self.received or received
+        again = self.received is not None
+        self.received, self._service.ending = self.received or received, True  # /ready fails from now on
+        if received is signal.SIGTERM and not again:
+            asyncio.get_running_loop().call_later(self._service.settings.drain_delay, self._drain)
+        else:
+            self._drain()
+
+    def _drain(self) -> None:
+        self.should_exit = True
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it logs every request that it cancels

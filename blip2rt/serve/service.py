@@ -6,8 +6,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +17,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from .. import bundle as contract
 from ..model import Model
+from ..version import __version__
 from .admission import AdmissionQueue, CancelEvent
 from .chat_prompt import GREETING, Turn, chat_prompt
 from .errors import CLIENT_GONE, ApiError, api_error, bad_request, client_gone
@@ -26,12 +26,13 @@ from .inference import Answer, Piece, TextJob, can_chat, can_generate, generate,
 from .logs import LOG
 from .metrics import Metrics
 from .middleware import RequestContext
-from .request_body import BodyReader, is_form, parse_form, parse_json
+from .request_body import BodyReader, is_form, is_image, parse_form, parse_image, parse_json
 from .settings import Settings
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 _PARALLEL_SHARED, _PARALLEL_SEPARATE = 8, 2  # requests that run together: sharing decoding steps, or not
+_SILENCE_SECONDS = 5.0  # proxies close a connection on which nothing comes
 _NOT_TEXT = ("image", "images", "image_url", "role", "type")  # images have limits of their own
 
 
@@ -44,6 +45,7 @@ class Service:
         self.bodies = BodyReader(settings.limits, self.metrics)
         manifest = model.bundle.path / contract.MANIFEST
         self.name = model.bundle.manifest.name
+        self.metrics.add_model(__version__, model=self.name, target=model.bundle.manifest.target)
         self.digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
         self.created = int(manifest.stat().st_mtime)
         self.pictures = 0 if settings.index is None else count_indexed(settings.index, model)
@@ -89,6 +91,7 @@ class AnswerWriter:
     """Formats an answer, whole or as server-sent events. Each API has its own."""
 
     media_type = "text/event-stream"
+    comment = ": waiting\n\n"  # keeps a connection open; clients skip it
     greeting = GREETING
 
     def whole(self, answer: Answer) -> dict[str, Any]:
@@ -129,8 +132,10 @@ class Call:
         queue = self.service.queue  # read nothing until the model is loaded
         body = await self.service.bodies.read(self.request)
         self.context.deadline = queue.deadline()
-        form = is_form(self.request)
-        parsed = await parse_form(kind, self.request, body, self.limits.images) if form else parse_json(kind, body)
+        if is_form(self.request):
+            parsed = await parse_form(kind, self.request, body, self.limits.images)
+        else:
+            parsed = parse_image(kind, self.request, body) if is_image(self.request) else parse_json(kind, body)
         if (size := count_characters(parsed)) > self.limits.prompt_chars:
             message = f"the texts have {size:,} characters, and {self.limits.prompt_chars:,} are allowed: shorten them"
             raise bad_request(message, code="prompt_too_long")
@@ -153,8 +158,11 @@ class Call:
         writer: AnswerWriter,
         stream: bool,
     ) -> Response:
-        """Answer a conversation; one without an image gets the writer's greeting."""
-        prompt = chat_prompt(turns, can_chat(self.model))
+        """Answer a conversation. A greeting without an image gets the writer's greeting. Raises ApiError."""
+        try:
+            prompt = chat_prompt(turns, can_chat(self.model))
+        except ValueError as error:
+            raise bad_request(str(error), "messages", "image_missing") from None
         job = TextJob(b"", prompt.question, None, prompt.history, options, stop_strings)
         if prompt.image is None:
             return await self._greet(turns, job, writer, stream)
@@ -163,7 +171,7 @@ class Call:
         return await self.respond(replace(job, image=image), writer, stream)
 
     async def _greet(self, turns: Sequence[Turn[str]], job: TextJob, writer: AnswerWriter, stream: bool) -> Response:
-        """Reply to a client that only checks whether the server answers. Options are checked as for an image.
+        """Reply to a client that only checks whether the server answers. Checks options as for an image.
 
         The model reads nothing, so `usage` counts words.
         """
@@ -187,39 +195,58 @@ class Call:
         return JSONResponse(writer.whole(answer))
 
     async def _stream(self, job: TextJob, writer: AnswerWriter) -> StreamingResponse:
-        """An error before the first piece sets the status; a later one is a line of the stream."""
+        """Errors set the status if they come before the headers, which wait for the first piece, up to a limit."""
 
         def work(cancelled: CancelEvent, emit: Callable[[Piece], None]) -> Answer:
             return generate(self.model, job, self.limits.new_tokens, cancelled, emit)
 
         pieces = self.service.queue.stream(work, self.context.deadline)
-        first = await self._unless_gone(_next(pieces))
-        self.service.metrics.first_piece.observe(time.monotonic() - self.context.start)
+        arriving = asyncio.ensure_future(_next(pieces))
+        try:
+            await self._unless_gone(asyncio.wait({arriving}, timeout=_SILENCE_SECONDS))
+            if arriving.done():
+                arriving.result()
+        except BaseException:
+            await _abandon(arriving, pieces)
+            raise
 
         async def body() -> AsyncIterator[str]:
-            piece: Piece | Answer = first
+            nonlocal arriving
             self.context.log_fields["status"] = CLIENT_GONE  # unless it ends
-            async with aclosing(pieces):
-                try:
-                    for line in writer.begin():
+            try:
+                for line in writer.begin():
+                    yield line
+                while True:
+                    while not (await asyncio.wait({arriving}, timeout=_SILENCE_SECONDS))[0]:
+                        if writer.comment:
+                            yield writer.comment
+                    piece = arriving.result()
+                    self._observe_first_piece()
+                    if isinstance(piece, Answer):
+                        break
+                    for line in writer.piece(piece):
                         yield line
-                    while isinstance(piece, Piece):
-                        for line in writer.piece(piece):
-                            yield line
-                        piece = await _next(pieces)
-                    self._record(job, piece)
-                    for line in writer.end(piece):
-                        yield line
-                    del self.context.log_fields["status"]
-                except Exception as error:
-                    failure = api_error(error)
-                    if failure.status == 500:
-                        LOG.exception("a stream failed", extra={"fields": {"id": self.context.id}})
-                    self.context.log_fields["status"] = failure.status
-                    yield writer.error(failure)
+                    arriving = asyncio.ensure_future(_next(pieces))
+                self._record(job, piece)
+                for line in writer.end(piece):
+                    yield line
+                del self.context.log_fields["status"]
+            except Exception as error:
+                failure = api_error(error)
+                if failure.status == 500:
+                    LOG.exception("a stream failed", extra={"fields": {"id": self.context.id}})
+                self.context.log_fields["status"] = failure.status
+                yield writer.error(failure)
+            finally:
+                await _abandon(arriving, pieces)
 
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return StreamingResponse(body(), headers=headers, media_type=writer.media_type)
+
+    def _observe_first_piece(self) -> None:
+        if self.context.first_piece is None:
+            self.context.first_piece = time.monotonic()
+            self.service.metrics.first_piece.observe(self.context.first_piece - self.context.start)
 
     def _record(self, job: TextJob, answer: Answer) -> None:
         """Add an answer to metrics and log."""
@@ -246,6 +273,15 @@ class Call:
         finally:
             task.cancel()
             gone.cancel()
+
+
+async def _abandon(arriving: asyncio.Future[T], pieces: AsyncGenerator[T, None]) -> None:
+    """End the work behind a stream that nobody reads further."""
+    arriving.cancel()
+    await asyncio.wait({arriving})
+    if not arriving.cancelled():
+        arriving.exception()  # mark it as retrieved
+    await pieces.aclose()
 
 
 async def _next(pieces: AsyncIterator[T]) -> T:
@@ -283,9 +319,9 @@ def sampling_options(temperature: float | None, top_p: float | None, **others: A
 
 def string_list(value: str | list[str] | None, name: str = "stop", limit: int = 16) -> tuple[str, ...]:
     """Return a field's strings, such as stop strings. Raises ApiError."""
-    strings = (value,) if isinstance(value, str) else tuple(value or ())
-    if len(strings) > limit or any(not each or len(each) > 200 for each in strings):
-        raise bad_request(f"{name}: give {limit} strings at most, each of 1 to 200 characters", name)
+    strings = tuple(each for each in ([value] if isinstance(value, str) else value or []) if each)  # "" is no limit
+    if len(strings) > limit or any(len(each) > 200 for each in strings):
+        raise bad_request(f"{name}: give {limit} strings at most, each of 200 characters at most", name)
     return strings
 
 

@@ -32,6 +32,7 @@ class QueueLimits:
     waiting: int = 64
     deadline_seconds: float = 120.0  # for a request, including its wait
     drain_seconds: float = 30.0  # for accepted requests at shutdown
+    max_wait_seconds: float | None = None  # a request that would wait longer is rejected; None: the deadline
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Settings:
     access: Access = field(default_factory=Access)
     media: MediaAccess = field(default_factory=MediaAccess)
     cache_bytes: int = 256 * MEBI  # cache for repeated images and prompt prefixes
+    drain_delay: float = 5.0  # seconds between SIGTERM and the drain: /ready fails, and requests are still accepted
+    keep_alive: int = 75  # seconds that an idle connection stays open: longer than a proxy keeps it
     index: Path | None = None  # gallery index for /v1/search
     log_prompts: bool = False
     blip2itm_bgr: bool = False  # images sent to /blip2itm have red and blue swapped, as OpenCV writes RGB arrays

@@ -70,7 +70,7 @@ class ServerProcess:
 
     def __init__(self, *arguments: object, env: dict[str, str] | None = None, delayed: bool = False) -> None:
         program = ["-c", _DELAYED] if delayed else ["-m", "blip2rt"]
-        command = [sys.executable, *program, "serve", "--port", "0", *map(str, arguments)]
+        command = [sys.executable, *program, "serve", "--port", "0", "--drain-delay", "0", *map(str, arguments)]
         environment = {k: v for k, v in os.environ.items() if k != "BLIP2RT_API_KEY"}
         environment |= {"OMP_NUM_THREADS": "1", **(env or {})}
         pipe = subprocess.PIPE

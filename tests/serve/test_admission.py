@@ -61,6 +61,24 @@ def test_running_and_waiting_requests_are_limited() -> None:
     with_queue(scenario)
 
 
+def test_a_long_wait_is_refused() -> None:
+    """Before the queue is full: its requests take 10 seconds each, and the deadline is in 15."""
+
+    async def scenario(queue: AdmissionQueue) -> None:
+        door = threading.Event()
+        queue._mean_seconds = 10.0
+        calls = [asyncio.ensure_future(queue.run(lambda _: door.wait(60))) for _ in range(2)]
+        while queue.waiting < 1:
+            await asyncio.sleep(0.001)
+        with pytest.raises(ApiError) as raised:
+            await queue.run(lambda _: None)
+        assert (raised.value.status, raised.value.code, raised.value.retry_after) == (429, "queue_full", 20)
+        door.set()
+        await asyncio.gather(*calls)
+
+    with_queue(scenario, parallel=1, deadline=15.0)
+
+
 @pytest.mark.parametrize("shutdown", [False, True], ids=["deadline", "shutdown"])
 def test_running_and_waiting_requests_end(shutdown: bool) -> None:
     """At the deadline, and when the server shuts down."""

@@ -148,3 +148,21 @@ class FakeIndex(contextlib.nullcontext[None]):
     def search(self, *_: Any, cancelled: Callable[[], bool], **__: Any) -> list[Hit]:
         assert not cancelled()
         return [Hit(PHOTO, "photo.jpg", 0.5) for _ in range(len(self))]
+
+
+def test_waiting_streams_stay_open(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that waits for its turn sends its headers and comments, so that a proxy does not give it up."""
+    monkeypatch.setattr("blip2rt.serve.service._SILENCE_SECONDS", 0.02)
+
+    async def main() -> Response:
+        await service.load()
+        door = threading.Event()
+        running = asyncio.ensure_future(service.queue.run(lambda _: door.wait(60)))
+        asyncio.get_running_loop().call_later(0.2, door.set)
+        found = await call(service, "POST", "/v1/caption", {"image": PICTURES[0], "stream": True})
+        await running
+        return found
+
+    found = asyncio.run(main())
+    assert found.status == 200 and found.body.startswith(b": waiting\n\n: waiting\n\n")
+    assert found.body.endswith(b"data: [DONE]\n\n") and b'"caption"' in found.body

@@ -53,7 +53,7 @@ def test_many_invalid_values_do_not_block_the_server(nano: ServerProcess) -> Non
         found = nano.post(path, body % many)
         assert found.status == 400 and "commas and brackets: send fewer values" in found.message(path)
     assert time.monotonic() - begun < 30
-    long_chat = {"messages": [{"role": "user", "content": "a, b"}, {"role": "assistant", "content": "c"}] * 500}
+    long_chat = {"messages": [{"role": "user", "content": "Hi, a, b"}, {"role": "assistant", "content": "c"}] * 500}
     assert nano.post("/v1/chat/completions", long_chat).status == 200
 
 
@@ -148,8 +148,7 @@ def test_wrong_fields_are_named(nano: ServerProcess, cat: bytes) -> None:
     ):
         found = nano.post(path, body)
         assert found.status == 400 and (path == "/api/embed" or found.error["param"] == place), found.body
-        assert found.message(path).startswith(f"{place}: Input should be a valid"), found.body
-        assert "more)" not in found.message(path)
+        assert found.message(path).startswith(f"{place}: give a valid"), found.body
     body = {"image": encoded(cat), "min_new_tokens": 5, "max_new_tokens": 2}
     assert "min_new_tokens is 5, more than max_new_tokens, 2" in nano.post("/v1/caption", body).error["message"]
     for path, more, place in (
@@ -181,9 +180,9 @@ def test_options_are_checked_without_an_image(nano: ServerProcess, streamed: boo
     ):
         found = nano.post("/v1/chat/completions", chat("Hi", **more, stream=streamed))
         assert found.status == 400 and found.error["type"] == "invalid_request_error", (more, found.body[:200])
-    found = nano.post("/v1/chat/completions", chat("Hippopotamuses, hello", n=8)).json
+    found = nano.post("/v1/chat/completions", chat("Hi there", n=8)).json
     assert len(found["choices"]) == 8 and found["usage"]["prompt_tokens"] == 2, "words: the model reads nothing"
-    for options in ({"top_k": 2**40, "temperature": 1}, {"stop": [""]}):
+    for options in ({"top_k": 2**40, "temperature": 1}, {"stop": ["x"] * 17}):
         more = {"options": options, "stream": streamed}
         message = {"role": "user", "content": "Hi"}
         assert nano.post("/api/chat", {"messages": [message], **more}).status == 400

@@ -156,7 +156,7 @@ def test_openai_raises_its_own_errors(create: Any, cat: bytes) -> None:
     bad_request = pytest.importorskip("openai").BadRequestError
     for more, message in (
         ({"response_format": {"type": "json_object"}}, "json_object is not supported"),
-        ({"temperature": 9}, "temperature: Input should be less than or equal to 2"),
+        ({"temperature": 9}, "temperature: give a value less than or equal to 2"),
         ({"tool_choice": "required", "tools": []}, "calls no tools"),
         ({"n": 1000}, "n is 1000: give 8 at most"),
         ({"stop": ["a"] * 17}, "stop: give 16"),
@@ -220,7 +220,7 @@ def test_ollama_raises_its_own_errors(ollama: Any, cat: bytes) -> None:
     for more, message in (
         ({"format": "json"}, NO_JSON.format("format")),
         ({"images": [cat] * 65}, "images: more than 64 pictures: send fewer"),
-        ({"options": {"top_p": 3}}, "options.top_p: Input should be less than or equal to 1"),
+        ({"options": {"top_p": 3}}, "options.top_p: give a value less than or equal to 1"),
     ):
         with pytest.raises(package.ResponseError) as raised:
             ollama.generate(**{"model": "nano", "prompt": "who?", "images": [cat], **more})

@@ -10,7 +10,7 @@ import pytest
 
 from blip2rt.cli import HANDLERS, build_parser
 from blip2rt.serve.cli import settings_from
-from blip2rt.serve.settings import QueueLimits
+from blip2rt.serve.settings import QueueLimits, Settings
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -33,10 +33,10 @@ def test_compose_drops_rights_and_waits_for_the_drain() -> None:
     assert (DOCKER / service["build"]["context"]).resolve() == ROOT and (ROOT / service["build"]["dockerfile"]).exists()
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
     assert service["read_only"] and service["cap_drop"] == ["ALL"]
-    assert int(service["stop_grace_period"].rstrip("s")) > QueueLimits.drain_seconds
+    assert int(service["stop_grace_period"].rstrip("s")) > QueueLimits.drain_seconds + Settings.drain_delay
 
 
 def test_systemd_unit_drops_rights_and_waits_for_the_drain() -> None:
     unit = dict(re.findall(r"^(\w+)=(.*)$", (DOCKER / "blip2rt.service").read_text(), re.MULTILINE))
     assert unit["ExecStart"].split()[1] == "serve" and unit["DynamicUser"] == unit["NoNewPrivileges"] == "yes"
-    assert int(unit["TimeoutStopSec"]) > QueueLimits.drain_seconds
+    assert int(unit["TimeoutStopSec"]) > QueueLimits.drain_seconds + Settings.drain_delay

@@ -95,6 +95,16 @@ def test_shutdown_finishes_accepted_requests(cat: bytes) -> None:
     assert server.process.wait(TIMEOUT) == 0 and not server.other_lines
 
 
+def test_requests_are_accepted_until_the_drain(start: Start, small: bytes) -> None:
+    """A load balancer needs some seconds to notice that /ready fails."""
+    server = start("--drain-delay", 3)
+    begun = time.monotonic()
+    server.process.send_signal(signal.SIGTERM)
+    server._wait(lambda: server.get("/ready").status == 503)
+    assert server.post("/v1/caption", {"image": encoded(small)}).status == 200
+    assert server.process.wait(TIMEOUT) == 0 and time.monotonic() - begun > 3
+
+
 def test_requests_are_aborted_after_the_drain(cat: bytes) -> None:
     server = ServerProcess("--parallel", 1, "--max-tokens", 900, "--threads", 1, "--drain", "0.2")
     body = chat(cat, min_new_tokens=900, max_tokens=900, stream=True)

@@ -33,6 +33,13 @@ def test_requests_have_an_id(nano: ServerProcess) -> None:
     assert not [line for line in nano.log if line.get("path") in ("/health", "/ready")], "polled: not logged"
 
 
+def test_ids_of_a_proxy_are_kept(start: Start) -> None:
+    server = start()
+    assert server.get("/v1/models", X_Request_Id="a-1.b", traceparent="00-ab").headers["x-request-id"] == "a-1.b"
+    assert server.wait_for_log("request", id="a-1.b")["traceparent"] == "00-ab"
+    assert server.get("/v1/models", X_Request_Id="a b").headers["x-request-id"] != "a b"
+
+
 def test_metrics_count_requests_and_tokens(start: Start, small: bytes) -> None:
     client = pytest.importorskip("prometheus_client.parser")
     server = start()
@@ -43,6 +50,7 @@ def test_metrics_count_requests_and_tokens(start: Start, small: bytes) -> None:
         ('requests_total{route="/v1/caption",status="200"}', 1),
         ('request_seconds_count{route="/v1/caption"}', 1),
         ("first_piece_seconds_count", 1),
+        ("wait_seconds_count", 1),
         ("ready", 1),
     ):
         assert server.metric(f"blip2rt_{name}") == value, name
@@ -50,6 +58,7 @@ def test_metrics_count_requests_and_tokens(start: Start, small: bytes) -> None:
         server.get(path)
     page = server.get("/metrics")
     assert page.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert b"process_resident_memory_bytes " in page.body and b"blip2rt_info{" in page.body
     families = list(client.text_string_to_metric_families(page.body.decode()))
     labels = {sample.labels["route"] for each in families for sample in each.samples if "route" in sample.labels}
     assert labels <= {"/v1/caption", "/v1/models/{name}", "/ready", "/metrics", "other"}, "callers cannot add any"
@@ -66,7 +75,7 @@ def test_openapi_describes_the_routes(nano: ServerProcess) -> None:
         for method in methods:
             found = nano.call(method.upper(), path.replace("{name}", "nano"), b"{}" if method == "post" else None, {})
             assert found.status not in (404, 405), path
-    assert len(document["paths"]) == 19 and "/" not in document["paths"]
+    assert len(document["paths"]) == 21 and "/" not in document["paths"]
 
 
 def test_pages_load_nothing_from_elsewhere(nano: ServerProcess) -> None:
