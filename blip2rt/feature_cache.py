@@ -5,6 +5,7 @@ Knows arrays, bytes and threads.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ class FeatureCache:
         self.max_bytes = max_bytes
         self.hits = self.misses = self.bytes = 0
         self._arrays: OrderedDict[bytes, Floats] = OrderedDict()
+        self._process = os.getpid()
         self._lock = threading.Lock()
         # One thread computes at a time, so that others find its results. Computing may look up other rows.
         self._computing = threading.RLock()
@@ -32,6 +34,8 @@ class FeatureCache:
 
         compute: numbers of missing keys -> their arrays, stacked. A key that comes twice is computed once.
         """
+        if os.getpid() != self._process:  # in a fork, a thread that holds the lock does not exist
+            return compute(list(range(len(keys))))
         found = self._find(keys)
         self._count(keys, found)
         if any(key not in found for key in keys):

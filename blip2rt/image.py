@@ -28,7 +28,6 @@ import io
 import logging
 import os
 import stat
-import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from PIL import Image, UnidentifiedImageError
 
 from .bundle.manifest import ImageSpec
 from .errors import ImageError, OptionError, is_whole
+from .forks import fork_safe_lock
 from .install_hints import pip_install
 from .pixels.modes import from_array, to_rgb, upright
 from .pixels.resizing import resize as resize
@@ -70,7 +70,7 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF")  # Pillow
 _SCALES = (2, 4, 8)  # the JPEG decoder's
 _MARGIN = 2  # scaled decoding keeps this many times the target size, for the filter
 _log = logging.getLogger("blip2rt")
-_open_lock = threading.Lock()  # warnings.catch_warnings is not thread-safe
+_open_lock = fork_safe_lock()  # warnings.catch_warnings is not thread-safe
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ It is given the prefix_embeds of images, and does not know the images themselves
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from . import backends
@@ -14,6 +13,7 @@ from .backends import Backend, Generation, OnToken, Sequences
 from .bundle import Bundle
 from .bundle.manifest import Decoding
 from .errors import CapabilityError, OptionError
+from .forks import cached_property
 from .options import Options, Room, TextOptions, merge, resolve, strings
 from .results import Scored, too_late
 from .text import LlmTokenizer, Prompt, TextStream

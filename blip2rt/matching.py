@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from . import bundle as contract
 from .bundle.manifest import RetrievalSpec
 from .errors import CapabilityError, OptionError
+from .forks import cached_property
 from .pipeline import BATCH, Pipeline
 from .results import Match, MatchWeights
 from .text import QFormerTokenizer

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from .backends import Backend, OnToken
 from .bundle import Bundle
 from .errors import CapabilityError, ImageError, OptionError
 from .feature_cache import FeatureCache
+from .forks import cached_property
 from .image import ImageLike, ImageSettings, normalize, prepare
 from .language import Language
 from .options import Options, merge

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +13,7 @@ from tokenizers import Encoding, Tokenizer
 
 from .bundle.manifest import LlmSpec, QuestionSpec, RetrievalSpec
 from .errors import OptionError
+from .forks import cached_property
 from .untrusted.tokenizer import guarded, read_tokenizer
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ from .. import bundle as contract
 from ..batching import Batcher, Batching, Call
 from ..bundle import Bundle
 from ..errors import BackendError, OptionError
+from ..forks import fork_safe_lock
 from ..native import kernel_level, named_failure, native
 from ..untrusted.graphs import readable_files, rejected
 
@@ -40,7 +41,7 @@ FORKED = (
 )
 
 
-_lock = threading.Lock()
+_lock = fork_safe_lock()  # while the library is loading
 _runtime: Any = None
 
 
@@ -360,7 +361,6 @@ def _return_memory() -> None:
 def open_runtime() -> Any:
     """The process's one ONNX Runtime environment. Raises BackendError."""
     global _runtime
-    _hold_forks()
     with _lock:
         if _runtime is None:
             library = find_library()
@@ -369,13 +369,6 @@ def open_runtime() -> Any:
             except RuntimeError as error:
                 raise BackendError(f"cannot load ONNX Runtime from {library}: {error}") from error
     return _runtime
-
-
-@functools.cache
-def _hold_forks() -> None:
-    """Delay forks while the library is loading, so that the child can load its own model."""
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 def find_library() -> Path:

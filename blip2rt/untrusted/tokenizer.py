@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,14 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from ..errors import BundleError, boundary
+from ..forks import fork_safe_lock
 from ..regular_files import read_bounded
 
 MAX_BYTES = 256 << 20  # of a file; Gemma's has 33 MB
 MAX_GROWTH = 64  # factor of all normalizers or all decoders; NFKC has 18
 _GROWTH = {"NFKC": 18, "NFKD": 18, "NFC": 18, "NFD": 18, "Precompiled": 4}  # by type of normalizer
 _PROBE = "A dog, 2 cats; Ünïcode 日本 \u200d."
-_silence = threading.Lock()
+_silence = fork_safe_lock()
 
 
 def read_tokenizer(file: Path) -> Tokenizer:

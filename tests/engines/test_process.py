@@ -135,6 +135,52 @@ assert os.waitpid(child, 0)[1] == 0
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        "PIL.Image.open",
+        "blip2rt.untrusted.tokenizer._faults",
+        "blip2rt.pipeline.Language",
+        "blip2rt.pipeline.normalize",
+    ],
+)
+def test_a_fork_during_the_first_call_finds_no_lock(tiny: Tiny, tmp_path: Path, place: str) -> None:
+    """Another thread is opening an image, reading the tokenizer, setting up, or computing features for the cache."""
+    script = (
+        LOAD
+        + """
+import importlib, signal
+from PIL import Image
+Image.fromarray(image).save(sys.argv[3])
+model = blip2rt.load(sys.argv[1], threads=1, cache_bytes=1 << 20)
+module, name = importlib.import_module(sys.argv[4]), sys.argv[5]
+original, inside = getattr(module, name), threading.Event()
+def slow(*arguments, **options):
+    inside.set()
+    time.sleep(1)
+    return original(*arguments, **options)
+setattr(module, name, slow)
+threading.Thread(target=model.caption, args=[sys.argv[3]]).start()
+inside.wait()
+child = os.fork()
+if child == 0:
+    setattr(module, name, original)
+    signal.alarm(60)
+    try:
+        model.caption(sys.argv[3])
+    except blip2rt.BackendError as error:
+        assert "forked" in str(error)
+        blip2rt.load(sys.argv[1], threads=1).caption(sys.argv[3])
+        print("finished", file=sys.stderr, flush=True)
+    os._exit(0)
+os._exit(os.waitpid(child, 0)[1] != 0)
+"""
+    )
+    module, _, name = place.rpartition(".")
+    done = run(script, tiny.path, new_seed(), tmp_path / "a.png", module, name, seconds=900)
+    assert (done.returncode, done.stderr) == (0, "finished\n")
+
+
 @pytest.mark.parametrize("end", ["sys.exit(0)", "model.close(); sys.exit(0)", "del model; gc.collect(); os._exit(0)"])
 def test_a_fork_of_a_batching_process_exits(tiny: Tiny, end: str) -> None:
     """Only the parent has the thread that takes the steps. It may be waiting or working when the process forks."""
