@@ -68,8 +68,8 @@ class Resize:
 
     def add(self, rows: bytes) -> None:
         """Add the next whole rows from the top, four bytes a pixel (RGBX). Raises ValueError."""
-    def add_lent(self, rows: object) -> None:
-        """Add rows from the capsule of an Arrow array (`__arrow_c_array__`) without a copy. Raises ValueError."""
+    def add_lent(self, schema: object, rows: object) -> None:
+        """Add rows from the capsules of `__arrow_c_array__`, four bytes a pixel, without a copy. Raises ValueError."""
     def result(self) -> NDArray[np.uint8]:
         """Return (height, width, 3). Raises ValueError if rows are missing."""
 

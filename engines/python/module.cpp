@@ -199,7 +199,7 @@ NB_MODULE(_native, m) {
       .def(nb::init<std::pair<size_t, size_t>, std::pair<size_t, size_t>, const std::string&>(), "from_size"_a,
            "to_size"_a, "filter"_a)
       .def("add", &PythonResize::add, "rows"_a)
-      .def("add_lent", &PythonResize::add_lent, "rows"_a)
+      .def("add_lent", &PythonResize::add_lent, "schema"_a, "rows"_a)
       .def("result", &PythonResize::result);
 
   nb::class_<PythonVocabulary>(m, "Vocabulary")

@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <stdexcept>
+#include <string_view>
 
 #include "python/gil.h"
 
@@ -15,6 +16,14 @@ namespace blip2rt {
 namespace {
 
 // Arrow's C data interface, whose layout never changes (arrow.apache.org/docs/format/CDataInterface.html).
+struct ArrowSchema {
+  const char *format, *name, *metadata;
+  int64_t flags, child_count;
+  ArrowSchema **children, *dictionary;
+  void (*release)(ArrowSchema*);
+  void* private_data;
+};
+
 struct ArrowArray {
   int64_t length, null_count, offset, buffer_count, child_count;
   const void** buffers;
@@ -23,14 +32,23 @@ struct ArrowArray {
   void* private_data;
 };
 
+// Whether elements are four bytes: a list of booleans has as many values, but takes an eighth of the memory.
+bool has_four_bytes(const ArrowSchema& schema) {
+  return schema.release != nullptr && std::string_view(schema.format) == "+w:4" && schema.child_count == 1 &&
+         std::string_view(schema.children[0]->format) == "C";
+}
+
 }  // namespace
 
 void PythonResize::add(const nb::bytes& rows) { add_bytes(static_cast<const uint8_t*>(rows.data()), rows.size()); }
 
-void PythonResize::add_lent(const nb::object& rows) {
+void PythonResize::add_lent(const nb::object& schema, const nb::object& rows) {
+  const auto* type = static_cast<const ArrowSchema*>(PyCapsule_GetPointer(schema.ptr(), "arrow_schema"));
+  if (type == nullptr) throw nb::python_error();
   const auto* pixels = static_cast<const ArrowArray*>(PyCapsule_GetPointer(rows.ptr(), "arrow_array"));
   if (pixels == nullptr) throw nb::python_error();
-  const bool fours = pixels->release != nullptr && pixels->child_count == 1 && pixels->offset == 0;
+  const bool fours =
+      has_four_bytes(*type) && pixels->release != nullptr && pixels->child_count == 1 && pixels->offset == 0;
   const ArrowArray* bytes = fours ? pixels->children[0] : nullptr;
   if (bytes == nullptr || bytes->buffer_count != 2 || bytes->offset != 0 || bytes->length != 4 * pixels->length ||
       bytes->buffers[1] == nullptr) {

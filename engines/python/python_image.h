@@ -19,7 +19,8 @@ class PythonResize {
 
   // Adds rows of RGBX from the top.
   void add(const nanobind::bytes& rows);
-  void add_lent(const nanobind::object& rows);  // the capsule of an Arrow array, which is not copied
+  // The capsules of an Arrow array, which is not copied.
+  void add_lent(const nanobind::object& schema, const nanobind::object& rows);
 
   // Returns (height, width, 3) uint8 when all rows were added.
   nanobind::object result() const;

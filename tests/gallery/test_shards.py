@@ -6,6 +6,7 @@ import io
 import json
 import random
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -130,3 +131,60 @@ def test_shards_are_copied_with_captions(model, album, run, tmp_path):
     Path("bad.tar").write_bytes(b"x" * 2000)
     code, _, err = run("caption", "*.tar", "--out", "copies")
     assert code == 1 and "bad.tar" in err and "1 failed" in err
+
+
+def record(key: str, value: object) -> bytes:
+    """A PAX record, which begins with its own length."""
+    text = f" {key}={value}\n".encode()
+    return next(b"%d%s" % (size, text) for size in range(len(text), 9999) if len(b"%d%s" % (size, text)) == size)
+
+
+def block(name: str, data: bytes, kind: bytes = tarfile.REGTYPE, size: bytes = b"") -> bytes:
+    """A member. size: replaces the field of its size."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, len(data)
+    header = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    header[124:136] = size or header[124:136]
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + data + bytes(-len(data) % 512)
+
+
+def binary(size: int) -> bytes:
+    """A size in base 256."""
+    return (1 << 95 | size if size >= 0 else (1 << 96) + size).to_bytes(12, "big")
+
+
+SPARSE = {"GNU.sparse.major": 1, "GNU.sparse.minor": 0, "GNU.sparse.name": "9.png", "GNU.sparse.realsize": 2**62}
+MALICIOUS = {
+    "size": block("9.png", b"", size=binary(2**62)),
+    "negative size": block("9.png", b"", size=binary(-512)),
+    "PAX size": block("x", record("size", 2**62), b"x") + block("9.png", b""),
+    "PAX size beyond 64 bits": block("x", record("size", 2**70), b"x") + block("9.png", b""),
+    "negative PAX size": block("x", record("size", -512), b"x") + block("9.png", b""),
+    "PAX header": block("x", b"", b"x", binary(2**62)),
+    "global header": block("x", b"", b"g", binary(2**62)),
+    "long name": block("x", b"", b"L", binary(2**40)),
+    "PAX digits": block("x", b"9" * 60_000, b"x") + block("9.png", b""),
+    "chain of headers": block("x", record("a", "b"), b"x") * 3000,
+    "sparse": block("x", b"".join(record(*item) for item in SPARSE.items()), b"x")
+    + block("9.png", b"1\n0\n1\n".ljust(600)),
+    "sparse map": block("x", b"".join(record(*item) for item in SPARSE.items()), b"x")
+    + block("9.png", b"99999999\n" + b"1\n" * 4_000_000),
+}
+
+
+@pytest.mark.parametrize("name", MALICIOUS)
+def test_malicious_headers_end_their_shard_only(whole, run, name):
+    open_index = pytest.importorskip("train.data.shards").open_index
+    end = whole.rstrip(b"\0")
+    shard = end + bytes(-len(end) % 512) + MALICIOUS[name]
+    Path("bad.tar").write_bytes(shard + bytes(1024))
+    started = time.process_time()
+    code, out, err = run("caption", "bad.tar", "s.tar")
+    names = [line.split("\t")[0] for line in out.splitlines()]
+    assert names == [f"{shard}.tar/{i}.png" for shard in ("bad", "s") for i in range(4)]
+    assert (code, err.count("\n")) == ((0, 0) if name == "sparse" else (1, 1)), err  # a sparse file is left out
+    assert len(open_index(Path("bad.tar"), Path("cache")).rows) == 4
+    assert run("caption", "bad.tar", "--out", "copies")[0] == code
+    assert time.process_time() - started < 20

@@ -258,6 +258,21 @@ def test_plan_of_a_killed_build_is_not_loaded(tmp_path: Path) -> None:
         PlanCache(tmp_path / "file" / "cache").store("llm", origin, b"plan")
 
 
+def test_altered_plan_is_not_loaded(tmp_path: Path) -> None:
+    """Not even if its size and its time are those of the old one, or if only the stored hash was altered."""
+    cache, origin = PlanCache(tmp_path), {"gpu": "SM86"}
+    plan = cache.store("llm", origin, b"plan")
+    times = plan.stat()
+    plan.write_bytes(b"evil")
+    os.utime(plan, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert cache.find("llm", origin) is None
+    cache.store("llm", origin, b"plan")
+    cache.update_metadata(plan, sha256="0" * 64)
+    assert cache.find("llm", origin) is None
+    os.utime(cache.store("llm", origin, b"plan"), (1, 1))
+    assert cache.find("llm", origin) == cache.find("llm", origin) == plan  # a copy is hashed once
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from blip2rt.errors import Blip2rtError
+from blip2rt.regular_files import read_bounded
 from blip2rt.untrusted.image_format import EXTENSIONS
 
 from .samples import BadSamples, Dataset, Row, dataset_of, is_file
 
 IMAGES = frozenset(EXTENSIONS)
 _MAX_COUNT = 10_000  # of one answer
+_MAX_TEXT_BYTES = 16 << 20  # of photo.txt
 
 _NAMES = {
     "image": ("image", "file_name", "filename", "image_path", "image_name", "filepath", "path"),
@@ -83,8 +85,7 @@ def _folder(path: Path, bad: BadSamples) -> Iterator[Row]:
             bad.add(str(image), f"there is no {texts.name}")
             continue
         try:
-            with _open(texts) as file:
-                lines = file.read().splitlines()
+            lines = read_bounded(texts, _MAX_TEXT_BYTES).decode("utf-8-sig", "surrogateescape").splitlines()
         except OSError as error:
             bad.add(str(texts), str(error.strerror or error))
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
@@ -176,7 +177,7 @@ def dataset_of(path: Path, rows: Iterable[Row], images: Path, bad: BadSamples) -
     samples, count = [], 0
     for row in rows:
         count += 1
-        fault = _row_fault(row)
+        fault = _row_fault(row) or _leaves(str(row.image), images)
         if fault is not None:
             bad.add(row.place, fault)
             continue
@@ -201,6 +202,14 @@ def _row_fault(row: Row) -> str | None:
         fault = text_fault(row.prompt, "prompt")
         return text_fault(row.text, "answer") if fault is None else fault
     return text_fault(row.text)
+
+
+def _leaves(name: str, images: Path) -> str | None:
+    """Return what is wrong with a relative name that leaves the folder of the images, if the user named one."""
+    outside = images != Path() and os.path.normpath(name).split(os.sep)[0] == os.pardir
+    return (
+        f"its image {name[:40]!r} leads out of {images}: give its absolute path if you want that" if outside else None
+    )
 
 
 def is_file(path: Path) -> bool:

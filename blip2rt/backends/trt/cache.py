@@ -2,7 +2,7 @@
 
 A plan's file name contains a hash of everything that the plan depends on. Metadata in a JSON file beside the plan
 repeat these inputs and hold the plan's SHA-256; a plan whose metadata or hash do not match counts as missing. The hash
-is recomputed only if the file's size or time has changed, because plans can have gigabytes.
+is recomputed only if the file's size or times or the stored hash have changed, because plans can have gigabytes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class PlanCache:
             metadata = self.metadata(plan)
             if _canonical(metadata.get("origin")) != _canonical(origin):
                 return None
-            stamp = _stamp(plan)
+            stamp = [*_stamp(plan), metadata.get("sha256")]
             if metadata.get("stamp") == stamp:
                 return plan
             if metadata.get("sha256") != _hash_file(plan):
@@ -79,7 +79,7 @@ class PlanCache:
         plan = self.path(component, origin)
         digest = hashlib.sha256(data).hexdigest()
         self._write(plan, data)
-        metadata = {"origin": origin, "sha256": digest, "stamp": _stamp(plan)}
+        metadata = {"origin": origin, "sha256": digest, "stamp": [*_stamp(plan), digest]}
         self._write(_metadata_path(plan), json.dumps(metadata, indent=2).encode())
         return plan
 
@@ -102,9 +102,9 @@ def _canonical(origin: Any) -> bytes:
 
 
 def _stamp(path: Path) -> list[int]:
-    """Size and modification time of a file."""
+    """Size and times of a file. The second time changes even if a program restores the first."""
     found = path.stat()
-    return [found.st_size, found.st_mtime_ns]
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
 def _hash_file(path: Path) -> str:

@@ -68,6 +68,7 @@ ENTRIES: dict[str, str] = {
     "an image that is a number": '{"image": 7, "caption": "a dog"}',
     "an image without name": '{"image": "", "caption": "a dog"}',
     "an image that is missing": '{"image": "nowhere.jpg", "caption": "a dog"}',
+    "an image outside of the folder": '{"image": "../images/1.jpg", "caption": "a dog"}',
     "an image with a null character": '{"image": "0\\u0000.jpg", "caption": "a dog"}',
     "an image with a very long name": f'{{"image": "{LONG}.jpg", "caption": "a dog"}}',
     "half a surrogate": f'{{"image": "0.jpg", "caption": "a dog {SURROGATE}"}}',
