@@ -32,11 +32,11 @@ def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY, follow:
 
 def read_bounded(path: str | os.PathLike[str], most: int, follow: bool = True) -> bytes:
     """Return the content of a regular file. Raises OSError, also for more than `most` bytes."""
-    pieces, size = [], 0
+    data = bytearray()
     with open(open_regular(path, follow=follow), "rb", buffering=0) as file:
-        while piece := file.read(_PIECE):
-            pieces.append(piece)
-            size += len(piece)
-            if size > most:
-                raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", os.fspath(path))
-    return b"".join(pieces)
+        claimed = os.fstat(file.fileno()).st_size
+        while max(claimed, len(data)) <= most:
+            if not (piece := file.read(_PIECE)):
+                return bytes(data)
+            data += piece
+    raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", os.fspath(path))
