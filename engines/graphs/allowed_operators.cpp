@@ -23,7 +23,6 @@ constexpr char kOperators[] = R"(
 Abs 1 1
 Add 2 1
 And 2 1
-Attention 3-7? 1 scale
 AveragePool 1 1 auto_pad ceil_mode count_include_pad dilations kernel_shape pads strides
 Cast 1 1 saturate to
 Clip 1-3? 1
@@ -51,7 +50,6 @@ LayerNormalization 2-3 1 axis epsilon stash_type
 Less 2 1
 LessOrEqual 2 1
 Log 1 1
-LpNormalization 1 1 axis p
 MatMul 2 1
 Max 2 1
 MaxPool 1 1 auto_pad ceil_mode dilations kernel_shape pads storage_order strides
@@ -64,10 +62,9 @@ Pow 2 1
 QuantizeLinear 2-3 1 axis block_size
 Range 3 1
 Reciprocal 1 1
-ReduceL2 1-2 1 keepdims noop_with_empty_axes
-ReduceLogSumExp 1-2 1 keepdims noop_with_empty_axes
+ReduceL2 2 1 keepdims noop_with_empty_axes
 ReduceMean 1-2 1 axes keepdims noop_with_empty_axes
-ReduceSum 1-2 1 keepdims noop_with_empty_axes
+ReduceSum 2 1 keepdims noop_with_empty_axes
 Relu 1 1
 Reshape 2 1 allowzero
 Shape 1 1 end start
@@ -81,9 +78,6 @@ Sqrt 1 1
 Squeeze 1-2 1
 Sub 2 1
 Tanh 1 1
-TensorScatter 3 1 axis
-Tile 2 1
-TopK 2 2 axis largest sorted
 Transpose 1 1 perm
 Unsqueeze 2 1
 Where 3 1
@@ -92,6 +86,15 @@ com.microsoft.GatherBlockQuantized 3-4 1 bits block_size gather_axis quantize_ax
 com.microsoft.GroupQueryAttention 7-11? 3 do_rotary kv_num_heads local_window_size num_heads scale softcap
 com.microsoft.MatMulNBits 3-6? 1 K N accuracy_level bits block_size
 com.microsoft.SkipSimplifiedLayerNormalization 3-4? 1-4? epsilon
+)";
+
+// Operators that only graphs for TensorRT have. ONNX Runtime aborts for some forms of them.
+constexpr char kTensorRtOperators[] = R"(
+Attention 3-7? 1 scale
+ReduceLogSumExp 1-2 1 keepdims noop_with_empty_axes
+TensorScatter 3 1 axis
+Tile 2 1
+TopK 2 2 axis largest sorted
 )";
 
 // ATTRIBUTE TYPE, and for integers and lists of them the lowest and highest value, for text the values.
@@ -122,10 +125,9 @@ kernel_shape ints 1 1024
 kv_num_heads int 1 65536
 largest int 0 1
 local_window_size int -1 2147483647
-noop_with_empty_axes int 0 1
+noop_with_empty_axes int 0 0
 num_heads int 1 65536
 num_outputs int 1 65536
-p int 1 2
 pads ints 0 1024
 perm ints 0 7
 quantize_axis int -8 7
@@ -171,10 +173,12 @@ Count parse_count(std::string text) {
   return count;
 }
 
-const std::map<std::string, Signature, std::less<>>& signatures() {
-  static const auto parsed = [] {
-    std::map<std::string, Signature, std::less<>> result;
-    std::istringstream lines(kOperators);
+using Signatures = std::map<std::string, Signature, std::less<>>;
+
+const Signatures& signatures(bool for_tensorrt) {
+  static const auto parse = [](const char* table) {
+    Signatures result;
+    std::istringstream lines(table);
     for (std::string line; std::getline(lines, line);) {
       std::istringstream words(line);
       std::string name, inputs, outputs, attribute;
@@ -185,8 +189,9 @@ const std::map<std::string, Signature, std::less<>>& signatures() {
       while (words >> attribute) one.attributes.insert(attribute);
     }
     return result;
-  }();
-  return parsed;
+  };
+  static const Signatures general = parse(kOperators), tensorrt = parse(kTensorRtOperators);
+  return for_tensorrt ? tensorrt : general;
 }
 
 const std::map<std::string, Values, std::less<>>& attributes() {
@@ -242,11 +247,14 @@ void check_attribute(const Node& node, std::string_view name, uint64_t type) {
 
 }  // namespace
 
-void check_allowed(const Node& node) {
+void check_allowed(const Node& node, bool for_tensorrt) {
   if (node.has_graph) throw std::runtime_error("it has a subgraph");
   const std::string name = (node.domain.empty() ? "" : std::string(node.domain) + ".") + std::string(node.op_type);
-  const auto found = signatures().find(name);
-  if (found == signatures().end()) throw std::runtime_error("exports do not use this operator");
+  const Signatures& special = signatures(true);
+  const bool is_special = for_tensorrt && special.count(name) != 0;
+  const Signatures& known = signatures(is_special);
+  const auto found = known.find(name);
+  if (found == known.end()) throw std::runtime_error("exports do not use this operator");
   const Signature& allowed = found->second;
   check_values(node.inputs, allowed.inputs, "input");
   check_values(node.outputs, allowed.outputs, "output");

@@ -7,6 +7,7 @@
 namespace blip2rt {
 
 // Throws std::runtime_error unless exports may write a node with this operator, attributes and counts.
-void check_allowed(const Node& node);
+// for_tensorrt: TensorRT may be what runs it.
+void check_allowed(const Node& node, bool for_tensorrt);
 
 }  // namespace blip2rt

@@ -178,20 +178,20 @@ std::optional<uint64_t> tensor_bytes(const std::vector<uint64_t>& shape, uint64_
   return (bits + 7) / 8;
 }
 
-void check_model(std::string_view model, const std::string& folder, const AllowedFiles& files, bool trusted) {
+void check_model(std::string_view model, const std::string& folder, const AllowedFiles& files, OperatorRules rules) {
   const ModelContents found = scan_model(model);
   for (std::string_view domain : found.domains) {
     if (domain == kDomain) throw std::runtime_error("it uses operators of the domain " + quoted(kDomain));
   }
   for (std::string_view tensor : found.tensors) check_tensor(tensor, folder, files);
-  if (!trusted) check_operators(model, found);
+  if (rules != OperatorRules::kTrusted) check_operators(model, found, rules == OperatorRules::kEveryEngine);
 }
 
-std::string read_graph(const std::string& path, const AllowedFiles& files, bool trusted) {
+std::string read_graph(const std::string& path, const AllowedFiles& files, OperatorRules rules) {
   try {
     std::string bytes = read_file(path);
     const size_t slash = path.rfind('/');
-    check_model(bytes, slash == std::string::npos ? "" : path.substr(0, slash + 1), files, trusted);
+    check_model(bytes, slash == std::string::npos ? "" : path.substr(0, slash + 1), files, rules);
     return bytes;
   } catch (const OperatorError& error) {
     throw GraphError(path + " is rejected: " + error.what() + ": if the graph is your own, load it with " +

@@ -67,6 +67,15 @@ DType element_type(std::string_view value) {
   return dtype;
 }
 
+// Returns the number of axes in a tensor's ValueInfoProto.
+size_t rank(std::string_view value) {
+  size_t axes = 0;
+  protobuf::Field field;
+  const std::string_view tensor = submessage(submessage(value, kValueType), kTensorType);
+  for (protobuf::Reader reader(submessage(tensor, kShape)); reader.next(field);) axes += field.number == kDimension;
+  return axes;
+}
+
 Constant read_constant(std::string_view bytes, std::string_view& name) {
   Constant constant;
   protobuf::Field field;
@@ -198,6 +207,7 @@ Graph::Graph(std::string_view graph) {
         const std::string_view name = submessage(field.bytes, kValueName);
         name_once(name);
         inputs[name] = element_type(field.bytes);
+        input_ranks[name] = rank(field.bytes);
         break;
       }
       case kGraphOutput: {

@@ -72,6 +72,7 @@ struct Graph {
   std::map<std::string_view, size_t> use_counts;  // value -> number of nodes and graph outputs that read it
   std::map<std::string_view, size_t> producers;   // value -> index of its node in `nodes`
   std::map<std::string_view, DType> inputs;
+  std::map<std::string_view, size_t> input_ranks;  // 0 if the graph declares no shape
   std::set<std::string_view> outputs;
   bool has_graph = false;  // some node has a subgraph
 

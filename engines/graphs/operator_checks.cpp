@@ -15,6 +15,7 @@ namespace blip2rt {
 namespace {
 
 constexpr uint64_t kMaxSize = uint64_t{1} << 31;
+constexpr std::string_view kSkipNorm = "SkipSimplifiedLayerNormalization";
 
 // Returns a constant that is no graph input, or nullptr.
 const Constant* constant(const Graph& graph, std::string_view name) {
@@ -92,10 +93,12 @@ bool dynamic_matmul_fits(const Graph& graph, const Node& node) {
   return !is_given(kBias) || has_count(constant(graph, node.inputs[kBias]), 1, n);
 }
 
-// The core replaces a GatherND with a batch axis. Without one, exports use indices that an Unsqueeze gave an axis;
-// ONNX Runtime may abort for others.
+// The core replaces a GatherND with a batch axis. Without one, exports look up a constant table, with indices that an
+// Unsqueeze gave an axis; ONNX Runtime may abort or read out of bounds for others.
 bool gather_is_supported(const Graph& graph, const Node& node) {
   if (node.number("batch_dims", 0) == 1) return true;
+  const Constant* table = constant(graph, node.inputs[0]);
+  if (table == nullptr || std::find(table->shape.begin(), table->shape.end(), 0) != table->shape.end()) return false;
   const auto maker = graph.producers.find(node.inputs[1]);
   if (maker == graph.producers.end()) {
     const Constant* indices = constant(graph, node.inputs[1]);
@@ -104,6 +107,12 @@ bool gather_is_supported(const Graph& graph, const Node& node) {
   const Node& widened = graph.nodes[maker->second];
   const Constant* added = widened.inputs.size() == 2 ? constant(graph, widened.inputs[1]) : nullptr;
   return widened.is("Unsqueeze") && added != nullptr && added->shape.size() == 1 && added->shape[0] > 0;
+}
+
+// ONNX Runtime 1.23 aborts for a single number, if there are no elements.
+bool axes_are_a_list(const Graph& graph, const Node& node) {
+  const Constant* axes = node.inputs.size() < 2 ? nullptr : constant(graph, node.inputs[1]);
+  return node.inputs.size() < 2 || (axes != nullptr && axes->shape.size() == 1);
 }
 
 // ONNX Runtime before 1.30 aborts for any other number.
@@ -125,41 +134,49 @@ bool divides_integers(const Constant* divisor) {
   return false;
 }
 
-// Collects the values that are certainly floating-point numbers, from the first node to the last.
-class FloatValues {
+// Collects the values that are certainly floating-point numbers, and those that certainly have an axis, from the first
+// node to the last.
+class KnownValues {
  public:
-  explicit FloatValues(const Graph& graph) {
-    for (const auto& [name, dtype] : graph.inputs) add_if(is_float(dtype), name);
-    for (const auto& [name, constant] : graph.constants) add_if(is_float(constant.dtype), name);
+  explicit KnownValues(const Graph& graph) {
+    for (const auto& [name, dtype] : graph.inputs) add(name, is_float(dtype), graph.input_ranks.at(name) > 0);
+    for (const auto& [name, constant] : graph.constants) {
+      add(name, is_float(constant.dtype), !constant.shape.empty());
+    }
   }
 
   void add_outputs(const Node& node) {
     constexpr std::string_view kIntegers[] = {"And",         "Equal", "Greater", "GreaterOrEqual", "Less",
                                               "LessOrEqual", "Not",   "Or",      "QuantizeLinear", "Shape"};
     const std::string_view type = node.op_type;
-    bool floating = has(node.inputs[type == "Where" ? 1 : 0]);
+    bool floating = is_floating(node.inputs[type == "Where" ? 1 : 0]);
     if (std::find(std::begin(kIntegers), std::end(kIntegers), type) != std::end(kIntegers)) floating = false;
     if (type == "Cast") floating = is_float(static_cast<DType>(node.number("to", 0)));
     if (type == "DequantizeLinear" || type == "GatherBlockQuantized") floating = true;
-    for (std::string_view output : node.outputs) add_if(floating, output);
+    const bool keeps_axes = type == "Add" || type == "Mul" || type == "Cast" || type == kSkipNorm;
+    const bool axes = keeps_axes && std::any_of(node.inputs.begin(), node.inputs.end(),
+                                                [this](std::string_view input) { return has_axis(input); });
+    for (std::string_view output : node.outputs) add(output, floating, axes);
   }
 
-  bool has(std::string_view name) const { return names_.count(name) != 0; }
+  bool is_floating(std::string_view name) const { return floating_.count(name) != 0; }
+  bool has_axis(std::string_view name) const { return with_axis_.count(name) != 0; }
 
  private:
-  void add_if(bool floating, std::string_view name) {
-    if (floating) names_.insert(name);
+  void add(std::string_view name, bool floating, bool axes) {
+    if (floating) floating_.insert(name);
+    if (axes) with_axis_.insert(name);
   }
 
-  std::set<std::string_view> names_;
+  std::set<std::string_view> floating_, with_axis_;
 };
 
 // Integers must not be divided by 0, nor the lowest by -1.
-bool can_divide(const Graph& graph, const Node& node, const FloatValues& floats) {
+bool can_divide(const Graph& graph, const Node& node, const KnownValues& known) {
   if (node.op_type != "Div" && node.op_type != "Mod" && node.op_type != "ReduceMean") return true;
-  if (floats.has(node.inputs[0])) return true;
+  if (known.is_floating(node.inputs[0])) return true;
   return node.op_type != "ReduceMean" &&
-         (floats.has(node.inputs[1]) || divides_integers(constant(graph, node.inputs[1])));
+         (known.is_floating(node.inputs[1]) || divides_integers(constant(graph, node.inputs[1])));
 }
 
 void check_operands(const Graph& graph, const Node& node) {
@@ -168,10 +185,16 @@ void check_operands(const Graph& graph, const Node& node) {
     bool (*fits)(const Graph& graph, const Node& node);
     const char* fault;
   };
-  constexpr Check kChecks[] = {
+  static constexpr char kAxes[] = "its axes are not a constant list";
+  static constexpr Check kChecks[] = {
       {"MatMulNBits", matmul_nbits_fits, "its weights do not fit its sizes"},
       {"DynamicQuantizeMatMul", dynamic_matmul_fits, "its weights do not fit each other"},
-      {"GatherND", gather_is_supported, "its indices may lack an axis"},
+      {"GatherND", gather_is_supported, "it has no constant table, or its indices may lack an axis"},
+      {"ReduceL2", axes_are_a_list, kAxes},
+      {"ReduceMean", axes_are_a_list, kAxes},
+      {"ReduceSum", axes_are_a_list, kAxes},
+      {"Squeeze", axes_are_a_list, kAxes},
+      {"Unsqueeze", axes_are_a_list, kAxes},
       {"Split", split_matches_outputs, "it has different numbers of parts and outputs"},
   };
   for (const Check& check : kChecks) {
@@ -181,7 +204,7 @@ void check_operands(const Graph& graph, const Node& node) {
 
 }  // namespace
 
-void check_operators(std::string_view bytes, const ModelContents& found) {
+void check_operators(std::string_view bytes, const ModelContents& found, bool for_tensorrt) {
   constexpr size_t kMaxNodes = 50'000;  // far above a language model of 100 layers
   const Model model(bytes);
   if (model.has_functions || model.has_training) throw OperatorError("it has functions or training graphs");
@@ -194,18 +217,21 @@ void check_operators(std::string_view bytes, const ModelContents& found) {
     throw OperatorError("it has " + std::to_string(graph.nodes.size()) + " nodes, more than " +
                         std::to_string(kMaxNodes));
   }
-  FloatValues floats(graph);
+  KnownValues known(graph);
   for (const Node& node : graph.nodes) {
     try {
-      check_allowed(node);
+      check_allowed(node, for_tensorrt);
       check_operands(graph, node);
-      if (!can_divide(graph, node, floats)) throw std::runtime_error("it may divide integers by 0 or -1");
+      if (!can_divide(graph, node, known)) throw std::runtime_error("it may divide integers by 0 or -1");
+      // ONNX Runtime 1.23 reads out of bounds.
+      if (node.op_type == kSkipNorm && !known.has_axis(node.inputs[0]))
+        throw std::runtime_error("its input may lack an axis");
     } catch (const std::runtime_error& error) {
       const std::string_view name = node.name.empty() && !node.outputs.empty() ? node.outputs[0] : node.name;
       throw OperatorError("node " + quoted(name) + " (" + std::string(single_line(node.op_type)) +
                           "): " + error.what());
     }
-    floats.add_outputs(node);
+    known.add_outputs(node);
   }
 }
 

@@ -17,7 +17,7 @@ struct OperatorError : std::runtime_error {
 
 // Throws OperatorError for a node that is not in the table of allowed operators; for weights that do not fit their
 // product; for integers that may be divided by 0 or -1; for functions, training graphs and too many nodes. `found` is
-// the result of scan_model.
-void check_operators(std::string_view model, const ModelContents& found);
+// the result of scan_model. for_tensorrt: TensorRT may be what runs the model.
+void check_operators(std::string_view model, const ModelContents& found, bool for_tensorrt);
 
 }  // namespace blip2rt

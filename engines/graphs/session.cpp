@@ -98,7 +98,8 @@ Session::Session(const std::string& graph_path, int intra_op_threads, CustomOps 
   SessionOptions options = session_options(intra_op_threads);
   RewrittenGraph graph;
   {
-    const std::string bytes = read_graph(graph_path, files, trusted);
+    const std::string bytes =
+        read_graph(graph_path, files, trusted ? OperatorRules::kTrusted : OperatorRules::kOnnxRuntime);
     try {
       graph = rewritten_graph(bytes, intra_op_threads, ops);
     } catch (const std::runtime_error& error) {

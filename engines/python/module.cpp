@@ -165,7 +165,7 @@ NB_MODULE(_native, m) {
       "check_graph",
       [](const std::string& graph_path, const AllowedFiles& files, bool trusted) {
         const ReleasedGil released;
-        read_graph(graph_path, files, trusted);
+        read_graph(graph_path, files, trusted ? OperatorRules::kTrusted : OperatorRules::kEveryEngine);
       },
       "graph_path"_a, "files"_a = nb::none(), "trusted"_a = false);
 

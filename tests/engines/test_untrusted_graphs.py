@@ -40,6 +40,15 @@ def test_nanos_altered_graphs_caption_or_fail(tmp_path: Path) -> None:
     run_mutants("nano_mutants", new_seed(), 300, tmp_path)
 
 
+def test_no_allowed_operator_ends_the_process(tmp_path: Path) -> None:
+    seed = new_seed()
+    command = [sys.executable, "-m", "tests.engines.native.random_nodes", str(seed), "800", str(tmp_path), "0"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    *_, last = done.stdout.splitlines()
+    assert done.returncode == 0, f"seed {seed}, graph {last}: {done.returncode} {done.stderr[-2000:]}"
+    assert int(last.split()[1]) > 100, "too few graphs run"
+
+
 def run_mutants(module: str, seed: int, count: int, folder: Path) -> None:
     """Run `count` mutants in one process. A mutant may end it only if it also ends ONNX Runtime alone."""
 

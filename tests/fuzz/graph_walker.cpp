@@ -27,7 +27,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   require(is_utf8(single_line(model)));
   const AllowedFiles files = std::map<std::string, uint64_t>{{"a.data", 100}};
   try {
-    check_model(model, "/nonexistent/", files, size % 2 == 0);
+    check_model(model, "/nonexistent/", files, static_cast<OperatorRules>(size % 3));
   } catch (const std::runtime_error& error) {
     require(single_line(error.what()) == error.what());
   }

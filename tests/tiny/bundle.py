@@ -200,10 +200,10 @@ def build_graphs(onnx: Any, weights: dict[str, np.ndarray]) -> dict[str, Any]:
         "image_embed": f"""({features}) => (float[B,{Q},{E}] image_embeds) {{
             query_output = MatMul(queries, vision_features)
             e = MatMul(query_output, image_project)
-            image_embeds = LpNormalization <axis = -1> (e)
+            {normalized("e", "image_embeds")}
         }}""",
         "text_embed": f"""({text}) => (float[B,{E}] text_embeds) {{{pooling}
-            text_embeds = LpNormalization <axis = -1> (pooled)
+            {normalized("pooled", "text_embeds")}
         }}""",
         "itm": f"""({features}, {text}) => (float[B,2] itm_logits) {{{pooling}
             mean = ReduceMean <axes = [1], keepdims = 0> (vision_features)
@@ -214,6 +214,11 @@ def build_graphs(onnx: Any, weights: dict[str, np.ndarray]) -> dict[str, Any]:
     }
     constants = {"last": np.array([-1]), "one": np.array([1]), "flat": np.array([0, C, N])}
     return {name: parse_graph(onnx, source, {**weights, **constants}, 17, 8) for name, source in sources.items()}
+
+
+def normalized(x: str, y: str) -> str:
+    """Nodes that divide the rows of x by their length."""
+    return f"squares = Mul({x}, {x}) sum = ReduceSum(squares, last) norm = Sqrt(sum) {y} = Div({x}, norm)"
 
 
 def parse_graph(onnx: Any, source: str, constants: dict[str, np.ndarray], opset: int, ir_version: int) -> Any:
