@@ -15,6 +15,9 @@ pytest.importorskip("torch")
 
 from blip2rt.errors import Blip2rtError
 from train.loop.logs import Log
+from train.loop.parallel import this_process
+from train.loop.trainer import Trainer
+from train.settings import BatchSettings, LogSettings, LoopSettings, OptimizerSettings
 
 LINE = {"step": 10, "loss": 2.5, "samples_per_second": 33.33, "waiting_for_data": 0.024}
 
@@ -66,6 +69,29 @@ def test_plot_shows_dev_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "dev_t2i_r@1": [40, 50],
         "dev_query_cosine": [0.5] * 2,
     }
+
+
+def test_speed_leaves_out_evaluations_and_checkpoints(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    clock = [0.0]
+
+    def takes(seconds: float, result: Any = None) -> Any:
+        def work(*_: Any) -> Any:
+            clock[0] += seconds
+            return result
+
+        return work
+
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(Trainer, "_step", takes(1.0, {"loss": 2.0}))
+    monkeypatch.setattr(Trainer, "_evaluate", takes(50.0))
+    monkeypatch.setattr(Trainer, "_save", takes(100.0))
+    trainer: Any = object.__new__(Trainer)
+    logs = LogSettings(log_every=4, save_every=1, eval_every=3)
+    trainer.settings = LoopSettings(batch=BatchSettings(batch_size=8), optimizer=OptimizerSettings(steps=8), log=logs)
+    trainer.parallel, trainer.step, trainer.out = this_process(), 0, tmp_path
+    trainer.log = Log(tmp_path, True, 8)
+    trainer.run(((step, [None]) for step in range(9)), lambda micro: {}, dict)
+    assert [line["samples_per_second"] for line in lines(tmp_path)] == [8, 8]
 
 
 def test_other_processes_are_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

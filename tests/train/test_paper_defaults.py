@@ -183,6 +183,18 @@ def test_paper_recipes_list_their_differences() -> None:
     assert seen == fields
 
 
+def test_lr_sets_the_rates_of_heads_unless_they_are_given() -> None:
+    """The defaults of the two equal lr's, so that a larger lr alone would leave the heads behind."""
+    data = ["--train_table", "t", "--out", "o"]
+    heads: list[tuple[Any, Any, str]] = [(stage1, stage1.Stage1Settings, "head_lr")]
+    heads += [(stage2, stage2.Stage2Settings, "projection_lr")]
+    for module, kind, name in heads:
+        follows = module.peak_rates(parse(kind, [*data, "--lr", "1e-3"], ""), None)
+        given = module.peak_rates(parse(kind, [*data, "--lr", "1e-3", f"--{name}", "2e-3"], ""), None)
+        assert set(follows.values()) <= {1e-4} and 2e-3 in given.values(), "only the adapters have a rate of their own"
+        assert not {"vision_proj", "itm_head", "projection"} & follows.keys()
+
+
 def test_old_checkpoints_have_no_query_dropout() -> None:
     data = Blip2Config(qformer=TINY).to_json()
     for name in ("query_dropout", "attention_dropout"):
