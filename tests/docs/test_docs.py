@@ -211,7 +211,9 @@ def test_site_builds_with_the_reference(tmp_path: Path) -> None:
     reference = (tmp_path / "api.html").read_text()
     for name in ("Model.caption", "Options", "Manifest", "OptionError"):
         assert f'{name}"' in reference
+    assert "scaled_jpeg" in (tmp_path / "search" / "search_index.js").read_text(), "for the search without a server"
     pages = [page.read_text() for page in tmp_path.rglob("*.html")]
+    assert all('iframe-worker.js"' in page for page in pages if 'data-md-component="search-query"' in page)
     fetched = {
         url for page in pages for url in re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)', page)
     }
