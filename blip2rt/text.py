@@ -137,19 +137,23 @@ class LlmTokenizer:
         return text
 
     def settled(self, token_ids: Sequence[int]) -> Sequence[int]:
-        """Token ids without trailing byte tokens: the library decodes an incomplete run byte by byte."""
+        """Token ids without trailing byte tokens: the library decodes an incomplete run byte by byte.
+
+        Special tokens, which are not shown, do not end a run.
+        """
         end = len(token_ids)
-        while end > 0 and token_ids[end - 1] in self._fallback:
+        while end > 0 and token_ids[end - 1] in self._unsettled:
             end -= 1
         return token_ids[:end]
 
     @cached_property
-    def _fallback(self) -> frozenset[int]:
-        """The byte tokens, if the library decodes a run of them as a whole."""
+    def _unsettled(self) -> frozenset[int]:
+        """The byte tokens and the special ones, if the library decodes a run of bytes as a whole."""
         if '"ByteFallback"' not in json.dumps(json.loads(self._tokenizer.to_str()).get("decoder")):
             return frozenset()
         found = (self._tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
-        return frozenset(token for token in found if token is not None)
+        special = (i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special)
+        return frozenset((*(token for token in found if token is not None), *special))
 
     def token_bytes(self) -> list[bytes]:
         """The bytes that each token of the language model adds to a text; special tokens add their names."""

@@ -143,7 +143,7 @@ def test_clean_up_equals_transformers(tmp_path):
 
 
 def byte_fallback(tmp_path: Path) -> LlmTokenizer:
-    """A tokenizer with byte fallback, like Llama's."""
+    """A tokenizer with byte fallback, like Llama's; its last token, 260, is special."""
     from tokenizers import Tokenizer, decoders, models
 
     words = ["<unk>", "\u2581a", "\u2581dog", "s", *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -152,8 +152,9 @@ def byte_fallback(tmp_path: Path) -> LlmTokenizer:
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
+    tokenizer.add_special_tokens(["<end>"])
     tokenizer.save(str(tmp_path / "t.json"))
-    return LlmTokenizer(tmp_path / "t.json", replace(LLM, vocab_size=len(words)))
+    return LlmTokenizer(tmp_path / "t.json", replace(LLM, vocab_size=len(words) + 1))
 
 
 def test_byte_fallback_pieces_join_to_the_text(tmp_path):
@@ -167,7 +168,7 @@ def test_byte_fallback_pieces_join_to_the_text(tmp_path):
         text = text[: random.randint(1, len(text))]  # it may end within a character
         said = [first + byte for byte in text]
         for at in sorted(random.sample(range(len(said)), random.randint(0, min(2, len(said) - 1)))):
-            said.insert(at, random.choice([1, 2, 3]))
+            said.insert(at, random.choice([1, 2, 3, 260, 260]))
         stream = TextStream(tokenizer)
         pieces = [*map(stream.push, said), stream.end()]
         assert "".join(pieces) == tokenizer.text(said), said
