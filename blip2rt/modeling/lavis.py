@@ -136,15 +136,16 @@ def _qformer(weights: Weights, vision_width: int, text_branch: bool, parts: Exte
     shapes, layer = weights.shapes, "Qformer.bert.encoder.layer."
     _, queries, width = shapes["query_tokens"]
     crossing = [int(m[1]) for name in shapes if (m := re.match(rf"{layer}(\d+)\.crossattention.self.key.weight", name))]
+    layers = 1 + max((int(m[1]) for name in shapes if (m := re.match(rf"{layer}(\d+)\.", name))), default=-1)
     words, positions = (f"{_EMBEDDINGS}.{kind}_embeddings.weight" for kind in ("word", "position"))
     return QFormerConfig(
         hidden_size=width,
-        layers=1 + max((int(m[1]) for name in shapes if (m := re.match(rf"{layer}(\d+)\.", name))), default=-1),
+        layers=layers,
         heads=parts.qformer_heads or max(1, width // 64),
         intermediate_size=shapes[f"{layer}0.intermediate_query.dense.weight"][0],
         queries=queries,
         vision_width=vision_width,
-        cross_attention_frequency=sorted(crossing)[1] if len(crossing) > 1 else 2,
+        cross_attention_frequency=sorted(crossing)[1] if len(crossing) > 1 else max(1, layers),
         vocab_size=shapes[words][0] if text_branch else 30523,
         max_positions=shapes[positions][0] if text_branch else 512,
         query_gain=None,

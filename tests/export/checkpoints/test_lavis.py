@@ -58,6 +58,16 @@ def test_stage_2_equals_hugging_face(stage2: tuple[Any, Path, Path, ExternalPart
         assert (got - want).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("frequency", [1, 3, 4])
+def test_cross_attention_frequency_is_read_from_the_tensors(frequency: int, tmp_path: Path) -> None:
+    torch.manual_seed(SEED)
+    sizes = {"num_hidden_layers": 4, "cross_attention_frequency": frequency}
+    model, trained, _, parts = tiny_lavis.stage2(tmp_path, **sizes)
+    ours, pixels = Checkpoint(trained, parts).load(), torch.randn(2, 3, 28, 28)
+    for got, want in zip(outputs(ours, pixels), theirs(model, pixels), strict=True):
+        assert (got - want).abs().max() < 1e-4
+
+
 def test_stage_2_converts_to_hugging_face_and_back(
     stage2: tuple[Any, Path, Path, ExternalParts], tmp_path: Path
 ) -> None:
