@@ -115,10 +115,11 @@ def encoder_shape(config: VisionConfig) -> tuple[int, int, int]:
         body = build_encoder(config)
         try:
             features = _as_sequence(body.eval()(torch.zeros(1, 3, config.height, config.width)))
-        except (RuntimeError, ValueError, AssertionError) as error:
+        except (RuntimeError, ValueError, AssertionError, TypeError) as error:  # TypeError: NaFlex takes other inputs
             reason = str(error).splitlines()[0]
             size = f"{config.height} x {config.width}"
-            raise Blip2rtError(f"{config.source} cannot read {size} pixels: {reason}") from error
+            fix = "choose another encoder or image size"
+            raise Blip2rtError(f"{config.source} cannot read {size} pixels ({reason}): {fix}") from error
     return features.shape[1], features.shape[2], sum(p.numel() for p in body.parameters())
 
 

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
+from blip2rt.errors import Blip2rtError
+from blip2rt.modeling.vision import VisionConfig, encoder_shape
 from tests.tiny import blip2 as tiny_blip2
 
 ROOT = Path(__file__).parents[3]
@@ -67,6 +70,16 @@ def test_unsupported_values_are_named_together(checkpoint_copy: Path, export_err
 def test_damaged_config_is_named(checkpoint_copy: Path, export_error: Callable[..., str], text: str) -> None:
     (checkpoint_copy / "config.json").write_text(text)
     assert "damaged" in export_error(checkpoint_copy)
+
+
+def test_encoder_that_needs_more_than_pixels_is_rejected(tmp_path: Path) -> None:
+    """SigLIP 2 NaFlex takes patches of images of any proportions."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    transformers.Siglip2VisionConfig(**sizes, num_patches=16, patch_size=7).save_pretrained(tmp_path)
+    with pytest.raises(
+        Blip2rtError, match=r"cannot read 28 x 28 pixels \(.*'spatial_shapes'\): choose another encoder"
+    ):
+        encoder_shape(VisionConfig(source=f"hf:{tmp_path}", height=28, width=28))
 
 
 def test_unreachable_hub_is_a_one_line_error(export_error: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
