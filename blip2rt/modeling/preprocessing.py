@@ -24,9 +24,12 @@ _DEFAULT = "BlipImageProcessor"
 
 
 def with_preprocessing(config: VisionConfig, folder: Path) -> VisionConfig:
-    """`config` with the settings of the folder's image processor, if it has one. Raises Blip2rtError."""
+    """`config` with the settings of the folder's image processor. Raises Blip2rtError: it has none, or another kind."""
     found = find_processor(folder)
-    return config if found is None else _read(config, *found)
+    if found is not None:
+        return _read(config, *found)
+    made = f"transformers.{_DEFAULT}(size={{'height': {config.height}, 'width': {config.width}}})"
+    raise Blip2rtError(f"{folder} has no image processor: save one there, e.g. {made}.save_pretrained({str(folder)!r})")
 
 
 def find_processor(folder: Path) -> tuple[dict[str, Any], Path] | None:
@@ -63,9 +66,9 @@ def _read(config: VisionConfig, data: dict[str, Any], file: Path) -> VisionConfi
     if not faults and size != (config.height, config.width):
         faults.append(_size_fault(size, getattr(processor, "size", None), config))
     resample = getattr(processor, "resample", None)
-    number = -1 if resample is None else int(resample)
-    if not 0 <= number < len(FILTERS):  # null stops transformers, too
-        shown = "null" if resample is None else number
+    number = int(resample) if isinstance(resample, int) else -1
+    if not 0 <= number < len(FILTERS):  # null and names stop transformers, too
+        shown = "null" if resample is None else repr(resample)
         faults.append(f"resample is {shown}: set it to {', '.join(f'{i} ({n})' for i, n in enumerate(FILTERS))}")
         number = 0
     mean, std = _normalization(processor, faults)
@@ -130,7 +133,11 @@ def _size_fault(size: tuple[int, int] | None, given: Any, config: VisionConfig) 
 
 def _normalization(processor: Any, faults: list[str]) -> tuple[Colours, Colours]:
     """mean and std for colours from 0 to 1, whatever the processor's scale."""
-    given = getattr(processor, "rescale_factor", None) or 1 / 255
+    given = getattr(processor, "rescale_factor", None)
+    given = 1 / 255 if given is None else given
+    if not isinstance(given, int | float) or not math.isfinite(given) or given <= 0:
+        faults.append(f"rescale_factor is {given!r}: set it to a number above 0, such as {1 / 255:.6g} (1 / 255)")
+        given = 1.0
     scale = given if getattr(processor, "do_rescale", True) else 1.0
     mean: Any = 0.0
     std: Any = 1.0

@@ -64,6 +64,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a mean that is a text": ({**BLIP_SQUARE, "image_mean": "no"}, "image_mean is"),
     "a spread of nothing": ({**BLIP_SQUARE, "image_std": 0}, "image_std is"),
     "resample of null": ({**BLIP_SQUARE, "resample": None}, "resample is null"),
+    "a filter by name": ({**BLIP_SQUARE, "resample": "bicubic"}, r"resample is 'bicubic': set it to .*3 \(bicubic\)"),
+    "a factor of 0": ({**BLIP_SQUARE, "rescale_factor": 0}, "rescale_factor is 0: set it to a number above 0"),
     "a filter that is none": ({**BLIP_SQUARE, "resample": 9}, "resample is 9"),
     "a size that is a text": ({"image_processor_type": BLIP, "size": "large"}, "size|values"),
 }
@@ -106,14 +108,15 @@ def test_unsupported_preprocessing_is_rejected(tmp_path: Path, kind: str) -> Non
     assert "preprocessor_config.json" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_processor_config_overrides_preprocessor_config(tmp_path: Path) -> None:
+def test_processor_config_overrides_preprocessor_config_and_one_is_needed(tmp_path: Path) -> None:
     write(tmp_path, {**BLIP_SQUARE, "resample": 2}, inner=True)
     write(tmp_path, {**BLIP_SQUARE, "resample": 0}, inner=False)
     assert with_preprocessing(CONFIG, tmp_path).resample == "bilinear"
     (tmp_path / "processor_config.json").write_text('{"num_query_tokens": 32, "processor_class": "Blip2Processor"}')
     assert with_preprocessing(CONFIG, tmp_path).resample == "nearest"
     (tmp_path / "preprocessor_config.json").unlink()
-    assert with_preprocessing(CONFIG, tmp_path) == CONFIG
+    with pytest.raises(Blip2rtError, match=r"has no image processor: save one there, e.g. transformers.BlipImage"):
+        with_preprocessing(CONFIG, tmp_path)
 
 
 def test_torchvision_is_close_to_pillow(tmp_path: Path) -> None:
