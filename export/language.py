@@ -28,7 +28,7 @@ from blip2rt.modeling.llm import LlmConfig
 from . import describe, targets
 from .checks import calibration, verify
 from .graph_exporter import GraphExporter
-from .graphs import compatibility, llm, t5
+from .graphs import compatibility, llm, masks, t5
 from .options import LlmOptions
 from .precision.activations import NO_RANGES, Ranges
 from .precision.quantizer import BITS
@@ -88,6 +88,8 @@ def write(
 def trace_graphs(target: targets.Target, model: Any, max_positions: int) -> targets.NamedGraphs:
     """Trace the graphs of a language model, one after the other. Raises Blip2rtError if that fails."""
     try:
+        if not model.config.is_encoder_decoder:
+            masks.require_causal_masks(model)
         yield from target.llm_graphs(model, max_positions)
     except Blip2rtError:
         raise

@@ -78,10 +78,10 @@ class Rotary:
 @contextlib.contextmanager
 def fixed_rope_tables(llm: Any) -> Iterator[None]:
     """Fix length-dependent tables to those of the positions up to `rope_length_limit`."""
-    found = [module for module in llm.modules() if str(getattr(module, "rope_type", None)) in LENGTH_DEPENDENT]
+    found = [module for module in llm.modules() if _rope_types(module) & LENGTH_DEPENDENT]
     kinds = [module.rope_type for module in found]
-    for module in found:
-        module.rope_type = "default"
+    for module, kind in zip(found, kinds, strict=True):
+        module.rope_type = dict.fromkeys(kind, "default") if isinstance(kind, dict) else "default"
     try:
         yield
     finally:
@@ -89,16 +89,20 @@ def fixed_rope_tables(llm: Any) -> Iterator[None]:
             module.rope_type = kind
 
 
+def _rope_types(module: Any) -> set[str]:
+    """The types of a module's tables: one, or one for each kind of layers."""
+    kind = getattr(module, "rope_type", None)
+    return set(map(str, kind.values())) if isinstance(kind, dict) else {str(kind)}
+
+
 def rope_length_limit(config: Any) -> int | None:
-    """Return the length beyond which a model of this config changes its rotation; None if it never does."""
+    """Return the length beyond which a model of this config changes a rotation; None if it never does."""
     settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     kinds = [each for each in (settings, *settings.values()) if isinstance(each, dict)]
     found = [each for each in kinds if each.get("rope_type", each.get("type")) in LENGTH_DEPENDENT]
-    if not found:
-        return None
-    first = found[0].get("original_max_position_embeddings")
-    first = first or getattr(config, "original_max_position_embeddings", None)
-    return int(first or config.max_position_embeddings)
+    name, default = "original_max_position_embeddings", getattr(config, "max_position_embeddings", None)
+    default = getattr(config, name, None) or default
+    return min((int(each.get(name) or default) for each in found), default=None)
 
 
 def _rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

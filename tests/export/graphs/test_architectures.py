@@ -5,17 +5,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import transformers
 
 from blip2rt.errors import Blip2rtError
-from export.graphs import compatibility
+from export import targets
+from export.graphs import compatibility, masks
 from export.language import trace_graphs
 from tests import parity
 from tests.seeds import seed_of
 from tests.tiny import architectures
+from tests.tiny.language_models import write
 
 SEED = seed_of(__name__)
 _QUICK = ("bart", "marian", "mamba", "hunyuan_v1_dense", "longt5", "pegasus", "whisper", "rwkv", "blenderbot")
@@ -54,6 +59,55 @@ def test_length_dependent_rotation_is_rejected_before_tracing() -> None:
         wrong = compatibility.unsupported_reason(changing, "ort", verified, architectures.MAX_POSITIONS)
         assert wrong is not None and "give --max-positions 32" in wrong and "\n" not in wrong
     assert compatibility.unsupported_reason(changing, "ort", True, 32) is None
+
+
+def longrope_gemma() -> Any:
+    """Gemma 3 whose kinds of layers change their rotation at different lengths."""
+    config = architectures.tiny_config("gemma3_text")
+    factors = {"short_factor": [1.1] * 8, "long_factor": [4.0] * 8}
+    limits = {"full_attention": 48, "sliding_attention": 8}
+    config.rope_parameters = {
+        kind: {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": limit, **factors}
+        for kind, limit in limits.items()
+    }
+    return config
+
+
+def test_smallest_limit_of_all_layers_counts() -> None:
+    wrong = compatibility.unsupported_reason(longrope_gemma(), "ort", True, architectures.MAX_POSITIONS)
+    assert wrong is not None and "give --max-positions 8" in wrong
+
+
+def test_rotation_of_a_row_does_not_depend_on_longer_rows(tmp_path: Path) -> None:
+    """As transformers alone, whatever the length of the others in its batch."""
+    torch.manual_seed(SEED)
+    model = transformers.AutoModelForCausalLM.from_config(longrope_gemma()).eval()
+    graphs = write(trace_graphs(targets.ORT, model, 48), tmp_path, targets.ORT)
+    rng = np.random.default_rng(SEED)
+    rows = [rng.normal(size=(length, architectures.WIDTH)).astype(np.float32) for length in (3, 30)]
+    tokens = np.zeros((2, 12), np.int64)
+    together, alone = graphs.run(rows, tokens)[1][0], graphs.run(rows[:1], tokens[:1])[1][0]
+    assert np.abs(together[:5] - alone[:5]).max() < 1e-4 * np.abs(alone).max()
+
+
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {"is_causal": False}),
+    "mistral with a window": ("mistral with a window", {"is_causal": False}),
+    "bert": ("bert", {"is_decoder": False}),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_masks_that_are_not_causal_are_rejected(name: str) -> None:
+    """Also without a verification."""
+    kind, changes = CONFIGS[name]
+    config = architectures.tiny_config(kind)
+    auto = transformers.AutoModelForCausalLM
+    masks.require_causal_masks(auto.from_config(config))
+    for field, value in changes.items():
+        setattr(config, field, value)
+    with pytest.raises(Blip2rtError, match="is not causal in layers 0, 1, or has other windows than its layers ask"):
+        masks.require_causal_masks(auto.from_config(config))
 
 
 @pytest.mark.parametrize(
