@@ -26,7 +26,7 @@ from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.llm import LlmConfig
 
 from . import describe, targets
-from .checks import calibration, verify
+from .checks import calibration, greedy, verify
 from .graph_exporter import GraphExporter
 from .graphs import compatibility, llm, masks, t5
 from .options import LlmOptions
@@ -131,7 +131,8 @@ def verify_graphs(
     exporter.progress.line("llm: verifying")
     # int8-static depends on measured ranges: verify it with more prompts, as long as those of users.
     prompts = language.prompts.test if precision["llm"] == "int8-static" else language.prompts.plain
-    rows, end_to_end = (_prompt_embeds(language.model, prompts, each) for each in prefixes)
+    inputs = [np.concatenate([each[[n % len(each)]] for n in range(len(prompts))]) for each in prefixes]
+    rows, end_to_end = (_prompt_embeds(language.model, prompts, each) for each in inputs)
     encoder = None if language.start is None else exporter.graph(ENCODER)
     longest, limit = max(map(len, rows)) + verify.STEPS, language.spec.max_positions
     if encoder is None and longest > limit:
@@ -141,7 +142,10 @@ def verify_graphs(
         )
     graphs = verify.LlmGraphs(exporter.graph(LLM), exporter.graph(EMBED), encoder, language.start, exporter.target.open)
     try:
-        tokens = _compare(exporter, language, graphs, rows, end_to_end)
+        core = None
+        if exporter.target is targets.ORT:
+            core = greedy.CoreTokens(graphs, language.spec, np.concatenate(inputs), [*prompts, *prompts])
+        tokens = _compare(exporter, language, graphs, core, [*rows, *end_to_end])
     except Blip2rtError:
         raise
     except Exception as error:  # of ONNX Runtime, which rejects the graph
@@ -162,24 +166,30 @@ def _compare(
     exporter: GraphExporter,
     language: Language,
     graphs: verify.LlmGraphs,
+    core: greedy.CoreTokens | None,
     rows: list[np.ndarray],
-    end_to_end: list[np.ndarray],
 ) -> np.ndarray:
-    """Compare logits with PyTorch's, for [prefix | prompt] rows (S_b,D) from PyTorch and from the graphs.
+    """Compare logits and greedy tokens with PyTorch's, for [prefix | prompt] rows (S_b,D); the second half are those of
+    the first half with prefixes from the graphs. core: what chooses the tokens, if not the graphs in ONNX Runtime.
 
-    Returns the tokens (B,STEPS) that the graphs generate for `rows`.
+    Returns the tokens (B,STEPS) that follow the first half.
     """
-    tokens, got = graphs.run([*rows, *end_to_end])
-    want = verify.llm_logits(language.model, [*rows, *rows], tokens, language.start)
+    half, count = len(rows) // 2, len(rows)
+    random = greedy.random_text(language.spec.vocab_size)
+    forced = np.tile(random, (count, 1))
+    tokens, got = graphs.run(rows, None if core is None else core.texts())
+    after = core.after(random) if core is not None else graphs.run(rows, forced)[1][:, greedy.FORCED].argmax(-1)
+    both = np.concatenate((tokens, forced))
+    want, want_after = np.split(verify.llm_logits(language.model, rows[:half] * 4, both, language.start), 2)
     precisions = "/".join(map(exporter.precision, (VISION, QFORMER, LLM)))
     for name, precision, part in (
-        (LLM, exporter.precision(LLM), slice(len(rows))),
-        (verify.ALL_GRAPHS, precisions, slice(len(rows), None)),
+        (LLM, exporter.precision(LLM), slice(half)),
+        (verify.ALL_GRAPHS, precisions, slice(half, None)),
     ):
-        agreement = float((got[part].argmax(-1) == want[part].argmax(-1)).mean())
+        agreement = greedy.agreement(tokens[part], want[part], after[part], want_after[part])
         logits = {"logits": got[part]}, {"logits": want[part]}
         exporter.comparisons.append(verify.compare(name, precision, verify.PYTORCH, *logits, agreement))
-    return tokens[: len(rows)]
+    return tokens[:half]
 
 
 def _compare_exact(

@@ -48,7 +48,7 @@ class Comparison:
     against: str
     max_abs_error: float  # itm: of the difference of its two logits, which its probability depends on
     cosine: float | None  # mean over rows, of the output where it is lowest; None for itm, whose two logits have none
-    agreement: float | None = None  # llm and all: share of the graph's greedy tokens that PyTorch would choose too
+    agreement: float | None = None  # llm and all: share of greedy tokens equal to PyTorch's; see greedy.py
     fault: str = ""
 
 

@@ -21,6 +21,7 @@ from blip2rt.image import to_pixels
 from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.options import Options
 from blip2rt.text import Prompt
+from export.checks import greedy
 from export.checks.verify import STEPS, LlmGraphs
 from tests.export.commands_in_process import export
 from tests.seeds import new_seed, seed_of
@@ -85,15 +86,18 @@ class Pair:
         rows, _ = self.generate(prompts, num_beams=num_beams, min_new_tokens=1, **options)
         return [row[: next((i for i, token in enumerate(row) if token in self.ends), len(row))] for row in rows]
 
+    @property
+    def graphs(self) -> LlmGraphs:
+        spec = self.model.bundle.manifest.llm
+        encoder = self.bundle / "encoder.onnx" if spec.encoder_decoder else None
+        return LlmGraphs(self.bundle / "llm.onnx", self.bundle / "embed.onnx", encoder, spec.decoder_start_token_id)
+
     def logits(self, prompts: list[str | None], tokens: np.ndarray) -> np.ndarray:
         """Return our graphs' logits (B,STEPS,V), from our pixels, before each of tokens (B,STEPS)."""
         table = self.reference.get_input_embeddings()
         pairs = zip(self.prefix(len(prompts)), self.ids(prompts), strict=True)
         rows = [np.concatenate((prefix, table(torch.tensor(ids)).detach().numpy())) for prefix, ids in pairs]
-        spec = self.model.bundle.manifest.llm
-        encoder = self.bundle / "encoder.onnx" if spec.encoder_decoder else None
-        graphs = LlmGraphs(self.bundle / "llm.onnx", self.bundle / "embed.onnx", encoder, spec.decoder_start_token_id)
-        return graphs.run(rows, tokens)[1]
+        return self.graphs.run(rows, tokens)[1]
 
     def undecided(self, prompts: list[str | None], num_beams: int, row: int, want: list[int], **options: Any) -> bool:
         """Whether rounding its logits differently changes what transformers itself generates."""
@@ -169,6 +173,20 @@ def check_tokens(pair: Pair, prompts: list[str | None], num_beams: int) -> None:
     for row, (got, want) in enumerate(zip(ours, theirs, strict=True)):
         same = got == want or pair.undecided(prompts, num_beams, row, want)
         assert same, f"{num_beams} beams, {prompts[row]!r}: {got} is not {want}"
+
+
+def test_verification_takes_the_tokens_of_the_core(pair: Pair) -> None:
+    """Greedy ones and those after random texts, whatever the prompts' lengths."""
+    spec = pair.model.bundle.manifest.llm
+    core = greedy.CoreTokens(pair.graphs, spec, pair.prefix(4), pair.ids(PROMPTS))
+    text = greedy.random_text(spec.vocab_size)
+    own, after = core.texts(), core.after(text)
+    of_text = pair.logits(PROMPTS, np.tile(text, (4, 1)))[:, greedy.FORCED]
+    for tokens, logits in ((own, pair.logits(PROMPTS, own)), (after, of_text)):
+        chosen = np.take_along_axis(logits, tokens[..., None], -1)[..., 0]
+        assert chosen.shape[0] == 4 and (logits.max(-1) - chosen).max() < 1e-3
+    checks = {check.component: check for check in pair.model.bundle.manifest.verification}
+    assert checks["llm"].agreement > 0.95 and checks["all"].agreement > 0.95
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from export.checks.greedy import agreement
 from export.checks.verify import OWN_WEIGHTS, PYTORCH, compare
 from tests.seeds import new_seed
 
@@ -35,6 +36,13 @@ def test_itm_error_limit_is_a_share_of_the_logit_difference(precision: str, shar
             row = compare("itm", precision, PYTORCH, {"itm_logits": got}, {"itm_logits": want})
             assert (not row.fault) is good, (precision, spread, factor)
             assert good or "the difference of itm's logits is" in row.fault
+
+
+def test_agreement_is_half_about_random_texts() -> None:
+    tokens, after = np.ones((2, 12), np.int64), np.ones((2, 6), np.int64)
+    right, wrong = np.tile(np.array([0, 1, 0]), (2, 12, 1)), np.tile(np.array([1, 0, 0]), (2, 12, 1))
+    assert agreement(tokens, right, after, right) == 1
+    assert agreement(tokens, right, after, wrong) == agreement(tokens, wrong, after, right) == 0.5
 
 
 def test_with_its_own_weights_every_logit_must_agree() -> None:
