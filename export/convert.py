@@ -13,7 +13,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,7 +155,7 @@ def _to_hugging_face(checkpoint: Checkpoint, out: Path, dtype: str) -> None:
         theirs = hugging_face_config(checkpoint, tokenizer, dtype)
         theirs.save_pretrained(folder)
         save_tensors(model, folder, dtype, theirs)
-        _save_own(model, folder)
+        _save_own(model, checkpoint.config, folder)
 
 
 def _faults(config: Blip2Config) -> list[str]:
@@ -188,8 +187,8 @@ def hugging_face_config(checkpoint: Checkpoint, tokenizer: Any, dtype: str) -> A
     more: dict[str, Any] = {}
     if language is not None:
         text = language.text_config.to_dict()
-        if len(language.config.end_ids) == 1:
-            text["eos_token_id"] = language.config.end_ids[0]
+        ends = language.end_token_ids
+        text["eos_token_id"] = ends[0] if len(ends) == 1 else list(ends)
         if language.config.empty_prompt_ids:
             text["bos_token_id"] = language.config.empty_prompt_ids[0]
         more = {"text_config": text, "image_token_index": int(tokenizer.convert_tokens_to_ids("<image>"))}
@@ -285,11 +284,13 @@ def _tensors(model: Any, theirs: Any) -> Iterator[tuple[str, Any]]:
             yield there.partition("|")[0], streaming.read(parameter)
 
 
-def _save_own(model: Any, folder: Path) -> None:
+def _save_own(model: Any, config: Blip2Config, folder: Path) -> None:
+    """Write what the other files do not store."""
     from safetensors.torch import save_file
 
     from blip2rt.modeling import streaming
-    from blip2rt.modeling.hugging_face import OWN_CONFIG, OWN_WEIGHTS
+    from blip2rt.modeling.checkpoint import Checkpoint
+    from blip2rt.modeling.hugging_face import OWN_CONFIG, OWN_WEIGHTS, own_fields
     from blip2rt.modeling.names import hugging_face_name
 
     own = {
@@ -299,7 +300,8 @@ def _save_own(model: Any, folder: Path) -> None:
     }
     if own:
         save_file(own, folder / OWN_WEIGHTS)
-    (folder / OWN_CONFIG).write_text(json.dumps(asdict(model.config), indent=2) + "\n")
+    fields = own_fields(config, Checkpoint(folder).config)
+    (folder / OWN_CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
 
 
 if __name__ == "__main__":

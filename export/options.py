@@ -116,7 +116,7 @@ def _notes(stage2: Checkpoint | None, stage1: Checkpoint | None) -> Iterator[str
     elif stage2 is None:
         yield "this bundle cannot caption or answer: that takes a checkpoint of stage 2"
     for checkpoint in (stage2, stage1):
-        if checkpoint is not None and checkpoint.is_hugging_face and find_processor(checkpoint.path) is None:
+        if checkpoint is not None and checkpoint.is_hugging_face and find_processor(checkpoint.base) is None:
             yield f"{checkpoint.source} has no image processor: BLIP-2's own mean, deviation and filter are assumed"
 
 

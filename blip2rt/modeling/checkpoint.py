@@ -29,6 +29,7 @@ from .bert import BertSource
 from .blip2 import Blip2, Blip2Config, TrainableModel
 from .llm import LanguageModelSource, LlmConfig
 from .names import hugging_face_name
+from .peft_folder import base_of
 from .quantize import round_weights
 from .sources import CONFIG as CONFIG
 from .sources import NO_PARTS, ExternalParts, read_json, require_bounds
@@ -73,9 +74,14 @@ class Checkpoint:
         return locate(self.source)
 
     @cached_property
+    def base(self) -> Path:
+        """`path`; of an adapter that peft saved, the folder of its base, which has config, tokenizer and processor."""
+        return Path(base_of(str(self.path)))
+
+    @cached_property
     def stored_config(self) -> dict[str, Any]:
         """config.json as it is stored, in our or Hugging Face's format."""
-        data = read_json(self.path / CONFIG)
+        data = read_json(self.base / CONFIG)
         if not isinstance(data, dict):
             raise ValueError("it is not an object")
         return data
@@ -96,7 +102,7 @@ class Checkpoint:
         with boundary(f"checkpoint {path}: its {CONFIG} is damaged"):
             if self.is_hugging_face:
                 folder = LanguageModelSource(LlmConfig(source=str(path), tokenizer=parts.tokenizer))
-                config = hugging_face.read_config(path, self.stored_config, folder)
+                config = hugging_face.read_config(path, self.base, self.stored_config, folder)
             else:
                 config = _relocated(Blip2Config.from_json(self.stored_config), path)
                 folder = LanguageModelSource(config.llm or LlmConfig())
@@ -189,7 +195,7 @@ class Checkpoint:
         extra = {name: shape for name, shape in wanted.items() if hugging_face_name(name) is None}
         standard = {name: shape for name, shape in wanted.items() if name not in extra}
         readers = self.weights.readers(standard, hugging_face_name)
-        file = self.path / hugging_face.OWN_WEIGHTS
+        file = self.base / hugging_face.OWN_WEIGHTS
         if file.is_file():
             return readers | Weights(file).readers(extra, lambda name: name)
         width = None if self.language_model is None else self.language_model.hidden_size

@@ -57,7 +57,7 @@ def dequantize(entries: Mapping[str, Entry], dtypes: Mapping[str, torch.dtype]) 
     return found
 
 
-_FP8 = (torch.float8_e4m3fn,)
+_FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 def _dequantize_int8(entries: Mapping[str, Entry], weight: str, scale: str) -> Entry:

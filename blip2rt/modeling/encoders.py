@@ -8,6 +8,7 @@ it without weights, and to `load_encoder`, which builds it with its weights.
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,7 @@ from blip2rt.errors import Blip2rtError, boundary
 from blip2rt.install_hints import pip_install
 
 from . import streaming
+from .peft_folder import has_adapter
 from .sources import fetch, resolve
 from .vit import Vit
 from .vit_weights import vit_readers
@@ -96,6 +98,8 @@ class _HuggingFaceEncoder(nn.Module):
 
         super().__init__()
         with boundary(f"vision source hf:{name} cannot be loaded"):
+            if has_adapter(Path(fetch(name))):
+                raise ValueError("it holds an adapter of peft: merge it with merge_and_unload() and save the result")
             if pretrained:
                 model = AutoModel.from_pretrained(fetch(name), trust_remote_code=False).float()
             else:

@@ -7,11 +7,12 @@ transformers ignores.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from blip2rt.errors import Blip2rtError
+from blip2rt.errors import Blip2rtError, boundary
 
 from .bert import GEOMETRY
 from .blip2 import Blip2Config
@@ -48,9 +49,10 @@ QFORMER_FIELDS = GEOMETRY | {
 }
 
 
-def read_config(folder: Path, data: dict[str, Any], language: LanguageModelSource) -> Blip2Config:
+def read_config(weights: Path, folder: Path, data: dict[str, Any], language: LanguageModelSource) -> Blip2Config:
     """Translate a folder's config.json, `data`; `language` is the language model in the folder.
 
+    weights: the folder with the weights; it differs if it holds an adapter of peft for the other.
     Raises Blip2rtError: another architecture, or all unsupported values at once.
     """
     kinds = _KINDS.get(str(data.get("model_type")), ())
@@ -60,8 +62,6 @@ def read_config(folder: Path, data: dict[str, Any], language: LanguageModelSourc
             f"{folder} holds {kind or 'a model'} of type {data.get('model_type')!r}; supported are {_GENERATIVE} and "
             f"{_RETRIEVAL} of type {MODEL_TYPE!r}, {_INSTRUCT}, LAVIS' .pth files, and checkpoints of blip2rt"
         )
-    if (folder / OWN_CONFIG).is_file():
-        return _relocated(Blip2Config.from_json(read_json(folder / OWN_CONFIG)), folder)
     refuse_unknown_method(folder)
     from transformers import Blip2QFormerConfig, Blip2VisionConfig
 
@@ -76,9 +76,9 @@ def read_config(folder: Path, data: dict[str, Any], language: LanguageModelSourc
         llm = replace(prompt_layout(language), image_token_id=_image_token(data))
     if instruct and llm is not None:  # queries and language model read one text; no prompt is an empty text
         llm = replace(llm, empty_prompt_ids=None)
-    return Blip2Config(
+    config = Blip2Config(
         stage=1 if retrieval else 2,
-        vision=_vision(vision, folder),
+        vision=_vision(vision, weights, folder),
         qformer=_qformer(qformer, vision["hidden_size"], data.get("num_query_tokens", 32), retrieval or instruct),
         llm=llm,
         qformer_init=str(folder.absolute() / _QFORMER_TOKENIZER if instruct else folder),
@@ -89,18 +89,66 @@ def read_config(folder: Path, data: dict[str, Any], language: LanguageModelSourc
         normalize_prefix=False,
         question_input=instruct,
         question_prompt=llm.ask_prompt if instruct and llm is not None else "{}",
-        sources=({"part": "all", "name": folder.resolve().name, "licence": "see its card", "origin": str(folder)},),
+        sources=({"part": "all", "name": weights.resolve().name, "licence": "see its card", "origin": str(weights)},),
     )
+    return _with_own_fields(config, folder / OWN_CONFIG) if (folder / OWN_CONFIG).is_file() else config
 
 
-def _relocated(config: Blip2Config, folder: Path) -> Blip2Config:
-    """Our own config of a converted folder: the frozen parts are in the folder, wherever it is now."""
-    llm = config.llm
-    if llm is not None:
-        llm = replace(llm, source=str(folder), tokenizer=None, lora_rank=0, adapters=None)
-    qformer_init = str(folder) if config.stage == 1 else config.qformer_init
-    vision = replace(config.vision, weights=str(folder))
-    return replace(config, vision=vision, vision_trained=False, llm=llm, qformer_init=qformer_init)
+def own_fields(config: Blip2Config, translated: Blip2Config) -> dict[str, Any]:
+    """The fields of a config that Hugging Face's format cannot store; `translated` is what it does store."""
+    ours, theirs = (_flat(each.to_json()) for each in (config, translated))
+    return {
+        name: value for name, value in ours.items() if value != theirs.get(name) and not _is_theirs(name, config.stage)
+    }
+
+
+def _with_own_fields(config: Blip2Config, file: Path) -> Blip2Config:
+    """A translated config with the fields of a converted folder's own file; others there may only repeat it.
+
+    Raises Blip2rtError, which lists all contradictions.
+    """
+    with boundary(f"{file} is damaged"):
+        data, theirs = config.to_json(), _flat(config.to_json())
+        own = _flat(read_json(file))
+        faults = []
+        for name, value in own.items():
+            if value == theirs.get(name) or name in _LOCATIONS or (name == "qformer_init" and config.stage == 1):
+                continue
+            if _is_theirs(name, config.stage) and not (name == "llm.end_ids" and value == []):  # [] means: see end
+                faults.append(f"{name} is {str(value)[:60]}, but {str(theirs.get(name))[:60]} by the other files")
+                continue
+            group, _, inner = name.rpartition(".")
+            (data[group] if group else data)[inner] = value
+        if faults:
+            raise Blip2rtError(f"{file}: {'; '.join(faults)}: delete such fields there, and edit config.json instead")
+        return Blip2Config.from_json(data)
+
+
+_GROUPS = ("vision", "qformer", "llm")  # of a config's fields
+_LOCATIONS = {  # follow from the folder's place
+    "vision_trained",
+    "vision.weights",
+    *(f"llm.{name}" for name in ("source", "tokenizer", "adapters", "lora_rank", "lora_alpha", "lora_layers")),
+}
+_THEIRS = {"stage", "embed_dim", "learned_positions", "llm.end_ids", *_GROUPS, *_LOCATIONS}
+_OUR_QFORMER = ("qformer.query_gain", "qformer.query_dropout")
+
+
+def _flat(data: dict[str, Any]) -> dict[str, Any]:
+    """A config's fields by name, those of its groups as GROUP.FIELD; numbers and lists as in JSON."""
+    flat: dict[str, Any] = {}
+    for name, value in json.loads(json.dumps(data)).items():
+        flat |= {f"{name}.{n}": v for n, v in value.items()} if name in _GROUPS and value else {name: value}
+    return flat
+
+
+def _is_theirs(name: str, stage: int) -> bool:
+    """Whether Hugging Face's files store a field of a stage, or its value follows from the folder's place."""
+    if name == "qformer_init":
+        return stage == 1
+    if name.startswith(("vision.", "qformer.")):
+        return name not in _OUR_QFORMER
+    return name in _THEIRS
 
 
 def _faults(vision: dict[str, Any], qformer: dict[str, Any]) -> list[str]:
@@ -119,10 +167,10 @@ def _faults(vision: dict[str, Any], qformer: dict[str, Any]) -> list[str]:
     return faults
 
 
-def _vision(vision: dict[str, Any], folder: Path) -> VisionConfig:
+def _vision(vision: dict[str, Any], weights: Path, folder: Path) -> VisionConfig:
     size, patch = (each[0] if isinstance(each, list) else each for each in (vision["image_size"], vision["patch_size"]))
     vit = VitConfig(**{ours: vision[theirs] for ours, theirs in VIT_FIELDS.items()} | {"patch": patch})
-    config = VisionConfig("vit", str(folder), size, size, mean=CLIP_MEAN, std=CLIP_STD, features=vit.width, vit=vit)
+    config = VisionConfig("vit", str(weights), size, size, mean=CLIP_MEAN, std=CLIP_STD, features=vit.width, vit=vit)
     return with_preprocessing(resized(config, size), folder)
 
 

@@ -22,6 +22,7 @@ from blip2rt.errors import Blip2rtError, boundary
 from . import streaming
 from .adapters import merge_adapters
 from .dequantize import refuse_unknown_method
+from .peft_folder import base_of
 from .quantize import round_weights
 from .sources import fetch, quick_gguf, require_bounds
 from .vision import freeze
@@ -70,7 +71,7 @@ class LlmConfig:
 
 def load_tokenizer(source: str, bos: str | None = None) -> Any:
     """Load a Hugging Face tokenizer; `bos` replaces the token that texts begin with. Raises Blip2rtError."""
-    path = fetch(source)
+    path = base_of(fetch(source))
     with boundary(f"no tokenizer can be loaded from {source!r}"), quick_gguf(path):
         location, options = pretrained_location(path)
         tokenizer = transformers.AutoTokenizer.from_pretrained(location, **options, trust_remote_code=False)
@@ -121,8 +122,8 @@ class LanguageModelSource:
 
     @cached_property
     def path(self) -> str:
-        """The local folder or GGUF file; a hub repository is downloaded."""
-        return fetch(self.config.source)
+        """The local folder or GGUF file; a hub repository is downloaded. Of an adapter of peft, its base's."""
+        return base_of(fetch(self.config.source))
 
     @cached_property
     def _stored_config(self) -> Any:
@@ -189,7 +190,13 @@ class LanguageModelSource:
         config, folder = self.config, Path(self.path)
         refuse_unknown_method(folder)
         with boundary(f"LLM source {config.source!r} cannot be loaded"):
-            llm = self._streamed(weights or Weights(folder)) if folder.is_dir() and has_weights(folder) else None
+            llm = None
+            if folder.is_dir() and has_weights(folder):
+                weights = weights or Weights(fetch(config.source))
+                llm = self._streamed(weights)
+            if llm is None and weights is not None and weights.adapted:
+                kind = self.text_config.model_type
+                raise ValueError(f"its tensors have older names than a {kind} today: merge the adapter with peft")
             if llm is None:
                 llm = self._pretrained()
             elif not streamed:
@@ -221,6 +228,11 @@ class LanguageModelSource:
             streaming.bind(llm, weights.readers({name: tuple(p.shape) for name, p in parameters.items()}, stored))
         except Blip2rtError as error:
             return self._renamed(type(llm), weights, error) if prefix else None
+        for same in tied.values():
+            if len(same) > 1 and not weights.adapted.isdisjoint(same):
+                raise ValueError(
+                    f"the adapter changes {same[0]}, which is also {same[1]}: untie them before training it"
+                )
         return llm
 
     def _renamed(self, kind: Any, weights: Weights, error: Blip2rtError) -> nn.Module:

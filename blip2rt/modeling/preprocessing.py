@@ -24,12 +24,9 @@ _DEFAULT = "BlipImageProcessor"
 
 
 def with_preprocessing(config: VisionConfig, folder: Path) -> VisionConfig:
-    """`config` with the settings of the folder's image processor. Raises Blip2rtError: it has none, or another kind."""
+    """`config` with the settings of the folder's image processor, if it has one. Raises Blip2rtError."""
     found = find_processor(folder)
-    if found is not None:
-        return _read(config, *found)
-    made = f"transformers.{_DEFAULT}(size={{'height': {config.height}, 'width': {config.width}}})"
-    raise Blip2rtError(f"{folder} has no image processor: save one there, e.g. {made}.save_pretrained({str(folder)!r})")
+    return config if found is None else _read(config, *found)
 
 
 def find_processor(folder: Path) -> tuple[dict[str, Any], Path] | None:

@@ -20,6 +20,7 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.regular_files import read_bounded
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of a checkpoint
+ADAPTER_CONFIG = "adapter_config.json"  # of an adapter that peft saved, which may lie alone; see peft_folder.py
 _STEP = re.compile(r"step-\d+")  # the names that a training gives; a copy with another name belongs to the user
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 MAX_JSON_BYTES = 256 << 20  # per file; the largest tokenizers have 33 MB
@@ -93,7 +94,7 @@ def fetch(source: str) -> str:
 def locate(source: str | Path) -> Path:
     """Find a checkpoint: a folder, a training's folder (its newest one), a LAVIS file, or a hub id, downloaded."""
     path = Path(fetch(str(source)))
-    if path.is_file() or (path / CONFIG).is_file():
+    if path.is_file() or any((path / name).is_file() for name in (CONFIG, ADAPTER_CONFIG)):
         return path
     if (path / MANIFEST).is_file():
         raise Blip2rtError(

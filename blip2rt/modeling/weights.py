@@ -11,14 +11,16 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from blip2rt.errors import Blip2rtError, boundary
+from blip2rt.errors import Blip2rtError, CapabilityError, boundary
 
 from .dequantize import dequantize
+from .peft_folder import ADAPTER_FILES, base_of, has_adapter, merged, read_adapter_config
 from .sources import parse_json, read_json
 
 Reader = Callable[[], torch.Tensor]
@@ -27,7 +29,9 @@ Stored = tuple[tuple[int, ...], Reader, torch.dtype]  # shape, reader, type
 _NAMES = "F64:float64 F32:float32 F16:float16 BF16:bfloat16 I64:int64 I32:int32 I16:int16 I8:int8 U8:uint8 BOOL:bool"
 _DTYPES = {
     name: getattr(torch, dtype)
-    for name, _, dtype in (each.partition(":") for each in f"{_NAMES} F8_E4M3:float8_e4m3fn".split())
+    for name, _, dtype in (
+        each.partition(":") for each in f"{_NAMES} F8_E4M3:float8_e4m3fn F8_E5M2:float8_e5m2".split()
+    )
 }
 _MAX_LISTED = 6  # tensors that an error names
 _FILES = ("model.safetensors", "pytorch_model.bin")
@@ -37,11 +41,13 @@ class Weights:
     """The tensors of a checkpoint: `shapes` and `dtypes` by name, and `read(name)`.
 
     source: a folder with model.safetensors or pytorch_model.bin, whole or in shards with their index; or one file,
-    .safetensors or anything that torch.load reads. Raises Blip2rtError, which names all missing and damaged files.
+    .safetensors or anything that torch.load reads. An adapter of peft in a folder is merged; `adapted` names the
+    tensors that it changes. Raises Blip2rtError, which names all missing and damaged files.
     """
 
     def __init__(self, source: str | Path) -> None:
         self.source = Path(source)
+        self._folder = Path(base_of(str(source)))
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._readers: dict[str, Reader] = {}
         self.dtypes: dict[str, torch.dtype] = {}
@@ -49,6 +55,8 @@ class Weights:
         for file in self._files():
             try:
                 readers = _open(file, "it" if file == self.source else file.name)
+            except CapabilityError as error:
+                raise Blip2rtError(f"{self.source}: {error}: give the original checkpoint") from error
             except Blip2rtError as error:
                 faults.append(str(error))
                 continue
@@ -63,6 +71,24 @@ class Weights:
             faults.append(f"its quantized weights are damaged ({error})")
         if faults:
             raise Blip2rtError(f"{self.source}: {'; '.join(faults)}; copy or download the checkpoint again")
+        self.adapted = self._merge_adapter() if has_adapter(self.source) else frozenset[str]()
+
+    def _merge_adapter(self) -> frozenset[str]:
+        """Merge the folder's adapter into the tensors; return the names of those that it changes."""
+        config = read_adapter_config(self.source)
+        file = next((f for name in ADAPTER_FILES if (f := self.source / name).is_file()), None)
+        if file is None:
+            raise Blip2rtError(
+                f"{self.source} has an adapter without tensors: {' and '.join(ADAPTER_FILES)} are missing"
+            )
+        stored = _open(file, str(file))
+        with boundary(f"{file} does not fit its base {self._folder}"):
+            adapter = {name: (shape, reader) for name, (shape, reader, _) in stored.items()}
+            known = {name: (shape, self._readers[name]) for name, shape in self.shapes.items()}
+            changed = merged(config, adapter, known)
+        self._add(changed)
+        self.dtypes |= dict.fromkeys(changed, torch.float32)
+        return frozenset(changed)
 
     def _add(self, entries: Mapping[str, tuple[tuple[int, ...], Reader]]) -> None:
         self._readers |= {name: reader for name, (_, reader) in entries.items()}
@@ -120,14 +146,15 @@ class Weights:
     def _files(self) -> list[Path]:
         if self.source.is_file():
             return [self.source]
+        folder = self._folder
         for name in _FILES:
-            index = self.source / f"{name}.index.json"
+            if (folder / name).is_file():  # beside a whole file, as in transformers, an index is a stale one
+                return [folder / name]
+            index = folder / f"{name}.index.json"
             if index.is_file():
                 with boundary(f"{index} is damaged, copy or download the checkpoint again"):
                     shards = read_json(index)["weight_map"].values()
-                return [self.source / _plain(shard, index) for shard in sorted(set(map(str, shards)))]
-            if (self.source / name).is_file():
-                return [self.source / name]
+                return [folder / _plain(shard, index) for shard in sorted(set(map(str, shards)))]
         raise Blip2rtError(f"{self.source} has no weights: neither {' nor '.join(_FILES)}, nor an index of shards")
 
 
@@ -156,7 +183,17 @@ def _open(file: Path, named: str) -> dict[str, Stored]:
     if not file.is_file():
         raise Blip2rtError(f"{named} is missing")
     with boundary(f"{named} is damaged"):
-        return _open_safetensors(file) if file.suffix == ".safetensors" else _open_torch(file)
+        entries = _open_safetensors(file) if file.suffix == ".safetensors" else _open_torch(file)
+    return {name: (shape, partial(_finite, file, name, read), dtype) for name, (shape, read, dtype) in entries.items()}
+
+
+def _finite(file: Path, name: str, read: Reader) -> torch.Tensor:
+    """Read a tensor. Raises Blip2rtError if a number of 16 bits or more is NaN or infinite."""
+    tensor = read()
+    checked = tensor.numel() and tensor.is_floating_point() and tensor.itemsize > 1
+    if checked and not all(math.isfinite(each) for each in torch.aminmax(tensor)):
+        raise Blip2rtError(f"{file}: {name} contains NaN or infinity: take a checkpoint from before that")
+    return tensor
 
 
 def _open_safetensors(file: Path) -> dict[str, Stored]:
@@ -175,7 +212,7 @@ def _open_safetensors(file: Path) -> dict[str, Stored]:
         kind, shape, (first, last) = _described(name, entry)
         dtype = _DTYPES.get(kind)
         if dtype is None:
-            raise ValueError(f"{name} is of type {kind}; {', '.join(_DTYPES)} can be read")
+            raise CapabilityError(f"{name} is of type {kind}, and {', '.join(_DTYPES)} can be read")
         if last - first != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"{name} has {last - first} bytes, which is not {shape}")
         end = max(end, start + last)
