@@ -16,12 +16,13 @@ from .rotary import rope_length_limit
 ENCODER_DECODERS = ("t5", "mt5", "umt5")
 COMPARED = frozenset(
     """
-    apertus apertus1p5_text arcee audioflamingo3 bert bert-generation biogpt bitnet bloom codegen cohere cohere2 ctrl
-    cwm electra ernie ernie4_5 exaone exaone4 falcon fuyu gemma gemma2 gemma3 gemma3_text glm glm4 glmasr got_ocr2
-    gpt-sw3 gpt2 gpt_bigcode gpt_neox gptj granite granite_speech granite_speech_plus helium hyperclovax internlm3
-    iquestcoder jais2 llama ministral3 mistral modernbert-decoder moshi moss_transcribe_diarize mpt mt5 musicflamingo
-    nanochat olmo olmo2 olmo3 omniasr opt persimmon phi phi3 qwen2 qwen2_audio qwen3 qwen3_asr roc_bert seed_oss
-    smollm3 stablelm starcoder2 t5 umt5 vaultgemma vibevoice_asr voxtral
+    apertus apertus1p5_text arcee audioflamingo3 bert bert-generation biogpt bitnet bloom codegen cohere cohere2
+    ctrl cwm electra ernie ernie4_5 exaone exaone4 falcon fuyu gemma gemma2 gemma3 gemma3_text gemma3n gemma3n_text
+    glm glm4 glmasr got_ocr2 gpt-sw3 gpt2 gpt_bigcode gpt_neox gptj granite granite_speech granite_speech_plus
+    helium hyperclovax internlm3 iquestcoder jais2 llama ministral ministral3 mistral modernbert-decoder moshi
+    moss_transcribe_diarize mpt mt5 musicflamingo nanochat olmo olmo2 olmo3 omniasr opt persimmon phi phi3 qwen2
+    qwen2_audio qwen3 qwen3_asr roc_bert seed_oss smollm3 stablelm starcoder2 t5 umt5 vaultgemma vibevoice_asr
+    voxtral
     """.split()
 )
 _ATTENTION_BIAS = ("bloom", "mpt", "umt5")  # graphs for TensorRT have no such biases

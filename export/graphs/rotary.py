@@ -100,8 +100,8 @@ def rope_length_limit(config: Any) -> int | None:
     settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     kinds = [each for each in (settings, *settings.values()) if isinstance(each, dict)]
     found = [each for each in kinds if each.get("rope_type", each.get("type")) in LENGTH_DEPENDENT]
-    name, default = "original_max_position_embeddings", getattr(config, "max_position_embeddings", None)
-    default = getattr(config, name, None) or default
+    name = "original_max_position_embeddings"
+    default: Any = getattr(config, name, None) or getattr(config, "max_position_embeddings", None)
     return min((int(each.get(name) or default) for each in found), default=None)
 
 

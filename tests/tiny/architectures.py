@@ -48,6 +48,7 @@ _VALUES: dict[str, Any] = {  # names of fields -> their value
     "moe_intermediate_size shared_expert_intermediate_size": 48,
     "q_lora_rank qk_head_dim": 24,
     "sliding_window": 64,
+    "num_kv_shared_layers": 0,
     "attention_dropout dropout activation_dropout layerdrop hidden_dropout attn_pdrop resid_pdrop embd_pdrop": 0.0,
     "pad_token_id decoder_start_token_id": 0,
     "rms_norm_eps": 1e-6,
@@ -104,7 +105,8 @@ def tiny_config(name: str) -> Any:
     default = default.get_text_config() if not default.is_encoder_decoder else default
     fields = {**default.to_dict(), **{key: getattr(default, key) for key in _SMALL if hasattr(default, key)}}
     fixed = {key for key in _SMALL if getattr(getattr(type(default), key, None), "fset", True) is None}  # computed
-    values = {key: _SMALL[key] for key in _SMALL if fields.get(key) is not None and key not in fixed}
+    unset = {"head_dim"} & fields.keys()  # some models need it, although their config has None
+    values = {key: _SMALL[key] for key in _SMALL if (fields.get(key) is not None or key in unset) and key not in fixed}
     for key in ("layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers", "window_layers"):
         if isinstance(fields.get(key), list | tuple) and fields[key]:
             types = list(fields[key])
