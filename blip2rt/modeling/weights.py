@@ -155,7 +155,7 @@ class Weights:
                 with boundary(f"{index} is damaged, copy or download the checkpoint again"):
                     shards = read_json(index)["weight_map"].values()
                 return [folder / _plain(shard, index) for shard in sorted(set(map(str, shards)))]
-        raise Blip2rtError(f"{self.source} has no weights: neither {' nor '.join(_FILES)}, nor an index of shards")
+        raise Blip2rtError(f"{folder} has no weights: neither {' nor '.join(_FILES)}, nor an index of shards")
 
 
 def _plain(shard: str, index: Path) -> str:
