@@ -178,7 +178,10 @@ def _compare(
     random = greedy.random_text(language.spec.vocab_size)
     forced = np.tile(random, (count, 1))
     tokens, got = graphs.run(rows, None if core is None else core.texts())
-    after = core.after(random) if core is not None else graphs.run(rows, forced)[1][:, greedy.FORCED].argmax(-1)
+    if core is None or language.spec.bidirectional_prompt:  # there, forced tokens would be part of the prompt
+        after = graphs.run(rows, forced)[1][:, greedy.FORCED].argmax(-1)
+    else:
+        after = core.after(random)
     both = np.concatenate((tokens, forced))
     want, want_after = np.split(verify.llm_logits(language.model, rows[:half] * 4, both, language.start), 2)
     precisions = "/".join(map(exporter.precision, (VISION, QFORMER, LLM)))
