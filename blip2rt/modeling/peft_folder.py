@@ -24,6 +24,7 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _MERGE = "merge it with peft's merge_and_unload() and save the result"
 _PREFIX = "base_model.model."
 _PAIR = re.compile(r"(.+)\.lora_([AB])\.weight")
+_WRAPPERS = re.compile(r"\.(base_layer|modules_to_save)\.")  # modules that peft puts around layers
 _WITHOUT_EFFECT = (  # on merged weights; what such fields save is in the tensors, whose names are checked
     """
     auto_mapping base_model_name_or_path bias corda_config ensure_weight_tying eva_config exclude_modules inference_mode
@@ -124,7 +125,9 @@ def merged(config: Mapping[str, Any], adapter: Mapping[str, Entry], base: Mappin
     pairs: dict[str, dict[str, Entry]] = {}
     faults: list[str] = []
     for name, entry in adapter.items():
-        stem = name.removeprefix(_PREFIX).replace(".base_layer.", ".")
+        stem = _WRAPPERS.sub(".", name.removeprefix(_PREFIX))
+        if ".original_module." in name:  # of a layer that modules_to_save replaces
+            continue
         if match := _PAIR.fullmatch(stem):
             pairs.setdefault(match[1], {})[match[2]] = entry
             continue

@@ -22,7 +22,7 @@ peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.long(40)
 
 SEED = seed_of(__name__)
-ALL = r".*(q_proj|fc1|qkv|patch_embedding|query|dense|language_projection)"
+ALL = r".*(q_proj|fc1|qkv|patch_embedding|attention\.query|\.dense|language_projection)"
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def adapt(model: Any, folder: Path, **options: Any) -> Any:
     """Wrap a model in random LoRA adapters and save these. Returns the wrapped model."""
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=3, lora_alpha=5, **options)).eval()
-    for name, parameter in adapted.named_parameters():
-        if parameter.requires_grad or ".bias" in name:
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
             parameter.data.add_(torch.randn_like(parameter) * 0.1)
     adapted.save_pretrained(folder)
     return adapted
