@@ -72,6 +72,8 @@ class Weights:
         if faults:
             raise Blip2rtError(f"{self.source}: {'; '.join(faults)}; copy or download the checkpoint again")
         self.adapted = self._merge_adapter() if has_adapter(self.source) else frozenset[str]()
+        # Only now: integers may be stored as floats, in which they look like NaN.
+        self._readers = {name: partial(_finite, self.source, name, read) for name, read in self._readers.items()}
 
     def _merge_adapter(self) -> frozenset[str]:
         """Merge the folder's adapter into the tensors; return the names of those that it changes."""
@@ -183,16 +185,15 @@ def _open(file: Path, named: str) -> dict[str, Stored]:
     if not file.is_file():
         raise Blip2rtError(f"{named} is missing")
     with boundary(f"{named} is damaged"):
-        entries = _open_safetensors(file) if file.suffix == ".safetensors" else _open_torch(file)
-    return {name: (shape, partial(_finite, file, name, read), dtype) for name, (shape, read, dtype) in entries.items()}
+        return _open_safetensors(file) if file.suffix == ".safetensors" else _open_torch(file)
 
 
-def _finite(file: Path, name: str, read: Reader) -> torch.Tensor:
+def _finite(source: Path, name: str, read: Reader) -> torch.Tensor:
     """Read a tensor. Raises Blip2rtError if a number of 16 bits or more is NaN or infinite."""
     tensor = read()
     checked = tensor.numel() and tensor.is_floating_point() and tensor.itemsize > 1
     if checked and not all(math.isfinite(each) for each in torch.aminmax(tensor)):
-        raise Blip2rtError(f"{file}: {name} contains NaN or infinity: take a checkpoint from before that")
+        raise Blip2rtError(f"{source}: {name} contains NaN or infinity: take a checkpoint from before that")
     return tensor
 
 

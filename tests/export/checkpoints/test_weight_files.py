@@ -43,10 +43,12 @@ def test_tensors_that_the_index_omits_are_read(llama: Path, tmp_path: Path) -> N
     shutil.copytree(llama / "shards", tmp_path, dirs_exist_ok=True)
     file = tmp_path / "model.safetensors.index.json"
     index = json.loads(file.read_text())
-    del index["weight_map"][NAME]
+    shards = list(index["weight_map"].values())
+    name = next(name for name, shard in index["weight_map"].items() if shards.count(shard) > 1)
+    del index["weight_map"][name]
     file.write_text(json.dumps(index))
-    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path).state_dict()[NAME]
-    assert torch.equal(Weights(tmp_path).read(NAME), theirs)
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path).state_dict()[name]
+    assert torch.equal(Weights(tmp_path).read(name), theirs)
 
 
 @pytest.mark.parametrize("value", [torch.nan, -torch.inf])
@@ -57,7 +59,7 @@ def test_weights_that_are_no_numbers_are_rejected(tmp_path: Path, value: float, 
     save_file({"a": tensor, "b": torch.ones(2, dtype=dtype)}, tmp_path / "model.safetensors")
     weights = Weights(tmp_path)
     assert weights.read("b").sum() == 2
-    with pytest.raises(Blip2rtError, match=r"model.safetensors: a contains NaN or infinity: take a checkpoint from"):
+    with pytest.raises(Blip2rtError, match=r": a contains NaN or infinity: take a checkpoint from"):
         weights.read("a")
 
 
