@@ -66,6 +66,8 @@ def predict(
 def _run(args: argparse.Namespace) -> None:
     if args.predictions is None and (output := args.json or args.report):
         args.predictions = output.with_suffix(".predictions.jsonl")
+    if args.compare is not None and not args.compare.is_file():
+        raise OptionError(f"--compare {args.compare} does not exist: name what an earlier --json wrote")
     require_writable(args.json, args.report, args.predictions, getattr(args, "results", None))
     prompt = getattr(args, "prompt", None)
     if prompt is not None and ("{}" in prompt) != (args.task == "vqa"):
@@ -209,14 +211,17 @@ def _report(args: argparse.Namespace, about: dict[str, Any], scores: Scores) -> 
         name: {measure: round(value, 2) for measure, value in column.items()} for name, column in scores.columns.items()
     }
     totals = {**about, **columns.get(ALL, {}), **{name: c for name, c in columns.items() if name != ALL}}
+    changes = {} if args.compare is None else report.changes(args.compare, totals)
     text = json.dumps(totals, indent=2) + "\n"
     if args.json:
         write_atomically(args.json, text)
     if args.report:
         title = f"{args.task}: {about['model']} on {args.data.name}"
         tables = {"": scores.columns} if scores.tables is None else scores.tables
-        write_atomically(args.report, report.render(title, about, tables, scores.rows, args.report_rows))
+        write_atomically(args.report, report.render(title, about, tables, scores.rows, args.report_rows, changes))
     print(text, end="")
+    for name, (before, after) in changes.items():
+        print(f"{name}: {before:g} -> {after:g} ({after - before:+.2f})")
 
 
 def _parts(args: argparse.Namespace) -> Any:
@@ -279,6 +284,8 @@ def _add_task(tasks: Any, name: str, about: str, data: str) -> argparse._Argumen
     output = parser.add_argument_group("output")
     output.add_argument("--json", type=path, metavar="FILE", help="write the totals to FILE")
     output.add_argument("--report", type=path, metavar="FILE.html", help="write a page with pictures")
+    compare = "show the changes since an earlier --json, in the report as a chart"
+    output.add_argument("--compare", type=path, metavar="FILE", help=compare)
     rows = "pictures in the report, the worst ones"
     output.add_argument("--report-rows", type=whole(1), default=200, metavar="N", help=rows)
     predictions = "save predictions here; the same command resumes from them (default: beside --json)"

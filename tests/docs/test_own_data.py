@@ -70,4 +70,5 @@ def test_own_pictures_give_a_better_bundle_in_twenty_minutes(tmp_path: Path) -> 
     spent = time.process_time() + sum(os.times()[2:4]) - started
     before, after = (json.loads((tmp_path / f"{name}.json").read_text())["cider"] for name in ("before", "after"))
     assert after > before + 10
+    assert "Before and after" in (tmp_path / "report.html").read_text()
     assert spent < 2 * LIMIT, "processor time of both cores"

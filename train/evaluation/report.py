@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
+from blip2rt.errors import OptionError, boundary
 from blip2rt.image import load_rgb
 
+_NOT_MEASURED = ("seconds", "length_penalty")  # among the totals
 _SIDE, _SMALL = 220, 90  # pixels of thumbnails, as in the style
 _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
@@ -26,6 +30,7 @@ article{display:flex;gap:1rem;border-top:1px solid #ddd;padding:1rem 0}
 img{max-width:220px;max-height:220px;border-radius:4px;flex:none;align-self:flex-start}ul{margin:.3rem 0;color:#666}
 .prediction{font-weight:600}.score{float:right;color:#a00;margin-left:1rem}.note{color:#666}
 .small img{max-width:90px;max-height:90px}
+.bar{width:24rem}.bar i{display:block;height:.8rem;background:#bbb}.bar .after{background:#36c}
 """
 _SCRIPT = """
 const value = cell => isNaN(parseFloat(cell.textContent)) ? cell.textContent : parseFloat(cell.textContent);
@@ -63,8 +68,15 @@ class Row:
     section: str = ""  # rows are grouped by it
 
 
-def render(title: str, about: Mapping[str, object], tables: Mapping[str, Table], rows: Sequence[Row], most: int) -> str:
-    """Render the page. tables: by title; most: rows shown per section."""
+def render(
+    title: str,
+    about: Mapping[str, object],
+    tables: Mapping[str, Table],
+    rows: Sequence[Row],
+    most: int,
+    compared: Mapping[str, tuple[float, float]] | None = None,
+) -> str:
+    """Render the page. tables: by title; most: rows shown per section; compared: measures before and after."""
     sections: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: row.score):
         sections.setdefault(row.section, []).append(row)
@@ -74,7 +86,8 @@ def render(title: str, about: Mapping[str, object], tables: Mapping[str, Table],
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>{escape(title)}</title><style>{_STYLE}</style>"
         f"<h1>{escape(title)}</h1><table class=about>{facts}</table>"
-        f"{''.join(_table(*table) for table in tables.items())}{parts}<script>{_SCRIPT}</script></html>\n"
+        f"{_chart(compared or {})}{''.join(_table(*table) for table in tables.items())}"
+        f"{parts}<script>{_SCRIPT}</script></html>\n"
     )
 
 
@@ -96,6 +109,36 @@ def _table(title: str, table: Table) -> str:
     )
     caption = f"<caption>{escape(title)}</caption>" if title else ""
     return f"<table class=sorts>{caption}<thead><tr><th>{head}</thead><tbody>{body}</tbody></table>"
+
+
+def changes(file: Path, totals: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """The measures in the totals of an earlier evaluation and in these, by name. Raise OptionError if they are not of
+    the same task and pictures."""
+    with boundary(f"--compare {file} cannot be read", OptionError):
+        before = dict(json.loads(file.read_text(encoding="utf-8")))
+    for name in ("task", "data", "images"):
+        if before.get(name) != totals[name]:
+            raise OptionError(
+                f"--compare {file}: its {name} is {before.get(name)!r}, and {totals[name]!r} here: evaluate "
+                "both models on the same pictures"
+            )
+    shared = [name for name, value in totals.items() if isinstance(value, float) and name not in _NOT_MEASURED]
+    return {name: (before[name], totals[name]) for name in shared if isinstance(before.get(name), float)}
+
+
+def _chart(pairs: Mapping[str, tuple[float, float]]) -> str:
+    """Render a bar before and a bar after for each measure."""
+    longest = max((value for pair in pairs.values() for value in pair), default=0) or 1
+
+    def line(label: str, value: float, style: str) -> str:
+        bar = f"<i class={style} style='width:{100 * max(value, 0) / longest:.1f}%'></i>"
+        return f"<td>{label}<td class=bar>{bar}<td>{value:.2f}"
+
+    lines = "".join(
+        f"<tr><td rowspan=2>{escape(name)}{line('before', before, 'before')}<tr>{line('after', after, 'after')}"
+        for name, (before, after) in pairs.items()
+    )
+    return f"<table class=chart><caption>Before and after</caption>{lines}</table>" if pairs else ""
 
 
 def _number(value: float | None) -> str:
