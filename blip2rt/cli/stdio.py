@@ -22,7 +22,7 @@ from ..errors import Blip2rtError, ImageError, OptionError, reason
 from ..gallery.outputs import Description
 from ..options import Options, merge
 from ..requests import Answer, Request
-from ..results import Scored
+from ..results import Scored, too_late
 from ..text import tidy
 
 if TYPE_CHECKING:
@@ -170,6 +170,9 @@ def text_result(
     start = time.perf_counter()
     defaults = Options() if tell is None else Options(num_beams=1)
     answer = started(model.submit(Request(image, prompt, question, merge(defaults, options))))
+    if options.get("max_time") is not None and time.perf_counter() - start > options["max_time"]:
+        answer.cancel()
+        raise too_late(options)
     for piece in answer:
         if tell is not None:
             tell(piece)

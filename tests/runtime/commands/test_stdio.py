@@ -90,6 +90,7 @@ def test_results_are_those_of_the_model(model, picture):
         ({"id": 1, "task": "caption", "image": "a.png", "question": "who?"}, "give one to ask, and none to caption"),
         ({"id": 1, "task": "ask", "image": "a.png"}, "give one to ask"),
         ({"id": 1, "task": "caption", "image": "a.png", "beams": 2}, "unknown option beams: choose from num_captions"),
+        ({"id": 1, "task": "caption", "image": "a.png", "max_time": 1e-9}, "passed before the first word"),
         ({"id": 1, "task": "match", "image": "a.png", "texts": [3]}, "give a str or a list of str"),
         ({"id": 1, "task": "match", "image": "a.png", "text": "x"}, "unknown field text: choose from id, task, image"),
         ({"id": 1, "task": "embed"}, "give one of them"),
