@@ -13,7 +13,6 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 T = TypeVar("T")
 MAX_ENTRIES = 10_000  # of a list or an object
 _MAX_FAULTS = 20  # reported at once
-_hints = functools.cache(get_type_hints)
 
 
 @dataclass(frozen=True)
@@ -168,12 +167,17 @@ def from_json(data: Any) -> Manifest:
     return manifest
 
 
+@functools.cache
+def _hints_of(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
 def _build(cls: type[T], data: Any, where: str, faults: list[str]) -> T:
     """`data` as an instance of the dataclass `cls`; appends to `faults`."""
     if not isinstance(data, dict):
         _add(faults, f"{where or 'the manifest'} is {type(data).__name__}, not an object")
         return None  # type: ignore[return-value]  # unused: the faults are raised
-    hints = _hints(cls)
+    hints = _hints_of(cls)
     values = {}
     for field in fields(cls):  # type: ignore[arg-type]
         place = f"{where}.{field.name}" if where else field.name

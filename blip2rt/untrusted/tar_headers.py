@@ -18,10 +18,10 @@ class _Headers(io.FileIO):
 
     budget = MAX_HEADER_BYTES
 
-    def read(self, size: int = -1, /) -> Any:
-        self.budget -= size
-        if size < 0 or self.budget < 0:
+    def read(self, size: int | None = -1, /) -> Any:
+        if size is None or size < 0 or size > self.budget:
             raise OSError(0, f"a header has more than {MAX_HEADER_BYTES:,} bytes")
+        self.budget -= size
         return super().read(size)
 
 
