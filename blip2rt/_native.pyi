@@ -94,6 +94,9 @@ def processor_kernels() -> list[str]:
 def kernel_levels() -> list[str]:
     """Return the values of BLIP2RT_KERNELS that this processor supports, the best one first."""
 
+def announce_abort(descriptor: int, line: str) -> None:
+    """Write a line to a file descriptor if the process aborts from now on. A negative descriptor ends that."""
+
 class SearchBatch:
     """The searches of a batch of images, in one block of memory that a GPU can continue."""
 

@@ -29,6 +29,7 @@ from ..errors import BackendError, OptionError
 from ..forks import fork_safe_lock
 from ..native import kernel_level, named_failure, native
 from ..untrusted.graphs import readable_files, rejected
+from ..untrusted.memory import require_address_space
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -86,6 +87,8 @@ class Backend(backends.Backend):
         _return_memory()
 
     def preload(self, *components: str) -> None:
+        if not self._sessions:
+            require_address_space(self._bundle.size)
         for component in components:
             if component not in self._sessions:
                 begun = threading.Event()

@@ -17,13 +17,17 @@ from tokenizers import Tokenizer
 
 from ..errors import BundleError, boundary
 from ..forks import fork_safe_lock
+from ..native import native
 from ..regular_files import read_bounded
+from .memory import require_memory
 
 MAX_BYTES = 256 << 20  # of a file; Gemma's has 33 MB
 MAX_GROWTH = 64  # factor of all normalizers or all decoders; NFKC has 18
 _GROWTH = {"NFKC": 18, "NFKD": 18, "NFC": 18, "NFD": 18, "Precompiled": 4}  # by type of normalizer
 _PROBE = "A dog, 2 cats; Ünïcode 日本 \u200d."
 _silence = fork_safe_lock()
+MEMORY_RATIO = 32  # to a file's size; nano's tokenizer takes 25
+ABORTED = "blip2rt: error: aborted while the model was loaded, probably out of memory: close other programs\n"
 
 
 def read_tokenizer(file: Path) -> Tokenizer:
@@ -32,6 +36,7 @@ def read_tokenizer(file: Path) -> Tokenizer:
         data = read_bounded(file, MAX_BYTES)
     except OSError as error:
         raise BundleError(f"{file} is not a tokenizer: {error.strerror or error}") from None
+    require_memory(MEMORY_RATIO * len(data))
     with guarded(file, "is not a tokenizer"), _silent():
         tokenizer: Tokenizer = Tokenizer.from_buffer(data)
         faults = _faults(tokenizer)
@@ -94,7 +99,7 @@ def _pieces(state: Any) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Silence standard error, where Rust reports a panic before we can."""
+    """Silence standard error, where Rust reports a panic before we can. If the process aborts, one line says so."""
     with _silence:
         try:
             kept = os.dup(2)
@@ -104,7 +109,9 @@ def _silent() -> Iterator[None]:
         try:
             with open(os.devnull, "wb") as nothing:
                 os.dup2(nothing.fileno(), 2)
+            native().announce_abort(kept, ABORTED)
             yield
         finally:
+            native().announce_abort(-1, "")
             os.dup2(kept, 2)
             os.close(kept)

@@ -16,6 +16,7 @@
 #include "loop/likelihood.h"
 #include "ort/ort_api.h"
 #include "ort/utf8.h"
+#include "python/abort_notice.h"
 #include "python/casters.h"
 #include "python/gil.h"
 #include "python/python_batcher.h"
@@ -161,6 +162,7 @@ NB_MODULE(_native, m) {
 
   m.def("processor_kernels", &processor_kernels);
   m.def("kernel_levels", &kernel_levels);
+  m.def("announce_abort", &announce_abort, "descriptor"_a, "line"_a);
   m.def(
       "check_graph",
       [](const std::string& graph_path, const AllowedFiles& files, bool trusted) {
