@@ -184,6 +184,7 @@ def test_verify_finds_damage(tiny, tmp_path, capsys):
     captions; caption; ask a.png; caption a.png --beams x; caption a.png --no; verify --model=; match a.png; info /none
     caption a.png --beams 0; caption a.png --threads 0; caption a.png --num-captions 5 --beams 2; caption none.png
     caption a.png --length-penalty inf; caption *.gif; caption a.png --seed 1
+    caption a.png --max-time 1e-9; ask a.png who? --max-time 1e-9; caption a.png --stream --max-time 1e-9
     ask a.png who? --stream --sample --beams 2; caption a.png b.png --stream; caption a.png --top-p 2 --sample
     caption a.png --model ''; info ''; ask a.png ' '; caption a.png --stop-string ''
     """.replace("\n", ";").split(";")[1:-1],
@@ -201,10 +202,18 @@ def test_errors_name_flags(tiny, folder, capsys):
         (["--beams", 0], ["--beams is 0"]),
         (["--threads", 0], ["--threads is 0"]),
         (["--bad-word", ""], ["--bad-word is ['']"]),
+        (["--max-time", 0], ["--max-time is 0", "above 0"]),
         (["--num-captions", 5, "--beams", 2], ["--num-captions is 5", "--beams, 2", "set --sample"]),
     ):
         line = rejected(capsys, "caption", "a.png", *flags, *model)
         assert all(word in line for word in words), line
+
+
+def test_texts_cut_by_max_time_are_counted(tiny, folder, capsys, monkeypatch):
+    monkeypatch.setattr("blip2rt.gallery.captions.finish_reason", lambda text, settings: "time")
+    assert main(["caption", "a.png", "b.png", "--max-time", "600", "--model", str(tiny.path)]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2 and err == "blip2rt: 2 captioned, 2 cut by --max-time\n"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX shells close streams")
