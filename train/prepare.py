@@ -44,7 +44,7 @@ import numpy as np
 
 from blip2rt.bundle.atomic import AtomicFolder
 from blip2rt.command_line import Parser, nonempty, whole
-from blip2rt.errors import Blip2rtError
+from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.options import MAX_BEAMS, SEEDS
 
 from .data.flickr8k import write_tables
@@ -197,6 +197,8 @@ def _capfilt(args: argparse.Namespace) -> None:
     bad = BadSamples(args.max_bad)
     if not args.captioner and not args.pool and not args.scorer:
         raise Blip2rtError("nothing gives captions and nothing ranks them: give --captioner, or --scorer with --pool")
+    if not 0 < args.top_p <= 1:
+        raise OptionError(f"--top-p is {args.top_p}: give a number above 0, at most 1")
 
     @cache
     def models() -> Any:
@@ -206,7 +208,8 @@ def _capfilt(args: argparse.Namespace) -> None:
 
     def open_capfilt(stream: int) -> capfilt.CapFilt:
         sampling = Sampling(args.own, args.top_p, (args.seed + stream) % SEEDS)
-        return capfilt.CapFilt(*models(), sampling, args.retrieved)
+        captioner, scorer, pool = models()
+        return capfilt.CapFilt(captioner, scorer, pool, sampling, args.retrieved)
 
     depends = ("data", "images", "captioner", "scorer", "pool", "own", "top_p", "retrieved", "seed")
     record = {name: getattr(args, name) for name in depends}

@@ -13,7 +13,7 @@ from blip2rt.errors import Blip2rtError, CapabilityError, OptionError
 from blip2rt.image import ImageLike, prepare, to_pixels
 
 from ..data.samples import BadSamples, text_fault
-from ..evaluation.predictors import Predictor, open_predictor
+from ..evaluation.predictors import Captioner, open_predictor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,7 +41,7 @@ class Scorer(Protocol):
 class PredictorScorer:
     """Scores with a bundle or a stage-1 checkpoint; the best query counts."""
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: Captioner) -> None:
         self.predictor = predictor
 
     def prepare(self, image: ImageLike) -> Rgb:
@@ -95,7 +95,7 @@ class ClipScorer:
         return (features / features.norm(dim=-1, keepdim=True)).cpu().numpy()
 
 
-def open_scorer(source: str, captioner: Predictor | None = None, precision: str | None = None) -> Scorer:
+def open_scorer(source: str, captioner: Captioner | None = None, precision: str | None = None) -> Scorer:
     """Open `clip:FOLDER`, `clip:HUB-ID`, a bundle or a checkpoint; "" is the captioner, if it can embed."""
     if source.startswith(CLIP):
         return ClipScorer(source.removeprefix(CLIP))

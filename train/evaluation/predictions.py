@@ -76,7 +76,7 @@ class Predictions:
         lines = [{"of": self.record}, *({"id": id, "said": value} for id, value in found.items())]
         return "".join(json.dumps(line) + "\n" for line in lines)
 
-    def share(self, todo: Sequence[T]) -> Sequence[T]:
+    def share(self, todo: list[T]) -> list[T]:
         """Return this process's part of the work: consecutive items."""
         if self.parallel is None:
             return todo

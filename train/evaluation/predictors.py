@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -41,20 +41,9 @@ class Sampling:
 
 
 class Predictor(Protocol):
-    """The subset of blip2rt.Model that evaluations use, and what CapFilt asks for; images are paths."""
+    """The subset of blip2rt.Model that evaluations use; images are paths."""
 
     def caption(self, images: Sequence[Path], **options: Unpack[TextOptions]) -> Sequence[str]: ...
-
-    def caption_candidates(
-        self, vision_features: Floats, sampling: Sampling, first_image: int
-    ) -> Sequence[Sequence[str]]:
-        """Return the best caption of each image (B, N, C) by three beams, followed by sampled ones.
-
-        first_image: number of the first image in the random streams.
-        """
-
-    def prepare(self, image: ImageLike) -> Rgb:
-        """Return RGB (height, width, 3), which vision_features takes as an image."""
 
     def ask(
         self, images: Sequence[Path], questions: Sequence[str], **options: Unpack[TextOptions]
@@ -74,9 +63,24 @@ class Predictor(Protocol):
     def likelihoods(self, vision_features: Floats, texts: Sequence[str]) -> NDArray[np.float64]: ...
 
 
+class Captioner(Predictor, Protocol):
+    """A predictor that also writes candidate captions for CapFilt."""
+
+    def caption_candidates(
+        self, vision_features: Floats, sampling: Sampling, first_image: int
+    ) -> Sequence[Sequence[str]]:
+        """Return the best caption of each image (B, N, C) by three beams, followed by sampled ones.
+
+        first_image: number of the first image in the random streams.
+        """
+
+    def prepare(self, image: ImageLike) -> Rgb:
+        """Return RGB (height, width, 3), which vision_features takes as an image."""
+
+
 def open_predictor(
     source: str | None, parts: ExternalParts | None = None, precision: str | None = None, prompt: str | None = None
-) -> Predictor:
+) -> Captioner:
     """Open a bundle, or a checkpoint of ours, Hugging Face's or LAVIS'; None is the embedded bundle.
 
     parts: what LAVIS' files leave out. precision: of a checkpoint, fp32, bf16 or fp16; None: fp32 on CPUs, else bf16.
@@ -96,10 +100,10 @@ class BundlePredictor(Model):
     """A bundle in the runtime."""
 
     def caption_candidates(self, vision_features: Floats, sampling: Sampling, first_image: int) -> list[list[str]]:
-        """See Predictor; the beams are the bundle's own. The Q-Former runs once, and all samples share the steps."""
+        """See Captioner; the beams are the bundle's own. The Q-Former runs once, and all samples share the steps."""
         pipeline, tasks = self.pipeline, [self.pipeline.task()]
         if sampling.count:
-            drawn = {"num_captions": sampling.count, "num_beams": 1, "do_sample": True, "top_k": 0}
+            drawn: dict[str, Any] = {"num_captions": sampling.count, "num_beams": 1, "do_sample": True, "top_k": 0}
             tasks.append(pipeline.task(**drawn, top_p=sampling.top_p, seed=sampling.seed))
         prefix_embeds = self.caption_prefix(vision_features)  # (B, Q, D)
         rounds = []
@@ -109,7 +113,7 @@ class BundlePredictor(Model):
         return [[str(text) for found in texts for text in found] for texts in zip(*rounds, strict=True)]
 
 
-def _bundle(source: str | None, prompt: str | None) -> Predictor:
+def _bundle(source: str | None, prompt: str | None) -> Captioner:
     bundle = contract.read(contract.embedded() if source is None else source)
     if prompt is not None:
         prompts = {**bundle.manifest.prompts, "ask" if "{}" in prompt else "caption": prompt}

@@ -61,7 +61,7 @@ class TorchPredictor:
 
     @torch.no_grad()
     def caption_candidates(self, vision_features: Floats, sampling: Sampling, first_image: int) -> list[list[str]]:
-        """See train.evaluation.predictors.Predictor; beams and lengths are those of an exported bundle."""
+        """See train.evaluation.predictors.Captioner; beams and lengths are those of an exported bundle."""
         rounds: list[dict[str, Any]] = [{"num_beams": 3}]
         if sampling.count:
             drawn = {"num_return_sequences": sampling.count, "do_sample": True, "top_k": 0, "top_p": sampling.top_p}
@@ -119,7 +119,7 @@ class TorchPredictor:
     def _features(self, images: Sequence[Path] | Sequence[Rgb]) -> torch.Tensor:
         """Return (B, N, C) float32; repeated images are encoded once."""
         names = [image if isinstance(image, Path) else id(image) for image in images]
-        unique = dict(zip(names, images, strict=True))
+        unique: dict[Any, Any] = dict(zip(names, images, strict=True))
         pixels = torch.from_numpy(to_pixels(list(unique.values()), self.image))
         features = self.model.vision_features(pixels.to(self.device, self.dtype))
         return features[[list(unique).index(name) for name in names]].float()

@@ -141,7 +141,7 @@ class Contrast:
     itc: torch.Tensor
     wrong_image: torch.Tensor
     wrong_text: torch.Tensor
-    gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    gradients: tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True)

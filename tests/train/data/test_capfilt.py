@@ -349,5 +349,6 @@ def test_capfilt_errors_are_one_line(tmp_path: Path, error_of: Any) -> None:
     assert "cannot rank captions: give a bundle, a stage-1 checkpoint or clip:FOLDER as --scorer" in error_of(
         prepare.main, [*data, "--captioner", str(tmp_path / "opt")]
     )
+    assert "--top-p is 7.0: give a number above 0" in error_of(prepare.main, [*data, "--scorer", "x", "--top-p", "7"])
     assert "give a whole number from 0 to 100" in error_of(prepare.main, [*data, "--own", "101"])
     assert "is not a CLIP model" in error_of(prepare.main, [*data, "--scorer", f"clip:{tmp_path}"])
