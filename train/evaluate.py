@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 
 def predict(
-    items: Sequence[Item], ask: Callable[[list[Item]], Sequence[str]], done: Predictions, batch: int, unit: str
+    items: Sequence[Item], ask: Callable[[Sequence[Item]], Sequence[str]], done: Predictions, batch: int, unit: str
 ) -> list[str]:
     """Return the prediction of `ask` for each item; saved ones are reused, and processes share the others."""
     todo = done.share(sorted((item for item in items if item.id not in done.found), key=lambda item: item.path))
@@ -174,10 +174,10 @@ def _items(args: argparse.Namespace, bad: BadSamples) -> tuple[list[Any], bool]:
 def _predict_texts(
     args: argparse.Namespace, predictor: Predictor, items: list[Any], options: dict[str, Any], done: Predictions
 ) -> list[str]:
-    def caption(part: list[CaptionedImage]) -> list[str]:
+    def caption(part: Sequence[CaptionedImage]) -> list[str]:
         return list(predictor.caption([item.path for item in part], **options))
 
-    def answer(part: list[VqaQuestion]) -> list[str]:
+    def answer(part: Sequence[VqaQuestion]) -> list[str]:
         return list(predictor.ask([item.path for item in part], [item.question for item in part], **options))
 
     if args.task == "caption":

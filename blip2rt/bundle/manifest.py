@@ -177,7 +177,7 @@ def _build(cls: type[T], data: Any, where: str, faults: list[str]) -> T:
     if not isinstance(data, dict):
         _add(faults, f"{where or 'the manifest'} is {type(data).__name__}, not an object")
         return None  # type: ignore[return-value]  # unused: the faults are raised
-    hints = _hints_of(cls)
+    hints = _hints_of(cls)  # type: ignore[arg-type]
     values = {}
     for field in fields(cls):  # type: ignore[arg-type]
         place = f"{where}.{field.name}" if where else field.name

@@ -156,19 +156,19 @@ def quick_gguf(path: str) -> Iterator[None]:
     import gguf
 
     reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
-    gguf.GGUFReader = _quick_reader(reader)
+    gguf.GGUFReader = _quick_reader(reader)  # type: ignore[misc]
     gguf.get_tensor_name_map = functools.cache(names)
     try:
         yield
     finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map = reader, names
+        gguf.GGUFReader, gguf.get_tensor_name_map = reader, names  # type: ignore[misc]
 
 
 def _quick_reader(base: Any) -> Any:
     """gguf's reader, with lists of texts and numbers in its header read in one go."""
     import gguf
 
-    class Reader(base):  # type: ignore[misc]
+    class Reader(base):
         def _get_field_parts(self, start: int, raw_type: int) -> Any:
             if raw_type != gguf.GGUFValueType.ARRAY:
                 return super()._get_field_parts(start, raw_type)

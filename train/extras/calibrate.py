@@ -29,14 +29,13 @@ from blip2rt import backends
 from blip2rt import bundle as contract
 from blip2rt.bundle.writer import BundleWriter
 from blip2rt.errors import Blip2rtError, OptionError
-from blip2rt.model import Model
 from blip2rt.modeling.checkpoint import CONFIG, WEIGHTS, Checkpoint
 from blip2rt.pipeline import BATCH
 from blip2rt.results import MatchWeights
 
 from ..data.samples import BadSamples
 from ..evaluation.annotations import CaptionedImage, drop_unreadable_images, read_captions
-from ..evaluation.predictors import Predictor, open_predictor
+from ..evaluation.predictors import BundlePredictor, Predictor, open_predictor
 from ..evaluation.retrieval import Candidates, candidates
 from .arguments import calibrate_parser
 
@@ -142,17 +141,19 @@ def _calibrate_bundle(path: str, out: Path, data: CalibrationData) -> str:
             (writer.folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(bundle.path / name, writer.folder / name)
         if manifest.llm is not None:
-            mean = _mean_prefix(Model(bundle, backends.create("ort", bundle)), data.items[: data.asking])
+            mean = _mean_prefix(BundlePredictor(bundle, backends.create("ort", bundle)), data.items[: data.asking])
             mean.tofile(writer.folder / MEAN_PREFIX)
             retrieval = replace(retrieval, mean_prefix=MEAN_PREFIX)
         copy = replace(bundle, path=writer.folder, manifest=replace(manifest, retrieval=retrieval))
-        weights, summary = _learn(path, Model(copy, backends.create("ort", copy)), data, manifest.llm is not None)
+        weights, summary = _learn(
+            path, BundlePredictor(copy, backends.create("ort", copy)), data, manifest.llm is not None
+        )
         retrieval = replace(retrieval, itm_weight=weights.itm, likelihood_weight=weights.likelihood)
         writer.finish(replace(manifest, retrieval=retrieval))
     return summary
 
 
-def _mean_prefix(model: Model, items: Sequence[CaptionedImage]) -> np.ndarray:
+def _mean_prefix(model: BundlePredictor, items: Sequence[CaptionedImage]) -> np.ndarray:
     """Return the mean prefix_embeds (Q, D) of images, float32."""
     paths = [item.path for item in items]
     chunks = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
