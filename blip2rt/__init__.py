@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from .default_model import ask, caption, close, match
     from .errors import BackendError, Blip2rtError, BundleError, CapabilityError, ImageError, OptionError
     from .language import Chat
-    from .loading import load
+    from .loading import ask, caption, close, load, match
     from .model import Model
     from .options import Options
     from .results import Match, Scored
@@ -33,7 +32,7 @@ __all__ = ["BackendError", "Blip2rtError", "BundleError", "CapabilityError", "Ch
 __all__ += ["OptionError", "Options", "Scored", "ask", "caption", "close", "load", "match"]
 
 _MODULES = {"Chat": "language", "Match": "results", "Model": "model", "Options": "options", "Scored": "results"}
-_MODULES |= {"load": "loading", **dict.fromkeys(("ask", "caption", "close", "match"), "default_model")}
+_MODULES |= {"load": "loading", **dict.fromkeys(("ask", "caption", "close", "match"), "loading")}
 
 
 def __getattr__(name: str) -> Any:

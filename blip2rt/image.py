@@ -39,8 +39,8 @@ from PIL import Image, UnidentifiedImageError
 
 from .bundle.manifest import ImageSpec
 from .errors import ImageError, OptionError, is_whole
-from .forks import fork_safe_lock
 from .install_hints import pip_install
+from .native import fork_safe_lock
 from .pixels.modes import from_array, to_rgb, upright
 from .pixels.resizing import resize as resize
 from .untrusted.image_format import HEAD, decodes_by_line, format_of

@@ -13,7 +13,7 @@ from .backends import Backend, Generation, OnToken, Sequences
 from .bundle import Bundle
 from .bundle.manifest import Decoding
 from .errors import CapabilityError, OptionError
-from .forks import cached_property
+from .native import cached_property
 from .options import Options, Room, TextOptions, merge, resolve, strings
 from .results import Scored, too_late
 from .text import LlmTokenizer, Prompt, TextStream

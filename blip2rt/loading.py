@@ -1,11 +1,17 @@
-"""Open a bundle: check the settings of `load`, and build a Model with its backend and caches."""
+"""Open a bundle: check the settings of `load`, and build a Model with its backend and caches.
+
+Also the functions blip2rt.caption, ask and match, whose model is nano, loaded by the first call.
+"""
 
 from __future__ import annotations
 
+import inspect
 import os
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import backends
 from . import bundle as contract
@@ -17,6 +23,10 @@ from .model import Model
 
 if TYPE_CHECKING:
     from .backends.trt.plans import PlanSizes
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_shared: Model | None = None
+_lock = threading.Lock()
 
 
 def load(
@@ -83,3 +93,56 @@ def _folder(bundle: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
     if bundle is None or (bundle == "nano" and not os.path.exists(bundle)):
         return contract.embedded()
     return bundle
+
+
+# The module's own model
+
+
+def close() -> None:
+    """Free the memory of the model that caption, ask and match share. The next call loads it again."""
+    global _shared
+    with _lock:
+        closing, _shared = _shared, None
+    if closing is not None:
+        closing.close()
+
+
+def _opened() -> Model:
+    global _shared
+    with _lock:
+        if _shared is None:
+            _shared = load()
+        return _shared
+
+
+def _like(method: Callable[..., Any]) -> Callable[[Function], Function]:
+    """Give a function the signature and the text of the method that it calls."""
+
+    def add(function: Function) -> Function:
+        own = inspect.signature(method)
+        without_self = list(own.parameters.values())[1:]
+        function.__signature__ = own.replace(parameters=without_self)  # type: ignore[attr-defined]
+        function.__doc__, function.__module__ = method.__doc__, __package__
+        return function
+
+    return add
+
+
+if TYPE_CHECKING:  # the signatures are those of the methods
+    caption, ask, match = _opened().caption, _opened().ask, _opened().match
+else:
+
+    @_like(Model.caption)
+    def caption(images, **options):
+        """Caption an image (-> str) or a list of images (-> list of str); see Model.caption."""
+        return _opened().caption(images, **options)
+
+    @_like(Model.ask)
+    def ask(images, questions, **options):
+        """Answer a question about an image; see Model.ask."""
+        return _opened().ask(images, questions, **options)
+
+    @_like(Model.match)
+    def match(images, texts, **options):
+        """Score how well a text describes an image; see Model.match."""
+        return _opened().match(images, texts, **options)

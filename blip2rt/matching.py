@@ -11,7 +11,7 @@ import numpy as np
 from . import bundle as contract
 from .bundle.manifest import RetrievalSpec
 from .errors import CapabilityError, OptionError
-from .forks import cached_property
+from .native import cached_property
 from .pipeline import BATCH, Pipeline
 from .results import Match, MatchWeights
 from .text import QFormerTokenizer

@@ -8,11 +8,10 @@ Checks what callers pass, and returns one result for one image and a list for a 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import numpy as np
 
@@ -27,7 +26,7 @@ from .options import AskOptions, CallOptions, CaptionOptions, Options, StreamOpt
 from .pipeline import Pipeline
 from .requests import Answer, Request, submit
 from .results import Match, MatchWeights, Scored, Stopwatch, shaped, too_late
-from .signatures import shown
+from .signatures import awaited, shown
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -41,21 +40,6 @@ if TYPE_CHECKING:
     Texts: TypeAlias = str | Sequence[str]
     One: TypeAlias = Literal[1]
     No: TypeAlias = Literal[False]
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def _awaited(method: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """The method as a coroutine function: its work runs in a thread."""
-
-    @functools.wraps(method)
-    async def awaited(*given: P.args, **options: P.kwargs) -> T:
-        import asyncio  # slow to import
-
-        return await asyncio.to_thread(method, *given, **options)
-
-    return awaited
 
 
 class Model:
@@ -133,11 +117,7 @@ class Model:
         self, images: Images, *, num_captions: int, **options: Unpack[CaptionOptions]
     ) -> list[list[Scored]]: ...
     @overload
-    def caption(self, images: ImageLike, *, on_timeout: None, **options: Unpack[CaptionOptions]) -> Scored | None: ...
-    @overload
-    def caption(
-        self, images: Images, *, on_timeout: None, **options: Unpack[CaptionOptions]
-    ) -> list[Scored | None]: ...
+    def caption(self, images: Inputs, *, on_timeout: None, **options: Unpack[CaptionOptions]) -> Any: ...
     @shown("Scored | list[Scored] | list[list[Scored]]", CallOptions, CaptionOptions)
     def caption(self, images: Inputs, **options: Any) -> Any:
         """Image -> caption, list of images -> list of captions.
@@ -174,9 +154,7 @@ class Model:
         self, images: Many, *, keep_going: bool, num_captions: int, **options: Unpack[CaptionOptions]
     ) -> Iterator[list[Scored] | ImageError]: ...
     @overload
-    def caption_each(
-        self, images: Many, *, on_timeout: None, keep_going: No = ..., **options: Unpack[CaptionOptions]
-    ) -> Iterator[Scored | None]: ...
+    def caption_each(self, images: Many, *, on_timeout: None, **options: Unpack[CaptionOptions]) -> Iterator[Any]: ...
     @shown("Iterator[Scored | list[Scored]]", CallOptions, CaptionOptions)
     def caption_each(self, images: Many, *, keep_going: bool = False, **options: Any) -> Iterator[Any]:
         """Caption any number of images in order, a few in memory at a time.
@@ -220,13 +198,7 @@ class Model:
         self, images: Inputs, questions: Texts, *, keep_going: bool, **options: Unpack[AskOptions]
     ) -> list[Scored | ImageError]: ...
     @overload
-    def ask(
-        self, images: ImageLike, questions: str, *, on_timeout: None, **options: Unpack[AskOptions]
-    ) -> Scored | None: ...
-    @overload
-    def ask(
-        self, images: Inputs, questions: Texts, *, on_timeout: None, **options: Unpack[AskOptions]
-    ) -> list[Scored | None]: ...
+    def ask(self, images: Inputs, questions: Texts, *, on_timeout: None, **options: Unpack[AskOptions]) -> Any: ...
     @shown("Scored | list[Scored] | list[list[Scored]]", CallOptions, AskOptions)
     def ask(self, images: Inputs, questions: Texts, *, keep_going: bool = False, **options: Any) -> Any:
         """Image and question -> answer. Lists are taken pairwise; one image or one question goes with all of a list.
@@ -361,16 +333,16 @@ class Model:
 
     # Awaitable: the work runs in a thread
 
-    acaption = _awaited(caption)
-    aask = _awaited(ask)
-    amatch = _awaited(match)
-    aembed_image = _awaited(embed_image)
-    aembed_text = _awaited(embed_text)
+    acaption = awaited(caption)
+    aask = awaited(ask)
+    amatch = awaited(match)
+    aembed_image = awaited(embed_image)
+    aembed_text = awaited(embed_text)
 
     async def astream(
         self, image: ImageLike, prompt: str | None = None, **options: Unpack[StreamOptions]
     ) -> AsyncIterator[str]:
         """`stream`, awaited piece by piece. Leaving the loop ends the generation."""
-        pieces = await _awaited(self.stream)(image, prompt, **options)
-        while (piece := await _awaited(next)(pieces, None)) is not None:
+        pieces = await awaited(self.stream)(image, prompt, **options)
+        while (piece := await awaited(next)(pieces, None)) is not None:
             yield piece

@@ -1,16 +1,18 @@
-"""Import blip2rt._native, the C++ core (engines/), and declare its types."""
+"""Import blip2rt._native, the C++ core (engines/), and declare its types; locks that survive a fork."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.machinery
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast
 
 from .errors import BackendError, OptionError
 from .install_hints import pip_install
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from . import _native
 
 
+T = TypeVar("T")
 Token: TypeAlias = tuple[int, int, int]  # number of the image, number of the draw, token id
 Sequences: TypeAlias = list[list[tuple[list[int], float]]]  # for each image its best: new token ids, score
 
@@ -86,3 +89,22 @@ def kernel_level() -> str:
         fix = f"give one that this processor supports ({', '.join(levels)}), or unset it"
         raise OptionError(f"BLIP2RT_KERNELS is {value!r}: {fix}")
     return value or levels[0]
+
+
+# Forks
+
+
+class cached_property(functools.cached_property[T]):  # like the one of functools
+    """functools.cached_property without the lock of Python 3.10 and 3.11, which a fork would leave locked."""
+
+    def __init__(self, function: Callable[[Any], T]) -> None:
+        super().__init__(function)
+        self.lock = contextlib.nullcontext()
+
+
+def fork_safe_lock() -> threading.Lock:
+    """Return a lock that a fork waits for: the child finds it free, and what it protects in order."""
+    lock = threading.Lock()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+    return lock

@@ -22,9 +22,9 @@ from .backends import Backend, OnToken
 from .bundle import Bundle
 from .errors import CapabilityError, ImageError, OptionError
 from .feature_cache import FeatureCache
-from .forks import cached_property
 from .image import ImageLike, ImageSettings, normalize, prepare
 from .language import Language
+from .native import cached_property
 from .options import Options, merge
 from .results import Scored, Stopwatch
 from .text import Prompt, QFormerTokenizer

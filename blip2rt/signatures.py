@@ -1,15 +1,18 @@
-"""Signatures for help() and notebooks: every option with its type and default, where the code takes **options."""
+"""Signatures of methods: written out for help() and notebooks, where the code takes **options, and as coroutines."""
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from .options import Options
 
 Method = TypeVar("Method", bound=Callable[..., Any])
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _ALIASES = {
     "Inputs": "ImageLike | Sequence[ImageLike]",
@@ -49,3 +52,15 @@ def shown(result: str = "", *options: Any) -> Callable[[Method], Method]:
 
 def _plain(annotation: Any) -> Any:
     return _Text(_ALIASES.get(annotation, annotation)) if isinstance(annotation, str) else annotation
+
+
+def awaited(method: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """The method as a coroutine function: its work runs in a thread."""
+
+    @functools.wraps(method)
+    async def awaited(*given: P.args, **options: P.kwargs) -> T:
+        import asyncio  # slow to import
+
+        return await asyncio.to_thread(method, *given, **options)
+
+    return awaited

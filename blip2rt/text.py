@@ -13,7 +13,7 @@ from tokenizers import Encoding, Tokenizer
 
 from .bundle.manifest import LlmSpec, QuestionSpec, RetrievalSpec
 from .errors import OptionError
-from .forks import cached_property
+from .native import cached_property
 from .untrusted.tokenizer import guarded, read_tokenizer
 
 if TYPE_CHECKING:

@@ -26,8 +26,7 @@ from .. import bundle as contract
 from ..batching import Batcher, Batching, Call
 from ..bundle import Bundle
 from ..errors import BackendError, OptionError
-from ..forks import fork_safe_lock
-from ..native import kernel_level, named_failure, native
+from ..native import fork_safe_lock, kernel_level, named_failure, native
 from ..untrusted.graphs import readable_files, rejected
 from ..untrusted.memory import require_address_space
 

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import IO
 
 from ..errors import names_file
-from ..regular_files import open_regular, require_regular
+from .regular_files import open_regular, require_regular
 
 MARKER = ".blip2rt-partial"  # in a folder that is being written or deleted
 _MAX_TRIES = 10  # until a temporary folder is our own

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError
-from ..regular_files import read_bounded
 from .checksum import is_intact, sha256_of
 from .faults import manifest_faults
 from .manifest import Manifest, from_json
 from .names import FORMAT, FORMAT_VERSION, MANIFEST
+from .regular_files import read_bounded
 
 MAX_MANIFEST_BYTES = 4 << 20
 EMBEDDED = Path(__file__).parents[1] / "models" / "nano"

@@ -15,9 +15,9 @@ import hashlib
 from pathlib import Path
 
 from ..errors import BundleError, OptionError
-from ..regular_files import read_bounded
 from .names import MANIFEST
 from .reader import MAX_MANIFEST_BYTES, Bundle
+from .regular_files import read_bounded
 
 SUFFIX = ".minisig"
 _MAX_BYTES = 1 << 16  # of a signature or a key

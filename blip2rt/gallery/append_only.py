@@ -6,8 +6,8 @@ import contextlib
 import os
 from typing import IO
 
+from ..bundle.regular_files import open_regular
 from ..errors import OptionError, names_file
-from ..regular_files import open_regular
 from .path_checks import check_writable
 
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from .. import bundle as contract
 from ..bundle.checksum import sha256_of
+from ..bundle.regular_files import require_regular
 from ..errors import CapabilityError, GalleryError, ImageError, OptionError
-from ..regular_files import require_regular
 from . import index_manifest
 from .catalog import Catalog, damaged
 from .path_checks import check_empty

@@ -12,8 +12,8 @@ from typing import Any
 from .. import bundle as contract
 from ..bundle.atomic import partial_of, write_file
 from ..bundle.reader import Bundle
+from ..bundle.regular_files import read_bounded
 from ..errors import GalleryError
-from ..regular_files import read_bounded
 from .catalog import damaged
 
 FILE_NAME = "index.json"

@@ -6,8 +6,8 @@ import errno
 import os
 from pathlib import Path
 
+from ..bundle.regular_files import require_regular
 from ..errors import OptionError
-from ..regular_files import require_regular
 from ..untrusted.image_format import EXTENSIONS, format_of, read_head
 
 

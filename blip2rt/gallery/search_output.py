@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from ..bundle.atomic import write_file
+from ..bundle.regular_files import open_regular
 from ..errors import ImageError, one_line, utf8_name
 from ..image import load_rgb
-from ..regular_files import open_regular
 from ..untrusted.image_format import HEAD, format_of
 from .outputs.tables import json_line
 from .path_checks import check_empty, check_writable

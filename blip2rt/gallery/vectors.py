@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..bundle.checksum import sha256_of
+from ..bundle.regular_files import open_regular
 from ..errors import GalleryError, OptionError, boundary, names_file
 from ..install_hints import pip_install
-from ..regular_files import open_regular
 from .catalog import damaged
 
 if TYPE_CHECKING:

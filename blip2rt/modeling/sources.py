@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from blip2rt.bundle.names import MANIFEST
+from blip2rt.bundle.regular_files import read_bounded
 from blip2rt.errors import Blip2rtError
-from blip2rt.regular_files import read_bounded
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of a checkpoint
 ADAPTER_CONFIG = "adapter_config.json"  # of an adapter that peft saved, which may lie alone; see peft_folder.py

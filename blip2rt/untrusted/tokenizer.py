@@ -15,10 +15,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from ..bundle.regular_files import read_bounded
 from ..errors import BundleError, boundary
-from ..forks import fork_safe_lock
-from ..native import native
-from ..regular_files import read_bounded
+from ..native import fork_safe_lock, native
 from .memory import require_memory
 
 MAX_BYTES = 256 << 20  # of a file; Gemma's has 33 MB

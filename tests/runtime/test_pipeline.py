@@ -260,9 +260,9 @@ def test_threads_share_a_model(tiny, photo):
 
 def test_one_default_model_for_all_threads(tiny, monkeypatch, photo):
     loads = []
-    monkeypatch.setattr("blip2rt.default_model._model", None)
+    monkeypatch.setattr("blip2rt.loading._shared", None)
     real = blip2rt.load
-    monkeypatch.setattr("blip2rt.default_model.load", lambda: loads.append(1) or real(tiny.path))
+    monkeypatch.setattr("blip2rt.loading.load", lambda: loads.append(1) or real(tiny.path))
     image = photo()
     with ThreadPoolExecutor(5) as pool:
         assert len(set(pool.map(blip2rt.caption, [image] * 5))) == 1 and len(loads) == 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,8 +48,7 @@ def captions(model: Model, one_or_many: Path | list[Path]) -> None:
     assert_type(model.caption("a.jpg", on_token=lambda image, draw, token_id: token_id != 2), Scored)
     assert_type(model.caption("a.jpg", stop_strings=["."], bad_words="dog", early_stopping="never"), Scored)
     assert_type(model.caption(one_or_many), Scored | list[Scored])
-    assert_type(model.caption("a.jpg", max_time=1, on_timeout=None), Scored | None)
-    assert_type(model.caption(["a.jpg"], max_time=1, on_timeout=None), list[Scored | None])
+    assert_type(model.caption("a.jpg", max_time=1, on_timeout=None), Any)
     model.caption("a.jpg", beams=5)  # type: ignore[call-overload]
     model.caption("a.jpg", num_beams="five")  # type: ignore[call-overload]
     model.caption("a.jpg", "a photo of")  # type: ignore[call-overload]
@@ -60,7 +59,7 @@ def captions_one_by_one(model: Model, paths: Iterator[Path]) -> None:
     assert_type(model.caption_each(["a.jpg"], num_captions=2), Iterator[list[Scored]])
     assert_type(model.caption_each(["a.jpg"], keep_going=True), Iterator[Scored | ImageError])
     assert_type(model.caption_each(["a.jpg"], keep_going=True, num_captions=2), Iterator[list[Scored] | ImageError])
-    assert_type(model.caption_each(["a.jpg"], max_time=1, on_timeout=None), Iterator[Scored | None])
+    assert_type(model.caption_each(["a.jpg"], max_time=1, on_timeout=None), Iterator[Any])
     model.caption_each(3)  # type: ignore[call-overload]
 
 
@@ -71,7 +70,7 @@ def answers(model: Model) -> None:
     assert_type(model.ask("a.jpg", "who?", num_captions=2, do_sample=True), list[Scored])
     assert_type(model.ask(["a.jpg"], ["who?"], num_captions=2), list[list[Scored]])
     assert_type(model.ask(["a.jpg"], ["who?"], keep_going=True), list[Scored | ImageError])
-    assert_type(model.ask("a.jpg", "who?", max_time=1, on_timeout=None), Scored | None)
+    assert_type(model.ask("a.jpg", "who?", max_time=1, on_timeout=None), Any)
     model.ask("a.jpg")  # type: ignore[call-overload]
     model.ask("a.jpg", b"who?")  # type: ignore[arg-type]
     model.ask("a.jpg", "who?", prompt="a photo of")  # type: ignore[call-overload]

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from blip2rt.bundle.regular_files import read_bounded
 from blip2rt.errors import Blip2rtError
-from blip2rt.regular_files import read_bounded
 from blip2rt.untrusted.image_format import EXTENSIONS
 
 from .samples import BadSamples, Dataset, Row, dataset_of, is_file

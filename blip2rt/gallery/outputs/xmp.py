@@ -10,7 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
-from ...regular_files import read_bounded
+from ...bundle.regular_files import read_bounded
 from . import Description
 from .sidecars import Sidecar
 
