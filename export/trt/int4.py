@@ -51,9 +51,9 @@ class Int4Products:
     def add_offsets(self, node: ir.Node, source: ir.Value, weight: ir.Value, dtype: ir.DataType) -> None:
         """Add the contribution of the zero points to the product `node` of `source`."""
         [product] = node.outputs
-        assert weight.shape is not None and product.shape is not None
+        assert weight.shape is not None
         graph, columns, shape = self.editor.model.graph, weight.shape.numpy()[1], product.shape
-        product.shape = ir.Shape([*shape[:-1], columns + columns % 2])
+        product.shape = None if shape is None else ir.Shape([*shape[:-1], columns + columns % 2])
         readers, offsets = list(product.uses()), graph.initializers[f"{weight.name}.offsets"]
         second = ir.node("MatMul", [self._block_sums(node, source, dtype), offsets], name=f"{product.name}.shift")
         shift = typed_output(second, dtype, product.shape)

@@ -52,7 +52,8 @@ def commands() -> list[str]:
     """The page's commands in their order, each once, without installations."""
     blocks = re.findall(r"^```console\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.startswith("$ ")]
-    return [line[2:] for line in dict.fromkeys(lines) if not line.startswith("$ pip ")]
+    last = dict.fromkeys(reversed(lines))  # the page begins with a command of step 3
+    return [line[2:] for line in reversed(last) if not line.startswith("$ pip ")]
 
 
 def test_own_pictures_give_a_better_bundle_in_twenty_minutes(tmp_path: Path) -> None:

@@ -376,7 +376,7 @@ def test_ctrl_c_during_imports_is_one_line(tmp_path: Path) -> None:
     for called, program in (("train.stage1", "python -m train.stage1"), ("train stage1", "blip2rt-train stage1")):
         pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-        process = subprocess.Popen([sys.executable, "-m", *called.split(), "--help"], cwd=ROOT, env=env, **pipes)
+        process = subprocess.Popen([sys.executable, "-m", *called.split(), "--dry-run"], cwd=ROOT, env=env, **pipes)
         assert process.stdout is not None and process.stdout.readline() == "importing\n"
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=900)
