@@ -108,3 +108,27 @@ def fork_safe_lock() -> threading.Lock:
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
     return lock
+
+
+class ForkGate:
+    """Work of any number of threads that a fork waits for, because a child would find the library's locks taken."""
+
+    def __init__(self) -> None:
+        self._free, self._working = threading.Condition(threading.Lock()), 0
+        if hasattr(os, "register_at_fork"):
+            done = self._free.release
+            os.register_at_fork(before=self._wait, after_in_parent=done, after_in_child=done)
+
+    def _wait(self) -> None:
+        self._free.acquire()
+        while self._working:
+            self._free.wait()
+
+    def __enter__(self) -> None:
+        with self._free:
+            self._working += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._free:
+            self._working -= 1
+            self._free.notify_all()

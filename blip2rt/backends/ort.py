@@ -26,7 +26,7 @@ from .. import bundle as contract
 from ..batching import Batcher, Batching, Call
 from ..bundle import Bundle
 from ..errors import BackendError, OptionError
-from ..native import fork_safe_lock, kernel_level, named_failure, native
+from ..native import ForkGate, fork_safe_lock, kernel_level, named_failure, native
 from ..untrusted.graphs import readable_files, rejected
 from ..untrusted.memory import require_address_space
 
@@ -42,6 +42,7 @@ FORKED = (
 
 
 _lock = fork_safe_lock()  # while the library is loading
+_opening = ForkGate()  # sessions, whose opening sets up ONNX Runtime's own globals
 _runtime: Any = None
 
 
@@ -210,14 +211,15 @@ class Backend(backends.Backend):
                     runtime, files = open_runtime(), readable_files(self._bundle, component)
                     if begun is not None:
                         begun.set()
-                    self._sessions[component] = native().Session(
-                        runtime,
-                        str(graph),
-                        self._threads,
-                        custom_int8=component == contract.VISION,
-                        files=files,
-                        trusted=self._bundle.trusted_graphs,
-                    )
+                    with _opening:
+                        self._sessions[component] = native().Session(
+                            runtime,
+                            str(graph),
+                            self._threads,
+                            custom_int8=component == contract.VISION,
+                            files=files,
+                            trusted=self._bundle.trusted_graphs,
+                        )
                 except native().GraphError as error:
                     raise rejected(error) from None
                 except MemoryError:
