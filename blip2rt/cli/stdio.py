@@ -71,7 +71,7 @@ class Session:
         self._failure: OSError | None = None
 
     def run(self, lines: Iterable[bytes]) -> None:
-        """Run the requests of all lines until the last has ended. Raises OSError if nobody reads the results."""
+        """Run every request until the last one has ended. Raises OSError if the reader of the results is gone."""
         try:
             with self._threads:
                 for number, line in enumerate(lines, 1):

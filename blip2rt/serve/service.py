@@ -276,7 +276,7 @@ class Call:
 
 
 async def _abandon(arriving: asyncio.Future[T], pieces: AsyncGenerator[T, None]) -> None:
-    """End the work behind a stream that nobody reads further."""
+    """Cancel the work behind a stream whose client has stopped reading."""
     arriving.cancel()
     await asyncio.wait({arriving})
     if not arriving.cancelled():

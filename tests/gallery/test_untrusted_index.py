@@ -186,7 +186,7 @@ def test_odd_index_json_is_one_line(indexed, run, fields):
 
 @POSIX
 def test_only_pictures_are_copied(indexed, run):
-    """The index of others may name any file of a root that is any folder."""
+    """An untrusted index may name any file, because it also names its root folder."""
     Path("secret.png").write_text("words")
     os.mkfifo("pipe.png")
     Path("zero.png").symlink_to("/dev/zero")
