@@ -1,0 +1,83 @@
+// Text -> token ids and back, as Hugging Face's library `tokenizers` does it, from a tokenizer.json.
+// Knows byte-level BPE, BPE with byte fallback, WordPiece, WordLevel and Unigram, with the normalizers, pre-tokenizers,
+// post-processors and decoders of the models that we export. Files are untrusted.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace blip2rt {
+
+// A fault of a tokenizer.json: "what is wrong", without the file's name.
+class TokenizerError : public std::runtime_error {
+ public:
+  enum Kind {
+    kInvalid,  // not a tokenizer.json
+    kUnsafe,   // a part could blow up a short text
+    kUnknown,  // valid, but a part is not implemented here; the message names it
+    kText,     // a text cannot be encoded: invalid UTF-8, or no token for a character
+  };
+  TokenizerError(Kind kind, const std::string& what) : std::runtime_error(what), kind(kind) {}
+  Kind kind;
+};
+
+// A token that is found in a text before the model sees the rest of it.
+struct AddedToken {
+  int64_t id;
+  std::string content;
+  bool special, normalized, single_word, lstrip, rstrip;
+};
+
+// A text, and whether special tokens in it are read as plain text (of an untrusted caller).
+struct TextPiece {
+  std::string_view text;
+  bool plain = false;
+};
+
+// Any thread may call its functions. Token ids are int64_t, as in the loop.
+class Tokenizer {
+ public:
+  using Ids = std::vector<int64_t>;
+
+  // Opens the bytes of a tokenizer.json. Its padding and truncation are ignored. Throws TokenizerError.
+  explicit Tokenizer(std::string json);
+  ~Tokenizer();
+  Tokenizer(Tokenizer&&) noexcept;
+  Tokenizer& operator=(Tokenizer&&) noexcept;
+
+  // Encodes UTF-8 text. `layout`: add the post-processor's special tokens, such as [CLS] ... [SEP]. At most
+  // `max_tokens` are returned, the layout's included; the text is cut on the right. Throws TokenizerError.
+  Ids encode(TextPiece piece, bool layout, size_t max_tokens = SIZE_MAX) const;
+
+  // Encodes consecutive pieces, each on its own, and lays out the whole.
+  Ids encode(const std::vector<TextPiece>& pieces, bool layout, size_t max_tokens = SIZE_MAX) const;
+
+  // Decodes ids to UTF-8 text; unknown ids add nothing. Incomplete characters become U+FFFD.
+  std::string decode(const int64_t* ids, size_t count, bool skip_special) const;
+  std::string decode(const Ids& ids, bool skip_special) const { return decode(ids.data(), ids.size(), skip_special); }
+
+  // The bytes that each of the tokens 0 to size - 1 adds to a text: a token may hold half a character. A special token
+  // has the bytes of its name, an unknown id none.
+  std::vector<std::string> token_bytes(size_t size) const;
+
+  // The number of tokens, added ones included.
+  size_t size() const;
+  std::optional<int64_t> id_of(std::string_view token) const;
+  std::optional<std::string> token_of(int64_t id) const;
+  const std::vector<AddedToken>& added_tokens() const;
+
+  // The length of the longest prefix of `ids` whose text later tokens cannot change: a trailing run of byte tokens is
+  // decoded as a whole.
+  size_t settled(const int64_t* ids, size_t count) const;
+
+ private:
+  struct Parts;
+  std::unique_ptr<const Parts> parts_;
+};
+
+}  // namespace blip2rt
