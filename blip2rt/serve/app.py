@@ -15,12 +15,12 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import ASGIApp
 
 from ..errors import Blip2rtError
-from . import ollama, openai, responses, routes
 from .endpoints import Endpoint, openapi
 from .errors import CLIENT_GONE, ApiError, api_error
 from .logs import LOG
 from .metrics import CONTENT_TYPE
 from .middleware import RequestMiddleware
+from .protocols import ollama, openai, responses, routes
 from .service import Call, Service
 
 _PAGES = Path(__file__).parent / "pages"

@@ -16,8 +16,8 @@ import pytest
 import blip2rt
 from blip2rt import gallery
 from blip2rt.gallery import Hit
-from blip2rt.serve import routes
 from blip2rt.serve.app import make_app
+from blip2rt.serve.protocols import routes
 from blip2rt.serve.service import Service
 from blip2rt.serve.settings import QueueLimits, Settings
 from tests.serve.server_process import PHOTO, Response, data_uri
@@ -62,7 +62,7 @@ def test_unexpected_errors_are_logged_and_not_sent(
         raise RuntimeError("a secret of this machine")
 
     monkeypatch.setattr(service.metrics, "text", fail)
-    monkeypatch.setattr("blip2rt.serve.ollama._model_info", fail)
+    monkeypatch.setattr("blip2rt.serve.protocols.ollama._model_info", fail)
     monkeypatch.setattr(logging.getLogger("blip2rt"), "propagate", True)
     found = asyncio.run(call(service, "GET", path))
     assert found.status == 500 and found.message(path) == "the server failed: its log says why"

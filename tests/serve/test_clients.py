@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from blip2rt.serve.errors import ApiError
-from blip2rt.serve.ollama import _Writer
-from blip2rt.serve.openai import NO_JSON
+from blip2rt.serve.protocols.ollama import _Writer
+from blip2rt.serve.protocols.openai import NO_JSON
 from blip2rt.text import tidy
 from tests.serve.server_process import PHOTO, ServerProcess, data_uri, encoded, parts, png
 

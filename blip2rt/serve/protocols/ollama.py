@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, Field
 
-from ..version import __version__
-from .chat_prompt import GREETING, Turn
-from .endpoints import Endpoint
-from .errors import ApiError, bad_request
-from .inference import Answer, Piece, can_generate
+from ...version import __version__
+from ..chat_prompt import GREETING, Turn
+from ..endpoints import Endpoint
+from ..errors import ApiError, bad_request
+from ..inference import Answer, Piece, can_generate
+from ..service import AnswerWriter, Call, Service, sampling_options, string_list
 from .openai import NO_JSON, ImageInput, MarkImages, TextInput, check_image_count, embed
-from .service import AnswerWriter, Call, Service, sampling_options, string_list
 
 
 class ModelOptions(BaseModel):

@@ -17,13 +17,13 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from ..errors import ImageError
-from ..image import load_rgb
-from .endpoints import Endpoint
-from .errors import ApiError, bad_request
-from .inference import Answer, CancelEvent, Piece, TextJob, batches
+from ...errors import ImageError
+from ...image import load_rgb
+from ..endpoints import Endpoint
+from ..errors import ApiError, bad_request
+from ..inference import Answer, CancelEvent, Piece, TextJob, batches
+from ..service import AnswerWriter, Call, given_options, sampling_options, string_list
 from .openai import check_sequence_count, usage
-from .service import AnswerWriter, Call, given_options, sampling_options, string_list
 
 THUMBNAIL_SIDE = 256  # pixels of the longer side
 _MAX_BAD_WORDS = 256
@@ -161,7 +161,7 @@ async def _search(call: Call, body: SearchRequest) -> Any:
     query: Any = body.text if body.image is None else await call.image(body.image)
 
     def compute(cancelled: CancelEvent) -> list[dict[str, Any]]:
-        from ..gallery import Index
+        from ...gallery import Index
 
         with Index.open(folder, call.model) as index:  # per request: its database belongs to one thread
             by_image = body.image is not None

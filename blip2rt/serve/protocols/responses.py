@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from .endpoints import Endpoint
-from .errors import ApiError, bad_request
-from .inference import Answer, Piece
+from ..endpoints import Endpoint
+from ..errors import ApiError, bad_request
+from ..inference import Answer, Piece
+from ..service import AnswerWriter, Call, sampling_options
 from .openai import ChatMessage, Part, TokenLimit, turns_of
-from .service import AnswerWriter, Call, sampling_options
 
 
 class Message(BaseModel):

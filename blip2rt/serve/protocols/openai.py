@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, Field
 
-from .chat_prompt import Turn
-from .endpoints import Endpoint
-from .errors import ApiError, bad_request
-from .inference import Answer, CancelEvent, Piece, batches, count_text_tokens
-from .service import AnswerWriter, Call, Service, given_options, sampling_options, string_list
+from ..chat_prompt import Turn
+from ..endpoints import Endpoint
+from ..errors import ApiError, bad_request
+from ..inference import Answer, CancelEvent, Piece, batches, count_text_tokens
+from ..service import AnswerWriter, Call, Service, given_options, sampling_options, string_list
 
 NO_JSON = (
     "{} is not supported: BLIP-2 writes captions and short answers, no JSON. Leave it out, or ask for each field alone"
