@@ -126,9 +126,10 @@ compilers:  ## compile the core with every installed compiler and for aarch64
 	  echo "$$compiler: $(words $(PLAIN_CORE)) files"; for source in $(PLAIN_CORE); do $$compiler $(WARNINGS) -c $$source -o /dev/null; done; \
 	done
 
-$(DEMO)/installed: pyproject.toml CMakeLists.txt $(CORE) $(shell find blip2rt -name '*.py')
+NANO := packages/nano/pyproject.toml blip2rt/models/nano/blip2rt.json
+$(DEMO)/installed: pyproject.toml CMakeLists.txt $(CORE) $(shell find blip2rt -name '*.py') $(NANO)
 	$(PYTHON) -m venv $(DEMO)
-	$(DEMO)/bin/python -m pip install --quiet .
+	$(DEMO)/bin/python -m pip install --quiet . ./packages/nano
 	touch $@
 
 # Editable, so that only changes of the core or of the requirements need a new installation.
@@ -149,12 +150,13 @@ lock: $(DEV)/blip2rt-installed  ## update requirements/*.txt from pyproject.toml
 	$(RUN) $(LOCK) --resolution lowest-direct pyproject.toml --output-file requirements/lowest.txt
 
 # Builds the wheel with the locked packages only, each checked against its hash.
-build/locked/built: pyproject.toml CMakeLists.txt $(CORE) $(shell find blip2rt -name '*.py') requirements/build.txt
+build/locked/built: pyproject.toml CMakeLists.txt $(CORE) $(shell find blip2rt -name '*.py') $(NANO) requirements/build.txt
 	rm -rf build/locked
 	$(PYTHON) -m venv build/locked/venv
 	build/locked/venv/bin/python -m pip install --quiet --require-hashes -r requirements/build.txt
 	build/locked/venv/bin/python -m pip wheel --quiet --no-deps --no-build-isolation \
 	  -Cbuild-dir=build/locked/core --wheel-dir build/locked .
+	build/locked/venv/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/locked ./packages/nano
 	touch $@
 
 test-locked: build/locked/built  ## install from the locked requirements only and caption a photograph
@@ -168,7 +170,7 @@ LOWEST := tests/runtime/test_pipeline.py tests/runtime/test_text.py tests/runtim
 test-lowest: build/locked/built  ## test the runtime on the oldest supported releases
 	$(PYTHON) -m venv --clear .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet -r requirements/lowest.txt pytest "onnx<1.18"
-	.venv-lowest/bin/python -m pip install --quiet --no-deps build/locked/*.whl
+	.venv-lowest/bin/python -m pip install --quiet --no-deps build/locked/blip2rt-*.whl
 	.venv-lowest/bin/python -m pytest -p no:cacheprovider $(LOWEST)
 
 # The lowest and newest cuda-bindings that the extras allow, for each CUDA version.

@@ -9,8 +9,8 @@
     model = blip2rt.load("my_bundle")  # threads and backends: help(blip2rt.load)
     model.caption(["a.jpg", "b.jpg"], num_beams=5)  # options: help(blip2rt.Options)
 
-The functions use the embedded model, "nano", loaded by the first call and ended by blip2rt.close(). The import itself
-loads nothing.
+The functions use the embedded model, "nano" (pip install 'blip2rt[nano]'), loaded by the first call and ended by
+blip2rt.close(). The import itself loads nothing.
 """
 
 from __future__ import annotations

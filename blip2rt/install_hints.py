@@ -20,6 +20,17 @@ def pip_install(*extras: str) -> str:
     return f"pip install {shlex.quote(f'{name}{chosen}{origin}')}"
 
 
+def install_nano() -> str:
+    """The command that installs nano from where blip2rt came from: an index, a checkout or a repository."""
+    import shlex
+
+    name, origin = _origin()
+    if origin:
+        return f"pip install {shlex.quote(f'blip2rt-nano{origin}#subdirectory=packages/nano')}"
+    folder = Path(name, "packages", "nano")
+    return f"pip install {shlex.quote(str(folder)) if folder.is_dir() else 'blip2rt-nano'}"
+
+
 def _origin() -> tuple[str, str]:
     """What replaces the package's name, and what follows the extras."""
     import json

@@ -13,7 +13,7 @@ RUN apt-get update \
 RUN python3 -m venv --system-site-packages /opt/blip2rt
 ENV PATH=/opt/blip2rt/bin:$PATH
 COPY . /src
-RUN pip install --no-cache-dir '/src[trt-cu12]' && rm -rf /src
+RUN pip install --no-cache-dir '/src[trt-cu12]' /src/packages/nano && rm -rf /src
 
 ENTRYPOINT ["blip2rt"]
 CMD ["doctor"]

@@ -19,7 +19,7 @@ RUN printf 'Package: *nvinfer* *nvonnxparsers*\nPin: version %s\nPin-Priority: 1
 RUN python3 -m venv --system-site-packages /opt/blip2rt
 ENV PATH=/opt/blip2rt/bin:$PATH
 COPY . /src
-RUN pip install --no-cache-dir '/src[trt-cu13]' && rm -rf /src
+RUN pip install --no-cache-dir '/src[trt-cu13]' /src/packages/nano && rm -rf /src
 
 ENTRYPOINT ["blip2rt"]
 CMD ["doctor"]

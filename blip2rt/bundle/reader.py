@@ -5,6 +5,7 @@ Standard library only.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError
+from ..install_hints import install_nano
 from .checksum import is_intact, sha256_of
 from .faults import manifest_faults
 from .manifest import Manifest, from_json
@@ -20,7 +22,7 @@ from .names import FORMAT, FORMAT_VERSION, MANIFEST
 from .regular_files import read_bounded
 
 MAX_MANIFEST_BYTES = 4 << 20
-EMBEDDED = Path(__file__).parents[1] / "models" / "nano"
+CHECKOUT_NANO = Path(__file__).parents[1] / "models" / "nano"  # in a checkout and in an editable installation
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,13 @@ class Bundle:
 
 
 def embedded() -> Path:
-    """The folder of the package's own model. Raises BundleError if this installation has none."""
-    if not (EMBEDDED / MANIFEST).is_file():
-        raise BundleError(
-            f"this installation has no embedded model ({EMBEDDED}): name a bundle, --model or load(bundle)"
-        )
-    return EMBEDDED
+    """The folder of nano: the checkout's, or else the installed package blip2rt-nano's. Raises BundleError."""
+    spec = importlib.util.find_spec("blip2rt_nano")  # finds, does not import
+    installed = [Path(folder) / "nano" for folder in spec.submodule_search_locations or ()] if spec else []
+    for folder in (CHECKOUT_NANO, *installed):
+        if (folder / MANIFEST).is_file():
+            return folder
+    raise BundleError(f"nano, the embedded model, is not installed: {install_nano()}, or name a bundle")
 
 
 def read(path: str | os.PathLike[str]) -> Bundle:

@@ -142,8 +142,9 @@ def _captions() -> Finding:
     try:
         load().caption(np.full((64, 64, 3), 128, np.uint8), max_new_tokens=4)
     except Blip2rtError as error:
-        fix = "blip2rt verify names altered files: install blip2rt again"
-        return Finding("captions", _BROKEN, str(error), fix, needed=True)
+        text, _, install = str(error).partition(": pip install ")
+        fix = f"pip install {install}" if install else "blip2rt verify names altered files: install them again"
+        return Finding("captions", _MISSING if install else _BROKEN, text, fix, needed=True)
     text = f"a grey picture is captioned in {time.perf_counter() - started:.1f} s"
     return Finding("captions", _OK, text, needed=True)
 

@@ -226,9 +226,20 @@ def test_closed_streams_raise_no_traceback(tiny, folder):
 
 
 def test_missing_embedded_model_is_reported(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr("blip2rt.bundle.reader.EMBEDDED", tmp_path)
-    assert "no embedded model" in rejected(capsys, "caption", "x.png")
-    assert "no embedded model" in rejected(capsys, "info")
+    monkeypatch.setattr("blip2rt.bundle.reader.CHECKOUT_NANO", tmp_path)
+    for command in (("caption", "x.png"), ("info",)):
+        said = rejected(capsys, *command)
+        assert "nano, the embedded model, is not installed: pip install " in said and said.count("\n") == 1
+
+
+def test_installed_nano_is_found_without_an_import(monkeypatch, tmp_path):
+    monkeypatch.setattr("blip2rt.bundle.reader.CHECKOUT_NANO", tmp_path)
+    folder = tmp_path / "blip2rt_nano" / "nano"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text("raise ImportError")
+    (folder / contract.MANIFEST).touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert contract.embedded() == folder
 
 
 def test_a_process_captions_files_of_any_name(tiny, folder):

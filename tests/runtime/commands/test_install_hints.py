@@ -18,30 +18,34 @@ ROOT = Path(__file__).parents[3]
 def test_install_command_names_the_checkout() -> None:
     assert shlex.split(install_hints.pip_install("train", "eval")) == ["pip", "install", f"{ROOT}[train,eval]"]
     assert shlex.split(install_hints.pip_install()) == ["pip", "install", str(ROOT)]
+    assert shlex.split(install_hints.install_nano()) == ["pip", "install", f"{ROOT}/packages/nano"]
 
 
 @pytest.mark.parametrize(
-    ("origin", "wanted"),
+    ("origin", "wanted", "nano"),
     [
-        (None, "blip2rt[train]"),
-        ({}, "blip2rt[train]"),
-        ({"url": "file:///gone/blip2rt", "dir_info": {}}, "blip2rt[train]"),
+        (None, "blip2rt[train]", "blip2rt-nano"),
+        ({}, "blip2rt[train]", "blip2rt-nano"),
+        ({"url": "file:///gone/blip2rt", "dir_info": {}}, "blip2rt[train]", "blip2rt-nano"),
         (
             {"url": "https://example.org/blip2rt.git", "vcs_info": {"vcs": "git", "commit_id": "1"}},
             "blip2rt[train] @ git+https://example.org/blip2rt.git",
+            "blip2rt-nano @ git+https://example.org/blip2rt.git#subdirectory=packages/nano",
         ),
-        ("here", "{here}[train]"),
+        ({"url": Path(__file__).as_uri(), "archive_info": {}}, f"{__file__}[train]", "blip2rt-nano"),
+        ("here", "{here}[train]", "{here}/packages/nano"),
     ],
 )
 def test_install_command_names_the_origin(
-    origin: object, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    origin: object, wanted: str, nano: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An index, a missing folder, a repository, a folder with a space in its name."""
     here = tmp_path / "a checkout"
-    here.mkdir()
+    (here / "packages" / "nano").mkdir(parents=True)
     if origin == "here":
         origin = {"url": here.as_uri(), "dir_info": {}}
     text = None if origin is None else json.dumps(origin)
     monkeypatch.setattr(metadata, "distribution", lambda name: SimpleNamespace(read_text=lambda file: text))
     monkeypatch.setattr(install_hints, "__file__", str(tmp_path / "site-packages" / "blip2rt" / "install_hints.py"))
     assert shlex.split(install_hints.pip_install("train"))[2] == wanted.format(here=here)
+    assert shlex.split(install_hints.install_nano())[2] == nano.format(here=here)

@@ -1,0 +1,1 @@
+"""The files of nano, in the folder `nano` beside this one. Data only: blip2rt finds and runs them."""
