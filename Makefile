@@ -8,10 +8,11 @@ RUN := $(DEV)/bin/python -m
 COMPAT := .venv-compat
 EXPORTED := tests/export
 CORE := $(sort $(shell find engines -name '*.cpp' -o -name '*.h' -o -name '*.cu'))
-SOURCES := $(CORE) $(wildcard tests/engines/native/*.cpp)
+SOURCES := $(CORE) $(wildcard tests/engines/native/*.cpp tests/c/native/*.c*)
 MARKDOWN := $(wildcard *.md) docs examples benchmarks recipes  # except nano's card, whose hash is in the bundle
 
-PLAIN_CORE := $(filter-out engines/python/%,$(filter %.cpp,$(CORE)))
+# Without what needs Python's headers, or those of image libraries.
+PLAIN_CORE := $(filter-out engines/python/% engines/media/% engines/model/% engines/c/%,$(filter %.cpp,$(CORE)))
 KNOWN := c++ g++-11 g++-12 g++-13 g++-14 clang++ clang++-14 clang++-19 aarch64-linux-gnu-g++
 COMPILERS := $(shell for c in $(KNOWN); do p=$$(command -v $$c) && echo $$(readlink -f $$p) $$c; done | awk '!seen[$$1]++ {print $$2}')
 WARNINGS := -std=c++17 -O2 -Wall -Wextra -Werror -Iengines

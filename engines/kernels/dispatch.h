@@ -71,9 +71,13 @@ inline bool supports(Level) { return true; }
 #endif
 
 // Returns whether kernels of a level may run: the processor supports it, and BLIP2RT_KERNELS does not exclude it. A
-// value that names no level excludes nothing; blip2rt.load rejects it.
+// value that names no level excludes nothing; blip2rt.load rejects it. The C library reads no environment.
 inline bool may_use(Level level) {
+#if defined(BLIP2RT_NO_ENVIRONMENT)
+  static const char* const name = nullptr;
+#else
   static const char* const name = std::getenv("BLIP2RT_KERNELS");
+#endif
   for (size_t i = 0; name != nullptr && i < std::size(kLevelNames); ++i) {
     if (std::strcmp(kLevelNames[i], name) == 0 && static_cast<size_t>(level) > i) return false;
   }

@@ -1,0 +1,156 @@
+// Reads image files and chooses their decoder.
+#include "media/image.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <new>
+
+#include "ort/utf8.h"
+
+namespace blip2rt {
+namespace {
+
+using std::string_view_literals::operator""sv;
+
+constexpr uint64_t kMaxFileBytes = 1 << 30;
+constexpr size_t kMargin = 2;  // scaled decoding keeps this many times the target's size, for the filter
+
+std::string with_commas(uint64_t number) {
+  std::string digits = std::to_string(number);
+  for (size_t end = digits.size(); end > 3; end -= 3) digits.insert(end - 3, ",");
+  return digits;
+}
+
+struct Format {
+  std::string_view start;
+  const char* name;
+  DecodedImage (*decode)(std::string_view, const std::string&, const ImageLimits&);  // null: only its name is known
+};
+
+constexpr Format kFormats[] = {
+    {"\xFF\xD8\xFF"sv, "JPEG", decode_jpeg},
+    {"\x89PNG\r\n\x1A\n"sv, "PNG", decode_png},
+    {"GIF8"sv, "GIF", nullptr},
+    {"BM"sv, "BMP", nullptr},
+    {"II*\0"sv, "TIFF", nullptr},
+    {"MM\0*"sv, "TIFF", nullptr},
+};
+constexpr Format kWebp = {"RIFF"sv, "WEBP", decode_webp};
+
+const Format* format_of(std::string_view bytes) {
+  for (const Format& format : kFormats) {
+    if (bytes.substr(0, format.start.size()) == format.start) return &format;
+  }
+  return bytes.size() > 12 && bytes.substr(0, 4) == kWebp.start && bytes.substr(8, 4) == "WEBP"sv ? &kWebp : nullptr;
+}
+
+std::vector<uint8_t> prepare(std::string_view bytes, const std::string& name, const ImageTarget& target,
+                             const ImageRules& rules) {
+  const Format* format = format_of(bytes);
+  if (format == nullptr || format->decode == nullptr) {
+    throw ImageError(name + " is " + (format == nullptr ? "not an image" : format->name) +
+                     ": give one of JPEG, PNG, WEBP");
+  }
+  ImageLimits limits;
+  limits.max_pixels = rules.max_pixels;
+  if (rules.scaled_jpeg) limits.min_side = kMargin * std::max(target.size.width, target.size.height);
+  try {
+    DecodedImage image = format->decode(bytes, name, limits);
+    const int orientation = orientation_of(image.metadata);
+    if (orientation > 1) image.picture = turned(image.picture, orientation);
+    return resize(image.picture, target.size, target.filter);
+  } catch (const std::bad_alloc&) {
+    throw ImageError("not enough memory for " + name + ": scale it down first");
+  }
+}
+
+struct File {
+  explicit File(int descriptor) : number(descriptor) {}
+  ~File() {
+    if (number >= 0) close(number);
+  }
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
+  const int number;
+};
+
+std::string read_image_file(const std::string& path, const std::string& name) {
+  const auto fail = [&name]() -> ImageError { return ImageError("cannot read " + name + ": " + std::strerror(errno)); };
+  const File file(open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));  // does not wait for a pipe's writer
+  struct stat found;
+  if (file.number < 0 && errno == ENOENT) throw ImageError("no such file: " + name);
+  if (file.number < 0 || fstat(file.number, &found) != 0) throw fail();
+  if (S_ISDIR(found.st_mode))
+    throw ImageError(name + " is a directory: give the images in it, as in " + path + "/*.jpg");
+  if (!S_ISREG(found.st_mode)) throw ImageError(name + " is a pipe or a device: give a file");
+  if (found.st_size == 0) throw ImageError(name + " is empty: 0 bytes");
+  if (static_cast<uint64_t>(found.st_size) > kMaxFileBytes) {
+    throw ImageError(name + " has more than " + with_commas(kMaxFileBytes) + " bytes: scale it down first");
+  }
+  std::string bytes(static_cast<size_t>(found.st_size), '\0');
+  size_t done = 0;
+  while (done < bytes.size()) {
+    const ssize_t count = read(file.number, &bytes[done], bytes.size() - done);
+    if (count < 0 && errno != EINTR) throw fail();
+    if (count == 0) bytes.resize(done);
+    if (count > 0) done += static_cast<size_t>(count);
+  }
+  return bytes;
+}
+
+}  // namespace
+
+void check_size(const std::string& name, Size size, Size decoded, const ImageLimits& limits) {
+  const std::string text =
+      name + " has " + std::to_string(size.width) + " x " + std::to_string(size.height) + " pixels, more than ";
+  if (std::max(size.width, size.height) > kMaxSide) {
+    throw ImageError(text + with_commas(kMaxSide) + " a side: scale it down first");
+  }
+  if (decoded.width * decoded.height > limits.max_pixels) {
+    throw ImageError(text + with_commas(limits.max_pixels) + ": scale it down first, or raise the limit (max_pixels)");
+  }
+}
+
+std::vector<uint8_t> prepare_file(const std::string& path, const ImageTarget& target, const ImageRules& rules) {
+  const std::string name = "'" + single_line(path) + "'";
+  if (path.rfind("http://", 0) == 0 || path.rfind("https://", 0) == 0) {
+    throw ImageError(name + " is a web address: download the image first");
+  }
+  try {
+    return prepare(read_image_file(path, name), name, target, rules);
+  } catch (const std::bad_alloc&) {
+    throw ImageError("not enough memory for " + name + ": scale it down first");
+  }
+}
+
+std::vector<uint8_t> prepare_bytes(std::string_view bytes, const ImageTarget& target, const ImageRules& rules) {
+  if (bytes.empty()) throw ImageError("the image is empty: 0 bytes");
+  return prepare(bytes, "the image of " + with_commas(bytes.size()) + " bytes", target, rules);
+}
+
+std::vector<uint8_t> prepare_pixels(const uint8_t* pixels, Size size, ptrdiff_t stride, PixelFormat format,
+                                    const ImageTarget& target) {
+  check_size("the image", size, size, {kMostPixels, 0});
+  const size_t channels = format == PixelFormat::kRgb || format == PixelFormat::kBgr ? 3 : 4;
+  const size_t red = format == PixelFormat::kBgr || format == PixelFormat::kBgra ? 2 : 0;
+  Picture picture(size.width, size.height);
+  for (size_t y = 0; y < size.height; ++y) {
+    const uint8_t* from = pixels + stride * static_cast<ptrdiff_t>(y);
+    uint8_t* to = picture.row(y);
+    for (size_t x = 0; x < size.width; ++x, from += channels, to += 4) {
+      to[0] = from[red];
+      to[1] = from[1];
+      to[2] = from[2 - red];
+      to[3] = channels == 4 ? from[3] : 255;
+    }
+  }
+  if (channels == 4) lay_on_white(picture.pixels.get(), size.width * size.height);
+  return resize(picture, target.size, target.filter);
+}
+
+}  // namespace blip2rt

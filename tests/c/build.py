@@ -1,0 +1,37 @@
+"""Build targets of the C library, once for all tests of a checkout."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = "libjpeg", "libpng", "libwebpdemux"
+NEEDED = "the C library needs: apt-get install cmake pkg-config libjpeg62-turbo-dev libpng-dev libwebp-dev"
+
+
+@cache
+def build(target: str, *options: str, name: str = "c") -> Path:
+    """Build a target of the C library. Return the folder of its files. Skips the test without the image libraries."""
+    try:
+        subprocess.run(["pkg-config", "--exists", *PACKAGES], check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip(NEEDED)
+    folder = ROOT / "build" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:  # other test processes build the same
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        settings = ["-DBLIP2RT_C=ON", "-DBLIP2RT_C_TESTS=ON", "-DBLIP2RT_WERROR=ON", *options]
+        run("cmake", "-S", str(ROOT), "-B", str(folder), *settings)
+        run("cmake", "--build", str(folder), "--target", target, "--parallel", str(os.cpu_count()))
+    return folder
+
+
+def run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
