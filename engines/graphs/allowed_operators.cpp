@@ -69,6 +69,7 @@ Relu 1 1
 Reshape 2 1 allowzero
 Shape 1 1 end start
 Sigmoid 1 1
+SimplifiedLayerNormalization 2 1 axis epsilon stash_type
 Sin 1 1
 Slice 3-5 1
 Softmax 1 1 axis

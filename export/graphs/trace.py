@@ -27,6 +27,7 @@ from onnxscript.optimizer import optimize_ir
 from blip2rt.bundle import TensorInfo
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import streaming
+from export.graphs import translations
 
 OPSET = 20  # the newest that every supported ONNX Runtime (1.23 and later) can run
 IR_VERSION = 10
@@ -107,6 +108,7 @@ def capture(spec: GraphSpec, opset: int) -> ir.Model:
         dynamic_shapes=(shapes,),
         opset_version=opset,
         dynamo=True,
+        custom_translation_table=translations.TABLE,
         verbose=False,
         optimize=False,
     )

@@ -255,6 +255,18 @@ def test_nodes_that_exports_do_not_write_are_rejected(case: str, tmp_path: Path)
     check_graph(path, trusted=True)
 
 
+def test_norms_of_release_0_1_are_allowed(tmp_path: Path) -> None:
+    """It wrote a decoder's first norm as SimplifiedLayerNormalization."""
+    rng = np.random.default_rng(new_seed())
+    x, weight = rng.normal(size=(2, 3, 8)).astype(np.float32), rng.normal(size=8).astype(np.float32)
+    norm = node("SimplifiedLayerNormalization", "x w", "z", axis=-1, epsilon=1e-5, stash_type=1)
+    ports = [graphs.value("x", ["B", "S", 8])], [graphs.value("z", None)]
+    path = tmp_path / "norm.onnx"
+    path.write_bytes(graphs.model([norm], *ports, {"w": weight}).SerializeToString())
+    got = Session(runtime(), str(path), 1).run({"x": x})["z"]
+    np.testing.assert_allclose(got, weight * x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5), rtol=1e-5)
+
+
 NOT_GRAPHS: dict[str, tuple[Change, str]] = {
     "domain": (
         lambda m: m.graph.node.append(helper.make_node("F", ["x"], ["z"], domain="d")),
