@@ -1,11 +1,10 @@
-// Counts the threads inside ONNX Runtime, and waits for them at exit.
+// Counts the threads inside ONNX Runtime, and waits for them before exit.
 #include "ort/active_call.h"
 
 #include <unistd.h>
 
 #include <atomic>
 #include <chrono>
-#include <cstdlib>
 #include <thread>
 
 namespace blip2rt {
@@ -15,17 +14,6 @@ std::atomic<int> threads{0};
 std::atomic<bool> ending{false};
 thread_local int depth = 0;  // nested calls belong to the same thread
 pid_t process = 0;           // threads do not survive a fork
-
-void wait_for_threads() {
-  constexpr std::chrono::seconds kLongest(60);  // generous, for a busy machine
-  if (getpid() != process) return;
-  ending = true;
-  const auto end = std::chrono::steady_clock::now() + kLongest;
-  const int own = depth > 0 ? 1 : 0;  // exit() within a call
-  while (threads > own && std::chrono::steady_clock::now() < end) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
-}
 
 }  // namespace
 
@@ -41,9 +29,17 @@ ActiveCall::~ActiveCall() {
   if (--depth == 0) --threads;
 }
 
-void wait_for_calls_at_exit() {
-  process = getpid();
-  std::atexit(wait_for_threads);
+void start_counting_calls() { process = getpid(); }
+
+void wait_for_calls() {
+  constexpr std::chrono::seconds kLongest(60);  // generous, for a busy machine
+  if (getpid() != process) return;
+  ending = true;
+  const auto end = std::chrono::steady_clock::now() + kLongest;
+  const int own = depth > 0 ? 1 : 0;  // exit() within a call
+  while (threads > own && std::chrono::steady_clock::now() < end) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
 }
 
 }  // namespace blip2rt

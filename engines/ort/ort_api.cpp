@@ -88,7 +88,7 @@ void load_onnxruntime(const std::string& library_path) {
     throw;
   }
   fresh.release();
-  wait_for_calls_at_exit();
+  start_counting_calls();
 }
 
 const OrtEntries& ort() {

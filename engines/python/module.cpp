@@ -14,6 +14,7 @@
 #include "loop/generation.h"
 #include "loop/generator.h"
 #include "loop/likelihood.h"
+#include "ort/active_call.h"
 #include "ort/ort_api.h"
 #include "ort/utf8.h"
 #include "python/abort_notice.h"
@@ -153,6 +154,7 @@ NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);  // a daemon thread may hold a model when the interpreter ends
   nb::register_exception_translator(&translate);
   nb::exception<GraphError>(m, "GraphError", PyExc_RuntimeError);
+  Py_AtExit(wait_for_calls);
 
   m.def("kernels", [] {
     nb::dict headers;

@@ -18,6 +18,7 @@
 #include "loop/batcher.h"
 #include "loop/generation.h"
 #include "loop/generator.h"
+#include "ort/active_call.h"
 
 namespace {
 
@@ -282,5 +283,6 @@ int main(int argc, char** argv) {
   stress->loads();
   if (stress->wrong != 0) return 1;
   stress->leave_at_work();
+  wait_for_calls();  // as Python does
   std::exit(0);
 }
