@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import onnxscript
 import torch
-from onnxscript import opset18 as op
 
+op: Any = onnxscript.opset18  # its types know no Python numbers
 _LAST = 2**63 - 1
 
 
