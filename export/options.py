@@ -12,7 +12,6 @@ from pathlib import Path
 from blip2rt.errors import Blip2rtError, collected
 from blip2rt.modeling.blip2 import Blip2Config
 from blip2rt.modeling.checkpoint import Checkpoint
-from blip2rt.modeling.preprocessing import find_processor
 from blip2rt.modeling.sources import NO_PARTS, ExternalParts
 
 from .graphs import compatibility, vision
@@ -116,8 +115,8 @@ def _notes(stage2: Checkpoint | None, stage1: Checkpoint | None) -> Iterator[str
     elif stage2 is None:
         yield "this bundle cannot caption or answer: that takes a checkpoint of stage 2"
     for checkpoint in (stage2, stage1):
-        if checkpoint is not None and checkpoint.is_hugging_face and find_processor(checkpoint.base) is None:
-            yield f"{checkpoint.source} has no image processor: BLIP-2's own mean, deviation and filter are assumed"
+        if checkpoint is not None and checkpoint.assumption:
+            yield checkpoint.assumption
 
 
 def _precision(group: str, options: ExportOptions) -> str:

@@ -22,7 +22,7 @@ from blip2rt.modeling.encoders import PRETRAINED, TRAINED_PREFIX
 from blip2rt.modeling.llm import LanguageModelSource
 from blip2rt.modeling.sources import read_json
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder
-from blip2rt.modeling.vit_weights import find_style
+from blip2rt.modeling.vit import find_style
 from blip2rt.modeling.weights import Weights
 from blip2rt.untrusted.graphs import checked_graph
 

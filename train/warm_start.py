@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -55,6 +57,7 @@ def from_checkpoint(start: Checkpoint, given: Given, stage: int) -> StartingPoin
         sources=tuple(sources.values()),
         **changes,
     )
+    _note_assumption(start)
     return StartingPoint(changed, start.bert, language, start)
 
 
@@ -66,8 +69,14 @@ def stage1_config(stage1: Checkpoint, vision: VisionSettings, given: Given) -> B
         encoder = vision_config(vision) if "vision_source" in given else changed_vision(config, given)
     if given.get("queries", queries) != queries:
         raise OptionError(f"queries is {given['queries']}, but {stage1.source!r} has {queries}: give that")
+    _note_assumption(stage1)
     positions = given.get("learned_positions", config.learned_positions)
     return replace(config, vision=encoder, qformer=_with_dropout(config.qformer, given), learned_positions=positions)
+
+
+def _note_assumption(checkpoint: Checkpoint) -> None:
+    if checkpoint.assumption and os.environ.get("RANK", "0") == "0":  # of torchrun's processes, the first
+        print(f"note: {checkpoint.assumption}", file=sys.stderr)
 
 
 def _with_dropout(qformer: QFormerConfig, given: Given) -> QFormerConfig:

@@ -30,6 +30,7 @@ from .blip2 import Blip2, Blip2Config, TrainableModel
 from .llm import LanguageModelSource, LlmConfig
 from .names import hugging_face_name
 from .peft_folder import base_of
+from .preprocessing import find_processor
 from .quantize import round_weights
 from .sources import CONFIG as CONFIG
 from .sources import NO_PARTS, ExternalParts, read_json, require_bounds
@@ -37,7 +38,7 @@ from .sources import WEIGHTS as WEIGHTS
 from .sources import list_checkpoints as list_checkpoints
 from .sources import locate as locate
 from .vision import VisionEncoder, resized
-from .vit_weights import resized_positions
+from .vit import resized_positions
 from .weights import Reader, Weights
 
 _POSITIONS = "vision_positions"
@@ -90,6 +91,13 @@ class Checkpoint:
     def is_hugging_face(self) -> bool:
         """Whether it is a folder in Hugging Face's format, of whatever architecture."""
         return not self.path.is_file() and "model_type" in self.stored_config
+
+    @property
+    def assumption(self) -> str | None:
+        """A sentence on the preprocessing, if a folder of Hugging Face's does not say how."""
+        if not self.is_hugging_face or find_processor(self.base) is not None:
+            return None
+        return f"{self.source} has no image processor: BLIP-2's own mean, deviation and filter are assumed"
 
     @cached_property
     def _read(self) -> tuple[Blip2Config, LanguageModelSource | None]:

@@ -20,8 +20,7 @@ from blip2rt.install_hints import pip_install
 from . import streaming
 from .peft_folder import has_adapter
 from .sources import fetch, resolve
-from .vit import Vit
-from .vit_weights import vit_readers
+from .vit import Vit, vit_readers
 from .weights import Weights
 
 if TYPE_CHECKING:

@@ -19,8 +19,7 @@ from .names import lavis_name
 from .qformer import QFormerConfig
 from .sources import ExternalParts
 from .vision import VisionConfig, resized
-from .vit import CLIP_MEAN, CLIP_STD
-from .vit_weights import find_style, read_geometry
+from .vit import CLIP_MEAN, CLIP_STD, find_style, read_geometry
 from .weights import Reader, Weights
 
 _BERT = "bert-base-uncased"

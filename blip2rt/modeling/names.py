@@ -1,14 +1,14 @@
 """Names of our parameters in the other formats of BLIP-2: tables with a row per tensor, ours, Hugging Face's, LAVIS'.
 
-`*` matches a number, `weight` or `bias`; `|` separates alternatives; `-` means that a format lacks the tensor. The
-image encoder's names are in vit_weights.py.
+`*` matches a number, `weight` or `bias`; `|` separates alternatives; `-` means that a format lacks the tensor. For the
+image encoder, STYLES has the names of each project: to read another one's weights, add its names.
 """
 
 from __future__ import annotations
 
 import re
-
-from .vit_weights import STYLES
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 _LAYER = """
 attention.query.*          attention.attention.query.*       attention.self.query.*
@@ -92,3 +92,51 @@ def _filled(name: str, parts: tuple[str, ...]) -> str:
     for part in parts:
         name = name.replace("*", part, 1)
     return name
+
+
+_OURS = "class_embedding position_embedding patch_embedding layers norm1 norm2 qkv projection fc1 fc2 pre_norm".split()
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a project names an encoder's tensors, and what it does not store."""
+
+    prefixes: tuple[str, ...]
+    names: Mapping[str, str | None]  # ours -> theirs; None: this project's encoders lack it
+    clip: bool = False  # CLIP's activation, epsilon and first norm
+
+    def name(self, ours: str) -> str | None:
+        """Their name of one of our parameters, as "layers.3.fc1.bias"; None if they lack it."""
+        found = re.fullmatch(r"(?:layers\.(\d+)\.)?(\w+)(?:\.(\w+))?", ours)
+        theirs = None if found is None else self.names.get(found[2])
+        if found is None or theirs is None:
+            return None
+        kind = found[3] or ""
+        tensor = f"{theirs}{kind}" if theirs.endswith("_") or not kind else f"{theirs}.{kind}"
+        return tensor if found[1] is None else f"{self.names['layers']}.{found[1]}.{tensor}"
+
+
+def _style(prefixes: tuple[str, ...], names: str, clip: bool = False) -> Style:
+    """A style from names in the order of _OURS; the last one, pre_norm, may be missing."""
+    given: list[str | None] = [*names.split()]
+    return Style(prefixes, dict(zip(_OURS, [*given, None][: len(_OURS)], strict=True)), clip)
+
+
+STYLES = {
+    "ours": _style(("vision.body.",), " ".join(_OURS)),
+    "hf": _style(
+        ("vision_model.",),
+        "embeddings.class_embedding embeddings.position_embedding embeddings.patch_embedding encoder.layers "
+        "layer_norm1 layer_norm2 self_attn.qkv self_attn.projection mlp.fc1 mlp.fc2",
+    ),
+    "eva": _style(
+        ("visual_encoder.", ""),
+        "cls_token pos_embed patch_embed.proj blocks norm1 norm2 attn.qkv attn.proj mlp.fc1 mlp.fc2",
+    ),
+    "clip": _style(
+        ("visual_encoder.", "visual.", ""),
+        "class_embedding positional_embedding conv1 transformer.resblocks ln_1 ln_2 attn.in_proj_ attn.out_proj "
+        "mlp.c_fc mlp.c_proj ln_pre",
+        clip=True,
+    ),
+}

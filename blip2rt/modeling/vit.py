@@ -1,17 +1,23 @@
 """Vision transformers of BLIP-2: EVA-CLIP ViT-g/14 and CLIP ViT-L/14, without their last block and final norm.
 
 (Li et al. 2023, section 3.4.) `pixels (B, 3, h, w) -> vision_features (B, 1 + patches, width)`; the first is [CLS].
-Does not know where weights come from.
+Their weights are read from the checkpoints of several projects, whose names are in names.py.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from blip2rt.errors import Blip2rtError
+
+from .names import STYLES
+from .weights import Reader, Weights
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ EVA_G = VitConfig()  # EVA-CLIP ViT-g/14 without its last block
 CLIP_L = VitConfig(
     width=1024, layers=23, mlp_width=4096, activation="quick_gelu", layer_norm_eps=1e-5, patch_bias=False, pre_norm=True
 )  # CLIP ViT-L/14 without its last block
+_LAYERS = {1408: 39, 1024: 23}  # layers that BLIP-2 uses of ViT-g and ViT-L, by width
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of its pixels
 
 
@@ -123,3 +130,100 @@ class Vit(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return x
+
+
+def find_style(weights: Weights) -> tuple[str, str] | None:
+    """The prefix and the style (a key of STYLES) of the encoder in `weights`; None if there is no encoder."""
+    for key, style in STYLES.items():
+        for prefix in style.prefixes:
+            if f"{prefix}{style.name('class_embedding')}" in weights:
+                return prefix, key
+    return None
+
+
+def read_geometry(weights: Weights, *, heads: int, layers: int | None, frozen: bool) -> tuple[VitConfig, int]:
+    """The geometry of the encoder in `weights`, and the size of its images, from the tensors' shapes.
+
+    frozen: the file is EVA-CLIP's or CLIP's own, which may have one layer more than BLIP-2 uses.
+    """
+    found = find_style(weights)
+    assert found is not None, "whoever reads the geometry has found an encoder"
+    prefix, key = found
+    style, shapes = STYLES[key], weights.shapes
+    width, _, patch, _ = shapes[f"{prefix}{style.name('patch_embedding.weight')}"]
+    pattern = rf"{re.escape(prefix + str(style.names['layers']))}\.(\d+)\."
+    count = 1 + max((int(match[1]) for name in shapes if (match := re.match(pattern, name))), default=-1)
+    if layers is None:
+        layers = min(count, _LAYERS.get(width, count - 1)) if frozen and key in ("eva", "clip") else count
+    side = round((shapes[f"{prefix}{style.name('position_embedding')}"][-2] - 1) ** 0.5)
+    vit = VitConfig(
+        width=width,
+        layers=layers,
+        heads=heads,
+        mlp_width=shapes[f"{prefix}{style.name('layers.0.fc1.weight')}"][0],
+        patch=patch,
+        activation="quick_gelu" if style.clip else "gelu",
+        layer_norm_eps=1e-5 if style.clip else 1e-6,
+        patch_bias=f"{prefix}{style.name('patch_embedding.bias')}" in weights,
+        pre_norm=style.clip,
+    )
+    return vit, side * patch
+
+
+def vit_readers(vit: Vit, weights: Weights) -> dict[str, Reader]:
+    """A reader for each parameter. Raises Blip2rtError, which lists missing tensors and wrong shapes."""
+    found = find_style(weights)
+    if found is None:
+        raise Blip2rtError(
+            f"{weights.source} has no image encoder: give the file of EVA-CLIP ViT-g (eva_vit_g.pth), of CLIP ViT-L "
+            "(clip_vit_L.pth), or a Hugging Face BLIP-2 folder"
+        )
+    prefix, key = found
+    shapes = {name: tuple(parameter.shape) for name, parameter in vit.named_parameters()}
+    names = {name: theirs and prefix + theirs for name in shapes for theirs in [STYLES[key].name(name)]}
+    special: dict[str, Reader] = {}
+    for name, theirs in names.items():
+        if theirs is None:
+            continue
+        if key == "eva" and name.endswith("qkv.bias") and theirs not in weights:
+            special[name] = _joined_bias(weights, theirs[: -len("qkv.bias")])
+        elif name in ("class_embedding", "position_embedding") and theirs in weights:
+            special[name] = _row(weights, theirs, vit if name == "position_embedding" else None)
+    return weights.readers(shapes, names.get, special)
+
+
+def _joined_bias(weights: Weights, attention: str) -> Reader:
+    """EVA-CLIP stores the biases of queries and values, and has none for keys."""
+
+    def read() -> torch.Tensor:
+        query, value = (weights.read(f"{attention}{name}_bias") for name in "qv")
+        return torch.cat((query, torch.zeros_like(query), value))
+
+    return read
+
+
+def _row(weights: Weights, name: str, positions_of: Vit | None) -> Reader:
+    """Read [CLS] or position embeddings as (1, n, width); the latter are resized to the encoder's grid."""
+
+    def read() -> torch.Tensor:
+        values = weights.read(name)
+        values = values.reshape(1, -1, values.shape[-1])
+        return values if positions_of is None else resized_positions(values, positions_of.grid)
+
+    return read
+
+
+def resized_positions(embedding: torch.Tensor, grid: tuple[int, int], first: int = 1) -> torch.Tensor:
+    """Interpolate position embeddings (1, first + s * s, C) of a square grid to (1, first + grid, C), bicubic.
+
+    The `first` ones, of [CLS], stay unchanged. Raises Blip2rtError if the source is not a square grid.
+    """
+    count = embedding.shape[1] - first
+    side = round(count**0.5)
+    if side * side != count:
+        raise Blip2rtError(f"position embeddings of {count} patches do not form a square grid and cannot be resized")
+    if (side, side) == grid:
+        return embedding
+    patches = embedding[:, first:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
+    return torch.cat((embedding[:, :first].float(), resized.permute(0, 2, 3, 1).flatten(1, 2)), 1)

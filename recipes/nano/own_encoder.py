@@ -21,7 +21,7 @@ def our_weights(theirs: dict[str, torch.Tensor], ours: list[str]) -> dict[str, t
     """Convert the weights of transformers' CLIPVisionModel to the parameters of a Vit with these names."""
     import torch
 
-    from blip2rt.modeling.vit_weights import STYLES
+    from blip2rt.modeling.names import STYLES
 
     theirs = {name.removeprefix("vision_model."): values for name, values in theirs.items()}
 

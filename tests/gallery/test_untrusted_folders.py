@@ -66,6 +66,7 @@ def test_odd_sidecars_do_not_block(album, run, flags, kind):
     for overwrite in ([], ["--overwrite"]):
         code, _, err = run("caption", "album/a.png", *flags, *overwrite)
         assert code == 2 and err.count("\n") == 2 and target.name in err, err
+        assert ("--xmp-name" if "--xmp" in flags else "--caption-extension") in err
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,6 @@ def export_model(folder: Path) -> tuple[Path, Any, blip2rt.Model]:
 
 
 def hugging_face_names(vit: Any) -> list[tuple[str, Any]]:
-    from blip2rt.modeling.vit_weights import STYLES
+    from blip2rt.modeling.names import STYLES
 
     return [(str(STYLES["hf"].name(name)), tensor.detach().clone()) for name, tensor in vit.named_parameters()]

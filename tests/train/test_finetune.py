@@ -429,12 +429,16 @@ def test_recipe_finetunes_a_hugging_face_checkpoint(
         image.with_suffix(".txt").write_text("a dog runs\nthe cat sits in the snow\n")
     table = [photos] if recipe != "vqa" else [parts / "questions.tsv", "--images", parts / "images"]
     start = parts / ("itm" if recipe == "retrieval" else "opt")
+    if recipe == "captions":
+        start = shutil.copytree(start, tmp_path / "plain", ignore=shutil.ignore_patterns("*processor*"))
     module = stage1 if recipe == "retrieval" else stage2
     fields = options(steps=2, warmup=1, batch_size=4, views=2, out=tmp_path / "run", features=tmp_path / "features")
     given = options(recipe=ROOT / "recipes" / "finetune" / f"{recipe}.yaml", start=start, precision="fp32")
     arguments = [*given, "--train_table", *map(str, table), *fields]
     assert module.main([*arguments, "--dry-run"]) == 0
-    assert "peak learning rates" in (output := capsys.readouterr().out) and "8 images" in output
+    output, notes = capsys.readouterr()
+    assert "peak learning rates" in output and "8 images" in output
+    assert ("plain has no image processor: BLIP-2's own mean" in notes) == (recipe == "captions"), notes
     assert module.main(arguments) == 0
     bundle = tmp_path / "bundle"
     assert export(["--ckpt", str(tmp_path / "run"), "--out", str(bundle), "--no-verify"]) == 0

@@ -14,6 +14,8 @@ from . import Description
 class Sidecar:
     """A file next to each picture, with the picture's name and another extension. Subclasses give the content."""
 
+    option = "--caption-extension"  # renames the file
+
     def __init__(self, extension: str, overwrite: bool, replace_extension: bool = True) -> None:
         """replace_extension: photo.txt next to photo.jpg, and not photo.jpg.txt."""
         self._replace = replace_extension
@@ -25,7 +27,7 @@ class Sidecar:
         target = self._target(picture)
         if not picture.in_file:
             return Failure(picture.name, f"{picture.name!r} cannot have a sidecar file: give --out")
-        fix = "rename it, or give --out or another --caption-extension"
+        fix = f"rename it, or give --out or another {self.option}"
         if target == picture.path:
             return Failure(picture.name, f"{target!r} would overwrite itself: {fix}")
         key, owner = hash(os.path.abspath(target)), hash(os.path.abspath(picture.path))

@@ -42,6 +42,8 @@ class XmpSidecar(Sidecar):
     Otherwise the description is added, and everything except comments outside the root element is preserved.
     """
 
+    option = "--xmp-name"
+
     def __init__(self, overwrite: bool, replace_extension: bool) -> None:
         super().__init__(".xmp", overwrite, replace_extension)
 
