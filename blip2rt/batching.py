@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -103,6 +103,32 @@ class Call:
         self._submitted.watch(number)
 
 
+class KnownCall(Call):
+    """A call whose answer is known from the start."""
+
+    def __init__(self, token_ids: Sequence[int], score: float) -> None:
+        self._tokens, self._score, self._taken = list(token_ids), score, False
+
+    done = True
+    lengths: ClassVar = [(0, 0)]
+
+    def wait(self, seconds: float = _LONG_WAIT) -> bool:
+        return True
+
+    def take(self) -> list[Token]:
+        taken, self._taken = self._taken, True
+        return [] if taken else [(0, 0, token) for token in self._tokens]
+
+    def cancel(self) -> None:
+        pass
+
+    def results(self) -> Sequences:
+        return [[(self._tokens, self._score)]]
+
+    def cut(self, image: int, tokens: int) -> bool:
+        return False
+
+
 class Batcher:
     """The core's batcher, opened at its first request. Any thread may use it."""
 
@@ -161,6 +187,10 @@ class Batcher:
 
         Its exceptions are ignored.
         """
+        if isinstance(call, KnownCall):
+            with contextlib.suppress(Exception):
+                tell()
+            return
         batcher = self._open()
         with self._lock:
             self._number += 1

@@ -158,6 +158,11 @@ class Language:
         token_ids = [[*self.encode_more(Prompt(before, text))[:most], *end] for text in texts]
         return self._backend.likelihoods(prefix_embeds, [prompt_ids] * len(prefix_embeds), images, token_ids)
 
+    @property
+    def reads_prompt_as_text(self) -> bool:
+        """Whether the words of a prompt may be the beginning of a text instead: not in an encoder-decoder."""
+        return not self._spec.encoder_decoder
+
     def text_stream(self, settings: Mapping[str, Any]) -> TextStream:
         """A stream that turns tokens into pieces of text."""
         return TextStream(self._tokenizer, settings["forced_prefix"])
@@ -229,8 +234,19 @@ class Chat:
     Methods raise OptionError for bad questions and options, and when the chat is full: then start a new one.
     """
 
-    def __init__(self, language: Language, prefix_embeds: Floats, options: Options) -> None:
-        """prefix_embeds (1, Q, D). `options` are the defaults of every question."""
+    def __init__(
+        self,
+        language: Language,
+        prefix_embeds: Floats,
+        options: Options,
+        judged: Callable[[str, Mapping[str, Any]], Scored | None] = lambda *_: None,
+    ) -> None:
+        """prefix_embeds (1, Q, D). `options` are the defaults of every question.
+
+        judged: a question and its settings -> its answer, if that needs no language model.
+        """
+        self._judged = judged
+        self._unread: list[int] = []  # token ids of judged questions and their answers, for the next question
         self._language = language
         self._options = options
         self._used = 0  # positions, besides the image's
@@ -242,28 +258,34 @@ class Chat:
     def ask(self, question: str, **options: Unpack[TextOptions]) -> str:
         """Question -> answer. Options are those of Model.ask; they override the chat's."""
         generation, settings = self._begin(question, options, {})
-        return self._language.text(generation, settings)
+        return generation if isinstance(generation, str) else self._language.text(generation, settings)
 
     def stream(self, question: str, **options: Unpack[TextOptions]) -> Iterator[str]:
         """Question -> pieces of the answer; see Model.stream. Pieces that were not taken are not part of the chat."""
         generation, settings = self._begin(question, options, {"num_beams": 1})
-        return self._language.pieces(generation, settings)
+        return iter([generation]) if isinstance(generation, str) else self._language.pieces(generation, settings)
 
     def _begin(
         self, question: str, given: Mapping[str, Any], defaults: Mapping[str, Any]
-    ) -> tuple[Generation, dict[str, Any]]:
+    ) -> tuple[Generation | str, dict[str, Any]]:
         self._remember()
         options = merge(self._options, {**defaults, **given})
-        first = self._used == 0
+        first = self._used == len(self._unread) == 0
         prompt = self._language.ask_prompt(question)
         more = prompt._replace(before=f" {prompt.before}")  # it continues the conversation
         prompt_ids = self._language.encode(prompt) if first else self._language.encode_more(more)
-        settings = self._language.settings("ask", options, [prompt], self._used)
+        settings = self._language.settings("ask", options, [prompt], self._used + len(self._unread))
         if settings["num_return_sequences"] > 1 or settings["num_beams"] > self._max_beams:
             raise OptionError(
                 f"num_captions is {settings['num_return_sequences']} and num_beams {settings['num_beams']}: "
                 f"this chat gives 1 answer, of at most {self._max_beams} beams; say more to Model.chat"
             )
+        prompt_ids = self._unread + prompt_ids
+        judged = self._judged(question, settings)
+        if judged is not None:
+            self._unread = [*prompt_ids, *judged.tokens]
+            return judged.text, settings
+        self._unread = []
         generation = self._chat.ask(prompt_ids, settings)
         self._last = (generation, len(prompt_ids) + len(settings["forced_prefix"]))
         return generation, settings

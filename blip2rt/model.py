@@ -8,7 +8,7 @@ Checks what callers pass, and returns one result for one image and a list for a 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
@@ -23,10 +23,11 @@ from .language import Chat
 from .matching import Matcher
 from .one_or_many import as_list, one_by_one, pairs, texts_of
 from .options import AskOptions, CallOptions, CaptionOptions, Options, StreamOptions, TextOptions, check_call, merge
-from .pipeline import Pipeline
+from .pipeline import GenerationTask, Pipeline
 from .requests import Answer, Request, submit
 from .results import Match, MatchWeights, Scored, Stopwatch, shaped, too_late
 from .signatures import awaited, shown
+from .text import Prompt
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -67,6 +68,7 @@ class Model:
         self.pipeline = pipeline = Pipeline(bundle, backend, images, cache, special_tokens)
         self.matcher = matcher = Matcher(pipeline)
         self._reload = reload
+        pipeline.judge = matcher.judge if matcher.is_calibrated and bundle.has(*contract.GENERATIVE) else None
         # The single steps: checked options, decoded images, and what the graphs make of them.
         self.task, self.prepare, self.generate = pipeline.task, pipeline.prepare, pipeline.generate
         self.features, self.embed, self.embed_features = pipeline.vision_features, matcher.embed, matcher.image_embeds
@@ -232,7 +234,11 @@ class Model:
         if task.settings["num_beams"] > 1 or task.settings["num_return_sequences"] > 1:
             raise OptionError("stream gives one text, token by token: leave num_beams and num_captions at 1")
         watch = Stopwatch(task.settings)
-        prefix_embeds = pipeline.prefix_embeds([self.prepare(image)], [task.question])
+        prepared = [self.prepare(image)]
+        [judged] = pipeline.judged(prepared, [task])
+        if judged is not None:
+            return iter([judged.text])
+        prefix_embeds = pipeline.prefix_embeds(prepared, [task.question])
         if watch.expired:
             raise too_late(task.settings)
         return pipeline.language.stream(prefix_embeds, task.prompt, watch.remaining)
@@ -263,7 +269,13 @@ class Model:
         language.need_chat()
         chosen = merge(Options(), options)
         language.settings("ask", chosen, [])  # checked before the image is read
-        return Chat(language, self.pipeline.prefix_embeds([self.prepare(image)], [""]), chosen)
+        prepared = [self.prepare(image)]
+
+        def judged(question: str, settings: Mapping[str, Any]) -> Scored | None:
+            statement = self.pipeline.statement(question, settings)
+            return self.pipeline.judged(prepared, [GenerationTask(Prompt(), "", settings, statement=statement)])[0]
+
+        return Chat(language, self.pipeline.prefix_embeds(prepared, [""]), chosen, judged)
 
     @overload
     def match(self, images: ImageLike, texts: str, *, keep_going: No = False) -> Match: ...
@@ -281,14 +293,38 @@ class Model:
         """
         self.pipeline.require(contract.RETRIEVAL, "match")
         many_images, many_texts, single = pairs(images, texts, "texts")
-        if not all(any(map(str.isalnum, text)) for text in many_texts):
-            raise OptionError("a text has no words: say what the image may show, as in 'a dog on grass'")
+        _check_words(many_texts)
 
         def matches(numbers: list[int], features: Floats) -> list[Match]:
             return self.match_features(features, [many_texts[i] for i in numbers])
 
         found = self.pipeline.map_features(many_images, keep_going, matches)
         return found[0] if single else found
+
+    @overload
+    def sees(self, images: ImageLike, statements: str, *, threshold: float = 0.5) -> bool: ...
+    @overload
+    def sees(self, images: Inputs, statements: Texts, *, threshold: float = 0.5) -> list[bool]: ...
+    @shown("bool | list[bool]")
+    def sees(self, images: Inputs, statements: Texts, *, threshold: float = 0.5) -> Any:
+        """Image and statement -> whether it is true. Lists are taken pairwise, as in `match`.
+
+        A statement is a phrase ("a dog"), a sentence, or a question whether something is there. It is true if its
+        calibrated probability is above the threshold; `match` returns the probability. Raises CapabilityError if the
+        bundle has no calibration.
+        """
+        self.matcher.require_calibration("judge what it sees")
+        if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+            raise OptionError(f"threshold is {threshold!r}: give a probability from 0 to 1")
+        many_images, many_texts, single = pairs(images, statements, "statements")
+        _check_words(many_texts)
+
+        def judged(numbers: list[int], features: Floats) -> list[bool]:
+            found = self.matcher.judge(features, [many_texts[i] for i in numbers])
+            return [bool(probability > threshold) for probability in found]
+
+        seen = self.pipeline.map_features(many_images, False, judged)
+        return seen[0] if single else seen
 
     @shown()
     def vision_features(self, images: Inputs) -> Floats:
@@ -336,6 +372,7 @@ class Model:
     acaption = awaited(caption)
     aask = awaited(ask)
     amatch = awaited(match)
+    asees = awaited(sees)
     aembed_image = awaited(embed_image)
     aembed_text = awaited(embed_text)
 
@@ -346,3 +383,8 @@ class Model:
         pieces = await awaited(self.stream)(image, prompt, **options)
         while (piece := await awaited(next)(pieces, None)) is not None:
             yield piece
+
+
+def _check_words(texts: Sequence[str]) -> None:
+    if not all(any(map(str.isalnum, text)) for text in texts):
+        raise OptionError("a text has no words: say what the image may show, as in 'a dog on grass'")

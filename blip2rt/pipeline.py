@@ -27,6 +27,7 @@ from .language import Language
 from .native import cached_property
 from .options import Options, merge
 from .results import Scored, Stopwatch
+from .statements import phrase_of
 from .text import Prompt, QFormerTokenizer
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class GenerationTask:
     question: str  # for the Q-Former; empty if it reads no text
     settings: Mapping[str, Any]  # the backend's options
     single_line: bool = True  # tidy the text to one line, as captions are
+    statement: str = ""  # what the question asks for, if the answer is whether it is there; see Pipeline.judged
 
 
 class Pipeline:
@@ -65,6 +67,8 @@ class Pipeline:
         self.images = images or ImageSettings()
         self.cache = cache or FeatureCache()
         self.special_tokens = special_tokens
+        # vision_features (B, N, C), B statements -> P that each is true (B); set by a model whose bundle is calibrated.
+        self.judge: Callable[[Floats, Sequence[str]], NDArray[np.float64]] | None = None
 
     # image -> pixels
 
@@ -152,6 +156,11 @@ class Pipeline:
         first_image: int,
         on_token: OnToken | None = None,
     ) -> list[list[Scored] | None]:
+        judged = self.judged(prepared, tasks)
+        if None not in judged:
+            watch.lap()
+            return self._told(judged, [], watch, on_token)
+        known = {i for i, text in enumerate(judged) if text is not None}
         questions, embeds = [task.question for task in tasks], []
         for start in range(0, len(prepared), BATCH):
             if watch.expired:
@@ -162,11 +171,45 @@ class Pipeline:
         if watch.expired:
             return [None] * len(prepared)
         prefix_embeds, prompts = np.concatenate(embeds), [task.prompt for task in tasks]
+        # What is known is generated, too, if the batch has other questions: random draws depend on the row.
+        notify = on_token if on_token is None or not known else lambda i, *token: i in known or on_token(i, *token)
         texts = self.language.generate(
-            prefix_embeds, prompts, watch.remaining, first_image, on_token, tasks[0].single_line
+            prefix_embeds, prompts, watch.remaining, first_image, notify, tasks[0].single_line
         )
+        return self._told(judged, texts, watch, on_token)
+
+    def _told(
+        self,
+        judged: Sequence[Scored | None],
+        generated: Sequence[list[Scored]],
+        watch: Stopwatch,
+        on_token: OnToken | None,
+    ) -> list[list[Scored] | None]:
+        """Put what was judged in the place of what was generated. End the last stage."""
+        texts = [generated[i] if text is None else [text] for i, text in enumerate(judged)]
+        if on_token is not None:
+            tokens = ((i, token) for i, text in enumerate(judged) if text is not None for token in text.tokens)
+            for i, token in tokens:
+                on_token(i, 0, token)
         watch.lap()
         return watch.timed(texts)
+
+    def judged(self, prepared: Sequence[RGB], tasks: Sequence[GenerationTask]) -> list[Scored | None]:
+        """RGB images and the task of each -> "yes" or "no" to questions whether something is there, None for others.
+
+        The answer's score is the logarithm of its calibrated probability.
+        """
+        found: list[Scored | None] = [None] * len(tasks)
+        asked = [i for i, task in enumerate(tasks) if task.statement]
+        for start in range(0, len(asked), BATCH):
+            rows = asked[start : start + BATCH]
+            assert self.judge is not None, "tasks have statements only with a judge"
+            features = self.vision_features([prepared[i] for i in rows])
+            for i, yes in zip(rows, self.judge(features, [tasks[i].statement for i in rows]), strict=True):
+                word, likely = ("yes", yes) if yes > 0.5 else ("no", 1 - yes)
+                tokens = self.language.encode_more(Prompt(f" {word}"))
+                found[i] = Scored(word, float(np.log(likely)), tokens)
+        return found
 
     def generate_each(
         self,
@@ -248,8 +291,17 @@ class Pipeline:
         self.require(contract.GENERATIVE, "ask")
         prompts = [self.language.ask_prompt(question) for question in questions]
         settings = self.language.settings("ask", options, prompts)
-        pairs = zip(prompts, map(self.qformer_question, questions), strict=True)
-        return [GenerationTask(prompt, question, settings, single_line=False) for prompt, question in pairs]
+        return [
+            GenerationTask(prompt, self.qformer_question(question), settings, False, self.statement(question, settings))
+            for prompt, question in zip(prompts, questions, strict=True)
+        ]
+
+    def statement(self, question: str, settings: Mapping[str, Any]) -> str:
+        """What a question asks for, if a yes or no of the judge answers it; else an empty text."""
+        plain = settings["num_return_sequences"] == 1 and settings["min_new_tokens"] < 2
+        if self.judge is None or not plain or settings["forced_prefix"] or settings["bad_words_ids"]:
+            return ""
+        return phrase_of(question) or ""
 
     def qformer_question(self, question: str) -> str:
         """The text that the Q-Former reads for a question; empty if it reads none."""

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from .batching import Batcher, Call
+from .batching import Batcher, Call, KnownCall
 from .bundle import GENERATIVE
 from .errors import BackendError, OptionError
 from .language import Language
@@ -199,7 +199,12 @@ def submit(pipeline: Pipeline, request: Request, on_news: Callable[[Answer], obj
     batcher.check(prompt_ids, task.settings)
     watch = Stopwatch(task.settings)
     if request.image is not None:
-        prefix_embeds = pipeline.prefix_embeds([pipeline.prepare(request.image)], [task.question])
+        prepared = [pipeline.prepare(request.image)]
+        [judged] = pipeline.judged(prepared, [task])
+        if judged is not None:
+            settings = {**task.settings, "max_new_tokens": len(judged.tokens) + 1}  # the limit does not cut it
+            return Answer(batcher, language, KnownCall(judged.tokens, judged.score), settings, on_news)
+        prefix_embeds = pipeline.prefix_embeds(prepared, [task.question])
     elif prompt_ids:
         prefix_embeds = pipeline.no_prefix
     else:

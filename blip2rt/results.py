@@ -143,10 +143,11 @@ class Stopwatch:
 class Match:
     """How well a text describes an image."""
 
-    probability: float  # of "match", by the image-text matching head; 0 to 1
+    probability: float  # that the text is true of the image, 0 to 1: calibrated, or `itm` if the bundle is not
     cosine: float  # between the text's embedding and the nearest query's; -1 to 1
-    score: float  # all as logits: itm_weight * log(p / (1 - p)) + cosine / temperature + likelihood_weight * likelihood
+    score: float  # itm_weight * log(itm / (1 - itm)) + cosine / temperature + likelihood_weight * likelihood
     likelihood: float | None = None  # log p(text | image) - log p(text), by the language model; None: it has no weight
+    itm: float = 0.0  # probability of "match", by the image-text matching head; 0 to 1
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,25 @@ class RetrievalSpec:
 
 
 @dataclass(frozen=True)
+class Logistic:
+    """A logistic regression: P = 1 / (1 + exp(-bias - the sum of weight * signal))."""
+
+    bias: float
+    weights: dict[str, float]  # by the name of the signal; see blip2rt/matching/calibration.py
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How signals become probabilities, fitted by `blip2rt-train calibrate`. None: not fitted."""
+
+    phrase: Logistic | None = None  # that a short phrase, as "a cat", is true of an image
+    sentence: Logistic | None = None  # the same of a longer text
+    label: Logistic | None = None  # that people name a label, of the candidates of Model.tag
+    caption: Logistic | None = None  # that a generated caption is right
+    mean_text: tuple[float, ...] = ()  # (E): mean embedding of labels; how near an image is to texts in general
+
+
+@dataclass(frozen=True)
 class QuestionSpec:
     """How a question enters the Q-Former of a generative bundle, in addition to the LLM's prompt."""
 
@@ -150,6 +169,7 @@ class Manifest:
     sources: tuple[Source, ...] = ()
     verification: tuple[Verification, ...] = ()
     files: dict[str, FileEntry] | None = None
+    calibration: Calibration | None = None  # None: match's probability is the matching head's
     target: str = "ort"  # what the graphs are made for: "ort" or "trt"
 
 

@@ -14,7 +14,7 @@ from .. import bundle as contract
 from ..errors import CapabilityError
 from ..loading import load
 from ..options import Options, merge
-from ..pipeline import BATCH
+from ..pipeline import BATCH, GenerationTask
 from ..results import FinishReason, Stopwatch, finish_reason
 from ..text import Prompt, TextStream
 from .admission import CancelEvent
@@ -115,9 +115,16 @@ def generate(
     prompt, ids, settings = prepare(model, job, max_tokens, emit is not None)
     watch = Stopwatch(settings)
     question = prompt.whole if job.question is None else pipeline.qformer_question(job.question)
-    prefix_embeds = pipeline.prefix_embeds([pipeline.prepare(job.image)], [question])
+    prepared = [pipeline.prepare(job.image)]
     forced: list[int] = settings["forced_prefix"]
     prompt_tokens = language._spec.prefix_length + len(ids) + len(forced)
+    statement = pipeline.statement(job.question or "", settings)
+    [judged] = pipeline.judged(prepared, [GenerationTask(prompt, question, settings, statement=statement)])
+    if judged is not None:
+        if emit is not None:
+            emit(Piece(0, judged.text))
+        return Answer([judged.text], ["stop"], prompt_tokens, len(judged.tokens))
+    prefix_embeds = pipeline.prefix_embeds(prepared, [question])
     if cancelled.is_set():
         return Answer([], [], prompt_tokens, 0)
     generation = pipeline.backend.begin(prefix_embeds, [ids], watch.remaining)

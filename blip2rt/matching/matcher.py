@@ -1,0 +1,186 @@
+"""Images and texts -> matches and embeddings, from vision_features on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import bundle as contract
+from ..bundle.manifest import Calibration, RetrievalSpec
+from ..errors import CapabilityError, OptionError
+from ..native import cached_property
+from ..pipeline import BATCH, Pipeline
+from ..results import Match, MatchWeights
+from ..statements import is_phrase, phrase_of
+from ..text import QFormerTokenizer
+from .calibration import COSINE, ITM, LIKELIHOOD, computes, probabilities
+from .likelihood import Likelihood
+from .signals import Signals
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..backends import Floats
+
+
+class Matcher:
+    """The retrieval graphs of a bundle. Any thread may use it."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline, self.backend, self.bundle = pipeline, pipeline.backend, pipeline.bundle
+
+    def match(self, vision_features: Floats, texts: Sequence[str]) -> list[Match]:
+        """vision_features (B, N, C), B texts -> B matches, pairwise"""
+        if not len(vision_features) and not texts:
+            return []
+        signals = self.signals(vision_features, texts)
+        log_odds, cosine = signals[ITM], signals[COSINE]
+        likelihood = signals[LIKELIHOOD] if self.weights.likelihood else None
+        itm = 1 / (1 + np.exp(-log_odds))
+        probability = itm if self._calibration is None else self._probabilities(signals, texts)
+        score = self.scores(np.stack([0 * log_odds, log_odds], -1), cosine, likelihood)
+        likelihoods = [None] * len(texts) if likelihood is None else likelihood.tolist()
+        rows = zip(probability.tolist(), cosine.tolist(), score.tolist(), likelihoods, itm.tolist(), strict=True)
+        return [Match(*row) for row in rows]
+
+    def signals(self, vision_features: Floats, texts: Sequence[str]) -> Signals:
+        """vision_features (B, N, C), B texts -> their signals, pairwise, which a calibration weighs"""
+        calibration = self.bundle.manifest.calibration
+        return Signals(self, vision_features, texts, mean_text=() if calibration is None else calibration.mean_text)
+
+    def judge(self, vision_features: Floats, statements: Sequence[str]) -> NDArray[np.float64]:
+        """vision_features (B, N, C), B statements -> the calibrated probability that each is true (B), pairwise.
+
+        A statement is a phrase ("a cat"), a sentence, or a question whether something is there ("is there a cat?").
+        Raises CapabilityError if the bundle is not calibrated.
+        """
+        self.require_calibration("judge statements")
+        phrases = [phrase_of(statement) or statement for statement in statements]
+        return self._probabilities(self.signals(vision_features, phrases), phrases)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the bundle has a calibration of matches."""
+        return self._calibration is not None
+
+    def require_calibration(self, action: str) -> Calibration:
+        """Return the calibration of matches. Raises CapabilityError."""
+        self.pipeline.require(contract.RETRIEVAL, action)
+        if self._calibration is None:
+            raise CapabilityError(
+                f"bundle {self.bundle.manifest.name!r} cannot {action}: its manifest has no calibration that this "
+                "blip2rt knows; blip2rt-train calibrate adds it"
+            )
+        return self._calibration
+
+    def _probabilities(self, signals: Signals, texts: Sequence[str]) -> NDArray[np.float64]:
+        """The signals of B images and texts -> the calibrated probability that each text is true (B)"""
+        calibration = self.require_calibration("judge texts")
+        found = np.empty(len(texts))
+        short = list(map(is_phrase, texts))
+        for regression, wanted in ((calibration.phrase, True), (calibration.sentence, False)):
+            rows = [row for row, each in enumerate(short) if each == wanted]
+            if rows:
+                assert regression is not None
+                found[rows] = probabilities(regression, signals.of(rows))
+        return found
+
+    @cached_property
+    def _calibration(self) -> Calibration | None:
+        """The bundle's calibration, if it has one for texts, of signals that this version computes."""
+        calibration = self.bundle.manifest.calibration
+        if calibration is None or calibration.phrase is None or calibration.sentence is None:
+            return None
+        return calibration if computes(calibration.phrase) and computes(calibration.sentence) else None
+
+    @property
+    def weights(self) -> MatchWeights:
+        """How Match.score weighs its parts."""
+        self.pipeline.require(contract.RETRIEVAL, "match")
+        return MatchWeights(self._spec.temperature, self._spec.itm_weight, self._spec.likelihood_weight)
+
+    def scores(
+        self, itm_logits: NDArray[Any], cosine: NDArray[Any], likelihood: NDArray[np.float64] | None = None
+    ) -> NDArray[np.float64]:
+        """itm_logits (B, 2), cosine (B), and likelihoods (B) if they have a weight -> Match.score (B)"""
+        if likelihood is None and self.weights.likelihood:
+            raise OptionError("likelihood is missing, and Match.score weighs it: pass what likelihoods returns")
+        return self.weights.scores(itm_logits, cosine, likelihood)
+
+    def likelihoods(self, vision_features: Floats, texts: Sequence[str]) -> NDArray[np.float64]:
+        """vision_features (B, N, C), B texts -> Match.likelihood (B), pairwise, whatever its weight."""
+        self._require_likelihood("tell how likely a text is")
+        prefix_embeds, images = self._shared_prefixes(vision_features)
+        return self._likelihood.gains(prefix_embeds, images, list(map(self.tokenizer.written, texts)))
+
+    def yes_odds(
+        self, vision_features: Floats, questions: Sequence[str]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """vision_features (B, N, C), B questions -> log p(yes) - log p(no), with the image and without (B), pairwise.
+
+        Raises CapabilityError without a language model or retrieval.mean_prefix.
+        """
+        self._require_likelihood("weigh yes against no")
+        prefix_embeds, images = self._shared_prefixes(vision_features)
+        return self._likelihood.yes_odds(prefix_embeds, images, questions)
+
+    def _shared_prefixes(self, vision_features: Floats) -> tuple[Floats, list[int]]:
+        """vision_features (B, N, C) -> prefix_embeds (I, Q, D), one for equal neighbours, and the row of each"""
+        same = [i > 0 and np.array_equal(vision_features[i - 1], row) for i, row in enumerate(vision_features)]
+        images: list[int] = (np.cumsum(np.logical_not(same)) - 1).tolist()
+        return self.caption_prefix(vision_features[np.logical_not(same)]), images
+
+    def caption_prefix(self, vision_features: Floats) -> Floats:
+        """vision_features (B, N, C) -> prefix_embeds (B, Q, D) of captions"""
+        self.pipeline.require(contract.GENERATIVE, "make prefix_embeds")
+        prompt = self.pipeline.language.caption_prompt(None).whole
+        questions = self.pipeline.question_tokens([prompt] * len(vision_features))
+        return self.backend.prefix_embeds(vision_features, questions)
+
+    def itm_logits(self, vision_features: Floats, texts: Sequence[str]) -> Floats:
+        """vision_features (B, N, C), B texts -> (B, 2), pairwise: the matching head's "no match" and "match"."""
+        self.pipeline.require(contract.RETRIEVAL, "match")
+        return self.backend.itm_logits(vision_features, *self.tokenizer.encode(texts))
+
+    def image_embeds(self, vision_features: Floats) -> Floats:
+        """vision_features (B, N, C) -> image_embeds (B, Q, E), rows of unit length"""
+        self.pipeline.require((contract.IMAGE_EMBED,), "embed_features")
+        return self.backend.image_embeds(vision_features)
+
+    def embed(self, prepared: Sequence[NDArray[np.uint8]]) -> Floats:
+        """RGB images of Pipeline.prepare, at most BATCH -> image_embeds (B, Q, E)"""
+        return self.image_embeds(self.pipeline.vision_features(prepared))
+
+    def text_embeds(self, texts: Sequence[str]) -> list[Floats]:
+        """Texts -> (E,) of each, of unit length"""
+        chunks = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
+        return [row for chunk in chunks for row in self.backend.text_embeds(*self.tokenizer.encode(chunk))]
+
+    @cached_property
+    def tokenizer(self) -> QFormerTokenizer:
+        """The Q-Former's tokenizer."""
+        return QFormerTokenizer(self.bundle.file(self._spec.tokenizer), self._spec, self.pipeline.special_tokens)
+
+    def _require_likelihood(self, action: str) -> None:
+        self.pipeline.require((*contract.RETRIEVAL, *contract.GENERATIVE), action)
+        if self._spec.mean_prefix is None:
+            raise CapabilityError(
+                f"bundle {self.bundle.manifest.name!r} cannot {action}: it lacks retrieval.mean_prefix; "
+                "blip2rt-train calibrate adds it"
+            )
+
+    @cached_property
+    def _likelihood(self) -> Likelihood:
+        llm = self.bundle.manifest.llm
+        assert llm is not None and self._spec.mean_prefix is not None
+        mean = np.fromfile(self.bundle.file(self._spec.mean_prefix), "<f4").astype(np.float32)
+        mean_prefix = mean.reshape(1, llm.prefix_length, llm.hidden_size)
+        return Likelihood(self.pipeline.language, self.backend, mean_prefix, self._spec.max_text_length)
+
+    @property
+    def _spec(self) -> RetrievalSpec:
+        spec = self.bundle.manifest.retrieval
+        assert spec is not None, "the reader checks that retrieval comes with its components"
+        return spec

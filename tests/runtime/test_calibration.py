@@ -1,0 +1,186 @@
+"""Calibrated probabilities: against numpy; yes or no to questions whether something is there, by every door."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import blip2rt
+from blip2rt import bundle as contract
+from blip2rt import cli
+from blip2rt.bundle.manifest import Calibration, Logistic
+from blip2rt.cli.stdio import Session
+from blip2rt.errors import CapabilityError, OptionError
+from blip2rt.requests import Request
+from blip2rt.statements import phrase_of, plural_of, question_of, with_article, without_article
+from tests.tiny.bundle import E, Tiny, with_likelihood_weight
+
+pytest.importorskip("blip2rt._native")
+
+PHRASES, SENTENCES = ["a dog", "cat", "red cat"], ["a dog runs on the red grass", "the red cat sits in the blue water"]
+MEAN_TEXT = tuple(np.linspace(-1, 1, E).tolist())
+PHRASE = {"name_cosine": 2.0, "query_1": -0.7, "base_cosine": 0.5, "phrase_likelihood": 0.3, "yes": 0.4}
+PHRASE |= {"yes_blind": -0.2}
+SENTENCE = {"cosine": 1.5, "itm": 0.6, "likelihood": -0.1, "words": 0.05}
+CALIBRATION = Calibration(Logistic(0.3, PHRASE), Logistic(-0.2, SENTENCE), mean_text=MEAN_TEXT)
+
+
+def calibrated(folder: Path, calibration: Calibration) -> Path:
+    manifest = json.loads((folder / contract.MANIFEST).read_text())
+    (folder / contract.MANIFEST).write_text(json.dumps(manifest | {"calibration": asdict(calibration)}))
+    return folder
+
+
+@pytest.fixture
+def model(tiny: Tiny, tmp_path: Path) -> blip2rt.Model:
+    folder = with_likelihood_weight(tiny, tmp_path / "calibrated", 0.4)
+    return blip2rt.load(calibrated(folder, CALIBRATION), threads=1)
+
+
+def logistic(regression: Logistic | None, signals: dict[str, float]) -> float:
+    assert regression is not None
+    return float(1 / (1 + np.exp(-regression.bias - sum(w * signals[name] for name, w in regression.weights.items()))))
+
+
+def test_probability_of_a_phrase_equals_numpy(model: blip2rt.Model, photo: Any) -> None:
+    images = [photo(5, 7), photo(20, 30), photo(9, 9)]
+    features = model.vision_features(images)
+    matches = model.match(images, PHRASES)
+    bare, full = ["dog", "cat", "red cat"], ["a dog", "a cat", "a red cat"]
+    cosines = np.einsum("bqe,be->bq", model.embed_image(images), model.embed_text(bare))
+    likelihoods = model.likelihoods(features, full)
+    yes, blind = model.matcher.yes_odds(features, [f"is there {text}?" for text in full])
+    for row, match in enumerate(matches):
+        signals = {"name_cosine": cosines[row].max(), "query_1": cosines[row, 1], "yes": yes[row]}
+        signals |= {"base_cosine": float((model.embed_image(images[row]) @ np.array(MEAN_TEXT)).mean())}
+        signals |= {"phrase_likelihood": likelihoods[row], "yes_blind": blind[row]}
+        assert match.probability == pytest.approx(logistic(CALIBRATION.phrase, signals), abs=1e-4)
+
+
+def test_probability_of_a_sentence_equals_numpy(model: blip2rt.Model, photo: Any) -> None:
+    images = [photo(5, 7), photo(20, 30)]
+    for match, text in zip(model.match(images, SENTENCES), SENTENCES, strict=True):
+        signals = {"cosine": match.cosine, "itm": float(np.log(match.itm / (1 - match.itm)))}
+        signals |= {"likelihood": float(match.likelihood or 0), "words": len(text.split())}
+        assert match.probability == pytest.approx(logistic(CALIBRATION.sentence, signals), abs=1e-4)
+
+
+def test_a_mixed_batch_gives_each_its_own_probability(model: blip2rt.Model, photo: Any) -> None:
+    image, texts = photo(8, 8), [PHRASES[0], SENTENCES[0], PHRASES[1], SENTENCES[1]]
+    alone = [model.match(image, text).probability for text in texts]
+    assert [match.probability for match in model.match(image, texts)] == pytest.approx(alone, abs=1e-4)
+    judged = model.matcher.judge(np.repeat(model.vision_features(image)[None], 4, 0), texts)
+    assert judged.tolist() == pytest.approx(alone, abs=1e-4)
+    question = model.matcher.judge(model.vision_features(image)[None], ["Is there a dog in the picture?"])
+    assert question.tolist() == pytest.approx(alone[:1], abs=1e-4)
+    assert model.sees(image, texts) == [value > 0.5 for value in alone]
+    assert model.sees(image, "a dog", threshold=0) is True and model.sees(image, "a dog", threshold=1) is False
+
+
+def test_yes_odds_do_not_depend_on_the_batch(model: blip2rt.Model, photo: Any) -> None:
+    features = model.vision_features([photo(5, 7), photo(5, 7), photo(9, 3)])
+    questions = ["is there a dog?", "is there a cat on the grass?", "is there a man in red?", "is there a dog?"]
+    rows = features[[0, 0, 1, 2]]
+    together = model.matcher.yes_odds(rows, questions)
+    alone = [model.matcher.yes_odds(rows[i : i + 1], questions[i : i + 1]) for i in range(4)]
+    for part in (0, 1):
+        assert together[part].tolist() == pytest.approx([float(each[part][0]) for each in alone], abs=1e-3)
+
+
+def test_without_calibration_probability_is_the_heads(tiny: Tiny, tmp_path: Path, photo: Any) -> None:
+    unknown = Calibration(Logistic(0.0, {"of a later version": 1.0}), CALIBRATION.sentence)
+    later = calibrated(with_likelihood_weight(tiny, tmp_path / "later", 0.4), unknown)
+    for model in (blip2rt.load(tiny.path, threads=1), blip2rt.load(later, threads=1)):
+        match = model.match(photo(), "a dog")
+        assert match.probability == match.itm and 0 < match.itm < 1
+        with pytest.raises(CapabilityError, match=r"judge what it sees: .* blip2rt-train calibrate adds it"):
+            model.sees(photo(), "a dog")
+
+
+def test_sees_rejects_wrong_input(model: blip2rt.Model, photo: Any) -> None:
+    for threshold in (2, -0.1, "0.5", True, None):
+        with pytest.raises(OptionError, match="threshold is .*: give a probability from 0 to 1"):
+            model.sees(photo(), "a dog", threshold=threshold)  # type: ignore[call-overload]
+    with pytest.raises(OptionError, match="no words"):
+        model.sees(photo(), "?!")
+
+
+@pytest.fixture(scope="module")
+def nano() -> blip2rt.Model:
+    return blip2rt.load(batching=True)
+
+
+YES, NO = "is there a cat?", "Is there an elephant in the picture? Please answer yes or no."
+
+
+def test_nano_sees_the_cat(nano: blip2rt.Model, capsys: Any) -> None:
+    image = "docs/photo.jpg"
+    assert nano.ask([image] * 3, [YES, NO, "what animal is it?"]) == ["yes", "no", "cat"]
+    assert nano.sees(image, ["a cat", "an elephant", "a cat sits on a bed", YES]) == [True, False, True, True]
+    assert [*nano.stream(image, question=YES)] == ["yes"]
+    chat = nano.chat(image)
+    assert [chat.ask(YES), chat.ask("what animal is it?"), *chat.stream(NO)] == ["yes", "cat", "no"]
+    answer = nano.submit(Request(image, question=YES))
+    assert [*answer] == ["yes"] and answer.result() == ["yes"] and not answer.result()[0].truncated
+    assert cli.main(["ask", image, YES]) == 0 and capsys.readouterr().out == "yes\n"
+    lines: list[dict[str, Any]] = []
+    Session(nano, lines.append, 1).run([json.dumps({"id": 1, "task": "ask", "image": image, "question": NO}).encode()])
+    assert lines[0]["answer"] == "no"
+
+
+def test_options_that_shape_the_text_leave_the_question_to_the_language_model(nano: blip2rt.Model) -> None:
+    image = "docs/photo.jpg"
+    told: list[int] = []
+    assert nano.ask(image, YES, num_beams=1, on_token=lambda *token: told.append(token[2])) == "yes"
+    assert nano.decode(told).strip() == "yes"
+    assert nano.ask(image, YES, max_new_tokens=1).truncated is False
+    assert nano.ask(image, YES, forced_prefix="no").startswith("no")
+    assert len(nano.ask(image, YES, num_captions=2)) == 2
+
+
+def test_news_of_a_judged_request_come_at_once(nano: blip2rt.Model) -> None:
+    heard: list[tuple[bool, list[str]]] = []
+    nano.submit(Request("docs/photo.jpg", question=YES), on_news=lambda each: heard.append((each.done, each.take())))
+    assert heard == [(True, ["yes"])]
+
+
+@pytest.mark.parametrize(
+    ("question", "phrase"),
+    [
+        ("Is there a cat in the picture?", "a cat"),
+        ("are there any dogs here", "dogs"),
+        ("Do you see a man riding a horse?", "a man riding a horse"),
+        ("does this image show snow?", "snow"),
+        ("Is anyone visible in the image?", "a person"),
+        ("Is there a bus? Answer with one word.", "a bus"),
+        ("is a dog in the photo?", "a dog"),
+        ("is the dog brown?", None),
+        ("are there two dogs?", None),
+        ("is there no dog?", None),
+        ("is there a dog or a cat?", None),
+        ("is there a cat? what colour is it?", None),
+        ("how many cats are there?", None),
+        ("is it raining?", None),
+        ("", None),
+    ],
+)
+def test_questions_whether_something_is_there(question: str, phrase: str | None) -> None:
+    assert phrase_of(question) == phrase
+
+
+def test_words_of_phrases() -> None:
+    for bare, phrase, question in (
+        ("cat", "a cat", "is there a cat?"),
+        ("orange", "an orange", "is there an orange?"),
+        ("snow", "snow", "is there snow?"),
+        ("dogs", "dogs", "are there dogs?"),
+        ("glass of wine", "a glass of wine", "is there a glass of wine?"),
+    ):
+        assert with_article(bare) == phrase and question_of(phrase) == question and without_article(phrase) == bare
+    plurals = {"dog": "dogs", "bus": "buses", "cherry": "cherries", "fireman": "firemen", "human": "humans"}
+    assert {noun: plural_of(noun) for noun in plurals} == plurals
