@@ -1,18 +1,14 @@
 // Reads graph files and enforces the rules for external data.
 #include "graphs/graph_file.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <cerrno>
-#include <cstring>
+#include <system_error>
 #include <vector>
 
 #include "graphs/onnx_schema.h"
 #include "graphs/operator_checks.h"
 #include "graphs/protobuf.h"
 #include "ops/domain.h"
+#include "ort/system.h"
 #include "ort/utf8.h"
 
 namespace blip2rt {
@@ -67,14 +63,12 @@ uint64_t parse_number(std::string_view text, uint64_t otherwise, const char* wha
 
 // Returns the size of a file next to the graph. Throws if it is no regular file, or not allowed.
 uint64_t external_file_size(const std::string& folder, const std::string& name, const AllowedFiles& files) {
-  struct stat found;
-  if (lstat((folder + name).c_str(), &found) != 0) {
-    throw std::runtime_error("external data is in " + quoted(name) + ": " + std::strerror(errno));
+  uint64_t size = 0;
+  try {
+    size = regular_file_size(folder + name);
+  } catch (const std::runtime_error& error) {
+    throw std::runtime_error("external data is in " + quoted(name) + ": " + error.what());
   }
-  if (!S_ISREG(found.st_mode)) {
-    throw std::runtime_error("external data is in " + quoted(name) + ", which is not a regular file");
-  }
-  const auto size = static_cast<uint64_t>(found.st_size);
   if (!files) return size;
   const auto listed = files->find(name);
   if (listed == files->end()) {
@@ -137,30 +131,18 @@ void check_tensor(std::string_view bytes, const std::string& folder, const Allow
   }
 }
 
-struct Descriptor {
-  int number;
-  ~Descriptor() {
-    if (number >= 0) close(number);
-  }
-};
-
 // Reads a regular file. Rejects FIFOs and devices, which could block.
 std::string read_file(const std::string& path) {
-  const Descriptor file{open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
-  struct stat found;
-  if (file.number < 0 || fstat(file.number, &found) != 0) throw std::runtime_error(std::strerror(errno));
-  if (!S_ISREG(found.st_mode)) throw std::runtime_error("it is not a regular file");
-  if (static_cast<uint64_t>(found.st_size) > kMaxBytes) throw std::runtime_error("it is larger than 2 GB");
-  std::string bytes(static_cast<size_t>(found.st_size), '\0');
-  size_t done = 0;
-  while (done < bytes.size()) {
-    const ssize_t count = read(file.number, &bytes[done], bytes.size() - done);
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) throw std::runtime_error(std::strerror(errno));
-    if (count == 0) throw std::runtime_error("it was truncated while being read");
-    done += static_cast<size_t>(count);
+  try {
+    const InputFile file(path);
+    if (file.kind() != InputFile::Kind::kRegular) throw std::runtime_error("it is not a regular file");
+    if (file.size() > kMaxBytes) throw std::runtime_error("it is larger than 2 GB");
+    std::string bytes = file.read();
+    if (bytes.size() < file.size()) throw std::runtime_error("it was truncated while being read");
+    return bytes;
+  } catch (const std::system_error& error) {
+    throw std::runtime_error(error.code().message());
   }
-  return bytes;
 }
 
 }  // namespace
@@ -190,8 +172,7 @@ void check_model(std::string_view model, const std::string& folder, const Allowe
 std::string read_graph(const std::string& path, const AllowedFiles& files, OperatorRules rules) {
   try {
     std::string bytes = read_file(path);
-    const size_t slash = path.rfind('/');
-    check_model(bytes, slash == std::string::npos ? "" : path.substr(0, slash + 1), files, rules);
+    check_model(bytes, folder_of(path), files, rules);
     return bytes;
   } catch (const OperatorError& error) {
     throw GraphError(path + " is rejected: " + error.what() + ": if the graph is your own, load it with " +

@@ -1,14 +1,13 @@
 // Creates ONNX Runtime sessions with options for small machines, and runs them.
 #include "graphs/session.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <thread>
 
 #include "ops/attention_op.h"
 #include "ops/domain.h"
 #include "ort/active_call.h"
+#include "ort/system.h"
 
 namespace blip2rt {
 namespace {
@@ -45,7 +44,7 @@ OrtSession* create_session(const std::string& path, const std::string& bytes, Or
     check(ort().AddSessionConfigEntry(options, "session.x64quantprecision", exact));
     OrtSession* session = nullptr;
     check(bytes.empty()
-              ? ort().CreateSession(ort_environment(), path.c_str(), options, &session)
+              ? ort().CreateSession(ort_environment(), native_path(path).c_str(), options, &session)
               : ort().CreateSessionFromArray(ort_environment(), bytes.data(), bytes.size(), options, &session));
     return session;
   };
@@ -93,7 +92,7 @@ const Port* find(const std::vector<Port>& ports, const std::string& name) {
 
 Session::Session(const std::string& graph_path, int intra_op_threads, CustomOps ops, const AllowedFiles& files,
                  bool trusted)
-    : path_(graph_path), process_(getpid()) {
+    : path_(graph_path), process_(process_id()) {
   const ActiveCall call;
   SessionOptions options = session_options(intra_op_threads);
   RewrittenGraph graph;
@@ -107,10 +106,9 @@ Session::Session(const std::string& graph_path, int intra_op_threads, CustomOps 
     }
   }
   if (!graph.bytes.empty()) {
-    const size_t slash = graph_path.rfind('/');
-    const std::string folder = slash == std::string::npos ? "." : graph_path.substr(0, slash + 1);
+    const std::string folder = folder_of(graph_path);
     check(ort().AddSessionConfigEntry(options.get(), "session.model_external_initializers_file_folder_path",
-                                      folder.c_str()));
+                                      folder.empty() ? "." : folder.c_str()));
     add_domain(options.get());
     custom_kernels_ = graph.kernels;
   }
@@ -128,11 +126,12 @@ Session::Session(const std::string& graph_path, int intra_op_threads, CustomOps 
 }
 
 Session::~Session() {
-  if (getpid() == process_) ort().ReleaseSession(session_);  // in a fork it would wait for threads that do not exist
+  if (process_id() == process_)
+    ort().ReleaseSession(session_);  // in a fork it would wait for threads that do not exist
 }
 
 void Session::check_process() const {
-  if (getpid() == process_) return;
+  if (process_id() == process_) return;
   throw std::runtime_error(
       "this process was forked after the model was loaded: load it in the child, or start processes by spawn");
 }

@@ -15,6 +15,8 @@
 #endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(_WIN32)
+extern "C" __declspec(dllimport) int __stdcall IsProcessorFeaturePresent(unsigned long feature);
 #endif
 
 namespace blip2rt {
@@ -25,26 +27,42 @@ namespace blip2rt {
 enum class Level { kPlain, kAvx2, kAvxVnni, kAvx512, kAmx };
 inline constexpr const char* kLevelNames[] = {"plain", "avx2", "avxvnni", "avx512", "amx"};
 
+struct Registers {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+};
+
+// Returns zeros for a leaf that the processor does not have. Compilers' own tests need a library that Windows lacks.
+inline Registers processor_features(unsigned leaf, unsigned subleaf) {
+  Registers found;
+  return __get_cpuid_count(leaf, subleaf, &found.a, &found.b, &found.c, &found.d) != 0 ? found : Registers();
+}
+
+// Returns which registers the operating system saves.
+inline unsigned saved_registers() {
+  constexpr unsigned kOsSaves = 1u << 27;
+  if ((processor_features(1, 0).c & kOsSaves) == 0) return 0;
+  unsigned low = 0, high = 0;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return low;
+}
+
 inline bool supports(Level level) {
-  constexpr unsigned kFeatures = 7;
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  constexpr unsigned kFma = 1u << 12, kAvx2 = 1u << 5, kAvxVnni = 1u << 4;
+  constexpr unsigned kAvx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31, kVnni = 1u << 11;  // F, DQ, BW, VL
+  constexpr unsigned kYmm = 0x06, kZmm = 0xe6;
+  const auto saves = [](unsigned registers) { return (saved_registers() & registers) == registers; };
+  const Registers features = processor_features(7, 0), more = processor_features(7, 1);
   switch (level) {
     case Level::kPlain: return true;
-    case Level::kAvx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    case Level::kAvxVnni: {  // older compilers do not know its name
-      constexpr unsigned kMore = 1, kAvxVnni = 1u << 4;
-      return supports(Level::kAvx2) && __get_cpuid_count(kFeatures, kMore, &eax, &ebx, &ecx, &edx) != 0 &&
-             (eax & kAvxVnni) != 0;
-    }
+    case Level::kAvx2: return saves(kYmm) && (features.b & kAvx2) != 0 && (processor_features(1, 0).c & kFma) != 0;
+    case Level::kAvxVnni: return supports(Level::kAvx2) && (more.a & kAvxVnni) != 0;
     case Level::kAvx512:
-      return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
-             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+      return supports(Level::kAvx2) && saves(kZmm) && (features.b & kAvx512) == kAvx512 && (features.c & kVnni) != 0;
     case Level::kAmx: {
 #if defined(__linux__)
-      constexpr unsigned kAmx = 1u << 22 | 1u << 24 | 1u << 25;  // bfloat16, tiles, int8
-      constexpr long kRequest = 0x1023, kTileData = 18;          // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-      return supports(Level::kAvx512) && __builtin_cpu_supports("avx512bf16") &&
-             __get_cpuid_count(kFeatures, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & kAmx) == kAmx &&
+      constexpr unsigned kBfloat16 = 1u << 5, kAmx = 1u << 22 | 1u << 24 | 1u << 25;  // bfloat16, tiles, int8
+      constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+      return supports(Level::kAvx512) && (more.a & kBfloat16) != 0 && (features.d & kAmx) == kAmx &&
              syscall(SYS_arch_prctl, kRequest, kTileData) == 0;  // Linux grants AMX only on request
 #endif
       break;
@@ -57,11 +75,18 @@ enum class Level { kPlain, kNeon, kDotProduct };
 inline constexpr const char* kLevelNames[] = {"plain", "neon", "dotprod"};
 
 inline bool supports(Level level) {
+  if (level != Level::kDotProduct) return true;
 #if defined(__linux__)
   constexpr unsigned long kDotProduct = 1ul << 20;  // HWCAP_ASIMDDP
-  if (level == Level::kDotProduct) return (getauxval(AT_HWCAP) & kDotProduct) != 0;
+  return (getauxval(AT_HWCAP) & kDotProduct) != 0;
+#elif defined(_WIN32)
+  constexpr unsigned long kDotProduct = 43;  // PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE
+  return IsProcessorFeaturePresent(kDotProduct) != 0;
+#elif defined(__APPLE__)
+  return true;  // every Mac with Apple silicon
+#else
+  return false;
 #endif
-  return level != Level::kDotProduct;
 }
 #else
 enum class Level { kPlain };

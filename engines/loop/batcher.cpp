@@ -1,15 +1,13 @@
 // Runs the batch in a thread of its own.
 #include "loop/batcher.h"
 
-#include <unistd.h>
-
 #include <stdexcept>
 #include <utility>
 
 namespace blip2rt {
 
 Batcher::Batcher(const Generator& generator, const BatchSizes& sizes)
-    : generator_(generator), batch_(generator, sizes), process_(getpid()), thread_([this] { work(); }) {}
+    : generator_(generator), batch_(generator, sizes), process_(process_id()), thread_([this] { work(); }) {}
 
 Batcher::~Batcher() { close(); }
 
@@ -48,7 +46,7 @@ void Batcher::work() {
   }
 }
 
-bool Batcher::forked() const { return getpid() != process_; }
+bool Batcher::forked() const { return process_id() != process_; }
 
 void Batcher::close() {
   if (forked()) return;

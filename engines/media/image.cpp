@@ -1,15 +1,11 @@
 // Reads image files and chooses their decoder.
 #include "media/image.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <new>
+#include <system_error>
 
+#include "ort/system.h"
 #include "ort/utf8.h"
 
 namespace blip2rt {
@@ -69,38 +65,22 @@ std::vector<uint8_t> prepare(std::string_view bytes, const std::string& name, co
   }
 }
 
-struct File {
-  explicit File(int descriptor) : number(descriptor) {}
-  ~File() {
-    if (number >= 0) close(number);
-  }
-  File(const File&) = delete;
-  File& operator=(const File&) = delete;
-  const int number;
-};
-
 std::string read_image_file(const std::string& path, const std::string& name) {
-  const auto fail = [&name]() -> ImageError { return ImageError("cannot read " + name + ": " + std::strerror(errno)); };
-  const File file(open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));  // does not wait for a pipe's writer
-  struct stat found;
-  if (file.number < 0 && errno == ENOENT) throw ImageError("no such file: " + name);
-  if (file.number < 0 || fstat(file.number, &found) != 0) throw fail();
-  if (S_ISDIR(found.st_mode))
-    throw ImageError(name + " is a directory: give the images in it, as in " + path + "/*.jpg");
-  if (!S_ISREG(found.st_mode)) throw ImageError(name + " is a pipe or a device: give a file");
-  if (found.st_size == 0) throw ImageError(name + " is empty: 0 bytes");
-  if (static_cast<uint64_t>(found.st_size) > kMaxFileBytes) {
-    throw ImageError(name + " has more than " + with_commas(kMaxFileBytes) + " bytes: scale it down first");
+  try {
+    const InputFile file(path);
+    if (file.kind() == InputFile::Kind::kFolder) {
+      throw ImageError(name + " is a directory: give the images in it, as in " + path + "/*.jpg");
+    }
+    if (file.kind() == InputFile::Kind::kOther) throw ImageError(name + " is a pipe or a device: give a file");
+    if (file.size() == 0) throw ImageError(name + " is empty: 0 bytes");
+    if (file.size() > kMaxFileBytes) {
+      throw ImageError(name + " has more than " + with_commas(kMaxFileBytes) + " bytes: scale it down first");
+    }
+    return file.read();
+  } catch (const std::system_error& error) {
+    if (error.code() == std::errc::no_such_file_or_directory) throw ImageError("no such file: " + name);
+    throw ImageError("cannot read " + name + ": " + error.code().message());
   }
-  std::string bytes(static_cast<size_t>(found.st_size), '\0');
-  size_t done = 0;
-  while (done < bytes.size()) {
-    const ssize_t count = read(file.number, &bytes[done], bytes.size() - done);
-    if (count < 0 && errno != EINTR) throw fail();
-    if (count == 0) bytes.resize(done);
-    if (count > 0) done += static_cast<size_t>(count);
-  }
-  return bytes;
 }
 
 }  // namespace

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <exception>
 #include <iterator>
 #include <memory>
@@ -20,20 +19,21 @@ class Buffer {
  public:
   template <class T>
   T* get(size_t count) {
-    constexpr size_t kAlignment = 64;
-    const size_t bytes = (count * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+    constexpr size_t kLine = static_cast<size_t>(kAlignment);
+    const size_t bytes = (count * sizeof(T) + kLine - 1) / kLine * kLine;
     if (bytes > size_) {
       memory_.reset();
-      memory_.reset(std::aligned_alloc(kAlignment, bytes));
-      size_ = memory_ == nullptr ? 0 : bytes;
-      if (memory_ == nullptr) throw std::bad_alloc();
+      size_ = 0;
+      memory_.reset(::operator new(bytes, kAlignment));
+      size_ = bytes;
     }
     return static_cast<T*>(memory_.get());
   }
 
  private:
+  static constexpr std::align_val_t kAlignment{64};
   struct Free {
-    void operator()(void* memory) const { std::free(memory); }
+    void operator()(void* memory) const { ::operator delete(memory, kAlignment); }
   };
   std::unique_ptr<void, Free> memory_;
   size_t size_ = 0;

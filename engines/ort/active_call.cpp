@@ -1,11 +1,11 @@
 // Counts the threads inside ONNX Runtime, and waits for them before exit.
 #include "ort/active_call.h"
 
-#include <unistd.h>
-
 #include <atomic>
 #include <chrono>
 #include <thread>
+
+#include "ort/system.h"
 
 namespace blip2rt {
 namespace {
@@ -13,27 +13,27 @@ namespace {
 std::atomic<int> threads{0};
 std::atomic<bool> ending{false};
 thread_local int depth = 0;  // nested calls belong to the same thread
-pid_t process = 0;           // threads do not survive a fork
+int process = 0;             // threads do not survive a fork
 
 }  // namespace
 
 ActiveCall::ActiveCall() {
   if (depth++ > 0) return;
   ++threads;
-  if (!ending || getpid() != process) return;
+  if (!ending || process_id() != process) return;
   --threads;
-  for (;;) pause();
+  sleep_until_exit();
 }
 
 ActiveCall::~ActiveCall() {
   if (--depth == 0) --threads;
 }
 
-void start_counting_calls() { process = getpid(); }
+void start_counting_calls() { process = process_id(); }
 
 void wait_for_calls() {
   constexpr std::chrono::seconds kLongest(60);  // generous, for a busy machine
-  if (getpid() != process) return;
+  if (process_id() != process) return;
   ending = true;
   const auto end = std::chrono::steady_clock::now() + kLongest;
   const int own = depth > 0 ? 1 : 0;  // exit() within a call

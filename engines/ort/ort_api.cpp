@@ -1,8 +1,6 @@
 // Loads ONNX Runtime at run time, fills the entry table, and wraps calls that return owned objects.
 #include "ort/ort_api.h"
 
-#include <dlfcn.h>
-
 #include <cassert>
 #include <cstdio>
 #include <cstdlib>
@@ -10,6 +8,7 @@
 #include <new>
 
 #include "ort/active_call.h"
+#include "ort/system.h"
 #include "ort/utf8.h"
 
 namespace blip2rt {
@@ -34,13 +33,17 @@ std::mutex loading;
 
 // ONNX Runtime 1.32 opens an event store in the home directory and resolves a host name as soon as an environment is
 // created, before its API could disable that. Keeps a value that the user has set.
-void disable_telemetry() { setenv("ORT_DISABLE_TELEMETRY", "1", 0); }
+void disable_telemetry() { set_default_variable("ORT_DISABLE_TELEMETRY", "1"); }
 
 const ApiBase& api_base(const std::string& path) {
   disable_telemetry();
-  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) throw std::runtime_error("cannot load ONNX Runtime: " + std::string(dlerror()));
-  void* symbol = dlsym(library, "OrtGetApiBase");
+  void* library = nullptr;
+  try {
+    library = load_library(path);
+  } catch (const std::runtime_error& error) {
+    throw std::runtime_error(std::string("cannot load ONNX Runtime: ") + error.what());
+  }
+  void* symbol = find_symbol(library, "OrtGetApiBase");
   if (symbol == nullptr) throw std::runtime_error(path + " is not ONNX Runtime: it has no OrtGetApiBase");
   return *reinterpret_cast<const ApiBase* (*)()>(symbol)();
 }

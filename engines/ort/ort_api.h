@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "ort/system.h"
+
 struct OrtAllocator;
 struct OrtApi;
 struct OrtCustomOp;
@@ -87,59 +89,59 @@ struct CustomOp {
 };
 
 // X(name, slot, return type, arguments). Enumerations of the C API are passed as int.
-#define BLIP2RT_ORT_ENTRIES(X)                                                                                  \
-  X(CreateStatus, 0, OrtStatus*, (int, const char*))                                                            \
-  X(GetErrorMessage, 2, const char*, (const OrtStatus*))                                                        \
-  X(CreateEnv, 3, OrtStatus*, (int, const char*, OrtEnv**))                                                     \
-  X(DisableTelemetryEvents, 6, OrtStatus*, (const OrtEnv*))                                                     \
-  X(CreateSession, 7, OrtStatus*, (const OrtEnv*, const char*, const OrtSessionOptions*, OrtSession**))         \
-  X(CreateSessionFromArray, 8, OrtStatus*,                                                                      \
-    (const OrtEnv*, const void*, size_t, const OrtSessionOptions*, OrtSession**))                               \
-  X(Run, 9, OrtStatus*,                                                                                         \
-    (OrtSession*, const OrtRunOptions*, const char* const*, const OrtValue* const*, size_t, const char* const*, \
-     size_t, OrtValue**))                                                                                       \
-  X(CreateSessionOptions, 10, OrtStatus*, (OrtSessionOptions**))                                                \
-  X(DisableMemPattern, 17, OrtStatus*, (OrtSessionOptions*))                                                    \
-  X(SetSessionGraphOptimizationLevel, 23, OrtStatus*, (OrtSessionOptions*, int))                                \
-  X(SetIntraOpNumThreads, 24, OrtStatus*, (OrtSessionOptions*, int))                                            \
-  X(CreateCustomOpDomain, 26, OrtStatus*, (const char*, OrtCustomOpDomain**))                                   \
-  X(CustomOpDomain_Add, 27, OrtStatus*, (OrtCustomOpDomain*, const OrtCustomOp*))                               \
-  X(AddCustomOpDomain, 28, OrtStatus*, (OrtSessionOptions*, OrtCustomOpDomain*))                                \
-  X(SessionGetInputCount, 30, OrtStatus*, (const OrtSession*, size_t*))                                         \
-  X(SessionGetOutputCount, 31, OrtStatus*, (const OrtSession*, size_t*))                                        \
-  X(SessionGetInputTypeInfo, 33, OrtStatus*, (const OrtSession*, size_t, OrtTypeInfo**))                        \
-  X(SessionGetOutputTypeInfo, 34, OrtStatus*, (const OrtSession*, size_t, OrtTypeInfo**))                       \
-  X(SessionGetInputName, 36, OrtStatus*, (const OrtSession*, size_t, OrtAllocator*, char**))                    \
-  X(SessionGetOutputName, 37, OrtStatus*, (const OrtSession*, size_t, OrtAllocator*, char**))                   \
-  X(CreateTensorWithDataAsOrtValue, 49, OrtStatus*,                                                             \
-    (const OrtMemoryInfo*, void*, size_t, const int64_t*, size_t, int, OrtValue**))                             \
-  X(GetTensorMutableData, 51, OrtStatus*, (OrtValue*, void**))                                                  \
-  X(CastTypeInfoToTensorInfo, 55, OrtStatus*, (const OrtTypeInfo*, const OrtTensorTypeAndShapeInfo**))          \
-  X(GetTensorElementType, 60, OrtStatus*, (const OrtTensorTypeAndShapeInfo*, int*))                             \
-  X(GetDimensionsCount, 61, OrtStatus*, (const OrtTensorTypeAndShapeInfo*, size_t*))                            \
-  X(GetDimensions, 62, OrtStatus*, (const OrtTensorTypeAndShapeInfo*, int64_t*, size_t))                        \
-  X(GetTensorTypeAndShape, 65, OrtStatus*, (const OrtValue*, OrtTensorTypeAndShapeInfo**))                      \
-  X(CreateCpuMemoryInfo, 69, OrtStatus*, (int, int, OrtMemoryInfo**))                                           \
-  X(AllocatorFree, 76, OrtStatus*, (OrtAllocator*, void*))                                                      \
-  X(GetAllocatorWithDefaultOptions, 78, OrtStatus*, (OrtAllocator**))                                           \
-  X(KernelInfoGetAttribute_float, 85, OrtStatus*, (const OrtKernelInfo*, const char*, float*))                  \
-  X(KernelInfoGetAttribute_int64, 86, OrtStatus*, (const OrtKernelInfo*, const char*, int64_t*))                \
-  X(KernelContext_GetInput, 90, OrtStatus*, (const OrtKernelContext*, size_t, const OrtValue**))                \
-  X(KernelContext_GetOutput, 91, OrtStatus*, (OrtKernelContext*, size_t, const int64_t*, size_t, OrtValue**))   \
-  X(ReleaseStatus, 93, void, (OrtStatus*))                                                                      \
-  X(ReleaseSession, 95, void, (OrtSession*))                                                                    \
-  X(ReleaseValue, 96, void, (OrtValue*))                                                                        \
-  X(ReleaseTypeInfo, 98, void, (OrtTypeInfo*))                                                                  \
-  X(ReleaseTensorTypeAndShapeInfo, 99, void, (OrtTensorTypeAndShapeInfo*))                                      \
-  X(ReleaseSessionOptions, 100, void, (OrtSessionOptions*))                                                     \
-  X(AddSessionConfigEntry, 130, OrtStatus*, (OrtSessionOptions*, const char*, const char*))                     \
-  X(RunWithBinding, 133, OrtStatus*, (OrtSession*, const OrtRunOptions*, const OrtIoBinding*))                  \
-  X(CreateIoBinding, 134, OrtStatus*, (OrtSession*, OrtIoBinding**))                                            \
-  X(ReleaseIoBinding, 135, void, (OrtIoBinding*))                                                               \
-  X(BindInput, 136, OrtStatus*, (OrtIoBinding*, const char*, const OrtValue*))                                  \
-  X(BindOutput, 137, OrtStatus*, (OrtIoBinding*, const char*, const OrtValue*))                                 \
-  X(KernelInfoGetConstantInput_tensor, 249, OrtStatus*, (const OrtKernelInfo*, size_t, int*, const OrtValue**)) \
-  X(KernelContext_ParallelFor, 274, OrtStatus*,                                                                 \
+#define BLIP2RT_ORT_ENTRIES(X)                                                                                   \
+  X(CreateStatus, 0, OrtStatus*, (int, const char*))                                                             \
+  X(GetErrorMessage, 2, const char*, (const OrtStatus*))                                                         \
+  X(CreateEnv, 3, OrtStatus*, (int, const char*, OrtEnv**))                                                      \
+  X(DisableTelemetryEvents, 6, OrtStatus*, (const OrtEnv*))                                                      \
+  X(CreateSession, 7, OrtStatus*, (const OrtEnv*, const PathCharacter*, const OrtSessionOptions*, OrtSession**)) \
+  X(CreateSessionFromArray, 8, OrtStatus*,                                                                       \
+    (const OrtEnv*, const void*, size_t, const OrtSessionOptions*, OrtSession**))                                \
+  X(Run, 9, OrtStatus*,                                                                                          \
+    (OrtSession*, const OrtRunOptions*, const char* const*, const OrtValue* const*, size_t, const char* const*,  \
+     size_t, OrtValue**))                                                                                        \
+  X(CreateSessionOptions, 10, OrtStatus*, (OrtSessionOptions**))                                                 \
+  X(DisableMemPattern, 17, OrtStatus*, (OrtSessionOptions*))                                                     \
+  X(SetSessionGraphOptimizationLevel, 23, OrtStatus*, (OrtSessionOptions*, int))                                 \
+  X(SetIntraOpNumThreads, 24, OrtStatus*, (OrtSessionOptions*, int))                                             \
+  X(CreateCustomOpDomain, 26, OrtStatus*, (const char*, OrtCustomOpDomain**))                                    \
+  X(CustomOpDomain_Add, 27, OrtStatus*, (OrtCustomOpDomain*, const OrtCustomOp*))                                \
+  X(AddCustomOpDomain, 28, OrtStatus*, (OrtSessionOptions*, OrtCustomOpDomain*))                                 \
+  X(SessionGetInputCount, 30, OrtStatus*, (const OrtSession*, size_t*))                                          \
+  X(SessionGetOutputCount, 31, OrtStatus*, (const OrtSession*, size_t*))                                         \
+  X(SessionGetInputTypeInfo, 33, OrtStatus*, (const OrtSession*, size_t, OrtTypeInfo**))                         \
+  X(SessionGetOutputTypeInfo, 34, OrtStatus*, (const OrtSession*, size_t, OrtTypeInfo**))                        \
+  X(SessionGetInputName, 36, OrtStatus*, (const OrtSession*, size_t, OrtAllocator*, char**))                     \
+  X(SessionGetOutputName, 37, OrtStatus*, (const OrtSession*, size_t, OrtAllocator*, char**))                    \
+  X(CreateTensorWithDataAsOrtValue, 49, OrtStatus*,                                                              \
+    (const OrtMemoryInfo*, void*, size_t, const int64_t*, size_t, int, OrtValue**))                              \
+  X(GetTensorMutableData, 51, OrtStatus*, (OrtValue*, void**))                                                   \
+  X(CastTypeInfoToTensorInfo, 55, OrtStatus*, (const OrtTypeInfo*, const OrtTensorTypeAndShapeInfo**))           \
+  X(GetTensorElementType, 60, OrtStatus*, (const OrtTensorTypeAndShapeInfo*, int*))                              \
+  X(GetDimensionsCount, 61, OrtStatus*, (const OrtTensorTypeAndShapeInfo*, size_t*))                             \
+  X(GetDimensions, 62, OrtStatus*, (const OrtTensorTypeAndShapeInfo*, int64_t*, size_t))                         \
+  X(GetTensorTypeAndShape, 65, OrtStatus*, (const OrtValue*, OrtTensorTypeAndShapeInfo**))                       \
+  X(CreateCpuMemoryInfo, 69, OrtStatus*, (int, int, OrtMemoryInfo**))                                            \
+  X(AllocatorFree, 76, OrtStatus*, (OrtAllocator*, void*))                                                       \
+  X(GetAllocatorWithDefaultOptions, 78, OrtStatus*, (OrtAllocator**))                                            \
+  X(KernelInfoGetAttribute_float, 85, OrtStatus*, (const OrtKernelInfo*, const char*, float*))                   \
+  X(KernelInfoGetAttribute_int64, 86, OrtStatus*, (const OrtKernelInfo*, const char*, int64_t*))                 \
+  X(KernelContext_GetInput, 90, OrtStatus*, (const OrtKernelContext*, size_t, const OrtValue**))                 \
+  X(KernelContext_GetOutput, 91, OrtStatus*, (OrtKernelContext*, size_t, const int64_t*, size_t, OrtValue**))    \
+  X(ReleaseStatus, 93, void, (OrtStatus*))                                                                       \
+  X(ReleaseSession, 95, void, (OrtSession*))                                                                     \
+  X(ReleaseValue, 96, void, (OrtValue*))                                                                         \
+  X(ReleaseTypeInfo, 98, void, (OrtTypeInfo*))                                                                   \
+  X(ReleaseTensorTypeAndShapeInfo, 99, void, (OrtTensorTypeAndShapeInfo*))                                       \
+  X(ReleaseSessionOptions, 100, void, (OrtSessionOptions*))                                                      \
+  X(AddSessionConfigEntry, 130, OrtStatus*, (OrtSessionOptions*, const char*, const char*))                      \
+  X(RunWithBinding, 133, OrtStatus*, (OrtSession*, const OrtRunOptions*, const OrtIoBinding*))                   \
+  X(CreateIoBinding, 134, OrtStatus*, (OrtSession*, OrtIoBinding**))                                             \
+  X(ReleaseIoBinding, 135, void, (OrtIoBinding*))                                                                \
+  X(BindInput, 136, OrtStatus*, (OrtIoBinding*, const char*, const OrtValue*))                                   \
+  X(BindOutput, 137, OrtStatus*, (OrtIoBinding*, const char*, const OrtValue*))                                  \
+  X(KernelInfoGetConstantInput_tensor, 249, OrtStatus*, (const OrtKernelInfo*, size_t, int*, const OrtValue**))  \
+  X(KernelContext_ParallelFor, 274, OrtStatus*,                                                                  \
     (const OrtKernelContext*, void (*)(void*, size_t), size_t, size_t, void*))
 
 struct OrtEntries {

@@ -3,7 +3,8 @@
 
 #include <Python.h>
 #include <cxxabi.h>
-#include <unistd.h>
+
+#include "ort/system.h"
 
 namespace blip2rt {
 
@@ -16,7 +17,7 @@ void while_python_lives(const F& f) noexcept {
   try {
     f();
   } catch (abi::__forced_unwind&) {
-    for (;;) pause();
+    sleep_until_exit();
   }
 #else
   f();

@@ -16,7 +16,7 @@ size_t Int4Kernel::scratch_size(const Int4Matrix& matrix) const {
 
 #if defined(__x86_64__)
 extern const Int4Kernel kInt4Amx, kInt4Avx512, kInt4AvxVnni, kInt4Avx2;
-#elif defined(__aarch64__) && defined(__linux__)
+#elif defined(__aarch64__)
 extern const Int4Kernel kInt4Neon;
 #endif
 
@@ -27,7 +27,7 @@ const Int4Kernel* int4_kernel(const char* name) {
       {may_use(Level::kAvx512), kInt4Avx512},
       {may_use(Level::kAvxVnni), kInt4AvxVnni},
       {may_use(Level::kAvx2), kInt4Avx2},
-#elif defined(__aarch64__) && defined(__linux__)
+#elif defined(__aarch64__)
       {may_use(Level::kDotProduct), kInt4Neon},
 #endif
   };

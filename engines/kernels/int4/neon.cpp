@@ -1,5 +1,5 @@
 // The int4 kernel in NEON with the Armv8.2 dot product: 4 outputs per vector.
-#if defined(__aarch64__) && defined(__linux__)
+#if defined(__aarch64__)
 #include "kernels/target.h"
 
 BLIP2RT_TARGET_DOT_PRODUCT

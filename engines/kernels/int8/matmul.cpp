@@ -1,17 +1,19 @@
 // Chooses the int8 kernel for this processor.
 #include "kernels/int8/matmul.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 
 #include "kernels/dispatch.h"
+
+#if defined(__linux__)
+#include <unistd.h>
+#endif
 
 namespace blip2rt {
 
 #if defined(__x86_64__)
 extern const Int8Kernel kInt8Amx, kInt8Avx512, kInt8AvxVnni, kInt8Avx2;
-#elif defined(__aarch64__) && defined(__linux__)
+#elif defined(__aarch64__)
 extern const Int8Kernel kInt8Neon;
 #endif
 
@@ -40,7 +42,7 @@ const Int8Kernel* int8_kernel(const char* name) {
       {may_use(Level::kAvx512), kInt8Avx512},
       {may_use(Level::kAvxVnni), kInt8AvxVnni},
       {may_use(Level::kAvx2), kInt8Avx2},
-#elif defined(__aarch64__) && defined(__linux__)
+#elif defined(__aarch64__)
       {may_use(Level::kDotProduct), kInt8Neon},
 #endif
   };

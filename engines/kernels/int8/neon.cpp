@@ -1,5 +1,5 @@
 // The int8 kernel in NEON with the Armv8.2 dot product: 16 outputs per tile.
-#if defined(__aarch64__) && defined(__linux__)
+#if defined(__aarch64__)
 #include "kernels/target.h"
 
 BLIP2RT_TARGET_DOT_PRODUCT

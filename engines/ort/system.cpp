@@ -1,0 +1,161 @@
+// Calls of POSIX and of Windows. Nothing else includes their headers, except what asks for the processor's features.
+#include "ort/system.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#if defined(_WIN32)
+#include <io.h>
+#include <process.h>
+#include <windows.h>
+#else
+#include <dlfcn.h>
+#include <unistd.h>
+#endif
+
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <system_error>
+
+namespace blip2rt {
+namespace {
+
+#if defined(_WIN32)
+constexpr const char* kSeparators = "/\\";
+using FileState = struct _stat64;
+
+int open_file(const std::string& path) {
+  return _wopen(native_path(path).c_str(), _O_RDONLY | _O_BINARY | _O_NOINHERIT);
+}
+int state_of(int file, FileState* found) { return _fstat64(file, found); }
+int read_some(int file, char* into, size_t size) {
+  constexpr size_t kMost = 1 << 30;
+  return _read(file, into, static_cast<unsigned>(size < kMost ? size : kMost));
+}
+void close_file(int file) { _close(file); }
+unsigned type_of(const FileState& found) { return found.st_mode & _S_IFMT; }
+constexpr unsigned kRegular = _S_IFREG, kFolder = _S_IFDIR;
+#else
+constexpr const char* kSeparators = "/";
+using FileState = struct stat;
+
+int open_file(const std::string& path) { return open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); }
+int state_of(int file, FileState* found) { return fstat(file, found); }
+ssize_t read_some(int file, char* into, size_t size) { return ::read(file, into, size); }
+void close_file(int file) { close(file); }
+unsigned type_of(const FileState& found) { return found.st_mode & S_IFMT; }
+constexpr unsigned kRegular = S_IFREG, kFolder = S_IFDIR;
+#endif
+
+[[noreturn]] void throw_errno() { throw std::system_error(errno, std::generic_category()); }
+
+}  // namespace
+
+std::string folder_of(const std::string& path) {
+  const size_t end = path.find_last_of(kSeparators);
+  return end == std::string::npos ? "" : path.substr(0, end + 1);
+}
+
+InputFile::InputFile(const std::string& path) : descriptor_(open_file(path)) {
+  FileState found;
+  if (descriptor_ < 0) throw_errno();
+  if (state_of(descriptor_, &found) != 0) {
+    const int error = errno;
+    close_file(descriptor_);
+    throw std::system_error(error, std::generic_category());
+  }
+  kind_ = type_of(found) == kRegular ? Kind::kRegular : type_of(found) == kFolder ? Kind::kFolder : Kind::kOther;
+  size_ = static_cast<uint64_t>(found.st_size);
+}
+
+InputFile::~InputFile() { close_file(descriptor_); }
+
+std::string InputFile::read() const {
+  std::string bytes(static_cast<size_t>(size_), '\0');
+  size_t done = 0;
+  while (done < bytes.size()) {
+    const auto count = read_some(descriptor_, &bytes[done], bytes.size() - done);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) throw_errno();
+    if (count == 0) bytes.resize(done);
+    done += static_cast<size_t>(count);
+  }
+  return bytes;
+}
+
+#if defined(_WIN32)
+
+PathString native_path(const std::string& path) {
+  const int size = static_cast<int>(path.size());
+  PathString wide(static_cast<size_t>(MultiByteToWideChar(CP_UTF8, 0, path.data(), size, nullptr, 0)), L'\0');
+  MultiByteToWideChar(CP_UTF8, 0, path.data(), size, wide.data(), static_cast<int>(wide.size()));
+  return wide;
+}
+
+uint64_t regular_file_size(const std::string& path) {
+  constexpr DWORD kIrregular = FILE_ATTRIBUTE_DIRECTORY | FILE_ATTRIBUTE_REPARSE_POINT | FILE_ATTRIBUTE_DEVICE;
+  WIN32_FILE_ATTRIBUTE_DATA found;
+  if (!GetFileAttributesExW(native_path(path).c_str(), GetFileExInfoStandard, &found)) {
+    throw std::runtime_error("Windows cannot open it: error " + std::to_string(GetLastError()));
+  }
+  if ((found.dwFileAttributes & kIrregular) != 0) throw std::runtime_error("it is not a regular file");
+  return uint64_t{found.nFileSizeHigh} << 32 | found.nFileSizeLow;
+}
+
+void* load_library(const std::string& path) {
+  HMODULE library = LoadLibraryExW(native_path(path).c_str(), nullptr, LOAD_WITH_ALTERED_SEARCH_PATH);
+  if (library == nullptr) throw std::runtime_error("Windows' error " + std::to_string(GetLastError()));
+  return library;
+}
+
+void* find_symbol(void* library, const char* name) {
+  return reinterpret_cast<void*>(GetProcAddress(static_cast<HMODULE>(library), name));
+}
+
+void set_default_variable(const char* name, const char* value) {
+  if (std::getenv(name) == nullptr) _putenv_s(name, value);
+}
+
+int process_id() { return _getpid(); }
+
+void sleep_until_exit() {
+  for (;;) Sleep(INFINITE);
+}
+
+bool write_bytes(int descriptor, const char* bytes, size_t size) {
+  return _write(descriptor, bytes, static_cast<unsigned>(size)) >= 0;
+}
+
+#else
+
+PathString native_path(const std::string& path) { return path; }
+
+uint64_t regular_file_size(const std::string& path) {
+  FileState found;
+  if (lstat(path.c_str(), &found) != 0) throw std::runtime_error(std::strerror(errno));
+  if (type_of(found) != kRegular) throw std::runtime_error("it is not a regular file");
+  return static_cast<uint64_t>(found.st_size);
+}
+
+void* load_library(const std::string& path) {
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) throw std::runtime_error(dlerror());
+  return library;
+}
+
+void* find_symbol(void* library, const char* name) { return dlsym(library, name); }
+
+void set_default_variable(const char* name, const char* value) { setenv(name, value, 0); }
+
+int process_id() { return getpid(); }
+
+void sleep_until_exit() {
+  for (;;) pause();
+}
+
+bool write_bytes(int descriptor, const char* bytes, size_t size) { return write(descriptor, bytes, size) >= 0; }
+
+#endif
+
+}  // namespace blip2rt

@@ -1,0 +1,64 @@
+// What the core needs of the operating system, on Linux, macOS and Windows. Paths are UTF-8.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace blip2rt {
+
+#if defined(_WIN32)
+using PathString = std::wstring;  // what the system's and ONNX Runtime's functions take
+#else
+using PathString = std::string;
+#endif
+using PathCharacter = PathString::value_type;
+PathString native_path(const std::string& path);
+
+// Returns the folder of a path with its separator, or nothing for a plain file name.
+std::string folder_of(const std::string& path);
+
+// Returns the size of a regular file; a link is none. Throws std::runtime_error with the reason alone.
+uint64_t regular_file_size(const std::string& path);
+
+// An open file, which may turn out to be no regular one. Opening does not wait for a pipe.
+class InputFile {
+ public:
+  enum class Kind { kRegular, kFolder, kOther };
+
+  // Throws std::system_error.
+  explicit InputFile(const std::string& path);
+  ~InputFile();
+  InputFile(const InputFile&) = delete;
+  InputFile& operator=(const InputFile&) = delete;
+
+  Kind kind() const { return kind_; }
+  uint64_t size() const { return size_; }
+
+  // Returns at most size() bytes; fewer if the file was truncated. Throws std::system_error.
+  std::string read() const;
+
+ private:
+  int descriptor_;
+  Kind kind_ = Kind::kOther;
+  uint64_t size_ = 0;
+};
+
+// Loads a shared library with the libraries beside it. Throws std::runtime_error with the reason alone.
+void* load_library(const std::string& path);
+// Returns nullptr if there is no such symbol.
+void* find_symbol(void* library, const char* name);
+
+// Sets a variable of the environment, unless the user has set it.
+void set_default_variable(const char* name, const char* value);
+
+// Identifies the process; differs in a fork.
+int process_id();
+
+// Holds a thread until the process ends.
+[[noreturn]] void sleep_until_exit();
+
+// Writes to a file descriptor; safe in a signal handler.
+bool write_bytes(int descriptor, const char* bytes, size_t size);
+
+}  // namespace blip2rt
