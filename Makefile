@@ -127,6 +127,21 @@ compilers:  ## compile the core with every installed compiler and for aarch64
 	set -e; for compiler in $(COMPILERS); do \
 	  echo "$$compiler: $(words $(PLAIN_CORE)) files"; for source in $(PLAIN_CORE); do $$compiler $(WARNINGS) -c $$source -o /dev/null; done; \
 	done
+	$(MAKE) $(addprefix zig-,$(ZIG_TARGETS))
+
+# Zig's compiler, a package of Python, has the headers of the other systems.
+ZIG_TARGETS ?= x86_64-windows-gnu aarch64-windows-gnu x86_64-macos aarch64-macos x86_64-linux-musl aarch64-linux-musl
+ZIG := .venv-zig/bin/python -m ziglang c++ -fno-sanitize=undefined
+.venv-zig/installed:
+	$(PYTHON) -m venv .venv-zig
+	.venv-zig/bin/python -m pip install --quiet "ziglang>=0.15"
+	touch $@
+
+zig-%: .venv-zig/installed  ## compile the core with zig for another system, such as aarch64-macos
+	@mkdir -p build/zig/$*
+	@echo "zig for $*: $(words $(PLAIN_CORE)) files"
+	@set -e; for source in $(PLAIN_CORE); do \
+	  $(ZIG) -target $* $(filter-out -O2,$(WARNINGS)) -O1 -c $$source -o build/zig/$*/$$(echo $$source | tr / -).o; done
 
 NANO := packages/nano/pyproject.toml blip2rt/models/nano/blip2rt.json
 $(DEMO)/installed: pyproject.toml CMakeLists.txt $(CORE) $(shell find blip2rt -name '*.py') $(NANO)
@@ -189,4 +204,4 @@ sbom: $(DEV)/blip2rt-installed  ## write a CycloneDX bill of materials of the ru
 	$(RUN) cyclonedx_py requirements requirements/runtime.txt --pyproject pyproject.toml --output-file build/sbom.json
 
 clean:
-	rm -rf build .venv .venv-dev .venv-compat .venv-parity-* .venv-locked .venv-lowest
+	rm -rf build .venv .venv-zig .venv-dev .venv-compat .venv-parity-* .venv-locked .venv-lowest
