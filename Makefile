@@ -141,7 +141,7 @@ zig-%: .venv-zig/installed  ## compile the core with zig for another system, suc
 	@mkdir -p build/zig/$*
 	@echo "zig for $*: $(words $(PLAIN_CORE)) files"
 	@set -e; for source in $(PLAIN_CORE); do \
-	  $(ZIG) -target $* $(filter-out -O2,$(WARNINGS)) -O1 -c $$source -o build/zig/$*/$$(echo $$source | tr / -).o; done
+	  $(ZIG) -target $* $(filter-out -O2,$(WARNINGS)) -O0 -c $$source -o build/zig/$*/$$(echo $$source | tr / -).o; done
 
 NANO := packages/nano/pyproject.toml blip2rt/models/nano/blip2rt.json
 $(DEMO)/installed: pyproject.toml CMakeLists.txt $(CORE) $(shell find blip2rt -name '*.py') $(NANO)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast
 
 from .errors import BackendError, OptionError
 from .install_hints import pip_install
+from .system import at_fork
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -105,8 +106,7 @@ class cached_property(functools.cached_property[T]):  # like the one of functool
 def fork_safe_lock() -> threading.Lock:
     """Return a lock that a fork waits for: the child finds it free, and what it protects in order."""
     lock = threading.Lock()
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+    at_fork(lock.acquire, lock.release)
     return lock
 
 
@@ -115,9 +115,7 @@ class ForkGate:
 
     def __init__(self) -> None:
         self._free, self._working = threading.Condition(threading.Lock()), 0
-        if hasattr(os, "register_at_fork"):
-            done = self._free.release
-            os.register_at_fork(before=self._wait, after_in_parent=done, after_in_child=done)
+        at_fork(self._wait, self._free.release)
 
     def _wait(self) -> None:
         self._free.acquire()

@@ -6,7 +6,6 @@ Parameters are counted on tensors without storage; weights are neither read nor 
 from __future__ import annotations
 
 import functools
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from blip2rt.modeling.bert import BertSource
 from blip2rt.modeling.llm import LanguageModelSource, LlmConfig
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder, encoder_shape
 from blip2rt.modeling.weights import has_weights
+from blip2rt.system import total_memory
 
 from .data.loaders import small_data_note, split_micro_batches
 from .data.readers import read_data
@@ -82,7 +82,7 @@ def _available(gpus: int) -> str:
         return ""
     if torch.cuda.is_available():
         return f"; a GPU here has {torch.cuda.mem_get_info()[1] / GB:.1f} GB"
-    return f"; this machine has {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / GB:.1f} GB"
+    return f"; this machine has {total_memory() / GB:.1f} GB"
 
 
 def _duration(plan: Plan, counts: dict[str, int], gpus: int) -> str:

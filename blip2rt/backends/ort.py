@@ -27,6 +27,7 @@ from ..batching import Batcher, Batching, Call
 from ..bundle import Bundle
 from ..errors import BackendError, OptionError
 from ..native import ForkGate, fork_safe_lock, kernel_level, named_failure, native
+from ..system import usable_cpus
 from ..untrusted.graphs import readable_files, rejected
 from ..untrusted.memory import require_address_space
 
@@ -352,7 +353,7 @@ def _warn_once(message: str) -> None:
 
 def cores() -> int:
     """The number of logical cores available to this process."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(usable_cpus())
 
 
 def _return_memory() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ import numpy as np
 from ..backends.ort import cores as cores
 from ..bundle.onnx_protobuf import FLOAT, INT8, INT32, UINT8, matmul
 from ..native import native
+from ..system import peak_memory
 
 ROWS, WIDTH = 512, 2048  # of the measured products
 PASSES = 8
@@ -61,11 +61,7 @@ def proc_bytes(file: str, key: str) -> int | None:
 def peak_rss() -> int:
     """The peak resident memory of this process, in bytes."""
     peak = proc_bytes("/proc/self/status", "VmHWM")
-    if peak is None:
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return peak
+    return peak_memory() if peak is None else peak
 
 
 def drop_cached(folder: Path) -> bool:

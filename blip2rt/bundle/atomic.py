@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import IO
 
 from ..errors import names_file
+from ..system import lock_file
 from .regular_files import open_regular, require_regular
 
 MARKER = ".blip2rt-partial"  # in a folder that is being written or deleted
@@ -181,12 +182,7 @@ def _open_locked(partial: Path) -> IO[bytes]:
     """Open and lock a file that still has its name. Raises OSError."""
     while True:
         file = os.fdopen(open_regular(partial, os.O_RDWR | os.O_CREAT, follow=False), "r+b")
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except (ImportError, OSError):  # Windows, and file systems without locks
-            return file
+        lock_file(file, wait=True)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), os.stat(partial)):
                 return file
@@ -217,16 +213,10 @@ def _try_lock(folder: Path) -> IO[str] | None:
         file = open(folder / MARKER, "r+")  # noqa: SIM115  # held open for the writer's life
     except OSError:
         return None
-    try:
-        import fcntl
-    except ImportError:  # Windows: an open file cannot be removed, which is enough
+    if lock_file(file):  # on Windows, an open file cannot be removed, which is enough
         return file
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    return file
+    file.close()
+    return None
 
 
 def _exchange(one: Path, other: Path) -> bool:

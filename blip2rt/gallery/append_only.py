@@ -8,6 +8,7 @@ from typing import IO
 
 from ..bundle.regular_files import open_regular
 from ..errors import OptionError, names_file
+from ..system import lock_file
 from .path_checks import check_writable
 
 
@@ -23,15 +24,9 @@ class AppendOnlyFile:
         self.path, flags = path, os.O_WRONLY | os.O_CREAT | os.O_APPEND
         opened = path if named else open_regular(path, flags, follow=False)
         self._file: IO[bytes] = open(opened, "ab", buffering=0)  # noqa: SIM115  # open until the run ends
-        try:
-            import fcntl
-
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows
-            pass
-        except OSError:
+        if not lock_file(self._file):
             self._file.close()
-            raise OptionError(f"{path} is being written by another run: wait for it, or give another file") from None
+            raise OptionError(f"{path} is being written by another run: wait for it, or give another file")
         if truncate:
             self.truncate(0)
 

@@ -6,7 +6,6 @@ the tokenizer or the search runs. Two workers with half of the cores each fill t
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +13,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
+
+from ..system import usable_cpus
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -64,7 +65,7 @@ def _run_worker(queue: SimpleQueue[Any], work: Callable[[Any], Any]) -> None:
 
 def physical_cores() -> int:
     """The number of physical cores available to this process; logical ones if the topology is unknown."""
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    usable = usable_cpus()
     topology = Path("/sys/devices/system/cpu")
     try:
         return len({(topology / f"cpu{i}" / "topology" / "thread_siblings_list").read_text() for i in usable})

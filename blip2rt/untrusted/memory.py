@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import mmap
-import sys
+
+from ..system import is_address_space_limited
 
 LOADING_BYTES = 320 << 20  # address space of ONNX Runtime, its threads and arenas, besides the files that it maps
 
@@ -18,9 +19,5 @@ def require_memory(size: int) -> None:
 
 def require_address_space(file_bytes: int) -> None:
     """Raise MemoryError if `ulimit -v` leaves no room to open graphs with files of this size."""
-    if sys.platform == "win32":
-        return
-    import resource
-
-    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+    if is_address_space_limited():
         require_memory(file_bytes + LOADING_BYTES)

@@ -18,6 +18,7 @@ from zlib import crc32
 from tqdm import tqdm
 
 from blip2rt.errors import Blip2rtError
+from blip2rt.system import lock_file
 
 from ..data.readers import IMAGES, read_data, read_json
 from ..data.samples import BadSamples, Dataset, Sample, error_text, repeat_answers, table_text, text_fault
@@ -182,26 +183,17 @@ def claim(out: Path, wait: bool = False) -> Iterator[bool]:
     The claim is a lock on a hidden file, which goes with the claim. File systems without locks are not protected.
     """
     lock = out.with_name(f".{out.name}.lock")
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield True
-        return
     while True:
         with lock.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
+            if not lock_file(file, wait):
                 yield False
-                return
-            except OSError:  # the file system has no locks
-                yield True
                 return
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
                     try:
                         yield True
                     finally:
-                        lock.unlink(missing_ok=True)
+                        with contextlib.suppress(OSError):  # Windows removes no open file
+                            lock.unlink()
                     return
             # another process removed it when it finished

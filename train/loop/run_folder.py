@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from blip2rt.modeling.sources import list_checkpoints, read_json
+from blip2rt.system import lock_file
 
 from .conflicts import MALFORMED, STATE, settings_conflict
 from .parallel import this_process
@@ -36,18 +37,10 @@ def lock_folder(out: str | Path, record: Mapping[str, Any] | None = None) -> Ite
 
 def _lock(out: Path, file: IO[str]) -> str:
     """Lock an open file. Return a fault if another process holds it."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return ""
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # workers do not inherit it
-    except BlockingIOError:
+    if not lock_file(file, inherited=False):
         file.seek(0)
         owner = file.read(200).strip() or "another process"
         return f"out {str(out)!r} is in use by another training ({owner}): wait until it ends, or give another folder"
-    except OSError:
-        return ""
     with contextlib.suppress(OSError):  # a full disk: saving a checkpoint will report it
         os.ftruncate(file.fileno(), 0)
         os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())

@@ -1,0 +1,103 @@
+"""What only POSIX systems have is in blip2rt/system.py, and the rest works without it."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import blip2rt
+from blip2rt import system
+
+ROOT = Path(blip2rt.__file__).parents[1]
+POSIX_MODULES = ("fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty")
+POSIX_CALLS = (
+    "chown",
+    "fchmod",
+    "fork",
+    "forkpty",
+    "geteuid",
+    "getpgid",
+    "getuid",
+    "killpg",
+    "mkfifo",
+    "register_at_fork",
+    "sched_getaffinity",
+    "sched_setaffinity",
+    "statvfs",
+    "sysconf",
+    "wait4",
+)
+
+# Hides what Windows does not have, then runs the program in sys.argv.
+HIDE = f"""
+import os, sys
+for name in {POSIX_MODULES!r}: sys.modules[name] = None
+flags = ("O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "posix_fadvise")
+for name in (*{POSIX_CALLS!r}, *flags): vars(os).pop(name, None)
+"""
+
+
+def posix_uses(source: str) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name in POSIX_MODULES]
+        elif isinstance(node, ast.ImportFrom) and node.module in POSIX_MODULES:
+            found.append(node.module)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
+            found += [node.attr] if node.attr in POSIX_CALLS else []
+    return found
+
+
+def test_only_one_module_uses_what_posix_alone_has() -> None:
+    paths = [path for folder in ("blip2rt", "train", "export") for path in (ROOT / folder).rglob("*.py")]
+    uses = {path.relative_to(ROOT).as_posix(): posix_uses(path.read_text()) for path in paths}
+    assert [path for path, found in uses.items() if found] == ["blip2rt/system.py"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("caption", "album/a.png"),
+        ("caption", "-r", "album", "--out", "found.csv"),
+        ("caption", "-r", "album", "--write", "txt"),
+        ("index", "album", "--out", "index"),
+    ],
+    ids=" ".join,
+)
+def test_commands_run_without_it(arguments: tuple[str, ...], tiny, tmp_path: Path, photo) -> None:
+    (tmp_path / "album").mkdir()
+    for name in ("a", "b"):
+        Image.fromarray(photo()).save(tmp_path / "album" / f"{name}.png")
+    code = f"{HIDE}\nfrom blip2rt.cli import main\nsys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *arguments, "--model", str(tiny.path)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert done.stdout or any(path.suffix in (".csv", ".txt") or path.name == "index" for path in tmp_path.rglob("*"))
+
+
+def test_every_function_has_an_answer_without_it() -> None:
+    code = (
+        f"{HIDE}\nfrom blip2rt import system\n"
+        "system.at_fork(print, print)\n"
+        "print(system.lock_file(sys.stdin), len(system.usable_cpus()) > 0, system.is_address_space_limited(),"
+        " system.peak_memory(), system.total_memory())"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "True True False 0 0\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such locks")
+def test_a_locked_file_is_refused(tmp_path: Path) -> None:
+    with open(tmp_path / "a", "w") as one, open(tmp_path / "a", "w") as two:
+        assert system.lock_file(one) and not system.lock_file(two)
+    with open(tmp_path / "a", "w") as three:
+        assert system.lock_file(three), "closing a file unlocks it"
