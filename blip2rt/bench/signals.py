@@ -42,7 +42,7 @@ def child_process(command: Sequence[str], **pipes: Any) -> Iterator[subprocess.P
     with temporary_folder() as folder:
         process = None
         try:
-            with _deferred_sigterm():  # it would leave a process that nobody knows
+            with _deferred_sigterm():  # the signal would leave an unknown process
                 process = subprocess.Popen(command, text=True, env={**os.environ, "TMPDIR": folder}, **pipes)
             yield process
         finally:

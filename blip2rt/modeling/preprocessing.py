@@ -122,10 +122,10 @@ def _sides(size: Any) -> tuple[int, int] | None:
 def _size_fault(size: tuple[int, int] | None, given: Any, config: VisionConfig) -> str:
     assert size is not None, "other sizes are faults of a step"
     ours = f"{config.height} x {config.width}"
-    mend = f"set size to height {config.height} and width {config.width}"
+    fix = f"set size to height {config.height} and width {config.width}"
     if size[0] == size[1]:
-        mend += f", and give --image-size {size[0]} for that size"
-    return f"size is {size[0]} x {size[1]}, but config.json has images of {ours}: {mend}"
+        fix += f", and give --image-size {size[0]} for that size"
+    return f"size is {size[0]} x {size[1]}, but config.json has images of {ours}: {fix}"
 
 
 def _normalization(processor: Any, faults: list[str]) -> tuple[Colours, Colours]:

@@ -147,7 +147,7 @@ def read_geometry(weights: Weights, *, heads: int, layers: int | None, frozen: b
     frozen: the file is EVA-CLIP's or CLIP's own, which may have one layer more than BLIP-2 uses.
     """
     found = find_style(weights)
-    assert found is not None, "whoever reads the geometry has found an encoder"
+    assert found is not None, "the caller has found an encoder"
     prefix, key = found
     style, shapes = STYLES[key], weights.shapes
     width, _, patch, _ = shapes[f"{prefix}{style.name('patch_embedding.weight')}"]

@@ -108,7 +108,7 @@ async def _error_response(request: Request, error: Exception) -> Response:
     failure, context = api_error(error), request.scope["context"]
     if failure.status == CLIENT_GONE:
         context.log_fields["status"] = CLIENT_GONE
-        return Response(status_code=400)  # nobody reads it
+        return Response(status_code=400)  # the client has gone
     if failure.status == 500 and isinstance(error, Blip2rtError):
         LOG.error("request failed", exc_info=error, extra={"fields": {"id": context.id}})
     headers = failure.headers()

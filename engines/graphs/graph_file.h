@@ -28,7 +28,7 @@ enum class OperatorRules { kOnnxRuntime, kEveryEngine, kTrusted };
 //
 // Every external tensor, anywhere in the model, must be in a regular file (no link) next to the graph, listed in
 // `files` with its size, with offset and length inside the file. ONNX Runtime reads these files again afterwards:
-// whoever can write to the folder could change them in between, but could also have changed the bundle before.
+// a user who can write to the folder could change them in between, but could also have changed the bundle before.
 std::string read_graph(const std::string& path, const AllowedFiles& files, OperatorRules rules);
 
 // Validates the bytes of a model. `folder` ends with '/', or is empty for the working directory. Throws

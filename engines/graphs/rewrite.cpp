@@ -71,7 +71,7 @@ std::string rewritten_graph(const Model& model, const CustomOps& ops, std::vecto
   if (ops.attention) cache = rewrite_cache_attention(graph);
   if (!cache.empty() && model.opset >= kOldest) cross = rewrite_cross_attention(graph);
   Products products = replace_products(graph, ops);
-  // int8 products cost more precision than bfloat16 attention, so whoever accepts them accepts both.
+  // int8 products cost more precision than bfloat16 attention, so a user who accepts them accepts both.
   if (products.int8 && model.opset >= kOldest) encoder = rewrite_encoder_attention(graph);
   if (!cache.empty()) kernels.push_back(attention_name());
   if (products.int4) kernels.push_back(int4_name());

@@ -178,7 +178,7 @@ def cancelled_midway(opt: Case, long: dict[str, Any]) -> bool:
     assert said == opt.generator.generate(opt.prefix[:1], [[5]], long)[0][0][0][: len(said)]
     assert len(wait(second)[0][0][0]) == 3
     assert not any(said for said, _ in wait(third)[0])  # it had not begun
-    assert 0 < batcher.counters["tokens"] <= tokens + 1 + 3  # the step that was under way, and the second request's
+    assert 0 < batcher.counters["tokens"] <= tokens + 1 + 3  # the running step, and the second request's
     return True
 
 
@@ -190,7 +190,7 @@ def test_dropping_a_request_cancels_it(opt: Case) -> None:
         assert len(wait(short)[0][0][0]) == 2
         if batcher.counters["tokens"] < 50:
             return
-    pytest.fail("what nobody held was said to its end")
+    pytest.fail("an abandoned request was generated to its end")
 
 
 def test_an_error_ends_only_its_request(opt: Case) -> None:

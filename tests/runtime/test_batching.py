@@ -245,7 +245,7 @@ def test_a_dropped_answer_is_cancelled(
             assert time.monotonic() < end, after
             time.sleep(0.001)
         said = after["tokens"] - before["tokens"]
-        assert 0 < said <= left + 1  # the step that was under way
+        assert 0 < said <= left + 1  # the running step
         if left < most - 1:
             print(f"left after {left} tokens, try {tries}")
             return

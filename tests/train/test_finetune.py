@@ -276,7 +276,7 @@ def test_vqa_reads_the_question_twice(parts: Path, tmp_path: Path, llm: str) -> 
     assert torch.equal(stage.model.qformer.layers[0].query_ffn.inner.weight, hf.layers[0].query_ffn.inner.weight)
 
     run = finetune(parts, tmp_path / "run", llm, *vqa)
-    assert stage2.main([*arguments, "--out", str(run), "--steps", "5"]) == 0, "it goes on"
+    assert stage2.main([*arguments, "--out", str(run), "--steps", "5"]) == 0, "it resumes"
     assert export(["--ckpt", str(run), "--out", str(tmp_path / "bundle"), "--precision", FLOAT]) == 0
     bundle = blip2rt.load(tmp_path / "bundle", threads=1)
     model = Checkpoint(run).load()
@@ -451,7 +451,7 @@ def test_recipe_finetunes_a_hugging_face_checkpoint(
 
 @pytest.mark.parametrize("module", ["train.stage1", "train.stage2"])
 def test_two_processes_train_the_encoder_like_one(parts: Path, tmp_path: Path, module: str) -> None:
-    """Stage 1 sends gradients to the encoder of whoever has the negative; LoRA learns beside it in stage 2, in an OPT
+    """Stage 1 sends gradients to the encoder of the process that has the negative; LoRA learns beside it in stage 2, in an OPT
     without ReLU: where rounding makes a unit's sign, the gradient jumps."""
     pytest.importorskip("peft")
     retrieves = module == "train.stage1"

@@ -77,7 +77,7 @@ def test_stage2_trains_and_evaluates_with_rounded_weights(tmp_path: Path) -> Non
     name = "qformer.layers.0.attention.query.weight"
     assert not torch.equal(rounded(kept[name]), kept[name])
     loaded = Checkpoint(tmp_path / "run").load(vision=False)
-    assert torch.equal(dict(loaded.named_parameters())[name], rounded(kept[name]))  # whoever exports it
+    assert torch.equal(dict(loaded.named_parameters())[name], rounded(kept[name]))  # as an export reads it
 
     started = [*arguments, "--start", str(tmp_path / "run"), "--out", str(tmp_path / "again")]
     assert Stage2(parse(Stage2Settings, started, "")).model.config.qformer_bits == 4

@@ -654,7 +654,7 @@ class Context:
             if name in self.engine.inputs:
                 view = self.driver.host_view(addresses[name], size).view(dtype).reshape(shape)
                 unset = (view.view(np.uint8).reshape(-1, dtype.itemsize) == 0xFF).all(-1)
-                must(dtype.kind != "f" or not unset.any(), f"{name} has numbers that nobody has written")
+                must(dtype.kind != "f" or not unset.any(), f"{name} has unwritten numbers")
                 feeds[name] = view.copy()
         spans.append((scratch[0], sum(scratch), "scratch memory"))
         for start, end, name in spans:

@@ -2,7 +2,7 @@
 
 FOLDER holds the graphs of tests/tiny/bundle.py. Each piece of work is done again and again: once its first request
 fails, once its second, and so on, alone or with all that follow. It ends with MemoryError or the right result, and
-what comes after it is right. MOST: so many requests of each piece of work, chosen at random; 0 takes all.
+what comes after it is right. MOST: number of requests of each piece of work, chosen at random; 0 takes all.
 
 tests/engines/native/allocations.cpp is preloaded.
 """
