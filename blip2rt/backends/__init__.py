@@ -141,8 +141,8 @@ class Backend(ABC):
     ) -> NDArray[np.float64]:
         """prefix_embeds (B, Q, D), B prompts, T texts, the image of each -> log p(text | image, prompt) (T)"""
         raise CapabilityError(
-            "this backend does not tell how likely a text is, which the bundle's Match.score asks for: run it by the "
-            "backend ort, or write 0 as the manifest's retrieval.likelihood_weight"
+            "this backend cannot compute how likely a text is, which the bundle's Match.score needs: use the backend "
+            "ort, or set the manifest's retrieval.likelihood_weight to 0"
         )
 
     def preload(self, *components: str) -> None:  # noqa: B027  # a backend may leave it
