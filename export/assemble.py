@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from blip2rt.bundle import Bundle, ImageSpec, LlmSpec, Manifest, Verification
+from blip2rt.bundle import ATTENTION, Bundle, ImageSpec, LlmSpec, Manifest, Verification
 from blip2rt.bundle.writer import BundleWriter
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.checkpoint import Checkpoint
@@ -218,7 +218,8 @@ def _group(
 
     others: texts for calibration.
     """
-    parts, inputs = _PARTS[name](model), {**features.inputs, **text}
+    inputs = {**features.inputs, **text}
+    parts = [part for part in _PARTS[name](model) if part.name != ATTENTION or exporter.target is targets.ORT]
     wants = {part.name: exporter.reference(part, inputs) for part in parts}
     with exporter.group(name, precision) as group:
         for part in parts:

@@ -160,10 +160,11 @@ class Backend(ABC):
 
         question: token_ids, text_mask (B, L), for a Q-Former that reads it, and for no other.
         """
-        feeds: dict[str, NDArray[Any]] = {contract.VISION_FEATURES: vision_features}
-        if question is not None:
-            feeds[contract.TOKEN_IDS], feeds[contract.TEXT_MASK] = question
-        return self._run(contract.QFORMER, contract.PREFIX_EMBEDS, feeds)
+        return self._run(contract.QFORMER, contract.PREFIX_EMBEDS, _seen(vision_features, question))
+
+    def attention_maps(self, vision_features: Floats, question: tuple[Ints, Ints] | None = None) -> Floats:
+        """vision_features (B, N, C) and the question -> attention_maps (B, Q, rows, columns)"""
+        return self._run(contract.ATTENTION, contract.ATTENTION_MAPS, _seen(vision_features, question))
 
     def image_embeds(self, vision_features: Floats) -> Floats:
         """vision_features (B, N, C) -> image_embeds (B, Q, E), rows of unit length"""
@@ -183,6 +184,14 @@ class Backend(ABC):
             contract.TEXT_MASK: text_mask,
         }
         return self._run(contract.ITM, contract.ITM_LOGITS, feeds)
+
+
+def _seen(vision_features: Floats, question: tuple[Ints, Ints] | None) -> dict[str, NDArray[Any]]:
+    """The inputs of the Q-Former."""
+    feeds: dict[str, NDArray[Any]] = {contract.VISION_FEATURES: vision_features}
+    if question is not None:
+        feeds[contract.TOKEN_IDS], feeds[contract.TEXT_MASK] = question
+    return feeds
 
 
 def names() -> list[str]:

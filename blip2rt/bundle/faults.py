@@ -118,7 +118,7 @@ def _component_faults(manifest: Manifest) -> list[str]:
             expected = names.llm_tensors(llm.layers, llm.encoder_decoder, manifest.target, in_place)
         elif llm is not None and name == ENCODER:
             expected = names.encoder_tensors(llm.layers)
-        elif manifest.question is not None and name == QFORMER:
+        elif manifest.question is not None and name in (QFORMER, names.ATTENTION):
             expected = ((*expected[0], names.TOKEN_IDS, names.TEXT_MASK), expected[1])
         for kind, required, tensors in zip(
             ("inputs", "outputs"), expected, (component.inputs, component.outputs), strict=True

@@ -6,12 +6,13 @@ FORMAT = "blip2rt-bundle"
 FORMAT_VERSION = 1
 MANIFEST = "blip2rt.json"
 
-# Components. `vision` is required; each group is complete or absent; `encoder` is for encoder-decoders only.
-VISION, QFORMER, EMBED, ENCODER, LLM = "vision", "qformer", "embed", "encoder", "llm"
+# Components. `vision` is required; each group is complete or absent; `encoder` is for encoder-decoders only, and
+# `attention` is optional.
+VISION, QFORMER, EMBED, ENCODER, LLM, ATTENTION = "vision", "qformer", "embed", "encoder", "llm", "attention"
 IMAGE_EMBED, TEXT_EMBED, ITM = "image_embed", "text_embed", "itm"
 GENERATIVE = (QFORMER, EMBED, LLM)
 RETRIEVAL = (IMAGE_EMBED, TEXT_EMBED, ITM)
-COMPONENTS = (VISION, *GENERATIVE, ENCODER, *RETRIEVAL)
+COMPONENTS = (VISION, *GENERATIVE, ENCODER, ATTENTION, *RETRIEVAL)
 
 # Tensors. Shapes: docs/bundle.md.
 PIXELS, VISION_FEATURES, QUERY_OUTPUT, PREFIX_EMBEDS = "pixels", "vision_features", "query_output", "prefix_embeds"
@@ -19,6 +20,7 @@ TOKEN_IDS, TOKEN_EMBEDS, TEXT_MASK = "token_ids", "token_embeds", "text_mask"
 INPUTS_EMBEDS, POSITION_IDS, LAST_INDEX = "inputs_embeds", "position_ids", "last_index"
 SEQLENS_K, TOTAL_SEQUENCE_LENGTH, LOGITS = "seqlens_k", "total_sequence_length", "logits"
 ATTENTION_MASK, ENCODER_MASK = "attention_mask", "encoder_mask"
+ATTENTION_MAPS = "attention_maps"
 IMAGE_EMBEDS, TEXT_EMBEDS, ITM_LOGITS = "image_embeds", "text_embeds", "itm_logits"
 PAST_KEY, PAST_VALUE = "past_key_{}", "past_value_{}"
 PRESENT_KEY, PRESENT_VALUE = "present_key_{}", "present_value_{}"
@@ -35,6 +37,7 @@ RESAMPLE = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pi
 TENSORS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     VISION: ((PIXELS,), (VISION_FEATURES,)),
     QFORMER: ((VISION_FEATURES,), (QUERY_OUTPUT, PREFIX_EMBEDS)),
+    ATTENTION: ((VISION_FEATURES,), (ATTENTION_MAPS,)),
     EMBED: ((TOKEN_IDS,), (TOKEN_EMBEDS,)),
     IMAGE_EMBED: ((VISION_FEATURES,), (IMAGE_EMBEDS,)),
     TEXT_EMBED: ((TOKEN_IDS, TEXT_MASK), (TEXT_EMBEDS,)),

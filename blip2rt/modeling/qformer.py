@@ -64,6 +64,12 @@ class Attention(nn.Module):
     def key_value(self, source: torch.Tensor) -> KeyValue:
         return self.split(self.key(source)), self.split(self.value(source))
 
+    def probabilities(self, x: torch.Tensor, key_value: KeyValue) -> torch.Tensor:
+        """How much each of x (B, T, width) attends to each key, without a mask: (B, T, S), the mean over heads."""
+        key = key_value[0]
+        scores = self.split(self.query(x)) @ key.transpose(-1, -2) * key.shape[-1] ** -0.5
+        return scores.softmax(-1).mean(1)
+
     def forward(self, x: torch.Tensor, key_value: KeyValue, mask: torch.Tensor | None) -> torch.Tensor:
         """The attention's output before dropout, residual and norm."""
         key, value = key_value

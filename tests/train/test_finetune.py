@@ -451,8 +451,8 @@ def test_recipe_finetunes_a_hugging_face_checkpoint(
 
 @pytest.mark.parametrize("module", ["train.stage1", "train.stage2"])
 def test_two_processes_train_the_encoder_like_one(parts: Path, tmp_path: Path, module: str) -> None:
-    """Stage 1 sends gradients to the encoder of the process that has the negative; LoRA learns beside it in stage 2, in an OPT
-    without ReLU: where rounding makes a unit's sign, the gradient jumps."""
+    """Stage 1 sends gradients to the encoder of the process that has the negative. LoRA learns beside it in stage 2, in
+    an OPT without ReLU: where rounding makes a unit's sign, the gradient jumps."""
     pytest.importorskip("peft")
     retrieves = module == "train.stage1"
     start = parts / "itm" if retrieves else tmp_path / "smooth"

@@ -14,7 +14,7 @@ NEEDED = ("cudart", "nvrtc", "nvJitLink", "cublasLt", "cublas", "cufft", "curand
 def preload() -> list[Path]:
     """Load those of NEEDED that are installed, each after those that it needs. Return what was loaded.
 
-    Libraries that the system finds by itself are not touched: a library that fails to load is reported where it is needed.
+    Libraries that the system finds by itself are not touched: what fails to load is reported where it is needed.
     """
     found = [file for name in NEEDED for folder in _folders() for file in sorted(folder.glob(f"lib{name}*.so.*"))]
     pending, loaded = list(dict.fromkeys(found)), []
