@@ -143,18 +143,24 @@ class Language:
         return bool(stops) and any(stop in self._tokenizer.written(token_ids) for stop in stops)
 
     def likelihoods(
-        self, prefix_embeds: Floats, images: Sequence[int], texts: Sequence[str], max_tokens: int
+        self,
+        prefix_embeds: Floats,
+        images: Sequence[int],
+        texts: Sequence[str],
+        max_tokens: int | None = None,
+        complete: bool = True,
     ) -> NDArray[np.float64]:
         """prefix_embeds (B, Q, D), T texts, the image of each -> log p(text | image) (T), as the bundle's captions.
 
-        The stop token counts, too. max_tokens: of a text with its stop token; the rest is cut off.
+        max_tokens: of a text with its stop token; the rest is cut off. complete: whether the stop token counts.
         """
         prompt = self.caption_prompt(None)
         prompt_ids = self.encode(prompt)
         before = " " if prompt.whole and not self._spec.encoder_decoder else ""  # as captions are in training
         read = 1 if self._spec.encoder_decoder else prefix_embeds.shape[1] + len(prompt_ids)
-        most = max(min(max_tokens, self._spec.max_positions - read) - 1, 0)
-        end = self._spec.eos_token_ids[:1]
+        room = self._spec.max_positions - read
+        most = max(min(max_tokens or room, room) - 1, 0)
+        end = self._spec.eos_token_ids[:1] if complete else ()
         token_ids = [[*self.encode_more(Prompt(before, text))[:most], *end] for text in texts]
         return self._backend.likelihoods(prefix_embeds, [prompt_ids] * len(prefix_embeds), images, token_ids)
 

@@ -20,7 +20,7 @@ from .errors import ImageError, OptionError
 from .feature_cache import FeatureCache
 from .image import ImageLike, ImageSettings
 from .language import Chat
-from .matching import Matcher
+from .matching import Matcher, require_maps, word_attention
 from .one_or_many import as_list, one_by_one, pairs, texts_of
 from .options import AskOptions, CallOptions, CaptionOptions, Options, StreamOptions, TextOptions, check_call, merge
 from .pipeline import GenerationTask, Pipeline
@@ -325,6 +325,17 @@ class Model:
 
         seen = self.pipeline.map_features(many_images, False, judged)
         return seen[0] if single else seen
+
+    @shown("list[tuple[str, numpy.ndarray]]")
+    def attention(self, image: ImageLike, text: str | None = None) -> list[tuple[str, Floats]]:
+        """Image -> each word of its caption, or of `text`, with the map (rows, columns) float32 of where it is seen.
+
+        A map is the cross-attention of the queries that the word depends on; its sum is 1. Takes about as long as one
+        caption for each query. Raises CapabilityError for bundles without the component `attention`.
+        """
+        require_maps(self.pipeline)
+        prepared = self.prepare(image)
+        return word_attention(self.pipeline, prepared, self.caption(prepared) if text is None else text)
 
     @shown()
     def vision_features(self, images: Inputs) -> Floats:

@@ -112,6 +112,14 @@ def _match(args: argparse.Namespace) -> int:
     return 0
 
 
+def _explain(args: argparse.Namespace) -> int:
+    """Write a picture of where the model sees the words of a caption."""
+    from .explain import explain
+
+    print(explain(_load(args), args))
+    return 0
+
+
 def _gallery(name: str, args: argparse.Namespace) -> int:
     """Run `index`, `search` or `duplicates`."""
     from ..gallery import commands
@@ -182,7 +190,7 @@ def _help(args: argparse.Namespace) -> int:
     return 0
 
 
-_OWN = (_caption, _ask, _match, _info, _verify, _doctor, _completion, _stdio, _help)
+_OWN = (_caption, _ask, _match, _explain, _info, _verify, _doctor, _completion, _stdio, _help)
 HANDLERS: dict[str, Handler] = {
     **{name: partial(_gallery, name) for name in ("index", "search", "duplicates")},
     **{handler.__name__[1:]: handler for handler in _OWN},

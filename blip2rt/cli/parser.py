@@ -29,6 +29,9 @@ score        ranks texts for an image, or images for a text: higher is better, o
 probability  that the text describes the image, 0 to 1, by the matching head
 cosine       between the text's embedding and the image's nearest one, -1 to 1
 likelihood   log p(text | image) - log p(text), by the language model, if the bundle weighs it"""
+_EXPLAIN = """Draw where an image shows each word of its caption, or one WORD, as a heat map:
+the attention of the queries that the word depends on. Words such as "a" depend
+on the caption more than on the image."""
 _SERVE = """Serve over HTTP: the routes of OpenAI and Ollama, our own, and a web page at /.
 By default nothing is fetched, and only this machine may connect."""
 _STDIO = """Answer requests on standard input, one JSON object a line, with the model kept open:
@@ -90,6 +93,14 @@ def build_parser(handlers: Mapping[str, Handler]) -> Parser:
     command.add_argument("texts", nargs="+", metavar="TEXT", help="a text, in quotes; several are ranked")
     _add_model(command)
     _add_output(command)
+    command = add("explain", handlers["explain"], "draw where an image shows a word", description=_EXPLAIN)
+    command.add_argument("image", type=nonempty, metavar="IMAGE", help=_ONE_IMAGE)
+    command.add_argument("word", nargs="?", metavar="WORD", help="one word of the caption (default: each)")
+    command.add_argument("--text", type=nonempty, metavar="TEXT", help="a caption (default: the model's own)")
+    about = "PNG file to write (default: IMAGE's name with -explained.png, in this folder)"
+    command.add_argument("--out", type=path, metavar="FILE", help=about)
+    command.add_argument("--overwrite", action="store_true", help="replace the file")
+    _add_model(command)
     gallery_flags.add_commands(add, handlers["index"], handlers["search"], handlers["duplicates"], _add_model)
     command = add("serve", serve_cli.run, "serve over HTTP, like OpenAI and Ollama", description=_SERVE)
     serve_cli.add_options(command)
