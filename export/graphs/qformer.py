@@ -14,13 +14,14 @@ itm:         vision_features (B,N,C), token_ids (B,L), text_mask (B,L) -> itm_lo
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from blip2rt.bundle import ATTENTION, QFORMER, RETRIEVAL, TENSORS, TEXT_MASK, TOKEN_IDS, VISION_FEATURES
 from blip2rt.modeling.blip2 import Blip2
+from blip2rt.modeling.qformer import Layer
 from blip2rt.modeling.vision import VisionConfig
 
 from .trace import GraphSpec
@@ -82,11 +83,13 @@ def _attention(model: Blip2, vision_features: Tensor, *question: Tensor) -> Tens
     """The mean over heads and layers of how much each query attends to each patch."""
     found, grid = list[Tensor](), patch_grid(model.config.vision)
     assert grid is not None
-    layers = [layer.cross_attention for layer in model.qformer.layers if layer.cross_attention is not None]
-    hooks = [
-        layer.register_forward_pre_hook(lambda layer, given: found.append(layer.probabilities(*given[:2])))
-        for layer in layers
-    ]
+    hooks = []
+    for layer in model.qformer.layers:
+        crossing = cast(Layer, layer).cross_attention
+        if crossing is not None:
+            hooks.append(
+                crossing.register_forward_pre_hook(lambda it, given: found.append(it.probabilities(*given[:2])))
+            )
     model.query_output(vision_features, *question)
     for hook in hooks:
         hook.remove()
