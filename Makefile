@@ -96,7 +96,7 @@ sanitize: $(DEV)/blip2rt-installed  ## test the core under ASan, UBSan and TSan
 
 # An hour per target by default; FUZZ_SECONDS=60 for a quick run, -j2 for two cores. Findings go to build/fuzz.
 FUZZ_SECONDS ?= 3600
-FUZZED := fuzz-core fuzz-operators fuzz-options fuzz-manifest fuzz-tokenizer fuzz-image fuzz-checkpoint
+FUZZED := fuzz-core fuzz-text fuzz-operators fuzz-options fuzz-manifest fuzz-tokenizer fuzz-image fuzz-checkpoint
 .PHONY: $(FUZZED)
 fuzz: $(FUZZED)  ## fuzz options and untrusted files
 fuzz-options fuzz-operators: fuzz-%: $(DEV)/blip2rt-installed
@@ -108,18 +108,26 @@ FUZZER ?= $(or $(shell command -v clang++),$(shell command -v clang++-14))
 FUZZED_CORE := tests/fuzz/graph_walker.cpp engines/ort/utf8.cpp \
   $(filter engines/graphs/% engines/kernels/%,$(filter-out %/session.cpp,$(PLAIN_CORE)))
 
-fuzz-core:  ## fuzz the core's graph parser with libFuzzer, if clang has it
+FUZZED_TEXT := tests/fuzz/tokenizer_reader.cpp engines/ort/utf8.cpp $(filter engines/text/%,$(PLAIN_CORE))
+
+fuzz-core: ENTRY := graph_walker
+fuzz-core: SEEDS := graphs
+fuzz-text: ENTRY := tokenizer_reader
+fuzz-text: SEEDS := tokenizer
+fuzz-core fuzz-text:  ## fuzz the core's readers of graphs and tokenizers with libFuzzer, if clang has it
 	@if echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, long) { return 0; }' | \
 	  $(FUZZER) -x c++ -fsanitize=fuzzer,address - -o /dev/null 2>/dev/null; then \
-	  $(MAKE) build/fuzz/graph_walker && mkdir -p build/fuzz/graphs && \
-	  build/fuzz/graph_walker -max_total_time=$(FUZZ_SECONDS) -max_len=20000 -timeout=20 -rss_limit_mb=4096 \
-	    -artifact_prefix=build/fuzz/ build/fuzz/graphs tests/corpus/graphs; \
-	else echo "fuzz-core is skipped, because libFuzzer is not installed: apt-get install clang-14 libclang-rt-14-dev"; fi
+	  $(MAKE) build/fuzz/$(ENTRY) && mkdir -p build/fuzz/$(SEEDS) && \
+	  build/fuzz/$(ENTRY) -max_total_time=$(FUZZ_SECONDS) -max_len=20000 -timeout=20 -rss_limit_mb=4096 \
+	    -artifact_prefix=build/fuzz/ build/fuzz/$(SEEDS) tests/corpus/$(SEEDS); \
+	else echo "$@ is skipped, because libFuzzer is not installed: apt-get install clang-14 libclang-rt-14-dev"; fi
 
 build/fuzz/graph_walker: $(FUZZED_CORE) $(CORE)
+build/fuzz/tokenizer_reader: $(FUZZED_TEXT) $(CORE)
+build/fuzz/graph_walker build/fuzz/tokenizer_reader:
 	mkdir -p build/fuzz
 	$(FUZZER) -std=c++17 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -Iengines \
-	  $(FUZZED_CORE) -o $@
+	  $(filter %.cpp,$(if $(findstring graph,$@),$(FUZZED_CORE),$(FUZZED_TEXT))) -o $@
 
 compilers:  ## compile the core with every installed compiler and for aarch64
 	@test -n "$(PLAIN_CORE)" || { echo "no sources found under engines/: fix PLAIN_CORE in the Makefile"; exit 1; }

@@ -85,6 +85,29 @@ class Vocabulary:
     def bytes(self) -> NDArray[np.uint8]:
         """The bytes of all tokens, concatenated."""
 
+class Tokenizer:
+    """A tokenizer.json, read and applied as the library `tokenizers` does it."""
+
+    def __init__(self, json: bytes) -> None:
+        """Raises NotImplementedError for a part that the core does not know, and RuntimeError for other faults."""
+    def encode(self, pieces: Sequence[tuple[str, bool]], layout: bool, max_tokens: int | None = None) -> list[int]:
+        """Return the ids of consecutive (text, whether special tokens in it are plain text).
+
+        layout: add the tokens around a text, such as [CLS] ... [SEP]. Raises RuntimeError if a text has no ids.
+        """
+    def decode(self, ids: Sequence[int], skip_special: bool) -> str: ...
+    def token_bytes(self, size: int) -> list[bytes]:
+        """Return the bytes that tokens 0 to size - 1 add to a text; special tokens add their names."""
+    def settled(self, ids: Sequence[int]) -> int:
+        """Return how many of the first ids make a text that later ones do not change."""
+    def id_of(self, token: str) -> int | None: ...
+    def token_of(self, id: int) -> str | None: ...
+    def __len__(self) -> int:
+        """Return the number of tokens, added ones included."""
+    @property
+    def added_tokens(self) -> list[tuple[int, str, bool]]:
+        """Added tokens by id: (id, text, whether it is special)."""
+
 def kernels() -> tuple[str, dict[str, str]]:
     """Return the source of the GPU kernels, and the headers that it includes, by name."""
 

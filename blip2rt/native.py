@@ -42,6 +42,7 @@ class Core(Protocol):
     SearchBatch: type[_native.SearchBatch]
     Session: type[_native.Session]
     Submitted: type[_native.Submitted]
+    Tokenizer: type[_native.Tokenizer]
     Vocabulary: type[_native.Vocabulary]
 
     def check_graph(self, graph_path: str, files: Mapping[str, int] | None = None, trusted: bool = False) -> None: ...

@@ -25,7 +25,9 @@
 #include "python/python_loop.h"
 #include "python/python_options.h"
 #include "python/python_tensors.h"
+#include "python/python_tokenizer.h"
 #include "search/search_batch.h"
+#include "text/tokenizer.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -137,6 +139,9 @@ void translate(const std::exception_ptr& error, void*) {
     PyErr_SetString(PyExc_MemoryError, "out of memory");
   } catch (const std::bad_alloc&) {
     PyErr_SetString(PyExc_MemoryError, "out of memory");
+  } catch (const TokenizerError& error) {
+    PyObject* type = error.kind == TokenizerError::kUnknown ? PyExc_NotImplementedError : PyExc_RuntimeError;
+    PyErr_SetString(type, single_line(error.what()).c_str());
   } catch (const std::runtime_error& error) {
     PyErr_SetString(PyExc_RuntimeError, single_line(error.what()).c_str());
   }
@@ -308,4 +313,5 @@ NB_MODULE(_native, m) {
       .def_prop_ro("positions", [](const PythonChat& self) { return self.chat.positions(); });
 
   add_batcher(m);
+  add_tokenizer(m);
 }

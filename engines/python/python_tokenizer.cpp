@@ -1,0 +1,82 @@
+#include "python/python_tokenizer.h"
+
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/tuple.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "python/casters.h"
+#include "python/gil.h"
+#include "text/tokenizer.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace blip2rt {
+namespace {
+
+using Ids = Tokenizer::Ids;
+
+Ids encode(const Tokenizer& self, const std::vector<std::pair<std::string, bool>>& pieces, bool layout,
+           std::optional<size_t> max_tokens) {
+  const ReleasedGil released;
+  std::vector<TextPiece> texts;
+  for (const auto& [text, plain] : pieces) texts.push_back({text, plain});
+  return self.encode(texts, layout, max_tokens.value_or(SIZE_MAX));
+}
+
+std::vector<nb::bytes> token_bytes(const Tokenizer& self, size_t size) {
+  std::vector<nb::bytes> list;
+  for (const std::string& text : self.token_bytes(size)) list.emplace_back(text.data(), text.size());
+  return list;
+}
+
+std::vector<std::tuple<int64_t, std::string, bool>> added_tokens(const Tokenizer& self) {
+  std::vector<std::tuple<int64_t, std::string, bool>> tokens;
+  for (const AddedToken& token : self.added_tokens()) tokens.emplace_back(token.id, token.content, token.special);
+  return tokens;
+}
+
+template <class T>
+nb::object or_none(const std::optional<T>& value) {
+  return value ? nb::cast(*value) : nb::none();
+}
+
+}  // namespace
+
+void add_tokenizer(nb::module_& m) {
+  nb::class_<Tokenizer>(m, "Tokenizer")
+      .def(
+          "__init__",
+          [](Tokenizer* self, const nb::bytes& json) {
+            std::string bytes(json.c_str(), json.size());
+            const ReleasedGil released;
+            new (self) Tokenizer(std::move(bytes));
+          },
+          "json"_a)
+      .def("encode", &encode, "pieces"_a, "layout"_a, "max_tokens"_a = nb::none())
+      .def(
+          "decode",
+          [](const Tokenizer& self, const Ids& ids, bool skip_special) {
+            const ReleasedGil released;
+            return self.decode(ids, skip_special);
+          },
+          "ids"_a, "skip_special"_a)
+      .def("token_bytes", &token_bytes, "size"_a)
+      .def(
+          "settled", [](const Tokenizer& self, const Ids& ids) { return self.settled(ids.data(), ids.size()); },
+          "ids"_a)
+      .def(
+          "id_of", [](const Tokenizer& self, const std::string& token) { return or_none(self.id_of(token)); },
+          "token"_a)
+      .def(
+          "token_of", [](const Tokenizer& self, int64_t id) { return or_none(self.token_of(id)); }, "id"_a)
+      .def("__len__", &Tokenizer::size)
+      .def_prop_ro("added_tokens", &added_tokens);
+}
+
+}  // namespace blip2rt

@@ -1,0 +1,199 @@
+// Byte pair encoding (Sennrich et al., arXiv:1508.07909), byte-level or with byte fallback.
+#include <queue>
+#include <string>
+#include <utility>
+
+#include "ort/utf8.h"
+#include "text/models.h"
+#include "text/tokenizer_types.h"
+#include "text/unicode.h"
+
+namespace blip2rt {
+namespace {
+
+std::string optional_text(Json value) { return value ? std::string(value.text()) : std::string(); }
+
+class Bpe : public TokenModel {
+ public:
+  explicit Bpe(Json model)
+      : TokenModel(model["vocab"]),
+        unknown_(optional_text(model["unk_token"])),
+        prefix_(optional_text(model["continuing_subword_prefix"])),
+        suffix_(optional_text(model["end_of_word_suffix"])),
+        fuses_unknown_(is_true(model["fuse_unk"])),
+        byte_fallback_(is_true(model["byte_fallback"])),
+        ignores_merges_(is_true(model["ignore_merges"])) {
+    if (model["dropout"] && model["dropout"].number() != 0) {
+      throw TokenizerError(TokenizerError::kUnknown, "a model with dropout");
+    }
+    read_merges(model["merges"]);
+  }
+
+  void encode(std::string_view word, std::vector<int64_t>& ids) const override {
+    if (ignores_merges_) {
+      const uint32_t whole = vocabulary_.id(word);
+      if (whole != ModelVocabulary::kNone) {
+        ids.push_back(whole);
+        return;
+      }
+    }
+    std::vector<Symbol> symbols = symbols_of(word);
+    merge(symbols);
+    for (const Symbol& symbol : symbols) {
+      if (!symbol.removed) ids.push_back(symbol.id);
+    }
+  }
+
+ private:
+  struct Merge {
+    uint32_t left, right, both;
+  };
+  struct Symbol {
+    uint32_t id;
+    int before, after;
+    bool removed;
+  };
+  struct Candidate {
+    uint32_t rank;
+    int at;
+    bool operator<(const Candidate& other) const { return rank != other.rank ? rank > other.rank : at > other.at; }
+  };
+
+  static bool is_true(Json value) { return value && value.flag(); }
+
+  static uint32_t hash(uint32_t left, uint32_t right) {
+    return static_cast<uint32_t>((uint64_t{left} << 32 | right) * 0x9E3779B97F4A7C15 >> 32);
+  }
+
+  // Returns the rank of a pair, or kNone.
+  uint32_t rank(uint32_t left, uint32_t right) const {
+    return index_.find(hash(left, right),
+                       [&](uint32_t i) { return merges_[i].left == left && merges_[i].right == right; });
+  }
+
+  void read_merges(Json merges) {
+    if (merges.kind() != Json::kArray) throw TokenizerError(TokenizerError::kUnknown, "a BPE model without merges");
+    const size_t count = merges.size();
+    index_ = HashIndex(count);
+    merges_.reserve(count);
+    std::string both;
+    for (const Json merge : merges) {
+      std::string_view left, right;
+      if (merge.kind() == Json::kString) {  // the older form: "left right"
+        const std::string_view text = merge.text();
+        const size_t space = text.find(' ');
+        if (space == std::string_view::npos || text.find(' ', space + 1) != std::string_view::npos) unknown(text);
+        left = text.substr(0, space);
+        right = text.substr(space + 1);
+      } else {
+        auto at = merge.begin();
+        if (!(at != merge.end())) unknown("");
+        left = (*at).text();
+        if (!(++at != merge.end())) unknown(left);
+        right = (*at).text();
+      }
+      if (right.size() < prefix_.size()) unknown(right);
+      both.assign(left).append(right.substr(prefix_.size()));
+      add_merge({id(left), id(right), id(both)});
+    }
+  }
+
+  void add_merge(Merge merge) {
+    const uint32_t before = rank(merge.left, merge.right);
+    if (before != HashIndex::kNone) unknown(vocabulary_.text(merge.both));  // twice; the second would count
+    index_.add(hash(merge.left, merge.right), static_cast<uint32_t>(merges_.size()));
+    merges_.push_back(merge);
+  }
+
+  uint32_t id(std::string_view token) const {
+    const uint32_t found = vocabulary_.id(token);
+    if (found == ModelVocabulary::kNone) unknown(token);
+    return found;
+  }
+
+  [[noreturn]] static void unknown(std::string_view token) {
+    throw TokenizerError(TokenizerError::kUnknown, "a merge with " + quoted(token));
+  }
+
+  std::vector<Symbol> symbols_of(std::string_view word) const {
+    std::vector<Symbol> symbols;
+    symbols.reserve(word.size());
+    const auto add = [&](int64_t id) {
+      const int at = static_cast<int>(symbols.size());
+      symbols.push_back({static_cast<uint32_t>(id), at - 1, at + 1, false});
+    };
+    bool pending = false;  // an unknown token, which the library adds late
+    std::string text;
+    for (size_t at = 0; at < word.size();) {
+      const size_t start = at;
+      next_character(word, at);
+      std::string_view part = word.substr(start, at - start);
+      if ((start > 0 && !prefix_.empty()) || (at == word.size() && !suffix_.empty())) {
+        text = (start > 0 ? prefix_ : "") + std::string(part) + (at == word.size() ? suffix_ : "");
+        part = text;
+      }
+      const uint32_t found = vocabulary_.id(part);
+      if (found != ModelVocabulary::kNone) {
+        if (std::exchange(pending, false)) add(unknown_id());
+        add(found);
+        continue;
+      }
+      const std::vector<int64_t> bytes = byte_fallback_ ? byte_tokens(part) : std::vector<int64_t>();
+      for (const int64_t byte : bytes) add(byte);
+      if (!bytes.empty() || unknown_.empty()) continue;
+      if (pending && !fuses_unknown_) add(unknown_id());
+      unknown_id();
+      pending = true;
+    }
+    if (pending) add(unknown_id());
+    if (!symbols.empty()) symbols.back().after = -1;
+    return symbols;
+  }
+
+  uint32_t unknown_id() const {
+    const uint32_t found = vocabulary_.id(unknown_);
+    if (found == ModelVocabulary::kNone) {
+      throw TokenizerError(TokenizerError::kText,
+                           "a character of the text has no token, and there is no unknown token");
+    }
+    return found;
+  }
+
+  // Merges the pair of the lowest rank until none is left.
+  void merge(std::vector<Symbol>& symbols) const {
+    std::priority_queue<Candidate> queue;
+    const auto offer = [&](int left) {
+      if (left < 0 || symbols[static_cast<size_t>(left)].after < 0) return;
+      const Symbol& first = symbols[static_cast<size_t>(left)];
+      const uint32_t found = rank(first.id, symbols[static_cast<size_t>(first.after)].id);
+      if (found != HashIndex::kNone) queue.push({found, left});
+    };
+    for (size_t i = 0; i < symbols.size(); ++i) offer(static_cast<int>(i));
+    while (!queue.empty()) {
+      const Candidate best = queue.top();
+      queue.pop();
+      Symbol& left = symbols[static_cast<size_t>(best.at)];
+      if (left.removed || left.after < 0) continue;
+      Symbol& right = symbols[static_cast<size_t>(left.after)];
+      const uint32_t now = rank(left.id, right.id), both = merges_[best.rank].both;
+      if (now == HashIndex::kNone || merges_[now].both != both) continue;  // one of the two was merged meanwhile
+      left.id = both;
+      left.after = right.after;
+      right.removed = true;
+      if (left.after >= 0) symbols[static_cast<size_t>(left.after)].before = best.at;
+      offer(left.before);
+      offer(best.at);
+    }
+  }
+
+  const std::string unknown_, prefix_, suffix_;
+  const bool fuses_unknown_, byte_fallback_, ignores_merges_;
+  HashIndex index_;
+  std::vector<Merge> merges_;  // by rank
+};
+
+}  // namespace
+
+std::unique_ptr<const TokenModel> bpe_from(Json model) { return std::make_unique<Bpe>(model); }
+
+}  // namespace blip2rt

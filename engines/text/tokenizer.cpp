@@ -1,0 +1,178 @@
+#include "text/tokenizer.h"
+
+#include <algorithm>
+#include <string>
+
+#include "ort/utf8.h"
+#include "text/added_tokens.h"
+#include "text/json.h"
+#include "text/models.h"
+#include "text/parts.h"
+
+namespace blip2rt {
+namespace {
+
+void require_bounded(const char* part, double growth) {
+  if (growth <= kMaxGrowth) return;
+  std::string factor = std::to_string(static_cast<uint64_t>(std::min(growth, 1e18)));
+  for (size_t i = factor.size(); i > 3; i -= 3) factor.insert(i - 3, ",");
+  throw TokenizerError(TokenizerError::kUnsafe, "its " + std::string(part) + " turns one character into up to " +
+                                                    factor + ", more than " +
+                                                    std::to_string(static_cast<int>(kMaxGrowth)));
+}
+
+}  // namespace
+
+struct Tokenizer::Parts {
+  explicit Parts(std::string&& json) : bytes(std::move(json)) {
+    const JsonDocument document(bytes);
+    const Json root = document.root();
+    if (root["version"] && root["version"].text() != "1.0")
+      unknown_part("the version " + quoted(root["version"].text()));
+    normalizer = normalizer_from(root["normalizer"]);
+    require_bounded("normalizer", normalizer.growth);
+    pre_tokenizer = pre_tokenizer_from(root["pre_tokenizer"]);
+    decoder = decoder_from(root["decoder"]);
+    require_bounded("decoder", decoder.growth);
+    layout = layout_from(root["post_processor"]);
+    model = model_from(root["model"]);
+    added = std::make_unique<const AddedTokens>(root["added_tokens"], model->vocabulary(), normalizer);
+  }
+
+  // Returns the text of a token, or nothing.
+  std::optional<std::string_view> text_of(int64_t id) const {
+    if (const AddedToken* token = added->find(id)) return added->shown(*token);
+    if (id >= 0 && model->vocabulary().has(static_cast<uint64_t>(id))) {
+      return model->vocabulary().text(static_cast<uint64_t>(id));
+    }
+    return std::nullopt;
+  }
+
+  bool is_special(int64_t id) const {
+    const AddedToken* token = added->find(id);
+    return token != nullptr && token->special;
+  }
+
+  // Appends the ids of a text, without the layout.
+  void encode(TextPiece piece, Ids& ids) const {
+    if (!is_utf8(piece.text)) throw TokenizerError(TokenizerError::kText, "the text is not valid UTF-8");
+    Pieces pieces = added->split(piece.text, normalizer, piece.plain);
+    pre_tokenizer(pieces);
+    for (const Piece& each : pieces) {
+      if (each.token >= 0) {
+        ids.push_back(each.token);
+      } else {
+        model->encode(each.text, ids);
+      }
+    }
+  }
+
+  std::string bytes;  // which the vocabulary points to
+  Normalizer normalizer;
+  PreTokenizer pre_tokenizer;
+  Decoder decoder;
+  Layout layout;
+  std::unique_ptr<const TokenModel> model;
+  std::unique_ptr<const AddedTokens> added;
+};
+
+Tokenizer::Tokenizer(std::string json) try : parts_(std::make_unique<const Parts>(std::move(json))) {
+} catch (const TokenizerError&) {
+  throw;
+} catch (const std::runtime_error& error) {
+  throw TokenizerError(TokenizerError::kInvalid, error.what());
+}
+
+Tokenizer::~Tokenizer() = default;
+Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
+Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
+
+Tokenizer::Ids Tokenizer::encode(TextPiece piece, bool layout, size_t max_tokens) const {
+  return encode(std::vector<TextPiece>{piece}, layout, max_tokens);
+}
+
+Tokenizer::Ids Tokenizer::encode(const std::vector<TextPiece>& pieces, bool layout, size_t max_tokens) const {
+  static const Layout kBare;
+  const Layout& around = layout ? parts_->layout : kBare;
+  Ids ids;
+  if (parts_->layout.has_text) {
+    for (const TextPiece& piece : pieces) parts_->encode(piece, ids);
+  }
+  const size_t added = around.before.size() + around.after.size();
+  ids.resize(std::min(ids.size(), max_tokens - std::min(added, max_tokens)));
+  ids.insert(ids.begin(), around.before.begin(), around.before.end());
+  ids.insert(ids.end(), around.after.begin(), around.after.end());
+  return ids;
+}
+
+std::string Tokenizer::decode(const int64_t* ids, size_t count, bool skip_special) const {
+  std::vector<std::string> tokens;
+  tokens.reserve(count);
+  for (size_t i = 0; i < count; ++i) {
+    const AddedToken* added = parts_->added->find(ids[i]);
+    if (added != nullptr && skip_special && parts_->added->is_skipped(*added)) continue;
+    const auto text = parts_->text_of(ids[i]);
+    if (text) tokens.emplace_back(*text);
+  }
+  parts_->decoder.run(tokens);
+  std::string text;
+  for (const std::string& token : tokens) text += token;
+  return text;
+}
+
+std::vector<std::string> Tokenizer::token_bytes(size_t size) const {
+  Ids before;  // so that a token is one within a text
+  for (const char* text : {"a", "0", "the"}) {
+    if (before.empty()) before = encode(TextPiece{text}, false);
+  }
+  const size_t start = decode(before, false).size();
+  const auto bytes_of = [&](int64_t id) {
+    const auto text = parts_->text_of(id);
+    if (!text || parts_->is_special(id)) return std::string(text.value_or(""));
+    std::string bytes;
+    if (parts_->decoder.byte_level && append_bytes(*text, bytes)) return bytes;
+    const int byte = byte_token(*text);
+    if (parts_->decoder.byte_fallback && byte >= 0) return std::string(1, static_cast<char>(byte));
+    before.push_back(id);
+    std::string whole = decode(before, false);
+    before.pop_back();
+    return whole.substr(std::min(start, whole.size()));
+  };
+  std::vector<std::string> all;
+  all.reserve(size);
+  for (size_t id = 0; id < size; ++id) all.push_back(bytes_of(static_cast<int64_t>(id)));
+  return all;
+}
+
+size_t Tokenizer::size() const {
+  size_t count = parts_->model->vocabulary().size();
+  for (const AddedToken& token : parts_->added->all())
+    count += !parts_->model->vocabulary().has(static_cast<uint64_t>(token.id));
+  return count;
+}
+
+std::optional<int64_t> Tokenizer::id_of(std::string_view token) const {
+  for (const AddedToken& added : parts_->added->all()) {
+    if (added.content == token) return added.id;
+  }
+  const uint32_t id = parts_->model->vocabulary().id(token);
+  return id == ModelVocabulary::kNone ? std::nullopt : std::optional<int64_t>(id);
+}
+
+std::optional<std::string> Tokenizer::token_of(int64_t id) const {
+  const auto text = parts_->text_of(id);
+  return text ? std::optional<std::string>(*text) : std::nullopt;
+}
+
+const std::vector<AddedToken>& Tokenizer::added_tokens() const { return parts_->added->all(); }
+
+size_t Tokenizer::settled(const int64_t* ids, size_t count) const {
+  const auto is_open = [this](int64_t id) {
+    const auto text = parts_->text_of(id);
+    return parts_->is_special(id) || (text && byte_token(*text) >= 0);
+  };
+  while (parts_->decoder.byte_fallback && count > 0 && is_open(ids[count - 1])) --count;
+  return count;
+}
+
+}  // namespace blip2rt
