@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import backends
 from ..command_line import complain, flags_named, run, show, show_json
-from ..errors import ImageError, OptionError, one_line, printable, utf8_name
+from ..errors import ImageError, OptionError, one_line, printable, reason, utf8_name
 from ..gallery import flags as gallery_flags
 from ..options import Options
 from .parser import FLAGS, Handler, build_parser
@@ -120,6 +120,25 @@ def _explain(args: argparse.Namespace) -> int:
     return 0
 
 
+def _fill(args: argparse.Namespace) -> int:
+    """Print the JSON of each image. A bad image does not stop the others."""
+    from ..structured import fill, read
+
+    try:
+        schema = json.loads(args.schema.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise OptionError(f"{one_line(str(args.schema))}: no JSON Schema can be read ({reason(error)})") from None
+    read(schema)
+    model, failed = _load(args), 0
+    for name in args.images:
+        try:
+            _print_row(fill(model, _image(name), schema, args.question))
+        except ImageError as error:
+            failed += 1
+            complain("blip2rt", str(error))
+    return 2 if failed == len(args.images) else bool(failed)
+
+
 def _gallery(name: str, args: argparse.Namespace) -> int:
     """Run `index`, `search` or `duplicates`."""
     from ..gallery import commands
@@ -190,7 +209,7 @@ def _help(args: argparse.Namespace) -> int:
     return 0
 
 
-_OWN = (_caption, _ask, _match, _explain, _info, _verify, _doctor, _completion, _stdio, _help)
+_OWN = (_caption, _ask, _match, _fill, _explain, _info, _verify, _doctor, _completion, _stdio, _help)
 HANDLERS: dict[str, Handler] = {
     **{name: partial(_gallery, name) for name in ("index", "search", "duplicates")},
     **{handler.__name__[1:]: handler for handler in _OWN},

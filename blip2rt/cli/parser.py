@@ -32,6 +32,8 @@ likelihood   log p(text | image) - log p(text), by the language model, if the bu
 _EXPLAIN = """Draw where an image shows each word of its caption, or one WORD, as a heat map:
 the attention of the queries that the word depends on. Words such as "a" depend
 on the caption more than on the image."""
+_FILL = """Fill a JSON Schema from images: one JSON object a line, which is valid under the schema.
+Each field asks its description or, without one, its name."""
 _SERVE = """Serve over HTTP: the routes of OpenAI and Ollama, our own, and a web page at /.
 By default nothing is fetched, and only this machine may connect."""
 _STDIO = """Answer requests on standard input, one JSON object a line, with the model kept open:
@@ -100,6 +102,10 @@ def build_parser(handlers: Mapping[str, Handler]) -> Parser:
     about = "PNG file to write (default: IMAGE's name with -explained.png, in this folder)"
     command.add_argument("--out", type=path, metavar="FILE", help=about)
     command.add_argument("--overwrite", action="store_true", help="replace the file")
+    command = add("fill", handlers["fill"], "fill a JSON Schema from images", description=_FILL)
+    command.add_argument("schema", type=path, metavar="SCHEMA", help="file with a JSON Schema")
+    command.add_argument("images", nargs="+", type=nonempty, metavar="IMAGE", help=_ONE_IMAGE)
+    command.add_argument("--question", metavar="TEXT", help='what a field such as "answer" asks (default: a caption)')
     _add_model(command)
     gallery_flags.add_commands(add, handlers["index"], handlers["search"], handlers["duplicates"], _add_model)
     command = add("serve", serve_cli.run, "serve over HTTP, like OpenAI and Ollama", description=_SERVE)

@@ -172,12 +172,18 @@ class Matcher:
             )
 
     @cached_property
+    def mean_prefix(self) -> Floats | None:
+        """The mean prefix_embeds of photographs (1, Q, D), in place of no image; None if the bundle has none."""
+        retrieval, llm = self.bundle.manifest.retrieval, self.bundle.manifest.llm
+        if retrieval is None or retrieval.mean_prefix is None or llm is None:
+            return None
+        mean = np.fromfile(self.bundle.file(retrieval.mean_prefix), "<f4").astype(np.float32)
+        return mean.reshape(1, llm.prefix_length, llm.hidden_size)
+
+    @cached_property
     def _likelihood(self) -> Likelihood:
-        llm = self.bundle.manifest.llm
-        assert llm is not None and self._spec.mean_prefix is not None
-        mean = np.fromfile(self.bundle.file(self._spec.mean_prefix), "<f4").astype(np.float32)
-        mean_prefix = mean.reshape(1, llm.prefix_length, llm.hidden_size)
-        return Likelihood(self.pipeline.language, self.backend, mean_prefix, self._spec.max_text_length)
+        assert self.mean_prefix is not None
+        return Likelihood(self.pipeline.language, self.backend, self.mean_prefix, self._spec.max_text_length)
 
     @property
     def _spec(self) -> RetrievalSpec:

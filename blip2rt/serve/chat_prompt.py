@@ -11,41 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from ..structured.questions import extract_question
+
 I = TypeVar("I")  # noqa: E741  # a reference to an image
 
 GREETING = "Hello! Send me a picture, and I will describe it or answer a question about it."
 NO_IMAGE = "there is no picture, and this model only answers about pictures: send one, as a part of type image_url"
-MAX_PHRASE_WORDS = 12
-
-_IMAGE_LABELS = re.compile(
-    r"^((\[img(-\d+)?\]|((image|picture|photo|frame|figure) ?#?\d+( of \d+)?|[\w .-]+\.(jpe?g|png|webp|gif)) ?(:|$))"
-    r" ?)+",
-    re.IGNORECASE,
-)
 _GREETS = re.compile(
     r"^(hi|hello|hey|good (morning|afternoon|evening)|test(ing)?|ping|are you (there|up|online))\b", re.IGNORECASE
 )
 _MAX_GREETING_WORDS = 6
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]* ")
-_IMAGE = (
-    r"(this|the|that|my|an?|each)?\s*(attached|following|given|above|provided)?\s*"
-    r"(image|picture|photo|photograph|frame|scene|snapshot)s?"
-)
-_ASKS_WHAT_IS_SHOWN = re.compile(
-    rf"^(please\s+)?((can|could|would) you (please )?)?((describe|caption|explain|tell me about)\b.*"
-    rf"|(tell me )?(what('s| is| are| do you see| can you see| you (can )?see| can be seen| is shown| does it show"
-    rf"| is happening| is going on)"
-    rf"\s*(there)?\s*(in|on|here|happening in|going on in|shown in|depicted in)?\s*({_IMAGE})?( is)?"
-    rf"|what (does |do )?{_IMAGE} (show|depict|contain|is of|is about)s?"
-    rf"|what('s| is) {_IMAGE} (of|about)))\s*\?*$",
-    re.IGNORECASE,
-)
-_ASKS_TO_DESCRIBE = re.compile(
-    r"^(please\s+)?(briefly\s+|shortly\s+)?(describe|caption|summari[sz]e|analy[sz]e|explain|generate|create|write"
-    r"|provide|give|tell(?! me (what|who|where|when|why|how|which|whether|if)\b)|look|make|return|respond"
-    r"|identify and describe|detail|narrate|a (photo|picture|image) of)\b",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -66,14 +41,14 @@ class ChatPrompt(Generic[I]):
     history: tuple[tuple[str, str], ...] = ()  # earlier questions about the same image, with their answers
 
 
-def chat_prompt(turns: Sequence[Turn[I]], with_history: bool) -> ChatPrompt[I]:
+def chat_prompt(turns: Sequence[Turn[I]], with_history: bool, may_greet: bool = True) -> ChatPrompt[I]:
     """Reduce a conversation to a prompt. with_history: whether the model can continue a conversation.
 
-    Raises ValueError if it asks for something without a picture.
+    may_greet: whether a greeting needs no picture. Raises ValueError if a picture is missing.
     """
     shown = next((i for i in reversed(range(len(turns))) if turns[i].images), None)
     if shown is None:
-        if not greets(turns):
+        if not (may_greet and greets(turns)):
             raise ValueError(NO_IMAGE)
         return ChatPrompt(None)
     image = turns[shown].images[-1]
@@ -89,19 +64,6 @@ def greets(turns: Sequence[Turn[I]]) -> bool:
     texts = next((turn.texts for turn in reversed(turns) if turn.role == "user"), ())
     words = " ".join(texts).split()
     return not words or (len(words) <= _MAX_GREETING_WORDS and _GREETS.match(" ".join(words)) is not None)
-
-
-def extract_question(texts: Sequence[str]) -> str | None:
-    """Return the question in a message's texts, or None if it asks for a caption."""
-    lines = [_IMAGE_LABELS.sub("", " ".join(line.split())) for text in texts for line in text.splitlines()]
-    text = " ".join(line for line in lines if line)
-    sentences = [sentence.strip(" !\"'()[]") for sentence in _SENTENCE_END.split(text)]
-    questions = [sentence for sentence in sentences if sentence.endswith("?") and any(map(str.isalnum, sentence))]
-    if questions:
-        return None if _ASKS_WHAT_IS_SHOWN.match(questions[-1]) else questions[-1]
-    if not text or len(text.split()) > MAX_PHRASE_WORDS or not any(map(str.isalnum, text)):
-        return None
-    return None if _ASKS_TO_DESCRIBE.match(text) or _ASKS_WHAT_IS_SHOWN.match(text.rstrip(" .!:")) else text
 
 
 def _answered_questions(turns: Sequence[Turn[I]]) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ The only module of the server that uses the model's internals. Does not know abo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +17,7 @@ from ..loading import load
 from ..options import Options, merge
 from ..pipeline import BATCH, GenerationTask
 from ..results import FinishReason, Stopwatch, finish_reason
+from ..structured import Form, Picture, fill_form
 from ..text import Prompt, TextStream
 from .admission import CancelEvent
 from .settings import Settings
@@ -77,6 +79,7 @@ class TextJob:
     history: tuple[tuple[str, str], ...] = ()  # questions and answers before the question
     options: Mapping[str, Any] = field(default_factory=dict)  # of blip2rt.Options
     stop_strings: tuple[str, ...] = ()  # the text ends before the first of them
+    form: Form | None = None  # the text is JSON that fills it; options and stop strings do not apply
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,8 @@ def generate(
 
     max_tokens: upper limit per text. emit: receives pieces as they come; beam search is the default only without it.
     """
+    if job.form is not None:
+        return _fill(model, job, cancelled, emit)
     pipeline = model.pipeline
     pipeline.require(contract.GENERATIVE, "caption" if job.question is None else "ask")
     language = pipeline.language
@@ -143,6 +148,15 @@ def generate(
     ended = zip(scored, output.stopped, strict=True)
     reasons: list[FinishReason] = ["stop" if stopped else finish_reason(each, settings) for each, stopped in ended]
     return Answer(texts, reasons, prompt_tokens, sum(len(token_ids) for token_ids, _ in sequences[0]))
+
+
+def _fill(model: Model, job: TextJob, cancelled: CancelEvent, emit: Callable[[Piece], None] | None) -> Answer:
+    assert job.form is not None
+    picture = Picture(model, job.image, cancelled.is_set)
+    text = json.dumps(fill_form(picture, job.form, job.question), ensure_ascii=False, allow_nan=False)
+    if emit is not None:
+        emit(Piece(0, text))
+    return Answer([text], ["stop"], picture.prompt_tokens, picture.completion_tokens)
 
 
 def prepare(model: Model, job: TextJob, max_tokens: int, streamed: bool) -> tuple[Prompt, list[int], dict[str, Any]]:

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from .. import bundle as contract
 from ..model import Model
+from ..structured import Form
 from ..version import __version__
 from .admission import AdmissionQueue, CancelEvent
 from .chat_prompt import GREETING, Turn, chat_prompt
@@ -157,13 +158,17 @@ class Call:
         stop_strings: tuple[str, ...],
         writer: AnswerWriter,
         stream: bool,
+        form: Form | None = None,
     ) -> Response:
-        """Answer a conversation. A greeting without an image gets the writer's greeting. Raises ApiError."""
+        """Answer a conversation, in JSON if there is a form. Raises ApiError.
+
+        A greeting without an image gets the writer's greeting.
+        """
         try:
-            prompt = chat_prompt(turns, can_chat(self.model))
+            prompt = chat_prompt(turns, form is None and can_chat(self.model), form is None)
         except ValueError as error:
             raise bad_request(str(error), "messages", "image_missing") from None
-        job = TextJob(b"", prompt.question, None, prompt.history, options, stop_strings)
+        job = TextJob(b"", prompt.question, None, prompt.history, options, stop_strings, form)
         if prompt.image is None:
             return await self._greet(turns, job, writer, stream)
         image = await self.image(prompt.image, "messages")

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from blip2rt.serve.chat_prompt import ChatPrompt, Turn, chat_prompt, extract_question
+from blip2rt.serve.chat_prompt import ChatPrompt, Turn, chat_prompt
+from blip2rt.structured.questions import extract_question
 
 CAPTION_REQUESTS = """
 Describe the image

@@ -11,7 +11,6 @@ from PIL import Image
 
 from blip2rt.serve.errors import ApiError
 from blip2rt.serve.protocols.ollama import _Writer
-from blip2rt.serve.protocols.openai import NO_JSON
 from blip2rt.text import tidy
 from tests.serve.server_process import PHOTO, ServerProcess, data_uri, encoded, parts, png
 
@@ -155,9 +154,9 @@ def test_openai_embeds_texts_and_images(openai: Any, model: Any, cat: bytes) -> 
 def test_openai_raises_its_own_errors(create: Any, cat: bytes) -> None:
     bad_request = pytest.importorskip("openai").BadRequestError
     for more, message in (
-        ({"response_format": {"type": "json_object"}}, "json_object is not supported"),
+        ({"response_format": {"type": "xml"}}, "response_format.type: "),
         ({"temperature": 9}, "temperature: give a value less than or equal to 2"),
-        ({"tool_choice": "required", "tools": []}, "calls no tools"),
+        ({"tool_choice": "required", "tools": []}, "tools has no such function"),
         ({"n": 1000}, "n is 1000: give 8 at most"),
         ({"stop": ["a"] * 17}, "stop: give 16"),
     ):
@@ -218,7 +217,7 @@ def test_ollama_describes_the_model(ollama: Any, model: Any) -> None:
 def test_ollama_raises_its_own_errors(ollama: Any, cat: bytes) -> None:
     package = pytest.importorskip("ollama")
     for more, message in (
-        ({"format": "json"}, NO_JSON.format("format")),
+        ({"format": {"not": {}}}, "format: $: not is not supported: leave it out, or allow null"),
         ({"images": [cat] * 65}, "images: more than 64 pictures: send fewer"),
         ({"options": {"top_p": 3}}, "options.top_p: give a value less than or equal to 1"),
     ):
@@ -258,8 +257,6 @@ def test_frigate_with_openai(nano: ServerProcess, model: Any, cat: bytes) -> Non
     found = nano.post(CHAT, body, Authorization="Bearer sk-none").json
     assert found["choices"][0]["message"]["content"] == model.caption(cat)
     assert nano.get("/v1/models").json["data"][0]["max_model_len"] == 1024
-    schema = {"type": "json_schema", "json_schema": {"name": "review", "strict": True, "schema": {"type": "object"}}}
-    assert nano.post(CHAT, {**body, "response_format": schema}).error["param"] == "response_format"
 
 
 def test_frigate_with_ollama(nano: ServerProcess, model: Any, cat: bytes) -> None:
@@ -298,5 +295,3 @@ def test_photoprism(nano: ServerProcess, model: Any, cat: bytes) -> None:
     body |= {"options": options, "images": [encoded(cat)]}
     found = nano.post("/api/generate", body).json
     assert found["response"] == model.caption(cat, num_beams=1) and found["done"] is True
-    labels = nano.post("/api/generate", {**body, "system": "Output concise JSON.", "format": "json"})
-    assert labels.status == 400 and "ask for each field alone" in labels.message("/api/")

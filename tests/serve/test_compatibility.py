@@ -46,7 +46,7 @@ def test_responses_stream(openai: Any, model: Any, cat: bytes) -> None:
     ("more", "param"),
     [
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
-        ({"text": {"format": {"type": "json_object"}}}, "text.format"),
+        ({"text": {"format": {"type": "json_schema", "schema": {"not": {}}}}}, "text.format"),
     ],
 )
 def test_responses_name_the_field(nano: ServerProcess, cat: bytes, more: dict[str, Any], param: str) -> None:

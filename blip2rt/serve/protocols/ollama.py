@@ -13,10 +13,11 @@ from pydantic import BaseModel, Field
 from ...version import __version__
 from ..chat_prompt import GREETING, Turn
 from ..endpoints import Endpoint
-from ..errors import ApiError, bad_request
+from ..errors import ApiError
 from ..inference import Answer, Piece, can_generate
 from ..service import AnswerWriter, Call, Service, sampling_options, string_list
-from .openai import NO_JSON, ImageInput, MarkImages, TextInput, check_image_count, embed
+from ..structured_output import form_in, form_of
+from .openai import ImageInput, MarkImages, TextInput, check_image_count, embed
 
 
 class ModelOptions(BaseModel):
@@ -95,12 +96,15 @@ async def _chat(call: Call, body: ChatRequest) -> Any:
 
 
 async def _respond(call: Call, body: TextRequest, turns: list[Turn[str]], writer: _Writer) -> Any:
-    if body.format:
-        raise bad_request(NO_JSON.format("format"), "format", "unsupported_value")
+    form = None
+    if body.format == "json":
+        form = form_in([text for turn in turns for text in turn.texts], "format")
+    elif body.format:
+        form = form_of(body.format, "format")
     check_image_count(call, sum(len(turn.images) for turn in turns), "images")
     model_options = body.options or ModelOptions()
     stops = string_list(model_options.stop)
-    return await call.chat(turns, _options(model_options), stops, writer, body.stream is not False)
+    return await call.chat(turns, _options(model_options), stops, writer, body.stream is not False, form)
 
 
 async def _tags(call: Call) -> Any:

@@ -5,21 +5,21 @@ from __future__ import annotations
 import base64
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, Field
 
+from ...structured import Form
 from ..chat_prompt import Turn
 from ..endpoints import Endpoint
 from ..errors import ApiError, bad_request
 from ..inference import Answer, CancelEvent, Piece, batches, count_text_tokens
 from ..service import AnswerWriter, Call, Service, given_options, sampling_options, string_list
+from ..structured_output import form_in, form_of
 
-NO_JSON = (
-    "{} is not supported: BLIP-2 writes captions and short answers, no JSON. Leave it out, or ask for each field alone"
-)
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 _IMAGE_PARTS = ("image_url", "input_image")
 _OPTIONS = (
@@ -54,10 +54,39 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
-class ResponseFormat(BaseModel):
-    """Only text."""
+class JsonSchema(BaseModel):
+    """A schema with its name."""
 
-    type: str = "text"
+    name: str | None = None
+    schema_: Any = Field(default=None, alias="schema")
+
+
+class ResponseFormat(BaseModel):
+    """Text, a JSON object, or JSON under a schema."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: JsonSchema | None = None
+
+
+class Function(BaseModel):
+    """A function that a tool calls. parameters: a JSON Schema."""
+
+    name: str
+    parameters: Any = None
+
+
+class Tool(BaseModel):
+    """A tool. Only functions can be called."""
+
+    type: str = "function"
+    function: Function | None = None
+
+
+class ToolChoice(BaseModel):
+    """The function that has to be called."""
+
+    type: str = "function"
+    function: Function | None = None
 
 
 TokenLimit = Annotated[int | None, Field(ge=1), BeforeValidator(lambda value: None if value == -1 else value)]
@@ -78,7 +107,8 @@ class ChatRequest(BaseModel):
     seed: int | None = None
     n: int | None = Field(default=None, ge=1)
     response_format: ResponseFormat | None = None
-    tool_choice: Any = None
+    tools: list[Tool] | None = Field(default=None, max_length=128)
+    tool_choice: str | ToolChoice | None = None
     # Not in OpenAI's API: fields of blip2rt.Options.
     num_beams: int | None = Field(default=None, ge=1)
     top_k: int | None = Field(default=None, ge=0)
@@ -122,10 +152,14 @@ class EmbeddingsRequest(BaseModel):
 
 
 async def _chat(call: Call, body: ChatRequest) -> Any:
-    _check_text_answer(body)
     turns = turns_of(call, body.messages)
     options, stops = _options(call, body), string_list(body.stop)
-    return await call.chat(turns, options, stops, _ChatWriter(call.service.name, body), bool(body.stream))
+    tool = _required_tool(body)
+    form = tool[1] if tool else format_form(body.response_format, turns, "response_format")
+    if form is not None and (body.n or 1) > 1:
+        raise bad_request("n: a picture has one JSON object: leave n out", "n")
+    writer = _ChatWriter(call.service.name, body, tool[0] if tool else None)
+    return await call.chat(turns, options, stops, writer, bool(body.stream), form)
 
 
 async def _models(call: Call) -> Any:
@@ -210,13 +244,32 @@ def _model_info(service: Service) -> dict[str, Any]:
     return {"id": service.name, "object": "model", "created": service.created, "owned_by": "blip2rt", **length}
 
 
-def _check_text_answer(body: ChatRequest) -> None:
-    """Raise ApiError if the answer should be anything but text."""
-    if body.response_format is not None and body.response_format.type != "text":
-        wrong = NO_JSON.format(f"response_format {body.response_format.type[:50]}")
-        raise bad_request(wrong, "response_format", "unsupported_value")
-    if body.tool_choice not in (None, "none", "auto"):
-        raise bad_request("tool_choice: this model calls no tools: leave it out", "tool_choice", "unsupported_value")
+def format_form(wanted: ResponseFormat | None, turns: Sequence[Turn[str]], param: str) -> Form | None:
+    """Return the form that a response format asks for, or None for text. Raises ApiError."""
+    if wanted is None or wanted.type == "text":
+        return None
+    schema = None if wanted.json_schema is None else wanted.json_schema.schema_
+    if wanted.type == "json_schema" and schema is not None:
+        return form_of(schema, param)
+    return form_in([text for turn in turns for text in turn.texts], param)
+
+
+def _required_tool(body: ChatRequest) -> tuple[str, Form] | None:
+    """Return the name of the tool that has to be called, with the form of its parameters. Raises ApiError."""
+    choice, functions = body.tool_choice, [tool.function for tool in body.tools or [] if tool.function is not None]
+    if choice in (None, "none", "auto"):
+        return None  # a text is an answer, too
+    if isinstance(choice, ToolChoice) and choice.function is not None:
+        functions = [each for each in functions if each.name == choice.function.name]
+    elif choice != "required":
+        raise bad_request("tool_choice: give none, auto, required or a function", "tool_choice")
+    wrong = bad_request("tool_choice: tools has no such function: add it", "tool_choice")
+    for function in functions:  # the first that a picture can fill
+        try:
+            return function.name, form_of(function.parameters or {"type": "object"}, f"tools: {function.name[:64]}")
+        except ApiError as error:
+            wrong = error
+    raise wrong
 
 
 def turns_of(call: Call, messages: Sequence[ChatMessage]) -> list[Turn[str]]:
@@ -251,29 +304,41 @@ def _options(call: Call, body: ChatRequest) -> dict[str, Any]:
 
 
 class _ChatWriter(AnswerWriter):
-    """Writes chat.completion objects and chunks."""
+    """Writes chat.completion objects and chunks. tool: the function whose arguments the text is."""
 
-    def __init__(self, name: str, body: ChatRequest) -> None:
+    def __init__(self, name: str, body: ChatRequest, tool: str | None = None) -> None:
+        self._tool, self._call_id = tool, f"call_{uuid.uuid4().hex[:24]}"
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
         self._texts = body.n or 1
         self._with_usage = bool(body.stream_options and body.stream_options.include_usage)
 
     def whole(self, answer: Answer) -> dict[str, Any]:
         choices = []
-        for i, (text, reason) in enumerate(zip(answer.texts, answer.finish_reasons, strict=True)):
-            message = {"role": "assistant", "content": text, "refusal": None}
+        for i, (text, reason) in enumerate(zip(answer.texts, self._reasons(answer), strict=True)):
+            message = {"role": "assistant", "content": None, "refusal": None, **self._said(text)}
             choices.append({"index": i, "message": message, "logprobs": None, "finish_reason": reason})
         return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage(answer)}
 
     def begin(self) -> list[str]:
-        return [self._choice(i, {"role": "assistant", "content": ""}) for i in range(self._texts)]
+        content = "" if self._tool is None else None
+        return [self._choice(i, {"role": "assistant", "content": content}) for i in range(self._texts)]
 
     def piece(self, piece: Piece) -> list[str]:
-        return [self._choice(piece.index, {"content": piece.text})]
+        return [self._choice(piece.index, self._said(piece.text, {"index": 0}))]
 
     def end(self, answer: Answer) -> list[str]:
-        lines = [self._choice(i, {}, reason) for i, reason in enumerate(answer.finish_reasons)]
+        lines = [self._choice(i, {}, reason) for i, reason in enumerate(self._reasons(answer))]
         return [*lines, *[self._chunk([], usage(answer))] * self._with_usage, "data: [DONE]\n\n"]
+
+    def _said(self, text: str, place: Mapping[str, int] = MappingProxyType({})) -> dict[str, Any]:
+        """Return the part of a message that holds a text."""
+        if self._tool is None:
+            return {"content": text}
+        function = {"name": self._tool, "arguments": text}
+        return {"tool_calls": [{**place, "id": self._call_id, "type": "function", "function": function}]}
+
+    def _reasons(self, answer: Answer) -> list[str]:
+        return answer.finish_reasons if self._tool is None else ["tool_calls"] * len(answer.texts)
 
     def _choice(self, index: int, delta: dict[str, Any], reason: str | None = None) -> str:
         return self._chunk([{"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}], None)

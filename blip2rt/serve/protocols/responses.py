@@ -12,7 +12,7 @@ from ..endpoints import Endpoint
 from ..errors import ApiError, bad_request
 from ..inference import Answer, Piece
 from ..service import AnswerWriter, Call, sampling_options
-from .openai import ChatMessage, Part, TokenLimit, turns_of
+from .openai import ChatMessage, JsonSchema, Part, ResponseFormat, TokenLimit, format_form, turns_of
 
 
 class Message(BaseModel):
@@ -23,10 +23,10 @@ class Message(BaseModel):
     content: str | list[Part] | None = None
 
 
-class TextFormat(BaseModel):
-    """Only text."""
+class TextFormat(ResponseFormat):
+    """Text, a JSON object, or JSON under a schema, which is not nested here."""
 
-    type: str = "text"
+    schema_: Any = Field(default=None, alias="schema")
 
 
 class TextSettings(BaseModel):
@@ -46,12 +46,13 @@ class ResponsesRequest(BaseModel):
     top_p: float | None = Field(default=None, ge=0, le=1)
     text: TextSettings | None = None
     previous_response_id: str | None = None
+    tool_choice: Any = None
 
 
 async def _respond(call: Call, body: ResponsesRequest) -> Any:
-    if body.text is not None and body.text.format.type != "text":
-        wrong = f"text.format: {body.text.format.type[:50]!r} is not supported: leave it out"
-        raise bad_request(wrong, "text.format", "unsupported_value")
+    if body.tool_choice not in (None, "none", "auto"):
+        wrong = "tool_choice: this route calls no tools: use text.format, or /v1/chat/completions"
+        raise bad_request(wrong, "tool_choice", "unsupported_value")
     if body.previous_response_id is not None:
         wrong = "previous_response_id: this server stores no responses: send the whole conversation"
         raise bad_request(wrong, "previous_response_id", "unsupported_value")
@@ -60,8 +61,11 @@ async def _respond(call: Call, body: ResponsesRequest) -> Any:
     options = sampling_options(body.temperature, body.top_p)
     if body.max_output_tokens is not None:
         options["max_new_tokens"] = body.max_output_tokens
-    writer = _Writer(call.service.name, body)
-    return await call.chat(turns_of(call, messages), options, (), writer, bool(body.stream))
+    turns, wanted = turns_of(call, messages), None if body.text is None else body.text.format
+    if wanted is not None and wanted.schema_ is not None:
+        wanted = wanted.model_copy(update={"json_schema": JsonSchema(schema=wanted.schema_)})
+    form = format_form(wanted, turns, "text.format")
+    return await call.chat(turns, options, (), _Writer(call.service.name, body), bool(body.stream), form)
 
 
 ENDPOINTS = [

@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "blip2rt caption": ("a.png", "--backend", "onnx"),
     "blip2rt ask": ("a.png", "who?", "--backend", "gpu"),
     "blip2rt match": ("a.png", "a dog", "--backend", "tensorrt"),
+    "blip2rt fill": ("s.json", "a.png", "--backend", "tensorrt"),
     "blip2rt index": ("photos", "--out", "x", "--format", "lance"),
     "blip2rt search": ("x", "a dog", "--backend", "onnx"),
     "blip2rt duplicates": ("x", "--backend", "onnx"),

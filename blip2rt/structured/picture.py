@@ -1,0 +1,149 @@
+"""What a model says about one picture: captions, answers, choices, labels. The picture is encoded once."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import bundle as contract
+from ..options import Options
+from ..pipeline import BATCH
+from ..statements import phrase_of
+from ..text import Prompt
+
+if TYPE_CHECKING:
+    from ..backends import Floats
+    from ..image import ImageLike
+    from ..model import Model
+
+_PRIOR_WEIGHT = 0.5  # of a choice's likelihood without the picture; the best of 0, 0.3, 0.5, 0.7, 1 on COCO's questions
+_FACTS = {  # what a long text says after the caption
+    "the place": "where is this?",
+    "in the background": "what is in the background?",
+    "the main colours": "what colours are there?",
+    "in the foreground": "what is in the foreground?",
+    "the light": "is it day or night?",
+}
+_SEPARATOR = re.compile(r"\s*(?:,|;|\band\b)\s*")
+
+
+class Picture:
+    """What the model says about a picture, computed when it is asked for and kept."""
+
+    def __init__(self, model: Model, image: ImageLike, cancelled: Callable[[], bool]) -> None:
+        self._model, self._pipeline, self._cancelled = model, model.pipeline, cancelled
+        self._pipeline.require(contract.GENERATIVE, "fill a form")
+        self._features = self._pipeline.vision_features([self._pipeline.prepare(image)])  # (1, N, C)
+        self._answers: dict[str, str] = {}
+        self._captions: list[Any] = []
+        self._labels: list[tuple[str, float]] | None = None
+        self.prompt_tokens = self.completion_tokens = 0
+
+    @property
+    def caption(self) -> str:
+        """The caption."""
+        return str(self.captions()[0])
+
+    @property
+    def confidence(self) -> float:
+        """How likely the caption is, 0 to 1: the mean probability of its tokens."""
+        return min(1.0, math.exp(float(self.captions()[0].score)))
+
+    def captions(self, count: int = 1) -> list[Any]:
+        """Captions, the best first."""
+        if len(self._captions) < count:
+            task = self._pipeline.task_of(None, None, Options(count, max(count, 3)) if count > 1 else Options())
+            prefix = self._prefix([task.question])
+            [self._captions] = self._pipeline.language.generate(prefix, [task.prompt], task.settings, tidied=True)
+            self._count([task.prompt], self._captions)
+        return self._captions
+
+    def answers(self, questions: Sequence[str]) -> list[str]:
+        """Questions -> answers, one line each."""
+        new = [question for question in dict.fromkeys(questions) if question not in self._answers]
+        for start in range(0, len(new), BATCH):
+            if self._cancelled():
+                break
+            chunk = new[start : start + BATCH]
+            tasks = self._pipeline.question_tasks(chunk, Options())
+            prompts = [task.prompt for task in tasks]
+            prefix = self._prefix([task.question for task in tasks])
+            found = self._pipeline.language.generate(prefix, prompts, tasks[0].settings, tidied=True)
+            self._count(prompts, [texts[0] for texts in found])
+            self._answers |= {question: str(texts[0]) for question, texts in zip(chunk, found, strict=True)}
+        return [self._answers.get(question, "") for question in questions]
+
+    def likeliest(self, question: str, choices: Sequence[str]) -> int:
+        """The number of the choice that the language model finds likeliest as an answer."""
+        if len(choices) < 2 or self._cancelled():
+            return 0
+        language = self._pipeline.language
+        prompt = language.ask_prompt(question)
+        prefix, ids = self._prefix([self._pipeline.qformer_question(question)]), language.encode(prompt)
+        end = list(self._model.bundle.manifest.llm.eos_token_ids[:1])  # type: ignore[union-attr]
+        texts = [[*language.encode_more(Prompt(" ", choice)), *end] for choice in choices]
+        rows, prior = [0] * len(texts), self._model.matcher.mean_prefix
+        if prior is not None:
+            prefix, rows, texts = np.concatenate([prefix, prior]), rows + [1] * len(texts), texts * 2
+        scores = self._pipeline.backend.likelihoods(prefix, [ids] * len(prefix), rows, texts)
+        if prior is not None:
+            scores = scores[: len(choices)] - _PRIOR_WEIGHT * scores[len(choices) :]
+        self.prompt_tokens += prefix.shape[1] + len(ids)
+        return int(np.argmax(scores))
+
+    def says_yes(self, question: str) -> bool:
+        """Whether the answer to a question is yes: by the calibrated judge if it asks what is there."""
+        statement, judge = phrase_of(question), self._pipeline.judge
+        if statement is None or judge is None or self._cancelled():
+            return self.likeliest(question, ["no", "yes"]) == 1
+        return bool(judge(self._features, [statement])[0] > 0.5)
+
+    def probabilities(self, texts: Sequence[str]) -> list[float]:
+        """Texts -> how probably the picture shows each, 0 to 1; 0 for a text without words."""
+        if not self._model.bundle.has(*contract.RETRIEVAL):
+            return [1.0 if i == self.likeliest("what is in the picture?", texts) else 0.0 for i in range(len(texts))]
+        found = dict.fromkeys(text for text in texts if any(map(str.isalnum, text)))
+        words, values = list(found), []
+        for start in range(0, len(words), BATCH):
+            chunk = [] if self._cancelled() else words[start : start + BATCH]
+            values += self._model.match_features(np.repeat(self._features, len(chunk), axis=0), chunk)
+        known = {word: match.probability for word, match in zip(words, values, strict=False)}
+        return [known.get(text, 0.0) for text in texts]
+
+    def labels(self) -> list[tuple[str, float]]:
+        """What is seen, with probabilities, the most probable first."""
+        if self._labels is None:
+            answers = self.answers(["what is in the picture?", "what is the main object?", *_FACTS.values()])[:3]
+            names = list(dict.fromkeys(name for answer in answers for name in split(answer)))
+            self._labels = sorted(zip(names, self.probabilities(names), strict=True), key=lambda label: -label[1])
+        return self._labels
+
+    def details(self) -> list[str]:
+        """The caption, and short statements about place, background and colours."""
+        said, facts = [self.caption], zip(_FACTS, self.answers(list(_FACTS.values())), strict=True)
+        said += [
+            f"{about}: {answer}" for about, answer in facts if not set(answer.split()) <= set(self.caption.split())
+        ]
+        return said
+
+    def _prefix(self, questions: Sequence[str]) -> Floats:
+        tokens = self._pipeline.question_tokens(questions)
+        if tokens is None:
+            return np.repeat(self._pipeline.backend.prefix_embeds(self._features, None), len(questions), axis=0)
+        return self._pipeline.backend.prefix_embeds(np.repeat(self._features, len(questions), axis=0), tokens)
+
+    def _count(self, prompts: Sequence[Prompt], texts: Sequence[Any]) -> None:
+        spec = self._model.bundle.manifest.llm
+        assert spec is not None
+        self.prompt_tokens += sum(spec.prefix_length + len(self._pipeline.language.encode(each)) for each in prompts)
+        self.completion_tokens += sum(len(text.tokens) for text in texts)
+
+
+def split(answer: str) -> list[str]:
+    """An answer that lists things -> the things, without articles."""
+    parts = [re.sub(r"^(an?|the|some) ", "", part.strip(" .")) for part in _SEPARATOR.split(answer)]
+    return list(dict.fromkeys(part for part in parts if part))

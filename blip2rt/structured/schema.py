@@ -1,0 +1,326 @@
+"""JSON Schema -> a form: a tree of fields that a picture can fill. The rest is an OptionError that names the field.
+
+A form is smaller than its schema: references are resolved, and of several alternatives the first that can be filled
+stays. Every value that a form describes is valid under its schema. Knows nothing of pictures and models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import OptionError
+from .form import JSON, Array, Choice, Field, Flag, Form, Number, Object, Text, short
+from .questions import LABEL_WORDS, words_of
+
+MAX_FIELDS = 100  # of a schema, objects and the least items of lists included; most cost a question
+MAX_DEPTH = 16
+MAX_CHOICES = 64  # of an enum
+MAX_MIN_ITEMS = 16
+MAX_MIN_LENGTH = 200  # characters; BLIP-2's texts are short
+
+# Keywords that only annotate, or that what we write satisfies anyway.
+_IGNORED = frozenset(
+    "$schema $id $comment $defs definitions $anchor title description default examples example deprecated readOnly "
+    "writeOnly discriminator propertyOrdering additionalProperties nullable".split()
+)
+_KEYWORDS = {
+    "object": "properties required maxProperties".split(),
+    "array": "items minItems maxItems uniqueItems".split(),
+    "string": "minLength maxLength".split(),
+    "number": "minimum maximum exclusiveMinimum exclusiveMaximum multipleOf".split(),
+}
+_KEYWORDS["integer"] = _KEYWORDS["number"]
+_REJECTED_TEXT = frozenset("pattern format contentEncoding contentMediaType".split())
+_REJECTED = frozenset(
+    "not if then else oneOf allOf anyOf patternProperties propertyNames minProperties dependentRequired "
+    "dependentSchemas dependencies contains minContains maxContains prefixItems additionalItems unevaluatedItems "
+    "unevaluatedProperties $dynamicRef $recursiveRef".split()
+)
+_KNOWN = _REJECTED.union(_REJECTED_TEXT, *_KEYWORDS.values())
+
+
+class _CannotFill(OptionError):
+    """A field that no picture fills. An optional or nullable one is left out; otherwise the schema is rejected."""
+
+
+def read(schema: JSON) -> Form:
+    """JSON Schema -> form. Raises OptionError, which names the field."""
+    return _Reader(schema).form(schema, _Place("$", ""))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a schema stands. refs: the references that lead to it."""
+
+    path: str
+    name: str
+    depth: int = 0
+    refs: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return short(self.path)
+
+    def inside(self, path: str, name: str) -> _Place:
+        return replace(self, path=self.path + path, name=name, depth=self.depth + 1)
+
+
+class _Reader:
+    def __init__(self, root: JSON) -> None:
+        self._root = root
+        self._fields = 0
+
+    def form(self, schema: JSON, place: _Place) -> Form:
+        self._count(place)
+        if place.depth == MAX_DEPTH:
+            raise OptionError(f"{place}: the schema is nested deeper than {MAX_DEPTH} levels: flatten it")
+        schema, place = self._resolved({} if schema is True else schema, place)
+        for keyword in ("anyOf", "oneOf"):
+            if keyword in schema:
+                return self._first(schema, keyword, place)
+        if "const" in schema or "enum" in schema:
+            return self._choice(schema, _field(schema, place))
+        kind = schema.get("type")
+        if isinstance(kind, list) and kind:
+            return self._first({"anyOf": [{**schema, "type": each} for each in kind]}, "anyOf", place)
+        return self._typed(schema, kind, place)
+
+    def _typed(self, schema: dict[str, Any], kind: JSON, place: _Place) -> Form:
+        if kind is None:
+            kind = next((kind for kind, words in _KEYWORDS.items() if any(word in schema for word in words)), "string")
+        self._check_keywords(schema, kind, place)
+        field = _field(schema, place)
+        if kind == "object":
+            return self._object(schema, field, place)
+        if kind == "array":
+            return self._array(schema, field, place)
+        if kind == "null":
+            return Choice(*field.parts, (None,))
+        if kind == "boolean":
+            return Flag(*field.parts)
+        if kind == "string":
+            return _text(schema, field)
+        if kind in ("number", "integer"):
+            return _number(schema, field, kind == "integer")
+        raise OptionError(f"{place}: JSON Schema has no type {short(repr(kind))}")
+
+    def _count(self, place: _Place | Field, more: int = 1) -> None:
+        self._fields += more
+        if self._fields > MAX_FIELDS:
+            raise OptionError(f"{place}: the schema has more than {MAX_FIELDS} fields: ask for fewer")
+
+    def _resolved(self, schema: JSON, place: _Place) -> tuple[dict[str, Any], _Place]:
+        """Follow $ref and merge allOf."""
+        while True:
+            if not isinstance(schema, Mapping):
+                raise _CannotFill(f"{place}: its schema is {short(repr(schema))}, not an object")
+            reference, parts = schema.get("$ref"), schema.get("allOf")
+            if reference is not None:
+                if reference in place.refs:
+                    raise _CannotFill(f"{place}: its schema contains itself: give the levels one by one")
+                place = replace(place, refs=(*place.refs, reference))
+                parts = [self._target(reference, place)]
+            if parts is None:
+                return dict(schema), place
+            rest = {key: value for key, value in schema.items() if key not in ("$ref", "allOf")}
+            if not isinstance(parts, list) or len(parts) != 1 or not isinstance(parts[0], Mapping):
+                raise _CannotFill(f"{place}: allOf of several schemas is not supported: merge them")
+            both = set(rest) & set(parts[0]) - _IGNORED
+            if any(rest[key] != parts[0][key] for key in both):
+                raise _CannotFill(f"{place}: {sorted(both)[0]} is given twice: merge the schemas")
+            schema = {**parts[0], **rest}
+
+    def _target(self, reference: JSON, place: _Place) -> JSON:
+        found = self._root
+        if not isinstance(reference, str) or not reference.startswith("#"):
+            raise OptionError(f"{place}: $ref {short(repr(reference))} is outside the schema: use #/$defs/NAME")
+        for key in reference.lstrip("#").split("/")[1:]:
+            key = key.replace("~1", "/").replace("~0", "~")
+            if not isinstance(found, Mapping) or key not in found:
+                raise OptionError(f"{place}: $ref {short(reference)} names nothing in the schema")
+            found = found[key]
+        return found
+
+    def _first(self, schema: dict[str, Any], keyword: str, place: _Place) -> Form:
+        """The first alternative that can be filled; null is the last resort."""
+        branches = schema[keyword]
+        if not isinstance(branches, list) or not branches:
+            raise OptionError(f"{place}: {keyword} is no list of schemas")
+        if any(key not in _IGNORED and key not in ("type", keyword) for key in schema):
+            raise _CannotFill(f"{place}: {keyword} stands beside other keywords: move them into it")
+        if keyword == "oneOf" and not _disjoint(branches):
+            raise _CannotFill(f"{place}: the types of oneOf overlap: use anyOf")
+        is_list = any(isinstance(each, Mapping) and each.get("type") == "array" for each in branches)
+        if is_list and schema.get("default", 0) is None and not LABEL_WORDS.intersection(words_of(place.name)):
+            branches = [each for each in branches if _is_null(each)] or branches  # "concerns" are no question
+        above = {key: schema[key] for key in ("description", "title") if key in schema}
+        wrong: _CannotFill | None = None
+        for branch in sorted(branches, key=_is_null):
+            try:
+                whole = {**branch, **above} if isinstance(branch, Mapping) else branch
+                return self.form(whole, replace(place, depth=place.depth + 1))
+            except _CannotFill as error:
+                wrong = wrong or error
+        assert wrong is not None
+        raise wrong
+
+    def _check_keywords(self, schema: dict[str, Any], kind: JSON, place: _Place) -> None:
+        allowed = _KEYWORDS.get(kind, ())
+        for keyword in schema:
+            if keyword in _REJECTED or (kind == "string" and keyword in _REJECTED_TEXT):
+                raise _CannotFill(f"{place}: {keyword} is not supported: leave it out, or allow null")
+            if keyword in _KNOWN and keyword not in allowed and schema.get("type") is None:
+                raise _CannotFill(f"{place}: {keyword} does not fit the other keywords: give its type")
+
+    def _choice(self, schema: dict[str, Any], field: Field) -> Form:
+        values = [schema["const"]] if "const" in schema else schema["enum"]
+        if not isinstance(values, list) or any(isinstance(value, list | dict) for value in values):
+            raise _CannotFill(f"{field}: enum is no list of texts, numbers, true, false or null")
+        other = [key for key in schema if key in _KNOWN or (key == "enum" and "const" in schema)]
+        if other:
+            raise _CannotFill(f"{field}: {other[0]} stands beside const or enum: leave it out")
+        kinds = schema.get("type")
+        values = [value for value in values if kinds is None or _has_type(value, kinds)]
+        if not values:
+            raise _CannotFill(f"{field}: enum has no value of its type: correct one of them")
+        if len(values) > MAX_CHOICES:
+            raise OptionError(f"{field}: enum has {len(values)} values: give {MAX_CHOICES} at most")
+        return Choice(*field.parts, tuple(values))
+
+    def _object(self, schema: dict[str, Any], field: Field, place: _Place) -> Object:
+        properties, required = schema.get("properties", {}), schema.get("required", [])
+        if not isinstance(properties, Mapping) or not _are_texts(required):
+            raise OptionError(f"{field}: properties is no object, or required is no list of names")
+        filled = []
+        for name in dict.fromkeys([*properties, *required]):
+            inner = place.inside(f".{name}", name)
+            found = properties.get(name, schema.get("additionalProperties", {}))
+            if found is False:
+                raise OptionError(f"{inner}: it is required, and its object does not allow it: describe it")
+            try:
+                filled.append((name, self.form(found, inner)))
+            except _CannotFill:
+                if name in required:
+                    raise
+        most = _whole(schema, "maxProperties", field)
+        if most is not None and most < len(filled):
+            raise _CannotFill(f"{field}: maxProperties is less than its properties: leave it out")
+        return Object(*field.parts, tuple(filled))
+
+    def _array(self, schema: dict[str, Any], field: Field, place: _Place) -> Array:
+        least, most = _whole(schema, "minItems", field) or 0, _whole(schema, "maxItems", field)
+        if least > MAX_MIN_ITEMS:
+            raise OptionError(f"{field}: minItems is {least}: ask for {MAX_MIN_ITEMS} at most")
+        if most is not None and most < least:
+            raise _CannotFill(f"{field}: maxItems is below minItems: swap them")
+        item, before = None, self._fields
+        try:
+            inner = place.inside("[]", place.name)
+            item = self.form(schema.get("items", {}), inner)
+        except _CannotFill:
+            if least:
+                raise
+        self._count(field, max(least - 1, 0) * (self._fields - before))
+        room = _distinct(item) if schema.get("uniqueItems") else math.inf
+        if least > room:
+            raise _CannotFill(f"{field}: its items cannot all be different: lower minItems")
+        return Array(*field.parts, item, least, most)
+
+
+def _field(schema: dict[str, Any], place: _Place) -> Field:
+    about = schema.get("description") or schema.get("title") or ""
+    return Field(place.path, place.name, about[:2000] if isinstance(about, str) else "")
+
+
+def _text(schema: dict[str, Any], field: Field) -> Text:
+    least, most = _whole(schema, "minLength", field) or 0, _whole(schema, "maxLength", field)
+    if most is not None and most < least:
+        raise _CannotFill(f"{field}: maxLength is below minLength: swap them")
+    if least > MAX_MIN_LENGTH:
+        raise _CannotFill(f"{field}: minLength is {least}: ask for {MAX_MIN_LENGTH} at most")
+    return Text(*field.parts, least, most)
+
+
+def _number(schema: dict[str, Any], field: Field, whole: bool) -> Number:
+    def limit(keyword: str) -> float | None:
+        value = schema.get(keyword)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e15:
+            raise _CannotFill(f"{field}: {keyword} is {short(repr(value))}, not a number up to 1e15")
+        return value
+
+    step = limit("multipleOf") or 0
+    if step < 0 or step != int(step):
+        raise _CannotFill(f"{field}: multipleOf is {step}: give a whole number above 0")
+    grid = int(step) or int(whole)
+    after: Callable[[float, float], float] = (lambda x, to: math.nextafter(x, to)) if not grid else lambda x, to: x
+    low: list[float] = []
+    high: list[float] = []
+    for keyword, inclusive, bounds, to in (
+        ("minimum", True, low, math.inf),
+        ("exclusiveMinimum", False, low, math.inf),
+        ("maximum", True, high, -math.inf),
+        ("exclusiveMaximum", False, high, -math.inf),
+    ):
+        if (value := limit(keyword)) is not None:
+            bounds.append(
+                _on_grid(value, grid, to > 0, inclusive) if grid else value if inclusive else after(value, to)
+            )
+    number = Number(*field.parts, whole, max(low, default=-math.inf), min(high, default=math.inf))
+    if number.low > number.high:
+        raise _CannotFill(f"{field}: no number is within its limits: correct them")
+    return replace(number, step=grid)
+
+
+def _on_grid(value: float, grid: int, up: bool, inclusive: bool) -> int:
+    """The multiple of `grid` next to a bound, on the inner side."""
+    found = grid * (math.ceil(value / grid) if up else math.floor(value / grid))
+    if not inclusive and found == value:
+        found += grid if up else -grid
+    return found
+
+
+def _distinct(item: Form | None) -> float:
+    """How many different items there are at most. What is derived from a picture may repeat: then 1."""
+    if isinstance(item, Choice):
+        return len({repr(value) for value in item.values})
+    return 2 if isinstance(item, Flag) else 1
+
+
+def _whole(schema: dict[str, Any], keyword: str, field: Field) -> int | None:
+    value = schema.get(keyword)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value != value // 1:
+        raise OptionError(f"{field}: {keyword} is {short(repr(value))}: give a whole number from 0 up")
+    return int(value)
+
+
+_TYPES: dict[str, Callable[[JSON], bool]] = {
+    "string": lambda value: isinstance(value, str),
+    "boolean": lambda value: isinstance(value, bool),
+    "null": lambda value: value is None,
+    "integer": lambda value: isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1,
+    "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+}
+
+
+def _has_type(value: JSON, kinds: JSON) -> bool:
+    return any(kind in _TYPES and _TYPES[kind](value) for kind in (kinds if isinstance(kinds, list) else [kinds]))
+
+
+def _disjoint(branches: list[JSON]) -> bool:
+    kinds = [branch.get("type") if isinstance(branch, Mapping) else None for branch in branches]
+    kinds = ["number" if kind == "integer" else kind for kind in kinds]
+    return all(isinstance(kind, str) for kind in kinds) and len(set(kinds)) == len(kinds)
+
+
+def _is_null(branch: JSON) -> bool:
+    return isinstance(branch, Mapping) and (branch.get("type") == "null" or branch.get("const", 0) is None)
+
+
+def _are_texts(values: JSON) -> bool:
+    return isinstance(values, list) and all(isinstance(each, str) for each in values)

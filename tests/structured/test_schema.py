@@ -1,0 +1,233 @@
+"""JSON filled from pictures: every result is valid under its schema, and what cannot be filled is named."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import jsonschema
+import pytest
+
+import blip2rt
+from blip2rt.errors import OptionError
+from blip2rt.structured import fill, read
+from blip2rt.structured.fill import number_in
+from blip2rt.structured.picture import split
+from blip2rt.structured.questions import count_question, meanings, open_question, yes_no_question
+
+pytestmark = pytest.mark.long(6)
+
+NAMES = ["title", "colour", "is_new", "labels", "count", "confidence", "hasDog", "x", "objects", "time_of_day", "näme"]
+DESCRIPTIONS = [
+    "What colour is it?",
+    "Whether a dog is there",
+    "0 = good, 1 = bad, 2 = worst",
+    "The number of cars",
+    "",
+]
+DEFINITIONS = {
+    "Car": {"type": "object", "properties": {"colour": {"type": "string"}, "next": {"$ref": "#/$defs/Car"}}},
+    "Mood": {"enum": ["calm", "wild", None, 3, True]},
+}
+
+
+def random_schema(depth: int) -> dict[str, Any]:
+    """A schema that can be filled: any types, limits and nesting."""
+    make = random.choice([*LEAVES, *(BRANCHES if depth else ())])
+    schema = make(depth)
+    if random.random() < 0.5 and "$ref" not in schema:
+        schema["description"] = random.choice(DESCRIPTIONS)
+    return schema
+
+
+def limits(low: str, high: str, most: int) -> dict[str, int]:
+    least = random.randrange(most)
+    found = {low: least, high: random.randrange(least, most + 1)}
+    return {name: value for name, value in found.items() if random.random() < 0.5}
+
+
+def number(_: int) -> dict[str, Any]:
+    low, kind = random.randrange(-30, 30), random.choice(["number", "integer"])
+    high = low + random.choice([6, 25, 1000])
+    found: dict[str, Any] = {random.choice(["minimum", "exclusiveMinimum"]): low}
+    if random.random() < 0.6:
+        found[random.choice(["maximum", "exclusiveMaximum"])] = high
+    if random.random() < 0.4:
+        found["multipleOf"] = random.choice([1, 2, 3])
+    return {"type": kind, **found}
+
+
+def array(depth: int) -> dict[str, Any]:
+    items = random_schema(depth - 1)
+    unique = {"uniqueItems": True} if random.random() < 0.3 else {}
+    most = 1 if unique else 7
+    return {"type": "array", "items": items, **limits("minItems", "maxItems", most), **unique}
+
+
+def an_object(depth: int) -> dict[str, Any]:
+    names = random.sample(NAMES, random.randrange(5))
+    properties = {name: random_schema(depth - 1) for name in names}
+    required = [name for name in names if random.random() < 0.7]
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+LEAVES = [
+    lambda _: {"type": "string", **limits("minLength", "maxLength", 120)},
+    lambda _: {"type": "boolean"},
+    lambda _: {"enum": random.sample(["red", "light_blue", "", 1, 2.5, False, None, "a cat"], random.randrange(1, 6))},
+    lambda _: {"const": random.choice(["x", 4, None])},
+    lambda _: {"type": random.sample(["string", "null", "integer", "boolean"], 2)},
+    lambda _: {"$ref": f"#/$defs/{random.choice([*DEFINITIONS])}"},
+    lambda _: {},
+    number,
+]
+BRANCHES = [
+    array,
+    an_object,
+    lambda depth: {"anyOf": [random_schema(depth - 1), {"type": "null"}], "default": None},
+    lambda depth: {"allOf": [random_schema(depth - 1)]},
+]
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Any) -> Any:
+    return blip2rt.load(tiny.path, threads=1)
+
+
+def test_any_schema_is_filled_validly(model: Any, photo: Any) -> None:
+    image, filled = photo(), 0
+    for _ in range(60):
+        schema = {"$defs": DEFINITIONS, **random_schema(3)}
+        jsonschema.Draft202012Validator.check_schema(schema)
+        try:
+            form = read(schema)
+        except OptionError as error:
+            assert "more than 100 fields" in str(error) or "cannot all be different" in str(error), schema
+            continue
+        value = json.loads(json.dumps(fill(model, image, schema, random.choice([None, "what is it?"]))))
+        jsonschema.validate(value, schema, jsonschema.Draft202012Validator)
+        assert form == read(schema)
+        filled += 1
+    assert filled > 20
+
+
+@pytest.mark.parametrize(
+    ("schema", "wrong"),
+    [
+        ({"type": "string", "pattern": "^a"}, "$: pattern is not supported"),
+        ({"type": "string", "format": "date-time"}, "$: format is not supported"),
+        ({"type": "string", "minLength": 500}, "$: minLength is 500"),
+        ({"type": "string", "minLength": 5, "maxLength": 2}, "$: maxLength is below minLength"),
+        ({"type": "string", "maxLength": -1}, "$: maxLength is -1"),
+        ({"type": "date"}, "$: JSON Schema has no type 'date'"),
+        ({"type": "integer", "minimum": 1.2, "maximum": 1.8}, "$: no number is within its limits"),
+        ({"type": "number", "minimum": "1"}, "$: minimum is '1', not a number"),
+        ({"type": "number", "minimum": float("nan")}, "$: minimum is nan"),
+        ({"type": "number", "multipleOf": 0.1}, "$: multipleOf is 0.1"),
+        ({"type": "array", "minItems": 99}, "$: minItems is 99"),
+        ({"type": "array", "uniqueItems": True, "minItems": 2}, "cannot all be different"),
+        ({"type": "array", "prefixItems": [{}]}, "$: prefixItems is not supported"),
+        ({"type": "object", "patternProperties": {}}, "$: patternProperties is not supported"),
+        ({"type": "object", "required": ["a"], "additionalProperties": False}, "$.a: it is required"),
+        ({"type": "object", "required": "a"}, "required is no list"),
+        (
+            {"type": "object", "properties": {"a": {"type": "string", "format": "uri"}}, "required": ["a"]},
+            "$.a: format",
+        ),
+        ({"enum": [{}]}, "$: enum is no list of texts"),
+        ({"enum": ["a"], "type": "integer"}, "$: enum has no value of its type"),
+        ({"enum": list(range(100))}, "$: enum has 100 values"),
+        ({"oneOf": [{"type": "string"}, {"type": "string"}]}, "$: the types of oneOf overlap"),
+        ({"allOf": [{}, {}]}, "$: allOf of several schemas"),
+        ({"not": {}}, "$: not is not supported"),
+        ({"if": {}}, "$: if is not supported"),
+        ({"$ref": "#/$defs/X"}, "$ref #/$defs/X names nothing"),
+        ({"$ref": "https://example.com/a"}, "is outside the schema"),
+        ({"$ref": "#"}, "$: its schema contains itself"),
+        ({"anyOf": []}, "$: anyOf is no list"),
+        (False, "$: its schema is False"),
+        ([], "$: its schema is []"),
+        ("json", "$: its schema is 'json'"),
+        ({"minLength": 1, "minimum": 1}, "$: minimum does not fit"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_filled_is_named(schema: Any, wrong: str) -> None:
+    with pytest.raises(OptionError) as error:
+        read(schema)
+    assert wrong in str(error.value) and ": " in str(error.value)
+
+
+def test_size_is_limited() -> None:
+    wide = {"type": "object", "properties": {f"p{i}": {"type": "boolean"} for i in range(100)}}
+    deep: dict[str, Any] = {"type": "string"}
+    for _ in range(40):
+        deep = {"type": "object", "properties": {"a": deep}}
+    level: dict[str, Any] = {
+        f"L{i}": {"type": "object", "properties": {key: {"$ref": f"#/$defs/L{i + 1}"} for key in "abc"}}
+        for i in range(12)
+    }
+    explosive = {"$ref": "#/$defs/L0", "$defs": {**level, "L12": {"type": "string"}}}
+    many: dict[str, Any] = {"type": "object"}
+    for _ in range(3):
+        many = {"type": "array", "minItems": 16, "items": many}
+    for schema, wrong in ((wide, "100 fields"), (deep, "16 levels"), (explosive, "100 fields"), (many, "100 fields")):
+        with pytest.raises(OptionError, match=wrong):
+            read(schema)
+
+
+def test_optional_and_nullable_fields_are_left_out() -> None:
+    date = {"type": "string", "format": "date"}
+    properties = {"a": date, "b": {"anyOf": [date, {"type": "null"}]}, "c": {"type": "array", "items": date}}
+    form: Any = read({"type": "object", "properties": properties, "required": ["b", "c"]})
+    assert [name for name, _ in form.properties] == ["b", "c"]
+    assert form.properties[0][1].values == (None,) and form.properties[1][1].item is None
+
+
+def test_a_picture_is_encoded_once_and_questions_are_batched(tiny: Any, photo: Any, monkeypatch: Any) -> None:
+    model = blip2rt.load(tiny.path, threads=1)
+    backend, calls = model.pipeline.backend, []
+    for name in ("vision", "generate"):
+        function = getattr(backend, name)
+        monkeypatch.setattr(
+            backend, name, lambda *args, name=name, function=function: (calls.append(name), function(*args))[1]
+        )
+    names = ["colour", "animal", "weather", "place", "caption"]
+    fill(model, photo(), {"type": "object", "properties": {name: {"type": "string"} for name in names}})
+    assert sorted(calls) == ["generate", "generate", "vision"], "one caption, and four questions together"
+
+
+@pytest.mark.parametrize(
+    ("name", "description", "question"),
+    [
+        ("colour", "", "what is the colour?"),
+        ("mainColour", "", "what is the main colour?"),
+        ("x", "What is the dog doing?", "What is the dog doing"),
+        ("x", "the colour of the car", "what is the colour of the car?"),
+        ("animal", "", "what animal is it?"),
+        ("title", "Title for the activity.", None),
+        ("x", "Describe the scene.", None),
+        ("caption", "", None),
+    ],
+)
+def test_a_text_field_asks(name: str, description: str, question: str | None) -> None:
+    found = open_question(name, description)
+    assert found == question or (found is not None and found.rstrip("?") == question)
+
+
+def test_booleans_and_numbers_ask() -> None:
+    assert yes_no_question("has_dog", "") == "is there a dog?"
+    assert yes_no_question("x", "Whether a person is visible in the picture") == "is there a person?"
+    assert yes_no_question("x", "True if there is an animal") == "is there an animal?"
+    assert yes_no_question("isOpen", "") == "is it open?"
+    assert yes_no_question("x", "Is the door open?").startswith("Is the door open")
+    assert count_question("number_of_people", "") == "how many people are there?"
+    assert count_question("n", "The number of cars in view") == "how many cars in view are there?"
+    assert meanings("Threat: 0 = normal, 1 = suspicious, 2 = critical threat.") == {
+        0: "normal",
+        1: "suspicious",
+        2: "critical threat",
+    }
+    assert [number_in(text) for text in ("there are two", "-3.5 m", "no", "12 of 20")] == [2, -3.5, 0, 12]
+    assert split("a cat, the dog and some grass") == ["cat", "dog", "grass"]
