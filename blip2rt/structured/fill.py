@@ -19,9 +19,10 @@ from .questions import (
     count_question,
     list_question,
     meanings,
+    named_chance,
     open_question,
+    statement,
     words_of,
-    yes_no_question,
 )
 from .schema import MAX_FIELDS
 
@@ -48,7 +49,7 @@ class _Filling:
         if isinstance(form, Choice):
             return self._choice(form, label)
         if isinstance(form, Flag):
-            question = self._about(yes_no_question(form.name, form.description), label)
+            question = statement(form.name, form.description)
             question = self._instruction or question if form.path == "$" else question
             return not self._collecting and self._picture.says_yes(question)
         return self._text(form, label) if isinstance(form, Text) else self._number(form, label)
@@ -107,8 +108,7 @@ class _Filling:
 
     def _number(self, form: Number, label: tuple[str, float] | None) -> int | float:
         if not form.whole and form.low <= 1 and form.high >= 0 and SURE_WORDS.intersection(words_of(form.name)):
-            sure = 0.0 if self._collecting else self._picture.confidence if label is None else label[1]
-            return _clamped(form, round(sure, 3))
+            return _clamped(form, 0.0 if self._collecting else round(self._sure(form, label), 3))
         wording = count_question if form.whole else open_question
         question = self._about(wording(form.name, form.description) or "how many are there?", label)
         if not form.name and self._instruction:
@@ -119,6 +119,12 @@ class _Filling:
             known = meanings(form.description)
             return values[self._likeliest(question, [known.get(value, str(value)) for value in values])]
         return _clamped(form, number_in(self._ask(question)))
+
+    def _sure(self, form: Number, label: tuple[str, float] | None) -> float:
+        about = named_chance(form.name)
+        if about is not None:
+            return self._picture.probabilities([about])[0]
+        return self._picture.confidence if label is None else label[1]
 
     def _array(self, form: Array, label: tuple[str, float] | None) -> list[JSON]:
         item, most = form.item, math.inf if form.max_items is None else form.max_items

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from ..model import Model
 
 _PRIOR_WEIGHT = 0.5  # of a choice's likelihood without the picture; the best of 0, 0.3, 0.5, 0.7, 1 on COCO's questions
+# Choices also count as statements about the picture, but not where they are colours or numbers of something in it. On
+# COCO's dev set: indoors or outdoors 78 -> 96 %, one of eight objects 82 -> 85 %; a colour of ten would fall from 41 %.
+_ABOUT_A_PART = re.compile(r"\b(colou?rs?|many|number|letter)\b|^(is|are|was|does|do) ", re.IGNORECASE)
 _FACTS = {  # what a long text says after the caption
     "the place": "where is this?",
     "in the background": "what is in the background?",
@@ -93,14 +96,17 @@ class Picture:
         if prior is not None:
             scores = scores[: len(choices)] - _PRIOR_WEIGHT * scores[len(choices) :]
         self.prompt_tokens += prefix.shape[1] + len(ids)
+        if self._pipeline.judge is not None and not _ABOUT_A_PART.search(question):
+            chances = np.clip(self.probabilities(choices), 1e-6, 1 - 1e-6)
+            scores = scores + np.log(chances / (1 - chances))
         return int(np.argmax(scores))
 
     def says_yes(self, question: str) -> bool:
-        """Whether the answer to a question is yes: by the calibrated judge if it asks what is there."""
-        statement, judge = phrase_of(question), self._pipeline.judge
-        if statement is None or judge is None or self._cancelled():
+        """Whether a statement is true, or the answer to a question is yes."""
+        statement = phrase_of(question) or question
+        if self._pipeline.judge is None or statement.endswith("?"):
             return self.likeliest(question, ["no", "yes"]) == 1
-        return bool(judge(self._features, [statement])[0] > 0.5)
+        return self.probabilities([statement])[0] > 0.5
 
     def probabilities(self, texts: Sequence[str]) -> list[float]:
         """Texts -> how probably the picture shows each, 0 to 1; 0 for a text without words."""

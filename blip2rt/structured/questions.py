@@ -53,11 +53,12 @@ _COMMON = {
     "weather": "what is the weather like?",
 }
 _WHETHER = re.compile(r"^(whether|true (if|when)|set to true (if|when)|if|is true (if|when))\s+", re.IGNORECASE)
-_THERE = re.compile(
-    r"^(there (is|are) |(the )?(image|picture|photo|scene) (shows|contains|has) |(has|have|contains?|shows?|with) )"
-    r"|( (is|are|be))?( (visible|present|detected|seen|shown|found))( in .*)?$",
+_SHOWS = re.compile(
+    r"^(there (is|are) |(it|this|((the|this) )?(image|picture|photo|scene)) (is |was )?(taken |shows |contains |has )?"
+    r"|(is|are|has|have|contains?|shows?|with|in) )|( (is|are|be))? (visible|present|detected|seen|shown|found)( in .*)?$",
     re.IGNORECASE,
 )
+_PLAINLY = {"nsfw": "a naked person"}
 _MEANING = re.compile(r"(-?\d+)\s*(?:=|:|is|means|–|—)\s*([a-z][\w' -]{0,60})", re.IGNORECASE)
 
 
@@ -115,20 +116,23 @@ def count_question(name: str, description: str) -> str:
     return open_question(name, description) or f"how many {' '.join(words) or 'things'} are there?"
 
 
-def yes_no_question(name: str, description: str) -> str:
-    """What a boolean field asks."""
+def statement(name: str, description: str) -> str:
+    """What is true if a boolean field is: a question, or a phrase such as "indoors"."""
     if "?" in description:
         return extract_question([description]) or description
-    clause = _WHETHER.sub("", " ".join(_first_sentence(description).split()).rstrip("."))
-    if clause == description.rstrip(".") or not clause:  # not a condition: the name tells more
-        words = words_of(name)
-        if words[:1] in (["is"], ["are"]) and len(words) > 1:
-            return f"{words[0]} {'it' if words[0] == 'is' else 'they'} {' '.join(words[1:])}?"
-        clause = " ".join(words) or clause
-    thing = _THERE.sub("", _THERE.sub("", clause))
-    if thing != clause or clause == " ".join(words_of(name)):
-        return f"is there {_with_article(thing, 'a')}?"
-    return f"{clause}?"
+    clause = " ".join(_first_sentence(description).split()).rstrip(".")
+    condition = _WHETHER.sub("", clause)
+    if condition == clause:  # no condition: the name says more
+        condition = " ".join(words_of(name)) or clause or "something"
+    condition = _SHOWS.sub("", _SHOWS.sub("", condition)) or condition
+    return _PLAINLY.get(condition, condition)
+
+
+def named_chance(name: str) -> str | None:
+    """What a number such as dog_probability is about, as a statement; None if it is the whole answer."""
+    words = words_of(name)
+    about = " ".join(word for word in words if word not in SURE_WORDS and word not in ("level", "overall"))
+    return statement(about, "") if about and not _TOLD_BY_CAPTION.intersection(words) else None
 
 
 def meanings(description: str) -> dict[int, str]:
@@ -140,7 +144,5 @@ def _first_sentence(text: str) -> str:
     return _SENTENCE_END.split(text.strip(), maxsplit=1)[0]
 
 
-def _with_article(phrase: str, article: str = "the") -> str:
-    if re.match(r"(the|an?|any|some|this|that|its?|their|what|\w+s\b) ?", phrase):
-        return phrase
-    return f"{'an' if article == 'a' and phrase[:1] in 'aeiou' else article} {phrase}"
+def _with_article(phrase: str) -> str:
+    return phrase if re.match(r"(the|an?|any|some|this|that|its?|their|what) ", phrase) else f"the {phrase}"

@@ -14,7 +14,7 @@ from blip2rt.errors import OptionError
 from blip2rt.structured import fill, read
 from blip2rt.structured.fill import number_in
 from blip2rt.structured.picture import split
-from blip2rt.structured.questions import count_question, meanings, open_question, yes_no_question
+from blip2rt.structured.questions import count_question, meanings, named_chance, open_question, statement
 
 pytestmark = pytest.mark.long(6)
 
@@ -217,11 +217,12 @@ def test_a_text_field_asks(name: str, description: str, question: str | None) ->
 
 
 def test_booleans_and_numbers_ask() -> None:
-    assert yes_no_question("has_dog", "") == "is there a dog?"
-    assert yes_no_question("x", "Whether a person is visible in the picture") == "is there a person?"
-    assert yes_no_question("x", "True if there is an animal") == "is there an animal?"
-    assert yes_no_question("isOpen", "") == "is it open?"
-    assert yes_no_question("x", "Is the door open?").startswith("Is the door open")
+    assert statement("has_dog", "") == statement("dog_detected", "") == statement("dog", "A flag.") == "dog"
+    assert statement("x", "Whether a person is visible in the picture") == "a person"
+    assert statement("x", "True if there is an animal.") == "an animal"
+    assert statement("x", "Whether the picture was taken indoors") == statement("isIndoors", "") == "indoors"
+    assert statement("x", "Is the door open?").startswith("Is the door open")
+    assert (named_chance("confidence"), named_chance("dog_probability")) == (None, "dog")
     assert count_question("number_of_people", "") == "how many people are there?"
     assert count_question("n", "The number of cars in view") == "how many cars in view are there?"
     assert meanings("Threat: 0 = normal, 1 = suspicious, 2 = critical threat.") == {
