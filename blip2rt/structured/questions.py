@@ -55,7 +55,8 @@ _COMMON = {
 _WHETHER = re.compile(r"^(whether|true (if|when)|set to true (if|when)|if|is true (if|when))\s+", re.IGNORECASE)
 _SHOWS = re.compile(
     r"^(there (is|are) |(it|this|((the|this) )?(image|picture|photo|scene)) (is |was )?(taken |shows |contains |has )?"
-    r"|(is|are|has|have|contains?|shows?|with|in) )|( (is|are|be))? (visible|present|detected|seen|shown|found)( in .*)?$",
+    r"|(is|are|has|have|contains?|shows?|with|in) )"
+    r"|( (is|are|be))? (visible|present|detected|seen|shown|found)( in .*)?$",
     re.IGNORECASE,
 )
 _PLAINLY = {"nsfw": "a naked person"}
