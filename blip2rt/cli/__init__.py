@@ -140,7 +140,7 @@ def _fill(args: argparse.Namespace) -> int:
 
 
 def _gallery(name: str, args: argparse.Namespace) -> int:
-    """Run `index`, `search` or `duplicates`."""
+    """Run `index`, `merge`, `search` or `duplicates`."""
     from ..gallery import commands
 
     status: int = getattr(commands, name)(args, partial(_load, args))
@@ -211,7 +211,7 @@ def _help(args: argparse.Namespace) -> int:
 
 _OWN = (_caption, _ask, _match, _fill, _explain, _info, _verify, _doctor, _completion, _stdio, _help)
 HANDLERS: dict[str, Handler] = {
-    **{name: partial(_gallery, name) for name in ("index", "search", "duplicates")},
+    **{name: partial(_gallery, name) for name in ("index", "merge", "search", "duplicates")},
     **{handler.__name__[1:]: handler for handler in _OWN},
 }
 

@@ -107,7 +107,7 @@ def build_parser(handlers: Mapping[str, Handler]) -> Parser:
     command.add_argument("images", nargs="+", type=nonempty, metavar="IMAGE", help=_ONE_IMAGE)
     command.add_argument("--question", metavar="TEXT", help='what a field such as "answer" asks (default: a caption)')
     _add_model(command)
-    gallery_flags.add_commands(add, handlers["index"], handlers["search"], handlers["duplicates"], _add_model)
+    gallery_flags.add_commands(add, handlers, _add_model)
     command = add("serve", serve_cli.run, "serve over HTTP, like OpenAI and Ollama", description=_SERVE)
     serve_cli.add_options(command)
     _add_model(command, pixels=False)

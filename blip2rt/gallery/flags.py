@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..command_line import Parser, nonempty, path, whole
@@ -99,13 +99,13 @@ def parallelism_of(args: argparse.Namespace, sources: Sources, batch_size: int) 
 Handler = Callable[[argparse.Namespace], int]
 
 
-def add_commands(
-    add: Callable[..., Parser], index: Handler, search: Handler, duplicates: Handler, add_model: Any
-) -> None:
-    """Add `index`, `search` and `duplicates`. add: creates a command. add_model: adds the flags of the model."""
+def add_commands(add: Callable[..., Parser], handlers: Mapping[str, Handler], add_model: Any) -> None:
+    """Add `index`, `merge`, `search` and `duplicates`. add: creates a command. add_model: adds the model's flags."""
     created = "the folder made by `blip2rt index`"
-    command = add("index", index, "embed a folder of pictures, for search")
-    command.add_argument("folder", type=path, metavar="DIR", help="the folder of pictures, with its subfolders")
+    command = add("index", handlers["index"], "embed a folder of pictures, for search")
+    command.add_argument(
+        "folder", type=path, metavar="DIR", help="the folder of pictures, with its subfolders; or a shard"
+    )
     group = command.add_argument_group(_FILES)
     group.add_argument("--out", type=path, required=True, metavar="INDEX", help="the folder of the index")
     layouts = "clip-retrieval also writes img_emb/*.npy and metadata/*.parquet, one vector a picture"
@@ -114,7 +114,16 @@ def add_commands(
     add_parallelism(command.add_argument_group("speed"), 8)
     add_model(command)
 
-    command = add("search", search, "find pictures of an index by a text or a picture")
+    about = "merge indexes into a packed one, for millions of pictures"
+    command = add("merge", handlers["merge"], about)
+    command.add_argument("indexes", nargs="+", type=path, metavar="INDEX", help=f"{created}; or a packed one")
+    group = command.add_argument_group("files")
+    group.add_argument("--out", type=path, required=True, metavar="PACKED", help="the folder of the packed index")
+    captions = "table made by `blip2rt caption --out`; `search` then ranks by captions, too"
+    group.add_argument("--captions", type=path, metavar="FILE", help=captions)
+    add_model(command)
+
+    command = add("search", handlers["search"], "find pictures of an index by a text or a picture")
     command.add_argument("index", type=path, metavar="INDEX", help=created)
     command.add_argument("text", nargs="?", type=nonempty, metavar="TEXT", help="what the pictures show, in quotes")
     group = command.add_argument_group("search")
@@ -129,7 +138,7 @@ def add_commands(
     group.add_argument("--copy-to", type=path, metavar="DIR", help="copy the pictures into DIR, by rank")
     add_model(command)
 
-    command = add("duplicates", duplicates, "find near duplicates in an index")
+    command = add("duplicates", handlers["duplicates"], "find near duplicates in an index")
     command.add_argument("index", type=path, metavar="INDEX", help=created)
     similarity = "minimum similarity of two pictures; 1 is identical"
     command.add_argument("--alike", type=float, default=0.96, metavar="X", help=similarity)

@@ -1,8 +1,9 @@
 """A searchable index of picture embeddings.
 
 An index is a folder: index.json (index_manifest.py), files.db (catalog.py), vectors.i8 and shortlist.usearch
-(vectors.py). The score of a text with a picture is the largest cosine over the picture's vectors (section 3.1 of the
-paper). The score of two pictures is the mean cosine of their vectors from the same query.
+(vectors.py). A packed one (packed/) has compressed vectors and is read-only. The score of a text with a picture is the
+largest cosine over the picture's vectors (section 3.1 of the paper). The score of two pictures is the mean cosine of
+their vectors from the same query.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ from ..bundle.regular_files import require_regular
 from ..errors import CapabilityError, GalleryError, ImageError, OptionError
 from . import index_manifest
 from .catalog import Catalog, damaged
+from .packed.captions import FILE_NAME, CaptionSearch, fuse
+from .packed.vectors import PackedVectors
 from .path_checks import check_empty
+from .sources import is_shard
+from .tar_samples import picture_at
 from .vectors import BLOCK, Shortlist, Vectors, has_usearch, is_intact, one_vector, scores_of, stamp_of
 
 if TYPE_CHECKING:
@@ -38,6 +43,7 @@ SHORTLIST = "shortlist.usearch"
 MAX_EXACT = 4096  # largest index that is searched without a shortlist
 MIN_CANDIDATES = 200  # shortlisted pictures whose exact score is computed
 CANDIDATES_PER_HIT = 10
+FUSED = 10  # pictures per hit that each of two rankings contributes
 NEIGHBOUR_BLOCK = 64  # pictures whose neighbours are searched at once
 RERANK_BATCH = 8
 
@@ -50,7 +56,7 @@ class Hit:
     that have a probability with each other, and hits that have none with each other.
     """
 
-    path: Path
+    path: Path  # of a picture in a shard: that of the shard, followed by the member's name
     name: str  # the path relative to the index's root
     score: float
     probability: float | None = None  # of the matching head, if the picture was reranked
@@ -69,11 +75,14 @@ class Index:
     Raises GalleryError for a folder that is not an index or belongs to another model, OptionError for wrong arguments.
     """
 
-    def __init__(self, path: Path, root: Path, shape: tuple[int, int], model: Model, write: bool) -> None:
+    def __init__(
+        self, path: Path, root: Path, shape: tuple[int, int], model: Model, write: bool, packed: bool = False
+    ) -> None:
         """See `open` and `create`."""
         self.path, self.root, self.model = path, root, model
         self._shape, self.writable = shape, write
         self.vectors = Vectors(path / "vectors.i8", *shape)
+        self.packed = PackedVectors(path, *shape) if packed else None
         for name in ("files.db", "files.db-journal", "vectors.i8", SHORTLIST):
             try:
                 with contextlib.suppress(FileNotFoundError):
@@ -83,9 +92,13 @@ class Index:
         with contextlib.ExitStack() as stack:
             self.catalog = Catalog(path / "files.db", write)
             stack.callback(self.catalog.close)
-            if self.catalog.row_count > len(self.vectors):
-                missing = self.catalog.row_count - len(self.vectors)
-                raise damaged(path / "vectors.i8", f"it lacks {missing:,} pictures")
+            vectors = self.packed or self.vectors
+            if self.catalog.row_count > len(vectors):
+                missing = self.catalog.row_count - len(vectors)
+                raise damaged(path / "vectors.i8" if self.packed is None else path, f"it lacks {missing:,} pictures")
+            self._captions = None
+            if packed and os.path.lexists(path / FILE_NAME):
+                self._captions = CaptionSearch(path, self.catalog.row_count)
             stack.pop_all()
 
     @classmethod
@@ -109,25 +122,28 @@ class Index:
         real = Path(os.path.realpath(folder), manifest["root"])
         if os.path.realpath(root) != os.path.realpath(real):  # the path of the index contains a symbolic link
             root = Path(os.path.normpath(real))
-        return cls(folder, root, shape, model, write)
+        packed = manifest["version"] == index_manifest.PACKED
+        if packed and write:
+            raise OptionError(f"{folder} is packed and cannot be changed: update its parts, and merge them again")
+        return cls(folder, root, shape, model, write, packed)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], root: str | os.PathLike[str], model: Model | None = None) -> Index:
-        """Open an index for writing, and create it if necessary. root: the folder of its pictures.
+        """Open an index for writing, and create it if necessary. root: the folder of its pictures, or a shard (.tar).
 
         An index whose folder no longer exists is changed to `root`.
 
         Example: `Index.create("photos.index", "photos").add()`.
         """
         folder, root = Path(path), Path(root)
-        if not root.is_dir():
-            raise OptionError(f"{str(root)!r} is not a folder: give the folder of the pictures")
+        if not root.is_dir() and not is_shard(str(root)):
+            raise OptionError(f"{str(root)!r} is not a folder, nor a shard (.tar): give the folder of the pictures")
         if (folder / index_manifest.FILE_NAME).exists():
             index = cls.open(folder, model, write=True)
             if os.path.realpath(index.root) == os.path.realpath(root):
                 return index
             index.close()
-            if index.root.is_dir():
+            if index.root.exists():
                 raise OptionError(f"{folder} is an index of {index.root}, not of {root}: give another --out")
             index_manifest.write(folder, root, index_manifest.read(folder))
             return cls.open(folder, model, write=True)
@@ -140,9 +156,7 @@ class Index:
                 "again with a stage-1 checkpoint"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        queries, size = index_manifest.shape_of(model.bundle)
-        fields = {"name": name, "model": index_manifest.fingerprint(model.bundle), "queries": queries, "size": size}
-        index_manifest.write(folder, root, fields)
+        index_manifest.write(folder, root, index_manifest.fields_of(model.bundle))
         return cls.open(folder, model, write=True)
 
     def __len__(self) -> int:
@@ -157,6 +171,8 @@ class Index:
     def close(self) -> None:
         """Close the files."""
         self.catalog.close()
+        if self._captions is not None:
+            self._captions.close()
 
     def add(self) -> Counts:
         """Update the index with the new, changed, moved and removed pictures of its folder. Return the counts.
@@ -181,7 +197,8 @@ class Index:
     ) -> list[Hit]:
         """Return the pictures that best match a text or, with image=True, a picture; best first.
 
-        Hit.score: the largest cosine over the picture's vectors; for a picture query, the mean cosine.
+        Hit.score: the largest cosine over the picture's vectors; for a picture query, the mean cosine. If the index has
+        captions, a text is ranked by them, too: the order is that of both ranks together, and not that of the scores.
         rerank: rescore this many of the best with the matching head, which reads text and picture together. Their score
         is Match.score, and they precede all others, whatever the numbers are.
         exact: score every picture instead of a shortlist.
@@ -196,6 +213,11 @@ class Index:
         needed = max(count, rerank)
         embeds = self.model.embed_image(query) if image else self.model.embed_text(str(query))
         rows, scores = self.nearest(embeds, needed, exact)
+        if not image and self._captions is not None and self.packed is not None:
+            near, _ = self.packed.nearest(embeds, FUSED * needed, exact)
+            fused = fuse(near.tolist(), self._captions.nearest(str(query), FUSED * needed))
+            rows = np.array(fused[:needed], np.int64)
+            scores = self.packed.scores(rows, embeds)
         files = self.catalog.at(rows.tolist())
         found = [(files[row], float(score)) for row, score in zip(rows.tolist(), scores, strict=True) if row in files]
         hits = [Hit(self.root / file.path, file.path, score) for file, score in found[:needed]]
@@ -205,6 +227,8 @@ class Index:
 
     def nearest(self, query: Floats, count: int, exact: bool = False) -> tuple[NDArray[np.int64], Floats]:
         """Return rows and scores nearest to the embeds of a text (E,) or a picture (Q, E), nearest first."""
+        if self.packed is not None:
+            return self.packed.nearest(query, count, exact)
         candidates = self._candidates(one_vector(query) if query.ndim == 2 else query, count, exact)
         scored = [(part, scores_of(embeds, query)) for part, embeds in self.blocks(candidates)]
         rows = np.concatenate([np.zeros(0, np.int64), *(part for part, _ in scored)])
@@ -305,8 +329,8 @@ class Index:
                 break
             readable = []
             for hit in hits[start : start + RERANK_BATCH]:
-                with contextlib.suppress(ImageError):
-                    readable.append((hit, self.model.prepare(hit.path)))
+                with contextlib.suppress(ImageError, OSError):
+                    readable.append((hit, self.model.prepare(picture_at(hit.path))))
             if readable:
                 features = self.model.features([rgb for _, rgb in readable])
                 matches = self.model.match_features(features, [text] * len(readable))

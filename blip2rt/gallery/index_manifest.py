@@ -19,6 +19,7 @@ from .catalog import damaged
 FILE_NAME = "index.json"
 PARTIAL_NAME = partial_of(Path(FILE_NAME)).name  # all that remains if the first run was killed immediately
 FORMAT, VERSION = "blip2rt-index", 3  # 1 had no checksums of vectors, 2 none of the shortlist
+PACKED = 4  # the version of a packed index
 _MAX_BYTES = 1 << 20
 _EMBEDDING_GRAPHS = (contract.VISION, contract.IMAGE_EMBED, contract.TEXT_EMBED)
 
@@ -41,11 +42,20 @@ def fingerprint(bundle: Bundle) -> str:
     return hashlib.sha256(json.dumps([preparation, covered], sort_keys=True).encode()).hexdigest()
 
 
-def write(folder: Path, root: Path, fields: dict[str, Any]) -> None:
-    """Write index.json. fields: name and model of the bundle, queries and size of its vectors. Raises OSError."""
-    manifest = fields | {"format": FORMAT, "version": VERSION, "root": _relative(root, folder)}
+def write(folder: Path, root: Path, fields: dict[str, Any], final: Path | None = None, version: int = VERSION) -> None:
+    """Write index.json. Raises OSError.
+
+    fields: name and model of the bundle, queries and size of its vectors. final: where the folder will be moved to.
+    """
+    manifest = fields | {"format": FORMAT, "version": version, "root": _relative(root, final or folder)}
     text = json.dumps(manifest, indent=1, ensure_ascii=False)
     write_file(folder / FILE_NAME, text.encode("utf-8", "surrogateescape"), follow=False)
+
+
+def fields_of(bundle: Bundle) -> dict[str, Any]:
+    """Return what index.json says of the model that makes an index."""
+    queries, size = shape_of(bundle)
+    return {"name": bundle.manifest.name, "model": fingerprint(bundle), "queries": queries, "size": size}
 
 
 def shape_of(bundle: Bundle) -> tuple[int, int]:
@@ -72,9 +82,9 @@ def read(folder: Path) -> dict[str, Any]:
     if not valid:
         raise damaged(folder / FILE_NAME, "its content is invalid")
     version = manifest.get("version")
-    if version != VERSION:
+    if version not in (VERSION, PACKED):
         fix = "create it again with `blip2rt index`, or upgrade blip2rt if the index is newer"
-        raise GalleryError(f"{folder} has version {version!r}, but this blip2rt reads {VERSION}: {fix}")
+        raise GalleryError(f"{folder} has version {version!r}, but this blip2rt reads {VERSION} and {PACKED}: {fix}")
     return manifest
 
 

@@ -2,7 +2,7 @@
 
 A picture with the same size and time is skipped; one with new bytes is embedded. Bytes that the index already knows
 under another path need no graph. Pictures that are gone leave the index, unless their folder could not be read. An
-empty folder removes nothing: it may not be mounted.
+empty folder removes nothing: it may not be mounted. The root may also be a shard.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -127,14 +128,15 @@ class _Changes:
 
     def plan(self, picture: Picture) -> File | Failure | None:
         """Return the picture's catalog entry if it has to be embedded."""
-        catalog, path = self._index.catalog, os.path.relpath(picture.path, self._index.root)
+        catalog, path = self._index.catalog, os.path.relpath(picture.name, self._index.root)
         known = catalog.by_path(path)
         try:
             status = os.stat(picture.path)
             if known is not None and (known.size, known.time) == (status.st_size, status.st_mtime_ns):
                 self.mark_present([known])
                 return None
-            digest = sha256_of(picture.path)
+            source = picture.source()
+            digest = sha256(source).digest() if isinstance(source, bytes) else sha256_of(picture.path)
         except OSError as error:
             self.mark_present([known] if known is not None else [])  # its present content is unknown
             return Failure.unreadable(picture.name, error)
@@ -150,7 +152,7 @@ class _Changes:
         index, same = self._index, self._index.catalog.by_hash(file.hash)
         if not same:
             return False
-        moved = [other for other in same if not os.path.lexists(index.root / other.path)]
+        moved = [other for other in same if index.root.is_dir() and not os.path.lexists(index.root / other.path)]
         if moved:
             self.mark_present(moved[:1])
             index.catalog.move(moved[0], file.path, file.time)
@@ -173,7 +175,7 @@ class _Changes:
         Raises GalleryError if the walk found nothing at all.
         """
         root, path = self._index.root, self._index.path
-        if len(self._index.catalog) and (self._empty or not root.is_dir()):
+        if len(self._index.catalog) and (self._empty or not root.exists()):
             raise GalleryError(f"{root} has no pictures, but its index {path} has: mount the folder, or remove {path}")
         known = [file for file in self._index.catalog.all() if file.row < len(self._present)]
         missing = [f.row for f in known if not self._present[f.row] and not self._is_unreadable(f.path)]

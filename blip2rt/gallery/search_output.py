@@ -19,6 +19,7 @@ from ..image import load_rgb
 from ..untrusted.image_format import HEAD, format_of
 from .outputs.tables import json_line
 from .path_checks import check_empty, check_writable
+from .tar_samples import picture_at
 
 if TYPE_CHECKING:
     from .index import Hit
@@ -74,7 +75,7 @@ def copy_hits(hits: Sequence[Hit], folder: Path) -> list[str]:
         target = folder / f"{rank:0{digits}d}-{hit.path.name}"
         partial = folder / f".{rank:0{digits}d}.partial"
         try:
-            with open(open_regular(hit.path), "rb") as picture, open(partial, "wb") as copy:
+            with _open(picture_at(hit.path)) as picture, open(partial, "wb") as copy:
                 if not format_of(picture.peek(HEAD)):
                     raise OSError(0, "it is not a picture")  # a malicious index may name any file
                 shutil.copyfileobj(picture, copy)
@@ -83,6 +84,12 @@ def copy_hits(hits: Sequence[Hit], folder: Path) -> list[str]:
             partial.unlink(missing_ok=True)
             failed.append(f"cannot copy {str(hit.path)!r}: {error.strerror}")
     return failed
+
+
+def _open(picture: Path | bytes) -> io.BufferedReader:
+    if isinstance(picture, bytes):
+        return io.BufferedReader(io.BytesIO(picture))
+    return open(open_regular(picture), "rb")
 
 
 def write_html(hits: Sequence[Hit], title: str, path: Path) -> None:
@@ -111,8 +118,8 @@ def _valid_text(text: str) -> str:
 
 def _thumbnail(path: Path) -> str:
     try:
-        image = load_rgb(path, THUMBNAIL)
-    except ImageError:
+        image = load_rgb(picture_at(path), THUMBNAIL)
+    except (ImageError, OSError):
         return ""
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     data = io.BytesIO()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..untrusted.image_format import HEAD, format_of, has_image_name
 from ..untrusted.tar_headers import is_plain, tar_headers
-from .sources import Failure, Picture
+from .sources import Failure, Picture, is_shard
 
 BLOCK = 512
 
@@ -83,6 +84,21 @@ def find_image(path: str, sample: list[TarMember]) -> TarMember | None:
             if format_of(file.read(min(HEAD, member.size))):
                 return member
     return None
+
+
+def picture_at(path: Path) -> Path | bytes:
+    """Return a path, or the bytes of a picture in a shard: `path` is then that of the shard and its member's name.
+
+    Raises OSError. The headers of the shard are read up to the picture.
+    """
+    for shard in path.parents:
+        if is_shard(str(shard)):
+            name = path.relative_to(shard).as_posix()
+            for member in read_members(str(shard)):
+                if member.is_file and member.name == name:
+                    return bytes(Picture(name, str(shard), member.offset, member.size).source())  # type: ignore[arg-type]
+            raise FileNotFoundError(2, "the shard has no such picture", str(path))
+    return path
 
 
 def shard_pictures(path: str) -> Iterator[Picture | Failure]:

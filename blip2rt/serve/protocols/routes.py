@@ -196,9 +196,11 @@ def _check_words(texts: Sequence[str], param: str) -> None:
 
 def _thumbnail(path: Any, max_pixels: int) -> str | None:
     """Return a small JPEG as a data URI, or None if the picture is no longer readable."""
+    from ...gallery.tar_samples import picture_at
+
     try:
-        image = load_rgb(path, THUMBNAIL_SIDE, max_pixels)
-    except ImageError:
+        image = load_rgb(picture_at(path), THUMBNAIL_SIDE, max_pixels)
+    except (ImageError, OSError):
         return None
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     data = io.BytesIO()
