@@ -2,26 +2,17 @@
 #pragma once
 
 #include <Python.h>
-#include <cxxabi.h>
-
-#include "ort/system.h"
 
 namespace blip2rt {
 
-// Calls f(), which waits for the GIL, as Python's own code does between its instructions. While the interpreter exits,
-// no thread gets the GIL: Python ends the waiting thread by unwinding its stack. That would end the process, because
-// destructors are noexcept, or release a GIL that they do not hold. Such a thread sleeps until the process is gone.
+// Calls work(argument), in which a thread may wait for the GIL. While the interpreter exits, no thread gets the GIL:
+// Python before 3.14 ends the waiting thread, which would run destructors that are noexcept, or release a GIL that the
+// thread does not hold. Such a thread sleeps until the process is gone.
+void call_while_python_lives(void (*work)(void*), void* argument);
+
 template <class F>
-void while_python_lives(const F& f) noexcept {
-#if defined(__GLIBCXX__)
-  try {
-    f();
-  } catch (abi::__forced_unwind&) {
-    sleep_until_exit();
-  }
-#else
-  f();
-#endif
+void while_python_lives(const F& f) {
+  call_while_python_lives([](void* function) { (*static_cast<const F*>(function))(); }, const_cast<F*>(&f));
 }
 
 class ReleasedGil {
