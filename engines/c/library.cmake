@@ -1,5 +1,7 @@
 # Builds engines/c into libblip2rt and blip2rt-c, and installs them with headers, package files and nano.
+include(CMakePackageConfigHelpers)
 include(GNUInstallDirs)
+enable_language(C)
 find_package(PkgConfig REQUIRED)
 find_package(JPEG REQUIRED)
 find_package(PNG REQUIRED)
@@ -7,6 +9,11 @@ find_package(Threads REQUIRED)
 pkg_check_modules(WEBP REQUIRED IMPORTED_TARGET libwebp libwebpdemux)
 
 option(BLIP2RT_C_TESTS "Build the C library's test programs" OFF)
+
+set(BLIP2RT_ABI 1)  # BLIP2RT_ABI_VERSION in the header
+file(STRINGS blip2rt/version.py line REGEX "^__version__")
+string(REGEX REPLACE ".*\"([0-9]+.[0-9]+.[0-9]+).*" "\\1" BLIP2RT_VERSION "${line}")
+file(RELATIVE_PATH nano "${CMAKE_INSTALL_FULL_LIBDIR}" "${CMAKE_INSTALL_FULL_DATADIR}/blip2rt/nano")
 
 target_compile_definitions(blip2rt_core PRIVATE BLIP2RT_NO_ENVIRONMENT)
 
@@ -18,7 +25,50 @@ add_library(blip2rt_media STATIC
   engines/media/png.cpp
   engines/media/webp.cpp)
 target_link_libraries(blip2rt_media PUBLIC blip2rt_core PRIVATE JPEG::JPEG PNG::PNG PkgConfig::WEBP)
-set_target_properties(blip2rt_media PROPERTIES POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden)
+set_target_properties(blip2rt_media PROPERTIES POSITION_INDEPENDENT_CODE ON)
+
+add_library(blip2rt SHARED
+  engines/c/blip2rt.cpp
+  engines/model/bundle.cpp
+  engines/model/graphs.cpp
+  engines/model/language.cpp
+  engines/model/manifest.cpp
+  engines/model/manifest_faults.cpp
+  engines/model/model.cpp
+  engines/model/options.cpp
+  engines/model/sha256.cpp
+  engines/model/text_forms.cpp
+  engines/model/tokenizers.cpp)
+target_include_directories(blip2rt PUBLIC
+  $<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}/engines/c/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
+target_compile_definitions(blip2rt PRIVATE
+  BLIP2RT_BUILD BLIP2RT_VERSION="${BLIP2RT_VERSION}" BLIP2RT_NANO="${nano}")
+target_link_libraries(blip2rt PRIVATE blip2rt_media ${CMAKE_DL_LIBS} Threads::Threads
+  "-Wl,--version-script=${CMAKE_CURRENT_SOURCE_DIR}/engines/c/symbols.map" -Wl,--no-undefined -Wl,--gc-sections)
+set_target_properties(blip2rt PROPERTIES VERSION ${BLIP2RT_VERSION} SOVERSION ${BLIP2RT_ABI} INSTALL_RPATH "\$ORIGIN")
+# Pixels are normalised as numpy does it: without fused products.
+set_source_files_properties(engines/model/model.cpp PROPERTIES COMPILE_OPTIONS "-ffp-contract=off")
+
+add_executable(blip2rt-c engines/c/program.c)
+target_link_libraries(blip2rt-c PRIVATE blip2rt)
+file(RELATIVE_PATH from_program "${CMAKE_INSTALL_FULL_BINDIR}" "${CMAKE_INSTALL_FULL_LIBDIR}")
+set_target_properties(blip2rt-c PROPERTIES C_STANDARD 99 C_EXTENSIONS OFF INSTALL_RPATH "\$ORIGIN/${from_program}")
+target_compile_options(blip2rt-c PRIVATE -Wall -Wextra -pedantic)
+
+foreach(target blip2rt_media blip2rt)
+  set_target_properties(${target} PROPERTIES CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
+  target_compile_options(${target} PRIVATE -Wall -Wextra $<$<BOOL:${BLIP2RT_WERROR}>:-Werror>)
+endforeach()
+
+install(TARGETS blip2rt blip2rt-c EXPORT blip2rt)
+install(FILES engines/c/include/blip2rt.h engines/c/include/blip2rt.hpp DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+install(DIRECTORY blip2rt/models/nano/ DESTINATION ${CMAKE_INSTALL_DATADIR}/blip2rt/nano)
+install(EXPORT blip2rt NAMESPACE blip2rt:: FILE blip2rtConfig.cmake DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/blip2rt)
+write_basic_package_version_file(blip2rtConfigVersion.cmake VERSION ${BLIP2RT_VERSION} COMPATIBILITY SameMajorVersion)
+configure_file(engines/c/blip2rt.pc.in blip2rt.pc @ONLY)
+install(FILES "${CMAKE_CURRENT_BINARY_DIR}/blip2rtConfigVersion.cmake"
+  DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/blip2rt)
+install(FILES "${CMAKE_CURRENT_BINARY_DIR}/blip2rt.pc" DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 
 if(BLIP2RT_C_TESTS)
   add_executable(image_check tests/c/native/image_check.cpp)

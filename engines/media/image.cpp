@@ -16,12 +16,6 @@ using std::string_view_literals::operator""sv;
 constexpr uint64_t kMaxFileBytes = 1 << 30;
 constexpr size_t kMargin = 2;  // scaled decoding keeps this many times the target's size, for the filter
 
-std::string with_commas(uint64_t number) {
-  std::string digits = std::to_string(number);
-  for (size_t end = digits.size(); end > 3; end -= 3) digits.insert(end - 3, ",");
-  return digits;
-}
-
 struct Format {
   std::string_view start;
   const char* name;
@@ -84,6 +78,12 @@ std::string read_image_file(const std::string& path, const std::string& name) {
 }
 
 }  // namespace
+
+std::string with_commas(uint64_t number) {
+  std::string digits = std::to_string(number);
+  for (size_t end = digits.size(); end > 3; end -= 3) digits.insert(end - 3, ",");
+  return digits;
+}
 
 void check_size(const std::string& name, Size size, Size decoded, const ImageLimits& limits) {
   const std::string text =

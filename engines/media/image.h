@@ -12,6 +12,9 @@
 
 namespace blip2rt {
 
+// A number for people: 50,000,000.
+std::string with_commas(uint64_t number);
+
 // What a model reads.
 struct ImageTarget {
   Size size;

@@ -1,0 +1,426 @@
+// The C API: looks handles up, checks arguments, and turns exceptions into statuses.
+#include <blip2rt.h>
+#include <dlfcn.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "c/handles.h"
+#include "model/model.h"
+#include "ort/ort_api.h"
+#include "ort/utf8.h"
+
+namespace blip2rt {
+namespace {
+
+struct Report {
+  blip2rt_status status;
+  Faults faults;
+  std::string message;
+};
+
+struct OpenChat {
+  std::shared_ptr<Model> model;  // of which the conversation has references
+  std::unique_ptr<Conversation> conversation;
+  std::mutex mutex;  // one thread asks at a time
+};
+
+using Models = Handles<blip2rt_model, Model>;
+using Images = Handles<blip2rt_image, PreparedImage>;
+using FeatureSets = Handles<blip2rt_features, Features>;
+using Chats = Handles<blip2rt_chat, OpenChat>;
+using TextLists = Handles<blip2rt_texts, Texts>;
+using Reports = Handles<blip2rt_error, Report>;
+
+Error argument_error(std::string fault) { return {ErrorKind::kArgument, std::move(fault)}; }
+
+blip2rt_status status_of(ErrorKind kind) {
+  switch (kind) {
+    case ErrorKind::kArgument: return BLIP2RT_BAD_ARGUMENT;
+    case ErrorKind::kModel: return BLIP2RT_BAD_MODEL;
+    case ErrorKind::kTimeout: return BLIP2RT_TIMEOUT;
+    case ErrorKind::kBackend: break;
+  }
+  return BLIP2RT_FAILED;
+}
+
+blip2rt_status report(blip2rt_error** error, blip2rt_status status, Faults faults) noexcept {
+  if (error == nullptr) return status;
+  try {
+    for (std::string& fault : faults) fault = single_line(fault);
+    std::string message = joined(faults);
+    *error = Reports::all().add(std::make_shared<Report>(Report{status, std::move(faults), std::move(message)}));
+  } catch (...) {  // no memory even for this
+  }
+  return status;
+}
+
+// Runs a call. Nothing is thrown across the boundary.
+template <class Work>
+blip2rt_status guarded(blip2rt_error** error, Work work) noexcept {
+  if (error != nullptr) *error = nullptr;
+  try {
+    work();
+    return BLIP2RT_OK;
+  } catch (const Error& fault) {
+    return report(error, status_of(fault.kind), fault.faults);
+  } catch (const ImageError& fault) {
+    return report(error, BLIP2RT_BAD_IMAGE, {fault.what()});
+  } catch (const std::bad_alloc&) {
+    return report(error, BLIP2RT_NO_MEMORY, {"out of memory: ask for fewer tokens, beams or images"});
+  } catch (const std::length_error&) {  // a container larger than any memory
+    return report(error, BLIP2RT_NO_MEMORY, {"out of memory: ask for fewer tokens, beams or images"});
+  } catch (const std::exception& fault) {
+    return report(error, BLIP2RT_FAILED, {fault.what()});
+  } catch (...) {
+    return report(error, BLIP2RT_FAILED, {"the callback threw an exception: catch it there"});
+  }
+}
+
+template <class Table, class Handle>
+auto object_of(const Handle* handle, const char* name) {
+  auto object = Table::all().find(handle);
+  if (object != nullptr) return object;
+  throw argument_error(std::string(name) + (handle == nullptr ? " is NULL: pass a " : " was freed, or is no ") +
+                       "blip2rt_" + name + (handle == nullptr ? "" : ": pass one that is open"));
+}
+
+template <class Pointer>
+Pointer given(Pointer pointer, const char* name) {
+  if (pointer == nullptr) throw argument_error(std::string(name) + " is NULL: pass a pointer");
+  return pointer;
+}
+
+// Hands an object to the caller.
+template <class Table, class Handle, class Object>
+void give(Handle** to, std::shared_ptr<Object> object) {
+  *to = Table::all().add(std::move(object));
+}
+
+template <class Handle>
+void clear(Handle** to, const char* name) {
+  *given(to, name) = nullptr;
+}
+
+OnPiece on_piece_of(blip2rt_callback callback, void* user) {
+  if (callback == nullptr) return nullptr;
+  return [callback, user](const std::string& piece) { return callback(piece.c_str(), user) == 0; };
+}
+
+// The folder of this library, with a slash; empty if the loader does not tell.
+std::string library_folder() {
+  Dl_info info;
+  if (dladdr(reinterpret_cast<const void*>(&blip2rt_version), &info) == 0 || info.dli_fname == nullptr) return "";
+  const std::string path = info.dli_fname;
+  return path.substr(0, path.rfind('/') + 1);
+}
+
+// Loads ONNX Runtime for the process. `path` is empty, or names the library.
+void load_runtime(std::string path) {
+  static std::mutex mutex;
+  static bool loaded = false;
+  const std::lock_guard lock(mutex);
+  if (loaded && path.empty()) return;
+  if (path.empty()) {
+    path = "libonnxruntime.so.1";
+    const std::string beside = library_folder() + path;
+    if (access(beside.c_str(), R_OK) == 0) path = beside;
+  }
+  try {
+    load_onnxruntime(path);
+  } catch (const std::runtime_error& error) {
+    throw Error(ErrorKind::kBackend,
+                std::string(error.what()) + ": install ONNX Runtime, or name its library by the option onnxruntime");
+  }
+  loaded = true;
+}
+
+constexpr const char* kLoadOptions[] = {"threads",        "onnxruntime",    "max_pixels", "scaled_jpeg",
+                                        "special_tokens", "trusted_graphs", "verify"};
+
+ModelOptions load_options(const char* const* pairs, std::string& runtime) {
+  ModelOptions options;
+  Faults faults, unknown;
+  const Faults names(std::begin(kLoadOptions), std::end(kLoadOptions));
+  for (const auto& [name, value] : read_pairs(pairs)) {
+    const auto require = [&, name = name, value = value](const auto& parsed, auto& into, const char* what) {
+      using Into = std::decay_t<decltype(into)>;
+      if (parsed) {
+        into = static_cast<Into>(*parsed);
+      } else {
+        faults.push_back(name + " is " + shown(value) + ": give " + what);
+      }
+    };
+    if (name == "threads") {
+      require(parse_whole(value, 1, 1024), options.threads,
+              "a whole number from 1 to 1024, or leave it out for all cores");
+    } else if (name == "onnxruntime") {
+      runtime = value;
+    } else if (name == "max_pixels") {
+      require(parse_whole(value, 1, kMostPixels), options.images.max_pixels,
+              "a number of pixels from 1 to 178,956,970");
+    } else if (name == "scaled_jpeg") {
+      require(parse_flag(value), options.images.scaled_jpeg, "true or false");
+    } else if (name == "special_tokens") {
+      require(parse_flag(value), options.special_tokens, "true or false");
+    } else if (name == "trusted_graphs") {
+      require(parse_flag(value), options.trusted_graphs, "true or false");
+    } else if (name == "verify") {
+      require(parse_flag(value), options.verify, "true or false");
+    } else {
+      unknown.push_back(single_line(name));
+    }
+  }
+  if (!unknown.empty()) {
+    faults.insert(faults.begin(), "unknown option " + joined(unknown, ", ") + ": choose from " + joined(names, ", "));
+  }
+  if (!faults.empty()) throw Error(ErrorKind::kArgument, std::move(faults));
+  const unsigned cores = std::thread::hardware_concurrency();  // more threads only wait for each other
+  if (cores > 0) options.threads = std::min(options.threads, static_cast<int>(cores));
+  return options;
+}
+
+std::shared_ptr<const Text> text_at(blip2rt_texts* texts, size_t index) {
+  const std::shared_ptr<Texts> found = TextLists::all().find(texts);
+  if (found == nullptr || index >= found->size()) return nullptr;
+  return {found, &(*found)[index]};
+}
+
+void write_floats(const Tensor& tensor, float* values, size_t capacity) {
+  if (values == nullptr) return;
+  const size_t count = tensor.values.size();
+  if (capacity < count) {
+    throw argument_error("capacity is " + std::to_string(capacity) + ", but there are " + std::to_string(count) +
+                         " values: pass NULL first to ask for the sizes");
+  }
+  std::copy(tensor.values.begin(), tensor.values.end(), values);
+}
+
+template <class Make>
+blip2rt_status make_image(blip2rt_model* model, blip2rt_image** image, blip2rt_error** error, Make make) {
+  return guarded(error, [&] {
+    clear(image, "image");
+    const auto opened = object_of<Models>(model, "model");
+    give<Images>(image, std::make_shared<PreparedImage>(make(*opened)));
+  });
+}
+
+}  // namespace
+}  // namespace blip2rt
+
+using namespace blip2rt;
+
+extern "C" {
+
+uint32_t blip2rt_abi_version(void) { return BLIP2RT_ABI_VERSION; }
+
+const char* blip2rt_version(void) { return BLIP2RT_VERSION; }
+
+blip2rt_status blip2rt_load(const char* folder, const char* const* options, blip2rt_model** model,
+                            blip2rt_error** error) {
+  return guarded(error, [&] {
+    clear(model, "model");
+    std::string runtime;
+    const ModelOptions chosen = load_options(options, runtime);
+    const std::string path = folder == nullptr ? library_folder() + BLIP2RT_NANO : folder;
+    if (path.empty()) throw Error(ErrorKind::kModel, "the bundle is '': give its folder, or NULL for nano");
+    load_runtime(runtime);
+    give<Models>(model, std::make_shared<Model>(path, chosen));
+  });
+}
+
+void blip2rt_model_free(blip2rt_model* model) { Models::all().remove(model); }
+
+blip2rt_status blip2rt_image_file(blip2rt_model* model, const char* path, blip2rt_image** image,
+                                  blip2rt_error** error) {
+  return make_image(model, image, error, [&](const Model& of) { return of.image_file(given(path, "path")); });
+}
+
+blip2rt_status blip2rt_image_bytes(blip2rt_model* model, const void* bytes, size_t size, blip2rt_image** image,
+                                   blip2rt_error** error) {
+  return make_image(model, image, error, [&](const Model& of) {
+    return of.image_bytes({static_cast<const char*>(given(bytes, "bytes")), size});
+  });
+}
+
+blip2rt_status blip2rt_image_pixels(blip2rt_model* model, const void* pixels, size_t width, size_t height,
+                                    ptrdiff_t stride, blip2rt_format format, blip2rt_image** image,
+                                    blip2rt_error** error) {
+  return make_image(model, image, error, [&](const Model& of) {
+    given(pixels, "pixels");
+    const auto kind = static_cast<int>(format);
+    if (kind < BLIP2RT_RGB || kind > BLIP2RT_BGRA) {
+      throw argument_error("format is " + std::to_string(kind) + ": give one of blip2rt_format");
+    }
+    if (width == 0 || height == 0 || width > kMaxSide || height > kMaxSide) {
+      throw ImageError("the image has " + std::to_string(width) + " x " + std::to_string(height) +
+                       " pixels: give 1 to 65,535 a side");
+    }
+    const size_t row = width * (kind < BLIP2RT_RGBA ? 3 : 4);
+    const size_t step = stride < 0 ? -static_cast<size_t>(stride) : static_cast<size_t>(stride);
+    if (stride != 0 && step < row) {
+      throw argument_error("stride is " + std::to_string(stride) + ", but a row has " + std::to_string(row) + " bytes");
+    }
+    return of.image_pixels(static_cast<const uint8_t*>(pixels), {width, height},
+                           stride == 0 ? static_cast<ptrdiff_t>(row) : stride, static_cast<PixelFormat>(kind));
+  });
+}
+
+void blip2rt_image_free(blip2rt_image* image) { Images::all().remove(image); }
+
+blip2rt_status blip2rt_encode(blip2rt_model* model, blip2rt_image* image, blip2rt_features** features,
+                              blip2rt_error** error) {
+  return guarded(error, [&] {
+    clear(features, "features");
+    const auto opened = object_of<Models>(model, "model");
+    give<FeatureSets>(features, std::shared_ptr<Features>(opened->encode(*object_of<Images>(image, "image"))));
+  });
+}
+
+void blip2rt_features_free(blip2rt_features* features) { FeatureSets::all().remove(features); }
+
+blip2rt_status blip2rt_caption(blip2rt_model* model, blip2rt_features* features, const char* prompt,
+                               const char* const* options, blip2rt_callback callback, void* user, blip2rt_texts** texts,
+                               blip2rt_error** error) {
+  return guarded(error, [&] {
+    clear(texts, "texts");
+    const auto opened = object_of<Models>(model, "model");
+    const auto of = object_of<FeatureSets>(features, "features");
+    const std::string text = prompt == nullptr ? "" : prompt;
+    give<TextLists>(texts,
+                    std::make_shared<Texts>(opened->caption(*of, prompt == nullptr ? nullptr : &text,
+                                                            TextOptions(options, true), on_piece_of(callback, user))));
+  });
+}
+
+blip2rt_status blip2rt_ask(blip2rt_model* model, blip2rt_features* features, const char* question,
+                           const char* const* options, blip2rt_callback callback, void* user, blip2rt_texts** texts,
+                           blip2rt_error** error) {
+  return guarded(error, [&] {
+    clear(texts, "texts");
+    const auto opened = object_of<Models>(model, "model");
+    const auto of = object_of<FeatureSets>(features, "features");
+    give<TextLists>(texts,
+                    std::make_shared<Texts>(opened->ask(*of, given(question, "question"), TextOptions(options, false),
+                                                        on_piece_of(callback, user))));
+  });
+}
+
+blip2rt_status blip2rt_chat_begin(blip2rt_model* model, blip2rt_features* features, const char* const* options,
+                                  blip2rt_chat** chat, blip2rt_error** error) {
+  return guarded(error, [&] {
+    clear(chat, "chat");
+    auto opened = std::make_shared<OpenChat>();
+    opened->model = object_of<Models>(model, "model");
+    const auto of = object_of<FeatureSets>(features, "features");
+    opened->conversation = opened->model->chat(*of, TextOptions(options, false));
+    give<Chats>(chat, std::move(opened));
+  });
+}
+
+blip2rt_status blip2rt_chat_ask(blip2rt_chat* chat, const char* question, const char* const* options,
+                                blip2rt_callback callback, void* user, blip2rt_texts** texts, blip2rt_error** error) {
+  return guarded(error, [&] {
+    clear(texts, "texts");
+    const auto opened = object_of<Chats>(chat, "chat");
+    given(question, "question");
+    const std::lock_guard lock(opened->mutex);
+    give<TextLists>(texts, std::make_shared<Texts>(opened->conversation->ask(question, TextOptions(options, false),
+                                                                             on_piece_of(callback, user))));
+  });
+}
+
+void blip2rt_chat_free(blip2rt_chat* chat) { Chats::all().remove(chat); }
+
+size_t blip2rt_texts_count(blip2rt_texts* texts) {
+  const auto found = TextLists::all().find(texts);
+  return found == nullptr ? 0 : found->size();
+}
+
+const char* blip2rt_texts_get(blip2rt_texts* texts, size_t index) {
+  const auto text = text_at(texts, index);
+  return text == nullptr ? nullptr : text->text.c_str();
+}
+
+double blip2rt_texts_score(blip2rt_texts* texts, size_t index) {
+  const auto text = text_at(texts, index);
+  return text == nullptr ? 0 : text->score;
+}
+
+int blip2rt_texts_truncated(blip2rt_texts* texts, size_t index) {
+  const auto text = text_at(texts, index);
+  return text != nullptr && text->truncated ? 1 : 0;
+}
+
+const int64_t* blip2rt_texts_tokens(blip2rt_texts* texts, size_t index, size_t* count) {
+  const auto text = text_at(texts, index);
+  if (count != nullptr) *count = text == nullptr ? 0 : text->tokens.size();
+  return text == nullptr ? nullptr : text->tokens.data();
+}
+
+void blip2rt_texts_free(blip2rt_texts* texts) { TextLists::all().remove(texts); }
+
+blip2rt_status blip2rt_match(blip2rt_model* model, blip2rt_features* features, const char* text, double* score,
+                             double* probability, double* cosine, blip2rt_error** error) {
+  return guarded(error, [&] {
+    const auto opened = object_of<Models>(model, "model");
+    const auto of = object_of<FeatureSets>(features, "features");
+    const Match match = opened->match(*of, given(text, "text"));
+    if (score != nullptr) *score = match.score;
+    if (probability != nullptr) *probability = match.probability;
+    if (cosine != nullptr) *cosine = match.cosine;
+  });
+}
+
+blip2rt_status blip2rt_embed_image(blip2rt_model* model, blip2rt_features* features, float* values, size_t capacity,
+                                   size_t* rows, size_t* width, blip2rt_error** error) {
+  return guarded(error, [&] {
+    const auto opened = object_of<Models>(model, "model");
+    const Tensor embeds = opened->embed_image(*object_of<FeatureSets>(features, "features"));
+    const auto size = static_cast<size_t>(embeds.shape.empty() ? 0 : embeds.shape.back());
+    if (width != nullptr) *width = size;
+    if (rows != nullptr) *rows = size == 0 ? 0 : embeds.values.size() / size;
+    write_floats(embeds, values, capacity);
+  });
+}
+
+blip2rt_status blip2rt_embed_text(blip2rt_model* model, const char* text, float* values, size_t capacity, size_t* width,
+                                  blip2rt_error** error) {
+  return guarded(error, [&] {
+    const auto opened = object_of<Models>(model, "model");
+    const Tensor embeds = opened->embed_text(given(text, "text"));
+    if (width != nullptr) *width = embeds.values.size();
+    write_floats(embeds, values, capacity);
+  });
+}
+
+const char* blip2rt_error_message(blip2rt_error* error) {
+  const auto found = Reports::all().find(error);
+  return found == nullptr ? nullptr : found->message.c_str();
+}
+
+blip2rt_status blip2rt_error_status(blip2rt_error* error) {
+  const auto found = Reports::all().find(error);
+  return found == nullptr ? BLIP2RT_OK : found->status;
+}
+
+size_t blip2rt_error_count(blip2rt_error* error) {
+  const auto found = Reports::all().find(error);
+  return found == nullptr ? 0 : found->faults.size();
+}
+
+const char* blip2rt_error_fault(blip2rt_error* error, size_t index) {
+  const auto found = Reports::all().find(error);
+  return found == nullptr || index >= found->faults.size() ? nullptr : found->faults[index].c_str();
+}
+
+void blip2rt_error_free(blip2rt_error* error) { Reports::all().remove(error); }
+
+}  // extern "C"

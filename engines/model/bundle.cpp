@@ -1,0 +1,156 @@
+// Reads bundles, in the words of blip2rt.bundle.
+#include "model/bundle.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <functional>
+
+#include "model/sha256.h"
+
+namespace blip2rt {
+namespace {
+
+constexpr const char* kManifest = "blip2rt.json";
+constexpr uint64_t kMaxManifestBytes = 4 << 20;
+
+Error model_error(std::string fault) { return {ErrorKind::kModel, std::move(fault)}; }
+
+// Hands the content of a regular file on in pieces. Throws std::runtime_error with the reason.
+void read_pieces(const std::string& path, const std::function<void(const char*, size_t)>& take) {
+  struct File {
+    ~File() {
+      if (number >= 0) close(number);
+    }
+    const int number;
+  } file{open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)};
+  struct stat found;
+  if (file.number < 0 || fstat(file.number, &found) != 0) throw std::runtime_error(std::strerror(errno));
+  if (S_ISDIR(found.st_mode)) throw std::runtime_error("Is a directory");
+  if (!S_ISREG(found.st_mode)) throw std::runtime_error("it is a pipe or a device");
+  std::string piece(1 << 18, '\0');
+  for (;;) {
+    const ssize_t count = read(file.number, piece.data(), piece.size());
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) throw std::runtime_error(std::strerror(errno));
+    if (count == 0) return;
+    take(piece.data(), static_cast<size_t>(count));
+  }
+}
+
+std::string read_manifest_file(const std::string& folder) {
+  const std::string file = folder + "/" + kManifest;
+  struct stat found;
+  if (stat(folder.c_str(), &found) != 0) throw model_error("no bundle at " + folder + ": there is no such folder");
+  if (!S_ISDIR(found.st_mode)) {
+    throw model_error(folder + " is a file; a bundle is the folder that holds " + std::string(kManifest));
+  }
+  if (stat(file.c_str(), &found) != 0 || !S_ISREG(found.st_mode)) {
+    throw model_error("no bundle at " + folder + ": the folder has no " + kManifest);
+  }
+  try {
+    return read_regular(file, kMaxManifestBytes);
+  } catch (const std::runtime_error& error) {
+    throw model_error("cannot read " + file + ": " + error.what());
+  }
+}
+
+Faults size_faults(const Bundle& bundle) {
+  Faults faults;
+  for (const auto& [name, entry] : bundle.manifest.files) {
+    struct stat found;
+    if (stat(bundle.file(name).c_str(), &found) != 0 || !S_ISREG(found.st_mode)) {
+      faults.push_back(name + " is missing");
+    } else if (found.st_size != entry.size) {
+      faults.push_back(name + " has " + std::to_string(found.st_size) + " bytes instead of " +
+                       std::to_string(entry.size));
+    }
+  }
+  return faults;
+}
+
+// Whether a manifest matches its own checksum, which is of its bytes with zeros for the digits. One without matches.
+bool is_intact(std::string manifest) {
+  const std::string key = "\"manifest_sha256\": \"";
+  const size_t at = manifest.find(key), digits = at + key.size(), count = 64;
+  if (at == std::string::npos || manifest.size() < digits + count || manifest[digits + count] != '"') return true;
+  const std::string said = manifest.substr(digits, count);
+  manifest.replace(digits, count, count, '0');
+  Sha256 hash;
+  hash.add(manifest.data(), manifest.size());
+  return hash.digits() == said && manifest.find(key, digits) == std::string::npos;
+}
+
+}  // namespace
+
+std::string read_regular(const std::string& path, uint64_t most) {
+  std::string content;
+  read_pieces(path, [&](const char* piece, size_t size) {
+    content.append(piece, size);
+    if (content.size() > most) throw std::runtime_error("it has more than " + with_commas(most) + " bytes");
+  });
+  return content;
+}
+
+uint64_t Bundle::bytes() const {
+  uint64_t sum = 0;
+  for (const auto& [name, entry] : manifest.files) sum += static_cast<uint64_t>(entry.size);
+  return sum;
+}
+
+AllowedFiles Bundle::readable_files(const std::string& component) const {
+  const auto folder_of = [](const std::string& name) { return name.substr(0, name.rfind('/') + 1); };
+  const std::string own = folder_of(manifest.components.at(component).graph);
+  std::map<std::string, uint64_t> files;
+  for (const auto& [name, entry] : manifest.files) {
+    if (folder_of(name) == own) files[name.substr(own.size())] = static_cast<uint64_t>(entry.size);
+  }
+  return files;
+}
+
+void Bundle::require(const std::vector<std::string>& components, const std::string& action) const {
+  Faults missing;
+  for (const std::string& name : components) {
+    if (!manifest.has(name)) missing.push_back(name);
+  }
+  if (missing.empty()) return;
+  const bool generative = std::find(kGenerative.begin(), kGenerative.end(), missing[0]) != kGenerative.end();
+  throw model_error("bundle '" + manifest.name + "' cannot " + action + ": it lacks " + joined(missing, ", ") +
+                    "; export it again with a stage-" + (generative ? "2" : "1") + " checkpoint");
+}
+
+Bundle read_bundle(const std::string& folder) {
+  Bundle bundle{folder, read_manifest(read_manifest_file(folder), folder + "/" + kManifest)};
+  if (bundle.manifest.target != "ort") {
+    throw model_error(folder + " was exported for " + bundle.manifest.target +
+                      ", which this library cannot run: export it with blip2rt-export --target ort");
+  }
+  Faults faults = size_faults(bundle);
+  if (faults.empty()) return bundle;
+  faults.front() = "bundle " + folder + " is not whole: " + faults.front();
+  faults.back() += ": copy or export it again";
+  throw Error(ErrorKind::kModel, std::move(faults));
+}
+
+void verify(const Bundle& bundle) {
+  Faults altered;
+  try {
+    if (!is_intact(read_regular(bundle.file(kManifest), kMaxManifestBytes))) altered.push_back(kManifest);
+    for (const auto& [name, entry] : bundle.manifest.files) {
+      Sha256 hash;
+      read_pieces(bundle.file(name), [&hash](const char* piece, size_t size) { hash.add(piece, size); });
+      if (hash.digits() != entry.sha256) altered.push_back(name);
+    }
+  } catch (const std::runtime_error& error) {
+    throw model_error("cannot read a file of " + bundle.folder + ": " + error.what());
+  }
+  if (altered.empty()) return;
+  throw model_error("bundle " + bundle.folder + " is altered: the sha256 of " + joined(altered, ", ") +
+                    " differs from the manifest's: copy or export it again");
+}
+
+}  // namespace blip2rt

@@ -1,0 +1,97 @@
+// Opens sessions and runs them, with errors in the words of blip2rt.backends.
+#include "model/graphs.h"
+
+#include <sys/mman.h>
+#include <sys/resource.h>
+
+#include <cstring>
+#include <new>
+#include <utility>
+
+namespace blip2rt {
+namespace {
+
+// Throws std::bad_alloc if `ulimit -v` leaves no room to open graphs: without memory, ONNX Runtime ends the process.
+void require_address_space(uint64_t file_bytes) {
+  constexpr uint64_t kLoadingBytes = 320 << 20;  // of ONNX Runtime, its threads and arenas, besides the files it maps
+  rlimit limit;
+  if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return;
+  const size_t size = file_bytes + kLoadingBytes;
+  void* room = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (room == MAP_FAILED) throw std::bad_alloc();
+  munmap(room, size);
+}
+
+}  // namespace
+
+const Session& Graphs::session(const std::string& component) {
+  std::unique_ptr<Session>& session = sessions_[component];
+  if (session != nullptr) return *session;
+  const std::string path = bundle_.graph(component);
+  try {
+    if (sessions_.size() == 1) require_address_space(bundle_.bytes());
+    CustomOps ops;
+    ops.int8 = component == "vision";
+    session = std::make_unique<Session>(path, threads_, ops, bundle_.readable_files(component), trusted_);
+  } catch (const GraphError& error) {
+    std::string message = error.what();
+    const size_t fix = message.find("load it with ");
+    if (fix == std::string::npos) {
+      message += ": download the bundle again from a source you trust";
+    } else {
+      message.replace(fix, std::string::npos, "load it with trusted_graphs");
+    }
+    throw Error(ErrorKind::kModel, std::move(message));
+  } catch (const std::runtime_error& error) {
+    throw Error(ErrorKind::kBackend, "ONNX Runtime cannot load " + path + ": " + error.what());
+  }
+  return *session;
+}
+
+Tensor Graphs::run(const std::string& component, const char* output, const std::vector<Feed>& feeds) {
+  const Session* session = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    session = &this->session(component);
+  }
+  std::vector<const char*> names;
+  std::vector<const OrtValue*> values;
+  for (const Feed& feed : feeds) {
+    names.push_back(feed.name);
+    values.push_back(feed.value.get());
+  }
+  try {
+    if (session->is_loop_only()) throw std::runtime_error("it is run by the loop alone");
+    const std::vector<Value> outputs = session->run(names, values, {output});
+    const TensorInfo info = tensor_info(outputs[0].get());
+    if (info.dtype != DType::kFloat32) throw std::runtime_error(std::string(output) + " is not float32");
+    void* data = nullptr;
+    check(ort().GetTensorMutableData(outputs[0].get(), &data));
+    size_t count = 1;
+    for (const int64_t axis : info.shape) count *= static_cast<size_t>(axis);
+    const auto* floats = static_cast<const float*>(data);
+    return {info.shape, std::vector<float>(floats, floats + count)};
+  } catch (const std::runtime_error& error) {
+    throw Error(ErrorKind::kBackend, session->path() + " failed: " + error.what());
+  }
+}
+
+const Generator& Graphs::generator() {
+  const std::lock_guard lock(mutex_);
+  if (generator_ == nullptr) {
+    const LlmSpec& spec = *bundle_.manifest.llm;
+    const auto size = [](int64_t number) { return static_cast<int>(number); };  // the manifest's limits fit
+    const LlmShape shape{size(spec.layers),      size(spec.kv_heads),   size(spec.head_dim),
+                         size(spec.hidden_size), size(spec.vocab_size), spec.bidirectional_prompt};
+    const Session &embed = session("embed"), &llm = session("llm");
+    const Session* encoder = spec.encoder_decoder ? &session("encoder") : nullptr;
+    try {
+      generator_ = std::make_unique<Generator>(embed, llm, shape, encoder, spec.decoder_start_token_id.value_or(0));
+    } catch (const std::runtime_error& error) {
+      throw Error(ErrorKind::kBackend, std::string("generation failed: ") + error.what());
+    }
+  }
+  return *generator_;
+}
+
+}  // namespace blip2rt

@@ -1,0 +1,56 @@
+// A bundle's graphs, each opened at its first use. Any thread may use them.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "graphs/session.h"
+#include "loop/generator.h"
+#include "model/bundle.h"
+
+namespace blip2rt {
+
+struct Tensor {
+  std::vector<int64_t> shape;
+  std::vector<float> values;
+};
+
+// A tensor that a graph reads: borrows its values.
+struct Feed {
+  Feed(const char* name, const Tensor& tensor)
+      : name(name), value(view(const_cast<float*>(tensor.values.data()), tensor.shape)) {}
+  Feed(const char* name, const std::vector<int64_t>& row)  // (1, length)
+      : name(name),
+        value(view(const_cast<int64_t*>(row.data()), row.size() * sizeof(int64_t),
+                   {1, static_cast<int64_t>(row.size())}, DType::kInt64)) {}
+  const char* name;
+  Value value;
+};
+
+class Graphs {
+ public:
+  // `bundle` must outlive the graphs. threads 0: one for each physical core.
+  Graphs(const Bundle& bundle, int threads, bool trusted) : bundle_(bundle), threads_(threads), trusted_(trusted) {}
+
+  // Runs a graph and returns one output. Throws Error.
+  Tensor run(const std::string& component, const char* output, const std::vector<Feed>& feeds);
+
+  // The language model's graphs, without state between calls.
+  const Generator& generator();
+
+ private:
+  const Session& session(const std::string& component);
+
+  const Bundle& bundle_;
+  const int threads_;
+  const bool trusted_;
+  std::mutex mutex_;  // while a graph is opened
+  std::map<std::string, std::unique_ptr<Session>> sessions_;
+  std::unique_ptr<Generator> generator_;
+};
+
+}  // namespace blip2rt

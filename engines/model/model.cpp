@@ -1,0 +1,229 @@
+// Runs the graphs in the order in which data flow through them.
+#include "model/model.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "model/text_forms.h"
+
+namespace blip2rt {
+namespace {
+
+constexpr size_t kMaxCachedTexts = 4096;
+
+uint64_t next_number() {
+  static std::atomic<uint64_t> last{0};
+  return ++last;
+}
+
+// RGB (height, width, 3) -> pixels (1, 3, height, width): / 255, - mean, / std, rounded after each step as numpy does.
+Tensor normalized(const std::vector<uint8_t>& rgb, const ImageSpec& spec) {
+  const size_t area = rgb.size() / 3;
+  Tensor pixels{{1, 3, spec.height, spec.width}, std::vector<float>(rgb.size())};
+  for (size_t channel = 0; channel < 3; ++channel) {
+    const auto mean = static_cast<float>(spec.mean[channel]), std = static_cast<float>(spec.std[channel]);
+    float* to = &pixels.values[channel * area];
+    for (size_t i = 0; i < area; ++i) {
+      const float scaled = static_cast<float>(rgb[3 * i + channel]) * (1.0F / 255);
+      to[i] = (scaled - mean) / std;
+    }
+  }
+  return pixels;
+}
+
+}  // namespace
+
+Model::Model(const std::string& folder, const ModelOptions& options)
+    : bundle_(read_bundle(folder)),
+      options_(options),
+      number_(next_number()),
+      graphs_(bundle_, options.threads, options.trusted_graphs) {
+  if (options.verify) verify(bundle_);
+}
+
+ImageTarget Model::target() const {
+  const ImageSpec& spec = bundle_.manifest.image;
+  return {{static_cast<size_t>(spec.width), static_cast<size_t>(spec.height)}, spec.resample};
+}
+
+PreparedImage Model::image_file(const std::string& path) const {
+  return {number_, prepare_file(path, target(), options_.images)};
+}
+
+PreparedImage Model::image_bytes(std::string_view bytes) const {
+  return {number_, prepare_bytes(bytes, target(), options_.images)};
+}
+
+PreparedImage Model::image_pixels(const uint8_t* pixels, Size size, ptrdiff_t stride, PixelFormat format) const {
+  return {number_, prepare_pixels(pixels, size, stride, format, target())};
+}
+
+void Model::require_own(uint64_t model, const char* what) const {
+  if (model == number_) return;
+  throw Error(ErrorKind::kArgument, std::string(what) + " of another model: make one with this model");
+}
+
+Language& Model::language() {
+  std::call_once(language_made_,
+                 [this] { language_ = std::make_unique<Language>(bundle_, graphs_, options_.special_tokens); });
+  return *language_;
+}
+
+const QFormerTokenizer& Model::text_tokenizer() {
+  std::call_once(text_tokenizer_made_, [this] {
+    text_tokenizer_ = std::make_unique<QFormerTokenizer>(bundle_, *bundle_.manifest.retrieval, options_.special_tokens);
+  });
+  return *text_tokenizer_;
+}
+
+std::unique_ptr<Features> Model::encode(const PreparedImage& image) {
+  require_own(image.model, "the image is");
+  auto features = std::make_unique<Features>();
+  features->model = number_;
+  const Tensor pixels = normalized(image.rgb, bundle_.manifest.image);
+  std::vector<Feed> feeds;
+  feeds.emplace_back("pixels", pixels);
+  features->vision = graphs_.run("vision", "vision_features", feeds);
+  return features;
+}
+
+// `question`: what a Q-Former that reads questions reads with the image.
+Tensor Model::prefix_embeds(Features& features, const std::string& question) {
+  const std::lock_guard lock(features.mutex);
+  if (features.prefix_embeds) return *features.prefix_embeds;
+  std::vector<Feed> feeds;
+  feeds.emplace_back("vision_features", features.vision);
+  Ids ids, mask;
+  if (bundle_.manifest.question) {
+    std::call_once(question_tokenizer_made_, [this] {
+      question_tokenizer_ =
+          std::make_unique<QFormerTokenizer>(bundle_, *bundle_.manifest.question, options_.special_tokens);
+    });
+    ids = question_tokenizer_->encode(question);
+    mask.assign(ids.size(), 1);
+    feeds.emplace_back("token_ids", ids);
+    feeds.emplace_back("text_mask", mask);
+  }
+  Tensor embeds = graphs_.run("qformer", "prefix_embeds", feeds);
+  const LlmSpec& llm = *bundle_.manifest.llm;
+  if (embeds.shape != std::vector<int64_t>{1, llm.prefix_length, llm.hidden_size}) {
+    throw Error(ErrorKind::kBackend, bundle_.graph("qformer") + " returns prefix_embeds of an unexpected shape");
+  }
+  if (!bundle_.manifest.question) features.prefix_embeds = embeds;
+  return embeds;
+}
+
+Texts Model::caption(Features& features, const std::string* prompt, const TextOptions& options,
+                     const OnPiece& on_piece) {
+  bundle_.require(kGenerative, "caption");
+  require_own(features.model, "the features are");
+  const Clock::time_point start = Clock::now();
+  const Language& language = this->language();
+  const Prompt text = language.caption_prompt(prompt);
+  const Task task{text, language.settings("caption", options, &text), !options.raw()};
+  return language.generate(prefix_embeds(features, text.whole()), task, start, on_piece);
+}
+
+Texts Model::ask(Features& features, const std::string& question, const TextOptions& options, const OnPiece& on_piece) {
+  bundle_.require(kGenerative, "ask");
+  require_own(features.model, "the features are");
+  const Clock::time_point start = Clock::now();
+  const Language& language = this->language();
+  const Prompt prompt = language.ask_prompt(question);
+  const Task task{prompt, language.settings("ask", options, &prompt), false};
+  std::string read;  // what the Q-Former reads
+  if (bundle_.manifest.question) {
+    read = bundle_.manifest.question->prompt;
+    for (size_t at = read.find("{}"); at != std::string::npos; at = read.find("{}", at + prompt.text.size())) {
+      read.replace(at, 2, prompt.text);
+    }
+  }
+  return language.generate(prefix_embeds(features, read), task, start, on_piece);
+}
+
+std::unique_ptr<Conversation> Model::chat(Features& features, const TextOptions& options) {
+  bundle_.require(kGenerative, "chat");
+  require_own(features.model, "the features are");
+  const Language& language = this->language();
+  language.need_chat();
+  return std::make_unique<Conversation>(language, prefix_embeds(features, ""), options);
+}
+
+Match Model::match(Features& features, const std::string& text) {
+  bundle_.require(kRetrieval, "match");
+  require_own(features.model, "the features are");
+  check_text(text);
+  if (!has_words(text)) {
+    throw Error(ErrorKind::kArgument, "a text has no words: say what the image may show, as in 'a dog on grass'");
+  }
+  const RetrievalSpec& spec = *bundle_.manifest.retrieval;
+  const Ids ids = text_tokenizer().encode(text), mask(ids.size(), 1);
+  std::vector<Feed> feeds;
+  feeds.emplace_back("vision_features", features.vision);
+  feeds.emplace_back("token_ids", ids);
+  feeds.emplace_back("text_mask", mask);
+  const Tensor logits = graphs_.run("itm", "itm_logits", feeds);
+  const Tensor queries = embed_image(features), row = embed_text(text);
+  const size_t width = row.values.size();
+  if (width == 0 || logits.values.size() != 2 || queries.values.size() % width != 0) {
+    throw Error(ErrorKind::kBackend, "the graphs of " + bundle_.folder + " return shapes that do not fit");
+  }
+  float cosine = -1;
+  for (size_t query = 0; query < queries.values.size(); query += width) {
+    float product = 0;
+    for (size_t i = 0; i < width; ++i) product += queries.values[query + i] * row.values[i];
+    cosine = std::max(cosine, product);
+  }
+  const double log_odds = static_cast<double>(logits.values[1]) - static_cast<double>(logits.values[0]);
+  Match match{1 / (1 + std::exp(-log_odds)), cosine, spec.itm_weight * log_odds + cosine / spec.temperature};
+  if (spec.likelihood_weight != 0) match.score += spec.likelihood_weight * likelihood(features, text);
+  return match;
+}
+
+// How much likelier the language model finds a text after an image than after the mean of photographs.
+double Model::likelihood(Features& features, const std::string& text) {
+  std::vector<std::string> needed = kRetrieval;
+  needed.insert(needed.end(), kGenerative.begin(), kGenerative.end());
+  bundle_.require(needed, "tell how likely a text is");
+  const RetrievalSpec& spec = *bundle_.manifest.retrieval;
+  const LlmSpec& llm = *bundle_.manifest.llm;
+  const std::string written = text_tokenizer().written(text);
+  const Tensor prefix = prefix_embeds(features, language().caption_prompt(nullptr).whole());
+  std::optional<double> known;
+  {
+    const std::lock_guard lock(mutex_);
+    if (const auto found = unconditional_.find(written); found != unconditional_.end()) known = found->second;
+  }
+  if (known) return language().likelihoods({&prefix}, written, spec.max_text_length)[0] - *known;
+  Tensor mean{{1, llm.prefix_length, llm.hidden_size}, {}};
+  const std::string bytes = read_regular(bundle_.file(*spec.mean_prefix), UINT32_MAX);
+  mean.values.resize(static_cast<size_t>(llm.prefix_length * llm.hidden_size));
+  std::memcpy(mean.values.data(), bytes.data(), std::min(bytes.size(), 4 * mean.values.size()));
+  const std::vector<double> scores = language().likelihoods({&prefix, &mean}, written, spec.max_text_length);
+  const std::lock_guard lock(mutex_);
+  if (unconditional_.size() == kMaxCachedTexts) unconditional_.clear();
+  unconditional_[written] = scores[1];
+  return scores[0] - scores[1];
+}
+
+Tensor Model::embed_image(const Features& features) {
+  bundle_.require({"image_embed"}, "embed_image");
+  require_own(features.model, "the features are");
+  std::vector<Feed> feeds;
+  feeds.emplace_back("vision_features", features.vision);
+  return graphs_.run("image_embed", "image_embeds", feeds);
+}
+
+Tensor Model::embed_text(const std::string& text) {
+  bundle_.require({"text_embed"}, "embed_text");
+  const Ids ids = text_tokenizer().encode(text), mask(ids.size(), 1);
+  std::vector<Feed> feeds;
+  feeds.emplace_back("token_ids", ids);
+  feeds.emplace_back("text_mask", mask);
+  return graphs_.run("text_embed", "text_embeds", feeds);
+}
+
+}  // namespace blip2rt

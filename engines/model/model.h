@@ -1,0 +1,86 @@
+// A bundle that captions, answers, matches and embeds: the order of things for C, as blip2rt.pipeline and
+// blip2rt.matching have it for Python. Any thread may use a model.
+//
+//     image -> pixels -> vision_features -> query_output -> prefix_embeds -> token ids -> text
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "media/image.h"
+#include "model/bundle.h"
+#include "model/graphs.h"
+#include "model/language.h"
+
+namespace blip2rt {
+
+struct ModelOptions {
+  int threads = 0;  // of each operator; 0: one for each physical core
+  ImageRules images;
+  bool special_tokens = true, trusted_graphs = false, verify = false;
+};
+
+// A picture, resized for a model.
+struct PreparedImage {
+  uint64_t model;            // its number
+  std::vector<uint8_t> rgb;  // (height, width, 3)
+};
+
+// What the encoder makes of an image. Any thread may use it.
+struct Features {
+  uint64_t model;
+  Tensor vision;  // (1, N, C)
+  std::mutex mutex;
+  std::optional<Tensor> prefix_embeds;  // (1, Q, D), unless the Q-Former reads a text with the image
+};
+
+struct Match {
+  double probability, cosine, score;
+};
+
+class Model {
+ public:
+  // Opens a bundle. ONNX Runtime must be loaded. Throws Error.
+  Model(const std::string& folder, const ModelOptions& options);
+
+  // These throw ImageError, too.
+  PreparedImage image_file(const std::string& path) const;
+  PreparedImage image_bytes(std::string_view bytes) const;
+  PreparedImage image_pixels(const uint8_t* pixels, Size size, ptrdiff_t stride, PixelFormat format) const;
+
+  std::unique_ptr<Features> encode(const PreparedImage& image);
+
+  // `prompt`: null for the bundle's own.
+  Texts caption(Features& features, const std::string* prompt, const TextOptions& options, const OnPiece& on_piece);
+  Texts ask(Features& features, const std::string& question, const TextOptions& options, const OnPiece& on_piece);
+  std::unique_ptr<Conversation> chat(Features& features, const TextOptions& options);
+
+  Match match(Features& features, const std::string& text);
+  Tensor embed_image(const Features& features);  // (1, Q, E)
+  Tensor embed_text(const std::string& text);    // (1, E)
+
+ private:
+  ImageTarget target() const;
+  void require_own(uint64_t model, const char* what) const;
+  Language& language();
+  const QFormerTokenizer& text_tokenizer();
+  Tensor prefix_embeds(Features& features, const std::string& question);
+  double likelihood(Features& features, const std::string& text);
+
+  const Bundle bundle_;
+  const ModelOptions options_;
+  const uint64_t number_;
+  Graphs graphs_;
+  std::once_flag language_made_, text_tokenizer_made_, question_tokenizer_made_;
+  std::unique_ptr<Language> language_;
+  std::unique_ptr<QFormerTokenizer> text_tokenizer_, question_tokenizer_;
+  std::mutex mutex_;                             // of what follows
+  std::map<std::string, double> unconditional_;  // log p(text) of texts that were matched
+};
+
+}  // namespace blip2rt

@@ -1,0 +1,149 @@
+// Walks over characters, with Python's notion of white space and letters.
+#include "model/text_forms.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "text/unicode.h"
+
+namespace blip2rt {
+namespace {
+
+// In this order they lose their space.
+constexpr std::string_view kCleaned[] = {" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"};
+constexpr std::string_view kMayChange = " .?!,'ntmsver";
+
+bool is_space(uint32_t character) {
+  return properties_of(character).space() || (character >= 0x1C && character <= 0x1F);  // Python counts separators
+}
+
+bool is_alphanumeric(uint32_t character) {
+  const Properties::Category category = properties_of(character).category();
+  return (category >= Properties::kLu && category <= Properties::kLo) ||
+         (category >= Properties::kNd && category <= Properties::kNo);
+}
+
+std::vector<std::string_view> words_of(std::string_view text) {
+  std::vector<std::string_view> words;
+  size_t start = std::string_view::npos;
+  for (size_t at = 0; at < text.size();) {
+    const size_t begin = at;
+    const bool space = is_space(next_character(text, at));
+    if (space && start != std::string_view::npos) words.push_back(text.substr(start, begin - start));
+    start = space ? std::string_view::npos : std::min(start, begin);
+  }
+  if (start != std::string_view::npos) words.push_back(text.substr(start));
+  return words;
+}
+
+// Whether a word joins the one before it: [.,!?;:] as a whole, or n't, 's, 'm, 're, 've, 'll, 'd as a whole or before a
+// character that is no part of a word.
+bool joins(std::string_view word) {
+  if (word.size() == 1 && std::string_view(".,!?;:").find(word[0]) != std::string_view::npos) return true;
+  for (const std::string_view clitic : {"n't", "'s", "'m", "'re", "'ve", "'ll", "'d"}) {
+    if (word.substr(0, clitic.size()) != clitic) continue;
+    size_t at = clitic.size();
+    if (at == word.size()) return true;
+    const uint32_t next = next_character(word, at);
+    if (next != '_' && !is_alphanumeric(next)) return true;
+  }
+  return false;
+}
+
+std::string joined_words(const std::vector<std::string_view>& words) {
+  std::string text;
+  for (const std::string_view word : words) {
+    if (!text.empty()) text += ' ';
+    text += word;
+  }
+  return text;
+}
+
+bool is_cased(uint32_t character) {
+  const Properties::Category category = properties_of(character).category();
+  return category >= Properties::kLu && category <= Properties::kLt;
+}
+
+// Python writes a capital sigma at the end of a word as a final one.
+std::string lower(std::string_view text) {
+  constexpr uint32_t kCapitalSigma = 0x3A3, kFinalSigma = 0x3C2;
+  std::string result;
+  size_t done = 0;
+  bool after_letter = false;
+  for (size_t at = 0; at < text.size();) {
+    const size_t begin = at;
+    const uint32_t character = next_character(text, at);
+    size_t next = at;
+    const bool before_letter = at < text.size() && is_cased(next_character(text, next));
+    if (character == kCapitalSigma && after_letter && !before_letter) {
+      result += lower_case(text.substr(done, begin - done));
+      append_utf8(kFinalSigma, result);
+      done = at;
+    }
+    after_letter = is_cased(character);
+  }
+  return result + lower_case(text.substr(done));
+}
+
+}  // namespace
+
+std::string_view stripped(std::string_view text) {
+  size_t begin = 0;
+  for (size_t at = 0; at < text.size() && is_space(next_character(text, at));) begin = at;
+  text.remove_prefix(begin);
+  while (!text.empty()) {
+    const size_t last = previous_start(text, text.size());
+    size_t at = last;
+    if (!is_space(next_character(text, at))) break;
+    text = text.substr(0, last);
+  }
+  return text;
+}
+
+std::string tidied(std::string_view text) {
+  std::string line;
+  for (const std::string_view word : words_of(text)) {
+    if (!line.empty() && !joins(word)) line += ' ';
+    line += word;
+  }
+  return line;
+}
+
+std::string cleaned_up(std::string text) {
+  for (const std::string_view pattern : kCleaned) {
+    std::string without;
+    std::copy_if(pattern.begin(), pattern.end(), std::back_inserter(without), [](char c) { return c != ' '; });
+    for (size_t at = text.find(pattern); at != std::string::npos; at = text.find(pattern, at + without.size())) {
+      text.replace(at, pattern.size(), without);
+    }
+  }
+  return text;
+}
+
+size_t cleaned_length(std::string_view text) {
+  const size_t last = text.find_last_not_of(kMayChange);
+  return last == std::string_view::npos ? 0 : last + 1;
+}
+
+std::string clean_caption(std::string_view text) {
+  std::string plain = lower(text);
+  for (char& c : plain) {
+    if (std::string_view(".!\"()*#:;~").find(c) != std::string_view::npos) c = ' ';
+  }
+  return joined_words(words_of(plain));
+}
+
+bool has_words(std::string_view text) {
+  for (size_t at = 0; at < text.size();) {
+    if (is_alphanumeric(next_character(text, at))) return true;
+  }
+  return false;
+}
+
+std::string_view first_characters(std::string_view text, size_t count) {
+  size_t at = 0;
+  for (; count > 0 && at < text.size(); --count) next_character(text, at);
+  return text.substr(0, at);
+}
+
+}  // namespace blip2rt

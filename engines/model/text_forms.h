@@ -1,0 +1,30 @@
+// Forms of a text: stripped, on one line, cleaned up, as captions are normalised. Texts are valid UTF-8.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace blip2rt {
+
+// Without white space at the ends.
+std::string_view stripped(std::string_view text);
+
+// On one line, without spaces before punctuation and clitics.
+std::string tidied(std::string_view text);
+
+// What Hugging Face's clean_up_tokenization does.
+std::string cleaned_up(std::string text);
+
+// The length of the longest prefix that clean-up cannot change any more, whatever follows.
+size_t cleaned_length(std::string_view text);
+
+// Lower case, no sentence punctuation, single spaces: like the reference's caption processor.
+std::string clean_caption(std::string_view text);
+
+// Whether a text has a letter or a digit.
+bool has_words(std::string_view text);
+
+// The first `count` characters of a text.
+std::string_view first_characters(std::string_view text, size_t count);
+
+}  // namespace blip2rt

@@ -1,0 +1,206 @@
+"""libblip2rt gives the texts, tokens, scores and messages of the Python package."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import blip2rt
+from blip2rt import bundle as contract
+from blip2rt.errors import Blip2rtError
+from tests.c.library import CError, CModel, CText, library
+from tests.seeds import new_seed
+from tests.tiny.bundle import Tiny, with_likelihood_weight
+
+pytestmark = pytest.mark.long(60)
+
+PHOTO = Path(__file__).parents[2] / "docs" / "photo.jpg"
+OPTIONS: dict[str, list[Any]] = {
+    "num_captions": [1, 2, 3],
+    "num_beams": [1, 2, 4],
+    "max_new_tokens": [1, 5, 12],
+    "min_new_tokens": [0, 3],
+    "length_penalty": [-2.0, 0.0, 1.5],
+    "early_stopping": [True, False, "never"],
+    "repetition_penalty": [0.5, 1.0, 3.0],
+    "no_repeat_ngram_size": [0, 1, 2],
+    "bad_words": ["dog", ["a", "the dog"]],
+    "forced_prefix": ["a", "the red dog"],
+    "stop_strings": ["dog", ["a", " on the"]],
+    "do_sample": [True, False],
+    "temperature": [0.3, 1.0, 4.0],
+    "top_k": [0, 1, 5],
+    "top_p": [0.2, 0.9, 1.0],
+    "min_p": [0.0, 0.3],
+}
+WRONG: dict[str, list[Any]] = {
+    "num_captions": [0, 101, "many"],
+    "num_beams": [-1, 2.5],
+    "max_new_tokens": [0, 70000],
+    "temperature": [0, "hot"],
+    "repetition_penalty": [-1.5],
+    "top_p": [1.5],
+    "length_penalty": [1e39],
+    "seed": [-1],
+    "max_time": [0],
+}
+
+
+def random_options(rng: random.Random, wrong: bool = False) -> dict[str, Any]:
+    names = rng.sample(sorted(OPTIONS), rng.randint(0, 7))
+    options = {name: rng.choice(OPTIONS[name]) for name in names}
+    if wrong:
+        options |= {name: rng.choice(WRONG[name]) for name in rng.sample(sorted(WRONG), 3)}
+    if options.get("do_sample"):
+        options["seed"] = rng.randrange(2**63)
+    return options
+
+
+def outcome(work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Texts, or the message of the error."""
+    try:
+        found = work(*arguments, **options)
+    except (Blip2rtError, CError) as error:
+        return str(error).replace("True or False", "true or false").replace("'never'", "never")
+    return [parts(each) for each in (found if isinstance(found, list) else [found])]
+
+
+def parts(text: Any) -> tuple[Any, ...]:
+    return str(getattr(text, "text", text)), text.tokens, text.truncated, round(text.score, 4)
+
+
+@pytest.fixture(scope="session", params=["tiny", "opt", "llama", "t5", "instruct"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, CModel]]:
+    """A bundle in Python and in C."""
+    if request.param == "tiny":
+        folder = request.getfixturevalue("tiny").path
+    else:
+        pytest.importorskip("transformers")
+        from tests.export.commands_in_process import export
+        from tests.tiny import blip2
+
+        made = tmp_path_factory.mktemp(request.param)
+        config = blip2.TEXT_CONFIGS["llama" if request.param == "instruct" else request.param]()
+        save = blip2.instruct if request.param == "instruct" else blip2.generative
+        folder = export(save(made / "hf", config), made / "bundle")
+    model = CModel(folder, threads=1)
+    yield blip2rt.load(folder, threads=1), model
+    model.close()
+
+
+def test_texts_and_messages_equal_those_of_python(pair: tuple[Any, CModel], photo: Callable[..., np.ndarray]) -> None:
+    python, c = pair
+    rng = random.Random(new_seed())
+    said = 0
+    for i in range(60):
+        if i % 10 == 0:
+            image = photo()
+            c.use(image)
+        options, prompt = random_options(rng, i % 4 == 3), rng.choice([None, None, "a dog", ""])
+        wanted = outcome(python.caption, image, prompt=prompt, **options)
+        assert outcome(c.caption, prompt, **options) == wanted, (options, prompt)
+        question = rng.choice(["who is the dog?", "  what  ", "", "\n"])
+        asked = outcome(python.ask, image, question, **options)
+        assert outcome(c.ask, question, **options) == asked, (options, question)
+        said += not isinstance(wanted, str)
+    assert said > 20
+
+
+def test_pieces_are_those_of_a_stream(pair: tuple[Any, CModel], photo: Callable[..., np.ndarray]) -> None:
+    python, c = pair
+    image = photo()
+    c.use(image)
+    for question in ("what is it?", "who?"):
+        pieces: list[str] = []
+        [text] = c.ask(question, pieces.append, num_beams=1)
+        assert [piece for piece in pieces if piece] == list(python.stream(image, question=question))
+        assert "".join(pieces) == text.text
+    with pytest.raises(CError, match="num_beams is 0"):
+        c.ask("who?", num_beams=0)
+
+
+def test_a_callback_ends_a_text(pair: tuple[Any, CModel], photo: Callable[..., np.ndarray]) -> None:
+    _, c = pair
+    c.use(photo())
+    [whole] = c.caption(num_beams=1, min_new_tokens=6, max_new_tokens=6)
+    calls: list[str] = []
+    [text] = c.caption(None, lambda piece: len(calls.append(piece) or calls) == 3, num_beams=1, min_new_tokens=6)
+    assert text.tokens == whole.tokens[:3] and len(calls) == 3
+    [beams] = c.caption(None, lambda piece: 1, num_beams=3, min_new_tokens=6)
+    assert len(beams.tokens) <= 1
+
+
+def test_chats_say_what_they_say_in_python(pair: tuple[Any, CModel], photo: Callable[..., np.ndarray]) -> None:
+    python, c = pair
+    image = photo()
+    c.use(image)
+    try:
+        wanted = python.chat(image, num_beams=2, max_new_tokens=3)
+    except blip2rt.CapabilityError as error:
+        with pytest.raises(CError) as caught:
+            c.chat()
+        assert str(caught.value) == str(error) and caught.value.kind == "model"
+        return
+    chat = c.chat(num_beams=2, max_new_tokens=3)
+    for question in ("who is the dog?", "what?", "who?"):
+        assert c.chat_ask(chat, question).text == wanted.ask(question)
+    for question, options in (("", {}), ("who?", {"num_beams": 9}), ("who?", {"max_new_tokens": 1000})):
+        with pytest.raises(CError) as caught:
+            c.chat_ask(chat, question, **options)
+        with pytest.raises(Blip2rtError) as raised:
+            wanted.ask(question, **options)
+        assert str(caught.value) == str(raised.value).replace("say more to Model.chat", "say more when the chat begins")
+    library().blip2rt_chat_free(chat)
+
+
+def test_matches_and_embeddings_equal_those_of_python(
+    tiny: Tiny, tmp_path: Path, photo: Callable[..., np.ndarray]
+) -> None:
+    for folder in (tiny.path, with_likelihood_weight(tiny, tmp_path / "weighs", 0.5, caption="a dog")):
+        python, c, image = blip2rt.load(folder, threads=1), CModel(folder, threads=1), photo()
+        c.use(image)
+        for text in ("a dog", "A CAT runs, red!", "a", "a dog"):
+            wanted = python.match(image, text)
+            assert c.match(text) == pytest.approx((wanted.score, wanted.probability, wanted.cosine), abs=1e-5)
+            assert c.embed(text) == pytest.approx(python.embed_text(text).tolist(), abs=1e-6)
+        assert c.embed() == pytest.approx(python.embed_image(image).ravel().tolist(), abs=1e-6)
+        with pytest.raises(CError, match="a text has no words"):
+            c.match("?!")
+        c.close()
+
+
+def test_nano_says_what_it_says_in_python() -> None:
+    python, c = blip2rt.load(threads=1), CModel(contract.embedded(), threads=1)
+    rng = random.Random(new_seed())
+    c.use(PHOTO)
+    assert parts(c.caption()[0]) == parts(python.caption(PHOTO))
+    for _ in range(3):
+        options = {**random_options(rng), "max_new_tokens": 6, "min_new_tokens": 0}
+        wanted = outcome(python.caption, PHOTO, **options)
+        assert outcome(c.caption, **options) == wanted, options
+    question = "What colour is the caf\u00e9's \u65e5\u672c sign? <|im_end|>"
+    assert parts(c.ask(question)[0]) == parts(python.ask(PHOTO, question))
+    for text in ("a cat on a bed", "A DOG \u00c9\u03a3. (really)", "\u03a3\u0391\u03a3 sign"):
+        wanted = python.match(PHOTO, text)
+        assert c.match(text) == pytest.approx((wanted.score, wanted.probability, wanted.cosine), abs=1e-4)
+    plain = CModel(contract.embedded(), threads=1, special_tokens=False)
+    plain.use(PHOTO)
+    untrusted = blip2rt.load(threads=1, special_tokens=False)
+    assert parts(plain.ask(question)[0]) == parts(untrusted.ask(PHOTO, question))
+    plain.close()
+    c.close()
+
+
+def test_max_time_ends_texts(tiny: Tiny, photo: Callable[..., np.ndarray]) -> None:
+    c = CModel(tiny.path, threads=1)
+    c.use(photo())
+    with pytest.raises(CError, match="max_time is 1e-09 seconds, which passed before the first word") as caught:
+        c.caption(max_time=1e-9)
+    assert caught.value.kind == "timeout"
+    assert isinstance(c.caption(max_time=100)[0], CText)
+    c.close()
