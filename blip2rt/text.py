@@ -1,15 +1,13 @@
-"""Text <-> token ids, by the `tokenizers` library. Knows tokenizer files, nothing about images or models."""
+"""Text <-> token ids. Knows tokenizer files, nothing about images or models."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
 
 from .bundle.manifest import LlmSpec, QuestionSpec, RetrievalSpec
 from .errors import OptionError
@@ -75,32 +73,22 @@ class LlmTokenizer:
         if len(prompt.text) > self._room:
             raise OptionError(f"a text has {len(prompt.text):,} characters, too many for the model: shorten it")
         words = None if self._special_tokens else self._special_words
+        pieces = [(prompt.whole, False)]
+        if words is not None and _count(words, prompt.whole) > _count(words, prompt.before, prompt.after):
+            # Only the template's special tokens count. They split a text before anything else.
+            before, after = words.split(prompt.before), words.split(prompt.after)  # odd pieces are special tokens
+            texts = [*before[:-1], before[-1] + prompt.text + after[0], *after[1:]]
+            pieces = [(text, i % 2 == 0) for i, text in enumerate(texts)]
+        for text, _ in pieces:
+            _check_text(text)
         with guarded(self._file):
-            if words is not None and _count(words, prompt.whole) > _count(words, prompt.before, prompt.after):
-                return self._encode_plain(prompt, words, special)
-            return _encode(self._tokenizer, prompt.whole, special=special)
-
-    def _encode_plain(self, prompt: Prompt, words: re.Pattern[str], special: bool) -> list[int]:
-        """Encode special tokens of the template only. They split a text before anything else."""
-        before, after = words.split(prompt.before), words.split(prompt.after)  # odd pieces are special tokens
-        pieces = [*before[:-1], before[-1] + prompt.text + after[0], *after[1:]]
-        readers = (self._plain, self._tokenizer)
-        encodings = [readers[i % 2].encode(piece, add_special_tokens=False) for i, piece in enumerate(pieces)]
-        whole = Encoding.merge(encodings, growing_offsets=True)
-        return list(self._tokenizer.post_process(whole, add_special_tokens=special).ids)
+            return self._tokenizer.encode(pieces, special)
 
     @cached_property
     def _special_words(self) -> re.Pattern[str] | None:
-        special = [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
+        special = [name for _, name, special in self._tokenizer.added_tokens if special]
         longest_first = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
         return re.compile(f"({longest_first})") if special else None
-
-    @cached_property
-    def _plain(self) -> Tokenizer:
-        """The tokenizer that reads special tokens as text."""
-        tokenizer = read_tokenizer(self._file)
-        tokenizer.encode_special_tokens = True
-        return tokenizer
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Token ids -> text on one line, without special tokens or spaces before punctuation."""
@@ -114,8 +102,7 @@ class LlmTokenizer:
     def decode_raw(self, token_ids: Sequence[int]) -> str:
         """Token ids -> text as the tokenizer decodes it, without special tokens."""
         with guarded(self._file):
-            text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
-        return text
+            return self._tokenizer.decode(token_ids, True)
 
     def shown(self, token_ids: Sequence[int]) -> Sequence[int]:
         """Token ids of an answer up to the first that begins or ends a chat turn."""
@@ -126,39 +113,22 @@ class LlmTokenizer:
     @cached_property
     def turns(self) -> dict[int, str]:
         """Special tokens that begin or end a chat turn, by id, except stop tokens."""
-        special = self._tokenizer.get_added_tokens_decoder().items()
-        named = {i: token.content for i, token in special if token.special and token.content in _TURNS}
-        return {i: name for i, name in named.items() if i not in self._ends}
+        added = self._tokenizer.added_tokens
+        return {i: name for i, name, special in added if special and name in _TURNS and i not in self._ends}
 
     def written(self, token_ids: Sequence[int]) -> str:
         """Token ids -> text with the names of special tokens."""
         with guarded(self._file):
-            text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
-        return text
+            return self._tokenizer.decode(token_ids, False)
 
     def settled(self, token_ids: Sequence[int]) -> Sequence[int]:
-        """Token ids without trailing byte tokens: the library decodes an incomplete run byte by byte.
-
-        Special tokens, which are not shown, do not end a run.
-        """
-        end = len(token_ids)
-        while end > 0 and token_ids[end - 1] in self._unsettled:
-            end -= 1
-        return token_ids[:end]
-
-    @cached_property
-    def _unsettled(self) -> frozenset[int]:
-        """The byte tokens and the special ones, if the library decodes a run of bytes as a whole."""
-        if '"ByteFallback"' not in json.dumps(json.loads(self._tokenizer.to_str()).get("decoder")):
-            return frozenset()
-        found = (self._tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
-        special = (i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special)
-        return frozenset((*(token for token in found if token is not None), *special))
+        """Token ids without a trailing run of byte tokens, which is decoded as a whole."""
+        return token_ids[: self._tokenizer.settled(token_ids)]
 
     def token_bytes(self) -> list[bytes]:
         """The bytes that each token of the language model adds to a text; special tokens add their names."""
         with guarded(self._file):
-            return token_bytes(self._tokenizer, self._size)
+            return self._tokenizer.token_bytes(self._size)
 
 
 def clean_caption(text: str) -> str:
@@ -186,17 +156,17 @@ class QFormerTokenizer:
         self._file = file
         self._pad, self._clean = spec.pad_token_id, spec.clean_captions
         self._max_characters = 10 * _MAX_TOKEN_CHARACTERS * spec.max_text_length  # the rest is cut in any case
-        self._tokenizer = read_tokenizer(file)
-        self._tokenizer.encode_special_tokens = not special_tokens
-        self._tokenizer.enable_truncation(spec.max_text_length)
+        self._tokenizer, self._plain, self._most = read_tokenizer(file), not special_tokens, spec.max_text_length
 
     def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """B texts -> token_ids (B, L) int64, text_mask (B, L) int64, 1 for a token and 0 for padding.
 
         L is the longest text's length in tokens; texts too long for the model are cut. Raises OptionError.
         """
+        for text in texts:
+            _check_text(text)
         with guarded(self._file):
-            rows = [_encode(self._tokenizer, self.written(text), special=True) for text in texts]
+            rows = [self._tokenizer.encode([(self.written(text), self._plain)], True, self._most) for text in texts]
         length = max(map(len, rows), default=0)
         token_ids = np.full((len(rows), length), self._pad, np.int64)
         text_mask = np.zeros((len(rows), length), np.int64)
@@ -207,41 +177,7 @@ class QFormerTokenizer:
 
     def written(self, text: str) -> str:
         """The text in the form that the model was trained on."""
-        if not isinstance(text, str):
-            return text
         return clean_caption(text[: self._max_characters]) if self._clean else text[: self._max_characters]
-
-
-def token_bytes(tokenizer: Tokenizer, size: int) -> list[bytes]:
-    """The bytes of tokens 0 to size - 1 after another token; a token may hold half a character.
-
-    A special token has the bytes of its name: stop strings may match it, although texts do not show it.
-    """
-    special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    decoder = json.dumps(json.loads(tokenizer.to_str()).get("decoder"))
-    letters = _byte_letters() if '"ByteLevel"' in decoder else {}
-    tried = (tokenizer.encode(text, add_special_tokens=False).ids for text in ("a", "0", "the"))
-    before = next(filter(None, tried), [])
-    start = len(tokenizer.decode(before))
-
-    def text_of(i: int) -> bytes:
-        token = tokenizer.id_to_token(i)
-        if token is None or i in special:
-            return (token or "").encode()
-        if letters and all(letter in letters for letter in token):
-            return bytes(letters[letter] for letter in token)
-        if '"ByteFallback"' in decoder and re.fullmatch("<0x[0-9A-Fa-f]{2}>", token):
-            return bytes([int(token[3:5], 16)])
-        return tokenizer.decode([*before, i], skip_special_tokens=False)[start:].encode()
-
-    return [text_of(i) for i in range(size)]
-
-
-def _byte_letters() -> dict[str, int]:
-    """Letter -> byte in byte-level tokenizers: printable bytes are themselves, others start at U+0100."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def _as_prompt(prompt: Prompt | str) -> Prompt:
@@ -255,18 +191,12 @@ def _count(words: re.Pattern[str], *texts: str) -> int:
     return sum(len(words.findall(text)) for text in texts)
 
 
-def _encode(tokenizer: Tokenizer, text: str, *, special: bool) -> list[int]:
-    _check_text(text)
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=special).ids
-    return ids
-
-
 def _check_text(text: object) -> None:
     if not isinstance(text, str):
         raise OptionError(f"a text is {type(text).__name__}, not str")
     try:
         text.encode()
-    except UnicodeError:  # lone surrogates, which the library's versions treat differently
+    except UnicodeError:  # lone surrogates
         raise OptionError(f"the text {text!r} is not valid Unicode") from None
 
 

@@ -43,7 +43,7 @@ def tokenizer(data: bytes, folder: Path) -> None:
     file.write_bytes(data)
     read = read_tokenizer(file)
     with guarded(file):
-        read.decode(read.encode("a dog, 2 cats").ids)
+        read.decode(read.encode([("a dog, 2 cats", False)], True), True)
 
 
 def image(data: bytes, folder: Path) -> None:

@@ -9,18 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from blip2rt.untrusted.tokenizer import ABORTED
+from blip2rt.untrusted.library_tokenizer import ABORTED
 
 ROOT = Path(__file__).parents[3]
 CAPTION = [sys.executable, "-m", "blip2rt", "caption", str(ROOT / "docs" / "photo.jpg")]
 ABORT = """
-import os, pathlib
-from blip2rt.bundle import embedded
-from blip2rt.untrusted import tokenizer
+import os
+from blip2rt.untrusted import library_tokenizer
 class Aborting:
     from_buffer = staticmethod(lambda data: os.abort())
-tokenizer.Tokenizer = Aborting
-tokenizer.read_tokenizer(embedded() / "tokenizer.json")
+library_tokenizer.Tokenizer = Aborting
+library_tokenizer.LibraryTokenizer(b"{}", "a")
 """
 
 

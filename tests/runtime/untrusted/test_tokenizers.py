@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from blip2rt.errors import BundleError
 from blip2rt.untrusted.tokenizer import MAX_BYTES, guarded, read_tokenizer
+from tests.seeds import new_seed
+from tests.tiny.tokenizers import KINDS, random_texts
 
 WORDS = ["[UNK]", "[CLS]", "[SEP]", "a", "dog", "cat", "##s"]
 
@@ -30,7 +33,8 @@ def save(tokenizer: Tokenizer, folder: Path) -> Path:
 
 
 def test_valid_tokenizer_is_loaded(tmp_path: Path) -> None:
-    assert read_tokenizer(save(word_piece(), tmp_path)).encode("dogs a").tokens == ["[CLS]", "dog", "##s", "a", "[SEP]"]
+    ids = read_tokenizer(save(word_piece(), tmp_path)).encode([("dogs a", False)], True)
+    assert [WORDS[i] for i in ids] == ["[CLS]", "dog", "##s", "a", "[SEP]"]
 
 
 @pytest.mark.parametrize(
@@ -44,8 +48,13 @@ def test_valid_tokenizer_is_loaded(tmp_path: Path) -> None:
         ("post_processor", processors.TemplateProcessing(single="$A $A", special_tokens=[]), None),
     ],
 )
-def test_growing_parts_are_rejected(tmp_path: Path, part: str, component: object, growth: int | None) -> None:
+@pytest.mark.parametrize("known", [True, False])
+def test_growing_parts_are_rejected(
+    tmp_path: Path, part: str, component: object, growth: int | None, known: bool
+) -> None:
     tokenizer = word_piece()
+    if not known:
+        tokenizer.pre_tokenizer = pre_tokenizers.UnicodeScripts()
     setattr(tokenizer, part, component)
     fault = f"turns one character into up to {growth}, more than 64" if growth else "repeats the text"
     with pytest.raises(BundleError, match=f"its {part} {fault}"):
@@ -68,7 +77,7 @@ def test_common_normalizers_are_accepted(tmp_path: Path, normalizer: object) -> 
 
 
 def test_rust_panic_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A template with an undefined token makes the library panic."""
+    """A template with an undefined token, which the core does not know, makes the library panic."""
     data = json.loads(word_piece().to_str())
     data["post_processor"]["special_tokens"]["[SEP]"]["id"] = "[OTHER]"
     data["post_processor"]["special_tokens"]["[OTHER]"] = data["post_processor"]["special_tokens"].pop("[SEP]")
@@ -76,6 +85,27 @@ def test_rust_panic_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str
     with pytest.raises(BundleError, match="tokenizer.json is not a tokenizer: "):
         read_tokenizer(tmp_path / "tokenizer.json")
     assert capfd.readouterr().err == ""
+
+
+def test_library_applies_parts_that_the_core_does_not_know(tmp_path: Path) -> None:
+    """Its ids, texts and pieces are those that the core has for the same tokenizer without the part."""
+    known = KINDS["llama 2"]()
+    unknown = Tokenizer.from_str(known.to_str())
+    unknown.decoder = decoders.Sequence([known.decoder, decoders.CTC("<pad>", "|", cleanup=False)])
+    texts = [read_tokenizer(save(each, tmp_path)) for each in (known, unknown)]
+    assert [type(each).__name__ for each in texts] == ["Tokenizer", "LibraryTokenizer"]
+    rng = random.Random(new_seed())
+    for text in random_texts(rng, 300):
+        pieces, layout, ids = [(text, rng.random() < 0.5)], rng.random() < 0.5, [rng.randrange(700) for _ in range(9)]
+        most = rng.choice([None, 5])
+        assert texts[0].encode(pieces, layout, most) == texts[1].encode(pieces, layout, most)
+        assert texts[0].settled(ids) == texts[1].settled(ids)
+        assert texts[0].decode(ids, layout) == texts[1].decode(ids, layout)
+    assert texts[0].encode([("a <s>", True), (" b", False)], True) == texts[1].encode(
+        [("a <s>", True), (" b", False)], True
+    )
+    assert texts[0].token_bytes(100) == texts[1].token_bytes(100)
+    assert texts[0].added_tokens == texts[1].added_tokens
 
 
 def test_large_and_missing_files_are_reported(tmp_path: Path) -> None:
