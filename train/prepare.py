@@ -33,6 +33,7 @@ if __name__ == "__main__":  # by its name, so that a package that is missing bel
 import argparse
 import csv
 import json
+import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
@@ -192,6 +193,7 @@ def _index(args: argparse.Namespace) -> None:
 
 def _capfilt(args: argparse.Namespace) -> None:
     from . import capfilt  # imports the runtime, and torch for checkpoints
+    from .capfilt.cluster import run_tasks
     from .evaluation.predictors import Sampling, open_predictor
 
     bad = BadSamples(args.max_bad)
@@ -214,7 +216,14 @@ def _capfilt(args: argparse.Namespace) -> None:
     depends = ("data", "images", "captioner", "scorer", "pool", "own", "top_p", "retrieved", "seed")
     record = {name: getattr(args, name) for name in depends}
     options = capfilt.FilterOptions(open_capfilt, record, args.keep, args.batch_size, bad)
-    if args.data.endswith(".tar") or any(Path(args.data).glob("*.tar")):
+    of_shards = args.data.endswith(".tar") or any(Path(args.data).glob("*.tar"))
+    if args.ray:
+        if not of_shards:
+            raise OptionError(f"--ray shares shards, but --data {args.data!r} has none: make some with prepare shards")
+        run_tasks(args.ray, main, [*args.arguments, "--ray", ""])
+        print(f"{args.out}: complete")
+        return
+    if of_shards:
         images = capfilt.filter_shards(args.data, Path(args.out), options)
     else:
         images = capfilt.filter_list(args.data, args.images, Path(args.out), options)
@@ -264,6 +273,7 @@ def _parser() -> Parser:
     add("--batch-size", "N", "images per call", 16, whole(1))
     add("--precision", None, "of checkpoints", None, choices=("fp32", "bf16", "fp16"))
     add("--seed", "N", "seed of the sampling", 0, whole(0))
+    add("--ray", "ADDRESS", "share the shards among the processors of a Ray cluster, of one file system")
     return parser
 
 
@@ -281,6 +291,7 @@ def _add(
 def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         args = _parser().parse_args(argv)
+        args.arguments = sys.argv[1:] if argv is None else argv
         args.work(args)
 
     return run_main(work)

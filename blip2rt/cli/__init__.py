@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -45,7 +46,7 @@ def _caption(args: argparse.Namespace) -> int:
         return _stream(args, args.prompt, args.ask)
     from ..gallery import commands
 
-    return commands.caption(args, partial(_load, args), _decoding(args))
+    return commands.caption(args, partial(_load, args), _decoding(args), partial(_executor, args))
 
 
 def _ask(args: argparse.Namespace) -> int:
@@ -143,7 +144,8 @@ def _gallery(name: str, args: argparse.Namespace) -> int:
     """Run `index`, `merge`, `search` or `duplicates`."""
     from ..gallery import commands
 
-    status: int = getattr(commands, name)(args, partial(_load, args))
+    more = (partial(_executor, args),) if name == "index" else ()
+    status: int = getattr(commands, name)(args, partial(_load, args), *more)
     return status
 
 
@@ -244,6 +246,17 @@ def _load(args: argparse.Namespace, threads: int | None = None, batching: bool =
     if batching and not backends.get(args.backend).batches:
         raise OptionError(f"the backend {args.backend} decodes each call by itself: give --backend ort, and its bundle")
     return load(args.model, backend=args.backend, device=args.device, threads=threads, batching=batching, **settings)
+
+
+def _executor(args: argparse.Namespace) -> AbstractContextManager[Any]:
+    """What runs the graphs: the actors of --ray, or nothing but this process."""
+    if args.ray is None:
+        return nullcontext()
+    from ..integrations.ray_executor import RayExecutor
+
+    names = ("backend", "device", "scaled_jpeg", "max_pixels", "trusted_graphs")
+    settings = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    return RayExecutor(args.ray, args.model, args.threads, settings)
 
 
 def _image(path: str) -> str | bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from .flags import XMP_NAMES
 from .outputs import DISK_FULL, Description, Sink
 from .outputs.sidecars import TextSidecar
 from .outputs.tables import TABLES, open_table
-from .prefetch import Batch, Parallelism, prefetch
+from .prefetch import Batch, Executor, Parallelism, prefetch
 from .progress import Counts, FailureLog, ProgressLine, failure_line, print_status, summary
 from .sources import Failure, Picture, Sources
 from .templates import CaptionTemplate
@@ -82,9 +82,14 @@ class StrictError(Blip2rtError):
 
 
 def caption(
-    model: Model, sources: Sources, texts: TextSettings, outputs: OutputSettings, parallelism: Parallelism
+    model: Model,
+    sources: Sources,
+    texts: TextSettings,
+    outputs: OutputSettings,
+    parallelism: Parallelism,
+    executor: Executor | None = None,
 ) -> int:
-    """Describe pictures and return the exit code."""
+    """Describe pictures and return the exit code. executor: what runs the graphs, instead of this process."""
     texts.template.validate()
     run = _CaptionRun(model, model.task(texts.prompt, texts.question, **texts.options), texts.template, outputs.strict)
     counts = run.counts
@@ -96,8 +101,7 @@ def caption(
         stack.callback(failures.close)
         try:
             for part, sinks in _parts(sources, outputs, printer, (model.bundle.manifest.name, texts.flags), stack):
-                batches = prefetch(model, walk(part), partial(_plan, sinks), parallelism)
-                for batch, scored in map_ordered(batches, run.describe, parallelism.workers):
+                for batch, scored in run.batches(part, partial(_plan, sinks), parallelism, executor):
                     line.clear() if printer is not None else None
                     run.write(batch, scored, failures)
                     line.show()
@@ -169,6 +173,19 @@ class _CaptionRun:
         self._model, self._task, self._template, self._strict = model, task, template, strict
         self._name = model.bundle.manifest.name
         self.counts = Counts()
+
+    def batches(
+        self,
+        sources: Sources,
+        plan: Callable[[Picture], list[Sink] | Failure | None],
+        parallelism: Parallelism,
+        executor: Executor | None,
+    ) -> Iterator[tuple[Batch[list[Sink]], Any]]:
+        """Yield batches in order, each with the texts of its images."""
+        if executor is not None:
+            return executor.run(executor.walk(sources), plan, parallelism.batch_size, self._task)
+        batches = prefetch(self._model, walk(sources), plan, parallelism)
+        return map_ordered(batches, self.describe, parallelism.workers)
 
     def describe(self, batch: Batch[list[Sink]]) -> list[list[Scored] | None]:
         """Run the graphs on a batch that has work. Runs on any thread. None: max_time passed before the first word."""

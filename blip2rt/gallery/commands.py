@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ..command_line import complain, show, show_json
@@ -19,11 +20,15 @@ from .walk import has_more_than
 if TYPE_CHECKING:
     from ..model import Model
     from .index import Index
+    from .prefetch import Executor
 
 Load = Callable[[int | None], "Model"]  # argument: threads of an operator
+OpenExecutor = Callable[[], "AbstractContextManager[Executor | None]"]  # called once the arguments are checked
 
 
-def caption(args: argparse.Namespace, load: Load, options: Mapping[str, Any]) -> int:
+def caption(
+    args: argparse.Namespace, load: Load, options: Mapping[str, Any], open_executor: OpenExecutor = nullcontext
+) -> int:
     """Caption pictures and return the exit code."""
     from . import captions
     from .templates import CaptionTemplate
@@ -38,10 +43,12 @@ def caption(args: argparse.Namespace, load: Load, options: Mapping[str, Any]) ->
     prompt, template = options.pop("prompt", args.prompt), CaptionTemplate(args.prefix, args.suffix, args.template)
     texts = captions.TextSettings(prompt, args.ask, options, template)
     parallelism = flags.parallelism_of(args, sources, captions.BATCH_SIZE)
-    return captions.caption(load(parallelism.threads), sources, texts, outputs, parallelism)
+    model = load(parallelism.threads)
+    with open_executor() as executor:
+        return captions.caption(model, sources, texts, outputs, parallelism, executor)
 
 
-def index(args: argparse.Namespace, load: Load) -> int:
+def index(args: argparse.Namespace, load: Load, open_executor: OpenExecutor = nullcontext) -> int:
     """Create or update an index and return the exit code."""
     from .index import MAX_EXACT, Index
     from .vectors import has_usearch
@@ -59,9 +66,9 @@ def index(args: argparse.Namespace, load: Load) -> int:
         fix = f"install usearch for a faster search: {pip_install('gallery')}"
         print_status(f"more than {MAX_EXACT:,} pictures, each of which is scored in every search; {fix}")
     parallelism = flags.parallelism_of(args, sources, BATCH_SIZE)
-    with Index.create(folder, args.folder, load(parallelism.threads)) as opened:
+    with Index.create(folder, args.folder, load(parallelism.threads)) as opened, open_executor() as executor:
         try:
-            counts = update(opened, parallelism, args.errors, args.strict, quiet=False)
+            counts = update(opened, parallelism, args.errors, args.strict, quiet=False, executor=executor)
         except KeyboardInterrupt:
             print_status(f"{len(opened):,} pictures are in the index; the same command resumes")
             raise
@@ -73,8 +80,6 @@ def index(args: argparse.Namespace, load: Load) -> int:
 
 def merge(args: argparse.Namespace, load: Load) -> int:
     """Merge indexes into a packed one and return the exit code."""
-    from contextlib import ExitStack
-
     import numpy as np
 
     from . import index_manifest

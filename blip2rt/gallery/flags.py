@@ -30,6 +30,8 @@ def add_sources(command: Parser, help_text: str) -> None:
 def add_parallelism(group: argparse._ArgumentGroup, batch_size: int) -> None:
     batches = f"pictures per batch; on a CPU, two batches run at once and share --threads (default: {batch_size})"
     group.add_argument("--batch-size", type=whole(1, 1024), metavar="N", help=batches)
+    ray = "run on a Ray cluster: a head node's address, auto, or local; --threads is that of each actor (default: 1)"
+    group.add_argument("--ray", type=nonempty, metavar="ADDRESS", help=ray)
     workers = "threads that decode pictures ahead (default: one per core, at most 8)"
     group.add_argument("--workers", type=whole(1, 256), metavar="N", help=workers)
 
@@ -68,12 +70,15 @@ def writes(args: argparse.Namespace) -> bool:
 
 def sources_of(args: argparse.Namespace) -> Sources:
     from ..errors import OptionError
-    from .sources import Sources
+    from .sources import Sources, is_url
 
     if not args.images and not args.from_file:
         raise OptionError(f"no pictures: give PATH or --from-file (see blip2rt {args.command} --help)")
     if [*args.images, *args.from_file].count("-") > 1:
         raise OptionError("- is given twice, but standard input can be read once: give it once")
+    urls = [each for each in args.images if is_url(each)]
+    if urls and args.ray is None:
+        raise OptionError(f"{urls[0]!r} is a URL: give --ray local or --ray ADDRESS to read it, or copy it here")
     return Sources(tuple(args.images), tuple(args.from_file), args.recursive)
 
 
@@ -83,6 +88,8 @@ def parallelism_of(args: argparse.Namespace, sources: Sources, batch_size: int) 
     from .prefetch import Parallelism
 
     batch_size = args.batch_size or batch_size
+    if args.ray is not None:
+        return Parallelism(batch_size, 1, 1, args.threads or 1)
     decode_threads = args.workers or min(8, max(2, os.cpu_count() or 1))
     threads = args.threads
     if "cpu" in backends.get(args.backend).devices:

@@ -21,7 +21,7 @@ from ..bundle.checksum import sha256_of
 from ..errors import Blip2rtError, GalleryError, OptionError
 from .append_only import AppendOnlyFile
 from .catalog import Catalog, File
-from .prefetch import Batch, Parallelism, prefetch
+from .prefetch import Batch, Executor, Parallelism, prefetch
 from .progress import Counts, FailureLog, ProgressLine, failure_line
 from .sources import Failure, Picture, Sources
 from .vectors import Vectors
@@ -54,8 +54,12 @@ def update(
     errors: str | None = None,
     strict: bool = False,
     quiet: bool = True,
+    executor: Executor | None = None,
 ) -> Counts:
-    """Walk the root and apply the differences. errors: file that lists failures. quiet: print nothing."""
+    """Walk the root and apply the differences.
+
+    errors: file that lists failures. quiet: print nothing. executor: what runs the graphs, instead of this process.
+    """
     if not index.writable:
         raise OptionError("the index is open for reading: open it with write=True, or with Index.create")
     counts, parallelism = Counts(), parallelism or Parallelism(BATCH_SIZE, 2)
@@ -68,8 +72,7 @@ def update(
         failures = FailureLog(errors, line, silent=quiet and errors is None)
         stack.callback(failures.close)
         changes = _Changes(index)
-        batches = prefetch(index.model, changes.observe(walk(sources)), changes.plan, parallelism)
-        for batch, embeds in map_ordered(batches, partial(_embed, index.model), parallelism.workers):
+        for batch, embeds in _run(index.model, changes, sources, parallelism, executor):
             counts.skipped += batch.skipped
             for _, failure in batch.failures:
                 counts.failed += 1
@@ -88,6 +91,17 @@ def index_sources(root: Path) -> Sources:
     return Sources((str(root),), recursive=True)
 
 
+def _run(
+    model: Model, changes: _Changes, sources: Sources, parallelism: Parallelism, executor: Executor | None
+) -> Iterator[tuple[Batch[File], Floats | None]]:
+    """Yield batches in order, each with the image_embeds (B, Q, E) of its images."""
+    walked = changes.observe(walk(sources))
+    if executor is not None:
+        return executor.run(walked, changes.plan, parallelism.batch_size)
+    batches = prefetch(model, walked, changes.plan, parallelism)
+    return map_ordered(batches, partial(_embed, model), parallelism.workers)
+
+
 def _embed(model: Model, batch: Batch[File]) -> Floats | None:
     """Return image_embeds (B, Q, E) of a batch, None if nothing is new. Runs on any thread."""
     if not batch.has_work:
@@ -99,7 +113,7 @@ def _embed(model: Model, batch: Batch[File]) -> Floats | None:
 def _store(index: WritableIndex, batch: Batch[File], embeds: Floats | None, changes: _Changes) -> int:
     """Store the vectors of a batch, then its catalog entries. Return the number of new pictures."""
     new = [(i, entry.job) for i, (entry, _) in enumerate(batch.images) if entry.job is not None]
-    if embeds is None:
+    if not new or embeds is None:
         return 0
     rows = index.catalog.next_rows(len(new))
     index.vectors.write(rows, embeds[[i for i, _ in new]])

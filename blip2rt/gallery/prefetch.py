@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ..errors import ImageError
-from .sources import Failure, Picture
+from .sources import Failure, Picture, Sources
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,6 +79,20 @@ class Parallelism:
     threads: int | None = None
 
 
+class Executor(Protocol):
+    """Finds, decodes and computes pictures elsewhere: see integrations.ray_executor."""
+
+    def walk(self, sources: Sources) -> Iterator[Picture | Failure]: ...
+
+    def run(
+        self,
+        walked: Iterable[Picture | Failure],
+        plan: Callable[[Picture], T | Failure | None],
+        batch_size: int,
+        task: Any = None,
+    ) -> Iterator[tuple[Batch[T], Any]]: ...
+
+
 def prefetch(
     model: Model,
     walked: Iterable[Picture | Failure],
@@ -92,7 +106,7 @@ def prefetch(
     pool = ThreadPoolExecutor(parallelism.decode_threads, "blip2rt-decode")
     queue: deque[tuple[Batch[T], list[Future[Rgb | Failure]]]] = deque()
     try:
-        for batch in _batches(walked, plan, parallelism.batch_size):
+        for batch in cut_batches(walked, plan, parallelism.batch_size):
             queue.append((batch, [pool.submit(_decode, model, entry.picture) for entry in batch.needed]))
             if len(queue) > MAX_BATCHES_AHEAD:
                 yield _collect(*queue.popleft())
@@ -123,9 +137,10 @@ def _collect(batch: Batch[T], futures: Sequence[Future[Rgb | Failure]]) -> Batch
     return batch
 
 
-def _batches(
+def cut_batches(
     walked: Iterable[Picture | Failure], plan: Callable[[Picture], T | Failure | None], batch_size: int
 ) -> Iterator[Batch[T]]:
+    """Yield batches of pictures that are not decoded yet, in order."""
     batch: Batch[T] = Batch(0)
     number = 0
     for item in walked:

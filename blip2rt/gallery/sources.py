@@ -64,11 +64,16 @@ class Sources:
     @property
     def once(self) -> bool:
         """Whether the list of paths can be read only once, as from standard input or a pipe."""
-        return "-" in self.paths or not all(map(os.path.isfile, self.lists))
+        return "-" in self.paths or any(map(is_url, self.paths)) or not all(map(os.path.isfile, self.lists))
 
 
 def _holds_many(path: str) -> bool:
-    return os.path.isdir(path) or is_shard(path) or is_glob(path)
+    return os.path.isdir(path) or is_shard(path) or is_glob(path) or is_url(path)
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is a URL, such as s3://bucket/shards, which only --ray reads."""
+    return "://" in path and not os.path.lexists(path)
 
 
 def is_shard(path: str) -> bool:

@@ -1,0 +1,61 @@
+"""`caption --ray` on Ray itself: an actor is killed, then the driver; the next run completes the local run's table."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.gallery.helpers import POSIX, TIMEOUT
+from tests.tiny.image_folders import fill
+
+pytest.importorskip("ray")
+pytestmark = [pytest.mark.slow, POSIX]
+PORT = 6397
+
+
+@pytest.fixture(scope="module")
+def head():
+    """A head node that all tests use."""
+    command = [sys.executable, "-m", "ray.scripts.scripts"]
+    start = ["start", "--head", "--num-cpus=2", "--object-store-memory=150000000", "--disable-usage-stats"]
+    subprocess.run([*command, *start, "--include-dashboard=false", f"--port={PORT}"], check=True, timeout=TIMEOUT)
+    yield f"127.0.0.1:{PORT}"
+    subprocess.run([*command, "stop"], check=True, timeout=TIMEOUT)
+
+
+def caption(folder: Path, tiny: Path, *arguments: str) -> list[str]:
+    common = ["--out", "t.jsonl", "--batch-size", "4", "--model", str(tiny), *arguments]
+    return [sys.executable, "-m", "blip2rt", "caption", "-r", str(folder), *common]
+
+
+def workers() -> list[int]:
+    found = subprocess.run(["pgrep", "-f", "ray::BatchWorker"], capture_output=True, text=True, check=False)
+    return [int(line) for line in found.stdout.split()]
+
+
+def test_killed_actor_and_driver_lose_nothing(tmp_path, tiny, head, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in range(12):
+        fill(tmp_path / "album" / str(number), number)
+    subprocess.run(caption(tmp_path / "album", tiny.path), check=False, timeout=TIMEOUT)
+    local = Path("t.jsonl").read_bytes()
+    Path("t.jsonl").unlink()
+    driver = subprocess.Popen(caption(tmp_path / "album", tiny.path, "--ray", head))
+    end = time.monotonic() + TIMEOUT
+    while not (Path("t.jsonl").exists() and Path("t.jsonl").stat().st_size) and time.monotonic() < end:
+        time.sleep(0.05)
+    for pid in workers()[:1]:
+        os.kill(pid, signal.SIGKILL)
+    size = Path("t.jsonl").stat().st_size
+    while driver.poll() is None and Path("t.jsonl").stat().st_size == size and time.monotonic() < end:
+        time.sleep(0.05)
+    driver.kill()
+    driver.wait()
+    subprocess.run(caption(tmp_path / "album", tiny.path, "--ray", head), check=False, timeout=TIMEOUT)
+    assert Path("t.jsonl").read_bytes() == local
