@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from . import backends
 from . import bundle as contract
 from .batching import Batching
-from .errors import BundleError, OptionError, is_whole
+from .bundle.hub import locate
+from .errors import OptionError, is_whole
 from .feature_cache import FeatureCache
 from .image import MAX_PIXELS, ImageSettings
 from .model import Model
@@ -44,7 +45,10 @@ def load(
     cache_bytes: int = 0,
     trusted_graphs: bool = False,
 ) -> Model:
-    """Open a bundle; None or "nano" is the embedded model. Graphs are loaded when they are first used.
+    """Open a bundle. Graphs are loaded when they are first used.
+
+    bundle: a folder; None or "nano" for the embedded model; or hf://USER/REPOSITORY[@REVISION] for one on the Hugging
+        Face Hub, which the first call downloads and later ones open from the cache (blip2rt.bundle.hub).
 
     backend: "ort" (ONNX Runtime) or "trt" (TensorRT, docs/jetson.md; needs a bundle exported for it).
     device: "cpu" for ort, "cuda" for trt; None is the backend's own.
@@ -75,7 +79,7 @@ def load(
     if not is_whole(cache_bytes, 0, 1 << 50):
         raise OptionError(f"cache_bytes is {cache_bytes!r}: give a number of bytes, or 0 for no cache")
     images = ImageSettings(scaled_jpeg, max_pixels, color)
-    folder = _folder(bundle)
+    folder = locate(bundle)
     opened = replace(contract.read(folder), trusted_graphs=trusted_graphs)
     sizes = Batching() if batching is True else batching or None
     prefix_bytes = cache_bytes - cache_bytes // 4 if sizes and opened.manifest.llm is not None else 0
@@ -84,15 +88,6 @@ def load(
     cache = FeatureCache(cache_bytes - prefix_bytes)
     reload = partial(load, **{**arguments, "bundle": os.path.abspath(folder)})
     return Model(opened, chosen, images, cache, special_tokens=special_tokens, reload=reload)
-
-
-def _folder(bundle: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
-    """The bundle's folder. A folder called nano comes before the embedded model."""
-    if bundle == "":
-        raise BundleError("the bundle is '': give its folder, or leave it out for nano")
-    if bundle is None or (bundle == "nano" and not os.path.exists(bundle)):
-        return contract.embedded()
-    return bundle
 
 
 # The module's own model

@@ -1,6 +1,7 @@
-"""What only POSIX systems have: file locks, forks, limits of memory, CPU affinity. Elsewhere, these do the next best.
+"""What differs between systems: file locks, forks, limits of memory, CPU affinity, the cache's folder.
 
-No other module imports fcntl or resource, or calls os.sched_* and os.register_at_fork.
+Where a system lacks something, the functions do the next best. No other module imports fcntl or resource, or calls
+os.sched_* and os.register_at_fork.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import IO, Any
 
 
@@ -64,3 +66,12 @@ def total_memory() -> int:
     if not hasattr(os, "sysconf"):
         return 0
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def user_cache() -> Path:
+    """The folder of blip2rt in the user's cache."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "blip2rt"

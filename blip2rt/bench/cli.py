@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..backends.ort import num_threads, usable_threads
-from ..bundle import embedded, read
+from ..bundle import read
 from ..bundle.atomic import write_file
+from ..bundle.hub import locate
 from ..command_line import Parser, nonempty, run, whole
 from ..errors import OptionError
 from ..install_hints import pip_install
@@ -108,7 +109,7 @@ def _roofline(args: argparse.Namespace) -> int:
         precision = geometry.PRECISION_TRT if args.precision is None else args.precision
         bundle = geometry.bundle(args.geometry, precision, geometry.cache_folder(args.cache), "trt")
     else:
-        bundle = embedded() if args.model is None else Path(args.model)
+        bundle = Path(locate(args.model))
     names = list(roofline.BOARDS) if args.roofline == roofline.ALL else [args.roofline]
     table = roofline.estimate(read(bundle), names)
     report.draw([table], sys.stdout)
@@ -185,7 +186,7 @@ def _plan(args: argparse.Namespace, folder: Path) -> collect.Plan:
         precision = geometry.PRECISION if args.precision is None else args.precision
         bundle = geometry.bundle(args.geometry, precision, cache)
     else:
-        bundle = embedded() if args.model is None else Path(args.model)
+        bundle = Path(locate(args.model))
     _check_bundle(bundle, args)
     image = str(picture(folder / "photograph.jpg")) if args.image is None else args.image
     work = Workload(str(bundle), image, args.batch, args.beams, args.new_tokens, threads, args.repeat)

@@ -53,11 +53,12 @@ class Bundle:
 
 def embedded() -> Path:
     """The folder of nano: the checkout's, or else the installed package blip2rt-nano's. Raises BundleError."""
+    if (CHECKOUT_NANO / MANIFEST).is_file():
+        return CHECKOUT_NANO
     spec = importlib.util.find_spec("blip2rt_nano")  # finds, does not import
-    installed = [Path(folder) / "nano" for folder in spec.submodule_search_locations or ()] if spec else []
-    for folder in (CHECKOUT_NANO, *installed):
-        if (folder / MANIFEST).is_file():
-            return folder
+    for folder in (spec and spec.submodule_search_locations) or ():
+        if Path(folder, "nano", MANIFEST).is_file():
+            return Path(folder, "nano")
     raise BundleError(f"nano, the embedded model, is not installed: {install_nano()}, or name a bundle")
 
 
@@ -70,6 +71,15 @@ def read(path: str | os.PathLike[str]) -> Bundle:
     if not isinstance(path, str | os.PathLike):
         raise BundleError(f"a bundle is {path!r}: give its folder's path")
     folder = Path(path)
+    manifest = read_manifest(folder)
+    faults = _size_faults(folder, manifest)
+    if faults:
+        raise BundleError(f"bundle {folder} is not whole: {'; '.join(faults)}: copy or export it again")
+    return Bundle(folder, manifest)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check a bundle's manifest, and no other file. Raises BundleError."""
     data = _read_json(folder)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise BundleError(f'{folder / MANIFEST} is not the manifest of a blip2rt bundle (no "format": "{FORMAT}")')
@@ -88,10 +98,7 @@ def read(path: str | os.PathLike[str]) -> Bundle:
     faults = manifest_faults(manifest)
     if faults:
         raise BundleError(f"{folder / MANIFEST} is damaged: {'; '.join(faults)}")
-    faults = _size_faults(folder, manifest)
-    if faults:
-        raise BundleError(f"bundle {folder} is not whole: {'; '.join(faults)}: copy or export it again")
-    return Bundle(folder, manifest)
+    return manifest
 
 
 def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> Bundle:

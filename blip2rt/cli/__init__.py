@@ -150,18 +150,20 @@ def _gallery(name: str, args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from ..bundle import embedded, read
+    from ..bundle import read
+    from ..bundle.hub import locate
     from .info import describe, to_dict
 
-    bundle = read(embedded() if args.bundle is None else args.bundle)
+    bundle = read(locate(args.bundle))
     show_json(to_dict(bundle), indent=2) if args.json else print(describe(bundle))
     return 0
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from ..bundle import MANIFEST, embedded, verify
+    from ..bundle import MANIFEST, verify
+    from ..bundle.hub import locate
 
-    folder = args.bundle or embedded()
+    folder = locate(args.bundle)
     signed = ""
     if args.key is not None:
         from ..bundle.signature import require_covered, verify_signature
@@ -172,6 +174,14 @@ def _verify(args: argparse.Namespace) -> int:
         require_covered(bundle)
     files = bundle.manifest.files or {}
     print(f"{one_line(str(bundle.path))}: {len(files)} files, {bundle.size / 1e6:.1f} MB, all as exported{signed}")
+    return 0
+
+
+def _pull(args: argparse.Namespace) -> int:
+    """Download a bundle from the hub, or its newest commit."""
+    from ..bundle.hub import pull
+
+    print(pull(args.bundle))
     return 0
 
 
@@ -211,7 +221,7 @@ def _help(args: argparse.Namespace) -> int:
     return 0
 
 
-_OWN = (_caption, _ask, _match, _fill, _explain, _info, _verify, _doctor, _completion, _stdio, _help)
+_OWN = (_caption, _ask, _match, _fill, _explain, _info, _verify, _pull, _doctor, _completion, _stdio, _help)
 HANDLERS: dict[str, Handler] = {
     **{name: partial(_gallery, name) for name in ("index", "merge", "search", "duplicates")},
     **{handler.__name__[1:]: handler for handler in _OWN},

@@ -47,6 +47,11 @@ _COMPLETION = """Print a shell's completion script.
 bash  eval "$(blip2rt completion bash)" in ~/.bashrc
 zsh   eval "$(blip2rt completion zsh)" in ~/.zshrc
 fish  blip2rt completion fish > ~/.config/fish/completions/blip2rt.fish"""
+_BUNDLE = "a bundle's folder, or hf://USER/REPOSITORY (default: the embedded model, nano)"
+_PULL = """Download a bundle from the Hugging Face Hub, or the newest commit of one. Prints its folder.
+
+The name hf://USER/REPOSITORY then stands for this commit in --model and load(), without network access.
+hf://USER/REPOSITORY@REVISION names a branch, a tag or a commit. An interrupted download resumes."""
 _ONE_IMAGE = "image file; - reads it from standard input"
 
 # flag, type, metavar, help. An option that is not given stays out of the namespace: the bundle's default applies.
@@ -122,6 +127,8 @@ def build_parser(handlers: Mapping[str, Handler]) -> Parser:
     _add_bundle(add("verify", handlers["verify"], "check the sha256 of a bundle's files")).add_argument(
         "--key", type=path, metavar="FILE", help=key
     )
+    command = add("pull", handlers["pull"], "download a bundle from the Hugging Face Hub", description=_PULL)
+    command.add_argument("bundle", type=nonempty, metavar="hf://USER/REPOSITORY[@REVISION]", help="the bundle's name")
     command = add("doctor", handlers["doctor"], "diagnose this machine: what is missing, and how to install it")
     command.add_argument("--json", action="store_true", help="print one JSON object")
     about = "print a shell's completion script"
@@ -168,7 +175,7 @@ def _add_options(group: argparse._ArgumentGroup, options: tuple[tuple[str, Any, 
 
 
 def _add_bundle(command: Parser) -> Parser:
-    about = "a bundle's folder (default: the embedded model, nano)"
+    about = _BUNDLE
     command.add_argument("bundle", nargs="?", type=nonempty, metavar="BUNDLE", help=about)
     return command
 
@@ -176,7 +183,7 @@ def _add_bundle(command: Parser) -> Parser:
 def _add_model(command: Parser, pixels: bool = True) -> None:
     """pixels: also add --max-pixels, which `serve` has among its limits."""
     group = command.add_argument_group("model")
-    about = "a bundle's folder (default: the embedded model, nano)"
+    about = _BUNDLE
     group.add_argument("--model", type=nonempty, metavar="BUNDLE", help=about)
     about = "ONNX Runtime (ort), or TensorRT (trt) for a bundle exported for it"
     group.add_argument("--backend", default=backends.DEFAULT, choices=backends.names(), help=about)

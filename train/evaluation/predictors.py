@@ -14,6 +14,7 @@ import numpy as np
 
 from blip2rt import backends
 from blip2rt import bundle as contract
+from blip2rt.bundle.hub import locate
 from blip2rt.errors import Blip2rtError
 from blip2rt.install_hints import pip_install
 from blip2rt.model import Model
@@ -114,7 +115,7 @@ class BundlePredictor(Model):
 
 
 def _bundle(source: str | None, prompt: str | None) -> Captioner:
-    bundle = contract.read(contract.embedded() if source is None else source)
+    bundle = contract.read(locate(source))
     if prompt is not None:
         prompts = {**bundle.manifest.prompts, "ask" if "{}" in prompt else "caption": prompt}
         bundle = replace(bundle, manifest=replace(bundle.manifest, prompts=prompts))

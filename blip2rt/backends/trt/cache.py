@@ -11,24 +11,20 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...bundle.atomic import write_file
 from ...errors import BackendError
+from ...system import user_cache
 
 
 def default_folder() -> Path:
     """$BLIP2RT_CACHE, or a folder in the user's cache."""
     if given := os.environ.get("BLIP2RT_CACHE"):
         return Path(given)
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "blip2rt" / "engines"
+    return user_cache() / "engines"
 
 
 class PlanCache:

