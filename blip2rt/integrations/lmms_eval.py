@@ -19,7 +19,7 @@ manifest = ModelManifest("blip2rt", simple_class_path=f"{__name__}.Blip2rt")  # 
 _BATCH = 8  # images in memory
 
 
-class Blip2rt(lmms):  # type: ignore[misc]  # lmms-eval has no types
+class Blip2rt(lmms):
     """lmms-eval's interface."""
 
     def __init__(self, pretrained: str | None = None, batch_size: Any = None, device: Any = None, **given: Any) -> None:
