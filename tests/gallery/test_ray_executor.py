@@ -16,9 +16,6 @@ from blip2rt.gallery.sources import Sources
 from blip2rt.integrations import ray as classes
 from blip2rt.integrations import ray_executor
 from blip2rt.integrations.ray_executor import RayExecutor
-from tests.gallery.conftest import album as album
-from tests.gallery.conftest import model as model
-from tests.gallery.conftest import run as run
 from tests.gallery.helpers import assert_error
 
 
