@@ -11,6 +11,8 @@ from blip2rt.bundle.writer import check_destination
 from blip2rt.errors import OptionError, collected
 from blip2rt.modeling.sources import fetch, is_local, locate
 
+from .triton import check_repository
+
 _FLOATS = ("fp32", "fp16")
 _WEIGHTS = ("int8", "int8-dynamic", "int8w", "int4")
 _STATIC = (*_FLOATS, "int8", "int8-static")
@@ -41,6 +43,9 @@ def check(args: argparse.Namespace) -> None:
         parse_precision(args.precision, PRECISIONS[args.target])
     with collected(found):
         check_destination(Path(args.out), args.overwrite)
+    with collected(found):
+        if args.triton is not None:
+            check_repository(args.triton, Path(args.out))
     for source, find in (
         (args.checkpoint, locate),
         (args.retrieval_checkpoint, locate),
