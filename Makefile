@@ -18,7 +18,7 @@ COMPILERS := $(shell for c in $(KNOWN); do p=$$(command -v $$c) && echo $$(readl
 WARNINGS := -std=c++17 -O2 -Wall -Wextra -Werror -Iengines
 ORT_LIBRARY = $(shell $(DEV)/bin/python -c "from blip2rt.backends.ort import find_library; print(find_library())")
 
-.PHONY: demo test test-fast test-cuda-bindings test-locked test-lowest test-slow parity parity-lowest parity-newest parity-next test-compat lint docs format lock sbom bench bench-loop bench-image \
+.PHONY: demo test test-fast test-cuda-bindings test-locked test-lowest test-slow parity parity-lowest parity-newest parity-next test-compat lint docs dist format lock sbom bench bench-loop bench-image \
   sanitize fuzz compilers clean
 
 demo: $(DEMO)/installed  ## install the runtime as a user does and caption a photograph
@@ -68,6 +68,9 @@ format: $(DEV)/blip2rt-installed
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 	$(DEV)/bin/clang-format -i $(SOURCES)
+
+dist: $(DEV)/blip2rt-installed  ## pack libblip2rt with ONNX Runtime into build/dist: see docs/c.md
+	engines/c/dist.sh $(ORT_LIBRARY) build/dist
 
 bench: $(DEV)/blip2rt-installed  ## measure speed and memory of nano on this machine
 	$(DEV)/bin/blip2rt-bench --image docs/photo.jpg

@@ -65,6 +65,7 @@ install(FILES engines/c/include/blip2rt.h engines/c/include/blip2rt.hpp DESTINAT
 install(DIRECTORY blip2rt/models/nano/ DESTINATION ${CMAKE_INSTALL_DATADIR}/blip2rt/nano)
 install(EXPORT blip2rt NAMESPACE blip2rt:: FILE blip2rtConfig.cmake DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/blip2rt)
 write_basic_package_version_file(blip2rtConfigVersion.cmake VERSION ${BLIP2RT_VERSION} COMPATIBILITY SameMajorVersion)
+file(RELATIVE_PATH to_prefix "${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig" "${CMAKE_INSTALL_PREFIX}")
 configure_file(engines/c/blip2rt.pc.in blip2rt.pc @ONLY)
 install(FILES "${CMAKE_CURRENT_BINARY_DIR}/blip2rtConfigVersion.cmake"
   DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/blip2rt)

@@ -1,4 +1,4 @@
-// Caption a picture from Rust, without crates: rustc caption.rs -L native=PREFIX/lib
+// Caption a picture from Rust, without crates: rustc --edition 2021 caption.rs -L native=PREFIX/lib
 use std::ffi::{c_char, c_double, c_int, c_void, CStr, CString};
 use std::ptr::{null, null_mut};
 
