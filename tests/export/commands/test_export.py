@@ -85,7 +85,7 @@ def test_quantized_bundle_runs_and_reports_its_precisions(made: Made) -> None:
     manifest = bundle.manifest
     precisions = {name: component.precision for name, component in manifest.components.items()}
     int4 = dict.fromkeys(("llm", "embed", "image_embed", "text_embed", "itm"), "int4")
-    assert precisions == {"vision": "int8-static", "qformer": "int8w", **int4}
+    assert precisions == {"vision": "int8-static", "qformer": "int8w", "attention": "int8w", **int4}
     checks = {check.component: check for check in manifest.verification}
     assert set(checks) == {*precisions, "all"}
     assert checks["all"].precision == "int8-static/int8w/int4" and 0 <= checks["all"].agreement <= 1
