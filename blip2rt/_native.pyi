@@ -147,7 +147,7 @@ class SearchBatch:
     @property
     def done(self) -> bool: ...
     def added(self) -> list[tuple[int, int, int]]:
-        """Return (image, draw, token id) of each token since the last call; nothing with beams."""
+        """Return (image, draw, token id) of each token that settled since the last call."""
     def results(self) -> Sequences:
         """Return each image's best sequences. Before the search is done, return what exists."""
 
@@ -158,7 +158,7 @@ class Generation:
     """A running generation; one thread steps it at a time."""
 
     def step(self) -> list[tuple[int, int, int]]:
-        """Choose the next token of each running answer. Return (image, draw, token id) of each; nothing with beams."""
+        """Choose the next token of each running answer. Return (image, draw, token id) of each settled one."""
     def close(self) -> None:
         """End the generation. Its results are what exists by then."""
     @property
@@ -226,7 +226,7 @@ class Submitted:
     def wait(self, seconds: float) -> bool:
         """Wait until all requests have ended or, with each_token, a token has arrived. Return whether that is so."""
     def take(self) -> list[tuple[int, int, int]]:
-        """Return (image, draw, token id) of each token since the last call; nothing with beams."""
+        """Return (image, draw, token id) of each token that settled since the last call."""
     def cancel(self) -> None:
         """End the requests within a step. The results are what exists by then."""
     def watch(self, number: int) -> None:

@@ -169,22 +169,28 @@ class Language:
         """Whether the words of a prompt may be the beginning of a text instead: not in an encoder-decoder."""
         return not self._spec.encoder_decoder
 
-    def text_stream(self, settings: Mapping[str, Any]) -> TextStream:
-        """A stream that turns tokens into pieces of text."""
-        return TextStream(self._tokenizer, settings["forced_prefix"])
+    def text_stream(self, settings: Mapping[str, Any], tidied: bool = False) -> TextStream:
+        """A stream that turns tokens into pieces of text. tidied: see generate."""
+        return TextStream(self._tokenizer, settings["forced_prefix"], tidied)
 
-    def stream(self, prefix_embeds: Floats, prompt: Prompt, settings: Mapping[str, Any]) -> Iterator[str]:
+    def stream(
+        self, prefix_embeds: Floats, prompt: Prompt, settings: Mapping[str, Any], tidied: bool = False
+    ) -> Iterator[str]:
         """prefix_embeds (1, Q, D) -> pieces of the text, as they are generated."""
-        return self.pieces(self._backend.begin(prefix_embeds, [self.encode(prompt)], settings), settings)
+        return self.pieces(self._backend.begin(prefix_embeds, [self.encode(prompt)], settings), settings, tidied)
 
-    def pieces(self, generation: Generation, settings: Mapping[str, Any]) -> Iterator[str]:
-        """A generation of one text -> its pieces. Each token is computed when the caller asks for the next piece."""
-        stream = self.text_stream(settings)
+    def pieces(self, generation: Generation, settings: Mapping[str, Any], tidied: bool = False) -> Iterator[str]:
+        """A generation of one text -> its pieces. Each token is computed when the caller asks for the next piece.
+
+        With beams, a piece comes once all beams agree on it, and the rest at the end.
+        """
+        stream = self.text_stream(settings, tidied)
         while not (generation.done or stream.ended):
             for _image, _draw, token_id in generation.step():
                 if piece := stream.push(token_id):
                     yield piece
-        if piece := stream.end():
+        [[scored]] = self.scored(generation.results(), settings, tidied)
+        if piece := stream.rest(scored.text):
             yield piece
 
     def text(self, generation: Generation, settings: Mapping[str, Any]) -> str:
@@ -263,19 +269,20 @@ class Chat:
 
     def ask(self, question: str, **options: Unpack[TextOptions]) -> str:
         """Question -> answer. Options are those of Model.ask; they override the chat's."""
-        generation, settings = self._begin(question, options, {})
+        generation, settings = self._begin(question, options)
         return generation if isinstance(generation, str) else self._language.text(generation, settings)
 
     def stream(self, question: str, **options: Unpack[TextOptions]) -> Iterator[str]:
-        """Question -> pieces of the answer; see Model.stream. Pieces that were not taken are not part of the chat."""
-        generation, settings = self._begin(question, options, {"num_beams": 1})
+        """Question -> pieces of the answer; see Model.stream.
+
+        Of an answer that was not taken to its end, the chat keeps what was decoded; with beams, by the best of them.
+        """
+        generation, settings = self._begin(question, options)
         return iter([generation]) if isinstance(generation, str) else self._language.pieces(generation, settings)
 
-    def _begin(
-        self, question: str, given: Mapping[str, Any], defaults: Mapping[str, Any]
-    ) -> tuple[Generation | str, dict[str, Any]]:
+    def _begin(self, question: str, given: Mapping[str, Any]) -> tuple[Generation | str, dict[str, Any]]:
         self._remember()
-        options = merge(self._options, {**defaults, **given})
+        options = merge(self._options, given)
         first = self._used == len(self._unread) == 0
         prompt = self._language.ask_prompt(question)
         more = prompt._replace(before=f" {prompt.before}")  # it continues the conversation

@@ -224,15 +224,15 @@ class Model:
     def stream(self, image: ImageLike, prompt: str | None = None, **options: Unpack[StreamOptions]) -> Iterator[str]:
         """Image -> pieces of its caption, or of the answer to `question`, as they are decoded.
 
-        Joined, the pieces are the text; each holds whole characters. The next token is computed after a piece was
-        taken: leaving the loop ends the generation. Greedy, or with do_sample; `prompt` and the other options are those
-        of `caption`.
+        Joined, the pieces are the text of `caption` or `ask`; each holds whole characters. With beams, a piece comes
+        once all beams agree on it, and the rest at the end. The next token is computed after a piece was taken: leaving
+        the loop ends the generation. `prompt` and the other options are those of `caption`.
         """
         pipeline = self.pipeline
         pipeline.require(contract.GENERATIVE, "stream")
-        task = pipeline.task(prompt, **{"num_beams": 1, **options})  # type: ignore[arg-type]
-        if task.settings["num_beams"] > 1 or task.settings["num_return_sequences"] > 1:
-            raise OptionError("stream gives one text, token by token: leave num_beams and num_captions at 1")
+        task = pipeline.task(prompt, **options)
+        if task.settings["num_return_sequences"] > 1:
+            raise OptionError("stream gives one text: leave num_captions at 1")
         watch = Stopwatch(task.settings)
         prepared = [self.prepare(image)]
         [judged] = pipeline.judged(prepared, [task])
@@ -241,7 +241,8 @@ class Model:
         prefix_embeds = pipeline.prefix_embeds(prepared, [task.question])
         if watch.expired:
             raise too_late(task.settings)
-        return pipeline.language.stream(prefix_embeds, task.prompt, watch.remaining)
+        tidied = options.get("question") is None
+        return pipeline.language.stream(prefix_embeds, task.prompt, watch.remaining, tidied)
 
     def submit(self, request: Request, *, on_news: Callable[[Answer], object] | None = None) -> Answer:
         """Queue a request, to be decoded in one batch with others. Return once its image has been encoded.

@@ -36,13 +36,13 @@ class Request:
     image: None: text only
     prompt: words that the text continues; None is the bundle's own
     question: put into the bundle's template; give either a prompt or a question
-    options: those of `caption`, or of `ask` with a question; by default greedy
+    options: those of `caption`, or of `ask` with a question
     """
 
     image: ImageLike | None = None
     prompt: str | None = None
     question: str | None = None
-    options: Options = field(default_factory=lambda: Options(num_beams=1))
+    options: Options = field(default_factory=Options)
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Usage:
 class Answer:
     """The result of a request, as it is computed. Any thread may use it. Dropping it cancels the request.
 
-    Iterate, with `for` or `async for`, over the pieces of the text. With beams, or several captions, there is one piece
-    at the end: the first text. An answer can be iterated once.
+    Iterate, with `for` or `async for`, over the pieces of the text. With beams, a piece comes once all beams agree on
+    it, and the rest at the end; with several captions, the first text at the end. An answer can be iterated once.
     """
 
     def __init__(
@@ -68,10 +68,11 @@ class Answer:
         call: Call,
         settings: Mapping[str, Any],
         on_news: Callable[[Answer], object] | None = None,
+        tidied: bool = False,
     ) -> None:
-        """on_news: see Model.submit."""
+        """on_news: see Model.submit. tidied: on a single line, as captions are."""
         self._language, self._call, self._settings, self._batcher = language, call, settings, batcher
-        self._stream = language.text_stream(settings)
+        self._tidied, self._stream = tidied, language.text_stream(settings, tidied)
         self._said = 0  # characters of the pieces
         self._ended = self._cancelled = False
         self._failure: BaseException | None = None
@@ -183,7 +184,7 @@ class Answer:
         return self._texts()
 
     def _texts(self) -> list[Scored]:
-        return self._language.scored(self._call.results(), self._settings, cut=self._call.cut)[0]
+        return self._language.scored(self._call.results(), self._settings, self._tidied, self._call.cut)[0]
 
 
 def submit(pipeline: Pipeline, request: Request, on_news: Callable[[Answer], object] | None) -> Answer:
@@ -210,4 +211,5 @@ def submit(pipeline: Pipeline, request: Request, on_news: Callable[[Answer], obj
     else:
         raise OptionError("a request has neither an image nor a prompt: give one of them")
     call = batcher.submit(prefix_embeds, [prompt_ids], watch.remaining, each_token=True)
-    return Answer(batcher, language, call, task.settings, on_news)
+    tidied = request.image is not None and request.question is None  # as Model.caption does
+    return Answer(batcher, language, call, task.settings, on_news, tidied)

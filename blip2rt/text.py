@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _EXTRA_SPACES = re.compile(r" (?=[.,!?;:](\s|$)|n't\b|'(s|m|re|ve|ll|d)\b)")  # before punctuation and clitics
+_MAY_JOIN = re.compile(r"\s+(n|n't?|n'|'\w{0,2}|[.,!?;:])?$")  # an end whose space may go when more follows
 _CLEANED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")  # lose their space, in this order
 _MAY_CHANGE = set("".join(_CLEANED))
 _MAX_TOKEN_CHARACTERS = 100  # a longer text than this times the model's tokens cannot fit
@@ -201,14 +202,15 @@ def _check_text(text: object) -> None:
 
 
 class TextStream:
-    """Tokens of one text, one by one -> pieces of the text. Joined, they are LlmTokenizer.text of all shown tokens.
+    """Tokens of one text, one by one -> pieces of the text.
 
-    A piece never ends within a character, nor where later tokens may still change it.
+    Joined, they are LlmTokenizer.text of all shown tokens or, `tidied`, LlmTokenizer.decode. A piece never ends within
+    a character, nor where later tokens may still change it.
     """
 
-    def __init__(self, tokenizer: LlmTokenizer, given: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: LlmTokenizer, given: Sequence[int] = (), tidied: bool = False) -> None:
         """given: tokens at the beginning of the text."""
-        self._tokenizer = tokenizer
+        self._tokenizer, self._tidied = tokenizer, tidied
         self._ids = list(given)
         self._emitted = 0  # characters
         self.ended = False  # by a token that begins or ends a turn
@@ -221,6 +223,8 @@ class TextStream:
         self._ids.append(token_id)
         text = self._tokenizer.decode_raw(self._tokenizer.settled(self._ids))
         text = text.rstrip("\ufffd")  # it may end in half a character
+        if self._tidied:
+            return self._emit(tidy(_MAY_JOIN.sub("", text)))
         if self._tokenizer.cleans:  # up to the last character that clean-up cannot reach
             end = next((i for i in range(len(text), 0, -1) if text[i - 1] not in _MAY_CHANGE), 0)
             text = clean_up(text[:end])
@@ -228,7 +232,11 @@ class TextStream:
 
     def end(self) -> str:
         """Return the rest of the text."""
-        return self._emit(self._tokenizer.text(self._ids))
+        return self._emit((self._tokenizer.decode if self._tidied else self._tokenizer.text)(self._ids))
+
+    def rest(self, text: str) -> str:
+        """Return what the pieces so far lack of the whole text."""
+        return self._emit(text)
 
     def _emit(self, text: str) -> str:
         piece, self._emitted = text[self._emitted :], max(self._emitted, len(text))

@@ -55,7 +55,10 @@ class Generation(ABC):
 
     @abstractmethod
     def step(self) -> list[Token]:
-        """Compute one token for every running text. Return the tokens; none with beams, which may still change."""
+        """Compute one token for every running text. Return the tokens that no later step changes.
+
+        With beams, those are the tokens on which all beams agree; if several beams are returned, there are none.
+        """
 
     @abstractmethod
     def results(self) -> Sequences:

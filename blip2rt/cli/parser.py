@@ -202,4 +202,4 @@ def _add_output(command: Parser, stream: bool = False) -> None:
     group = command.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="print one JSON object a line")
     if stream:
-        group.add_argument("--stream", action="store_true", help="print the text as it is decoded; one image, no beams")
+        group.add_argument("--stream", action="store_true", help="print the text as it is decoded; one image")

@@ -23,7 +23,6 @@ from ..gallery.outputs import Description
 from ..options import Options, merge
 from ..requests import Answer, Request
 from ..results import Scored, too_late
-from ..text import tidy
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -168,18 +167,14 @@ def text_result(
 ) -> Line:
     """Generate a caption or an answer. tell: called with its pieces; started: with the Answer before them."""
     start = time.perf_counter()
-    defaults = Options() if tell is None else Options(num_beams=1)
-    answer = started(model.submit(Request(image, prompt, question, merge(defaults, options))))
+    answer = started(model.submit(Request(image, prompt, question, merge(Options(), options))))
     if options.get("max_time") is not None and time.perf_counter() - start > options["max_time"]:
         answer.cancel()
         raise too_late(options)
     for piece in answer:
         if tell is not None:
             tell(piece)
-    texts = answer.result()
-    if tell is None and question is None:  # as Model.caption does
-        texts = [Scored(tidy(text), text.score, text.tokens, text.truncated) for text in texts]
-    return text_row(model, name, texts, 1000 * (time.perf_counter() - start), question)
+    return text_row(model, name, answer.result(), 1000 * (time.perf_counter() - start), question)
 
 
 def text_row(model: Model, name: str | None, texts: Sequence[Scored], ms: float, question: str | None) -> Line:

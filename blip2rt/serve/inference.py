@@ -18,7 +18,7 @@ from ..options import Options, merge
 from ..pipeline import BATCH, GenerationTask
 from ..results import FinishReason, Stopwatch, finish_reason
 from ..structured import Form, Picture, fill_form
-from ..text import Prompt, TextStream
+from ..text import Prompt
 from .admission import CancelEvent
 from .settings import Settings
 
@@ -110,14 +110,14 @@ def generate(
 ) -> Answer:
     """Generate the texts of a job, or what there is of them when cancelled. Raises Blip2rtError.
 
-    max_tokens: upper limit per text. emit: receives pieces as they come; beam search is the default only without it.
+    max_tokens: upper limit per text. emit: receives pieces as they come.
     """
     if job.form is not None:
         return _fill(model, job, cancelled, emit)
     pipeline = model.pipeline
     pipeline.require(contract.GENERATIVE, "caption" if job.question is None else "ask")
     language = pipeline.language
-    prompt, ids, settings = prepare(model, job, max_tokens, emit is not None)
+    prompt, ids, settings = prepare(model, job, max_tokens)
     watch = Stopwatch(settings)
     question = prompt.whole if job.question is None else pipeline.qformer_question(job.question)
     prepared = [pipeline.prepare(job.image)]
@@ -134,14 +134,14 @@ def generate(
         return Answer([], [], prompt_tokens, 0)
     generation = pipeline.backend.begin(prefix_embeds, [ids], watch.remaining)
     if shares_steps(model):
-        cancelled.on_set(generation.close)  # with beams, a shared generation returns from step() only at its end
-    streams = [TextStream(language._tokenizer, forced) for _ in range(settings["num_return_sequences"])]
+        cancelled.on_set(generation.close)  # with beams, step() returns only when they agree
+    tidied = job.question is None
+    streams = [language.text_stream(settings, tidied) for _ in range(settings["num_return_sequences"])]
     output = TextOutput(streams, job.stop_strings, emit)
     while not generation.done and not cancelled.is_set() and not all(output.stopped):
         for _image, draw, token_id in generation.step():
             output.push(draw, token_id)
     sequences = generation.results()
-    tidied = job.question is None and emit is None
     timed_out = generation.cut if "max_time" in settings and generation.done else None
     [scored] = language.scored(sequences, settings, tidied, timed_out)
     texts = output.finish([each.text for each in scored])
@@ -159,12 +159,12 @@ def _fill(model: Model, job: TextJob, cancelled: CancelEvent, emit: Callable[[Pi
     return Answer([text], ["stop"], picture.prompt_tokens, picture.completion_tokens)
 
 
-def prepare(model: Model, job: TextJob, max_tokens: int, streamed: bool) -> tuple[Prompt, list[int], dict[str, Any]]:
+def prepare(model: Model, job: TextJob, max_tokens: int) -> tuple[Prompt, list[int], dict[str, Any]]:
     """Return the prompt, its token ids with the history, and the generation settings. Raises Blip2rtError."""
     language, spec = model.pipeline.language, model.pipeline.language._spec
     prompt = language.caption_prompt(job.prompt) if job.question is None else language.ask_prompt(job.question)
     ids = language.encode(prompt)
-    options = {"num_beams": 1, **job.options} if streamed else dict(job.options)
+    options = dict(job.options)
     task = "caption" if job.question is None else "ask"
     default = model.bundle.manifest.decoding.get(task)
     length = options.get("max_new_tokens")

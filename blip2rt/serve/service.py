@@ -34,6 +34,8 @@ M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 _PARALLEL_SHARED, _PARALLEL_SEPARATE = 8, 2  # requests that run together: sharing decoding steps, or not
 _SILENCE_SECONDS = 5.0  # proxies close a connection on which nothing comes
+_COLD = 0.1  # up to this temperature, sampling would only be greedy search, which beam search is better than
+_SAMPLED_NGRAM = 4  # tokens that a sampled text does not repeat: without beams, some texts loop
 _NOT_TEXT = ("image", "images", "image_url", "role", "type")  # images have limits of their own
 
 
@@ -181,7 +183,7 @@ class Call:
         The model reads nothing, so `usage` counts words.
         """
         if can_generate(self.model):
-            await asyncio.to_thread(prepare, self.model, job, self.limits.new_tokens, stream)
+            await asyncio.to_thread(prepare, self.model, job, self.limits.new_tokens)
         texts = [writer.greeting] * (job.options.get("num_captions") or 1)
         words = sum(len(text.split()) for turn in turns for text in turn.texts)
         answer = Answer(texts, ["stop"] * len(texts), words, len(writer.greeting.split()) * len(texts))
@@ -310,15 +312,16 @@ def given_options(request: BaseModel, names: Sequence[str]) -> dict[str, Any]:
 
 
 def sampling_options(temperature: float | None, top_p: float | None, **others: Any) -> dict[str, Any]:
-    """Convert OpenAI's and Ollama's sampling to options. Without a temperature, or with 0, nothing is sampled.
+    """Convert OpenAI's and Ollama's sampling to options. Without a temperature, or with a low one, nothing is sampled.
 
     others: options that only sampling uses: top_k, min_p, seed.
     """
     if temperature is None and top_p is not None and top_p < 1:
         temperature = 1.0
-    if not temperature:
+    if not temperature or temperature <= _COLD:
         return {}
-    options = {"do_sample": True, "num_beams": 1, "temperature": max(temperature, 0.01), "top_p": top_p, **others}
+    options = {"do_sample": True, "num_beams": 1, "temperature": temperature, "top_p": top_p, **others}
+    options["no_repeat_ngram_size"] = _SAMPLED_NGRAM
     return {name: value for name, value in options.items() if value is not None}
 
 

@@ -47,7 +47,7 @@ Batch::Batch(const Generator& generator, const BatchSizes& sizes)
       encoder_pool_(encoder_pool_size(decoder_sizes(generator, sizes)), sizes.rows),
       store_(decoder_.cache(), generator.reuses_prefixes() ? sizes.kept_bytes : 0) {
   readers_.reserve(static_cast<size_t>(sizes.rows));
-  added_.reserve(static_cast<size_t>(sizes.rows));
+  added_.reserve(static_cast<size_t>(sizes.positions));  // more cannot settle in a step
 }
 
 Batch::Lock::Lock(Batch& batch) : batch_(batch) {

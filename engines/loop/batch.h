@@ -72,7 +72,8 @@ class Batch {
 
   bool idle() const { return waiting_.empty() && running_.empty(); }
 
-  // The tokens that the last step added; none with beams.
+  // The tokens that the last step settled. With beams, those that all beams agree on, and the rest at the end; none if
+  // several beams are returned.
   const std::vector<NewToken>& added() const { return added_; }
 
   // Returns what exists of a request: its outcome, once it is done.
@@ -88,6 +89,7 @@ class Batch {
   struct Answer {
     size_t draw;
     std::unique_ptr<Search> search;
+    int told = 0;  // tokens that were added_
   };
 
   // An admitted request. Its positions of the pool: the prompt, then max_new_tokens for each row.

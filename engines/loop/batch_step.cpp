@@ -210,8 +210,10 @@ void Batch::choose_next(Running& one, bool last) {
 void Batch::choose(Running& one, Answer& answer, float* scores, int rows, bool last) {
   answer.search->advance(scores, rows, last);
   ++counters_.tokens;
-  if (one.options().num_beams > 1) return;
-  if (const auto token = answer.search->added()) added_.push_back({one.request().number, answer.draw, *token});
+  if (one.options().num_beams > 1 && one.options().num_return_sequences > 1) return;
+  for (const Tokens settled = answer.search->settled(); answer.told < settled.count; ++answer.told) {
+    added_.push_back({one.request().number, answer.draw, settled.first[answer.told]});
+  }
 }
 
 }  // namespace blip2rt

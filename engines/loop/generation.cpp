@@ -59,12 +59,12 @@ Generation::Generation(const Generator& generator, std::shared_ptr<Batch> batch,
 
 void Generation::add(std::vector<Request> requests) {
   generator_.llm().check_process();
-  size_t rows = 0;
+  size_t tokens = 0;
   for (Request& request : requests) {
-    rows += static_cast<size_t>(request.options.rows_each());
+    tokens += static_cast<size_t>(request.options.rows_each()) * static_cast<size_t>(request.options.max_new_tokens);
     tickets_.push_back(std::make_shared<Ticket>(std::move(request)));
   }
-  added_.reserve(rows);
+  added_.reserve(tokens);
   try {
     for (const auto& ticket : tickets_) batch_->add(ticket);
     batch_->admit();

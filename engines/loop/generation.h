@@ -29,7 +29,7 @@ class Generation {
   // Ends the generation. Its results are what exists by then.
   void close() { closed_ = true; }
 
-  // The tokens that the last step added; none with beams.
+  // The tokens that the last step settled, see Batch::added().
   const std::vector<NewToken>& added() const { return added_; }
 
   // Returns each image's best sequences. Before done(), returns what exists.

@@ -122,11 +122,21 @@ std::vector<Hypothesis> best_sequences(const SearchBlock& block, const Generatio
   return results;
 }
 
-std::vector<int64_t> tokens_since(const SearchBlock& block, int first) {
-  const int32_t* tokens = block.history(0) + block.context_length;
-  const bool stopped = block.length > 0 && block.is_eos(tokens[block.length - 1]);
-  const int end = block.length - (stopped ? 1 : 0);
-  return first < end ? std::vector<int64_t>(tokens + first, tokens + end) : std::vector<int64_t>();
+Tokens settled_tokens(const SearchBlock& block) {
+  Tokens common{nullptr, block.length};
+  const auto share = [&common](const int32_t* tokens, int length) {
+    if (common.first == nullptr) common.first = tokens;
+    const int32_t* end = common.first + std::min(common.count, length);
+    common.count = static_cast<int>(std::mismatch(common.first, end, tokens).first - common.first);
+  };
+  if (block.finished_count > 0) share(block.finished_tokens(block.finished()[0].row), block.finished()[0].length);
+  if (block.done != 0 && common.first != nullptr) return common;
+  for (int beam = 0; beam < block.num_beams; ++beam) {  // hopeless beams aside
+    if (block.scores()[beam] > SearchBlock::kStoppedBeamScore / 2) {
+      share(block.history(beam) + block.context_length, block.length);
+    }
+  }
+  return common.first == nullptr ? Tokens() : common;
 }
 
 Search::Search(const GenerationOptions& options, size_t vocab_size, const std::vector<int64_t>& context,
@@ -137,12 +147,6 @@ void Search::advance(float* scores, int rows, bool last) {
   const VocabularyView vocabulary = options_.vocabulary ? options_.vocabulary->view() : VocabularyView();
   block().advance(reader_, scores, rows, last, vocabulary);
   throw_on_fault(block());
-}
-
-std::optional<int64_t> Search::added() const {
-  const SearchBlock& state = block();
-  if (state.length == 0 || state.is_eos(state.tokens()[0])) return std::nullopt;
-  return state.tokens()[0];
 }
 
 }  // namespace blip2rt

@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <vector>
 
 #include "search/cpu_reader.h"
@@ -32,8 +31,15 @@ void throw_on_fault(const SearchBlock& block);
 // Returns the best num_return_sequences sequences, best first; before the search is done, those found so far.
 std::vector<Hypothesis> best_sequences(const SearchBlock& block, const GenerationOptions& options);
 
-// Returns the answer's tokens from `first` on, without the stop token. Only for one beam.
-std::vector<int64_t> tokens_since(const SearchBlock& block, int first);
+// A view of tokens in a block.
+struct Tokens {
+  const int32_t* first = nullptr;
+  int count = 0;
+};
+
+// Returns the tokens of the best answer that no later step can change, without the stop token: those that the best
+// finished answer and all running beams share.
+Tokens settled_tokens(const SearchBlock& block);
 
 // The search of one answer on the CPU.
 class Search {
@@ -50,8 +56,7 @@ class Search {
   int64_t token(int beam) const { return block().tokens()[beam]; }
   int parent(int beam) const { return block().parents()[beam]; }
 
-  // Returns the token that the step added to the answer, or nothing after a stop token. Only for one beam.
-  std::optional<int64_t> added() const;
+  Tokens settled() const { return settled_tokens(block()); }
 
   std::vector<Hypothesis> results() const { return best_sequences(block(), options_); }
 

@@ -71,12 +71,14 @@ bool SearchBatch::done() const {
 
 std::vector<NewToken> SearchBatch::added() {
   std::vector<NewToken> added;
-  if (options_.num_beams > 1) return added;
+  if (options_.num_beams > 1 && options_.num_return_sequences > 1) return added;
   std::vector<std::vector<int64_t>> fresh;
   size_t most = 0;
   for (size_t answer = 0; answer < answers(); ++answer) {
-    fresh.push_back(tokens_since(block(answer), answers_[answer].reported));
-    answers_[answer].reported += static_cast<int>(fresh.back().size());
+    const Tokens settled = settled_tokens(block(answer));
+    int& reported = answers_[answer].reported;
+    fresh.emplace_back();
+    for (; reported < settled.count; ++reported) fresh.back().push_back(settled.first[reported]);
     most = std::max(most, fresh.back().size());
   }
   for (size_t step = 0; step < most; ++step) {  // in the order of the steps

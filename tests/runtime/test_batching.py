@@ -104,7 +104,7 @@ def test_an_answer_comes_in_pieces_and_as_a_whole(
     alone: blip2rt.Model, model: blip2rt.Model, photo: Callable[..., np.ndarray]
 ) -> None:
     image = photo()
-    want = alone.caption(image, num_beams=1, max_new_tokens=6, scores=True, raw=True)
+    want = alone.caption(image, num_beams=1, max_new_tokens=6, scores=True)
     answer = model.submit(Request(image, options=GREEDY))
     assert "".join(answer) == want.text
     [scored] = answer.result()
@@ -113,11 +113,11 @@ def test_an_answer_comes_in_pieces_and_as_a_whole(
     assert answer.finish in ("stop", "length")
     assert answer.usage.prompt == Q and answer.usage.answer <= 6
     beams = model.submit(Request(image, question="who runs", options=Options(num_beams=3, max_new_tokens=4)))
-    assert list(beams) == [alone.ask(image, "who runs", num_beams=3, max_new_tokens=4)]
+    assert "".join(beams) == alone.ask(image, "who runs", num_beams=3, max_new_tokens=4)
     draws = Options(num_captions=3, do_sample=True, seed=5, max_new_tokens=6)
     several = model.submit(Request(image, options=draws)).result()
     assert [each.text for each in several] == alone.caption(
-        image, num_captions=3, do_sample=True, seed=5, max_new_tokens=6, raw=True
+        image, num_captions=3, do_sample=True, seed=5, max_new_tokens=6
     )
 
 
@@ -130,9 +130,7 @@ def test_answers_can_be_awaited(alone: blip2rt.Model, model: blip2rt.Model, phot
     async def all_of_them() -> list[str]:
         return await asyncio.gather(*map(one, images))
 
-    assert asyncio.run(all_of_them()) == [
-        alone.caption(image, num_beams=1, max_new_tokens=6, raw=True) for image in images
-    ]
+    assert asyncio.run(all_of_them()) == [alone.caption(image, num_beams=1, max_new_tokens=6) for image in images]
 
 
 def test_progress_is_reported_from_another_thread(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -9,6 +11,7 @@ import blip2rt
 from blip2rt.errors import ImageError, OptionError
 from blip2rt.image import to_pixels
 from blip2rt.requests import Request
+from blip2rt.text import TextStream, tidy
 from tests.tiny import bundle as tiny_bundles
 from tests.tiny.bundle import EOS, WORDS, Tiny
 
@@ -67,11 +70,11 @@ def test_a_chat_model_stops_at_the_next_turn(tiny, model, photo, tmp_path, monke
     first = later[0]
     chat = chat_bundle(tiny, tmp_path / "chat", WORDS[ids[first]], monkeypatch)
     tokenizer = chat.pipeline.language._tokenizer
-    want, raw = tokenizer.decode(ids[:first]), tokenizer.text(ids[:first])  # a caption is tidied, a stream is not
+    want = tokenizer.decode(ids[:first])
     greedy = []
     assert chat.caption(image, num_beams=1, on_token=lambda *new: greedy.append(new[2]), **options) == want
     assert greedy == ids[: first + 1], "the ids are those of every model, and the turn ends them"
-    assert "".join(chat.stream(image, **options)) == raw
+    assert "".join(chat.stream(image, num_beams=1, **options)) == want
     assert chat.decode(ids) == want
     for caption in chat.caption(image, num_captions=3, **options):
         assert WORDS[ids[first]] not in caption.split() and "<|im_start|>" not in caption
@@ -79,7 +82,7 @@ def test_a_chat_model_stops_at_the_next_turn(tiny, model, photo, tmp_path, monke
     assert with_batches.caption(image, num_beams=1, **options) == want
     request = Request(image, options=blip2rt.Options(num_beams=1, **options))
     answer = with_batches.submit(request)
-    assert "".join(answer) == answer.result()[0].text == raw
+    assert "".join(answer) == answer.result()[0].text == want
 
 
 def test_sampling_repeats_under_a_seed(model, photo):
@@ -111,12 +114,56 @@ def test_on_token_is_given_every_token(tiny, model, photo):
 
 def test_joined_pieces_are_the_text(model, photo):
     image = photo()
-    assert "".join(model.stream(image)) == model.caption(image, num_beams=1, raw=True)
-    assert "".join(model.stream(image, "a red")) == model.caption(image, prompt="a red", num_beams=1, raw=True)
-    question = "what is red"
-    assert "".join(model.stream(image, question=question)) == model.ask(image, question, num_beams=1)
     sampled = {"do_sample": True, "seed": 1, "forced_prefix": "the dog"}
-    assert "".join(model.stream(image, **sampled)) == model.caption(image, **sampled, raw=True)
+    for options in ({}, {"num_beams": 1}, {"num_beams": 5, "length_penalty": -1.0}, {"prompt": "a red"}, sampled):
+        assert "".join(model.stream(image, **options)) == model.caption(image, **options)
+    question = "what is red"
+    assert "".join(model.stream(image, question=question)) == model.ask(image, question)
+
+
+def test_beams_settle_on_tokens_of_the_result(model, photo):
+    """Each token that a step returns stays, and comes as soon as the beams agree on it."""
+    backend, early = model.pipeline.backend, 0
+    for beams in (2, 3, 4):
+        task = model.task(num_beams=beams, max_new_tokens=12, length_penalty=random.choice([-1.0, 0.0, 1.0, 2.0]))
+        prefix = model.pipeline.prefix_embeds([model.prepare(photo())], [task.question])
+        generation, told = backend.begin(prefix, [model.pipeline.language.encode(task.prompt)], task.settings), []
+        while not generation.done:
+            before = len(told)
+            told += [token for _, _, token in generation.step()]
+            early += len(told) > before and not generation.done
+            best = generation.results()[0][0][0]
+            assert told == best[: len(told)]
+        assert told == best
+    assert early
+
+
+def test_a_tidied_stream_keeps_its_spaces(model):
+    """Whatever a space stands before, a piece never takes one that the whole text lacks."""
+    tokenizer = model.pipeline.language._tokenizer
+    for text in ("a cat , isn 't it ? yes .", "it 's 3 .5 m . n 't", "don n't do no not , .", " 've  \n two  lines\n"):
+        stream = TextStream(tokenizer, tidied=True)
+        stream._tokenizer = SpellingTokenizer(text)
+        pieces = [stream.push(i) for i in range(len(text))]
+        assert "".join([*pieces, stream.end()]) == tidy(text), text
+
+
+class SpellingTokenizer:
+    """A tokenizer whose token i is the character i of a text."""
+
+    turns, cleans = (), False
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def settled(self, ids):
+        return ids
+
+    def decode_raw(self, ids) -> str:
+        return self._text[: len(ids)]
+
+    def decode(self, ids) -> str:
+        return tidy(self._text[: len(ids)])
 
 
 def test_leaving_a_stream_stops_computing(model, photo, monkeypatch):
@@ -140,9 +187,8 @@ def test_leaving_a_stream_stops_computing(model, photo, monkeypatch):
 
 def test_streams_check_options_before_reading_the_image(model):
     for options, words in (
-        ({"num_beams": 2}, "leave num_beams"),
         ({"question": "x", "prompt": "y"}, "both given"),
-        ({"num_captions": 2, "do_sample": True, "num_beams": None}, "leave num_beams and num_captions at 1"),
+        ({"num_captions": 2, "do_sample": True, "num_beams": None}, "leave num_captions at 1"),
     ):
         with pytest.raises(OptionError, match=words):
             model.stream("/no/such.jpg", **options)

@@ -11,7 +11,6 @@ from PIL import Image
 
 from blip2rt.serve.errors import ApiError
 from blip2rt.serve.protocols.ollama import _Writer
-from blip2rt.text import tidy
 from tests.serve.server_process import PHOTO, ServerProcess, data_uri, encoded, parts, png
 
 pytestmark = pytest.mark.long(12)
@@ -60,10 +59,10 @@ def test_openai_captions_and_answers(create: Any, model: Any, cat: bytes) -> Non
 def test_openai_streams(create: Any, model: Any, cat: bytes) -> None:
     *chunks, last = list(create(cat, stream=True, stream_options={"include_usage": True}))
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
-    assert text == model.caption(cat, num_beams=1) == "".join(model.stream(cat))
+    assert text == model.caption(cat) == "".join(model.stream(cat))
     assert len([chunk for chunk in chunks if chunk.choices[0].delta.content]) > 3, "several pieces"
     assert chunks[-1].choices[0].finish_reason == "stop" and last.choices == []
-    whole = create(cat, **GREEDY)
+    whole = create(cat)
     assert last.usage == whole.usage and text_of(whole) == text
 
 
@@ -110,11 +109,11 @@ def test_openai_samples_with_a_seed(create: Any, cat: bytes) -> None:
     first = draw(**sampled)
     assert first == draw(**sampled) and len(first) == 3
     assert any(draw(**{**sampled, "seed": seed}) != first for seed in (8, -9))
-    assert draw(temperature=0) == draw(), "0 does not sample"
+    assert draw(temperature=0) == draw(temperature=0.1) == draw(), "low temperatures do not sample"
     texts = ["", "", ""]
     for chunk in create(cat, stream=True, **sampled):
         texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
-    assert [*map(tidy, texts)] == first, "a whole caption is tidied"
+    assert texts == first
 
 
 def test_openai_returns_the_best_of_several(create: Any, model: Any, cat: bytes) -> None:
@@ -182,15 +181,15 @@ def test_ollama_generates(ollama: Any, model: Any, cat: bytes) -> None:
         assert found.response == model.caption(cat)
     sampled = {"temperature": 0.5, "seed": 3}  # hotter, the last bits of a logit would decide
     found = ollama.generate(model="nano", images=[cat], options={**sampled, "top_k": -1})  # -1: all tokens
-    assert found.response == model.caption(cat, do_sample=True, top_k=0, **sampled)
+    assert found.response == model.caption(cat, do_sample=True, top_k=0, no_repeat_ngram_size=4, **sampled)
 
 
 def test_ollama_streams(ollama: Any, model: Any, cat: bytes) -> None:
     chunks = list(ollama.generate(model="nano", images=[cat], stream=True))
-    assert "".join(chunk.response for chunk in chunks) == model.caption(cat, num_beams=1) and len(chunks) > 4
+    assert "".join(chunk.response for chunk in chunks) == model.caption(cat) and len(chunks) > 4
     assert [chunk.done for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
     said = list(ollama.chat(model="nano", messages=[{"role": "user", "content": "who?", "images": [cat]}], stream=True))
-    assert "".join(chunk.message.content for chunk in said) == model.ask(cat, "who?", num_beams=1)
+    assert "".join(chunk.message.content for chunk in said) == model.ask(cat, "who?")
 
 
 def test_ollama_chats(ollama: Any, model: Any, cat: bytes) -> None:
@@ -294,4 +293,4 @@ def test_photoprism(nano: ServerProcess, model: Any, cat: bytes) -> None:
     body = {"id": "b5f5ff92", "model": "gemma3:latest", "prompt": prompt, "suffix": "", "stream": False}
     body |= {"options": options, "images": [encoded(cat)]}
     found = nano.post("/api/generate", body).json
-    assert found["response"] == model.caption(cat, num_beams=1) and found["done"] is True
+    assert found["response"] == model.caption(cat) and found["done"] is True
