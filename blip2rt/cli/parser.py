@@ -107,6 +107,7 @@ def build_parser(handlers: Mapping[str, Handler]) -> Parser:
     about = "PNG file to write (default: IMAGE's name with -explained.png, in this folder)"
     command.add_argument("--out", type=path, metavar="FILE", help=about)
     command.add_argument("--overwrite", action="store_true", help="replace the file")
+    _add_model(command)
     command = add("fill", handlers["fill"], "fill a JSON Schema from images", description=_FILL)
     command.add_argument("schema", type=path, metavar="SCHEMA", help="file with a JSON Schema")
     command.add_argument("images", nargs="+", type=nonempty, metavar="IMAGE", help=_ONE_IMAGE)

@@ -7,9 +7,10 @@ import struct
 import zlib
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 Rng = np.random.Generator
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by PNG's colour type
@@ -75,7 +76,8 @@ def webp(rng: Rng) -> bytes:
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
-    image.save(file, kind, **options)
+    with patch.object(ImageFile, "MAXBLOCK", 1 << 20):  # Pillow's own guess is too small for noise
+        image.save(file, kind, **options)
     return file.getvalue()
 
 

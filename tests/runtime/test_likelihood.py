@@ -150,6 +150,6 @@ def test_faults_are_named(tiny, tmp_path, photo):
 
 def test_backends_without_likelihoods_say_so(model, photo, monkeypatch):
     monkeypatch.setattr(type(model.pipeline.backend), "likelihoods", backends.Backend.likelihoods)
-    with pytest.raises(CapabilityError, match="run it by the backend ort"):
+    with pytest.raises(CapabilityError, match="use the backend ort"):
         model.match(photo(), "a dog")
     assert model.embed_image(photo()).ndim == 2

@@ -70,7 +70,8 @@ def test_maps_weigh_queries_by_what_a_word_loses_without_them(tiny, explaining, 
         without = prefix.copy()
         without[query] = prefix.mean(0)
         lost.append(np.maximum(own - log_likelihoods(tiny, without, TEXT), 0))
-    want = np.array(lost).T / np.sum(lost, axis=0)[:, None]  # (words, Q)
+    loss = np.array(lost).T  # (words, Q); a word that loses nothing weighs all queries alike
+    want = np.where(loss.sum(1, keepdims=True) > 0, loss, 1) / np.where(loss.sum(1) > 0, loss.sum(1), Q)[:, None]
     found = model.attention(image, TEXT)
     assert [word for word, _ in found] == TEXT.split()
     for (_, heat), weights in zip(found, want, strict=True):
