@@ -12,7 +12,6 @@ from ..command_line import complain, show, show_json
 from ..errors import OptionError, one_line, utf8_name
 from ..install_hints import pip_install
 from . import flags
-from .index_update import BATCH_SIZE, index_sources, update
 from .path_checks import check_empty
 from .progress import print_status, summary
 from .walk import has_more_than
@@ -51,6 +50,7 @@ def caption(
 def index(args: argparse.Namespace, load: Load, open_executor: OpenExecutor = nullcontext) -> int:
     """Create or update an index and return the exit code."""
     from .index import MAX_EXACT, Index
+    from .index_update import BATCH_SIZE, index_sources, update
     from .vectors import has_usearch
 
     for_clip_retrieval = args.format == "clip-retrieval"

@@ -32,6 +32,9 @@ SessionOptions session_options(int intra_op_threads) {
   check(ort().AddSessionConfigEntry(raw, "session.use_device_allocator_for_initializers", "1"));
   // Threads may spin within a run but not after it: an idle encoder would occupy the decoder's cores.
   check(ort().AddSessionConfigEntry(raw, "session.force_spinning_stop", "1"));
+  // Within a run a thread that waits spins briefly, until the next operator, and then sleeps. Older releases ignore
+  // this.
+  check(ort().AddSessionConfigEntry(raw, "session.intra_op.spin_duration_us", "50"));
   return options;
 }
 
