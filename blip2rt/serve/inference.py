@@ -56,6 +56,12 @@ def can_chat(model: Model) -> bool:
     return True
 
 
+def next_question(model: Model) -> tuple[str, ...]:
+    """What begins the next question of a conversation, as the bundle's template does. An answer ends before it."""
+    before = model.pipeline.language.ask_prompt("?").before.strip()
+    return (before,) if before else ()
+
+
 def count_text_tokens(model: Model, texts: Sequence[str]) -> int:
     """Count the Q-Former's tokens of texts that are embedded."""
     return int(model.matcher.tokenizer.encode(texts)[1].sum()) if texts else 0

@@ -131,6 +131,16 @@ def test_openai_continues_a_conversation(create: Any, model: Any, cat: bytes) ->
         messages.append({"role": "assistant", "content": answer})
 
 
+def test_an_answer_ends_before_a_next_question(create: Any, cat: bytes) -> None:
+    """After questions and answers, nano goes on with a question of its own."""
+    said = [("What animal is it?", "cat"), ("Is there a dog?", "no"), ("What colour is it?", None)]
+    messages: list[dict[str, Any]] = []
+    for question, answer in said:
+        messages.append({"role": "user", "content": question if messages else parts(cat, question)})
+        messages += [{"role": "assistant", "content": answer}] * (answer is not None)
+    assert "Question" not in text_of(create(messages=messages))
+
+
 def test_openai_lists_models(openai: Any) -> None:
     assert [each.id for each in openai.models.list()] == ["nano"]
     assert openai.models.retrieve("nano").owned_by == "blip2rt"
