@@ -38,6 +38,10 @@ _MODULES |= {"load": "loading", **dict.fromkeys(("ask", "caption", "close", "mat
 def __getattr__(name: str) -> Any:
     """Import the other public names at first use."""
     if name in __all__:
+        if name in _MODULES:
+            from .native import require_processor
+
+            require_processor()
         return getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -117,6 +117,9 @@ def processor_kernels() -> list[str]:
 def kernel_levels() -> list[str]:
     """Return the values of BLIP2RT_KERNELS that this processor supports, the best one first."""
 
+def missing_instructions() -> str:
+    """Return an instruction set that NumPy and ONNX Runtime need and the processor lacks; "" if it has all."""
+
 def announce_abort(descriptor: int, line: str) -> None:
     """Write a line to a file descriptor if the process aborts from now on. A negative descriptor ends that."""
 

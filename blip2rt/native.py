@@ -49,6 +49,7 @@ class Core(Protocol):
     def kernels(self) -> tuple[str, dict[str, str]]: ...
     def processor_kernels(self) -> list[str]: ...
     def kernel_levels(self) -> list[str]: ...
+    def missing_instructions(self) -> str: ...
     def announce_abort(self, descriptor: int, line: str) -> None: ...
 
 
@@ -82,6 +83,18 @@ def named_failure() -> Iterator[None]:
         raise BackendError("generation failed: out of memory: ask for fewer tokens, beams or images") from None
     except RuntimeError as error:
         raise BackendError(f"generation failed: {error}") from error
+
+
+def require_processor() -> None:
+    """Raise BackendError on a processor on which importing NumPy would end the process. A missing core passes."""
+    try:
+        missing = native().missing_instructions()
+    except (BackendError, ImportError):
+        return  # reported where the core is needed
+    if missing:
+        raise BackendError(
+            f"this processor has no {missing}, which NumPy and ONNX Runtime need: use one made after 2008"
+        )
 
 
 def kernel_level() -> str:

@@ -19,6 +19,7 @@ from .. import backends
 from ..command_line import complain, flags_named, run, show, show_json
 from ..errors import ImageError, OptionError, one_line, printable, reason, utf8_name
 from ..gallery import flags as gallery_flags
+from ..native import require_processor
 from ..options import Options
 from .parser import FLAGS, Handler, build_parser
 
@@ -35,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _call(args: argparse.Namespace) -> int:
+    require_processor()
     with flags_named(FLAGS):
         status: int = args.run(args)
     return status

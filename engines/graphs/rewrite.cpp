@@ -104,6 +104,11 @@ std::vector<std::string> processor_kernels() {
   return names;
 }
 
+std::string missing_instructions() {
+  const char* missing = missing_baseline();
+  return missing == nullptr ? "" : missing;
+}
+
 std::vector<std::string> kernel_levels() {
   std::vector<std::string> names;
   for (size_t i = std::size(kLevelNames); i-- > 0;) {

@@ -36,4 +36,7 @@ std::vector<std::string> processor_kernels();
 // Returns the values of BLIP2RT_KERNELS that this processor supports, the best one first.
 std::vector<std::string> kernel_levels();
 
+// Returns an instruction set that NumPy and ONNX Runtime need and the processor lacks; empty if it has all.
+std::string missing_instructions();
+
 }  // namespace blip2rt

@@ -46,6 +46,17 @@ inline unsigned saved_registers() {
   return low;
 }
 
+// Returns an instruction set that NumPy and ONNX Runtime need and the processor lacks; nullptr if it has all.
+inline const char* missing_baseline() {
+  constexpr unsigned kSsse3 = 1u << 9, kSse41 = 1u << 19, kSse42 = 1u << 20, kPopcnt = 1u << 23;
+  const unsigned found = processor_features(1, 0).c;
+  return (found & kSsse3) == 0    ? "SSSE3"
+         : (found & kSse41) == 0  ? "SSE4.1"
+         : (found & kSse42) == 0  ? "SSE4.2"
+         : (found & kPopcnt) == 0 ? "POPCNT"
+                                  : nullptr;
+}
+
 inline bool supports(Level level) {
   constexpr unsigned kFma = 1u << 12, kAvx2 = 1u << 5, kAvxVnni = 1u << 4;
   constexpr unsigned kAvx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31, kVnni = 1u << 11;  // F, DQ, BW, VL
@@ -93,6 +104,10 @@ enum class Level { kPlain };
 inline constexpr const char* kLevelNames[] = {"plain"};
 
 inline bool supports(Level) { return true; }
+#endif
+
+#if !defined(__x86_64__)
+inline const char* missing_baseline() { return nullptr; }
 #endif
 
 // Returns whether kernels of a level may run: the processor supports it, and BLIP2RT_KERNELS does not exclude it. A

@@ -169,6 +169,7 @@ NB_MODULE(_native, m) {
 
   m.def("processor_kernels", &processor_kernels);
   m.def("kernel_levels", &kernel_levels);
+  m.def("missing_instructions", &missing_instructions);
   m.def("announce_abort", &announce_abort, "descriptor"_a, "line"_a);
   m.def(
       "check_graph",

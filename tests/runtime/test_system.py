@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image
@@ -101,3 +102,17 @@ def test_a_locked_file_is_refused(tmp_path: Path) -> None:
         assert system.lock_file(one) and not system.lock_file(two)
     with open(tmp_path / "a", "w") as three:
         assert system.lock_file(three), "closing a file unlocks it"
+
+
+def test_a_processor_without_the_baseline_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from blip2rt import native
+    from blip2rt.cli import main
+
+    assert native.native().missing_instructions() == ""
+    monkeypatch.setattr(native, "native", lambda: Mock(missing_instructions=lambda: "SSE4.2"))
+    assert main(["caption", "x.png"]) == 2
+    assert capsys.readouterr().err.startswith("blip2rt: error: this processor has no SSE4.2, which NumPy and ONNX")
+    with pytest.raises(blip2rt.BackendError, match=r"SSE4\.2"):
+        _ = blip2rt.load
