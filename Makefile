@@ -18,7 +18,8 @@ COMPILERS := $(shell for c in $(KNOWN); do p=$$(command -v $$c) && echo $$(readl
 WARNINGS := -std=c++17 -O2 -Wall -Wextra -Werror -Iengines
 ORT_LIBRARY = $(shell $(DEV)/bin/python -c "from blip2rt.backends.ort import find_library; print(find_library())")
 
-.PHONY: demo test test-fast test-cuda-bindings test-locked test-lowest test-slow parity parity-lowest parity-newest parity-next test-compat lint docs dist format lock sbom bench bench-loop bench-image \
+.PHONY: demo test test-fast test-cuda-bindings test-locked test-lowest test-slow parity parity-lowest parity-newest parity-next test-compat lint docs dist format lock sbom sdist test-sdist wheels test-wheels check-dist release-files release workflows old-processors \
+  old-arm-processors test-newest test-onnxruntimes bench bench-loop bench-image \
   sanitize fuzz compilers clean
 
 demo: $(DEMO)/installed  ## install the runtime as a user does and caption a photograph
@@ -140,15 +141,16 @@ compilers:  ## compile the core with every installed compiler and for aarch64
 	done
 	$(MAKE) $(addprefix zig-,$(ZIG_TARGETS))
 
-# Zig's compiler, a package of Python, has the headers of the other systems.
+# Tools of releases, among them zig's compiler, which has the headers of other systems.
 ZIG_TARGETS ?= x86_64-windows-gnu aarch64-windows-gnu x86_64-macos aarch64-macos x86_64-linux-musl aarch64-linux-musl
-ZIG := .venv-zig/bin/python -m ziglang c++ -fno-sanitize=undefined
-.venv-zig/installed:
-	$(PYTHON) -m venv .venv-zig
-	.venv-zig/bin/python -m pip install --quiet "ziglang>=0.15"
+TOOLS := .venv-release/bin
+ZIG := $(TOOLS)/python -m ziglang c++ -fno-sanitize=undefined
+.venv-release/installed: packages/requirements.txt
+	$(PYTHON) -m venv .venv-release
+	$(TOOLS)/python -m pip install --quiet -r packages/requirements.txt
 	touch $@
 
-zig-%: .venv-zig/installed  ## compile the core with zig for another system, such as aarch64-macos
+zig-%: .venv-release/installed  ## compile the core with zig for another system, such as aarch64-macos
 	@mkdir -p build/zig/$*
 	@echo "zig for $*: $(words $(PLAIN_CORE)) files"
 	@set -e; for source in $(PLAIN_CORE); do \
@@ -201,6 +203,18 @@ test-lowest: build/locked/built  ## test the runtime on the oldest supported rel
 	.venv-lowest/bin/python -m pip install --quiet --no-deps build/locked/blip2rt-*.whl
 	.venv-lowest/bin/python -m pytest -p no:cacheprovider $(LOWEST)
 
+# No cache: the newest releases of everything.
+test-newest:  ## test the runtime on the newest releases of its dependencies
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager . ./packages/nano pytest onnx
+	.venv-newest/bin/python -m pytest -p no:cacheprovider $(LOWEST)
+
+# ONNX Runtime's other packages hold the same library, built for more devices; blip2rt uses its CPU part.
+ONNXRUNTIMES := onnxruntime-gpu onnxruntime-openvino
+test-onnxruntimes: build/locked/built  ## caption with onnxruntime-gpu and others in place of onnxruntime
+	set -e; for package in $(ONNXRUNTIMES); do \
+	  $(PYTHON) packages/test_wheels.py build/locked --python $(PYTHON) --replace $$package; done
+
 # The lowest and newest cuda-bindings that the extras allow, for each CUDA version.
 BINDINGS := ==12.8.0 <13 ==13.0.0 >=13
 test-cuda-bindings: $(DEV)/blip2rt-installed  ## test the driver calls of the backend trt with other releases of cuda-bindings
@@ -211,8 +225,68 @@ test-cuda-bindings: $(DEV)/blip2rt-installed  ## test the driver calls of the ba
 	  LD_LIBRARY_PATH=build/bindings/driver PYTHONPATH=build/bindings/site $(RUN) tests.trt.native.every_call "$$release"; \
 	done
 
-sbom: $(DEV)/blip2rt-installed  ## write a CycloneDX bill of materials of the runtime
-	$(RUN) cyclonedx_py requirements requirements/runtime.txt --pyproject pyproject.toml --output-file build/sbom.json
+# Emulated processors without AVX2, without AVX, and ARM without the dot product. OpenBLAS must choose its kernels itself.
+OLD := unset OPENBLAS_CORETYPE; OMP_NUM_THREADS=1 BLIP2RT_NUM_THREADS=1
+old-processors: $(DEMO)/installed  ## caption on emulated x86-64 processors without AVX2 and without AVX
+	set -e; wanted="$$($(DEMO)/bin/blip2rt caption docs/photo.jpg)"; for cpu in SandyBridge Nehalem; do \
+	  said="$$($(OLD) qemu-x86_64 -cpu $$cpu $(DEMO)/bin/python -m blip2rt caption docs/photo.jpg)"; echo "$$cpu: $$said"; \
+	  test "$$said" = "$$wanted"; \
+	done
+
+# A Debian of ARM, without its scripts run, holds Python; the packages come from the index, and ours is built by zig.
+ARM := build/arm64
+old-arm-processors: .venv-release/installed  ## caption on an emulated Cortex-A53, which has no dot product
+	mkdir -p $(ARM)/dist
+	test -e $(ARM)/root/lib || { mmdebstrap --architectures=arm64 --variant=extract --include=python3.13,libstdc++6 trixie \
+	  $(ARM)/root && ln -s usr/lib $(ARM)/root/lib; }
+	PATH="$(abspath $(TOOLS)):$$PATH" $(TOOLS)/python packages/build_wheels.py --arch aarch64 --python python3.12 --out $(ARM)/dist
+	rm -rf $(ARM)/site
+	$(TOOLS)/python -m pip install --quiet --target $(ARM)/site --only-binary :all: --python-version 3.13 \
+	  $(addprefix --platform ,manylinux_2_28_aarch64 manylinux_2_27_aarch64 manylinux2014_aarch64 manylinux_2_17_aarch64) \
+	  $(ARM)/dist/blip2rt-*.whl
+	set -e; wanted="a cat is sitting on a bed"; for cpu in cortex-a53 max; do \
+	  said="$$($(OLD) PYTHONPATH=$(ARM)/site qemu-aarch64 -L $(ARM)/root -cpu $$cpu \
+	    $(ARM)/root/usr/bin/python3.13 -m blip2rt caption docs/photo.jpg --model blip2rt/models/nano)"; echo "$$cpu: $$said"; \
+	  test "$$said" = "$$wanted"; \
+	done
+
+# dist/ receives what is published; build/release/ what accompanies it.
+wheels: .venv-release/installed  ## build the wheels that this machine can: x86-64, aarch64 and blip2rt-nano
+	PATH="$(abspath $(TOOLS)):$$PATH" $(TOOLS)/python packages/build_wheels.py --out dist --nano
+
+test-wheels:  ## install the wheels of dist/ in new environments, and caption without compiler, network and home
+	$(PYTHON) packages/test_wheels.py dist
+
+sdist: .venv-release/installed  ## build the source distribution
+	$(TOOLS)/python -m build --quiet --sdist --outdir dist .
+
+test-sdist: .venv-release/installed  ## build a wheel from the source distribution, without an index
+	rm -rf build/sdist && mkdir -p build/sdist
+	$(PYTHON) -m venv build/sdist/venv
+	build/sdist/venv/bin/python -m pip install --quiet --require-hashes -r requirements/build.txt
+	build/sdist/venv/bin/python -m pip wheel --quiet --no-index --no-deps --no-build-isolation --wheel-dir build/sdist dist/blip2rt-*.tar.gz
+
+check-dist: .venv-release/installed  ## check the files in dist/ as an index and other tools see them
+	$(TOOLS)/twine check --strict dist/*
+	$(TOOLS)/check-wheel-contents dist/*.whl
+	$(TOOLS)/abi3audit --strict dist/blip2rt-*abi3*.whl
+
+release-files: check-dist sbom  ## write release notes, checksums and the bill of materials into build/release
+	mkdir -p build/release
+	$(PYTHON) packages/release_notes.py > build/release/notes.md
+	cp build/sbom.json build/release/
+	cd dist && sha256sum -- * > ../build/release/SHA256SUMS
+
+release: workflows  ## everything of a release that can be done on this machine
+	rm -rf dist build/release
+	$(MAKE) sdist test-sdist wheels test-wheels release-files
+
+workflows: .venv-release/installed  ## check .github/workflows with actionlint
+	$(TOOLS)/actionlint
+
+sbom: .venv-release/installed  ## write a CycloneDX bill of materials of the runtime
+	mkdir -p build
+	$(TOOLS)/cyclonedx-py requirements requirements/runtime.txt --pyproject pyproject.toml --output-file build/sbom.json
 
 clean:
-	rm -rf build .venv .venv-zig .venv-dev .venv-compat .venv-parity-* .venv-locked .venv-lowest
+	rm -rf build dist .venv .venv-release .venv-dev .venv-compat .venv-parity-* .venv-locked .venv-lowest .venv-newest

@@ -14,7 +14,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -33,15 +32,18 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for arch in args.arch:
         for python in args.python:
-            with tempfile.TemporaryDirectory() as folder:
-                repair(build(python, arch, Path(folder)), arch, args.out)
+            repair(build(python, arch, ROOT / "build" / "wheels" / f"{arch}-{Path(python).name}"), arch, args.out)
     if args.nano:
         run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", args.out, ROOT / "packages" / "nano")
 
 
 def build(python: str, arch: str, folder: Path) -> Path:
-    """Build one wheel in a new build folder, with zig as the compiler. Return the wheel."""
-    options = ["-O3", "-fno-sanitize=undefined", "-target", f"{arch}-linux-gnu.{GLIBC}"]
+    """Build one wheel with zig as the compiler; `folder` keeps the object files. Return the wheel."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.whl"):
+        old.unlink()
+    # nanobind expects that the C++ library includes stdio.h.
+    options = ["-O3", "-fno-sanitize=undefined", "-include", "stdio.h", "-target", f"{arch}-linux-gnu.{GLIBC}"]
     tools = {name: write_tool(folder / name, name) for name in ("ar", "ranlib")}
     tools["c++"] = write_tool(folder / "c++", "c++", *options)
     cmake = [
@@ -59,8 +61,10 @@ def build(python: str, arch: str, folder: Path) -> Path:
 
 def write_tool(path: Path, name: str, *options: str) -> Path:
     """Write a script that calls one of zig's tools."""
-    path.write_text(f'#!/bin/sh\nexec {sys.executable} -m ziglang {name} {" ".join(options)} "$@"\n')
-    path.chmod(0o755)
+    script = f'#!/bin/sh\nexec {sys.executable} -m ziglang {name} {" ".join(options)} "$@"\n'
+    if not path.exists() or path.read_text() != script:
+        path.write_text(script)
+        path.chmod(0o755)
     return path
 
 
