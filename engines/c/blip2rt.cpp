@@ -320,7 +320,7 @@ blip2rt_status blip2rt_chat_begin(blip2rt_model* model, blip2rt_features* featur
     auto opened = std::make_shared<OpenChat>();
     opened->model = object_of<Models>(model, "model");
     const auto of = object_of<FeatureSets>(features, "features");
-    opened->conversation = opened->model->chat(*of, TextOptions(options, false));
+    opened->conversation = opened->model->chat(of, TextOptions(options, false));
     give<Chats>(chat, std::move(opened));
   });
 }

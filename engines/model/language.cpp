@@ -162,28 +162,42 @@ bool Language::is_stopped(const Ids& tokens, const GenerationOptions& options) c
                      [&](const std::string& stop) { return written.find(stop) != std::string::npos; });
 }
 
-std::vector<double> Language::likelihoods(const std::vector<const Tensor*>& contexts, const std::string& text,
+std::vector<double> Language::likelihoods(const std::vector<const Tensor*>& prefixes, const std::string& text,
                                           int64_t max_tokens) const {
   const Prompt prompt = caption_prompt(nullptr);
   const Ids prompt_ids = tokenizer_.encode(prompt);
   const bool decoder_only = !spec_.encoder_decoder;
   const std::string before = decoder_only && !prompt.whole().empty() ? " " : "";  // as captions are in training
-  const int64_t read = decoder_only ? contexts.front()->shape[1] + static_cast<int64_t>(prompt_ids.size()) : 1;
+  const int64_t read = decoder_only ? prefixes.front()->shape[1] + static_cast<int64_t>(prompt_ids.size()) : 1;
   const auto most = static_cast<size_t>(std::max<int64_t>(std::min(max_tokens, spec_.max_positions - read) - 1, 0));
   Ids ids = tokenizer_.encode_more({before, text, ""});
   ids.resize(std::min(ids.size(), most));
   if (!spec_.eos_token_ids.empty()) ids.push_back(spec_.eos_token_ids.front());
-  std::vector<float> prefixes;
+  return likelihoods(prefixes, prompt_ids, {ids});
+}
+
+std::vector<double> Language::yes_odds(const std::vector<const Tensor*>& prefixes, const std::string& question) const {
+  const Prompts answers = {tokenizer_.encode_more({"", " yes", ""}), tokenizer_.encode_more({"", " no", ""})};
+  const std::vector<double> scores = likelihoods(prefixes, tokenizer_.encode(ask_prompt(question)), answers);
+  std::vector<double> odds;
+  for (size_t i = 0; i < scores.size(); i += 2) odds.push_back(scores[i] - scores[i + 1]);
+  return odds;
+}
+
+// Returns the log-probabilities of all texts for the first prefix, then for the next one.
+std::vector<double> Language::likelihoods(const std::vector<const Tensor*>& prefixes, const Ids& prompt,
+                                          const Prompts& texts) const {
+  std::vector<float> embeds;
   std::vector<size_t> images;
-  for (const Tensor* each : contexts) {
-    images.push_back(images.size());
-    prefixes.insert(prefixes.end(), each->values.begin(), each->values.end());
+  Prompts all;
+  for (size_t i = 0; i < prefixes.size(); ++i) {
+    embeds.insert(embeds.end(), prefixes[i]->values.begin(), prefixes[i]->values.end());
+    images.insert(images.end(), texts.size(), i);
+    all.insert(all.end(), texts.begin(), texts.end());
   }
-  const Prefix prefix{prefixes.data(), static_cast<int>(contexts.size()), static_cast<int>(contexts.front()->shape[1])};
-  return named_failure([&] {
-    return blip2rt::likelihoods(generator(), prefix, Prompts(contexts.size(), prompt_ids), images,
-                                Prompts(contexts.size(), ids), [] {});
-  });
+  const Prefix prefix{embeds.data(), static_cast<int>(prefixes.size()), static_cast<int>(prefixes.front()->shape[1])};
+  return named_failure(
+      [&] { return blip2rt::likelihoods(generator(), prefix, Prompts(prefixes.size(), prompt), images, all, [] {}); });
 }
 
 void Language::need_chat() const {
@@ -195,9 +209,10 @@ void Language::need_chat() const {
               "bundle '" + bundle_.manifest.name + "' cannot chat: " + why + "; use ask and repeat the conversation");
 }
 
-Conversation::Conversation(const Language& language, const Tensor& prefix_embeds, TextOptions options)
+Conversation::Conversation(const Language& language, const Tensor& prefix_embeds, TextOptions options, Judge judge)
     : language_(language),
       options_(std::move(options)),
+      judge_(std::move(judge)),
       max_beams_(language.settings("ask", options_, nullptr).num_beams),
       chat_(named_failure([&] {
         return Chat(language.generator(), prefix_of(prefix_embeds), max_beams_,
@@ -210,14 +225,25 @@ Texts Conversation::ask(const std::string& question, const TextOptions& options,
   Task task{language_.ask_prompt(question), {}, false};
   Prompt more = task.prompt;
   more.before.insert(0, " ");  // it continues the conversation
-  const Ids ids = used_ == 0 ? tokenizer.encode(task.prompt) : tokenizer.encode_more(more);
-  task.options = language_.settings("ask", options.over(options_), &task.prompt, used_);
+  const auto unread = static_cast<int64_t>(unread_.size());
+  Ids ids = unread_;
+  for (const int64_t id : used_ + unread == 0 ? tokenizer.encode(task.prompt) : tokenizer.encode_more(more)) {
+    ids.push_back(id);
+  }
+  task.options = language_.settings("ask", options.over(options_), &task.prompt, used_ + unread);
   if (task.options.num_return_sequences > 1 || task.options.num_beams > max_beams_) {
     throw Error(ErrorKind::kArgument, "num_captions is " + std::to_string(task.options.num_return_sequences) +
                                           " and num_beams " + std::to_string(task.options.num_beams) +
                                           ": this chat gives 1 answer, of at most " + std::to_string(max_beams_) +
                                           " beams; say more when the chat begins");
   }
+  if (std::optional<Text> judged = judge_(question, task.options)) {
+    unread_ = std::move(ids);
+    unread_.insert(unread_.end(), judged->tokens.begin(), judged->tokens.end());
+    if (on_piece) on_piece(judged->text);
+    return {std::move(*judged)};
+  }
+  unread_.clear();
   return named_failure([&] {
     last_ = chat_.ask(ids, task.options);
     last_read_ = static_cast<int64_t>(ids.size() + task.options.forced_prefix.size());

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -56,10 +57,13 @@ class Language {
   // Steps a generation to its end, and returns its texts.
   Texts finish(Generation& generation, const Task& task, const OnPiece& on_piece) const;
 
-  // log p(text | image) of a text in each of the contexts prefix_embeds (1, Q, D), as the bundle's captions. The stop
-  // token counts, too. `max_tokens`: of a text with its stop token; the rest is cut off.
-  std::vector<double> likelihoods(const std::vector<const Tensor*>& contexts, const std::string& text,
+  // log p(text | image) of a text for each of prefix_embeds (1, Q, D), as the bundle's captions. The stop token counts,
+  // too. `max_tokens`: of a text with its stop token; the rest is cut off.
+  std::vector<double> likelihoods(const std::vector<const Tensor*>& prefixes, const std::string& text,
                                   int64_t max_tokens) const;
+
+  // log p(yes) - log p(no) as the answer to a question, for each of prefix_embeds (1, Q, D).
+  std::vector<double> yes_odds(const std::vector<const Tensor*>& prefixes, const std::string& question) const;
 
   // Throws Error for a model whose earlier steps see each question, so that no cache can keep them.
   void need_chat() const;
@@ -70,6 +74,8 @@ class Language {
 
  private:
   Ids forced_prefix(const TextOptions& options, bool after_prompt) const;
+  std::vector<double> likelihoods(const std::vector<const Tensor*>& prefixes, const Ids& prompt,
+                                  const Prompts& texts) const;
   bool is_stopped(const Ids& tokens, const GenerationOptions& options) const;
 
   const Bundle& bundle_;
@@ -94,11 +100,14 @@ auto named_failure(Work work) {
 
 Error too_late(double max_time);
 
+// A question and its options -> its answer, if that needs no language model.
+using Judge = std::function<std::optional<Text>(const std::string& question, const GenerationOptions& options)>;
+
 // A conversation about one image. One thread uses it at a time.
 class Conversation {
  public:
   // prefix_embeds (1, Q, D); `options` are the defaults of every question. `language` must outlive it.
-  Conversation(const Language& language, const Tensor& prefix_embeds, TextOptions options);
+  Conversation(const Language& language, const Tensor& prefix_embeds, TextOptions options, Judge judge);
 
   Texts ask(const std::string& question, const TextOptions& options, const OnPiece& on_piece);
 
@@ -107,8 +116,10 @@ class Conversation {
 
   const Language& language_;
   const TextOptions options_;
+  const Judge judge_;
   const int max_beams_;
   Chat chat_;
+  Ids unread_;        // of judged questions and their answers, for the next question
   int64_t used_ = 0;  // positions, besides the image's
   std::shared_ptr<Generation> last_;
   int64_t last_read_ = 0;  // positions that the last question read

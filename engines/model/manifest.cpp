@@ -188,6 +188,17 @@ class Fields {
     fields.optional("min_new_tokens", into.min_new_tokens);
     fields.optional("length_penalty", into.length_penalty);
   }
+  void convert(Json json, const std::string& where, Logistic& into) {
+    Fields fields(json, where, faults_);
+    fields.required("bias", into.bias);
+    fields.required("weights", into.weights);
+  }
+  void convert(Json json, const std::string& where, Calibration& into) {
+    Fields fields(json, where, faults_);
+    fields.optional("phrase", into.phrase);
+    fields.optional("sentence", into.sentence);
+    fields.optional("mean_text", into.mean_text);
+  }
   void convert(Json json, const std::string& where, FileEntry& into) {
     Fields fields(json, where, faults_);
     fields.required("size", into.size);
@@ -218,6 +229,7 @@ Manifest build(Json json, Faults& faults) {
   fields.required("decoding", manifest.decoding);
   fields.optional("question", manifest.question);
   fields.optional("files", manifest.files);
+  fields.optional("calibration", manifest.calibration);
   fields.optional("target", manifest.target);
   return manifest;
 }

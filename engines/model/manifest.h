@@ -61,6 +61,18 @@ struct QuestionSpec : QFormerTextSpec {
   std::string prompt = "{}";
 };
 
+// A logistic regression: P = 1 / (1 + exp(-bias - the sum of weight * signal)).
+struct Logistic {
+  double bias;
+  std::map<std::string, double> weights;  // by the name of the signal
+};
+
+// How signals of an image and a text become the probability that the text is true.
+struct Calibration {
+  std::optional<Logistic> phrase, sentence;
+  std::vector<double> mean_text;  // (E): how near an image is to texts in general
+};
+
 struct FileEntry {
   int64_t size;
   std::string sha256;
@@ -76,6 +88,7 @@ struct Manifest {
   std::map<std::string, Decoding> decoding;
   std::optional<QuestionSpec> question;
   std::map<std::string, FileEntry> files;
+  std::optional<Calibration> calibration;
 
   bool has(const std::string& component) const { return components.count(component) != 0; }
 };

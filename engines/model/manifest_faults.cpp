@@ -141,10 +141,10 @@ std::pair<Names, Names> required_tensors(const Manifest& manifest, const std::st
   if (name == "image_embed") return {{"vision_features"}, {"image_embeds"}};
   if (name == "text_embed") return {{"token_ids", "text_mask"}, {"text_embeds"}};
   if (name == "itm") return {{"vision_features", "token_ids", "text_mask"}, {"itm_logits"}};
-  if (name == "qformer") {
+  if (name == "qformer" || name == "attention") {
     Names inputs = {"vision_features"};
     if (manifest.question) inputs.insert(inputs.end(), {"token_ids", "text_mask"});
-    return {inputs, {"query_output", "prefix_embeds"}};
+    return {inputs, name == "qformer" ? Names{"query_output", "prefix_embeds"} : Names{"attention_maps"}};
   }
   if (!manifest.llm || manifest.target != "ort") return {};
   const int64_t layers = manifest.llm->layers;

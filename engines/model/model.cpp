@@ -7,12 +7,8 @@
 #include <cstring>
 #include <utility>
 
-#include "model/text_forms.h"
-
 namespace blip2rt {
 namespace {
-
-constexpr size_t kMaxCachedTexts = 4096;
 
 uint64_t next_number() {
   static std::atomic<uint64_t> last{0};
@@ -134,6 +130,10 @@ Texts Model::ask(Features& features, const std::string& question, const TextOpti
   const Language& language = this->language();
   const Prompt prompt = language.ask_prompt(question);
   const Task task{prompt, language.settings("ask", options, &prompt), false};
+  if (std::optional<Text> text = judged(features, question, task.options)) {
+    if (on_piece) on_piece(text->text);
+    return {std::move(*text)};
+  }
   std::string read;  // what the Q-Former reads
   if (bundle_.manifest.question) {
     read = bundle_.manifest.question->prompt;
@@ -144,69 +144,15 @@ Texts Model::ask(Features& features, const std::string& question, const TextOpti
   return language.generate(prefix_embeds(features, read), task, start, on_piece);
 }
 
-std::unique_ptr<Conversation> Model::chat(Features& features, const TextOptions& options) {
+std::unique_ptr<Conversation> Model::chat(const std::shared_ptr<Features>& features, const TextOptions& options) {
   bundle_.require(kGenerative, "chat");
-  require_own(features.model, "the features are");
+  require_own(features->model, "the features are");
   const Language& language = this->language();
   language.need_chat();
-  return std::make_unique<Conversation>(language, prefix_embeds(features, ""), options);
-}
-
-Match Model::match(Features& features, const std::string& text) {
-  bundle_.require(kRetrieval, "match");
-  require_own(features.model, "the features are");
-  check_text(text);
-  if (!has_words(text)) {
-    throw Error(ErrorKind::kArgument, "a text has no words: say what the image may show, as in 'a dog on grass'");
-  }
-  const RetrievalSpec& spec = *bundle_.manifest.retrieval;
-  const Ids ids = text_tokenizer().encode(text), mask(ids.size(), 1);
-  std::vector<Feed> feeds;
-  feeds.emplace_back("vision_features", features.vision);
-  feeds.emplace_back("token_ids", ids);
-  feeds.emplace_back("text_mask", mask);
-  const Tensor logits = graphs_.run("itm", "itm_logits", feeds);
-  const Tensor queries = embed_image(features), row = embed_text(text);
-  const size_t width = row.values.size();
-  if (width == 0 || logits.values.size() != 2 || queries.values.size() % width != 0) {
-    throw Error(ErrorKind::kBackend, "the graphs of " + bundle_.folder + " return shapes that do not fit");
-  }
-  float cosine = -1;
-  for (size_t query = 0; query < queries.values.size(); query += width) {
-    float product = 0;
-    for (size_t i = 0; i < width; ++i) product += queries.values[query + i] * row.values[i];
-    cosine = std::max(cosine, product);
-  }
-  const double log_odds = static_cast<double>(logits.values[1]) - static_cast<double>(logits.values[0]);
-  Match match{1 / (1 + std::exp(-log_odds)), cosine, spec.itm_weight * log_odds + cosine / spec.temperature};
-  if (spec.likelihood_weight != 0) match.score += spec.likelihood_weight * likelihood(features, text);
-  return match;
-}
-
-// How much likelier the language model finds a text after an image than after the mean of photographs.
-double Model::likelihood(Features& features, const std::string& text) {
-  std::vector<std::string> needed = kRetrieval;
-  needed.insert(needed.end(), kGenerative.begin(), kGenerative.end());
-  bundle_.require(needed, "tell how likely a text is");
-  const RetrievalSpec& spec = *bundle_.manifest.retrieval;
-  const LlmSpec& llm = *bundle_.manifest.llm;
-  const std::string written = text_tokenizer().written(text);
-  const Tensor prefix = prefix_embeds(features, language().caption_prompt(nullptr).whole());
-  std::optional<double> known;
-  {
-    const std::lock_guard lock(mutex_);
-    if (const auto found = unconditional_.find(written); found != unconditional_.end()) known = found->second;
-  }
-  if (known) return language().likelihoods({&prefix}, written, spec.max_text_length)[0] - *known;
-  Tensor mean{{1, llm.prefix_length, llm.hidden_size}, {}};
-  const std::string bytes = read_regular(bundle_.file(*spec.mean_prefix), UINT32_MAX);
-  mean.values.resize(static_cast<size_t>(llm.prefix_length * llm.hidden_size));
-  std::memcpy(mean.values.data(), bytes.data(), std::min(bytes.size(), 4 * mean.values.size()));
-  const std::vector<double> scores = language().likelihoods({&prefix, &mean}, written, spec.max_text_length);
-  const std::lock_guard lock(mutex_);
-  if (unconditional_.size() == kMaxCachedTexts) unconditional_.clear();
-  unconditional_[written] = scores[1];
-  return scores[0] - scores[1];
+  const Judge judge = [this, features](const std::string& question, const GenerationOptions& chosen) {
+    return judged(*features, question, chosen);
+  };
+  return std::make_unique<Conversation>(language, prefix_embeds(*features, ""), options, judge);
 }
 
 Tensor Model::embed_image(const Features& features) {

@@ -10,6 +10,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "media/image.h"
@@ -40,8 +41,12 @@ struct Features {
 };
 
 struct Match {
-  double probability, cosine, score;
+  double probability;  // that the text is true: calibrated, or the matching head's if the bundle is not
+  double cosine, score;
 };
+
+// Numbers that say something about a text and an image, by name; blip2rt/matching/calibration.py describes them.
+class Signals;
 
 class Model {
  public:
@@ -58,19 +63,28 @@ class Model {
   // `prompt`: null for the bundle's own.
   Texts caption(Features& features, const std::string* prompt, const TextOptions& options, const OnPiece& on_piece);
   Texts ask(Features& features, const std::string& question, const TextOptions& options, const OnPiece& on_piece);
-  std::unique_ptr<Conversation> chat(Features& features, const TextOptions& options);
+  std::unique_ptr<Conversation> chat(const std::shared_ptr<Features>& features, const TextOptions& options);
 
   Match match(Features& features, const std::string& text);
   Tensor embed_image(const Features& features);  // (1, Q, E)
   Tensor embed_text(const std::string& text);    // (1, E)
 
  private:
+  friend class Signals;
   ImageTarget target() const;
   void require_own(uint64_t model, const char* what) const;
   Language& language();
   const QFormerTokenizer& text_tokenizer();
   Tensor prefix_embeds(Features& features, const std::string& question);
-  double likelihood(Features& features, const std::string& text);
+  bool is_calibrated() const;
+  double probability(Signals& signals, const std::string& text) const;
+  std::optional<Text> judged(Features& features, const std::string& question, const GenerationOptions& options);
+  double itm_log_odds(const Features& features, const std::string& text);
+  // What the language model says with the image, and with the mean of photographs in its place.
+  std::pair<double, double> likelihood(Features& features, const std::string& text);
+  std::pair<double, double> yes_odds(Features& features, const std::string& question);
+  template <class Score>
+  std::pair<double, double> compared(Features& features, const std::string& key, Score score);
 
   const Bundle bundle_;
   const ModelOptions options_;
@@ -80,7 +94,7 @@ class Model {
   std::unique_ptr<Language> language_;
   std::unique_ptr<QFormerTokenizer> text_tokenizer_, question_tokenizer_;
   std::mutex mutex_;                             // of what follows
-  std::map<std::string, double> unconditional_;  // log p(text) of texts that were matched
+  std::map<std::string, double> unconditional_;  // what the language model says without an image
 };
 
 }  // namespace blip2rt

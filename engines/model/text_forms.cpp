@@ -23,19 +23,6 @@ bool is_alphanumeric(uint32_t character) {
          (category >= Properties::kNd && category <= Properties::kNo);
 }
 
-std::vector<std::string_view> words_of(std::string_view text) {
-  std::vector<std::string_view> words;
-  size_t start = std::string_view::npos;
-  for (size_t at = 0; at < text.size();) {
-    const size_t begin = at;
-    const bool space = is_space(next_character(text, at));
-    if (space && start != std::string_view::npos) words.push_back(text.substr(start, begin - start));
-    start = space ? std::string_view::npos : std::min(start, begin);
-  }
-  if (start != std::string_view::npos) words.push_back(text.substr(start));
-  return words;
-}
-
 // Whether a word joins the one before it: [.,!?;:] as a whole, or n't, 's, 'm, 're, 've, 'll, 'd as a whole or before a
 // character that is no part of a word.
 bool joins(std::string_view word) {
@@ -44,8 +31,7 @@ bool joins(std::string_view word) {
     if (word.substr(0, clitic.size()) != clitic) continue;
     size_t at = clitic.size();
     if (at == word.size()) return true;
-    const uint32_t next = next_character(word, at);
-    if (next != '_' && !is_alphanumeric(next)) return true;
+    if (!is_word_character(next_character(word, at))) return true;
   }
   return false;
 }
@@ -64,8 +50,23 @@ bool is_cased(uint32_t character) {
   return category >= Properties::kLu && category <= Properties::kLt;
 }
 
+}  // namespace
+
+std::vector<std::string_view> words_of(std::string_view text) {
+  std::vector<std::string_view> words;
+  size_t start = std::string_view::npos;
+  for (size_t at = 0; at < text.size();) {
+    const size_t begin = at;
+    const bool space = is_space(next_character(text, at));
+    if (space && start != std::string_view::npos) words.push_back(text.substr(start, begin - start));
+    start = space ? std::string_view::npos : std::min(start, begin);
+  }
+  if (start != std::string_view::npos) words.push_back(text.substr(start));
+  return words;
+}
+
 // Python writes a capital sigma at the end of a word as a final one.
-std::string lower(std::string_view text) {
+std::string lower_text(std::string_view text) {
   constexpr uint32_t kCapitalSigma = 0x3A3, kFinalSigma = 0x3C2;
   std::string result;
   size_t done = 0;
@@ -84,8 +85,6 @@ std::string lower(std::string_view text) {
   }
   return result + lower_case(text.substr(done));
 }
-
-}  // namespace
 
 std::string_view stripped(std::string_view text) {
   size_t begin = 0;
@@ -126,12 +125,14 @@ size_t cleaned_length(std::string_view text) {
 }
 
 std::string clean_caption(std::string_view text) {
-  std::string plain = lower(text);
+  std::string plain = lower_text(text);
   for (char& c : plain) {
     if (std::string_view(".!\"()*#:;~").find(c) != std::string_view::npos) c = ' ';
   }
   return joined_words(words_of(plain));
 }
+
+bool is_word_character(uint32_t character) { return character == '_' || is_alphanumeric(character); }
 
 bool has_words(std::string_view text) {
   for (size_t at = 0; at < text.size();) {

@@ -1,13 +1,21 @@
 // Forms of a text: stripped, on one line, cleaned up, as captions are normalised. Texts are valid UTF-8.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace blip2rt {
 
 // Without white space at the ends.
 std::string_view stripped(std::string_view text);
+
+// Words between white space; views of `text`.
+std::vector<std::string_view> words_of(std::string_view text);
+
+// In lower case, as Python writes it.
+std::string lower_text(std::string_view text);
 
 // On one line, without spaces before punctuation and clitics.
 std::string tidied(std::string_view text);
@@ -20,6 +28,9 @@ size_t cleaned_length(std::string_view text);
 
 // Lower case, no sentence punctuation, single spaces: like the reference's caption processor.
 std::string clean_caption(std::string_view text);
+
+// Whether a character is a letter, a digit or "_": Python's \w.
+bool is_word_character(uint32_t character);
 
 // Whether a text has a letter or a digit.
 bool has_words(std::string_view text);

@@ -166,7 +166,7 @@ def test_matches_and_embeddings_equal_those_of_python(
         c.use(image)
         for text in ("a dog", "A CAT runs, red!", "a", "a dog"):
             wanted = python.match(image, text)
-            assert c.match(text) == pytest.approx((wanted.score, wanted.itm, wanted.cosine), abs=1e-5)
+            assert c.match(text) == pytest.approx((wanted.score, wanted.probability, wanted.cosine), abs=1e-5)
             assert c.embed(text) == pytest.approx(python.embed_text(text).tolist(), abs=1e-6)
         assert c.embed() == pytest.approx(python.embed_image(image).ravel().tolist(), abs=1e-6)
         with pytest.raises(CError, match="a text has no words"):
@@ -187,7 +187,15 @@ def test_nano_says_what_it_says_in_python() -> None:
     assert parts(c.ask(question)[0]) == parts(python.ask(PHOTO, question))
     for text in ("a cat on a bed", "A DOG \u00c9\u03a3. (really)", "\u03a3\u0391\u03a3 sign"):
         wanted = python.match(PHOTO, text)
-        assert c.match(text) == pytest.approx((wanted.score, wanted.itm, wanted.cosine), abs=1e-4)
+        assert c.match(text) == pytest.approx((wanted.score, wanted.probability, wanted.cosine), abs=1e-4)
+    for question in ("Is there a cat in the picture?", "do you see any dogs? Answer yes or no."):
+        pieces: list[str] = []
+        [judged] = c.ask(question, pieces.append)
+        assert parts(judged) == parts(python.ask(PHOTO, question)) and pieces == [judged.text]
+    chat, talk = c.chat(num_beams=1), python.chat(PHOTO, num_beams=1)
+    for question in ("what is it?", "is there a cat?", "where is it?"):
+        assert c.chat_ask(chat, question).text == talk.ask(question)
+    library().blip2rt_chat_free(chat)
     plain = CModel(contract.embedded(), threads=1, special_tokens=False)
     plain.use(PHOTO)
     untrusted = blip2rt.load(threads=1, special_tokens=False)

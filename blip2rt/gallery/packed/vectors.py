@@ -1,8 +1,10 @@
 """The vectors of a packed index: records of similar pictures lie together, in clusters.
 
-A search scores the centroids, then every record of the best clusters until it has seen `PROBED` pictures. It reads
-these clusters through a memory map, each in one piece, and verifies their checksums. A picture's row is the position of
-its record. Files: codec.npz (codec.py), clusters.npz (centroids, ends, checksums), records.bin.
+A search ranks clusters by the score of their centroid and the spread of their records around it, and scores the wide
+coefficients of the best clusters' records, then all coefficients of the best records. It reads clusters through a
+memory map, each in one piece, and verifies their checksums. A picture's row is the position of its record.
+
+Files: codec.npz (codec.py), clusters.npz (centroids, variances, ends, checksums), records.bin.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
     from ...backends import Floats
 
 CODEC, CLUSTERS, RECORDS = "codec.npz", "clusters.npz", "records.bin"
-PROBED = 40_000  # pictures scored by a search, at least
+PROBED, PROBED_SHARE = 60_000, 64  # pictures scored by a search: at least so many, and one in 64
+SHORTLISTED = 500  # records scored with all coefficients, at least
+SPREAD = 2  # standard deviations of a cluster's scores that are added to its centroid's
 BLOCK = 4096  # records scored at once
 _ASSIGNED = 1024  # records compared with all centroids at once
 _MAX_BYTES = 1 << 30
@@ -44,24 +48,25 @@ class PackedVectors:
         except OSError as error:
             raise damaged(self._path, str(error.strerror)) from None
         self.codec = Codec.load(folder / CODEC, queries, size)
-        self._centroids, self._ends, self._checksums = self._load_clusters(folder / CLUSTERS)
+        self._centroids, self._variances, self._ends, self._checksums = self._load_clusters(folder / CLUSTERS)
         count = int(self._ends[-1])
         if self._path.stat().st_size != count * RECORD.itemsize:
             raise damaged(self._path, "its size is not that of its clusters")
         self._records: NDArray[np.void] = np.memmap(self._path, RECORD, "r") if count else np.zeros(0, RECORD)
 
     @staticmethod
-    def _load_clusters(path: Path) -> tuple[Floats, NDArray[np.int64], NDArray[np.uint32]]:
+    def _load_clusters(path: Path) -> tuple[Floats, Floats, NDArray[np.int64], NDArray[np.uint32]]:
         try:
             with np.load(io.BytesIO(read_bounded(path, _MAX_BYTES, follow=False)), allow_pickle=False) as stored:
-                centroids, ends = stored["centroids"].astype(np.float32), stored["ends"].astype(np.int64)
-                checksums = stored["checksums"].astype(np.uint32)
+                centroids, variances = (stored[name].astype(np.float32) for name in ("centroids", "variances"))
+                ends, checksums = stored["ends"].astype(np.int64), stored["checksums"].astype(np.uint32)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, MemoryError) as error:
             raise damaged(path, str(error) or type(error).__name__) from None
-        sound = len(ends) > 0 and centroids.shape == (len(ends), WIDE + NARROW) and checksums.shape == ends.shape
-        if not sound or ends[0] < 0 or (np.diff(ends) < 0).any() or not np.isfinite(centroids).all():
+        sound = len(ends) > 0 and centroids.shape == variances.shape == (len(ends), WIDE + NARROW)
+        sound = sound and checksums.shape == ends.shape and ends[0] >= 0 and (np.diff(ends) >= 0).all()
+        if not sound or not np.isfinite(centroids).all() or not (variances >= 0).all():
             raise damaged(path, "its arrays are invalid")
-        return centroids, ends, checksums
+        return centroids, variances, ends, checksums
 
     def __len__(self) -> int:
         return len(self._records)
@@ -85,19 +90,25 @@ class PackedVectors:
         """
         weights, biases = self.codec.projection(query)
         sizes = np.diff(self._ends, prepend=0)
-        order = np.argsort(-(self._centroids @ weights + biases).max(axis=1), kind="stable")
+        spread = np.sqrt(self._variances @ weights**2)
+        order = np.argsort(-(self._centroids @ weights + biases + SPREAD * spread).max(axis=1), kind="stable")
         order = order[sizes[order] > 0]
         if not exact:
-            order = order[: 1 + int(np.searchsorted(np.cumsum(sizes[order]), max(PROBED, 20 * count)))]
-        best_rows, best_scores = np.zeros(0, np.int64), np.zeros(0, np.float32)
+            wanted = max(PROBED, len(self) // PROBED_SHARE, 20 * count)
+            order = order[: 1 + int(np.searchsorted(np.cumsum(sizes[order]), wanted))]
+        used, kept = (WIDE + NARROW, count) if exact else (WIDE, max(SHORTLISTED, 20 * count))
+        best, best_scores = np.zeros(0, np.int64), np.zeros(0, np.float32)
         for rows, records in self._blocks(np.sort(order)):
-            scores = (unpack(records) @ weights + biases).max(axis=1)
-            best_rows, best_scores = np.append(best_rows, rows), np.append(best_scores, scores)
-            if len(best_rows) > count:
-                top = np.argpartition(-best_scores, count - 1)[:count]
-                best_rows, best_scores = best_rows[top], best_scores[top]
-        ranked = np.lexsort((best_rows, -best_scores))
-        return best_rows[ranked], best_scores[ranked]
+            coefficients = unpack(records) if exact else records["wide"].astype(np.float32)
+            scores = (coefficients @ weights[:used] + biases).max(axis=1)
+            best, best_scores = np.append(best, rows), np.append(best_scores, scores)
+            if len(best) > kept:
+                top = np.argpartition(-best_scores, kept - 1)[:kept]
+                best, best_scores = best[top], best_scores[top]
+        if not exact:
+            best_scores = (unpack(self._records[best]) @ weights + biases).max(axis=1)
+        ranked = np.lexsort((best, -best_scores))[:count]
+        return best[ranked], best_scores[ranked]
 
     def scores(self, rows: NDArray[np.int64], query: Floats) -> Floats:
         """Return the scores (B,) of some rows."""
@@ -136,16 +147,19 @@ def write_clusters(
     order = np.argsort(nearest, kind="stable")
     ends = np.cumsum(np.bincount(nearest, minlength=clusters))
     checksums, means = np.zeros(clusters, np.uint32), np.zeros((clusters, WIDE + NARROW), np.float32)
+    variances = np.zeros_like(means)
     report("writing the clusters")
     with open(folder / RECORDS, "wb") as file:
         for number, end in enumerate(ends.tolist()):
             part = records[order[int(ends[number - 1]) if number else 0 : end]]
             checksums[number] = zlib.crc32(part.tobytes())
-            means[number] = unpack(part).mean(axis=0) if len(part) else 0
+            if len(part):
+                coefficients = unpack(part)
+                means[number], variances[number] = coefficients.mean(axis=0), coefficients.var(axis=0)
             file.write(part.tobytes())
     codec.save(folder / CODEC)
     with open(folder / CLUSTERS, "wb") as file:
-        np.savez(file, centroids=means, ends=ends, checksums=checksums)
+        np.savez(file, centroids=means, variances=variances, ends=ends, checksums=checksums)
     return order
 
 

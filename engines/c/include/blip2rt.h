@@ -134,7 +134,7 @@ BLIP2RT_API void blip2rt_texts_free(blip2rt_texts* texts);
 /* Matches and embeddings ------------------------------------------------------------------------------------------ */
 
 /* Tells how well a text describes an image. Each result may be NULL. score: all evidence as logits, to rank texts or
- * images; probability: by the matching head, 0 to 1; cosine: of the embeddings, -1 to 1. */
+ * images; probability: that it is true, 0 to 1; cosine: of the embeddings, -1 to 1. */
 BLIP2RT_API blip2rt_status blip2rt_match(blip2rt_model* model, blip2rt_features* features, const char* text,
                                          double* score, double* probability, double* cosine, blip2rt_error** error);
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +21,8 @@ from blip2rt.modeling.vision import VisionConfig
 from blip2rt.modeling.vit import Vit, VitConfig, attention
 from tests.seeds import new_seed
 from train.model import StartingPoint
-from train.objectives import stage1
+from train.objectives import lm, stage1
+from train.objectives.packing import Tokens, pack
 from train.plan import Plan, memory
 from train.settings import BatchSettings, DataSettings, LoopSettings, MachineSettings
 
@@ -67,6 +70,16 @@ class PeakMemory(TorchDispatchMode):
             self.peak = max(self.peak, self.now)
 
 
+def give_storage(*modules: torch.nn.Module) -> None:
+    """Replace tensors on the device meta by fake ones."""
+    for module in (each for whole in modules for each in whole.modules()):
+        for name, values in module.named_parameters(recurse=False):
+            empty = torch.empty(values.shape, dtype=values.dtype)
+            module._parameters[name] = torch.nn.Parameter(empty, values.requires_grad)
+        for name, values in module.named_buffers(recurse=False):
+            module._buffers[name] = torch.empty(values.shape, dtype=values.dtype)
+
+
 ROWS, TOKENS, LAYERS = 105, 32, 3  # the paper's rows per GPU; fewer layers, for time
 
 
@@ -88,10 +101,7 @@ def test_step_takes_the_memory_that_a_dry_run_estimates(precision: str, monkeypa
     with torch.device("meta"):
         encoder, model = Vit(width, 224, 224).requires_grad_(False).to(dtype), Blip2(config).train()
     with FakeTensorMode():
-        for module in (*encoder.modules(), *model.modules()):
-            for name, values in module.named_parameters(recurse=False):
-                empty = torch.empty(values.shape, dtype=values.dtype)
-                module._parameters[name] = torch.nn.Parameter(empty, values.requires_grad)
+        give_storage(encoder, model)
         moments = [torch.empty_like(p) for p in model.parameters() for _ in range(2)]
         pixels, ids = torch.empty(ROWS, 3, 224, 224, dtype=dtype), torch.ones(ROWS, TOKENS, dtype=torch.long)
         with PeakMemory(*encoder.parameters(), *model.parameters(), *moments, pixels) as used:
@@ -109,3 +119,40 @@ def test_step_takes_the_memory_that_a_dry_run_estimates(precision: str, monkeypa
     }
     need = memory(plan, counts, 1)
     assert sum(need.values()) == pytest.approx(used.peak, rel=0.1)
+
+
+OPT: dict[str, Any] = {"hidden_size": 2560, "word_embed_proj_dim": 2560, "ffn_dim": 10240, "num_attention_heads": 32}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+def test_stage2_takes_the_memory_that_a_dry_run_estimates(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for stage 2 with OPT-2.7B's widths; the image's features are cached."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    monkeypatch.setattr(qformer, "attention", partial(attention, fused=True))
+    text = OPTConfig(**OPT, num_hidden_layers=LAYERS)
+    text._attn_implementation = "sdpa"
+    geometry = QFormerConfig(768, LAYERS, 12, 3072, 32, 1408, text_branch=False)
+    config = Blip2Config(stage=2, vision=VisionConfig(positions=257, features=1408), qformer=geometry)
+    with torch.device("meta"):
+        llm = OPTForCausalLM(text).requires_grad_(False).to(dtype)
+        model = Blip2(config, llm_width=2560).train()
+    packed = pack([[Tokens([2, *range(10, 10 + TOKENS - 1)])]] * ROWS, 32, 1)
+    packed = replace(packed, mask=packed.mask.to(dtype))
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        give_storage(llm, model)
+        model.llm = llm.eval()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        moments = [torch.empty_like(p) for p in trained for _ in range(2)]
+        features = torch.empty(ROWS, 257, 1408, dtype=dtype)
+        texts = type(packed)(*map(fake.from_tensor, vars(packed).values()))
+        with PeakMemory(*model.parameters(), *moments, features) as used:
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                loss = lm.lm_loss(model, features, texts)["loss"]
+            loss.backward()
+    loop = LoopSettings(batch=BatchSettings(batch_size=ROWS), machine=MachineSettings(precision=precision))
+    language: Any = SimpleNamespace(text_config=text)
+    plan = Plan(StartingPoint(config, None, language), loop, DataSettings(), False, None, 1, TOKENS)  # type: ignore
+    counts = {"qformer": sum(p.numel() for p in trained), "llm": sum(p.numel() for p in llm.parameters())}
+    assert sum(memory(plan, counts, 1).values()) == pytest.approx(used.peak, rel=0.15)
