@@ -49,6 +49,7 @@ from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.options import MAX_BEAMS, SEEDS
 
 from .data.flickr8k import write_tables
+from .data.object_storage import Shard
 from .data.readers import read_data, table_rows
 from .data.samples import BadSamples, Dataset, error_text, text_fault
 from .data.shards import add_sample, expand_shards, summarize
@@ -56,7 +57,7 @@ from .data.transforms import read_image
 from .progress import bar
 
 
-def write_shards(data: Dataset, out: Path, per_shard: int, bad: BadSamples, seed: int = 0) -> list[Path]:
+def write_shards(data: Dataset, out: Path, per_shard: int, bad: BadSamples, seed: int = 0) -> list[Shard]:
     """Write images in random order, `per_shard` to a shard, each with all its texts; return the shards.
 
     Every image is decoded once as a check. An existing folder is rejected.

@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
-import io
 import os
 import tarfile
 from collections.abc import Iterator
-from typing import Any
+from contextlib import ExitStack
+from typing import IO, Any
 
 from ..errors import reason
 
 MAX_HEADER_BYTES = 16 << 10  # of a member; a PAX record of digits takes old releases of Python quadratic time
 
 
-class _Headers(io.FileIO):
+class _Headers:
     """A file of which only so much is read at a time: tarfile reads as much as a header claims."""
 
-    budget = MAX_HEADER_BYTES
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.budget = file, MAX_HEADER_BYTES
+        self.seek, self.tell = file.seek, file.tell
 
-    def read(self, size: int | None = -1, /) -> Any:
-        if size is None or size < 0 or size > self.budget:
+    def read(self, size: int = -1) -> bytes:
+        if size < 0 or size > self.budget:
             raise OSError(0, f"a header has more than {MAX_HEADER_BYTES:,} bytes")
         self.budget -= size
-        return super().read(size)
+        return self._file.read(size)
 
 
-def tar_headers(path: str | os.PathLike[str]) -> Iterator[tuple[tarfile.TarInfo, int, int]]:
+def tar_headers(
+    path: str | os.PathLike[str], opened: IO[bytes] | None = None, size: int | None = None
+) -> Iterator[tuple[tarfile.TarInfo, int, int]]:
     """Yield each member with the start of its headers and the end of its blocks, and the first that is truncated.
 
-    Raises OSError for a damaged header, and for anything but an uncompressed tar file.
+    opened, size: the file, if `path` is only its name. Raises OSError for a damaged header, and for anything but an
+    uncompressed tar file.
     """
-    size, start, end = os.stat(path).st_size, 0, 0
+    size, start, end = os.stat(path).st_size if size is None else size, 0, 0
     try:
-        with _Headers(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with ExitStack() as stack:
+            raw = stack.enter_context(open(path, "rb", buffering=0)) if opened is None else opened
+            file: Any = _Headers(raw)
+            tar = stack.enter_context(tarfile.open(fileobj=file, mode="r:"))
             for info in tar:
                 tar.members = []  # type: ignore[attr-defined]  # or it would keep them all in memory
                 start, end, file.budget = end, tar.offset, MAX_HEADER_BYTES

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from blip2rt.errors import Blip2rtError
 from blip2rt.system import lock_file
 
+from ..data.object_storage import Shard, ShardReader
 from ..data.readers import IMAGES, read_data, read_json
 from ..data.samples import BadSamples, Dataset, Sample, error_text, repeat_answers, table_text, text_fault
 from ..data.shards import add_sample, expand_shards, read_row, scan_samples
@@ -111,7 +112,7 @@ def filter_shards(pattern: str, out: Path, options: FilterOptions) -> int:
     return images
 
 
-def _filter_shard(shard: Path, final: Path, options: FilterOptions) -> int:
+def _filter_shard(shard: Shard, final: Path, options: FilterOptions) -> int:
     done = Predictions(_candidates(final), options.record, _FIX)
     if _KEPT not in done.found:  # not all candidates are there
         index, _ = scan_samples(shard)
@@ -134,21 +135,21 @@ def _filter_shard(shard: Path, final: Path, options: FilterOptions) -> int:
     return images
 
 
-def _read_items(shard: Path, bad: BadSamples) -> Iterator[Item]:
+def _read_items(shard: Shard, bad: BadSamples) -> Iterator[Item]:
     """Yield the samples of a shard under their names."""
     index, names = scan_samples(shard)
-    descriptor = os.open(shard, os.O_RDONLY)
+    reader = ShardReader(shard)
     try:
         for row, name in zip(index.rows, names, strict=True):
             faults: list[str] = []
             try:
-                content, texts, metadata = read_row(descriptor, row, faults)
+                content, texts, metadata = read_row(reader, row, faults)
             except (OSError, ValueError) as error:
                 bad.add(f"{shard}#{name}", error_text(error))
                 continue
             yield Item(name, _source(metadata) or f"{shard.name}#{name}", content, texts)
     finally:
-        os.close(descriptor)
+        reader.close()
 
 
 def _source(metadata: str) -> str:

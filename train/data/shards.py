@@ -17,7 +17,7 @@ import tarfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -27,10 +27,11 @@ import numpy as np
 from tqdm import tqdm
 
 from blip2rt.bundle.atomic import write_file
-from blip2rt.errors import Blip2rtError, boundary
+from blip2rt.errors import Blip2rtError, boundary, reason
 from blip2rt.untrusted.tar_headers import is_plain, tar_headers
 
 from ..loop.signals import ignore_parent_signals
+from .object_storage import RemoteShard, Shard, ShardReader, expand_remote, is_remote, shard_version
 from .readers import IMAGES, read_json
 from .samples import BadSamples, Sample, text_fault
 
@@ -44,9 +45,13 @@ _MANY = 8  # shards without an index for which several processes are worth their
 _RESTORE = "restore it, and the same command resumes"
 
 
-def expand_shards(pattern: str) -> list[Path]:
-    """Return the shards of `a/{0000..0099}.tar`, of `a/*.tar`, or of a folder. Raise Blip2rtError if there are none."""
-    if Path(pattern).is_dir():
+def expand_shards(pattern: str) -> list[Shard]:
+    """Return the shards of `a/{0000..0099}.tar`, of `a/*.tar`, or of a folder. Raise Blip2rtError if there are none.
+
+    `a` may be in object storage; the numbered shards of a pattern there are looked for when they are indexed.
+    """
+    remote = is_remote(pattern)
+    if not remote and Path(pattern).is_dir():
         pattern = str(Path(pattern) / "*.tar")
     braces = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if braces:
@@ -55,11 +60,17 @@ def expand_shards(pattern: str) -> list[Path]:
             f"{pattern[: braces.start()]}{number:0{len(first)}}{pattern[braces.end() :]}"
             for number in range(int(first), int(last) + 1)
         ]
-        missing = [name for name in names if not Path(name).is_file()]
+        missing = [] if remote else [name for name in names if not Path(name).is_file()]
         if missing:
             raise Blip2rtError(
                 f"{len(missing)} of {len(names)} shards of {pattern!r} are missing: download them, as {missing[0]}"
             )
+        if remote:
+            return [RemoteShard(name) for name in names]
+    elif remote:
+        if found := expand_remote(pattern):
+            return list(found)
+        names = []
     else:
         names = sorted(glob.glob(pattern))
     if not names:
@@ -90,13 +101,13 @@ class Summary:
     faults: Faults
 
 
-def open_index(shard: Path, cache: Path) -> Index:
+def open_index(shard: Shard, cache: Path) -> Index:
     """Load a shard's index from beside the shard, or build it. A truncated shard yields its complete samples.
 
     cache: folder of the indices if the shard's folder is read-only.
     """
-    status = shard.stat()
-    name = hashlib.sha256(f"{shard.name} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:20]
+    size, written = shard_version(shard)
+    name = hashlib.sha256(f"{shard.name} {size} {written}".encode()).hexdigest()[:20]
     file = _index_folder(shard, cache) / f"{shard.stem}-{name}.index.npz"
     try:
         with np.load(file) as loaded:
@@ -111,20 +122,22 @@ def open_index(shard: Path, cache: Path) -> Index:
     return index
 
 
-def _index_folder(shard: Path, cache: Path) -> Path:
+def _index_folder(shard: Shard, cache: Path) -> Path:
+    if isinstance(shard, RemoteShard):
+        return cache
     return shard.parent if os.access(shard.parent, os.W_OK) else cache
 
 
-def summarize(shards: Sequence[Path], cache: Path, processes: int | None = None) -> list[Summary]:
+def summarize(shards: Sequence[Shard], cache: Path, processes: int | None = None) -> list[Summary]:
     """Return the summaries of shards, from one file beside them; build missing indices in several processes.
 
     processes: by default as many as there are processors.
     """
     known = {folder: _read_summaries(folder) for folder in {_index_folder(shard, cache) for shard in shards}}
-    found: dict[Path, Summary] = {}
-    for shard in shards:
-        status, summary = shard.stat(), known[_index_folder(shard, cache)].get(shard.name)
-        if summary is not None and (summary.size, summary.written) == (status.st_size, status.st_mtime_ns):
+    found: dict[Shard, Summary] = {}
+    for shard, version in zip(shards, _versions(shards), strict=True):
+        summary = known[_index_folder(shard, cache)].get(_key(shard))
+        if summary is not None and (summary.size, summary.written) == version:
             found[shard] = summary
     missing = [shard for shard in shards if shard not in found]
     workers = min(processes or os.cpu_count() or 1, len(missing))
@@ -135,15 +148,34 @@ def summarize(shards: Sequence[Path], cache: Path, processes: int | None = None)
         made = [_summarize(shard, cache) for shard in missing]
     found |= zip(missing, made, strict=True)
     for folder in {_index_folder(shard, cache) for shard in missing}:
-        names = {s.name: vars(found[s]) for s in found if _index_folder(s, cache) == folder}
+        names = {_key(s): vars(found[s]) for s in found if _index_folder(s, cache) == folder}
         others = {name: vars(summary) for name, summary in _read_summaries(folder).items()}
+        folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / SUMMARIES, json.dumps(others | names).encode())
     return [found[shard] for shard in shards]
 
 
-def _summarize(shard: Path, cache: Path) -> Summary:
-    status, index = shard.stat(), open_index(shard, cache)
-    return Summary(status.st_size, status.st_mtime_ns, len(index.rows), _digest(index), index.faults)
+def _versions(shards: Sequence[Shard]) -> list[tuple[int, int]]:
+    """The versions of shards; requests for those in object storage overlap."""
+    try:
+        if not any(isinstance(shard, RemoteShard) for shard in shards):
+            return list(map(shard_version, shards))
+        with ThreadPoolExecutor(32) as pool:
+            return list(pool.map(shard_version, shards))
+    except FileNotFoundError as error:
+        raise Blip2rtError(f"a shard is missing: {error.filename or error}: {_RESTORE}") from None
+    except OSError as error:
+        raise Blip2rtError(f"the shards cannot be read: {reason(error)}; check the URL and its credentials") from None
+
+
+def _key(shard: Shard) -> str:
+    """The name of a shard in its folder's summaries."""
+    return shard.url if isinstance(shard, RemoteShard) else shard.name
+
+
+def _summarize(shard: Shard, cache: Path) -> Summary:
+    (size, written), index = shard_version(shard), open_index(shard, cache)
+    return Summary(size, written, len(index.rows), _digest(index), index.faults)
 
 
 def _read_summaries(folder: Path) -> dict[str, Summary]:
@@ -154,16 +186,16 @@ def _read_summaries(folder: Path) -> dict[str, Summary]:
         return {}
 
 
-def _scan(shard: Path) -> Index:
+def _scan(shard: Shard) -> Index:
     return scan_samples(shard)[0]
 
 
-def scan_samples(shard: Path) -> tuple[Index, list[str]]:
+def scan_samples(shard: Shard) -> tuple[Index, list[str]]:
     """Return a shard's index, and the name of each row's image: folder, key and extension."""
     found: OrderedDict[str, dict[str, tuple[int, int]]] = OrderedDict()
-    cut, size = {}, shard.stat().st_size
+    cut, size = {}, shard_version(shard)[0]
     try:
-        for member, _, _ in tar_headers(shard):
+        for member, _, _ in shard.headers() if isinstance(shard, RemoteShard) else tar_headers(shard):
             folder, _, name = member.name.rpartition("/")
             key, dot, ending = name.partition(".")
             if not is_plain(member) or not dot:
@@ -240,11 +272,11 @@ class Shards:
         for summary in summarize(self.paths, cache):
             self.counts.append(summary.count)
             self.digests.append(summary.digest)
-            for name, reason in summary.faults if bad is not None else ():
+            for name, fault in summary.faults if bad is not None else ():
                 assert bad is not None
-                bad.add(name, reason)
+                bad.add(name, fault)
         self._ends = np.cumsum(self.counts)
-        self._open: OrderedDict[int, tuple[int, np.ndarray]] = OrderedDict()
+        self._open: OrderedDict[int, tuple[ShardReader, np.ndarray]] = OrderedDict()
         if not sum(self.counts):
             raise Blip2rtError(f"the shards {pattern!r} hold no image with a .txt or .json: give others")
 
@@ -261,9 +293,9 @@ class Shards:
         faults: receives names and reasons of texts that were left out of a sample that has others.
         """
         shard, row = self._place(number)
-        descriptor, index = self._shard(shard)
+        reader, index = self._shard(shard)
         wrong: list[str] = []
-        content, texts, _ = read_row(descriptor, index[row], wrong)
+        content, texts, _ = read_row(reader, index[row], wrong)
         if faults is not None:
             faults += [(f"{self.name(number)}, {fault}", "left out") for fault in wrong]
         return content, texts
@@ -272,24 +304,24 @@ class Shards:
         shard = int(np.searchsorted(self._ends, number, "right"))
         return shard, int(number - (self._ends[shard] - self.counts[shard]))
 
-    def _shard(self, shard: int) -> tuple[int, np.ndarray]:
+    def _shard(self, shard: int) -> tuple[ShardReader, np.ndarray]:
         if shard not in self._open:
             if len(self._open) >= _MAX_OPEN:
-                os.close(self._open.popitem(last=False)[1][0])
+                self._open.popitem(last=False)[1][0].close()
             path = self.paths[shard]
             try:
-                descriptor, index = os.open(path, os.O_RDONLY), open_index(path, self.cache)
+                reader, index = ShardReader(path), open_index(path, self.cache)
             except OSError as error:
                 raise Blip2rtError(f"shard {path} is gone ({error.strerror}): {_RESTORE}") from error
             if _digest(index) != self.digests[shard]:
-                os.close(descriptor)
+                reader.close()
                 raise Blip2rtError(f"shard {path} has changed since the training began: {_RESTORE}")
-            self._open[shard] = descriptor, index.rows
+            self._open[shard] = reader, index.rows
         self._open.move_to_end(shard)
         return self._open[shard]
 
 
-def read_row(descriptor: int, row: np.ndarray, faults: list[str]) -> tuple[bytes, list[Sample], str]:
+def read_row(reader: ShardReader, row: np.ndarray, faults: list[str]) -> tuple[bytes, list[Sample], str]:
     """Return the image file of an index's row, its texts, and the contents of the text file they are from.
 
     faults: receives what is wrong with texts that are left out. Raise ValueError or OSError for a damaged sample.
@@ -298,7 +330,7 @@ def read_row(descriptor: int, row: np.ndarray, faults: list[str]) -> tuple[bytes
     wrong, texts, content = list[str](), list[Sample](), ""
     for ending, start, length in zip(_TEXTS, places[::2], places[1::2], strict=True):
         if length and not texts:
-            content = _read(descriptor, length, start).decode("utf-8", "surrogateescape")
+            content = reader.read(length, start).decode("utf-8", "surrogateescape")
             try:
                 texts = parse_texts(content, json_=ending == ".json", faults=wrong)
             except ValueError as error:
@@ -306,14 +338,7 @@ def read_row(descriptor: int, row: np.ndarray, faults: list[str]) -> tuple[bytes
     if not texts:
         raise ValueError("; ".join(wrong) or "it has no caption")
     faults += wrong
-    return _read(descriptor, size, offset), texts, content
-
-
-def _read(descriptor: int, size: int, offset: int) -> bytes:
-    content = os.pread(descriptor, size, offset)
-    if len(content) != size:
-        raise ValueError("the shard ends within it")
-    return content
+    return reader.read(size, offset), texts, content
 
 
 def parse_texts(content: str, json_: bool, faults: list[str] | None = None) -> list[Sample]:

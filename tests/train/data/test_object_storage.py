@@ -1,0 +1,119 @@
+"""Shards in object storage: the samples of local ones, indexed once; faults are one line."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import tarfile
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from blip2rt.errors import Blip2rtError
+from tests.tiny.image_folders import GOOD, fill
+from train.data import object_storage
+from train.data.samples import BadSamples
+from train.data.shards import Shards, summarize
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Path:
+    """Three shards, the last with a sample that lacks a caption."""
+    fill(tmp_path / "album", 1)
+    (tmp_path / "shards").mkdir()
+    for number in range(3):
+        with tarfile.open(tmp_path / "shards" / f"{number:05d}.tar", "w") as tar:
+            for name in ("a.png", "b.jpg"):
+                assert name in GOOD
+                tar.add(tmp_path / "album" / name, f"{number}{name}")
+                text = tmp_path / f"{number}{name}.json"
+                text.write_text(json.dumps({"caption": f"{number} {name}"}))
+                if (number, name) != (2, "b.jpg"):
+                    tar.add(text, f"{number}{name[0]}.json")
+    return tmp_path / "shards"
+
+
+@pytest.fixture
+def remote(local: Path) -> str:
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    for path in local.iterdir():
+        system.pipe_file(f"/bucket/{path.name}", path.read_bytes())
+    return "memory://bucket/*.tar"
+
+
+def test_samples_are_those_of_local_shards(local: Path, remote: str, tmp_path: Path) -> None:
+    bad, expected_bad = BadSamples(10), BadSamples(10)
+    expected = Shards(str(local), tmp_path / "unused", expected_bad)
+    found = Shards(remote, tmp_path / "features", bad)
+    assert found.counts == expected.counts == [2, 2, 1] and found.digests == expected.digests
+    assert len(bad.found) == len(expected_bad.found) == 1
+    copied = pickle.loads(pickle.dumps(found))
+    for number in range(5):
+        assert found.read(number) == expected.read(number) == copied.read(number)
+    braces = Shards("memory://bucket/{00000..00002}.tar", tmp_path / "features")
+    assert braces.digests == found.digests
+
+
+def test_second_start_reads_no_shard(remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Shards(remote, tmp_path / "features").digests
+    monkeypatch.setattr(object_storage, "tar_headers", lambda *_: pytest.fail("a shard was indexed again"))
+    assert Shards(remote, tmp_path / "features").digests == before
+
+
+def test_changed_shard_is_indexed_again(remote: str, local: Path, tmp_path: Path) -> None:
+    before = Shards(remote, tmp_path / "features").digests
+    fsspec.filesystem("memory").pipe_file("/bucket/00001.tar", (local / "00002.tar").read_bytes())
+    after = Shards(remote, tmp_path / "features").digests
+    assert after[0] == before[0] and after[1] == before[2] != before[1]
+
+
+def test_truncated_shard_yields_its_complete_samples(remote: str, tmp_path: Path) -> None:
+    system = fsspec.filesystem("memory")
+    content = system.cat_file("/bucket/00000.tar")
+    system.pipe_file("/bucket/00000.tar", content[: len(content) // 2])
+    bad = BadSamples(10)
+    assert Shards(remote, tmp_path / "features", bad).counts[0] < 2 and bad.found
+
+
+def test_faults_are_one_line(remote: str, tmp_path: Path) -> None:
+    for pattern, words in {
+        "memory://none/*.tar": "there are no shards",
+        "memory://bucket/{00002..00003}.tar": "a shard is missing",
+        "abcd://bucket/*.tar": "there are no abcd:// URLs",
+    }.items():
+        with pytest.raises(Blip2rtError, match=words):
+            Shards(pattern, tmp_path / "features")
+    fsspec.filesystem("memory").pipe_file("/bucket/00001.tar", b"words" * 1000)
+    with pytest.raises(Blip2rtError, match="is not a .tar file"):
+        Shards(remote, tmp_path / "features")
+
+
+@pytest.mark.slow
+def test_s3_by_a_stand_in(local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """moto serves S3; several processes index, and read ranges."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
+    pytest.importorskip("s3fs")
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    try:
+        system = fsspec.filesystem("s3", skip_instance_cache=True)
+        system.mkdir("bucket")
+        for path in local.iterdir():
+            for copy in range(4):
+                system.put_file(str(path), f"bucket/{copy}{path.name}")
+        found = Shards("s3://bucket/*.tar", tmp_path / "features")
+        expected = Shards(str(local), tmp_path / "unused")
+        assert found.digests == expected.digests * 4
+        assert [found.read(number) for number in range(5)] == [expected.read(number) for number in range(5)]
+        assert len(summarize(found.paths, tmp_path / "features", 2)) == 12
+    finally:
+        server.stop()
