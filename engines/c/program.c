@@ -6,6 +6,9 @@
 
 enum { MAX_OPTIONS = 64 };
 
+static const char* const load_options[] = {"threads",        "onnxruntime",    "max_pixels", "scaled_jpeg",
+                                           "special_tokens", "trusted_graphs", "verify",     NULL};
+
 static const char usage[] =
     "usage: blip2rt-c caption [--model FOLDER] [-o KEY=VALUE]... IMAGE...\n"
     "       blip2rt-c ask     [--model FOLDER] [-o KEY=VALUE]... IMAGE QUESTION...\n"
@@ -26,6 +29,12 @@ static int fail(blip2rt_error* error) {
   complain(message == NULL ? "out of memory" : message, "");
   blip2rt_error_free(error);
   return 1;
+}
+
+static int is_load_option(const char* key) {
+  const char* const* each = load_options;
+  while (*each != NULL && strcmp(*each, key) != 0) ++each;
+  return *each != NULL;
 }
 
 /* Begins to use an image. */
@@ -100,8 +109,9 @@ static int run(const char* command, blip2rt_model* model, const char* const* opt
 }
 
 int main(int argc, char** argv) {
-  const char *options[2 * MAX_OPTIONS + 1] = {NULL}, *load[3] = {NULL}, *folder = NULL;
-  int at = 2, count = 0, failed;
+  const char *options[2 * MAX_OPTIONS + 1] = {NULL}, *load[2 * MAX_OPTIONS + 1] = {NULL}, *folder = NULL;
+  const char **next_option = options, **next_load = load;
+  int at = 2, failed;
   blip2rt_model* model;
   blip2rt_error* error;
   if (argc == 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) return fputs(usage, stdout) < 0;
@@ -122,14 +132,15 @@ int main(int argc, char** argv) {
       char* key = argv[++at];
       char* value = strchr(key, '=');
       *value++ = '\0';
-      if (strcmp(key, "onnxruntime") == 0) {
-        load[0] = key;
-        load[1] = value;
-      } else if (count == MAX_OPTIONS) {
+      if (next_option + 2 > options + 2 * MAX_OPTIONS || next_load + 2 > load + 2 * MAX_OPTIONS) {
         return complain("too many options: give fewer than ", key);
+      }
+      if (is_load_option(key)) {
+        *next_load++ = key;
+        *next_load++ = value;
       } else {
-        options[2 * count] = key;
-        options[2 * count++ + 1] = value;
+        *next_option++ = key;
+        *next_option++ = value;
       }
     } else {
       return complain("unknown option, or -o without KEY=VALUE: ", argv[at]);

@@ -108,7 +108,7 @@ def test_texts_and_messages_equal_those_of_python(pair: tuple[Any, CModel], phot
         asked = outcome(python.ask, image, question, **options)
         assert outcome(c.ask, question, **options) == asked, (options, question)
         said += not isinstance(wanted, str)
-    assert said > 20
+    assert said > 10
 
 
 def test_pieces_are_those_of_a_stream(pair: tuple[Any, CModel], photo: Callable[..., np.ndarray]) -> None:
