@@ -112,8 +112,8 @@ def count_question(name: str, description: str) -> str:
         return extract_question([description]) or description
     if found := re.search(r"\b(number|count|amount) of ([\w ]+)", description, re.IGNORECASE):
         return f"how many {found[2].strip()} are there?"
-    if words != words_of(name) and words:
-        return f"how many {' '.join(words)} are there?"
+    if words != words_of(name):
+        return f"how many {' '.join(words) or 'things'} are there?"
     return open_question(name, description) or f"how many {' '.join(words) or 'things'} are there?"
 
 

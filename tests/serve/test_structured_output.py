@@ -175,6 +175,9 @@ def test_the_server_fills_what_python_fills(nano: ServerProcess, model: Any, cat
     wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": FRIGATE}}
     body = {"messages": [{"role": "user", "content": parts(cat)}], "response_format": wanted}
     assert content_of(nano.post(CHAT, body)) == fill(model, cat, FRIGATE)
+    for name in ("schema", "value"):  # llama.cpp, huggingface_hub
+        wanted = {"type": "json_object", name: {"type": "object", "properties": {"animal": {"type": "string"}}}}
+        assert content_of(nano.post(CHAT, {**body, "response_format": wanted})) == {"animal": "cat"}
     plain = content_of(nano.post(CHAT, {**body, "response_format": {"type": "json_object"}}))
     assert plain["caption"] == model.caption(cat) and plain["labels"]
 

@@ -224,6 +224,7 @@ def test_booleans_and_numbers_ask() -> None:
     assert statement("x", "Is the door open?").startswith("Is the door open")
     assert (named_chance("confidence"), named_chance("dog_probability")) == (None, "dog")
     assert count_question("number_of_people", "") == "how many people are there?"
+    assert count_question("count", "") == "how many things are there?"
     assert count_question("n", "The number of cars in view") == "how many cars in view are there?"
     assert meanings("Threat: 0 = normal, 1 = suspicious, 2 = critical threat.") == {
         0: "normal",

@@ -62,10 +62,12 @@ class JsonSchema(BaseModel):
 
 
 class ResponseFormat(BaseModel):
-    """Text, a JSON object, or JSON under a schema."""
+    """Text, a JSON object, or JSON under a schema: in json_schema, or as llama.cpp and Hugging Face have it."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
     json_schema: JsonSchema | None = None
+    schema_: Any = Field(default=None, alias="schema")
+    value: Any = None
 
 
 class Function(BaseModel):
@@ -248,9 +250,10 @@ def format_form(wanted: ResponseFormat | None, turns: Sequence[Turn[str]], param
     """Return the form that a response format asks for, or None for text. Raises ApiError."""
     if wanted is None or wanted.type == "text":
         return None
-    schema = None if wanted.json_schema is None else wanted.json_schema.schema_
-    if wanted.type == "json_schema" and schema is not None:
-        return form_of(schema, param)
+    nested = None if wanted.json_schema is None else wanted.json_schema.schema_
+    for schema in (nested, wanted.schema_, wanted.value):
+        if schema is not None:
+            return form_of(schema, param)
     return form_in([text for turn in turns for text in turn.texts], param)
 
 

@@ -12,7 +12,7 @@ from ..endpoints import Endpoint
 from ..errors import ApiError, bad_request
 from ..inference import Answer, Piece
 from ..service import AnswerWriter, Call, sampling_options
-from .openai import ChatMessage, JsonSchema, Part, ResponseFormat, TokenLimit, format_form, turns_of
+from .openai import ChatMessage, Part, ResponseFormat, TokenLimit, format_form, turns_of
 
 
 class Message(BaseModel):
@@ -23,16 +23,10 @@ class Message(BaseModel):
     content: str | list[Part] | None = None
 
 
-class TextFormat(ResponseFormat):
-    """Text, a JSON object, or JSON under a schema, which is not nested here."""
-
-    schema_: Any = Field(default=None, alias="schema")
-
-
 class TextSettings(BaseModel):
     """How the text is written."""
 
-    format: TextFormat = Field(default_factory=TextFormat)
+    format: ResponseFormat = Field(default_factory=ResponseFormat)
 
 
 class ResponsesRequest(BaseModel):
@@ -62,8 +56,6 @@ async def _respond(call: Call, body: ResponsesRequest) -> Any:
     if body.max_output_tokens is not None:
         options["max_new_tokens"] = body.max_output_tokens
     turns, wanted = turns_of(call, messages), None if body.text is None else body.text.format
-    if wanted is not None and wanted.schema_ is not None:
-        wanted = wanted.model_copy(update={"json_schema": JsonSchema(schema=wanted.schema_)})
     form = format_form(wanted, turns, "text.format")
     return await call.chat(turns, options, (), _Writer(call.service.name, body), bool(body.stream), form)
 
