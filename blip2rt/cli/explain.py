@@ -27,7 +27,7 @@ _HOT, _DARK = (255, 150, 0), 0.35  # colour of the largest value, and brightness
 
 def explain(model: Model, args: argparse.Namespace) -> str:
     """Write the picture that the arguments describe. Return the caption and the file. Raises OptionError."""
-    out = args.out or Path("image" if args.image == "-" else Path(args.image).stem + "-explained.png")
+    out = args.out or Path(("image" if args.image == "-" else Path(args.image).stem) + "-explained.png")
     if out.suffix.lower() != ".png":
         raise OptionError(f"--out is {str(out)!r}: give a name that ends in .png")
     if os.path.lexists(out) and not args.overwrite:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -121,3 +122,6 @@ def test_explain_writes_a_picture(explaining, photo, tmp_path, monkeypatch, caps
         status, out, error = run(*more, *["--overwrite"] * (more == ["cat"]))
         assert status == 2 and not out and fault in error and error.count("\n") == 1, error
     assert run("--overwrite")[0] == 0
+    with open("a.jpg", "rb") as image:
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=image))
+        assert cli.main(["explain", "-", *command[2:]]) == 0 and Path("image-explained.png").exists()
