@@ -1,9 +1,10 @@
-"""Gain of sharing computation in stage 1: `python -m benchmarks.train`.
+"""A training step beside the reference's way to compute the same losses: `python -m benchmarks.train`.
 
-Compares steps of `train.objectives.stage1.stage1_losses` (the image is read once, its keys and values serve all three
-losses, and ITG reuses the queries' keys and values of ITC) with steps of the same losses by three independent forward
-passes. Steps alternate on one model with one batch; processor time is compared.
-tests/train/losses/test_reference_losses.py compares the gradients.
+Stage 1: `stage1_losses` (the image is read once, its keys and values serve all three losses, and ITG reuses the
+queries' keys and values of ITC) beside three independent forward passes, as in tests/train/losses, which also compares
+the gradients. Stage 2: `lm_loss` (logits of learned positions only, a few rows at a time) beside LAVIS' way, a language
+model's own loss over all positions. Steps alternate on one model with one batch, at equal losses; processor time is
+compared. The language model is OPT's, with random weights. LAVIS itself is not run: it needs an old transformers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +26,8 @@ from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
 from train.loop.memory import keep_freed_memory
 from train.loop.trainer import autocast_dtype
+from train.objectives.lm import lm_loss, query_output
+from train.objectives.packing import Tokens, pack
 from train.objectives.stage1 import (
     LossSettings,
     TextBatch,
@@ -39,6 +44,17 @@ _BERT_BASE: dict[str, Any] = {"hidden_size": 768, "layers": 12, "heads": 12, "in
 PAPER = QFormerConfig(**_BERT_BASE, queries=32, vision_width=1408, dropout=0.0, query_gain=None)
 NANO = QFormerConfig(dropout=0.0)
 GEOMETRIES: dict[str, tuple[QFormerConfig, int]] = {"paper": (PAPER, 257), "nano": (NANO, 81)}
+# OPT-125M; OPT-2.7B with two of its layers.
+LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
+    "nano": {},
+    "paper": {
+        "hidden_size": 2560,
+        "word_embed_proj_dim": 2560,
+        "ffn_dim": 10240,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 2,
+    },
+}
 Losses = dict[str, torch.Tensor]
 
 
@@ -101,28 +117,75 @@ def random_batch(model: Blip2, batch: int, tokens: int) -> tuple[torch.Tensor, T
     return features, TextBatch(ids, mask, torch.arange(batch))
 
 
-def compare(geometry: str, batch: int, tokens: int, precision: str, repeat: int) -> tuple[float, float]:
+def compare_stage1(geometry: str, batch: int, tokens: int, precision: str, repeat: int) -> tuple[float, float]:
     """Return the median processor seconds of a step (losses, gradients, AdamW): independent and shared."""
     model = build(geometry)
     features, text = random_batch(model, batch, tokens)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    dtype, settings = autocast_dtype(precision), LossSettings(model.config.qformer.vocab_size - 1)
+    settings = LossSettings(model.config.qformer.vocab_size - 1)
+    ways = [partial(way, model, features, text, settings) for way in (independent_losses, stage1_losses)]
+    return alternate(model, [lambda way=way: way()["loss"] for way in ways], precision, repeat)  # type: ignore[misc]
 
-    def step(losses: Callable[..., Losses]) -> float:
+
+def compare_stage2(geometry: str, batch: int, tokens: int, precision: str, repeat: int) -> tuple[float, float]:
+    """The same for stage 2: a language model's own loss, and ours."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    qformer, positions = GEOMETRIES[geometry]
+    text: Any = OPTConfig(**LANGUAGE_MODELS[geometry])
+    text._attn_implementation = "eager"  # as training sets it on CPUs
+    llm = OPTForCausalLM(text).requires_grad_(False).eval().to(autocast_dtype(precision))
+    vision = VisionConfig(positions=positions, features=qformer.vision_width)
+    config = Blip2Config(stage=2, vision=vision, qformer=replace(qformer, text_branch=False))
+    model = Blip2(config, None, llm).train()
+    features, groups = torch.randn(batch, positions, qformer.vision_width), []
+    for length in torch.randint(tokens // 2, tokens + 1, (batch,)).tolist():
+        groups.append([Tokens([2, *torch.randint(10, text.vocab_size, (length,)).tolist()], prompt=1)])
+    packed = pack(groups, qformer.queries, 1)
+
+    def reference() -> torch.Tensor:
+        """LAVIS' blip2_opt.py: labels over the whole sequence, -100 where nothing is learned."""
+        prefix = model.prefix_embeds(query_output(model, features, 0.0, None))
+        words = llm.get_input_embeddings()(packed.token_ids)
+        mask = torch.cat((packed.token_ids.new_ones(prefix.shape[:2]), (packed.token_ids != 1).long()), 1)
+        labels = torch.full_like(mask, -100)
+        for row, (learned,) in enumerate(groups):
+            first = qformer.queries + learned.prompt
+            labels[row, first : qformer.queries + len(learned.ids)] = torch.tensor(learned.ids[learned.prompt :])
+        embeds = torch.cat((prefix.to(words.dtype), words), 1)
+        loss: torch.Tensor = llm(inputs_embeds=embeds, attention_mask=mask, labels=labels).loss
+        return loss
+
+    ways = [reference, lambda: lm_loss(model, features, packed)["loss"]]
+    return alternate(model, ways, precision, repeat)
+
+
+def alternate(
+    model: Blip2, losses: Sequence[Callable[[], torch.Tensor]], precision: str, repeat: int
+) -> tuple[float, float]:
+    """Return the median processor seconds of a step of each of two losses, which must be equal."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+    dtype = autocast_dtype(precision)
+
+    def step(loss: Callable[[], torch.Tensor]) -> float:
         started = time.process_time()
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            loss = losses(model, features, text, settings)["loss"]
-        loss.backward()
+            value = loss()
+        value.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return time.process_time() - started
 
-    ways = (independent_losses, stage1_losses)
-    for way in ways:
-        step(way)
-    seconds: list[Sequence[float]] = [[step(way) for way in ways] for _ in range(repeat)]
-    independent, shared = (statistics.median(column) for column in zip(*seconds, strict=True))
-    return independent, shared
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        torch.manual_seed(0)
+        first = float(losses[0]())
+        torch.manual_seed(0)
+        torch.testing.assert_close(float(losses[1]()), first, rtol=1e-4 if dtype == torch.float32 else 3e-2, atol=0.0)
+    for each in losses:
+        step(each)
+    seconds = [[step(each) for each in losses] for _ in range(repeat)]
+    reference, ours = (statistics.median(column) for column in zip(*seconds, strict=True))
+    return reference, ours
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -136,6 +199,7 @@ def _parser() -> Parser:
     pairs = "pairs in a batch, one number for each geometry"
     parser.add_argument("--batch", type=whole(1), nargs="*", default=[4, 32], metavar="N", help=pairs)
     parser.add_argument("--tokens", type=whole(1), default=16, metavar="N", help="tokens of the longest text")
+    parser.add_argument("--stage", type=int, nargs="*", choices=(1, 2), default=[1, 2], help="stages to compare")
     kinds = ["fp32", "bf16"]
     parser.add_argument("--precision", nargs="*", choices=kinds, default=kinds, help="precisions to compare")
     parser.add_argument("--repeat", type=whole(1), default=9, metavar="N", help="steps of each")
@@ -147,10 +211,12 @@ def _run(args: argparse.Namespace) -> None:
     keep_freed_memory()
     for geometry, batch in zip(args.geometry, args.batch, strict=True):
         for precision in args.precision:
-            independent, shared = compare(geometry, batch, args.tokens, precision, args.repeat)
-            case = f"{geometry}, batch {batch}, {args.tokens} tokens, {precision}"
-            times = f"three passes {independent:.3f} s, shared {shared:.3f} s, {independent / shared:.2f} x"
-            print(f"{case}: {times}", flush=True)
+            for stage in args.stage:
+                compare = compare_stage1 if stage == 1 else compare_stage2
+                reference, ours = compare(geometry, batch, args.tokens, precision, args.repeat)
+                case = f"stage {stage}, {geometry}, batch {batch}, {args.tokens} tokens, {precision}"
+                times = f"reference {reference:.3f} s, ours {ours:.3f} s, {reference / ours:.2f} x"
+                print(f"{case}: {times}, {batch / ours:.1f} images/s", flush=True)
 
 
 if __name__ == "__main__":
