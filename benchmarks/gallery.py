@@ -24,9 +24,9 @@ from benchmarks.timing import alternate, seconds, timed
 from blip2rt.command_line import Parser, path, run, whole
 from blip2rt.errors import OptionError
 from blip2rt.gallery.captions import BATCH_SIZE, OutputSettings, TextSettings, caption
+from blip2rt.gallery.outputs.templates import CaptionTemplate
 from blip2rt.gallery.prefetch import Parallelism
 from blip2rt.gallery.sources import Picture, Sources
-from blip2rt.gallery.templates import CaptionTemplate
 from blip2rt.gallery.vectors import Shortlist, Vectors, one_vector
 from blip2rt.gallery.walk import walk
 from blip2rt.gallery.worker_pool import map_ordered

@@ -113,6 +113,16 @@ def reason(error: BaseException) -> str:
     return next(filter(None, lines), type(error).__name__)[:300]
 
 
+def check_probability(value: Any, name: str) -> None:
+    """Raise OptionError unless `value` is a number from 0 to 1."""
+    try:
+        fine = not isinstance(value, bool | str) and 0 <= float(value) <= 1
+    except (TypeError, ValueError):
+        fine = False
+    if not fine:
+        raise OptionError(f"{name} is {value!r}: give a probability from 0 to 1")
+
+
 def is_whole(value: Any, low: int, high: int | None) -> bool:
     """Whether `value` is a whole number (numpy's count, bool does not) from `low` to `high`."""
     if isinstance(value, bool):

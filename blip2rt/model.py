@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 import numpy as np
 
 from . import bundle as contract
-from .errors import ImageError, OptionError
+from .errors import ImageError, OptionError, check_probability
 from .feature_cache import FeatureCache
 from .image import ImageLike, ImageSettings
 from .language import Chat
@@ -25,7 +25,7 @@ from .one_or_many import as_list, one_by_one, pairs, texts_of
 from .options import AskOptions, CallOptions, CaptionOptions, Options, StreamOptions, TextOptions, check_call, merge
 from .pipeline import GenerationTask, Pipeline
 from .requests import Answer, Request, submit
-from .results import Match, MatchWeights, Scored, Stopwatch, shaped, too_late
+from .results import Match, MatchWeights, Scored, Stopwatch, Tag, shaped, too_late
 from .signatures import awaited, shown
 from .text import Prompt
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from .backends import Backend, Floats
     from .bundle import Bundle
+    from .matching.labels import Label
 
     Images: TypeAlias = Sequence[ImageLike]
     Inputs: TypeAlias = ImageLike | Images
@@ -68,6 +69,7 @@ class Model:
         self.pipeline = pipeline = Pipeline(bundle, backend, images, cache, special_tokens)
         self.matcher = matcher = Matcher(pipeline)
         self._reload = reload
+        pipeline.confidence = matcher.confidence if matcher.rates_captions else None
         pipeline.judge = matcher.judge if matcher.is_calibrated and bundle.has(*contract.GENERATIVE) else None
         # The single steps: checked options, decoded images, and what the graphs make of them.
         self.task, self.prepare, self.generate = pipeline.task, pipeline.prepare, pipeline.generate
@@ -130,7 +132,8 @@ class Model:
             gives a list of texts for each image: the best first, or in the order drawn (do_sample with one beam).
         prompt: text that the caption continues, not repeated in it; None is the bundle's own.
         raw: return the text as the tokenizer decodes it, with its line breaks; otherwise it is tidied to one line.
-        scores: for code written for 0.1: captions unpack to (text, score).
+        scores: also compute the attribute `confidence`, the calibrated probability that the caption is right; and, as
+            in 0.1, captions unpack to (text, score).
         on_token(image, draw, token_id): called for each new token of greedy search (num_beams=1) or sampling; a result
             of False ends the images of the same batch (at most 8) with what there is.
         on_timeout: if max_time passes before the first word, "raise" TimeoutError, or return None in the text's place.
@@ -169,7 +172,8 @@ class Model:
     def _captions(self, images: Many, keep_going: bool, options: dict[str, Any]) -> Iterator[Any]:
         prompt, raw, scores, on_token = (options.pop(name, None) for name in ("prompt", "raw", "scores", "on_token"))
         on_timeout = options.pop("on_timeout", "raise")
-        task = replace(self.pipeline.task_of(prompt, None, merge(Options(), options)), single_line=not raw)
+        task = self.pipeline.task_of(prompt, None, merge(Options(), options))
+        task = replace(task, single_line=not raw, confidence=bool(scores))
         check_call(on_timeout, on_token, task.settings)
         one_by_one(images)
         found = self.pipeline.generate_each(images, repeat(task), on_token, keep_going)
@@ -315,8 +319,7 @@ class Model:
         bundle has no calibration.
         """
         self.matcher.require_calibration("judge what it sees")
-        if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
-            raise OptionError(f"threshold is {threshold!r}: give a probability from 0 to 1")
+        check_probability(threshold, "threshold")
         many_images, many_texts, single = pairs(images, statements, "statements")
         _check_words(many_texts)
 
@@ -337,6 +340,36 @@ class Model:
         require_maps(self.pipeline)
         prepared = self.prepare(image)
         return word_attention(self.pipeline, prepared, self.caption(prepared) if text is None else text)
+
+    @overload
+    def tag(
+        self, images: ImageLike, labels: Sequence[str | Label] | None = None, *, top: int = 10, threshold: float = 0.3
+    ) -> list[Tag]: ...
+    @overload
+    def tag(
+        self, images: Images, labels: Sequence[str | Label] | None = None, *, top: int = 10, threshold: float = 0.3
+    ) -> list[list[Tag]]: ...
+    @shown("list[Tag] | list[list[Tag]]")
+    def tag(
+        self,
+        images: Inputs,
+        labels: Sequence[str | Label] | None = None,
+        *,
+        top: int = 10,
+        threshold: float = 0.3,
+        keep_going: bool = False,
+    ) -> Any:
+        """Image -> labels that it shows, list of images -> a list of labels for each, likeliest first.
+
+        labels: texts, as in ["dog", "animal|cat"], of any number; None is about 1,200 everyday ones.
+        top: most labels of an image. threshold: least calibrated probability.
+        keep_going: return a bad image's ImageError in place of its labels.
+        Raises CapabilityError if the bundle has no calibration.
+        """
+        tagger = self.matcher.tagger(labels, top, threshold)
+        many, single = as_list(images)
+        found = self.pipeline.map_features(many, keep_going, lambda _, features: tagger.tags(features))
+        return found[0] if single else found
 
     @shown()
     def vision_features(self, images: Inputs) -> Floats:
@@ -385,6 +418,7 @@ class Model:
     aask = awaited(ask)
     amatch = awaited(match)
     asees = awaited(sees)
+    atag = awaited(tag)
     aembed_image = awaited(embed_image)
     aembed_text = awaited(embed_text)
 

@@ -48,6 +48,7 @@ class GenerationTask:
     question: str  # for the Q-Former; empty if it reads no text
     settings: Mapping[str, Any]  # the backend's options
     single_line: bool = True  # tidy the text to one line, as captions are
+    confidence: bool = False  # also tell how likely each caption is right
     statement: str = ""  # what the question asks for, if the answer is whether it is there; see Pipeline.judged
 
 
@@ -69,6 +70,8 @@ class Pipeline:
         self.special_tokens = special_tokens
         # vision_features (B, N, C), B statements -> P that each is true (B); set by a model whose bundle is calibrated.
         self.judge: Callable[[Floats, Sequence[str]], NDArray[np.float64]] | None = None
+        # vision_features (B, N, C), B captions -> P that each is right (B); set if the bundle is calibrated for it.
+        self.confidence: Callable[[Floats, Sequence[Scored]], NDArray[np.float64]] | None = None
 
     # image -> pixels
 
@@ -111,11 +114,17 @@ class Pipeline:
 
     # vision_features -> query_output -> prefix_embeds
 
-    def prefix_embeds(self, prepared: Sequence[RGB], questions: Sequence[str]) -> Floats:
-        """RGB images and the text that the Q-Former reads with each -> prefix_embeds (B, Q, D)"""
+    def prefix_embeds(
+        self, prepared: Sequence[RGB], questions: Sequence[str], features: Floats | None = None
+    ) -> Floats:
+        """RGB images and the text that the Q-Former reads with each -> prefix_embeds (B, Q, D)
+
+        features: the images' vision_features (B, N, C), if they are known.
+        """
 
         def compute(missing: Sequence[int]) -> Floats:
-            vision_features = self.vision_features([prepared[i] for i in missing])
+            known = None if features is None else features[list(missing)]
+            vision_features = self.vision_features([prepared[i] for i in missing]) if known is None else known
             return self.backend.prefix_embeds(vision_features, self.question_tokens([questions[i] for i in missing]))
 
         if not self.cache.max_bytes:
@@ -161,12 +170,14 @@ class Pipeline:
             watch.lap()
             return self._told(judged, [], watch, on_token)
         known = {i for i, text in enumerate(judged) if text is not None}
-        questions, embeds = [task.question for task in tasks], []
+        questions, embeds, all_features = [task.question for task in tasks], [], []
         for start in range(0, len(prepared), BATCH):
             if watch.expired:
                 return [None] * len(prepared)
             chunk = slice(start, start + BATCH)
-            embeds.append(self.prefix_embeds(prepared[chunk], questions[chunk]))
+            features = self.vision_features(prepared[chunk]) if tasks[0].confidence else None
+            embeds.append(self.prefix_embeds(prepared[chunk], questions[chunk], features))
+            all_features.append(features)
         watch.lap()
         if watch.expired:
             return [None] * len(prepared)
@@ -176,6 +187,10 @@ class Pipeline:
         texts = self.language.generate(
             prefix_embeds, prompts, watch.remaining, first_image, notify, tasks[0].single_line
         )
+        if tasks[0].confidence:
+            for start, features in zip(range(0, len(texts), BATCH), all_features, strict=True):
+                assert features is not None
+                self.add_confidence(features, texts[start : start + BATCH])
         return self._told(judged, texts, watch, on_token)
 
     def _told(
@@ -193,6 +208,14 @@ class Pipeline:
                 on_token(i, 0, token)
         watch.lap()
         return watch.timed(texts)
+
+    def add_confidence(self, vision_features: Floats, texts: Sequence[list[Scored]]) -> None:
+        """vision_features (B, N, C) and the captions of each -> set their confidence, if the bundle is calibrated"""
+        if self.confidence is not None:
+            rows = [row for row, captions in enumerate(texts) for caption in captions if any(map(str.isalnum, caption))]
+            flat = [caption for captions in texts for caption in captions if any(map(str.isalnum, caption))]
+            for caption, right in zip(flat, self.confidence(vision_features[rows], flat) if flat else (), strict=True):
+                caption.confidence = float(right)
 
     def judged(self, prepared: Sequence[RGB], tasks: Sequence[GenerationTask]) -> list[Scored | None]:
         """RGB images and the task of each -> "yes" or "no" to questions whether something is there, None for others.
@@ -292,7 +315,9 @@ class Pipeline:
         prompts = [self.language.ask_prompt(question) for question in questions]
         settings = self.language.settings("ask", options, prompts)
         return [
-            GenerationTask(prompt, self.qformer_question(question), settings, False, self.statement(question, settings))
+            GenerationTask(
+                prompt, self.qformer_question(question), settings, False, statement=self.statement(question, settings)
+            )
             for prompt, question in zip(prompts, questions, strict=True)
         ]
 

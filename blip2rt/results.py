@@ -36,12 +36,14 @@ class Scored(str):
     tokens: token ids of the answer, without the stop token
     truncated: whether max_new_tokens or max_time ended the text, not the model; always set, without `scores`
     timings: milliseconds of each stage
+    confidence: calibrated probability that a caption is right; None unless it was asked for (`scores=True`)
     """
 
     score: float
     tokens: tuple[int, ...]
     truncated: bool
     timings: Timings
+    confidence: float | None
 
     def __new__(
         cls,
@@ -50,9 +52,11 @@ class Scored(str):
         tokens: Sequence[int] = (),
         truncated: bool = False,
         timings: Timings = _NO_TIMINGS,
+        confidence: float | None = None,
     ) -> Self:
         scored = super().__new__(cls, text)
         scored.score, scored.tokens, scored.truncated, scored.timings = score, tuple(tokens), truncated, timings
+        scored.confidence = confidence
         return scored
 
     @property
@@ -71,6 +75,22 @@ class ScoredPair(Scored):
         return (self.text, self.score)[index]
 
 
+class Tag(str):
+    """A label that an image shows: a `str` with attributes.
+
+    probability: calibrated probability that people name it
+    parents: what it is a kind of, from the most general on
+    """
+
+    probability: float
+    parents: tuple[str, ...]
+
+    def __new__(cls, name: str, probability: float, parents: Sequence[str] = ()) -> Self:
+        tag = super().__new__(cls, name)
+        tag.probability, tag.parents = probability, tuple(parents)
+        return tag
+
+
 def shaped(
     texts: list[Scored] | ImageError | None, pairs: bool, settings: Mapping[str, Any], on_timeout: str | None
 ) -> Any:
@@ -83,7 +103,8 @@ def shaped(
     if texts is None or isinstance(texts, ImageError):
         return texts
     if pairs:
-        texts = [ScoredPair(each, each.score, each.tokens, each.truncated, each.timings) for each in texts]
+        details = ((each.score, each.tokens, each.truncated, each.timings, each.confidence) for each in texts)
+        texts = [ScoredPair(each, *more) for each, more in zip(texts, details, strict=True)]
     return texts if settings["num_return_sequences"] > 1 else texts[0]
 
 

@@ -25,7 +25,7 @@ COMMANDS = {  # name -> module, help; a module is imported when its command runs
     "evaluate": ("evaluate", "measure a model: captions, answers, retrieval"),
     "questions": ("extras.questions", "generate questions and answers from captions by rule"),
     "self-critical": ("extras.self_critical", "train captions by the CIDEr of sampled ones"),
-    "calibrate": ("extras.calibrate", "fit the weights of Match.score"),
+    "calibrate": ("extras.calibrate", "fit the weights of Match.score, and probabilities"),
     "refit": ("extras.refit", "adapt a checkpoint to another image encoder without training"),
     "average": ("extras.average", "average the weights of checkpoints"),
 }

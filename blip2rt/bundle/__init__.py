@@ -12,11 +12,13 @@
 Knows files, sizes and hashes; nothing about images, text or graphs. Standard library only: both sides import it.
 """
 
+from .manifest import Calibration as Calibration
 from .manifest import Component as Component
 from .manifest import Decoding as Decoding
 from .manifest import FileEntry as FileEntry
 from .manifest import ImageSpec as ImageSpec
 from .manifest import LlmSpec as LlmSpec
+from .manifest import Logistic as Logistic
 from .manifest import Manifest as Manifest
 from .manifest import QuestionSpec as QuestionSpec
 from .manifest import RetrievalSpec as RetrievalSpec

@@ -100,6 +100,8 @@ class Calibration:
     sentence: Logistic | None = None  # the same of a longer text
     label: Logistic | None = None  # that people name a label, of the candidates of Model.tag
     caption: Logistic | None = None  # that a generated caption is right
+    nearness: Logistic | None = None  # of all labels: by cosines, which ones to look at
+    label_text: tuple[float, ...] = ()  # (E): weights of a label's own embedding in its nearness
     mean_text: tuple[float, ...] = ()  # (E): mean embedding of labels; how near an image is to texts in general
 
 

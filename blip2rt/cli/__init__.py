@@ -143,7 +143,7 @@ def _fill(args: argparse.Namespace) -> int:
 
 
 def _gallery(name: str, args: argparse.Namespace) -> int:
-    """Run `index`, `merge`, `search` or `duplicates`."""
+    """Run `tag`, `index`, `merge`, `search` or `duplicates`."""
     from ..gallery import commands
 
     more = (partial(_executor, args),) if name == "index" else ()
@@ -225,7 +225,7 @@ def _help(args: argparse.Namespace) -> int:
 
 _OWN = (_caption, _ask, _match, _fill, _explain, _info, _verify, _pull, _doctor, _completion, _stdio, _help)
 HANDLERS: dict[str, Handler] = {
-    **{name: partial(_gallery, name) for name in ("index", "merge", "search", "duplicates")},
+    **{name: partial(_gallery, name) for name in ("tag", "index", "merge", "search", "duplicates")},
     **{handler.__name__[1:]: handler for handler in _OWN},
 }
 

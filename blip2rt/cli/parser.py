@@ -26,7 +26,8 @@ A bad image does not stop the others; the exit status is then 1, or 2 if all are
 _MATCH = """Score how well texts describe an image, best first.
 
 score        ranks texts for an image, or images for a text: higher is better, on no fixed scale
-probability  that the text describes the image, 0 to 1, by the matching head
+probability  that the text is true of the image, 0 to 1, calibrated
+itm          probability of a match by the matching head alone, 0 to 1
 cosine       between the text's embedding and the image's nearest one, -1 to 1
 likelihood   log p(text | image) - log p(text), by the language model, if the bundle weighs it"""
 _EXPLAIN = """Draw where an image shows each word of its caption, or one WORD, as a heat map:
@@ -34,6 +35,8 @@ the attention of the queries that the word depends on. Words such as "a" depend
 on the caption more than on the image."""
 _FILL = """Fill a JSON Schema from images: one JSON object a line, which is valid under the schema.
 Each field asks its description or, without one, its name."""
+_TAG = """Label pictures: comma-separated labels a picture, likeliest first, or files.
+Probabilities are calibrated on photographs: how often people name the label in one of five captions."""
 _SERVE = """Serve over HTTP: the routes of OpenAI and Ollama, our own, and a web page at /.
 By default nothing is fetched, and only this machine may connect."""
 _STDIO = """Answer requests on standard input, one JSON object a line, with the model kept open:
@@ -52,6 +55,7 @@ _PULL = """Download a bundle from the Hugging Face Hub, or the newest commit of 
 
 The name hf://USER/REPOSITORY then stands for this commit in --model and load(), without network access.
 hf://USER/REPOSITORY@REVISION names a branch, a tag or a commit. An interrupted download resumes."""
+_SOURCES = "image, folder, pattern or shard; - reads an image, or a list, from standard input"
 _ONE_IMAGE = "image file; - reads it from standard input"
 
 # flag, type, metavar, help. An option that is not given stays out of the namespace: the bundle's default applies.
@@ -113,6 +117,11 @@ def build_parser(handlers: Mapping[str, Handler]) -> Parser:
     command.add_argument("images", nargs="+", type=nonempty, metavar="IMAGE", help=_ONE_IMAGE)
     command.add_argument("--question", metavar="TEXT", help='what a field such as "answer" asks (default: a caption)')
     _add_model(command)
+    command = add("tag", handlers["tag"], "label pictures and folders of them", description=_TAG)
+    gallery_flags.add_sources(command, _SOURCES)
+    gallery_flags.add_tag(command)
+    _add_model(command)
+    _add_output(command)
     gallery_flags.add_commands(add, handlers, _add_model)
     command = add("serve", serve_cli.run, "serve over HTTP, like OpenAI and Ollama", description=_SERVE)
     serve_cli.add_options(command)
@@ -141,8 +150,7 @@ def build_parser(handlers: Mapping[str, Handler]) -> Parser:
 
 
 def _add_caption(command: Parser) -> None:
-    images = "image, folder, pattern or shard; - reads an image, or a list, from standard input"
-    gallery_flags.add_sources(command, images)
+    gallery_flags.add_sources(command, _SOURCES)
     decoding = command.add_argument_group("decoding")
     decoding.add_argument("--prompt", metavar="TEXT", help="text that the caption continues")
     _add_options(decoding, (("--num-captions", int, "N", "captions of each image, best first (default: 1)"),))

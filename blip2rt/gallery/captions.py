@@ -10,7 +10,7 @@ import contextlib
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +20,17 @@ from ..results import finish_reason, too_late
 from .flags import XMP_NAMES
 from .outputs import DISK_FULL, Description, Sink
 from .outputs.sidecars import TextSidecar
-from .outputs.tables import TABLES, open_table
+from .outputs.tables import COLUMNS, TABLES, open_table
+from .outputs.templates import CaptionTemplate
 from .prefetch import Batch, Executor, Parallelism, prefetch
 from .progress import Counts, FailureLog, ProgressLine, failure_line, print_status, summary
 from .sources import Failure, Picture, Sources
-from .templates import CaptionTemplate
 from .walk import walk
 from .worker_pool import map_ordered
 
 if TYPE_CHECKING:
     from ..model import Model
-    from ..pipeline import GenerationTask
+    from ..pipeline import RGB, GenerationTask
     from ..results import Scored
 
 BATCH_SIZE = 16  # chosen by the measurement in benchmarks/LOG.md
@@ -66,6 +66,17 @@ class TextSettings:
     question: str | None
     options: Mapping[str, Any]
     template: CaptionTemplate
+    min_confidence: float | None = None
+    unsure: str = "maybe"  # below it: "maybe", to write so, or "silent", to write nothing
+
+    def rated(self, outputs: OutputSettings) -> bool:
+        """Whether the confidence is needed: to hedge, or as a JSON key of captions."""
+        return self.min_confidence is not None or (outputs.json and self.question is None)
+
+    def hedged(self, caption: Scored) -> str:
+        """The caption, or what takes its place if its confidence is too low."""
+        low = self.min_confidence is not None and (caption.confidence or 0.0) < self.min_confidence
+        return ("" if self.unsure == "silent" else f"maybe {caption.text}") if low else caption.text
 
     @property
     def flags(self) -> str:
@@ -74,6 +85,8 @@ class TextSettings:
         given = {"--ask": self.question, "--prompt": self.prompt, "--prefix": template.prefix}
         text = "" if template.template == CaptionTemplate.template else template.template
         given |= {"--suffix": template.suffix, "--template": text}
+        if self.min_confidence is not None:
+            given |= {"--min-confidence": f"{self.min_confidence:g}", "--unsure": self.unsure}
         return shlex.join([word for flag, value in given.items() if value for word in (flag, value)])
 
 
@@ -91,7 +104,15 @@ def caption(
 ) -> int:
     """Describe pictures and return the exit code. executor: what runs the graphs, instead of this process."""
     texts.template.validate()
-    run = _CaptionRun(model, model.task(texts.prompt, texts.question, **texts.options), texts.template, outputs.strict)
+    task = replace(model.task(texts.prompt, texts.question, **texts.options), confidence=texts.rated(outputs))
+    if texts.min_confidence is not None:
+        model.matcher.require_confidence()
+    run = _CaptionRun(model, task, texts, outputs.strict, executor)
+    return execute(run, sources, outputs, parallelism, texts.flags)
+
+
+def execute(run: Run, sources: Sources, outputs: OutputSettings, parallelism: Parallelism, flags: str) -> int:
+    """Describe pictures and return the exit code. flags: what shapes the descriptions, for tables."""
     counts = run.counts
     printer = Printer(outputs.json, sources.paths[0] if sources.single else None) if outputs.printed else None
     with contextlib.ExitStack() as stack:
@@ -100,10 +121,10 @@ def caption(
         failures = FailureLog(outputs.errors, line, outputs.json)
         stack.callback(failures.close)
         try:
-            for part, sinks in _parts(sources, outputs, printer, (model.bundle.manifest.name, texts.flags), stack):
-                for batch, scored in run.batches(part, partial(_plan, sinks), parallelism, executor):
+            for part, sinks in _parts(sources, outputs, printer, (run, flags), stack):
+                for batch, results in run.batches(part, partial(_plan, sinks), parallelism):
                     line.clear() if printer is not None else None
-                    run.write(batch, scored, failures)
+                    run.write(batch, results, failures)
                     line.show()
                 for sink in sinks:
                     sink.finish(counts.exit_code == 2)
@@ -111,11 +132,11 @@ def caption(
             line.close()
             if printer is None:
                 effect = "--overwrite starts over" if outputs.overwrite else "the same command resumes"
-                print_status(f"{summary(counts, 'captioned', None)}; {effect}")
+                print_status(f"{summary(counts, run.verb, None)}; {effect}")
             raise
     several = printer is None or any(map(os.path.isdir, sources.paths))
     if several or counts.cut or (counts.failed and outputs.errors):
-        print_status(summary(counts, "captioned" if texts.question is None else "answered", outputs.errors))
+        print_status(summary(counts, run.verb, outputs.errors))
     return counts.exit_code
 
 
@@ -123,10 +144,10 @@ def _parts(
     sources: Sources,
     outputs: OutputSettings,
     printer: Printer | None,
-    origin: tuple[str, str],
+    origin: tuple[Run, str],
     stack: contextlib.ExitStack,
 ) -> Iterator[tuple[Sources, list[Sink]]]:
-    """Yield sources with their sinks: each shard with its copy, or everything. origin: the model and the text flags."""
+    """Yield sources with their sinks: each shard with its copy, or all. origin: the run and the flags that shape it."""
     sinks: list[Sink]
     if outputs.into_shards:
         from .outputs.shards import CaptionedShard, copy_targets
@@ -143,15 +164,13 @@ def _parts(
     yield sources, sinks
 
 
-def _open_sinks(outputs: OutputSettings, model: str, flags: str) -> Iterator[Sink]:
+def _open_sinks(outputs: OutputSettings, run: Run, flags: str) -> Iterator[Sink]:
     if outputs.sidecar is not None:
         yield TextSidecar(outputs.sidecar, outputs.overwrite)
     if outputs.xmp:
-        from .outputs.xmp import XmpSidecar
-
-        yield XmpSidecar(outputs.overwrite, replace_extension=outputs.xmp == XMP_NAMES[0])
+        yield run.open_xmp(outputs.overwrite, outputs.xmp == XMP_NAMES[0])
     if outputs.out is not None:
-        yield open_table(outputs.out, outputs.overwrite, model, flags)
+        yield open_table(outputs.out, outputs.overwrite, run.name, flags, run.columns)
 
 
 def _plan(sinks: Sequence[Sink], picture: Picture) -> list[Sink] | Failure | None:
@@ -166,52 +185,57 @@ def _plan(sinks: Sequence[Sink], picture: Picture) -> list[Sink] | Failure | Non
     return needing or None
 
 
-class _CaptionRun:
-    """Describes batches of pictures and counts results."""
+class Run:
+    """Describes batches of pictures and counts results. A subclass says with what."""
 
-    def __init__(self, model: Model, task: GenerationTask, template: CaptionTemplate, strict: bool) -> None:
-        self._model, self._task, self._template, self._strict = model, task, template, strict
-        self._name = model.bundle.manifest.name
+    verb = "captioned"
+    columns: tuple[str, ...] = COLUMNS  # of a table
+
+    def __init__(self, model: Model, strict: bool) -> None:
+        self.model, self.name, self._strict = model, model.bundle.manifest.name, strict
         self.counts = Counts()
 
     def batches(
-        self,
-        sources: Sources,
-        plan: Callable[[Picture], list[Sink] | Failure | None],
-        parallelism: Parallelism,
-        executor: Executor | None,
+        self, sources: Sources, plan: Callable[[Picture], list[Sink] | Failure | None], parallelism: Parallelism
     ) -> Iterator[tuple[Batch[list[Sink]], Any]]:
-        """Yield batches in order, each with the texts of its images."""
-        if executor is not None:
-            return executor.run(executor.walk(sources), plan, parallelism.batch_size, self._task)
-        batches = prefetch(self._model, walk(sources), plan, parallelism)
+        """Yield batches in order, each with the results of its images."""
+        batches = prefetch(self.model, walk(sources), plan, parallelism)
         return map_ordered(batches, self.describe, parallelism.workers)
 
-    def describe(self, batch: Batch[list[Sink]]) -> list[list[Scored] | None]:
-        """Run the graphs on a batch that has work. Runs on any thread. None: max_time passed before the first word."""
-        return self._model.generate([rgb for _, rgb in batch.images], self._task, batch.first) if batch.has_work else []
+    def compute(self, images: list[RGB], first_image: int) -> Sequence[Any]:
+        """RGB images, the number of the first -> the result of each. Runs on any thread."""
+        raise NotImplementedError
 
-    def write(self, batch: Batch[list[Sink]], texts: Sequence[list[Scored] | None], log: FailureLog) -> None:
-        """Write each text to the sinks that need it, in the order of the pictures."""
+    def description(self, name: str, result: Any) -> Description | Failure:
+        """Return what to write about the picture `name`, or why it failed."""
+        raise NotImplementedError
+
+    def open_xmp(self, overwrite: bool, replace_extension: bool) -> Sink:
+        """Open the sidecars of --xmp."""
+        from .outputs.xmp import XmpSidecar
+
+        return XmpSidecar(overwrite, replace_extension)
+
+    def describe(self, batch: Batch[list[Sink]]) -> Sequence[Any]:
+        """Run the graphs on a batch that has work. Runs on any thread."""
+        return self.compute([rgb for _, rgb in batch.images], batch.first) if batch.has_work else []
+
+    def write(self, batch: Batch[list[Sink]], results: Sequence[Any], log: FailureLog) -> None:
+        """Write each result to the sinks that need it, in the order of the pictures."""
         self.counts.skipped += batch.skipped
         pending = list(batch.failures)
-        for (entry, _), scored in zip(batch.images if batch.has_work else [], texts, strict=True):
+        for (entry, _), result in zip(batch.images if batch.has_work else [], results, strict=True):
             while pending and pending[0][0] <= entry.number:
                 self._fail(pending.pop(0)[1], log)
             if entry.job is None:
                 continue
-            if scored is None:
-                self._fail(Failure(entry.picture.name, str(too_late(self._task.settings))), log)
+            described = self.description(entry.picture.name, result)
+            if isinstance(described, Failure):
+                self._fail(described, log)
             else:
-                self._write(entry.job, entry.picture, self._description(entry.picture.name, scored), log)
-                self.counts.cut += finish_reason(scored[0], self._task.settings) == "time"
+                self._write(entry.job, entry.picture, described, log)
         for _, failure in pending:
             self._fail(failure, log)
-
-    def _description(self, name: str, scored: list[Scored]) -> Description:
-        captions = [self._template.render(text.text, name) for text in scored]
-        first = scored[0]
-        return Description(name, captions, round(first.score, 4), self._name, sum(first.timings), first.truncated)
 
     def _write(self, sinks: Sequence[Sink], picture: Picture, description: Description, log: FailureLog) -> None:
         try:
@@ -229,6 +253,37 @@ class _CaptionRun:
         if self._strict:
             raise StrictError(f"{failure_line(failure)}: fix it, or leave out --strict")
         log.add(failure)
+
+
+class _CaptionRun(Run):
+    """Generates captions or answers."""
+
+    def __init__(
+        self, model: Model, task: GenerationTask, texts: TextSettings, strict: bool, executor: Executor | None
+    ) -> None:
+        super().__init__(model, strict)
+        self._task, self._texts, self._executor = task, texts, executor
+        self.verb = "captioned" if texts.question is None else "answered"
+
+    def batches(
+        self, sources: Sources, plan: Callable[[Picture], list[Sink] | Failure | None], parallelism: Parallelism
+    ) -> Iterator[tuple[Batch[list[Sink]], Any]]:
+        if self._executor is not None:
+            return self._executor.run(self._executor.walk(sources), plan, parallelism.batch_size, self._task)
+        return super().batches(sources, plan, parallelism)
+
+    def compute(self, images: list[RGB], first_image: int) -> Sequence[list[Scored] | None]:
+        """Return the texts of each image; None if max_time passed before the first word."""
+        return self.model.generate(images, self._task, first_image)
+
+    def description(self, name: str, result: list[Scored] | None) -> Description | Failure:
+        if result is None:
+            return Failure(name, str(too_late(self._task.settings)))
+        first, texts = result[0], self._texts
+        self.counts.cut += finish_reason(first, self._task.settings) == "time"
+        captions = [texts.template.render(texts.hedged(text), name) for text in result]
+        details = (round(first.score, 4), self.name, sum(first.timings), first.truncated, first.confidence)
+        return Description(name, captions, *details)
 
 
 class Printer:

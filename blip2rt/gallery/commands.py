@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ..command_line import complain, show, show_json
-from ..errors import OptionError, one_line, utf8_name
+from ..errors import OptionError, check_probability, one_line, utf8_name
 from ..install_hints import pip_install
 from . import flags
 from .path_checks import check_empty
@@ -18,6 +18,7 @@ from .walk import has_more_than
 
 if TYPE_CHECKING:
     from ..model import Model
+    from . import captions
     from .index import Index
     from .prefetch import Executor
 
@@ -30,21 +31,44 @@ def caption(
 ) -> int:
     """Caption pictures and return the exit code."""
     from . import captions
-    from .templates import CaptionTemplate
+    from .outputs.templates import CaptionTemplate
 
     sources = flags.sources_of(args)
-    sidecar = args.caption_extension or (".txt" if args.write else None)
-    xmp = args.xmp_name or (flags.XMP_NAMES[0] if args.xmp else None)
-    files = (sidecar, xmp, args.out, args.overwrite)
-    outputs = captions.OutputSettings(*files, args.json, args.errors, args.strict)
+    outputs = _outputs(args)
     captions.check_outputs(outputs, sources)
     options = dict(options)
     prompt, template = options.pop("prompt", args.prompt), CaptionTemplate(args.prefix, args.suffix, args.template)
-    texts = captions.TextSettings(prompt, args.ask, options, template)
+    if args.min_confidence is not None:
+        check_probability(args.min_confidence, "--min-confidence")
+        if args.ask is not None:
+            raise OptionError("--min-confidence is of captions, but --ask writes answers: leave out one of them")
+    texts = captions.TextSettings(prompt, args.ask, options, template, args.min_confidence, args.unsure)
     parallelism = flags.parallelism_of(args, sources, captions.BATCH_SIZE)
     model = load(parallelism.threads)
     with open_executor() as executor:
         return captions.caption(model, sources, texts, outputs, parallelism, executor)
+
+
+def tag(args: argparse.Namespace, load: Load) -> int:
+    """Label pictures and return the exit code."""
+    from ..matching.labels import read_labels
+    from . import captions, tags
+
+    sources = flags.sources_of(args)
+    outputs = _outputs(args)
+    captions.check_outputs(outputs, sources)
+    labels = None if args.labels is None else read_labels(args.labels)
+    settings = tags.TagSettings(labels, args.labels, args.top, args.threshold)
+    parallelism = flags.parallelism_of(args, sources, tags.BATCH_SIZE)
+    return tags.tag(load(parallelism.threads), sources, settings, outputs, parallelism)
+
+
+def _outputs(args: argparse.Namespace) -> captions.OutputSettings:
+    from .captions import OutputSettings
+
+    sidecar = args.caption_extension or (".txt" if args.write else None)
+    xmp = args.xmp_name or (flags.XMP_NAMES[0] if args.xmp else None)
+    return OutputSettings(sidecar, xmp, args.out, args.overwrite, args.json, args.errors, args.strict)
 
 
 def index(args: argparse.Namespace, load: Load, open_executor: OpenExecutor = nullcontext) -> int:

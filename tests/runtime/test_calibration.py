@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,14 @@ import numpy as np
 import pytest
 
 import blip2rt
-from blip2rt import bundle as contract
 from blip2rt import cli
 from blip2rt.bundle.manifest import Calibration, Logistic
 from blip2rt.cli.stdio import Session
 from blip2rt.errors import CapabilityError, OptionError
+from blip2rt.matching.labels import everyday, read_labels
 from blip2rt.requests import Request
 from blip2rt.statements import phrase_of, plural_of, question_of, with_article, without_article
-from tests.tiny.bundle import E, Tiny, with_likelihood_weight
+from tests.tiny.bundle import E, Tiny, calibrated, with_likelihood_weight
 
 pytest.importorskip("blip2rt._native")
 
@@ -27,13 +28,18 @@ MEAN_TEXT = tuple(np.linspace(-1, 1, E).tolist())
 PHRASE = {"name_cosine": 2.0, "query_1": -0.7, "base_cosine": 0.5, "phrase_likelihood": 0.3, "yes": 0.4}
 PHRASE |= {"yes_blind": -0.2}
 SENTENCE = {"cosine": 1.5, "itm": 0.6, "likelihood": -0.1, "words": 0.05}
-CALIBRATION = Calibration(Logistic(0.3, PHRASE), Logistic(-0.2, SENTENCE), mean_text=MEAN_TEXT)
-
-
-def calibrated(folder: Path, calibration: Calibration) -> Path:
-    manifest = json.loads((folder / contract.MANIFEST).read_text())
-    (folder / contract.MANIFEST).write_text(json.dumps(manifest | {"calibration": asdict(calibration)}))
-    return folder
+LABEL = {"nearness": 1.3, "told": 2.0}
+CAPTION = {"cosine": 0.7, "likelihood": 0.2, "score": 0.9, "words": -0.1}
+NEARNESS = Logistic(0.0, {"name_cosine": 1.0, "query_0": -0.5})
+CALIBRATION = Calibration(
+    Logistic(0.3, PHRASE),
+    Logistic(-0.2, SENTENCE),
+    Logistic(0.1, LABEL),
+    Logistic(0.4, CAPTION),
+    NEARNESS,
+    tuple(np.linspace(0.5, -0.5, E).tolist()),
+    MEAN_TEXT,
+)
 
 
 @pytest.fixture
@@ -108,6 +114,86 @@ def test_sees_rejects_wrong_input(model: blip2rt.Model, photo: Any) -> None:
             model.sees(photo(), "a dog", threshold=threshold)  # type: ignore[call-overload]
     with pytest.raises(OptionError, match="no words"):
         model.sees(photo(), "?!")
+
+
+LABELS = ["dog", "animal|cat", "red cat", "water", "red", "grass", "animal"]
+
+
+def label_probabilities(model: blip2rt.Model, image: Any, names: list[str]) -> dict[str, float]:
+    """The probability of each label, in numpy."""
+    cosines, caption = model.embed_image(image) @ model.embed_text(names).T, f" {model.caption(image).text} "
+    nearness = cosines.max(0) - 0.5 * cosines[0] + model.embed_text(names) @ np.array(CALIBRATION.label_text)
+    signals = (
+        {"nearness": float(near), "told": f" {name} " in caption} for name, near in zip(names, nearness, strict=True)
+    )
+    return {name: logistic(CALIBRATION.label, each) for name, each in zip(names, signals, strict=True)}
+
+
+def test_labels_equal_numpy(model: blip2rt.Model, photo: Any) -> None:
+    images = [photo(9, 9), photo(20, 30)]
+    names = ["dog", "cat", "red cat", "water", "red", "grass", "animal"]
+    for image, tags in zip(images, model.tag(images, LABELS, threshold=0), strict=True):
+        want = label_probabilities(model, image, names)
+        del want["animal"]  # cat implies it
+        assert {str(tag): tag.probability for tag in tags} == pytest.approx(want, abs=1e-3)
+        assert [tag.probability for tag in tags] == sorted((tag.probability for tag in tags), reverse=True)
+        assert {tag.parents for tag in tags if tag == "cat"} == {("animal",)}
+        assert model.tag(image, LABELS, threshold=0, top=2) == tags[:2]
+        level = tags[3].probability - 1e-6
+        assert model.tag(image, LABELS, threshold=level) == [tag for tag in tags if tag.probability >= level]
+        assert model.tag(image, LABELS, threshold=1) == []
+
+
+def test_everyday_labels_are_the_default(model: blip2rt.Model, photo: Any) -> None:
+    names = {label.name for label in everyday()}
+    assert len(names) > 1000 and {"dog", "cat", "bicycle", "snow", "pizza"} <= names
+    assert all(label.parents and not {label.name} & {*label.synonyms} for label in everyday())
+    image = photo(9, 9)
+    tags = model.tag(image, threshold=0)
+    assert len(tags) == 10 and set(tags) <= names and model.tag([image], threshold=0) == [tags]
+
+
+def test_wrong_labels_are_reported_at_once(model: blip2rt.Model, tmp_path: Path, photo: Any) -> None:
+    for labels, problem in (
+        ("dog", "labels is 'dog': give a list of texts"),
+        ([], "there are no labels"),
+        (["dog", "", "?!"], "'' is no label: give a word or a phrase, as in 'dog' or 'animal|dog'; '?!' is no label"),
+        ([3], "'3' is no label"),
+    ):
+        with pytest.raises(OptionError, match=re.escape(problem)):
+            model.tag(photo(), labels)  # type: ignore[call-overload]
+    for options, problem in (({"top": 0}, "top is 0"), ({"threshold": 1.5}, "threshold is 1.5")):
+        with pytest.raises(OptionError, match=problem):
+            model.tag(photo(), ["dog"], **options)
+    file = tmp_path / "labels.txt"
+    file.write_text("# my labels\n\ndog\nanimal | cat\ndog\n", encoding="utf-8-sig")
+    assert [(label.name, label.parents) for label in read_labels(file)] == [("dog", ()), ("cat", ("animal",))]
+    file.write_bytes(b"\xff\xfe")
+    for path, problem in ((file, "is not UTF-8"), (tmp_path / "absent", "cannot read .*: No such file")):
+        with pytest.raises(OptionError, match=problem):
+            read_labels(path)
+
+
+def test_confidence_equals_numpy(model: blip2rt.Model, photo: Any) -> None:
+    images = [photo(9, 9), photo(20, 30), photo(3, 5)]
+    for image, caption in zip(images, model.caption(images, scores=True), strict=True):
+        match = model.match(image, str(caption.text))
+        signals = {"cosine": match.cosine, "likelihood": float(match.likelihood or 0), "score": caption.score}
+        signals |= {"words": len(caption.text.split())}
+        assert caption.confidence == pytest.approx(logistic(CALIBRATION.caption, signals), abs=1e-4)
+        assert model.caption(image).confidence is None
+
+
+def test_what_is_not_calibrated_is_said(tiny: Tiny, tmp_path: Path, photo: Any) -> None:
+    folder = with_likelihood_weight(tiny, tmp_path / "partly", 0.4)
+    partly = blip2rt.load(calibrated(folder, replace(CALIBRATION, label=None, caption=None)), threads=1)
+    plain = blip2rt.load(tiny.path, threads=1)
+    for model in (partly, plain):
+        with pytest.raises(CapabilityError, match=r"cannot label images: .* blip2rt-train calibrate adds it"):
+            model.tag(photo())
+        with pytest.raises(CapabilityError, match=r"how likely a caption is right: .* blip2rt-train calibrate adds it"):
+            model.matcher.require_confidence()
+        assert model.caption(photo(), scores=True).confidence is None
 
 
 @pytest.fixture(scope="module")

@@ -93,3 +93,31 @@ def test_curl_sends_forms_and_json(nano: ServerProcess, model: Any, cat: bytes) 
     body = json.dumps({"image": encoded(cat), "stream": True}).encode()
     *pieces, last = events(curl("-N", "-d", "@-", f"{nano.url}/v1/caption", data=body))
     assert "".join(piece["text"] for piece in pieces) == last["caption"] == model.caption(cat)
+
+
+def test_tags_are_those_of_the_library(nano: ServerProcess, model: Any, cat: bytes) -> None:
+    for body in ({}, {"labels": ["animal|cat", "dog", "bed"], "threshold": 0.01}, {"top": 2, "threshold": 0}):
+        found = nano.post("/v1/tags", {"image": encoded(cat), **body}).json["tags"]
+        want = model.tag(cat, **body)
+        assert [each["label"] for each in found] == want and [each["parents"] for each in found] == [
+            list(tag.parents) for tag in want
+        ]
+        probabilities = [tag.probability for tag in want]
+        assert [each["probability"] for each in found] == pytest.approx(probabilities, abs=1e-4)
+    for wrong, word in (({"labels": ["?"]}, "'?' is no label"), ({"top": 0}, "top"), ({"threshold": 2}, "threshold")):
+        refused = nano.post("/v1/tags", {"image": encoded(cat), **wrong})
+        assert refused.status == 400 and word in refused.error["message"], refused.body
+
+
+def test_a_caption_has_its_confidence_on_request(nano: ServerProcess, model: Any, cat: bytes) -> None:
+    found = nano.post("/v1/caption", {"image": encoded(cat), "scores": True}).json
+    assert found["confidence"] == pytest.approx(model.caption(cat, scores=True).confidence, abs=1e-4)
+    assert "confidence" not in nano.post("/v1/caption", {"image": encoded(cat)}).json
+
+
+def test_existence_questions_are_judged(nano: ServerProcess, cat: bytes) -> None:
+    asked = {"image": encoded(cat), "question": "Is there a cat in the picture?"}
+    assert nano.post("/v1/ask", asked).json["answer"] == "yes"
+    assert events(nano.post("/v1/ask", {**asked, "stream": True}).body)[0]["text"] == "yes"
+    answer = nano.post("/v1/chat/completions", chat(cat, "Is there an elephant?", max_tokens=1)).json["choices"][0]
+    assert answer["message"]["content"] == "no" and answer["finish_reason"] == "stop"

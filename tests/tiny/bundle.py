@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,13 @@ def with_likelihood_weight(tiny: Tiny, path: Path, weight: float, **prompts: str
     manifest["prompts"] |= prompts
     (path / contract.MANIFEST).write_text(json.dumps(manifest))
     return path
+
+
+def calibrated(folder: Path, calibration: contract.Calibration) -> Path:
+    """Put a calibration into a bundle's manifest."""
+    manifest = json.loads((folder / contract.MANIFEST).read_text())
+    (folder / contract.MANIFEST).write_text(json.dumps(manifest | {"calibration": asdict(calibration)}))
+    return folder
 
 
 def write_trt_encoder(path: Path) -> None:

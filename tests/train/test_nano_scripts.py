@@ -148,3 +148,16 @@ def test_presence_asks_for_what_captions_say(tmp_path: Path) -> None:
         *(("b.webp", "no", f"is there a {name}?") for name in ("dog", "couch")),
         ("a.webp", "two", "how many dogs are there?"),
     }
+
+
+def test_presence_joins_tables_below_a_folder(tmp_path: Path) -> None:
+    told = "image\tcaption\n" + "".join(f"{i}.webp\t{text}\n" for i, text in enumerate(["a dog", "a bus", "a cat"]))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "dev.tsv").write_text(told)
+    flags = [*options(out=tmp_path / "o.tsv", root=tmp_path, limit=2), "--captions", "--data"]
+    done = run_script("presence.py", *flags, tmp_path / "one" / "dev.tsv", tmp_path / "two" / "dev.tsv")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("\t") for line in (tmp_path / "o.tsv").read_text().splitlines()[1:]]
+    assert {row[0].rsplit("/", 1)[0] for row in rows} == {"one/images", "two/images"}
+    assert len({row[0] for row in rows}) == 4 and sum(not row[2] for row in rows) == 4

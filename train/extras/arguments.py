@@ -46,7 +46,9 @@ def refit_parser() -> Parser:
 
 def calibrate_parser() -> Parser:
     renamed = {"--checkpoint": "", "--ckpt": "", "--model": ""}
-    parser = Parser(description="Fit the weights of Match.score on unseen images.", renamed=renamed)
+    parser = Parser(
+        description="Fit the weights of Match.score, and a bundle's probabilities, on unseen images.", renamed=renamed
+    )
     model = "stage-1 checkpoint, the folder of a training (its newest), or a bundle"
     parser.add_argument("model", type=nonempty, metavar="MODEL", help=model)
     captions = "captions of images that the model was not trained on"
@@ -55,5 +57,7 @@ def calibrate_parser() -> Parser:
     parser.add_argument("--split", type=nonempty, help="split of Karpathy's files (default: val)")
     parser.add_argument("--out", type=path, required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument("--best", type=int, default=32, metavar="N", help="candidates per query, by cosine")
+    keep = "of a bundle, fit only the probabilities; keep the weights of Match.score and the mean prefix"
+    parser.add_argument("--keep-score", action="store_true", help=keep)
     parser.add_argument("--limit", type=whole(1), metavar="N", help="query with the first N images only, among all")
     return parser

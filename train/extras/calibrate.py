@@ -1,10 +1,12 @@
-"""Fit the weights of Match.score: `blip2rt-train calibrate MODEL --data dev.tsv --images FOLDER --out OUT`.
+"""Fit the weights of Match.score, and probabilities: `blip2rt-train calibrate MODEL --data dev.tsv --images FOLDER
+--out OUT`.
 
 `Match.score` is itm_weight * log(p / (1 - p)) + cosine / temperature + likelihood_weight * likelihood. If the matching
 head is overconfident on new images, an itm_weight of 1 ranks worse than the cosine alone. The weights become those
 under which the right images are most likely among the contrast's best candidates (paper section 4.4; Guo et al. 2017
 for classifiers). A stage-1 checkpoint gets its itm_weight. A bundle that also generates gets both, fitted on images'
-texts too, and the mean_prefix, which shows no image. Probability and cosine do not change.
+texts too, and the mean_prefix, which shows no image. If the data also asks whether things are there, a bundle gets
+calibrated probabilities, too (probabilities.py).
 """
 
 from __future__ import annotations
@@ -32,12 +34,20 @@ from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.modeling.checkpoint import CONFIG, WEIGHTS, Checkpoint
 from blip2rt.pipeline import BATCH
 from blip2rt.results import MatchWeights
+from blip2rt.statements import phrase_of
 
 from ..data.samples import BadSamples
-from ..evaluation.annotations import CaptionedImage, drop_unreadable_images, read_captions
+from ..evaluation.annotations import (
+    CaptionedImage,
+    VqaQuestion,
+    drop_unreadable_images,
+    read_captions,
+    read_questions,
+)
 from ..evaluation.predictors import BundlePredictor, Predictor, open_predictor
 from ..evaluation.retrieval import Candidates, candidates
 from .arguments import calibrate_parser
+from .probabilities import Fitting
 
 MEAN_PREFIX = "mean_prefix.data"
 _MIN_TEXTS = 50
@@ -52,6 +62,8 @@ class CalibrationData:
     items: Sequence[CaptionedImage]  # images; the first text of each is used
     asking: int  # number of queries; all images are candidates
     best: int  # candidates per query, by cosine
+    asked: Sequence[VqaQuestion] = ()  # questions whether something is there
+    keep_score: bool = False  # leave the weights of Match.score and the mean_prefix as they are
 
 
 def fit(parts: Sequence[np.ndarray], own: np.ndarray) -> list[float]:
@@ -93,11 +105,19 @@ def weigh(found: Candidates, own: np.ndarray, temperature: float) -> MatchWeight
 
 
 def calibrate(
-    model: str, data: Path, images: Path, out: Path, best: int, limit: int | None, split: str | None = None
+    model: str,
+    data: Path,
+    images: Path,
+    out: Path,
+    best: int,
+    limit: int | None,
+    split: str | None = None,
+    keep_score: bool = False,
 ) -> str:
     """Write the checkpoint or bundle with new weights. Return what they change. Raise Blip2rtError.
 
     split: of a file that has several; None: "val", because "test" must stay unseen.
+    keep_score: fit a bundle's probabilities only.
     """
     checkpoint = None if (Path(model) / contract.MANIFEST).is_file() else Checkpoint(model)
     if checkpoint is None:
@@ -107,12 +127,27 @@ def calibrate(
     if best < 2:
         raise OptionError(f"best is {best}: give 2 or more images to choose from")
     items = drop_unreadable_images(data, read_captions(data, images, split, default="val"), BadSamples(0))
-    fitted_on = CalibrationData(items, len(items[:limit]), min(best, len(items)))
+    asked = _existence_questions(data, images) if checkpoint is None else []
+    if keep_score and not asked:
+        raise OptionError(
+            f"--keep-score leaves only probabilities to fit, and {data} asks a bundle nothing: add questions whether "
+            "something is there, with the answers yes and no"
+        )
+    fitted_on = CalibrationData(items, len(items[:limit]), min(best, len(items)), asked, keep_score)
     if checkpoint is None:
         summary = _calibrate_bundle(model, out, fitted_on)
     else:
         summary = _calibrate_checkpoint(checkpoint, out, fitted_on)
     return f"{summary}: {out}"
+
+
+def _existence_questions(data: Path, images: Path) -> list[VqaQuestion]:
+    """The questions of a table that phrases can be fitted on; none if it has only captions."""
+    try:
+        asked = read_questions(data, None, images).items
+    except Blip2rtError:
+        return []
+    return [question for question in asked if phrase_of(question.question) is not None]
 
 
 def _calibrate_checkpoint(checkpoint: Checkpoint, out: Path, data: CalibrationData) -> str:
@@ -140,17 +175,25 @@ def _calibrate_bundle(path: str, out: Path, data: CalibrationData) -> str:
         for name in manifest.files:
             (writer.folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(bundle.path / name, writer.folder / name)
-        if manifest.llm is not None:
+        if manifest.llm is not None and not data.keep_score:
             mean = _mean_prefix(BundlePredictor(bundle, backends.create("ort", bundle)), data.items[: data.asking])
             mean.tofile(writer.folder / MEAN_PREFIX)
             retrieval = replace(retrieval, mean_prefix=MEAN_PREFIX)
         copy = replace(bundle, path=writer.folder, manifest=replace(manifest, retrieval=retrieval))
-        weights, summary = _learn(
-            path, BundlePredictor(copy, backends.create("ort", copy)), data, manifest.llm is not None
-        )
-        retrieval = replace(retrieval, itm_weight=weights.itm, likelihood_weight=weights.likelihood)
-        writer.finish(replace(manifest, retrieval=retrieval))
-    return summary
+        predictor = BundlePredictor(copy, backends.create("ort", copy))
+        lines = []
+        if not data.keep_score:
+            weights, summary = _learn(path, predictor, data, manifest.llm is not None)
+            retrieval = replace(retrieval, itm_weight=weights.itm, likelihood_weight=weights.likelihood)
+            lines.append(summary)
+        calibration = manifest.calibration
+        if data.asked:
+            calibration, fits = Fitting(predictor, data.items[: data.asking], data.asked).fit()
+            lines += fits
+        else:
+            lines.append("no questions whether something is there, so probabilities were not fitted")
+        writer.finish(replace(manifest, retrieval=retrieval, calibration=calibration))
+    return "\n".join(lines)
 
 
 def _mean_prefix(model: BundlePredictor, items: Sequence[CaptionedImage]) -> np.ndarray:
@@ -199,6 +242,7 @@ def _learn(model: str, predictor: Predictor, data: CalibrationData, likely: bool
 def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         args = calibrate_parser().parse_args(argv)
-        print(calibrate(args.model, args.data, args.images, args.out, args.best, args.limit, args.split))
+        given = (args.model, args.data, args.images, args.out, args.best, args.limit, args.split, args.keep_score)
+        print(calibrate(*given))
 
     return run_main(work)

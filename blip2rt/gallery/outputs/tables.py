@@ -24,6 +24,9 @@ from ..sources import Failure, Picture
 from . import Description
 
 COLUMNS = ("image", "caption", "captions", "score", "model", "asked")
+TAG_COLUMNS = ("image", "tags", "probabilities", "model", "asked")
+_LISTS = ("captions", "tags", "probabilities")
+_TEXTS = ("image", "caption", "captions", "tags")
 Row = dict[str, Any]
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # the beginning of a cell
 _ENCODING = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names are bytes
@@ -34,8 +37,8 @@ class Table:
 
     JOURNAL = ""  # suffix of the file that collects rows, if it is not the table itself
 
-    def __init__(self, path: str, overwrite: bool, model: str, asked: str) -> None:
-        self._final, self._path = path, path + self.JOURNAL
+    def __init__(self, path: str, overwrite: bool, model: str, asked: str, columns: tuple[str, ...] = COLUMNS) -> None:
+        self._final, self._path, self._columns = path, path + self.JOURNAL, columns
         self._remove_if_empty = not os.path.exists(self._path)
         self._file = AppendOnlyFile(self._path, truncate=overwrite, named=not self.JOURNAL)
         self._model, self._asked = model, asked
@@ -111,7 +114,7 @@ class JsonTable(Table):
                 return
             try:
                 row = json.loads(line)
-                valid = all(name in row for name in COLUMNS) and isinstance(row["image"], str)
+                valid = all(name in row for name in self._columns) and isinstance(row["image"], str)
             except (ValueError, TypeError, RecursionError):
                 valid = False
             if not valid:
@@ -131,11 +134,13 @@ def json_line(row: Row) -> bytes:
 class CsvTable(Table):
     """A heading, then one row a picture. Several captions are lines of one field."""
 
-    HEADING = (",".join(COLUMNS) + "\r\n").encode()
+    @property
+    def _heading(self) -> bytes:
+        return (",".join(self._columns) + "\r\n").encode()
 
     def finish(self, failed: bool) -> None:
         if not failed and self._file.size == 0:
-            self._file.append(self.HEADING)
+            self._file.append(self._heading)
         super().finish(failed)
 
     def _rows(self, file: IO[bytes]) -> Iterator[tuple[Row | None, int]]:
@@ -148,11 +153,11 @@ class CsvTable(Table):
             record, lines, quotes = b"".join(lines), [], 0
             end += len(record)
             rows = _parse_csv(record)
-            if len(rows) != 1 or len(rows[0]) != len(COLUMNS) or (number == 1 and record != self.HEADING):
+            if len(rows) != 1 or len(rows[0]) != len(self._columns) or (number == 1 and record != self._heading):
                 raise self._unknown_format(number)
-            yield None if number == 1 else dict(zip(COLUMNS, map(_without_quote, rows[0]), strict=True)), end
+            yield None if number == 1 else dict(zip(self._columns, map(_without_quote, rows[0]), strict=True)), end
             number += 1
-        if not (self._is_torn(lines) if number > 1 else self.HEADING.startswith(b"".join(lines))):
+        if not (self._is_torn(lines) if number > 1 else self._heading.startswith(b"".join(lines))):
             raise self._unknown_format(number)
 
     def _is_torn(self, lines: list[bytes]) -> bool:
@@ -165,10 +170,10 @@ class CsvTable(Table):
 
     def _encode(self, row: Row) -> bytes:
         text = io.StringIO(newline="")
-        row = row | {"captions": "\n".join(row["captions"])}
-        untrusted = {name: _quoted(row[name]) for name in ("image", "caption", "captions", "model")}
-        csv.writer(text).writerow([(row | untrusted)[name] for name in COLUMNS])
-        return (b"" if self._file.size else self.HEADING) + text.getvalue().encode(**_ENCODING)
+        row = row | {name: "\n".join(map(str, row[name])) for name in _LISTS if name in row}
+        untrusted = {name: _quoted(row[name]) for name in (*_TEXTS, "model") if name in row}
+        csv.writer(text).writerow([(row | untrusted)[name] for name in self._columns])
+        return (b"" if self._file.size else self._heading) + text.getvalue().encode(**_ENCODING)
 
 
 def _quoted(cell: str) -> str:
@@ -194,14 +199,14 @@ class ParquetTable(JsonTable):
     ROWS_PER_GROUP = 10_000
     JOURNAL = ".partial.jsonl"
 
-    def __init__(self, path: str, overwrite: bool, model: str, asked: str) -> None:
+    def __init__(self, path: str, overwrite: bool, model: str, asked: str, columns: tuple[str, ...] = COLUMNS) -> None:
         self._arrow = load_pyarrow()
         self._parquet = self._arrow.parquet
         check_writable(path)
         if overwrite:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-        super().__init__(path, overwrite, model, asked)
+        super().__init__(path, overwrite, model, asked, columns)
 
     def _resume(self) -> None:
         super()._resume()
@@ -246,7 +251,7 @@ class ParquetTable(JsonTable):
             with self._parquet.ParquetFile(self._final) as table:
                 if not table.schema_arrow.equals(self._schema()):
                     raise KeyError("other columns")
-                for batch in table.iter_batches(self.ROWS_PER_GROUP, columns=list(COLUMNS)):
+                for batch in table.iter_batches(self.ROWS_PER_GROUP, columns=list(self._columns)):
                     yield from batch.to_pylist()
         except (self._arrow.ArrowException, KeyError, OSError) as error:
             problem = f"{self._final} was not written by blip2rt"
@@ -254,8 +259,9 @@ class ParquetTable(JsonTable):
 
     def _schema(self) -> Any:
         arrow = self._arrow
-        types = {"captions": arrow.list_(arrow.string()), "score": arrow.float64()}
-        return arrow.schema([(name, types.get(name, arrow.string())) for name in COLUMNS])
+        types = {"captions": arrow.list_(arrow.string()), "tags": arrow.list_(arrow.string())}
+        types |= {"probabilities": arrow.list_(arrow.float64()), "score": arrow.float64()}
+        return arrow.schema([(name, types.get(name, arrow.string())) for name in self._columns])
 
 
 def load_pyarrow() -> Any:
@@ -271,10 +277,10 @@ def load_pyarrow() -> Any:
 TABLES = {".jsonl": JsonTable, ".csv": CsvTable, ".parquet": ParquetTable}
 
 
-def open_table(path: str, overwrite: bool, model: str, asked: str) -> Table:
+def open_table(path: str, overwrite: bool, model: str, asked: str, columns: tuple[str, ...] = COLUMNS) -> Table:
     """Open the table for the extension of `path`. Raises OptionError for another extension."""
     kind = TABLES.get(os.path.splitext(path)[1].lower())
     if kind is None:
         choices = ", ".join(TABLES)
         raise OptionError(f"out is {path!r}: give a file that ends with {choices}, or a folder for shards")
-    return kind(path, overwrite, model, asked)
+    return kind(path, overwrite, model, asked, columns)

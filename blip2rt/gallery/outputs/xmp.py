@@ -1,22 +1,33 @@
-"""Captions in XMP sidecars: dc:description in photo.xmp next to photo.jpg. Other fields are preserved."""
+"""XMP sidecars, photo.xmp next to photo.jpg: captions in dc:description, labels in dc:subject and, with their parents,
+in the hierarchies of Lightroom and digiKam. Other fields are preserved.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 from ...bundle.regular_files import read_bounded
-from . import Description
+from ...results import Tag
+from . import Description, TagDescription
 from .sidecars import Sidecar
 
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _DC = "http://purl.org/dc/elements/1.1/"
 _DESCRIPTION = f"{{{_DC}}}description"
+_SUBJECT = f"{{{_DC}}}subject"
+_LIGHTROOM = "http://ns.adobe.com/lightroom/1.0/"
+_DIGIKAM = "http://www.digikam.org/ns/1.0/"
+_KEYWORDS: tuple[tuple[str, str, Callable[[Tag], str]], ...] = (  # field, its container, a label in it
+    (_SUBJECT, "Bag", str),
+    (f"{{{_LIGHTROOM}}}hierarchicalSubject", "Bag", lambda tag: "|".join((*tag.parents, tag))),
+    (f"{{{_DIGIKAM}}}TagsList", "Seq", lambda tag: "/".join((*tag.parents, tag))),
+)
 _LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in XML 1.0
 _HEAD = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
@@ -32,6 +43,7 @@ _NEW = f"""<x:xmpmeta xmlns:x="adobe:ns:meta/">
   </rdf:Description>
  </rdf:RDF>
 </x:xmpmeta>"""
+_EMPTY = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{_RDF}"/></x:xmpmeta>'
 _MAX_BYTES = 16 << 20  # of an existing sidecar
 _MAX_NAMESPACES, _MAX_ELEMENTS, _MAX_DEPTH = 200, 200_000, 200
 
@@ -61,6 +73,33 @@ class XmpSidecar(Sidecar):
             return _HEAD + _NEW.format(escape(text)) + _TAIL
         tree, prefixes = found
         _set_description(tree, text)
+        with _registered(prefixes):
+            return _HEAD + ElementTree.tostring(tree, encoding="unicode") + _TAIL
+
+
+class XmpKeywords(XmpSidecar):
+    """The same for labels: a sidecar that already has dc:subject is done. overwrite: replace the keywords."""
+
+    def _is_done(self, target: str) -> bool:
+        try:
+            tree = _read(target)
+        except OSError:
+            return False
+        return tree is not None and tree[0].find(f".//{_SUBJECT}") is not None
+
+    def _content(self, target: str, description: Description) -> str:
+        assert isinstance(description, TagDescription)
+        found = _read(target) if os.path.lexists(target) else None
+        tree, prefixes = (ElementTree.fromstring(_EMPTY), dict[str, str]()) if found is None else found
+        [holder, *_] = holders = _holders(tree)
+        for field, container, text in _KEYWORDS:
+            for each in holders:
+                each[:] = [child for child in each if child.tag != field]
+            items = ElementTree.SubElement(ElementTree.SubElement(holder, field), f"{{{_RDF}}}{container}")
+            for tag in description.tags:
+                ElementTree.SubElement(items, f"{{{_RDF}}}li").text = _FORBIDDEN.sub("", text(tag))
+        if found is None:
+            ElementTree.indent(tree, " ")
         with _registered(prefixes):
             return _HEAD + ElementTree.tostring(tree, encoding="unicode") + _TAIL
 
@@ -139,10 +178,7 @@ def _has_text(element: Any, inside: bool) -> bool:
 
 def _set_description(tree: Any, text: str) -> None:
     """Set dc:description to `text` in the default language. Other languages stay; any other form is removed."""
-    rdf = tree if tree.tag == f"{{{_RDF}}}RDF" else tree.find(f".//{{{_RDF}}}RDF")
-    holders = rdf.findall(f"{{{_RDF}}}Description")
-    if not holders:
-        holders = [ElementTree.SubElement(rdf, f"{{{_RDF}}}Description", {f"{{{_RDF}}}about": ""})]
+    holders = _holders(tree)
     items = tree.iterfind(f".//{_DESCRIPTION}/{{{_RDF}}}Alt/{{{_RDF}}}li")
     translations = [item for item in items if item.get(_LANGUAGE) not in (None, "x-default")]
     for holder in holders:
@@ -154,6 +190,15 @@ def _set_description(tree: Any, text: str) -> None:
     alternatives.extend(translations)
 
 
+def _holders(tree: Any) -> list[Any]:
+    """The descriptions of a tree, which hold the fields; a new one if there is none."""
+    rdf = tree if tree.tag == f"{{{_RDF}}}RDF" else tree.find(f".//{{{_RDF}}}RDF")
+    holders: list[Any] = rdf.findall(f"{{{_RDF}}}Description")
+    return holders or [ElementTree.SubElement(rdf, f"{{{_RDF}}}Description", {f"{{{_RDF}}}about": ""})]
+
+
 ElementTree.register_namespace("x", "adobe:ns:meta/")
 ElementTree.register_namespace("rdf", _RDF)
 ElementTree.register_namespace("dc", _DC)
+ElementTree.register_namespace("lr", _LIGHTROOM)
+ElementTree.register_namespace("digiKam", _DIGIKAM)

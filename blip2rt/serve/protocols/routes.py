@@ -27,6 +27,7 @@ from .openai import check_sequence_count, usage
 
 THUMBNAIL_SIDE = 256  # pixels of the longer side
 _MAX_BAD_WORDS = 256
+_MAX_LABELS = 10_000
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 _OPTIONS = (
     "num_captions num_beams max_new_tokens min_new_tokens length_penalty early_stopping repetition_penalty "
@@ -60,15 +61,25 @@ class TextRequest(BaseModel):
 
 
 class CaptionRequest(TextRequest):
-    """POST /v1/caption. prompt: words that the caption continues."""
+    """POST /v1/caption. prompt: words that the caption continues. scores: also return its confidence."""
 
     prompt: str | None = None
+    scores: bool = False
 
 
 class AskRequest(TextRequest):
     """POST /v1/ask."""
 
     question: str
+
+
+class TagsRequest(BaseModel):
+    """POST /v1/tags. labels: to choose from; by default about 1,200 everyday ones."""
+
+    image: str | bytes
+    labels: str | list[str] = Field(default_factory=list)
+    top: int = Field(10, ge=1, le=1000)
+    threshold: float = Field(0.3, ge=0, le=1)
 
 
 class MatchRequest(BaseModel):
@@ -115,8 +126,26 @@ async def _respond(call: Call, body: TextRequest, key: str, question: str | None
     options |= given_options(body, _OPTIONS)
     options["bad_words"] = string_list(body.bad_words, "bad_words", _MAX_BAD_WORDS)
     stops = string_list(body.stop_strings, "stop_strings")
-    job = TextJob(await call.image(body.image), question, prompt, (), options, stops)
+    rated = getattr(body, "scores", False)
+    if rated:
+        call.model.matcher.require_confidence()
+    job = TextJob(await call.image(body.image), question, prompt, (), options, stops, rated=rated)
     return await call.respond(job, _TextWriter(key), body.stream)
+
+
+async def _tags(call: Call, body: TagsRequest) -> Any:
+    labels = [body.labels] if isinstance(body.labels, str) else body.labels
+    if len(labels) > _MAX_LABELS:
+        raise bad_request(f"labels: there are {len(labels):,}: give at most {_MAX_LABELS:,}", "labels")
+    tagger = call.model.matcher.tagger(labels or None, body.top, body.threshold)
+    image = await call.image(body.image)
+
+    def compute(cancelled: CancelEvent) -> list[dict[str, Any]]:
+        features = call.model.vision_features(image)[None]
+        [tags] = [[]] if cancelled.is_set() else tagger.tags(features)
+        return [{"label": str(tag), "probability": tag.probability, "parents": list(tag.parents)} for tag in tags]
+
+    return {"tags": await call.run(compute)}
 
 
 async def _match(call: Call, body: MatchRequest) -> Any:
@@ -183,6 +212,7 @@ async def _search(call: Call, body: SearchRequest) -> Any:
 ENDPOINTS = [
     Endpoint("/v1/caption", _caption, CaptionRequest, "Describe a picture", forms=True),
     Endpoint("/v1/ask", _ask, AskRequest, "Answer a question about a picture", forms=True),
+    Endpoint("/v1/tags", _tags, TagsRequest, "Label a picture", forms=True),
     Endpoint("/v1/match", _match, MatchRequest, "Rank texts by how well they describe a picture", forms=True),
     Endpoint("/v1/search", _search, SearchRequest, "Search the index by a text or a picture", forms=True),
     Endpoint("/blip2itm", _itm, ItmRequest, "The cosine between a picture and a text"),
@@ -218,7 +248,8 @@ class _TextWriter(AnswerWriter):
         several = {f"{self._key}s": answer.texts} if len(answer.texts) > 1 else {}
         text, finish = (answer.texts[0], answer.finish[0]) if answer.texts else ("", "stop")
         ended = {"finish_reason": finish, "truncated": finish != "stop"}
-        return {self._key: text, **several, **ended, "usage": usage(answer)}
+        rated = {} if answer.confidence is None else {"confidence": answer.confidence}
+        return {self._key: text, **several, **rated, **ended, "usage": usage(answer)}
 
     def piece(self, piece: Piece) -> list[str]:
         return [self.line({"index": piece.index, "text": piece.text})]

@@ -6,7 +6,7 @@ import os
 import string
 from dataclasses import dataclass
 
-from ..errors import OptionError
+from ...errors import OptionError
 
 FIELDS = ("caption", "stem", "name", "folder")
 

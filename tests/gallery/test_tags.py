@@ -1,0 +1,132 @@
+"""`blip2rt tag`: labels of folders in every output, and what is wrong with its input; captions that are not certain."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+import blip2rt
+from blip2rt.bundle.manifest import Calibration, Logistic
+from blip2rt.cli import main
+from tests.tiny.bundle import Tiny, calibrated, with_likelihood_weight
+
+pytestmark = pytest.mark.long(3)
+
+SPACES = {"dc": "http://purl.org/dc/elements/1.1/", "rdf": "http://www.w3.org/1999/02/22-rdf-syntax-ns#"}
+SPACES |= {"lr": "http://ns.adobe.com/lightroom/1.0/", "digiKam": "http://www.digikam.org/ns/1.0/"}
+SURE = Logistic(3.0, {"words": 0.0})
+Tag = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def bundle(tiny: Tiny, tmp_path: Path) -> Path:
+    folder = with_likelihood_weight(tiny, tmp_path / "calibrated", 0.4)
+    label = Logistic(1.0, {"nearness": 1.0})
+    return calibrated(folder, Calibration(SURE, SURE, label, Logistic(-1.0, {"words": 0.0})))
+
+
+@pytest.fixture
+def call(bundle: Path, capsys: pytest.CaptureFixture[str], album: Path) -> Tag:
+    (album.parent / "labels.txt").write_text("dog\nanimal|cat\nplace|water|sea\n")
+
+    def call(command: str, *arguments: str) -> tuple[int, str, str]:
+        code = main([command, *arguments, "--model", str(bundle)])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+CHOSEN = ("--labels", "labels.txt", "--threshold", "0")
+
+
+def test_labels_are_printed(call: Tag, bundle: Path, album: Path) -> None:
+    want = blip2rt.load(bundle).tag(album / "a.png", ["dog", "animal|cat", "place|water|sea"], threshold=0)
+    assert len(want) == 3
+    assert call("tag", "album/a.png", *CHOSEN)[1] == f"{', '.join(want)}\n"
+    row = json.loads(call("tag", "album/a.png", *CHOSEN, "--json")[1])
+    assert row["tags"] == want and row["parents"] == [list(tag.parents) for tag in want]
+    assert row["probabilities"] == pytest.approx([tag.probability for tag in want], abs=1e-4)
+    code, out, err = call("tag", "album", *CHOSEN, "--top", "1")
+    assert code == 1 and len(out.splitlines()) == 9 and f"album/a.png\t{want[0]}\n" in out and "9 labelled" in err
+    assert call("tag", "album/a.png", *CHOSEN[:2], "--threshold", "1") == (0, "\n", "")
+
+
+def test_files_hold_the_labels_and_are_not_written_twice(call: Tag, bundle: Path, album: Path) -> None:
+    want = ", ".join(blip2rt.load(bundle).tag(album / "a.png", ["dog", "animal|cat", "place|water|sea"], threshold=0))
+    for flags in (["--write", "txt"], ["--out", "tags.jsonl"], ["--out", "tags.csv"], ["--xmp"]):
+        assert "1 labelled" in call("tag", "album/a.png", *CHOSEN, *flags)[2]
+        assert "0 labelled, 1 already done" in call("tag", "album/a.png", *CHOSEN, *flags)[2]
+    assert (album / "a.txt").read_text() == f"{want}\n"
+    [row] = map(json.loads, Path("tags.jsonl").read_text().splitlines())
+    assert ", ".join(row["tags"]) == want and row["image"] == "album/a.png" and len(row["probabilities"]) == 3
+    assert row["asked"] == "--labels labels.txt --top 10 --threshold 0"
+    with open("tags.csv", newline="") as file:
+        [record] = csv.DictReader(file)
+    assert record["tags"].split("\n") == want.split(", ")
+    code, _, err = call("tag", "album/b.jpg", "--labels", "labels.txt", "--out", "tags.csv")
+    assert code == 2 and "give another file, or --overwrite" in err
+    code, _, err = call("caption", "album/b.jpg", "--out", "tags.jsonl")
+    assert code == 2 and "was not written by blip2rt" in err
+
+
+def test_xmp_has_keywords_for_lightroom_and_digikam(call: Tag, album: Path) -> None:
+    mine = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+    <rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmp:Rating="4"/></rdf:RDF></x:xmpmeta>"""
+    (album / "b.xmp").write_text(mine)
+    call("caption", "album/b.jpg", "--xmp")
+    for name in ("a.png", "b.jpg"):
+        assert call("tag", f"album/{name}", *CHOSEN, "--xmp")[0] == 0
+        tree = ElementTree.parse(album / f"{name[0]}.xmp")
+        found = {
+            field: [item.text for item in tree.findall(f".//{field}/rdf:{kind}/rdf:li", SPACES)]
+            for field, kind in (("dc:subject", "Bag"), ("lr:hierarchicalSubject", "Bag"), ("digiKam:TagsList", "Seq"))
+        }
+        assert sorted(found["dc:subject"]) == ["cat", "dog", "sea"]
+        assert sorted(found["lr:hierarchicalSubject"]) == ["animal|cat", "dog", "place|water|sea"]
+        assert sorted(found["digiKam:TagsList"]) == ["animal/cat", "dog", "place/water/sea"]
+    text = (album / "b.xmp").read_text()
+    assert 'xmp:Rating="4"' in text and tree.find(".//dc:description", SPACES) is not None
+    call("tag", "album/b.jpg", *CHOSEN, "--top", "1", "--xmp", "--overwrite")
+    tree = ElementTree.parse(album / "b.xmp")
+    assert len(tree.findall(".//rdf:li", SPACES)) == 4  # a caption, and one label in each of three fields
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--labels", "absent.txt"], "cannot read 'absent.txt': No such file or directory; give a file of labels"),
+        (["--labels", "empty.txt"], "there are no labels: give one or more"),
+        (["--threshold", "2"], "threshold is 2.0: give a probability from 0 to 1"),
+        (["--json", "--write", "txt"], "--json prints"),
+    ],
+)
+def test_wrong_input_is_one_line(call: Tag, arguments: list[str], problem: str) -> None:
+    Path("empty.txt").write_text("\n# none\n")
+    code, out, err = call("tag", "album/a.png", *arguments)
+    assert code == 2 and not out and problem in err and err.count("\n") == 1
+
+
+def test_a_bundle_without_calibration_says_what_is_missing(run: Any, album: Path) -> None:
+    for arguments in (["tag", "album/a.png"], ["caption", "album/a.png", "--min-confidence", "0.5"]):
+        code, out, err = run(*arguments)
+        assert code == 2 and not out and "blip2rt-train calibrate adds it" in err and err.count("\n") == 1
+
+
+def test_uncertain_captions_are_hedged_or_left_out(call: Tag, bundle: Path, album: Path) -> None:
+    caption = blip2rt.load(bundle).caption(album / "a.png")  # its confidence is 1 / (1 + e)
+    image = "album/a.png"
+    assert call("caption", image, "--min-confidence", "0.2")[1] == f"{caption}\n"
+    assert call("caption", image, "--min-confidence", "0.3")[1] == f"maybe {caption}\n"
+    assert call("caption", image, "--min-confidence", "0.3", "--unsure", "silent")[1] == "\n"
+    row = json.loads(call("caption", image, "--json")[1])
+    assert row["caption"] == caption and row["confidence"] == pytest.approx(0.2689, abs=1e-4)
+    code, _, err = call("caption", image, "--min-confidence", "1.1")
+    assert code == 2 and "--min-confidence is 1.1: give a probability from 0 to 1" in err
+    assert call("caption", image, "--ask", "who is it?", "--min-confidence", "0.5")[0] == 2

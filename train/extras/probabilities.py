@@ -1,0 +1,223 @@
+"""Fit the probabilities of a bundle on unseen photographs: of phrases, sentences, labels and captions.
+
+Each is a logistic regression of what the graphs say (blip2rt.matching.calibration). Truth comes from human captions:
+- phrases: the table's questions whether something is there, answered yes or no (recipes/nano/presence.py writes them);
+- sentences: an image's own captions, against captions of other images, half of them near by cosine;
+- labels: the everyday ones, right if a caption of the image names them. The cosines and the label's own embedding say
+  how near each is; then that is weighed beside whether the model's own caption names it;
+- captions: the model's own, right if their CIDEr beside the image's captions is RIGHT_CIDER or more.
+Right and wrong phrases and sentences weigh the same in sum; labels and captions have their natural frequencies.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blip2rt import bundle as contract
+from blip2rt.bundle.manifest import Calibration, Logistic
+from blip2rt.errors import Blip2rtError
+from blip2rt.matching import calibration as names
+from blip2rt.matching.labels import everyday, named_labels
+from blip2rt.matching.tagger import Tagger
+from blip2rt.results import Scored
+from blip2rt.statements import phrase_of
+
+from ..evaluation.annotations import CaptionedImage, VqaQuestion
+from ..evaluation.metrics import caption_metrics, coco_scorers
+from ..evaluation.predictors import BundlePredictor
+from ..progress import bar
+
+RIGHT_CIDER = 30.0  # of a right caption, beside human captions of its image: less shares hardly a phrase with them
+_RIDGE = 1e-3
+_NEAR_SHARE = 0.1  # of the other captions are near
+_CAPTION = (names.COSINE, names.SCORE)  # what weighs a caption; the matching head and the likelihood added nothing
+_MIN_EXAMPLES = 30  # of right ones, and of wrong ones
+_DISTANT = 60  # labels of an image, at random, that stage one learns from besides the near and the named ones
+
+
+@dataclass
+class Examples:
+    """Signals of texts and images, and whether each text is right."""
+
+    signals: dict[str, list[float]] = field(default_factory=dict)
+    right: list[bool] = field(default_factory=list)
+
+    def add(self, signals: Mapping[str, Any], wanted: Sequence[str], right: Sequence[bool]) -> None:
+        for name in wanted:
+            self.signals.setdefault(name, []).extend(np.asarray(signals[name], float).tolist())
+        self.right.extend(right)
+
+    def fit(self, what: str, balanced: bool) -> tuple[Logistic, str]:
+        """Return the regression, and how well it tells right from wrong. Raise Blip2rtError for too few examples."""
+        right = np.array(self.right, bool)
+        counts = f"{right.sum()} right and {(~right).sum()} wrong {what}"
+        if min(right.sum(), (~right).sum()) < _MIN_EXAMPLES:
+            raise Blip2rtError(f"{counts} are too few to fit a probability: give data for {_MIN_EXAMPLES} of each")
+        columns = np.stack([np.array(values) for values in self.signals.values()], 1)
+        found = fit_logistic(columns, right, balanced)
+        weights = dict(zip(self.signals, np.round(found[:-1], 5).tolist(), strict=True))
+        scores = _crossed(columns, right, balanced)
+        level = scores > 0
+        summary = (
+            f"{counts}; by a fit on the other half, AUC {_auc(scores, right):.3f}, above 0.5 are "
+            f"{100 * level[right].mean():.1f} % of the right and {100 * level[~right].mean():.1f} % of the wrong ones"
+        )
+        return Logistic(round(float(found[-1]), 5), weights), summary
+
+
+def fit_logistic(
+    columns: np.ndarray, right: np.ndarray, balanced: bool, ridge: float = _RIDGE, weight: np.ndarray | None = None
+) -> np.ndarray:
+    """Return weights and bias (K + 1) of P(right) by signals (n, K): Newton's method, ridge on standardized signals.
+
+    balanced: right and wrong examples weigh the same in sum. weight (n): of each example, otherwise.
+    """
+    mean, spread = columns.mean(0), columns.std(0) + 1e-9
+    x = np.c_[(columns - mean) / spread, np.ones(len(right))]
+    if weight is None:
+        weight = np.where(right, 0.5 / right.mean(), 0.5 / (1 - right.mean())) if balanced else np.ones(len(right))
+    weight = weight / weight.mean()
+    penalty = ridge * np.diag([1.0] * len(mean) + [0.0])
+    found = np.zeros(x.shape[1])
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-x @ found))
+        gradient = x.T @ (weight * (p - right)) / len(right) + penalty @ found
+        step = np.linalg.solve((x.T * (weight * p * (1 - p))) @ x / len(right) + penalty, gradient)
+        found -= step
+        if np.abs(step).max() < 1e-6:
+            break
+    weights = found[:-1] / spread
+    return np.append(weights, found[-1] - weights @ mean)
+
+
+def _crossed(columns: np.ndarray, right: np.ndarray, balanced: bool) -> np.ndarray:
+    """Log-odds of each half by a regression that was fitted on the other."""
+    scores, first = np.zeros(len(right)), np.arange(len(right)) < len(right) // 2
+    for half in (first, ~first):
+        fitted = fit_logistic(columns[~half], right[~half], balanced)
+        scores[half] = columns[half] @ fitted[:-1] + fitted[-1]
+    return scores
+
+
+def _auc(scores: np.ndarray, right: np.ndarray) -> float:
+    """How often a right example has a higher score than a wrong one."""
+    order = np.argsort(np.argsort(scores))
+    return float((order[right].mean() - (right.sum() - 1) / 2) / max((~right).sum(), 1))
+
+
+@dataclass(frozen=True)
+class _Image:
+    item: CaptionedImage
+    features: np.ndarray  # vision_features (N, C)
+    embeds: np.ndarray  # image_embeds (Q, E)
+
+
+class Fitting:
+    """Fits a bundle's calibration on images with captions and questions."""
+
+    def __init__(self, model: BundlePredictor, items: Sequence[CaptionedImage], asked: Sequence[VqaQuestion]) -> None:
+        self._rng = random.Random(0)
+        self._model, self._items = model, self._rng.sample(list(items), len(items))
+        self._asked: dict[Path, list[tuple[str, bool]]] = {}
+        for question in asked:
+            phrase, answers = phrase_of(question.question), set(question.answers)
+            if phrase is not None and len(answers & {"yes", "no"}) == 1:
+                self._asked.setdefault(question.path, []).append((phrase, "yes" in answers))
+        self._generates = model.bundle.has(*contract.GENERATIVE)
+
+    def fit(self) -> tuple[Calibration, list[str]]:
+        """Return the calibration, and a line about each part of it. Raise Blip2rtError if there is too little data."""
+        model = self._model
+        if self._generates:
+            coco_scorers()  # says at once if it is not installed
+        labels = model.matcher.label_embeds(tuple(label.name for label in everyday()))
+        mean_text = tuple(np.round(labels.mean(0), 5).tolist())
+        self._use(Calibration(mean_text=mean_text))
+        images = [self._encode(item) for item in bar(self._items, desc="images", unit="image")]
+        queries = [f"{names.QUERY_COSINE}{query}" for query in range(images[0].embeds.shape[0])]
+        nearness, label_text = self._near_labels(images, labels, queries)
+        self._use(Calibration(nearness=nearness, label_text=label_text, mean_text=mean_text))
+        said = [names.YES, names.YES_BLIND, names.PHRASE_LIKELIHOOD] if self._generates else []
+        phrase = [names.NAME_COSINE, names.BASE_COSINE, *queries, *said]
+        sentence = [names.COSINE, names.ITM, *([names.LIKELIHOOD] if self._generates else [])]
+        phrases, sentences, tags, captions = Examples(), Examples(), Examples(), Examples()
+        tagger = Tagger(model.matcher, Logistic(0.0, {}), everyday(), 1, 0.0)
+        told: list[tuple[list[str], str]] = []  # captions of an image, and the model's own
+        others = model.embed_text([self._rng.choice(image.item.references) for image in images])
+        for number, image in enumerate(bar(images, desc="texts", unit="image")):
+            pairs = self._asked.get(image.item.path, [])
+            if pairs:
+                phrases.add(self._signals(image, [text for text, _ in pairs]), phrase, [right for _, right in pairs])
+            texts = [self._rng.choice(image.item.references), *self._others(images, others, number)]
+            sentences.add(self._signals(image, texts), sentence, [True, False, False])
+            named = named_labels(image.item.references, everyday())
+            signals = {names.NEARNESS: tagger.nearness(image.embeds[None])[0]}
+            if self._generates:
+                caption = self._caption(image)
+                signals[names.TOLD] = named_labels([caption.text], everyday())
+                cosine = self._signals(image, [caption.text])[names.COSINE]
+                captions.add({names.COSINE: cosine, names.SCORE: [caption.score]}, _CAPTION, [False])
+                told.append((image.item.references, caption.text))
+            tags.add(signals, list(signals), named.tolist())
+        if told:
+            captions.right = [each >= RIGHT_CIDER for each in caption_metrics(*zip(*told, strict=True))[1]]
+        fits = [phrases.fit("phrases", True), sentences.fit("sentences", True), tags.fit("labels", False)]
+        fits += [captions.fit("captions", False)] if self._generates else []
+        found = dict(zip(("phrase", "sentence", "label", "caption"), (each for each, _ in fits), strict=False))
+        calibration = Calibration(**found, nearness=nearness, label_text=label_text, mean_text=mean_text)
+        return calibration, [summary for _, summary in fits]
+
+    def _use(self, calibration: Calibration) -> None:
+        """Let the model compute signals by what has been fitted so far."""
+        model = self._model
+        bundle = replace(model.bundle, manifest=replace(model.bundle.manifest, calibration=calibration))
+        model.matcher.bundle = bundle
+
+    def _encode(self, item: CaptionedImage) -> _Image:
+        features = self._model.vision_features([item.path])
+        return _Image(item, features[0], self._model.embed_features(features)[0])
+
+    def _signals(self, image: _Image, texts: Sequence[str]) -> Mapping[str, Any]:
+        return self._model.matcher.signals(np.repeat(image.features[None], len(texts), 0), texts)
+
+    def _others(self, images: Sequence[_Image], embeds: np.ndarray, number: int) -> Iterator[str]:
+        """Captions of two other images: one near this image, one at random."""
+        order = np.argsort(-(images[number].embeds @ embeds.T).max(0))
+        order = order[order != number]
+        near = order[: max(2, round(_NEAR_SHARE * len(order)))]
+        for chosen in (near, order):
+            yield self._rng.choice(images[self._rng.choice(chosen.tolist())].item.references)
+
+    def _near_labels(
+        self, images: Sequence[_Image], labels: np.ndarray, queries: Sequence[str]
+    ) -> tuple[Logistic, tuple[float, ...]]:
+        """labels (L, E) -> what cosines and the label's own embedding say about being named"""
+        rng, rows, right, weight = np.random.default_rng(0), [], [], []
+        for image in images:
+            cosines = image.embeds @ labels.T  # (Q, L)
+            named = named_labels(image.item.references, everyday())
+            sure = named.copy()  # the named and the near ones; others are sampled
+            sure[np.argsort(-cosines.max(0))[: _DISTANT // 2]] = True
+            others = rng.permutation(np.flatnonzero(~sure))[:_DISTANT]
+            chosen = np.append(np.flatnonzero(sure), others)
+            rows.append(np.c_[cosines.max(0)[chosen], cosines.T[chosen], labels[chosen]])
+            right.append(named[chosen])
+            weight.append(np.where(sure[chosen], 1.0, (~sure).sum() / len(others)))
+        found = fit_logistic(
+            np.concatenate(rows).astype(float), np.concatenate(right), False, weight=np.concatenate(weight)
+        )
+        weights, count = np.round(found, 5).tolist(), 1 + len(queries)
+        nearness = Logistic(weights[-1], dict(zip([names.NAME_COSINE, *queries], weights, strict=False)))
+        return nearness, tuple(weights[count:-1])
+
+    def _caption(self, image: _Image) -> Scored:
+        """Caption an image as the bundle does by default."""
+        model, task = self._model, self._model.task()
+        prefix_embeds = model.caption_prefix(image.features[None])
+        return model.pipeline.language.generate(prefix_embeds, [task.prompt], task.settings, tidied=True)[0][0]
