@@ -144,7 +144,7 @@ def _read_url(ray: Any, url: str) -> Iterator[Picture]:
     try:
         if name.endswith(".tar"):
             data = ray.data.read_webdataset(url, decoder=None, include_paths=True)
-            yield from map(_from_sample, data.iter_rows())
+            yield from filter(None, map(_from_sample, data.iter_rows()))
         elif name.endswith(".parquet"):
             yield from map(_from_row, ray.data.read_parquet(url).iter_rows())
         else:
@@ -161,15 +161,15 @@ def _reason(error: Exception) -> str:
     return one_line(lines[-1].strip()) if lines else type(error).__name__
 
 
-def _from_sample(sample: dict[str, Any]) -> Picture:
-    """A picture of a sample of a shard, named as in a local run: shard, key, extension."""
+def _from_sample(sample: dict[str, Any]) -> Picture | None:
+    """The picture of a shard's sample, if it has one, named as in a local run: shard, key, extension."""
     from ..untrusted.image_format import has_image_name
 
     for extension, value in sample.items():
         if isinstance(value, bytes) and has_image_name(f"x.{extension}"):
             name = f"{sample['path']}/{sample['__key__']}.{extension}"
             return Picture(name, name, data=value)
-    raise ValueError(f"the sample {sample['__key__']!r} has no picture")
+    return None
 
 
 def _from_row(row: dict[str, Any]) -> Picture:

@@ -124,7 +124,10 @@ def test_urls_are_read_by_rays_readers(ray, tiny):
         return lambda url, **options: SimpleNamespace(iter_rows=lambda: iter(rows))
 
     ray.data = SimpleNamespace(
-        read_webdataset=rows({"path": "s3://b/0.tar", "__key__": "k/1", "json": b"{}", "jpg": b"J"}),
+        read_webdataset=rows(
+            {"path": "s3://b/0.tar", "__key__": "k/1", "json": b"{}", "jpg": b"J"},
+            {"path": "s3://b/0.tar", "__key__": "k/2", "json": b"{}", "jpg": None},
+        ),
         read_parquet=rows({"image": {"bytes": b"P", "path": None}, "url": "https://u/1"}, {"png": b"Q", "key": "7"}),
         read_binary_files=rows({"path": "s3://b/x.png", "bytes": b"B"}),
     )
