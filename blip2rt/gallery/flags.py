@@ -27,11 +27,14 @@ def add_sources(command: Parser, help_text: str) -> None:
     group.add_argument("--from-file", type=nonempty, action="append", default=[], metavar="FILE", help=lists)
 
 
-def add_parallelism(group: argparse._ArgumentGroup, batch_size: int) -> None:
+def add_parallelism(group: argparse._ArgumentGroup, batch_size: int, cluster: bool = True) -> None:
+    """cluster: whether the command can run on a cluster."""
     batches = f"pictures per batch; on a CPU, two batches run at once and share --threads (default: {batch_size})"
     group.add_argument("--batch-size", type=whole(1, 1024), metavar="N", help=batches)
     ray = "run on a Ray cluster: a head node's address, auto, or local; --threads is that of each actor (default: 1)"
-    group.add_argument("--ray", type=nonempty, metavar="ADDRESS", help=ray)
+    if cluster:
+        group.add_argument("--ray", type=nonempty, metavar="ADDRESS", help=ray)
+    group.set_defaults(ray=None)
     workers = "threads that decode pictures ahead (default: one per core, at most 8)"
     group.add_argument("--workers", type=whole(1, 256), metavar="N", help=workers)
 
@@ -124,7 +127,7 @@ def add_tag(command: Parser) -> None:
     about = "least calibrated probability of a label (default: 0.3)"
     group.add_argument("--threshold", type=float, default=0.3, metavar="P", help=about)
     add_files(command, "keywords", "labels")
-    add_parallelism(command.add_argument_group("speed"), 8)
+    add_parallelism(command.add_argument_group("speed"), 8, cluster=False)
 
 
 def add_commands(add: Callable[..., Parser], handlers: Mapping[str, Handler], add_model: Any) -> None:
