@@ -241,7 +241,7 @@ old-arm-processors: .venv-release/installed  ## caption on an emulated Cortex-A5
 	  $(ARM)/root && ln -s usr/lib $(ARM)/root/lib; }
 	PATH="$(abspath $(TOOLS)):$$PATH" $(TOOLS)/python packages/build_wheels.py --arch aarch64 --python python3.12 --out $(ARM)/dist
 	rm -rf $(ARM)/site
-	$(TOOLS)/python -m pip install --quiet --target $(ARM)/site --only-binary :all: --python-version 3.13 \
+	$(TOOLS)/python -m pip install --quiet --target $(ARM)/site --only-binary :all: --ignore-requires-python --python-version 3.13 \
 	  $(addprefix --platform ,manylinux_2_28_aarch64 manylinux_2_27_aarch64 manylinux2014_aarch64 manylinux_2_17_aarch64) \
 	  $(ARM)/dist/blip2rt-*.whl
 	set -e; wanted="a cat is sitting on a bed"; for cpu in cortex-a53 max; do \

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -69,9 +72,21 @@ def write_tool(path: Path, name: str, *options: str) -> Path:
 
 
 def repair(wheel: Path, arch: str, out: Path) -> None:
-    """Check with auditwheel that the wheel keeps to its tag, and rename it."""
+    """Check that the wheel keeps to its tag, and rename it. auditwheel knows only this machine's processor."""
     tag = f"manylinux_{GLIBC.replace('.', '_')}_{arch}"
-    run(sys.executable, "-m", "auditwheel", "repair", "--plat", tag, "--only-plat", "-w", out, wheel)
+    if arch == platform.machine():
+        run(sys.executable, "-m", "auditwheel", "repair", "--plat", tag, "--only-plat", "-w", out, wheel)
+        return
+    with zipfile.ZipFile(wheel) as archive:
+        [core] = [archive.read(name) for name in archive.namelist() if name.endswith(".so")]
+    needed = max(tuple(map(int, found)) for found in re.findall(rb"GLIBC_(\d+)\.(\d+)", core))
+    if needed > tuple(map(int, GLIBC.split("."))):
+        sys.exit(
+            f"{wheel.name} needs glibc {needed[0]}.{needed[1]}, newer than {GLIBC}: build it with zig's older target"
+        )
+    run(sys.executable, "-m", "wheel", "tags", "--remove", "--platform-tag", tag, wheel)
+    for renamed in wheel.parent.glob(f"*{tag}.whl"):
+        shutil.move(renamed, out / renamed.name)
 
 
 def run(*command: object, env: dict[str, str] | None = None) -> None:
