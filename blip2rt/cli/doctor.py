@@ -29,6 +29,7 @@ from ..native import kernel_level, native
 
 _TENSORRT = ("tensorrt", "tensorrt-rtx", "tensorrt_rtx")
 _MIN_MEMORY = 8 << 30  # bytes of memory and swap for building large plans
+_ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")  # share files
 _OK, _MISSING, _BROKEN = "ok", "missing", "broken"
 
 
@@ -120,10 +121,10 @@ def _native() -> Finding:
 
 
 def _onnxruntime(device: gpu.Gpu | str) -> Finding:
-    installed = {name: _version(name) for name in ("onnxruntime", "onnxruntime-gpu")}
+    installed = {name: _version(name) for name in _ONNXRUNTIMES}
     have = [f"{name} {version}" for name, version in installed.items() if version]
-    if len(have) == 2:
-        remove = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install "
+    if len(have) > 1:
+        remove = f"pip uninstall -y {' '.join(name for name in installed if installed[name])} && pip install "
         fix = remove + ("onnxruntime" if isinstance(device, str) else ONNXRUNTIME_GPU.partition(" install ")[2])
         return Finding("ONNX Runtime", _BROKEN, f"{' and '.join(have)} overwrite each other", fix, needed=True)
     if not have:

@@ -129,13 +129,14 @@ def test_broken_tensorrt_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert found.fix == "pip install --force-reinstall a_tensorrt"
 
 
-def test_two_onnx_runtimes_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_version", lambda package: "1.0")
+@pytest.mark.parametrize("other", ["onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml"])
+def test_two_onnx_runtimes_are_reported(other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda package: "1.0" if package in ("onnxruntime", other) else None)
     text, code = doctor.report(doctor.examine())
     assert code == 2 and "overwrite each other" in text
-    assert "-> pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime\n" in text
+    assert f"-> pip uninstall -y onnxruntime {other} && pip install onnxruntime\n" in text
     monkeypatch.setattr(gpu, "find", lambda: H100)
-    assert "onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'\n" in doctor.report(doctor.examine())[0]
+    assert f"{other} && pip install 'onnxruntime-gpu[cuda,cudnn]'\n" in doctor.report(doctor.examine())[0]
 
 
 def test_little_memory_suggests_swap(monkeypatch: pytest.MonkeyPatch) -> None:
