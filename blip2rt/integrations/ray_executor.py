@@ -30,6 +30,7 @@ _Running = tuple[Batch[Any], Any, Any]  # a batch, its actor and its result; Non
 LOCAL = "local"
 BATCHES_PER_ACTOR = 2  # one that runs, and one that waits
 _MIN_STORE, _MAX_STORE = 100 << 20, 4 << 30  # bytes of the object store of a local cluster
+_READ_TASK = {"num_cpus": 0}  # the actors hold every processor
 _NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
 _NAMES = ("image", "name", "path", "url", "__key__", "key")  # columns of a Parquet file, the first that is there
 _BYTES = (
@@ -143,12 +144,12 @@ def _read_url(ray: Any, url: str) -> Iterator[Picture]:
     name = url.rstrip("*").rstrip("/")
     try:
         if name.endswith(".tar"):
-            data = ray.data.read_webdataset(url, decoder=None, include_paths=True)
+            data = ray.data.read_webdataset(url, decoder=None, include_paths=True, ray_remote_args=_READ_TASK)
             yield from filter(None, map(_from_sample, data.iter_rows()))
         elif name.endswith(".parquet"):
-            yield from map(_from_row, ray.data.read_parquet(url).iter_rows())
+            yield from map(_from_row, ray.data.read_parquet(url, ray_remote_args=_READ_TASK).iter_rows())
         else:
-            for row in ray.data.read_binary_files(url, include_paths=True).iter_rows():
+            for row in ray.data.read_binary_files(url, include_paths=True, ray_remote_args=_READ_TASK).iter_rows():
                 yield Picture(row["path"], row["path"], data=row["bytes"])
     except (OSError, ValueError, ImportError) as error:
         fix = "check the URL, its credentials, and that its file system's package is installed"
