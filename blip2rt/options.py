@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import secrets
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict
@@ -202,7 +202,7 @@ def resolve(given: Options, defaults: Decoding, room: Room) -> dict[str, Any]:
     if sampled:
         settings["do_sample"] = True
         settings["top_k"] = TOP_K if given.top_k is None else int(given.top_k)
-        settings["seed"] = secrets.randbelow(SEEDS) if given.seed is None else int(given.seed)
+        settings["seed"] = int.from_bytes(os.urandom(8), "little") % SEEDS if given.seed is None else int(given.seed)
         chosen = {name: getattr(given, name) for name in ("temperature", "top_p", "min_p")}
         settings |= {name: float(value) for name, value in chosen.items() if value is not None}
     return settings

@@ -16,7 +16,6 @@ import ctypes
 import errno
 import glob
 import os
-import secrets
 import shutil
 from pathlib import Path
 from types import TracebackType
@@ -55,7 +54,7 @@ class AtomicFolder:
         clean(self.path)
         try:
             for _ in range(_MAX_TRIES):  # another writer may mistake a folder without a lock for an abandoned one
-                self._folder = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.partial")
+                self._folder = self.path.with_name(f".{self.path.name}.{os.urandom(4).hex()}.partial")
                 self._folder.mkdir()
                 with contextlib.suppress(FileNotFoundError):
                     (self._folder / MARKER).touch()
@@ -78,7 +77,7 @@ class AtomicFolder:
             if _exchange(self.folder, self.path):
                 old = self.folder
             else:
-                old = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.aside")
+                old = self.path.with_name(f".{self.path.name}.{os.urandom(4).hex()}.aside")
                 self.path.rename(old)
                 self.folder.rename(self.path)
         self._folder = None
@@ -192,7 +191,7 @@ def _open_locked(partial: Path) -> IO[bytes]:
 def discard(folder: Path) -> None:
     """Remove a folder. It is renamed first, so that a killed removal leaves nothing that looks complete."""
     _mark(folder)
-    unnamed = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+    unnamed = folder.with_name(f".{folder.name}.{os.urandom(4).hex()}.partial")
     folder.rename(unnamed)
     _remove(unnamed)
 
