@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = "libjpeg", "libpng", "libwebpdemux"
+PACKAGES = "libjpeg", "libpng", "libwebp", "libwebpdemux"
 NEEDED = "the C library needs: apt-get install cmake pkg-config libjpeg62-turbo-dev libpng-dev libwebp-dev"
 
 
@@ -30,6 +30,26 @@ def build(target: str, *options: str, name: str = "c") -> Path:
         run("cmake", "-S", str(ROOT), "-B", str(folder), *settings)
         run("cmake", "--build", str(folder), "--target", target, "--parallel", str(os.cpu_count()))
     return folder
+
+
+def build_sanitized(program: Path, *sources: str) -> Path:
+    """Compile a program of sources of this checkout (patterns) with AddressSanitizer and UBSan. Return it."""
+    build("image_check")  # skips the test without the image libraries
+    flags = subprocess.run(["pkg-config", "--cflags", "--libs", *PACKAGES], capture_output=True, text=True, check=True)
+    files = [str(file) for pattern in sources for file in sorted(ROOT.glob(pattern))]
+    sanitize = "-fsanitize=address,undefined", "-fno-sanitize-recover=all"
+    run(
+        "c++",
+        "-std=c++17",
+        "-O1",
+        *sanitize,
+        f"-I{ROOT / 'engines'}",
+        *files,
+        "-o",
+        str(program),
+        *flags.stdout.split(),
+    )
+    return program
 
 
 def run(*command: str) -> None:

@@ -14,7 +14,7 @@ from blip2rt.bundle.manifest import ImageSpec
 from blip2rt.errors import ImageError
 from blip2rt.image import MAX_PIXELS, prepare
 from tests.c import odd_images
-from tests.c.build import build
+from tests.c.build import build, build_sanitized
 from tests.seeds import new_seed
 
 COUNT = 170  # of each format
@@ -102,10 +102,21 @@ def test_a_limit_is_checked_before_memory_is_taken(tmp_path: Path) -> None:
     assert "has 65520 x 65520 pixels, more than 50,000,000" in done.stdout
 
 
-def test_damaged_files_never_crash(tmp_path: Path) -> None:
+def test_damaged_files_read_no_foreign_memory(tmp_path: Path) -> None:
     rng = np.random.default_rng(new_seed())
-    paths = [tmp_path / str(i) for i in range(300)]
+    paths = [tmp_path / str(i) for i in range(400)]
     for path in paths:
         path.write_bytes(odd_images.damaged(rng))
-    found = list(prepared(paths, spec_of(16, 16, "bicubic"), MAX_PIXELS, False))
-    assert any(isinstance(each, str) and "is damaged" in each for each in found)
+    resize = "engines/kernels/resize/*.cpp"
+    program = build_sanitized(
+        tmp_path / "check",
+        "engines/media/*.cpp",
+        resize,
+        "engines/ort/utf8.cpp",
+        "engines/ort/system.cpp",
+        "tests/c/native/image_check.cpp",
+    )
+    names = "".join(f"{path}\n" for path in paths).encode()
+    done = subprocess.run([program, "16", "16", "bicubic", str(MAX_PIXELS), "0"], input=names, capture_output=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr.decode()
+    assert b"is damaged" in done.stdout

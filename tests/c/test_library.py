@@ -118,7 +118,7 @@ def test_pieces_are_those_of_a_stream(pair: tuple[Any, CModel], photo: Callable[
     for question in ("what is it?", "who?"):
         pieces: list[str] = []
         [text] = c.ask(question, pieces.append, num_beams=1)
-        assert [piece for piece in pieces if piece] == list(python.stream(image, question=question))
+        assert [piece for piece in pieces if piece] == list(python.stream(image, question=question, num_beams=1))
         assert "".join(pieces) == text.text
     with pytest.raises(CError, match="num_beams is 0"):
         c.ask("who?", num_beams=0)
