@@ -39,7 +39,9 @@ async def _ready(call: Call) -> Any:
     service = call.service
     if service.ending or not service.ready:
         return JSONResponse({"status": "ending" if service.ending else "loading"}, 503, {"Retry-After": "2"})
-    return {"status": "ready", "model": service.name, "pictures": service.pictures}
+    matcher = service.model.matcher
+    labels = matcher.is_calibrated and matcher.rates_captions
+    return {"status": "ready", "model": service.name, "pictures": service.pictures, "labels": labels}
 
 
 async def _metrics(call: Call) -> Response:

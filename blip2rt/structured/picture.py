@@ -24,6 +24,7 @@ _PRIOR_WEIGHT = 0.5  # of a choice's likelihood without the picture; the best of
 # Choices also count as statements about the picture, but not where they are colours or numbers of something in it. On
 # COCO's dev set: indoors or outdoors 78 -> 96 %, one of eight objects 82 -> 85 %; a colour of ten would fall from 41 %.
 _ABOUT_A_PART = re.compile(r"\b(colou?rs?|many|number|letter)\b|^(is|are|was|does|do) ", re.IGNORECASE)
+_MOST_LABELS, _LEAST_PROBABILITY = 16, 0.3
 _FACTS = {  # what a long text says after the caption
     "the place": "where is this?",
     "in the background": "what is in the background?",
@@ -53,8 +54,11 @@ class Picture:
 
     @property
     def confidence(self) -> float:
-        """How likely the caption is, 0 to 1: the mean probability of its tokens."""
-        return min(1.0, math.exp(float(self.captions()[0].score)))
+        """How likely the caption is right, 0 to 1; the mean probability of its tokens if the bundle cannot tell."""
+        matcher, caption = self._model.matcher, self.captions()[0]
+        if matcher.rates_captions:
+            return float(matcher.confidence(self._features, [caption])[0])
+        return min(1.0, math.exp(float(caption.score)))
 
     def captions(self, count: int = 1) -> list[Any]:
         """Captions, the best first."""
@@ -122,6 +126,9 @@ class Picture:
 
     def labels(self) -> list[tuple[str, float]]:
         """What is seen, with probabilities, the most probable first."""
+        if self._labels is None and self._model.matcher.is_calibrated:
+            [tags] = self._model.matcher.tagger(None, _MOST_LABELS, _LEAST_PROBABILITY).tags(self._features)
+            self._labels = [(str(tag), tag.probability) for tag in tags] or None
         if self._labels is None:
             answers = self.answers(["what is in the picture?", "what is the main object?", *_FACTS.values()])[:3]
             names = list(dict.fromkeys(name for answer in answers for name in split(answer)))

@@ -45,7 +45,7 @@ def test_requests_are_rejected_while_the_model_loads(start: Start, small: bytes)
     assert server.metric("blip2rt_ready") == 0
     server.release()
     server.wait_ready()
-    assert server.get("/ready").json == {"status": "ready", "model": "tiny", "pictures": 0}
+    assert server.get("/ready").json == {"status": "ready", "model": "tiny", "pictures": 0, "labels": False}
     assert {server.post(path, body).status for path, body in bodies.items()} == {200}
 
 

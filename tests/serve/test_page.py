@@ -98,6 +98,8 @@ def test_picture_is_captioned_asked_about_and_matched(page: webdriver.Chrome) ->
     page.find_element(By.ID, "question").clear()
     pick(page)
     assert "kitten" in text(page, "caption") or "cat" in text(page, "caption")
+    assert re.fullmatch(r"\d+ % sure", text(page, "caption-note"))
+    wait(page, lambda: "cat" in texts(page, "#labels li"))
     assert page.find_element(By.ID, "picture").accessible_name == text(page, "caption")
 
     page.find_element(By.TAG_NAME, "body").send_keys("/")
