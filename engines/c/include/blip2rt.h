@@ -92,8 +92,8 @@ BLIP2RT_API void blip2rt_features_free(blip2rt_features* features);
 /* Texts ----------------------------------------------------------------------------------------------------------- */
 
 /* Called after every token of a caption or answer, on the thread of the call. piece: the new part of the text that is
- * final, whole characters, often empty; with beams or several captions always empty. The pieces together begin the
- * text. Return 0 to continue; anything else ends the generation with what exists. */
+ * final, whole characters, often empty; with beams or several captions always empty. Joined, the pieces are the text,
+ * of a caption before it is put on one line. Return 0 to continue; anything else ends the text with what exists. */
 typedef int (*blip2rt_callback)(const char* piece, void* user);
 
 /* Captions an image, or continues `prompt`; NULL is the bundle's own prompt. The options mean what they mean in Hugging
