@@ -47,7 +47,27 @@ std::string joined_words(const std::vector<std::string_view>& words) {
 
 bool is_cased(uint32_t character) {
   const Properties::Category category = properties_of(character).category();
-  return category >= Properties::kLu && category <= Properties::kLt;
+  constexpr uint32_t kFeminine = 0xAA, kMasculine = 0xBA;  // ordinal signs
+  return (category >= Properties::kLu && category <= Properties::kLt) || character == kFeminine ||
+         character == kMasculine;
+}
+
+// Marks, modifiers, and punctuation within words, which do not end a word.
+bool is_case_ignorable(uint32_t character) {
+  constexpr uint32_t kMiddle[] = {'\'',   '.',    ':',    0xB7,   0x387,  0x55F,  0x5F4,  0x2018, 0x2019,
+                                  0x2024, 0x2027, 0xFE13, 0xFE52, 0xFE55, 0xFF07, 0xFF0E, 0xFF1A};
+  const Properties::Category category = properties_of(character).category();
+  return category == Properties::kMn || category == Properties::kMe || category == Properties::kCf ||
+         category == Properties::kLm || category == Properties::kSk ||
+         std::find(std::begin(kMiddle), std::end(kMiddle), character) != std::end(kMiddle);
+}
+
+bool cased_letter_follows(std::string_view text, size_t at) {
+  while (at < text.size()) {
+    const uint32_t character = next_character(text, at);
+    if (!is_case_ignorable(character)) return is_cased(character);
+  }
+  return false;
 }
 
 }  // namespace
@@ -65,7 +85,7 @@ std::vector<std::string_view> words_of(std::string_view text) {
   return words;
 }
 
-// Python writes a capital sigma at the end of a word as a final one.
+// Python writes a capital sigma at the end of a word as a final one: behind a letter with case, but not before one.
 std::string lower_text(std::string_view text) {
   constexpr uint32_t kCapitalSigma = 0x3A3, kFinalSigma = 0x3C2;
   std::string result;
@@ -74,14 +94,12 @@ std::string lower_text(std::string_view text) {
   for (size_t at = 0; at < text.size();) {
     const size_t begin = at;
     const uint32_t character = next_character(text, at);
-    size_t next = at;
-    const bool before_letter = at < text.size() && is_cased(next_character(text, next));
-    if (character == kCapitalSigma && after_letter && !before_letter) {
+    if (character == kCapitalSigma && after_letter && !cased_letter_follows(text, at)) {
       result += lower_case(text.substr(done, begin - done));
       append_utf8(kFinalSigma, result);
       done = at;
     }
-    after_letter = is_cased(character);
+    if (!is_case_ignorable(character)) after_letter = is_cased(character);
   }
   return result + lower_case(text.substr(done));
 }
