@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from .form import JSON, Array, Choice, Flag, Form, Number, Object, Text
 from .picture import Picture, split
 from .questions import (
+    ANSWER_WORDS,
     LABEL_WORDS,
     SURE_WORDS,
     count_question,
@@ -72,7 +73,9 @@ class _Filling:
         if label is not None and LABEL_WORDS.intersection(words_of(form.name)):
             return self._fit(form, label[0])
         question = open_question(form.name, form.description)
-        if self._instruction and (question is None or not form.name):
+        if self._instruction and (
+            not form.name or (question is None and ANSWER_WORDS.intersection(words_of(form.name)))
+        ):
             question = self._instruction
         return self._fit(form, self._picture_caption() if question is None else self._ask(self._about(question, label)))
 

@@ -44,6 +44,7 @@ LABEL_WORDS = frozenset(
     "tags thing things".split()
 )
 _COUNTS = frozenset("number num n of count total how many".split())
+ANSWER_WORDS = frozenset("answer output reply response result".split())
 SURE_WORDS = frozenset("certainty confidence likelihood probability relevance score topicality".split())
 _COMMON = {
     "location place setting where": "where is this?",

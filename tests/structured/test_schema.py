@@ -198,6 +198,12 @@ def test_a_picture_is_encoded_once_and_questions_are_batched(tiny: Any, photo: A
     assert sorted(calls) == ["generate", "generate", "vision"], "one caption, and four questions together"
 
 
+def test_an_answer_asks_the_question_and_a_title_does_not(model: Any, photo: Any) -> None:
+    image, names = photo(), ("answer", "title")
+    found = fill(model, image, {"properties": {name: {"type": "string"} for name in names}}, "what is red?")
+    assert found == {"answer": model.ask(image, "what is red?") or model.caption(image), "title": model.caption(image)}
+
+
 @pytest.mark.parametrize(
     ("name", "description", "question"),
     [
