@@ -47,7 +47,8 @@ def test_synthetic_bundle_is_complete_and_captions(tiny_geometry, photo):
     path, cache = tiny_geometry
     manifest = verify(path).manifest
     precisions = {name: component.precision for name, component in manifest.components.items()}
-    assert precisions == {"vision": "int8-dynamic", "qformer": "int8w", "llm": "int4", "embed": "int4"}
+    wanted = {"vision": "int8-dynamic", "qformer": "int8w", "attention": "int8w", "llm": "int4", "embed": "int4"}
+    assert precisions == wanted
     scored = blip2rt.load(path).caption(photo(), num_beams=1, min_new_tokens=5, max_new_tokens=5, scores=True)
     assert np.isfinite(scored.score)
     assert geometry.bundle("tiny", "vision=int8-dynamic,qformer=int8w,llm=int4", cache) == path, "it is cached"
