@@ -45,10 +45,10 @@ class TagDescription(Description):
     tags: Sequence[Tag] = ()
 
     def row(self, timed: bool = False) -> dict[str, object]:
-        """Return a JSON object as docs/json.md describes it."""
+        """Return a JSON object as docs/json.md describes it. timed: include the parents, as printed rows do."""
         row: dict[str, object] = {"image": utf8_name(self.name), "tags": list(map(str, self.tags))}
         row |= {"probabilities": [round(tag.probability, 4) for tag in self.tags]}
-        parents = {"parents": [list(tag.parents) for tag in self.tags], "ms": round(self.ms, 1)} if timed else {}
+        parents = {"parents": [list(tag.parents) for tag in self.tags]} if timed else {}
         return row | parents | {"model": self.model}
 
 
