@@ -109,10 +109,10 @@ fuzz-manifest fuzz-tokenizer fuzz-image fuzz-checkpoint: fuzz-%: $(DEV)/blip2rt-
 	$(RUN) tests.fuzz.files $* --seconds $(FUZZ_SECONDS)
 
 FUZZER ?= $(or $(shell command -v clang++),$(shell command -v clang++-14))
-FUZZED_CORE := tests/fuzz/graph_walker.cpp engines/ort/utf8.cpp \
-  $(filter engines/graphs/% engines/kernels/%,$(filter-out %/session.cpp,$(PLAIN_CORE)))
+FUZZED_CORE := tests/fuzz/graph_walker.cpp \
+  $(filter engines/base/% engines/graphs/% engines/kernels/%,$(filter-out %/session.cpp,$(PLAIN_CORE)))
 
-FUZZED_TEXT := tests/fuzz/tokenizer_reader.cpp engines/ort/utf8.cpp $(filter engines/text/%,$(PLAIN_CORE))
+FUZZED_TEXT := tests/fuzz/tokenizer_reader.cpp $(filter engines/base/% engines/text/%,$(PLAIN_CORE))
 
 fuzz-core: ENTRY := graph_walker
 fuzz-core: SEEDS := graphs

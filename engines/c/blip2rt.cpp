@@ -12,10 +12,10 @@
 #include <thread>
 #include <utility>
 
+#include "base/utf8.h"
 #include "c/handles.h"
 #include "model/model.h"
 #include "ort/ort_api.h"
-#include "ort/utf8.h"
 
 namespace blip2rt {
 namespace {

@@ -28,6 +28,7 @@ target_link_libraries(blip2rt_media PUBLIC blip2rt_core PRIVATE JPEG::JPEG PNG::
 set_target_properties(blip2rt_media PROPERTIES POSITION_INDEPENDENT_CODE ON)
 
 add_library(blip2rt SHARED
+  engines/base/sha256.cpp
   engines/c/blip2rt.cpp
   engines/model/bundle.cpp
   engines/model/graphs.cpp
@@ -37,7 +38,6 @@ add_library(blip2rt SHARED
   engines/model/matching.cpp
   engines/model/model.cpp
   engines/model/options.cpp
-  engines/model/sha256.cpp
   engines/model/statements.cpp
   engines/model/text_forms.cpp
   engines/model/tokenizers.cpp)

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "ort/utf8.h"
+#include "base/utf8.h"
 
 namespace blip2rt {
 namespace {

@@ -4,12 +4,12 @@
 #include <system_error>
 #include <vector>
 
+#include "base/system.h"
+#include "base/utf8.h"
 #include "graphs/onnx_schema.h"
 #include "graphs/operator_checks.h"
 #include "graphs/protobuf.h"
 #include "ops/domain.h"
-#include "ort/system.h"
-#include "ort/utf8.h"
 
 namespace blip2rt {
 namespace {

@@ -11,8 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "base/utf8.h"
 #include "graphs/protobuf.h"
-#include "ort/utf8.h"
 
 namespace blip2rt {
 namespace {

@@ -7,9 +7,9 @@
 #include <stdexcept>
 #include <string>
 
+#include "base/utf8.h"
 #include "graphs/allowed_operators.h"
 #include "graphs/onnx_graph.h"
-#include "ort/utf8.h"
 
 namespace blip2rt {
 namespace {

@@ -4,10 +4,10 @@
 #include <algorithm>
 #include <thread>
 
+#include "base/system.h"
 #include "ops/attention_op.h"
 #include "ops/domain.h"
 #include "ort/active_call.h"
-#include "ort/system.h"
 
 namespace blip2rt {
 namespace {

@@ -5,8 +5,8 @@
 #include <new>
 #include <system_error>
 
-#include "ort/system.h"
-#include "ort/utf8.h"
+#include "base/system.h"
+#include "base/utf8.h"
 
 namespace blip2rt {
 namespace {

@@ -10,7 +10,7 @@
 #include <cstring>
 #include <functional>
 
-#include "model/sha256.h"
+#include "base/sha256.h"
 
 namespace blip2rt {
 namespace {

@@ -5,8 +5,8 @@
 #include <cmath>
 #include <utility>
 
-#include "ort/utf8.h"
-#include "text/json.h"
+#include "base/json.h"
+#include "base/utf8.h"
 
 namespace blip2rt {
 namespace {

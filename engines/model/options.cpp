@@ -7,7 +7,7 @@
 #include <cstdlib>
 #include <random>
 
-#include "ort/utf8.h"
+#include "base/utf8.h"
 
 namespace blip2rt {
 namespace {

@@ -6,8 +6,8 @@
 #include <set>
 #include <vector>
 
+#include "base/unicode.h"
 #include "model/text_forms.h"
-#include "text/unicode.h"
 
 namespace blip2rt {
 namespace {

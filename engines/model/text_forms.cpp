@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "text/unicode.h"
+#include "base/unicode.h"
 
 namespace blip2rt {
 namespace {

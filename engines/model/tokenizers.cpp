@@ -5,9 +5,9 @@
 #include <set>
 #include <utility>
 
+#include "base/unicode.h"
+#include "base/utf8.h"
 #include "model/text_forms.h"
-#include "ort/utf8.h"
-#include "text/unicode.h"
 
 namespace blip2rt {
 namespace {

@@ -5,7 +5,7 @@
 #include <chrono>
 #include <thread>
 
-#include "ort/system.h"
+#include "base/system.h"
 
 namespace blip2rt {
 namespace {

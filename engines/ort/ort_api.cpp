@@ -7,9 +7,9 @@
 #include <mutex>
 #include <new>
 
+#include "base/system.h"
+#include "base/utf8.h"
 #include "ort/active_call.h"
-#include "ort/system.h"
-#include "ort/utf8.h"
 
 namespace blip2rt {
 namespace {

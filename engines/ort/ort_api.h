@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "ort/system.h"
+#include "base/system.h"
 
 struct OrtAllocator;
 struct OrtApi;

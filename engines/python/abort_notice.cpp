@@ -3,7 +3,7 @@
 
 #include <csignal>
 
-#include "ort/system.h"
+#include "base/system.h"
 
 namespace blip2rt {
 namespace {

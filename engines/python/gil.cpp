@@ -6,7 +6,7 @@
 #include <pthread.h>
 #endif
 
-#include "ort/system.h"
+#include "base/system.h"
 
 namespace blip2rt {
 

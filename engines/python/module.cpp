@@ -8,6 +8,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "base/utf8.h"
 #include "graphs/graph_file.h"
 #include "graphs/session.h"
 #include "kernel_sources.h"
@@ -16,7 +17,6 @@
 #include "loop/likelihood.h"
 #include "ort/active_call.h"
 #include "ort/ort_api.h"
-#include "ort/utf8.h"
 #include "python/abort_notice.h"
 #include "python/casters.h"
 #include "python/gil.h"

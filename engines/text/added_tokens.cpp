@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <functional>
 
-#include "ort/utf8.h"
-#include "text/unicode.h"
+#include "base/unicode.h"
+#include "base/utf8.h"
 
 namespace blip2rt {
 

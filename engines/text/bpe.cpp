@@ -3,10 +3,10 @@
 #include <string>
 #include <utility>
 
-#include "ort/utf8.h"
+#include "base/unicode.h"
+#include "base/utf8.h"
 #include "text/models.h"
 #include "text/tokenizer_types.h"
-#include "text/unicode.h"
 
 namespace blip2rt {
 namespace {

@@ -6,7 +6,7 @@
 #include <string_view>
 #include <vector>
 
-#include "text/json.h"
+#include "base/json.h"
 #include "text/vocabulary.h"
 
 namespace blip2rt {

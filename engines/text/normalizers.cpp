@@ -2,10 +2,10 @@
 #include <cstring>
 #include <memory>
 
-#include "ort/utf8.h"
+#include "base/unicode.h"
+#include "base/utf8.h"
 #include "text/parts.h"
 #include "text/tokenizer_types.h"
-#include "text/unicode.h"
 
 namespace blip2rt {
 namespace {

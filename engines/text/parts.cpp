@@ -1,8 +1,8 @@
 #include "text/parts.h"
 
-#include "ort/utf8.h"
+#include "base/unicode.h"
+#include "base/utf8.h"
 #include "text/tokenizer_types.h"
-#include "text/unicode.h"
 
 namespace blip2rt {
 namespace {

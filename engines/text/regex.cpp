@@ -1,8 +1,8 @@
 // Matches regular expressions.
 #include "text/regex.h"
 
+#include "base/unicode.h"
 #include "text/tokenizer_types.h"
-#include "text/unicode.h"
 
 namespace blip2rt {
 

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <string>
 
-#include "ort/utf8.h"
+#include "base/json.h"
+#include "base/utf8.h"
 #include "text/added_tokens.h"
-#include "text/json.h"
 #include "text/models.h"
 #include "text/parts.h"
 

@@ -3,9 +3,9 @@
 #include <limits>
 #include <string>
 
+#include "base/unicode.h"
 #include "text/models.h"
 #include "text/tokenizer_types.h"
-#include "text/unicode.h"
 
 namespace blip2rt {
 namespace {

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "ort/utf8.h"
+#include "base/utf8.h"
 #include "text/tokenizer_types.h"
 
 namespace blip2rt {

@@ -112,8 +112,8 @@ def test_damaged_files_read_no_foreign_memory(tmp_path: Path) -> None:
         tmp_path / "check",
         "engines/media/*.cpp",
         resize,
-        "engines/ort/utf8.cpp",
-        "engines/ort/system.cpp",
+        "engines/base/utf8.cpp",
+        "engines/base/system.cpp",
         "tests/c/native/image_check.cpp",
     )
     names = "".join(f"{path}\n" for path in paths).encode()

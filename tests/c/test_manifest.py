@@ -91,7 +91,7 @@ def test_manifests_are_accepted_and_rejected_as_in_python(tiny: Tiny, tmp_path: 
             data[rng.randrange(len(data))] = rng.randrange(256)
         path.write_bytes(data[: rng.randint(1, len(data))] if rng.random() < 0.3 else data)
     model = "engines/model/manifest*.cpp", "engines/model/options.cpp", "engines/search/options.cpp"
-    text = "engines/text/json.cpp", "engines/text/unicode.cpp", "engines/ort/utf8.cpp", "engines/ort/system.cpp"
+    text = "engines/base/json.cpp", "engines/base/unicode.cpp", "engines/base/utf8.cpp", "engines/base/system.cpp"
     media = "engines/media/*.cpp", "engines/kernels/resize/*.cpp"
     program = build_sanitized(tmp_path / "check", "tests/c/native/manifest_check.cpp", *model, *text, *media)
     names = "".join(f"{path}\n" for path in [*paths, *broken]).encode()

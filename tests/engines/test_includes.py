@@ -10,7 +10,15 @@ import pytest
 ENGINES = Path(__file__).parents[2] / "engines"
 
 # A folder may include itself, its parent, and folders of the layers below.
-LAYERS = (("python", "c"), ("model",), ("loop", "media", "text"), ("graphs",), ("ops",), ("kernels", "search", "ort"))
+LAYERS = (
+    ("python", "c"),
+    ("model",),
+    ("loop", "media", "text"),
+    ("graphs",),
+    ("ops",),
+    ("kernels", "search", "ort"),
+    ("base",),
+)
 
 GENERATED = {"kernel_sources.h": "python"}  # written by CMakeLists.txt: name -> folder that may include it
 

@@ -5,12 +5,12 @@
 #include <stdexcept>
 #include <string>
 
+#include "base/utf8.h"
 #include "graphs/graph_file.h"
 #include "graphs/onnx_graph.h"
 #include "graphs/onnx_schema.h"
 #include "graphs/rewrite.h"
 #include "ops/domain.h"
-#include "ort/utf8.h"
 
 using namespace blip2rt;
 

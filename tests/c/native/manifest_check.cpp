@@ -4,8 +4,8 @@
 #include <iterator>
 #include <string>
 
+#include "base/utf8.h"
 #include "model/manifest.h"
-#include "ort/utf8.h"
 
 int main() {
   using namespace blip2rt;

@@ -1,11 +1,11 @@
-#include "text/unicode.h"
+#include "base/unicode.h"
 
 #include <algorithm>
 #include <cstddef>
 #include <unordered_map>
 #include <vector>
 
-#include "text/unicode_tables.h"
+#include "base/unicode_tables.h"
 
 namespace blip2rt {
 namespace {

@@ -1,5 +1,5 @@
 // Calls of POSIX and of Windows. Nothing else includes their headers, except what asks for the processor's features.
-#include "ort/system.h"
+#include "base/system.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>

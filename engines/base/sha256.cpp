@@ -1,5 +1,5 @@
 // Mixes blocks of 64 bytes into the state.
-#include "model/sha256.h"
+#include "base/sha256.h"
 
 #include <algorithm>
 #include <cstring>

@@ -1,5 +1,5 @@
 // Validates and sanitizes UTF-8.
-#include "ort/utf8.h"
+#include "base/utf8.h"
 
 #include <cstdint>
 

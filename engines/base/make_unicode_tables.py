@@ -2,7 +2,7 @@
 
 The library mixes several versions of Unicode. So this script asks the library itself for each property, character by
 character; only the grapheme classes come from the package `regex`. After an update of the library, run
-`PYTHONPATH=. python engines/text/make_unicode_tables.py`.
+`PYTHONPATH=. python engines/base/make_unicode_tables.py`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-#include "text/json.h"
+#include "base/json.h"
 
 #include <charconv>
 #include <stdexcept>
 
-#include "ort/utf8.h"
-#include "text/unicode.h"
+#include "base/unicode.h"
+#include "base/utf8.h"
 
 namespace blip2rt {
 
