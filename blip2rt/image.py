@@ -5,7 +5,7 @@ Accepted images:
 - a PIL image
 - an array, or an object with `__array__`: (H, W), (H, W, C) or (C, H, W) of C = 1, 3 or 4 channels, uint8 in 0..255,
   float in 0..1, or bool. Channels are RGB(A), or BGR(A) with color="bgr"; if both layouts fit, they come last. An array
-  of four axes is a batch of images (blip2rt.one_or_many).
+  of four axes is a batch of images (blip2rt.arguments).
 
 EXIF orientation is applied, transparent parts are put on white, 16-bit grey (and Pillow's "I", read as 0..65535) is
 scaled to 8 bits, "F" is read as 0..1. Of an animation the first frame counts (of an open PIL image, its current one).

@@ -16,17 +16,16 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 import numpy as np
 
 from . import bundle as contract
-from .errors import ImageError, OptionError, check_probability
+from .arguments import as_list, awaited, one_by_one, pairs, shown
+from .errors import ImageError, OptionError
 from .feature_cache import FeatureCache
 from .image import ImageLike, ImageSettings
 from .language import Chat
-from .matching import Matcher, require_maps, word_attention
-from .one_or_many import as_list, one_by_one, pairs, texts_of
+from .matching import Matcher, MatchingCalls, require_maps, word_attention
 from .options import AskOptions, CallOptions, CaptionOptions, Options, StreamOptions, TextOptions, check_call, merge
 from .pipeline import GenerationTask, Pipeline
 from .requests import Answer, Request, submit
-from .results import Match, MatchWeights, Scored, Stopwatch, Tag, shaped, too_late
-from .signatures import awaited, shown
+from .results import Scored, Stopwatch, shaped, too_late
 from .text import Prompt
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
     from .backends import Backend, Floats
     from .bundle import Bundle
-    from .matching.labels import Label
 
     Images: TypeAlias = Sequence[ImageLike]
     Inputs: TypeAlias = ImageLike | Images
@@ -44,7 +42,7 @@ if TYPE_CHECKING:
     No: TypeAlias = Literal[False]
 
 
-class Model:
+class Model(MatchingCalls):
     """A loaded bundle. Any thread may call any method.
 
     One image (or text) gives one result, a list gives a list; blip2rt.image lists what an image may be.
@@ -248,6 +246,17 @@ class Model:
         tidied = options.get("question") is None
         return pipeline.language.stream(prefix_embeds, task.prompt, watch.remaining, tidied)
 
+    @shown("list[tuple[str, numpy.ndarray]]")
+    def attention(self, image: ImageLike, text: str | None = None) -> list[tuple[str, Floats]]:
+        """Image -> each word of its caption, or of `text`, with the map (rows, columns) float32 of where it is seen.
+
+        A map is the cross-attention of the queries that the word depends on; its sum is 1. Takes about as long as one
+        caption for each query. Raises CapabilityError for bundles without the component `attention`.
+        """
+        require_maps(self.pipeline)
+        prepared = self.prepare(image)
+        return word_attention(self.pipeline, prepared, self.caption(prepared) if text is None else text)
+
     def submit(self, request: Request, *, on_news: Callable[[Answer], object] | None = None) -> Answer:
         """Queue a request, to be decoded in one batch with others. Return once its image has been encoded.
 
@@ -282,145 +291,10 @@ class Model:
 
         return Chat(language, self.pipeline.prefix_embeds(prepared, [""]), chosen, judged)
 
-    @overload
-    def match(self, images: ImageLike, texts: str, *, keep_going: No = False) -> Match: ...
-    @overload
-    def match(self, images: Inputs, texts: Texts, *, keep_going: No = False) -> list[Match]: ...
-    @overload
-    def match(self, images: ImageLike, texts: str, *, keep_going: bool) -> Match | ImageError: ...
-    @overload
-    def match(self, images: Inputs, texts: Texts, *, keep_going: bool) -> list[Match | ImageError]: ...
-    @shown("Match | list[Match]")
-    def match(self, images: Inputs, texts: Texts, *, keep_going: bool = False) -> Any:
-        """Image and text -> Match. Lists are taken pairwise; one image or one text goes with all of a list.
-
-        Texts too long for the model are cut. keep_going: return a bad image's ImageError in place of its match.
-        """
-        self.pipeline.require(contract.RETRIEVAL, "match")
-        many_images, many_texts, single = pairs(images, texts, "texts")
-        _check_words(many_texts)
-
-        def matches(numbers: list[int], features: Floats) -> list[Match]:
-            return self.match_features(features, [many_texts[i] for i in numbers])
-
-        found = self.pipeline.map_features(many_images, keep_going, matches)
-        return found[0] if single else found
-
-    @overload
-    def sees(self, images: ImageLike, statements: str, *, threshold: float = 0.5) -> bool: ...
-    @overload
-    def sees(self, images: Inputs, statements: Texts, *, threshold: float = 0.5) -> list[bool]: ...
-    @shown("bool | list[bool]")
-    def sees(self, images: Inputs, statements: Texts, *, threshold: float = 0.5) -> Any:
-        """Image and statement -> whether it is true. Lists are taken pairwise, as in `match`.
-
-        A statement is a phrase ("a dog"), a sentence, or a question whether something is there. It is true if its
-        calibrated probability is above the threshold; `match` returns the probability. Raises CapabilityError if the
-        bundle has no calibration.
-        """
-        self.matcher.require_calibration("judge what it sees")
-        check_probability(threshold, "threshold")
-        many_images, many_texts, single = pairs(images, statements, "statements")
-        _check_words(many_texts)
-
-        def judged(numbers: list[int], features: Floats) -> list[bool]:
-            found = self.matcher.judge(features, [many_texts[i] for i in numbers])
-            return [bool(probability > threshold) for probability in found]
-
-        seen = self.pipeline.map_features(many_images, False, judged)
-        return seen[0] if single else seen
-
-    @shown("list[tuple[str, numpy.ndarray]]")
-    def attention(self, image: ImageLike, text: str | None = None) -> list[tuple[str, Floats]]:
-        """Image -> each word of its caption, or of `text`, with the map (rows, columns) float32 of where it is seen.
-
-        A map is the cross-attention of the queries that the word depends on; its sum is 1. Takes about as long as one
-        caption for each query. Raises CapabilityError for bundles without the component `attention`.
-        """
-        require_maps(self.pipeline)
-        prepared = self.prepare(image)
-        return word_attention(self.pipeline, prepared, self.caption(prepared) if text is None else text)
-
-    @overload
-    def tag(
-        self, images: ImageLike, labels: Sequence[str | Label] | None = None, *, top: int = 10, threshold: float = 0.3
-    ) -> list[Tag]: ...
-    @overload
-    def tag(
-        self, images: Images, labels: Sequence[str | Label] | None = None, *, top: int = 10, threshold: float = 0.3
-    ) -> list[list[Tag]]: ...
-    @shown("list[Tag] | list[list[Tag]]")
-    def tag(
-        self,
-        images: Inputs,
-        labels: Sequence[str | Label] | None = None,
-        *,
-        top: int = 10,
-        threshold: float = 0.3,
-        keep_going: bool = False,
-    ) -> Any:
-        """Image -> labels that it shows, list of images -> a list of labels for each, likeliest first.
-
-        labels: texts, as in ["dog", "animal|cat"], of any number; None is about 1,200 everyday ones.
-        top: most labels of an image. threshold: least calibrated probability.
-        keep_going: return a bad image's ImageError in place of its labels.
-        Raises CapabilityError if the bundle has no calibration.
-        """
-        tagger = self.matcher.tagger(labels, top, threshold)
-        many, single = as_list(images)
-        found = self.pipeline.map_features(many, keep_going, lambda _, features: tagger.tags(features))
-        return found[0] if single else found
-
-    @shown()
-    def vision_features(self, images: Inputs) -> Floats:
-        """Image -> (N, C) float32, list of images -> (B, N, C): match_features takes them, without the encoder."""
-        many, single = as_list(images)
-        features = self.pipeline.stack(
-            contract.VISION, self.pipeline.map_features(many, False, lambda _, features: features)
-        )
-        return features[0] if single else features
-
-    @overload
-    def embed_image(self, images: Inputs, *, keep_going: No = False) -> Floats: ...
-    @overload
-    def embed_image(self, images: ImageLike, *, keep_going: bool) -> Floats | ImageError: ...
-    @overload
-    def embed_image(self, images: Images, *, keep_going: bool) -> list[Floats | ImageError]: ...
-    @shown("numpy.ndarray")
-    def embed_image(self, images: Inputs, *, keep_going: bool = False) -> Any:
-        """Image -> (Q, E) float32, list of images -> (B, Q, E): an embedding of unit length for each query.
-
-        keep_going: return a list of (Q, E) for a list, with a bad image's ImageError in place of its embedding.
-        """
-        self.pipeline.require((contract.IMAGE_EMBED,), "embed_image")
-        many, single = as_list(images)
-        found = self.pipeline.map_features(many, keep_going, lambda _, features: self.embed_features(features))
-        if single:
-            return found[0]
-        return found if keep_going else self.pipeline.stack(contract.IMAGE_EMBED, found)
-
-    @shown()
-    def embed_text(self, texts: Texts) -> Floats:
-        """Text -> (E,) float32 of unit length, list of texts -> (B, E). Texts too long for the model are cut."""
-        self.pipeline.require((contract.TEXT_EMBED,), "embed_text")
-        many, single = texts_of(texts, "texts")
-        embeds = self.pipeline.stack(contract.TEXT_EMBED, self.matcher.text_embeds(many))
-        return embeds[0] if single else embeds
-
-    @property
-    def match_weights(self) -> MatchWeights:
-        """How Match.score weighs its parts."""
-        return self.matcher.weights
-
     # Awaitable: the work runs in a thread
 
     acaption = awaited(caption)
     aask = awaited(ask)
-    amatch = awaited(match)
-    asees = awaited(sees)
-    atag = awaited(tag)
-    aembed_image = awaited(embed_image)
-    aembed_text = awaited(embed_text)
 
     async def astream(
         self, image: ImageLike, prompt: str | None = None, **options: Unpack[StreamOptions]
@@ -429,8 +303,3 @@ class Model:
         pieces = await awaited(self.stream)(image, prompt, **options)
         while (piece := await awaited(next)(pieces, None)) is not None:
             yield piece
-
-
-def _check_words(texts: Sequence[str]) -> None:
-    if not all(any(map(str.isalnum, text)) for text in texts):
-        raise OptionError("a text has no words: say what the image may show, as in 'a dog on grass'")
