@@ -140,7 +140,9 @@ def test_labels_equal_numpy(model: blip2rt.Model, photo: Any) -> None:
         assert {tag.parents for tag in tags if tag == "cat"} == {("animal",)}
         assert model.tag(image, LABELS, threshold=0, top=2) == tags[:2]
         level = tags[3].probability - 1e-6
-        assert model.tag(image, LABELS, threshold=level) == [tag for tag in tags if tag.probability >= level]
+        found = model.tag(image, LABELS, threshold=level)
+        assert [tag for tag in found if tag != "animal"] == [tag for tag in tags if tag.probability >= level]
+        assert not {"animal", "cat"} <= set(found)
         assert model.tag(image, LABELS, threshold=1) == []
 
 

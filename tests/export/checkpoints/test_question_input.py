@@ -74,7 +74,7 @@ def test_answers_equal_pytorch(made: tuple[Path, Any, blip2rt.Model]) -> None:
     texts = said(reference, want, [f"Question: {question} Answer:" for question in QUESTIONS])
     assert ["".join(answer.split()) for answer in answers] == texts
     assert model.ask(images[0], QUESTIONS, num_beams=1, max_new_tokens=8)[0] == answers[0]
-    pieces = model.stream(images[1], question=QUESTIONS[1], max_new_tokens=8)
+    pieces = model.stream(images[1], question=QUESTIONS[1], num_beams=1, max_new_tokens=8)
     assert "".join(pieces) == answers[1]
 
 

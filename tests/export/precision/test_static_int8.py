@@ -58,7 +58,7 @@ def products(graph: Path, folder: Path) -> dict[str, int]:
 
 def record_inputs(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, set[bytes]], dict[str, set[bytes]]]:
     """Record what each component is calibrated on and verified on: pixels, features, embeddings of prompts."""
-    calibrated: dict[str, set[bytes]] = {"vision": set(), "qformer": set(), "llm": set()}
+    calibrated: dict[str, set[bytes]] = {"vision": set(), "qformer": set(), "attention": set(), "llm": set()}
     verified: dict[str, set[bytes]] = {name: set() for name in calibrated}
     calibrate, compare = GraphExporter.calibrate, GraphExporter.compare
     language_ranges, llm_logits = calibration.language_ranges, verify.llm_logits
@@ -107,7 +107,7 @@ def test_int8_static_covers_every_component(
     assert isinstance(model.caption(next(images.iterdir()), num_beams=1), str)
     checks = {check.component: check for check in model.bundle.manifest.verification}
     assert set(checks) == {*model.bundle.manifest.components, "all"} - {"encoder"}  # verified through the llm
-    for component in ("vision", "qformer", "llm"):
+    for component in ("vision", "qformer", "attention", "llm"):
         assert checks[component].precision == "int8-static" and 0.95 < checks[component].cosine < 1
     assert checks["all"].agreement is not None and checks["all"].precision == "int8-static/int8-static/int8-static"
     assert "int8-static/int8-static/int8-static" in describe(model.bundle)
