@@ -125,10 +125,6 @@ void Bundle::require(const std::vector<std::string>& components, const std::stri
 
 Bundle read_bundle(const std::string& folder) {
   Bundle bundle{folder, read_manifest(read_manifest_file(folder), folder + "/" + kManifest)};
-  if (bundle.manifest.target != "ort") {
-    throw model_error(folder + " was exported for " + bundle.manifest.target +
-                      ", which this library cannot run: export it with blip2rt-export --target ort");
-  }
   Faults faults = size_faults(bundle);
   if (faults.empty()) return bundle;
   faults.front() = "bundle " + folder + " is not whole: " + faults.front();

@@ -273,6 +273,10 @@ Manifest read_manifest(std::string bytes, const std::string& file) {
       manifest = build(root, faults);
     } catch (const Error&) {  // too many: `faults` has them
     }
+    if (faults.empty() && manifest.target != "ort") {
+      throw Error(ErrorKind::kModel, file + " is of a bundle for the target " + quoted(manifest.target) +
+                                         ", which this library cannot run: export it with blip2rt-export --target ort");
+    }
     if (faults.empty()) faults = manifest_faults(manifest);
     if (faults.empty()) return manifest;
     faults.front() = file + " is damaged: " + faults.front();

@@ -107,9 +107,6 @@ void check_length(Faults& faults, const std::string& name, const std::string& te
 Faults value_faults(const Manifest& manifest) {
   Faults faults;
   check_image(faults, manifest);
-  if (manifest.target != "ort" && manifest.target != "trt") {
-    faults.push_back("target is " + quoted(manifest.target) + ": this blip2rt knows ort, trt");
-  }
   if (manifest.llm) check_llm(faults, *manifest.llm);
   if (manifest.retrieval) check_retrieval(faults, manifest);
   if (manifest.question) check_text(faults, "question", *manifest.question);
@@ -146,7 +143,7 @@ std::pair<Names, Names> required_tensors(const Manifest& manifest, const std::st
     if (manifest.question) inputs.insert(inputs.end(), {"token_ids", "text_mask"});
     return {inputs, name == "qformer" ? Names{"query_output", "prefix_embeds"} : Names{"attention_maps"}};
   }
-  if (!manifest.llm || manifest.target != "ort") return {};
+  if (!manifest.llm) return {};
   const int64_t layers = manifest.llm->layers;
   if (name == "encoder") {
     Names outputs;
