@@ -141,7 +141,7 @@ class Catalog:
                 self._db.execute("INSERT INTO files (row, path, size, time, hash) VALUES (?, ?, ?, ?, ?)", values)
 
     def fill(self, files: Iterable[File]) -> None:
-        """Store many pictures in an empty catalog that nobody reads yet.
+        """Store many pictures in an empty catalog that no other process reads yet.
 
         Raises sqlite3.IntegrityError if two have the same path.
         """

@@ -27,7 +27,7 @@ from .questions import (
 )
 from .schema import MAX_FIELDS
 
-_MAX_COUNTED = 20  # a whole number is chosen among so many values above the lowest; beyond, it is read from an answer
+_MAX_COUNTED = 20  # largest range from which a whole number is chosen; in wider ones it is read from an answer
 _VARIANTS = 3  # captions that a long text may use
 _LIST_ITEMS = 5  # of a list that may be longer
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()

@@ -147,7 +147,7 @@ class _Reader:
         """The first alternative that can be filled; null is the last resort."""
         branches = schema[keyword]
         if not isinstance(branches, list) or not branches:
-            raise OptionError(f"{place}: {keyword} is no list of schemas")
+            raise OptionError(f"{place}: {keyword} must be a list of schemas")
         if any(key not in _IGNORED and key not in ("type", keyword) for key in schema):
             raise _CannotFill(f"{place}: {keyword} stands beside other keywords: move them into it")
         if keyword == "oneOf" and not _disjoint(branches):
@@ -177,7 +177,7 @@ class _Reader:
     def _choice(self, schema: dict[str, Any], field: Field) -> Form:
         values = [schema["const"]] if "const" in schema else schema["enum"]
         if not isinstance(values, list) or any(isinstance(value, list | dict) for value in values):
-            raise _CannotFill(f"{field}: enum is no list of texts, numbers, true, false or null")
+            raise _CannotFill(f"{field}: enum must list texts, numbers, true, false or null")
         other = [key for key in schema if key in _KNOWN or (key == "enum" and "const" in schema)]
         if other:
             raise _CannotFill(f"{field}: {other[0]} stands beside const or enum: leave it out")
@@ -192,7 +192,7 @@ class _Reader:
     def _object(self, schema: dict[str, Any], field: Field, place: _Place) -> Object:
         properties, required = schema.get("properties", {}), schema.get("required", [])
         if not isinstance(properties, Mapping) or not _are_texts(required):
-            raise OptionError(f"{field}: properties is no object, or required is no list of names")
+            raise OptionError(f"{field}: properties must be an object, and required a list of names")
         filled = []
         for name in dict.fromkeys([*properties, *required]):
             inner = place.inside(f".{name}", name)

@@ -24,7 +24,7 @@ bool is_alphanumeric(uint32_t character) {
 }
 
 // Whether a word joins the one before it: [.,!?;:] as a whole, or n't, 's, 'm, 're, 've, 'll, 'd as a whole or before a
-// character that is no part of a word.
+// character that does not belong to a word.
 bool joins(std::string_view word) {
   if (word.size() == 1 && std::string_view(".,!?;:").find(word[0]) != std::string_view::npos) return true;
   for (const std::string_view clitic : {"n't", "'s", "'m", "'re", "'ve", "'ll", "'d"}) {

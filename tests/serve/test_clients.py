@@ -132,7 +132,7 @@ def test_openai_continues_a_conversation(create: Any, model: Any, cat: bytes) ->
 
 
 def test_an_answer_ends_before_a_next_question(create: Any, cat: bytes) -> None:
-    """After questions and answers, nano goes on with a question of its own."""
+    """After questions and answers, nano continues with a question of its own."""
     said = [("What animal is it?", "cat"), ("Is there a dog?", "no"), ("What colour is it?", None)]
     messages: list[dict[str, Any]] = []
     for question, answer in said:

@@ -130,12 +130,12 @@ def test_any_schema_is_filled_validly(model: Any, photo: Any) -> None:
         ({"type": "array", "prefixItems": [{}]}, "$: prefixItems is not supported"),
         ({"type": "object", "patternProperties": {}}, "$: patternProperties is not supported"),
         ({"type": "object", "required": ["a"], "additionalProperties": False}, "$.a: it is required"),
-        ({"type": "object", "required": "a"}, "required is no list"),
+        ({"type": "object", "required": "a"}, "required a list"),
         (
             {"type": "object", "properties": {"a": {"type": "string", "format": "uri"}}, "required": ["a"]},
             "$.a: format",
         ),
-        ({"enum": [{}]}, "$: enum is no list of texts"),
+        ({"enum": [{}]}, "$: enum must list texts"),
         ({"enum": ["a"], "type": "integer"}, "$: enum has no value of its type"),
         ({"enum": list(range(100))}, "$: enum has 100 values"),
         ({"oneOf": [{"type": "string"}, {"type": "string"}]}, "$: the types of oneOf overlap"),
@@ -145,7 +145,7 @@ def test_any_schema_is_filled_validly(model: Any, photo: Any) -> None:
         ({"$ref": "#/$defs/X"}, "$ref #/$defs/X names nothing"),
         ({"$ref": "https://example.com/a"}, "is outside the schema"),
         ({"$ref": "#"}, "$: its schema contains itself"),
-        ({"anyOf": []}, "$: anyOf is no list"),
+        ({"anyOf": []}, "$: anyOf must be a list"),
         (False, "$: its schema is False"),
         ([], "$: its schema is []"),
         ("json", "$: its schema is 'json'"),
@@ -201,7 +201,9 @@ def test_a_picture_is_encoded_once_and_questions_are_batched(tiny: Any, photo: A
 def test_an_answer_asks_the_question_and_a_title_does_not(model: Any, photo: Any) -> None:
     image, names = photo(), ("answer", "title")
     found = fill(model, image, {"properties": {name: {"type": "string"} for name in names}}, "what is red?")
-    assert found == {"answer": model.ask(image, "what is red?") or model.caption(image), "title": model.caption(image)}
+    caption = model.caption(image)
+    answer = "".join(model.ask(image, "what is red?").split()) or "".join(caption.split())
+    assert found["title"] == caption and "".join(found["answer"].split()) == answer  # tidied, as captions are
 
 
 @pytest.mark.parametrize(

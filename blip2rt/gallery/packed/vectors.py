@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ...backends import Floats
 
 CODEC, CLUSTERS, RECORDS = "codec.npz", "clusters.npz", "records.bin"
-PROBED, PROBED_SHARE = 100_000, 64  # pictures scored by a search: at least so many, and one in 64
+PROBED, PROBED_SHARE = 100_000, 64  # least number and share (1 in 64) of pictures that a search scores
 SHORTLISTED = 500  # records scored with all coefficients, at least
 SPREAD = 3  # standard deviations of a cluster's scores that are added to its centroid's
 BLOCK = 4096  # records scored at once
