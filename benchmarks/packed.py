@@ -1,6 +1,6 @@
 """Size, recall and query time of a packed index of synthetic pictures: `python -m benchmarks.packed`.
 
-The pictures are mixtures of the vectors of real ones (--source) with differences of others and a little noise. They are
+Each synthetic picture mixes vectors of real ones (--source), adds a difference of two more and a little noise. They are
 stored in --parts indexes, which `blip2rt merge` packs. Queries are captions (--queries, one a line). The exact ten best
 are those of the vectors in float32, before anything was stored.
 """
