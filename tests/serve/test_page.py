@@ -142,6 +142,7 @@ def test_caption_does_not_interrupt_an_answer(page: webdriver.Chrome) -> None:
     wait(page, lambda: page.execute_script("return 'v1/chat/completions' in held"))
     page.execute_script("held['v1/caption']()")
     wait(page, lambda: text(page, "caption") not in ("", "…"))
+    assert not page.find_element(By.ID, "ideas").is_displayed()
     page.execute_script("held['v1/chat/completions']()")
     wait(page, lambda: texts(page, SAID))
     assert "cat" in texts(page, "#log .said")[0]
