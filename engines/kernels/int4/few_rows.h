@@ -53,6 +53,8 @@ void prepare_scales(const Int4Matrix& m, const FewRows& x, size_t output, bool m
     uint8_t some_zeros[V::kLanes / 2];
     const uint16_t* half = halves + block;
     const uint8_t* zero = zeros + block / 2;
+    __builtin_prefetch(half + kPrefetchBytes / 16);  // short streams that the hardware prefetcher does not follow
+    __builtin_prefetch(zero + kPrefetchBytes / 32);
     if (!may_overread && left < V::kLanes) {
       std::memset(some_halves, 0, sizeof some_halves);
       std::memset(some_zeros, 0, sizeof some_zeros);
