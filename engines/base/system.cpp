@@ -9,12 +9,14 @@
 #include <windows.h>
 #else
 #include <dlfcn.h>
+#include <sys/mman.h>
 #include <unistd.h>
 #endif
 
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <stdexcept>
 #include <system_error>
 
@@ -35,6 +37,17 @@ int read_some(int file, char* into, size_t size) {
 }
 void close_file(int file) { _close(file); }
 unsigned type_of(const FileState& found) { return found.st_mode & _S_IFMT; }
+const char* map_file(int file, size_t) {
+  const auto handle = reinterpret_cast<HANDLE>(_get_osfhandle(file));
+  const HANDLE mapping = CreateFileMappingW(handle, nullptr, PAGE_READONLY, 0, 0, nullptr);
+  const void* data = mapping == nullptr ? nullptr : MapViewOfFile(mapping, FILE_MAP_READ, 0, 0, 0);
+  const DWORD error = GetLastError();
+  if (mapping != nullptr) CloseHandle(mapping);  // the view keeps it
+  if (data == nullptr) throw std::runtime_error("Windows cannot map it: error " + std::to_string(error));
+  return static_cast<const char*>(data);
+}
+void unmap(char* data, size_t) { UnmapViewOfFile(data); }
+void let_go(char* data, size_t size) { VirtualUnlock(data, size); }  // unlocked pages leave the working set
 constexpr unsigned kRegular = _S_IFREG, kFolder = _S_IFDIR;
 #else
 constexpr const char* kSeparators = "/";
@@ -45,6 +58,14 @@ int state_of(int file, FileState* found) { return fstat(file, found); }
 ssize_t read_some(int file, char* into, size_t size) { return ::read(file, into, size); }
 void close_file(int file) { close(file); }
 unsigned type_of(const FileState& found) { return found.st_mode & S_IFMT; }
+const char* map_file(int file, size_t size) {
+  void* data = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file, 0);
+  if (data == MAP_FAILED && errno == ENOMEM) throw std::bad_alloc();
+  if (data == MAP_FAILED) throw std::runtime_error(std::strerror(errno));
+  return static_cast<const char*>(data);
+}
+void unmap(char* data, size_t size) { munmap(data, size); }
+void let_go(char* data, size_t size) { madvise(data, size, MADV_DONTNEED); }
 constexpr unsigned kRegular = S_IFREG, kFolder = S_IFDIR;
 #endif
 
@@ -83,6 +104,16 @@ std::string InputFile::read() const {
   }
   return bytes;
 }
+
+MappedFile::MappedFile(const std::string& path) {
+  const InputFile file(path);
+  const auto size = static_cast<size_t>(file.size());
+  bytes_ = {map_file(file.descriptor(), size), size};
+}
+
+MappedFile::~MappedFile() { unmap(const_cast<char*>(bytes_.data()), bytes_.size()); }
+
+void MappedFile::release() const { let_go(const_cast<char*>(bytes_.data()), bytes_.size()); }
 
 #if defined(_WIN32)
 

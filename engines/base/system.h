@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 namespace blip2rt {
 
@@ -32,6 +33,7 @@ class InputFile {
   InputFile(const InputFile&) = delete;
   InputFile& operator=(const InputFile&) = delete;
 
+  int descriptor() const { return descriptor_; }
   Kind kind() const { return kind_; }
   uint64_t size() const { return size_; }
 
@@ -42,6 +44,24 @@ class InputFile {
   int descriptor_;
   Kind kind_ = Kind::kOther;
   uint64_t size_ = 0;
+};
+
+// A file mapped for reading, of which the process holds the pages that it has read.
+class MappedFile {
+ public:
+  // Throws std::runtime_error with the reason alone.
+  explicit MappedFile(const std::string& path);
+  ~MappedFile();
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  std::string_view bytes() const { return bytes_; }
+
+  // Lets the pages go, from the process's memory but not from the system's cache.
+  void release() const;
+
+ private:
+  std::string_view bytes_;
 };
 
 // Loads a shared library with the libraries beside it. Throws std::runtime_error with the reason alone.

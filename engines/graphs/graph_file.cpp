@@ -2,10 +2,12 @@
 #include "graphs/graph_file.h"
 
 #include <system_error>
+#include <tuple>
 #include <vector>
 
 #include "base/system.h"
 #include "base/utf8.h"
+#include "graphs/onnx_graph.h"
 #include "graphs/onnx_schema.h"
 #include "graphs/operator_checks.h"
 #include "graphs/protobuf.h"
@@ -61,17 +63,25 @@ uint64_t parse_number(std::string_view text, uint64_t otherwise, const char* wha
   return number;
 }
 
+// The files next to a graph that its tensors are in.
+struct ExternalFiles {
+  const std::string& folder;
+  const AllowedFiles& allowed;
+  std::map<std::string, uint64_t> sizes = {};  // of those already seen
+};
+
 // Returns the size of a file next to the graph. Throws if it is no regular file, or not allowed.
-uint64_t external_file_size(const std::string& folder, const std::string& name, const AllowedFiles& files) {
-  uint64_t size = 0;
+uint64_t external_file_size(const std::string& name, ExternalFiles& files) {
+  uint64_t& size = files.sizes[name];
+  if (size > 0) return size;
   try {
-    size = regular_file_size(folder + name);
+    size = regular_file_size(files.folder + name);
   } catch (const std::runtime_error& error) {
     throw std::runtime_error("external data is in " + quoted(name) + ": " + error.what());
   }
-  if (!files) return size;
-  const auto listed = files->find(name);
-  if (listed == files->end()) {
+  if (!files.allowed) return size;
+  const auto listed = files.allowed->find(name);
+  if (listed == files.allowed->end()) {
     throw std::runtime_error("external data is in " + quoted(name) + ", which the manifest does not list");
   }
   if (listed->second != size) {
@@ -81,14 +91,13 @@ uint64_t external_file_size(const std::string& folder, const std::string& name, 
   return size;
 }
 
-void check_external_data(const ExternalData& data, std::optional<uint64_t> bytes, const std::string& folder,
-                         const AllowedFiles& files) {
+void check_external_data(const ExternalData& data, std::optional<uint64_t> bytes, ExternalFiles& files) {
   const std::string name(data.location);
   const bool plain = !name.empty() && name != "." && name != ".." &&
                      name.find_first_of(std::string("/\\:*\0", 5)) == std::string::npos;
   if (!plain) throw std::runtime_error("external data is in " + quoted(name) + ", which is not a plain file name");
   if (!bytes) throw std::runtime_error("external data has an unsupported type or size");
-  const uint64_t size = external_file_size(folder, name, files);
+  const uint64_t size = external_file_size(name, files);
   const uint64_t offset = parse_number(data.offset, 0, "offset"), length = parse_number(data.length, *bytes, "length");
   if (length != *bytes) {
     throw std::runtime_error("external data has " + std::to_string(length) + " bytes for a tensor of " +
@@ -99,7 +108,7 @@ void check_external_data(const ExternalData& data, std::optional<uint64_t> bytes
   }
 }
 
-void check_tensor(std::string_view bytes, const std::string& folder, const AllowedFiles& files) {
+void check_tensor(std::string_view bytes, ExternalFiles& files) {
   std::vector<uint64_t> shape;
   std::vector<std::string_view> entries;
   std::string_view name;
@@ -125,7 +134,7 @@ void check_tensor(std::string_view bytes, const std::string& folder, const Allow
     if (location > 1) throw std::runtime_error("data_location is " + std::to_string(location));
     if (location == 0 && entries.empty()) return;
     if (has_data) throw std::runtime_error("its data is both in the graph and in a file");
-    check_external_data(read_external_data(entries), tensor_bytes(shape, dtype), folder, files);
+    check_external_data(read_external_data(entries), tensor_bytes(shape, dtype), files);
   } catch (const std::runtime_error& error) {
     throw std::runtime_error("tensor " + quoted(name) + ": " + error.what());
   }
@@ -165,7 +174,8 @@ void check_model(std::string_view model, const std::string& folder, const Allowe
   for (std::string_view domain : found.domains) {
     if (domain == kDomain) throw std::runtime_error("it uses operators of the domain " + quoted(kDomain));
   }
-  for (std::string_view tensor : found.tensors) check_tensor(tensor, folder, files);
+  ExternalFiles external{folder, files};
+  for (std::string_view tensor : found.tensors) check_tensor(tensor, external);
   if (rules != OperatorRules::kTrusted) check_operators(model, found, rules == OperatorRules::kEveryEngine);
 }
 
@@ -180,6 +190,32 @@ std::string read_graph(const std::string& path, const AllowedFiles& files, Opera
   } catch (const std::runtime_error& error) {
     throw GraphError(path + " is rejected: " + error.what());
   }
+}
+
+const void* Weights::address(const Constant& constant) {
+  const auto bytes = tensor_bytes(constant.shape, static_cast<uint64_t>(constant.dtype));
+  std::string_view values = constant.raw;
+  if (!bytes || (constant.file.empty() && values.size() != *bytes)) return nullptr;
+  if (!constant.file.empty()) {
+    auto file = files_.find(constant.file);
+    if (file == files_.end()) {
+      const std::string name(constant.file);
+      file =
+          files_.emplace(std::piecewise_construct, std::forward_as_tuple(name), std::forward_as_tuple(folder_ + name))
+              .first;
+    }
+    const std::string_view whole = file->second.bytes();
+    if (constant.offset > whole.size() || *bytes > whole.size() - constant.offset) {
+      throw std::runtime_error("external data extends past the end of " + quoted(constant.file));
+    }
+    values = whole.substr(constant.offset, *bytes);
+    if (reinterpret_cast<uintptr_t>(values.data()) % alignof(float) == 0) return values.data();
+  }
+  return copies_.emplace_back(values).data();
+}
+
+void Weights::release() const {
+  for (const auto& [name, file] : files_) file.release();
 }
 
 }  // namespace blip2rt

@@ -34,7 +34,8 @@ enum AttributeField : uint32_t {
   kAttributeType = 20,
   kAttributeReference = 21
 };
-enum TensorField : uint32_t { kDims = 1, kDataType = 2, kTensorName = 8, kRawData = 9 };
+enum TensorField : uint32_t { kDims = 1, kDataType = 2, kTensorName = 8, kRawData = 9, kExternal = 13 };
+enum EntryField : uint32_t { kKey = 1, kValue = 2 };
 enum ValueField : uint32_t { kValueName = 1, kValueType = 2 };
 enum Type : uint32_t { kTensorType = 1, kElementType = 1, kShape = 2, kDimension = 1, kDimValue = 1, kDimName = 2 };
 
@@ -76,6 +77,14 @@ size_t rank(std::string_view value) {
   return axes;
 }
 
+// Reads an entry of external data, which read_graph has validated.
+void read_entry(std::string_view entry, Constant& constant) {
+  const std::string_view key = submessage(entry, kKey), value = submessage(entry, kValue);
+  if (key == "location") constant.file = value;
+  if (key != "offset") return;
+  for (const char digit : value) constant.offset = constant.offset * 10 + static_cast<uint64_t>(digit - '0');
+}
+
 Constant read_constant(std::string_view bytes, std::string_view& name) {
   Constant constant;
   protobuf::Field field;
@@ -84,6 +93,7 @@ Constant read_constant(std::string_view bytes, std::string_view& name) {
     if (field.number == kDataType) constant.dtype = static_cast<DType>(field.value);
     if (field.number == kTensorName) name = field.bytes;
     if (field.number == kRawData) constant.raw = field.bytes;
+    if (field.number == kExternal) read_entry(field.bytes, constant);
   }
   return constant;
 }
@@ -294,7 +304,12 @@ std::string apply_changes(std::string_view graph, const Graph& parts, const Node
   std::string result;
   auto node = parts.nodes.begin();
   protobuf::Field field;
+  const auto is_read = [&parts](std::string_view constant) {
+    const auto uses = parts.use_counts.find(constant);
+    return parts.constants.count(constant) == 0 || (uses != parts.use_counts.end() && uses->second > 0);
+  };
   for (protobuf::Reader reader(graph); reader.next(field);) {
+    if (field.number == kInitializer && !is_read(submessage(field.bytes, kTensorName))) continue;
     auto change = changes.end();
     if (field.number == kNode) {
       if (!node->outputs.empty()) change = changes.find(node->outputs[0]);

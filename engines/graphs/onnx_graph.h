@@ -48,7 +48,9 @@ struct Node {
 struct Constant {
   DType dtype = DType::kUndefined;
   std::vector<uint64_t> shape;
-  std::string_view raw;  // its data; empty if in another file or another field
+  std::string_view raw;   // its data; empty if in another file or another field
+  std::string_view file;  // that its data is in; empty if in the graph
+  uint64_t offset = 0;    // in the file
 
   bool has_shape(std::initializer_list<uint64_t> sizes) const {
     return std::equal(shape.begin(), shape.end(), sizes.begin(), sizes.end());
@@ -115,7 +117,8 @@ struct Model {
   explicit Model(std::string_view model);
 };
 
-// Writes `graph` with `changes` to its nodes, and appends `inputs`. `parsed` is the parsed graph.
+// Writes `graph` with `changes` to its nodes and without constants that no node reads, and appends `inputs`. `parts` is
+// the parsed graph.
 std::string apply_changes(std::string_view graph, const Graph& parts, const NodeChanges& changes,
                           const std::vector<std::string>& inputs);
 

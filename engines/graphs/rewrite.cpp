@@ -30,22 +30,24 @@ struct Products {
   bool int4 = false, int8 = false;  // whether any product was replaced
 };
 
-Products replace_products(Graph& graph, const CustomOps& ops) {
+Products replace_products(Graph& graph, const CustomOps& ops, Weights& weights) {
   Products products;
   const ConstantSources sources = find_constant_sources(graph);
   for (const Node& node : graph.nodes) {
     if (node.domain != "com.microsoft" || node.outputs.size() != 1) continue;
     std::string written;
-    if (ops.int4) written = rewrite_int4(node, graph, sources, ops.threads);
+    if (ops.int4) written = rewrite_int4(node, graph, sources, ops.threads, weights);
     products.int4 = products.int4 || !written.empty();
     if (written.empty() && ops.int8) {
-      written = rewrite_int8(node, graph, sources, ops.threads);
+      written = rewrite_int8(node, graph, sources, ops.threads, weights);
       products.int8 = products.int8 || !written.empty();
     }
     if (!written.empty()) products.changes[node.outputs[0]] = written;
   }
   for (const auto& [made, constant] : sources) {  // the derived value is no longer used
-    if (graph.use_counts[made] == 0) products.changes[made] = "";
+    if (graph.use_counts[made] > 0) continue;
+    products.changes[made] = "";
+    --graph.use_counts[constant];
   }
   return products;
 }
@@ -60,7 +62,8 @@ void replace_gathers(const Graph& graph, NodeChanges& changes) {
 }
 
 // Returns the graph with custom operators, or an empty string if nothing is replaced.
-std::string rewritten_graph(const Model& model, const CustomOps& ops, std::vector<std::string>& kernels) {
+std::string rewritten_graph(const Model& model, const CustomOps& ops, Weights& weights,
+                            std::vector<std::string>& kernels) {
   constexpr uint64_t kOldest = 13;  // the first opset with today's Softmax and Split
   Graph graph(model.graph);
   if (graph.has_graph) return "";       // a subgraph may use a removed value
@@ -70,7 +73,7 @@ std::string rewritten_graph(const Model& model, const CustomOps& ops, std::vecto
   NodeChanges cache, cross, encoder;
   if (ops.attention) cache = rewrite_cache_attention(graph);
   if (!cache.empty() && model.opset >= kOldest) cross = rewrite_cross_attention(graph);
-  Products products = replace_products(graph, ops);
+  Products products = replace_products(graph, ops, weights);
   // int8 products cost more precision than bfloat16 attention, so a user who accepts them accepts both.
   if (products.int8 && model.opset >= kOldest) encoder = rewrite_encoder_attention(graph);
   if (!cache.empty()) kernels.push_back(attention_name());
@@ -89,9 +92,9 @@ std::string rewritten_graph(const Model& model, const CustomOps& ops, std::vecto
 
 }  // namespace
 
-RewrittenGraph rewrite_model(const std::string& model, CustomOps ops) {
+RewrittenGraph rewrite_model(const std::string& model, CustomOps ops, Weights& weights) {
   RewrittenGraph result;
-  const std::string graph = rewritten_graph(Model(model), ops, result.kernels);
+  const std::string graph = rewritten_graph(Model(model), ops, weights, result.kernels);
   if (!graph.empty()) result.bytes = replace_graph(model, graph, kDomain);
   return result;
 }

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "graphs/graph_file.h"
+
 namespace blip2rt {
 
 // The operators to replace.
@@ -27,8 +29,9 @@ struct RewrittenGraph {
 };
 
 // Replaces the operators that `ops` selects in `model` (an ONNX ModelProto), if the processor has a kernel for them.
-// Throws std::runtime_error if the bytes are no model.
-RewrittenGraph rewrite_model(const std::string& model, CustomOps ops);
+// `weights` receives what the products read. Throws std::runtime_error if the bytes are no model, or weights cannot be
+// mapped.
+RewrittenGraph rewrite_model(const std::string& model, CustomOps ops, Weights& weights);
 
 // Returns the kernels that this processor would run, such as "int4 avx512".
 std::vector<std::string> processor_kernels();

@@ -20,6 +20,17 @@ bool is_matrix(const Constant* constant, uint64_t n, uint64_t columns, bool flat
   return constant != nullptr && (constant->has_shape({n, columns}) || (flat && constant->has_shape({n * columns})));
 }
 
+// Adds the addresses of constants to a node's attributes, by name. Returns false if one has none.
+bool add_addresses(Weights& weights, std::initializer_list<std::pair<std::string_view, const Constant*>> constants,
+                   IntAttributes& to) {
+  for (const auto& [name, constant] : constants) {
+    const void* address = weights.address(*constant);
+    if (address == nullptr) return false;
+    to.emplace_back(name, reinterpret_cast<uintptr_t>(address));
+  }
+  return true;
+}
+
 }  // namespace
 
 ConstantSources find_constant_sources(const Graph& graph) {
@@ -36,7 +47,8 @@ ConstantSources find_constant_sources(const Graph& graph) {
   return sources;
 }
 
-std::string rewrite_int4(const Node& node, Graph& graph, const ConstantSources& sources, size_t threads) {
+std::string rewrite_int4(const Node& node, Graph& graph, const ConstantSources& sources, size_t threads,
+                         Weights& weights) {
   enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kInputs };
   if (node.op_type != "MatMulNBits" || node.inputs.size() != kInputs || int4_kernel() == nullptr) return "";
   const auto number = [&](const char* name) { return node.number(name, 0); };
@@ -47,25 +59,27 @@ std::string rewrite_int4(const Node& node, Graph& graph, const ConstantSources& 
   }
   const auto rows = static_cast<uint64_t>(n), half = static_cast<uint64_t>(block / 2);
   const auto blocks = static_cast<uint64_t>((k + block - 1) / block);
-  const auto scales = sources.find(node.inputs[kScales]);
+  const auto cast = sources.find(node.inputs[kScales]);
+  const Constant* scales = cast == sources.end() ? nullptr : graph.constant(cast->second, DType::kFloat16);
   const Constant* codes = graph.constant(node.inputs[kCodes], DType::kUInt8);
-  if (scales == sources.end() || codes == nullptr || !codes->has_shape({rows, blocks, half}) ||
-      !is_matrix(graph.constant(scales->second, DType::kFloat16), rows, blocks, true) ||
-      !is_matrix(graph.constant(node.inputs[kZeroPoints], DType::kUInt8), rows, (blocks + 1) / 2, true)) {
+  const Constant* zeros = graph.constant(node.inputs[kZeroPoints], DType::kUInt8);
+  if (codes == nullptr || !codes->has_shape({rows, blocks, half}) || !is_matrix(scales, rows, blocks, true) ||
+      !is_matrix(zeros, rows, (blocks + 1) / 2, true)) {
     return "";
   }
-  --graph.use_counts[scales->first];
   constexpr int64_t kInt8 = 4;  // accuracy_level 4: int8 activations; other levels get 16 bits
-  return write_node(node, kDomain, kMatMulInt4,
-                    {node.inputs[kX], node.inputs[kCodes], scales->second, node.inputs[kZeroPoints]},
-                    {{"N", rows},
-                     {"K", static_cast<uint64_t>(k)},
-                     {"block_size", static_cast<uint64_t>(block)},
-                     {"split", number("accuracy_level") == kInt8 ? 0 : 1},
-                     {"threads", threads}});
+  IntAttributes attributes = {{"N", rows},
+                              {"K", static_cast<uint64_t>(k)},
+                              {"block_size", static_cast<uint64_t>(block)},
+                              {"split", number("accuracy_level") == kInt8 ? 0 : 1},
+                              {"threads", threads}};
+  if (!add_addresses(weights, {{"codes", codes}, {"scales", scales}, {"zeros", zeros}}, attributes)) return "";
+  for (const Input each : {kCodes, kScales, kZeroPoints}) --graph.use_counts[node.inputs[each]];
+  return write_node(node, kDomain, kMatMulInt4, {node.inputs[kX]}, attributes);
 }
 
-std::string rewrite_int8(const Node& node, Graph& graph, const ConstantSources& sources, size_t threads) {
+std::string rewrite_int8(const Node& node, Graph& graph, const ConstantSources& sources, size_t threads,
+                         Weights& weights) {
   enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kBias, kInputs };
   if (node.op_type != "DynamicQuantizeMatMul" || node.inputs.size() <= kScales || int8_kernel() == nullptr) return "";
   const auto turned = sources.find(node.inputs[kCodes]);
@@ -78,14 +92,17 @@ std::string rewrite_int8(const Node& node, Graph& graph, const ConstantSources& 
   const uint64_t n = codes->shape[0], k = codes->shape[1];
   const auto is_vector = [&](const Constant* constant) { return constant != nullptr && constant->has_shape({n}); };
   if (n == 0 || n >= kMaxSize || k == 0 || k > kInt8MaxDepth || !is_vector(scales)) return "";
-  std::vector<std::string_view> inputs = {node.inputs[kX], turned->second, node.inputs[kScales]};
+  IntAttributes attributes = {{"N", n}, {"K", k}, {"threads", threads}};
+  if (!add_addresses(weights, {{"codes", codes}, {"scales", scales}}, attributes)) return "";
   if (!node.input(kBias).empty()) {
-    if (!is_vector(graph.constant(node.inputs[kBias], DType::kFloat32))) return "";
-    inputs.push_back(node.inputs[kBias]);
+    const Constant* bias = graph.constant(node.inputs[kBias], DType::kFloat32);
+    if (!is_vector(bias) || !add_addresses(weights, {{"bias", bias}}, attributes)) return "";
+    --graph.use_counts[node.inputs[kBias]];
+  } else {
+    attributes.emplace_back("bias", 0);
   }
-  --graph.use_counts[turned->first];
-  return write_node(node, kDomain, kMatMulInt8, inputs,
-                    {{"N", n}, {"K", k}, {"bias", inputs.size() > kZeroPoints}, {"threads", threads}});
+  for (const Input each : {kCodes, kScales}) --graph.use_counts[node.inputs[each]];
+  return write_node(node, kDomain, kMatMulInt8, {node.inputs[kX]}, attributes);
 }
 
 }  // namespace blip2rt

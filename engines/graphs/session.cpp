@@ -13,10 +13,10 @@ namespace blip2rt {
 namespace {
 
 // Returns the rewritten graph; without bytes if the file is to be loaded unchanged.
-RewrittenGraph rewritten_graph(const std::string& bytes, int intra_op_threads, CustomOps ops) {
+RewrittenGraph rewritten_graph(const std::string& bytes, int intra_op_threads, CustomOps ops, Weights& weights) {
   const size_t asked = static_cast<size_t>(std::max(0, intra_op_threads));
   ops.threads = asked > 0 ? asked : std::max<size_t>(1, std::thread::hardware_concurrency());
-  return rewrite_model(bytes, ops);
+  return rewrite_model(bytes, ops, weights);
 }
 
 SessionOptions session_options(int intra_op_threads) {
@@ -95,7 +95,7 @@ const Port* find(const std::vector<Port>& ports, const std::string& name) {
 
 Session::Session(const std::string& graph_path, int intra_op_threads, CustomOps ops, const AllowedFiles& files,
                  bool trusted)
-    : path_(graph_path), process_(process_id()) {
+    : path_(graph_path), process_(process_id()), weights_(folder_of(graph_path)) {
   const ActiveCall call;
   SessionOptions options = session_options(intra_op_threads);
   RewrittenGraph graph;
@@ -103,7 +103,7 @@ Session::Session(const std::string& graph_path, int intra_op_threads, CustomOps 
     const std::string bytes =
         read_graph(graph_path, files, trusted ? OperatorRules::kTrusted : OperatorRules::kOnnxRuntime);
     try {
-      graph = rewritten_graph(bytes, intra_op_threads, ops);
+      graph = rewritten_graph(bytes, intra_op_threads, ops, weights_);
     } catch (const std::runtime_error& error) {
       throw GraphError(graph_path + " is rejected: " + error.what());
     }

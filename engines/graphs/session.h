@@ -40,6 +40,9 @@ class Session {
   // Throws if the process was forked after the session was loaded: its threads do not exist in the child.
   void check_process() const;
 
+  // Takes the weights out of the process's memory until the next run reads them.
+  void release_weights() const { weights_.release(); }
+
   // Returns whether only the loop may run the graph: it accesses rows outside the tensors' shapes.
   bool is_loop_only() const;
 
@@ -51,6 +54,7 @@ class Session {
 
   std::string path_;
   int process_;
+  Weights weights_;
   std::vector<std::string> custom_kernels_;
   OrtSession* session_ = nullptr;
   std::vector<Port> inputs_;

@@ -76,16 +76,6 @@ struct Tensor {
   }
 };
 
-// Returns the data of an input of known shape: asking for the shape would allocate.
-template <class T>
-const T* input_data(OrtKernelContext* context, size_t index) {
-  const OrtValue* value = nullptr;
-  void* data = nullptr;
-  check(ort().KernelContext_GetInput(context, index, &value));
-  check(ort().GetTensorMutableData(const_cast<OrtValue*>(value), &data));
-  return static_cast<const T*>(data);
-}
-
 inline Tensor input(OrtKernelContext* context, size_t index) {
   Tensor tensor;
   const OrtValue* value = nullptr;
@@ -100,22 +90,6 @@ inline Tensor input(OrtKernelContext* context, size_t index) {
   if (tensor.rank > Tensor::kMaxAxes) throw std::runtime_error("an operator's input has more than 8 axes");
   check(ort().GetDimensions(raw, tensor.axes, tensor.rank));
   return tensor;
-}
-
-// Throws unless an input is a constant with exactly `rows` * `columns` elements of this type. Constants are checked
-// once, when the kernel is created; a run only asks for their address.
-inline void check_constant(const OrtKernelInfo* info, size_t index, DType dtype, uint64_t rows, uint64_t columns) {
-  int is_constant = 0;
-  const OrtValue* value = nullptr;
-  check(ort().KernelInfoGetConstantInput_tensor(info, index, &is_constant, &value));
-  if (is_constant == 0 || value == nullptr) throw std::runtime_error("an operator's weights are not constant");
-  const TensorInfo tensor = tensor_info(value);
-  uint64_t count = 1, wanted = 0;
-  bool fits = tensor.dtype == dtype && !__builtin_mul_overflow(rows, columns, &wanted);
-  for (int64_t axis : tensor.shape) {
-    fits = fits && axis >= 0 && !__builtin_mul_overflow(count, static_cast<uint64_t>(axis), &count);
-  }
-  if (!fits || count != wanted) throw std::runtime_error("an operator's weights have the wrong type or size");
 }
 
 inline float* output(OrtKernelContext* context, size_t index, const int64_t* axes, size_t rank) {
@@ -137,6 +111,12 @@ inline size_t size_attribute(const OrtKernelInfo* info, const char* name, int64_
   const int64_t size = attribute(info, name);
   if (size < 1 || size > max) throw std::runtime_error(std::string("an operator has an invalid ") + name);
   return static_cast<size_t>(size);
+}
+
+// Returns an attribute that is an address in this process. The rewriting of graphs checks what is there.
+template <class T>
+const T* address_attribute(const OrtKernelInfo* info, const char* name) {
+  return reinterpret_cast<const T*>(static_cast<uintptr_t>(attribute(info, name)));
 }
 
 inline float float_attribute(const OrtKernelInfo* info, const char* name) {

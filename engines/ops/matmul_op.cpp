@@ -43,35 +43,23 @@ void parallel_for_tiles(OrtKernelContext* context, size_t threads, size_t tiles,
 
 struct MatMulInt4 {
   static constexpr const char* kName = kMatMulInt4;
-  static constexpr DType kInputs[] = {DType::kFloat32, DType::kUInt8, DType::kFloat16, DType::kUInt8};
+  static constexpr DType kInputs[] = {DType::kFloat32};
   static constexpr size_t kOutputs = 1;
   static bool optional(size_t) { return false; }
-  size_t n, k, block;
+  Int4Matrix matrix;
   bool split;  // 16-bit activations
   size_t threads;
 
   explicit MatMulInt4(const OrtKernelInfo* info)
-      : n(size_attribute(info, "N", kMaxSize)),
-        k(size_attribute(info, "K", kMaxSize)),
-        block(size_attribute(info, "block_size", 128)),
+      : matrix{size_attribute(info, "N", kMaxSize),         size_attribute(info, "K", kMaxSize),
+               size_attribute(info, "block_size", 128),     address_attribute<uint8_t>(info, "codes"),
+               address_attribute<uint16_t>(info, "scales"), address_attribute<uint8_t>(info, "zeros")},
         split(attribute(info, "split") != 0),
-        threads(size_attribute(info, "threads", kMaxThreads)) {
-    if (block != 32 && block != 64 && block != 128) throw std::runtime_error("a product has an unsupported block size");
-    const uint64_t blocks = (k + block - 1) / block;
-    check_constant(info, 1, DType::kUInt8, n, blocks * (block / 2));
-    check_constant(info, 2, DType::kFloat16, n, blocks);
-    check_constant(info, 3, DType::kUInt8, n, (blocks + 1) / 2);
-  }
+        threads(size_attribute(info, "threads", kMaxThreads)) {}
 
   void compute(OrtKernelContext* context) const {
-    const Product product(context, n, k);
+    const Product product(context, matrix.n, matrix.k);
     if (product.rows == 0) return;
-    const Int4Matrix matrix = {n,
-                               k,
-                               block,
-                               input_data<uint8_t>(context, 1),
-                               input_data<uint16_t>(context, 2),
-                               input_data<uint8_t>(context, 3)};
     thread_local Buffer values, scales;
     const size_t blocks = Int4Input::scales_size(matrix, product.rows);
     const size_t plane = Int4Input::plane_size(matrix, product.rows);
@@ -97,28 +85,21 @@ struct MatMulInt4 {
 
 struct MatMulInt8 {
   static constexpr const char* kName = kMatMulInt8;
-  static constexpr DType kInputs[] = {DType::kFloat32, DType::kInt8, DType::kFloat32, DType::kFloat32};
-  static constexpr size_t kOutputs = 1, kBias = 3;
-  static bool optional(size_t index) { return index == kBias; }
-  size_t n, k;
-  bool bias;
+  static constexpr DType kInputs[] = {DType::kFloat32};
+  static constexpr size_t kOutputs = 1;
+  static bool optional(size_t) { return false; }
+  Int8Matrix matrix;
   size_t threads;
 
   explicit MatMulInt8(const OrtKernelInfo* info)
-      : n(size_attribute(info, "N", kMaxSize)),
-        k(size_attribute(info, "K", kInt8MaxDepth)),
-        bias(attribute(info, "bias") != 0),
-        threads(size_attribute(info, "threads", kMaxThreads)) {
-    check_constant(info, 1, DType::kInt8, n, k);
-    check_constant(info, 2, DType::kFloat32, n, 1);
-    if (bias) check_constant(info, kBias, DType::kFloat32, n, 1);
-  }
+      : matrix{size_attribute(info, "N", kMaxSize), size_attribute(info, "K", kInt8MaxDepth),
+               address_attribute<int8_t>(info, "codes"), address_attribute<float>(info, "scales"),
+               address_attribute<float>(info, "bias")},
+        threads(size_attribute(info, "threads", kMaxThreads)) {}
 
   void compute(OrtKernelContext* context) const {
-    const Product product(context, n, k);
+    const Product product(context, matrix.n, matrix.k);
     if (product.rows == 0) return;
-    const Int8Matrix matrix = {n, k, input_data<int8_t>(context, 1), input_data<float>(context, 2),
-                               bias ? input_data<float>(context, kBias) : nullptr};
     thread_local Buffer values, scales, zeros;
     const Int8Kernel* kernel = int8_kernel();
     const size_t width = kernel->row_stride(matrix.k);

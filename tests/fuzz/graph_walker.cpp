@@ -38,8 +38,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }
   for (int which = 1; which < 8; ++which) {
     RewrittenGraph graph;
+    Weights weights("/nonexistent/");
     try {
-      graph = rewrite_model(model, {(which & 1) != 0, (which & 2) != 0, (which & 4) != 0, 1});
+      graph = rewrite_model(model, {(which & 1) != 0, (which & 2) != 0, (which & 4) != 0, 1}, weights);
     } catch (const std::runtime_error&) {
       continue;
     }
