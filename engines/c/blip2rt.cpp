@@ -1,190 +1,21 @@
-// The C API: looks handles up, checks arguments, and turns exceptions into statuses.
+// The functions of the C API: each looks handles up, checks arguments, and calls the model.
 #include <blip2rt.h>
-#include <dlfcn.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
 #include <mutex>
-#include <new>
 #include <string>
-#include <thread>
 #include <utility>
 
-#include "base/utf8.h"
-#include "c/handles.h"
-#include "model/model.h"
-#include "ort/ort_api.h"
+#include "c/boundary.h"
+#include "c/runtime.h"
 
 namespace blip2rt {
 namespace {
 
-struct Report {
-  blip2rt_status status;
-  Faults faults;
-  std::string message;
-};
-
-struct OpenChat {
-  std::shared_ptr<Model> model;  // of which the conversation has references
-  std::unique_ptr<Conversation> conversation;
-  std::mutex mutex;  // one thread asks at a time
-};
-
-using Models = Handles<blip2rt_model, Model>;
-using Images = Handles<blip2rt_image, PreparedImage>;
-using FeatureSets = Handles<blip2rt_features, Features>;
-using Chats = Handles<blip2rt_chat, OpenChat>;
-using TextLists = Handles<blip2rt_texts, Texts>;
-using Reports = Handles<blip2rt_error, Report>;
-
-Error argument_error(std::string fault) { return {ErrorKind::kArgument, std::move(fault)}; }
-
-blip2rt_status status_of(ErrorKind kind) {
-  switch (kind) {
-    case ErrorKind::kArgument: return BLIP2RT_BAD_ARGUMENT;
-    case ErrorKind::kModel: return BLIP2RT_BAD_MODEL;
-    case ErrorKind::kTimeout: return BLIP2RT_TIMEOUT;
-    case ErrorKind::kBackend: break;
-  }
-  return BLIP2RT_FAILED;
-}
-
-blip2rt_status report(blip2rt_error** error, blip2rt_status status, Faults faults) noexcept {
-  if (error == nullptr) return status;
-  try {
-    for (std::string& fault : faults) fault = single_line(fault);
-    std::string message = joined(faults);
-    *error = Reports::all().add(std::make_shared<Report>(Report{status, std::move(faults), std::move(message)}));
-  } catch (...) {  // no memory even for this
-  }
-  return status;
-}
-
-// Runs a call. Nothing is thrown across the boundary.
-template <class Work>
-blip2rt_status guarded(blip2rt_error** error, Work work) noexcept {
-  if (error != nullptr) *error = nullptr;
-  try {
-    work();
-    return BLIP2RT_OK;
-  } catch (const Error& fault) {
-    return report(error, status_of(fault.kind), fault.faults);
-  } catch (const ImageError& fault) {
-    return report(error, BLIP2RT_BAD_IMAGE, {fault.what()});
-  } catch (const std::bad_alloc&) {
-    return report(error, BLIP2RT_NO_MEMORY, {"out of memory: ask for fewer tokens, beams or images"});
-  } catch (const std::length_error&) {  // a container larger than any memory
-    return report(error, BLIP2RT_NO_MEMORY, {"out of memory: ask for fewer tokens, beams or images"});
-  } catch (const std::exception& fault) {
-    return report(error, BLIP2RT_FAILED, {fault.what()});
-  } catch (...) {
-    return report(error, BLIP2RT_FAILED, {"the callback threw an exception: catch it there"});
-  }
-}
-
-template <class Table, class Handle>
-auto object_of(const Handle* handle, const char* name) {
-  auto object = Table::all().find(handle);
-  if (object != nullptr) return object;
-  throw argument_error(std::string(name) + (handle == nullptr ? " is NULL: pass a " : " was freed, or is no ") +
-                       "blip2rt_" + name + (handle == nullptr ? "" : ": pass one that is open"));
-}
-
-template <class Pointer>
-Pointer given(Pointer pointer, const char* name) {
-  if (pointer == nullptr) throw argument_error(std::string(name) + " is NULL: pass a pointer");
-  return pointer;
-}
-
-// Hands an object to the caller.
-template <class Table, class Handle, class Object>
-void give(Handle** to, std::shared_ptr<Object> object) {
-  *to = Table::all().add(std::move(object));
-}
-
-template <class Handle>
-void clear(Handle** to, const char* name) {
-  *given(to, name) = nullptr;
-}
-
 OnPiece on_piece_of(blip2rt_callback callback, void* user) {
   if (callback == nullptr) return nullptr;
   return [callback, user](const std::string& piece) { return callback(piece.c_str(), user) == 0; };
-}
-
-// The folder of this library, with a slash; empty if the loader does not tell.
-std::string library_folder() {
-  Dl_info info;
-  if (dladdr(reinterpret_cast<const void*>(&blip2rt_version), &info) == 0 || info.dli_fname == nullptr) return "";
-  const std::string path = info.dli_fname;
-  return path.substr(0, path.rfind('/') + 1);
-}
-
-// Loads ONNX Runtime for the process. `path` is empty, or names the library.
-void load_runtime(std::string path) {
-  static std::mutex mutex;
-  static bool loaded = false;
-  const std::lock_guard lock(mutex);
-  if (loaded && path.empty()) return;
-  if (path.empty()) {
-    path = "libonnxruntime.so.1";
-    const std::string beside = library_folder() + path;
-    if (access(beside.c_str(), R_OK) == 0) path = beside;
-  }
-  try {
-    load_onnxruntime(path);
-  } catch (const std::runtime_error& error) {
-    throw Error(ErrorKind::kBackend,
-                std::string(error.what()) + ": install ONNX Runtime, or name its library by the option onnxruntime");
-  }
-  loaded = true;
-}
-
-constexpr const char* kLoadOptions[] = {"threads",        "onnxruntime",    "max_pixels", "scaled_jpeg",
-                                        "special_tokens", "trusted_graphs", "verify"};
-
-ModelOptions load_options(const char* const* pairs, std::string& runtime) {
-  ModelOptions options;
-  Faults faults, unknown;
-  const Faults names(std::begin(kLoadOptions), std::end(kLoadOptions));
-  for (const auto& [name, value] : read_pairs(pairs)) {
-    const auto require = [&, name = name, value = value](const auto& parsed, auto& into, const char* what) {
-      using Into = std::decay_t<decltype(into)>;
-      if (parsed) {
-        into = static_cast<Into>(*parsed);
-      } else {
-        faults.push_back(name + " is " + shown(value) + ": give " + what);
-      }
-    };
-    if (name == "threads") {
-      require(parse_whole(value, 1, 1024), options.threads,
-              "a whole number from 1 to 1024, or leave it out for all cores");
-    } else if (name == "onnxruntime") {
-      runtime = value;
-    } else if (name == "max_pixels") {
-      require(parse_whole(value, 1, kMostPixels), options.images.max_pixels,
-              "a number of pixels from 1 to 178,956,970");
-    } else if (name == "scaled_jpeg") {
-      require(parse_flag(value), options.images.scaled_jpeg, "true or false");
-    } else if (name == "special_tokens") {
-      require(parse_flag(value), options.special_tokens, "true or false");
-    } else if (name == "trusted_graphs") {
-      require(parse_flag(value), options.trusted_graphs, "true or false");
-    } else if (name == "verify") {
-      require(parse_flag(value), options.verify, "true or false");
-    } else {
-      unknown.push_back(single_line(name));
-    }
-  }
-  if (!unknown.empty()) {
-    faults.insert(faults.begin(), "unknown option " + joined(unknown, ", ") + ": choose from " + joined(names, ", "));
-  }
-  if (!faults.empty()) throw Error(ErrorKind::kArgument, std::move(faults));
-  const unsigned cores = std::thread::hardware_concurrency();  // more threads only wait for each other
-  if (cores > 0) options.threads = std::min(options.threads, static_cast<int>(cores));
-  return options;
 }
 
 std::shared_ptr<const Text> text_at(blip2rt_texts* texts, size_t index) {

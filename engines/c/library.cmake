@@ -30,6 +30,7 @@ set_target_properties(blip2rt_media PROPERTIES POSITION_INDEPENDENT_CODE ON)
 add_library(blip2rt SHARED
   engines/base/sha256.cpp
   engines/c/blip2rt.cpp
+  engines/c/runtime.cpp
   engines/model/bundle.cpp
   engines/model/graphs.cpp
   engines/model/language.cpp

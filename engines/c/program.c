@@ -1,5 +1,6 @@
 /* blip2rt-c: caption, ask and match from the command line, without Python. */
 #include <blip2rt.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,9 +16,10 @@ static const char usage[] =
     "       blip2rt-c match   [--model FOLDER] [-o KEY=VALUE]... IMAGE TEXT...\n"
     "\n"
     "caption prints a line for each image, ask one for each question, match one for each text with its score and\n"
-    "probability. Options of generation are those of blip2rt_caption, such as -o num_beams=5; -o onnxruntime=FILE "
-    "names\n"
-    "ONNX Runtime's library. Without --model, nano is used.\n";
+    "probability. Options of generation are those of blip2rt_caption, such as -o num_beams=5; -o onnxruntime=FILE\n"
+    "names ONNX Runtime's library. Without --model, nano is used. Options may stand anywhere before \"--\".\n"
+    "\n"
+    "Exit status: 0 success, 1 some images, questions or texts failed, 2 all failed or a mistake in the arguments.\n";
 
 static int complain(const char* what, const char* value) {
   fprintf(stderr, "blip2rt-c: error: %s%s\n", what, value);
@@ -28,7 +30,7 @@ static int fail(blip2rt_error* error) {
   const char* message = blip2rt_error_message(error);
   complain(message == NULL ? "out of memory" : message, "");
   blip2rt_error_free(error);
-  return 1;
+  return 2;
 }
 
 static int is_load_option(const char* key) {
@@ -37,14 +39,14 @@ static int is_load_option(const char* key) {
   return *each != NULL;
 }
 
-/* Begins to use an image. */
+/* Begins to use an image. Returns the exit status. */
 static int open_image(blip2rt_model* model, const char* path, blip2rt_features** features) {
   blip2rt_image* image;
   blip2rt_error* error;
   if (blip2rt_image_file(model, path, &image, &error) != BLIP2RT_OK) return fail(error);
   if (blip2rt_encode(model, image, features, &error) != BLIP2RT_OK) fail(error);
   blip2rt_image_free(image);
-  return *features == NULL;
+  return *features == NULL ? 2 : 0;
 }
 
 static int print_texts(blip2rt_status status, blip2rt_texts* texts, blip2rt_error* error) {
@@ -55,100 +57,113 @@ static int print_texts(blip2rt_status status, blip2rt_texts* texts, blip2rt_erro
   return 0;
 }
 
-static int caption(blip2rt_model* model, const char* const* options, char** paths) {
-  int failed = 0;
-  for (; *paths != NULL; ++paths) {
-    blip2rt_features* features = NULL;
-    blip2rt_texts* texts;
-    blip2rt_error* error;
-    blip2rt_status status;
-    if (open_image(model, *paths, &features) != 0) {
-      failed = 1;
-      continue;
-    }
-    status = blip2rt_caption(model, features, NULL, options, NULL, NULL, &texts, &error);
-    failed |= print_texts(status, texts, error);
-    blip2rt_features_free(features);
-  }
-  return failed;
-}
-
-static int ask(blip2rt_model* model, blip2rt_features* features, const char* const* options, char** questions) {
-  int failed = 0;
-  for (; *questions != NULL; ++questions) {
-    blip2rt_texts* texts;
-    blip2rt_error* error;
-    blip2rt_status status = blip2rt_ask(model, features, *questions, options, NULL, NULL, &texts, &error);
-    failed |= print_texts(status, texts, error);
-  }
-  return failed;
-}
-
-static int match(blip2rt_model* model, blip2rt_features* features, char** texts) {
-  int failed = 0;
-  for (; *texts != NULL; ++texts) {
-    double score, probability;
-    blip2rt_error* error;
-    if (blip2rt_match(model, features, *texts, &score, &probability, NULL, &error) != BLIP2RT_OK) {
-      failed |= fail(error);
-    } else {
-      printf("%.2f\t%.3f\t%s\n", score, probability, *texts);
-    }
-  }
-  return failed;
-}
-
-static int run(const char* command, blip2rt_model* model, const char* const* options, char** rest) {
-  int failed;
+static int caption(blip2rt_model* model, const char* const* options, const char* path) {
   blip2rt_features* features = NULL;
-  if (strcmp(command, "caption") == 0) return caption(model, options, rest);
-  if (open_image(model, rest[0], &features) != 0) return 1;
-  failed = strcmp(command, "ask") == 0 ? ask(model, features, options, rest + 1) : match(model, features, rest + 1);
+  blip2rt_texts* texts;
+  blip2rt_error* error;
+  blip2rt_status status;
+  if (open_image(model, path, &features) != 0) return 2;
+  status = blip2rt_caption(model, features, NULL, options, NULL, NULL, &texts, &error);
   blip2rt_features_free(features);
-  return failed;
+  return print_texts(status, texts, error);
+}
+
+static int ask(blip2rt_model* model, const char* const* options, blip2rt_features* features, const char* question) {
+  blip2rt_texts* texts;
+  blip2rt_error* error;
+  blip2rt_status status = blip2rt_ask(model, features, question, options, NULL, NULL, &texts, &error);
+  return print_texts(status, texts, error);
+}
+
+static int match(blip2rt_model* model, blip2rt_features* features, const char* text) {
+  double score, probability;
+  blip2rt_error* error;
+  if (blip2rt_match(model, features, text, &score, &probability, NULL, &error) != BLIP2RT_OK) return fail(error);
+  printf("%.2f\t%.3f\t%s\n", score, probability, text);
+  return 0;
+}
+
+static int run(const char* command, blip2rt_model* model, const char* const* options, char** words) {
+  int count = 0, failed = 0;
+  blip2rt_features* features = NULL;
+  const int captions = strcmp(command, "caption") == 0;
+  if (!captions && open_image(model, *words++, &features) != 0) return 2;
+  for (; *words != NULL; ++words, ++count) {
+    int status = captions                      ? caption(model, options, *words)
+                 : strcmp(command, "ask") == 0 ? ask(model, options, features, *words)
+                                               : match(model, features, *words);
+    failed += status != 0;
+  }
+  blip2rt_features_free(features);
+  return failed == count ? 2 : failed > 0;
+}
+
+typedef struct {
+  const char *options[2 * MAX_OPTIONS + 1], *load[2 * MAX_OPTIONS + 1], *folder;
+  size_t option_count, load_count;
+} settings;
+
+/* Reads KEY=VALUE, which is changed. */
+static int add_option(settings* into, char* key) {
+  char* value = strchr(key, '=');
+  const char** pair;
+  if (value == NULL) return complain("-o without KEY=VALUE: ", key);
+  if (into->option_count + into->load_count == 2 * MAX_OPTIONS) return complain("too many options: leave out ", key);
+  *value++ = '\0';
+  if (is_load_option(key)) {
+    pair = into->load + into->load_count;
+    into->load_count += 2;
+  } else {
+    pair = into->options + into->option_count;
+    into->option_count += 2;
+  }
+  pair[0] = key;
+  pair[1] = value;
+  return 0;
+}
+
+/* Takes the options out of `words`, which end with NULL. */
+static int read_options(settings* into, char** words) {
+  char** kept = words;
+  int options = 1; /* until "--" */
+  for (; *words != NULL; ++words) {
+    if (!options || (*words)[0] != '-' || (*words)[1] == '\0') {
+      *kept++ = *words;
+    } else if (strcmp(*words, "--") == 0) {
+      options = 0;
+    } else if (strcmp(*words, "--model") != 0 && strcmp(*words, "-o") != 0) {
+      return complain("unknown option: choose from --model, -o; not ", *words);
+    } else if (words[1] == NULL) {
+      return complain("a value is missing after ", *words);
+    } else if (strcmp(*words++, "--model") == 0) {
+      into->folder = *words;
+    } else if (add_option(into, *words) != 0) {
+      return 2;
+    }
+  }
+  *kept = NULL;
+  return 0;
 }
 
 int main(int argc, char** argv) {
-  const char *options[2 * MAX_OPTIONS + 1] = {NULL}, *load[2 * MAX_OPTIONS + 1] = {NULL}, *folder = NULL;
-  const char **next_option = options, **next_load = load;
-  int at = 2, failed;
+  settings chosen = {{NULL}, {NULL}, NULL, 0, 0};
+  char** const words = argv + 1;
+  int status, at;
   blip2rt_model* model;
   blip2rt_error* error;
-  if (argc == 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) return fputs(usage, stdout) < 0;
+  for (at = 1; at < argc && strcmp(argv[at], "--") != 0; ++at) {
+    if (strcmp(argv[at], "--help") == 0 || strcmp(argv[at], "-h") == 0) return fputs(usage, stdout) < 0;
+  }
   if (argc == 2 && strcmp(argv[1], "--version") == 0) return printf("blip2rt-c %s\n", blip2rt_version()) < 0;
   if (argc < 2) return fputs(usage, stderr), 2;
-  if (strcmp(argv[1], "caption") != 0 && strcmp(argv[1], "ask") != 0 && strcmp(argv[1], "match") != 0) {
-    return complain("no such command: choose from caption, ask, match; not ", argv[1]);
+  if (read_options(&chosen, words) != 0) return 2;
+  if (words[0] == NULL) return fputs(usage, stderr), 2;
+  if (strcmp(words[0], "caption") != 0 && strcmp(words[0], "ask") != 0 && strcmp(words[0], "match") != 0) {
+    return complain("no such command: choose from caption, ask, match; not ", words[0]);
   }
-  for (; at < argc && argv[at][0] == '-' && argv[at][1] != '\0'; ++at) {
-    if (strcmp(argv[at], "--") == 0) {
-      ++at;
-      break;
-    }
-    if (at + 1 == argc) return complain("a value is missing behind ", argv[at]);
-    if (strcmp(argv[at], "--model") == 0) {
-      folder = argv[++at];
-    } else if (strcmp(argv[at], "-o") == 0 && strchr(argv[at + 1], '=') != NULL) {
-      char* key = argv[++at];
-      char* value = strchr(key, '=');
-      *value++ = '\0';
-      if (next_option + 2 > options + 2 * MAX_OPTIONS || next_load + 2 > load + 2 * MAX_OPTIONS) {
-        return complain("too many options: give fewer than ", key);
-      }
-      if (is_load_option(key)) {
-        *next_load++ = key;
-        *next_load++ = value;
-      } else {
-        *next_option++ = key;
-        *next_option++ = value;
-      }
-    } else {
-      return complain("unknown option, or -o without KEY=VALUE: ", argv[at]);
-    }
-  }
-  if (argc - at < (strcmp(argv[1], "caption") == 0 ? 1 : 2)) return fputs(usage, stderr), 2;
-  if (blip2rt_load(folder, load, &model, &error) != BLIP2RT_OK) return fail(error), 2;
-  failed = run(argv[1], model, options, argv + at);
-  blip2rt_model_free(model);
-  return failed;
+  if (words[1] == NULL || (strcmp(words[0], "caption") != 0 && words[2] == NULL)) return fputs(usage, stderr), 2;
+  if (blip2rt_load(chosen.folder, chosen.load, &model, &error) != BLIP2RT_OK) return fail(error);
+  status = run(words[0], model, chosen.options, words + 1);
+  if (fflush(stdout) != 0 || ferror(stdout)) status = complain("cannot write the results: ", strerror(errno));
+  _Exit(status); /* the system frees the model, faster than its destructors */
 }

@@ -76,6 +76,12 @@ Tensor Graphs::run(const std::string& component, const char* output, const std::
   }
 }
 
+void Graphs::release_weights(const std::string& component) {
+  const std::lock_guard lock(mutex_);
+  const auto opened = sessions_.find(component);
+  if (opened != sessions_.end() && opened->second != nullptr) opened->second->release_weights();
+}
+
 const Generator& Graphs::generator() {
   const std::lock_guard lock(mutex_);
   if (generator_ == nullptr) {

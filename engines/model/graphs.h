@@ -39,6 +39,9 @@ class Graphs {
   // Runs a graph and returns one output. Throws Error.
   Tensor run(const std::string& component, const char* output, const std::vector<Feed>& feeds);
 
+  // Takes the weights of a graph, if it is open, out of the process's memory until its next run.
+  void release_weights(const std::string& component);
+
   // The language model's graphs, without state between calls.
   const Generator& generator();
 

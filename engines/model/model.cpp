@@ -63,8 +63,10 @@ void Model::require_own(uint64_t model, const char* what) const {
 }
 
 Language& Model::language() {
-  std::call_once(language_made_,
-                 [this] { language_ = std::make_unique<Language>(bundle_, graphs_, options_.special_tokens); });
+  std::call_once(language_made_, [this] {
+    graphs_.release_weights("vision");  // memory peaks while the language model is opened
+    language_ = std::make_unique<Language>(bundle_, graphs_, options_.special_tokens);
+  });
   return *language_;
 }
 

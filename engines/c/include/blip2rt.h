@@ -58,13 +58,15 @@ BLIP2RT_API const char* blip2rt_version(void);
 
 /* Opens the bundle in a folder; NULL opens the installed nano. Graphs are loaded by the first call that needs them.
  *
- *   threads         threads of each operator; default: one for each physical core
- *   onnxruntime     path of ONNX Runtime's library; default: beside this library, then where the loader looks. The
- * first model decides for the process max_pixels      largest width times height of an image file, default 50000000; a
- * larger JPEG is decoded at a fraction of its size where possible scaled_jpeg     true: decode large JPEGs at a
- * fraction of their size; faster, slightly different special_tokens  false: "<|im_end|>" in a prompt, question or text
- * is plain text, not that token; default: true trusted_graphs  true: allow operators that blip2rt-export does not
- * write; some end the process verify          true: compare the sha256 of every file with the manifest first */
+ * - threads: threads of each operator; default: one for each physical core
+ * - onnxruntime: path of ONNX Runtime's library; default: beside this library, then where the loader looks. The first
+ *   model decides for the process.
+ * - max_pixels: largest width times height of an image file, default 50000000; a larger JPEG is decoded at a fraction
+ *   of its size where possible
+ * - scaled_jpeg: true decodes large JPEGs at a fraction of their size; faster, slightly different
+ * - special_tokens: false makes "<|im_end|>" in a prompt, question or text plain text, not that token; default: true
+ * - trusted_graphs: true allows operators that blip2rt-export does not write; some end the process
+ * - verify: true compares the sha256 of every file with the manifest first */
 BLIP2RT_API blip2rt_status blip2rt_load(const char* folder, const char* const* options, blip2rt_model** model,
                                         blip2rt_error** error);
 BLIP2RT_API void blip2rt_model_free(blip2rt_model* model);

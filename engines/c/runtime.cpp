@@ -1,0 +1,91 @@
+#include "c/runtime.h"
+
+#include <blip2rt.h>
+#include <dlfcn.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+#include "base/utf8.h"
+#include "ort/ort_api.h"
+
+namespace blip2rt {
+namespace {
+
+constexpr const char* kLoadOptions[] = {"threads",        "onnxruntime",    "max_pixels", "scaled_jpeg",
+                                        "special_tokens", "trusted_graphs", "verify"};
+
+}  // namespace
+
+std::string library_folder() {
+  Dl_info info;
+  if (dladdr(reinterpret_cast<const void*>(&blip2rt_version), &info) == 0 || info.dli_fname == nullptr) return "";
+  const std::string path = info.dli_fname;
+  return path.substr(0, path.rfind('/') + 1);
+}
+
+void load_runtime(std::string path) {
+  static std::mutex mutex;
+  static bool loaded = false;
+  const std::lock_guard lock(mutex);
+  if (loaded && path.empty()) return;
+  if (path.empty()) {
+    path = "libonnxruntime.so.1";
+    const std::string beside = library_folder() + path;
+    if (access(beside.c_str(), R_OK) == 0) path = beside;
+  }
+  try {
+    load_onnxruntime(path);
+  } catch (const std::runtime_error& error) {
+    throw Error(ErrorKind::kBackend,
+                std::string(error.what()) + ": install ONNX Runtime, or name its library by the option onnxruntime");
+  }
+  loaded = true;
+}
+
+ModelOptions load_options(const char* const* pairs, std::string& runtime) {
+  ModelOptions options;
+  Faults faults, unknown;
+  const Faults names(std::begin(kLoadOptions), std::end(kLoadOptions));
+  for (const auto& [name, value] : read_pairs(pairs)) {
+    const auto require = [&, name = name, value = value](const auto& parsed, auto& into, const char* what) {
+      using Into = std::decay_t<decltype(into)>;
+      if (parsed) {
+        into = static_cast<Into>(*parsed);
+      } else {
+        faults.push_back(name + " is " + shown(value) + ": give " + what);
+      }
+    };
+    if (name == "threads") {
+      require(parse_whole(value, 1, 1024), options.threads,
+              "a whole number from 1 to 1024, or leave it out for all cores");
+    } else if (name == "onnxruntime") {
+      runtime = value;
+    } else if (name == "max_pixels") {
+      require(parse_whole(value, 1, kMostPixels), options.images.max_pixels,
+              "a number of pixels from 1 to 178,956,970");
+    } else if (name == "scaled_jpeg") {
+      require(parse_flag(value), options.images.scaled_jpeg, "true or false");
+    } else if (name == "special_tokens") {
+      require(parse_flag(value), options.special_tokens, "true or false");
+    } else if (name == "trusted_graphs") {
+      require(parse_flag(value), options.trusted_graphs, "true or false");
+    } else if (name == "verify") {
+      require(parse_flag(value), options.verify, "true or false");
+    } else {
+      unknown.push_back(single_line(name));
+    }
+  }
+  if (!unknown.empty()) {
+    faults.insert(faults.begin(), "unknown option " + joined(unknown, ", ") + ": choose from " + joined(names, ", "));
+  }
+  if (!faults.empty()) throw Error(ErrorKind::kArgument, std::move(faults));
+  const unsigned cores = std::thread::hardware_concurrency();  // more threads only wait for each other
+  if (cores > 0) options.threads = std::min(options.threads, static_cast<int>(cores));
+  return options;
+}
+
+}  // namespace blip2rt

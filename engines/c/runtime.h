@@ -1,0 +1,20 @@
+// What opening a model needs besides the model: this library's folder, ONNX Runtime, and options as text.
+#pragma once
+
+#include <string>
+
+#include "model/model.h"
+
+namespace blip2rt {
+
+// The folder of this library, with a slash; empty if the loader does not tell.
+std::string library_folder();
+
+// Loads ONNX Runtime for the process. `path` is empty, or names the library. Throws Error.
+void load_runtime(std::string path);
+
+// Reads the options of blip2rt_load. `runtime` receives the path of ONNX Runtime, if it is among them. Throws Error
+// with all faults.
+ModelOptions load_options(const char* const* pairs, std::string& runtime);
+
+}  // namespace blip2rt
