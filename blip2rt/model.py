@@ -135,6 +135,9 @@ class Model(MatchingCalls):
         on_token(image, draw, token_id): called for each new token of greedy search (num_beams=1) or sampling; a result
             of False ends the images of the same batch (at most 8) with what there is.
         on_timeout: if max_time passes before the first word, "raise" TimeoutError, or return None in the text's place.
+        pool: file of captions, one a line or built by `blip2rt pool build`, that the caption is chosen with: it is a
+            beam or a caption of the pool, whichever agrees best with the captions nearest to the image. In the words of
+            a field, a pool teaches them to the model without training.
         """
         many, single = as_list(images)
         results = list(self._captions(many, False, options))
@@ -169,12 +172,13 @@ class Model(MatchingCalls):
 
     def _captions(self, images: Many, keep_going: bool, options: dict[str, Any]) -> Iterator[Any]:
         prompt, raw, scores, on_token = (options.pop(name, None) for name in ("prompt", "raw", "scores", "on_token"))
-        on_timeout = options.pop("on_timeout", "raise")
+        on_timeout, pool = options.pop("on_timeout", "raise"), options.pop("pool", None)
         task = self.pipeline.task_of(prompt, None, merge(Options(), options))
         task = replace(task, single_line=not raw, confidence=bool(scores))
         check_call(on_timeout, on_token, task.settings)
         one_by_one(images)
-        found = self.pipeline.generate_each(images, repeat(task), on_token, keep_going)
+        chosen = task if pool is None else self.matcher.pooled(task, pool)
+        found = self.pipeline.generate_each(images, repeat(chosen), on_token, keep_going)
         return (shaped(texts, scores, task.settings, on_timeout) for texts in found)
 
     @overload

@@ -115,6 +115,7 @@ class CaptionOptions(AskOptions, total=False):
 
     prompt: str | None
     raw: bool
+    pool: str | os.PathLike[str] | None
 
 
 _WHOLE = {"num_captions": (1, MAX_BEAMS), "num_beams": (1, MAX_BEAMS)}  # name -> lowest, highest

@@ -50,6 +50,13 @@ class GenerationTask:
     single_line: bool = True  # tidy the text to one line, as captions are
     confidence: bool = False  # also tell how likely each caption is right
     statement: str = ""  # what the question asks for, if the answer is whether it is there; see Pipeline.judged
+    # vision_features (B, N, C), prefix_embeds (B, Q, D), the texts of each image -> the chosen ones; Matcher.pooled
+    choose: Callable[[Floats, Floats, Sequence[list[Scored]]], list[list[Scored]]] | None = None
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether more than the Q-Former reads the vision_features."""
+        return self.confidence or self.choose is not None
 
 
 class Pipeline:
@@ -175,7 +182,7 @@ class Pipeline:
             if watch.expired:
                 return [None] * len(prepared)
             chunk = slice(start, start + BATCH)
-            features = self.vision_features(prepared[chunk]) if tasks[0].confidence else None
+            features = self.vision_features(prepared[chunk]) if tasks[0].needs_features else None
             embeds.append(self.prefix_embeds(prepared[chunk], questions[chunk], features))
             all_features.append(features)
         watch.lap()
@@ -187,10 +194,14 @@ class Pipeline:
         texts = self.language.generate(
             prefix_embeds, prompts, watch.remaining, first_image, notify, tasks[0].single_line
         )
-        if tasks[0].confidence:
+        if tasks[0].needs_features:
             for start, features in zip(range(0, len(texts), BATCH), all_features, strict=True):
                 assert features is not None
-                self.add_confidence(features, texts[start : start + BATCH])
+                chunk = slice(start, start + BATCH)
+                if tasks[0].choose is not None:
+                    texts[chunk] = tasks[0].choose(features, prefix_embeds[chunk], texts[chunk])
+                if tasks[0].confidence:
+                    self.add_confidence(features, texts[chunk])
         return self._told(judged, texts, watch, on_token)
 
     def _told(

@@ -82,6 +82,8 @@ def _stream(args: argparse.Namespace, prompt: str | None, question: str | None) 
     several = len(args.images) > 1
     if args.command == "caption":
         several = not gallery_flags.sources_of(args).single or gallery_flags.writes(args)
+        if args.pool is not None:
+            raise OptionError("--pool chooses among whole captions, so nothing can be streamed: leave out --stream")
     if several:
         raise OptionError("--stream prints one text as it is decoded: give one image, and no output file")
     name, options = args.images[0], _decoding(args)
@@ -171,11 +173,20 @@ def _verify(args: argparse.Namespace) -> int:
         from ..bundle.signature import require_covered, verify_signature
 
         signed = f", signed: {printable(verify_signature(Path(folder) / MANIFEST, args.key))}"
-    bundle = verify(folder, _progress() if sys.stderr.isatty() else None)
+    bundle = verify(folder, _progress("verifying", _SHOW_PROGRESS_BYTES))
     if args.key is not None:
         require_covered(bundle)
     files = bundle.manifest.files or {}
     print(f"{one_line(str(bundle.path))}: {len(files)} files, {bundle.size / 1e6:.1f} MB, all as exported{signed}")
+    return 0
+
+
+def _pool(args: argparse.Namespace) -> int:
+    """Embed the captions of a text file, for --pool."""
+    from ..matching.pool import build_pool
+
+    count = build_pool(args.file, args.out, _load(args).matcher, _progress("embedding", 1000))
+    print(f"{one_line(str(args.out))}: {count:,} captions")
     return 0
 
 
@@ -223,23 +234,25 @@ def _help(args: argparse.Namespace) -> int:
     return 0
 
 
-_OWN = (_caption, _ask, _match, _fill, _explain, _info, _verify, _pull, _doctor, _completion, _stdio, _help)
+_OWN = (_caption, _ask, _match, _fill, _explain, _info, _verify, _pool, _pull, _doctor, _completion, _stdio, _help)
 HANDLERS: dict[str, Handler] = {
     **{name: partial(_gallery, name) for name in ("tag", "index", "merge", "search", "duplicates")},
     **{handler.__name__[1:]: handler for handler in _OWN},
 }
 
 
-def _progress() -> Callable[[int, int], None]:
-    """Return a function that shows progress on the terminal, for large bundles."""
+def _progress(work: str, least: int) -> Callable[[int, int], None] | None:
+    """Return a function that shows progress on the terminal, if there is one, for totals above `least`."""
+    if not sys.stderr.isatty():
+        return None
     shown = -1
 
     def show(done: int, total: int) -> None:
         nonlocal shown
         percent = 100 * done // max(total, 1)
-        if percent != shown and total > _SHOW_PROGRESS_BYTES:
+        if percent != shown and total > least:
             shown = percent
-            print(f"\rverifying {percent:3d}%", end="\n" if done == total else "", file=sys.stderr, flush=True)
+            print(f"\r{work} {percent:3d}%", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
     return show
 

@@ -37,6 +37,8 @@ _FILL = """Fill a JSON Schema from images: one JSON object a line, which is vali
 Each field asks its description or, without one, its name."""
 _TAG = """Label pictures: comma-separated labels a picture, likeliest first, or files.
 Probabilities are calibrated on photographs: how often people name the label in one of five captions."""
+_POOL = """Embed human captions without pictures, for `blip2rt caption --pool FILE`: the caption
+of a picture is then a beam or one of these, whichever agrees best with those nearest to the picture."""
 _SERVE = """Serve over HTTP: the routes of OpenAI and Ollama, our own, and a web page at /.
 By default nothing is fetched, and only this machine may connect."""
 _STDIO = """Answer requests on standard input, one JSON object a line, with the model kept open:
@@ -123,6 +125,11 @@ def build_parser(handlers: Mapping[str, Handler]) -> Parser:
     _add_model(command)
     _add_output(command)
     gallery_flags.add_commands(add, handlers, _add_model)
+    command = add("pool", handlers["pool"], "prepare captions that help `caption` to choose", description=_POOL)
+    command.add_argument("action", choices=("build",), help="embed the captions for the model")
+    command.add_argument("file", type=path, metavar="CAPTIONS", help="text file with one caption a line")
+    command.add_argument("--out", type=path, required=True, metavar="FILE", help="the pool to write")
+    _add_model(command)
     command = add("serve", serve_cli.run, "serve over HTTP, like OpenAI and Ollama", description=_SERVE)
     serve_cli.add_options(command)
     _add_model(command, pixels=False)

@@ -68,6 +68,7 @@ class TextSettings:
     template: CaptionTemplate
     min_confidence: float | None = None
     unsure: str = "maybe"  # below it: "maybe", to write so, or "silent", to write nothing
+    pool: str | None = None  # file of captions that help to choose
 
     def rated(self, outputs: OutputSettings) -> bool:
         """Whether the confidence is needed: to hedge, or as a JSON key of captions."""
@@ -84,7 +85,7 @@ class TextSettings:
         template = self.template
         given = {"--ask": self.question, "--prompt": self.prompt, "--prefix": template.prefix}
         text = "" if template.template == CaptionTemplate.template else template.template
-        given |= {"--suffix": template.suffix, "--template": text}
+        given |= {"--suffix": template.suffix, "--template": text, "--pool": self.pool}
         if self.min_confidence is not None:
             given |= {"--min-confidence": f"{self.min_confidence:g}", "--unsure": self.unsure}
         return shlex.join([word for flag, value in given.items() if value for word in (flag, value)])
@@ -107,6 +108,8 @@ def caption(
     task = replace(model.task(texts.prompt, texts.question, **texts.options), confidence=texts.rated(outputs))
     if texts.min_confidence is not None:
         model.matcher.require_confidence()
+    if texts.pool is not None:
+        task = model.matcher.pooled(task, texts.pool)
     run = _CaptionRun(model, task, texts, outputs.strict, executor)
     return execute(run, sources, outputs, parallelism, texts.flags)
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from .. import bundle as contract
 from ..bundle.checksum import sha256_of
+from ..bundle.fingerprint import fingerprint
 from ..bundle.regular_files import require_regular
 from ..errors import CapabilityError, GalleryError, ImageError, OptionError
 from . import index_manifest
@@ -110,7 +111,7 @@ class Index:
         folder = Path(path)
         manifest = index_manifest.read(folder)
         model = model or _load_embedded()
-        if manifest["model"] != index_manifest.fingerprint(model.bundle):
+        if manifest["model"] != fingerprint(model.bundle):
             raise GalleryError(
                 f"{folder} was made by the model {manifest['name']!r}, and this one is {model.bundle.manifest.name!r} "
                 "or another version of it: give --model, or create a new index"

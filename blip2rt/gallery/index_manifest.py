@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from .. import bundle as contract
 from ..bundle.atomic import partial_of, write_file
+from ..bundle.fingerprint import fingerprint
 from ..bundle.reader import Bundle
 from ..bundle.regular_files import read_bounded
 from ..errors import GalleryError
@@ -21,25 +20,6 @@ PARTIAL_NAME = partial_of(Path(FILE_NAME)).name  # all that remains if the first
 FORMAT, VERSION = "blip2rt-index", 3  # 1 had no checksums of vectors, 2 none of the shortlist
 PACKED = 4  # the version of a packed index
 _MAX_BYTES = 1 << 20
-_EMBEDDING_GRAPHS = (contract.VISION, contract.IMAGE_EMBED, contract.TEXT_EMBED)
-
-
-def fingerprint(bundle: Bundle) -> str:
-    """Return a hash that identifies a bundle's embeddings, or "" if it makes none.
-
-    It covers the embedding graphs, the files they refer to, and the preparation of pictures and texts. Captioning and
-    matching parts are not covered.
-    """
-    manifest, spec = bundle.manifest, bundle.manifest.retrieval
-    if spec is None or not bundle.has(*_EMBEDDING_GRAPHS):
-        return ""
-    hashes = {name: entry.sha256 for name, entry in (manifest.files or {}).items()}
-    graphs = [bundle.graph(component) for component in _EMBEDDING_GRAPHS]
-    contents = [graph.read_bytes() for graph in graphs]
-    referenced = {name for name in hashes if any(name.encode() in content for content in contents)}
-    covered = {name: hashes[name] for name in {*referenced, spec.tokenizer, *(graph.name for graph in graphs)}}
-    preparation = (asdict(manifest.image), spec.max_text_length, spec.pad_token_id, spec.clean_captions)
-    return hashlib.sha256(json.dumps([preparation, covered], sort_keys=True).encode()).hexdigest()
 
 
 def write(folder: Path, root: Path, fields: dict[str, Any], final: Path | None = None, version: int = VERSION) -> None:

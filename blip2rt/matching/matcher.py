@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,13 +14,14 @@ from .. import bundle as contract
 from ..bundle.manifest import Calibration, RetrievalSpec
 from ..errors import CapabilityError, OptionError
 from ..native import cached_property
-from ..pipeline import BATCH, Pipeline
+from ..pipeline import BATCH, GenerationTask, Pipeline
 from ..results import Match, MatchWeights, Scored
 from ..statements import is_phrase, phrase_of, without_article
-from ..text import QFormerTokenizer
+from ..text import Prompt, QFormerTokenizer
 from .calibration import COSINE, ITM, LABEL_SIGNALS, LIKELIHOOD, SCORE, computes, probabilities
 from .labels import Label, as_labels, everyday
 from .likelihood import Likelihood
+from .pool import CaptionPool, read_pool
 from .signals import Signals
 from .tagger import Tagger
 
@@ -36,6 +40,7 @@ class Matcher:
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline, self.backend, self.bundle = pipeline, pipeline.backend, pipeline.bundle
         self._label_embeds: dict[tuple[str, ...], Floats] = {}
+        self._pool: tuple[tuple[str, int], CaptionPool] | None = None  # the last one
 
     def match(self, vision_features: Floats, texts: Sequence[str]) -> list[Match]:
         """vision_features (B, N, C), B texts -> B matches, pairwise"""
@@ -100,6 +105,37 @@ class Matcher:
         if calibration.label is None or not {*calibration.label.weights} <= LABEL_SIGNALS:
             raise self._uncalibrated("label images")
         return Tagger(self, calibration.label, everyday() if labels is None else as_labels(labels), top, threshold)
+
+    def pooled(self, task: GenerationTask, path: str | os.PathLike[str]) -> GenerationTask:
+        """Let a pool of captions choose what a task returns. Raises OptionError and CapabilityError."""
+        self.pipeline.require(contract.RETRIEVAL, "choose captions with a pool")
+        settings = task.settings
+        if settings["num_return_sequences"] > 1 or settings.get("do_sample") or task.prompt.text:
+            raise OptionError(
+                "a pool chooses one caption among the beams and its own: leave out num_captions, sampling and prompts"
+            )
+        if settings["forced_prefix"] or settings["bad_words_ids"]:
+            raise OptionError("a pool's captions are given: leave out forced_prefix and bad_words, or the pool")
+        key = os.fspath(path), os.stat(path).st_mtime_ns if os.path.exists(path) else 0
+        if self._pool is None or self._pool[0] != key:
+            self._pool = key, read_pool(path, self)
+        every = {**settings, "num_return_sequences": settings["num_beams"]}
+        return replace(task, settings=every, choose=partial(self._choose, self._pool[1], settings["length_penalty"]))
+
+    def _choose(
+        self, pool: CaptionPool, penalty: float, features: Floats, prefixes: Floats, texts: Sequence[list[Scored]]
+    ) -> list[list[Scored]]:
+        """vision_features (B, N, C), prefix_embeds (B, Q, D), the beams of each image -> its caption"""
+        chosen, language = [], self.pipeline.language
+        for row, (embeds, beams) in enumerate(zip(self.image_embeds(features), texts, strict=True)):
+            best = pool.choose(embeds, beams, np.stack(self.text_embeds(beams)))
+            if isinstance(best, str):
+                tokens = language.encode_more(Prompt(best))
+                likelihood = language.likelihoods(prefixes[row : row + 1], [0], [best])[0]
+                chosen.append([Scored(best, float(likelihood) / (len(tokens) + 1) ** penalty, tokens)])
+            else:
+                chosen.append([beams[best]])
+        return chosen
 
     def label_embeds(self, names: tuple[str, ...]) -> Floats:
         """Names of labels -> text_embeds (L, E). Those of the last lists are kept."""

@@ -15,8 +15,9 @@ import pytest
 
 import blip2rt
 from blip2rt.bundle.checksum import EMPTY, KEY, insert_checksum
+from blip2rt.bundle.fingerprint import fingerprint
 from blip2rt.errors import GalleryError
-from blip2rt.gallery import Index, index, index_manifest
+from blip2rt.gallery import Index, index
 from blip2rt.gallery.catalog import Catalog
 from blip2rt.gallery.vectors import Vectors
 from tests.gallery.helpers import TIMEOUT, make_unreadable
@@ -201,7 +202,7 @@ def test_index_accepts_a_model_with_the_same_embeddings(tiny, model, album, tmp_
         text = (data.path / "blip2rt.json").read_text()
         hashed = data.manifest.files[name].sha256
         (data.path / "blip2rt.json").write_text(text.replace(hashed, hashed[::-1]))
-        used = index_manifest.fingerprint(blip2rt.load(data.path).bundle) != index_manifest.fingerprint(data)
+        used = fingerprint(blip2rt.load(data.path).bundle) != fingerprint(data)
         assert used == (name in (graph, "image_embed.onnx", "text_embed.onnx", "qformer_tokenizer.json")), name
         (data.path / "blip2rt.json").write_text(text)
 
