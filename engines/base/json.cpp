@@ -153,6 +153,8 @@ class JsonReader {
 JsonDocument::JsonDocument(std::string& bytes) : bytes_(bytes) {
   if (bytes.size() >= UINT32_MAX) throw std::runtime_error("not JSON: it has 4 GiB or more");
   if (!is_utf8(bytes)) throw std::runtime_error("not JSON: invalid UTF-8");
+  constexpr size_t kBytesPerNode = 6;  // of a tokenizer.json; pages that are not written take no memory
+  nodes_.reserve(bytes.size() / kBytesPerNode);
   nodes_.push_back({0, 1, Json::kNull});
   JsonReader(bytes, nodes_).read();
 }

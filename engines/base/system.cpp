@@ -107,13 +107,18 @@ std::string InputFile::read() const {
 
 MappedFile::MappedFile(const std::string& path) {
   const InputFile file(path);
+  if (file.kind() != InputFile::Kind::kRegular) throw std::runtime_error("it is not a regular file");
   const auto size = static_cast<size_t>(file.size());
-  bytes_ = {map_file(file.descriptor(), size), size};
+  if (size > 0) bytes_ = {map_file(file.descriptor(), size), size};
 }
 
-MappedFile::~MappedFile() { unmap(const_cast<char*>(bytes_.data()), bytes_.size()); }
+MappedFile::~MappedFile() {
+  if (!bytes_.empty()) unmap(const_cast<char*>(bytes_.data()), bytes_.size());
+}
 
-void MappedFile::release() const { let_go(const_cast<char*>(bytes_.data()), bytes_.size()); }
+void MappedFile::release() const {
+  if (!bytes_.empty()) let_go(const_cast<char*>(bytes_.data()), bytes_.size());
+}
 
 #if defined(_WIN32)
 

@@ -1,16 +1,12 @@
 // Reads bundles, in the words of blip2rt.bundle.
 #include "model/bundle.h"
 
-#include <fcntl.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
-#include <functional>
 
 #include "base/sha256.h"
+#include "base/system.h"
 
 namespace blip2rt {
 namespace {
@@ -19,28 +15,6 @@ constexpr const char* kManifest = "blip2rt.json";
 constexpr uint64_t kMaxManifestBytes = 4 << 20;
 
 Error model_error(std::string fault) { return {ErrorKind::kModel, std::move(fault)}; }
-
-// Hands the content of a regular file on in pieces. Throws std::runtime_error with the reason.
-void read_pieces(const std::string& path, const std::function<void(const char*, size_t)>& take) {
-  struct File {
-    ~File() {
-      if (number >= 0) close(number);
-    }
-    const int number;
-  } file{open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)};
-  struct stat found;
-  if (file.number < 0 || fstat(file.number, &found) != 0) throw std::runtime_error(std::strerror(errno));
-  if (S_ISDIR(found.st_mode)) throw std::runtime_error("Is a directory");
-  if (!S_ISREG(found.st_mode)) throw std::runtime_error("it is a pipe or a device");
-  std::string piece(1 << 18, '\0');
-  for (;;) {
-    const ssize_t count = read(file.number, piece.data(), piece.size());
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) throw std::runtime_error(std::strerror(errno));
-    if (count == 0) return;
-    take(piece.data(), static_cast<size_t>(count));
-  }
-}
 
 std::string read_manifest_file(const std::string& folder) {
   const std::string file = folder + "/" + kManifest;
@@ -88,12 +62,11 @@ bool is_intact(std::string manifest) {
 }  // namespace
 
 std::string read_regular(const std::string& path, uint64_t most) {
-  std::string content;
-  read_pieces(path, [&](const char* piece, size_t size) {
-    content.append(piece, size);
-    if (content.size() > most) throw std::runtime_error("it has more than " + with_commas(most) + " bytes");
-  });
-  return content;
+  const InputFile file(path);
+  if (file.kind() == InputFile::Kind::kFolder) throw std::runtime_error("Is a directory");
+  if (file.kind() != InputFile::Kind::kRegular) throw std::runtime_error("it is a pipe or a device");
+  if (file.size() > most) throw std::runtime_error("it has more than " + with_commas(most) + " bytes");
+  return file.read();
 }
 
 uint64_t Bundle::bytes() const {
@@ -138,7 +111,8 @@ void verify(const Bundle& bundle) {
     if (!is_intact(read_regular(bundle.file(kManifest), kMaxManifestBytes))) altered.push_back(kManifest);
     for (const auto& [name, entry] : bundle.manifest.files) {
       Sha256 hash;
-      read_pieces(bundle.file(name), [&hash](const char* piece, size_t size) { hash.add(piece, size); });
+      const MappedFile file(bundle.file(name));
+      hash.add(file.bytes().data(), file.bytes().size());
       if (hash.digits() != entry.sha256) altered.push_back(name);
     }
   } catch (const std::runtime_error& error) {
