@@ -8,7 +8,6 @@ matched in matching.py; model.py checks what callers pass, and shapes what they 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -380,6 +379,8 @@ def fill_good(rows: list[Any], compute: Callable[[list[int]], Iterable[Any]]) ->
 
 def _digest(rgb: RGB) -> bytes:
     """An image's key: a hash of what it shows."""
+    import hashlib  # takes 3 ms and 4 MB
+
     return hashlib.blake2b(np.ascontiguousarray(rgb).data, digest_size=32).digest()
 
 

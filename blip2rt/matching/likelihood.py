@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -90,6 +89,8 @@ class Likelihood:
 
 
 def _digest(kind: bytes, text: str) -> bytes:
+    import hashlib  # takes 3 ms and 4 MB
+
     return hashlib.blake2b(kind + text.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
