@@ -100,6 +100,23 @@ def test_int4_products_match_onnx_runtime(level: int, tolerance: float, threads:
         assert ours.run({"x": np.zeros((2, 0, k), np.float32)})["y"].shape == (2, 0, n)
 
 
+def test_weights_may_be_anywhere_in_their_file(tmp_path: Path) -> None:
+    """They are read in place, or copied if their numbers would not be aligned."""
+    path, moved = tmp_path / "product.onnx", tmp_path / "moved.onnx"
+    save_int4(path, 96, 40, 32)
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        entries = {entry.key: entry for entry in tensor.external_data}
+        if entries:
+            entries["location"].value = "moved.data"
+            entries["offset"].value = str(int(entries["offset"].value) + 1)
+    moved.write_bytes(model.SerializeToString())
+    (tmp_path / "moved.data").write_bytes(b"?" + (tmp_path / "product.onnx.data").read_bytes())
+    x = {"x": np.random.default_rng(0).standard_normal((1, 3, 96)).astype(np.float32)}
+    results = [Session(runtime(), str(each), 1, trusted=True).run(x)["y"] for each in (path, moved)]
+    np.testing.assert_array_equal(*results)
+
+
 def save_int8(
     path: Path,
     k: int,
