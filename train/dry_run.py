@@ -167,15 +167,11 @@ def faults(plan: Plan, gpus: int) -> tuple[list[str], str]:
 
 
 def _check_vision(config: VisionConfig) -> None:
-    source = config.source
-    if config.weights is None and not source.startswith("hf:"):
-        what = "vision_weights pretrained" if source.startswith("timm:") else "its file as vision_weights"
-        raise Blip2rtError(f"the frozen encoder {source} would have random weights: give {what}")
     VisionEncoder(config, streamed=True)
     positions, features, _ = encoder_shape(config)
     if (positions, features) != (config.positions, config.features):
         raise Blip2rtError(
-            f"vision_positions x vision_features is {config.positions} x {config.features}, but {source} gives "
+            f"vision_positions x vision_features is {config.positions} x {config.features}, but {config.source} gives "
             f"{positions} x {features}: leave them out"
         )
 

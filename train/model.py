@@ -87,11 +87,10 @@ def vision_config(vision: VisionSettings) -> VisionConfig:
     vit = VITS.get(vision.vision_source)
     if vit is None and vision.vision_source.startswith("vit:"):
         raise OptionError(f"vision_source is {vision.vision_source!r}: choose {' or '.join(VITS)}")
-    if vit is not None and not vision.vision_weights:
-        raise OptionError(
-            f"vision_weights is missing: give the file of {vision.vision_source} (eva_vit_g.pth, clip_vit_L.pth), or "
-            "another vision_source"
-        )
+    if not (vision.vision_weights or vision.vision_source.startswith("hf:")):  # it would be random
+        files = {"vit:g": "its file, eva_vit_g.pth", "vit:l": "its file, clip_vit_L.pth"}
+        fix = files.get(vision.vision_source, "its file, or `pretrained` to download timm's")
+        raise OptionError(f"vision_weights is missing for {vision.vision_source}: give {fix}, or another vision_source")
     config = VisionConfig(
         source=vision.vision_source if vit is None else "vit",
         weights=vision.vision_weights or None,

@@ -24,9 +24,11 @@ def head():
     """A head node that all tests use."""
     command = [sys.executable, "-m", "ray.scripts.scripts"]
     start = ["start", "--head", "--num-cpus=2", "--object-store-memory=150000000", "--disable-usage-stats"]
-    subprocess.run([*command, *start, "--include-dashboard=false", f"--port={PORT}"], check=True, timeout=TIMEOUT)
-    yield f"127.0.0.1:{PORT}"
-    subprocess.run([*command, "stop"], check=True, timeout=TIMEOUT)
+    try:
+        subprocess.run([*command, *start, "--include-dashboard=false", f"--port={PORT}"], check=True, timeout=TIMEOUT)
+        yield f"127.0.0.1:{PORT}"
+    finally:
+        subprocess.run([*command, "stop"], check=True, timeout=TIMEOUT)
 
 
 def caption(folder: Path, tiny: Path, *arguments: str) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -73,6 +74,12 @@ def llm_folder(folder: Path) -> Path:
     return folder
 
 
+def encoder_weights(folder: Path, name: str = "test_efficientnet") -> list[str]:
+    """Save random weights of a timm encoder; return the option that names them."""
+    torch.save(timm.create_model(name).state_dict(), folder / "encoder.pt")
+    return ["--vision_weights", str(folder / "encoder.pt")]
+
+
 def caption_table(folder: Path, images: int = 8) -> Path:
     """Write random photographs to folder/images, and two captions for each to folder/table.tsv."""
     rng = np.random.default_rng(new_seed())
@@ -112,7 +119,8 @@ def tiny_settings(folder: Path) -> list[str]:
         "--queries 4 --views 2 --steps 6 --warmup 2 --batch_size 4 --save_every 3 --eval_every 6 --log_every 1 "
         "--precision fp32"
     ).split()
-    return [*NANO, *(text for name, path in paths.items() for text in (f"--{name}", str(path))), *options]
+    given = [text for name, path in paths.items() for text in (f"--{name}", str(path))]
+    return [*NANO, *given, *encoder_weights(folder), *options]
 
 
 def interrupt(run: Any, at: int = 4) -> None:

@@ -231,7 +231,8 @@ def test_timm_and_hugging_face_encoders_train(parts: Path, tmp_path: Path, sourc
         size = sizes("hidden_size=24 intermediate_size=40 num_hidden_layers=2 num_attention_heads=2")
         config = CLIPVisionConfig(**size, image_size=64, patch_size=32)
         CLIPVisionModel(config).save_pretrained(tmp_path / "clip")
-        settings += options(vision_source=f"hf:{tmp_path / 'clip'}", vision_positions=5, vision_features=24)
+        settings += options(vision_source=f"hf:{tmp_path / 'clip'}", vision_weights="")
+        settings += options(vision_positions=5, vision_features=24)
     settings += [
         *NANO_STAGE2,
         *options(workers=0, llm_source=tmp_path / "llm", end="<|end|>", layer_decay=0.8),

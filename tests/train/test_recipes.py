@@ -24,7 +24,7 @@ from train.plan import count_parameters, memory, rates, trained
 from train.recipe import parse
 from train.settings import MachineSettings
 
-from ..tiny.training import NANO_STAGE2, llm_folder, t5_folder, tiny_settings
+from ..tiny.training import NANO_STAGE2, encoder_weights, llm_folder, t5_folder, tiny_settings
 
 pytestmark = pytest.mark.long(30)
 
@@ -262,7 +262,7 @@ def test_invalid_option_value_is_one_line(flags: list[str], error_of: Any) -> No
 
 def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = without(tiny_settings(tmp_path), "--vision_positions", "--vision_features")
-    encoder = ["--vision_source", "timm:test_vit", "--vision_size", "160", *saved_encoder(tmp_path, "test_vit")]
+    encoder = ["--vision_source", "timm:test_vit", "--vision_size", "160", *encoder_weights(tmp_path, "test_vit")]
     llm = [*NANO_STAGE2, "--llm_source", str(t5_folder(tmp_path / "t5")), "--end", "<|end|>", "--no-query-offsets"]
     out = tmp_path / "out"
     assert stage2.main([*settings, *encoder, *llm, "--out", str(out), "--dry-run", "2"]) == 0
@@ -275,14 +275,6 @@ def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert stage2.main([*settings, *encoder, *llm, "--out", str(out), "--steps", "2"]) == 0, "and it does train"
 
 
-def saved_encoder(folder: Path, name: str = "test_efficientnet") -> list[str]:
-    """Save weights of a timm encoder; return the option that names them."""
-    import timm
-
-    torch.save(timm.create_model(name, pretrained=False).state_dict(), folder / "encoder.pt")
-    return ["--vision_weights", str(folder / "encoder.pt")]
-
-
 def test_dry_run_names_all_mistakes(tmp_path: Path, error_of: Any) -> None:
     settings = tiny_settings(tmp_path)
     llm = llm_folder(tmp_path / "llm")
@@ -290,14 +282,14 @@ def test_dry_run_names_all_mistakes(tmp_path: Path, error_of: Any) -> None:
     (tmp_path / "table.tsv").write_text("image\tcaption\n")
     arguments = [*NANO_STAGE2, *options(llm_source=llm, end="the end", vision_positions=5, dry_run=3)]
     error = error_of(stage2.main, [*settings, *arguments, "--out", str(tmp_path / "out")])
-    for words in ("batch_size 4", "3 processes", "random weights", "no rows", "'the end'"):
+    for words in ("batch_size 4", "3 processes", "but timm:test_efficientnet gives 4 x 256", "no rows", "'the end'"):
         assert words in error, (words, error)
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
 
 
 def test_dry_run_checks_disk_space(tmp_path: Path, error_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    settings = [*tiny_settings(tmp_path), *saved_encoder(tmp_path), "--out", str(tmp_path / "out"), "--dry-run"]
+    settings = [*tiny_settings(tmp_path), "--out", str(tmp_path / "out"), "--dry-run"]
     assert "2 checkpoints need" in error_of(stage1.main, settings)
 
 
@@ -360,7 +352,7 @@ def test_dry_run_names_missing_parts_and_invalid_values(tmp_path: Path, error_of
 def test_dry_run_opens_images_from_everywhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], error_of: Any
 ) -> None:
-    settings = [*tiny_settings(tmp_path), *saved_encoder(tmp_path), "--out", str(tmp_path / "out")]
+    settings = [*tiny_settings(tmp_path), "--out", str(tmp_path / "out")]
     assert stage1.main([*settings, "--dry-run"]) == 0
     assert "8 images opened, 0 cannot be read" in capsys.readouterr().out
     pictures = sorted((tmp_path / "images").glob("*"))
@@ -383,7 +375,7 @@ def test_missing_sources_are_named(tmp_path: Path, error_of: Any) -> None:
 
 
 def test_small_data_set_is_noted_in_stage1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = [*saved_encoder(tmp_path), *options(out=tmp_path / "out", batch_size=12)]
+    given = options(out=tmp_path / "out", batch_size=12)
     settings = [*tiny_settings(tmp_path), *given, "--no-cache-features"]
     words = "batch_size 12 is more than the 8 images: an image repeats within a batch, lower it"
     assert stage1.main([*settings, "--dry-run"]) == 0

@@ -149,6 +149,7 @@ def test_scalars_biases_and_norms_do_not_decay(stage1_run: Path) -> None:
 
 
 ENCODER = ["--vision_source", "timm:test_efficientnet", "--vision_size", "64"]
+FILE = [*ENCODER, "--vision_weights", "encoder.pt"]
 
 
 @pytest.mark.parametrize(
@@ -156,8 +157,9 @@ ENCODER = ["--vision_source", "timm:test_efficientnet", "--vision_size", "64"]
     [
         (["--recipe", "no/such.yaml"], ["no/such.yaml", "recipes/"]),
         ([], ["missing", "--out"]),
-        (["--out", "{}/x", "--images", "y", "--train_table", "no.tsv", *ENCODER], ["no.tsv", "does not exist"]),
+        (["--out", "{}/x", "--images", "y", "--train_table", "no.tsv", *FILE], ["no.tsv", "does not exist"]),
         (["--out", "{}/x", "--images", "y", "--train_table", "no.tsv"], ["vision_weights is missing", "vit:g"]),
+        (["--out", "{}/x", "--images", "y", "--train_table", "no.tsv", *ENCODER], ["vision_weights is", "timm:"]),
     ],
 )
 def test_wrong_settings_are_one_line(arguments: list[str], words: list[str], error_of: Any, tmp_path: Path) -> None:
