@@ -2,9 +2,10 @@
 
 Stage 1: `stage1_losses` (the image is read once, its keys and values serve all three losses, and ITG reuses the
 queries' keys and values of ITC) beside three independent forward passes, as in tests/train/losses, which also compares
-the gradients. Stage 2: `lm_loss` (logits of learned positions only, a few rows at a time) beside LAVIS' way, a language
-model's own loss over all positions. Steps alternate on one model with one batch, at equal losses; processor time is
-compared. The language model is OPT's, with random weights. LAVIS itself is not run: it needs an old transformers.
+the gradients. Stage 2: `lm_loss` (logits of learned positions only, a few rows at a time; --texts of an image behind
+one soft prompt) beside LAVIS' way, a sample for each text and a language model's own loss over all positions. Steps
+alternate on one model with one batch, at equal losses; processor time is compared. The language model is OPT's, with
+random weights. LAVIS itself is not run: it needs an old transformers.
 """
 
 from __future__ import annotations
@@ -126,8 +127,10 @@ def compare_stage1(geometry: str, batch: int, tokens: int, precision: str, repea
     return alternate(model, [lambda way=way: way()["loss"] for way in ways], precision, repeat)  # type: ignore[misc]
 
 
-def compare_stage2(geometry: str, batch: int, tokens: int, precision: str, repeat: int) -> tuple[float, float]:
-    """The same for stage 2: a language model's own loss, and ours."""
+def compare_stage2(
+    geometry: str, batch: int, tokens: int, precision: str, repeat: int, texts: int = 1
+) -> tuple[float, float]:
+    """The same for stage 2: a language model's own loss, and ours. texts: of each image."""
     from transformers import OPTConfig, OPTForCausalLM
 
     qformer, positions = GEOMETRIES[geometry]
@@ -137,18 +140,21 @@ def compare_stage2(geometry: str, batch: int, tokens: int, precision: str, repea
     vision = VisionConfig(positions=positions, features=qformer.vision_width)
     config = Blip2Config(stage=2, vision=vision, qformer=replace(qformer, text_branch=False))
     model = Blip2(config, None, llm).train()
+    llm.eval()  # its dropout would differ between the ways
     features, groups = torch.randn(batch, positions, qformer.vision_width), []
-    for length in torch.randint(tokens // 2, tokens + 1, (batch,)).tolist():
-        groups.append([Tokens([2, *torch.randint(10, text.vocab_size, (length,)).tolist()], prompt=1)])
+    for lengths in torch.randint(tokens // 2, tokens + 1, (batch, texts)).tolist():
+        groups.append([Tokens([2, *torch.randint(10, text.vocab_size, (n,)).tolist()], prompt=1) for n in lengths])
     packed = pack(groups, qformer.queries, 1)
+    samples = [[learned] for group in groups for learned in group]
+    token_ids = pack(samples, qformer.queries, 1).token_ids
 
     def reference() -> torch.Tensor:
         """LAVIS' blip2_opt.py: labels over the whole sequence, -100 where nothing is learned."""
-        prefix = model.prefix_embeds(query_output(model, features, 0.0, None))
-        words = llm.get_input_embeddings()(packed.token_ids)
-        mask = torch.cat((packed.token_ids.new_ones(prefix.shape[:2]), (packed.token_ids != 1).long()), 1)
+        prefix = model.prefix_embeds(query_output(model, features.repeat_interleave(texts, 0), 0.0, None))
+        words = llm.get_input_embeddings()(token_ids)
+        mask = torch.cat((token_ids.new_ones(prefix.shape[:2]), (token_ids != 1).long()), 1)
         labels = torch.full_like(mask, -100)
-        for row, (learned,) in enumerate(groups):
+        for row, (learned,) in enumerate(samples):
             first = qformer.queries + learned.prompt
             labels[row, first : qformer.queries + len(learned.ids)] = torch.tensor(learned.ids[learned.prompt :])
         embeds = torch.cat((prefix.to(words.dtype), words), 1)
@@ -200,6 +206,7 @@ def _parser() -> Parser:
     parser.add_argument("--batch", type=whole(1), nargs="*", default=[4, 32], metavar="N", help=pairs)
     parser.add_argument("--tokens", type=whole(1), default=16, metavar="N", help="tokens of the longest text")
     parser.add_argument("--stage", type=int, nargs="*", choices=(1, 2), default=[1, 2], help="stages to compare")
+    parser.add_argument("--texts", type=whole(1), default=1, metavar="N", help="texts of each image in stage 2")
     kinds = ["fp32", "bf16"]
     parser.add_argument("--precision", nargs="*", choices=kinds, default=kinds, help="precisions to compare")
     parser.add_argument("--repeat", type=whole(1), default=9, metavar="N", help="steps of each")
@@ -212,9 +219,10 @@ def _run(args: argparse.Namespace) -> None:
     for geometry, batch in zip(args.geometry, args.batch, strict=True):
         for precision in args.precision:
             for stage in args.stage:
-                compare = compare_stage1 if stage == 1 else compare_stage2
+                compare = compare_stage1 if stage == 1 else partial(compare_stage2, texts=args.texts)
                 reference, ours = compare(geometry, batch, args.tokens, precision, args.repeat)
-                case = f"stage {stage}, {geometry}, batch {batch}, {args.tokens} tokens, {precision}"
+                texts = f" x {args.texts} texts" if stage == 2 else ""
+                case = f"stage {stage}, {geometry}, batch {batch}{texts}, {args.tokens} tokens, {precision}"
                 times = f"reference {reference:.3f} s, ours {ours:.3f} s, {reference / ours:.2f} x"
                 print(f"{case}: {times}, {batch / ours:.1f} images/s", flush=True)
 
