@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 def import_ray() -> Any:
     """Import Ray with its telemetry off. Raises OptionError if it is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if os.path.isfile(os.path.expanduser("~/.ray/auth_token")):  # which `ray start` uses, but not Ray 2.60's `init`
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import ray
     except ModuleNotFoundError:

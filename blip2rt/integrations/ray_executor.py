@@ -7,6 +7,7 @@ their paths, so every node needs the same file system; URLs are read by Ray's ow
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -141,7 +142,8 @@ def connect(ray: Any, address: str) -> None:
 
 def _read_url(ray: Any, url: str) -> Iterator[Picture]:
     """Read pictures by Ray's readers: shards (.tar), tables (.parquet) or files."""
-    name = url.rstrip("*").rstrip("/")
+    name = url.partition("?")[0].rstrip("*").rstrip("/")  # after ?: options of the file system
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     try:
         if name.endswith(".tar"):
             data = ray.data.read_webdataset(url, decoder=None, include_paths=True, ray_remote_args=_READ_TASK)

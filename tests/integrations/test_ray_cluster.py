@@ -50,7 +50,8 @@ def test_killed_actor_and_driver_lose_nothing(tmp_path, tiny, head, monkeypatch)
     Path("t.jsonl").unlink()
     driver = subprocess.Popen(caption(tmp_path / "album", tiny.path, "--ray", head))
     end = time.monotonic() + TIMEOUT
-    while not (Path("t.jsonl").exists() and Path("t.jsonl").stat().st_size) and time.monotonic() < end:
+    while not (Path("t.jsonl").exists() and Path("t.jsonl").stat().st_size):
+        assert driver.poll() is None and time.monotonic() < end, "the driver ended early"
         time.sleep(0.05)
     for pid in workers()[:1]:
         os.kill(pid, signal.SIGKILL)
