@@ -213,7 +213,8 @@ test-newest:  ## test the runtime on the newest releases of its dependencies
 ONNXRUNTIMES := onnxruntime-gpu onnxruntime-openvino
 test-onnxruntimes: build/locked/built  ## caption with onnxruntime-gpu and others in place of onnxruntime
 	set -e; for package in $(ONNXRUNTIMES); do \
-	  $(PYTHON) packages/test_wheels.py build/locked --python $(PYTHON) --replace $$package; done
+	  $(PYTHON) packages/test_wheels.py build/locked --python $$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])') \
+	    --replace $$package; done
 
 # The lowest and newest cuda-bindings that the extras allow, for each CUDA version.
 BINDINGS := ==12.8.0 <13 ==13.0.0 >=13
@@ -239,7 +240,7 @@ old-arm-processors: .venv-release/installed  ## caption on an emulated Cortex-A5
 	mkdir -p $(ARM)/dist
 	test -e $(ARM)/root/lib || { mmdebstrap --architectures=arm64 --variant=extract --include=python3.13,libstdc++6 trixie \
 	  $(ARM)/root && ln -s usr/lib $(ARM)/root/lib; }
-	PATH="$(abspath $(TOOLS)):$$PATH" $(TOOLS)/python packages/build_wheels.py --arch aarch64 --python python3.12 --out $(ARM)/dist
+	PATH="$(abspath $(TOOLS)):$$PATH" $(TOOLS)/python packages/build_wheels.py --arch aarch64 --python 3.12 --out $(ARM)/dist
 	rm -rf $(ARM)/site
 	$(TOOLS)/python -m pip install --quiet --target $(ARM)/site --only-binary :all: --ignore-requires-python --python-version 3.13 \
 	  $(addprefix --platform ,manylinux_2_28_aarch64 manylinux_2_27_aarch64 manylinux2014_aarch64 manylinux_2_17_aarch64) \

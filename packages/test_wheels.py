@@ -1,7 +1,7 @@
 """Test wheels as users get them: new environments, no compiler, no network, a read-only home.
 
     python packages/test_wheels.py dist                       # every Python that this machine has
-    python packages/test_wheels.py dist --python python3.13 --replace onnxruntime-openvino
+    python packages/test_wheels.py dist --python 3.13 --replace onnxruntime-openvino
 
 Each environment installs blip2rt's wheel for its Python and blip2rt-nano's; only this step may use the network. Then a
 photograph is captioned with a PATH that has only the environment, in a network namespace of its own where `unshare`
@@ -18,9 +18,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from pythons import VERSIONS, find_python
+
 ROOT = Path(__file__).parents[1]
 PHOTO = ROOT / "docs" / "photo.jpg"
-VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 EXPECTED = "a cat is sitting on a bed"
 SIZE_LIMIT = 4_000_000  # bytes of a blip2rt wheel
 
@@ -28,19 +29,20 @@ SIZE_LIMIT = 4_000_000  # bytes of a blip2rt wheel
 def main() -> None:
     parser = argparse.ArgumentParser(description="Test wheels outside their build environment.")
     parser.add_argument("folder", type=Path, help="the wheels")
-    parser.add_argument("--python", nargs="+", default=[f"python{version}" for version in VERSIONS])
+    parser.add_argument("--python", nargs="+", default=VERSIONS, metavar="VERSION")
     parser.add_argument("--replace", metavar="PACKAGE", help="use this package in place of onnxruntime")
     args = parser.parse_args()
     wheels = sorted(args.folder.glob("blip2rt-*.whl"))
     if large := [wheel.name for wheel in wheels if wheel.stat().st_size >= SIZE_LIMIT]:
         sys.exit(f"{', '.join(large)}: larger than {SIZE_LIMIT:,} bytes")
     tested = 0
-    for python in args.python:
-        if subprocess.run([python, "-c", ""], capture_output=True).returncode if shutil.which(python) else True:
-            print(f"{python}: not on this machine")
+    for version in args.python:
+        python = find_python(version)
+        if python is None:
+            print(f"Python {version}: not on this machine", flush=True)
             continue
         with tempfile.TemporaryDirectory() as folder:
-            print(f"{python}: {check(python, args.folder, Path(folder), args.replace)}", flush=True)
+            print(f"Python {version}: {check(python, args.folder, Path(folder), args.replace)}", flush=True)
         tested += 1
     if not tested:
         sys.exit("no Python was tested: name one with --python")
