@@ -12,10 +12,10 @@ SOURCES := $(CORE) $(wildcard tests/engines/native/*.cpp tests/c/native/*.c*)
 MARKDOWN := $(wildcard *.md) docs examples benchmarks recipes  # except nano's card, whose hash is in the bundle
 
 # Without what needs Python's headers, or those of image libraries.
-PLAIN_CORE := $(filter-out engines/python/% engines/media/% engines/model/% engines/c/%,$(filter %.cpp,$(CORE)))
+PLAIN_CORE := $(filter-out engines/python/% $(patsubst %,engines/media/%.cpp,jpeg png webp),$(filter %.cpp,$(CORE)))
 KNOWN := c++ g++-11 g++-12 g++-13 g++-14 clang++ clang++-14 clang++-19 aarch64-linux-gnu-g++
 COMPILERS := $(shell for c in $(KNOWN); do p=$$(command -v $$c) && echo $$(readlink -f $$p) $$c; done | awk '!seen[$$1]++ {print $$2}')
-WARNINGS := -std=c++17 -O2 -Wall -Wextra -Werror -Iengines
+WARNINGS := -std=c++17 -O2 -Wall -Wextra -Werror -Iengines -Iengines/c/include -DBLIP2RT_VERSION='"0"' -DBLIP2RT_NANO='"nano"'
 ORT_LIBRARY = $(shell $(DEV)/bin/python -c "from blip2rt.backends.ort import find_library; print(find_library())")
 
 .PHONY: demo test test-fast test-cuda-bindings test-locked test-lowest test-slow parity parity-lowest parity-newest parity-next test-compat lint docs dist format lock sbom sdist test-sdist wheels test-wheels check-dist release-files release workflows old-processors \
@@ -165,7 +165,7 @@ $(DEMO)/installed: pyproject.toml CMakeLists.txt $(CORE) $(shell find blip2rt -n
 # Editable, so that only changes of the core or of the requirements need a new installation.
 $(DEV)/blip2rt-installed: pyproject.toml CMakeLists.txt $(CORE)
 	test -x $(DEV)/bin/python || $(PYTHON) -m venv $(DEV)
-	$(DEV)/bin/python -m pip install --quiet -e ".[dev,trt-check,trt-cu13]" -Ccmake.define.BLIP2RT_WERROR=ON
+	$(DEV)/bin/python -m pip install --quiet -e ".[dev,trt-check,trt-cu13]" --config-settings=cmake.define.BLIP2RT_WERROR=ON
 	touch $@
 
 $(COMPAT)/blip2rt-installed: pyproject.toml CMakeLists.txt $(CORE)
@@ -185,7 +185,7 @@ build/locked/built: pyproject.toml CMakeLists.txt $(CORE) $(shell find blip2rt -
 	$(PYTHON) -m venv build/locked/venv
 	build/locked/venv/bin/python -m pip install --quiet --require-hashes -r requirements/build.txt
 	build/locked/venv/bin/python -m pip wheel --quiet --no-deps --no-build-isolation \
-	  -Cbuild-dir=build/locked/core --wheel-dir build/locked .
+	  --config-settings=build-dir=build/locked/core --wheel-dir build/locked .
 	build/locked/venv/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/locked ./packages/nano
 	touch $@
 

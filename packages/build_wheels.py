@@ -23,7 +23,7 @@ from pythons import find_python
 
 ROOT = Path(__file__).parents[1]
 GLIBC = "2.28"
-HAS_HEADERS = "import pip, sysconfig as s; open(s.get_path('include') + '/Python.h')"
+HAS_HEADERS = "import sysconfig; open(sysconfig.get_path('include') + '/Python.h')"
 
 
 def main() -> None:
@@ -62,7 +62,11 @@ def build(python: str, arch: str, folder: Path) -> Path:
         f"-DCMAKE_SYSTEM_PROCESSOR={arch}",
     ]
     env = {**os.environ, "CMAKE_ARGS": ";".join(cmake), "_PYTHON_HOST_PLATFORM": f"linux-{arch}"}
-    run(python, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, f"-Cbuild-dir={folder / 'build'}", ROOT, env=env)
+    # The pip of an older Python lacks options.
+    pip = [sys.executable, "-m", "pip", "--python", python]
+    run(
+        *pip, "wheel", "-q", "--no-deps", "-w", folder, f"--config-settings=build-dir={folder / 'build'}", ROOT, env=env
+    )
     return next(folder.glob("*.whl"))
 
 

@@ -10,12 +10,14 @@
 #else
 #include <dlfcn.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 #endif
 
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <new>
 #include <stdexcept>
 #include <system_error>
@@ -31,6 +33,7 @@ int open_file(const std::string& path) {
   return _wopen(native_path(path).c_str(), _O_RDONLY | _O_BINARY | _O_NOINHERIT);
 }
 int state_of(int file, FileState* found) { return _fstat64(file, found); }
+int state_at(const std::string& path, FileState* found) { return _wstat64(native_path(path).c_str(), found); }
 int read_some(int file, char* into, size_t size) {
   constexpr size_t kMost = 1 << 30;
   return _read(file, into, static_cast<unsigned>(size < kMost ? size : kMost));
@@ -55,6 +58,7 @@ using FileState = struct stat;
 
 int open_file(const std::string& path) { return open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); }
 int state_of(int file, FileState* found) { return fstat(file, found); }
+int state_at(const std::string& path, FileState* found) { return stat(path.c_str(), found); }
 ssize_t read_some(int file, char* into, size_t size) { return ::read(file, into, size); }
 void close_file(int file) { close(file); }
 unsigned type_of(const FileState& found) { return found.st_mode & S_IFMT; }
@@ -71,6 +75,12 @@ constexpr unsigned kRegular = S_IFREG, kFolder = S_IFDIR;
 
 [[noreturn]] void throw_errno() { throw std::system_error(errno, std::generic_category()); }
 
+FileStatus status_of(const FileState& found) {
+  const unsigned type = type_of(found);
+  const FileKind kind = type == kRegular ? FileKind::kRegular : type == kFolder ? FileKind::kFolder : FileKind::kOther;
+  return {kind, static_cast<uint64_t>(found.st_size)};
+}
+
 }  // namespace
 
 std::string folder_of(const std::string& path) {
@@ -86,14 +96,13 @@ InputFile::InputFile(const std::string& path) : descriptor_(open_file(path)) {
     close_file(descriptor_);
     throw std::system_error(error, std::generic_category());
   }
-  kind_ = type_of(found) == kRegular ? Kind::kRegular : type_of(found) == kFolder ? Kind::kFolder : Kind::kOther;
-  size_ = static_cast<uint64_t>(found.st_size);
+  status_ = status_of(found);
 }
 
 InputFile::~InputFile() { close_file(descriptor_); }
 
 std::string InputFile::read() const {
-  std::string bytes(static_cast<size_t>(size_), '\0');
+  std::string bytes(static_cast<size_t>(status_.size), '\0');
   size_t done = 0;
   while (done < bytes.size()) {
     const auto count = read_some(descriptor_, &bytes[done], bytes.size() - done);
@@ -107,7 +116,7 @@ std::string InputFile::read() const {
 
 MappedFile::MappedFile(const std::string& path) {
   const InputFile file(path);
-  if (file.kind() != InputFile::Kind::kRegular) throw std::runtime_error("it is not a regular file");
+  if (file.kind() != FileKind::kRegular) throw std::runtime_error("it is not a regular file");
   const auto size = static_cast<size_t>(file.size());
   if (size > 0) bytes_ = {map_file(file.descriptor(), size), size};
 }
@@ -118,6 +127,11 @@ MappedFile::~MappedFile() {
 
 void MappedFile::release() const {
   if (!bytes_.empty()) let_go(const_cast<char*>(bytes_.data()), bytes_.size());
+}
+
+FileStatus file_status(const std::string& path) {
+  FileState found;
+  return state_at(path, &found) == 0 ? status_of(found) : FileStatus();
 }
 
 #if defined(_WIN32)
@@ -145,6 +159,18 @@ void* load_library(const std::string& path) {
   return library;
 }
 
+std::string own_folder() {
+  constexpr DWORD kFlags = GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS | GET_MODULE_HANDLE_EX_FLAG_UNCHANGED_REFCOUNT;
+  HMODULE module = nullptr;
+  wchar_t path[32768];
+  if (!GetModuleHandleExW(kFlags, reinterpret_cast<const wchar_t*>(&own_folder), &module)) return "";
+  const int size = static_cast<int>(GetModuleFileNameW(module, path, static_cast<DWORD>(std::size(path))));
+  std::string bytes(static_cast<size_t>(WideCharToMultiByte(CP_UTF8, 0, path, size, nullptr, 0, nullptr, nullptr)),
+                    '\0');
+  WideCharToMultiByte(CP_UTF8, 0, path, size, bytes.data(), static_cast<int>(bytes.size()), nullptr, nullptr);
+  return folder_of(bytes);
+}
+
 void* find_symbol(void* library, const char* name) {
   return reinterpret_cast<void*>(GetProcAddress(static_cast<HMODULE>(library), name));
 }
@@ -152,6 +178,8 @@ void* find_symbol(void* library, const char* name) {
 void set_default_variable(const char* name, const char* value) {
   if (std::getenv(name) == nullptr) _putenv_s(name, value);
 }
+
+bool has_address_space(uint64_t) { return true; }
 
 int process_id() { return _getpid(); }
 
@@ -180,9 +208,24 @@ void* load_library(const std::string& path) {
   return library;
 }
 
+std::string own_folder() {
+  Dl_info info;
+  const bool found = dladdr(reinterpret_cast<const void*>(&own_folder), &info) != 0 && info.dli_fname != nullptr;
+  return found ? folder_of(info.dli_fname) : "";
+}
+
 void* find_symbol(void* library, const char* name) { return dlsym(library, name); }
 
 void set_default_variable(const char* name, const char* value) { setenv(name, value, 0); }
+
+bool has_address_space(uint64_t bytes) {
+  rlimit limit;
+  if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return true;
+  void* room = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (room == MAP_FAILED) return false;
+  munmap(room, bytes);
+  return true;
+}
 
 int process_id() { return getpid(); }
 

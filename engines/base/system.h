@@ -22,11 +22,19 @@ std::string folder_of(const std::string& path);
 // Returns the size of a regular file; a link is none. Throws std::runtime_error with the reason alone.
 uint64_t regular_file_size(const std::string& path);
 
+enum class FileKind { kMissing, kRegular, kFolder, kOther };
+
+struct FileStatus {
+  FileKind kind = FileKind::kMissing;
+  uint64_t size = 0;
+};
+
+// Follows links. A file that cannot be looked at is missing.
+FileStatus file_status(const std::string& path);
+
 // An open file, which may turn out to be no regular one. Opening does not wait for a pipe.
 class InputFile {
  public:
-  enum class Kind { kRegular, kFolder, kOther };
-
   // Throws std::system_error.
   explicit InputFile(const std::string& path);
   ~InputFile();
@@ -34,16 +42,15 @@ class InputFile {
   InputFile& operator=(const InputFile&) = delete;
 
   int descriptor() const { return descriptor_; }
-  Kind kind() const { return kind_; }
-  uint64_t size() const { return size_; }
+  FileKind kind() const { return status_.kind; }
+  uint64_t size() const { return status_.size; }
 
   // Returns at most size() bytes; fewer if the file was truncated. Throws std::system_error.
   std::string read() const;
 
  private:
   int descriptor_;
-  Kind kind_ = Kind::kOther;
-  uint64_t size_ = 0;
+  FileStatus status_;
 };
 
 // A file mapped for reading, of which the process holds the pages that it has read.
@@ -66,11 +73,16 @@ class MappedFile {
 
 // Loads a shared library with the libraries beside it. Throws std::runtime_error with the reason alone.
 void* load_library(const std::string& path);
+// Returns the folder of the program or library that this code is in, with a separator; nothing if it is unknown.
+std::string own_folder();
 // Returns nullptr if there is no such symbol.
 void* find_symbol(void* library, const char* name);
 
 // Sets a variable of the environment, unless the user has set it.
 void set_default_variable(const char* name, const char* value);
+
+// Returns whether `ulimit -v` leaves room for so many more bytes.
+bool has_address_space(uint64_t bytes);
 
 // Identifies the process; differs in a fork.
 int process_id();

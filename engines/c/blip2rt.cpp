@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "base/system.h"
 #include "c/boundary.h"
 #include "c/runtime.h"
 
@@ -60,7 +61,7 @@ blip2rt_status blip2rt_load(const char* folder, const char* const* options, blip
     clear(model, "model");
     std::string runtime;
     const ModelOptions chosen = load_options(options, runtime);
-    const std::string path = folder == nullptr ? library_folder() + BLIP2RT_NANO : folder;
+    const std::string path = folder == nullptr ? own_folder() + BLIP2RT_NANO : folder;
     if (path.empty()) throw Error(ErrorKind::kModel, "the bundle is '': give its folder, or NULL for nano");
     load_runtime(runtime);
     give<Models>(model, std::make_shared<Model>(path, chosen));

@@ -1,14 +1,11 @@
 #include "c/runtime.h"
 
-#include <blip2rt.h>
-#include <dlfcn.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <mutex>
 #include <thread>
 #include <utility>
 
+#include "base/system.h"
 #include "base/utf8.h"
 #include "ort/ort_api.h"
 
@@ -18,14 +15,15 @@ namespace {
 constexpr const char* kLoadOptions[] = {"threads",        "onnxruntime",    "max_pixels", "scaled_jpeg",
                                         "special_tokens", "trusted_graphs", "verify"};
 
-}  // namespace
+#if defined(_WIN32)
+constexpr const char* kOnnxRuntime = "onnxruntime.dll";
+#elif defined(__APPLE__)
+constexpr const char* kOnnxRuntime = "libonnxruntime.dylib";
+#else
+constexpr const char* kOnnxRuntime = "libonnxruntime.so.1";
+#endif
 
-std::string library_folder() {
-  Dl_info info;
-  if (dladdr(reinterpret_cast<const void*>(&blip2rt_version), &info) == 0 || info.dli_fname == nullptr) return "";
-  const std::string path = info.dli_fname;
-  return path.substr(0, path.rfind('/') + 1);
-}
+}  // namespace
 
 void load_runtime(std::string path) {
   static std::mutex mutex;
@@ -33,9 +31,8 @@ void load_runtime(std::string path) {
   const std::lock_guard lock(mutex);
   if (loaded && path.empty()) return;
   if (path.empty()) {
-    path = "libonnxruntime.so.1";
-    const std::string beside = library_folder() + path;
-    if (access(beside.c_str(), R_OK) == 0) path = beside;
+    const std::string beside = own_folder() + kOnnxRuntime;
+    path = file_status(beside).kind == FileKind::kRegular ? beside : kOnnxRuntime;
   }
   try {
     load_onnxruntime(path);

@@ -1,4 +1,4 @@
-// What opening a model needs besides the model: this library's folder, ONNX Runtime, and options as text.
+// What opening a model needs besides the model: ONNX Runtime, and options as text.
 #pragma once
 
 #include <string>
@@ -6,9 +6,6 @@
 #include "model/model.h"
 
 namespace blip2rt {
-
-// The folder of this library, with a slash; empty if the loader does not tell.
-std::string library_folder();
 
 // Loads ONNX Runtime for the process. `path` is empty, or names the library. Throws Error.
 void load_runtime(std::string path);

@@ -144,7 +144,7 @@ void check_tensor(std::string_view bytes, ExternalFiles& files) {
 std::string read_file(const std::string& path) {
   try {
     const InputFile file(path);
-    if (file.kind() != InputFile::Kind::kRegular) throw std::runtime_error("it is not a regular file");
+    if (file.kind() != FileKind::kRegular) throw std::runtime_error("it is not a regular file");
     if (file.size() > kMaxBytes) throw std::runtime_error("it is larger than 2 GB");
     std::string bytes = file.read();
     if (bytes.size() < file.size()) throw std::runtime_error("it was truncated while being read");

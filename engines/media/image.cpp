@@ -62,10 +62,10 @@ std::vector<uint8_t> prepare(std::string_view bytes, const std::string& name, co
 std::string read_image_file(const std::string& path, const std::string& name) {
   try {
     const InputFile file(path);
-    if (file.kind() == InputFile::Kind::kFolder) {
+    if (file.kind() == FileKind::kFolder) {
       throw ImageError(name + " is a directory: give the images in it, as in " + path + "/*.jpg");
     }
-    if (file.kind() == InputFile::Kind::kOther) throw ImageError(name + " is a pipe or a device: give a file");
+    if (file.kind() == FileKind::kOther) throw ImageError(name + " is a pipe or a device: give a file");
     if (file.size() == 0) throw ImageError(name + " is empty: 0 bytes");
     if (file.size() > kMaxFileBytes) {
       throw ImageError(name + " has more than " + with_commas(kMaxFileBytes) + " bytes: scale it down first");

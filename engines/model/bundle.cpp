@@ -1,8 +1,6 @@
 // Reads bundles, in the words of blip2rt.bundle.
 #include "model/bundle.h"
 
-#include <sys/stat.h>
-
 #include <algorithm>
 
 #include "base/sha256.h"
@@ -18,12 +16,12 @@ Error model_error(std::string fault) { return {ErrorKind::kModel, std::move(faul
 
 std::string read_manifest_file(const std::string& folder) {
   const std::string file = folder + "/" + kManifest;
-  struct stat found;
-  if (stat(folder.c_str(), &found) != 0) throw model_error("no bundle at " + folder + ": there is no such folder");
-  if (!S_ISDIR(found.st_mode)) {
+  const FileKind kind = file_status(folder).kind;
+  if (kind == FileKind::kMissing) throw model_error("no bundle at " + folder + ": there is no such folder");
+  if (kind != FileKind::kFolder) {
     throw model_error(folder + " is a file; a bundle is the folder that holds " + std::string(kManifest));
   }
-  if (stat(file.c_str(), &found) != 0 || !S_ISREG(found.st_mode)) {
+  if (file_status(file).kind != FileKind::kRegular) {
     throw model_error("no bundle at " + folder + ": the folder has no " + kManifest);
   }
   try {
@@ -36,12 +34,11 @@ std::string read_manifest_file(const std::string& folder) {
 Faults size_faults(const Bundle& bundle) {
   Faults faults;
   for (const auto& [name, entry] : bundle.manifest.files) {
-    struct stat found;
-    if (stat(bundle.file(name).c_str(), &found) != 0 || !S_ISREG(found.st_mode)) {
+    const FileStatus found = file_status(bundle.file(name));
+    if (found.kind != FileKind::kRegular) {
       faults.push_back(name + " is missing");
-    } else if (found.st_size != entry.size) {
-      faults.push_back(name + " has " + std::to_string(found.st_size) + " bytes instead of " +
-                       std::to_string(entry.size));
+    } else if (found.size != static_cast<uint64_t>(entry.size)) {
+      faults.push_back(name + " has " + std::to_string(found.size) + " bytes instead of " + std::to_string(entry.size));
     }
   }
   return faults;
@@ -63,8 +60,8 @@ bool is_intact(std::string manifest) {
 
 std::string read_regular(const std::string& path, uint64_t most) {
   const InputFile file(path);
-  if (file.kind() == InputFile::Kind::kFolder) throw std::runtime_error("Is a directory");
-  if (file.kind() != InputFile::Kind::kRegular) throw std::runtime_error("it is a pipe or a device");
+  if (file.kind() == FileKind::kFolder) throw std::runtime_error("Is a directory");
+  if (file.kind() != FileKind::kRegular) throw std::runtime_error("it is a pipe or a device");
   if (file.size() > most) throw std::runtime_error("it has more than " + with_commas(most) + " bytes");
   return file.read();
 }

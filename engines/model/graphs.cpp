@@ -1,12 +1,11 @@
 // Opens sessions and runs them, with errors in the words of blip2rt.backends.
 #include "model/graphs.h"
 
-#include <sys/mman.h>
-#include <sys/resource.h>
-
 #include <cstring>
 #include <new>
 #include <utility>
+
+#include "base/system.h"
 
 namespace blip2rt {
 namespace {
@@ -14,12 +13,7 @@ namespace {
 // Throws std::bad_alloc if `ulimit -v` leaves no room to open graphs: without memory, ONNX Runtime ends the process.
 void require_address_space(uint64_t file_bytes) {
   constexpr uint64_t kLoadingBytes = 320 << 20;  // of ONNX Runtime, its threads and arenas, besides the files it maps
-  rlimit limit;
-  if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return;
-  const size_t size = file_bytes + kLoadingBytes;
-  void* room = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (room == MAP_FAILED) throw std::bad_alloc();
-  munmap(room, size);
+  if (!has_address_space(file_bytes + kLoadingBytes)) throw std::bad_alloc();
 }
 
 }  // namespace

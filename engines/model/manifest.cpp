@@ -58,9 +58,9 @@ class Fields {
 
   bool is_given(std::string_view name) const {
     if (json_.kind() != Json::kObject) return false;
-    for (auto at = json_.begin(); at != json_.end(); ++at) {
-      if ((*at).text() == name) return true;
-      ++at;
+    bool is_key = false;  // keys and values take turns
+    for (const Json each : json_) {
+      if ((is_key = !is_key) && each.text() == name) return true;
     }
     return false;
   }
