@@ -3,6 +3,7 @@ cache inside a graph: tests/engines/test_generate.py.)"""
 
 from __future__ import annotations
 
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -29,6 +30,13 @@ PLAIN = ["c++"]
 SANITIZED = ["c++", "-fsanitize=address,undefined", "-fno-sanitize=null,object-size,alignment"]
 AARCH64 = ["aarch64-linux-gnu-g++", "-static"]
 EMULATED = ["qemu-aarch64", "-cpu", "max"]
+# Processors without AVX, without AVX2, with AVX2, and without ARM's dot product -> the kernels that they can run.
+OLD_PROCESSORS: dict[str, dict[str, set[str]]] = {
+    "Nehalem": {"attention": {"plain"}},
+    "SandyBridge": {"attention": {"plain"}},
+    "Haswell": {"attention": {"avx2", "plain"}, **{kind: {"avx2"} for kind in ("int4", "int8", "resize")}},
+    "cortex-a53": {"attention": {"plain"}, "resize": {"neon"}},
+}
 KINDS = ("int4", "int8", "attention", "resize", "encoder_attention")
 
 
@@ -41,6 +49,24 @@ KINDS = ("int4", "int8", "attention", "resize", "encoder_attention")
     ],
 )
 def test_kernels_match_plain_arithmetic(kind: str, compiler: list[str], runner: list[str]) -> None:
+    done = run_check(kind, compiler, runner)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+    assert done.stdout.split() or not runner, "no kernel ran"
+
+
+@pytest.mark.parametrize("processor", OLD_PROCESSORS)
+def test_old_processors_run_only_their_kernels(processor: str) -> None:
+    compiler, emulator = (AARCH64, "qemu-aarch64") if processor == "cortex-a53" else (["c++", "-static"], "qemu-x86_64")
+    if compiler[0] == "c++" and platform.machine() != "x86_64":
+        pytest.skip("needs a compiler for x86-64")
+    for kind in KINDS:
+        names = OLD_PROCESSORS[processor].get(kind, set())
+        done = run_check(kind, compiler, [emulator, "-cpu", processor])
+        assert (done.returncode, set(done.stdout.split())) == (0, names), f"{kind}: {done.stdout}{done.stderr}"
+
+
+def run_check(kind: str, compiler: list[str], runner: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a check program, which prints the kernels that it found right."""
     for program in compiler[:1] + runner[:1]:
         if shutil.which(program) is None:
             pytest.skip(f"needs {program}")
@@ -48,9 +74,7 @@ def test_kernels_match_plain_arithmetic(kind: str, compiler: list[str], runner: 
     kernels = sorted((ROOT / "engines" / "kernels" / folder).glob(pattern))
     sources = [ROOT / "tests" / "engines" / "native" / f"{kind}_check.cpp", *kernels]
     program = compiled([*compiler, "-std=c++17", "-O1", f"-I{ROOT / 'engines'}"], sources)
-    done = subprocess.run([*runner, str(program), str(new_seed())], capture_output=True, text=True)
-    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
-    assert done.stdout.split() or not runner, "no kernel ran"
+    return subprocess.run([*runner, str(program), str(new_seed())], capture_output=True, text=True)
 
 
 def save(path: Path, nodes: list[onnx.NodeProto], k: int, n: int, constants: Constants) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import os
+import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from PIL import Image
 
 import blip2rt
 from blip2rt import system
+from tests.tiny.bundle import tiny_bundle
 
 ROOT = Path(blip2rt.__file__).parents[1]
 POSIX_MODULES = ("fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty")
@@ -82,6 +85,21 @@ def test_commands_run_without_it(arguments: tuple[str, ...], tiny, tmp_path: Pat
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert done.stdout or any(path.suffix in (".csv", ".txt") or path.name == "index" for path in tmp_path.rglob("*"))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="emulates x86-64")
+@pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="needs qemu-x86_64")
+@pytest.mark.parametrize("processor", ["Nehalem", "SandyBridge"])
+def test_processors_without_avx2_caption_alike(processor: str, tmp_path: Path) -> None:
+    seed = 5  # of one bundle, whose tokens are never nearly tied
+    bundle = tiny_bundle(tmp_path / "bundle", seed).path
+    command = [sys.executable, "-m", "blip2rt", "caption", str(ROOT / "docs" / "photo.jpg"), "--model", str(bundle)]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("OPENBLAS")}
+    both = [
+        subprocess.run([*runner, *command], cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout
+        for runner in ([], ["qemu-x86_64", "-cpu", processor])
+    ]
+    assert both[0] == both[1] != "\n"
 
 
 def test_every_function_has_an_answer_without_it() -> None:
