@@ -1,4 +1,4 @@
-"""What differs between systems: file locks, forks, limits of memory, CPU affinity, the cache's folder.
+"""What differs between systems: file locks, shared files, forks, limits of memory, CPU affinity, the cache's folder.
 
 Where a system lacks something, the functions do the next best. No other module imports fcntl or resource, or calls
 os.sched_* and os.register_at_fork.
@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
+from threading import Lock
 from typing import IO, Any
 
 
@@ -30,6 +31,18 @@ def lock_file(file: IO[Any], wait: bool = False, inherited: bool = True) -> bool
     except OSError:
         return True
     return True
+
+
+_SEEKING = Lock()
+
+
+def read_range(descriptor: int, size: int, offset: int) -> bytes:
+    """Read a range of an open file. Threads may share its descriptor."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size, offset)
+    with _SEEKING:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, size)
 
 
 def at_fork(before: Callable[[], Any], after: Callable[[], Any]) -> None:

@@ -30,6 +30,7 @@ POSIX_CALLS = (
     "getuid",
     "killpg",
     "mkfifo",
+    "pread",
     "register_at_fork",
     "sched_getaffinity",
     "sched_setaffinity",
@@ -105,6 +106,7 @@ def test_processors_without_avx2_caption_alike(processor: str, tmp_path: Path) -
 def test_every_function_has_an_answer_without_it() -> None:
     code = (
         f"{HIDE}\nfrom blip2rt import system\n"
+        f"with open({__file__!r}) as file: assert system.read_range(file.fileno(), 4, 3) == b'What'\n"
         "system.at_fork(print, print)\n"
         "print(system.lock_file(sys.stdin), len(system.usable_cpus()) > 0, system.is_address_space_limited(),"
         " system.peak_memory(), system.total_memory())"

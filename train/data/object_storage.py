@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from blip2rt.errors import Blip2rtError, reason
+from blip2rt.system import read_range
 from blip2rt.untrusted.tar_headers import tar_headers
 
 if TYPE_CHECKING:
@@ -71,12 +72,14 @@ class ShardReader:
 
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
-        self._descriptor = -1 if isinstance(shard, RemoteShard) else os.open(shard, os.O_RDONLY)
+        self._descriptor = (
+            -1 if isinstance(shard, RemoteShard) else os.open(shard, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        )
 
     def read(self, size: int, offset: int) -> bytes:
         """Return a range. Raise ValueError if the shard ends within it."""
         remote = isinstance(self._shard, RemoteShard)
-        content = self._shard.read(size, offset) if remote else os.pread(self._descriptor, size, offset)  # type: ignore
+        content = self._shard.read(size, offset) if remote else read_range(self._descriptor, size, offset)  # type: ignore
         if len(content) != size:
             raise ValueError("the shard ends within it")
         return content
