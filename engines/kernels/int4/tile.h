@@ -271,7 +271,7 @@ void multiply_tile_pair(const Int4Matrix& m, const Int4Input& input, float* out,
     });
     if (once) break;
     unpack_pieces<V>(m, first, exist, 0, blocks * m.block / kPieceWeights,
-                     [&](size_t piece, const auto* codes) { unpacked.put(t, piece, codes); });
+                     [&](size_t piece, const typename V::Ints* codes) { unpacked.put(t, piece, codes); });
   }
   Prefetcher prefetcher =
       prefetch_tile(m, begin + outputs, T * V::kLanes, blocks * ((input.rows + kMaxRowsAtOnce - 1) / kMaxRowsAtOnce));
