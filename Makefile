@@ -15,7 +15,7 @@ MARKDOWN := $(wildcard *.md) docs examples benchmarks recipes  # except nano's c
 PLAIN_CORE := $(filter-out engines/python/% $(patsubst %,engines/media/%.cpp,jpeg png webp),$(filter %.cpp,$(CORE)))
 KNOWN := c++ g++-11 g++-12 g++-13 g++-14 clang++ clang++-14 clang++-19 aarch64-linux-gnu-g++
 COMPILERS := $(shell for c in $(KNOWN); do p=$$(command -v $$c) && echo $$(readlink -f $$p) $$c; done | awk '!seen[$$1]++ {print $$2}')
-WARNINGS := -std=c++17 -O2 -Wall -Wextra -Werror -Iengines -Iengines/c/include -DBLIP2RT_VERSION='"0"' -DBLIP2RT_NANO='"nano"'
+WARNINGS := -std=c++17 -O2 -Wall -Wextra -Werror -Wno-psabi -Iengines -Iengines/c/include -DBLIP2RT_VERSION='"0"' -DBLIP2RT_NANO='"nano"'
 ORT_LIBRARY = $(shell $(DEV)/bin/python -c "from blip2rt.backends.ort import find_library; print(find_library())")
 
 .PHONY: demo test test-fast test-cuda-bindings test-locked test-lowest test-slow parity parity-lowest parity-newest parity-next test-compat lint docs dist format lock sbom sdist test-sdist wheels test-wheels check-dist release-files release workflows old-processors \
