@@ -16,7 +16,7 @@ from .errors import CapabilityError, OptionError
 from .native import cached_property
 from .options import Options, Room, TextOptions, merge, resolve, strings
 from .results import Scored, too_late
-from .text import LlmTokenizer, Prompt, TextStream
+from .text import LlmTokenizer, Prompt, StopCut, TextStream
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,6 +50,12 @@ class Language:
             raise OptionError("a question is empty: ask something, as in 'what colour is the dog?'")
         before, _, after = self._manifest.prompts.get("ask", "{}").partition("{}")
         return Prompt(before, question.strip(), after)
+
+    @cached_property
+    def next_question(self) -> tuple[str, ...]:
+        """What begins the next question of a conversation, as the template does: an answer ends before it."""
+        before = self.ask_prompt("?").before.strip()
+        return (before,) if before else ()
 
     def encode(self, prompt: Prompt) -> list[int]:
         """A prompt -> its token ids."""
@@ -85,6 +91,7 @@ class Language:
         stops = list(strings(options.stop_strings))
         if settings["min_new_tokens"] > 1:  # without a stop token, a chat model would begin the next turn
             stops += self._tokenizer.turns.values()
+        stops += self.next_question if used else ()
         if stops:
             settings["stop_strings"] = [text.encode() for text in stops]
             settings["vocabulary"] = self._vocabulary
@@ -163,6 +170,17 @@ class Language:
         end = self._spec.eos_token_ids[:1] if complete else ()
         token_ids = [[*self.encode_more(Prompt(before, text))[:most], *end] for text in texts]
         return self._backend.likelihoods(prefix_embeds, [prompt_ids] * len(prefix_embeds), images, token_ids)
+
+    def answer_likelihoods(
+        self, prefix_embeds: Floats, questions: Sequence[str], answers: Sequence[str]
+    ) -> NDArray[np.float64]:
+        """prefix_embeds (B, Q, D), B questions, A answers -> log p(answer | image, question) (B, A)"""
+        asked = [self.encode(self.ask_prompt(question)) for question in questions]
+        end = self._spec.eos_token_ids[:1]
+        texts = [[*self.encode_more(Prompt(" ", answer)), *end] for answer in answers]
+        rows = [row for row in range(len(asked)) for _ in texts]
+        found = self._backend.likelihoods(prefix_embeds, asked, rows, texts * len(asked))
+        return found.reshape(len(asked), len(texts))
 
     @property
     def reads_prompt_as_text(self) -> bool:
@@ -260,6 +278,7 @@ class Chat:
         self._judged = judged
         self._unread: list[int] = []  # token ids of judged questions and their answers, for the next question
         self._language = language
+        self._ends: tuple[str, ...] = ()  # strings before which the current answer ends
         self._options = options
         self._used = 0  # positions, besides the image's
         settings = language.settings("ask", options, [])
@@ -270,7 +289,9 @@ class Chat:
     def ask(self, question: str, **options: Unpack[TextOptions]) -> str:
         """Question -> answer. Options are those of Model.ask; they override the chat's."""
         generation, settings = self._begin(question, options)
-        return generation if isinstance(generation, str) else self._language.text(generation, settings)
+        if isinstance(generation, str):
+            return generation
+        return StopCut(self._ends).finish(self._language.text(generation, settings))[0]
 
     def stream(self, question: str, **options: Unpack[TextOptions]) -> Iterator[str]:
         """Question -> pieces of the answer; see Model.stream.
@@ -278,12 +299,21 @@ class Chat:
         Of an answer that was not taken to its end, the chat keeps what was decoded; with beams, by the best of them.
         """
         generation, settings = self._begin(question, options)
-        return iter([generation]) if isinstance(generation, str) else self._language.pieces(generation, settings)
+        return iter([generation]) if isinstance(generation, str) else self._pieces(generation, settings)
+
+    def _pieces(self, generation: Generation, settings: Mapping[str, Any]) -> Iterator[str]:
+        cut = StopCut(self._ends)
+        for piece in self._language.pieces(generation, settings):
+            if shown := cut.push(piece):
+                yield shown
+        if shown := cut.finish()[1]:
+            yield shown
 
     def _begin(self, question: str, given: Mapping[str, Any]) -> tuple[Generation | str, dict[str, Any]]:
         self._remember()
         options = merge(self._options, given)
         first = self._used == len(self._unread) == 0
+        self._ends = () if first else self._language.next_question
         prompt = self._language.ask_prompt(question)
         more = prompt._replace(before=f" {prompt.before}")  # it continues the conversation
         prompt_ids = self._language.encode(prompt) if first else self._language.encode_more(more)

@@ -68,7 +68,7 @@ class Model(MatchingCalls):
         self.matcher = matcher = Matcher(pipeline)
         self._reload = reload
         pipeline.confidence = matcher.confidence if matcher.rates_captions else None
-        pipeline.judge = matcher.judge if matcher.is_calibrated and bundle.has(*contract.GENERATIVE) else None
+        pipeline.judge = matcher.short_answers if matcher.is_calibrated and bundle.has(*contract.GENERATIVE) else None
         # The single steps: checked options, decoded images, and what the graphs make of them.
         self.task, self.prepare, self.generate = pipeline.task, pipeline.prepare, pipeline.generate
         self.features, self.embed, self.embed_features = pipeline.vision_features, matcher.embed, matcher.image_embeds
@@ -290,8 +290,8 @@ class Model(MatchingCalls):
         prepared = [self.prepare(image)]
 
         def judged(question: str, settings: Mapping[str, Any]) -> Scored | None:
-            statement = self.pipeline.statement(question, settings)
-            return self.pipeline.judged(prepared, [GenerationTask(Prompt(), "", settings, statement=statement)])[0]
+            task = GenerationTask(Prompt(), "", settings, judged=self.pipeline.asked(question, settings))
+            return self.pipeline.judged(prepared, [task])[0]
 
         return Chat(language, self.pipeline.prefix_embeds(prepared, [""]), chosen, judged)
 

@@ -26,7 +26,7 @@ from .language import Language
 from .native import cached_property
 from .options import Options, merge
 from .results import Scored, Stopwatch
-from .statements import phrase_of
+from .statements import number_question, phrase_of
 from .text import Prompt, QFormerTokenizer
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class GenerationTask:
     settings: Mapping[str, Any]  # the backend's options
     single_line: bool = True  # tidy the text to one line, as captions are
     confidence: bool = False  # also tell how likely each caption is right
-    statement: str = ""  # what the question asks for, if the answer is whether it is there; see Pipeline.judged
+    judged: str = ""  # what a question asks that is answered without generating; see Pipeline.judged
     # vision_features (B, N, C), prefix_embeds (B, Q, D), the texts of each image -> the chosen ones; Matcher.pooled
     choose: Callable[[Floats, Floats, Sequence[list[Scored]]], list[list[Scored]]] | None = None
 
@@ -74,8 +74,8 @@ class Pipeline:
         self.images = images or ImageSettings()
         self.cache = cache or FeatureCache()
         self.special_tokens = special_tokens
-        # vision_features (B, N, C), B statements -> P that each is true (B); set by a model whose bundle is calibrated.
-        self.judge: Callable[[Floats, Sequence[str]], NDArray[np.float64]] | None = None
+        # Matcher.short_answers; set by a model whose bundle is calibrated.
+        self.judge: Callable[[Floats, Sequence[str]], list[tuple[str, float]]] | None = None
         # vision_features (B, N, C), B captions -> P that each is right (B); set if the bundle is calibrated for it.
         self.confidence: Callable[[Floats, Sequence[Scored]], NDArray[np.float64]] | None = None
 
@@ -228,20 +228,17 @@ class Pipeline:
                 caption.confidence = float(right)
 
     def judged(self, prepared: Sequence[RGB], tasks: Sequence[GenerationTask]) -> list[Scored | None]:
-        """RGB images and the task of each -> "yes" or "no" to questions whether something is there, None for others.
-
-        The answer's score is the logarithm of its calibrated probability.
+        """RGB images and the task of each -> answers to questions whether something is there, and, if the bundle's
+        calibration has numbers, how many; None for other questions. An answer's score is its log-probability.
         """
         found: list[Scored | None] = [None] * len(tasks)
-        asked = [i for i, task in enumerate(tasks) if task.statement]
+        asked = [i for i, task in enumerate(tasks) if task.judged]
         for start in range(0, len(asked), BATCH):
             rows = asked[start : start + BATCH]
-            assert self.judge is not None, "tasks have statements only with a judge"
+            assert self.judge is not None, "tasks are judged only with a judge"
             features = self.vision_features([prepared[i] for i in rows])
-            for i, yes in zip(rows, self.judge(features, [tasks[i].statement for i in rows]), strict=True):
-                word, likely = ("yes", yes) if yes > 0.5 else ("no", 1 - yes)
-                tokens = self.language.encode_more(Prompt(f" {word}"))
-                found[i] = Scored(word, float(np.log(likely)), tokens)
+            for i, (word, score) in zip(rows, self.judge(features, [tasks[i].judged for i in rows]), strict=True):
+                found[i] = Scored(word, score, self.language.encode_more(Prompt(f" {word}")))
         return found
 
     def generate_each(
@@ -326,17 +323,19 @@ class Pipeline:
         settings = self.language.settings("ask", options, prompts)
         return [
             GenerationTask(
-                prompt, self.qformer_question(question), settings, False, statement=self.statement(question, settings)
+                prompt, self.qformer_question(question), settings, False, judged=self.asked(question, settings)
             )
             for prompt, question in zip(prompts, questions, strict=True)
         ]
 
-    def statement(self, question: str, settings: Mapping[str, Any]) -> str:
-        """What a question asks for, if a yes or no of the judge answers it; else an empty text."""
+    def asked(self, question: str, settings: Mapping[str, Any]) -> str:
+        """What a question asks, if the judge answers it; else an empty text."""
         plain = settings["num_return_sequences"] == 1 and settings["min_new_tokens"] < 2
         if self.judge is None or not plain or settings["forced_prefix"] or settings["bad_words_ids"]:
             return ""
-        return phrase_of(question) or ""
+        calibration = self.bundle.manifest.calibration
+        counts = calibration is not None and bool(calibration.numbers)
+        return phrase_of(question) or (counts and number_question(question)) or ""
 
     def qformer_question(self, question: str) -> str:
         """The text that the Q-Former reads for a question; empty if it reads none."""

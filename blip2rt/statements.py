@@ -1,4 +1,4 @@
-"""Yes/no questions about what a picture shows -> the phrase that they ask for. Knows English, no model."""
+"""Questions that need no generated answer: whether a picture shows something, and how many. Knows English, no model."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ _OTHER = re.compile(
     r"\b(?:no|not|none|nothing|or|else|same|more|less|fewer|many|much|several|both|another|other|only|one|two|three|four"
     r"|five|six|seven|eight|nine|ten|\d+|anything|something|everything|what|which|who|why|how|where|when|difference)\b"
 )
+_NUMBER = re.compile(r"how many [^?]+")
 _ANYONE = {"anyone", "anybody", "someone", "somebody", "any people", "any person", "people", "any persons", "a human"}
 _PHRASE_WORDS = 4
 _MAX_CHARACTERS = 300  # of a question that is read at all
@@ -41,19 +42,28 @@ _INSTRUCTION = re.compile(r"(?:please )?(?:just |only )?(?:answer|reply|respond|
 
 def phrase_of(question: str) -> str | None:
     """Return "a cat" for "Is there a cat in the picture?"; None if a text does not ask whether something is there."""
-    if len(question) > _MAX_CHARACTERS:
-        return None
-    parts = (part.strip("?!. ") for part in _SENTENCE_END.split(" ".join(question.lower().split())))
-    asked = [part for part in parts if part and not _INSTRUCTION.match(part)]
-    if len(asked) != 1:
-        return None
-    text = asked[0].removeprefix("please ").removesuffix(" please").rstrip(", ")
+    text = _sentence_of(question)
     for pattern in _QUESTIONS:
         found = pattern.fullmatch(text)
         if found is not None and not _OTHER.search(found["what"]):
             what = found["what"]
             return "a person" if what in _ANYONE else re.sub(r"^(?:any|some|the) ", "", what)
     return None
+
+
+def number_question(question: str) -> str | None:
+    """Return "how many cats are there?" for "How many cats are there? Answer briefly."; None for other questions."""
+    text = _sentence_of(question)
+    return f"{text}?" if _NUMBER.fullmatch(text) else None
+
+
+def _sentence_of(question: str) -> str:
+    """The only sentence of a question but for requests to be brief, in lower case; empty if there are more."""
+    if len(question) > _MAX_CHARACTERS:
+        return ""
+    parts = (part.strip("?!. ") for part in _SENTENCE_END.split(" ".join(question.lower().split())))
+    asked = [part for part in parts if part and not _INSTRUCTION.match(part)]
+    return asked[0].removeprefix("please ").removesuffix(" please").rstrip(", ") if len(asked) == 1 else ""
 
 
 def is_phrase(text: str) -> bool:

@@ -201,6 +201,41 @@ def _check_text(text: object) -> None:
         raise OptionError(f"the text {text!r} is not valid Unicode") from None
 
 
+class StopCut:
+    """Pieces of a text -> its pieces before the first of some stop strings. Holds back what may begin one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._whole = ""
+        self._emitted = 0  # characters
+        self.stopped = False
+
+    def push(self, piece: str) -> str:
+        """Add a piece. Return the new part of the text that is final; it may be empty."""
+        if self.stopped:
+            return ""
+        self._whole += piece
+        starts = (n for stop in self._stops for n in range(1, len(stop)) if self._whole.endswith(stop[:n]))
+        text = self._cut(len(self._whole) - max(starts, default=0))
+        return self._rest(text if text == self._whole else text.rstrip())
+
+    def finish(self, whole: str | None = None) -> tuple[str, str]:
+        """Return the text, and what its pieces lack of it. whole: the uncut text, if it is not that of the pieces."""
+        self._whole = self._whole if whole is None else whole
+        text = self._cut(len(self._whole))
+        text = text.rstrip() if self.stopped else text
+        return text, self._rest(text)
+
+    def _cut(self, end: int) -> str:
+        places = [place for stop in self._stops if (place := self._whole.find(stop)) >= 0]
+        self.stopped = bool(places)
+        return self._whole[: min([*places, end])]
+
+    def _rest(self, text: str) -> str:
+        piece, self._emitted = text[self._emitted :], max(self._emitted, len(text))
+        return piece
+
+
 class TextStream:
     """Tokens of one text, one by one -> pieces of the text.
 

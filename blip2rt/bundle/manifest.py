@@ -103,6 +103,7 @@ class Calibration:
     nearness: Logistic | None = None  # of all labels: by cosines, which ones to look at
     label_text: tuple[float, ...] = ()  # (E): weights of a label's own embedding in its nearness
     mean_text: tuple[float, ...] = ()  # (E): mean embedding of labels; how near an image is to texts in general
+    numbers: tuple[str, ...] = ()  # answers to "how many ...?", chosen by likelihood; none: answers are generated
 
 
 @dataclass(frozen=True)

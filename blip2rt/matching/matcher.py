@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..backends import Floats
 
 
+_PRIOR_WEIGHT = 0.5  # of an answer's likelihood without the image; the best of 0, 0.3, 0.5, 0.7, 1 on COCO's questions
 _LABEL_LISTS = 4  # whose embeddings are kept
 
 
@@ -70,6 +71,40 @@ class Matcher:
         self.require_calibration("judge statements")
         phrases = [phrase_of(statement) or statement for statement in statements]
         return self._probabilities(self.signals(vision_features, phrases), phrases)
+
+    def short_answers(self, vision_features: Floats, asked: Sequence[str]) -> list[tuple[str, float]]:
+        """vision_features (B, N, C), what B questions ask -> the answer to each and its log-probability, pairwise.
+
+        A phrase asks whether it is there, a text that ends with a question mark for one of the calibration's numbers.
+        """
+        found: dict[int, tuple[str, float]] = {}
+        rows = [row for row, text in enumerate(asked) if not text.endswith("?")]
+        for row, yes in zip(rows, self.judge(vision_features[rows], [asked[row] for row in rows]), strict=True):
+            found[row] = ("yes", float(np.log(yes))) if yes > 0.5 else ("no", float(np.log(1 - yes)))
+        rows = [row for row in range(len(asked)) if row not in found]
+        if rows:
+            questions, words = [asked[row] for row in rows], self.require_calibration("count").numbers
+            tokens = self.pipeline.question_tokens(list(map(self.pipeline.qformer_question, questions)))
+            prefix_embeds = self.backend.prefix_embeds(vision_features[rows], tokens)
+            logs = self.answer_scores(prefix_embeds, questions, words)
+            logs -= np.logaddexp.reduce(logs, axis=1, keepdims=True)  # one of them is right
+            found |= {row: (words[each.argmax()], float(each.max())) for row, each in zip(rows, logs, strict=True)}
+        return [found[row] for row in range(len(asked))]
+
+    def answer_scores(
+        self, prefix_embeds: Floats, questions: Sequence[str], answers: Sequence[str]
+    ) -> NDArray[np.float64]:
+        """prefix_embeds (B, Q, D), B questions, A answers -> how likely each answer is (B, A)
+
+        That is log p(answer | image, question), less a part of what it is behind the mean_prefix, if there is one.
+        """
+        language, prior = self.pipeline.language, self.mean_prefix
+        if prior is None:
+            return language.answer_likelihoods(prefix_embeds, questions, answers)
+        count = len(questions)
+        both = np.concatenate([prefix_embeds, np.repeat(prior, count, axis=0)])
+        found = language.answer_likelihoods(both, [*questions, *questions], answers)
+        return found[:count] - _PRIOR_WEIGHT * found[count:]
 
     @property
     def is_calibrated(self) -> bool:

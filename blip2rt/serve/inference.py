@@ -18,7 +18,7 @@ from ..options import Options, merge
 from ..pipeline import BATCH, GenerationTask
 from ..results import FinishReason, Stopwatch, finish_reason
 from ..structured import Form, Picture, fill_form
-from ..text import Prompt
+from ..text import Prompt, StopCut
 from .admission import CancelEvent
 from .settings import Settings
 
@@ -54,12 +54,6 @@ def can_chat(model: Model) -> bool:
     except CapabilityError:
         return False
     return True
-
-
-def next_question(model: Model) -> tuple[str, ...]:
-    """What begins the next question of a conversation, as the bundle's template does. An answer ends before it."""
-    before = model.pipeline.language.ask_prompt("?").before.strip()
-    return (before,) if before else ()
 
 
 def count_text_tokens(model: Model, texts: Sequence[str]) -> int:
@@ -131,8 +125,8 @@ def generate(
     prepared = [pipeline.prepare(job.image)]
     forced: list[int] = settings["forced_prefix"]
     prompt_tokens = language._spec.prefix_length + len(ids) + len(forced)
-    statement = pipeline.statement(job.question or "", settings)
-    [judged] = pipeline.judged(prepared, [GenerationTask(prompt, question, settings, statement=statement)])
+    asked = pipeline.asked(job.question or "", settings)
+    [judged] = pipeline.judged(prepared, [GenerationTask(prompt, question, settings, judged=asked)])
     if judged is not None:
         if emit is not None:
             emit(Piece(0, judged.text))
@@ -145,7 +139,7 @@ def generate(
         cancelled.on_set(generation.close)  # with beams, step() returns only when they agree
     tidied = job.question is None
     streams = [language.text_stream(settings, tidied) for _ in range(settings["num_return_sequences"])]
-    output = TextOutput(streams, job.stop_strings, emit)
+    output = TextOutput(streams, job.stop_strings + (language.next_question if job.history else ()), emit)
     while not generation.done and not cancelled.is_set() and not all(output.stopped):
         for _image, draw, token_id in generation.step():
             output.push(draw, token_id)
@@ -218,31 +212,27 @@ class TextOutput:
         self, streams: Sequence[Any], stop_strings: Sequence[str], emit: Callable[[Piece], None] | None
     ) -> None:
         """streams: a TextStream for each text."""
-        self._streams, self._stops, self._emit = streams, stop_strings, emit
-        self._texts = [""] * len(streams)
-        self._emitted = [0] * len(streams)  # characters
-        self.stopped = [False] * len(streams)
+        self._streams, self._emit = streams, emit
+        self._cuts = [StopCut(stop_strings) for _ in streams]
+        self._streamed = emit is not None or bool(stop_strings)
+
+    @property
+    def stopped(self) -> list[bool]:
+        """Whether a stop string has ended each text."""
+        return [cut.stopped for cut in self._cuts]
 
     def push(self, index: int, token_id: int) -> None:
-        """Add a token to a text. Holds back what may begin a stop string."""
-        if not self.stopped[index] and (self._emit is not None or self._stops):
-            text = self._texts[index] = self._texts[index] + self._streams[index].push(token_id)
-            starts = (n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
-            self._advance(index, self._cut(index, text, len(text) - max(starts, default=0)))
+        """Add a token to a text."""
+        if self._streamed and not self._cuts[index].stopped:
+            self._send(index, self._cuts[index].push(self._streams[index].push(token_id)))
 
     def finish(self, texts: Sequence[str]) -> list[str]:
         """Return the complete texts up to their stop strings. Emits what is left."""
-        cut = [self._cut(i, text, len(text)).rstrip() for i, text in enumerate(texts)]
-        for i, text in enumerate(cut):
-            self._advance(i, text)
-        return cut
+        ended = [cut.finish(text) for cut, text in zip(self._cuts, texts, strict=True)]
+        for i, (_, piece) in enumerate(ended):
+            self._send(i, piece)
+        return [text for text, _ in ended]
 
-    def _cut(self, index: int, text: str, end: int) -> str:
-        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
-        self.stopped[index] = bool(places)
-        return text[: min([*places, end])]
-
-    def _advance(self, index: int, text: str) -> None:
-        piece, self._emitted[index] = text[self._emitted[index] :], max(self._emitted[index], len(text))
+    def _send(self, index: int, piece: str) -> None:
         if piece and self._emit is not None:
             self._emit(Piece(index, piece))

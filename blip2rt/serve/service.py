@@ -23,7 +23,7 @@ from .admission import AdmissionQueue, CancelEvent
 from .chat_prompt import GREETING, Turn, chat_prompt
 from .errors import CLIENT_GONE, ApiError, api_error, bad_request, client_gone
 from .images import image_bytes
-from .inference import Answer, Piece, TextJob, can_chat, can_generate, generate, next_question, prepare, shares_steps
+from .inference import Answer, Piece, TextJob, can_chat, can_generate, generate, prepare, shares_steps
 from .logs import LOG
 from .metrics import Metrics
 from .middleware import RequestContext
@@ -170,8 +170,6 @@ class Call:
             prompt = chat_prompt(turns, form is None and can_chat(self.model), form is None)
         except ValueError as error:
             raise bad_request(str(error), "messages", "image_missing") from None
-        if prompt.history:
-            stop_strings = (*stop_strings, *next_question(self.model))
         job = TextJob(b"", prompt.question, None, prompt.history, options, stop_strings, form)
         if prompt.image is None:
             return await self._greet(turns, job, writer, stream)

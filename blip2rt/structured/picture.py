@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ..image import ImageLike
     from ..model import Model
 
-_PRIOR_WEIGHT = 0.5  # of a choice's likelihood without the picture; the best of 0, 0.3, 0.5, 0.7, 1 on COCO's questions
 # Choices also count as statements about the picture, but not where they are colours or numbers of something in it. On
 # COCO's dev set: indoors or outdoors 78 -> 96 %, one of eight objects 82 -> 85 %; a colour of ten would fall from 41 %.
 _ABOUT_A_PART = re.compile(r"\b(colou?rs?|many|number|letter)\b|^(is|are|was|does|do) ", re.IGNORECASE)
@@ -89,17 +88,9 @@ class Picture:
         if len(choices) < 2 or self._cancelled():
             return 0
         language = self._pipeline.language
-        prompt = language.ask_prompt(question)
-        prefix, ids = self._prefix([self._pipeline.qformer_question(question)]), language.encode(prompt)
-        end = list(self._model.bundle.manifest.llm.eos_token_ids[:1])  # type: ignore[union-attr]
-        texts = [[*language.encode_more(Prompt(" ", choice)), *end] for choice in choices]
-        rows, prior = [0] * len(texts), self._model.matcher.mean_prefix
-        if prior is not None:
-            prefix, rows, texts = np.concatenate([prefix, prior]), rows + [1] * len(texts), texts * 2
-        scores = self._pipeline.backend.likelihoods(prefix, [ids] * len(prefix), rows, texts)
-        if prior is not None:
-            scores = scores[: len(choices)] - _PRIOR_WEIGHT * scores[len(choices) :]
-        self.prompt_tokens += prefix.shape[1] + len(ids)
+        prefix = self._prefix([self._pipeline.qformer_question(question)])
+        [scores] = self._model.matcher.answer_scores(prefix, [question], choices)
+        self.prompt_tokens += prefix.shape[1] + len(language.encode(language.ask_prompt(question)))
         if self._pipeline.judge is not None and not _ABOUT_A_PART.search(question):
             chances = np.clip(self.probabilities(choices), 1e-6, 1 - 1e-6)
             scores = scores + np.log(chances / (1 - chances))

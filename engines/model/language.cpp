@@ -59,6 +59,12 @@ Ids Language::forced_prefix(const TextOptions& options, bool after_prompt) const
   return tokenizer_.encode_more({"", text, ""});
 }
 
+std::string Language::next_question() const {
+  const std::string before = ask_prompt("?").before;
+  const size_t first = before.find_first_not_of(" \t\n");
+  return first == std::string::npos ? "" : before.substr(first, before.find_last_not_of(" \t\n") + 1 - first);
+}
+
 GenerationOptions Language::settings(const std::string& task, const TextOptions& options, const Prompt* prompt,
                                      int64_t used) const {
   const auto length = [](const Ids& ids) { return static_cast<int64_t>(ids.size()); };
@@ -98,6 +104,8 @@ GenerationOptions Language::settings(const std::string& task, const TextOptions&
   if (settings.min_new_tokens > 1) {  // without a stop token, a chat model would begin the next turn
     for (const auto& [id, name] : tokenizer_.turns()) settings.stop_strings.push_back(name);
   }
+  const std::string next = next_question();
+  if (used > 0 && !next.empty()) settings.stop_strings.push_back(next);
   if (!settings.stop_strings.empty()) {
     std::call_once(vocabulary_made_, [this] { vocabulary_ = tokenizer_.vocabulary(); });
     settings.vocabulary = vocabulary_;
@@ -122,21 +130,45 @@ Texts Language::generate(const Tensor& prefix_embeds, const Task& task, Clock::t
   });
 }
 
+namespace {
+
+// Where a text ends before `until` and the spaces there or, unless it is whole, before what may become it.
+size_t end_before(const std::string& text, const std::string& until, bool whole) {
+  if (until.empty()) return text.size();
+  size_t end = text.find(until);
+  for (size_t length = until.size() - 1; end == std::string::npos && length > 0 && !whole; --length) {
+    const bool begins = text.size() >= length && text.compare(text.size() - length, length, until, 0, length) == 0;
+    if (begins) end = text.size() - length;
+  }
+  if (end == std::string::npos) return text.size();
+  while (end > 0 && std::string_view(" \t\n").find(text[end - 1]) != std::string_view::npos) --end;
+  return end;
+}
+
+}  // namespace
+
 Texts Language::finish(Generation& generation, const Task& task, const OnPiece& on_piece) const {
   const GenerationOptions& options = task.options;
   const bool streams = options.num_beams == 1 && options.num_return_sequences == 1;
   TextStream stream(tokenizer_, options.forced_prefix);
+  std::string said;
+  size_t emitted = 0;  // bytes
   bool wanted = true;
   while (wanted && !generation.done()) {
     generation.step();
     if (!on_piece) continue;
-    std::string piece;
     for (const NewToken& token : generation.added()) {
-      if (streams) piece += stream.push(token.token);
+      if (streams) said += stream.push(token.token);
     }
-    wanted = on_piece(piece);
+    const size_t end = end_before(said, task.until, false);
+    wanted = on_piece(end > emitted ? said.substr(emitted, end - emitted) : "");
+    emitted = std::max(emitted, end);
   }
-  if (on_piece && streams && wanted) on_piece(stream.end());
+  if (on_piece && streams && wanted) {
+    said += stream.end();
+    const size_t end = end_before(said, task.until, true);
+    on_piece(end > emitted ? said.substr(emitted, end - emitted) : "");
+  }
   Texts texts;
   const auto results = generation.results();
   for (const Hypothesis& each : results.front()) {
@@ -145,7 +177,9 @@ Texts Language::finish(Generation& generation, const Task& task, const OnPiece& 
     const bool is_cut = length >= options.max_new_tokens || (wanted && generation.is_cut(0, length));
     Ids whole = options.forced_prefix;
     whole.insert(whole.end(), shown.begin(), shown.end());
-    texts.push_back({task.single_line ? tokenizer_.line(whole) : tokenizer_.text(whole), each.score, shown,
+    std::string text = task.single_line ? tokenizer_.line(whole) : tokenizer_.text(whole);
+    text.resize(end_before(text, task.until, true));
+    texts.push_back({std::move(text), each.score, shown,
                      is_cut && shown.size() == each.tokens.size() && !is_stopped(each.tokens, options)});
   }
   const bool ended_early = !texts.empty() && texts.front().truncated && texts.front().tokens.size() < 2 &&
@@ -182,6 +216,17 @@ std::vector<double> Language::yes_odds(const std::vector<const Tensor*>& prefixe
   std::vector<double> odds;
   for (size_t i = 0; i < scores.size(); i += 2) odds.push_back(scores[i] - scores[i + 1]);
   return odds;
+}
+
+std::vector<double> Language::answer_likelihoods(const std::vector<const Tensor*>& prefixes,
+                                                 const std::string& question,
+                                                 const std::vector<std::string>& answers) const {
+  Prompts texts;
+  for (const std::string& answer : answers) {
+    texts.push_back(tokenizer_.encode_more({" ", answer, ""}));
+    if (!spec_.eos_token_ids.empty()) texts.back().push_back(spec_.eos_token_ids.front());
+  }
+  return likelihoods(prefixes, tokenizer_.encode(ask_prompt(question)), texts);
 }
 
 // Returns the log-probabilities of all texts for the first prefix, then for the next one.
@@ -231,6 +276,7 @@ Texts Conversation::ask(const std::string& question, const TextOptions& options,
     ids.push_back(id);
   }
   task.options = language_.settings("ask", options.over(options_), &task.prompt, used_ + unread);
+  if (used_ + unread > 0) task.until = language_.next_question();
   if (task.options.num_return_sequences > 1 || task.options.num_beams > max_beams_) {
     throw Error(ErrorKind::kArgument, "num_captions is " + std::to_string(task.options.num_return_sequences) +
                                           " and num_beams " + std::to_string(task.options.num_beams) +

@@ -32,7 +32,8 @@ using OnPiece = std::function<bool(const std::string& piece)>;
 struct Task {
   Prompt prompt;
   GenerationOptions options;
-  bool single_line;  // as captions are
+  bool single_line;     // as captions are
+  std::string until{};  // the texts end before it; empty: to their end
 };
 
 class Language {
@@ -45,6 +46,9 @@ class Language {
   // template.
   Prompt caption_prompt(const std::string* prompt) const;
   Prompt ask_prompt(const std::string& question) const;
+
+  // What begins the next question of a conversation, as the template does: an answer ends before it. May be empty.
+  std::string next_question() const;
 
   // Options for a task ("caption", "ask") behind a prompt, if there is one. `used`: positions that a conversation has
   // taken, besides the image's and the prompt's. Throws Error with all faults.
@@ -64,6 +68,10 @@ class Language {
 
   // log p(yes) - log p(no) as the answer to a question, for each of prefix_embeds (1, Q, D).
   std::vector<double> yes_odds(const std::vector<const Tensor*>& prefixes, const std::string& question) const;
+
+  // log p(answer | image, question) of all answers for the first of prefix_embeds (1, Q, D), then for the next one.
+  std::vector<double> answer_likelihoods(const std::vector<const Tensor*>& prefixes, const std::string& question,
+                                         const std::vector<std::string>& answers) const;
 
   // Throws Error for a model whose earlier steps see each question, so that no cache can keep them.
   void need_chat() const;

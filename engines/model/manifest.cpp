@@ -198,6 +198,7 @@ class Fields {
     fields.optional("phrase", into.phrase);
     fields.optional("sentence", into.sentence);
     fields.optional("mean_text", into.mean_text);
+    fields.optional("numbers", into.numbers);
   }
   void convert(Json json, const std::string& where, FileEntry& into) {
     Fields fields(json, where, faults_);

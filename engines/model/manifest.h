@@ -70,7 +70,8 @@ struct Logistic {
 // How signals of an image and a text become the probability that the text is true.
 struct Calibration {
   std::optional<Logistic> phrase, sentence;
-  std::vector<double> mean_text;  // (E): how near an image is to texts in general
+  std::vector<double> mean_text;     // (E): how near an image is to texts in general
+  std::vector<std::string> numbers;  // answers to "how many ...?", chosen by likelihood; none: answers are generated
 };
 
 struct FileEntry {

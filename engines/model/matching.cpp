@@ -14,6 +14,7 @@ namespace blip2rt {
 namespace {
 
 constexpr size_t kMaxCached = 8192;
+constexpr double kPriorWeight = 0.5;           // of an answer's likelihood without the image
 constexpr std::string_view kQuery = "query_";  // with a number: the cosine with one query
 
 // Whether this version knows all signals that a regression weighs.
@@ -127,19 +128,36 @@ double Model::probability(Signals& signals, const std::string& text) const {
   return 1 / (1 + std::exp(-std::clamp(total, -500.0, 500.0)));
 }
 
-// "yes" or "no" to a question whether something is there; its score is the logarithm of the probability.
+// The answer to a question whether something is there, or how many; its score is its log-probability.
 std::optional<Text> Model::judged(Features& features, const std::string& question, const GenerationOptions& options) {
   if (!bundle_.manifest.retrieval || !is_calibrated() || options.num_return_sequences > 1 ||
       options.min_new_tokens > 1 || !options.forced_prefix.empty() || !options.bad_words_ids.empty()) {
     return std::nullopt;
   }
-  const std::optional<std::string> phrase = phrase_of(question);
-  if (!phrase) return std::nullopt;
-  Signals signals(*this, features, *phrase);
-  const double yes = probability(signals, *phrase);
-  const std::string word = yes > 0.5 ? "yes" : "no";
-  return Text{word, std::log(yes > 0.5 ? yes : 1 - yes), language().tokenizer().encode_more({"", " " + word, ""}),
-              false};
+  const auto answer = [&](const std::string& word, double score) {
+    return Text{word, score, language().tokenizer().encode_more({"", " " + word, ""}), false};
+  };
+  if (const std::optional<std::string> phrase = phrase_of(question)) {
+    Signals signals(*this, features, *phrase);
+    const double yes = probability(signals, *phrase);
+    return yes > 0.5 ? answer("yes", std::log(yes)) : answer("no", std::log(1 - yes));
+  }
+  const std::vector<std::string>& numbers = bundle_.manifest.calibration->numbers;
+  const std::optional<std::string> counted = numbers.empty() ? std::nullopt : number_question(question);
+  if (!counted) return std::nullopt;
+  const Tensor prefix = prefix_embeds(features, qformer_question(*counted));
+  std::vector<double> logs;
+  if (bundle_.manifest.retrieval->mean_prefix) {
+    const Tensor mean = mean_prefix();
+    const std::vector<double> both = language().answer_likelihoods({&prefix, &mean}, *counted, numbers);
+    for (size_t i = 0; i < numbers.size(); ++i) logs.push_back(both[i] - kPriorWeight * both[i + numbers.size()]);
+  } else {
+    logs = language().answer_likelihoods({&prefix}, *counted, numbers);
+  }
+  const auto best = std::max_element(logs.begin(), logs.end());
+  double sum = 0;  // one of them is right
+  for (const double each : logs) sum += std::exp(each - *best);
+  return answer(numbers[static_cast<size_t>(best - logs.begin())], -std::log(sum));
 }
 
 double Model::itm_log_odds(const Features& features, const std::string& text) {
@@ -166,6 +184,16 @@ std::pair<double, double> Model::yes_odds(Features& features, const std::string&
                   [&](const std::vector<const Tensor*>& prefixes) { return language().yes_odds(prefixes, question); });
 }
 
+// The mean prefix_embeds of photographs, in place of no image: (1, Q, D).
+Tensor Model::mean_prefix() const {
+  const LlmSpec& llm = *bundle_.manifest.llm;
+  Tensor mean{{1, llm.prefix_length, llm.hidden_size}, {}};
+  mean.values.resize(static_cast<size_t>(llm.prefix_length * llm.hidden_size));
+  const std::string bytes = read_regular(bundle_.file(*bundle_.manifest.retrieval->mean_prefix), UINT32_MAX);
+  std::memcpy(mean.values.data(), bytes.data(), std::min(bytes.size(), 4 * mean.values.size()));
+  return mean;
+}
+
 // Scores with the image and without one, in one run; the latter is cached.
 template <class Score>
 std::pair<double, double> Model::compared(Features& features, const std::string& key, Score score) {
@@ -173,7 +201,6 @@ std::pair<double, double> Model::compared(Features& features, const std::string&
   needed.insert(needed.end(), kGenerative.begin(), kGenerative.end());
   bundle_.require(needed, "tell how likely a text is");
   const RetrievalSpec& spec = *bundle_.manifest.retrieval;
-  const LlmSpec& llm = *bundle_.manifest.llm;
   if (!spec.mean_prefix) {
     throw Error(ErrorKind::kModel, "bundle '" + bundle_.manifest.name +
                                        "' cannot tell how likely a text is: it lacks retrieval.mean_prefix; "
@@ -185,10 +212,7 @@ std::pair<double, double> Model::compared(Features& features, const std::string&
     const auto found = unconditional_.find(key);
     if (found != unconditional_.end()) return {score({&prefix})[0], found->second};
   }
-  Tensor mean{{1, llm.prefix_length, llm.hidden_size}, {}};
-  mean.values.resize(static_cast<size_t>(llm.prefix_length * llm.hidden_size));
-  const std::string bytes = read_regular(bundle_.file(*spec.mean_prefix), UINT32_MAX);
-  std::memcpy(mean.values.data(), bytes.data(), std::min(bytes.size(), 4 * mean.values.size()));
+  const Tensor mean = mean_prefix();
   const std::vector<double> scores = score({&prefix, &mean});
   const std::lock_guard lock(mutex_);
   if (unconditional_.size() == kMaxCached) unconditional_.clear();

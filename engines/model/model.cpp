@@ -136,14 +136,16 @@ Texts Model::ask(Features& features, const std::string& question, const TextOpti
     if (on_piece) on_piece(text->text);
     return {std::move(*text)};
   }
-  std::string read;  // what the Q-Former reads
-  if (bundle_.manifest.question) {
-    read = bundle_.manifest.question->prompt;
-    for (size_t at = read.find("{}"); at != std::string::npos; at = read.find("{}", at + prompt.text.size())) {
-      read.replace(at, 2, prompt.text);
-    }
+  return language.generate(prefix_embeds(features, qformer_question(prompt.text)), task, start, on_piece);
+}
+
+std::string Model::qformer_question(const std::string& question) const {
+  if (!bundle_.manifest.question) return "";
+  std::string read = bundle_.manifest.question->prompt;
+  for (size_t at = read.find("{}"); at != std::string::npos; at = read.find("{}", at + question.size())) {
+    read.replace(at, 2, question);
   }
-  return language.generate(prefix_embeds(features, read), task, start, on_piece);
+  return read;
 }
 
 std::unique_ptr<Conversation> Model::chat(const std::shared_ptr<Features>& features, const TextOptions& options) {

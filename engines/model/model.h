@@ -76,6 +76,8 @@ class Model {
   Language& language();
   const QFormerTokenizer& text_tokenizer();
   Tensor prefix_embeds(Features& features, const std::string& question);
+  std::string qformer_question(const std::string& question) const;  // what a Q-Former reads for it; may be empty
+  Tensor mean_prefix() const;
   bool is_calibrated() const;
   double probability(Signals& signals, const std::string& text) const;
   std::optional<Text> judged(Features& features, const std::string& question, const GenerationOptions& options);

@@ -128,20 +128,25 @@ std::string joined(const std::vector<std::string_view>& words) {
   return text;
 }
 
-}  // namespace
-
-std::optional<std::string> phrase_of(std::string_view question) {
-  if (count_characters(question) > kMaxCharacters) return std::nullopt;
+// The only sentence of a question but for requests to be brief, in lower case; empty if there are more.
+std::string sentence_of(std::string_view question) {
+  if (count_characters(question) > kMaxCharacters) return "";
   std::vector<std::string> asked;
   for (const std::string& sentence : sentences_of(joined(words_of(lower_text(question))))) {
     const std::string part = trimmed(sentence, "?!. ");
     if (!part.empty() && !is_instruction(part)) asked.push_back(part);
   }
-  if (asked.size() != 1) return std::nullopt;
+  if (asked.size() != 1) return "";
   std::string text = asked[0];
   if (begins_with(text, "please ")) text.erase(0, 7);
   if (ends_with(text, " please")) text.resize(text.size() - 7);
-  text = trimmed(text, ", ", false);
+  return trimmed(text, ", ", false);
+}
+
+}  // namespace
+
+std::optional<std::string> phrase_of(std::string_view question) {
+  const std::string text = sentence_of(question);
   for (const std::regex& pattern : questions()) {
     std::smatch found;
     if (!std::regex_match(text, found, pattern) || asks_otherwise(found[1].str())) continue;
@@ -153,6 +158,15 @@ std::optional<std::string> phrase_of(std::string_view question) {
     return what;
   }
   return std::nullopt;
+}
+
+std::optional<std::string> number_question(std::string_view question) {
+  constexpr std::string_view start = "how many ";
+  const std::string text = sentence_of(question);
+  if (!begins_with(text, start) || text.size() == start.size() || text.find('?') != std::string::npos) {
+    return std::nullopt;
+  }
+  return text + "?";
 }
 
 bool is_phrase(std::string_view text) { return words_of(text).size() <= kPhraseWords; }

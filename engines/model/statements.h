@@ -1,5 +1,5 @@
-// Yes/no questions about what a picture shows -> the phrase that they ask for. Knows English, no model. The C library's
-// counterpart of blip2rt.statements.
+// Questions that need no generated answer: whether a picture shows something, and how many. Knows English, no model.
+// The C library's counterpart of blip2rt.statements.
 #pragma once
 
 #include <optional>
@@ -10,6 +10,9 @@ namespace blip2rt {
 
 // Returns "a cat" for "Is there a cat in the picture?"; nothing if a text does not ask whether something is there.
 std::optional<std::string> phrase_of(std::string_view question);
+
+// Returns "how many cats are there?" for "How many cats are there? Answer briefly."; nothing for other questions.
+std::optional<std::string> number_question(std::string_view question);
 
 // Whether a text is so short that it names a thing, as "a black cat" does. Longer ones are sentences.
 bool is_phrase(std::string_view text);

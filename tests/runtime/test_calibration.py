@@ -18,7 +18,8 @@ from blip2rt.cli.stdio import Session
 from blip2rt.errors import CapabilityError, OptionError
 from blip2rt.matching.labels import everyday, read_labels
 from blip2rt.requests import Request
-from blip2rt.statements import phrase_of, plural_of, question_of, with_article, without_article
+from blip2rt.statements import number_question, phrase_of, plural_of, question_of, with_article, without_article
+from blip2rt.text import Prompt
 from tests.tiny.bundle import E, Tiny, calibrated, with_likelihood_weight
 
 pytest.importorskip("blip2rt._native")
@@ -88,6 +89,34 @@ def test_a_mixed_batch_gives_each_its_own_probability(model: blip2rt.Model, phot
     assert model.sees(image, "a dog", threshold=0) is True and model.sees(image, "a dog", threshold=1) is False
 
 
+def test_questions_of_a_number_get_the_likeliest(tiny: Tiny, tmp_path: Path, photo: Any) -> None:
+    folder = with_likelihood_weight(tiny, tmp_path / "counts", 0.4)
+    numbers = ("red", "the blue", "dog")
+    model = blip2rt.load(calibrated(folder, replace(CALIBRATION, numbers=numbers)), threads=1)
+    images, question = [photo(5, 7), photo(9, 3), photo(20, 30)], "how many who is there?"
+    language = model.pipeline.language
+    end = language._spec.eos_token_ids[:1]
+    texts = [[*language.encode_more(Prompt(" ", number)), *end] for number in numbers]
+    ids = language.encode(language.ask_prompt(question))
+    answers = model.ask(images, "How many  who is there? Please answer with one word.")
+    for image, answer in zip(images, answers, strict=True):
+        prefix = model.pipeline.prefix_embeds([model.prepare(image)], [""])
+        given, mean = (
+            np.array([model.pipeline.backend.likelihoods(embeds, [ids], [0], [text])[0] for text in texts])
+            for embeds in (prefix, model.matcher.mean_prefix)
+        )
+        scores = given - 0.5 * mean
+        assert answer.score == pytest.approx(max(scores) - np.logaddexp.reduce(scores), abs=1e-4)
+        assert scores[numbers.index(answer)] == pytest.approx(max(scores), abs=1e-4)
+        assert list(answer.tokens) == texts[numbers.index(answer)][:-1] and not answer.truncated
+        chat = model.chat(image)
+        assert [chat.ask(question), model.ask(image, question, num_beams=1)] == [answer, answer]
+    mixed = model.ask([images[0]] * 3, [question, "is there a dog?", "what is red"])
+    assert mixed[0] == answers[0] and mixed[1] in ("yes", "no")
+    generated = model.pipeline.task(question=question, min_new_tokens=2)
+    assert not generated.judged and not blip2rt.load(tiny.path, threads=1).pipeline.task(question=question).judged
+
+
 def test_yes_odds_do_not_depend_on_the_batch(model: blip2rt.Model, photo: Any) -> None:
     features = model.vision_features([photo(5, 7), photo(5, 7), photo(9, 3)])
     questions = ["is there a dog?", "is there a cat on the grass?", "is there a man in red?", "is there a dog?"]
@@ -148,7 +177,7 @@ def test_labels_equal_numpy(model: blip2rt.Model, photo: Any) -> None:
 
 def test_everyday_labels_are_the_default(model: blip2rt.Model, photo: Any) -> None:
     names = {label.name for label in everyday()}
-    assert len(names) > 1000 and {"dog", "cat", "bicycle", "snow", "pizza"} <= names
+    assert len(names) > 1000 and {"dog", "cat", "bicycle", "snow", "pizza"} <= names and "sitting" not in names
     assert all(label.parents and not {label.name} & {*label.synonyms} for label in everyday())
     image = photo(9, 9)
     tags = model.tag(image, threshold=0)
@@ -221,6 +250,14 @@ def test_nano_sees_the_cat(nano: blip2rt.Model, capsys: Any) -> None:
     assert lines[0]["answer"] == "no"
 
 
+def test_an_answer_of_a_chat_ends_before_a_next_question(nano: blip2rt.Model) -> None:
+    """After questions and answers, nano continues with a question of its own."""
+    asked, streamed = nano.chat("docs/photo.jpg"), nano.chat("docs/photo.jpg")
+    for question in ("What animal is it?", "Is there a dog?", "What colour is it?", "How many cats are there?"):
+        answer = asked.ask(question)
+        assert answer and "Question" not in answer and answer == "".join(streamed.stream(question))
+
+
 def test_options_that_shape_the_text_leave_the_question_to_the_language_model(nano: blip2rt.Model) -> None:
     image = "docs/photo.jpg"
     told: list[int] = []
@@ -259,6 +296,21 @@ def test_news_of_a_judged_request_come_at_once(nano: blip2rt.Model) -> None:
 )
 def test_questions_whether_something_is_there(question: str, phrase: str | None) -> None:
     assert phrase_of(question) == phrase
+
+
+@pytest.mark.parametrize(
+    ("question", "asked"),
+    [
+        ("How many dogs  are there?", "how many dogs are there?"),
+        ("how many people do you see? Answer with a number.", "how many people do you see?"),
+        ("Please say how many", None),
+        ("how many", None),
+        ("what is that? how many are there?", None),
+        ("is there a dog?", None),
+    ],
+)
+def test_questions_of_a_number(question: str, asked: str | None) -> None:
+    assert number_question(question) == asked
 
 
 def test_words_of_phrases() -> None:
