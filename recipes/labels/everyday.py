@@ -4,7 +4,8 @@
 
 FILE has a caption a line, as its last column if it is a table. blip2rt/matching/everyday.txt, which is edited by hand,
 has labels with their synonyms and parents. The script removes labels that captions name less often than --least times
-in all, sorts the others by how often they are named, and prints frequent nouns of the captions that are missing. A word
+in all, and verbs: words in -ing, other than sports, that seldom follow an article, a number or a preposition. It sorts
+the others by how often they are named, and prints frequent nouns of the captions that are missing. A missing word
 counts as a noun if it mostly follows an article or a preposition and precedes a word that cannot continue a noun
 phrase.
 """
@@ -31,6 +32,7 @@ _AFTER = _BEFORE | set(
     against across as that who which has have was were or but . ,""".split()
 )
 _LINE = 100
+_NOUN_SHARE = 0.15  # of a noun's uses, at least, follow a word of _BEFORE
 
 
 def words_of(label: Label) -> set[str]:
@@ -59,6 +61,14 @@ def nouns(captions: list[list[str]], counts: Counter[str], least: int) -> list[s
     return [word for word, count in found.most_common() if count >= least and count > 0.5 * counts[word]]
 
 
+def is_verb(label: Label, captions: list[list[str]]) -> bool:
+    """Whether captions use a label's name as a verb, as in "a man sitting on a bench"."""
+    if not re.fullmatch("[a-z]+ing", label.name) or label.parents[0] == "sport":
+        return False
+    before = [words[i - 1] in _BEFORE for words in captions for i in range(1, len(words)) if words[i] == label.name]
+    return sum(before) < _NOUN_SHARE * len(before)
+
+
 def lines_of(head: str, labels: list[Label]) -> Iterator[str]:
     """Yield lines of whole labels, each with the head."""
     line = ""
@@ -80,7 +90,7 @@ def tidy(args: argparse.Namespace) -> None:
     forms = {label.name: words_of(label) for label in labels}
     counts = count_phrases(captions, max(name.count(" ") for label in labels for name in forms[label.name]) + 1)
     named = {label.name: sum(counts[form] for form in forms[label.name]) for label in labels}
-    kept = [label for label in labels if named[label.name] >= args.least]
+    kept = [label for label in labels if named[label.name] >= args.least and not is_verb(label, captions)]
     groups: dict[tuple[str, ...], list[Label]] = {}
     for label in sorted(kept, key=lambda label: -named[label.name]):
         groups.setdefault(label.parents, []).append(label)
