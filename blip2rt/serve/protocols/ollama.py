@@ -17,7 +17,8 @@ from ..errors import ApiError
 from ..inference import Answer, Piece, can_generate
 from ..service import AnswerWriter, Call, Service, sampling_options, string_list
 from ..structured_output import form_in, form_of
-from .openai import ImageInput, MarkImages, TextInput, check_image_count, embed
+from .embeddings import ImageInput, MarkImages, TextInput, embed
+from .openai import check_image_count
 
 
 class ModelOptions(BaseModel):
