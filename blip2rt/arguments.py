@@ -21,6 +21,7 @@ _ALIASES = {
     "Images": "Sequence[ImageLike]",
     "Many": "Iterable[ImageLike]",
     "Texts": "str | Sequence[str]",
+    "Labels": "Sequence[str | Label] | None",
     "Floats": "numpy.ndarray",
 }
 _DEFAULTS = {**asdict(Options()), "on_timeout": "raise", "scores": False, "raw": False}  # None for others

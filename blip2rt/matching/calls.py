@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     Images: TypeAlias = Sequence[ImageLike]
     Inputs: TypeAlias = ImageLike | Images
     Texts: TypeAlias = str | Sequence[str]
+    Labels: TypeAlias = Sequence[str | Label] | None
     No: TypeAlias = Literal[False]
 
 
@@ -85,17 +86,25 @@ class MatchingCalls:
 
     @overload
     def tag(
-        self, images: ImageLike, labels: Sequence[str | Label] | None = None, *, top: int = 10, threshold: float = 0.3
+        self, images: ImageLike, labels: Labels = ..., *, top: int = ..., threshold: float = ..., keep_going: No = ...
     ) -> list[Tag]: ...
     @overload
     def tag(
-        self, images: Images, labels: Sequence[str | Label] | None = None, *, top: int = 10, threshold: float = 0.3
+        self, images: Images, labels: Labels = ..., *, top: int = ..., threshold: float = ..., keep_going: No = ...
     ) -> list[list[Tag]]: ...
+    @overload
+    def tag(
+        self, images: ImageLike, labels: Labels = ..., *, top: int = ..., threshold: float = ..., keep_going: bool
+    ) -> list[Tag] | ImageError: ...
+    @overload
+    def tag(
+        self, images: Images, labels: Labels = ..., *, top: int = ..., threshold: float = ..., keep_going: bool
+    ) -> list[list[Tag] | ImageError]: ...
     @shown("list[Tag] | list[list[Tag]]")
     def tag(
         self,
         images: Inputs,
-        labels: Sequence[str | Label] | None = None,
+        labels: Labels = None,
         *,
         top: int = 10,
         threshold: float = 0.3,

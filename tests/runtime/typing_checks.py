@@ -19,6 +19,7 @@ from blip2rt import Chat, ImageError, Match, Model, Scored
 from blip2rt.backends.trt import PlanSizes
 from blip2rt.gallery import Counts, Hit, Index, one_vector
 from blip2rt.options import CaptionOptions, TextOptions
+from blip2rt.results import Tag
 
 if TYPE_CHECKING:
     from typing_extensions import assert_type
@@ -98,6 +99,14 @@ def matches(model: Model) -> None:
     assert_type(model.match(["a.jpg"], ["a dog"]), list[Match])
     assert_type(model.match("a.jpg", "a dog").probability, float)
     model.match("a.jpg", 3)  # type: ignore[call-overload]
+
+
+def labels(model: Model) -> None:
+    assert_type(model.tag("a.jpg"), list[Tag])
+    assert_type(model.tag(["a.jpg"], ["dog"], top=3), list[list[Tag]])
+    assert_type(model.tag("a.jpg", keep_going=True), list[Tag] | ImageError)
+    assert_type(model.tag(["a.jpg"], keep_going=True), list[list[Tag] | ImageError])
+    model.tag("a.jpg", 3)  # type: ignore[call-overload]
 
 
 def embeddings(model: Model) -> None:
