@@ -75,6 +75,7 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "python -m benchmarks.loop": None,
     "python -m benchmarks.packed": None,
     "python -m benchmarks.serve": ("--geometry", "huge"),
+    "python -m benchmarks.server_memory": ("--minutes", "0"),
     "python -m benchmarks.precisions": ("--checkpoint", "x", "--data", "y", "--kinds", "int3"),
     "python -m benchmarks.train": ("--precision", "int8"),
 }
