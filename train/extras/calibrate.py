@@ -34,7 +34,7 @@ from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.modeling.checkpoint import CONFIG, WEIGHTS, Checkpoint
 from blip2rt.pipeline import BATCH
 from blip2rt.results import MatchWeights
-from blip2rt.statements import phrase_of
+from blip2rt.statements import number_question, phrase_of
 
 from ..data.samples import BadSamples
 from ..evaluation.annotations import (
@@ -142,12 +142,12 @@ def calibrate(
 
 
 def _existence_questions(data: Path, images: Path) -> list[VqaQuestion]:
-    """The questions of a table that phrases can be fitted on; none if it has only captions."""
+    """The questions of a table whether something is there, and how many; none if it has only captions."""
     try:
         asked = read_questions(data, None, images).items
     except Blip2rtError:
         return []
-    return [question for question in asked if phrase_of(question.question) is not None]
+    return [each for each in asked if phrase_of(each.question) or number_question(each.question)]
 
 
 def _calibrate_checkpoint(checkpoint: Checkpoint, out: Path, data: CalibrationData) -> str:

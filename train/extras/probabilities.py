@@ -6,12 +6,14 @@ Each is a logistic regression of what the graphs say (blip2rt.matching.calibrati
 - labels: the everyday ones, right if a caption of the image names them. The cosines and the label's own embedding say
   how near each is; then that is weighed beside whether the model's own caption names it;
 - captions: the model's own, right if their CIDEr beside the image's captions is RIGHT_CIDER or more.
+The table's questions of a number are not fitted: their frequent answers become those that a bundle chooses from.
 Right and wrong phrases and sentences weigh the same in sum; labels and captions have their natural frequencies.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +28,7 @@ from blip2rt.matching import calibration as names
 from blip2rt.matching.labels import everyday, named_labels
 from blip2rt.matching.tagger import Tagger
 from blip2rt.results import Scored
-from blip2rt.statements import phrase_of
+from blip2rt.statements import number_question, phrase_of
 
 from ..evaluation.annotations import CaptionedImage, VqaQuestion
 from ..evaluation.metrics import caption_metrics, coco_scorers
@@ -38,6 +40,7 @@ _RIDGE = 1e-3
 _NEAR_SHARE = 0.1  # of the other captions are near
 _CAPTION = (names.COSINE, names.SCORE)  # what weighs a caption; the matching head and the likelihood added nothing
 _MIN_EXAMPLES = 30  # of right ones, and of wrong ones
+_MOST_NUMBERS = 10  # that a bundle chooses from
 _DISTANT = 60  # labels of an image, at random, that stage one learns from besides the near and the named ones
 
 
@@ -125,10 +128,15 @@ class Fitting:
         self._rng = random.Random(0)
         self._model, self._items = model, self._rng.sample(list(items), len(items))
         self._asked: dict[Path, list[tuple[str, bool]]] = {}
+        self._counted: dict[Path, list[tuple[str, str]]] = {}
         for question in asked:
             phrase, answers = phrase_of(question.question), set(question.answers)
+            if (number := number_question(question.question)) is not None:
+                self._counted.setdefault(question.path, []).append((number, question.answers[0]))
             if phrase is not None and len(answers & {"yes", "no"}) == 1:
                 self._asked.setdefault(question.path, []).append((phrase, "yes" in answers))
+        old = model.bundle.manifest.calibration
+        self._old_numbers = () if old is None else old.numbers
         self._generates = model.bundle.has(*contract.GENERATIVE)
 
     def fit(self) -> tuple[Calibration, list[str]]:
@@ -170,8 +178,28 @@ class Fitting:
         fits = [phrases.fit("phrases", True), sentences.fit("sentences", True), tags.fit("labels", False)]
         fits += [captions.fit("captions", False)] if self._generates else []
         found = dict(zip(("phrase", "sentence", "label", "caption"), (each for each, _ in fits), strict=False))
-        calibration = Calibration(**found, nearness=nearness, label_text=label_text, mean_text=mean_text)
-        return calibration, [summary for _, summary in fits]
+        numbers, counted = self._count_things(images)
+        return Calibration(**found, nearness=nearness, label_text=label_text, mean_text=mean_text, numbers=numbers), [
+            *(summary for _, summary in fits),
+            *counted,
+        ]
+
+    def _count_things(self, images: Sequence[_Image]) -> tuple[tuple[str, ...], list[str]]:
+        """Return the frequent answers to questions of a number, and how many of these get theirs by likelihood."""
+        asked = [(image, *each) for image in images for each in self._counted.get(image.item.path, [])]
+        times = Counter(answer for _, _, answer in asked)
+        numbers = tuple(answer for answer, _ in times.most_common(_MOST_NUMBERS))
+        if not self._generates or len(numbers) < 2:
+            return self._old_numbers, []
+        right = 0
+        for image, question, answer in bar(asked, desc="numbers", unit="question"):
+            tokens = self._model.pipeline.question_tokens([self._model.pipeline.qformer_question(question)])
+            prefix = self._model.pipeline.backend.prefix_embeds(image.features[None], tokens)
+            logs = self._model.matcher.answer_scores(prefix, [question], numbers)
+            right += numbers[int(logs.argmax())] == answer
+        return numbers, [
+            f"{len(asked)} questions of a number; the likeliest of {', '.join(numbers)} is right for {right}"
+        ]
 
     def _use(self, calibration: Calibration) -> None:
         """Let the model compute signals by what has been fitted so far."""
