@@ -13,7 +13,7 @@ from PIL import Image
 import blip2rt
 from blip2rt.bench import collect, geometry, machine, peers, report
 from blip2rt.bench.cli import main
-from blip2rt.bench.stages import STAGES
+from blip2rt.bench.stages import STAGES, Workload
 from blip2rt.bundle import embedded, read
 from blip2rt.install_hints import pip_install
 from tests.seeds import seed_of
@@ -172,6 +172,21 @@ def test_missing_peers_are_reported_first(capsys, monkeypatch, planned):
     [plan] = planned
     assert plan.peers == ("openvino-int4", "hf-fp32", "ctranslate2-int8"), "the table lists them too"
     assert plan.config == "Salesforce/blip2-opt-2.7b", "a hub id"
+
+
+def test_llama_cpp_needs_no_config(capsys, monkeypatch, planned):
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None if name == "llama_cpp" else object())
+    code, _, err = run(capsys, "--peer", "llama.cpp-q4")
+    assert code == 0 and planned[0].config is None
+    reason = "llama_cpp is not installed: pip install llama-cpp-python gguf"
+    assert err == f"llama.cpp-q4 is not measured: {reason}\n"
+
+
+def test_llama_cpp_runs_on_nanos_sizes():
+    pytest.importorskip("llama_cpp")
+    plan = collect.Plan(Workload(str(embedded()), "", new_tokens=2, repeat=1))
+    got = collect._peer(plan, "llama.cpp-q4")
+    assert set(got["stages"]) == {"prefill", "decode step"}, got
 
 
 def test_no_config_is_created_without_installed_peers(capsys, monkeypatch, planned, tmp_path):

@@ -1,6 +1,6 @@
 """Other engines at the same work, each in its own process: `python -m blip2rt.bench.peers.MODULE JSON`.
 
-Only these modules import torch and other engines.
+Only these modules import torch and other engines. timing.py needs neither.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ class Peer:
     about: str
     module: str
     needs: tuple[str, ...]  # modules
+    from_bundle: bool = False  # builds its model from the bundle's sizes, not from a config of Hugging Face
 
     @property
     def install(self) -> str:
-        return f"pip install {' '.join(self.needs)}"
+        return f"pip install {' '.join(_PACKAGES.get(module, module) for module in self.needs)}"
 
 
+_PACKAGES = {"llama_cpp": "llama-cpp-python"}  # of modules with another name
 _TORCH = ("torch", "transformers")
 PEERS = {
     "hf-fp32": Peer("transformers, eager, float32", "torch_peer", _TORCH),
@@ -27,6 +29,7 @@ PEERS = {
     "hf-compile": Peer("transformers, torch.compile, float32", "torch_peer", _TORCH),
     "ctranslate2-int8": Peer("CTranslate2, int8, language model only", "ctranslate2_peer", ("ctranslate2", *_TORCH)),
     "openvino-int4": Peer("OpenVINO, int4, language model only", "openvino_peer", ("openvino", "nncf", *_TORCH)),
+    "llama.cpp-q4": Peer("llama.cpp, Q4_0, language model only", "llama_cpp_peer", ("llama_cpp", "gguf"), True),
 }
 
 

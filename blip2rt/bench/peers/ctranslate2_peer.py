@@ -19,7 +19,8 @@ import transformers
 from tokenizers import Tokenizer, models
 
 from ..machine import peak_rss
-from .common import generation_stages, language_model, main, positions
+from .common import language_model, positions
+from .timing import generation_stages, main
 
 
 def convert(config: str, work: Path) -> str:

@@ -21,7 +21,8 @@ from openvino.passes import MakeStateful, Manager
 from transformers.cache_utils import DynamicLayer
 
 from ..machine import peak_rss
-from .common import generation_stages, language_model, main, positions
+from .common import language_model, positions
+from .timing import generation_stages, main
 
 GROUP = 64
 

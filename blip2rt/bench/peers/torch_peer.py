@@ -20,7 +20,8 @@ from PIL import Image
 
 from ..machine import peak_rss
 from ..stages import repeat, summary
-from .common import main, random_weights, step_stage
+from .common import random_weights
+from .timing import main, step_stage
 
 DTYPES = {"hf-fp32": torch.float32, "hf-bf16": torch.bfloat16, "hf-compile": torch.float32}
 MAX_RUNS = 5  # a run can take a minute
