@@ -43,7 +43,7 @@ retrieval); int4, for llm (4-bit block-wise weights, computed in fp16).
 Default: vision=fp16,qformer=fp32,llm=fp16,retrieval=fp32.
 
 examples:
-  blip2rt-export --checkpoint Salesforce/blip2-opt-2.7b --out opt --precision vision=int8,qformer=fp32,llm=int4
+  blip2rt-export --checkpoint Salesforce/blip2-opt-2.7b --out opt --precision vision=int8,qformer=int8,llm=int4
   blip2rt-export --checkpoint blip2_pretrained_opt2.7b.pth --vision eva_vit_g.pth --llm opt-2.7b/ --out opt
   blip2rt-export --checkpoint runs/nano/stage2 --retrieval-checkpoint runs/nano/stage1 --out nano --calibration photos/
 """

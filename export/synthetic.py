@@ -42,7 +42,7 @@ from .options import BundleInfo, ExportOptions, ExportPlan, ModelSource
 from .progress import Progress
 
 PRECISION = {
-    "ort": {"vision": "int8-dynamic", "qformer": "fp32", "llm": "int4"},
+    "ort": {"vision": "int8-dynamic", "qformer": "int8-dynamic", "llm": "int4"},
     "trt": {"vision": "fp16", "qformer": "fp32", "llm": "fp16"},
 }
 QUERIES = 32

@@ -217,7 +217,7 @@ class Backend(backends.Backend):
                             runtime,
                             str(graph),
                             self._threads,
-                            custom_int8=component == contract.VISION,
+                            custom_int8=component in (contract.VISION, contract.QFORMER),
                             files=files,
                             trusted=self._bundle.trusted_graphs,
                         )

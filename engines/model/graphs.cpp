@@ -25,7 +25,7 @@ const Session& Graphs::session(const std::string& component) {
   try {
     if (sessions_.size() == 1) require_address_space(bundle_.bytes());
     CustomOps ops;
-    ops.int8 = component == "vision";
+    ops.int8 = component == "vision" || component == "qformer";
     session = std::make_unique<Session>(path, threads_, ops, bundle_.readable_files(component), trusted_);
   } catch (const GraphError& error) {
     std::string message = error.what();

@@ -38,7 +38,7 @@ def tiny_geometry(tmp_path_factory):
     """The bundle as the command creates it, and its cache."""
     pytest.importorskip("onnxscript")
     cache = tmp_path_factory.mktemp("cache")
-    return geometry.bundle("tiny", "vision=int8-dynamic,qformer=int8w,llm=int4", cache), cache
+    return geometry.bundle("tiny", "vision=int8-dynamic,qformer=int8-dynamic,llm=int4", cache), cache
 
 
 def test_synthetic_bundle_is_complete_and_captions(tiny_geometry, photo):
@@ -47,11 +47,11 @@ def test_synthetic_bundle_is_complete_and_captions(tiny_geometry, photo):
     path, cache = tiny_geometry
     manifest = verify(path).manifest
     precisions = {name: component.precision for name, component in manifest.components.items()}
-    wanted = {"vision": "int8-dynamic", "qformer": "int8w", "attention": "int8w", "llm": "int4", "embed": "int4"}
-    assert precisions == wanted
+    int8 = dict.fromkeys(("vision", "qformer", "attention"), "int8-dynamic")
+    assert precisions == {**int8, "llm": "int4", "embed": "int4"}
     scored = blip2rt.load(path).caption(photo(), num_beams=1, min_new_tokens=5, max_new_tokens=5, scores=True)
     assert np.isfinite(scored.score)
-    assert geometry.bundle("tiny", "vision=int8-dynamic,qformer=int8w,llm=int4", cache) == path, "it is cached"
+    assert geometry.bundle("tiny", "vision=int8-dynamic,qformer=int8-dynamic,llm=int4", cache) == path, "it is cached"
 
 
 def test_exported_graphs_use_every_kernel(tiny_geometry):
@@ -62,6 +62,9 @@ def test_exported_graphs_use_every_kernel(tiny_geometry):
         for kernel in Session(runtime(), str(path / f"{name}.onnx"), 1, custom_int8=name == "vision").custom_kernels
     }
     assert found == set(processor_kernels())
+    assert {kernel for kernel in found if kernel.startswith("int8 ")} <= set(
+        blip2rt.load(path).pipeline.backend._session("qformer").custom_kernels
+    )
 
 
 def test_only_the_tied_table_is_shared(tiny_geometry):
