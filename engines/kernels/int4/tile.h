@@ -54,6 +54,10 @@ void read_scales(const Int4Matrix& m, size_t first, size_t rows, const Put& put)
   alignas(64) uint8_t copy[16 * V::kLanes];
   for (size_t block = 0; block < blocks; block += 8) {
     const size_t count = blocks - block < 8 ? blocks - block : 8;
+    for (size_t lane = V::kLanes; lane < 2 * V::kLanes; lane += 4) {  // the next tile's
+      __builtin_prefetch(scales + 2 * (block + lane * blocks));
+      __builtin_prefetch(zeros + block / 2 + lane * zero_bytes);
+    }
     typename V::Ints pairs[4];
     alignas(64) uint32_t packed[V::kLanes];
     if (may_overread) {
