@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "blip2rt tag": ("x.jpg", "--backend", "onnx"),
     "blip2rt index": ("photos", "--out", "x", "--format", "lance"),
     "blip2rt merge": ("x", "--out", "y", "--backend", "onnx"),
+    "blip2rt pool": ("build", "x", "--out", "y", "--backend", "onnx"),
     "blip2rt search": ("x", "a dog", "--backend", "onnx"),
     "blip2rt duplicates": ("x", "--backend", "onnx"),
     "blip2rt serve": ("--backend", "onnx"),
@@ -75,7 +76,7 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "python -m benchmarks.loop": None,
     "python -m benchmarks.packed": None,
     "python -m benchmarks.serve": ("--geometry", "huge"),
-    "python -m benchmarks.server_memory": ("--minutes", "0"),
+    "python -m benchmarks.server_memory": None,
     "python -m benchmarks.precisions": ("--checkpoint", "x", "--data", "y", "--kinds", "int3"),
     "python -m benchmarks.train": ("--precision", "int8"),
 }
