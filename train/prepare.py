@@ -52,7 +52,8 @@ from .data.flickr8k import write_tables
 from .data.object_storage import Shard
 from .data.readers import read_data, table_rows
 from .data.samples import BadSamples, Dataset, error_text, text_fault
-from .data.shards import add_sample, expand_shards, summarize
+from .data.shard_index import summarize
+from .data.shards import add_sample, expand_shards
 from .data.transforms import read_image
 from .progress import bar
 

@@ -23,7 +23,8 @@ from blip2rt.system import lock_file
 from ..data.object_storage import Shard, ShardReader
 from ..data.readers import IMAGES, read_data, read_json
 from ..data.samples import BadSamples, Dataset, Sample, error_text, repeat_answers, table_text, text_fault
-from ..data.shards import add_sample, expand_shards, read_row, scan_samples
+from ..data.shard_index import scan_samples
+from ..data.shards import add_sample, expand_shards, read_row
 from ..evaluation.predictions import Predictions, require_writable, write_atomically
 from .candidates import CapFilt, Item, choose, store_candidates
 

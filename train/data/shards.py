@@ -1,48 +1,34 @@
 """Shards in the WebDataset format: .tar files of `key.jpg` with `key.txt` or `key.json`.
 
-A shard's index (the position of each file) is built once and kept beside it. Then any sample is a single read, so the
-order of samples can be a function of the step, and a resumed training reads only what it needs. At its start a training
-reads one file of summaries, and an index when it first reads from the shard.
+With a shard's index (shard_index.py) any sample is a single read, so the order of samples can be a function of the
+step, and a resumed training reads only what it needs.
 """
 
 from __future__ import annotations
 
 import glob
-import hashlib
 import io
 import json
-import os
 import re
 import tarfile
-import zipfile
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from blip2rt.bundle.atomic import write_file
-from blip2rt.errors import Blip2rtError, boundary, reason
-from blip2rt.untrusted.tar_headers import is_plain, tar_headers
+from blip2rt.errors import Blip2rtError, boundary
 
-from ..loop.signals import ignore_parent_signals
-from .object_storage import RemoteShard, Shard, ShardReader, expand_remote, is_remote, shard_version
-from .readers import IMAGES, read_json
+from .object_storage import RemoteShard, Shard, ShardReader, expand_remote, is_remote
+from .readers import read_json
 from .samples import BadSamples, Sample, text_fault
+from .shard_index import RESTORE, TEXTS, Faults, digest, open_index, summarize
 
-_TEXTS = (".json", ".txt")  # the first with a text counts
 _MAX_WEIGHT = 1e9  # of a text
-Faults = list[tuple[str, str]]  # names and reasons
 _MAX_OPEN = 64  # files per process
 RECORD = "shards.json"  # in a training's folder
-SUMMARIES = "shards.index.json"  # beside the shards
-_MANY = 8  # shards without an index for which several processes are worth their start
-_RESTORE = "restore it, and the same command resumes"
 
 
 def expand_shards(pattern: str) -> list[Shard]:
@@ -78,156 +64,6 @@ def expand_shards(pattern: str) -> list[Shard]:
     return [Path(name) for name in names]
 
 
-@dataclass(frozen=True)
-class Index:
-    """The samples of a shard, and its faults.
-
-    rows (samples, 6) int64: offset and size of the image, of its .json and of its .txt, 0 and 0 for a missing file;
-    faults: names and reasons.
-    """
-
-    rows: np.ndarray
-    faults: list[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a training knows of a shard from the start. size, written: of the file; digest: of the index."""
-
-    size: int
-    written: int
-    count: int
-    digest: str
-    faults: Faults
-
-
-def open_index(shard: Shard, cache: Path) -> Index:
-    """Load a shard's index from beside the shard, or build it. A truncated shard yields its complete samples.
-
-    cache: folder of the indices if the shard's folder is read-only.
-    """
-    size, written = shard_version(shard)
-    name = hashlib.sha256(f"{shard.name} {size} {written}".encode()).hexdigest()[:20]
-    file = _index_folder(shard, cache) / f"{shard.stem}-{name}.index.npz"
-    try:
-        with np.load(file) as loaded:
-            return Index(loaded["rows"], [tuple(fault) for fault in json.loads(str(loaded["faults"]))])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # missing or incomplete
-        index = _scan(shard)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{os.getpid()}-{file.name}")
-    with unfinished.open("wb") as stream:
-        np.savez(stream, rows=index.rows, faults=np.array(json.dumps(index.faults)))
-    unfinished.rename(file)
-    return index
-
-
-def _index_folder(shard: Shard, cache: Path) -> Path:
-    if isinstance(shard, RemoteShard):
-        return cache
-    return shard.parent if os.access(shard.parent, os.W_OK) else cache
-
-
-def summarize(shards: Sequence[Shard], cache: Path, processes: int | None = None) -> list[Summary]:
-    """Return the summaries of shards, from one file beside them; build missing indices in several processes.
-
-    processes: by default as many as there are processors.
-    """
-    known = {folder: _read_summaries(folder) for folder in {_index_folder(shard, cache) for shard in shards}}
-    found: dict[Shard, Summary] = {}
-    for shard, version in zip(shards, _versions(shards), strict=True):
-        summary = known[_index_folder(shard, cache)].get(_key(shard))
-        if summary is not None and (summary.size, summary.written) == version:
-            found[shard] = summary
-    missing = [shard for shard in shards if shard not in found]
-    workers = min(processes or os.cpu_count() or 1, len(missing))
-    if workers > 1 and len(missing) >= _MANY:
-        with ProcessPoolExecutor(workers, initializer=ignore_parent_signals) as pool:
-            made = list(tqdm(pool.map(partial(_summarize, cache=cache), missing), total=len(missing), desc="indices"))
-    else:
-        made = [_summarize(shard, cache) for shard in missing]
-    found |= zip(missing, made, strict=True)
-    for folder in {_index_folder(shard, cache) for shard in missing}:
-        names = {_key(s): vars(found[s]) for s in found if _index_folder(s, cache) == folder}
-        others = {name: vars(summary) for name, summary in _read_summaries(folder).items()}
-        folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / SUMMARIES, json.dumps(others | names).encode())
-    return [found[shard] for shard in shards]
-
-
-def _versions(shards: Sequence[Shard]) -> list[tuple[int, int]]:
-    """The versions of shards; requests for those in object storage overlap."""
-    try:
-        if not any(isinstance(shard, RemoteShard) for shard in shards):
-            return list(map(shard_version, shards))
-        with ThreadPoolExecutor(32) as pool:
-            return list(pool.map(shard_version, shards))
-    except FileNotFoundError as error:
-        raise Blip2rtError(f"a shard is missing: {error.filename or error}: {_RESTORE}") from None
-    except OSError as error:
-        raise Blip2rtError(f"the shards cannot be read: {reason(error)}; check the URL and its credentials") from None
-
-
-def _key(shard: Shard) -> str:
-    """The name of a shard in its folder's summaries."""
-    return shard.url if isinstance(shard, RemoteShard) else shard.name
-
-
-def _summarize(shard: Shard, cache: Path) -> Summary:
-    (size, written), index = shard_version(shard), open_index(shard, cache)
-    return Summary(size, written, len(index.rows), _digest(index), index.faults)
-
-
-def _read_summaries(folder: Path) -> dict[str, Summary]:
-    try:
-        found = read_json((folder / SUMMARIES).read_text(encoding="utf-8"))
-        return {name: Summary(**{**each, "faults": [tuple(f) for f in each["faults"]]}) for name, each in found.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # missing or damaged
-        return {}
-
-
-def _scan(shard: Shard) -> Index:
-    return scan_samples(shard)[0]
-
-
-def scan_samples(shard: Shard) -> tuple[Index, list[str]]:
-    """Return a shard's index, and the name of each row's image: folder, key and extension."""
-    found: OrderedDict[str, dict[str, tuple[int, int]]] = OrderedDict()
-    cut, size = {}, shard_version(shard)[0]
-    try:
-        for member, _, _ in shard.headers() if isinstance(shard, RemoteShard) else tar_headers(shard):
-            folder, _, name = member.name.rpartition("/")
-            key, dot, ending = name.partition(".")
-            if not is_plain(member) or not dot:
-                continue
-            if member.offset_data + member.size > size:
-                cut[f"{folder}/{key}"] = f"the shard ends within its .{ending}"
-            else:
-                found.setdefault(f"{folder}/{key}", {})[f".{ending.lower()}"] = (member.offset_data, member.size)
-    except OSError as error:
-        if not found:
-            text = f"shard {shard} is not a .tar file ({error.strerror}): remove it or download it again"
-            raise Blip2rtError(text) from error
-        cut["(the rest)"] = f"the shard is damaged: {error.strerror}"
-    rows, names, faults = [], [], [(f"{shard}#{key.lstrip('/')}", reason) for key, reason in cut.items()]
-    for key, files in found.items():
-        ending = next((ending for ending in files if ending in IMAGES), "")
-        image = files.get(ending)
-        texts = [files.get(ending, (0, 0)) for ending in _TEXTS]
-        if image is not None and any(ending in files for ending in _TEXTS):
-            rows.append([*image, *texts[0], *texts[1]])
-            names.append(f"{key.lstrip('/')}{ending}")
-        elif key not in cut and (image is not None or any(ending in files for ending in _TEXTS)):
-            lacks = "an image" if image is None else " or ".join(_TEXTS)
-            faults.append((f"{shard}#{key.lstrip('/')}", f"it lacks {lacks}"))
-    return Index(np.array(rows, np.int64).reshape(-1, 6), faults), names
-
-
-def _digest(index: Index) -> str:
-    """Return a digest of a shard's samples and their positions."""
-    return hashlib.sha256(np.ascontiguousarray(index.rows).tobytes()).hexdigest()[:20]
-
-
 def check_shards(sources: Sequence[object], out: Path, began: bool) -> None:
     """Record the shards in `out`; raise Blip2rtError, which names the differences, if a started training had others.
 
@@ -246,7 +82,7 @@ def check_shards(sources: Sequence[object], out: Path, began: bool) -> None:
             more = f", and {len(found) - 5} more" if len(found) > 5 else ""
             raise Blip2rtError(
                 f"shards differ from those with which the training in {out} began: {', '.join(found[:5])}{more}: "
-                f"{_RESTORE}, or give another folder as out"
+                f"{RESTORE}, or give another folder as out"
             )
     elif now:
         write_file(record, json.dumps(now, indent=1).encode())
@@ -312,10 +148,10 @@ class Shards:
             try:
                 reader, index = ShardReader(path), open_index(path, self.cache)
             except OSError as error:
-                raise Blip2rtError(f"shard {path} is gone ({error.strerror}): {_RESTORE}") from error
-            if _digest(index) != self.digests[shard]:
+                raise Blip2rtError(f"shard {path} is gone ({error.strerror}): {RESTORE}") from error
+            if digest(index) != self.digests[shard]:
                 reader.close()
-                raise Blip2rtError(f"shard {path} has changed since the training began: {_RESTORE}")
+                raise Blip2rtError(f"shard {path} has changed since the training began: {RESTORE}")
             self._open[shard] = reader, index.rows
         self._open.move_to_end(shard)
         return self._open[shard]
@@ -328,7 +164,7 @@ def read_row(reader: ShardReader, row: np.ndarray, faults: list[str]) -> tuple[b
     """
     offset, size, *places = (int(value) for value in row)
     wrong, texts, content = list[str](), list[Sample](), ""
-    for ending, start, length in zip(_TEXTS, places[::2], places[1::2], strict=True):
+    for ending, start, length in zip(TEXTS, places[::2], places[1::2], strict=True):
         if length and not texts:
             content = reader.read(length, start).decode("utf-8", "surrogateescape")
             try:

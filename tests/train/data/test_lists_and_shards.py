@@ -26,7 +26,8 @@ from train import prepare, stage1
 from train.data.readers import read_data
 from train.data.samples import BadSamples, Dataset, Sample, draw_texts, first_answers
 from train.data.sampling import Mixture, ShuffledOrder
-from train.data.shards import Shards, expand_shards, open_index
+from train.data.shard_index import open_index
+from train.data.shards import Shards, expand_shards
 from train.data.streaming import DecodedImages, SampleReader, load_batches, open_sources
 from train.data.transforms import eval_transform, to_pixels, train_transform
 from train.extras import questions
@@ -119,7 +120,7 @@ def test_indices_are_built_in_parallel_and_read_once(tmp_path: Path, monkeypatch
     (tmp_path / "s" / "4.tar").touch()
     opened = []
     monkeypatch.setattr(
-        "train.data.shards.open_index", lambda path, cache: opened.append(path.name) or open_index(path, cache)
+        "train.data.shard_index.open_index", lambda path, cache: opened.append(path.name) or open_index(path, cache)
     )
     again = Shards(str(tmp_path / "s"), tmp_path / "cache", bad)
     assert opened == ["4.tar"] and (again.counts, again.digests) == (shards.counts, shards.digests)

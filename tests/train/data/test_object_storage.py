@@ -14,7 +14,8 @@ from blip2rt.errors import Blip2rtError
 from tests.tiny.image_folders import GOOD, fill
 from train.data import object_storage
 from train.data.samples import BadSamples
-from train.data.shards import Shards, summarize
+from train.data.shard_index import summarize
+from train.data.shards import Shards
 
 
 @pytest.fixture
@@ -60,6 +61,20 @@ def test_second_start_reads_no_shard(remote: str, tmp_path: Path, monkeypatch: p
     before = Shards(remote, tmp_path / "features").digests
     monkeypatch.setattr(object_storage, "tar_headers", lambda *_: pytest.fail("a shard was indexed again"))
     assert Shards(remote, tmp_path / "features").digests == before
+
+
+def test_index_beside_the_shards_serves_other_machines(
+    remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Shards(remote, tmp_path / "features")
+    system = fsspec.filesystem("memory")
+    [name] = [name for name in system.ls("/bucket", detail=False) if "00001" in name and name.endswith(".npz")]
+    monkeypatch.setattr(object_storage, "tar_headers", lambda *_: pytest.fail("a shard was indexed again"))
+    there = Shards(remote, tmp_path / "another")
+    assert there.digests == before.digests and there.read(4) == before.read(4)
+    monkeypatch.undo()
+    system.pipe_file(name, b"damaged")
+    assert Shards(remote, tmp_path / "third").read(2) == before.read(2), "a damaged index is built again"
 
 
 def test_changed_shard_is_indexed_again(remote: str, local: Path, tmp_path: Path) -> None:
