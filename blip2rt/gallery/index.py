@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -213,18 +214,25 @@ class Index:
             raise OptionError("the text has no words: describe what the picture shows, as in 'a dog on grass'")
         needed = max(count, rerank)
         embeds = self.model.embed_image(query) if image else self.model.embed_text(str(query))
-        rows, scores = self.nearest(embeds, needed, exact)
-        if not image and self._captions is not None and self.packed is not None:
-            near, _ = self.packed.nearest(embeds, FUSED * needed, exact)
-            fused = fuse(near.tolist(), self._captions.nearest(str(query), FUSED * needed))
-            rows = np.array(fused[:needed], np.int64)
-            scores = self.packed.scores(rows, embeds)
+        if image or self._captions is None:
+            rows, scores = self.nearest(embeds, needed, exact)
+        else:
+            rows, scores = self._fused(str(query), embeds, needed, exact)
         files = self.catalog.at(rows.tolist())
         found = [(files[row], float(score)) for row, score in zip(rows.tolist(), scores, strict=True) if row in files]
         hits = [Hit(self.root / file.path, file.path, score) for file, score in found[:needed]]
         if rerank:
             hits = self._reranked(hits[:rerank], str(query), cancelled) + hits[rerank:]
         return hits[:count]
+
+    def _fused(self, text: str, embeds: Floats, count: int, exact: bool) -> tuple[NDArray[np.int64], Floats]:
+        """Return rows that vectors and captions rank first together, and their scores. Both rank at the same time."""
+        assert self._captions is not None and self.packed is not None
+        with ThreadPoolExecutor(1, "blip2rt-captions") as pool:
+            by_words = pool.submit(self._captions.nearest, text, FUSED * count)
+            near, _ = self.packed.nearest(embeds, FUSED * count, exact)
+            rows = np.array(fuse(near.tolist(), by_words.result())[:count], np.int64)
+        return rows, self.packed.scores(rows, embeds)
 
     def nearest(self, query: Floats, count: int, exact: bool = False) -> tuple[NDArray[np.int64], Floats]:
         """Return rows and scores nearest to the embeds of a text (E,) or a picture (Q, E), nearest first."""

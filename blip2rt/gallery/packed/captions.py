@@ -42,7 +42,8 @@ class CaptionSearch:
         self._path, self._rows = folder / FILE_NAME, rows
         try:
             require_regular(self._path, follow=False)
-            self._db = sqlite3.connect(f"{self._path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
+            url = f"{self._path.resolve().as_uri()}?mode=ro&immutable=1"
+            self._db = sqlite3.connect(url, uri=True, check_same_thread=False)
             self._db.execute("PRAGMA trusted_schema = OFF")
             found = self._db.execute(_TABLES).fetchall()
         except (OSError, sqlite3.Error) as error:
