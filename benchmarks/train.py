@@ -28,7 +28,7 @@ from blip2rt.modeling.vision import VisionConfig
 from train.loop.memory import keep_freed_memory
 from train.loop.trainer import autocast_dtype
 from train.objectives.lm import lm_loss, query_output
-from train.objectives.packing import Tokens, pack
+from train.objectives.packing import PackedTexts, Tokens, pack
 from train.objectives.stage1 import (
     LossSettings,
     TextBatch,
@@ -44,10 +44,18 @@ from train.objectives.stage1 import (
 _BERT_BASE: dict[str, Any] = {"hidden_size": 768, "layers": 12, "heads": 12, "intermediate_size": 3072}
 PAPER = QFormerConfig(**_BERT_BASE, queries=32, vision_width=1408, dropout=0.0, query_gain=None)
 NANO = QFormerConfig(dropout=0.0)
-GEOMETRIES: dict[str, tuple[QFormerConfig, int]] = {"paper": (PAPER, 257), "nano": (NANO, 81)}
+TINY = QFormerConfig(32, 2, 2, 48, queries=4, vision_width=16, dropout=0.0)
+GEOMETRIES: dict[str, tuple[QFormerConfig, int]] = {"paper": (PAPER, 257), "nano": (NANO, 81), "tiny": (TINY, 9)}
 # OPT-125M; OPT-2.7B with two of its layers.
 LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     "nano": {},
+    "tiny": {
+        "hidden_size": 32,
+        "word_embed_proj_dim": 32,
+        "ffn_dim": 48,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+    },
     "paper": {
         "hidden_size": 2560,
         "word_embed_proj_dim": 2560,
@@ -82,7 +90,7 @@ def itg_pass(model: Blip2, vision_features: torch.Tensor, text: TextBatch, dec_t
     decoder_ids[:, 0] = dec_token_id
     batch, length = decoder_ids.shape
     count = qformer.config.queries
-    mask = torch.ones(count + length, count + length, dtype=torch.bool).tril()
+    mask = torch.ones(count + length, count + length, dtype=torch.bool, device=decoder_ids.device).tril()
     mask[:, :count] = True
     seen = torch.cat((text.text_mask.new_ones(batch, count), text.text_mask), 1).bool()
     queries, words = qformer.embed_queries(batch), qformer.embed_text(decoder_ids)
@@ -118,17 +126,21 @@ def random_batch(model: Blip2, batch: int, tokens: int) -> tuple[torch.Tensor, T
     return features, TextBatch(ids, mask, torch.arange(batch))
 
 
-def compare_stage1(geometry: str, batch: int, tokens: int, precision: str, repeat: int) -> tuple[float, float]:
-    """Return the median processor seconds of a step (losses, gradients, AdamW): independent and shared."""
+def compare_stage1(
+    geometry: str, batch: int, tokens: int, precision: str, repeat: int, device: str = "cpu"
+) -> tuple[float, float]:
+    """Return the median seconds of a step (losses, gradients, AdamW): independent and shared. CPU: processor time."""
     model = build(geometry)
     features, text = random_batch(model, batch, tokens)
+    model.to(device)
+    features, text = features.to(device), TextBatch(*(value.to(device) for value in vars(text).values()))
     settings = LossSettings(model.config.qformer.vocab_size - 1)
     ways = [partial(way, model, features, text, settings) for way in (independent_losses, stage1_losses)]
     return alternate(model, [lambda way=way: way()["loss"] for way in ways], precision, repeat)  # type: ignore[misc]
 
 
 def compare_stage2(
-    geometry: str, batch: int, tokens: int, precision: str, repeat: int, texts: int = 1
+    geometry: str, batch: int, tokens: int, precision: str, repeat: int, texts: int = 1, device: str = "cpu"
 ) -> tuple[float, float]:
     """The same for stage 2: a language model's own loss, and ours. texts: of each image."""
     from transformers import OPTConfig, OPTForCausalLM
@@ -146,7 +158,10 @@ def compare_stage2(
         groups.append([Tokens([2, *torch.randint(10, text.vocab_size, (n,)).tolist()], prompt=1) for n in lengths])
     packed = pack(groups, qformer.queries, 1)
     samples = [[learned] for group in groups for learned in group]
-    token_ids = pack(samples, qformer.queries, 1).token_ids
+    token_ids = pack(samples, qformer.queries, 1).token_ids.to(device)
+    packed = PackedTexts(*(value.to(device) for value in vars(packed).values()))
+    model.to(device)
+    features = features.to(device)
 
     def reference() -> torch.Tensor:
         """LAVIS' blip2_opt.py: labels over the whole sequence, -100 where nothing is learned."""
@@ -168,21 +183,28 @@ def compare_stage2(
 def alternate(
     model: Blip2, losses: Sequence[Callable[[], torch.Tensor]], precision: str, repeat: int
 ) -> tuple[float, float]:
-    """Return the median processor seconds of a step of each of two losses, which must be equal."""
+    """Return the median seconds of a step of each of two losses, which must be equal."""
+    kind = next(model.parameters()).device.type
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
     dtype = autocast_dtype(precision)
 
+    def clock() -> float:
+        if kind == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
     def step(loss: Callable[[], torch.Tensor]) -> float:
-        started = time.process_time()
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        started = clock()
+        with torch.autocast(kind, dtype, enabled=dtype != torch.float32):
             value = loss()
         value.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return time.process_time() - started
+        return clock() - started
 
-    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+    with torch.no_grad(), torch.autocast(kind, dtype, enabled=dtype != torch.float32):
         torch.manual_seed(0)
         first = float(losses[0]())
         torch.manual_seed(0)
@@ -201,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser(description=(__doc__ or "").splitlines()[0])
     names = list(GEOMETRIES)
-    parser.add_argument("--geometry", nargs="*", choices=names, default=names, help="sizes of the models")
+    parser.add_argument("--geometry", nargs="*", choices=names, default=names[:2], help="sizes of the models")
     pairs = "pairs in a batch, one number for each geometry"
     parser.add_argument("--batch", type=whole(1), nargs="*", default=[4, 32], metavar="N", help=pairs)
     parser.add_argument("--tokens", type=whole(1), default=16, metavar="N", help="tokens of the longest text")

@@ -22,13 +22,15 @@ ROOT = Path(__file__).parents[2]
 MODULE = "benchmarks.gpu_day"
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
 # Sources that invalidate a step's result, and sources that invalidate a bundle, when they change.
-_STEP_SOURCES = ("benchmarks/gpu_day", "blip2rt", "engines/search", "export", "tests/tiny")
+_STEP_SOURCES = ("benchmarks/gpu_day", "blip2rt", "engines/search", "export", "tests/tiny", "train")
 _BUNDLE_SOURCES = ("blip2rt/bundle", "export", "modeling", "tests/tiny")
-NAMES = tuple("doctor bandwidth kernels sanitize loop-by-onnxruntime loop-by-tensorrt large-fp16 large-int4".split())
+NAMES = tuple(
+    "doctor bandwidth kernels sanitize loop-by-onnxruntime loop-by-tensorrt large-fp16 large-int4 training".split()
+)
 # Prefixes of the packages that a step depends on; by default it depends on all of them.
 _DRIVER_PACKAGES: tuple[str, ...] = ("cuda", "nvidia")
 _ORT_PACKAGES = (*_DRIVER_PACKAGES, "onnxruntime")
-_STEP_PACKAGES = dict.fromkeys(("bandwidth", "kernels", "sanitize"), _DRIVER_PACKAGES)
+_STEP_PACKAGES = dict.fromkeys(("bandwidth", "kernels", "sanitize", "training"), _DRIVER_PACKAGES)
 _STEP_PACKAGES["loop-by-onnxruntime"] = _ORT_PACKAGES
 _LOG_TAIL = 2000  # characters of a failed step's log that its result includes
 

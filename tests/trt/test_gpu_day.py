@@ -63,7 +63,7 @@ def test_gpu_day_runs_all_steps_and_resumes_after_a_failure(tmp_path: Path) -> N
     if "libnvrtc" in str(results["steps"]["kernels"]["why"]):
         pytest.skip("needs NVRTC: pip install nvidia-cuda-nvrtc")
     assert code == 1 and set(states) == {*day.NAMES}, stderr
-    done = {"doctor", "bandwidth", "kernels", "loop-by-onnxruntime", "large-fp16", "large-int4"}
+    done = {"doctor", "bandwidth", "kernels", "loop-by-onnxruntime", "large-fp16", "large-int4", "training"}
     assert {name for name, state in states.items() if state == day.DONE} == done, stderr
     assert states["sanitize"] == day.FAILED and "2 errors" in results["steps"]["sanitize"]["why"]
     found = {name: step["found"] for name, step in results["steps"].items()}
@@ -74,6 +74,7 @@ def test_gpu_day_runs_all_steps_and_resumes_after_a_failure(tmp_path: Path) -> N
     native = found["loop-by-onnxruntime"]["in-place cache"]
     assert native["cases"] == 7 and native["ms per step"] > 0
     assert found["large-fp16"]["weight bytes per step"] > 0 and found["large-int4"]["of the limit"] > 0
+    assert "images/s" in found["training"]["stage 1"] and "LAVIS' way" in found["training"]["stage 2"]
     page = (tmp_path / "report.md").read_text()
     assert "No GPU was used" in page and f"onnxruntime {metadata.version('onnxruntime')}" in page
     assert all(f"| {name} |" in page for name in states) and "| sanitize | failed | " in page
@@ -81,7 +82,7 @@ def test_gpu_day_runs_all_steps_and_resumes_after_a_failure(tmp_path: Path) -> N
     sanitizer(tmp_path, 0)
     code, results, stderr = run(tmp_path, "--skip", "loop-by-tensorrt")
     assert code == 0 and results["steps"]["sanitize"]["found"]["racecheck"] == "ERROR SUMMARY: 0 errors"
-    assert stderr.count("done before") == 6
+    assert stderr.count("done before") == 7
 
 
 def taken(today: day.Day, name: str) -> bool:
@@ -99,7 +100,7 @@ def test_results_of_another_card_or_package_are_repeated(tmp_path: Path, monkeyp
     assert all(taken(today, name) for name in day.NAMES)
     for changed, old in (
         ({"tensorrt": "10.16"}, {"doctor", "loop-by-tensorrt", "large-fp16", "large-int4"}),
-        ({"onnxruntime-gpu": "1.31"}, {*day.NAMES} - {"bandwidth", "kernels", "sanitize"}),
+        ({"onnxruntime-gpu": "1.31"}, {*day.NAMES} - {"bandwidth", "kernels", "sanitize", "training"}),
         ({"nvidia-cuda-nvrtc": "13.1"}, {*day.NAMES}),
     ):
         later = replace(today, packages={**packages, **changed})
