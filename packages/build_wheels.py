@@ -13,12 +13,14 @@ import argparse
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import ziglang
 from pythons import find_python
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +63,7 @@ def build(python: str, arch: str, folder: Path) -> Path:
         "-DCMAKE_SYSTEM_NAME=Linux",
         f"-DCMAKE_SYSTEM_PROCESSOR={arch}",
     ]
-    env = {**os.environ, "CMAKE_ARGS": ";".join(cmake), "_PYTHON_HOST_PLATFORM": f"linux-{arch}"}
+    env = {**os.environ, "CMAKE_ARGS": shlex.join(cmake), "_PYTHON_HOST_PLATFORM": f"linux-{arch}"}
     # The pip of an older Python lacks options.
     pip = [sys.executable, "-m", "pip", "--python", python]
     run(
@@ -72,7 +74,8 @@ def build(python: str, arch: str, folder: Path) -> Path:
 
 def write_tool(path: Path, name: str, *options: str) -> Path:
     """Write a script that calls one of zig's tools."""
-    script = f'#!/bin/sh\nexec {sys.executable} -m ziglang {name} {" ".join(options)} "$@"\n'
+    zig = Path(ziglang.__file__).with_name("zig")  # `python -m ziglang` finds no packages in an isolated build
+    script = f'#!/bin/sh\nexec {zig} {name} {" ".join(options)} "$@"\n'
     if not path.exists() or path.read_text() != script:
         path.write_text(script)
         path.chmod(0o755)
