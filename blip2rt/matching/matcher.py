@@ -21,7 +21,6 @@ from ..text import Prompt, QFormerTokenizer
 from .calibration import COSINE, ITM, LABEL_SIGNALS, LIKELIHOOD, SCORE, computes, probabilities
 from .labels import Label, as_labels, everyday
 from .likelihood import Likelihood
-from .pool import CaptionPool, read_pool
 from .signals import Signals
 from .tagger import Tagger
 
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..backends import Floats
+    from .pool import CaptionPool
 
 
 _PRIOR_WEIGHT = 0.5  # of an answer's likelihood without the image; the best of 0, 0.3, 0.5, 0.7, 1 on COCO's questions
@@ -143,6 +143,8 @@ class Matcher:
 
     def pooled(self, task: GenerationTask, path: str | os.PathLike[str]) -> GenerationTask:
         """Let a pool of captions choose what a task returns. Raises OptionError and CapabilityError."""
+        from .pool import read_pool  # few callers have one
+
         self.pipeline.require(contract.RETRIEVAL, "choose captions with a pool")
         settings = task.settings
         if settings["num_return_sequences"] > 1 or settings.get("do_sample") or task.prompt.text:
