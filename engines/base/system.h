@@ -81,7 +81,7 @@ void* find_symbol(void* library, const char* name);
 // Sets a variable of the environment, unless the user has set it.
 void set_default_variable(const char* name, const char* value);
 
-// Returns whether `ulimit -v` leaves room for so many more bytes.
+// Returns whether `ulimit -v` leaves room for this many more bytes.
 bool has_address_space(uint64_t bytes);
 
 // Identifies the process; differs in a fork.
