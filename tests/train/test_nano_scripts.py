@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +20,8 @@ from blip2rt.modeling.quantize import round_weights
 from tests.seeds import new_seed
 from tests.tiny.training import caption_table
 from tests.train.arguments import options
+from train.recipe import parse
+from train.stage_settings import SelfCriticalSettings, Stage1Settings, Stage2Settings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -30,11 +34,59 @@ def run_script(name: str, *arguments: object, path: Path = RECIPES.parent) -> su
     return subprocess.run(script, check=False, cwd=RECIPES.parent, env=environment, capture_output=True, text=True)
 
 
+BUILD = RECIPES / "nano" / "build.sh"
+# Stands in for Python: records its arguments, and creates what the command would write.
+STUB = """\
+import json, os, sys
+from pathlib import Path
+arguments = sys.argv[1:]
+if arguments[0] != "-":
+    with open(os.environ["RECORD"], "a") as file:
+        print(json.dumps(arguments), file=file)
+    given = dict(zip(arguments, arguments[1:]))
+    out = Path(given.get("--out") or given.get("--json") or next(a for a in reversed(arguments) if a[0] == "/"))
+    if "--steps" in given:
+        out = out / f"step-{int(given['--steps']):06d}"
+    made = [out / "coco.tsv", out / "daquar.tsv"] if "tables.py" in arguments[0] else [out / "config.json"]
+    for file in [out] if out.suffix else made:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+"""
+
+
 def test_build_script_names_the_recipes() -> None:
-    script = RECIPES / "nano" / "build.sh"
-    named = re.findall(r"\$recipes/(\w+)\.yaml", script.read_text())
-    assert set(named) == {path.stem for path in script.parent.glob("*.yaml")}
-    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+    named = re.findall(r"\$recipes/(\w+)\.yaml", BUILD.read_text())
+    assert set(named) == {path.stem for path in BUILD.parent.glob("*.yaml")}
+    web = {**os.environ, "SETS": "web"}
+    done = subprocess.run(["bash", str(BUILD)], check=False, env=web, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "build.sh: error: SETS is 'web': give all or coco\n")
+
+
+@pytest.mark.parametrize("sets", ["all", "coco"])
+def test_build_script_resumes_after_each_command(sets: str, tmp_path: Path) -> None:
+    """Its trainings' settings are valid, and a run after a killed one repeats nothing that is finished."""
+    record, stub = tmp_path / "record", tmp_path / "python"
+    stub.write_text(f"#!{sys.executable}\n{STUB}")
+    stub.chmod(0o755)
+    settings = {"SETS": sets, "PYTHON": str(stub), "RECORD": str(record)}
+
+    def build(out: str) -> list[list[str]]:
+        record.write_text("")
+        script = ["bash", str(BUILD), str(tmp_path / "data"), str(tmp_path / out)]
+        done = subprocess.run(script, check=False, env={**os.environ, **settings}, capture_output=True, text=True)
+        assert done.returncode == 0 and f"== built {tmp_path / out}/bundle" in done.stdout, done.stderr
+        return [json.loads(line) for line in record.read_text().splitlines()]
+
+    commands = build("out")
+    assert build("out") == []
+    last = max(i for i, command in enumerate(commands) if "--steps" in command)
+    shutil.rmtree(tmp_path / "out" / Path(commands[last][commands[last].index("--out") + 1]).name)
+    assert build("out") == [commands[last]]
+    kinds = {"train.stage1": Stage1Settings, "train.stage2": Stage2Settings}
+    for _, module, *arguments in (command for command in commands if "--steps" in command):
+        given = parse(kinds.get(module, SelfCriticalSettings), arguments, module)
+        data = (given.stage2 if isinstance(given, SelfCriticalSettings) else given).data.entries
+        assert sets == "all" or all("/data/coco/images" in entry["images"] for entry in data)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +139,18 @@ def test_gptq_beats_nearest_rounding(tmp_path: Path) -> None:
     assert (found - exact).square().mean() < (near - exact).square().mean()
 
 
+def test_plot_of_captioners_shows_the_table(tmp_path: Path) -> None:
+    page, drawn = RECIPES.parent / "docs" / "nano.md", tmp_path / "drawn.svg"
+    done = run_script("captioners.py", page, *options(out=drawn))
+    assert done.returncode == 0, done.stderr
+    table = page.read_text().partition("| model | CIDEr |")[2].partition("\n\n")[0]
+    models = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
+    for plot in (drawn, page.parent / "nano" / "captioners.svg"):
+        assert models and all(model in plot.read_text() for model in models), "draw it again"
+    done = run_script("captioners.py", RECIPES.parent / "README.md", *options(out=drawn))
+    assert done.returncode == 2 and "has no table" in done.stderr and done.stderr.count("\n") == 1
+
+
 def write_set(folder: Path, files: dict[str, list[str]]) -> None:
     folder.mkdir(parents=True)
     for name, lines in files.items():
@@ -98,7 +162,8 @@ def test_tables_leak_no_dev_images(tmp_path: Path) -> None:
     write_set(
         tmp_path / "d" / "coco",
         {
-            "train.tsv": [captions, "b.webp\tA dog"],
+            "train.tsv": [captions, "b.webp\tA dog", "h.webp\tthe cat is on a mat"],
+            "train-human.tsv": [captions, "h.webp\tA cat"],
             "dev.tsv": [captions, "c.webp\tA cat"],
             "train-qa.tsv": [asked, "a.webp\tWhat is it?\tDog\tvqa"],
             "dev-qa.tsv": [asked, "c.webp\tIs it?\tyes\tvqa"],
@@ -109,11 +174,12 @@ def test_tables_leak_no_dev_images(tmp_path: Path) -> None:
     rows = ["image\tquestion\tanswer", "r.webp\tWhat is here?\ttable_lamp", "r.webp\tAnd there?\tbook, papers"]
     write_set(tmp_path / "d" / "daquar", {"train-qa.tsv": rows})
     done = run_script("tables.py", tmp_path / "d", tmp_path / "out")
-    assert done.returncode == 0 and "coco: 2 images, 1 captions, 1 questions" in done.stdout, done.stderr
-    assert (
-        tmp_path / "out" / "coco.tsv"
-    ).read_text() == "image\tcaption\tprompt\na.webp\tdog\twhat is it?\nb.webp\tA dog\t\n"
-    assert (tmp_path / "out" / "coco-told.tsv").read_text() == "image\tcaption\tprompt\nb.webp\tA dog\t\n"
+    assert done.returncode == 0 and "coco: 3 images, 2 captions, 1 questions" in done.stdout, done.stderr
+    header, human, stated = "image\tcaption\tprompt\n", "h.webp\tA cat\t\n", "b.webp\tA dog\t\n"
+    found = {name: (tmp_path / "out" / f"coco{name}.tsv").read_text() for name in ("", "-told", "-human", "-stated")}
+    assert found["-human"] == header + human, "a human caption replaces the statement"
+    assert found["-stated"] == header + stated and found["-told"] == header + stated + human
+    assert found[""] == header + "a.webp\tdog\twhat is it?\n" + stated + human
     untold = (tmp_path / "out" / "coco-untold.tsv").read_text()
     assert untold == "image\tcaption\tprompt\na.webp\tdog\twhat is it?\n", "these wait for captions"
     assert (tmp_path / "out" / "daquar.tsv").read_text().splitlines()[1:] == ["r.webp\ttable lamp\twhat is here?"]
@@ -122,7 +188,7 @@ def test_tables_leak_no_dev_images(tmp_path: Path) -> None:
     with (tmp_path / "d" / "coco" / "train.tsv").open("a") as file:
         file.write("c.webp\tA leak\n")
     done = run_script("tables.py", tmp_path / "d", tmp_path / "out")
-    assert done.returncode == 2 and "coco has 1 images of its dev split, as c.webp: remove them" in done.stderr
+    assert done.returncode == 2 and "coco-stated has 1 images of its dev split, as c.webp: remove them" in done.stderr
 
 
 def test_presence_asks_for_what_captions_say(tmp_path: Path) -> None:
