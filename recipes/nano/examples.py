@@ -2,8 +2,8 @@
 
     python recipes/nano/examples.py --data data/coco/dev.tsv --images data/coco/images --count 24
 
-Prints a Markdown table of the first COUNT images by file name: nano's caption, the probability that it describes the
-image, and a human caption. Then, for all images (or the first --limit), CHAIR (Rohrbach et al. 2018, arXiv 1809.02156)
+Prints a Markdown table of the first COUNT images by file name: nano's caption, the probability that it is right, nano's
+labels, and a human caption. Then, for all images (or the first --limit), CHAIR (Rohrbach et al. 2018, arXiv 1809.02156)
 with human captions as the truth: the share of captions with a noun of presence.py that no human caption of the image
 names or suggests, and the share of such nouns.
 """
@@ -42,16 +42,16 @@ def _print(args: argparse.Namespace) -> None:
     groups = dict(islice(sorted(captions_of(args.data).items()), args.limit))
     model = blip2rt.load(args.model)
     nouns = wrong = wrong_captions = 0
-    print("| photograph | nano | probability | a human |\n| -- | -- | -- | -- |")
-    captions = model.caption_each(args.images / name for name in groups)
+    print("| photograph | nano | confidence | labels | a human |\n| -- | -- | -- | -- | -- |")
+    captions = model.caption_each((args.images / name for name in groups), scores=True)
     for number, ((image, human), caption) in enumerate(zip(groups.items(), captions, strict=True)):
         text = clean_caption(caption)
         absent = missing(text, [clean_caption(each) for each in human])
         nouns, wrong = nouns + len(mentioned(text)), wrong + len(absent)
         wrong_captions += bool(absent)
         if number < args.count:
-            probability = model.match(args.images / image, caption).probability
-            print(f"| {image} | {caption} | {probability:.2f} | {human[0]} |")
+            labels = ", ".join(model.tag(args.images / image))
+            print(f"| {image} | {caption} | {caption.confidence:.2f} | {labels} | {human[0]} |")
     print(f"\n{len(groups)} images, {nouns} nouns: ", end="")
     print(f"CHAIR {wrong_captions / len(groups):.1%} of captions, {wrong / max(nouns, 1):.1%} of nouns")
 
