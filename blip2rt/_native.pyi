@@ -204,6 +204,17 @@ class Generator:
 
         on_token(image, draw, token id): called for every token of greedy search and sampling; False ends the call.
         """
+    def generate_rounds(
+        self,
+        prefix_embeds: NDArray[np.float32],
+        prompts: Sequence[Sequence[int]],
+        rounds: Sequence[Mapping[str, Any]],
+    ) -> Sequences:
+        """Answer B prompts with each round's options: B answers of the first round, then of the next.
+
+        Prompts are read once, and the rounds share their steps, unless the model is an encoder-decoder or its prompt
+        sees itself in both directions.
+        """
     def begin(
         self,
         prefix_embeds: NDArray[np.float32],

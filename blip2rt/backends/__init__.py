@@ -123,6 +123,12 @@ class Backend(ABC):
     ) -> Sequences:
         """prefix_embeds (B, Q, D), B prompts -> Sequences. The options are those of engines/search/options.h."""
 
+    def generate_rounds(
+        self, prefix_embeds: Floats, prompts: Sequence[list[int]], rounds: Sequence[Mapping[str, Any]]
+    ) -> list[Sequences]:
+        """`generate` with each round's options; a backend may read the prompts once for all of them."""
+        return [self.generate(prefix_embeds, prompts, options) for options in rounds]
+
     @abstractmethod
     def begin(self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: Mapping[str, Any]) -> Generation:
         """Begin what `generate` does. The caller steps it."""

@@ -118,6 +118,16 @@ class Backend(backends.Backend):
             sequences: Sequences = generator.generate(prefix_embeds, list(prompts), options, on_token)
         return sequences
 
+    def generate_rounds(
+        self, prefix_embeds: Floats, prompts: Sequence[list[int]], rounds: Sequence[Mapping[str, Any]]
+    ) -> list[Sequences]:
+        if self.batcher is not None:
+            return super().generate_rounds(prefix_embeds, prompts, rounds)
+        generator, images = self._open_generator(), len(prompts)
+        with named_failure():
+            sequences: Sequences = generator.generate_rounds(prefix_embeds, list(prompts), list(rounds))
+        return [sequences[start : start + images] for start in range(0, len(sequences), images)]
+
     def begin(
         self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: Mapping[str, Any]
     ) -> backends.Generation:

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <exception>
+#include <iterator>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -17,26 +18,33 @@ int checked_sum(int64_t sum) {
   return static_cast<int>(sum);
 }
 
-// Returns the sizes that these requests need when they all start together, with prompts padded to the longest.
-BatchSizes sizes_of(const Generator& generator, const std::vector<Request>& requests) {
+// Returns the sizes that these requests need when they all start together, with prompts padded to the longest, and
+// `later` ones join them.
+BatchSizes sizes_of(const Generator& generator, const std::vector<Request>& requests,
+                    const std::vector<Request>& later) {
   const bool encodes = generator.encoder() != nullptr;
   int64_t rows = 0, positions = 0, longest = 0, encoder_positions = 1;
   const auto prompt_of = [encodes](const Request& one) {
     const auto length = static_cast<int64_t>(one.prefix_length) + static_cast<int64_t>(one.prompt.size());
     return static_cast<int64_t>(one.options.forced_prefix.size()) + (encodes ? 1 : length);
   };
-  for (const Request& one : requests) longest = std::max(longest, prompt_of(one));
-  for (const Request& one : requests) {
-    const int64_t each = one.options.rows_each();
-    rows += each;
-    positions += std::max(longest, prompt_of(one) + each * one.options.max_new_tokens);
-    encoder_positions =
-        std::max(encoder_positions, static_cast<int64_t>(one.prefix_length) + static_cast<int64_t>(one.prompt.size()));
+  for (const auto* all : {&requests, &later}) {
+    for (const Request& one : *all) longest = std::max(longest, prompt_of(one));
+  }
+  for (const auto* all : {&requests, &later}) {
+    for (const Request& one : *all) {
+      const int64_t each = one.options.rows_each();
+      rows += each;
+      positions += std::max(longest, prompt_of(one) + each * one.options.max_new_tokens);
+      const int64_t encoded = static_cast<int64_t>(one.prefix_length) + static_cast<int64_t>(one.prompt.size());
+      encoder_positions = std::max(encoder_positions, encoded);
+    }
   }
   BatchSizes sizes;
   sizes.rows = checked_sum(std::max<int64_t>(1, rows));
   sizes.positions = checked_sum(std::max<int64_t>(1, positions));
   sizes.read = kReadAll;
+  sizes.kept_bytes = later.empty() ? 0 : SIZE_MAX;
   sizes.min_positions = checked_sum(longest);
   sizes.encoder_rows = std::max(1, static_cast<int>(requests.size()));
   sizes.encoder_positions = checked_sum(encoder_positions);
@@ -45,8 +53,10 @@ BatchSizes sizes_of(const Generator& generator, const std::vector<Request>& requ
 
 }  // namespace
 
-Generation::Generation(const Generator& generator, std::vector<Request> requests)
-    : generator_(generator), batch_(std::make_shared<Batch>(generator, sizes_of(generator, requests))) {
+Generation::Generation(const Generator& generator, std::vector<Request> requests, std::vector<Request> later)
+    : generator_(generator),
+      batch_(std::make_shared<Batch>(generator, sizes_of(generator, requests, later))),
+      later_(std::move(later)) {
   add(std::move(requests));
 }
 
@@ -59,14 +69,15 @@ Generation::Generation(const Generator& generator, std::shared_ptr<Batch> batch,
 
 void Generation::add(std::vector<Request> requests) {
   generator_.llm().check_process();
-  size_t tokens = 0;
+  size_t tokens = added_.capacity();
+  const size_t first = tickets_.size();
   for (Request& request : requests) {
     tokens += static_cast<size_t>(request.options.rows_each()) * static_cast<size_t>(request.options.max_new_tokens);
     tickets_.push_back(std::make_shared<Ticket>(std::move(request)));
   }
   added_.reserve(tokens);
   try {
-    for (const auto& ticket : tickets_) batch_->add(ticket);
+    for (size_t i = first; i < tickets_.size(); ++i) batch_->add(tickets_[i]);
     batch_->admit();
     check_failures();
   } catch (...) {  // the batch may be a chat's
@@ -83,13 +94,15 @@ void Generation::check_failures() const {
 }
 
 bool Generation::done() const {
-  return closed_ || std::all_of(tickets_.begin(), tickets_.end(), [](const auto& ticket) { return ticket->done(); });
+  return closed_ || (later_.empty() &&
+                     std::all_of(tickets_.begin(), tickets_.end(), [](const auto& ticket) { return ticket->done(); }));
 }
 
 void Generation::step() {
   generator_.llm().check_process();
   added_.clear();
   if (done()) return;
+  if (stepped_ && !later_.empty()) add(std::exchange(later_, {}));
   const auto start = Clock::now();
   const double graphs = batch_->graph_seconds();
   try {
@@ -137,6 +150,30 @@ std::vector<std::vector<Hypothesis>> generate(const Generator& generator, std::v
     }
   }
   return generation.results();
+}
+
+std::vector<std::vector<Hypothesis>> generate_rounds(const Generator& generator,
+                                                     std::vector<std::vector<Request>> rounds,
+                                                     const std::function<void()>& before_step) {
+  std::vector<std::vector<Hypothesis>> found;
+  std::vector<Request> later;
+  for (size_t i = 1; generator.reuses_prefixes() && i < rounds.size(); ++i) {
+    std::move(rounds[i].begin(), rounds[i].end(), std::back_inserter(later));
+  }
+  if (!later.empty()) rounds.resize(1);
+  for (std::vector<Request>& round : rounds) {
+    for (auto* all : {&round, &later}) {
+      for (Request& one : *all) one.cache_key = std::to_string(one.number);
+    }
+    Generation generation(generator, std::move(round), std::move(later));
+    while (!generation.done()) {
+      before_step();
+      generation.step();
+    }
+    auto results = generation.results();
+    std::move(results.begin(), results.end(), std::back_inserter(found));
+  }
+  return found;
 }
 
 Chat::Chat(const Generator& generator, const Prefix& prefix, int max_rows, int capacity)

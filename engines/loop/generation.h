@@ -15,8 +15,8 @@ namespace blip2rt {
 class Generation {
  public:
   // Begins to answer requests in a batch that is exactly as large as they need. `generator` must outlive it. The first
-  // step reads the prompts.
-  Generation(const Generator& generator, std::vector<Request> requests);
+  // step reads the prompts. `later`: requests that join after it, and copy what is read of prompts with the same key.
+  Generation(const Generator& generator, std::vector<Request> requests, std::vector<Request> later = {});
 
   // Begins to answer a request in a batch that is free.
   Generation(const Generator& generator, std::shared_ptr<Batch> batch, Request request);
@@ -56,6 +56,7 @@ class Generation {
   const Generator& generator_;
   std::shared_ptr<Batch> batch_;
   Tickets tickets_;
+  std::vector<Request> later_;
   std::vector<NewToken> added_;
   Times times_;
   bool stepped_ = false;
@@ -68,6 +69,12 @@ class Generation {
 std::vector<std::vector<Hypothesis>> generate(const Generator& generator, std::vector<Request> requests,
                                               const std::function<void()>& before_step,
                                               const std::function<bool(const NewToken&)>& on_token);
+
+// Generates about the same images and prompts in several ways, which share the reading of the prompts and the steps.
+// Returns the best sequences of each image in the first way, then in the next.
+std::vector<std::vector<Hypothesis>> generate_rounds(const Generator& generator,
+                                                     std::vector<std::vector<Request>> rounds,
+                                                     const std::function<void()>& before_step);
 
 // A conversation about one image. What was said stays in the batch's pool, so a question costs only its own tokens. If
 // the positions of the model's prompts see each other, everything that was said is read again.

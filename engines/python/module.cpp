@@ -65,6 +65,16 @@ Sequences generate_all(const Generator& generator, nb::handle prefix_embeds, con
   return sequences_of(generate(generator, std::move(requests), SignalCheck(), callback));
 }
 
+Sequences rounds_of(const Generator& generator, nb::handle prefix_embeds, const Prompts& prompts,
+                    const std::vector<nb::dict>& ways) {
+  std::vector<std::vector<Request>> rounds;
+  for (const nb::dict& options : ways) {
+    rounds.push_back(borrowing_requests(generator, prefix_embeds, prompts, options));
+  }
+  const ReleasedGil released;
+  return sequences_of(generate_rounds(generator, std::move(rounds), SignalCheck()));
+}
+
 std::vector<double> likelihoods_of(const Generator& generator, nb::handle prefix_embeds, const Prompts& prompts,
                                    const std::vector<size_t>& images, const Prompts& texts) {
   const Prefix prefix = borrow_prefix(generator, prefix_embeds);
@@ -293,6 +303,7 @@ NB_MODULE(_native, m) {
           nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 9>())
       .def("generate", &generate_all, "prefix_embeds"_a, "prompts"_a, "options"_a = nb::dict(),
            "on_token"_a = nb::none())
+      .def("generate_rounds", &rounds_of, "prefix_embeds"_a, "prompts"_a, "rounds"_a)
       .def("begin", &begin, "prefix_embeds"_a, "prompts"_a, "options"_a = nb::dict(), nb::keep_alive<0, 1>(),
            nb::keep_alive<0, 2>())
       .def("likelihoods", &likelihoods_of, "prefix_embeds"_a, "prompts"_a, "images"_a, "texts"_a);

@@ -50,11 +50,17 @@ Bound CpuReader::top_k_bound(const float* scores, int n) {
 // Finds by bisection the token with which the likeliest tokens together reach p of the weight that `within` leaves.
 Bound CpuReader::nucleus(const float* scores, int row, double p, Bound within, int& kept) {
   const double total = weigh(scores, row, within);
-  // All tokens lighter than this together have less than 1 - p of the weight, so they can be skipped.
-  const double light = (1 - p) * total / (2 * static_cast<double>(vocab_size_));
-  const auto least = static_cast<float>(largest() + std::log(light) / sampler_.scale);
-  collect(scores, std::max(within.score, least));
   const float* weights = sampler_.row_weights(row);
+  // Skips light tokens: few heavy ones often have enough weight. At the last try, all lighter ones together have less
+  // than 1 - p of it.
+  const double most = 2 * static_cast<double>(vocab_size_);
+  for (double count = 256, found = 0; found <= p * total && count < 16 * most; count *= 16) {
+    const double light = (1 - p) * total / std::min(count, most);
+    const auto least = static_cast<float>(largest() + std::log(light) / sampler_.scale);
+    collect(scores, std::max(within.score, least));
+    found = 0;
+    for (const auto& one : selected_) found += weights[one.token];
+  }
   double wanted = p * total;  // the weight still missing from `first` on
   auto first = selected_.begin(), end = selected_.end();
   while (end - first > 1) {

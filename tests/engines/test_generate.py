@@ -78,6 +78,18 @@ def test_steps_equal_one_call(case: Case, num_beams: int) -> None:
     assert generation.step() == []
 
 
+@pytest.mark.parametrize("name", ["opt", "t5"])
+def test_rounds_equal_separate_calls(name: str, tmp_path: Path) -> None:
+    each = make_case(name, tmp_path)
+    rounds = [{"do_sample": True, "num_return_sequences": 4, "seed": 3}, {"num_beams": 3}, {}]
+    ways = [{"max_new_tokens": 9, "eos_token_ids": each.said[:1], **options} for options in rounds]
+    separate = [each.generator.generate(each.prefix, each.prompts, options) for options in ways]
+    together = each.generator.generate_rounds(each.prefix, each.prompts, ways)
+    assert [tokens for image in together for tokens, _ in image] == [
+        tokens for way in separate for image in way for tokens, _ in image
+    ]
+
+
 def test_closing_a_generation_keeps_its_tokens(case: Case) -> None:
     options = {"max_new_tokens": 7}
     whole = case.generator.generate(case.prefix, case.prompts, options)
