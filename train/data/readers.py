@@ -240,8 +240,9 @@ def _karpathy(path: Path, images: list[Any], bad: BadSamples) -> Iterator[Row]:
         if not isinstance(name, str) or not isinstance(sentences, list) or "split" not in entry:
             bad.add(place, "it has no filename, sentences or split")
         elif entry["split"] in ("train", "restval"):
-            name = str(Path(str(entry.get("filepath") or ""), name))
-            yield from (Row(f"{place}, sentence {i}", name, _inner(each)) for i, each in enumerate(sentences, 1))
+            full, flat = str(Path(str(entry.get("filepath") or ""), name)), (Path(name).name,)
+            for i, each in enumerate(sentences, 1):
+                yield Row(f"{place}, sentence {i}", full, _inner(each), other_names=flat)
 
 
 def _vqa(path: Path, data: dict[str, Any], bad: BadSamples) -> Iterator[Row]:
@@ -271,9 +272,12 @@ def _vqa(path: Path, data: dict[str, Any], bad: BadSamples) -> Iterator[Row]:
         elif isinstance(image, bool) or not isinstance(image, int) or not isinstance(answers, list) or not answers:
             bad.add(place, "it has no image_id or no list of answers")
         else:
-            name = f"{subset}/COCO_{subset}_{image:012d}.jpg"
+            name = (
+                f"COCO_{subset}_{image:012d}.jpg"  # with or without the folder, or the name that COCO uses since 2017
+            )
+            others = (name, f"{image:012d}.jpg", f"{image}.jpg")
             for i, answer in enumerate(answers, 1):
-                yield Row(f"{place}, answer {i}", name, _inner(answer), question)
+                yield Row(f"{place}, answer {i}", f"{subset}/{name}", _inner(answer), question, other_names=others)
 
 
 _READERS: dict[str, Callable[[Path, BadSamples], Iterator[Row]]] = {".jsonl": _json_lines, ".json": _coco}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Container, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -141,12 +141,16 @@ class BadSamples:
 
 @dataclass(frozen=True)
 class Row:
-    """One text of one image as read from a list, unchecked. place: its position in the list."""
+    """One text of one image as read from a list, unchecked.
+
+    place: its position in the list; other_names: of the image, if there is none of the first name.
+    """
 
     place: str
     image: object
     text: object
     prompt: object = ""
+    other_names: tuple[str, ...] = field(default=(), kw_only=True)
 
 
 def text_fault(text: object, what: str = "caption") -> str | None:
@@ -184,6 +188,8 @@ def dataset_of(path: Path, rows: Iterable[Row], images: Path, bad: BadSamples) -
         name, text, prompt = str(row.image), str(row.text), str(row.prompt or "")
         if name in missing:
             continue
+        if row.other_names and name not in index and not is_file(images / name):
+            name = next((other for other in row.other_names if is_file(images / other)), name)
         if name not in index and not is_file(images / name):
             missing.add(name)
             bad.add(str(images / name), f"{path} lists it, but it does not exist")

@@ -341,6 +341,11 @@ def test_answers_are_drawn_by_frequency(tmp_path: Path) -> None:
         name = f"OpenEnded_mscoco_train2014_{kind}.json" if kind == "questions" else f"mscoco_train2014_{kind}.json"
         (tmp_path / name).write_text("\ufeff" + (tmp_path / f"v2_{name}").read_text(), encoding="utf-8")
     assert read_data(tmp_path / "mscoco_train2014_annotations.json", tmp_path).samples == data.samples
+    for flat in ("COCO_train2014_000000000042.jpg", "000000000042.jpg"):  # as evaluations find them
+        (tmp_path / flat).mkdir()
+        (tmp_path / flat / flat).write_bytes(jpeg())
+        read = read_data(tmp_path / "mscoco_train2014_annotations.json", tmp_path / flat)
+        assert read.samples == data.samples and read.paths == [tmp_path / flat / flat]
     (tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json").unlink()
     with pytest.raises(Blip2rtError, match="v2_OpenEnded_mscoco_train2014_questions.json"):
         read_data(tmp_path / "v2_mscoco_train2014_annotations.json", tmp_path)
@@ -366,6 +371,9 @@ def test_karpathys_training_splits_are_read(tmp_path: Path) -> None:
     data = read_data(tmp_path / "dataset_coco.json", tmp_path, bad)
     assert data.samples == [Sample(0, "a dog"), Sample(1, "a cat")] and data.paths[0].parent.name == "train2014"
     assert len(bad.found) == 2
+    (tmp_path / "train2014" / "2.jpg").write_bytes(jpeg())
+    flat = read_data(tmp_path / "dataset_coco.json", tmp_path / "train2014", BadSamples(2))  # as evaluations find them
+    assert flat.samples == data.samples and {path.parent.name for path in flat.paths} == {"train2014"}
 
 
 def test_bad_samples_count_across_resumes(tmp_path: Path) -> None:
