@@ -56,6 +56,33 @@ class Session:
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
         """Run the graph on arrays by name. Return outputs by name; None returns all of them."""
 
+class Guide:
+    """What texts about similar pictures say, for the option guides of a search; engines/search/guide.h."""
+
+    def __init__(self, texts: Sequence[Sequence[int]], rarity: Sequence[float], end: int) -> None:
+        """texts: token ids, each followed by `end`; rarity (V): what tokens weigh when texts are compared"""
+    def apply(self, tokens: Sequence[int], logits: Sequence[float]) -> list[float]:
+        """Logits (V) of the token after others -> guided logits (V)"""
+    def agreement(self, tokens: Sequence[int]) -> float:
+        """How well a text agrees with the others"""
+
+class CaptionPool:
+    """Captions of other pictures and their embeddings; engines/model/caption_pool.h."""
+
+    def __init__(self, path: str) -> None:
+        """Map a file of blip2rt.matching.pool. Raises RuntimeError with the reason."""
+    @staticmethod
+    def of_bytes(data: bytes) -> CaptionPool:
+        """The same of a file's contents."""
+    @property
+    def fingerprint(self) -> str:
+        """Of the model whose embeddings and tokens the pool has."""
+    def __len__(self) -> int: ...
+    def nearest(self, image_embeds: NDArray[np.float32]) -> list[list[int]]:
+        """image_embeds (Q, E) -> the token ids of the captions nearest to the image, best first"""
+    def guide(self, image_embeds: NDArray[np.float32], end: int) -> Guide:
+        """image_embeds (Q, E) and the token that ends captions -> the guide of the image's caption"""
+
 class Resize:
     """A picture that is being resized, with the same result as Pillow, bit by bit."""
 

@@ -220,6 +220,16 @@ class Language:
             raise too_late(settings)
         return self._tokenizer.text([*settings["forced_prefix"], *self._tokenizer.shown(token_ids)])
 
+    @property
+    def vocab_size(self) -> int:
+        """Of the language model's logits."""
+        return self._spec.vocab_size
+
+    @property
+    def end_token(self) -> int:
+        """The token that ends captions."""
+        return self._spec.eos_token_ids[0]
+
     def encode_more(self, prompt: Prompt) -> list[int]:
         """A text that continues another -> its token ids."""
         return self._tokenizer.encode_more(prompt)

@@ -68,6 +68,8 @@ class Model(MatchingCalls):
         self.matcher = matcher = Matcher(pipeline)
         self._reload = reload
         pipeline.confidence = matcher.confidence if matcher.rates_captions else None
+        own_pool = bundle.manifest.retrieval is not None and bundle.manifest.retrieval.pool is not None
+        pipeline.own_guides = matcher.own_guides if own_pool and bundle.manifest.target == "ort" else None
         pipeline.judge = matcher.short_answers if matcher.is_calibrated and bundle.has(*contract.GENERATIVE) else None
         # The single steps: checked options, decoded images, and what the graphs make of them.
         self.task, self.prepare, self.generate = pipeline.task, pipeline.prepare, pipeline.generate
@@ -135,9 +137,9 @@ class Model(MatchingCalls):
         on_token(image, draw, token_id): called for each new token of greedy search (num_beams=1) or sampling; a result
             of False ends the images of the same batch (at most 8) with what there is.
         on_timeout: if max_time passes before the first word, "raise" TimeoutError, or return None in the text's place.
-        pool: file of captions, one a line or built by `blip2rt pool build`, that the caption is chosen with: it is a
-            beam or a caption of the pool, whichever agrees best with the captions nearest to the image. In the words of
-            a field, a pool teaches them to the model without training.
+        pool: file of captions of other pictures, one a line or built by `blip2rt pool build`: those nearest to the
+            image guide its caption, which takes on their words without training. None is the bundle's own pool, if it
+            has one, for captions without a prompt or sampling; False is no pool.
         """
         many, single = as_list(images)
         results = list(self._captions(many, False, options))
@@ -177,8 +179,7 @@ class Model(MatchingCalls):
         task = replace(task, single_line=not raw, confidence=bool(scores))
         check_call(on_timeout, on_token, task.settings)
         one_by_one(images)
-        chosen = task if pool is None else self.matcher.pooled(task, pool)
-        found = self.pipeline.generate_each(images, repeat(chosen), on_token, keep_going)
+        found = self.pipeline.generate_each(images, repeat(self.matcher.with_pool(task, pool)), on_token, keep_going)
         return (shaped(texts, scores, task.settings, on_timeout) for texts in found)
 
     @overload
@@ -231,12 +232,14 @@ class Model(MatchingCalls):
         """Image -> pieces of its caption, or of the answer to `question`, as they are decoded.
 
         Joined, the pieces are the text of `caption` or `ask`; each holds whole characters. With beams, a piece comes
-        once all beams agree on it, and the rest at the end. The next token is computed after a piece was taken: leaving
-        the loop ends the generation. `prompt` and the other options are those of `caption`.
+        once all beams agree on it, and the rest at the end; with beams and a pool, all at the end. The next token is
+        computed after a piece was taken: leaving the loop ends the generation. `prompt` and the other options are those
+        of `caption`.
         """
         pipeline = self.pipeline
         pipeline.require(contract.GENERATIVE, "stream")
-        task = pipeline.task(prompt, **options)
+        pool = options.pop("pool", None)
+        task = self.matcher.with_pool(pipeline.task(prompt, **options), pool)
         if task.settings["num_return_sequences"] > 1:
             raise OptionError("stream gives one text: leave num_captions at 1")
         watch = Stopwatch(task.settings)
@@ -244,11 +247,11 @@ class Model(MatchingCalls):
         [judged] = pipeline.judged(prepared, [task])
         if judged is not None:
             return iter([judged.text])
-        prefix_embeds = pipeline.prefix_embeds(prepared, [task.question])
+        prefix_embeds, settings = pipeline.guided_prefix(prepared, task, watch.remaining)
         if watch.expired:
             raise too_late(task.settings)
         tidied = options.get("question") is None
-        return pipeline.language.stream(prefix_embeds, task.prompt, watch.remaining, tidied)
+        return pipeline.language.stream(prefix_embeds, task.prompt, settings, tidied)
 
     @shown("list[tuple[str, numpy.ndarray]]")
     def attention(self, image: ImageLike, text: str | None = None) -> list[tuple[str, Floats]]:

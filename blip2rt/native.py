@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from . import _native
 
+    CaptionPool: TypeAlias = _native.CaptionPool
+    Guide: TypeAlias = _native.Guide
+
 
 T = TypeVar("T")
 Token: TypeAlias = tuple[int, int, int]  # number of the image, number of the draw, token id
@@ -33,10 +36,12 @@ class Core(Protocol):
     """The module blip2rt._native, as in _native.pyi."""
 
     Batcher: type[_native.Batcher]
+    CaptionPool: type[_native.CaptionPool]
     Chat: type[_native.Chat]
     Generation: type[_native.Generation]
     Generator: type[_native.Generator]
     GraphError: type[_native.GraphError]
+    Guide: type[_native.Guide]
     Resize: type[_native.Resize]
     Runtime: type[_native.Runtime]
     SearchBatch: type[_native.SearchBatch]

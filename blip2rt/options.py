@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from .bundle.manifest import Decoding
 from .errors import OptionError, is_whole
@@ -101,6 +101,7 @@ class StreamOptions(TextOptions, total=False):
     """Keywords of Model.stream."""
 
     question: str | None
+    pool: str | os.PathLike[str] | Literal[False] | None
 
 
 class AskOptions(TextOptions, total=False):
@@ -115,7 +116,7 @@ class CaptionOptions(AskOptions, total=False):
 
     prompt: str | None
     raw: bool
-    pool: str | os.PathLike[str] | None
+    pool: str | os.PathLike[str] | Literal[False] | None
 
 
 _WHOLE = {"num_captions": (1, MAX_BEAMS), "num_beams": (1, MAX_BEAMS)}  # name -> lowest, highest

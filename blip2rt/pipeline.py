@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .backends import Floats
+    from .native import Guide
 
     RGB = NDArray[np.uint8]  # (height, width, 3), resized for the graphs
 
@@ -49,13 +50,20 @@ class GenerationTask:
     single_line: bool = True  # tidy the text to one line, as captions are
     confidence: bool = False  # also tell how likely each caption is right
     judged: str = ""  # what a question asks that is answered without generating; see Pipeline.judged
-    # vision_features (B, N, C), prefix_embeds (B, Q, D), the texts of each image -> the chosen ones; Matcher.pooled
-    choose: Callable[[Floats, Floats, Sequence[list[Scored]]], list[list[Scored]]] | None = None
+    guides: Callable[[Floats], list[Guide]] | None = None  # vision_features (B, N, C) -> what guides each caption
 
     @property
     def needs_features(self) -> bool:
         """Whether more than the Q-Former reads the vision_features."""
-        return self.confidence or self.choose is not None
+        return self.confidence or self.guides is not None
+
+    def guided(self, settings: dict[str, Any], features: Sequence[Floats]) -> dict[str, Any]:
+        """The backend's options with the guides of images, whose vision_features come in parts (B, N, C)."""
+        return (
+            settings
+            if self.guides is None
+            else {**settings, "guides": [*chain.from_iterable(map(self.guides, features))]}
+        )
 
 
 class Pipeline:
@@ -76,6 +84,8 @@ class Pipeline:
         self.special_tokens = special_tokens
         # Matcher.short_answers; set by a model whose bundle is calibrated.
         self.judge: Callable[[Floats, Sequence[str]], list[tuple[str, float]]] | None = None
+        # Matcher.own_guides; set by a model whose bundle has a pool of captions.
+        self.own_guides: Callable[[Floats], list[Guide]] | None = None
         # vision_features (B, N, C), B captions -> P that each is right (B); set if the bundle is calibrated for it.
         self.confidence: Callable[[Floats, Sequence[Scored]], NDArray[np.float64]] | None = None
 
@@ -146,6 +156,14 @@ class Pipeline:
         assert llm is not None
         return np.zeros((1, 0, llm.hidden_size), np.float32)
 
+    def guided_prefix(
+        self, prepared: Sequence[RGB], task: GenerationTask, settings: dict[str, Any]
+    ) -> tuple[Floats, dict[str, Any]]:
+        """RGB images and a task -> prefix_embeds (B, Q, D), and the backend's options with the images' guides"""
+        features = self.vision_features(prepared) if task.guides is not None else None
+        prefix_embeds = self.prefix_embeds(prepared, [task.question] * len(prepared), features)
+        return prefix_embeds, settings if features is None else task.guided(settings, [features])
+
     def question_tokens(self, questions: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         """B texts -> the Q-Former's token_ids and text_mask (B, L); None if it reads no text."""
         return None if self.question_tokenizer is None else self.question_tokenizer.encode(questions)
@@ -176,31 +194,26 @@ class Pipeline:
             watch.lap()
             return self._told(judged, [], watch, on_token)
         known = {i for i, text in enumerate(judged) if text is not None}
-        questions, embeds, all_features = [task.question for task in tasks], [], []
+        questions, embeds = [task.question for task in tasks], []
+        all_features: list[Floats] = []  # if more than the Q-Former reads them
         for start in range(0, len(prepared), BATCH):
             if watch.expired:
                 return [None] * len(prepared)
             chunk = slice(start, start + BATCH)
             features = self.vision_features(prepared[chunk]) if tasks[0].needs_features else None
             embeds.append(self.prefix_embeds(prepared[chunk], questions[chunk], features))
-            all_features.append(features)
+            all_features += [] if features is None else [features]
         watch.lap()
         if watch.expired:
             return [None] * len(prepared)
         prefix_embeds, prompts = np.concatenate(embeds), [task.prompt for task in tasks]
+        settings = tasks[0].guided(watch.remaining, all_features)
         # What is known is generated, too, if the batch has other questions: random draws depend on the row.
         notify = on_token if on_token is None or not known else lambda i, *token: i in known or on_token(i, *token)
-        texts = self.language.generate(
-            prefix_embeds, prompts, watch.remaining, first_image, notify, tasks[0].single_line
-        )
-        if tasks[0].needs_features:
+        texts = self.language.generate(prefix_embeds, prompts, settings, first_image, notify, tasks[0].single_line)
+        if tasks[0].confidence:
             for start, features in zip(range(0, len(texts), BATCH), all_features, strict=True):
-                assert features is not None
-                chunk = slice(start, start + BATCH)
-                if tasks[0].choose is not None:
-                    texts[chunk] = tasks[0].choose(features, prefix_embeds[chunk], texts[chunk])
-                if tasks[0].confidence:
-                    self.add_confidence(features, texts[chunk])
+                self.add_confidence(features, texts[start : start + BATCH])
         return self._told(judged, texts, watch, on_token)
 
     def _told(
@@ -314,7 +327,9 @@ class Pipeline:
             return replace(self.question_tasks([question], options)[0], single_line=True)
         self.require(contract.GENERATIVE, "caption")
         text = self.language.caption_prompt(prompt)
-        return GenerationTask(text, text.whole, self.language.settings("caption", options, [text]))
+        settings = self.language.settings("caption", options, [text])
+        guides = None if text.text or "do_sample" in settings else self.own_guides
+        return GenerationTask(text, text.whole, settings, guides=guides)
 
     def question_tasks(self, questions: Sequence[str], options: Options) -> list[GenerationTask]:
         """Questions -> their tasks, with settings that fit the longest."""

@@ -205,11 +205,11 @@ def submit(pipeline: Pipeline, request: Request, on_news: Callable[[Answer], obj
         if judged is not None:
             settings = {**task.settings, "max_new_tokens": len(judged.tokens) + 1}  # the limit does not cut it
             return Answer(batcher, language, KnownCall(judged.tokens, judged.score), settings, on_news)
-        prefix_embeds = pipeline.prefix_embeds(prepared, [task.question])
+        prefix_embeds, settings = pipeline.guided_prefix(prepared, task, watch.remaining)
     elif prompt_ids:
-        prefix_embeds = pipeline.no_prefix
+        prefix_embeds, settings = pipeline.no_prefix, watch.remaining
     else:
         raise OptionError("a request has neither an image nor a prompt: give one of them")
-    call = batcher.submit(prefix_embeds, [prompt_ids], watch.remaining, each_token=True)
+    call = batcher.submit(prefix_embeds, [prompt_ids], settings, each_token=True)
     tidied = request.image is not None and request.question is None  # as Model.caption does
     return Answer(batcher, language, call, task.settings, on_news, tidied)

@@ -139,8 +139,10 @@ def _name_faults(manifest: Manifest) -> list[str]:
     needed = {component.graph for component in manifest.components.values()}
     sections = (manifest.llm, manifest.retrieval, manifest.question)
     needed |= {section.tokenizer for section in sections if section is not None}
-    prefix = None if manifest.retrieval is None else manifest.retrieval.mean_prefix
-    needed |= set() if prefix is None else {prefix}
+    retrieval = manifest.retrieval
+    prefix = None if retrieval is None else retrieval.mean_prefix
+    pool = None if retrieval is None else retrieval.pool
+    needed |= {name for name in (prefix, pool) if name is not None}
     faults = [f"{name} is used but not in files" for name in sorted(needed) if name not in files]
     llm = manifest.llm
     if llm is not None and prefix in files and files[prefix].size != 4 * llm.prefix_length * llm.hidden_size:

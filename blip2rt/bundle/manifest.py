@@ -82,6 +82,7 @@ class RetrievalSpec:
     likelihood_weight: float = 0.0  # of Match.likelihood, in Match.score; 0: not computed
     mean_prefix: str | None = None  # file of prefix_embeds (Q, D), the mean of photographs; required with a weight
     clean_captions: bool = False  # normalise texts by text.clean_caption, as in training
+    pool: str | None = None  # file of captions of other pictures, whose nearest ones guide captions
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def _stream(args: argparse.Namespace, prompt: str | None, question: str | None) 
     if args.command == "caption":
         several = not gallery_flags.sources_of(args).single or gallery_flags.writes(args)
         if args.pool is not None:
-            raise OptionError("--pool chooses among whole captions, so nothing can be streamed: leave out --stream")
+            raise OptionError("--pool guides whole captions: leave out --stream, or the pool")
     if several:
         raise OptionError("--stream prints one text as it is decoded: give one image, and no output file")
     name, options = args.images[0], _decoding(args)

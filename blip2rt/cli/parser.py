@@ -37,8 +37,8 @@ _FILL = """Fill a JSON Schema from images: one JSON object a line, which is vali
 Each field asks its description or, without one, its name."""
 _TAG = """Label pictures: comma-separated labels a picture, likeliest first, or files.
 Probabilities are calibrated on photographs: how often people name the label in one of five captions."""
-_POOL = """Embed human captions without pictures, for `blip2rt caption --pool FILE`: the caption
-of a picture is then a beam or one of these, whichever agrees best with those nearest to the picture."""
+_POOL = """Embed captions of other pictures, for `blip2rt caption --pool FILE`: those nearest to
+a picture guide its caption, which takes on their words without training."""
 _SERVE = """Serve over HTTP: the routes of OpenAI and Ollama, our own, and a web page at /.
 By default nothing is fetched, and only this machine may connect."""
 _STDIO = """Answer requests on standard input, one JSON object a line, with the model kept open:
@@ -125,7 +125,7 @@ def build_parser(handlers: Mapping[str, Handler]) -> Parser:
     _add_model(command)
     _add_output(command)
     gallery_flags.add_commands(add, handlers, _add_model)
-    command = add("pool", handlers["pool"], "prepare captions that help `caption` to choose", description=_POOL)
+    command = add("pool", handlers["pool"], "prepare captions that guide `caption`", description=_POOL)
     command.add_argument("action", choices=("build",), help="embed the captions for the model")
     command.add_argument("file", type=path, metavar="CAPTIONS", help="text file with one caption a line")
     command.add_argument("--out", type=path, required=True, metavar="FILE", help="the pool to write")

@@ -68,7 +68,7 @@ class TextSettings:
     template: CaptionTemplate
     min_confidence: float | None = None
     unsure: str = "maybe"  # below it: "maybe", to write so, or "silent", to write nothing
-    pool: str | None = None  # file of captions that help to choose
+    pool: str | None = None  # file of captions that guide; "none": not even the bundle's
 
     def rated(self, outputs: OutputSettings) -> bool:
         """Whether the confidence is needed: to hedge, or as a JSON key of captions."""
@@ -108,8 +108,7 @@ def caption(
     task = replace(model.task(texts.prompt, texts.question, **texts.options), confidence=texts.rated(outputs))
     if texts.min_confidence is not None:
         model.matcher.require_confidence()
-    if texts.pool is not None:
-        task = model.matcher.pooled(task, texts.pool)
+    task = model.matcher.with_pool(task, False if texts.pool == "none" else texts.pool)
     run = _CaptionRun(model, task, texts, outputs.strict, executor)
     return execute(run, sources, outputs, parallelism, texts.flags)
 

@@ -64,7 +64,7 @@ def add_outputs(command: Parser) -> None:
     add_files(command)
     group = command.add_argument_group("text")
     group.add_argument("--ask", type=nonempty, metavar="QUESTION", help="write answers to a question, not captions")
-    about = "choose captions with a pool of human ones: a caption a line, or made by `blip2rt pool build`"
+    about = "captions of other pictures that guide: a caption a line, or made by `blip2rt pool build`; none: no pool"
     group.add_argument("--pool", type=nonempty, metavar="FILE", help=about)
     group.add_argument("--prefix", default="", metavar="TEXT", help="text before each caption")
     group.add_argument("--suffix", default="", metavar="TEXT", help="text after each caption")

@@ -6,14 +6,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from .. import bundle as contract
 from ..bundle.manifest import Calibration, RetrievalSpec
 from ..errors import CapabilityError, OptionError
-from ..native import cached_property
+from ..native import cached_property, named_failure, native
 from ..pipeline import BATCH, GenerationTask, Pipeline
 from ..results import Match, MatchWeights, Scored
 from ..statements import is_phrase, phrase_of, without_article
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..backends import Floats
-    from .pool import CaptionPool
+    from ..native import CaptionPool, Guide
 
 
 _PRIOR_WEIGHT = 0.5  # of an answer's likelihood without the image; the best of 0, 0.3, 0.5, 0.7, 1 on COCO's questions
@@ -141,38 +141,47 @@ class Matcher:
             raise self._uncalibrated("label images")
         return Tagger(self, calibration.label, everyday() if labels is None else as_labels(labels), top, threshold)
 
-    def pooled(self, task: GenerationTask, path: str | os.PathLike[str]) -> GenerationTask:
-        """Let a pool of captions choose what a task returns. Raises OptionError and CapabilityError."""
+    def with_pool(self, task: GenerationTask, pool: str | os.PathLike[str] | Literal[False] | None) -> GenerationTask:
+        """Let a pool of captions guide a task: a file, the bundle's (None), or none (False).
+
+        Raises OptionError and CapabilityError.
+        """
+        if pool is None:
+            return task
+        return self._guided_by(task, pool) if pool else replace(task, guides=None)
+
+    def _guided_by(self, task: GenerationTask, path: str | os.PathLike[str]) -> GenerationTask:
         from .pool import read_pool  # few callers have one
 
-        self.pipeline.require(contract.RETRIEVAL, "choose captions with a pool")
-        settings = task.settings
-        if settings["num_return_sequences"] > 1 or settings.get("do_sample") or task.prompt.text:
-            raise OptionError(
-                "a pool chooses one caption among the beams and its own: leave out num_captions, sampling and prompts"
-            )
-        if settings["forced_prefix"] or settings["bad_words_ids"]:
-            raise OptionError("a pool's captions are given: leave out forced_prefix and bad_words, or the pool")
+        self.pipeline.require(contract.RETRIEVAL, "guide captions by a pool")
+        if task.prompt.text:
+            raise OptionError("a pool guides whole captions: leave out the prompt, or the pool")
+        if self.bundle.manifest.target != "ort":
+            raise OptionError("a pool guides searches on the CPU: leave it out with TensorRT")
         key = os.fspath(path), os.stat(path).st_mtime_ns if os.path.exists(path) else 0
         if self._pool is None or self._pool[0] != key:
             self._pool = key, read_pool(path, self)
-        every = {**settings, "num_return_sequences": settings["num_beams"]}
-        return replace(task, settings=every, choose=partial(self._choose, self._pool[1], settings["length_penalty"]))
+        return replace(task, guides=partial(self.guides, self._pool[1]))
 
-    def _choose(
-        self, pool: CaptionPool, penalty: float, features: Floats, prefixes: Floats, texts: Sequence[list[Scored]]
-    ) -> list[list[Scored]]:
-        """vision_features (B, N, C), prefix_embeds (B, Q, D), the beams of each image -> its caption"""
-        chosen, language = [], self.pipeline.language
-        for row, (embeds, beams) in enumerate(zip(self.image_embeds(features), texts, strict=True)):
-            best = pool.choose(embeds, beams, np.stack(self.text_embeds(beams)))
-            if isinstance(best, str):
-                tokens = language.encode_more(Prompt(best))
-                likelihood = language.likelihoods(prefixes[row : row + 1], [0], [best])[0]
-                chosen.append([Scored(best, float(likelihood) / (len(tokens) + 1) ** penalty, tokens)])
-            else:
-                chosen.append([beams[best]])
-        return chosen
+    def own_guides(self, vision_features: Floats) -> list[Guide]:
+        """vision_features (B, N, C) -> what the bundle's pool says about each image"""
+        return self.guides(self._own_pool, vision_features)
+
+    def guides(self, pool: CaptionPool, vision_features: Floats) -> list[Guide]:
+        """vision_features (B, N, C) -> the guide of each image's caption"""
+        end = self.pipeline.language.end_token
+        with named_failure():
+            return [pool.guide(embeds, end) for embeds in self.image_embeds(vision_features)]
+
+    @cached_property
+    def _own_pool(self) -> CaptionPool:
+        assert self._spec.pool is not None
+        with named_failure():
+            return native().CaptionPool(str(self.bundle.file(self._spec.pool)))
+
+    def caption_tokens(self, caption: str) -> list[int]:
+        """The tokens of a caption, as the language model would write it."""
+        return self.pipeline.language.encode_more(Prompt(caption))
 
     def label_embeds(self, names: tuple[str, ...]) -> Floats:
         """Names of labels -> text_embeds (L, E). Those of the last lists are kept."""

@@ -42,6 +42,9 @@ std::vector<Request> requests_of(const Generator& generator, const std::shared_p
                                  const Prefix& shape, Prompts prompts, const GenerationOptions& options) {
   check_prompts(shape, prompts, generator);
   options.validate(static_cast<size_t>(generator.shape().vocab_size));
+  if (!options.guides.empty() && options.guides.size() != prompts.size()) {
+    throw std::runtime_error("give a guide for every image, or none");
+  }
   const size_t size = static_cast<size_t>(shape.length) * static_cast<size_t>(generator.shape().hidden_size);
   std::vector<Request> requests(prompts.size());
   for (size_t i = 0; i < prompts.size(); ++i) {
@@ -51,6 +54,7 @@ std::vector<Request> requests_of(const Generator& generator, const std::shared_p
     one.prompt = std::move(prompts[i]);
     one.options = options;
     one.options.first_image += i;
+    if (!options.guides.empty()) one.options.guides = {options.guides[i]};
     one.number = i;
   }
   return requests;

@@ -175,6 +175,7 @@ class Fields {
     fields.optional("itm_weight", into.itm_weight);
     fields.optional("likelihood_weight", into.likelihood_weight);
     fields.optional("mean_prefix", into.mean_prefix);
+    fields.optional("pool", into.pool);
   }
   void convert(Json json, const std::string& where, QuestionSpec& into) {
     Fields fields(json, where, faults_);

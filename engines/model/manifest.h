@@ -54,7 +54,7 @@ struct QFormerTextSpec {
 
 struct RetrievalSpec : QFormerTextSpec {
   double temperature = 0.07, itm_weight = 1.0, likelihood_weight = 0.0;
-  std::optional<std::string> mean_prefix;
+  std::optional<std::string> mean_prefix, pool;
 };
 
 struct QuestionSpec : QFormerTextSpec {

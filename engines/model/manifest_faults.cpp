@@ -229,6 +229,7 @@ Faults name_faults(const Manifest& manifest) {
   if (manifest.question) needed.insert(manifest.question->tokenizer);
   const std::optional<std::string> prefix = manifest.retrieval ? manifest.retrieval->mean_prefix : std::nullopt;
   if (prefix) needed.insert(*prefix);
+  if (manifest.retrieval && manifest.retrieval->pool) needed.insert(*manifest.retrieval->pool);
   for (const std::string& name : needed) {
     if (manifest.files.count(name) == 0) faults.push_back(single_line(name) + " is used but not in files");
   }

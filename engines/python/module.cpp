@@ -15,6 +15,7 @@
 #include "loop/generation.h"
 #include "loop/generator.h"
 #include "loop/likelihood.h"
+#include "model/caption_pool.h"
 #include "ort/active_call.h"
 #include "ort/ort_api.h"
 #include "python/abort_notice.h"
@@ -100,6 +101,16 @@ Added step(const PythonGeneration& self) {
     generation.step();
   }
   return added_of(generation.added());
+}
+
+struct PythonPool {
+  std::shared_ptr<const CaptionPool> shared;
+};
+
+template <class Embeds>
+const float* checked(const PythonPool& pool, const Embeds& image_embeds) {
+  if (image_embeds.shape(1) == pool.shared->embed_width()) return image_embeds.data();
+  throw std::runtime_error("image_embeds must be " + std::to_string(pool.shared->embed_width()) + " wide");
 }
 
 using Bytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
@@ -221,6 +232,63 @@ NB_MODULE(_native, m) {
       .def("add", &PythonResize::add, "rows"_a)
       .def("add_lent", &PythonResize::add_lent, "schema"_a, "rows"_a)
       .def("result", &PythonResize::result);
+
+  nb::class_<PythonGuide>(m, "Guide")
+      .def(
+          "__init__",
+          [](PythonGuide* self, const std::vector<TokenText>& texts, const std::vector<float>& rarity, int32_t end) {
+            const auto values = std::make_shared<std::vector<float>>(rarity);
+            const std::shared_ptr<const float> shared(values, values->data());
+            new (self) PythonGuide{std::make_shared<const Guide>(texts, shared, rarity.size(), end)};
+          },
+          "texts"_a, "rarity"_a, "end"_a)
+      .def(
+          "apply",
+          [](const PythonGuide& self, const TokenText& tokens, std::vector<float> logits) {
+            if (logits.size() != self.shared->vocab_size())
+              throw std::runtime_error("logits must be as many as tokens");
+            std::vector<double> scratch(self.shared->scratch_size());
+            self.shared->apply(tokens.data(), static_cast<int>(tokens.size()), logits.data(), scratch.data());
+            return logits;
+          },
+          "tokens"_a, "logits"_a)
+      .def(
+          "agreement",
+          [](const PythonGuide& self, const TokenText& tokens) {
+            self.shared->check(tokens);
+            return self.shared->agreement(tokens.data(), tokens.size());
+          },
+          "tokens"_a);
+
+  using Embeds = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+  nb::class_<PythonPool>(m, "CaptionPool")
+      .def(
+          "__init__",
+          [](PythonPool* self, const std::string& path) {
+            const ReleasedGil released;
+            new (self) PythonPool{CaptionPool::open(path)};
+          },
+          "path"_a)
+      .def_static(
+          "of_bytes",
+          [](const nb::bytes& data) { return PythonPool{CaptionPool::of_bytes({data.c_str(), data.size()})}; },
+          "data"_a)
+      .def_prop_ro("fingerprint", [](const PythonPool& self) { return std::string(self.shared->fingerprint()); })
+      .def("__len__", [](const PythonPool& self) { return self.shared->size(); })
+      .def(
+          "nearest",
+          [](const PythonPool& self, const Embeds& image_embeds) {
+            return self.shared->nearest(checked(self, image_embeds), image_embeds.shape(0));
+          },
+          "image_embeds"_a.noconvert())
+      .def(
+          "guide",
+          [](const PythonPool& self, const Embeds& image_embeds, int64_t end) {
+            const float* values = checked(self, image_embeds);
+            const ReleasedGil released;
+            return PythonGuide{self.shared->guide(values, image_embeds.shape(0), end)};
+          },
+          "image_embeds"_a.noconvert(), "end"_a);
 
   nb::class_<PythonVocabulary>(m, "Vocabulary")
       .def(

@@ -52,11 +52,21 @@ bool read(nb::handle value, std::shared_ptr<const Vocabulary>& into) {
   return true;
 }
 
+bool read(nb::handle value, std::vector<std::shared_ptr<const Guide>>& into) {
+  if (!nb::isinstance<nb::list>(value)) return false;
+  for (nb::handle one : nb::cast<nb::list>(value)) {
+    const PythonGuide* guide = nullptr;
+    if (!nb::try_cast(one, guide) || guide == nullptr) return false;
+    into.push_back(guide->shared);
+  }
+  return true;
+}
+
 constexpr const char* kNames =
     "num_beams, num_return_sequences, max_new_tokens, min_new_tokens, length_penalty, early_stopping, "
     "repetition_penalty, no_repeat_ngram_size, counts_prompt, image_token_id, bad_words_ids, forced_prefix, "
     "eos_token_ids, stop_strings, vocabulary, "
-    "max_time, do_sample, temperature, top_k, top_p, min_p, seed, first_image";
+    "max_time, do_sample, temperature, top_k, top_p, min_p, seed, first_image, guides";
 
 // Reads one option. Returns the fault, or nothing.
 std::string read_option(std::string_view name, nb::handle value, GenerationOptions& options) {
@@ -86,6 +96,7 @@ std::string read_option(std::string_view name, nb::handle value, GenerationOptio
   if (name == "top_p") return must(options.top_p, kNumber);
   if (name == "min_p") return must(options.min_p, kNumber);
   if (name == "seed") return must(options.seed, "an integer from 0 to 2^64 - 1");
+  if (name == "guides") return must(options.guides, "a list of Guides");
   if (name == "first_image") return must(options.first_image, "an integer from 0 up");
   return "unknown generation option '" + std::string(name) + "', choose from " + kNames;
 }

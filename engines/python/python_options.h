@@ -15,6 +15,11 @@ struct PythonVocabulary {
   std::shared_ptr<const Vocabulary> shared;
 };
 
+// The same for a guide.
+struct PythonGuide {
+  std::shared_ptr<const Guide> shared;
+};
+
 // Throws std::runtime_error with every fault: unknown names, wrong types, bad values.
 GenerationOptions options_from(const nanobind::dict& given, size_t vocab_size);
 

@@ -77,6 +77,8 @@ std::string GenerationOptions::faults(size_t vocab_size) const {
                  vocabulary ? vocabulary->size() : 0, " tokens, but the language model ", vocab_size);
   faults.require(num_beams < 1 || num_beams > kMaxBeams || candidate_count() + eos_token_ids.size() <= vocab_size,
                  "num_beams is ", num_beams, ", too many for a vocabulary of ", vocab_size);
+  const auto foreign = [vocab_size](const auto& guide) { return guide->vocab_size() != vocab_size; };
+  faults.require(std::none_of(guides.begin(), guides.end(), foreign), "guides are of another vocabulary");
   return faults.text();
 }
 

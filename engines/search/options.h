@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "search/guide.h"
 #include "search/search_block.h"
 #include "search/vocabulary.h"
 
@@ -42,6 +43,8 @@ struct GenerationOptions {
   double top_p = 1.0;  // 1: off
   double min_p = 0.0;  // 0: off
   uint64_t seed = 0;
+  std::vector<std::shared_ptr<const Guide>> guides;  // of each image of the call, or none
+
   uint64_t first_image = 0;  // image i of the call uses the stream first_image + i
 
   // Returns all faults, separated by "; ", or an empty string.

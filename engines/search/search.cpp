@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <numeric>
 #include <stdexcept>
 
 namespace blip2rt {
@@ -106,9 +107,26 @@ void throw_on_fault(const SearchBlock& block) {
   }
 }
 
+std::vector<int32_t> ranking(const SearchBlock& block, const GenerationOptions& options) {
+  std::vector<int32_t> order(static_cast<size_t>(block.finished_count));
+  std::iota(order.begin(), order.end(), 0);
+  if (options.guides.empty()) return order;
+  std::vector<double> agreement;
+  for (const int32_t i : order) {
+    const SearchBlock::Finished& one = block.finished()[i];
+    const auto length = static_cast<size_t>(one.length);
+    agreement.push_back(options.guides.front()->agreement(block.finished_tokens(one.row), length));
+  }
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    return agreement[static_cast<size_t>(a)] > agreement[static_cast<size_t>(b)];
+  });
+  return order;
+}
+
 std::vector<Hypothesis> best_sequences(const SearchBlock& block, const GenerationOptions& options) {
   std::vector<Hypothesis> results;
-  for (int i = 0; i < std::min(block.finished_count, options.num_return_sequences); ++i) {
+  for (const int32_t i : ranking(block, options)) {
+    if (results.size() == static_cast<size_t>(options.num_return_sequences)) break;
     const SearchBlock::Finished& one = block.finished()[i];
     const int32_t* tokens = block.finished_tokens(one.row);
     results.push_back({{tokens, tokens + one.length}, one.score});
@@ -141,10 +159,27 @@ Tokens settled_tokens(const SearchBlock& block) {
 
 Search::Search(const GenerationOptions& options, size_t vocab_size, const std::vector<int64_t>& context,
                const Random& random)
-    : options_(options), memory_(make_block(options, vocab_size, context, random)), reader_(options, vocab_size) {}
+    : options_(options), memory_(make_block(options, vocab_size, context, random)), reader_(options, vocab_size) {
+  if (guide() != nullptr) scratch_.resize(guide()->scratch_size());
+}
+
+Tokens Search::settled() const {
+  if (guide() == nullptr || block().num_beams == 1 || (done() && block().finished_count == 0)) {
+    return settled_tokens(block());
+  }
+  if (!done()) return {};  // any beam may turn out to agree best
+  const SearchBlock::Finished& best = block().finished()[ranking(block(), options_).front()];
+  return {block().finished_tokens(best.row), best.length};
+}
 
 void Search::advance(float* scores, int rows, bool last) {
   const VocabularyView vocabulary = options_.vocabulary ? options_.vocabulary->view() : VocabularyView();
+  if (const Guide* guide = this->guide()) {
+    for (int row = 0; row < rows; ++row) {
+      const int32_t* said = block().history(row) + block().context_length;
+      guide->apply(said, block().length, scores + static_cast<size_t>(row) * guide->vocab_size(), scratch_.data());
+    }
+  }
   block().advance(reader_, scores, rows, last, vocabulary);
   throw_on_fault(block());
 }

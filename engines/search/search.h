@@ -28,6 +28,9 @@ BlockMemory make_block(const GenerationOptions& options, size_t vocab_size, cons
 // Throws std::runtime_error if a step set block.fault.
 void throw_on_fault(const SearchBlock& block);
 
+// Returns the numbers of finished answers, best first: those that agree best with the guide, if there is one.
+std::vector<int32_t> ranking(const SearchBlock& block, const GenerationOptions& options);
+
 // Returns the best num_return_sequences sequences, best first; before the search is done, those found so far.
 std::vector<Hypothesis> best_sequences(const SearchBlock& block, const GenerationOptions& options);
 
@@ -56,17 +59,20 @@ class Search {
   int64_t token(int beam) const { return block().tokens()[beam]; }
   int parent(int beam) const { return block().parents()[beam]; }
 
-  Tokens settled() const { return settled_tokens(block()); }
+  // Tokens that no later step can change. With a guide and beams: none before the end.
+  Tokens settled() const;
 
   std::vector<Hypothesis> results() const { return best_sequences(block(), options_); }
 
  private:
+  const Guide* guide() const { return options_.guides.empty() ? nullptr : options_.guides.front().get(); }
   SearchBlock& block() { return *reinterpret_cast<SearchBlock*>(memory_.data()); }
   const SearchBlock& block() const { return *reinterpret_cast<const SearchBlock*>(memory_.data()); }
 
   const GenerationOptions& options_;
   BlockMemory memory_;
   CpuReader reader_;
+  std::vector<double> scratch_;  // of the guide
 };
 
 }  // namespace blip2rt

@@ -25,6 +25,7 @@ SearchBatch::SearchBatch(size_t images, const std::vector<int64_t>& context, siz
                          GenerationOptions options, const std::vector<std::vector<int64_t>>& before)
     : options_(std::move(options)), images_(images), vocab_size_(vocab_size) {
   options_.validate(vocab_size);
+  if (!options_.guides.empty()) throw std::runtime_error("guides are for searches on the CPU");
   if (!before.empty() && before.size() != images) throw std::runtime_error("before must have a list per image");
   size_t min_context_room = 0;
   for (const auto& tokens : before) {

@@ -1,11 +1,12 @@
-"""Captions chosen with a pool: consensus against numpy, built and plain pools, and by every door that takes one."""
+"""Captions guided by a pool: the guide against its definition, built and plain pools, and every door that takes one."""
 
 from __future__ import annotations
 
 import json
 import math
 import random
-from collections import Counter
+import shutil
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +16,22 @@ from PIL import Image
 import blip2rt
 from blip2rt import cli
 from blip2rt.errors import OptionError
-from blip2rt.matching.pool import CaptionPool, build_pool, read_pool
+from blip2rt.matching.pool import build_pool, read_pool
+from blip2rt.native import native
+from blip2rt.options import Options
+from blip2rt.requests import Request
 from tests.seeds import new_seed
 from tests.tiny.bundle import Tiny, with_likelihood_weight
 
 pytest.importorskip("blip2rt._native")
 
 CAPTIONS = ["A dog runs on the red grass.", "the red cat sits in the blue water", "the man runs", "a red dog runs"]
+VOCABULARY, END = 30, 2
 
 
 @pytest.fixture
 def model(tiny: Tiny, tmp_path: Path) -> blip2rt.Model:
-    return blip2rt.load(with_likelihood_weight(tiny, tmp_path / "matches", 0.4), threads=1)
+    return blip2rt.load(with_likelihood_weight(tiny, tmp_path / "matches", 0.4), threads=1, batching=True)
 
 
 @pytest.fixture
@@ -36,16 +41,13 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def consensus(pool: list[str], candidate: str, references: list[str]) -> float:
-    """The mean similarity of a caption to others, by definition."""
-    words = {text: text.lower().replace(".", " ").split() for text in [*pool, candidate, *references]}
-    seen = Counter(word for text in dict.fromkeys(pool) for word in set(words[text]))
+def agreement(text: list[int], others: list[list[int]], rarity: list[float]) -> float:
+    """The mean similarity of a text to others, by definition."""
 
-    def vector(text: str, order: int) -> Counter[tuple[str, ...]]:
-        grams: Counter[tuple[str, ...]] = Counter()
-        for i in range(len(words[text]) - order + 1):
-            gram = tuple(words[text][i : i + order])
-            grams[gram] += sum(math.log(len(pool) / max(seen[word], 1)) for word in gram) / order
+    def vector(tokens: list[int], order: int) -> Counter[tuple[int, ...]]:
+        grams: Counter[tuple[int, ...]] = Counter()
+        for i in range(len(tokens) - order + 1):
+            grams[tuple(tokens[i : i + order])] += sum(rarity[token] for token in tokens[i : i + order]) / order
         return grams
 
     def cosine(one: Counter, other: Counter) -> float:
@@ -53,78 +55,127 @@ def consensus(pool: list[str], candidate: str, references: list[str]) -> float:
         return sum(value * other[gram] for gram, value in one.items()) / norms if norms else 0.0
 
     total = 0.0
-    for reference in references:
-        penalty = math.exp(-((len(words[candidate]) - len(words[reference])) ** 2) / 72)
-        total += penalty * sum(cosine(vector(candidate, n), vector(reference, n)) for n in range(1, 5)) / 4
-    return total / len(references)
+    for other in others:
+        penalty = math.exp(-((len(text) - len(other)) ** 2) / 72)
+        total += penalty * sum(cosine(vector(text, n), vector(other, n)) for n in range(1, 5)) / 4
+    return total / len(others)
 
 
-def test_choice_follows_the_consensus_of_the_nearest():
+def guided(tokens: list[int], logits: list[float], texts: list[list[int]], weights: list[float]) -> list[float]:
+    """Logits times the interpolated n-gram model of texts, by definition."""
+    follow: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
+    for text, weight in zip(texts, weights, strict=True):
+        said = [-1, *text, END]
+        for at in range(1, len(said)):
+            for length in range(min(3, at) + 1):
+                follow[tuple(said[at - length : at])][said[at]] += weight
+    said, shares = [-1, *tokens], np.zeros(len(logits))
+    for length in range(min(3, len(said)) + 1):
+        counts = follow.get(tuple(said[len(said) - length :]))
+        if counts is None:
+            break
+        total = sum(counts.values())
+        trust = 1.0 if length == 0 else total / (total + 0.5 * len(counts))
+        shares *= 1 - trust
+        for token, count in counts.items():
+            shares[token] += trust * count / total
+    return [logit + 0.3 * math.log1p(share / 1e-3) for logit, share in zip(logits, shares, strict=True)]
+
+
+def test_guide_is_a_product_with_the_n_grams_of_texts_that_agree():
+    rng = random.Random(new_seed())
+    texts = [[rng.randrange(3, 12) for _ in range(rng.randint(1, 9))] for _ in range(12)]
+    rarity = [rng.uniform(0.1, 5) for _ in range(VOCABULARY)]
+    guide = native().Guide(texts, rarity, END)
+    for text in (*texts, [20, 3, 4], [25]):
+        assert guide.agreement(text) == pytest.approx(agreement(text, texts, rarity), rel=1e-5, abs=1e-7)
+    agreed = [agreement(text, texts[:i] + texts[i + 1 :], rarity) for i, text in enumerate(texts)]
+    weights = [math.exp(50 * (each - max(agreed))) for each in agreed]
+    for start in ([], texts[0][:1], texts[1][:4], [25], [*texts[2], 20], [25, 26, 27, *texts[3][:2]]):
+        logits = [rng.uniform(-5, 5) for _ in range(VOCABULARY)]
+        want = guided(start, logits, texts, weights)
+        np.testing.assert_allclose(guide.apply(start, logits), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("texts", [[[3, VOCABULARY]], [[-1]]])
+def test_guide_of_another_vocabulary_is_rejected(texts):
+    with pytest.raises(RuntimeError, match="outside the vocabulary of 30"):
+        native().Guide(texts, [1.0] * VOCABULARY, END)
+
+
+def test_nearest_captions_are_those_of_the_embeddings(model, tmp_path):
     rng = random.Random(new_seed())
     words = "a the red blue dog cat man runs sits on grass in water".split()
-    pool = [*{" ".join(rng.choices(words, k=rng.randint(3, 9))) for _ in range(20)}]
-    embeds = np.random.default_rng(new_seed()).normal(size=(len(pool) + 3, 16)).astype(np.float32)
-    embeds /= np.linalg.norm(embeds, axis=1, keepdims=True)
-    codes = np.rint(embeds[3:] * 127).astype(np.int8)
-    image = embeds[3:5]
-    beams = [" ".join(rng.choices(words, k=6)) for _ in range(3)]
-    cosines = (codes.astype(np.float32) / 127 @ image.T).max(axis=1)
-    nearest = np.argsort(-cosines)[:8]
-    near = [pool[i] for i in nearest]
-    floor = (embeds[:3] @ image.T).max() - 0.05
-    scores = {
-        text: consensus(pool, text, [other for j, other in enumerate(near) if j != i])
-        for i, text in enumerate(near)
-        if cosines[nearest[i]] >= floor
-    }
-    own = {i: consensus(pool, beam, near) + 0.03 for i, beam in enumerate(beams)}
-    best = max([*scores, *own], key=lambda each: scores[each] if isinstance(each, str) else own[each])
-    assert CaptionPool(pool, codes).choose(image, beams, embeds[:3]) == best
+    captions = [*{" ".join(rng.choices(words, k=rng.randint(3, 9))) for _ in range(40)}]
+    file = tmp_path / "captions.txt"
+    file.write_text("\n".join(captions))
+    pool, image = read_pool(file, model.matcher), model.embed_image(np.zeros((8, 8, 3), np.uint8))
+    cosines = (np.stack(model.embed_text(captions)) @ image.T).max(axis=1)
+    order = [captions.index(model.decode(tokens)) for tokens in pool.nearest(image)]
+    assert len(pool) == len(captions) and len(order) == 8
+    np.testing.assert_allclose(cosines[order], np.sort(cosines)[::-1][:8], atol=0.02)  # 8-bit codes
 
 
-def test_built_pool_holds_what_its_file_holds(model, file, tmp_path):
+def test_built_pool_guides_as_its_file(model, file, tmp_path, photo):
     out, seen = tmp_path / "built.pool", []
     assert build_pool(file, out, model.matcher, lambda *done: seen.append(done)) == 4
     assert seen == [(4, 4)]
-    built, plain = read_pool(out, model.matcher), read_pool(file, model.matcher)
-    assert built.captions == plain.captions == CAPTIONS
-    image = model.embed_image(np.zeros((8, 8, 3), np.uint8))
-    np.testing.assert_array_equal(built.nearest(image)[1], plain.nearest(image)[1])
+    image = photo(5, 7)
+    assert model.caption(image, pool=out) == model.caption(image, pool=file)
 
 
-def test_caption_is_a_beam_or_a_caption_of_the_pool(model, file, photo):
+def test_every_door_guides_alike(model, file, photo):
     images = [photo(5, 7), photo(20, 30), photo(9, 9), *[photo(8, n) for n in range(2, 10)]]
-    beams = model.caption(images, num_beams=3, num_captions=3)
-    for image, caption, own in zip(images, model.caption(images, num_beams=3, pool=file), beams, strict=True):
-        pool = read_pool(file, model.matcher)
-        chosen = pool.choose(model.embed_image(image), own, model.embed_text([str(each) for each in own]))
-        assert caption == (chosen if isinstance(chosen, str) else own[chosen])
-        if isinstance(chosen, str):
-            prefix = model.caption_prefix(model.vision_features([image]))
-            likelihood = model.pipeline.language.likelihoods(prefix, [0], [chosen])[0]
-            assert caption.score == pytest.approx(likelihood / (len(caption.tokens) + 1) ** 1.0, rel=1e-4)
-        else:
-            assert (caption.score, caption.tokens) == (own[chosen].score, own[chosen].tokens)
+    plain, changed = model.caption(images, num_beams=3), 0
+    for image, alone, caption in zip(images, plain, model.caption(images, num_beams=3, pool=file), strict=True):
+        ranked = model.caption(image, num_beams=3, num_captions=3, pool=file)
+        guide = read_pool(file, model.matcher).guide(model.embed_image(image), model.pipeline.language.end_token)
+        agreed = [guide.agreement(each.tokens) for each in ranked]
+        assert caption == ranked[0] and agreed == sorted(agreed, reverse=True)
+        assert "".join(model.stream(image, num_beams=3, pool=file)) == caption
+        changed += caption != alone
+    assert changed
 
 
-@pytest.mark.parametrize("options", [{"num_captions": 2}, {"do_sample": True}, {"prompt": "a"}, {"bad_words": "dog"}])
-def test_what_a_pool_cannot_choose_is_rejected(model, file, photo, options):
-    with pytest.raises(OptionError, match="pool"):
-        model.caption(photo(5, 7), pool=file, **options)
+def test_pool_of_a_bundle_guides_without_being_named(model, file, photo, tmp_path):
+    folder = tmp_path / "with-pool"
+    shutil.copytree(model.bundle.path, folder)
+    build_pool(file, folder / "captions.pool", model.matcher)
+    manifest = folder / "blip2rt.json"
+    described = json.loads(manifest.read_text())
+    described["retrieval"]["pool"] = "captions.pool"
+    described["files"]["captions.pool"] = {"size": (folder / "captions.pool").stat().st_size, "sha256": "0" * 64}
+    described["manifest_sha256"] = ""
+    manifest.write_text(json.dumps(described))
+    own = blip2rt.load(folder, threads=1, batching=True)
+    for image in (photo(5, 7), photo(20, 30), photo(9, 9)):
+        want = model.caption(image, pool=file, num_beams=3)
+        assert own.caption(image, num_beams=3) == want == "".join(own.stream(image, num_beams=3))
+        answer = own.submit(Request(image, options=Options(num_beams=3)))
+        assert "".join(answer) == want == answer.result()[0]
+        assert own.caption(image, pool=False, num_beams=3) == model.caption(image, num_beams=3)
+        assert own.caption(image, prompt="a") == model.caption(image, prompt="a")
 
 
-def test_damaged_pools_and_those_of_other_models_are_rejected(model, file, tmp_path, tiny):
+def test_pool_and_prompt_are_rejected(model, file, photo):
+    with pytest.raises(OptionError, match="leave out the prompt, or the pool"):
+        model.caption(photo(5, 7), pool=file, prompt="a")
+
+
+def test_damaged_pools_and_those_of_other_models_end_in_an_error(model, file, tmp_path, photo):
     out = tmp_path / "built.pool"
     build_pool(file, out, model.matcher)
     data = out.read_bytes()
     rng = random.Random(new_seed())
     for _ in range(200):
         changed = bytearray(data)
-        changed[rng.randrange(15, len(data))] ^= 1 << rng.randrange(8)
-        out.write_bytes(changed[: rng.choice([len(data), rng.randrange(15, len(data))])])
-        with pytest.raises(OptionError, match="is damaged|is of another model"):
-            read_pool(out, model.matcher)
-    out.write_bytes(data.replace(b'"model": "', b'"model": "0'))
+        changed[rng.randrange(16, len(data))] ^= 1 << rng.randrange(8)
+        out.write_bytes(changed[: rng.choice([len(data), rng.randrange(16, len(data))])])
+        try:
+            model.caption(photo(5, 7), pool=out)  # a changed caption or code only guides otherwise
+        except (OptionError, blip2rt.BackendError) as error:
+            assert any(fault in str(error) for fault in ("damaged", "another model", "vocabulary", "wide", "finite"))
+    out.write_bytes(data[:16] + b"0" * 64 + data[80:])
     with pytest.raises(OptionError, match="another model"):
         read_pool(out, model.matcher)
 
@@ -145,8 +196,10 @@ def test_commands(model, file, tmp_path, capsys):
     folder = str(model.bundle.path)
     assert cli.main(["pool", "build", str(file), "--out", str(tmp_path / "p"), "--model", folder]) == 0
     assert capsys.readouterr().out.endswith("p: 4 captions\n")
-    assert cli.main(["caption", str(photo), "--pool", str(tmp_path / "p"), "--model", folder, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["caption"] == model.caption(photo, pool=file)
-    for more in (["--stream"], ["--ask", "what is it?"], ["--num-captions", "2"]):
+    for pool in (str(tmp_path / "p"), "none"):
+        assert cli.main(["caption", str(photo), "--pool", pool, "--model", folder, "--json"]) == 0
+        want = model.caption(photo, pool=False if pool == "none" else file)
+        assert json.loads(capsys.readouterr().out)["caption"] == want
+    for more in (["--stream"], ["--ask", "what is it?"], ["--prompt", "a"]):
         assert cli.main(["caption", str(photo), "--pool", str(file), "--model", folder, *more]) == 2
         assert "pool" in capsys.readouterr().err

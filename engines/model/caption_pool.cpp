@@ -1,0 +1,157 @@
+// Compares a picture with every caption: 100,000 take about two milliseconds by the int8 kernels.
+#include "model/caption_pool.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <stdexcept>
+#include <utility>
+
+#include "base/utf8.h"
+#include "kernels/int8/matmul.h"
+
+namespace blip2rt {
+namespace {
+
+constexpr std::string_view kMagic("blip2rt-pool 2\n\0", 16);
+constexpr size_t kFingerprintBytes = 64, kHeaderBytes = 128, kAlignment = 64;
+constexpr size_t kMaxWidth = 8192, kMaxTokens = 1024;     // of an embedding; of a caption
+constexpr size_t kBlock = 4096;                           // captions that are compared at once
+constexpr size_t kLeast = 8, kMost = 150, kShare = 1000;  // nearest captions: one in kShare
+
+struct Header {  // behind the magic and the fingerprint
+  uint32_t captions, embed_width, code_width, vocab_size, tokens, token_bytes;
+};
+
+std::runtime_error damaged() { return std::runtime_error("it is damaged"); }
+
+template <class T>
+T* aligned(std::vector<T>& memory) {
+  const auto address = reinterpret_cast<uintptr_t>(memory.data());
+  return memory.data() + (kAlignment - address % kAlignment) % kAlignment;
+}
+
+}  // namespace
+
+std::shared_ptr<const CaptionPool> CaptionPool::open(const std::string& path) {
+  const std::shared_ptr<CaptionPool> pool(new CaptionPool());
+  pool->file_.emplace(path);
+  pool->read(pool->file_->bytes());
+  return pool;
+}
+
+std::shared_ptr<const CaptionPool> CaptionPool::of_bytes(std::string bytes) {
+  const std::shared_ptr<CaptionPool> pool(new CaptionPool());
+  pool->bytes_ = std::move(bytes);
+  pool->read(pool->bytes_);
+  return pool;
+}
+
+void CaptionPool::read(std::string_view bytes) {
+  if (bytes.size() < kHeaderBytes || bytes.substr(0, kMagic.size()) != kMagic) {
+    throw std::runtime_error("it is no pool of this version");
+  }
+  Header header;
+  std::memcpy(&header, bytes.data() + kMagic.size() + kFingerprintBytes, sizeof header);
+  fingerprint_ = bytes.substr(kMagic.size(), kFingerprintBytes);
+  count_ = header.captions;
+  embed_width_ = header.embed_width;
+  code_width_ = header.code_width;
+  vocab_size_ = header.vocab_size;
+  token_count_ = header.tokens;
+  token_bytes_ = header.token_bytes;
+  const bool widths = embed_width_ > 0 && embed_width_ <= kMaxWidth && code_width_ > 0 && code_width_ <= embed_width_;
+  if (count_ == 0 || !widths || (token_bytes_ != 2 && token_bytes_ != 4) || !is_utf8(fingerprint_)) throw damaged();
+  size_t at = kHeaderBytes;
+  const auto section = [&](uint64_t size) {
+    if (at > bytes.size() || size > bytes.size() - at) throw damaged();
+    const char* start = bytes.data() + at;
+    at = (at + static_cast<size_t>(size) + kAlignment - 1) / kAlignment * kAlignment;
+    return start;
+  };
+  projection_ = reinterpret_cast<const float*>(section(embed_width_ * code_width_ * sizeof(float)));
+  codes_ = reinterpret_cast<const int8_t*>(section(uint64_t{count_} * code_width_));
+  scales_ = reinterpret_cast<const float*>(section(uint64_t{count_} * sizeof(float)));
+  starts_ = reinterpret_cast<const uint32_t*>(section((uint64_t{count_} + 1) * sizeof(uint32_t)));
+  rarity_ = reinterpret_cast<const float*>(section(uint64_t{vocab_size_} * sizeof(float)));
+  tokens_ = section(uint64_t{token_count_} * token_bytes_);
+}
+
+std::vector<TokenText> CaptionPool::nearest(const float* image_embeds, size_t queries) const {
+  std::vector<float> rows(queries * code_width_);  // the queries in the space of the codes
+  for (size_t query = 0; query < queries; ++query) {
+    for (size_t i = 0; i < embed_width_; ++i) {
+      const float value = image_embeds[query * embed_width_ + i];
+      for (size_t j = 0; j < code_width_; ++j)
+        rows[query * code_width_ + j] += value * projection_[i * code_width_ + j];
+    }
+  }
+  const std::vector<float> cosines = largest_products(std::move(rows), queries);
+  std::vector<uint32_t> order(count_);
+  std::iota(order.begin(), order.end(), 0U);
+  const size_t found = std::min(count_, std::clamp((count_ + kShare / 2) / kShare, kLeast, kMost));
+  const auto nearer = [&](uint32_t a, uint32_t b) { return std::pair(cosines[b], a) < std::pair(cosines[a], b); };
+  const auto end = order.begin() + static_cast<ptrdiff_t>(found);
+  std::nth_element(order.begin(), end - 1, order.end(), nearer);
+  std::sort(order.begin(), end, nearer);
+  std::vector<TokenText> texts;
+  for (size_t i = 0; i < found; ++i) {
+    const size_t first = starts_[order[i]], last = starts_[order[i] + 1];
+    if (first > last || last > token_count_ || last - first > kMaxTokens) throw damaged();
+    TokenText& text = texts.emplace_back();
+    for (size_t at = first; at < last; ++at) {
+      uint32_t token = 0;
+      std::memcpy(&token, tokens_ + at * token_bytes_, token_bytes_);
+      text.push_back(static_cast<int32_t>(token));
+    }
+  }
+  return texts;
+}
+
+// rows (queries, D) -> the largest product of each caption's code with one of them (N); never a NaN.
+std::vector<float> CaptionPool::largest_products(std::vector<float> rows, size_t queries) const {
+  std::vector<float> largest(count_, -std::numeric_limits<float>::max());
+  const auto offer = [&](size_t caption, float product) { largest[caption] = std::max(largest[caption], product); };
+  const Int8Kernel* kernel = int8_kernel();
+  if (kernel == nullptr) {
+    for (size_t caption = 0; caption < count_; ++caption) {
+      for (size_t query = 0; query < queries; ++query) {
+        float product = 0;
+        for (size_t i = 0; i < code_width_; ++i) {
+          product += rows[query * code_width_ + i] * static_cast<float>(codes_[caption * code_width_ + i]);
+        }
+        offer(caption, scales_[caption] * product);
+      }
+    }
+    return largest;
+  }
+  const size_t k = code_width_, together = kernel->tiles_per_call(k);
+  std::vector<uint8_t> values(kernel->values_size(queries, k) + kAlignment),
+      scratch(kernel->scratch_size(k) + kAlignment);
+  std::vector<float> scales(queries), products(queries * kBlock);
+  std::vector<int32_t> zeros(queries);
+  const Int8Input input = {queries, kernel->row_stride(k), aligned(values), scales.data(), zeros.data()};
+  for (size_t first = 0; first < queries; first += Int8Kernel::kRows) {
+    kernel->quantize(rows.data(), first, std::min(Int8Kernel::kRows, queries - first), k, input);
+  }
+  for (size_t block = 0; block < count_; block += kBlock) {
+    const Int8Matrix matrix = {std::min(kBlock, count_ - block), k, codes_ + block * k, scales_ + block, nullptr};
+    const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile;
+    for (size_t tile = 0; tile < tiles; tile += together) {
+      kernel->multiply(matrix, input, products.data(), tile, std::min(tiles, tile + together), aligned(scratch));
+    }
+    for (size_t query = 0; query < queries; ++query) {
+      for (size_t i = 0; i < matrix.n; ++i) offer(block + i, products[query * matrix.n + i]);
+    }
+  }
+  return largest;
+}
+
+std::shared_ptr<const Guide> CaptionPool::guide(const float* image_embeds, size_t queries, int64_t end) const {
+  const std::shared_ptr<const float> rarity(shared_from_this(), rarity_);
+  return std::make_shared<const Guide>(nearest(image_embeds, queries), rarity, vocab_size_, static_cast<int32_t>(end));
+}
+
+}  // namespace blip2rt

@@ -1,0 +1,50 @@
+// A pool of captions of other pictures, with their embeddings: those nearest to a picture guide its caption. Python's
+// blip2rt/matching/pool.py writes the file. Any thread may use a pool.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/system.h"
+#include "search/guide.h"
+
+namespace blip2rt {
+
+class CaptionPool : public std::enable_shared_from_this<CaptionPool> {
+ public:
+  // Maps a file, or takes its bytes. Throws std::runtime_error with the reason alone.
+  static std::shared_ptr<const CaptionPool> open(const std::string& path);
+  static std::shared_ptr<const CaptionPool> of_bytes(std::string bytes);
+
+  // Of the model whose embeddings and tokens the pool has.
+  std::string_view fingerprint() const { return fingerprint_; }
+  size_t size() const { return count_; }
+  size_t embed_width() const { return embed_width_; }
+
+  // image_embeds (queries, E) -> the captions nearest to the image, by the largest cosine over queries. Throws
+  // std::runtime_error if the file is damaged.
+  std::vector<TokenText> nearest(const float* image_embeds, size_t queries) const;
+
+  // The same as a guide. `end`: the token that ends captions.
+  std::shared_ptr<const Guide> guide(const float* image_embeds, size_t queries, int64_t end) const;
+
+ private:
+  CaptionPool() = default;
+  void read(std::string_view bytes);
+  std::vector<float> largest_products(std::vector<float> rows, size_t queries) const;
+
+  std::optional<MappedFile> file_;
+  std::string bytes_;
+  std::string_view fingerprint_;
+  size_t count_ = 0, embed_width_ = 0, code_width_ = 0, vocab_size_ = 0, token_count_ = 0, token_bytes_ = 0;
+  const float *projection_ = nullptr, *scales_ = nullptr, *rarity_ = nullptr;  // (E, D), (N), (V)
+  const int8_t* codes_ = nullptr;                                              // (N, D)
+  const uint32_t* starts_ = nullptr;                                           // (N + 1)
+  const char* tokens_ = nullptr;                                               // of all captions, one after the other
+};
+
+}  // namespace blip2rt
