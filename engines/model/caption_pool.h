@@ -23,14 +23,13 @@ class CaptionPool : public std::enable_shared_from_this<CaptionPool> {
   // Of the model whose embeddings and tokens the pool has.
   std::string_view fingerprint() const { return fingerprint_; }
   size_t size() const { return count_; }
-  size_t embed_width() const { return embed_width_; }
 
-  // image_embeds (queries, E) -> the captions nearest to the image, by the largest cosine over queries. Throws
-  // std::runtime_error if the file is damaged.
-  std::vector<TokenText> nearest(const float* image_embeds, size_t queries) const;
+  // image_embeds (queries, width) -> the captions nearest to the image, by the largest cosine over queries. Throws
+  // std::runtime_error if the width is not that of the pool's model, or the file is damaged.
+  std::vector<TokenText> nearest(const float* image_embeds, size_t queries, size_t width) const;
 
   // The same as a guide. `end`: the token that ends captions.
-  std::shared_ptr<const Guide> guide(const float* image_embeds, size_t queries, int64_t end) const;
+  std::shared_ptr<const Guide> guide(const float* image_embeds, size_t queries, size_t width, int64_t end) const;
 
  private:
   CaptionPool() = default;

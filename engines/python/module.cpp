@@ -107,12 +107,6 @@ struct PythonPool {
   std::shared_ptr<const CaptionPool> shared;
 };
 
-template <class Embeds>
-const float* checked(const PythonPool& pool, const Embeds& image_embeds) {
-  if (image_embeds.shape(1) == pool.shared->embed_width()) return image_embeds.data();
-  throw std::runtime_error("image_embeds must be " + std::to_string(pool.shared->embed_width()) + " wide");
-}
-
 using Bytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
 
 // Returns a view of memory that `owner` keeps alive.
@@ -278,15 +272,15 @@ NB_MODULE(_native, m) {
       .def(
           "nearest",
           [](const PythonPool& self, const Embeds& image_embeds) {
-            return self.shared->nearest(checked(self, image_embeds), image_embeds.shape(0));
+            return self.shared->nearest(image_embeds.data(), image_embeds.shape(0), image_embeds.shape(1));
           },
           "image_embeds"_a.noconvert())
       .def(
           "guide",
           [](const PythonPool& self, const Embeds& image_embeds, int64_t end) {
-            const float* values = checked(self, image_embeds);
             const ReleasedGil released;
-            return PythonGuide{self.shared->guide(values, image_embeds.shape(0), end)};
+            return PythonGuide{
+                self.shared->guide(image_embeds.data(), image_embeds.shape(0), image_embeds.shape(1), end)};
           },
           "image_embeds"_a.noconvert(), "end"_a);
 

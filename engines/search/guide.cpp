@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
 #include <stdexcept>
 #include <string>
 
@@ -19,20 +18,49 @@ constexpr double kSharpness = 50;         // how fast a text's weight falls with
 constexpr size_t kOrders = 4;             // of n-grams that are compared
 constexpr double kLengthVariance = 36.0;  // CIDEr-D
 constexpr int32_t kStart = -1;            // stands before a text
+constexpr int kTokenBits = 20;            // of a continuation's key
+constexpr uint64_t kTokenMask = (uint64_t{1} << kTokenBits) - 1;
 
 uint64_t extended(uint64_t hash, int32_t token) {
   hash = (hash ^ (static_cast<uint32_t>(token) + 0x9E3779B97F4A7C15)) * 0xBF58476D1CE4E5B9;
   return hash ^ hash >> 29;
 }
 
+// Returns those with keys from `low` to `high`.
 template <class T>
-std::pair<const T*, const T*> range_of(const std::vector<T>& sorted, uint64_t hash, uint64_t T::* key) {
-  const auto less = [key](const T& one, uint64_t other) { return one.*key < other; };
+std::pair<const T*, const T*> range_of(const std::vector<T>& sorted, uint64_t low, uint64_t high) {
   const T* const end = sorted.data() + sorted.size();
-  const T* first = std::lower_bound(sorted.data(), end, hash, less);
+  const T* first = std::lower_bound(sorted.data(), end, low, [](const T& one, uint64_t key) { return one.key < key; });
   const T* last = first;
-  while (last != end && last->*key == hash) ++last;
+  while (last != end && last->key <= high) ++last;
   return {first, last};
+}
+
+template <class T>
+void sort_by_key(std::vector<T>& all, size_t first) {
+  std::sort(all.begin() + static_cast<ptrdiff_t>(first), all.end(),
+            [](const T& a, const T& b) { return a.key < b.key; });
+}
+
+// Sorts those from number `first` on, and adds up the weights of equal keys.
+template <class T>
+void merge(std::vector<T>& all, size_t first) {
+  sort_by_key(all, first);
+  size_t last = first;
+  for (size_t i = first; i < all.size(); ++i) {
+    if (last > first && all[last - 1].key == all[i].key) {
+      all[last - 1].weight += all[i].weight;
+    } else {
+      all[last++] = all[i];
+    }
+  }
+  all.resize(last);
+}
+
+// CIDEr-D's factor for texts of different lengths.
+double likeness(size_t length, size_t other) {
+  const double longer = static_cast<double>(length) - static_cast<double>(other);
+  return std::exp(-longer * longer / (2 * kLengthVariance));
 }
 
 }  // namespace
@@ -46,9 +74,8 @@ Guide::Guide(const std::vector<TokenText>& texts, std::shared_ptr<const float> r
     grams_.insert(grams_.end(), grams.begin(), grams.end());
     lengths_.push_back(text.size());
   }
-  std::sort(grams_.begin(), grams_.end(), [](const NGram& a, const NGram& b) { return a.hash < b.hash; });
-  std::vector<double> weights;
-  for (size_t i = 0; i < texts.size(); ++i) weights.push_back(agreement(texts[i].data(), texts[i].size(), i));
+  sort_by_key(grams_, 0);
+  std::vector<double> weights = agreements();
   const double best = weights.empty() ? 0 : *std::max_element(weights.begin(), weights.end());
   for (double& weight : weights) weight = std::exp(kSharpness * (weight - best));
   count_continuations(texts, weights, end);
@@ -64,60 +91,75 @@ void Guide::check(const TokenText& tokens) const {
 std::vector<Guide::NGram> Guide::grams_of(const int32_t* tokens, size_t count, uint32_t text) const {
   std::vector<NGram> all;
   for (size_t order = 1; order <= std::min(kOrders, count); ++order) {
-    std::map<uint64_t, double> values;
+    const size_t first = all.size();
     for (size_t start = 0; start + order <= count; ++start) {
-      uint64_t hash = order;
-      double rarity = 0;
+      NGram gram = {order, text, 0};
       for (size_t i = start; i < start + order; ++i) {
-        hash = extended(hash, tokens[i]);
-        rarity += static_cast<double>(rarity_.get()[tokens[i]]);
+        gram.key = extended(gram.key, tokens[i]);
+        gram.weight += rarity_.get()[tokens[i]] / static_cast<float>(order);
       }
-      values[hash] += rarity / static_cast<double>(order);
+      all.push_back(gram);
     }
+    merge(all, first);
     double squares = 0;
-    for (const auto& [hash, value] : values) squares += value * value;
-    if (!(squares > 0)) continue;
-    for (const auto& [hash, value] : values)
-      all.push_back({hash, text, static_cast<float>(value / std::sqrt(squares))});
+    for (size_t i = first; i < all.size(); ++i) squares += static_cast<double>(all[i].weight * all[i].weight);
+    if (!(squares > 0)) all.resize(first);
+    for (size_t i = first; i < all.size(); ++i) all[i].weight /= static_cast<float>(std::sqrt(squares));
   }
   return all;
 }
 
-double Guide::agreement(const int32_t* tokens, size_t count, size_t except) const {
-  std::vector<double> alike(lengths_.size());
-  for (size_t i = 0; i < alike.size(); ++i) {
-    const double longer = static_cast<double>(count) - static_cast<double>(lengths_[i]);
-    alike[i] = i == except ? 0 : std::exp(-longer * longer / (2 * kLengthVariance));
-  }
+double Guide::agreement(const int32_t* tokens, size_t count) const {
+  std::vector<double> factors;
+  for (const size_t length : lengths_) factors.push_back(likeness(count, length));
   double total = 0;
   for (const NGram& gram : grams_of(tokens, count, 0)) {
-    const auto [first, last] = range_of(grams_, gram.hash, &NGram::hash);
+    const auto [first, last] = range_of(grams_, gram.key, gram.key);
     for (const NGram* other = first; other != last; ++other) {
-      total += alike[other->text] * static_cast<double>(gram.value * other->value);
+      total += factors[other->text] * static_cast<double>(gram.weight * other->weight);
     }
   }
-  const size_t others = lengths_.size() - (except < lengths_.size() ? 1 : 0);
-  return total / static_cast<double>(kOrders * std::max<size_t>(others, 1));
+  return total / static_cast<double>(kOrders * std::max<size_t>(lengths_.size(), 1));
+}
+
+// How well each of the texts agrees with the others.
+std::vector<double> Guide::agreements() const {
+  std::vector<double> all(lengths_.size()), factors;  // by the difference of lengths
+  const size_t longest = lengths_.empty() ? 0 : *std::max_element(lengths_.begin(), lengths_.end());
+  for (size_t i = 0; i <= longest; ++i) factors.push_back(likeness(i, 0));
+  const auto end = grams_.end();
+  for (auto first = grams_.begin(); first != end; ++first) {
+    for (auto other = first + 1; other != end && other->key == first->key; ++other) {
+      const auto [shorter, longer] = std::minmax(lengths_[first->text], lengths_[other->text]);
+      const double product = factors[longer - shorter] * static_cast<double>(first->weight * other->weight);
+      all[first->text] += product;
+      all[other->text] += product;
+    }
+  }
+  for (double& each : all) each /= static_cast<double>(kOrders * std::max<size_t>(all.size() - 1, 1));
+  return all;
 }
 
 void Guide::count_continuations(const std::vector<TokenText>& texts, const std::vector<double>& weights, int32_t end) {
-  std::map<int32_t, uint32_t> numbers;
-  std::map<std::pair<uint64_t, uint32_t>, double> counts;
+  tokens_.assign(1, end);
+  for (const TokenText& text : texts) tokens_.insert(tokens_.end(), text.begin(), text.end());
+  std::sort(tokens_.begin(), tokens_.end());
+  tokens_.erase(std::unique(tokens_.begin(), tokens_.end()), tokens_.end());
+  TokenText said;
   for (size_t text = 0; text < texts.size(); ++text) {
-    TokenText said = {kStart};
+    said.assign(1, kStart);
     said.insert(said.end(), texts[text].begin(), texts[text].end());
     said.push_back(end);
     for (size_t at = 1; at < said.size(); ++at) {
-      const auto [entry, fresh] = numbers.emplace(said[at], static_cast<uint32_t>(numbers.size()));
-      if (fresh) tokens_.push_back(said[at]);
+      const auto token = std::lower_bound(tokens_.begin(), tokens_.end(), said[at]) - tokens_.begin();
       uint64_t hash = 0;
       for (size_t length = 0; length <= std::min(kContext, at); ++length) {
         if (length > 0) hash = extended(hash, said[at - length]);
-        counts[{hash, entry->second}] += weights[text];
+        continuations_.push_back({hash << kTokenBits | static_cast<uint64_t>(token), weights[text]});
       }
     }
   }
-  for (const auto& [key, weight] : counts) continuations_.push_back({key.first, key.second, weight});
+  merge(continuations_, 0);
 }
 
 void Guide::apply(const int32_t* tokens, int count, float* logits, double* scratch) const {
@@ -125,13 +167,16 @@ void Guide::apply(const int32_t* tokens, int count, float* logits, double* scrat
   uint64_t hash = 0;
   for (int length = 0; length <= std::min(static_cast<int>(kContext), count + 1); ++length) {
     if (length > 0) hash = extended(hash, length > count ? kStart : tokens[count - length]);
-    const auto [first, last] = range_of(continuations_, hash, &Continuation::context);
+    const uint64_t context = hash << kTokenBits;
+    const auto [first, last] = range_of(continuations_, context, context | kTokenMask);
     if (first == last) break;
     double total = 0;
     for (const Continuation* each = first; each != last; ++each) total += each->weight;
     const double trust = length == 0 ? 1 : total / (total + kNovelty * static_cast<double>(last - first));
     for (size_t i = 0; i < scratch_size(); ++i) scratch[i] *= 1 - trust;
-    for (const Continuation* each = first; each != last; ++each) scratch[each->token] += trust * each->weight / total;
+    for (const Continuation* each = first; each != last; ++each) {
+      scratch[each->key & kTokenMask] += trust * each->weight / total;
+    }
   }
   for (size_t i = 0; i < scratch_size(); ++i) {
     logits[tokens_[i]] += static_cast<float>(kStrength * std::log1p(scratch[i] / kFloor));

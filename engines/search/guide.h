@@ -25,7 +25,7 @@ class Guide {
 
   // How well a text agrees with the others: the mean cosine of n-grams for n from 1 to 4, with CIDEr-D's penalty for
   // another length (Vedantam et al. 2015, section 5.2).
-  double agreement(const int32_t* tokens, size_t count) const { return agreement(tokens, count, SIZE_MAX); }
+  double agreement(const int32_t* tokens, size_t count) const;
 
   // Throws std::runtime_error for tokens outside the vocabulary.
   void check(const TokenText& tokens) const;
@@ -36,27 +36,26 @@ class Guide {
  private:
   // Some tokens in a row, in a text.
   struct NGram {
-    uint64_t hash;
+    uint64_t key;
     uint32_t text;
-    float value;  // of a text's vector for this n, which has unit length
+    float weight;  // in a text's vector for this n, which has unit length
   };
   // A token that follows others.
   struct Continuation {
-    uint64_t context;
-    uint32_t token;  // its number in tokens_
+    uint64_t key;  // a hash of the others; in its last kTokenBits, the token's number in tokens_
     double weight;
   };
 
   std::vector<NGram> grams_of(const int32_t* tokens, size_t count, uint32_t text) const;
-  double agreement(const int32_t* tokens, size_t count, size_t except) const;
+  std::vector<double> agreements() const;
   void count_continuations(const std::vector<TokenText>& texts, const std::vector<double>& weights, int32_t end);
 
   std::shared_ptr<const float> rarity_;
   size_t vocab_size_;
   std::vector<size_t> lengths_;              // of the texts
-  std::vector<NGram> grams_;                 // by hash
+  std::vector<NGram> grams_;                 // by key
   std::vector<int32_t> tokens_;              // that follow, each once
-  std::vector<Continuation> continuations_;  // by context
+  std::vector<Continuation> continuations_;  // by key
 };
 
 }  // namespace blip2rt
