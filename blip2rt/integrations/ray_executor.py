@@ -141,7 +141,7 @@ def connect(ray: Any, address: str) -> None:
 
 
 def _read_url(ray: Any, url: str) -> Iterator[Picture]:
-    """Read pictures by Ray's readers: shards (.tar), tables (.parquet) or files."""
+    """Read pictures of shards (.tar) and files by Ray's readers, and of tables (.parquet)."""
     name = url.partition("?")[0].rstrip("*").rstrip("/")  # after ?: options of the file system
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     try:
@@ -149,13 +149,23 @@ def _read_url(ray: Any, url: str) -> Iterator[Picture]:
             data = ray.data.read_webdataset(url, decoder=None, include_paths=True, ray_remote_args=_READ_TASK)
             yield from filter(None, map(_from_sample, data.iter_rows()))
         elif name.endswith(".parquet"):
-            yield from map(_from_row, ray.data.read_parquet(url, ray_remote_args=_READ_TASK).iter_rows())
+            yield from map(_from_row, _table_rows(url))
         else:
             for row in ray.data.read_binary_files(url, include_paths=True, ray_remote_args=_READ_TASK).iter_rows():
                 yield Picture(row["path"], row["path"], data=row["bytes"])
     except (OSError, ValueError, ImportError) as error:
         fix = "check the URL, its credentials, and that its file system's package is installed"
         raise OptionError(f"cannot read {url!r} ({_reason(error)}): {fix}") from None
+
+
+def _table_rows(url: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a Parquet file or folder. Ray's own reader waits for a processor, and the actors hold all."""
+    from pyarrow import dataset, fs
+
+    system, path = fs.FileSystem.from_uri(url)
+    table = dataset.dataset(path, filesystem=system, format="parquet")
+    for batch in table.to_batches(batch_size=64, batch_readahead=1, fragment_readahead=1):
+        yield from batch.to_pylist()
 
 
 def _reason(error: Exception) -> str:

@@ -115,11 +115,17 @@ def test_bad_addresses_and_urls_are_one_line(album, run, ray, monkeypatch):
         run("caption", "-r", "album", "--ray", "nowhere:1"), "--ray 'nowhere:1' cannot be reached", "Ray is not"
     )
     assert_error(run("caption", "s3://bucket/a.tar"), "is a URL: give --ray")
+    assert_error(run("caption", "s3://bucket/a.tar", "--ray", "auto", "--out", "f"), "is a URL, and --out is a folder")
     monkeypatch.setitem(sys.modules, "ray", None)
     assert_error(run("caption", "-r", "album", "--ray", "auto"), "--ray needs Ray: pip install")
 
 
-def test_urls_are_read_by_rays_readers(ray, tiny):
+def test_urls_are_read_without_a_processor(ray, tiny, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    given = [{"image": {"bytes": b"P"}, "url": "https://u/1"}, {"png": b"Q", "key": "7"}]
+    columns = {name: [row.get(name) for row in given] for name in ("image", "url", "png", "key")}
+    parquet.write_table(parquet.core.pa.table(columns), tmp_path / "t.parquet")
+
     def rows(*rows: dict[str, Any]) -> Any:
         return lambda url, **options: SimpleNamespace(iter_rows=lambda: iter(rows))
 
@@ -128,17 +134,16 @@ def test_urls_are_read_by_rays_readers(ray, tiny):
             {"path": "s3://b/0.tar", "__key__": "k/1", "json": b"{}", "jpg": b"J"},
             {"path": "s3://b/0.tar", "__key__": "k/2", "json": b"{}", "jpg": None},
         ),
-        read_parquet=rows({"image": {"bytes": b"P", "path": None}, "url": "https://u/1"}, {"png": b"Q", "key": "7"}),
         read_binary_files=rows({"path": "s3://b/x.png", "bytes": b"B"}),
     )
     with RayExecutor("auto", str(tiny.path), None, {}) as executor:
-        urls = ("s3://b/0.tar", "s3://b/t.parquet", "s3://b/folder")
+        urls = ("s3://b/0.tar", f"file://{tmp_path}/t.parquet", "s3://b/folder")
         found = [(picture.name, picture.source()) for picture in executor.walk(Sources(urls))]
         names = ["s3://b/0.tar/k/1.jpg", "https://u/1", "7", "s3://b/x.png"]
         assert found == list(zip(names, [b"J", b"P", b"Q", b"B"], strict=True))
-        ray.data.read_parquet = rows({"caption": "x"})
+        parquet.write_table(parquet.core.pa.table({"caption": ["x"]}), tmp_path / "t.parquet")
         with pytest.raises(OptionError, match="it has the columns caption"):
-            list(executor.walk(Sources(("s3://b/t.parquet",))))
+            list(executor.walk(Sources((f"file://{tmp_path}/t.parquet",))))
 
 
 def test_local_cluster_has_a_bounded_object_store(ray):

@@ -1,4 +1,4 @@
-"""`caption --ray` on Ray itself: an actor is killed, then the driver; the next run completes the local run's table."""
+"""`caption --ray` and `capfilt --ray` on Ray itself: killed actors, tasks and drivers lose nothing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -36,8 +37,8 @@ def caption(folder: Path, tiny: Path, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "blip2rt", "caption", "-r", str(folder), *common]
 
 
-def workers() -> list[int]:
-    found = subprocess.run(["pgrep", "-f", "ray::BatchWorker"], capture_output=True, text=True, check=False)
+def workers(name: str = "BatchWorker") -> list[int]:
+    found = subprocess.run(["pgrep", "-f", f"ray::{name}"], capture_output=True, text=True, check=False)
     return [int(line) for line in found.stdout.split()]
 
 
@@ -62,3 +63,26 @@ def test_killed_actor_and_driver_lose_nothing(tmp_path, tiny, head, monkeypatch)
     driver.wait()
     subprocess.run(caption(tmp_path / "album", tiny.path, "--ray", head), check=False, timeout=TIMEOUT)
     assert Path("t.jsonl").read_bytes() == local
+
+
+def test_killed_capfilt_task_loses_nothing(tmp_path, tiny, head, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shards").mkdir()
+    for number in range(3):
+        fill(tmp_path / "album" / str(number), number)
+        with tarfile.open(tmp_path / "shards" / f"{number}.tar", "w") as tar:
+            for copy in range(8):
+                tar.add(tmp_path / "album" / str(number) / "a.png", f"{copy}.png")
+    command = [sys.executable, "-m", "train.prepare", "capfilt", "--data", "shards", "--captioner", str(tiny.path)]
+    subprocess.run([*command, "--batch-size", "1", "--out", "local"], check=True, timeout=TIMEOUT)
+    driver = subprocess.Popen([*command, "--batch-size", "1", "--out", "cluster", "--ray", head])
+    end = time.monotonic() + TIMEOUT
+    while not any(file.stat().st_size for file in Path("cluster").glob("*.jsonl")):
+        assert driver.poll() is None and time.monotonic() < end, "the driver ended early"
+        time.sleep(0.02)
+    for pid in workers("work")[:1]:
+        os.kill(pid, signal.SIGKILL)
+    assert driver.wait(TIMEOUT) == 0
+    for file in Path("local").iterdir():
+        assert (Path("cluster") / file.name).read_bytes() == file.read_bytes()

@@ -15,7 +15,7 @@ from pathlib import Path
 from ...errors import OptionError
 from ..append_only import AppendOnlyFile
 from ..path_checks import check_writable, normalized_extension
-from ..sources import Failure, Picture, Sources, is_shard
+from ..sources import Failure, Picture, Sources, is_shard, is_url
 from ..tar_samples import BLOCK, TarMember, find_image, read_members, read_samples
 from ..walk import expand
 from . import Description
@@ -125,6 +125,9 @@ def copy_targets(sources: Sources, out: str) -> list[tuple[str, Path]]:
             raise OptionError(path.reason)
         paths.append(path)
     others = [path for path in paths if not is_shard(path)]
+    if others and is_url(others[0]):
+        fix = "give a .jsonl, .csv or .parquet file, or copy the shards here"
+        raise OptionError(f"{others[0]!r} is a URL, and --out is a folder for copies of local shards: {fix}")
     if others and not os.path.lexists(others[0]):
         raise OptionError(f"no such file: {others[0]!r}")
     if others or sources.lists:
