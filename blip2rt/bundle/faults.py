@@ -52,6 +52,8 @@ def _value_faults(manifest: Manifest) -> list[str]:
                 faults.append(f"retrieval.{name} is {value}, not from {'0.0001' if low else 0} to 10,000")
     if retrieval is not None and retrieval.likelihood_weight and (llm is None or retrieval.mean_prefix is None):
         faults.append("retrieval.likelihood_weight is given without a language model or retrieval.mean_prefix")
+    if retrieval is not None and retrieval.pool is not None and (llm is None or not llm.eos_token_ids):
+        faults.append("retrieval.pool is given without a language model or llm.eos_token_ids")
     faults += [
         f"{name} is {size}, not from 1 to {limit:,}" for name, (size, limit) in sizes.items() if not 0 < size <= limit
     ]

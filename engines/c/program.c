@@ -16,8 +16,9 @@ static const char usage[] =
     "       blip2rt-c match   [--model FOLDER] [-o KEY=VALUE]... IMAGE TEXT...\n"
     "\n"
     "caption prints a line for each image, ask one for each question, match one for each text with its score and\n"
-    "probability. Options of generation are those of blip2rt_caption, such as -o num_beams=5; -o onnxruntime=FILE\n"
-    "names ONNX Runtime's library. Without --model, nano is used. Options may stand anywhere before \"--\".\n"
+    "probability. Options of generation are those of blip2rt_caption, such as -o num_beams=5 or -o pool=FILE;\n"
+    "-o onnxruntime=FILE names ONNX Runtime's library. Without --model, nano is used. Options may stand anywhere\n"
+    "before \"--\".\n"
     "\n"
     "Exit status: 0 success, 1 some images, questions or texts failed, 2 all failed or a mistake in the arguments.\n";
 

@@ -96,6 +96,9 @@ void check_retrieval(Faults& faults, const Manifest& manifest) {
   if (spec.likelihood_weight != 0 && (!manifest.llm || !spec.mean_prefix)) {
     faults.push_back("retrieval.likelihood_weight is given without a language model or retrieval.mean_prefix");
   }
+  if (spec.pool && (!manifest.llm || manifest.llm->eos_token_ids.empty())) {
+    faults.push_back("retrieval.pool is given without a language model or llm.eos_token_ids");
+  }
 }
 
 void check_length(Faults& faults, const std::string& name, const std::string& text) {

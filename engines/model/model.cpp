@@ -7,6 +7,8 @@
 #include <cstring>
 #include <utility>
 
+#include "base/utf8.h"
+
 namespace blip2rt {
 namespace {
 
@@ -121,8 +123,42 @@ Texts Model::caption(Features& features, const std::string* prompt, const TextOp
   const Clock::time_point start = Clock::now();
   const Language& language = this->language();
   const Prompt text = language.caption_prompt(prompt);
-  const Task task{text, language.settings("caption", options, &text), !options.raw()};
+  Task task{text, language.settings("caption", options, &text), !options.raw()};
+  if (const std::shared_ptr<const CaptionPool> pool = pool_for(task, options.pool())) {
+    const Tensor embeds = embed_image(features);
+    const auto width = static_cast<size_t>(embeds.shape.empty() ? 0 : embeds.shape.back());
+    const size_t queries = width == 0 ? 0 : embeds.values.size() / width;
+    const int64_t end = language.spec().eos_token_ids.front();
+    task.options.guides = {named_failure([&] { return pool->guide(embeds.values.data(), queries, width, end); })};
+  }
   return language.generate(prefix_embeds(features, text.whole()), task, start, on_piece);
+}
+
+// The pool that guides a caption. `option`: a file, "false" or, if empty, the bundle's own unless there is a prompt or
+// sampling.
+std::shared_ptr<const CaptionPool> Model::pool_for(const Task& task, const std::string& option) {
+  if (option == "false") return nullptr;
+  if (!option.empty()) {
+    bundle_.require(kRetrieval, "guide captions by a pool");
+    if (!task.prompt.text.empty()) {
+      throw Error(ErrorKind::kArgument, "a pool guides whole captions: leave out the prompt, or the pool");
+    }
+    if (bundle_.manifest.llm->eos_token_ids.empty()) {
+      throw Error(ErrorKind::kArgument,
+                  "a pool guides captions that end with a token, which this model has not: leave it out");
+    }
+    try {
+      return CaptionPool::open(option);
+    } catch (const std::runtime_error& error) {
+      throw Error(ErrorKind::kArgument, "cannot use the pool " + quoted(option) + ": " + error.what() +
+                                            "; build it again with blip2rt pool build");
+    }
+  }
+  const std::optional<RetrievalSpec>& retrieval = bundle_.manifest.retrieval;
+  if (!retrieval || !retrieval->pool || !task.prompt.text.empty() || task.options.do_sample) return nullptr;
+  std::call_once(pool_made_,
+                 [&] { pool_ = named_failure([&] { return CaptionPool::open(bundle_.file(*retrieval->pool)); }); });
+  return pool_;
 }
 
 Texts Model::ask(Features& features, const std::string& question, const TextOptions& options, const OnPiece& on_piece) {

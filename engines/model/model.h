@@ -15,6 +15,7 @@
 
 #include "media/image.h"
 #include "model/bundle.h"
+#include "model/caption_pool.h"
 #include "model/graphs.h"
 #include "model/language.h"
 
@@ -76,6 +77,7 @@ class Model {
   Language& language();
   const QFormerTokenizer& text_tokenizer();
   Tensor prefix_embeds(Features& features, const std::string& question);
+  std::shared_ptr<const CaptionPool> pool_for(const Task& task, const std::string& option);
   std::string qformer_question(const std::string& question) const;  // what a Q-Former reads for it; may be empty
   Tensor mean_prefix() const;
   bool is_calibrated() const;
@@ -92,9 +94,10 @@ class Model {
   const ModelOptions options_;
   const uint64_t number_;
   Graphs graphs_;
-  std::once_flag language_made_, text_tokenizer_made_, question_tokenizer_made_;
+  std::once_flag language_made_, text_tokenizer_made_, question_tokenizer_made_, pool_made_;
   std::unique_ptr<Language> language_;
   std::unique_ptr<QFormerTokenizer> text_tokenizer_, question_tokenizer_;
+  std::shared_ptr<const CaptionPool> pool_;      // the bundle's own
   std::mutex mutex_;                             // of what follows
   std::map<std::string, double> unconditional_;  // what the language model says without an image
 };

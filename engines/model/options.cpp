@@ -46,7 +46,7 @@ constexpr Number kNumbers[] = {
     {"max_time", "a number of seconds above 0", [](double x) { return x > 0; }},
 };
 
-// In the order of blip2rt.Options; `raw` is the caption's alone.
+// In the order of blip2rt.Options; the last kOfCaptions are the caption's alone.
 constexpr const char* kNames[] = {"num_captions",
                                   "num_beams",
                                   "max_new_tokens",
@@ -65,7 +65,9 @@ constexpr const char* kNames[] = {"num_captions",
                                   "top_p",
                                   "min_p",
                                   "seed",
-                                  "raw"};
+                                  "raw",
+                                  "pool"};
+constexpr size_t kOfCaptions = 2;
 constexpr const char* kSampling[] = {"temperature", "top_k", "top_p", "min_p", "seed"};
 
 std::optional<double> parse_number(const std::string& text) {
@@ -110,7 +112,7 @@ std::optional<int64_t> parse_whole(const std::string& text, int64_t low, int64_t
 std::string shown(const std::string& value) { return parse_number(value) ? value : quoted(value); }
 
 TextOptions::TextOptions(const char* const* pairs, bool captions) {
-  const size_t known = std::size(kNames) - (captions ? 0 : 1);
+  const size_t known = std::size(kNames) - (captions ? 0 : kOfCaptions);
   Faults unknown, names(kNames, kNames + known);
   for (auto& [name, value] : read_pairs(pairs)) {
     if (std::find(names.begin(), names.end(), name) == names.end()) {
@@ -172,6 +174,7 @@ TextOptions::Wrong TextOptions::single_faults() const {
   for (const char* name : {"do_sample", "raw"}) require(parse_flag(text_of(name)).has_value(), name, "true or false");
   const std::string early = text_of("early_stopping");
   require(early == "never" || parse_flag(early).has_value(), "early_stopping", "true, false or never");
+  require(!text_of("pool").empty(), "pool", "false, or the path of a file");
   require(is_utf8(text_of("forced_prefix")), "forced_prefix", "valid UTF-8");
   for (const auto& [name, texts] : {std::pair("bad_words", &bad_words_), std::pair("stop_strings", &stop_strings_)}) {
     const auto is_bad = [](const std::string& text) { return text.empty() || !is_utf8(text); };

@@ -40,7 +40,7 @@ class TextOptions {
  public:
   TextOptions() = default;
 
-  // `captions`: allow `raw`. Throws Error for unknown keys, which also lists the faults of the others.
+  // `captions`: allow `raw` and `pool`. Throws Error for unknown keys, which also lists the faults of the others.
   TextOptions(const char* const* pairs, bool captions);
 
   // These options, and those of `defaults` that they leave open.
@@ -51,6 +51,7 @@ class TextOptions {
   GenerationOptions resolve(const Decoding& defaults, const Room& room) const;
 
   bool raw() const { return text_of("raw") == "true"; }
+  std::string pool() const { return text_of("pool"); }  // a file, or "false"; empty: the bundle's own
   std::string forced_prefix() const { return text_of("forced_prefix"); }
   const std::vector<std::string>& bad_words() const { return bad_words_; }
   const std::vector<std::string>& stop_strings() const { return stop_strings_; }

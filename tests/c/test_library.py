@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from blip2rt import bundle as contract
 from blip2rt.errors import Blip2rtError
 from tests.c.library import CError, CModel, CText, library
 from tests.seeds import new_seed
-from tests.tiny.bundle import Tiny, with_likelihood_weight
+from tests.tiny.bundle import Tiny, with_likelihood_weight, with_pool
 
 pytestmark = pytest.mark.long(60)
 
 PHOTO = Path(__file__).parents[2] / "docs" / "photo.jpg"
+CAPTIONS = ["a dog runs on the red grass", "the red cat sits in the blue water", "the man runs", "a red dog runs"]
 OPTIONS: dict[str, list[Any]] = {
     "num_captions": [1, 2, 3],
     "num_beams": [1, 2, 4],
@@ -74,11 +76,14 @@ def parts(text: Any) -> tuple[Any, ...]:
     return str(getattr(text, "text", text)), text.tokens, text.truncated, round(text.score, 4)
 
 
-@pytest.fixture(scope="session", params=["tiny", "opt", "llama", "t5", "instruct"])
+@pytest.fixture(scope="session", params=["tiny", "pool", "opt", "llama", "t5", "instruct"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, CModel]]:
     """A bundle in Python and in C."""
-    if request.param == "tiny":
+    if request.param in ("tiny", "pool"):
         folder = request.getfixturevalue("tiny").path
+        if request.param == "pool":
+            folder = shutil.copytree(folder, tmp_path_factory.mktemp("with-pool") / "bundle")
+            with_pool(folder, CAPTIONS)
     else:
         pytest.importorskip("transformers")
         from tests.export.commands_in_process import export
@@ -115,6 +120,9 @@ def test_pieces_are_those_of_a_stream(pair: tuple[Any, CModel], photo: Callable[
     python, c = pair
     image = photo()
     c.use(image)
+    captioned: list[str] = []
+    [caption] = c.caption(None, captioned.append, num_beams=1, raw=True)
+    assert "".join(captioned) == caption.text == python.caption(image, num_beams=1, raw=True)
     for question in ("what is it?", "who?"):
         pieces: list[str] = []
         [text] = c.ask(question, pieces.append, num_beams=1)
@@ -172,6 +180,34 @@ def test_matches_and_embeddings_equal_those_of_python(
         with pytest.raises(CError, match="a text has no words"):
             c.match("?!")
         c.close()
+
+
+def test_pools_guide_as_in_python(tiny: Tiny, tmp_path: Path, photo: Callable[..., np.ndarray]) -> None:
+    own = with_pool(Path(shutil.copytree(tiny.path, tmp_path / "own")), CAPTIONS)
+    plain, guided, pool = CModel(tiny.path, threads=1), CModel(own, threads=1), own / "captions.pool"
+    python, changed = blip2rt.load(tiny.path, threads=1), 0
+    for _ in range(5):
+        image = photo()
+        plain.use(image)
+        guided.use(image)
+        options = {"num_beams": 3, "num_captions": 2}
+        wanted = outcome(python.caption, image, pool=pool, **options)
+        assert outcome(guided.caption, **options) == outcome(plain.caption, pool=pool, **options) == wanted
+        alone = outcome(guided.caption, pool=False, **options)
+        assert alone == outcome(plain.caption, **options) == outcome(python.caption, image, **options)
+        changed += alone != wanted
+    assert changed
+    damaged = tmp_path / "damaged.pool"
+    damaged.write_bytes(pool.read_bytes()[:-200])
+    for file, fault in ((damaged, "it is damaged"), (tmp_path / "none", "No such file"), ("", "give false, or")):
+        with pytest.raises(CError, match=fault) as caught:
+            plain.caption(pool=file)
+        assert caught.value.kind == "argument"
+    assert outcome(plain.caption, "a dog", pool=pool) == outcome(python.caption, image, prompt="a dog", pool=pool)
+    with pytest.raises(CError, match="unknown option pool"):
+        plain.ask("what?", pool=False)
+    plain.close()
+    guided.close()
 
 
 def test_nano_says_what_it_says_in_python() -> None:

@@ -80,8 +80,10 @@ def test_manifests_are_accepted_and_rejected_as_in_python(tiny: Tiny, tmp_path: 
     rng = random.Random(new_seed())
     sources = [json.loads((folder / contract.MANIFEST).read_text()) for folder in (tiny.path, contract.embedded())]
     sources[1]["components"] = {name: sources[1]["components"][name] for name in ("vision", "qformer", "embed", "itm")}
+    sources[0]["retrieval"]["pool"] = "tokenizer.json"
     for_trt = {**sources[0], "target": "trt"}
-    manifests = [*sources, for_trt, *(mutated(rng, rng.choice(sources)) for _ in range(800))]
+    without_end = {**sources[0], "llm": {**sources[0]["llm"], "eos_token_ids": []}}
+    manifests = [*sources, for_trt, without_end, *(mutated(rng, rng.choice(sources)) for _ in range(800))]
     paths = [tmp_path / str(i) for i in range(len(manifests))]
     for path, manifest in zip(paths, manifests, strict=True):
         path.write_text(json.dumps(manifest))
@@ -108,4 +110,5 @@ def test_manifests_are_accepted_and_rejected_as_in_python(tiny: Tiny, tmp_path: 
         assert (line == "ok") == expected, f"{path}: {line}, blip2rt.bundle: {faults}"
         accepted += line == "ok"
     assert "for the target 'trt', which this library cannot run" in lines[len(sources)]
+    assert lines[len(sources) + 1].endswith("retrieval.pool is given without a language model or llm.eos_token_ids")
     assert len(lines) == len(paths) + len(broken) and 10 < accepted < len(paths)

@@ -21,7 +21,7 @@ from blip2rt.native import native
 from blip2rt.options import Options
 from blip2rt.requests import Request
 from tests.seeds import new_seed
-from tests.tiny.bundle import Tiny, with_likelihood_weight
+from tests.tiny.bundle import Tiny, with_likelihood_weight, with_pool
 
 pytest.importorskip("blip2rt._native")
 
@@ -138,16 +138,8 @@ def test_every_door_guides_alike(model, file, photo):
 
 
 def test_pool_of_a_bundle_guides_without_being_named(model, file, photo, tmp_path):
-    folder = tmp_path / "with-pool"
-    shutil.copytree(model.bundle.path, folder)
-    build_pool(file, folder / "captions.pool", model.matcher)
-    manifest = folder / "blip2rt.json"
-    described = json.loads(manifest.read_text())
-    described["retrieval"]["pool"] = "captions.pool"
-    described["files"]["captions.pool"] = {"size": (folder / "captions.pool").stat().st_size, "sha256": "0" * 64}
-    described["manifest_sha256"] = ""
-    manifest.write_text(json.dumps(described))
-    own = blip2rt.load(folder, threads=1, batching=True)
+    folder = shutil.copytree(model.bundle.path, tmp_path / "with-pool")
+    own = blip2rt.load(with_pool(folder, CAPTIONS), threads=1, batching=True)
     for image in (photo(5, 7), photo(20, 30), photo(9, 9)):
         want = model.caption(image, pool=file, num_beams=3)
         assert own.caption(image, num_beams=3) == want == "".join(own.stream(image, num_beams=3))

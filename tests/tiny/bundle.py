@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,24 @@ def with_likelihood_weight(tiny: Tiny, path: Path, weight: float, **prompts: str
     manifest["prompts"] |= prompts
     (path / contract.MANIFEST).write_text(json.dumps(manifest))
     return path
+
+
+def with_pool(folder: Path, captions: Sequence[str]) -> Path:
+    """Give a bundle a pool of captions."""
+    import blip2rt
+    from blip2rt.matching.pool import build_pool
+
+    text, pool = folder / "captions.txt", folder / "captions.pool"
+    text.write_text("\n".join(captions))
+    build_pool(text, pool, blip2rt.load(folder, threads=1).matcher)
+    text.unlink()
+    manifest = json.loads((folder / contract.MANIFEST).read_text())
+    manifest["retrieval"]["pool"] = pool.name
+    data = pool.read_bytes()
+    manifest["files"][pool.name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest["manifest_sha256"] = ""
+    (folder / contract.MANIFEST).write_text(json.dumps(manifest))
+    return folder
 
 
 def calibrated(folder: Path, calibration: contract.Calibration) -> Path:

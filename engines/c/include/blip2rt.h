@@ -105,6 +105,9 @@ typedef int (*blip2rt_callback)(const char* piece, void* user);
  *   repetition_penalty, no_repeat_ngram_size, bad_words (list), forced_prefix, stop_strings (list), max_time (seconds),
  *   do_sample, temperature, top_k, top_p, min_p, seed; raw (true: keep line breaks; captions only)
  *
+ * A bundle's pool of captions of other pictures guides captions without a prompt or sampling; pool=false leaves it out.
+ * pool=FILE names another, which `blip2rt pool build` must have made for this model. Captions only.
+ *
  * callback may be NULL. */
 BLIP2RT_API blip2rt_status blip2rt_caption(blip2rt_model* model, blip2rt_features* features, const char* prompt,
                                            const char* const* options, blip2rt_callback callback, void* user,
