@@ -1,4 +1,4 @@
-"""`blip2rt info`: describe a bundle by its manifest. Opens no graph."""
+"""`blip2rt info`: describe a bundle by its manifest and its pool's header. Opens no graph."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from ..bundle import Bundle
 from ..bundle.manifest import Component, TensorInfo, Verification
 from ..errors import printable
+from ..native import native
 
 
 def to_dict(bundle: Bundle) -> dict[str, Any]:
@@ -32,6 +33,8 @@ def describe(bundle: Bundle) -> str:
             f"llm: {llm.layers} layers x {llm.hidden_size}, {llm.vocab_size:,} tokens, {llm.max_positions:,} positions"
             f", {llm.prefix_length} for the image"
         )
+    if manifest.retrieval is not None and manifest.retrieval.pool is not None:
+        lines.append(f"pool: {_pool(bundle, manifest.retrieval.pool)}")
     sized = [(name, each, f"{_size(bundle, each) / 1e6:.2f} MB") for name, each in manifest.components.items()]
     components = [(name, each.precision, size, _signature(each)) for name, each, size in sized]
     components += [(f"({name})", "", f"{size / 1e6:.2f} MB", "of several") for name, size in _shared(bundle)]
@@ -65,6 +68,16 @@ def _shared(bundle: Bundle) -> list[tuple[str, int]]:
     stems = {component.graph.rsplit(".", 1)[0] for component in bundle.manifest.components.values()}
     files = (bundle.manifest.files or {}).items()
     return [(name, entry.size) for name, entry in files if name.endswith(".data") and name[:-5] not in stems]
+
+
+def _pool(bundle: Bundle, name: str) -> str:
+    """How many captions a pool has, or why it cannot be used, and its size."""
+    file = bundle.file(name)
+    try:
+        content = f"{len(native().CaptionPool(str(file))):,} captions"
+    except RuntimeError as error:
+        content = f"unusable, {error}"
+    return f"{content}, {file.stat().st_size / 1e6:.2f} MB, {name}"
 
 
 def _signature(component: Component) -> str:

@@ -15,6 +15,7 @@ from PIL import Image
 
 import blip2rt
 from blip2rt import cli
+from blip2rt.cli.info import describe
 from blip2rt.errors import OptionError
 from blip2rt.matching.pool import build_pool, read_pool
 from blip2rt.native import native
@@ -147,6 +148,14 @@ def test_pool_of_a_bundle_guides_without_being_named(model, file, photo, tmp_pat
         assert "".join(answer) == want == answer.result()[0]
         assert own.caption(image, pool=False, num_beams=3) == model.caption(image, num_beams=3)
         assert own.caption(image, prompt="a") == model.caption(image, prompt="a")
+
+
+def test_info_describes_the_pool(tiny, tmp_path):
+    folder = with_pool(Path(shutil.copytree(tiny.path, tmp_path / "with-pool")), CAPTIONS)
+    size = (folder / "captions.pool").stat().st_size
+    assert f"\npool: 4 captions, {size / 1e6:.2f} MB, captions.pool\n" in describe(blip2rt.bundle.read(folder))
+    (folder / "captions.pool").write_bytes(bytes(size))
+    assert "\npool: unusable, it is no pool of this version, " in describe(blip2rt.bundle.read(folder))
 
 
 def test_pool_and_prompt_are_rejected(model, file, photo):
