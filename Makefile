@@ -100,7 +100,7 @@ sanitize: $(DEV)/blip2rt-installed  ## test the core under ASan, UBSan and TSan
 
 # An hour per target by default; FUZZ_SECONDS=60 for a quick run, -j2 for two cores. Findings go to build/fuzz.
 FUZZ_SECONDS ?= 3600
-FUZZED := fuzz-core fuzz-text fuzz-operators fuzz-options fuzz-manifest fuzz-tokenizer fuzz-image fuzz-checkpoint
+FUZZED := fuzz-core fuzz-text fuzz-pool fuzz-operators fuzz-options fuzz-manifest fuzz-tokenizer fuzz-image fuzz-checkpoint
 .PHONY: $(FUZZED)
 fuzz: $(FUZZED)  ## fuzz options and untrusted files
 fuzz-options fuzz-operators: fuzz-%: $(DEV)/blip2rt-installed
@@ -109,16 +109,21 @@ fuzz-manifest fuzz-tokenizer fuzz-image fuzz-checkpoint: fuzz-%: $(DEV)/blip2rt-
 	$(RUN) tests.fuzz.files $* --seconds $(FUZZ_SECONDS)
 
 FUZZER ?= $(or $(shell command -v clang++),$(shell command -v clang++-14))
-FUZZED_CORE := tests/fuzz/graph_walker.cpp \
+FUZZED_graph_walker := tests/fuzz/graph_walker.cpp \
   $(filter engines/base/% engines/graphs/% engines/kernels/%,$(filter-out %/session.cpp,$(PLAIN_CORE)))
 
-FUZZED_TEXT := tests/fuzz/tokenizer_reader.cpp $(filter engines/base/% engines/text/%,$(PLAIN_CORE))
+FUZZED_tokenizer_reader := tests/fuzz/tokenizer_reader.cpp $(filter engines/base/% engines/text/%,$(PLAIN_CORE))
+
+FUZZED_pool_reader := tests/fuzz/pool_reader.cpp engines/model/caption_pool.cpp engines/search/guide.cpp \
+  $(filter engines/base/% engines/kernels/int8/%,$(PLAIN_CORE))
 
 fuzz-core: ENTRY := graph_walker
 fuzz-core: SEEDS := graphs
 fuzz-text: ENTRY := tokenizer_reader
 fuzz-text: SEEDS := tokenizer
-fuzz-core fuzz-text:  ## fuzz the core's readers of graphs and tokenizers with libFuzzer, if clang has it
+fuzz-pool: ENTRY := pool_reader
+fuzz-pool: SEEDS := pool
+fuzz-core fuzz-text fuzz-pool:  ## fuzz the core's readers of graphs, tokenizers and pools with libFuzzer, if clang has it
 	@if echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, long) { return 0; }' | \
 	  $(FUZZER) -x c++ -fsanitize=fuzzer,address - -o /dev/null 2>/dev/null; then \
 	  $(MAKE) build/fuzz/$(ENTRY) && mkdir -p build/fuzz/$(SEEDS) && \
@@ -126,12 +131,13 @@ fuzz-core fuzz-text:  ## fuzz the core's readers of graphs and tokenizers with l
 	    -artifact_prefix=build/fuzz/ build/fuzz/$(SEEDS) tests/corpus/$(SEEDS); \
 	else echo "$@ is skipped, because libFuzzer is not installed: apt-get install clang-14 libclang-rt-14-dev"; fi
 
-build/fuzz/graph_walker: $(FUZZED_CORE) $(CORE)
-build/fuzz/tokenizer_reader: $(FUZZED_TEXT) $(CORE)
-build/fuzz/graph_walker build/fuzz/tokenizer_reader:
+build/fuzz/graph_walker: $(FUZZED_graph_walker) $(CORE)
+build/fuzz/tokenizer_reader: $(FUZZED_tokenizer_reader) $(CORE)
+build/fuzz/pool_reader: $(FUZZED_pool_reader) $(CORE)
+build/fuzz/graph_walker build/fuzz/tokenizer_reader build/fuzz/pool_reader:
 	mkdir -p build/fuzz
 	$(FUZZER) -std=c++17 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -Iengines \
-	  $(filter %.cpp,$(if $(findstring graph,$@),$(FUZZED_CORE),$(FUZZED_TEXT))) -o $@
+	  $(FUZZED_$(notdir $@)) -o $@
 
 compilers:  ## compile the core with every installed compiler and for aarch64
 	@test -n "$(PLAIN_CORE)" || { echo "no sources found under engines/: fix PLAIN_CORE in the Makefile"; exit 1; }

@@ -18,11 +18,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from blip2rt import bundle as contract
 from blip2rt.bundle.manifest import ImageSpec
 from blip2rt.cli.info import describe
 from blip2rt.errors import Blip2rtError
 from blip2rt.image import prepare
+from blip2rt.native import named_failure, native
 from blip2rt.untrusted.tokenizer import guarded, read_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +55,15 @@ def image(data: bytes, folder: Path) -> None:
     prepare(data, _SPEC, max_pixels=_MAX_PIXELS)
 
 
+def pool(data: bytes, folder: Path) -> None:
+    """A pool of captions, of the tiny bundle."""
+    del folder
+    with named_failure():
+        guide = native().CaptionPool.of_bytes(data).guide(np.full((3, 4), 0.5, np.float32), 1)
+        guide.apply([2, 3], guide.apply([], [0.0] * 21))
+        guide.agreement([2, 3, 4])
+
+
 def checkpoint(data: bytes, folder: Path) -> None:
     """config.json of a checkpoint, and its tensors."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # a config may name a model of the hub
@@ -74,7 +86,7 @@ def checkpoint(data: bytes, folder: Path) -> None:
 
 
 TARGETS: dict[str, Callable[[bytes, Path], None]] = {
-    function.__name__: function for function in (manifest, tokenizer, image, checkpoint)
+    function.__name__: function for function in (manifest, tokenizer, image, pool, checkpoint)
 }
 
 

@@ -17,7 +17,7 @@ def test_random_options_raise_no_crash() -> None:
     assert run(seconds=4, seed=20261125) > 0
 
 
-@pytest.mark.parametrize("target", ["manifest", "tokenizer", "image", "checkpoint"])
+@pytest.mark.parametrize("target", ["manifest", "tokenizer", "image", "pool", "checkpoint"])
 def test_damaged_files_raise_no_crash(target: str) -> None:
     if target == "checkpoint":
         pytest.importorskip("torch")
