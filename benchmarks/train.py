@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -67,6 +68,16 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
 Losses = dict[str, torch.Tensor]
 
 
+def _normalized_features(model: Blip2) -> Any:
+    """Inside, the LayerNorm's output is what keys and values are computed of, as in LAVIS."""
+
+    def vision_kv(vision_features: torch.Tensor) -> list[Any]:
+        seen = model.vision_norm(vision_features)
+        return model.qformer.vision_kv(seen + model.vision_positions if model.config.learned_positions else seen)
+
+    return mock.patch.object(model, "vision_kv", vision_kv)
+
+
 def itc_pass(model: Blip2, vision_features: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """Image and text separately: the loss, and the similarities (b, b)."""
     query_output = model.query_output(vision_features)
@@ -102,9 +113,10 @@ def itg_pass(model: Blip2, vision_features: torch.Tensor, text: TextBatch, dec_t
 
 def independent_losses(model: Blip2, vision_features: torch.Tensor, text: TextBatch, settings: LossSettings) -> Losses:
     """ITC, ITM and ITG with a full forward pass each; they share only the similarities for ITM's negatives."""
-    itc, sim = itc_pass(model, vision_features, text)
-    itm = itm_pass(model, vision_features, text, sim)
-    itg = itg_pass(model, vision_features, text, settings.dec_token_id)
+    with _normalized_features(model):
+        itc, sim = itc_pass(model, vision_features, text)
+        itm = itm_pass(model, vision_features, text, sim)
+        itg = itg_pass(model, vision_features, text, settings.dec_token_id)
     return {"loss": itc + itm + itg, "itc": itc, "itm": itm, "itg": itg}
 
 
@@ -150,7 +162,8 @@ def compare_stage2(
     text._attn_implementation = "eager"  # as training sets it on CPUs
     llm = OPTForCausalLM(text).requires_grad_(False).eval().to(autocast_dtype(precision))
     vision = VisionConfig(positions=positions, features=qformer.vision_width)
-    config = Blip2Config(stage=2, vision=vision, qformer=replace(qformer, text_branch=False))
+    qformer = replace(qformer, text_branch=False)
+    config = Blip2Config(stage=2, vision=vision, qformer=qformer, learned_positions=geometry == "nano")
     model = Blip2(config, None, llm).train()
     llm.eval()  # its dropout would differ between the ways
     features, groups = torch.randn(batch, positions, qformer.vision_width), []
@@ -165,7 +178,8 @@ def compare_stage2(
 
     def reference() -> torch.Tensor:
         """LAVIS' blip2_opt.py: labels over the whole sequence, -100 where nothing is learned."""
-        prefix = model.prefix_embeds(query_output(model, features.repeat_interleave(texts, 0), 0.0, None))
+        with _normalized_features(model):
+            prefix = model.prefix_embeds(query_output(model, features.repeat_interleave(texts, 0), 0.0, None))
         words = llm.get_input_embeddings()(token_ids)
         mask = torch.cat((token_ids.new_ones(prefix.shape[:2]), (token_ids != 1).long()), 1)
         labels = torch.full_like(mask, -100)

@@ -136,9 +136,19 @@ class Blip2(TrainableModel):
         return self.vision(pixels)
 
     def vision_kv(self, vision_features: torch.Tensor) -> list[Any]:
-        """Cross-attention keys and values of (B, N, C)."""
-        seen = self.vision_norm(vision_features)
-        return self.qformer.vision_kv(seen + self.vision_positions if self.config.learned_positions else seen)
+        """Cross-attention keys and values of (B, N, C).
+
+        In training on frozen features, what the LayerNorm learns is multiplied into the projections instead of the
+        features, so that no gradient of the features is computed.
+        """
+        norm, positions = self.vision_norm, self.vision_positions if self.config.learned_positions else None
+        if self.training and not vision_features.requires_grad:
+            seen = F.layer_norm(vision_features, norm.normalized_shape, eps=norm.eps)
+            return self.qformer.vision_kv(
+                seen, (norm.weight, norm.bias if positions is None else norm.bias + positions)
+            )
+        seen = norm(vision_features)
+        return self.qformer.vision_kv(seen if positions is None else seen + positions)
 
     def query_output(self, vision_features: torch.Tensor, *question: torch.Tensor) -> torch.Tensor:
         """(B, N, C) -> (B, Q, H); question: token_ids and text_mask (B, L), if the queries read one."""

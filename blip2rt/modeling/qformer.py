@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from .vit import attention
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]
+Affine = tuple[torch.Tensor, torch.Tensor]  # gain (C) and offset (C) or (N, C) of vision_features
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,12 @@ class Attention(nn.Module):
         """(B, T, width) -> (B, heads, T, width / heads)."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def key_value(self, source: torch.Tensor) -> KeyValue:
-        return self.split(self.key(source)), self.split(self.value(source))
+    def key_value(self, source: torch.Tensor, affine: Affine | None = None) -> KeyValue:
+        """affine: what `source` (B, S, width) still lacks."""
+        if affine is None:
+            return self.split(self.key(source)), self.split(self.value(source))
+        key, value = (_projected(source, linear, *affine) for linear in (self.key, self.value))
+        return self.split(key), self.split(value)
 
     def probabilities(self, x: torch.Tensor, key_value: KeyValue) -> torch.Tensor:
         """How much each of x (B, T, width) attends to each key, without a mask: (B, T, S), the mean over heads."""
@@ -128,6 +133,12 @@ class Layer(nn.Module):
         return queries, text, own_kv
 
 
+def _projected(x: torch.Tensor, linear: nn.Linear, gain: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    """`linear` of gain * x + offset, without computing that: x (B, N, C)."""
+    shift, weight = F.linear(offset, linear.weight, linear.bias), linear.weight * gain
+    return F.linear(x, weight, shift) if shift.dim() == 1 else F.linear(x, weight) + shift
+
+
 def _dropped(module: nn.Module, x: torch.Tensor, share: float) -> torch.Tensor:
     """Dropout in training; otherwise nothing, so that traced graphs contain no trace of it."""
     return F.dropout(x, share) if module.training and share else x
@@ -158,10 +169,13 @@ class QFormer(nn.Module):
         if config.query_gain is not None:
             nn.init.constant_(self.query_norm.weight, config.query_gain)
 
-    def vision_kv(self, vision_features: torch.Tensor) -> list[KeyValue | None]:
-        """Cross-attention keys and values of vision_features (B, N, C), per layer; computed once for all passes."""
+    def vision_kv(self, vision_features: torch.Tensor, affine: Affine | None = None) -> list[KeyValue | None]:
+        """Cross-attention keys and values of vision_features (B, N, C), per layer; computed once for all passes.
+
+        affine: what the features still lack.
+        """
         crossing = [cast(Layer, layer).cross_attention for layer in self.layers]
-        return [None if attention is None else attention.key_value(vision_features) for attention in crossing]
+        return [None if attention is None else attention.key_value(vision_features, affine) for attention in crossing]
 
     def embed_queries(self, batch: int) -> torch.Tensor:
         """The queries (batch, Q, H) that enter the first layer."""
