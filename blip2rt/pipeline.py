@@ -57,13 +57,10 @@ class GenerationTask:
         """Whether more than the Q-Former reads the vision_features."""
         return self.confidence or self.guides is not None
 
-    def guided(self, settings: dict[str, Any], features: Sequence[Floats]) -> dict[str, Any]:
+    def guided(self, settings: Mapping[str, Any], features: Sequence[Floats]) -> dict[str, Any]:
         """The backend's options with the guides of images, whose vision_features come in parts (B, N, C)."""
-        return (
-            settings
-            if self.guides is None
-            else {**settings, "guides": [*chain.from_iterable(map(self.guides, features))]}
-        )
+        guides = {} if self.guides is None else {"guides": [*chain.from_iterable(map(self.guides, features))]}
+        return {**settings, **guides}
 
 
 class Pipeline:
@@ -328,8 +325,11 @@ class Pipeline:
         self.require(contract.GENERATIVE, "caption")
         text = self.language.caption_prompt(prompt)
         settings = self.language.settings("caption", options, [text])
-        guides = None if text.text or "do_sample" in settings else self.own_guides
-        return GenerationTask(text, text.whole, settings, guides=guides)
+        return GenerationTask(text, text.whole, settings, guides=self.guides_for(text, settings))
+
+    def guides_for(self, prompt: Prompt, settings: Mapping[str, Any]) -> Callable[[Floats], list[Guide]] | None:
+        """What guides a caption by default: the bundle's pool, unless a prompt begins it or it is sampled."""
+        return None if prompt.text or "do_sample" in settings else self.own_guides
 
     def question_tasks(self, questions: Sequence[str], options: Options) -> list[GenerationTask]:
         """Questions -> their tasks, with settings that fit the longest."""

@@ -56,7 +56,8 @@ class Tagger:
         """vision_features (B, N, C) -> the caption of each image, as the bundle writes it by default"""
         pipeline = self._matcher.pipeline
         task, prefix_embeds = pipeline.task(), self._matcher.caption_prefix(vision_features)
-        texts = pipeline.language.generate(prefix_embeds, [task.prompt] * len(prefix_embeds), task.settings)
+        settings = task.guided(task.settings, [vision_features])
+        texts = pipeline.language.generate(prefix_embeds, [task.prompt] * len(prefix_embeds), settings)
         return [best[0].text for best in texts]
 
     def _choose(self, probability: NDArray[np.float64]) -> list[Tag]:

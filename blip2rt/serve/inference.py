@@ -126,15 +126,17 @@ def generate(
     forced: list[int] = settings["forced_prefix"]
     prompt_tokens = language._spec.prefix_length + len(ids) + len(forced)
     asked = pipeline.asked(job.question or "", settings)
-    [judged] = pipeline.judged(prepared, [GenerationTask(prompt, question, settings, judged=asked)])
+    guides = pipeline.guides_for(prompt, settings) if job.question is None else None
+    task = GenerationTask(prompt, question, settings, judged=asked, guides=guides)
+    [judged] = pipeline.judged(prepared, [task])
     if judged is not None:
         if emit is not None:
             emit(Piece(0, judged.text))
         return Answer([judged.text], ["stop"], prompt_tokens, len(judged.tokens))
-    prefix_embeds = pipeline.prefix_embeds(prepared, [question])
+    prefix_embeds, guided = pipeline.guided_prefix(prepared, task, watch.remaining)
     if cancelled.is_set():
         return Answer([], [], prompt_tokens, 0)
-    generation = pipeline.backend.begin(prefix_embeds, [ids], watch.remaining)
+    generation = pipeline.backend.begin(prefix_embeds, [ids], guided)
     if shares_steps(model):
         cancelled.on_set(generation.close)  # with beams, step() returns only when they agree
     tidied = job.question is None

@@ -10,7 +10,7 @@
 namespace blip2rt {
 namespace {
 
-constexpr double kStrength = 0.3;         // exponent of the n-gram model
+constexpr double kStrength = 0.2;         // exponent of the n-gram model
 constexpr size_t kContext = 3;            // tokens
 constexpr double kNovelty = 0.5;          // how much a context's variety speaks for the shorter one
 constexpr double kFloor = 1e-3;           // the probability of a token that never follows
@@ -177,6 +177,11 @@ void Guide::apply(const int32_t* tokens, int count, float* logits, double* scrat
     for (const Continuation* each = first; each != last; ++each) {
       scratch[each->key & kTokenMask] += trust * each->weight / total;
     }
+  }
+  for (int at = 2; at < count; ++at) {  // what would say three tokens again gains nothing
+    if (tokens[at - 2] != tokens[count - 2] || tokens[at - 1] != tokens[count - 1]) continue;
+    const auto again = std::find(tokens_.begin(), tokens_.end(), tokens[at]);
+    if (again != tokens_.end()) scratch[again - tokens_.begin()] = 0;
   }
   for (size_t i = 0; i < scratch_size(); ++i) {
     logits[tokens_[i]] += static_cast<float>(kStrength * std::log1p(scratch[i] / kFloor));

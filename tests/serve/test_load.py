@@ -17,7 +17,7 @@ from tests.serve.server_process import ServerProcess, chat, encoded, events
 
 pytestmark = pytest.mark.long(12)
 CHAT = "/v1/chat/completions"
-LONG = {"min_new_tokens": 200, "max_tokens": 200}  # a text that takes seconds
+LONG = {"min_new_tokens": 200, "max_tokens": 200, "num_beams": 1}  # a text that takes a second, and is streamed
 
 
 def test_slow_bodies_time_out(start: Callable[..., ServerProcess], cat: bytes) -> None:

@@ -247,5 +247,8 @@ class Fitting:
     def _caption(self, image: _Image) -> Scored:
         """Caption an image as the bundle does by default."""
         model, task = self._model, self._model.task()
-        prefix_embeds = model.caption_prefix(image.features[None])
-        return model.pipeline.language.generate(prefix_embeds, [task.prompt], task.settings, tidied=True)[0][0]
+        prefix_embeds, settings = (
+            model.caption_prefix(image.features[None]),
+            task.guided(task.settings, [image.features[None]]),
+        )
+        return model.pipeline.language.generate(prefix_embeds, [task.prompt], settings, tidied=True)[0][0]
