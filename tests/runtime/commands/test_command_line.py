@@ -379,7 +379,9 @@ def test_errors_name_flags_for_fields() -> None:
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_ctrl_c_during_imports_is_one_line(tmp_path: Path) -> None:
     """A training imports for seconds; `torch` waits here for the signal."""
-    (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(3600)\n")
+    # A signal just before a long sleep would be seen only after it.
+    waiting = "import time\nprint('importing', flush=True)\nwhile True:\n    time.sleep(0.1)\n"
+    (tmp_path / "torch.py").write_text(waiting)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     for called, program in (("train.stage1", "python -m train.stage1"), ("train stage1", "blip2rt-train stage1")):
         pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
