@@ -247,7 +247,7 @@ class Model(MatchingCalls):
         [judged] = pipeline.judged(prepared, [task])
         if judged is not None:
             return iter([judged.text])
-        prefix_embeds, settings = pipeline.guided_prefix(prepared, task, watch.remaining)
+        prefix_embeds, settings = pipeline.guided_prefix(prepared, task, watch)
         if watch.expired:
             raise too_late(task.settings)
         tidied = options.get("question") is None

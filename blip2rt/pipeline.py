@@ -154,12 +154,12 @@ class Pipeline:
         return np.zeros((1, 0, llm.hidden_size), np.float32)
 
     def guided_prefix(
-        self, prepared: Sequence[RGB], task: GenerationTask, settings: dict[str, Any]
+        self, prepared: Sequence[RGB], task: GenerationTask, watch: Stopwatch
     ) -> tuple[Floats, dict[str, Any]]:
-        """RGB images and a task -> prefix_embeds (B, Q, D), and the backend's options with the images' guides"""
+        """RGB images and a task -> prefix_embeds (B, Q, D), and the backend's options: guides, and the time left"""
         features = self.vision_features(prepared) if task.guides is not None else None
         prefix_embeds = self.prefix_embeds(prepared, [task.question] * len(prepared), features)
-        return prefix_embeds, settings if features is None else task.guided(settings, [features])
+        return prefix_embeds, watch.remaining if features is None else task.guided(watch.remaining, [features])
 
     def question_tokens(self, questions: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         """B texts -> the Q-Former's token_ids and text_mask (B, L); None if it reads no text."""

@@ -205,7 +205,7 @@ def submit(pipeline: Pipeline, request: Request, on_news: Callable[[Answer], obj
         if judged is not None:
             settings = {**task.settings, "max_new_tokens": len(judged.tokens) + 1}  # the limit does not cut it
             return Answer(batcher, language, KnownCall(judged.tokens, judged.score), settings, on_news)
-        prefix_embeds, settings = pipeline.guided_prefix(prepared, task, watch.remaining)
+        prefix_embeds, settings = pipeline.guided_prefix(prepared, task, watch)
     elif prompt_ids:
         prefix_embeds, settings = pipeline.no_prefix, watch.remaining
     else:

@@ -133,7 +133,7 @@ def generate(
         if emit is not None:
             emit(Piece(0, judged.text))
         return Answer([judged.text], ["stop"], prompt_tokens, len(judged.tokens))
-    prefix_embeds, guided = pipeline.guided_prefix(prepared, task, watch.remaining)
+    prefix_embeds, guided = pipeline.guided_prefix(prepared, task, watch)
     if cancelled.is_set():
         return Answer([], [], prompt_tokens, 0)
     generation = pipeline.backend.begin(prefix_embeds, [ids], guided)

@@ -139,7 +139,7 @@ class _Filling:
         if len(unique) < least and isinstance(item, Flag):
             unique.append(not unique[0])
         while len(unique) < least:  # only where items may repeat
-            unique.append(unique[len(unique) % len(values)] if values else self.value(item, label))
+            unique.append(values[len(unique) % len(values)] if values else self.value(item, label))
         return unique[: int(min(most, max(least, len(unique))))]
 
     def _items(self, form: Array, item: Form, label: tuple[str, float] | None) -> list[JSON]:
