@@ -28,7 +28,7 @@ VALUES: list[Any] = [
     0.5,
     1e-9,
     1e30,
-    2**53,
+    2**53 - 1,  # the largest that C can tell from its neighbours
     10**7 + 1,
     "",
     "a",
