@@ -51,7 +51,7 @@ std::shared_ptr<const CaptionPool> CaptionPool::of_bytes(std::string bytes) {
 
 void CaptionPool::read(std::string_view bytes) {
   if (bytes.size() < kHeaderBytes || bytes.substr(0, kMagic.size()) != kMagic) {
-    throw std::runtime_error("it is no pool of this version");
+    throw std::runtime_error("it is not a pool of this version");
   }
   Header header;
   std::memcpy(&header, bytes.data() + kMagic.size() + kFingerprintBytes, sizeof header);

@@ -158,7 +158,7 @@ def test_info_describes_the_pool(tiny, tmp_path):
     size = (folder / "captions.pool").stat().st_size
     assert f"\npool: 4 captions, {size / 1e6:.2f} MB, captions.pool\n" in describe(blip2rt.bundle.read(folder))
     (folder / "captions.pool").write_bytes(bytes(size))
-    assert "\npool: unusable, it is no pool of this version, " in describe(blip2rt.bundle.read(folder))
+    assert "\npool: unusable, it is not a pool of this version, " in describe(blip2rt.bundle.read(folder))
 
 
 def test_pool_and_prompt_are_rejected(model, file, photo):
