@@ -128,7 +128,7 @@ fuzz-core fuzz-text fuzz-pool:  ## fuzz the core's readers of graphs, tokenizers
 	  $(FUZZER) -x c++ -fsanitize=fuzzer,address - -o /dev/null 2>/dev/null; then \
 	  $(MAKE) build/fuzz/$(ENTRY) && mkdir -p build/fuzz/$(SEEDS) && \
 	  build/fuzz/$(ENTRY) -max_total_time=$(FUZZ_SECONDS) -max_len=20000 -timeout=20 -rss_limit_mb=4096 \
-	    -artifact_prefix=build/fuzz/ build/fuzz/$(SEEDS) tests/corpus/$(SEEDS); \
+	    -seed=$${BLIP2RT_TEST_SEED:-0} -verbosity=0 -artifact_prefix=build/fuzz/ build/fuzz/$(SEEDS) tests/corpus/$(SEEDS); \
 	else echo "$@ is skipped, because libFuzzer is not installed: apt-get install clang-14 libclang-rt-14-dev"; fi
 
 build/fuzz/graph_walker: $(FUZZED_graph_walker) $(CORE)

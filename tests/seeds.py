@@ -1,4 +1,4 @@
-"""All random numbers of the tests come from one seed: BLIP2RT_TEST_SEED, or a new one that failures print.
+"""All random numbers of the tests and fuzzers come from one seed: BLIP2RT_TEST_SEED, or a new one that failures print.
 
 A test's numbers depend on the seed and on the test's own name, so one test alone repeats what it did among all others.
 """

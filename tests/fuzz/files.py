@@ -27,6 +27,7 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.image import prepare
 from blip2rt.native import named_failure, native
 from blip2rt.untrusted.tokenizer import guarded, read_tokenizer
+from tests.seeds import session_seed
 
 ROOT = Path(__file__).parents[2]
 CORPUS, FOUND = ROOT / "tests" / "corpus", ROOT / "build" / "fuzz"
@@ -144,7 +145,7 @@ def run_random(name: str, seconds: float, seed: int) -> int:
     return done
 
 
-def run_guided(name: str, seconds: int) -> None:
+def run_guided(name: str, seconds: int, seed: int) -> None:
     """Run libFuzzer for this time. It exits itself, with 1 or more if it found something."""
     import atheris
 
@@ -155,8 +156,8 @@ def run_guided(name: str, seconds: int) -> None:
             if inspect.isfunction(function) and function.__module__ == module.__name__:
                 atheris.instrument_func(function)
     (FOUND / name / "corpus").mkdir(parents=True, exist_ok=True)
-    arguments = [sys.argv[0], f"-max_total_time={seconds}", f"-artifact_prefix={FOUND / name}{os.sep}"]
-    arguments += [str(FOUND / name / "corpus"), str(CORPUS / name)]
+    arguments = [sys.argv[0], f"-max_total_time={seconds}", f"-seed={seed}", "-verbosity=0"]
+    arguments += [f"-artifact_prefix={FOUND / name}{os.sep}", str(FOUND / name / "corpus"), str(CORPUS / name)]
     atheris.Setup(arguments, lambda data: attempt(name, data))
     atheris.Fuzz()
 
@@ -167,10 +168,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--random", action="store_true", help="do not use atheris")
     args = parser.parse_args()
-    if not args.random and importlib.util.find_spec("atheris") is not None:
-        run_guided(args.target, args.seconds)
-    seed = random.randrange(2**31)
+    seed = session_seed()
     print(f"{args.target}: seed {seed}", flush=True)
+    if not args.random and importlib.util.find_spec("atheris") is not None:
+        run_guided(args.target, args.seconds, seed)
     print(f"{args.target}: {run_random(args.target, args.seconds, seed)} files, nothing found")
 
 

@@ -26,6 +26,7 @@ from onnx import TensorProto, helper
 from tests.engines.native import Generator, Session, graphs, mutants, runtime
 from tests.engines.native.graphs import Model, model, value
 from tests.engines.native.own_operators import START, scores
+from tests.seeds import session_seed
 
 ROOT = Path(__file__).parents[2]
 FOUND = ROOT / "build" / "fuzz" / "operators"
@@ -360,7 +361,7 @@ def run(seconds: float, seed: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--seed", type=int, default=random.randrange(2**31))
+    parser.add_argument("--seed", type=int, default=session_seed())
     for hidden in ("--first", "--theirs"):
         parser.add_argument(hidden, type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

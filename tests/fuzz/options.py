@@ -26,6 +26,7 @@ import blip2rt
 from blip2rt import bundle as contract
 from blip2rt.errors import Blip2rtError
 from tests.engines.native import Generator, Session, Vocabulary, runtime
+from tests.seeds import session_seed
 from tests.tiny.bundle import HEAD_DIM, WORDS, D, random_weights, write_bundle
 
 JUNK: list[Any] = [None, True, False, 0, 1, -1, 2, 3, 7, 2**31 - 1, 2**31, -(2**31), 2**63, 2**64, 10**30]
@@ -153,11 +154,10 @@ def run(seconds: float, seed: int, report: Callable[[str], object] = print) -> i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--seed", type=int, default=session_seed())
     args = parser.parse_args()
-    seed = random.randrange(2**31) if args.seed is None else args.seed
-    print(f"seed {seed}", flush=True)
-    run(args.seconds, seed)
+    print(f"options: seed {args.seed}", flush=True)
+    run(args.seconds, args.seed)
 
 
 if __name__ == "__main__":
