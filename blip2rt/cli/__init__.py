@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import backends
-from ..command_line import complain, flags_named, run, show, show_json
+from ..command_line import complain, flags_named, run, show, show_json, tune_process
 from ..errors import ImageError, OptionError, one_line, printable, reason, utf8_name
 from ..gallery import flags as gallery_flags
 from ..native import require_processor
@@ -32,6 +32,8 @@ _SHOW_PROGRESS_BYTES = 200_000_000  # larger bundles get a progress line
 
 def main(arguments: list[str] | None = None) -> int:
     """Run `blip2rt` with `arguments`, or the process's own, and return the exit status."""
+    if arguments is None:
+        tune_process()
     return run("blip2rt", lambda: _call(build_parser(HANDLERS).parse_args(arguments)))
 
 

@@ -18,3 +18,4 @@ from .program import run as run
 from .program import running as running
 from .program import show as show
 from .program import show_json as show_json
+from .program import tune_process as tune_process

@@ -399,3 +399,20 @@ def test_python_m_is_the_script(module: str) -> None:
     program = "-".join(re.fullmatch(r"(blip2rt)?[._]?(\w*)", module).groups("blip2rt")).strip("-")  # type: ignore[union-attr]
     done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith(f"usage: {program} "), done
+
+
+def test_only_a_process_of_its_own_is_tuned() -> None:
+    """A program that calls main() keeps its environment; numpy reads the variable when it is imported."""
+    code = """if True:
+        import os, sys
+        from blip2rt.cli import main
+        variable, found = "OPENBLAS_THREAD_TIMEOUT", ["numpy" in sys.modules]
+        for arguments in (["--version"], None):
+            main(arguments)
+            found.append(os.environ.get(variable))
+        print(found)"""
+    for given, seen in (({}, None), ({"OPENBLAS_THREAD_TIMEOUT": "20"}, "20")):
+        env = {name: value for name, value in os.environ.items() if name != "OPENBLAS_THREAD_TIMEOUT"} | given
+        command = [sys.executable, "-c", code, "--version"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
+        assert done.stdout.splitlines()[-1] == str([False, seen, seen or "4"]), done
