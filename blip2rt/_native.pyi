@@ -53,6 +53,8 @@ class Session:
     @property
     def outputs(self) -> list[tuple[str, str, list[int]]]:
         """(name, dtype, shape); -1 for a dynamic axis."""
+    def release_weights(self) -> None:
+        """Take the mapped weights out of the process's memory, until a run reads them from the system's cache."""
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
         """Run the graph on arrays by name. Return outputs by name; None returns all of them."""
 

@@ -181,6 +181,8 @@ class Backend(backends.Backend):
                 assert spec is not None
                 embed, llm = self._session(contract.EMBED), self._session(contract.LLM)
                 encoder = self._session(contract.ENCODER) if spec.encoder_decoder else None
+                for session in [*self._sessions.values()]:  # memory peaks while the language model is read at first
+                    session.release_weights()
                 shape = (spec.layers, spec.kv_heads, spec.head_dim, spec.hidden_size, spec.vocab_size)
                 with named_failure():
                     start = spec.decoder_start_token_id or 0

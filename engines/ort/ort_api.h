@@ -113,6 +113,7 @@ struct CustomOp {
   X(SessionGetOutputTypeInfo, 34, OrtStatus*, (const OrtSession*, size_t, OrtTypeInfo**))                        \
   X(SessionGetInputName, 36, OrtStatus*, (const OrtSession*, size_t, OrtAllocator*, char**))                     \
   X(SessionGetOutputName, 37, OrtStatus*, (const OrtSession*, size_t, OrtAllocator*, char**))                    \
+  X(CreateRunOptions, 39, OrtStatus*, (OrtRunOptions**))                                                         \
   X(CreateTensorWithDataAsOrtValue, 49, OrtStatus*,                                                              \
     (const OrtMemoryInfo*, void*, size_t, const int64_t*, size_t, int, OrtValue**))                              \
   X(GetTensorMutableData, 51, OrtStatus*, (OrtValue*, void**))                                                   \
@@ -140,6 +141,7 @@ struct CustomOp {
   X(ReleaseIoBinding, 135, void, (OrtIoBinding*))                                                                \
   X(BindInput, 136, OrtStatus*, (OrtIoBinding*, const char*, const OrtValue*))                                   \
   X(BindOutput, 137, OrtStatus*, (OrtIoBinding*, const char*, const OrtValue*))                                  \
+  X(AddRunConfigEntry, 165, OrtStatus*, (OrtRunOptions*, const char*, const char*))                              \
   X(KernelInfoGetConstantInput_tensor, 249, OrtStatus*, (const OrtKernelInfo*, size_t, int*, const OrtValue**))  \
   X(KernelContext_ParallelFor, 274, OrtStatus*,                                                                  \
     (const OrtKernelContext*, void (*)(void*, size_t), size_t, size_t, void*))

@@ -218,6 +218,7 @@ NB_MODULE(_native, m) {
       .def_prop_ro("inputs", [](const Session& self) { return port_tuples(self.inputs()); })
       .def_prop_ro("outputs", [](const Session& self) { return port_tuples(self.outputs()); })
       .def_prop_ro("custom_kernels", [](const Session& self) { return self.custom_kernels(); })
+      .def("release_weights", &Session::release_weights)
       .def("run", &run, "feeds"_a, "outputs"_a = nb::none());
 
   nb::class_<PythonResize>(m, "Resize")

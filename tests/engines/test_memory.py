@@ -78,3 +78,29 @@ def test_failing_allocations_raise_memory_errors(tiny: Tiny, preloaded: dict[str
     last = done.stdout.splitlines()[-1:]
     assert done.returncode == 0, f"seed {seed}, {last}: {done.returncode} {done.stderr[-3000:]}"
     assert last[0].startswith("in all ")
+
+
+RESIDENT = r"""
+import re, sys
+import blip2rt
+def resident(row, file=""):  # megabytes
+    maps = open("/proc/self/smaps").read().split("VmFlags")
+    return sum(int(re.search(rf"{row}: +(\d+)", each)[1]) for each in maps if row in each and file in each) / 1024
+model = blip2rt.load(threads=2)
+model.caption("docs/photo.jpg")
+weights = [resident("Rss", file) for file in ("vision.data", "qformer.data", "llm.data")]
+image = model.prepare("docs/photo.jpg")
+features = model.features([image])
+before = resident("Anonymous")
+model.features([image.copy() for _ in range(16)])
+print(*weights, resident("Rss", "vision.data"), resident("Anonymous") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or "BLIP2RT_NATIVE" in os.environ, reason="reads /proc; not of a sanitizer")
+def test_memory_after_a_caption_is_that_of_the_language_model() -> None:
+    """The encoder's weights leave when the language model is opened, activations of a large batch after its run."""
+    done = subprocess.run([sys.executable, "-c", RESIDENT], cwd=ROOT, capture_output=True, text=True)
+    vision, qformer, llm, vision_again, activations = map(float, done.stdout.split())
+    assert vision < 5 and qformer < 2 and llm > 60 and vision_again > 35, done
+    assert activations < 40, "a batch of 16 needs 100 MB while it runs"
