@@ -25,7 +25,7 @@ class WordPiece : public TokenModel {
     std::string text;
     for (size_t start = 0, end; start < word.size(); start = end) {
       uint32_t found = ModelVocabulary::kNone;
-      const std::string_view head = start > 0 ? prefix_ : std::string_view();
+      const std::string_view head = start > 0 ? std::string_view(prefix_) : std::string_view();
       text.assign(head).append(word.substr(start));
       for (end = word.size(); start < end; end = previous_start(word, end)) {
         text.resize(head.size() + end - start);
@@ -47,7 +47,7 @@ class WordPiece : public TokenModel {
   }
 
   const uint32_t unknown_;
-  const std::string_view prefix_;
+  const std::string prefix_;
   const size_t max_characters_;
 };
 

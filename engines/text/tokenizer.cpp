@@ -24,8 +24,8 @@ void require_bounded(const char* part, double growth) {
 }  // namespace
 
 struct Tokenizer::Parts {
-  explicit Parts(std::string&& json) : bytes(std::move(json)) {
-    const JsonDocument document(bytes);
+  explicit Parts(std::string json) {
+    const JsonDocument document(json);
     const Json root = document.root();
     if (root["version"] && root["version"].text() != "1.0")
       unknown_part("the version " + quoted(root["version"].text()));
@@ -67,7 +67,6 @@ struct Tokenizer::Parts {
     }
   }
 
-  std::string bytes;  // which the vocabulary points to
   Normalizer normalizer;
   PreTokenizer pre_tokenizer;
   Decoder decoder;

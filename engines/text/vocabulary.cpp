@@ -37,8 +37,9 @@ void HashIndex::add(uint32_t hash, uint32_t number) {
 bool TextTable::add(std::string_view text) {
   const uint32_t hash = hash_text(text);
   if (find(text, hash) != HashIndex::kNone) return false;
-  index_.add(hash, static_cast<uint32_t>(texts_.size()));
-  texts_.push_back(text);
+  index_.add(hash, static_cast<uint32_t>(size()));
+  bytes_ += text;
+  ends_.push_back(static_cast<uint32_t>(bytes_.size()));
   return true;
 }
 

@@ -1,7 +1,8 @@
-// Tokens by text and by id. Texts are views of the tokenizer's file.
+// Tokens by text and by id.
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -44,22 +45,26 @@ class HashIndex {
   std::vector<uint32_t> slots_;
 };
 
-// Texts, numbered in the order in which they were added.
+// Texts, numbered in the order in which they were added. Adding one ends the views of others.
 class TextTable {
  public:
-  explicit TextTable(size_t most = 0) : index_(most) { texts_.reserve(most); }
-  size_t size() const { return texts_.size(); }
-  std::string_view operator[](size_t number) const { return texts_[number]; }
+  explicit TextTable(size_t most = 0) : index_(most) { ends_.reserve(most); }
+  size_t size() const { return ends_.size(); }
+  std::string_view operator[](size_t number) const {
+    const size_t start = number == 0 ? 0 : ends_[number - 1];
+    return {bytes_.data() + start, ends_[number] - start};
+  }
   uint32_t find(std::string_view text) const { return find(text, hash_text(text)); }
   uint32_t find(std::string_view text, uint32_t hash) const {
-    return index_.find(hash, [&](uint32_t number) { return texts_[number] == text; });
+    return index_.find(hash, [&](uint32_t number) { return (*this)[number] == text; });
   }
   // Returns whether the text is new.
   bool add(std::string_view text);
 
  private:
   HashIndex index_;
-  std::vector<std::string_view> texts_;
+  std::string bytes_;           // of all texts, one after the other
+  std::vector<uint32_t> ends_;  // of each, in bytes_
 };
 
 // The tokens of a model. Throws TokenizerError if two of them have the same text or id.
