@@ -1,6 +1,7 @@
 // Decides which operators of a graph are replaced by custom ones.
 #include "graphs/rewrite.h"
 
+#include <algorithm>
 #include <iterator>
 #include <string_view>
 #include <utility>
@@ -52,13 +53,20 @@ Products replace_products(Graph& graph, const CustomOps& ops, Weights& weights) 
   return products;
 }
 
-// Replaces each GatherND with one batch axis.
-void replace_gathers(const Graph& graph, NodeChanges& changes) {
+// Replaces each GatherND with one batch axis. With `selects`, a single one gets the input logit_rows: returns true.
+bool replace_gathers(const Graph& graph, bool selects, NodeChanges& changes) {
+  const auto is_gather = [](const Node& node) {
+    return node.op_type == "GatherND" && node.domain.empty() && node.number("batch_dims", 0) == 1 &&
+           node.inputs.size() == 2 && node.outputs.size() == 1;
+  };
+  selects = selects && std::count_if(graph.nodes.begin(), graph.nodes.end(), is_gather) == 1;
   for (const Node& node : graph.nodes) {
-    if (node.op_type != "GatherND" || !node.domain.empty() || node.number("batch_dims", 0) != 1) continue;
-    if (node.inputs.size() != 2 || node.outputs.size() != 1) continue;
-    changes[node.outputs[0]] = write_node(node, kDomain, kGatherRow, node.inputs, {});
+    if (!is_gather(node)) continue;
+    std::vector<std::string_view> inputs = node.inputs;
+    if (selects) inputs.push_back(kLogitRows);
+    changes[node.outputs[0]] = write_node(node, kDomain, kGatherRow, inputs, {});
   }
+  return selects;
 }
 
 // Returns the graph with custom operators, or an empty string if nothing is replaced.
@@ -69,7 +77,7 @@ std::string rewritten_graph(const Model& model, const CustomOps& ops, Weights& w
   if (graph.has_graph) return "";       // a subgraph may use a removed value
   if (model.microsoft != 1) return "";  // other versions may differ
   if (model.has_functions) return "";   // a function may override an operator
-  if (graph.has(kCacheRows) || graph.has(kEncoderRows)) return "";
+  if (graph.has(kCacheRows) || graph.has(kEncoderRows) || graph.has(kLogitRows)) return "";
   NodeChanges cache, cross, encoder;
   if (ops.attention) cache = rewrite_cache_attention(graph);
   if (!cache.empty() && model.opset >= kOldest) cross = rewrite_cross_attention(graph);
@@ -84,8 +92,8 @@ std::string rewritten_graph(const Model& model, const CustomOps& ops, Weights& w
   if (!cache.empty()) inputs.push_back(write_input(kCacheRows, 4));
   if (!cross.empty()) inputs.push_back(write_input(kEncoderRows, 2));
   NodeChanges changes = std::move(products.changes);
+  if (ops.attention && replace_gathers(graph, !cache.empty(), changes)) inputs.push_back(write_input(kLogitRows, 0));
   for (NodeChanges* more : {&cache, &cross, &encoder}) changes.merge(*more);
-  if (ops.attention) replace_gathers(graph, changes);
   if (changes.empty()) return "";
   return apply_changes(model.graph, graph, changes, inputs);
 }

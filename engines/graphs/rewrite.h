@@ -18,7 +18,8 @@ struct CustomOps {
   // transformer.
   bool int8 = false;
   // GroupQueryAttention, all or none. If replaced, CrossAttention replaces the attention to cross_key_i and
-  // cross_value_i, and the graph gets the inputs cache_rows and encoder_rows. GatherRow replaces GatherND in any graph.
+  // cross_value_i, and the graph gets the inputs cache_rows, encoder_rows and, for its only GatherND, logit_rows.
+  // GatherRow replaces GatherND in any graph.
   bool attention = true;
   size_t threads = 1;  // threads of the session, among which products are divided
 };

@@ -23,8 +23,8 @@ const BatchSizes& checked(const BatchSizes& sizes) {
 DecoderSizes decoder_sizes(const Generator& generator, const BatchSizes& sizes) {
   const bool encodes = generator.encoder() != nullptr;
   const int encoder_positions = sizes.encoder_positions < 0 ? sizes.positions : sizes.encoder_positions;
-  return {sizes.read == kReadAll ? sizes.rows : sizes.rows + sizes.read, sizes.positions, sizes.encoder_rows,
-          encodes ? encoder_positions : 0};
+  return {sizes.read == kReadAll ? sizes.rows : sizes.rows + sizes.read, sizes.rows, sizes.positions,
+          sizes.encoder_rows, encodes ? encoder_positions : 0};
 }
 
 int encoder_pool_size(const DecoderSizes& sizes) {

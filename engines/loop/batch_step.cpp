@@ -138,22 +138,23 @@ void Batch::add_answers(Running& one) {
   one.first_row = decoder_.rows();
   for (const Answer& answer : one.answers) {
     for (int beam = 0; beam < one.options().num_beams; ++beam) {
-      decoder_.add(answer.search->token(beam), context_of(one, static_cast<int>(answer.draw) + beam, one.fed));
+      decoder_.add(answer.search->token(beam), context_of(one, static_cast<int>(answer.draw) + beam, one.fed), true);
     }
   }
   one.last_row = decoder_.rows() - 1;
 }
 
-// Adds a row for each of the next positions of the prompt.
+// Adds a row for each of the next positions of the prompt, of which the last may be asked for its logits.
 void Batch::add_span(Running& one) {
   const auto width = static_cast<size_t>(generator_.shape().hidden_size);
   PromptSpan span = span_of(one);
   one.first_row = decoder_.rows();
   for (int i = 0; i < one.span; ++i, ++span.context.before) {
+    const bool last = i + 1 == one.span;
     if (i < span.embed_count) {
-      decoder_.add(span.embeds + static_cast<size_t>(i) * width, span.context);
+      decoder_.add(span.embeds + static_cast<size_t>(i) * width, span.context, last);
     } else {
-      decoder_.add(span.tokens[i - span.embed_count], span.context);
+      decoder_.add(span.tokens[i - span.embed_count], span.context, last);
     }
   }
   one.last_row = decoder_.rows() - 1;

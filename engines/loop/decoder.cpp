@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "ops/attention_op.h"
+#include "ops/gather_op.h"
 
 namespace blip2rt {
 namespace {
@@ -38,7 +39,10 @@ Decoder::Decoder(const Generator& generator, const DecoderSizes& sizes)
     : generator_(generator),
       shape_(generator.shape()),
       max_rows_(sizes.rows),
-      logits_(static_cast<size_t>(sizes.rows) * static_cast<size_t>(shape_.vocab_size)),
+      selects_logits_(generator.llm().find_input(kLogitRows) != nullptr),
+      logits_(static_cast<size_t>(selects_logits_ ? sizes.logits : sizes.rows) *
+              static_cast<size_t>(shape_.vocab_size)),
+      logits_of_(static_cast<size_t>(sizes.rows)),
       cache_({shape_.layers, 1, shape_.kv_heads, sizes.positions, shape_.head_dim}),
       inputs_(static_cast<size_t>(sizes.rows), 1, static_cast<size_t>(shape_.hidden_size)) {
   (void)cache_.place(0, sizes.positions);
@@ -50,6 +54,7 @@ Decoder::Decoder(const Generator& generator, const DecoderSizes& sizes)
   }
   tokens_.reserve(static_cast<size_t>(sizes.rows));
   token_rows_.reserve(static_cast<size_t>(sizes.rows));
+  inputs_.logit_rows.reserve(static_cast<size_t>(sizes.rows));
   for (int layer = 0; layer < shape_.layers; ++layer) {
     for (const char* part : {"key_", "value_"}) {
       for (const char* time : {"past_", "present_"}) cache_names_.push_back(time + (part + std::to_string(layer)));
@@ -129,6 +134,16 @@ void Decoder::set_row(Inputs& inputs, size_t row, const Context& context, int le
   inputs.encoder_length = std::max(inputs.encoder_length, context.encoder_length);
 }
 
+// Appends a row to those that need logits.
+void Decoder::score_row(Inputs& inputs, int row) {
+  const size_t place = inputs.logit_rows.size();
+  if ((place + 1) * static_cast<size_t>(shape_.vocab_size) > logits_.size()) {
+    throw std::logic_error("more rows need logits than a run has");
+  }
+  logits_of_[static_cast<size_t>(row)] = place;
+  inputs.logit_rows.push_back(row);
+}
+
 void Decoder::bind(Binding& binding, Inputs& inputs, int rows, int length) {
   binding.input("inputs_embeds", view_of(inputs.embeds, {rows, length, shape_.hidden_size}, DType::kFloat32));
   binding.input("position_ids", view_of(inputs.position_ids, {rows, length}, DType::kInt64));
@@ -137,7 +152,9 @@ void Decoder::bind(Binding& binding, Inputs& inputs, int rows, int length) {
   binding.input("total_sequence_length", view(&inputs.total_length, sizeof inputs.total_length, {}, DType::kInt32));
   const auto count = static_cast<size_t>(rows);
   binding.input(kCacheRows, view(inputs.cache_rows.data(), count * sizeof(CacheRow), {rows, 4}, DType::kInt32));
-  binding.output("logits", view_of(logits_, {rows, shape_.vocab_size}, DType::kFloat32));
+  const auto scored = static_cast<int64_t>(inputs.logit_rows.size());
+  if (selects_logits_) binding.input(kLogitRows, view_of(inputs.logit_rows, {scored}, DType::kInt32));
+  binding.output("logits", view_of(logits_, {scored, shape_.vocab_size}, DType::kFloat32));
   for (int i = 0; i < shape_.layers * 2; ++i) {
     const Value buffer = cache_.tensor(i / 2, i % 2, rows);
     binding.input(cache_names_[static_cast<size_t>(i) * 2].c_str(), buffer);
@@ -156,7 +173,10 @@ void Decoder::read(const std::vector<PromptSpan>& spans) {
   const int length = longest_of(spans);
   Inputs inputs(spans.size(), static_cast<size_t>(length), 0);
   inputs.embeds = embed_padded(spans, length);
-  for (size_t i = 0; i < spans.size(); ++i) set_row(inputs, i, spans[i].context, spans[i].length(), length);
+  for (size_t i = 0; i < spans.size(); ++i) {
+    set_row(inputs, i, spans[i].context, spans[i].length(), length);
+    score_row(inputs, static_cast<int>(i));
+  }
   Binding binding(generator_.llm());
   bind(binding, inputs, static_cast<int>(spans.size()), length);
   binding.run();
@@ -165,21 +185,23 @@ void Decoder::read(const std::vector<PromptSpan>& spans) {
 void Decoder::clear() {
   rows_ = 0;
   inputs_.total_length = inputs_.encoder_length = 0;
+  inputs_.logit_rows.clear();
   tokens_.clear();
   token_rows_.clear();
 }
 
-int Decoder::add(int64_t token, const Context& context) {
+int Decoder::add(int64_t token, const Context& context, bool scored) {
   tokens_.push_back(token);
   token_rows_.push_back(rows_);
-  return add(nullptr, context);
+  return add(nullptr, context, scored);
 }
 
-int Decoder::add(const float* embedding, const Context& context) {
+int Decoder::add(const float* embedding, const Context& context, bool scored) {
   if (rows_ == max_rows_) throw std::logic_error("more rows than a run has");
   const auto row = static_cast<size_t>(rows_), width = static_cast<size_t>(shape_.hidden_size);
   if (embedding != nullptr) std::copy_n(embedding, width, inputs_.embeds.data() + row * width);
   set_row(inputs_, row, context, 1, 1);
+  if (scored || !selects_logits_) score_row(inputs_, rows_);
   return rows_++;
 }
 
@@ -206,11 +228,14 @@ void Decoder::embed_rows() {
 }
 
 void Decoder::step() {
-  if (bound_rows_ != rows_ || bound_encoder_length_ != inputs_.encoder_length) {
+  if (inputs_.logit_rows.empty()) score_row(inputs_, 0);  // an output has a row
+  const size_t scored = inputs_.logit_rows.size();
+  if (bound_rows_ != rows_ || bound_logits_ != scored || bound_encoder_length_ != inputs_.encoder_length) {
     bound_rows_ = 0;
     llm_.emplace(generator_.llm());
     bind(*llm_, inputs_, rows_, 1);
     bound_rows_ = rows_;
+    bound_logits_ = scored;
     bound_encoder_length_ = inputs_.encoder_length;
   }
   const auto start = std::chrono::steady_clock::now();

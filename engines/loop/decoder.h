@@ -1,6 +1,7 @@
 // Runs the language model's graphs for rows of any requests, whose keys and values share one pool of positions. There
 // are two kinds of runs: read() takes several positions of each prompt and computes logits for the last ones, step()
-// takes one position a row and computes logits for all of them. Does not know which request a row belongs to.
+// takes one position a row and computes logits for those that are asked for. Does not know which request a row belongs
+// to.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +19,7 @@ namespace blip2rt {
 
 struct DecoderSizes {
   int rows;       // of a run, at most
+  int logits;     // of these, rows that need logits, at most
   int positions;  // of the pool
   // The pool for the encoder's keys and values. An encoder run that fills it writes to it directly.
   int encoder_rows = 1;
@@ -56,15 +58,18 @@ class Decoder {
   // Removes the rows of the step before.
   void clear();
 
-  // Adds a row to the next step: a token, or an embedding (hidden_size). Returns its number.
-  int add(int64_t token, const Context& context);
-  int add(const float* embedding, const Context& context);
+  // Adds a row to the next step: a token, or an embedding (hidden_size). `scored`: it needs logits. Returns its number.
+  int add(int64_t token, const Context& context, bool scored);
+  int add(const float* embedding, const Context& context, bool scored);
   int rows() const { return rows_; }
 
-  // Runs the rows that were added. Allocates nothing on our side as long as their number stays the same.
+  // Runs the rows that were added. Allocates nothing on our side as long as their numbers stay the same.
   void step();
 
-  float* logits(int row) { return logits_.data() + static_cast<size_t>(row) * static_cast<size_t>(shape_.vocab_size); }
+  // Of a row that needed them.
+  float* logits(int row) {
+    return logits_.data() + logits_of_[static_cast<size_t>(row)] * static_cast<size_t>(shape_.vocab_size);
+  }
   KvCache& cache() { return cache_; }
   double graph_seconds() const { return graph_seconds_; }  // spent in the graphs by all steps, not by read()
 
@@ -83,12 +88,14 @@ class Decoder {
     std::vector<int32_t> seqlens;          // (rows), valid positions - 1
     std::vector<CacheRow> cache_rows;      // (rows)
     std::vector<EncoderRow> encoder_rows;  // (rows)
+    std::vector<int32_t> logit_rows;       // rows that need logits
     std::vector<int64_t> encoder_mask;     // (rows, longest encoder_length), all 1: rows read exactly their own
     int32_t total_length = 0;
     int encoder_length = 0;
   };
 
   void set_row(Inputs& inputs, size_t row, const Context& context, int length, int padded_length);
+  void score_row(Inputs& inputs, int row);
   void bind(Binding& binding, Inputs& inputs, int rows, int length);
   void embed_tokens(std::vector<int64_t>& ids, std::vector<float>& embeds) const;
   std::vector<float> embed_padded(const std::vector<PromptSpan>& spans, int length) const;
@@ -97,9 +104,11 @@ class Decoder {
   const Generator& generator_;
   const LlmShape shape_;
   const int max_rows_;
+  const bool selects_logits_;               // otherwise the graph computes those of all rows
   std::vector<std::string> cache_names_;    // past_key_0, present_key_0, past_value_0, present_value_0, ...
   std::vector<std::string> encoder_names_;  // cross_key_0, cross_value_0, ...
-  std::vector<float> logits_;               // (rows, vocab_size)
+  std::vector<float> logits_;               // (rows that need them, vocab_size)
+  std::vector<size_t> logits_of_;           // by row: the place of its logits
   KvCache cache_;                           // of one row
   std::unique_ptr<KvCache> encoder_cache_;
   Inputs inputs_;                // of step()
@@ -108,6 +117,7 @@ class Decoder {
   int rows_ = 0;
   double graph_seconds_ = 0;
   int bound_rows_ = 0, bound_encoder_length_ = 0, embed_bound_rows_ = 0;
+  size_t bound_logits_ = 0;
   std::optional<Binding> llm_, embed_;  // of step()
 };
 

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "ops/attention_op.h"
+#include "ops/gather_op.h"
 
 namespace blip2rt {
 namespace {
@@ -67,7 +68,7 @@ Generator::Generator(const Session& embed, const Session& llm, const LlmShape& s
   Names outputs = {"logits"}, cross;
   append_layers(inputs, "past_", shape.layers);
   append_layers(outputs, "present_", shape.layers);
-  for (const char* ours : {kCacheRows, kEncoderRows}) {
+  for (const char* ours : {kCacheRows, kEncoderRows, kLogitRows}) {
     if (llm.find_input(ours) != nullptr) inputs.push_back(ours);
   }
   if (encoder != nullptr) {

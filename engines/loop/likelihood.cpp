@@ -27,7 +27,8 @@ class Reader {
         rows_(rows),
         positions_(positions),
         before_run_(before_run),
-        decoder_(generator, {static_cast<int>(rows), static_cast<int>(positions), 1, static_cast<int>(positions)}),
+        decoder_(generator, {static_cast<int>(rows), static_cast<int>(rows), static_cast<int>(positions), 1,
+                             static_cast<int>(positions)}),
         scorer_(static_cast<size_t>(generator.shape().vocab_size)) {}
 
   // Adds a text. After run(), `sum` has its log-probability.
@@ -81,9 +82,9 @@ class Reader {
   void add_row(const Position& position, const Context& context, double* sum, int64_t token) {
     if (targets_.size() == rows_) run();
     if (position.embedding != nullptr) {
-      decoder_.add(position.embedding, context);
+      decoder_.add(position.embedding, context, sum != nullptr);
     } else {
-      decoder_.add(position.token, context);
+      decoder_.add(position.token, context, sum != nullptr);
     }
     targets_.push_back({sum, token});
   }

@@ -6,9 +6,12 @@
 
 namespace blip2rt {
 
-// GatherND with one batch axis: hidden (B,S,D) float32, index (B,1) or (B,1,1) int64 -> row index[b] of hidden[b],
-// (B,D) or (B,1,D).
+// GatherND with one batch axis: hidden (B,S,D) float32, index (B,1) or (B,1,1) int64[, rows (R) int32] -> position
+// index[b] of hidden[b] for every b, or for those in `rows`: (B or R,D) or (B or R,1,D).
 constexpr char kGatherRow[] = "GatherRow";
+
+// Input of the language model's graph, int32 (R): the rows whose logits the loop needs.
+constexpr char kLogitRows[] = "logit_rows";
 
 void add_gather_op(OrtCustomOpDomain* domain);
 

@@ -52,11 +52,11 @@ def test_a_batch_matches_hugging_face(case: Case) -> None:
 @pytest.mark.long(4)
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_graphs_get_the_cores_attention(name: str, tmp_path: Path) -> None:
-    """Without it a generator rejects the graph."""
+    """Without it a generator rejects the graph. logit_rows saves logits of a prompt's other positions."""
     make_case(name, tmp_path)
     session = Session(runtime(), str(tmp_path / "llm.onnx"), 1)
-    ours = {port for port, *_ in session.inputs} & {"cache_rows", "encoder_rows"}
-    assert ours == ({"cache_rows", "encoder_rows"} if name == "t5" else {"cache_rows"})
+    ours = {port for port, *_ in session.inputs} & {"cache_rows", "encoder_rows", "logit_rows"}
+    assert ours == {"cache_rows", "logit_rows"} | ({"encoder_rows"} if name == "t5" else set())
     assert [kernel.split()[0] for kernel in session.custom_kernels] == ["attention"]
     with pytest.raises(RuntimeError, match=r"llm.onnx has an attention that .*: export the model again"):
         make_case(name, tmp_path, custom_attention=False)
