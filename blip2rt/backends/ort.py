@@ -228,7 +228,7 @@ class Backend(backends.Backend):
                         self._sessions[component] = native().Session(
                             runtime,
                             str(graph),
-                            self._threads,
+                            1 if component == contract.EMBED else self._threads,  # it copies a few rows
                             custom_int8=component in (contract.VISION, contract.QFORMER),
                             files=files,
                             trusted=self._bundle.trusted_graphs,

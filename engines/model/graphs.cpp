@@ -26,7 +26,8 @@ const Session& Graphs::session(const std::string& component) {
     if (sessions_.size() == 1) require_address_space(bundle_.bytes());
     CustomOps ops;
     ops.int8 = component == "vision" || component == "qformer";
-    session = std::make_unique<Session>(path, threads_, ops, bundle_.readable_files(component), trusted_);
+    const int threads = component == "embed" ? 1 : threads_;  // it copies a few rows
+    session = std::make_unique<Session>(path, threads, ops, bundle_.readable_files(component), trusted_);
   } catch (const GraphError& error) {
     std::string message = error.what();
     const size_t fix = message.find("load it with ");

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
+import sys
 from dataclasses import replace
 
 import pytest
 
 from blip2rt import backends, load
+from blip2rt.backends.ort import Backend, cores
 from blip2rt.backends.trt import PlanSizes
 from blip2rt.bundle import TARGETS, read
 from blip2rt.errors import BackendError, OptionError
@@ -45,6 +48,16 @@ def test_keywords_of_other_backends_are_named(tiny: Tiny) -> None:
     on_trt = replace(bundle, manifest=replace(bundle.manifest, target="trt"))
     with pytest.raises(OptionError, match=r"^threads are the backend ort's: leave them out, or give backend='ort'$"):
         backends.create("trt", on_trt, threads=2)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or cores() < 2, reason="counts threads in /proc")
+def test_only_graphs_with_work_get_threads(tiny: Tiny) -> None:
+    backend = Backend(read(tiny.path), threads=2)
+    counts = [len(os.listdir("/proc/self/task"))]
+    for name in ("embed", "vision"):
+        backend._session(name)
+        counts.append(len(os.listdir("/proc/self/task")))
+    assert counts == [counts[0], counts[0], counts[0] + 1]
 
 
 def test_none_counts_as_not_given(tiny: Tiny) -> None:
