@@ -84,6 +84,16 @@ class CaptionPool:
         """image_embeds (Q, E) -> the token ids of the captions nearest to the image, best first"""
     def guide(self, image_embeds: NDArray[np.float32], end: int) -> Guide:
         """image_embeds (Q, E) and the token that ends captions -> the guide of the image's caption"""
+    def answer_guide(
+        self, image_embeds: NDArray[np.float32], question: str, asked: Sequence[int], vocabulary: Vocabulary | None
+    ) -> Guide:
+        """image_embeds (Q, E), a question and its tokens -> the guide of its answer
+
+        vocabulary: None unless the question asks for a plural.
+        """
+
+def asks_for_plural(question: str) -> bool:
+    """Whether a question asks for things, as "what are on the table?" does."""
 
 class Resize:
     """A picture that is being resized, with the same result as Pillow, bit by bit."""

@@ -94,7 +94,7 @@ class Language:
         stops += self.next_question if used else ()
         if stops:
             settings["stop_strings"] = [text.encode() for text in stops]
-            settings["vocabulary"] = self._vocabulary
+            settings["vocabulary"] = self.vocabulary
         return settings
 
     def generate(
@@ -263,7 +263,8 @@ class Language:
         return self._tokenizer.encode_more(Prompt(f" {text}" if after_prompt and not text[0].isspace() else text))
 
     @cached_property
-    def _vocabulary(self) -> Any:
+    def vocabulary(self) -> Any:
+        """The text of every token, as the backend reads it."""
         return self._backend.vocabulary(self._tokenizer.token_bytes())
 
 

@@ -69,7 +69,8 @@ class Model(MatchingCalls):
         self._reload = reload
         pipeline.confidence = matcher.confidence if matcher.rates_captions else None
         own_pool = bundle.manifest.retrieval is not None and bundle.manifest.retrieval.pool is not None
-        pipeline.own_guides = matcher.own_guides if own_pool and bundle.manifest.target == "ort" else None
+        if own_pool and bundle.manifest.target == "ort":
+            pipeline.own_guides, pipeline.answer_guides = matcher.own_guides, matcher.answer_guides
         pipeline.judge = matcher.short_answers if matcher.is_calibrated and bundle.has(*contract.GENERATIVE) else None
         # The single steps: checked options, decoded images, and what the graphs make of them.
         self.task, self.prepare, self.generate = pipeline.task, pipeline.prepare, pipeline.generate

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from itertools import islice, repeat
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from .backends import Floats
     from .native import Guide
 
+    # vision_features (B, N, C), the question about each image or "" -> what guides each text
+    Guides: TypeAlias = Callable[[Floats, Sequence[str]], list[Guide]]
     RGB = NDArray[np.uint8]  # (height, width, 3), resized for the graphs
 
 BATCH = 8  # images that go through the graphs together
@@ -50,17 +52,25 @@ class GenerationTask:
     single_line: bool = True  # tidy the text to one line, as captions are
     confidence: bool = False  # also tell how likely each caption is right
     judged: str = ""  # what a question asks that is answered without generating; see Pipeline.judged
-    guides: Callable[[Floats], list[Guide]] | None = None  # vision_features (B, N, C) -> what guides each caption
+    guides: Guides | None = None
 
     @property
     def needs_features(self) -> bool:
         """Whether more than the Q-Former reads the vision_features."""
         return self.confidence or self.guides is not None
 
-    def guided(self, settings: Mapping[str, Any], features: Sequence[Floats]) -> dict[str, Any]:
-        """The backend's options with the guides of images, whose vision_features come in parts (B, N, C)."""
-        guides = {} if self.guides is None else {"guides": [*chain.from_iterable(map(self.guides, features))]}
-        return {**settings, **guides}
+    def guided(
+        self, settings: Mapping[str, Any], features: Sequence[Floats], questions: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """The backend's options with the guides of images, whose vision_features come in parts (B, N, C).
+
+        questions: of each image, if they are not this task's.
+        """
+        if self.guides is None:
+            return {**settings}
+        asked = iter(questions or repeat(self.prompt.text))
+        guides = [guide for part in features for guide in self.guides(part, [*islice(asked, len(part))])]
+        return {**settings, "guides": guides}
 
 
 class Pipeline:
@@ -81,8 +91,9 @@ class Pipeline:
         self.special_tokens = special_tokens
         # Matcher.short_answers; set by a model whose bundle is calibrated.
         self.judge: Callable[[Floats, Sequence[str]], list[tuple[str, float]]] | None = None
-        # Matcher.own_guides; set by a model whose bundle has a pool of captions.
-        self.own_guides: Callable[[Floats], list[Guide]] | None = None
+        # Matcher.own_guides and answer_guides; set by a model whose bundle has a pool of captions.
+        self.own_guides: Guides | None = None
+        self.answer_guides: Guides | None = None
         # vision_features (B, N, C), B captions -> P that each is right (B); set if the bundle is calibrated for it.
         self.confidence: Callable[[Floats, Sequence[Scored]], NDArray[np.float64]] | None = None
 
@@ -204,7 +215,7 @@ class Pipeline:
         if watch.expired:
             return [None] * len(prepared)
         prefix_embeds, prompts = np.concatenate(embeds), [task.prompt for task in tasks]
-        settings = tasks[0].guided(watch.remaining, all_features)
+        settings = tasks[0].guided(watch.remaining, all_features, [prompt.text for prompt in prompts])
         # What is known is generated, too, if the batch has other questions: random draws depend on the row.
         notify = on_token if on_token is None or not known else lambda i, *token: i in known or on_token(i, *token)
         texts = self.language.generate(prefix_embeds, prompts, settings, first_image, notify, tasks[0].single_line)
@@ -327,18 +338,28 @@ class Pipeline:
         settings = self.language.settings("caption", options, [text])
         return GenerationTask(text, text.whole, settings, guides=self.guides_for(text, settings))
 
-    def guides_for(self, prompt: Prompt, settings: Mapping[str, Any]) -> Callable[[Floats], list[Guide]] | None:
+    def guides_for(self, prompt: Prompt, settings: Mapping[str, Any]) -> Guides | None:
         """What guides a caption by default: the bundle's pool, unless a prompt begins it or it is sampled."""
         return None if prompt.text or "do_sample" in settings else self.own_guides
+
+    def guides_of_answers(self, settings: Mapping[str, Any]) -> Guides | None:
+        """What guides answers: the bundle's pool, unless they are sampled or begin with a forced prefix."""
+        return None if settings["forced_prefix"] or "do_sample" in settings else self.answer_guides
 
     def question_tasks(self, questions: Sequence[str], options: Options) -> list[GenerationTask]:
         """Questions -> their tasks, with settings that fit the longest."""
         self.require(contract.GENERATIVE, "ask")
         prompts = [self.language.ask_prompt(question) for question in questions]
         settings = self.language.settings("ask", options, prompts)
+        guides = self.guides_of_answers(settings)
         return [
             GenerationTask(
-                prompt, self.qformer_question(question), settings, False, judged=self.asked(question, settings)
+                prompt,
+                self.qformer_question(question),
+                settings,
+                single_line=False,
+                judged=self.asked(question, settings),
+                guides=guides,
             )
             for prompt, question in zip(prompts, questions, strict=True)
         ]

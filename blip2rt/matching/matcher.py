@@ -165,11 +165,23 @@ class Matcher:
             self._pool = key, read_pool(path, self)
         return replace(task, guides=partial(self.guides, self._pool[1]))
 
-    def own_guides(self, vision_features: Floats) -> list[Guide]:
+    def own_guides(self, vision_features: Floats, _questions: Sequence[str] = ()) -> list[Guide]:
         """vision_features (B, N, C) -> what the bundle's pool says about each image"""
         return self.guides(self._own_pool, vision_features)
 
-    def guides(self, pool: CaptionPool, vision_features: Floats) -> list[Guide]:
+    def answer_guides(self, vision_features: Floats, questions: Sequence[str]) -> list[Guide]:
+        """vision_features (B, N, C), B questions -> what the bundle's pool says about each answer, pairwise"""
+        language = self.pipeline.language
+
+        def guide(embeds: Floats, question: str) -> Guide:
+            vocabulary = language.vocabulary if native().asks_for_plural(question) else None
+            asked = language.encode_more(Prompt(f" {question}"))
+            return self._own_pool.answer_guide(embeds, question, asked, vocabulary)
+
+        with named_failure():
+            return [*map(guide, self.image_embeds(vision_features), questions)]
+
+    def guides(self, pool: CaptionPool, vision_features: Floats, _questions: Sequence[str] = ()) -> list[Guide]:
         """vision_features (B, N, C) -> the guide of each image's caption"""
         end = self.pipeline.language.end_token
         with named_failure():

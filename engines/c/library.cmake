@@ -77,6 +77,6 @@ install(FILES "${CMAKE_CURRENT_BINARY_DIR}/blip2rt.pc" DESTINATION ${CMAKE_INSTA
 if(BLIP2RT_C_TESTS)
   add_executable(image_check tests/c/native/image_check.cpp)
   target_link_libraries(image_check PRIVATE blip2rt_media)
-  add_executable(text_check tests/c/native/text_check.cpp engines/model/statements.cpp engines/model/text_forms.cpp)
+  add_executable(text_check tests/c/native/text_check.cpp engines/model/answer_words.cpp engines/model/statements.cpp engines/model/text_forms.cpp)
   target_link_libraries(text_check PRIVATE blip2rt_core)
 endif()

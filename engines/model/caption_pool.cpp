@@ -5,12 +5,14 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
 #include "base/utf8.h"
 #include "kernels/int8/matmul.h"
+#include "model/answer_words.h"
 
 namespace blip2rt {
 namespace {
@@ -20,6 +22,12 @@ constexpr size_t kFingerprintBytes = 64, kHeaderBytes = 128, kAlignment = 64;
 constexpr size_t kMaxWidth = 8192, kMaxTokens = 1024;     // of an embedding; of a caption
 constexpr size_t kBlock = 1024;                           // captions that are compared at once
 constexpr size_t kLeast = 8, kMost = 150, kShare = 1000;  // nearest captions: one in kShare
+
+// Of answers, in units of log-probability; chosen on questions about Pascal Sentences: recipes/nano/LOG.md.
+constexpr float kPoolStrength = 0.7F;  // exponent of how much more often the nearest captions have a token
+constexpr float kShareFloor = 0.003F;  // added to the shares that are compared
+constexpr float kNearness = 40;        // how fast a caption's weight falls with its cosine
+constexpr float kRepeated = 3, kNotPlural = 2;
 
 struct Header {  // behind the magic and the fingerprint
   uint32_t captions, embed_width, code_width, vocab_size, tokens, token_bytes;
@@ -79,7 +87,7 @@ void CaptionPool::read(std::string_view bytes) {
   tokens_ = section(uint64_t{token_count_} * token_bytes_);
 }
 
-std::vector<TokenText> CaptionPool::nearest(const float* image_embeds, size_t queries, size_t width) const {
+std::vector<NearCaption> CaptionPool::nearest_captions(const float* image_embeds, size_t queries, size_t width) const {
   if (queries == 0 || width != embed_width_) {
     throw std::runtime_error("image_embeds must be " + std::to_string(embed_width_) + " wide, of one query or more");
   }
@@ -93,28 +101,35 @@ std::vector<TokenText> CaptionPool::nearest(const float* image_embeds, size_t qu
   }
   const std::vector<float> cosines = largest_products(std::move(rows), queries);
   const size_t found = std::min(count_, std::clamp((count_ + kShare / 2) / kShare, kLeast, kMost));
-  std::vector<std::pair<float, size_t>> nearest;  // a heap of negated cosines and captions, the farthest first
+  std::vector<NearCaption> nearest;  // a heap, the farthest first
   for (size_t caption = 0; caption < count_; ++caption) {
     if (nearest.size() == found) {
-      if (-cosines[caption] >= nearest.front().first) continue;
+      if (-cosines[caption] >= nearest.front().distance) continue;
       std::pop_heap(nearest.begin(), nearest.end());
       nearest.pop_back();
     }
-    nearest.emplace_back(-cosines[caption], caption);
+    nearest.push_back({-cosines[caption], caption});
     std::push_heap(nearest.begin(), nearest.end());
   }
   std::sort_heap(nearest.begin(), nearest.end());
-  std::vector<TokenText> texts;
-  for (const auto& [distance, caption] : nearest) {
-    const size_t first = starts_[caption], last = starts_[caption + 1];
-    if (first > last || last > token_count_ || last - first > kMaxTokens) throw damaged();
-    TokenText& text = texts.emplace_back();
-    for (size_t at = first; at < last; ++at) {
-      uint32_t token = 0;
-      std::memcpy(&token, tokens_ + at * token_bytes_, token_bytes_);
-      text.push_back(static_cast<int32_t>(token));
-    }
+  return nearest;
+}
+
+TokenText CaptionPool::text_of(size_t caption) const {
+  const size_t first = starts_[caption], last = starts_[caption + 1];
+  if (first > last || last > token_count_ || last - first > kMaxTokens) throw damaged();
+  TokenText text;
+  for (size_t at = first; at < last; ++at) {
+    uint32_t token = 0;
+    std::memcpy(&token, tokens_ + at * token_bytes_, token_bytes_);
+    text.push_back(static_cast<int32_t>(token));
   }
+  return text;
+}
+
+std::vector<TokenText> CaptionPool::nearest(const float* image_embeds, size_t queries, size_t width) const {
+  std::vector<TokenText> texts;
+  for (const NearCaption& one : nearest_captions(image_embeds, queries, width)) texts.push_back(text_of(one.number));
   return texts;
 }
 
@@ -162,6 +177,37 @@ std::shared_ptr<const Guide> CaptionPool::guide(const float* image_embeds, size_
   const std::shared_ptr<const float> rarity(shared_from_this(), rarity_);
   return std::make_shared<const Guide>(nearest(image_embeds, queries, width), rarity, vocab_size_,
                                        static_cast<int32_t>(end));
+}
+
+std::shared_ptr<const Guide> CaptionPool::answer_guide(const float* image_embeds, size_t queries, size_t width,
+                                                       const std::string& question, const TokenText& asked,
+                                                       const Vocabulary* vocabulary) const {
+  const auto outside = [this](int32_t token) { return token < 0 || static_cast<size_t>(token) >= vocab_size_; };
+  const std::vector<NearCaption> nearest = nearest_captions(image_embeds, queries, width);
+  std::vector<float> bias(vocab_size_);  // at first, the weight of the captions that have the token
+  float total = 0;
+  for (const NearCaption& caption : nearest) {
+    const float weight = std::exp(kNearness * (nearest.front().distance - caption.distance));
+    const TokenText text = text_of(caption.number);
+    for (const int32_t token : std::set<int32_t>(text.begin(), text.end())) {
+      if (outside(token)) throw damaged();
+      bias[static_cast<size_t>(token)] += weight;
+    }
+    total += weight;
+  }
+  if (vocabulary != nullptr && vocabulary->size() < vocab_size_)
+    throw std::runtime_error("the vocabulary is not the pool's");
+  for (size_t token = 0; token < vocab_size_; ++token) {
+    const float share = std::exp(-rarity_[token]);  // of all captions
+    bias[token] = kPoolStrength * std::log((bias[token] / total + kShareFloor) / (share + kShareFloor));
+    if (vocabulary != nullptr && !is_plural(vocabulary->text(token))) bias[token] -= kNotPlural;
+  }
+  if (!offers_choice(question)) {
+    for (const int32_t token : std::set<int32_t>(asked.begin(), asked.end())) {
+      if (!outside(token)) bias[static_cast<size_t>(token)] -= kRepeated;
+    }
+  }
+  return std::make_shared<const Guide>(std::move(bias));
 }
 
 }  // namespace blip2rt

@@ -1,5 +1,5 @@
-// A pool of captions of other pictures, with their embeddings: those nearest to a picture guide its caption. Python's
-// blip2rt/matching/pool.py writes the file. Any thread may use a pool.
+// A pool of captions of other pictures, with their embeddings: those nearest to a picture guide its caption, and the
+// first token of answers about it. Python's blip2rt/matching/pool.py writes the file. Any thread may use a pool.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,18 @@
 
 #include "base/system.h"
 #include "search/guide.h"
+#include "search/vocabulary.h"
 
 namespace blip2rt {
+
+struct NearCaption {
+  float distance;  // negated cosine
+  size_t number;
+
+  bool operator<(const NearCaption& other) const {
+    return distance < other.distance || (distance == other.distance && number < other.number);
+  }
+};
 
 class CaptionPool : public std::enable_shared_from_this<CaptionPool> {
  public:
@@ -31,9 +41,19 @@ class CaptionPool : public std::enable_shared_from_this<CaptionPool> {
   // The same as a guide. `end`: the token that ends captions.
   std::shared_ptr<const Guide> guide(const float* image_embeds, size_t queries, size_t width, int64_t end) const;
 
+  // Guides the answer to a question: its first token is likelier if the nearest captions have it more often than others
+  // do, and less likely if the question has it (unless it offers a choice), or asks for a plural that it is not.
+  // `asked`: the question's tokens. `vocabulary`: null unless the question asks for a plural. Throws std::runtime_error
+  // as `nearest` does.
+  std::shared_ptr<const Guide> answer_guide(const float* image_embeds, size_t queries, size_t width,
+                                            const std::string& question, const TokenText& asked,
+                                            const Vocabulary* vocabulary) const;
+
  private:
   CaptionPool() = default;
   void read(std::string_view bytes);
+  std::vector<NearCaption> nearest_captions(const float* image_embeds, size_t queries, size_t width) const;
+  TokenText text_of(size_t caption) const;
   std::vector<float> largest_products(std::vector<float> rows, size_t queries) const;
 
   std::optional<MappedFile> file_;

@@ -106,11 +106,13 @@ GenerationOptions Language::settings(const std::string& task, const TextOptions&
   }
   const std::string next = next_question();
   if (used > 0 && !next.empty()) settings.stop_strings.push_back(next);
-  if (!settings.stop_strings.empty()) {
-    std::call_once(vocabulary_made_, [this] { vocabulary_ = tokenizer_.vocabulary(); });
-    settings.vocabulary = vocabulary_;
-  }
+  if (!settings.stop_strings.empty()) settings.vocabulary = vocabulary();
   return settings;
+}
+
+std::shared_ptr<const Vocabulary> Language::vocabulary() const {
+  std::call_once(vocabulary_made_, [this] { vocabulary_ = tokenizer_.vocabulary(); });
+  return vocabulary_;
 }
 
 Texts Language::generate(const Tensor& prefix_embeds, const Task& task, Clock::time_point start,

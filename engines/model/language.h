@@ -77,6 +77,7 @@ class Language {
   void need_chat() const;
 
   const LlmTokenizer& tokenizer() const { return tokenizer_; }
+  std::shared_ptr<const Vocabulary> vocabulary() const;
   const LlmSpec& spec() const { return spec_; }
   const Generator& generator() const { return graphs_.generator(); }
 

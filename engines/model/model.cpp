@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/utf8.h"
+#include "model/answer_words.h"
 
 namespace blip2rt {
 namespace {
@@ -30,6 +31,12 @@ Tensor normalized(const std::vector<uint8_t>& rgb, const ImageSpec& spec) {
     }
   }
   return pixels;
+}
+
+// The rows of a tensor, and their width.
+std::pair<size_t, size_t> rows_of(const Tensor& tensor) {
+  const auto width = static_cast<size_t>(tensor.shape.empty() ? 0 : tensor.shape.back());
+  return {width == 0 ? 0 : tensor.values.size() / width, width};
 }
 
 }  // namespace
@@ -126,10 +133,10 @@ Texts Model::caption(Features& features, const std::string* prompt, const TextOp
   Task task{text, language.settings("caption", options, &text), !options.raw()};
   if (const std::shared_ptr<const CaptionPool> pool = pool_for(task, options.pool())) {
     const Tensor embeds = embed_image(features);
-    const auto width = static_cast<size_t>(embeds.shape.empty() ? 0 : embeds.shape.back());
-    const size_t queries = width == 0 ? 0 : embeds.values.size() / width;
+    const std::pair<size_t, size_t> rows = rows_of(embeds);
     const int64_t end = language.spec().eos_token_ids.front();
-    task.options.guides = {named_failure([&] { return pool->guide(embeds.values.data(), queries, width, end); })};
+    task.options.guides = {
+        named_failure([&] { return pool->guide(embeds.values.data(), rows.first, rows.second, end); })};
   }
   return language.generate(prefix_embeds(features, text.whole()), task, start, on_piece);
 }
@@ -154,8 +161,13 @@ std::shared_ptr<const CaptionPool> Model::pool_for(const Task& task, const std::
                                             "; build it again with blip2rt pool build");
     }
   }
+  return task.prompt.text.empty() && !task.options.do_sample ? own_pool() : nullptr;
+}
+
+// The bundle's pool; null if it has none.
+std::shared_ptr<const CaptionPool> Model::own_pool() {
   const std::optional<RetrievalSpec>& retrieval = bundle_.manifest.retrieval;
-  if (!retrieval || !retrieval->pool || !task.prompt.text.empty() || task.options.do_sample) return nullptr;
+  if (!retrieval || !retrieval->pool) return nullptr;
   std::call_once(pool_made_,
                  [&] { pool_ = named_failure([&] { return CaptionPool::open(bundle_.file(*retrieval->pool)); }); });
   return pool_;
@@ -167,12 +179,28 @@ Texts Model::ask(Features& features, const std::string& question, const TextOpti
   const Clock::time_point start = Clock::now();
   const Language& language = this->language();
   const Prompt prompt = language.ask_prompt(question);
-  const Task task{prompt, language.settings("ask", options, &prompt), false};
+  Task task{prompt, language.settings("ask", options, &prompt), false};
   if (std::optional<Text> text = judged(features, question, task.options)) {
     if (on_piece) on_piece(text->text);
     return {std::move(*text)};
   }
+  guide_answer(features, task);
   return language.generate(prefix_embeds(features, qformer_question(prompt.text)), task, start, on_piece);
+}
+
+// Lets the bundle's pool guide the answer to a question, unless it is sampled or begins with a forced prefix.
+void Model::guide_answer(const Features& features, Task& task) {
+  const std::shared_ptr<const CaptionPool> pool = own_pool();
+  if (pool == nullptr || task.options.do_sample || !task.options.forced_prefix.empty()) return;
+  const Language& language = this->language();
+  const Ids ids = language.tokenizer().encode_more({"", " " + task.prompt.text, ""});
+  const TokenText asked(ids.begin(), ids.end());
+  const auto vocabulary = asks_for_plural(task.prompt.text) ? language.vocabulary() : nullptr;
+  const Tensor embeds = embed_image(features);
+  const std::pair<size_t, size_t> rows = rows_of(embeds);
+  task.options.guides = {named_failure([&] {
+    return pool->answer_guide(embeds.values.data(), rows.first, rows.second, task.prompt.text, asked, vocabulary.get());
+  })};
 }
 
 std::string Model::qformer_question(const std::string& question) const {

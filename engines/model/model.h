@@ -78,6 +78,8 @@ class Model {
   const QFormerTokenizer& text_tokenizer();
   Tensor prefix_embeds(Features& features, const std::string& question);
   std::shared_ptr<const CaptionPool> pool_for(const Task& task, const std::string& option);
+  std::shared_ptr<const CaptionPool> own_pool();
+  void guide_answer(const Features& features, Task& task);
   std::string qformer_question(const std::string& question) const;  // what a Q-Former reads for it; may be empty
   Tensor mean_prefix() const;
   bool is_calibrated() const;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/unicode.h"
+#include "model/answer_words.h"
 #include "model/text_forms.h"
 
 namespace blip2rt {
@@ -19,8 +20,6 @@ constexpr size_t kPhraseWords = 4, kMaxCharacters = 300;  // of a question that 
 const Words kAnyone = {"anyone",     "anybody", "someone",     "somebody", "any people",
                        "any person", "people",  "any persons", "a human"};
 const Words kArticles = {"a", "an", "the"};
-const Words kIrregular = {"people", "men",   "women", "children", "sheep", "cattle",
-                          "fish",   "geese", "mice",  "teeth",    "feet"};
 const Words kMass = {
     // nouns that take no article
     "alcohol",   "baseball",  "basketball",   "beer",     "bread", "broccoli", "butter",  "cake",       "cheese",
@@ -112,11 +111,6 @@ bool begins_with(std::string_view text, std::string_view start) { return text.su
 
 bool ends_with(std::string_view text, std::string_view end) {
   return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
-}
-
-bool is_plural(std::string_view word) {
-  return (ends_with(word, "s") && !ends_with(word, "ss") && !ends_with(word, "us") && !ends_with(word, "is")) ||
-         kIrregular.count(word) != 0;
 }
 
 std::string joined(const std::vector<std::string_view>& words) {

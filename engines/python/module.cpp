@@ -15,6 +15,7 @@
 #include "loop/generation.h"
 #include "loop/generator.h"
 #include "loop/likelihood.h"
+#include "model/answer_words.h"
 #include "model/caption_pool.h"
 #include "ort/active_call.h"
 #include "ort/ort_api.h"
@@ -283,7 +284,19 @@ NB_MODULE(_native, m) {
             return PythonGuide{
                 self.shared->guide(image_embeds.data(), image_embeds.shape(0), image_embeds.shape(1), end)};
           },
-          "image_embeds"_a.noconvert(), "end"_a);
+          "image_embeds"_a.noconvert(), "end"_a)
+      .def(
+          "answer_guide",
+          [](const PythonPool& self, const Embeds& image_embeds, const std::string& question, const TokenText& asked,
+             const PythonVocabulary* vocabulary) {
+            const ReleasedGil released;
+            return PythonGuide{self.shared->answer_guide(image_embeds.data(), image_embeds.shape(0),
+                                                         image_embeds.shape(1), question, asked,
+                                                         vocabulary == nullptr ? nullptr : vocabulary->shared.get())};
+          },
+          "image_embeds"_a.noconvert(), "question"_a, "asked"_a, "vocabulary"_a.none());
+
+  m.def("asks_for_plural", &asks_for_plural, "question"_a);
 
   nb::class_<PythonVocabulary>(m, "Vocabulary")
       .def(

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <stdexcept>
 #include <string>
 
@@ -110,6 +111,7 @@ std::vector<Guide::NGram> Guide::grams_of(const int32_t* tokens, size_t count, u
 }
 
 double Guide::agreement(const int32_t* tokens, size_t count) const {
+  if (!ranks()) return 0;
   std::vector<double> factors;
   for (const size_t length : lengths_) factors.push_back(likeness(count, length));
   double total = 0;
@@ -163,6 +165,7 @@ void Guide::count_continuations(const std::vector<TokenText>& texts, const std::
 }
 
 void Guide::apply(const int32_t* tokens, int count, float* logits, double* scratch) const {
+  if (count == 0) std::transform(first_token_.begin(), first_token_.end(), logits, logits, std::plus<>());
   std::fill(scratch, scratch + scratch_size(), 0.0);
   uint64_t hash = 0;
   for (int length = 0; length <= std::min(static_cast<int>(kContext), count + 1); ++length) {

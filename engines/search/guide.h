@@ -1,7 +1,7 @@
 // Guides a search by texts about similar pictures: the language model's probabilities are multiplied by those of an
 // n-gram model of these texts (a product of experts, Hinton 2002, with nearest neighbours, as Khandelwal et al. 2020,
 // arXiv 1911.00172, mix them), and the finished beam that agrees best with them wins (Devlin et al. 2015, arXiv
-// 1505.04467). Any thread may use a guide.
+// 1505.04467). A guide of an answer only biases its first token. Any thread may use a guide.
 #pragma once
 
 #include <cstddef>
@@ -19,6 +19,13 @@ class Guide {
   // `texts`: without a stop token; `end` follows each. `rarity` (V): what a token weighs when texts are compared.
   // Throws std::runtime_error for tokens outside the vocabulary.
   Guide(const std::vector<TokenText>& texts, std::shared_ptr<const float> rarity, size_t vocab_size, int32_t end);
+
+  // Of an answer: what is added to the logits of its first token (V).
+  explicit Guide(std::vector<float> first_token)
+      : vocab_size_(first_token.size()), first_token_(std::move(first_token)) {}
+
+  // Whether finished beams are ranked by their agreement.
+  bool ranks() const { return !lengths_.empty(); }
 
   // Adds to the logits of the token after `count` tokens. scratch: scratch_size() numbers.
   void apply(const int32_t* tokens, int count, float* logits, double* scratch) const;
@@ -52,6 +59,7 @@ class Guide {
 
   std::shared_ptr<const float> rarity_;
   size_t vocab_size_;
+  std::vector<float> first_token_;           // (V), or none
   std::vector<size_t> lengths_;              // of the texts
   std::vector<NGram> grams_;                 // by key
   std::vector<int32_t> tokens_;              // that follow, each once

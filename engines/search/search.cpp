@@ -110,7 +110,7 @@ void throw_on_fault(const SearchBlock& block) {
 std::vector<int32_t> ranking(const SearchBlock& block, const GenerationOptions& options) {
   std::vector<int32_t> order(static_cast<size_t>(block.finished_count));
   std::iota(order.begin(), order.end(), 0);
-  if (options.guides.empty()) return order;
+  if (options.guides.empty() || !options.guides.front()->ranks()) return order;
   std::vector<double> agreement;
   for (const int32_t i : order) {
     const SearchBlock::Finished& one = block.finished()[i];
@@ -164,7 +164,7 @@ Search::Search(const GenerationOptions& options, size_t vocab_size, const std::v
 }
 
 Tokens Search::settled() const {
-  if (guide() == nullptr || block().num_beams == 1 || (done() && block().finished_count == 0)) {
+  if (guide() == nullptr || !guide()->ranks() || block().num_beams == 1 || (done() && block().finished_count == 0)) {
     return settled_tokens(block());
   }
   if (!done()) return {};  // any beam may turn out to agree best

@@ -59,7 +59,7 @@ class Search {
   int64_t token(int beam) const { return block().tokens()[beam]; }
   int parent(int beam) const { return block().parents()[beam]; }
 
-  // Tokens that no later step can change. With a guide and beams: none before the end.
+  // Tokens that no later step can change. With a guide that ranks beams: none before the end.
   Tokens settled() const;
 
   std::vector<Hypothesis> results() const { return best_sequences(block(), options_); }

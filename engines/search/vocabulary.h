@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "search/search_block.h"
@@ -21,6 +22,9 @@ class Vocabulary {
   size_t size() const { return ends_.size() - 1; }
   const std::vector<uint64_t>& ends() const { return ends_; }
   const std::string& bytes() const { return bytes_; }
+  std::string_view text(size_t token) const {
+    return std::string_view(bytes_).substr(ends_[token], ends_[token + 1] - ends_[token]);
+  }
   VocabularyView view() const { return {ends_.data(), bytes_.data()}; }
 
  private:

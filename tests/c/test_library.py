@@ -196,6 +196,9 @@ def test_pools_guide_as_in_python(tiny: Tiny, tmp_path: Path, photo: Callable[..
         alone = outcome(guided.caption, pool=False, **options)
         assert alone == outcome(plain.caption, **options) == outcome(python.caption, image, **options)
         changed += alone != wanted
+        for question in ("what is on the grass?", "What are in the water?", "is it red or blue?"):
+            wanted = outcome(blip2rt.load(own, threads=1).ask, image, question, **options)
+            assert outcome(guided.ask, question, **options) == wanted
     assert changed
     damaged = tmp_path / "damaged.pool"
     damaged.write_bytes(pool.read_bytes()[:-200])

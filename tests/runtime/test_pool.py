@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import random
@@ -21,12 +22,19 @@ from blip2rt.matching.pool import build_pool, read_pool
 from blip2rt.native import native
 from blip2rt.options import Options
 from blip2rt.requests import Request
+from blip2rt.serve.admission import CancelEvent
+from blip2rt.serve.inference import TextJob, generate
+from blip2rt.text import Prompt
 from tests.seeds import new_seed
 from tests.tiny.bundle import Tiny, with_likelihood_weight, with_pool
 
 pytest.importorskip("blip2rt._native")
 
 CAPTIONS = ["A dog runs on the red grass.", "the red cat sits in the blue water", "the man runs", "a red dog runs"]
+MORE_CAPTIONS = [
+    *["a dog runs on the red grass", "the red cat sits in the blue water", "the man runs", "a red dog runs", "a man"],
+    *["a cat in the grass", "the dog sits on a cat", "blue water", "the blue grass", "a man sits in the red water"],
+]
 VOCABULARY, END = 30, 2
 
 
@@ -101,6 +109,57 @@ def test_guide_is_a_product_with_the_n_grams_of_texts_that_agree():
         np.testing.assert_allclose(guide.apply(start, logits), want, rtol=1e-4, atol=1e-4)
 
 
+def answer_bias(model: blip2rt.Model, near: dict[str, float], asked: str, plural: bool) -> np.ndarray:
+    """What is added to the logits of an answer's first token, by definition. near: captions and their weights."""
+    language = model.pipeline.language
+    asked_tokens = language.encode_more(Prompt(f" {asked}")) if " or " not in asked else []
+    names = [name.decode().strip() for name in language._tokenizer.token_bytes()]
+    bias = np.empty(len(names))
+    for token, name in enumerate(names):
+        has = {caption: token in model.matcher.caption_tokens(caption) for caption in MORE_CAPTIONS}
+        share = sum(weight for caption, weight in near.items() if has[caption]) / sum(near.values())
+        pool_share = max(sum(has.values()), 1) / len(MORE_CAPTIONS)
+        bias[token] = 0.7 * math.log((share + 0.003) / (pool_share + 0.003))
+        bias[token] -= 3 * (token in asked_tokens) + 2 * (plural and name not in ("runs", "sits"))
+    return bias
+
+
+@pytest.mark.parametrize(
+    ("question", "plural"),
+    [
+        ("what is on the grass?", False),
+        ("is the dog red or blue?", False),
+        ("What are in the water?", True),
+        ("who were in it", True),
+        ("what are the man in?", False),
+        ("what are", False),
+        ("", False),
+    ],
+)
+def test_guide_of_an_answer_biases_its_first_token(model, file, photo, question, plural):
+    file.write_text("\n".join(MORE_CAPTIONS))
+    pool, language = read_pool(file, model.matcher), model.pipeline.language
+    image, asked = model.embed_image(photo(5, 7)), language.encode_more(Prompt(f" {question}"))
+    cosines = (np.stack(model.embed_text(MORE_CAPTIONS)) @ image.T).max(axis=1)
+    nearest = [MORE_CAPTIONS.index(model.decode(tokens)) for tokens in pool.nearest(image)]
+    weighed = {MORE_CAPTIONS[i]: math.exp(40 * (cosines[i] - cosines.max())) for i in nearest}
+    logits = np.random.default_rng(new_seed()).normal(size=language.vocab_size)
+    assert native().asks_for_plural(question) == plural
+    # An image that is like no caption has the first ones, alike. The pool's own cosines are off by up to 0.016.
+    for embeds, near, within in ((0 * image, dict.fromkeys(MORE_CAPTIONS[:8], 1.0), 1e-4), (image, weighed, 0.9)):
+        guide = pool.answer_guide(embeds, question, asked, language.vocabulary if plural else None)
+        want = answer_bias(model, near, question, plural)
+        np.testing.assert_allclose(guide.apply([], logits) - logits, want, atol=within)
+        np.testing.assert_allclose(guide.apply([3], logits), logits, rtol=1e-6)
+        assert guide.agreement([3, 4]) == 0
+
+
+def test_guide_of_an_answer_needs_the_vocabulary_of_the_pool(model, file, photo):
+    embeds = model.embed_image(photo(5, 7))
+    with pytest.raises(RuntimeError, match="the vocabulary is not the pool's"):
+        read_pool(file, model.matcher).answer_guide(embeds, "what?", [], native().Vocabulary([b"a"]))
+
+
 @pytest.mark.parametrize("texts", [[[3, VOCABULARY]], [[-1]]])
 def test_guide_of_another_vocabulary_is_rejected(texts):
     with pytest.raises(RuntimeError, match="outside the vocabulary of 30"):
@@ -151,6 +210,30 @@ def test_pool_of_a_bundle_guides_without_being_named(model, file, photo, tmp_pat
         assert "".join(answer) == want == answer.result()[0]
         assert own.caption(image, pool=False, num_beams=3) == model.caption(image, num_beams=3)
         assert own.caption(image, prompt="a") == model.caption(image, prompt="a")
+
+
+def png(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_pool_of_a_bundle_guides_answers_at_every_door(model, photo, tmp_path):
+    folder = with_pool(shutil.copytree(model.bundle.path, tmp_path / "with-pool"), CAPTIONS)
+    own, options = blip2rt.load(folder, threads=1, batching=True), {"num_beams": 3}
+    images = [photo(8, n) for n in range(2, 42)]
+    questions = ["what is on the blue grass?", "who runs?", "what are in it?", "who is red on the grass?"] * 10
+    plain, answers = model.ask(images, questions, **options), own.ask(images, questions, **options)
+    assert answers != plain
+    for image, question, alone, answer in zip(images, questions, plain, answers, strict=True):
+        assert own.ask(image, question, **options) == answer
+        assert "".join(own.stream(image, question=question, **options)) == answer
+        assert "".join(own.submit(Request(image, question=question, options=Options(**options)))) == answer
+        job = TextJob(png(image), question, options=options)
+        assert generate(own, job, 20, CancelEvent(), None).texts == [answer]
+        assert "".join(own.stream(image, question=question, pool=False, **options)) == alone
+    for options in ({"do_sample": True, "seed": 3}, {"forced_prefix": "a"}):
+        assert own.ask(images, questions, **options) == model.ask(images, questions, **options)
 
 
 def test_info_describes_the_pool(tiny, tmp_path):

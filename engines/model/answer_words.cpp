@@ -1,0 +1,64 @@
+#include "model/answer_words.h"
+
+#include <algorithm>
+#include <array>
+#include <sstream>
+#include <vector>
+
+namespace blip2rt {
+namespace {
+
+using namespace std::string_view_literals;
+
+constexpr std::array kSubjects = {"what"sv, "which"sv, "who"sv};
+constexpr std::array kPluralVerbs = {"are"sv, "were"sv};
+// After the verb, they begin another subject.
+constexpr std::array kDeterminers = {"the"sv, "this"sv,  "that"sv, "these"sv, "those"sv, "there"sv, "they"sv,
+                                     "you"sv, "we"sv,    "he"sv,   "she"sv,   "it"sv,    "i"sv,     "his"sv,
+                                     "her"sv, "their"sv, "its"sv,  "a"sv,     "an"sv,    "people"sv};
+constexpr std::array kIrregular = {"people"sv, "men"sv,   "women"sv, "children"sv, "sheep"sv, "cattle"sv,
+                                   "fish"sv,   "geese"sv, "mice"sv,  "teeth"sv,    "feet"sv};
+constexpr std::array kSingularEndings = {"ss"sv, "us"sv, "is"sv};
+
+char lower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
+
+std::string lowered(std::string_view text) {
+  std::string all(text);
+  std::transform(all.begin(), all.end(), all.begin(), lower);
+  return all;
+}
+
+template <class List>
+bool contains(const List& list, std::string_view word) {
+  return std::find(list.begin(), list.end(), word) != list.end();
+}
+
+bool ends_with(std::string_view word, std::string_view ending) {
+  return word.size() >= ending.size() && word.substr(word.size() - ending.size()) == ending;
+}
+
+std::vector<std::string> words_of(const std::string& question) {
+  std::istringstream stream(lowered(question));
+  std::vector<std::string> words;
+  for (std::string word; stream >> word;) words.push_back(word);
+  return words;
+}
+
+}  // namespace
+
+bool asks_for_plural(const std::string& question) {
+  const std::vector<std::string> words = words_of(question);
+  return words.size() > 2 && contains(kSubjects, words[0]) && contains(kPluralVerbs, words[1]) &&
+         !contains(kDeterminers, words[2]);
+}
+
+bool offers_choice(const std::string& question) { return contains(words_of(question), "or"); }
+
+bool is_plural(std::string_view word) {
+  const std::string plain = lowered(word.substr(std::min(word.find_first_not_of(' '), word.size())));
+  const auto ends = [&plain](std::string_view ending) { return ends_with(plain, ending); };
+  return (ends("s") && std::none_of(kSingularEndings.begin(), kSingularEndings.end(), ends)) ||
+         contains(kIrregular, plain);
+}
+
+}  // namespace blip2rt
