@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from blip2rt.native import native
 from tests.compiled import compiled
 from tests.engines.native import library_path
 from tests.seeds import new_seed
@@ -100,6 +101,8 @@ print(*weights, resident("Rss", "vision.data"), resident("Anonymous") - before)
 @pytest.mark.skipif(sys.platform != "linux" or "BLIP2RT_NATIVE" in os.environ, reason="reads /proc; not of a sanitizer")
 def test_memory_after_a_caption_is_that_of_the_language_model() -> None:
     """The encoder's weights leave when the language model is opened, activations of a large batch after its run."""
+    if not any(name.startswith("int4") for name in native().processor_kernels()):
+        pytest.skip("without kernels ONNX Runtime maps the weights")
     done = subprocess.run([sys.executable, "-c", RESIDENT], cwd=ROOT, capture_output=True, text=True)
     vision, qformer, llm, vision_again, activations = map(float, done.stdout.split())
     assert vision < 5 and qformer < 2 and llm > 60 and vision_again > 35, done
