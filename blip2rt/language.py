@@ -280,13 +280,13 @@ class Chat:
         language: Language,
         prefix_embeds: Floats,
         options: Options,
-        judged: Callable[[str, Mapping[str, Any]], Scored | None] = lambda *_: None,
+        begun: Callable[[str, Mapping[str, Any]], Scored | dict[str, Any]] = lambda _, settings: dict(settings),
     ) -> None:
         """prefix_embeds (1, Q, D). `options` are the defaults of every question.
 
-        judged: a question and its settings -> its answer, if that needs no language model.
+        begun: a question and its settings -> its answer, if that needs no language model, or the settings with guides.
         """
-        self._judged = judged
+        self._begun = begun
         self._unread: list[int] = []  # token ids of judged questions and their answers, for the next question
         self._language = language
         self._ends: tuple[str, ...] = ()  # strings before which the current answer ends
@@ -335,11 +335,11 @@ class Chat:
                 f"this chat gives 1 answer, of at most {self._max_beams} beams; say more to Model.chat"
             )
         prompt_ids = self._unread + prompt_ids
-        judged = self._judged(question, settings)
-        if judged is not None:
-            self._unread = [*prompt_ids, *judged.tokens]
-            return judged.text, settings
-        self._unread = []
+        begun = self._begun(question, settings)
+        if isinstance(begun, Scored):
+            self._unread = [*prompt_ids, *begun.tokens]
+            return begun.text, settings
+        self._unread, settings = [], begun
         generation = self._chat.ask(prompt_ids, settings)
         self._last = (generation, len(prompt_ids) + len(settings["forced_prefix"]))
         return generation, settings

@@ -26,7 +26,6 @@ from .options import AskOptions, CallOptions, CaptionOptions, Options, StreamOpt
 from .pipeline import GenerationTask, Pipeline
 from .requests import Answer, Request, submit
 from .results import Scored, Stopwatch, shaped, too_late
-from .text import Prompt
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -292,12 +291,15 @@ class Model(MatchingCalls):
         chosen = merge(Options(), options)
         language.settings("ask", chosen, [])  # checked before the image is read
         prepared = [self.prepare(image)]
+        features = self.features(prepared)
 
-        def judged(question: str, settings: Mapping[str, Any]) -> Scored | None:
-            task = GenerationTask(Prompt(), "", settings, judged=self.pipeline.asked(question, settings))
-            return self.pipeline.judged(prepared, [task])[0]
+        def begun(question: str, settings: Mapping[str, Any]) -> Scored | dict[str, Any]:
+            judged, guides = self.pipeline.asked(question, settings), self.pipeline.guides_of_answers(settings)
+            task = GenerationTask(language.ask_prompt(question), "", settings, judged=judged, guides=guides)
+            [answer] = self.pipeline.judged(prepared, [task])
+            return task.guided(settings, [features]) if answer is None else answer
 
-        return Chat(language, self.pipeline.prefix_embeds(prepared, [""]), chosen, judged)
+        return Chat(language, self.pipeline.prefix_embeds(prepared, [""], features), chosen, begun)
 
     # Awaitable: the work runs in a thread
 

@@ -285,7 +285,7 @@ Texts Conversation::ask(const std::string& question, const TextOptions& options,
                                           ": this chat gives 1 answer, of at most " + std::to_string(max_beams_) +
                                           " beams; say more when the chat begins");
   }
-  if (std::optional<Text> judged = judge_(question, task.options)) {
+  if (std::optional<Text> judged = judge_(task)) {
     unread_ = std::move(ids);
     unread_.insert(unread_.end(), judged->tokens.begin(), judged->tokens.end());
     if (on_piece) on_piece(judged->text);

@@ -109,8 +109,8 @@ auto named_failure(Work work) {
 
 Error too_late(double max_time);
 
-// A question and its options -> its answer, if that needs no language model.
-using Judge = std::function<std::optional<Text>(const std::string& question, const GenerationOptions& options)>;
+// A question's task -> its answer, if that needs no language model; else the task gets its guides.
+using Judge = std::function<std::optional<Text>(Task& task)>;
 
 // A conversation about one image. One thread uses it at a time.
 class Conversation {

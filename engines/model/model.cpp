@@ -217,8 +217,10 @@ std::unique_ptr<Conversation> Model::chat(const std::shared_ptr<Features>& featu
   require_own(features->model, "the features are");
   const Language& language = this->language();
   language.need_chat();
-  const Judge judge = [this, features](const std::string& question, const GenerationOptions& chosen) {
-    return judged(*features, question, chosen);
+  const Judge judge = [this, features](Task& task) {
+    std::optional<Text> text = judged(*features, task.prompt.text, task.options);
+    if (!text) guide_answer(*features, task);
+    return text;
   };
   return std::make_unique<Conversation>(language, prefix_embeds(*features, ""), options, judge);
 }

@@ -226,7 +226,7 @@ def test_pool_of_a_bundle_guides_answers_at_every_door(model, photo, tmp_path):
     plain, answers = model.ask(images, questions, **options), own.ask(images, questions, **options)
     assert answers != plain
     for image, question, alone, answer in zip(images, questions, plain, answers, strict=True):
-        assert own.ask(image, question, **options) == answer
+        assert own.ask(image, question, **options) == answer == own.chat(image, **options).ask(question)
         assert "".join(own.stream(image, question=question, **options)) == answer
         assert "".join(own.submit(Request(image, question=question, options=Options(**options)))) == answer
         job = TextJob(png(image), question, options=options)
