@@ -115,6 +115,9 @@ bool axes_are_a_list(const Graph& graph, const Node& node) {
   return node.inputs.size() < 2 || (axes != nullptr && axes->shape.size() == 1);
 }
 
+// ONNX Runtime 1.23 aborts if it takes the kernel's axes from weights of another rank.
+bool names_its_kernel(const Graph&, const Node& node) { return node.lists.count("kernel_shape") != 0; }
+
 // ONNX Runtime before 1.30 aborts for any other number.
 bool split_matches_outputs(const Graph&, const Node& node) {
   const auto parts = static_cast<int64_t>(node.outputs.size());
@@ -189,6 +192,7 @@ void check_operands(const Graph& graph, const Node& node) {
   static constexpr Check kChecks[] = {
       {"MatMulNBits", matmul_nbits_fits, "its weights do not fit its sizes"},
       {"DynamicQuantizeMatMul", dynamic_matmul_fits, "its weights do not fit each other"},
+      {"Conv", names_its_kernel, "it has no attribute 'kernel_shape'"},
       {"GatherND", gather_is_supported, "it has no constant table, or its indices may lack an axis"},
       {"ReduceL2", axes_are_a_list, kAxes},
       {"ReduceMean", axes_are_a_list, kAxes},

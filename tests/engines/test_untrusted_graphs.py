@@ -231,6 +231,7 @@ NOT_EXPORTED: dict[str, tuple[onnx.NodeProto, str]] = {
     "attribute": (node("Relu", "x", alpha=1.0), "'z' (Relu): it has the attribute 'alpha'"),
     "huge kernel": (node("AveragePool", "x", kernel_shape=[2**62]), f"its attribute 'kernel_shape' is {2**62}"),
     "negative stride": (node("Conv", "x x", strides=[1, -1]), "its attribute 'strides' is -1"),
+    "unnamed kernel": (node("Conv", "x x", dilations=[1, 2]), "'z' (Conv): it has no attribute 'kernel_shape'"),
     "text": (node("Gelu", "x", approximate="fast"), "its attribute 'approximate' is 'fast'"),
     "type of an attribute": (node("Softmax", "x", axis=1.0), "its attribute 'axis' has another type"),
     "factor": (node("Gemm", "x x", alpha=float("nan")), "its attribute 'alpha' is not finite"),

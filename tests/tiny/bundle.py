@@ -194,7 +194,7 @@ def build_graphs(onnx: Any, weights: dict[str, np.ndarray]) -> dict[str, Any]:
         pooled = ReduceSum <keepdims = 0> (kept, one)"""
     sources = {
         "vision": f"""(float[B,3,{HEIGHT},{WIDTH}] pixels) => ({features}) {{
-            map = Conv <strides = [4, 4]> (pixels, conv)
+            map = Conv <kernel_shape = [4, 4], strides = [4, 4]> (pixels, conv)
             rows = Reshape(map, flat)
             vision_features = Transpose <perm = [0, 2, 1]> (rows)
         }}""",

@@ -43,7 +43,7 @@ def vision_graph() -> onnx.ModelProto:
     tensors = {"weight": rng.normal(size=(8, 3, 4, 4)).astype(np.float16), "shape": np.array([0, 8, 6])}
     text = """(float[B,3,8,12] pixels) => (float[B,6,8] vision_features) {
         half = Cast <to = 10> (pixels)
-        map = Conv <strides = [4, 4]> (half, weight)
+        map = Conv <kernel_shape = [4, 4], strides = [4, 4]> (half, weight)
         [the_activation] positive = Relu(map)
         rows = Reshape(positive, shape)
         turned = Transpose <perm = [0, 2, 1]> (rows)
