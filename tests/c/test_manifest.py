@@ -60,7 +60,7 @@ def mutated(rng: random.Random, manifest: dict[str, Any]) -> dict[str, Any]:
             if rng.random() < 0.2:
                 del node[key]
             else:
-                node[key] = rng.choice(VALUES)
+                node[key] = copy.deepcopy(rng.choice(VALUES))
             break
     return changed
 

@@ -149,7 +149,7 @@ def test_progress_is_reported_from_another_thread(
 
     answer = model.submit(Request(image, options=GREEDY), on_news=on_news)
     assert ended.wait(30)
-    assert "".join(pieces) == answer.result()[0].text == alone.caption(image, num_beams=1, max_new_tokens=6, raw=True)
+    assert "".join(pieces) == answer.result()[0].text == alone.caption(image, num_beams=1, max_new_tokens=6)
 
 
 def test_a_failing_listener_ends_only_its_request(model: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:

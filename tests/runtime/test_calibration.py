@@ -150,10 +150,11 @@ LABELS = ["dog", "animal|cat", "red cat", "water", "red", "grass", "animal"]
 
 def label_probabilities(model: blip2rt.Model, image: Any, names: list[str]) -> dict[str, float]:
     """The probability of each label, in numpy."""
-    cosines, caption = model.embed_image(image) @ model.embed_text(names).T, f" {model.caption(image).text} "
+    cosines, caption = model.embed_image(image) @ model.embed_text(names).T, model.caption(image).text
     nearness = cosines.max(0) - 0.5 * cosines[0] + model.embed_text(names) @ np.array(CALIBRATION.label_text)
     signals = (
-        {"nearness": float(near), "told": f" {name} " in caption} for name, near in zip(names, nearness, strict=True)
+        {"nearness": float(near), "told": re.search(rf"\b{name}\b", caption) is not None}
+        for name, near in zip(names, nearness, strict=True)
     )
     return {name: logistic(CALIBRATION.label, each) for name, each in zip(names, signals, strict=True)}
 
