@@ -114,7 +114,8 @@ FUZZED_graph_walker := tests/fuzz/graph_walker.cpp \
 
 FUZZED_tokenizer_reader := tests/fuzz/tokenizer_reader.cpp $(filter engines/base/% engines/text/%,$(PLAIN_CORE))
 
-FUZZED_pool_reader := tests/fuzz/pool_reader.cpp engines/model/caption_pool.cpp engines/search/guide.cpp \
+FUZZED_pool_reader := tests/fuzz/pool_reader.cpp engines/search/guide.cpp \
+  engines/model/answer_words.cpp engines/model/caption_pool.cpp \
   $(filter engines/base/% engines/kernels/int8/%,$(PLAIN_CORE))
 
 fuzz-core: ENTRY := graph_walker
