@@ -126,8 +126,7 @@ def generate(
     forced: list[int] = settings["forced_prefix"]
     prompt_tokens = language._spec.prefix_length + len(ids) + len(forced)
     asked = pipeline.asked(job.question or "", settings)
-    captions = job.question is None
-    guides = pipeline.guides_for(prompt, settings) if captions else pipeline.guides_of_answers(settings)
+    guides = pipeline.guides_for(prompt, settings) if job.question is None else pipeline.guides_of_answers(settings)
     task = GenerationTask(prompt, question, settings, judged=asked, guides=guides)
     [judged] = pipeline.judged(prepared, [task])
     if judged is not None:

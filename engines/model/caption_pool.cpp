@@ -182,6 +182,8 @@ std::shared_ptr<const Guide> CaptionPool::guide(const float* image_embeds, size_
 std::shared_ptr<const Guide> CaptionPool::answer_guide(const float* image_embeds, size_t queries, size_t width,
                                                        const std::string& question, const TokenText& asked,
                                                        const Vocabulary* vocabulary) const {
+  if (vocabulary != nullptr && vocabulary->size() < vocab_size_)
+    throw std::runtime_error("the vocabulary is not the pool's");
   const auto outside = [this](int32_t token) { return token < 0 || static_cast<size_t>(token) >= vocab_size_; };
   const std::vector<NearCaption> nearest = nearest_captions(image_embeds, queries, width);
   std::vector<float> bias(vocab_size_);  // at first, the weight of the captions that have the token
@@ -195,8 +197,6 @@ std::shared_ptr<const Guide> CaptionPool::answer_guide(const float* image_embeds
     }
     total += weight;
   }
-  if (vocabulary != nullptr && vocabulary->size() < vocab_size_)
-    throw std::runtime_error("the vocabulary is not the pool's");
   for (size_t token = 0; token < vocab_size_; ++token) {
     const float share = std::exp(-rarity_[token]);  // of all captions
     bias[token] = kPoolStrength * std::log((bias[token] / total + kShareFloor) / (share + kShareFloor));

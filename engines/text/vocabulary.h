@@ -45,7 +45,7 @@ class HashIndex {
   std::vector<uint32_t> slots_;
 };
 
-// Texts, numbered in the order in which they were added. Adding one ends the views of others.
+// Texts, numbered in the order in which they were added. add() invalidates the views that operator[] has returned.
 class TextTable {
  public:
   explicit TextTable(size_t most = 0) : index_(most) { ends_.reserve(most); }
