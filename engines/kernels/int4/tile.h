@@ -266,7 +266,10 @@ void multiply_tile_pair(const Int4Matrix& m, const Int4Input& input, float* out,
   const PackedTile<V> packed = {m.codes + begin * stride, stride};
   const UnpackedTiles<V, T> unpacked = {scratch + 2 * numbers * sizeof(float)};
   constexpr size_t kMaxRowsAtOnce = kRowsAtOnce<V, Split, T>;
-  const bool once = T == 1 && input.rows <= kMaxRowsAtOnce && outputs == V::kLanes;  // unpack on the fly
+  const size_t passes = (input.rows + kMaxRowsAtOnce - 1) / kMaxRowsAtOnce;
+  // Equal passes: one row takes half as long as eight, except in AVX2, which has registers for four.
+  const size_t at_once = V::kRowDivisor > 1 ? kMaxRowsAtOnce : (input.rows + passes - 1) / passes;
+  const bool once = T == 1 && passes == 1 && outputs == V::kLanes;  // unpack on the fly
   for (size_t t = 0; t < T; ++t) {
     const size_t first = begin + t * V::kLanes, exist = m.n - first < V::kLanes ? m.n - first : V::kLanes;
     read_scales<V>(m, first, exist, [&](size_t block, auto scale, auto zeros) {
@@ -277,10 +280,9 @@ void multiply_tile_pair(const Int4Matrix& m, const Int4Input& input, float* out,
     unpack_pieces<V>(m, first, exist, 0, blocks * m.block / kPieceWeights,
                      [&](size_t piece, const typename V::Ints* codes) { unpacked.put(t, piece, codes); });
   }
-  Prefetcher prefetcher =
-      prefetch_tile(m, begin + outputs, T * V::kLanes, blocks * ((input.rows + kMaxRowsAtOnce - 1) / kMaxRowsAtOnce));
-  for (size_t row = 0; row < input.rows; row += kMaxRowsAtOnce) {
-    const size_t rows = input.rows - row < kMaxRowsAtOnce ? input.rows - row : kMaxRowsAtOnce;
+  Prefetcher prefetcher = prefetch_tile(m, begin + outputs, T * V::kLanes, blocks * passes);
+  for (size_t row = 0; row < input.rows; row += at_once) {
+    const size_t rows = input.rows - row < at_once ? input.rows - row : at_once;
     alignas(64) float sums[kMaxRowsAtOnce * T * V::kLanes];
     if (once) {
       if constexpr (T == 1) multiply_up_to<V, Split, 1>(rows, m, input, packed, scales, row, prefetcher, sums);
