@@ -13,7 +13,7 @@ namespace {
 struct Avx512 {
   static constexpr size_t kLanes = 16, kRows8Bit = 8, kRows16Bit = 4, kFewRows = 6;
   static constexpr size_t kTilesAtOnce = 2, kRowDivisor = 1;
-  static constexpr bool kPairTilesForFewRows = false;
+  static constexpr bool kPairTilesForFewRows = false, kStoresUnpacked = false;
   using Ints = __m512i;
   using Floats = __m512;
 

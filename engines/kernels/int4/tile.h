@@ -81,7 +81,13 @@ void read_scales(const Int4Matrix& m, size_t first, size_t rows, const Put& put)
   }
 }
 
-// The packed codes of a tile, unpacked on the fly.
+// The low half of codes for an even index, the high half for an odd one.
+template <class V>
+typename V::Ints nibbles(typename V::Ints packed, size_t index) {
+  return index % 2 == 0 ? V::low_nibbles(packed) : V::high_nibbles(packed);
+}
+
+// The packed codes of a tile, transposed and unpacked on the fly.
 template <class V>
 struct PackedTile {
   const uint8_t* codes;
@@ -93,51 +99,61 @@ struct PackedTile {
     typename V::Ints group(size_t, size_t index) const { return codes[index]; }
   };
 
+  void transpose(size_t index, typename V::Ints* to) const {
+    V::transpose(codes + index * (kPieceWeights / 2), stride, to);
+  }
+
   Piece piece(size_t index) const {
-    typename V::Ints packed[4];
-    V::transpose(codes + index * (kPieceWeights / 2), stride, packed);
+    typename V::Ints packed[kPieceRegisters / 2];
+    transpose(index, packed);
     Piece result;
-    for (size_t i = 0; i < 4; ++i) {
-      result.codes[2 * i] = V::low_nibbles(packed[i]);
-      result.codes[2 * i + 1] = V::high_nibbles(packed[i]);
-    }
+    for (size_t i = 0; i < kPieceRegisters; ++i) result.codes[i] = nibbles<V>(packed[i / 2], i);
     return result;
   }
 };
 
-// Calls put(index, eight registers of codes) for pieces of a tile that has `outputs` outputs.
+// Calls put(index, four registers of packed codes) for pieces of a tile that has `outputs` outputs.
 template <class V, class Put>
-void unpack_pieces(const Int4Matrix& m, size_t begin, size_t outputs, size_t first, size_t last, const Put& put) {
+void transpose_pieces(const Int4Matrix& m, size_t begin, size_t outputs, size_t first, size_t last, const Put& put) {
   const size_t stride = m.blocks() * m.block / 2;
   const PackedTile<V> packed = {m.codes + begin * stride, stride};
   alignas(64) uint8_t copy[16 * V::kLanes];
+  typename V::Ints transposed[kPieceRegisters / 2];
   for (size_t piece = first; piece < last; ++piece) {
     if (outputs < V::kLanes) {  // do not read past the matrix
       copy_rows<V>(packed.codes + piece * (kPieceWeights / 2), stride, outputs, 16, copy);
-      put(piece, PackedTile<V>{copy, 16}.piece(0).codes);
+      PackedTile<V>{copy, 16}.transpose(0, transposed);
     } else {
-      put(piece, packed.piece(piece).codes);
+      packed.transpose(piece, transposed);
     }
+    put(piece, transposed);
   }
 }
 
-// The unpacked codes of T tiles, for many rows. The registers of the tiles are interleaved.
+// The transposed codes of T tiles, for many rows. The registers of the tiles are interleaved. Codes that stay packed
+// fill less of the cache and take more instructions.
 template <class V, size_t T>
-struct UnpackedTiles {
-  static constexpr size_t kBytes = sizeof(typename V::Ints);
+struct TransposedTiles {
+  static constexpr bool kUnpacked = V::kStoresUnpacked;
+  static constexpr size_t kBytes = sizeof(typename V::Ints), kStored = kPieceRegisters / (kUnpacked ? 1 : 2);
   uint8_t* codes;
 
   struct Piece {
     const uint8_t* codes;
 
-    typename V::Ints group(size_t tile, size_t index) const { return V::load(codes + (index * T + tile) * kBytes); }
+    typename V::Ints group(size_t tile, size_t index) const {
+      const typename V::Ints stored = V::load(codes + ((kUnpacked ? index : index / 2) * T + tile) * kBytes);
+      return kUnpacked ? stored : nibbles<V>(stored, index);
+    }
   };
 
-  Piece piece(size_t index) const { return {codes + index * kPieceRegisters * T * kBytes}; }
+  Piece piece(size_t index) const { return {codes + index * kStored * T * kBytes}; }
 
-  void put(size_t tile, size_t piece, const typename V::Ints* from) const {
-    for (size_t i = 0; i < kPieceRegisters; ++i)
-      V::store(codes + ((piece * kPieceRegisters + i) * T + tile) * kBytes, from[i]);
+  void put(size_t tile, size_t piece, const typename V::Ints* packed) const {
+    for (size_t i = 0; i < kStored; ++i) {
+      V::store(codes + ((piece * kStored + i) * T + tile) * kBytes,
+               kUnpacked ? nibbles<V>(packed[i / 2], i) : packed[i]);
+    }
   }
 };
 
@@ -264,7 +280,7 @@ void multiply_tile_pair(const Int4Matrix& m, const Int4Input& input, float* out,
   const size_t outputs = m.n - begin < T * V::kLanes ? m.n - begin : T * V::kLanes;
   const Scales<V> scales = {reinterpret_cast<float*>(scratch), reinterpret_cast<float*>(scratch) + numbers};
   const PackedTile<V> packed = {m.codes + begin * stride, stride};
-  const UnpackedTiles<V, T> unpacked = {scratch + 2 * numbers * sizeof(float)};
+  const TransposedTiles<V, T> transposed = {scratch + 2 * numbers * sizeof(float)};
   constexpr size_t kMaxRowsAtOnce = kRowsAtOnce<V, Split, T>;
   const size_t passes = (input.rows + kMaxRowsAtOnce - 1) / kMaxRowsAtOnce;
   // Equal passes: one row takes half as long as eight, except in AVX2, which has registers for four.
@@ -277,8 +293,8 @@ void multiply_tile_pair(const Int4Matrix& m, const Int4Input& input, float* out,
       V::store(scales.offset + (t * blocks + block) * V::kLanes, V::mul(scale, V::to_float(zeros)));
     });
     if (once) break;
-    unpack_pieces<V>(m, first, exist, 0, blocks * m.block / kPieceWeights,
-                     [&](size_t piece, const typename V::Ints* codes) { unpacked.put(t, piece, codes); });
+    transpose_pieces<V>(m, first, exist, 0, blocks * m.block / kPieceWeights,
+                        [&](size_t piece, const typename V::Ints* codes) { transposed.put(t, piece, codes); });
   }
   Prefetcher prefetcher = prefetch_tile(m, begin + outputs, T * V::kLanes, blocks * passes);
   for (size_t row = 0; row < input.rows; row += at_once) {
@@ -287,7 +303,7 @@ void multiply_tile_pair(const Int4Matrix& m, const Int4Input& input, float* out,
     if (once) {
       if constexpr (T == 1) multiply_up_to<V, Split, 1>(rows, m, input, packed, scales, row, prefetcher, sums);
     } else {
-      multiply_up_to<V, Split, T>(rows, m, input, unpacked, scales, row, prefetcher, sums);
+      multiply_up_to<V, Split, T>(rows, m, input, transposed, scales, row, prefetcher, sums);
     }
     for (size_t r = 0; r < rows; ++r) {
       std::memcpy(out + (row + r) * m.n + begin, sums + r * T * V::kLanes, outputs * sizeof(float));
