@@ -64,7 +64,8 @@ class Picture:
         if len(self._captions) < count:
             task = self._pipeline.task_of(None, None, Options(count, max(count, 3)) if count > 1 else Options())
             prefix = self._prefix([task.question])
-            [self._captions] = self._pipeline.language.generate(prefix, [task.prompt], task.settings, tidied=True)
+            settings = task.guided(task.settings, [self._features])
+            [self._captions] = self._pipeline.language.generate(prefix, [task.prompt], settings, tidied=True)
             self._count([task.prompt], self._captions)
         return self._captions
 
@@ -78,7 +79,9 @@ class Picture:
             tasks = self._pipeline.question_tasks(chunk, Options())
             prompts = [task.prompt for task in tasks]
             prefix = self._prefix([task.question for task in tasks])
-            found = self._pipeline.language.generate(prefix, prompts, tasks[0].settings, tidied=True)
+            features, texts_asked = np.repeat(self._features, len(tasks), axis=0), [prompt.text for prompt in prompts]
+            settings = tasks[0].guided(tasks[0].settings, [features], texts_asked)
+            found = self._pipeline.language.generate(prefix, prompts, settings, tidied=True)
             self._count(prompts, [texts[0] for texts in found])
             self._answers |= {question: str(texts[0]) for question, texts in zip(chunk, found, strict=True)}
         return [self._answers.get(question, "") for question in questions]

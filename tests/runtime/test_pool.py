@@ -24,6 +24,7 @@ from blip2rt.options import Options
 from blip2rt.requests import Request
 from blip2rt.serve.admission import CancelEvent
 from blip2rt.serve.inference import TextJob, generate
+from blip2rt.structured import fill
 from blip2rt.text import Prompt
 from tests.seeds import new_seed
 from tests.tiny.bundle import Tiny, with_likelihood_weight, with_pool
@@ -208,8 +209,13 @@ def test_pool_of_a_bundle_guides_without_being_named(model, file, photo, tmp_pat
         assert own.caption(image, num_beams=3) == want == "".join(own.stream(image, num_beams=3))
         answer = own.submit(Request(image, options=Options(num_beams=3)))
         assert "".join(answer) == want == answer.result()[0]
+        assert fill(own, image, form_of("caption"))["caption"] == own.caption(image)
         assert own.caption(image, pool=False, num_beams=3) == model.caption(image, num_beams=3)
         assert own.caption(image, prompt="a") == model.caption(image, prompt="a")
+
+
+def form_of(field: str) -> dict:
+    return {"properties": {field: {"type": "string"}}}
 
 
 def png(image: np.ndarray) -> bytes:
@@ -232,6 +238,8 @@ def test_pool_of_a_bundle_guides_answers_at_every_door(model, photo, tmp_path):
         job = TextJob(png(image), question, options=options)
         assert generate(own, job, 20, CancelEvent(), None).texts == [answer]
         assert "".join(own.stream(image, question=question, pool=False, **options)) == alone
+        filled, answer = fill(own, image, form_of("answer"), question)["answer"], own.ask(image, question)
+        assert "".join(filled.split()) == "".join((answer.strip() or own.caption(image)).split())  # tidied
     for options in ({"do_sample": True, "seed": 3}, {"forced_prefix": "a"}):
         assert own.ask(images, questions, **options) == model.ask(images, questions, **options)
 
