@@ -203,12 +203,23 @@ def _formats() -> tuple[str, ...]:
     return FORMATS if plugin is not None else tuple(name for name in FORMATS if name != "AVIF")
 
 
-def _formats_for(stream: IO[bytes], name: str) -> tuple[str, ...]:
-    """The formats to try for a file. The HEIC package is imported for HEIC files only."""
-    head = stream.read(HEAD)
+def _read_header(stream: IO[bytes], name: str) -> Image.Image:
+    """Do what Image.open does, but open a JPEG without importing the plugins of other formats."""
+    kind = format_of(stream.read(HEAD))
     stream.seek(0)
-    if format_of(head) != "HEIF":
-        return _formats()
+    if kind == "JPEG":
+        from PIL.JpegImagePlugin import JpegImageFile
+
+        with contextlib.suppress(Exception):  # Image.open says what is wrong
+            image = JpegImageFile(stream)
+            if image.width * image.height <= PILLOW_MAX_PIXELS:
+                return image
+        stream.seek(0)
+    return Image.open(stream, formats=_heif_formats(name) if kind == "HEIF" else _formats())
+
+
+def _heif_formats(name: str) -> tuple[str, ...]:
+    """Import the HEIC package, and return the formats to try then."""
     for package in ("pi_heif", "pillow_heif"):
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(package).register_heif_opener()
@@ -221,7 +232,7 @@ def _open(stream: IO[bytes], name: str, min_side: int | None, max_pixels: int) -
     try:
         with _open_lock, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large but below the limit; broken metadata
-            image = Image.open(stream, formats=_formats_for(stream, name))
+            image = _read_header(stream, name)
     except ImageError:
         raise
     except Image.DecompressionBombError:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from . import backends
 from . import bundle as contract
 from .batching import Batching
-from .bundle.hub import locate
+from .bundle.location import locate
 from .errors import OptionError, is_whole
 from .feature_cache import FeatureCache
 from .image import MAX_PIXELS, ImageSettings

@@ -8,22 +8,20 @@ _PICTURE = r"(?:the|this|that) (?:picture|image|photo|photograph|scene|shot|fram
 _SHOWN = r"(?:visible |present |shown )?"
 _PLACE = rf"(?: (?:at all|anywhere|somewhere|here|visible|present|shown|in it|{_SHOWN}(?:in|on) {_PICTURE}))"
 _DEFINITE = r"(?!(?:the|this|that|these|those|it|he|she|they|we|you|i) )"
-_QUESTIONS = [
-    re.compile(pattern)
-    for pattern in (
-        rf"(?:is|are) there (?P<what>.+?){_PLACE}*",
-        rf"(?:do|can) (?:you|we|i) (?:see|spot|find|detect|notice) (?P<what>.+?){_PLACE}*",
-        rf"do(?:es)? {_PICTURE} (?:show|contain|have|include|depict) (?P<what>.+?){_PLACE}*",
-        rf"(?:is|are) (?P<what>(?:a|an|any|some) .+?){_PLACE}+",
-        rf"(?:is|are) (?P<what>{_DEFINITE}.+?) (?:visible|in {_PICTURE}){_PLACE}*",
-    )
-]
+# `re` compiles these patterns when a question is first read, and keeps them.
+_QUESTIONS = (
+    rf"(?:is|are) there (?P<what>.+?){_PLACE}*",
+    rf"(?:do|can) (?:you|we|i) (?:see|spot|find|detect|notice) (?P<what>.+?){_PLACE}*",
+    rf"do(?:es)? {_PICTURE} (?:show|contain|have|include|depict) (?P<what>.+?){_PLACE}*",
+    rf"(?:is|are) (?P<what>(?:a|an|any|some) .+?){_PLACE}+",
+    rf"(?:is|are) (?P<what>{_DEFINITE}.+?) (?:visible|in {_PICTURE}){_PLACE}*",
+)
 # What these words ask is not whether something is there.
-_OTHER = re.compile(
+_OTHER = (
     r"\b(?:no|not|none|nothing|or|else|same|more|less|fewer|many|much|several|both|another|other|only|one|two|three|four"
     r"|five|six|seven|eight|nine|ten|\d+|anything|something|everything|what|which|who|why|how|where|when|difference)\b"
 )
-_NUMBER = re.compile(r"how many [^?]+")
+_NUMBER = r"how many [^?]+"
 _ANYONE = {"anyone", "anybody", "someone", "somebody", "any people", "any person", "people", "any persons", "a human"}
 _PHRASE_WORDS = 4
 _MAX_CHARACTERS = 300  # of a question that is read at all
@@ -36,16 +34,16 @@ _MASS = set(  # nouns that take no article
     steam string sunlight surfing sushi swimming tea tennis text toast traffic trash water wheat wine wood
     yogurt""".split()
 )
-_SENTENCE_END = re.compile(r"(?<=[?!.]) ")
-_INSTRUCTION = re.compile(r"(?:please )?(?:just |only )?(?:answer|reply|respond|say)\b")
+_SENTENCE_END = r"(?<=[?!.]) "
+_INSTRUCTION = r"(?:please )?(?:just |only )?(?:answer|reply|respond|say)\b"
 
 
 def phrase_of(question: str) -> str | None:
     """Return "a cat" for "Is there a cat in the picture?"; None if a text does not ask whether something is there."""
     text = _sentence_of(question)
     for pattern in _QUESTIONS:
-        found = pattern.fullmatch(text)
-        if found is not None and not _OTHER.search(found["what"]):
+        found = re.fullmatch(pattern, text)
+        if found is not None and not re.search(_OTHER, found["what"]):
             what = found["what"]
             return "a person" if what in _ANYONE else re.sub(r"^(?:any|some|the) ", "", what)
     return None
@@ -54,15 +52,15 @@ def phrase_of(question: str) -> str | None:
 def number_question(question: str) -> str | None:
     """Return "how many cats are there?" for "How many cats are there? Answer briefly."; None for other questions."""
     text = _sentence_of(question)
-    return f"{text}?" if _NUMBER.fullmatch(text) else None
+    return f"{text}?" if re.fullmatch(_NUMBER, text) else None
 
 
 def _sentence_of(question: str) -> str:
     """The only sentence of a question but for requests to be brief, in lower case; empty if there are more."""
     if len(question) > _MAX_CHARACTERS:
         return ""
-    parts = (part.strip("?!. ") for part in _SENTENCE_END.split(" ".join(question.lower().split())))
-    asked = [part for part in parts if part and not _INSTRUCTION.match(part)]
+    parts = (part.strip("?!. ") for part in re.split(_SENTENCE_END, " ".join(question.lower().split())))
+    asked = [part for part in parts if part and not re.match(_INSTRUCTION, part)]
     return asked[0].removeprefix("please ").removesuffix(" please").rstrip(", ") if len(asked) == 1 else ""
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..backends.ort import num_threads, usable_threads
 from ..bundle import read
 from ..bundle.atomic import write_file
-from ..bundle.hub import locate
+from ..bundle.location import locate
 from ..command_line import Parser, nonempty, run, whole
 from ..errors import OptionError
 from ..install_hints import pip_install

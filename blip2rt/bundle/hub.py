@@ -1,7 +1,6 @@
 """Bundles on the Hugging Face Hub: `hf://user/repo`, or `hf://user/repo@revision`.
 
-    locate("hf://user/repo")   # the folder in the cache; downloaded if it is not there yet
-    pull("hf://user/repo")     # asks the hub for the newest commit, and downloads it
+    pull("hf://user/repo")  # asks the hub for the newest commit, and downloads it
 
 A name stands for the commit that was downloaded first, until `pull` moves it: a cached bundle is opened without any
 network access. Files arrive in a hidden folder, which is renamed once every file has the hash of the manifest. An
@@ -23,9 +22,8 @@ from ..install_hints import pip_install
 from ..system import lock_file, user_cache
 from .atomic import write_file
 from .names import MANIFEST
-from .reader import MAX_MANIFEST_BYTES, embedded, read_manifest, verify
+from .reader import MAX_MANIFEST_BYTES, read_manifest, verify
 
-PREFIX = "hf://"
 _NAME = re.compile(r"hf://([\w][\w.-]*/[\w][\w.-]*)(?:@([\w][\w./-]*))?", re.ASCII)
 _TIMEOUT = 60  # seconds without a byte
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -74,20 +72,6 @@ class HubName:
     @property
     def _reference(self) -> Path:
         return self.folder / "refs" / self.revision.replace("/", "--")
-
-
-def locate(bundle: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
-    """The folder of a bundle: nano's for None and "nano", the cached one of hf://..., any other path as it is.
-
-    A folder called nano comes before the embedded model. Raises BundleError.
-    """
-    if bundle == "":
-        raise BundleError("the bundle is '': give its folder, or leave it out for nano")
-    if bundle is None or (bundle == "nano" and not os.path.exists(bundle)):
-        return embedded()
-    if isinstance(bundle, str) and bundle.startswith(PREFIX):
-        return HubName.parse(bundle).cached or pull(bundle)
-    return bundle
 
 
 def pull(text: str) -> Path:

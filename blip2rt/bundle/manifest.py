@@ -3,8 +3,6 @@
 Unknown fields are ignored, so bundles of the same format version may have more.
 """
 
-from __future__ import annotations
-
 import functools
 import types
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass

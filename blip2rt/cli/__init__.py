@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import backends
-from ..command_line import complain, flags_named, run, show, show_json, tune_process
+from ..command_line import collect_garbage, complain, flags_named, run, run_process, show, show_json
 from ..errors import ImageError, OptionError, one_line, printable, reason, utf8_name
 from ..gallery import flags as gallery_flags
 from ..native import require_processor
@@ -31,10 +31,10 @@ _SHOW_PROGRESS_BYTES = 200_000_000  # larger bundles get a progress line
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run `blip2rt` with `arguments`, or the process's own, and return the exit status."""
+    """Run `blip2rt` with `arguments` and return the exit status, or with the process's own and end the process."""
     if arguments is None:
-        tune_process()
-    return run("blip2rt", lambda: _call(build_parser(HANDLERS).parse_args(arguments)))
+        run_process(lambda: main(sys.argv[1:]))
+    return run("blip2rt", lambda: _call(build_parser(HANDLERS, arguments).parse_args(arguments)))
 
 
 def _call(args: argparse.Namespace) -> int:
@@ -157,7 +157,7 @@ def _gallery(name: str, args: argparse.Namespace) -> int:
 
 def _info(args: argparse.Namespace) -> int:
     from ..bundle import read
-    from ..bundle.hub import locate
+    from ..bundle.location import locate
     from .info import describe, to_dict
 
     bundle = read(locate(args.bundle))
@@ -167,7 +167,7 @@ def _info(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     from ..bundle import MANIFEST, verify
-    from ..bundle.hub import locate
+    from ..bundle.location import locate
 
     folder = locate(args.bundle)
     signed = ""
@@ -272,7 +272,10 @@ def _load(args: argparse.Namespace, threads: int | None = None, batching: bool =
     settings = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if batching and not backends.get(args.backend).batches:
         raise OptionError(f"the backend {args.backend} decodes each call by itself: give --backend ort, and its bundle")
-    return load(args.model, backend=args.backend, device=args.device, threads=threads, batching=batching, **settings)
+    settings |= {"backend": args.backend, "device": args.device, "threads": threads, "batching": batching}
+    model = load(args.model, **settings)
+    collect_garbage()
+    return model
 
 
 def _executor(args: argparse.Namespace) -> AbstractContextManager[Any]:

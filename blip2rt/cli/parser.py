@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 from .. import backends
 from ..command_line import Parser, nonempty, path, whole
 from ..gallery import flags as gallery_flags
 from ..options import Options
-from ..serve import cli as serve_cli
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -84,29 +84,53 @@ _SAMPLING: tuple[tuple[str, Any, str, str], ...] = (
 )
 
 
-def build_parser(handlers: Mapping[str, Handler]) -> Parser:
-    """The parser of all commands. handlers: the function that runs each command, by command name."""
+def build_parser(handlers: Mapping[str, Handler], words: Sequence[str] | None = None) -> Parser:
+    """The parser of all commands. handlers: the function that runs each command, by command name.
+
+    words: what will be parsed; then only the command that they name has its arguments.
+    """
     parser = Parser(
         description="Captions, answers and matches for images, by BLIP-2 on this machine.",
         epilog="exit status: 0 success, 1 some images failed, 2 a mistake, 130 interrupted",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    named = None if words is None else next((word for word in words if not word.startswith("-")), "")
 
-    def add(name: str, handler: Handler, about: str, **more: Any) -> Parser:
+    def add(name: str, about: str, add_arguments: Callable[[Parser], object], **more: Any) -> None:
         more.setdefault("description", f"{about[0].upper()}{about[1:]}.")
         command: Parser = commands.add_parser(name, help=about, **more)
-        command.set_defaults(run=handler)
-        return command
+        if named in (None, name):
+            command.set_defaults(run=handlers.get(name))
+            add_arguments(command)
 
-    about = "describe images and folders of them"
-    _add_caption(add("caption", handlers["caption"], about, description=_CAPTION, renamed=_ALIASES))
-    _add_ask(add("ask", handlers["ask"], "answer a question about images", renamed=_ALIASES))
-    command = add("match", handlers["match"], "score how well texts describe an image", description=_MATCH)
+    add("caption", "describe images and folders of them", _add_caption, description=_CAPTION, renamed=_ALIASES)
+    add("ask", "answer a question about images", _add_ask, renamed=_ALIASES)
+    add("match", "score how well texts describe an image", _add_match, description=_MATCH)
+    add("explain", "draw where an image shows a word", _add_explain, description=_EXPLAIN)
+    add("fill", "fill a JSON Schema from images", _add_fill, description=_FILL)
+    add("tag", "label pictures and folders of them", _add_tag, description=_TAG)
+    for name, (about, add_arguments) in gallery_flags.COMMANDS.items():
+        add(name, about, partial(_add_gallery, add_arguments))
+    add("pool", "prepare captions that guide `caption`", _add_pool, description=_POOL)
+    add("serve", "serve over HTTP, like OpenAI and Ollama", _add_serve, description=_SERVE)
+    add("stdio", "answer JSON lines on standard input", _add_stdio, description=_STDIO)
+    add("info", "show what a bundle holds", _add_info)
+    add("verify", "check the sha256 of a bundle's files", _add_verify)
+    add("pull", "download a bundle from the Hugging Face Hub", _add_pull, description=_PULL)
+    add("doctor", "diagnose this machine: what is missing, and how to install it", _add_json)
+    add("completion", "print a shell's completion script", _add_completion, description=_COMPLETION)
+    add("help", "show the help of a command", partial(_add_topic, topics=[*commands.choices, "help"]))
+    return parser
+
+
+def _add_match(command: Parser) -> None:
     command.add_argument("image", type=nonempty, metavar="IMAGE", help=_ONE_IMAGE)
     command.add_argument("texts", nargs="+", metavar="TEXT", help="a text, in quotes; several are ranked")
     _add_model(command)
     _add_output(command)
-    command = add("explain", handlers["explain"], "draw where an image shows a word", description=_EXPLAIN)
+
+
+def _add_explain(command: Parser) -> None:
     command.add_argument("image", type=nonempty, metavar="IMAGE", help=_ONE_IMAGE)
     command.add_argument("word", nargs="?", metavar="WORD", help="one word of the caption (default: each)")
     command.add_argument("--text", type=nonempty, metavar="TEXT", help="a caption (default: the model's own)")
@@ -114,46 +138,73 @@ def build_parser(handlers: Mapping[str, Handler]) -> Parser:
     command.add_argument("--out", type=path, metavar="FILE", help=about)
     command.add_argument("--overwrite", action="store_true", help="replace the file")
     _add_model(command)
-    command = add("fill", handlers["fill"], "fill a JSON Schema from images", description=_FILL)
+
+
+def _add_fill(command: Parser) -> None:
     command.add_argument("schema", type=path, metavar="SCHEMA", help="file with a JSON Schema")
     command.add_argument("images", nargs="+", type=nonempty, metavar="IMAGE", help=_ONE_IMAGE)
     command.add_argument("--question", metavar="TEXT", help='what a field such as "answer" asks (default: a caption)')
     _add_model(command)
-    command = add("tag", handlers["tag"], "label pictures and folders of them", description=_TAG)
+
+
+def _add_tag(command: Parser) -> None:
     gallery_flags.add_sources(command, _SOURCES)
     gallery_flags.add_tag(command)
     _add_model(command)
     _add_output(command)
-    gallery_flags.add_commands(add, handlers, _add_model)
-    command = add("pool", handlers["pool"], "prepare captions that guide `caption`", description=_POOL)
+
+
+def _add_gallery(add_arguments: Callable[[Parser], None], command: Parser) -> None:
+    add_arguments(command)
+    _add_model(command)
+
+
+def _add_pool(command: Parser) -> None:
     command.add_argument("action", choices=("build",), help="embed the captions for the model")
     command.add_argument("file", type=path, metavar="CAPTIONS", help="text file with one caption a line")
     command.add_argument("--out", type=path, required=True, metavar="FILE", help="the pool to write")
     _add_model(command)
-    command = add("serve", serve_cli.run, "serve over HTTP, like OpenAI and Ollama", description=_SERVE)
-    serve_cli.add_options(command)
+
+
+def _add_serve(command: Parser) -> None:
+    from ..serve import cli
+
+    command.set_defaults(run=cli.run)
+    cli.add_options(command)
     _add_model(command, pixels=False)
-    command = add("stdio", handlers["stdio"], "answer JSON lines on standard input", description=_STDIO)
+
+
+def _add_stdio(command: Parser) -> None:
     about = "requests to run at the same time"
     command.add_argument("--parallel", type=whole(1, 1024), default=4, metavar="N", help=about)
     _add_model(command)
-    _add_bundle(add("info", handlers["info"], "show what a bundle holds")).add_argument(
-        "--json", action="store_true", help="print one JSON object"
-    )
+
+
+def _add_info(command: Parser) -> None:
+    _add_bundle(command)
+    _add_json(command)
+
+
+def _add_verify(command: Parser) -> None:
+    _add_bundle(command)
     key = "also check the manifest's signature, blip2rt.json.minisig, against this public key of minisign"
-    _add_bundle(add("verify", handlers["verify"], "check the sha256 of a bundle's files")).add_argument(
-        "--key", type=path, metavar="FILE", help=key
-    )
-    command = add("pull", handlers["pull"], "download a bundle from the Hugging Face Hub", description=_PULL)
+    command.add_argument("--key", type=path, metavar="FILE", help=key)
+
+
+def _add_pull(command: Parser) -> None:
     command.add_argument("bundle", type=nonempty, metavar="hf://USER/REPOSITORY[@REVISION]", help="the bundle's name")
-    command = add("doctor", handlers["doctor"], "diagnose this machine: what is missing, and how to install it")
-    command.add_argument("--json", action="store_true", help="print one JSON object")
-    about = "print a shell's completion script"
-    command = add("completion", handlers["completion"], about, description=_COMPLETION)
+
+
+def _add_completion(command: Parser) -> None:
     command.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
-    command = add("help", handlers["help"], "show the help of a command")
-    command.add_argument("topic", nargs="?", choices=[*commands.choices], metavar="COMMAND", help="the command")
-    return parser
+
+
+def _add_topic(command: Parser, topics: Sequence[str]) -> None:
+    command.add_argument("topic", nargs="?", choices=topics, metavar="COMMAND", help="the command")
+
+
+def _add_json(command: Parser) -> None:
+    command.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _add_caption(command: Parser) -> None:
@@ -190,10 +241,8 @@ def _add_options(group: argparse._ArgumentGroup, options: tuple[tuple[str, Any, 
         group.add_argument(flag, dest=names[flag], help=about, default=argparse.SUPPRESS, **how)
 
 
-def _add_bundle(command: Parser) -> Parser:
-    about = _BUNDLE
-    command.add_argument("bundle", nargs="?", type=nonempty, metavar="BUNDLE", help=about)
-    return command
+def _add_bundle(command: Parser) -> None:
+    command.add_argument("bundle", nargs="?", type=nonempty, metavar="BUNDLE", help=_BUNDLE)
 
 
 def _add_model(command: Parser, pixels: bool = True) -> None:

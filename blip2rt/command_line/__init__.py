@@ -12,10 +12,11 @@ from .parser import path as path
 from .parser import positive_byte_size as positive_byte_size
 from .parser import whole as whole
 from .program import PACKAGES as PACKAGES
+from .program import collect_garbage as collect_garbage
 from .program import complain as complain
 from .program import flags_named as flags_named
 from .program import run as run
+from .program import run_process as run_process
 from .program import running as running
 from .program import show as show
 from .program import show_json as show_json
-from .program import tune_process as tune_process

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import difflib
+import contextlib
+import os
 import re
 import sys
-import textwrap
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence, Sized
 from contextvars import ContextVar
@@ -83,7 +83,7 @@ class Parser(argparse.ArgumentParser):
         if action.choices is None or value in action.choices:
             return
         choices = [str(choice) for choice in action.choices]
-        near = difflib.get_close_matches(str(value).lower(), choices, 1)
+        near = _nearest(str(value).lower(), choices)
         mean = f"did you mean {near[0]}? " if near else ""
         self.error(f"{_name(action)} is {str(value)!r}: {mean}choose from {', '.join(choices)}")
 
@@ -153,7 +153,7 @@ class Parser(argparse.ArgumentParser):
         known |= {old: new for old, new in self.renamed.items() if new}
         if not name.startswith("--") and "." in name:
             return f"unknown option {name}: if it is a file, put -- before it"
-        near = difflib.get_close_matches(name.replace("_", "-"), known, 1)
+        near = _nearest(name.replace("_", "-"), known)
         near = near or [option for option in known if option.lower() == name.lower()]
         return f"unknown option {name}" + (f": did you mean {known[near[0]]}?" if near else "")
 
@@ -162,7 +162,7 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
     """Show required arguments in the usage, and each option's default once, as "(default: x)"."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30)
+        super().__init__(prog, max_help_position=30, width=_columns() - 2)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         """Wrap a description or an epilog. Lines with columns, examples and lists stay lines of their own."""
@@ -189,11 +189,21 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
         return f"{text} (default: {shown.replace('%', '%%')})"
 
 
+def _columns() -> int:
+    """Do what shutil.get_terminal_size does, but import no decompressors: argparse asks for each argument."""
+    with contextlib.suppress(KeyError, ValueError):
+        if (columns := int(os.environ["COLUMNS"])) > 0:
+            return columns
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # no standard output, or it is no terminal
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
+    return 80
+
+
 def _wrapped(paragraph: str, width: int) -> str:
     """A paragraph in lines of at most `width`; a long example continues after a backslash."""
     lines = paragraph.splitlines()
     if not any(re.search(r"^\s|\S  ", line) for line in lines):
-        return textwrap.fill(" ".join(lines), width)
+        return "\n".join(_folded(" ".join(lines), width))
     return "\n".join(_hung(line, width) for line in lines)
 
 
@@ -206,9 +216,7 @@ def _hung(line: str, width: int) -> str:
     example = re.match(r"\s+(blip2rt|python)", line) is not None
     how = {"break_long_words": False, "break_on_hyphens": False}
     hang = " " * (len(column[0]) + 4 * example)
-    return (" \\\n" if example else "\n").join(
-        textwrap.wrap(line, width - 2 * example, subsequent_indent=hang, **how)  # type: ignore[arg-type]
-    )
+    return (" \\\n" if example else "\n").join(_folded(line, width - 2 * example, subsequent_indent=hang, **how))
 
 
 class _Options(argparse.Action):
@@ -219,6 +227,20 @@ class _Options(argparse.Action):
 
     def __call__(self, *_: Any) -> None:
         raise AssertionError("shown, never parsed")
+
+
+def _folded(line: str, width: int, **how: Any) -> list[str]:
+    """A line in lines of at most `width`."""
+    import textwrap  # for help only
+
+    return textwrap.wrap(line, width, **how)
+
+
+def _nearest(word: str, choices: Iterable[str]) -> list[str]:
+    """What was probably meant, at most one."""
+    import difflib  # for mistakes only
+
+    return difflib.get_close_matches(word, [*choices], 1)
 
 
 def _name(action: argparse.Action) -> str:

@@ -13,6 +13,7 @@ import stat
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from typing import NoReturn
 
 from ..errors import Blip2rtError, OptionError, printable
 from ..install_hints import pip_install
@@ -35,10 +36,29 @@ def flags_named(flags: Mapping[str, str]) -> Iterator[None]:
         raise OptionError(message) from error
 
 
-def tune_process() -> None:
-    """Save processor time in a process that runs one command. Call it before numpy is imported."""
+def run_process(main: Callable[[], int]) -> NoReturn:
+    """Call `main` and end the process with its exit status. Saves processor time. Call it before numpy is imported."""
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # numpy's threads sleep at once, and do not spin at first
-    atexit.register(gc.freeze)  # the system frees what is left faster than a last collection
+    gc.disable()  # what is imported stays; see collect_garbage
+    ended: list[int] = []
+    atexit.register(_leave, ended)  # runs after all that is registered later
+    ended.append(main())
+    sys.exit(ended[0])
+
+
+def _leave(ended: list[int]) -> None:
+    """Let the system free what is left, which is faster than object by object. ended: the exit status, if known."""
+    if ended:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(ended[0])
+
+
+def collect_garbage() -> None:
+    """Collect garbage from here on, but of nothing that was imported. Call it when a model has been loaded."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 def run(

@@ -19,7 +19,6 @@ from ..errors import Blip2rtError, OptionError, one_line
 from ..results import finish_reason, too_late
 from .flags import XMP_NAMES
 from .outputs import DISK_FULL, Description, Sink
-from .outputs.sidecars import TextSidecar
 from .outputs.tables import COLUMNS, TABLES, open_table
 from .outputs.templates import CaptionTemplate
 from .prefetch import Batch, Executor, Parallelism, prefetch
@@ -168,6 +167,8 @@ def _parts(
 
 def _open_sinks(outputs: OutputSettings, run: Run, flags: str) -> Iterator[Sink]:
     if outputs.sidecar is not None:
+        from .outputs.sidecars import TextSidecar
+
         yield TextSidecar(outputs.sidecar, outputs.overwrite)
     if outputs.xmp:
         yield run.open_xmp(outputs.overwrite, outputs.xmp == XMP_NAMES[0])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ..command_line import Parser, nonempty, path, whole
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 FLAGS = {name: "--" + name.replace("_", "-") for name in ("template", "overwrite", "out", "caption_extension")}
 XMP_NAMES = ("photo.xmp", "photo.jpg.xmp")
 _FILES = "files (finished pictures are skipped)"
+_CREATED = "the folder made by `blip2rt index`"
 
 
 def add_sources(command: Parser, help_text: str) -> None:
@@ -117,9 +118,6 @@ def parallelism_of(args: argparse.Namespace, sources: Sources, batch_size: int) 
     return Parallelism(batch_size, decode_threads, 1, args.threads and threads)
 
 
-Handler = Callable[[argparse.Namespace], int]
-
-
 def add_tag(command: Parser) -> None:
     """Add the flags of `tag`."""
     group = command.add_argument_group("labels")
@@ -132,10 +130,7 @@ def add_tag(command: Parser) -> None:
     add_parallelism(command.add_argument_group("speed"), 8, cluster=False)
 
 
-def add_commands(add: Callable[..., Parser], handlers: Mapping[str, Handler], add_model: Any) -> None:
-    """Add `index`, `merge`, `search` and `duplicates`. add: creates a command. add_model: adds the model's flags."""
-    created = "the folder made by `blip2rt index`"
-    command = add("index", handlers["index"], "embed a folder of pictures, for search")
+def add_index(command: Parser) -> None:
     command.add_argument(
         "folder", type=path, metavar="DIR", help="the folder of pictures, with its subfolders; or a shard"
     )
@@ -145,19 +140,18 @@ def add_commands(add: Callable[..., Parser], handlers: Mapping[str, Handler], ad
     group.add_argument("--format", choices=("blip2rt", "clip-retrieval"), default="blip2rt", help=layouts)
     add_errors(group)
     add_parallelism(command.add_argument_group("speed"), 8)
-    add_model(command)
 
-    about = "merge indexes into a packed one, for millions of pictures"
-    command = add("merge", handlers["merge"], about)
-    command.add_argument("indexes", nargs="+", type=path, metavar="INDEX", help=f"{created}; or a packed one")
+
+def add_merge(command: Parser) -> None:
+    command.add_argument("indexes", nargs="+", type=path, metavar="INDEX", help=f"{_CREATED}; or a packed one")
     group = command.add_argument_group("files")
     group.add_argument("--out", type=path, required=True, metavar="PACKED", help="the folder of the packed index")
     captions = "table made by `blip2rt caption --out`; `search` then ranks by captions, too"
     group.add_argument("--captions", type=path, metavar="FILE", help=captions)
-    add_model(command)
 
-    command = add("search", handlers["search"], "find pictures of an index by a text or a picture")
-    command.add_argument("index", type=path, metavar="INDEX", help=created)
+
+def add_search(command: Parser) -> None:
+    command.add_argument("index", type=path, metavar="INDEX", help=_CREATED)
     command.add_argument("text", nargs="?", type=nonempty, metavar="TEXT", help="what the pictures show, in quotes")
     group = command.add_argument_group("search")
     group.add_argument("--image", type=nonempty, metavar="FILE", help="find pictures similar to this one")
@@ -169,11 +163,18 @@ def add_commands(add: Callable[..., Parser], handlers: Mapping[str, Handler], ad
     group.add_argument("--json", action="store_true", help="print one JSON object a line")
     group.add_argument("--html", type=path, metavar="FILE", help="write a page with thumbnails")
     group.add_argument("--copy-to", type=path, metavar="DIR", help="copy the pictures into DIR, by rank")
-    add_model(command)
 
-    command = add("duplicates", handlers["duplicates"], "find near duplicates in an index")
-    command.add_argument("index", type=path, metavar="INDEX", help=created)
+
+def add_duplicates(command: Parser) -> None:
+    command.add_argument("index", type=path, metavar="INDEX", help=_CREATED)
     similarity = "minimum similarity of two pictures; 1 is identical"
     command.add_argument("--alike", type=float, default=0.96, metavar="X", help=similarity)
     command.add_argument("--json", action="store_true", help="print one JSON object a group")
-    add_model(command)
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {  # command -> what it does, what adds its flags
+    "index": ("embed a folder of pictures, for search", add_index),
+    "merge": ("merge indexes into a packed one, for millions of pictures", add_merge),
+    "search": ("find pictures of an index by a text or a picture", add_search),
+    "duplicates": ("find near duplicates in an index", add_duplicates),
+}

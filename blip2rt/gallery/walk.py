@@ -20,7 +20,6 @@ from typing import IO
 
 from ..untrusted.image_format import HEAD, format_of, has_image_name, read_head
 from .sources import Failure, Picture, Sources, is_glob, is_shard
-from .tar_samples import shard_pictures
 
 _SEPARATOR = f"[{re.escape(os.sep + (os.altsep or ''))}]"
 _MAGIC = re.compile(r"[*?\[]")
@@ -115,6 +114,8 @@ class _Walker:
         if os.path.isdir(path):
             yield from self._folder(path, path)
         elif is_shard(path):
+            from .tar_samples import shard_pictures
+
             yield from shard_pictures(path)
         elif is_glob(path) and not literal:
             base = os.path.dirname(path[: _MAGIC.search(path).start()]) or os.curdir  # type: ignore[union-attr]

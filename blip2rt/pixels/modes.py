@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..errors import ImageError
 
@@ -23,7 +23,11 @@ def upright(image: Image.Image) -> Image.Image:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # noqa: BLE001  # broken EXIF data leave the pixels readable
         return image
-    return ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
+    if orientation not in range(2, 9):
+        return image
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(image)
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..command_line import byte_size, nonempty, path, positive_byte_size, whole
+from ..command_line import byte_size, collect_garbage, nonempty, path, positive_byte_size, whole
 from ..errors import OptionError
 from ..install_hints import pip_install
 from .settings import MEBI, Access, Limits, MediaAccess, QueueLimits, Settings
@@ -143,4 +143,6 @@ def run(args: argparse.Namespace) -> int:
         raise OptionError(f"{error.name} is not installed: {pip_install('serve')}") from None
     names = ("backend", "device", "threads", "scaled_jpeg", "trusted_graphs")
     keywords = {name: getattr(args, name) for name in names}
-    return serve(open_model(args.model, settings, **keywords), settings)
+    model = open_model(args.model, settings, **keywords)
+    collect_garbage()
+    return serve(model, settings)

@@ -283,6 +283,15 @@ def test_bad_arrays_are_named(array, words):
     assert all(word in str(caught.value) for word in [*words, "(H, W, 3)"]), str(caught.value)
 
 
+def test_the_first_of_several_pictures_in_a_jpeg_counts():
+    first, second = (Image.effect_noise((64, 48), 90).convert("RGB") for _ in range(2))
+    file = io.BytesIO()
+    first.save(file, "MPO", save_all=True, append_images=[second])
+    with Image.open(file) as opened:
+        assert opened.format == "MPO"
+        assert np.array_equal(load_rgb(file.getvalue()), opened)
+
+
 def bad_files(folder: Path) -> dict[str, tuple[object, str]]:
     """Input -> a part of the error message."""
     jpeg = encode(Image.effect_noise((200, 200), 90), "JPEG")

@@ -44,6 +44,18 @@ def test_import_is_light():
     assert min(float(run_python(code).stdout) for _ in range(3)) < 0.2, "seconds of one core"
 
 
+def test_a_caption_imports_only_what_one_picture_needs(tiny, tmp_path, photo):
+    Image.fromarray(photo()).save(tmp_path / "x.jpg")
+    needless = "PIL.ImageOps PIL.PngImagePlugin blip2rt.bundle.hub blip2rt.gallery.outputs.sidecars".split()
+    needless += "blip2rt.gallery.tar_samples blip2rt.serve.cli blip2rt.serve.settings tarfile".split()
+    arguments = ["caption", str(tmp_path / "x.jpg"), "--model", str(tiny.path)]
+    code = (
+        f"import sys; before = set(sys.modules)\nfrom blip2rt.cli import main\nassert main({arguments!r}) == 0\n"
+        f"print(*({{*{needless!r}}} & (set(sys.modules) - before)))"
+    )
+    assert run_python(code).stdout.splitlines()[1:] == [""]
+
+
 def test_version_matches_the_metadata():
     from importlib.metadata import version
 

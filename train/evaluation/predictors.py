@@ -14,7 +14,7 @@ import numpy as np
 
 from blip2rt import backends
 from blip2rt import bundle as contract
-from blip2rt.bundle.hub import locate
+from blip2rt.bundle.location import locate
 from blip2rt.errors import Blip2rtError
 from blip2rt.install_hints import pip_install
 from blip2rt.model import Model

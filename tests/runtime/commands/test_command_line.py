@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import re
@@ -18,6 +19,7 @@ import pytest
 
 import blip2rt
 from blip2rt import command_line
+from blip2rt.cli import main
 from blip2rt.command_line import Parser, UsageError, nonempty, path, run, whole
 from blip2rt.errors import ImageError, OptionError
 from blip2rt.install_hints import pip_install
@@ -404,15 +406,34 @@ def test_python_m_is_the_script(module: str) -> None:
 def test_only_a_process_of_its_own_is_tuned() -> None:
     """A program that calls main() keeps its environment; numpy reads the variable when it is imported."""
     code = """if True:
-        import os, sys
-        from blip2rt.cli import main
-        variable, found = "OPENBLAS_THREAD_TIMEOUT", ["numpy" in sys.modules]
-        for arguments in (["--version"], None):
-            main(arguments)
-            found.append(os.environ.get(variable))
-        print(found)"""
+        import atexit, gc, os, sys
+        from blip2rt import cli
+
+        class Left:
+            def __del__(self):
+                print("freed, and not by the system")
+
+        def run(*_):
+            found.extend([gc.isenabled(), os.environ.get("OPENBLAS_THREAD_TIMEOUT")])
+            atexit.register(print, found)
+            return 3
+
+        left, found, cli.run = Left(), ["numpy" in sys.modules], run
+        cli.main(["--version"])
+        cli.main()"""
     for given, seen in (({}, None), ({"OPENBLAS_THREAD_TIMEOUT": "20"}, "20")):
         env = {name: value for name, value in os.environ.items() if name != "OPENBLAS_THREAD_TIMEOUT"} | given
-        command = [sys.executable, "-c", code, "--version"]
+        command = [sys.executable, "-c", code]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
-        assert done.stdout.splitlines()[-1] == str([False, seen, seen or "4"]), done
+        found = [False, True, seen, False, seen or "4"]
+        assert (done.returncode, done.stdout) == (3, f"{found}\n"), done
+
+
+def test_garbage_is_collected_once_a_model_is_loaded(tiny: Any) -> None:
+    gc.disable()
+    try:
+        assert main(["ask", "missing.jpg", "what is this?", "--model", str(tiny.path)]) == 2
+        assert gc.isenabled() and gc.get_freeze_count()
+    finally:
+        gc.enable()
+        gc.unfreeze()
