@@ -1,4 +1,4 @@
-"""ONNX files without the package `onnx`: enough protobuf to read a graph, fix its axes, and write a single node.
+"""ONNX files without the package `onnx`: enough protobuf to read a graph, fix its axes, and write a product.
 
 Knows field numbers (onnx.proto), not what nodes compute.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FLOAT, UINT8, INT8, INT32 = 1, 2, 3, 6  # TensorProto.DataType
+FLOAT, INT8 = 1, 3  # TensorProto.DataType
 _GRAPH, _PORTS = 7, (11, 12)  # ModelProto.graph; GraphProto.input, output
 _DIMENSION_PATH = (2, 1, 2, 1)  # ValueInfoProto.type, .tensor_type, .shape, .dim
 BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 16: 16, 21: 4, 22: 4}  # of a data type
@@ -177,12 +177,32 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
             return value, at
 
 
-def matmul(op_type: str, left: int, right: int, out: int, shape: tuple[int, int], weight: bytes) -> bytes:
-    """A graph of one product: a (M, K) of dtype `left` x a constant weight (K, N) of dtype `right` -> y (M, N)."""
-    node = _message((1, b"a"), (1, b"b"), (2, b"y"), (4, op_type.encode()))
-    tensor = _message(*((1, dim) for dim in shape), (2, right), (8, b"b"), (9, weight))
-    graph = _message((1, node), (2, b"matmul"), (5, tensor), (11, _value("a", left)), (12, _value("y", out)))
-    return _message((1, 8), (7, graph), (8, _message((2, 13))))
+def float_matmul(shape: tuple[int, int], weight: bytes) -> bytes:
+    """A graph of one product: a (M, K) x a constant weight (K, N) -> y (M, N)."""
+    node = _message((1, b"a"), (1, b"b"), (2, b"y"), (4, b"MatMul"))
+    return _product([node], [_constant("b", FLOAT, shape, weight)])
+
+
+def int8_matmul(shape: tuple[int, int], codes: bytes, scales: bytes) -> bytes:
+    """A graph of one product as in int8-dynamic: a (M, K) x a constant weight (N, K) of int8, a scale per row -> y."""
+    order = _message((1, b"perm"), (8, 1), (8, 0), (20, 7))
+    transpose = _message((1, b"codes"), (2, b"b"), (4, b"Transpose"), (5, order))
+    node = _message(
+        (1, b"a"), (1, b"b"), (1, b"scales"), (2, b"y"), (4, b"DynamicQuantizeMatMul"), (7, b"com.microsoft")
+    )
+    constants = [_constant("codes", INT8, shape, codes), _constant("scales", FLOAT, shape[:1], scales)]
+    return _product([transpose, node], constants)
+
+
+def _product(nodes: list[bytes], constants: list[bytes]) -> bytes:
+    fields = [*((1, node) for node in nodes), *((5, constant) for constant in constants)]
+    graph = _message(*fields, (2, b"product"), (11, _value("a", FLOAT)), (12, _value("y", FLOAT)))
+    opsets = ((8, _message((2, 13))), (8, _message((1, b"com.microsoft"), (2, 1))))
+    return _message((1, 8), (7, graph), *opsets)
+
+
+def _constant(name: str, dtype: int, shape: tuple[int, ...], data: bytes) -> bytes:
+    return _message(*((1, dim) for dim in shape), (2, dtype), (8, name.encode()), (9, data))
 
 
 def _value(name: str, dtype: int) -> bytes:

@@ -10,30 +10,34 @@ import pytest
 from blip2rt.bench import collect, costs, machine
 from blip2rt.bench.stages import Workload
 from blip2rt.bundle import embedded, read
-from blip2rt.bundle.onnx_protobuf import FLOAT, INT8, INT32, UINT8, matmul
+from blip2rt.bundle.onnx_protobuf import float_matmul, int8_matmul
 from blip2rt.bundle.onnx_protobuf import read as read_graph
+from blip2rt.native import native
 from tests.engines.native import Session, runtime
 from tests.seeds import seed_of
 
 SEED = seed_of(__name__)
 
 
-@pytest.mark.parametrize("kind, left", [("fp32", np.float32), ("int8", np.int8), ("int8", np.uint8)])
-def test_measured_product_is_valid_onnx(kind, left, tmp_path):
-    """Its graph is valid and computes the product."""
+@pytest.mark.parametrize("kind, own", [("fp32", True), ("int8", True), ("int8", False)])
+def test_measured_product_is_valid_onnx(kind, own, tmp_path):
+    """Its graph is valid and computes the product, in int8 with our kernel if the processor has one."""
     onnx = pytest.importorskip("onnx")
 
     rng = np.random.default_rng(SEED)
-    integer = kind == "int8"
-    weight = rng.integers(-9, 9, (5, 7)).astype(np.int8 if integer else np.float32)
-    x = rng.integers(0, 9, (3, 5)).astype(left)
-    dtypes = (UINT8 if left is np.uint8 else INT8, INT8, INT32) if integer else (FLOAT,) * 3
-    data = matmul("MatMulInteger" if integer else "MatMul", *dtypes, (5, 7), weight.tobytes())
+    weight, x = rng.integers(-9, 9, (7, 5)).astype(np.int8), rng.integers(0, 256, (3, 5)).astype(np.float32)
+    x[:, :2] = 0, 255  # so that the other numbers are whole when quantized
+    scales = np.full(7, 0.5, np.float32)
+    as_float = 0.5 * weight.T.astype(np.float32)
+    int8 = int8_matmul((7, 5), weight.tobytes(), scales.tobytes())
+    data = int8 if kind == "int8" else float_matmul((5, 7), as_float.tobytes())
     onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
     (tmp_path / "product.onnx").write_bytes(data)
-    got = Session(runtime(), str(tmp_path / "product.onnx"), 1, trusted=integer).run({"a": x})["y"]
-    assert np.array_equal(got, x.astype(np.int64) @ weight.astype(np.int64))
-    assert machine.product_rate(kind, left, 1) > 0
+    session = Session(runtime(), str(tmp_path / "product.onnx"), 1, custom_int8=own, trusted=True)
+    assert np.allclose(session.run({"a": x})["y"], x @ as_float, rtol=1e-6)
+    kernels = [name for name in native().processor_kernels() if name.startswith("int8")] if kind == "int8" else []
+    assert session.custom_kernels == (kernels if own else [])
+    assert machine.product_rate(kind, 1, own) > 0
 
 
 @pytest.mark.parametrize("name", ["vision", "qformer", "llm", "itm"])
