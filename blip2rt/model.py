@@ -24,7 +24,6 @@ from .language import Chat
 from .matching import Matcher, MatchingCalls, require_maps, word_attention
 from .options import AskOptions, CallOptions, CaptionOptions, Options, StreamOptions, TextOptions, check_call, merge
 from .pipeline import GenerationTask, Pipeline
-from .requests import Answer, Request, submit
 from .results import Scored, Stopwatch, shaped, too_late
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
     from .backends import Backend, Floats
     from .bundle import Bundle
+    from .requests import Answer, Request
 
     Images: TypeAlias = Sequence[ImageLike]
     Inputs: TypeAlias = ImageLike | Images
@@ -271,6 +271,8 @@ class Model(MatchingCalls):
             answer.done say what is new. It must be quick; if it raises, only this request fails.
         Raises OptionError without load(batching=True), for bad requests, and for requests larger than the pool.
         """
+        from .requests import submit
+
         return submit(self.pipeline, request, on_news)
 
     def counters(self) -> dict[str, int]:

@@ -84,22 +84,23 @@ _SAMPLING: tuple[tuple[str, Any, str, str], ...] = (
 )
 
 
-def build_parser(handlers: Mapping[str, Handler], words: Sequence[str] | None = None) -> Parser:
+def build_parser(handlers: Mapping[str, Handler], words: Sequence[str] = ()) -> Parser:
     """The parser of all commands. handlers: the function that runs each command, by command name.
 
-    words: what will be parsed; then only the command that they name has its arguments.
+    words: what will be parsed; if they name one of the handlers, the parser has only that command.
     """
     parser = Parser(
         description="Captions, answers and matches for images, by BLIP-2 on this machine.",
         epilog="exit status: 0 success, 1 some images failed, 2 a mistake, 130 interrupted",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    named = None if words is None else next((word for word in words if not word.startswith("-")), "")
+    named = next((word for word in words if not word.startswith("-")), "")
+    only = named if named in handlers and named != "help" else None  # the argument of `help` is any command
 
     def add(name: str, about: str, add_arguments: Callable[[Parser], object], **more: Any) -> None:
-        more.setdefault("description", f"{about[0].upper()}{about[1:]}.")
-        command: Parser = commands.add_parser(name, help=about, **more)
-        if named in (None, name):
+        if only in (None, name):
+            more.setdefault("description", f"{about[0].upper()}{about[1:]}.")
+            command: Parser = commands.add_parser(name, help=about, **more)
             command.set_defaults(run=handlers.get(name))
             add_arguments(command)
 

@@ -19,16 +19,16 @@ from ..results import Match, MatchWeights, Scored
 from ..statements import is_phrase, phrase_of, without_article
 from ..text import Prompt, QFormerTokenizer
 from .calibration import COSINE, ITM, LABEL_SIGNALS, LIKELIHOOD, SCORE, computes, probabilities
-from .labels import Label, as_labels, everyday
 from .likelihood import Likelihood
 from .signals import Signals
-from .tagger import Tagger
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..backends import Floats
     from ..native import CaptionPool, Guide
+    from .labels import Label
+    from .tagger import Tagger
 
 
 _PRIOR_WEIGHT = 0.5  # of an answer's likelihood without the image; the best of 0, 0.3, 0.5, 0.7, 1 on COCO's questions
@@ -139,6 +139,9 @@ class Matcher:
         calibration = self.require_calibration("label images")
         if calibration.label is None or not {*calibration.label.weights} <= LABEL_SIGNALS:
             raise self._uncalibrated("label images")
+        from .labels import as_labels, everyday
+        from .tagger import Tagger
+
         return Tagger(self, calibration.label, everyday() if labels is None else as_labels(labels), top, threshold)
 
     def with_pool(self, task: GenerationTask, pool: str | os.PathLike[str] | Literal[False] | None) -> GenerationTask:
