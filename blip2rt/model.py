@@ -23,7 +23,7 @@ from .image import ImageLike, ImageSettings
 from .language import Chat
 from .matching import Matcher, MatchingCalls, require_maps, word_attention
 from .options import AskOptions, CallOptions, CaptionOptions, Options, StreamOptions, TextOptions, check_call, merge
-from .pipeline import GenerationTask, Pipeline
+from .pipeline import Pipeline
 from .results import Scored, Stopwatch, shaped, too_late
 
 if TYPE_CHECKING:
@@ -216,11 +216,11 @@ class Model(MatchingCalls):
         text as the tokenizer decodes it, with its line breaks. keep_going is that of `caption_each`; options, scores,
         on_token and on_timeout are those of `caption`.
         """
-        self.pipeline.require(contract.GENERATIVE, "ask")
+        maker = self.pipeline.tasks("ask")
         scores, on_token = options.pop("scores", False), options.pop("on_token", None)
         on_timeout = options.pop("on_timeout", "raise")
         many_images, many_questions, single = pairs(images, questions, "questions")
-        tasks = self.pipeline.question_tasks(many_questions, merge(Options(), options))
+        tasks = maker.of_questions(many_questions, merge(Options(), options))
         settings = tasks[0].settings if tasks else {}
         check_call(on_timeout, on_token, settings)
         found = self.pipeline.generate_each(many_images, iter(tasks), on_token, keep_going)
@@ -287,8 +287,7 @@ class Model(MatchingCalls):
 
         The options are those of `caption`, and the defaults of every question.
         """
-        self.pipeline.require(contract.GENERATIVE, "chat")
-        language = self.pipeline.language
+        tasks, language = self.pipeline.tasks("chat"), self.pipeline.language
         language.need_chat()
         chosen = merge(Options(), options)
         language.settings("ask", chosen, [])  # checked before the image is read
@@ -296,8 +295,7 @@ class Model(MatchingCalls):
         features = self.features(prepared)
 
         def begun(question: str, settings: Mapping[str, Any]) -> Scored | dict[str, Any]:
-            judged, guides = self.pipeline.asked(question, settings), self.pipeline.guides_of_answers(settings)
-            task = GenerationTask(language.ask_prompt(question), "", settings, judged=judged, guides=guides)
+            task = tasks.checked(language.ask_prompt(question), question, settings)
             [answer] = self.pipeline.judged(prepared, [task])
             return task.guided(settings, [features]) if answer is None else answer
 

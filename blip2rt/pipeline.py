@@ -8,11 +8,11 @@ matched in matching.py; model.py checks what callers pass, and shapes what they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from itertools import islice, repeat
-from typing import TYPE_CHECKING, Any, TypeAlias
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,51 +26,18 @@ from .language import Language
 from .native import cached_property
 from .options import Options, merge
 from .results import Scored, Stopwatch
-from .statements import number_question, phrase_of
+from .tasks import GenerationTask, Tasks, qformer_question
 from .text import Prompt, QFormerTokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .backends import Floats
-    from .native import Guide
+    from .tasks import Guides
 
-    # vision_features (B, N, C), the question about each image or "" -> what guides each text
-    Guides: TypeAlias = Callable[[Floats, Sequence[str]], list[Guide]]
     RGB = NDArray[np.uint8]  # (height, width, 3), resized for the graphs
 
 BATCH = 8  # images that go through the graphs together
-
-
-@dataclass(frozen=True)
-class GenerationTask:
-    """Checked prompt and options of a generation."""
-
-    prompt: Prompt  # for the language model
-    question: str  # for the Q-Former; empty if it reads no text
-    settings: Mapping[str, Any]  # the backend's options
-    single_line: bool = True  # tidy the text to one line, as captions are
-    confidence: bool = False  # also tell how likely each caption is right
-    judged: str = ""  # what a question asks that is answered without generating; see Pipeline.judged
-    guides: Guides | None = None
-
-    @property
-    def needs_features(self) -> bool:
-        """Whether more than the Q-Former reads the vision_features."""
-        return self.confidence or self.guides is not None
-
-    def guided(
-        self, settings: Mapping[str, Any], features: Sequence[Floats], questions: Sequence[str] = ()
-    ) -> dict[str, Any]:
-        """The backend's options with the guides of images, whose vision_features come in parts (B, N, C).
-
-        questions: of each image, if they are not this task's.
-        """
-        if self.guides is None:
-            return {**settings}
-        asked = iter(questions or repeat(self.prompt.text))
-        guides = [guide for part in features for guide in self.guides(part, [*islice(asked, len(part))])]
-        return {**settings, "guides": guides}
 
 
 class Pipeline:
@@ -256,11 +223,16 @@ class Pipeline:
         asked = [i for i, task in enumerate(tasks) if task.judged]
         for start in range(0, len(asked), BATCH):
             rows = asked[start : start + BATCH]
-            assert self.judge is not None, "tasks are judged only with a judge"
             features = self.vision_features([prepared[i] for i in rows])
-            for i, (word, score) in zip(rows, self.judge(features, [tasks[i].judged for i in rows]), strict=True):
-                found[i] = Scored(word, score, self.language.encode_more(Prompt(f" {word}")))
+            for i, answer in zip(rows, self.judged_answers(features, [tasks[i] for i in rows]), strict=True):
+                found[i] = answer
         return found
+
+    def judged_answers(self, vision_features: Floats, tasks: Sequence[GenerationTask]) -> list[Scored]:
+        """vision_features (B, N, C) and tasks that are all judged -> their answers"""
+        assert self.judge is not None, "tasks are judged only with a judge"
+        found = self.judge(vision_features, [task.judged for task in tasks])
+        return [Scored(word, score, self.language.encode_more(Prompt(f" {word}"))) for word, score in found]
 
     def generate_each(
         self,
@@ -332,51 +304,21 @@ class Pipeline:
         if prompt is not None and question is not None:
             raise OptionError("prompt and question are both given: a question has the bundle's own prompt")
         if question is not None:
-            return replace(self.question_tasks([question], options)[0], single_line=True)
-        self.require(contract.GENERATIVE, "caption")
-        text = self.language.caption_prompt(prompt)
-        settings = self.language.settings("caption", options, [text])
-        return GenerationTask(text, text.whole, settings, guides=self.guides_for(text, settings))
+            return replace(self.tasks("ask").of_questions([question], options)[0], single_line=True)
+        return self.tasks("caption").of_caption(prompt, options)
 
-    def guides_for(self, prompt: Prompt, settings: Mapping[str, Any]) -> Guides | None:
-        """What guides a caption by default: the bundle's pool, unless a prompt begins it or it is sampled."""
-        return None if prompt.text or "do_sample" in settings else self.own_guides
+    def tasks(self, action: str) -> Tasks:
+        """What makes tasks. Raises CapabilityError if the bundle cannot do `action`, such as "ask"."""
+        self.require(contract.GENERATIVE, action)
+        return self._tasks
 
-    def guides_of_answers(self, settings: Mapping[str, Any]) -> Guides | None:
-        """What guides answers: the bundle's pool, unless they are sampled or begin with a forced prefix."""
-        return None if settings["forced_prefix"] or "do_sample" in settings else self.answer_guides
-
-    def question_tasks(self, questions: Sequence[str], options: Options) -> list[GenerationTask]:
-        """Questions -> their tasks, with settings that fit the longest."""
-        self.require(contract.GENERATIVE, "ask")
-        prompts = [self.language.ask_prompt(question) for question in questions]
-        settings = self.language.settings("ask", options, prompts)
-        guides = self.guides_of_answers(settings)
-        return [
-            GenerationTask(
-                prompt,
-                self.qformer_question(question),
-                settings,
-                single_line=False,
-                judged=self.asked(question, settings),
-                guides=guides,
-            )
-            for prompt, question in zip(prompts, questions, strict=True)
-        ]
-
-    def asked(self, question: str, settings: Mapping[str, Any]) -> str:
-        """What a question asks, if the judge answers it; else an empty text."""
-        plain = settings["num_return_sequences"] == 1 and settings["min_new_tokens"] < 2
-        if self.judge is None or not plain or settings["forced_prefix"] or settings["bad_words_ids"]:
-            return ""
-        calibration = self.bundle.manifest.calibration
-        counts = calibration is not None and bool(calibration.numbers)
-        return phrase_of(question) or (counts and number_question(question)) or ""
+    @cached_property
+    def _tasks(self) -> Tasks:
+        return Tasks(self.bundle, self.language, self.judge is not None, self.own_guides, self.answer_guides)
 
     def qformer_question(self, question: str) -> str:
         """The text that the Q-Former reads for a question; empty if it reads none."""
-        spec = self.bundle.manifest.question
-        return "" if spec is None else spec.prompt.replace("{}", question.strip())
+        return qformer_question(self.bundle, question)
 
     # What the bundle holds
 

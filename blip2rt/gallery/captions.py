@@ -29,8 +29,9 @@ from .worker_pool import map_ordered
 
 if TYPE_CHECKING:
     from ..model import Model
-    from ..pipeline import RGB, GenerationTask
+    from ..pipeline import RGB
     from ..results import Scored
+    from ..tasks import GenerationTask
 
 BATCH_SIZE = 16  # chosen by the measurement in benchmarks/LOG.md
 

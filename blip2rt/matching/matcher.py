@@ -14,7 +14,7 @@ from .. import bundle as contract
 from ..bundle.manifest import Calibration, RetrievalSpec
 from ..errors import CapabilityError, OptionError
 from ..native import cached_property, named_failure, native
-from ..pipeline import BATCH, GenerationTask, Pipeline
+from ..pipeline import BATCH, Pipeline
 from ..results import Match, MatchWeights, Scored
 from ..statements import is_phrase, phrase_of, without_article
 from ..text import Prompt, QFormerTokenizer
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from ..backends import Floats
     from ..native import CaptionPool, Guide
+    from ..tasks import GenerationTask
     from .labels import Label
     from .tagger import Tagger
 

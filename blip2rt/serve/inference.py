@@ -15,7 +15,7 @@ from .. import bundle as contract
 from ..errors import CapabilityError
 from ..loading import load
 from ..options import Options, merge
-from ..pipeline import BATCH, GenerationTask
+from ..pipeline import BATCH
 from ..results import FinishReason, Stopwatch, finish_reason
 from ..structured import Form, Picture, fill_form
 from ..text import Prompt, StopCut
@@ -117,17 +117,13 @@ def generate(
     if job.form is not None:
         return _fill(model, job, cancelled, emit)
     pipeline = model.pipeline
-    pipeline.require(contract.GENERATIVE, "caption" if job.question is None else "ask")
-    language = pipeline.language
+    tasks, language = pipeline.tasks("caption" if job.question is None else "ask"), pipeline.language
     prompt, ids, settings = prepare(model, job, max_tokens)
     watch = Stopwatch(settings)
-    question = prompt.whole if job.question is None else pipeline.qformer_question(job.question)
     prepared = [pipeline.prepare(job.image)]
     forced: list[int] = settings["forced_prefix"]
     prompt_tokens = language._spec.prefix_length + len(ids) + len(forced)
-    asked = pipeline.asked(job.question or "", settings)
-    guides = pipeline.guides_for(prompt, settings) if job.question is None else pipeline.guides_of_answers(settings)
-    task = GenerationTask(prompt, question, settings, judged=asked, guides=guides)
+    task = tasks.checked(prompt, job.question, settings)
     [judged] = pipeline.judged(prepared, [task])
     if judged is not None:
         if emit is not None:

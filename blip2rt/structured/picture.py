@@ -39,7 +39,7 @@ class Picture:
 
     def __init__(self, model: Model, image: ImageLike, cancelled: Callable[[], bool]) -> None:
         self._model, self._pipeline, self._cancelled = model, model.pipeline, cancelled
-        self._pipeline.require(contract.GENERATIVE, "fill a form")
+        self._tasks = self._pipeline.tasks("fill a form")
         self._features = self._pipeline.vision_features([self._pipeline.prepare(image)])  # (1, N, C)
         self._answers: dict[str, str] = {}
         self._captions: list[Any] = []
@@ -62,7 +62,7 @@ class Picture:
     def captions(self, count: int = 1) -> list[Any]:
         """Captions, the best first."""
         if len(self._captions) < count:
-            task = self._pipeline.task_of(None, None, Options(count, max(count, 3)) if count > 1 else Options())
+            task = self._tasks.of_caption(None, Options(count, max(count, 3)) if count > 1 else Options())
             prefix = self._prefix([task.question])
             settings = task.guided(task.settings, [self._features])
             [self._captions] = self._pipeline.language.generate(prefix, [task.prompt], settings, tidied=True)
@@ -76,7 +76,7 @@ class Picture:
             if self._cancelled():
                 break
             chunk = new[start : start + BATCH]
-            tasks = self._pipeline.question_tasks(chunk, Options())
+            tasks = self._tasks.of_questions(chunk, Options())
             prompts = [task.prompt for task in tasks]
             prefix = self._prefix([task.question for task in tasks])
             features, texts_asked = np.repeat(self._features, len(tasks), axis=0), [prompt.text for prompt in prompts]

@@ -1,0 +1,112 @@
+"""What is generated: a caption's prompt, or questions, and options -> tasks for the pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice, repeat
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from .statements import number_question, phrase_of
+
+if TYPE_CHECKING:
+    from .backends import Floats
+    from .bundle import Bundle
+    from .language import Language
+    from .native import Guide
+    from .options import Options
+    from .text import Prompt
+
+    # vision_features (B, N, C), the question about each image or "" -> what guides each text
+    Guides: TypeAlias = Callable[[Floats, Sequence[str]], list[Guide]]
+
+
+@dataclass(frozen=True)
+class GenerationTask:
+    """Checked prompt and options of a generation."""
+
+    prompt: Prompt  # for the language model
+    question: str  # for the Q-Former; empty if it reads no text
+    settings: Mapping[str, Any]  # the backend's options
+    single_line: bool = True  # tidy the text to one line, as captions are
+    confidence: bool = False  # also tell how likely each caption is right
+    judged: str = ""  # what a question asks that is answered without generating; see Pipeline.judged
+    guides: Guides | None = None
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether more than the Q-Former reads the vision_features."""
+        return self.confidence or self.guides is not None
+
+    def guided(
+        self, settings: Mapping[str, Any], features: Sequence[Floats], questions: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """The backend's options with the guides of images, whose vision_features come in parts (B, N, C).
+
+        questions: of each image, if they are not this task's.
+        """
+        if self.guides is None:
+            return {**settings}
+        asked = iter(questions or repeat(self.prompt.text))
+        guides = [guide for part in features for guide in self.guides(part, [*islice(asked, len(part))])]
+        return {**settings, "guides": guides}
+
+
+class Tasks:
+    """Makes the tasks of a bundle."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        language: Language,
+        judges: bool,
+        caption_guides: Guides | None,
+        answer_guides: Guides | None,
+    ) -> None:
+        """judges: whether some questions are answered without generating. The guides: of the bundle's own pool."""
+        self._bundle, self._language, self._judges = bundle, language, judges
+        self._caption_guides, self._answer_guides = caption_guides, answer_guides
+
+    def of_caption(self, prompt: str | None, options: Options) -> GenerationTask:
+        """A caption's prompt, or None for the bundle's own, and options -> its task. Raises OptionError."""
+        text = self._language.caption_prompt(prompt)
+        return self.checked(text, None, self._language.settings("caption", options, [text]))
+
+    def of_questions(self, questions: Sequence[str], options: Options) -> list[GenerationTask]:
+        """Questions -> their tasks, with settings that fit the longest. Raises OptionError."""
+        prompts = [self._language.ask_prompt(question) for question in questions]
+        settings = self._language.settings("ask", options, prompts)
+        return [self.checked(prompt, question, settings) for prompt, question in zip(prompts, questions, strict=True)]
+
+    def checked(self, prompt: Prompt, question: str | None, settings: Mapping[str, Any]) -> GenerationTask:
+        """A prompt, the question that it asks, or None if it begins a caption, and checked options -> a task.
+
+        By default the bundle's pool guides, unless words are drawn, or a prompt or a forced prefix begins the text.
+        """
+        drawn = "do_sample" in settings
+        if question is None:
+            guides = None if prompt.text or drawn else self._caption_guides
+            return GenerationTask(prompt, prompt.whole, settings, guides=guides)
+        return GenerationTask(
+            prompt,
+            qformer_question(self._bundle, question),
+            settings,
+            single_line=False,
+            judged=self._judged(question, settings),
+            guides=None if drawn or settings["forced_prefix"] else self._answer_guides,
+        )
+
+    def _judged(self, question: str, settings: Mapping[str, Any]) -> str:
+        """What a question asks, if it is answered without generating; else an empty text."""
+        plain = settings["num_return_sequences"] == 1 and settings["min_new_tokens"] < 2
+        if not self._judges or not plain or settings["forced_prefix"] or settings["bad_words_ids"]:
+            return ""
+        calibration = self._bundle.manifest.calibration
+        counts = calibration is not None and bool(calibration.numbers)
+        return phrase_of(question) or (counts and number_question(question)) or ""
+
+
+def qformer_question(bundle: Bundle, question: str) -> str:
+    """The text that the Q-Former reads for a question; empty if it reads none."""
+    spec = bundle.manifest.question
+    return "" if spec is None else spec.prompt.replace("{}", question.strip())
