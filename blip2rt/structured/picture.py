@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ..backends import Floats
     from ..image import ImageLike
     from ..model import Model
+    from ..results import Scored
+    from ..tasks import GenerationTask
 
 # Choices also count as statements about the picture, but not where they are colours or numbers of something in it. On
 # COCO's dev set: indoors or outdoors 78 -> 96 %, one of eight objects 82 -> 85 %; a colour of ten would fall from 41 %.
@@ -72,19 +74,28 @@ class Picture:
     def answers(self, questions: Sequence[str]) -> list[str]:
         """Questions -> answers, one line each."""
         new = [question for question in dict.fromkeys(questions) if question not in self._answers]
-        for start in range(0, len(new), BATCH):
-            if self._cancelled():
-                break
-            chunk = new[start : start + BATCH]
-            tasks = self._tasks.of_questions(chunk, Options())
-            prompts = [task.prompt for task in tasks]
-            prefix = self._prefix([task.question for task in tasks])
-            features, texts_asked = np.repeat(self._features, len(tasks), axis=0), [prompt.text for prompt in prompts]
-            settings = tasks[0].guided(tasks[0].settings, [features], texts_asked)
-            found = self._pipeline.language.generate(prefix, prompts, settings, tidied=True)
-            self._count(prompts, [texts[0] for texts in found])
-            self._answers |= {question: str(texts[0]) for question, texts in zip(chunk, found, strict=True)}
+        tasks = dict(zip(new, self._tasks.of_questions(new, Options()) if new else (), strict=True))
+        for answers_of, group in (
+            (self._judged, [question for question in new if tasks[question].judged]),
+            (self._generated, [question for question in new if not tasks[question].judged]),
+        ):
+            for start in range(0, len(group), BATCH):
+                if self._cancelled():
+                    break
+                chunk = group[start : start + BATCH]
+                found = answers_of([tasks[question] for question in chunk])
+                self._count([tasks[question].prompt for question in chunk], found)
+                self._answers |= {question: str(text) for question, text in zip(chunk, found, strict=True)}
         return [self._answers.get(question, "") for question in questions]
+
+    def _judged(self, tasks: Sequence[GenerationTask]) -> list[Scored]:
+        return self._pipeline.judged_answers(np.repeat(self._features, len(tasks), axis=0), tasks)
+
+    def _generated(self, tasks: Sequence[GenerationTask]) -> list[Scored]:
+        prompts, features = [task.prompt for task in tasks], np.repeat(self._features, len(tasks), axis=0)
+        settings = tasks[0].guided(tasks[0].settings, [features], [prompt.text for prompt in prompts])
+        prefix = self._prefix([task.question for task in tasks])
+        return [texts[0] for texts in self._pipeline.language.generate(prefix, prompts, settings, tidied=True)]
 
     def likeliest(self, question: str, choices: Sequence[str]) -> int:
         """The number of the choice that the language model finds likeliest as an answer."""

@@ -19,6 +19,7 @@ from blip2rt.errors import CapabilityError, OptionError
 from blip2rt.matching.labels import everyday, read_labels
 from blip2rt.requests import Request
 from blip2rt.statements import number_question, phrase_of, plural_of, question_of, with_article, without_article
+from blip2rt.structured import fill
 from blip2rt.text import Prompt
 from tests.tiny.bundle import E, Tiny, calibrated, with_likelihood_weight
 
@@ -113,6 +114,8 @@ def test_questions_of_a_number_get_the_likeliest(tiny: Tiny, tmp_path: Path, pho
         assert [chat.ask(question), model.ask(image, question, num_beams=1)] == [answer, answer]
     mixed = model.ask([images[0]] * 3, [question, "is there a dog?", "what is red"])
     assert mixed[0] == answers[0] and mixed[1] in ("yes", "no")
+    for asked, answer in zip((question, "is there a dog?"), mixed, strict=False):
+        assert fill(model, images[0], {"properties": {"answer": {"type": "string"}}}, asked) == {"answer": answer}
     generated = model.pipeline.task(question=question, min_new_tokens=2)
     assert not generated.judged and not blip2rt.load(tiny.path, threads=1).pipeline.task(question=question).judged
 
