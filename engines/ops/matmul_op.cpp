@@ -72,12 +72,13 @@ struct MatMulInt4 {
     });
     // A part is long enough to be worth a thread, and short enough to balance the load.
     constexpr size_t kMaxPartBytes = 256 * 1024, kMinPartBytes = 16 * 1024;
-    const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile;
+    const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile, together = kernel->tiles_at_once;
     const size_t bytes = matrix.n * matrix.blocks() * matrix.block / 2;
-    parallel_for_tiles(context, threads, tiles, bytes / kMaxPartBytes + 1, bytes / kMinPartBytes + 1,
-                       [&](size_t first, size_t last) {
+    parallel_for_tiles(context, threads, (tiles + together - 1) / together, bytes / kMaxPartBytes + 1,
+                       bytes / kMinPartBytes + 1, [&](size_t first, size_t last) {
                          thread_local Buffer scratch;
-                         kernel->multiply(matrix, quantized, product.out, first, last,
+                         kernel->multiply(matrix, quantized, product.out, first * together,
+                                          std::min(tiles, last * together),
                                           scratch.get<uint8_t>(kernel->scratch_size(matrix)));
                        });
   }
