@@ -56,8 +56,8 @@ def test_chat_answers_every_line() -> None:
 
 
 def test_retrieval_ranks_the_photograph_before_a_diagram() -> None:
-    lines = run("retrieval", "a cat on a towel", ROOT / "docs" / "opt-2.7b.png", PHOTO).splitlines()
-    assert [line.split()[-1] for line in lines] == [str(PHOTO), str(ROOT / "docs" / "opt-2.7b.png")]
+    lines = run("retrieval", "a cat on a towel", ROOT / "docs" / "opt-2.7b-scaling.png", PHOTO).splitlines()
+    assert [line.split()[-1] for line in lines] == [str(PHOTO), str(ROOT / "docs" / "opt-2.7b-scaling.png")]
 
 
 @pytest.fixture(scope="module")
