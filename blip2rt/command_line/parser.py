@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import re
 import sys
 from collections import deque
@@ -162,7 +160,7 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
     """Show required arguments in the usage, and each option's default once, as "(default: x)"."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30, width=_columns() - 2)
+        super().__init__(prog, max_help_position=30)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         """Wrap a description or an epilog. Lines with columns, examples and lists stay lines of their own."""
@@ -187,16 +185,6 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
             return text
         shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
         return f"{text} (default: {shown.replace('%', '%%')})"
-
-
-def _columns() -> int:
-    """Do what shutil.get_terminal_size does, but import no decompressors: argparse asks for each argument."""
-    with contextlib.suppress(KeyError, ValueError):
-        if (columns := int(os.environ["COLUMNS"])) > 0:
-            return columns
-    with contextlib.suppress(AttributeError, ValueError, OSError):  # no standard output, or it is no terminal
-        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
-    return 80
 
 
 def _wrapped(paragraph: str, width: int) -> str:
