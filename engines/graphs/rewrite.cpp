@@ -45,6 +45,7 @@ Products replace_products(Graph& graph, const CustomOps& ops, Weights& weights) 
     }
     if (!written.empty()) products.changes[node.outputs[0]] = written;
   }
+  if (products.changes.empty()) return products;  // a value without a reader is no reason to rewrite
   for (const auto& [made, constant] : sources) {  // the derived value is no longer used
     if (graph.use_counts[made] > 0) continue;
     products.changes[made] = "";
