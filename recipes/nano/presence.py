@@ -203,7 +203,8 @@ def captions_of(file: Path) -> dict[str, list[str]]:
 
 def _rows(file: Path, args: argparse.Namespace) -> list[tuple[str, str, str, str]]:
     """The rows about a table's images, or some of them."""
-    written = captions_of(file)
+    seen = captions_of(args.seen) if args.seen else {}
+    written = {image: texts for image, texts in captions_of(file).items() if image not in seen}
     groups = {image: [clean_caption(text) for text in texts] for image, texts in written.items()}
     rows = list(questions(groups, args.per_image, args.seed))
     if args.captions:
@@ -230,6 +231,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="FILE", help=about)
     about = "folder above the tables, whose images are in a folder `images` beside each: names begin from here"
     parser.add_argument("--root", type=Path, metavar="FOLDER", help=about)
+    parser.add_argument("--seen", type=Path, metavar="FILE", help="TSV of images to leave out: those of a training")
     parser.add_argument("--limit", type=whole(1), metavar="N", help="images of each table, at random (default: all)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="TSV to write: image, answer, question")
     parser.add_argument("--captions", action="store_true", help="write the captions, too")

@@ -2,9 +2,10 @@
 
     python recipes/nano/tables.py DATA runs/nano/tables
 
-DATA has the folders coco, web, daquar and flickr8k. COCO's images with human captions are in coco-human.tsv, those with
-statements made from questions in coco-stated.tsv. coco-told.tsv has both, since only images with a caption can be
-rewarded by CIDEr; the others are in coco-untold.tsv. A table with an image of a dev split is rejected.
+DATA has the folders coco, web, daquar, flickr8k and pascal. COCO's images with human captions are in coco-human.tsv,
+those with statements made from questions in coco-stated.tsv. coco-told.tsv has both, since only images with a caption
+can be rewarded by CIDEr; the others are in coco-untold.tsv. Pascal has no dev split: every third photograph is in no
+table. A table with an image of a dev split is rejected.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Row = tuple[str, str, str]
 
 def rows(file: Path) -> Iterator[dict[str, str]]:
     if not file.is_file():
-        raise Blip2rtError(f"{file} does not exist: give the folder of coco, web, daquar and flickr8k")
+        raise Blip2rtError(f"{file} does not exist: give the folder of coco, web, daquar, flickr8k and pascal")
     with file.open(newline="", encoding="utf-8") as lines:
         yield from csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
 
@@ -58,7 +59,9 @@ def write_tables(data: Path, out: Path, only: str) -> Iterator[str]:
     found = coco(data / "coco")
     found["coco-told"] = found["coco-human"] + found["coco-stated"]
     if only != "coco":
-        found |= {name: captions(data / name / "train.tsv") for name in ("web", "flickr8k")}
+        found |= {name: captions(data / name / "train.tsv") for name in ("web", "flickr8k", "pascal")}
+        unseen = set(sorted({row[0] for row in found["pascal"]})[::3])
+        found["pascal"] = [row for row in found["pascal"] if row[0] not in unseen]
         answered = questions(data / "daquar" / "train-qa.tsv")
         found["daquar"] = [row for row in answered if "," not in row[1]]  # not lists of things
     found["coco"] = found["coco-told"] + found["coco-untold"]  # the last: build.sh looks for it

@@ -171,6 +171,8 @@ def test_tables_leak_no_dev_images(tmp_path: Path) -> None:
     )
     for name in ("web", "flickr8k"):
         write_set(tmp_path / "d" / name, {"train.tsv": [captions, "x.webp\tA hat"]})
+    pascal = [f"{name}.webp\tA hat" for name in "abcd"]
+    write_set(tmp_path / "d" / "pascal", {"train.tsv": [captions, *pascal]})
     rows = ["image\tquestion\tanswer", "r.webp\tWhat is here?\ttable_lamp", "r.webp\tAnd there?\tbook, papers"]
     write_set(tmp_path / "d" / "daquar", {"train-qa.tsv": rows})
     done = run_script("tables.py", tmp_path / "d", tmp_path / "out")
@@ -183,6 +185,8 @@ def test_tables_leak_no_dev_images(tmp_path: Path) -> None:
     untold = (tmp_path / "out" / "coco-untold.tsv").read_text()
     assert untold == "image\tcaption\tprompt\na.webp\tdog\twhat is it?\n", "these wait for captions"
     assert (tmp_path / "out" / "daquar.tsv").read_text().splitlines()[1:] == ["r.webp\ttable lamp\twhat is here?"]
+    trained = (tmp_path / "out" / "pascal.tsv").read_text().splitlines()[1:]
+    assert trained == ["b.webp\tA hat\t", "c.webp\tA hat\t"], "every third photograph is for measuring"
     dev = (tmp_path / "out" / "coco-dev-qa.tsv").read_text()
     assert dev == "image\tcaption\tprompt\nc.webp\tyes\tis it?\n", "as train.evaluate reads it"
     with (tmp_path / "d" / "coco" / "train.tsv").open("a") as file:
@@ -227,3 +231,7 @@ def test_presence_joins_tables_below_a_folder(tmp_path: Path) -> None:
     rows = [line.split("\t") for line in (tmp_path / "o.tsv").read_text().splitlines()[1:]]
     assert {row[0].rsplit("/", 1)[0] for row in rows} == {"one/images", "two/images"}
     assert len({row[0] for row in rows}) == 4 and sum(not row[2] for row in rows) == 4
+    (tmp_path / "seen.tsv").write_text("image\tcaption\n0.webp\ta dog\n")
+    done = run_script("presence.py", *flags, tmp_path / "one" / "dev.tsv", "--seen", tmp_path / "seen.tsv")
+    rows = [line.split("\t") for line in (tmp_path / "o.tsv").read_text().splitlines()[1:]]
+    assert {row[0] for row in rows} == {"one/images/1.webp", "one/images/2.webp"}
