@@ -9,7 +9,7 @@
 #
 # The script is resumable: it skips each step whose output exists, and a training continues from its newest checkpoint.
 # Times are those of one of two busy cores of an Intel Xeon with AMX. LOG.md tells how the steps were found. The bundle in
-# blip2rt began with the Q-Formers of the nano of release 0.1 instead of the two trainings from scratch.
+# blip2rt has not seen Pascal's photographs, and began with release 0.1's Q-Formers instead of the trainings from scratch.
 set -euo pipefail
 
 data=$(realpath -m "${1:-${DATA:-data}}")
