@@ -155,7 +155,10 @@ std::shared_ptr<const CaptionPool> Model::pool_for(const Task& task, const std::
                   "a pool guides captions that end with a token, which this model has not: leave it out");
     }
     try {
-      return CaptionPool::open(option);
+      std::shared_ptr<const CaptionPool> pool = CaptionPool::open(option);
+      const std::shared_ptr<const CaptionPool> own = own_pool();  // tells which model this is
+      if (own && own->fingerprint() != pool->fingerprint()) throw std::runtime_error("it is of another model");
+      return pool;
     } catch (const std::runtime_error& error) {
       throw Error(ErrorKind::kArgument, "cannot use the pool " + quoted(option) + ": " + error.what() +
                                             "; build it again with blip2rt pool build");

@@ -206,6 +206,10 @@ def test_pools_guide_as_in_python(tiny: Tiny, tmp_path: Path, photo: Callable[..
         with pytest.raises(CError, match=fault) as caught:
             plain.caption(pool=file)
         assert caught.value.kind == "argument"
+    foreign = tmp_path / "foreign.pool"
+    foreign.write_bytes(pool.read_bytes()[:16] + b"0" * 64 + pool.read_bytes()[80:])  # a fingerprint's digits
+    with pytest.raises(CError, match="it is of another model; build it again"):
+        guided.caption(pool=foreign)
     assert outcome(plain.caption, "a dog", pool=pool) == outcome(python.caption, image, prompt="a dog", pool=pool)
     with pytest.raises(CError, match="unknown option pool"):
         plain.ask("what?", pool=False)
