@@ -17,13 +17,12 @@ class Prefetcher {
         stride_(stride),
         stream_distance_(rows_ * stride),
         lines_((bytes + kCacheLineBytes - 1) / kCacheLineBytes),
-        lines_per_step_((kStreams * rows_ * lines_ + steps - 1) / steps) {}
+        lines_per_step_((rows_ * lines_ + steps - 1) / steps) {}
 
   void step() {
     for (size_t i = 0; i < lines_per_step_ && rows_ > 0; ++i) {
-      __builtin_prefetch(row_ + stream_ * stream_distance_ + line_ * kCacheLineBytes, 0, 2);
-      if (++stream_ < kStreams) continue;
-      stream_ = 0;
+      const uint8_t* line = row_ + line_ * kCacheLineBytes;
+      for (size_t stream = 0; stream < kStreams; ++stream) __builtin_prefetch(line + stream * stream_distance_, 0, 2);
       if (++line_ < lines_) continue;
       line_ = 0;
       row_ += stride_;
@@ -34,7 +33,7 @@ class Prefetcher {
  private:
   static constexpr size_t kStreams = 4, kCacheLineBytes = 64;
   const uint8_t* row_;
-  size_t rows_, stride_, stream_distance_, lines_, lines_per_step_, line_ = 0, stream_ = 0;
+  size_t rows_, stride_, stream_distance_, lines_, lines_per_step_, line_ = 0;
 };
 
 }  // namespace

@@ -12,10 +12,15 @@ namespace {
 // Transposes 16 rows of 16 bytes: vector to[j] gets bytes 4j to 4j + 3 of each row. Rows r, r + 4, ... share a
 // register, whose quarters are transposed as 4 x 4.
 inline void transpose_groups(const uint8_t* base, size_t stride, __m512i* to) {
+  const uint8_t* groups[4];
+  for (size_t g = 0; g < 4; ++g) {
+    groups[g] = base + 4 * g * stride;
+    asm("" : "+r"(groups[g]));  // or the compiler keeps a pointer to each row, and moves all of them for every block
+  }
   __m512i rows[4];
   for (size_t r = 0; r < 4; ++r) {
     const auto part = [&](size_t group) {
-      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(base + (4 * group + r) * stride));
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(groups[group] + r * stride));
     };
     const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(part(0)), part(1), 1);
     const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(part(2)), part(3), 1);

@@ -14,7 +14,7 @@ struct Avx2 {
   static constexpr size_t kLanes = 8, kRows8Bit = 8, kRows16Bit = 6, kFewRows = 5;
   static constexpr size_t kTilesAtOnce = 2, kRowDivisor = 2;
   static constexpr bool kPairTilesForFewRows = true;  // multiply two tiles at once even for few rows
-  static constexpr bool kStoresUnpacked = true;
+  static constexpr bool kStoresUnpacked = true, kUnpacksPairs = false;
   using Ints = __m256i;
   using Floats = __m256;
 

@@ -11,9 +11,10 @@ namespace blip2rt {
 namespace {
 
 struct Avx512 {
-  static constexpr size_t kLanes = 16, kRows8Bit = 8, kRows16Bit = 4, kFewRows = 6;
+  static constexpr size_t kLanes = 16, kRows8Bit = 8, kRows16Bit = 4, kFewRows = 4;
   static constexpr size_t kTilesAtOnce = 2, kRowDivisor = 1;
-  static constexpr bool kPairTilesForFewRows = false, kStoresUnpacked = false;
+  static constexpr bool kPairTilesForFewRows = true, kStoresUnpacked = false;
+  static constexpr bool kUnpacksPairs = true;  // registers hold the codes of two tiles
   using Ints = __m512i;
   using Floats = __m512;
 

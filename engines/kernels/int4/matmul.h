@@ -22,7 +22,7 @@ struct Int4Matrix {
 // bits in two planes, 256 * values + low: |error| <= largest / 65024.
 struct Int4Input {
   static constexpr size_t kRowPadding = 128;  // values after each row: the most that a register of codes unpacks to
-  static constexpr size_t kFewRowsScratchFloats = 24;  // maximum scratch floats per block for few rows
+  static constexpr size_t kFewRowsScratchFloats = 20;  // maximum scratch floats per block for few rows
   static constexpr size_t kQuantizeRows = 16;          // rows quantized together; buffers hold a multiple of it
 
   size_t rows;  // at least one

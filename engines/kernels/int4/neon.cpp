@@ -15,7 +15,7 @@ namespace {
 struct Neon {
   static constexpr size_t kLanes = 4, kRows8Bit = 8, kRows16Bit = 4, kFewRows = 1;
   static constexpr size_t kTilesAtOnce = 1, kRowDivisor = 1;
-  static constexpr bool kStoresUnpacked = true;
+  static constexpr bool kStoresUnpacked = true, kUnpacksPairs = false;
   using Ints = int32x4_t;
   using Floats = float32x4_t;
 

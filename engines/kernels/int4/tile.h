@@ -87,27 +87,23 @@ typename V::Ints nibbles(typename V::Ints packed, size_t index) {
   return index % 2 == 0 ? V::low_nibbles(packed) : V::high_nibbles(packed);
 }
 
-// The packed codes of a tile, transposed and unpacked on the fly.
-template <class V>
-struct PackedTile {
+// The packed codes of T tiles, transposed and unpacked on the fly.
+template <class V, size_t T>
+struct PackedTiles {
   const uint8_t* codes;
   size_t stride;
 
   struct Piece {
-    typename V::Ints codes[kPieceRegisters];
+    typename V::Ints packed[T][kPieceRegisters / 2];
 
-    typename V::Ints group(size_t, size_t index) const { return codes[index]; }
+    typename V::Ints group(size_t tile, size_t index) const { return nibbles<V>(packed[tile][index / 2], index); }
   };
 
-  void transpose(size_t index, typename V::Ints* to) const {
-    V::transpose(codes + index * (kPieceWeights / 2), stride, to);
-  }
-
   Piece piece(size_t index) const {
-    typename V::Ints packed[kPieceRegisters / 2];
-    transpose(index, packed);
     Piece result;
-    for (size_t i = 0; i < kPieceRegisters; ++i) result.codes[i] = nibbles<V>(packed[i / 2], i);
+    for (size_t t = 0; t < T; ++t) {
+      V::transpose(codes + t * V::kLanes * stride + index * (kPieceWeights / 2), stride, result.packed[t]);
+    }
     return result;
   }
 };
@@ -116,15 +112,15 @@ struct PackedTile {
 template <class V, class Put>
 void transpose_pieces(const Int4Matrix& m, size_t begin, size_t outputs, size_t first, size_t last, const Put& put) {
   const size_t stride = m.blocks() * m.block / 2;
-  const PackedTile<V> packed = {m.codes + begin * stride, stride};
   alignas(64) uint8_t copy[16 * V::kLanes];
   typename V::Ints transposed[kPieceRegisters / 2];
   for (size_t piece = first; piece < last; ++piece) {
+    const uint8_t* codes = m.codes + begin * stride + piece * (kPieceWeights / 2);
     if (outputs < V::kLanes) {  // do not read past the matrix
-      copy_rows<V>(packed.codes + piece * (kPieceWeights / 2), stride, outputs, 16, copy);
-      PackedTile<V>{copy, 16}.transpose(0, transposed);
+      copy_rows<V>(codes, stride, outputs, 16, copy);
+      V::transpose(copy, 16, transposed);
     } else {
-      packed.transpose(piece, transposed);
+      V::transpose(codes, stride, transposed);
     }
     put(piece, transposed);
   }
@@ -279,20 +275,20 @@ void multiply_tile_pair(const Int4Matrix& m, const Int4Input& input, float* out,
   const size_t blocks = m.blocks(), stride = blocks * m.block / 2, numbers = T * blocks * V::kLanes;
   const size_t outputs = m.n - begin < T * V::kLanes ? m.n - begin : T * V::kLanes;
   const Scales<V> scales = {reinterpret_cast<float*>(scratch), reinterpret_cast<float*>(scratch) + numbers};
-  const PackedTile<V> packed = {m.codes + begin * stride, stride};
+  const PackedTiles<V, T> packed = {m.codes + begin * stride, stride};
   const TransposedTiles<V, T> transposed = {scratch + 2 * numbers * sizeof(float)};
   constexpr size_t kMaxRowsAtOnce = kRowsAtOnce<V, Split, T>;
   const size_t passes = (input.rows + kMaxRowsAtOnce - 1) / kMaxRowsAtOnce;
   // Equal passes: one row takes half as long as eight, except in AVX2, which has registers for four.
   const size_t at_once = V::kRowDivisor > 1 ? kMaxRowsAtOnce : (input.rows + passes - 1) / passes;
-  const bool once = T == 1 && passes == 1 && outputs == V::kLanes;  // unpack on the fly
+  const bool on_the_fly = (T == 1 || V::kUnpacksPairs) && passes == 1 && outputs == T * V::kLanes;
   for (size_t t = 0; t < T; ++t) {
     const size_t first = begin + t * V::kLanes, exist = m.n - first < V::kLanes ? m.n - first : V::kLanes;
     read_scales<V>(m, first, exist, [&](size_t block, auto scale, auto zeros) {
       V::store(scales.scale + (t * blocks + block) * V::kLanes, scale);
       V::store(scales.offset + (t * blocks + block) * V::kLanes, V::mul(scale, V::to_float(zeros)));
     });
-    if (once) break;
+    if (on_the_fly) continue;
     transpose_pieces<V>(m, first, exist, 0, blocks * m.block / kPieceWeights,
                         [&](size_t piece, const typename V::Ints* codes) { transposed.put(t, piece, codes); });
   }
@@ -300,8 +296,8 @@ void multiply_tile_pair(const Int4Matrix& m, const Int4Input& input, float* out,
   for (size_t row = 0; row < input.rows; row += at_once) {
     const size_t rows = input.rows - row < at_once ? input.rows - row : at_once;
     alignas(64) float sums[kMaxRowsAtOnce * T * V::kLanes];
-    if (once) {
-      if constexpr (T == 1) multiply_up_to<V, Split, 1>(rows, m, input, packed, scales, row, prefetcher, sums);
+    if (on_the_fly) {
+      multiply_up_to<V, Split, T>(rows, m, input, packed, scales, row, prefetcher, sums);
     } else {
       multiply_up_to<V, Split, T>(rows, m, input, transposed, scales, row, prefetcher, sums);
     }
