@@ -27,16 +27,18 @@ def scores(
     for image, prompt in enumerate(prompts):
         for text in texts[image]:
             logs = [
-                float(_log_softmax(_logits(sessions, prefix[image : image + 1], prompt, [*forced, *text[:i]]))[token])
+                _log_probability(_logits(sessions, prefix[image : image + 1], prompt, [*forced, *text[:i]]), token)
                 for i, token in enumerate(text)
             ]
             found.append(sum(logs) / len(logs))
     return found
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
+def _log_probability(logits: np.ndarray, token: int) -> float:
+    if token >= len(logits):  # an altered graph, which our loop rejects
+        raise RuntimeError(f"token {token} is behind {len(logits)} logits")
     shifted = logits.astype(np.float64) - logits.max()
-    return np.asarray(shifted - np.log(np.exp(shifted).sum()))
+    return float(shifted[token] - np.log(np.exp(shifted).sum()))
 
 
 def _logits(
