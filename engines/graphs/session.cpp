@@ -19,13 +19,15 @@ RewrittenGraph rewritten_graph(const std::string& bytes, int intra_op_threads, C
   return rewrite_model(bytes, ops, weights);
 }
 
-SessionOptions session_options(int intra_op_threads) {
+SessionOptions session_options(const std::string& bytes, int intra_op_threads) {
   OrtSessionOptions* raw = nullptr;
   check(ort().CreateSessionOptions(&raw));
   SessionOptions options(raw);
-  // Fusions, but no other layouts: with one convolution a graph they make runs no faster, and opening takes longer.
-  constexpr int kExtendedOptimizations = 2;
-  check(ort().SetSessionGraphOptimizationLevel(raw, kExtendedOptimizations));
+  // Products between QuantizeLinear and DequantizeLinear are slow unless they are fused. Other fusions and layouts make
+  // opening slower, and runs no faster.
+  constexpr int kBasicOptimizations = 1, kExtendedOptimizations = 2;
+  const bool fuses = bytes.find("QuantizeLinear") != std::string::npos;
+  check(ort().SetSessionGraphOptimizationLevel(raw, fuses ? kExtendedOptimizations : kBasicOptimizations));
   if (intra_op_threads > 0) check(ort().SetIntraOpNumThreads(raw, intra_op_threads));
   // The cache's capacity differs between calls; memory patterns, one per shape, would accumulate.
   check(ort().DisableMemPattern(raw));
@@ -109,11 +111,12 @@ Session::Session(const std::string& graph_path, int intra_op_threads, CustomOps 
                  bool trusted)
     : path_(graph_path), process_(process_id()), weights_(folder_of(graph_path)) {
   const ActiveCall call;
-  SessionOptions options = session_options(intra_op_threads);
+  SessionOptions options;
   RewrittenGraph graph;
   {
     const std::string bytes =
         read_graph(graph_path, files, trusted ? OperatorRules::kTrusted : OperatorRules::kOnnxRuntime);
+    options = session_options(bytes, intra_op_threads);
     try {
       graph = rewritten_graph(bytes, intra_op_threads, ops, weights_);
     } catch (const std::runtime_error& error) {
