@@ -8,8 +8,8 @@
 #   FEATURES  OUT/features: cached features of the frozen encoder
 #
 # The script is resumable: it skips each step whose output exists, and a training continues from its newest checkpoint.
-# Times are those of one of two busy cores of an Intel Xeon with AMX. LOG.md tells how the steps were found. The bundle in
-# blip2rt has not seen Pascal's photographs, and began with release 0.1's Q-Formers instead of the trainings from scratch.
+# Times are those of two cores of a Zen 5, six hours in all. LOG.md tells how the steps were found. The bundle in blip2rt
+# is older: it has not seen Pascal's photographs, and began with release 0.1's Q-Formers instead of stages 1 and 2.
 set -euo pipefail
 
 data=$(realpath -m "${1:-${DATA:-data}}")
@@ -53,7 +53,7 @@ table() { # NAME [WEIGHT]: print an entry of train_tables
 rewarded() { # ROUND STEPS SEED START TABLE...: train captions by CIDEr, with the Q-Former's weights rounded to int4
   local run=rewarded$1 last
   training "$run" "$2" train.extras.self_critical --recipe $recipes/rewarded.yaml --start "$out/$4" --seed "$3" \
-    --train-tables "${@:5}"
+    --views "$views" --train-tables "${@:5}"
   mapfile -t last < <(find "$out/$run" -maxdepth 1 -name 'step-*' | sort | tail -n 7 | head -n 6)
   step "mean of $run" "$out/$run-mean/config.json" \
     "$python" -m train.extras.average "${last[@]}" --out "$out/$run-mean"
@@ -72,7 +72,7 @@ bundle() { # ROUND: export the means and the retrieval model, encoder included, 
   step "weights$1" "$out/scored$1" "$python" -m train.extras.calibrate "$out/export$1" \
     --data "$data/$dev/dev.tsv" --images "$data/$dev/images" --limit 300 --best 16 --out "$out/scored$1"
   step "pool$1" "$out/pooled$1" "$python" $recipes/pool.py "$out/scored$1" --coco "$data/coco/captions-pool.txt" \
-    "${guided[@]}" --out "$out/pooled$1" # 20 minutes
+    "${guided[@]}" --out "$out/pooled$1" # 7 minutes
   step "bundle$1" "$out/bundle$1" "$python" -m train.extras.calibrate "$out/pooled$1" --keep-score \
     --data "$out/tables/presence.tsv" --images "$data" --out "$out/bundle$1"
 }
@@ -85,11 +85,13 @@ evaluate() { # BUNDLE: measure quality on photographs that nothing was trained o
   step "answers about coco's dev" "$out/coco-qa.json" "$python" -m train.evaluate vqa --model "$1" \
     --data "$out/tables/coco-dev-qa.tsv" --images "$data/coco/images" --beams 3 --json "$out/coco-qa.json"
   step "retrieval on flickr8k's dev" "$out/retrieval.json" "$python" -m train.evaluate retrieval --model "$1" \
-    --data "$data/flickr8k/dev.tsv" --rerank 32 --json "$out/retrieval.json"
+    --data "$data/flickr8k/dev.tsv" --rerank 0 --json "$out/retrieval.json"
   printf '== built %s\n' "$1"
 }
 
-# dev: the set whose development split is watched and fits weights. origin: sources that replace the recipes'
+# dev: the set whose development split is watched and fits weights. origin: sources that replace the recipes'. views: of
+# every image in the training of captions (stages 1 and 2 have crops of their own)
+views=1
 if [[ $sets == coco ]]; then
   guided=() dev=coco only=(--only coco) seen=("$data/coco/images") unseen=(--data "$data/coco/dev.tsv")
   origin=(--sources
@@ -148,7 +150,7 @@ if [[ $sets == coco ]]; then
   exit
 fi
 
-# From scratch: stage 1 from MiniLM (30 minutes for features during the first epoch, then 45), stage 2 from it (50)
+# From scratch: stage 1 from MiniLM (37 minutes, and 90 for features), stage 2 from it (31, and 20)
 pairs=("$(table coco-told 0.15)" "$(table flickr8k 0.46)" "$(table pascal 0.06)" "$(table web-safe 0.33)")
 more=("$(table flickr8k-qa 0.28)" "$(table pascal-qa 0.05)" "$(table web-safe-qa 0.27)" "$(table daquar 0.05)")
 texts=("$(table coco 0.35)" "${more[@]}")
@@ -156,13 +158,13 @@ training stage1 1100 train.stage1 --recipe $recipes/stage1.yaml "${scratch[@]}" 
 training stage2 1000 train.stage2 --recipe $recipes/stage2.yaml "${scratch[@]}" --stage1 "$out/stage1" \
   --train-tables "${texts[@]}"
 
-# Captions and questions: 66 minutes
+# Captions and questions: 31 minutes
 training captions 1500 train.stage2 --recipe $recipes/captions.yaml --start "$out/stage2" --seed 12 \
   --train-tables "${texts[@]}"
 others=("$(table flickr8k-qa 0.32)" "$(table pascal-qa 0.06)" "$(table web-safe-qa 0.32)")
-rewarded "" 260 31 captions "$(table coco-told 0.3)" "${others[@]}" # 26 minutes
+rewarded "" 260 31 captions "$(table coco-told 0.3)" "${others[@]}" # 15 minutes
 
-# Match and embed: ITC and ITG (60 minutes), then all three losses (16)
+# Match and embed: ITC and ITG (30 minutes), then all three losses (8)
 training contrast 500 train.stage1 --recipe $recipes/retrieval.yaml --start "$out/stage1" \
   --train-tables "${pairs[@]}" --itm-weight 0 --batch-size 128 --min-lr 7e-5
 training retrieval 110 train.stage1 --recipe $recipes/retrieval.yaml --start "$out/contrast" \
@@ -170,12 +172,14 @@ training retrieval 110 train.stage1 --recipe $recipes/retrieval.yaml --start "$o
 bundle ""
 
 # CapFilt (section 3.4): this model captions COCO's photographs that have no caption, and ranks its caption beside human
-# ones of other photographs: 45 minutes. Then captions train on (14 minutes), and by CIDEr (20)
+# ones of other photographs: 7 minutes. Then captions train on (32 minutes), and by CIDEr (10), on crops, too
 step CapFilt "$out/tables/coco-capfilt.tsv" "$python" -m train.prepare capfilt --data "$out/tables/coco-untold.tsv" \
   --images "$data/coco/images" --captioner "$out/bundle" --own 0 --pool "$data/coco/captions-pool.txt" --retrieved 6 \
   --out "$out/tables/coco-capfilt.tsv"
-training captions-2 400 train.stage2 --recipe $recipes/captions.yaml --start "$out/captions" --seed 44 --lr 1.5e-4 \
-  --projection-lr 3e-4 --warmup 20 --train-tables "$(table coco-told 0.18)" "$(table coco-capfilt 0.17)" "${more[@]}"
-rewarded -2 200 51 captions-2 "$(table coco-told 0.155)" "$(table coco-capfilt 0.145)" "${others[@]}"
+views=4
+training captions-2 1600 train.stage2 --recipe $recipes/captions.yaml --start "$out/captions" --seed 44 --lr 2.5e-4 \
+  --views $views --projection-lr 5e-4 --train-tables "$(table coco-told 0.18)" "$(table coco-capfilt 0.17)" "${more[@]}"
+others=("$(table flickr8k-qa 0.4)" "$(table pascal-qa 0.07)" "$(table web-safe-qa 0.28)")
+rewarded -2 200 51 captions-2 "$(table coco-told 0.13)" "$(table coco-capfilt 0.12)" "${others[@]}"
 bundle -2
 evaluate "$out/bundle-2"
