@@ -8,7 +8,7 @@
 #   FEATURES  OUT/features: cached features of the frozen encoder
 #
 # The script is resumable: it skips each step whose output exists, and a training continues from its newest checkpoint.
-# Times are those of two cores of a Zen 5, six hours in all. LOG.md tells how the steps were found. The bundle in blip2rt
+# Times are those of two cores of a Zen 5, six hours in sum. LOG.md tells how the steps were found. The bundle in blip2rt
 # is older: it has not seen Pascal's photographs, and began with release 0.1's Q-Formers instead of stages 1 and 2.
 set -euo pipefail
 
@@ -164,7 +164,7 @@ training captions 1500 train.stage2 --recipe $recipes/captions.yaml --start "$ou
 others=("$(table flickr8k-qa 0.32)" "$(table pascal-qa 0.06)" "$(table web-safe-qa 0.32)")
 rewarded "" 260 31 captions "$(table coco-told 0.3)" "${others[@]}" # 15 minutes
 
-# Match and embed: ITC and ITG (30 minutes), then all three losses (8)
+# Match and embed: ITC and ITG (20 minutes), then all three losses (8)
 training contrast 500 train.stage1 --recipe $recipes/retrieval.yaml --start "$out/stage1" \
   --train-tables "${pairs[@]}" --itm-weight 0 --batch-size 128 --min-lr 7e-5
 training retrieval 110 train.stage1 --recipe $recipes/retrieval.yaml --start "$out/contrast" \
