@@ -4,12 +4,13 @@
 #   DATA      data: folders coco, web, daquar, flickr8k and pascal, each with its tables and images/
 #   OUT       runs/nano: every checkpoint; the bundle is OUT/bundle-2. About 30 GB
 #   SETS      all: what to train on; coco: COCO alone, whose annotations are CC BY 4.0, in an hour. It's OUT/bundle then
+#   START     an older bundle of nano, to continue instead of the first round: captions are trained, its encoder, its
+#             retrieval and its pool stay. The nano in blip2rt continues that of commit 48e7074
 #   PYTHON    python: with blip2rt[train,export,eval] and the packages named below
 #   FEATURES  OUT/features: cached features of the frozen encoder
 #
 # The script is resumable: it skips each step whose output exists, and a training continues from its newest checkpoint.
-# Times are those of two cores of a Zen 5, six hours in sum. LOG.md tells how the steps were found. The bundle in blip2rt
-# is older: it has not seen Pascal's photographs, and began with release 0.1's Q-Formers instead of stages 1 and 2.
+# Times are those of two cores of a Zen 5, seven hours in sum. LOG.md tells how the steps were found.
 set -euo pipefail
 
 data=$(realpath -m "${1:-${DATA:-data}}")
@@ -17,7 +18,10 @@ out=$(realpath -m "${2:-${OUT:-runs/nano}}")
 features=$(realpath -m "${FEATURES:-$out/features}")
 python=${PYTHON:-python}
 sets=${SETS:-all}
+start=${START:+$(realpath -m "$START")}
+unpacked=$out/start
 [[ $sets =~ ^(all|coco)$ ]] || { printf "build.sh: error: SETS is '%s': give all or coco\n" "$sets" >&2; exit 2; }
+[[ $sets == all || ! $start ]] || { echo "build.sh: error: START continues all sets: leave out SETS" >&2; exit 2; }
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 recipes=recipes/nano
 
@@ -63,16 +67,18 @@ rewarded() { # ROUND STEPS SEED START TABLE...: train captions by CIDEr, with th
 }
 
 bundle() { # ROUND: export the means and the retrieval model, encoder included, and fit Match.score and probabilities
-  step "captions$1 with encoder" "$out/nano-captions$1" \
-    "$python" $recipes/own_encoder.py "$out/mean$1" "$out/nano-captions$1"
-  step "retrieval with encoder" "$out/nano-retrieval" \
-    "$python" $recipes/own_encoder.py "$out/retrieval" "$out/nano-retrieval"
-  step "export$1" "$out/export$1" "$python" -m export.cli --checkpoint "$out/nano-captions$1" \
-    --retrieval-checkpoint "$out/nano-retrieval" --name nano --precision vision=int4 --out "$out/export$1"
+  local captions=$out/mean$1 retrieval=$unpacked/stage1
+  if [[ ! $start ]]; then
+    captions=$out/nano-captions$1 retrieval=$out/nano-retrieval
+    step "captions$1 with encoder" "$captions" "$python" $recipes/own_encoder.py "$out/mean$1" "$captions"
+    step "retrieval with encoder" "$retrieval" "$python" $recipes/own_encoder.py "$out/retrieval" "$retrieval"
+  fi
+  step "export$1" "$out/export$1" "$python" -m export.cli --checkpoint "$captions" \
+    --retrieval-checkpoint "$retrieval" --name nano --precision vision=int4 --out "$out/export$1"
   step "weights$1" "$out/scored$1" "$python" -m train.extras.calibrate "$out/export$1" \
     --data "$data/$dev/dev.tsv" --images "$data/$dev/images" --limit 300 --best 16 --out "$out/scored$1"
   step "pool$1" "$out/pooled$1" "$python" $recipes/pool.py "$out/scored$1" --coco "$data/coco/captions-pool.txt" \
-    "${guided[@]}" --out "$out/pooled$1" # 7 minutes
+    "${guided[@]}" --out "$out/pooled$1" # 7 minutes, or none with START
   step "bundle$1" "$out/bundle$1" "$python" -m train.extras.calibrate "$out/pooled$1" --keep-score \
     --data "$out/tables/presence.tsv" --images "$data" --out "$out/bundle$1"
 }
@@ -86,6 +92,8 @@ evaluate() { # BUNDLE: measure quality on photographs that nothing was trained o
     --data "$out/tables/coco-dev-qa.tsv" --images "$data/coco/images" --beams 3 --json "$out/coco-qa.json"
   step "retrieval on flickr8k's dev" "$out/retrieval.json" "$python" -m train.evaluate retrieval --model "$1" \
     --data "$data/flickr8k/dev.tsv" --rerank 0 --json "$out/retrieval.json"
+  step probabilities "$out/judged.txt" "$python" $recipes/judge.py "$1" --data "$out/tables/presence-all.tsv" \
+    --fitted "$out/tables/presence.tsv" --root "$data" --limit 120 --out "$out/judged.txt"
   printf '== built %s\n' "$1"
 }
 
@@ -129,11 +137,15 @@ fi
 # Captions of photographs that nothing is trained on, and questions whether things are there, for the probabilities
 step "questions of presence" "$out/tables/presence.tsv" "$python" $recipes/presence.py --captions --per-image 4 \
   "${unseen[@]}" --root "$data" --limit 240 --out "$out/tables/presence.tsv"
+step "questions of presence, all" "$out/tables/presence-all.tsv" "$python" $recipes/presence.py --captions \
+  --per-image 4 "${unseen[@]}" --root "$data" --out "$out/tables/presence-all.tsv"
 
-# CLIP's image tower without its last layer, at 192 pixels, in int4: 3 minutes
-step CLIP "$out/clip" "$python" $recipes/clip.py "$out/clip" --layers 11 --size 192
-step "CLIP in int4" "$out/clip-int4" "$python" $recipes/round_encoder.py "$out/clip" \
-  --images "${seen[@]}" --count 57 --out "$out/clip-int4"
+if [[ ! $start ]]; then
+  # CLIP's image tower without its last layer, at 192 pixels, in int4: 3 minutes
+  step CLIP "$out/clip" "$python" $recipes/clip.py "$out/clip" --layers 11 --size 192
+  step "CLIP in int4" "$out/clip-int4" "$python" $recipes/round_encoder.py "$out/clip" \
+    --images "${seen[@]}" --count 57 --out "$out/clip-int4"
+fi
 scratch=(--vision-source "hf:$out/clip-int4" --train-table "" --dev-table "$data/$dev/dev.tsv"
   --images "$data/$dev/images")
 
@@ -150,34 +162,40 @@ if [[ $sets == coco ]]; then
   exit
 fi
 
-# From scratch: stage 1 from MiniLM (37 minutes, and 90 for features), stage 2 from it (31, and 20)
 pairs=("$(table coco-told 0.15)" "$(table flickr8k 0.46)" "$(table pascal 0.06)" "$(table web-safe 0.33)")
 more=("$(table flickr8k-qa 0.28)" "$(table pascal-qa 0.05)" "$(table web-safe-qa 0.27)" "$(table daquar 0.05)")
 texts=("$(table coco 0.35)" "${more[@]}")
-training stage1 1100 train.stage1 --recipe $recipes/stage1.yaml "${scratch[@]}" --train-tables "${pairs[@]}"
-training stage2 1000 train.stage2 --recipe $recipes/stage2.yaml "${scratch[@]}" --stage1 "$out/stage1" \
-  --train-tables "${texts[@]}"
+captions=$out/captions nano=$out/bundle
+if [[ $start ]]; then
+  captions=$unpacked/stage2 nano=$start guided=(--same "$start")
+  step "checkpoints of $start" "$unpacked" "$python" -m export.convert "$start" --to ours --out "$unpacked"
+else
+  # From scratch: stage 1 from MiniLM (37 minutes, and 90 for features), stage 2 from it (31, and 20)
+  training stage1 1100 train.stage1 --recipe $recipes/stage1.yaml "${scratch[@]}" --train-tables "${pairs[@]}"
+  training stage2 1000 train.stage2 --recipe $recipes/stage2.yaml "${scratch[@]}" --stage1 "$out/stage1" \
+    --train-tables "${texts[@]}"
 
-# Captions and questions: 31 minutes
-training captions 1500 train.stage2 --recipe $recipes/captions.yaml --start "$out/stage2" --seed 12 \
-  --train-tables "${texts[@]}"
-others=("$(table flickr8k-qa 0.32)" "$(table pascal-qa 0.06)" "$(table web-safe-qa 0.32)")
-rewarded "" 260 31 captions "$(table coco-told 0.3)" "${others[@]}" # 15 minutes
+  # Captions and questions: 31 minutes
+  training captions 1500 train.stage2 --recipe $recipes/captions.yaml --start "$out/stage2" --seed 12 \
+    --train-tables "${texts[@]}"
+  others=("$(table flickr8k-qa 0.32)" "$(table pascal-qa 0.06)" "$(table web-safe-qa 0.32)")
+  rewarded "" 260 31 captions "$(table coco-told 0.3)" "${others[@]}" # 15 minutes
 
-# Match and embed: ITC and ITG (20 minutes), then all three losses (8)
-training contrast 500 train.stage1 --recipe $recipes/retrieval.yaml --start "$out/stage1" \
-  --train-tables "${pairs[@]}" --itm-weight 0 --batch-size 128 --min-lr 7e-5
-training retrieval 110 train.stage1 --recipe $recipes/retrieval.yaml --start "$out/contrast" \
-  --train-tables "${pairs[@]}" --lr 2e-4 --head-lr 4e-4 --warmup 10 --seed 22
-bundle ""
+  # Match and embed: ITC and ITG (20 minutes), then all three losses (8)
+  training contrast 500 train.stage1 --recipe $recipes/retrieval.yaml --start "$out/stage1" \
+    --train-tables "${pairs[@]}" --itm-weight 0 --batch-size 128 --min-lr 7e-5
+  training retrieval 110 train.stage1 --recipe $recipes/retrieval.yaml --start "$out/contrast" \
+    --train-tables "${pairs[@]}" --lr 2e-4 --head-lr 4e-4 --warmup 10 --seed 22
+  bundle ""
+fi
 
 # CapFilt (section 3.4): this model captions COCO's photographs that have no caption, and ranks its caption beside human
 # ones of other photographs: 7 minutes. Then captions train on (32 minutes), and by CIDEr (10), on crops, too
 step CapFilt "$out/tables/coco-capfilt.tsv" "$python" -m train.prepare capfilt --data "$out/tables/coco-untold.tsv" \
-  --images "$data/coco/images" --captioner "$out/bundle" --own 0 --pool "$data/coco/captions-pool.txt" --retrieved 6 \
+  --images "$data/coco/images" --captioner "$nano" --own 0 --pool "$data/coco/captions-pool.txt" --retrieved 6 \
   --out "$out/tables/coco-capfilt.tsv"
 views=4
-training captions-2 1600 train.stage2 --recipe $recipes/captions.yaml --start "$out/captions" --seed 44 --lr 2.5e-4 \
+training captions-2 1600 train.stage2 --recipe $recipes/captions.yaml --start "$captions" --seed 44 --lr 2.5e-4 \
   --views $views --projection-lr 5e-4 --train-tables "$(table coco-told 0.18)" "$(table coco-capfilt 0.17)" "${more[@]}"
 others=("$(table flickr8k-qa 0.4)" "$(table pascal-qa 0.07)" "$(table web-safe-qa 0.28)")
 rewarded -2 200 51 captions-2 "$(table coco-told 0.13)" "$(table coco-capfilt 0.12)" "${others[@]}"

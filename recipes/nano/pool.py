@@ -5,6 +5,7 @@
 
 Most captions of the pool are people's, of COCO's photographs that are not in the sets (CC BY 4.0). Captions of TSV are
 not copied: the bundle writes three of each image, guided by what people wrote about the other half of the images.
+--same takes the pool of an older bundle instead, which must embed texts alike.
 """
 
 from __future__ import annotations
@@ -52,17 +53,27 @@ def pooled(args: argparse.Namespace) -> str:
     retrieval = bundle.manifest.retrieval
     if retrieval is None or bundle.manifest.files is None:
         raise OptionError(f"the bundle {args.bundle} cannot match images and texts: give one with a stage 1")
+    with BundleWriter(args.out) as writer:
+        for name in bundle.manifest.files:
+            shutil.copyfile(bundle.path / name, writer.folder / name)
+        pool = writer.folder / POOL
+        if args.same is not None:
+            shutil.copyfile(args.same / POOL, pool)
+        said = _build(model, pool, args) if args.same is None else f"the pool of {args.same}"
+        writer.finish(replace(bundle.manifest, retrieval=replace(retrieval, pool=POOL)))
+    blip2rt.load(args.out).close()  # refuses another model's pool
+    return f"{args.out}: {said}"
+
+
+def _build(model: blip2rt.Model, pool: Path, args: argparse.Namespace) -> str:
     human = read_captions(args.coco)
     random.Random(0).shuffle(human)
     own = [] if args.data is None else [*dict.fromkeys(written(model, captions_of(args.data), args.images))]
-    with BundleWriter(args.out) as writer, tempfile.TemporaryDirectory() as folder:
-        for name in bundle.manifest.files:
-            shutil.copyfile(bundle.path / name, writer.folder / name)
+    with tempfile.TemporaryDirectory() as folder:
         text = Path(folder, "captions.txt")
         text.write_text("\n".join([*human[: max(0, args.captions - len(own))], *own]), encoding="utf-8")
-        count = build_pool(text, writer.folder / POOL, model.matcher)
-        writer.finish(replace(bundle.manifest, retrieval=replace(retrieval, pool=POOL)))
-    return f"{args.out}: a pool of {count:,} captions, {len(own):,} of them its own"
+        count = build_pool(text, pool, model.matcher)
+    return f"a pool of {count:,} captions, {len(own):,} of them its own"
 
 
 def main() -> int:
@@ -70,6 +81,7 @@ def main() -> int:
     parser.add_argument("bundle", type=Path, help="bundle of both stages")
     parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE2", help="bundle to write")
     parser.add_argument("--coco", type=Path, required=True, metavar="FILE", help="text file of human captions")
+    parser.add_argument("--same", type=Path, metavar="BUNDLE3", help="take this bundle's pool (default: build one)")
     parser.add_argument("--data", type=Path, metavar="TSV", help="table of images to caption (default: none)")
     parser.add_argument("--images", type=Path, default=Path(), metavar="DIR", help="their folder")
     parser.add_argument("--captions", type=whole(1), default=97_000, metavar="N", help="in all (default: 97,000)")

@@ -60,15 +60,18 @@ def test_build_script_names_the_recipes() -> None:
     web = {**os.environ, "SETS": "web"}
     done = subprocess.run(["bash", str(BUILD)], check=False, env=web, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "build.sh: error: SETS is 'web': give all or coco\n")
+    both = {**os.environ, "SETS": "coco", "START": "nano"}
+    done = subprocess.run(["bash", str(BUILD)], check=False, env=both, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "build.sh: error: START continues all sets: leave out SETS\n")
 
 
-@pytest.mark.parametrize("sets", ["all", "coco"])
-def test_build_script_resumes_after_each_command(sets: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("given", [{}, {"SETS": "coco"}, {"START": "nano"}])
+def test_build_script_resumes_after_each_command(given: dict[str, str], tmp_path: Path) -> None:
     """Its trainings' settings are valid, and a run after a killed one repeats nothing that is finished."""
     record, stub = tmp_path / "record", tmp_path / "python"
     stub.write_text(f"#!{sys.executable}\n{STUB}")
     stub.chmod(0o755)
-    settings = {"SETS": sets, "PYTHON": str(stub), "RECORD": str(record)}
+    settings = {**given, "PYTHON": str(stub), "RECORD": str(record)}
 
     def build(out: str) -> list[list[str]]:
         record.write_text("")
@@ -84,9 +87,9 @@ def test_build_script_resumes_after_each_command(sets: str, tmp_path: Path) -> N
     assert build("out") == [commands[last]]
     kinds = {"train.stage1": Stage1Settings, "train.stage2": Stage2Settings}
     for _, module, *arguments in (command for command in commands if "--steps" in command):
-        given = parse(kinds.get(module, SelfCriticalSettings), arguments, module)
-        data = (given.stage2 if isinstance(given, SelfCriticalSettings) else given).data.entries
-        assert sets == "all" or all("/data/coco/images" in entry["images"] for entry in data)
+        found = parse(kinds.get(module, SelfCriticalSettings), arguments, module)
+        data = (found.stage2 if isinstance(found, SelfCriticalSettings) else found).data.entries
+        assert "SETS" not in given or all("/data/coco/images" in entry["images"] for entry in data)
 
 
 @pytest.mark.parametrize(
@@ -235,3 +238,30 @@ def test_presence_joins_tables_below_a_folder(tmp_path: Path) -> None:
     done = run_script("presence.py", *flags, tmp_path / "one" / "dev.tsv", "--seen", tmp_path / "seen.tsv")
     rows = [line.split("\t") for line in (tmp_path / "o.tsv").read_text().splitlines()[1:]]
     assert {row[0] for row in rows} == {"one/images/1.webp", "one/images/2.webp"}
+
+
+@pytest.mark.long(10)
+def test_judge_counts_on_photographs_outside_the_fit(tmp_path: Path) -> None:
+    """Each question and caption of two photographs is counted; those of the third are the fit's."""
+    told = {"cat": "a cat looks at the camera", "coffee": "a cup of coffee on a table", "hopper": "a woman in a hat"}
+    (tmp_path / "set" / "images").mkdir(parents=True)
+    rows = ["image\tcaption\tprompt\tkind"]
+    for name, caption in told.items():
+        shutil.copyfile(RECIPES.parent / "docs" / "nano" / f"{name}.jpg", tmp_path / "set" / "images" / f"{name}.jpg")
+        rows += [f"set/images/{name}.jpg\t{caption}\t\t"] * 2
+        rows += [f"set/images/{name}.jpg\t{'yes' if name == 'cat' else 'no'}\tis there a cat?\tfrequency"]
+    rows += ["set/images/cat.jpg\tone\thow many cats are there?\tnumber"]
+    everything, fitted, out = tmp_path / "all.tsv", tmp_path / "fitted.tsv", tmp_path / "judged.txt"
+    everything.write_text("\n".join(rows) + "\n")
+    fitted.write_text("\n".join([rows[0], *(row for row in rows if "hopper" in row)]) + "\n")
+    bundle = RECIPES.parent / "blip2rt" / "models" / "nano"
+    done = run_script("judge.py", bundle, *options(data=everything, fitted=fitted, root=tmp_path, out=out))
+    assert done.returncode == 0, done.stderr
+    lines = out.read_text().splitlines()
+    assert lines[0] == "2 images: {'set': 2}" and done.stdout == out.read_text()
+    assert "nouns, set, yes: 1 of 1, 100.0%" in lines and "nouns, set, no: 0 of 1, 0.0%" in lines
+    assert {line.rpartition(" of ")[2].partition(",")[0] for line in lines if line.startswith("captions")} == {"2"}
+    assert sum(line.startswith("number one: ") for line in lines) == 1
+    assert [line.partition(" %")[0] for line in lines[-6:]] == [
+        f"most confident {n}" for n in (10, 25, 50, 75, 90, 100)
+    ]
