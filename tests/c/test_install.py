@@ -18,7 +18,7 @@ pytestmark = pytest.mark.long(30)
 
 PHOTO = ROOT / "docs" / "photo.jpg"
 EXAMPLES = ROOT / "examples" / "c"
-CAPTION = "a cat is sitting on a bed"
+CAPTION = "a cat is sitting on a couch"
 STRICT = "-Wall", "-Wextra", "-pedantic", "-Werror"
 
 
