@@ -46,8 +46,8 @@ def judge(args: argparse.Namespace) -> Iterator[str]:
     def count(name: str, judged: bool) -> None:
         of[name], right[name] = of[name] + 1, right[name] + judged
 
-    asked = read_questions(args.data, None, args.root).items
-    for question in bar([each for each in asked if str(each.path.relative_to(args.root)) in set(images)]):
+    asked, chosen = read_questions(args.data, None, args.root).items, {args.root / name for name in images}
+    for question in bar([each for each in asked if each.path in chosen]):
         folder = question.path.relative_to(args.root).parts[0]
         [answer] = set(question.answers)
         if number_question(question.question):

@@ -25,7 +25,7 @@ from blip2rt import bundle as contract
 from blip2rt.bundle.writer import BundleWriter
 from blip2rt.command_line import Parser, run, whole
 from blip2rt.errors import OptionError
-from blip2rt.matching.pool import build_pool, read_captions
+from blip2rt.matching.pool import build_pool, read_captions, read_pool
 from train.progress import bar
 
 POOL = "captions.pool"
@@ -56,13 +56,16 @@ def pooled(args: argparse.Namespace) -> str:
     with BundleWriter(args.out) as writer:
         for name in bundle.manifest.files:
             shutil.copyfile(bundle.path / name, writer.folder / name)
-        pool = writer.folder / POOL
-        if args.same is not None:
-            shutil.copyfile(args.same / POOL, pool)
-        said = _build(model, pool, args) if args.same is None else f"the pool of {args.same}"
+        put = _build if args.same is None else _take
+        said = put(model, writer.folder / POOL, args)
         writer.finish(replace(bundle.manifest, retrieval=replace(retrieval, pool=POOL)))
-    blip2rt.load(args.out).close()  # refuses another model's pool
     return f"{args.out}: {said}"
+
+
+def _take(model: blip2rt.Model, pool: Path, args: argparse.Namespace) -> str:
+    read_pool(args.same / POOL, model.matcher)  # refuses another model's
+    shutil.copyfile(args.same / POOL, pool)
+    return f"the pool of {args.same}"
 
 
 def _build(model: blip2rt.Model, pool: Path, args: argparse.Namespace) -> str:

@@ -265,3 +265,17 @@ def test_judge_counts_on_photographs_outside_the_fit(tmp_path: Path) -> None:
     assert [line.partition(" %")[0] for line in lines[-6:]] == [
         f"most confident {n}" for n in (10, 25, 50, 75, 90, 100)
     ]
+
+
+def test_pool_of_another_model_is_refused(tmp_path: Path) -> None:
+    bundle, other, out = RECIPES.parent / "blip2rt" / "models" / "nano", tmp_path / "other", tmp_path / "out"
+    other.mkdir()
+    values = bytearray((bundle / "captions.pool").read_bytes())
+    values[20] ^= 1  # of the model's fingerprint
+    (other / "captions.pool").write_bytes(values)
+    done = run_script("pool.py", bundle, *options(coco=tmp_path / "unread.txt", same=other, out=out))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "is of another model" in done.stderr
+    assert not out.exists()
+    done = run_script("pool.py", bundle, *options(coco=tmp_path / "unread.txt", same=bundle, out=out))
+    assert done.returncode == 0, done.stderr
+    assert (out / "captions.pool").read_bytes() == (bundle / "captions.pool").read_bytes()
