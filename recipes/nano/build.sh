@@ -22,6 +22,7 @@ start=${START:+$(realpath -m "$START")}
 unpacked=$out/start
 [[ $sets =~ ^(all|coco)$ ]] || { printf "build.sh: error: SETS is '%s': give all or coco\n" "$sets" >&2; exit 2; }
 [[ $sets == all || ! $start ]] || { echo "build.sh: error: START continues all sets: leave out SETS" >&2; exit 2; }
+[[ ! $start || -e $start/blip2rt.json ]] || { printf "build.sh: error: START %s is no bundle\n" "$start" >&2; exit 2; }
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 recipes=recipes/nano
 

@@ -63,9 +63,12 @@ def test_build_script_names_the_recipes() -> None:
     both = {**os.environ, "SETS": "coco", "START": "nano"}
     done = subprocess.run(["bash", str(BUILD)], check=False, env=both, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "build.sh: error: START continues all sets: leave out SETS\n")
+    none = {**os.environ, "START": "/none"}
+    done = subprocess.run(["bash", str(BUILD)], check=False, env=none, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "build.sh: error: START /none is no bundle\n")
 
 
-@pytest.mark.parametrize("given", [{}, {"SETS": "coco"}, {"START": "nano"}])
+@pytest.mark.parametrize("given", [{}, {"SETS": "coco"}, {"START": str(RECIPES.parent / "blip2rt/models/nano")}])
 def test_build_script_resumes_after_each_command(given: dict[str, str], tmp_path: Path) -> None:
     """Its trainings' settings are valid, and a run after a killed one repeats nothing that is finished."""
     record, stub = tmp_path / "record", tmp_path / "python"
