@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -166,6 +167,7 @@ void Guide::count_continuations(const std::vector<TokenText>& texts, const std::
 
 void Guide::apply(const int32_t* tokens, int count, float* logits, double* scratch) const {
   if (count == 0) std::transform(first_token_.begin(), first_token_.end(), logits, logits, std::plus<>());
+  if (!ranks()) return;
   std::fill(scratch, scratch + scratch_size(), 0.0);
   uint64_t hash = 0;
   for (int length = 0; length <= std::min(static_cast<int>(kContext), count + 1); ++length) {
@@ -185,6 +187,14 @@ void Guide::apply(const int32_t* tokens, int count, float* logits, double* scrat
     if (tokens[at - 2] != tokens[count - 2] || tokens[at - 1] != tokens[count - 1]) continue;
     const auto again = std::find(tokens_.begin(), tokens_.end(), tokens[at]);
     if (again != tokens_.end()) scratch[again - tokens_.begin()] = 0;
+  }
+  // No two tokens are said a third time. The first of a text has no space before it, so it counts as any.
+  for (int at = 2; at < count; ++at) {
+    if (tokens[at - 1] != tokens[count - 1]) continue;
+    for (int before = 1; before < at; ++before) {
+      const bool same = before == 1 || tokens[before - 1] == tokens[at - 1];
+      if (same && tokens[before] == tokens[at]) logits[tokens[at]] = -std::numeric_limits<float>::infinity();
+    }
   }
   for (size_t i = 0; i < scratch_size(); ++i) {
     logits[tokens_[i]] += static_cast<float>(kStrength * std::log1p(scratch[i] / kFloor));
