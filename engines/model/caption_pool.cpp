@@ -24,10 +24,10 @@ constexpr size_t kBlock = 1024;                           // captions that are c
 constexpr size_t kLeast = 8, kMost = 150, kShare = 1000;  // nearest captions: one in kShare
 
 // Of answers, in units of log-probability; chosen on questions about Pascal Sentences: recipes/nano/LOG.md.
-constexpr float kPoolStrength = 0.7F;  // exponent of how much more often the nearest captions have a token
-constexpr float kShareFloor = 0.003F;  // added to the shares that are compared
-constexpr float kNearness = 40;        // how fast a caption's weight falls with its cosine
-constexpr float kRepeated = 3, kNotPlural = 2;
+constexpr float kPoolStrength = 0.7F;          // exponent of how much more often the nearest captions have a token
+constexpr float kShareFloor = 0.003F;          // added to the shares that are compared
+constexpr float kNearness = 40;                // how fast a caption's weight falls with its cosine
+constexpr float kRepeated = 3, kSingular = 6;  // subtracted
 
 struct Header {  // behind the magic and the fingerprint
   uint32_t captions, embed_width, code_width, vocab_size, tokens, token_bytes;
@@ -197,10 +197,12 @@ std::shared_ptr<const Guide> CaptionPool::answer_guide(const float* image_embeds
     }
     total += weight;
   }
+  const std::vector<bool> singular =
+      vocabulary != nullptr ? singular_tokens(*vocabulary) : std::vector<bool>(vocab_size_);
   for (size_t token = 0; token < vocab_size_; ++token) {
     const float share = std::exp(-rarity_[token]);  // of all captions
     bias[token] = kPoolStrength * std::log((bias[token] / total + kShareFloor) / (share + kShareFloor));
-    if (vocabulary != nullptr && !is_plural(vocabulary->text(token))) bias[token] -= kNotPlural;
+    if (singular[token]) bias[token] -= kSingular;
   }
   if (!offers_choice(question)) {
     for (const int32_t token : std::set<int32_t>(asked.begin(), asked.end())) {

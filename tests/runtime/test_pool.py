@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import random
@@ -92,6 +93,10 @@ def guided(tokens: list[int], logits: list[float], texts: list[list[int]], weigh
     for at in range(2, len(tokens)):  # what would be said again gains nothing
         if tokens[at - 2 : at] == tokens[-2:]:
             shares[tokens[at]] = 0
+    pairs = Counter(itertools.pairwise(tokens))
+    for first, second in [*pairs]:  # the first token is without a space
+        if first == tokens[-1] and pairs[first, second] + (second == tokens[1] and first != tokens[0]) > 1:
+            logits[second] = -math.inf
     return [logit + 0.2 * math.log1p(share / 1e-3) for logit, share in zip(logits, shares, strict=True)]
 
 
@@ -104,9 +109,18 @@ def test_guide_is_a_product_with_the_n_grams_of_texts_that_agree():
         assert guide.agreement(text) == pytest.approx(agreement(text, texts, rarity), rel=1e-5, abs=1e-7)
     agreed = [agreement(text, texts[:i] + texts[i + 1 :], rarity) for i, text in enumerate(texts)]
     weights = [math.exp(50 * (each - max(agreed))) for each in agreed]
-    for start in ([], texts[0][:1], texts[1][:4], [25], [*texts[2], 20], [25, 26, 27, *texts[3][:2]], [3, 4, 5, 3, 4]):
+    for start in (
+        [],
+        texts[0][:1],
+        texts[1][:4],
+        [25],
+        [*texts[2], 20],
+        [25, 26, 27, *texts[3][:2]],
+        [3, 4, 5, 3, 4],
+        [6, 3, 4, 5, 3, 4, 7, 3],
+    ):
         logits = [rng.uniform(-5, 5) for _ in range(VOCABULARY)]
-        want = guided(start, logits, texts, weights)
+        want = guided(start, [*logits], texts, weights)
         np.testing.assert_allclose(guide.apply(start, logits), want, rtol=1e-4, atol=1e-4)
 
 
@@ -121,7 +135,7 @@ def answer_bias(model: blip2rt.Model, near: dict[str, float], asked: str, plural
         share = sum(weight for caption, weight in near.items() if has[caption]) / sum(near.values())
         pool_share = max(sum(has.values()), 1) / len(MORE_CAPTIONS)
         bias[token] = 0.7 * math.log((share + 0.003) / (pool_share + 0.003))
-        bias[token] -= 3 * (token in asked_tokens) + 2 * (plural and name not in ("runs", "sits"))
+        bias[token] -= 3 * (token in asked_tokens) + 6 * (plural and name == "man")
     return bias
 
 
@@ -132,6 +146,9 @@ def answer_bias(model: blip2rt.Model, near: dict[str, float], asked: str, plural
         ("is the dog red or blue?", False),
         ("What are in the water?", True),
         ("who were in it", True),
+        ("what sit on the grass?", True),
+        ("what are two dogs in?", False),
+        ("what sits on the grass?", False),
         ("what are the man in?", False),
         ("what are", False),
         ("", False),
@@ -153,6 +170,17 @@ def test_guide_of_an_answer_biases_its_first_token(model, file, photo, question,
         np.testing.assert_allclose(guide.apply([], logits) - logits, want, atol=within)
         np.testing.assert_allclose(guide.apply([3], logits), logits, rtol=1e-6)
         assert guide.agreement([3, 4]) == 0
+
+
+def test_answer_to_a_question_for_things_does_not_begin_with_one_thing(model, file):
+    pairs = {" dog": " dogs", " baby": " babies", " bench": " benches", " person": " people", " box": " boxes"}
+    names = [*pairs, *pairs.values(), " ze", " glass", " bus", "", " wander"]  # " ze" begins " zebras"
+    file.write_text("\n".join(MORE_CAPTIONS))
+    pool, size = read_pool(file, model.matcher), model.pipeline.language.vocab_size
+    vocabulary = native().Vocabulary([*map(str.encode, names), *[b""] * (size - len(names))])
+    embeds, zeros = 0 * model.embed_text(MORE_CAPTIONS[:1])[0][None], np.zeros(size)
+    free, asked = (pool.answer_guide(embeds, "", [], each).apply([], zeros) for each in (None, vocabulary))
+    np.testing.assert_allclose(np.subtract(free, asked), [6.0] * len(pairs) + [0.0] * (size - len(pairs)), atol=1e-5)
 
 
 def test_guide_of_an_answer_needs_the_vocabulary_of_the_pool(model, file, photo):
