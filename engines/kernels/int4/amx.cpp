@@ -3,7 +3,7 @@
 #if defined(__x86_64__)
 #include "kernels/target.h"
 
-BLIP2RT_TARGET("avx2,f16c,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8")
+BLIP2RT_TARGET("prfchw,avx2,f16c,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8")
 
 #include "kernels/amx.h"
 #include "kernels/int4/avx512.h"
@@ -14,7 +14,7 @@ namespace {
 
 constexpr size_t kTileSize = amx::kTileRows;  // outputs, and at most rows, per tile
 constexpr size_t kMinTileRows = 5;            // from this many rows on, tiles are faster
-constexpr size_t kMaxRows = 128;              // rows whose sums are kept while 16 outputs are multiplied
+constexpr size_t kMaxRows = 272;              // rows whose sums are kept while 16 outputs are multiplied
 constexpr size_t kCacheLineBytes = 64;
 constexpr size_t kPipelineDistance = 2;  // blocks between stages: stored values cannot be loaded at once
 constexpr size_t kProductRing = 4;       // blocks of products waiting to be scaled
@@ -253,6 +253,9 @@ void multiply_group(const Int4Matrix& m, const Int4Input& input, float* out, siz
                        stride * kTileSize / 4};
     for (size_t i = 0; i < columns; ++i) {
       const size_t at = (row + i * W) * blocks + first * W, value = at * Block;
+      if (first + count == blocks) {  // what write_sums will write
+        for (size_t r = i * W; r < rows && r < (i + 1) * W; ++r) __builtin_prefetch(out + (row + r) * m.n + begin, 1);
+      }
       const Column x = {input.values + value, Split ? input.low + value : nullptr, input.scales + at};
       (i == 0 ? add_blocks<W, Split, Block, true> : add_blocks<W, Split, Block, false>)(w, x, sums + i * W * kTileSize);
     }
