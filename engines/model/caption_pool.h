@@ -42,7 +42,7 @@ class CaptionPool : public std::enable_shared_from_this<CaptionPool> {
   std::shared_ptr<const Guide> guide(const float* image_embeds, size_t queries, size_t width, int64_t end) const;
 
   // Guides the answer to a question: its first token is likelier if the nearest captions have it more often than others
-  // do, and less likely if the question has it (unless it offers a choice), or asks for a plural that it is not.
+  // do, and less likely if the question has it (unless it offers a choice), or asks for things and it names one.
   // `asked`: the question's tokens. `vocabulary`: null unless the question asks for a plural. Throws std::runtime_error
   // as `nearest` does.
   std::shared_ptr<const Guide> answer_guide(const float* image_embeds, size_t queries, size_t width,
