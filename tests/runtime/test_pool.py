@@ -109,16 +109,8 @@ def test_guide_is_a_product_with_the_n_grams_of_texts_that_agree():
         assert guide.agreement(text) == pytest.approx(agreement(text, texts, rarity), rel=1e-5, abs=1e-7)
     agreed = [agreement(text, texts[:i] + texts[i + 1 :], rarity) for i, text in enumerate(texts)]
     weights = [math.exp(50 * (each - max(agreed))) for each in agreed]
-    for start in (
-        [],
-        texts[0][:1],
-        texts[1][:4],
-        [25],
-        [*texts[2], 20],
-        [25, 26, 27, *texts[3][:2]],
-        [3, 4, 5, 3, 4],
-        [6, 3, 4, 5, 3, 4, 7, 3],
-    ):
+    repeated = [3, 4, 5, 3, 4], [6, 3, 4, 5, 3, 4, 7, 3], [9, 4, 7, 3, 4, 3]
+    for start in ([], texts[0][:1], texts[1][:4], [25], [*texts[2], 20], [25, 26, 27, *texts[3][:2]], *repeated):
         logits = [rng.uniform(-5, 5) for _ in range(VOCABULARY)]
         want = guided(start, [*logits], texts, weights)
         np.testing.assert_allclose(guide.apply(start, logits), want, rtol=1e-4, atol=1e-4)
