@@ -15,7 +15,8 @@ MARKDOWN := $(wildcard *.md) docs examples benchmarks recipes  # except nano's c
 PLAIN_CORE := $(filter-out engines/python/% $(patsubst %,engines/media/%.cpp,jpeg png webp),$(filter %.cpp,$(CORE)))
 KNOWN := c++ g++-11 g++-12 g++-13 g++-14 clang++ clang++-14 clang++-19 aarch64-linux-gnu-g++
 COMPILERS := $(shell for c in $(KNOWN); do p=$$(command -v $$c) && echo $$(readlink -f $$p) $$c; done | awk '!seen[$$1]++ {print $$2}')
-WARNINGS := -std=c++17 -O2 -Wall -Wextra -Werror -Wno-psabi -Iengines -Iengines/c/include -DBLIP2RT_VERSION='"0"' -DBLIP2RT_NANO='"nano"'
+OPTIMIZE ?= -O2
+WARNINGS := -std=c++17 $(OPTIMIZE) -Wall -Wextra -Werror -Wno-psabi -Iengines -Iengines/c/include -DBLIP2RT_VERSION='"0"' -DBLIP2RT_NANO='"nano"'
 ORT_LIBRARY = $(shell $(DEV)/bin/python -c "from blip2rt.backends.ort import find_library; print(find_library())")
 
 .PHONY: demo test test-fast test-cuda-bindings test-locked test-lowest test-slow parity parity-lowest parity-newest parity-next test-compat lint docs dist format lock sbom sdist test-sdist wheels test-wheels check-dist release-files release workflows old-processors \
@@ -161,7 +162,7 @@ zig-%: .venv-release/installed  ## compile the core with zig for another system,
 	@mkdir -p build/zig/$*
 	@echo "zig for $*: $(words $(PLAIN_CORE)) files"
 	@set -e; for source in $(PLAIN_CORE); do \
-	  $(ZIG) -target $* $(filter-out -O2,$(WARNINGS)) -O0 -c $$source -o build/zig/$*/$$(echo $$source | tr / -).o; done
+	  $(ZIG) -target $* $(filter-out $(OPTIMIZE),$(WARNINGS)) -O0 -c $$source -o build/zig/$*/$$(echo $$source | tr / -).o; done
 
 NANO := packages/nano/pyproject.toml blip2rt/models/nano/blip2rt.json
 $(DEMO)/installed: pyproject.toml CMakeLists.txt $(CORE) $(shell find blip2rt -name '*.py') $(NANO)

@@ -41,7 +41,7 @@ def build_sanitized(program: Path, *sources: str) -> Path:
     run(
         "c++",
         "-std=c++17",
-        "-O1",
+        "-O0",
         *sanitize,
         f"-I{ROOT / 'engines'}",
         *files,

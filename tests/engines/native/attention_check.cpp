@@ -1,5 +1,5 @@
 // Compares every attention kernel that this processor supports with plain double arithmetic, on random caches of
-// awkward sizes: attention_check SEED
+// awkward sizes: attention_check SEED [CASES]
 #include <numeric>
 
 #include "check.h"
@@ -173,15 +173,16 @@ void check_case(const AttentionKernel& kernel, Case& c) {
   }
 }
 
-void check_kernel(const AttentionKernel& kernel, std::mt19937& random) {
-  for (int i = 0; i < 400; ++i) {
-    Case c(random);
-    check_case(kernel, c);
-  }
-}
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  return check::check_kernels(argc, argv, {"avx2", "plain"}, attention_kernel, check_kernel);
+  const int cases = argc > 2 ? std::atoi(argv[2]) : 400;
+  return check::check_kernels(argc, argv, {"avx2", "plain"}, attention_kernel,
+                              [cases](const AttentionKernel& kernel, std::mt19937& random) {
+                                for (int i = 0; i < cases; ++i) {
+                                  Case c(random);
+                                  check_case(kernel, c);
+                                }
+                              });
 }
