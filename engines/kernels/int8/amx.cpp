@@ -106,28 +106,26 @@ void sum_codes(const Weights& weights, int32_t* sums) {
   }
 }
 
-// Scales integer products (outputs, rows) and writes them as 32 outputs of `rows` rows from `first` on.
+// Scales integer products (outputs, rows) and writes them as 32 outputs of `rows` rows, at most 16, from `first` on.
 void write_outputs(const Int8Matrix& m, const Int8Input& input, size_t begin, size_t first, size_t rows,
                    const int32_t* sums, const int32_t* products, float* out) {
   const size_t outputs = m.n - begin < kPairOutputs ? m.n - begin : kPairOutputs;
   alignas(64) float scales[kPairOutputs] = {}, bias[kPairOutputs] = {};
   std::memcpy(scales, m.scales + begin, outputs * sizeof(float));
   if (m.bias != nullptr) std::memcpy(bias, m.bias + begin, outputs * sizeof(float));
-  for (size_t row = 0; row < rows; row += kTileSize, products += 2 * kTileProducts) {
-    for (size_t half = 0; half < kPairOutputs && half < outputs; half += kTileSize) {
-      const Avx512::Ints of_outputs = _mm512_load_si512(sums + half);
-      const __mmask16 there = Avx512::mask(outputs - half);
-      const uint8_t* tile = reinterpret_cast<const uint8_t*>(products + half / kTileSize * kTileProducts);
-      for (size_t four = 0; four < kTileSize && row + four < rows; four += kTransposeRows) {
-        Avx512::Ints of_rows[kTransposeRows];
-        Avx512::transpose(tile + four * sizeof(int32_t), kTileDepth, of_rows);
-        for (size_t r = 0; r < kTransposeRows && row + four + r < rows; ++r) {
-          const size_t at = first + row + four + r;
-          const Avx512::Ints zero = Avx512::mul(Avx512::broadcast(input.zeros[at]), of_outputs);
-          _mm512_mask_storeu_ps(
-              out + at * m.n + begin + half, there,
-              Avx512::affine(Avx512::sub(of_rows[r], zero), input.scales[at], scales + half, bias + half));
-        }
+  for (size_t half = 0; half < kPairOutputs && half < outputs; half += kTileSize) {
+    const Avx512::Ints of_outputs = _mm512_load_si512(sums + half);
+    const __mmask16 there = Avx512::mask(outputs - half);
+    const uint8_t* tile = reinterpret_cast<const uint8_t*>(products + half / kTileSize * kTileProducts);
+    for (size_t four = 0; four < rows; four += kTransposeRows) {
+      Avx512::Ints of_rows[kTransposeRows];
+      Avx512::transpose(tile + four * sizeof(int32_t), kTileDepth, of_rows);
+      for (size_t r = 0; r < kTransposeRows && four + r < rows; ++r) {
+        const size_t at = first + four + r;
+        const Avx512::Ints zero = Avx512::mul(Avx512::broadcast(input.zeros[at]), of_outputs);
+        _mm512_mask_storeu_ps(
+            out + at * m.n + begin + half, there,
+            Avx512::affine(Avx512::sub(of_rows[r], zero), input.scales[at], scales + half, bias + half));
       }
     }
   }
@@ -158,7 +156,13 @@ void multiply(const Int8Matrix& m, const Int8Input& input, float* out, size_t fi
           multiply_blocks(weights, values, block_size(input), k > 0, prefetcher,
                           own.products + block * 2 * kTileProducts);
         }
-        if (k + kDepthPart >= m.k) write_outputs(m, input, begin, row, rows, own.sums, own.products, out);
+      }
+    }
+    for (size_t block = 0; block < blocks; ++block) {  // of all outputs, because neighbours share pages
+      const size_t at = block * kTileSize, some = rows - at < kTileSize ? rows - at : kTileSize;
+      for (size_t pair = first; pair < last; ++pair) {
+        const Scratch& own = reinterpret_cast<Scratch*>(scratch)[pair - first];
+        write_outputs(m, input, pair * kPairOutputs, row + at, some, own.sums, own.products + at * kPairOutputs, out);
       }
     }
   }
