@@ -173,7 +173,6 @@ void check_case(const AttentionKernel& kernel, Case& c) {
   }
 }
 
-
 }  // namespace
 
 int main(int argc, char** argv) {
