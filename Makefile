@@ -16,7 +16,7 @@ PLAIN_CORE := $(filter-out engines/python/% $(patsubst %,engines/media/%.cpp,jpe
 KNOWN := c++ g++-11 g++-12 g++-13 g++-14 clang++ clang++-14 clang++-19 aarch64-linux-gnu-g++
 COMPILERS := $(shell for c in $(KNOWN); do p=$$(command -v $$c) && echo $$(readlink -f $$p) $$c; done | awk '!seen[$$1]++ {print $$2}')
 OPTIMIZE ?= -O2
-WARNINGS := -std=c++17 $(OPTIMIZE) -Wall -Wextra -Werror -Wno-psabi -Iengines -Iengines/c/include -DBLIP2RT_VERSION='"0"' -DBLIP2RT_NANO='"nano"'
+WARNINGS = -std=c++17 $(OPTIMIZE) -Wall -Wextra -Werror -Wno-psabi -Iengines -Iengines/c/include -DBLIP2RT_VERSION='"0"' -DBLIP2RT_NANO='"nano"'
 ORT_LIBRARY = $(shell $(DEV)/bin/python -c "from blip2rt.backends.ort import find_library; print(find_library())")
 
 .PHONY: demo test test-fast test-cuda-bindings test-locked test-lowest test-slow parity parity-lowest parity-newest parity-next test-compat lint docs dist format lock sbom sdist test-sdist wheels test-wheels check-dist release-files release workflows old-processors \
@@ -110,8 +110,8 @@ fuzz-manifest fuzz-tokenizer fuzz-image fuzz-checkpoint: fuzz-%: $(DEV)/blip2rt-
 	$(RUN) tests.fuzz.files $* --seconds $(FUZZ_SECONDS)
 
 FUZZER ?= $(or $(shell command -v clang++),$(shell command -v clang++-14))
-FUZZED_graph_walker := tests/fuzz/graph_walker.cpp build/fuzz/kernels.o \
-  $(filter engines/base/% engines/graphs/%,$(filter-out %/session.cpp,$(PLAIN_CORE)))
+FUZZED_graph_walker := tests/fuzz/graph_walker.cpp \
+  $(filter engines/base/% engines/graphs/%,$(filter-out %/session.cpp,$(PLAIN_CORE))) build/fuzz/kernels.o
 
 FUZZED_tokenizer_reader := tests/fuzz/tokenizer_reader.cpp $(filter engines/base/% engines/text/%,$(PLAIN_CORE))
 
@@ -133,7 +133,7 @@ fuzz-core fuzz-text fuzz-pool:  ## fuzz the core's readers of graphs, tokenizers
 	    -seed=$${BLIP2RT_TEST_SEED:-0} -verbosity=0 -artifact_prefix=build/fuzz/ build/fuzz/$(SEEDS) tests/corpus/$(SEEDS); \
 	else echo "$@ is skipped, because libFuzzer is not installed: apt-get install clang-14 libclang-rt-14-dev"; fi
 
-# Kernels are only named in graphs; sanitizing them would take three minutes.
+# A graph only names kernels: they are not sanitized, and linked last, so that functions they share with the rest are.
 KERNELS := $(filter engines/kernels/%,$(PLAIN_CORE))
 build/fuzz/kernels.o: $(CORE)
 	mkdir -p build/fuzz
@@ -164,11 +164,12 @@ ZIG := $(TOOLS)/python -m ziglang c++ -fno-sanitize=undefined
 	$(TOOLS)/python -m pip install --quiet -r packages/requirements.txt
 	touch $@
 
+zig-%: OPTIMIZE := -O0
 zig-%: .venv-release/installed  ## compile the core with zig for another system, such as aarch64-macos
 	@mkdir -p build/zig/$*
 	@echo "zig for $*: $(words $(PLAIN_CORE)) files"
 	@set -e; for source in $(PLAIN_CORE); do \
-	  $(ZIG) -target $* $(filter-out $(OPTIMIZE),$(WARNINGS)) -O0 -c $$source -o build/zig/$*/$$(echo $$source | tr / -).o; done
+	  $(ZIG) -target $* $(WARNINGS) -c $$source -o build/zig/$*/$$(echo $$source | tr / -).o; done
 
 NANO := packages/nano/pyproject.toml blip2rt/models/nano/blip2rt.json
 $(DEMO)/installed: pyproject.toml CMakeLists.txt $(CORE) $(shell find blip2rt -name '*.py') $(NANO)
