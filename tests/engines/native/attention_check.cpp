@@ -173,15 +173,18 @@ void check_case(const AttentionKernel& kernel, Case& c) {
   }
 }
 
+int cases = 400;
+
+void check_kernel(const AttentionKernel& kernel, std::mt19937& random) {
+  for (int i = 0; i < cases; ++i) {
+    Case c(random);
+    check_case(kernel, c);
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  const int cases = argc > 2 ? std::atoi(argv[2]) : 400;
-  return check::check_kernels(argc, argv, {"avx2", "plain"}, attention_kernel,
-                              [cases](const AttentionKernel& kernel, std::mt19937& random) {
-                                for (int i = 0; i < cases; ++i) {
-                                  Case c(random);
-                                  check_case(kernel, c);
-                                }
-                              });
+  if (argc > 2) cases = std::atoi(argv[2]);
+  return check::check_kernels(argc, argv, {"avx2", "plain"}, attention_kernel, check_kernel);
 }
