@@ -4,8 +4,9 @@
 PYTHON ?= python3
 DEMO := .venv
 DEV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv-dev)
-RUN := $(DEV)/bin/python -m
+RUN := PYTHONSAFEPATH=1 $(DEV)/bin/python -m
 COMPAT := .venv-compat
+NANO := packages/nano/pyproject.toml blip2rt/models/nano/blip2rt.json
 EXPORTED := tests/export
 CORE := $(sort $(shell find engines -name '*.cpp' -o -name '*.h' -o -name '*.cu'))
 SOURCES := $(CORE) $(wildcard tests/engines/native/*.cpp tests/c/native/*.c*)
@@ -30,20 +31,20 @@ demo: $(DEMO)/installed  ## install the runtime as a user does and caption a pho
 HANGS := --max-worker-restart 1 -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 
 test: $(DEV)/blip2rt-installed  ## all tests but the slow ones: one process per core, one file at a time, the longest first
-	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile --no-loadscope-reorder $(HANGS)
+	OMP_NUM_THREADS=1 $(DEV)/bin/pytest -n auto --dist loadfile --no-loadscope-reorder $(HANGS)
 
 # Skips files marked `long`, whose measured seconds on one core are in the mark.
 test-fast: $(DEV)/blip2rt-installed  ## the quick tests, about two minutes
-	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile --no-loadscope-reorder $(HANGS) -m "not slow and not gpu and not long"
+	OMP_NUM_THREADS=1 $(DEV)/bin/pytest -n auto --dist loadfile --no-loadscope-reorder $(HANGS) -m "not slow and not gpu and not long"
 
 parity: $(DEV)/blip2rt-installed  ## compare every architecture with transformers, as tiny models; writes docs/parity.md
 	OMP_NUM_THREADS=1 $(RUN) tests.parity --report docs/parity.md
 
 test-slow: $(DEV)/blip2rt-installed
-	$(RUN) pytest -m slow
+	$(DEV)/bin/pytest -m slow
 
 test-compat: $(COMPAT)/blip2rt-installed  ## test the exporter with the oldest supported transformers
-	$(COMPAT)/bin/python -m pytest $(EXPORTED)
+	$(COMPAT)/bin/pytest $(EXPORTED)
 
 # The report in build/ names the cases that another release changes or breaks.
 PARITY_lowest := "transformers==4.57.*"
@@ -51,13 +52,15 @@ PARITY_newest := --upgrade transformers tokenizers onnx onnxscript onnxruntime
 PARITY_next := --pre $(PARITY_newest)
 parity-lowest parity-newest parity-next: parity-%:  ## make parity with other releases of the compared packages
 	test -x .venv-parity-$*/bin/python || $(PYTHON) -m venv .venv-parity-$*
-	.venv-parity-$*/bin/python -m pip install --quiet -e ".[export]" pytest
+	.venv-parity-$*/bin/python -m pip install --quiet ".[export]" pytest
+	.venv-parity-$*/bin/python tests/importable.py
 	.venv-parity-$*/bin/python -m pip install --quiet $(PARITY_$*)
-	OMP_NUM_THREADS=1 .venv-parity-$*/bin/python -m tests.parity --report build/parity-$*.md
+	OMP_NUM_THREADS=1 PYTHONSAFEPATH=1 .venv-parity-$*/bin/python -m tests.parity --report build/parity-$*.md
 
 lint: $(DEV)/blip2rt-installed
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
+	! grep -rnE '^ *(from|import) (train|export)\>' blip2rt train export tests benchmarks recipes --include='*.py'  # installed, they have other names
 	$(RUN) mypy
 	$(DEV)/bin/lint-imports
 	$(DEV)/bin/clang-format --dry-run --Werror $(SOURCES)
@@ -171,21 +174,39 @@ zig-%: .venv-release/installed  ## compile the core with zig for another system,
 	@set -e; for source in $(PLAIN_CORE); do \
 	  $(ZIG) -target $* $(WARNINGS) -c $$source -o build/zig/$*/$$(echo $$source | tr / -).o; done
 
-NANO := packages/nano/pyproject.toml blip2rt/models/nano/blip2rt.json
 $(DEMO)/installed: pyproject.toml CMakeLists.txt $(CORE) $(shell find blip2rt -name '*.py') $(NANO)
 	$(PYTHON) -m venv $(DEMO)
 	$(DEMO)/bin/python -m pip install --quiet . ./packages/nano
 	touch $@
 
-# Editable, so that only changes of the core or of the requirements need a new installation.
-$(DEV)/blip2rt-installed: pyproject.toml CMakeLists.txt $(CORE)
+EXTRAS := dev trt-check trt-cu13
+$(DEV)/dependencies-installed: pyproject.toml tests/importable.py
 	test -x $(DEV)/bin/python || $(PYTHON) -m venv $(DEV)
-	$(DEV)/bin/python -m pip install --quiet -e ".[dev,trt-check,trt-cu13]" --config-settings=cmake.define.BLIP2RT_WERROR=ON
+	$(RUN) pip install --quiet 'uv>=0.5'
+	$(RUN) uv pip install --quiet --python $(DEV)/bin/python -r pyproject.toml $(EXTRAS:%=--extra %)
+	$(DEV)/bin/python tests/importable.py
+	touch $@
+
+PYTHON_SOURCES := $(shell find blip2rt train export recipes -name '*.py' -o -name '*.yaml' -o -name '*.html' -o -name '*.txt')
+WHEEL := $(RUN) pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheels
+INSTALL := $(RUN) pip install --quiet --no-deps --no-index --force-reinstall
+
+# As users have it: built and installed, so that the tests find what a wheel lacks.
+$(DEV)/blip2rt-installed: $(DEV)/dependencies-installed $(DEV)/nano-installed CMakeLists.txt $(CORE) $(PYTHON_SOURCES)
+	rm -f build/wheels/blip2rt-*.whl
+	$(WHEEL) --config-settings=build-dir=build/core --config-settings=cmake.define.BLIP2RT_WERROR=ON .
+	$(INSTALL) build/wheels/blip2rt-*.whl
+	touch $@
+
+$(DEV)/nano-installed: $(DEV)/dependencies-installed $(NANO)
+	$(WHEEL) ./packages/nano
+	$(INSTALL) build/wheels/blip2rt_nano-*.whl
 	touch $@
 
 $(COMPAT)/blip2rt-installed: pyproject.toml CMakeLists.txt $(CORE)
 	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
-	$(COMPAT)/bin/python -m pip install --quiet -e ".[export]" pytest "transformers==4.57.*"
+	$(COMPAT)/bin/python -m pip install --quiet ".[export]" pytest "transformers==4.57.*"
+	$(COMPAT)/bin/python tests/importable.py
 	touch $@
 
 LOCK := uv pip compile --universal --python-version 3.10 --no-annotate --quiet --upgrade --custom-compile-command "make lock"
@@ -216,13 +237,15 @@ test-lowest: build/locked/built  ## test the runtime on the oldest supported rel
 	$(PYTHON) -m venv --clear .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet -r requirements/lowest.txt pytest "onnx<1.18"
 	.venv-lowest/bin/python -m pip install --quiet --no-deps build/locked/blip2rt-*.whl
-	.venv-lowest/bin/python -m pytest -p no:cacheprovider $(LOWEST)
+	.venv-lowest/bin/python tests/importable.py
+	.venv-lowest/bin/pytest -p no:cacheprovider $(LOWEST)
 
 # No cache: the newest releases of everything.
 test-newest:  ## test the runtime on the newest releases of its dependencies
 	$(PYTHON) -m venv --clear .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager . ./packages/nano pytest onnx
-	.venv-newest/bin/python -m pytest -p no:cacheprovider $(LOWEST)
+	.venv-newest/bin/python tests/importable.py
+	.venv-newest/bin/pytest -p no:cacheprovider $(LOWEST)
 
 # ONNX Runtime's other packages hold the same library, built for more devices; blip2rt uses its CPU part.
 ONNXRUNTIMES := onnxruntime-gpu onnxruntime-openvino

@@ -21,11 +21,11 @@ from PIL import Image
 
 from blip2rt.command_line import Parser, run, whole
 from blip2rt.modeling.vision import VisionConfig
-from train.data.samples import BadSamples
-from train.data.sampling import Mixture
-from train.data.streaming import SampleReader, load_batches, open_sources
-from train.data.transforms import train_transform
-from train.loop.memory import keep_freed_memory
+from blip2rt_train.data.samples import BadSamples
+from blip2rt_train.data.sampling import Mixture
+from blip2rt_train.data.streaming import SampleReader, load_batches, open_sources
+from blip2rt_train.data.transforms import train_transform
+from blip2rt_train.loop.memory import keep_freed_memory
 
 
 def make_shard(folder: Path, count: int, width: int, height: int) -> None:

@@ -21,7 +21,7 @@ from benchmarks.timing import show, typical
 from blip2rt._native import Generator, Runtime, Session
 from blip2rt.backends.ort import find_library
 from blip2rt.command_line import Parser, run, whole
-from export.graphs import llm, trace
+from blip2rt_export.graphs import llm, trace
 
 WIDTH = 16
 BEAMS = {"num_beams": 5}

@@ -32,15 +32,15 @@ from blip2rt.command_line import Parser, nonempty, path, run, whole
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.text import LlmTokenizer
-from export import assemble, targets
-from export.checks.sessions import unfused_session
-from export.checks.stepper import TrtStepper
-from export.graphs import vision
-from export.options import ExportOptions, ModelSource
-from export.progress import Progress
-from train.data.readers import read_data
-from train.data.samples import Dataset
-from train.evaluation.metrics import caption_metrics
+from blip2rt_export import assemble, targets
+from blip2rt_export.checks.sessions import unfused_session
+from blip2rt_export.checks.stepper import TrtStepper
+from blip2rt_export.graphs import vision
+from blip2rt_export.options import ExportOptions, ModelSource
+from blip2rt_export.progress import Progress
+from blip2rt_train.data.readers import read_data
+from blip2rt_train.data.samples import Dataset
+from blip2rt_train.evaluation.metrics import caption_metrics
 
 GROUPS = ("vision", "qformer", "llm")
 _GRAPHS = {"vision": ("vision",), "qformer": ("qformer",), "llm": ("llm", "embed", "encoder")}  # of each group

@@ -26,11 +26,11 @@ from blip2rt.command_line import Parser, run, whole
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
-from train.loop.memory import keep_freed_memory
-from train.loop.trainer import autocast_dtype
-from train.objectives.lm import lm_loss, query_output
-from train.objectives.packing import PackedTexts, Tokens, pack
-from train.objectives.stage1 import (
+from blip2rt_train.loop.memory import keep_freed_memory
+from blip2rt_train.loop.trainer import autocast_dtype
+from blip2rt_train.objectives.lm import lm_loss, query_output
+from blip2rt_train.objectives.packing import PackedTexts, Tokens, pack
+from blip2rt_train.objectives.stage1 import (
     LossSettings,
     TextBatch,
     hard_negatives,

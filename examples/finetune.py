@@ -9,10 +9,9 @@ train.stage2 --help); --dry-run checks everything and trains nothing.
 import argparse
 from pathlib import Path
 
+import blip2rt
 from blip2rt_export import cli as export
 from blip2rt_train import stage2
-
-import blip2rt
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "finetune" / "captions.yaml"
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser
 
-from blip2rt_export import cli
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from optimum.commands.export.base import ExportCommand
 
 from blip2rt.command_line import Formatter, nonempty, path, run
+from blip2rt_export import cli
 
 
 class Blip2rtExportCommand(BaseOptimumCLICommand):

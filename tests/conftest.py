@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import shlex
@@ -16,17 +15,12 @@ import pytest
 
 from tests import seeds
 
+PACKAGES = ("blip2rt", "blip2rt_train", "blip2rt_export")
 if file := os.environ.get("BLIP2RT_NATIVE"):  # another build of the core, as in `make sanitize`
     spec = importlib.util.spec_from_file_location("blip2rt._native", file)
     assert spec is not None and spec.loader is not None
     sys.modules["blip2rt._native"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["blip2rt._native"])
-
-from blip2rt.errors import BackendError
-from blip2rt.native import native
-
-with contextlib.suppress(BackendError):
-    native()  # may come from an installed package next to this source folder
 
 from tests.tiny.bundle import Tiny, tiny_bundle
 
@@ -45,7 +39,9 @@ def traced_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _trace_cache(traced_folder: Path) -> Iterator[None]:
-    if "export.cli" not in sys.modules and "export.graphs.trace" not in sys.modules:  # nothing traces in this session
+    if (
+        "blip2rt_export.cli" not in sys.modules and "blip2rt_export.graphs.trace" not in sys.modules
+    ):  # nothing traces in this session
         yield
         return
     from tests.tiny.trace_cache import cached_traces
@@ -77,6 +73,11 @@ def photo() -> Any:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ["PYTHONSAFEPATH"] = "1"  # children of Python 3.11 and later do not see the current folder either
+    root = Path(__file__).parents[1]
+    found = [spec.origin for name in PACKAGES if (spec := importlib.util.find_spec(name)) and spec.origin]
+    if checkout := [origin for origin in found if Path(origin).parents[1] == root]:
+        raise pytest.UsageError(f"the tests judge installed packages, not {checkout[0]}: run make test, or bin/pytest")
     seeds.session_seed()
     config.pluginmanager.register(SeededFixtures())
 

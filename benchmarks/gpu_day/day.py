@@ -53,7 +53,7 @@ class Day:
     @property
     def environment(self) -> dict[str, str]:
         """Environment variables of the steps, with a separate plan cache."""
-        return {**os.environ, "BLIP2RT_CACHE": str(self.out / "cache"), "PYTHONPATH": str(ROOT)}
+        return {**os.environ, "BLIP2RT_CACHE": str(self.out / "cache")}
 
 
 Step = Callable[[Day], dict[str, Any]]

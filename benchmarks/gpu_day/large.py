@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from blip2rt.bench import costs
 from blip2rt.bundle import LLM, read
 
 from . import device, loops
-from .day import ROOT, Day, Skipped
+from .day import Day, Skipped
 from .day import bundle as cached_bundle
 
 _COPY_BYTES = 1 << 29  # of the bandwidth measurement
@@ -31,10 +30,9 @@ def bundle(day: Day, precision: str) -> Path:
 
             tiny.write(path, tiny.random_llm_weights(np.random.default_rng(0)), "trt", half=precision == "fp16")
             return
-        command = [sys.executable, "-m", "export.synthetic", "--geometry", day.geometry, "--target", "trt"]
+        command = [sys.executable, "-m", "blip2rt_export.synthetic", "--geometry", day.geometry, "--target", "trt"]
         command += ["--out", str(path), "--precision", f"llm={precision}"]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             last = (done.stderr.strip() or "no output").splitlines()[-1]
             raise Skipped(f"{day.geometry} cannot be exported: {last}")

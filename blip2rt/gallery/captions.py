@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..pipeline import RGB
     from ..results import Scored
     from ..tasks import GenerationTask
+    from .prefetch import MakeTask
 
 BATCH_SIZE = 16  # chosen by the measurement in benchmarks/LOG.md
 
@@ -70,9 +71,11 @@ class TextSettings:
     unsure: str = "maybe"  # below it: "maybe", to write so, or "silent", to write nothing
     pool: str | None = None  # file of captions that guide; "none": not even the bundle's
 
-    def rated(self, outputs: OutputSettings) -> bool:
-        """Whether the confidence is needed: to hedge, or as a JSON key of captions."""
-        return self.min_confidence is not None or (outputs.json and self.question is None)
+    def task(self, model: Model, confidence: bool) -> GenerationTask:
+        """Check these settings against a model. confidence: also rate each caption. Raises OptionError."""
+        confidence = confidence or self.min_confidence is not None  # to hedge
+        task = replace(model.task(self.prompt, self.question, **self.options), confidence=confidence)
+        return model.matcher.with_pool(task, False if self.pool == "none" else self.pool)
 
     def hedged(self, caption: Scored) -> str:
         """The caption, or what takes its place if its confidence is too low."""
@@ -105,11 +108,12 @@ def caption(
 ) -> int:
     """Describe pictures and return the exit code. executor: what runs the graphs, instead of this process."""
     texts.template.validate()
-    task = replace(model.task(texts.prompt, texts.question, **texts.options), confidence=texts.rated(outputs))
     if texts.min_confidence is not None:
         model.matcher.require_confidence()
-    task = model.matcher.with_pool(task, False if texts.pool == "none" else texts.pool)
-    run = _CaptionRun(model, task, texts, outputs.strict, executor)
+    rated = outputs.json and texts.question is None  # a JSON key of captions
+    pool = texts.pool if texts.pool in (None, "none") else os.path.abspath(texts.pool)  # actors run in another folder
+    make_task = partial(replace(texts, pool=pool).task, confidence=rated)
+    run = _CaptionRun(model, make_task, texts, outputs.strict, executor)
     return execute(run, sources, outputs, parallelism, texts.flags)
 
 
@@ -263,17 +267,18 @@ class _CaptionRun(Run):
     """Generates captions or answers."""
 
     def __init__(
-        self, model: Model, task: GenerationTask, texts: TextSettings, strict: bool, executor: Executor | None
+        self, model: Model, make_task: MakeTask, texts: TextSettings, strict: bool, executor: Executor | None
     ) -> None:
         super().__init__(model, strict)
-        self._task, self._texts, self._executor = task, texts, executor
+        self._make_task, self._texts, self._executor = make_task, texts, executor
+        self._task = make_task(model)
         self.verb = "captioned" if texts.question is None else "answered"
 
     def batches(
         self, sources: Sources, plan: Callable[[Picture], list[Sink] | Failure | None], parallelism: Parallelism
     ) -> Iterator[tuple[Batch[list[Sink]], Any]]:
         if self._executor is not None:
-            return self._executor.run(self._executor.walk(sources), plan, parallelism.batch_size, self._task)
+            return self._executor.run(self._executor.walk(sources), plan, parallelism.batch_size, self._make_task)
         return super().batches(sources, plan, parallelism)
 
     def compute(self, images: list[RGB], first_image: int) -> Sequence[list[Scored] | None]:

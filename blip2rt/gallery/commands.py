@@ -42,8 +42,8 @@ def caption(
         check_probability(args.min_confidence, "--min-confidence")
         if args.ask is not None:
             raise OptionError("--min-confidence is of captions, but --ask writes answers: leave out one of them")
-    if args.pool is not None and (args.ask is not None or args.ray is not None):
-        raise OptionError("--pool guides captions, in this process: leave out --ask and --ray, or the pool")
+    if args.pool is not None and args.ask is not None:
+        raise OptionError("--pool guides captions, but --ask writes answers: leave out one of them")
     texts = captions.TextSettings(prompt, args.ask, options, template, args.min_confidence, args.unsure, args.pool)
     parallelism = flags.parallelism_of(args, sources, captions.BATCH_SIZE)
     model = load(parallelism.threads)

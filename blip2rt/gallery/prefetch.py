@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..model import Model
+    from ..tasks import GenerationTask
 
     Rgb = NDArray[np.uint8]
+    MakeTask = Callable[[Model], GenerationTask]  # can be sent to another process, unlike a task
 
 MAX_BATCHES_AHEAD = 2  # decoded while others are in the graphs
 T = TypeVar("T")
@@ -89,7 +91,7 @@ class Executor(Protocol):
         walked: Iterable[Picture | Failure],
         plan: Callable[[Picture], T | Failure | None],
         batch_size: int,
-        task: Any = None,
+        make_task: MakeTask | None = None,
     ) -> Iterator[tuple[Batch[T], Any]]: ...
 
 

@@ -25,6 +25,7 @@ from ..install_hints import pip_install
 from ..loading import load
 
 if TYPE_CHECKING:
+    from ..gallery.prefetch import MakeTask
     from ..model import Model
 
     Batch = dict[str, Any]  # columns, each an array or a list of the batch's length
@@ -152,10 +153,11 @@ class BatchWorker:
     def __init__(self, model: str | None, settings: dict[str, Any]) -> None:
         self._model = load_in_actor(model, **settings)
 
-    def run(self, pictures: Sequence[Any], task: Any, first: int) -> tuple[list[str | None], Any]:
+    def run(self, pictures: Sequence[Any], make_task: MakeTask | None, first: int) -> tuple[list[str | None], Any]:
         """Return an error or None for each picture, and what the graphs make of the readable ones.
 
-        task: of Model.task; None: embed. first: number of the first picture, for its random numbers.
+        make_task: makes a task for this actor's model, since tasks hold open sessions and cannot be sent; None: embed.
+        first: number of the first picture, for its random numbers.
         """
         errors, rgb = list[str | None](), list[Any]()
         for picture in pictures:
@@ -168,4 +170,6 @@ class BatchWorker:
                 errors.append(f"cannot read {picture.name!r}: {error.strerror}")
         if not rgb:
             return errors, None
-        return errors, self._model.embed(rgb) if task is None else self._model.generate(rgb, task, first)
+        if make_task is None:
+            return errors, self._model.embed(rgb)
+        return errors, self._model.generate(rgb, make_task(self._model), first)

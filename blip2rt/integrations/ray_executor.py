@@ -25,6 +25,8 @@ from .ray import BatchWorker, import_ray
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from ..gallery.prefetch import MakeTask
+
 T = TypeVar("T")
 _Running = tuple[Batch[Any], Any, Any]  # a batch, its actor and its result; None for both if it is done
 
@@ -80,7 +82,7 @@ class RayExecutor:
         walked: Iterable[Picture | Failure],
         plan: Callable[[Picture], T | Failure | None],
         batch_size: int,
-        task: Any = None,
+        make_task: MakeTask | None = None,
     ) -> Iterator[tuple[Batch[T], Any]]:
         """Yield batches in order, each with what the graphs make of its images; see BatchWorker.run."""
         idle = deque(actor for _ in range(BATCHES_PER_ACTOR) for actor in self._actors)
@@ -92,7 +94,7 @@ class RayExecutor:
                 pending.append((batch, None, None))
                 continue
             actor, pictures = idle.popleft(), [_absolute(entry.picture) for entry in batch.needed]
-            pending.append((batch, actor, actor.run.remote(pictures, task, batch.first)))
+            pending.append((batch, actor, actor.run.remote(pictures, make_task, batch.first)))
         while pending:
             yield self._finish(pending.popleft(), idle)
 

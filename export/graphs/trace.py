@@ -27,7 +27,8 @@ from onnxscript.optimizer import optimize_ir
 from blip2rt.bundle import TensorInfo
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import streaming
-from export.graphs import translations
+
+from . import translations
 
 OPSET = 20  # the newest that every supported ONNX Runtime (1.23 and later) can run
 IR_VERSION = 10

@@ -25,10 +25,10 @@ from blip2rt.bundle.atomic import write_file
 from blip2rt.command_line import Parser, run, whole
 from blip2rt.matching.labels import everyday, named_labels
 from blip2rt.statements import number_question, phrase_of
-from train.evaluation.annotations import read_questions
-from train.evaluation.metrics import caption_metrics
-from train.extras.probabilities import RIGHT_CIDER
-from train.progress import bar
+from blip2rt_train.evaluation.annotations import read_questions
+from blip2rt_train.evaluation.metrics import caption_metrics
+from blip2rt_train.extras.probabilities import RIGHT_CIDER
+from blip2rt_train.progress import bar
 
 _LEAST = (0.7, 0.5, 0.3, 0.2)  # probabilities of labels
 _COVERAGE = (10, 25, 50, 75, 90, 100)  # per cent of the captions

@@ -26,7 +26,7 @@ from blip2rt.bundle.writer import BundleWriter
 from blip2rt.command_line import Parser, run, whole
 from blip2rt.errors import OptionError
 from blip2rt.matching.pool import build_pool, read_captions, read_pool
-from train.progress import bar
+from blip2rt_train.progress import bar
 
 POOL = "captions.pool"
 

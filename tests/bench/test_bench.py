@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import blip2rt
 from blip2rt.bench import collect, geometry, machine, peers, report
 from blip2rt.bench.cli import main
 from blip2rt.bench.stages import STAGES, Workload
@@ -20,7 +19,7 @@ from tests.seeds import seed_of
 
 pytestmark = pytest.mark.long(16)
 
-ROOT = Path(blip2rt.__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SEED = seed_of(__name__)
 TEXT_FLAGS = "--model --precision --cache --image --checkpoint --json --markdown --plot".split()
 

@@ -84,7 +84,7 @@ def test_only_the_tied_table_is_shared(tiny_geometry):
 def test_random_blocks_have_the_scale_of_weights():
     torch = pytest.importorskip("torch")
     from blip2rt.modeling.quantize import dequantize_blockwise
-    from export.synthetic import RandomBlocks
+    from blip2rt_export.synthetic import RandomBlocks
 
     for bits in (4, 8):
         values = dequantize_blockwise(RandomBlocks(None)("w", (64, 200), lambda: torch.empty(0), bits, 64))

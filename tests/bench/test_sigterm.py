@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 
-import blip2rt
 from blip2rt.bench import signals, worker
 from blip2rt.bundle import read
 
 pytestmark = pytest.mark.long(22)
 
-ROOT = Path(blip2rt.__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def _assert_ended(process: subprocess.Popen[str], temporary: Path) -> None:

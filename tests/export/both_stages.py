@@ -14,7 +14,7 @@ from blip2rt.modeling.checkpoint import save_model
 from blip2rt.modeling.llm import LlmConfig
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
-from export.cli import main
+from blip2rt_export.cli import main
 from tests.export.commands_in_process import FLOAT
 from tests.seeds import new_seed
 from tests.tiny import blip2 as tiny_blip2

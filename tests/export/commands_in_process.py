@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from export import cli
-from export import convert as convert_command
+from blip2rt_export import cli
+from blip2rt_export import convert as convert_command
 
 FLOAT = "vision=fp32,qformer=fp32,llm=fp32,retrieval=fp32"
 

@@ -41,7 +41,7 @@ def checkpoint_copy(llama_checkpoint: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def export_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """A function: export a checkpoint that is rejected; return the error, which is one line."""
-    from export.cli import main
+    from blip2rt_export.cli import main
 
     def export(checkpoint: Path | str, *arguments: str) -> str:
         capsys.readouterr()

@@ -18,7 +18,9 @@ from blip2rt.image import load_rgb
 from blip2rt.text import tidy
 from tests.gallery.helpers import assert_error
 from tests.seeds import new_seed
-from tests.tiny.image_folders import GOOD, ROOT, shard, tree
+from tests.tiny.image_folders import GOOD, shard, tree
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.long(7)
 

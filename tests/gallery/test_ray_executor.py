@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -43,10 +44,12 @@ class FakeRay(ModuleType):
             def create(*args: Any) -> Any:
                 actor = cls(*args)
 
-                def call(pictures: Any, task: Any, first: int) -> Any:
+                def call(*sent: Any) -> Any:
+                    sent = pickle.loads(pickle.dumps(sent))  # as on its way to another process
+
                     def compute() -> Any:
-                        self.computed.append(first)
-                        return actor.run(pictures, task, first)
+                        self.computed.append(sent[-1])
+                        return actor.run(*sent)
 
                     return compute
 
@@ -81,6 +84,15 @@ def test_caption_writes_the_bytes_of_a_local_run(album, run, ray, out):
     assert Path(out).read_bytes() == Path(f"local-{out}").read_bytes()
     assert Path("e1").read_text() == Path("e2").read_text() != ""
     assert not ray.connected, "the connection is closed"
+
+
+def test_pool_guides_in_actors(album, run, ray, tmp_path):
+    """A task that is guided holds sessions, which no process can send."""
+    Path("pool.txt").write_text("a dog runs\na cat sits\n")
+    common = ["caption", "-r", "album", "--batch-size", 3, "--num-beams", 2, "--pool", "pool.txt"]
+    run(*common, "--out", "local.jsonl")
+    run(*common, "--out", "t.jsonl", "--ray", "auto")
+    assert Path("t.jsonl").read_bytes() == Path("local.jsonl").read_bytes() != b""
 
 
 def test_resumed_run_computes_only_what_is_missing(album, run, ray):
@@ -169,7 +181,7 @@ def test_classes_add_columns(ray, tiny, album, model):
 
 
 def test_capfilt_runs_its_command_once_per_processor(monkeypatch, tmp_path):
-    from train.capfilt import cluster
+    from blip2rt_train.capfilt import cluster
 
     ran: list[list[str]] = []
     fake = FakeRay()

@@ -176,7 +176,7 @@ MALICIOUS = {
 
 @pytest.mark.parametrize("name", MALICIOUS)
 def test_malicious_headers_end_their_shard_only(whole, run, name):
-    open_index = pytest.importorskip("train.data.shard_index").open_index
+    open_index = pytest.importorskip("blip2rt_train.data.shard_index").open_index
     end = whole.rstrip(b"\0")
     shard = end + bytes(-len(end) % 512) + MALICIOUS[name]
     Path("bad.tar").write_bytes(shard + bytes(1024))

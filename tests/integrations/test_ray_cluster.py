@@ -74,7 +74,16 @@ def test_killed_capfilt_task_loses_nothing(tmp_path, tiny, head, monkeypatch):
         with tarfile.open(tmp_path / "shards" / f"{number}.tar", "w") as tar:
             for copy in range(8):
                 tar.add(tmp_path / "album" / str(number) / "a.png", f"{copy}.png")
-    command = [sys.executable, "-m", "train.prepare", "capfilt", "--data", "shards", "--captioner", str(tiny.path)]
+    command = [
+        sys.executable,
+        "-m",
+        "blip2rt_train.prepare",
+        "capfilt",
+        "--data",
+        "shards",
+        "--captioner",
+        str(tiny.path),
+    ]
     subprocess.run([*command, "--batch-size", "1", "--out", "local"], check=True, timeout=TIMEOUT)
     driver = subprocess.Popen([*command, "--batch-size", "1", "--out", "cluster", "--ray", head])
     end = time.monotonic() + TIMEOUT

@@ -22,7 +22,7 @@ from PIL import Image
 import blip2rt
 from blip2rt.gallery import Index
 
-ROOT = Path(blip2rt.__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PHOTO = ROOT / "docs" / "photo.jpg"
 TIMEOUT = 300  # seconds after which something hangs, however busy the machine is
 

@@ -15,7 +15,7 @@ import pytest
 
 import blip2rt
 from blip2rt.errors import OptionError
-from export.triton import check_repository, write_repository
+from blip2rt_export.triton import check_repository, write_repository
 from tests.tiny.bundle import Tiny
 
 FINAL = 1
@@ -82,7 +82,7 @@ def triton(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: Tiny) -> Any:
 
 @pytest.fixture
 def image() -> bytes:
-    return (Path(blip2rt.__file__).parents[1] / "docs" / "photo.jpg").read_bytes()
+    return (Path(__file__).parents[2] / "docs" / "photo.jpg").read_bytes()
 
 
 def test_answers_are_those_of_the_model(triton, tiny, image):

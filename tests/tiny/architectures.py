@@ -23,11 +23,11 @@ from transformers.models.auto import modeling_auto
 
 from blip2rt.errors import Blip2rtError
 from blip2rt.native import native
-from export import targets
-from export.checks import verify
-from export.graphs import compatibility, trace
-from export.language import trace_graphs
-from export.precision.quantizer import BlockFormat, Quantizer
+from blip2rt_export import targets
+from blip2rt_export.checks import verify
+from blip2rt_export.graphs import compatibility, trace
+from blip2rt_export.language import trace_graphs
+from blip2rt_export.precision.quantizer import BlockFormat, Quantizer
 
 VOCAB, WIDTH, LAYERS, HEADS, POSITIONS = 97, 64, 2, 4, 96
 _VALUES: dict[str, Any] = {  # names of fields -> their value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from export import cli
+from blip2rt_export import cli
 from tests.tiny.trace_cache import cached_traces
 
 if __name__ == "__main__":

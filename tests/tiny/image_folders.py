@@ -13,9 +13,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-import blip2rt
-
-ROOT = Path(blip2rt.__file__).parents[1]
 GOOD = ("a.png", "b.jpg", "c.webp", "d.gif", "e.bmp", "f.tiff", "naïve 图.png", "no ending", "wrong.txt.jpg")
 
 
@@ -65,6 +62,5 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     """Start `blip2rt` in a process."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "blip2rt", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, text=True, **options)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)

@@ -10,10 +10,10 @@ import onnx
 import torch
 import transformers
 
-from export import targets
-from export.checks.verify import LlmGraphs
-from export.graphs import trace
-from export.precision.quantizer import BlockFormat, Quantizer
+from blip2rt_export import targets
+from blip2rt_export.checks.verify import LlmGraphs
+from blip2rt_export.graphs import trace
+from blip2rt_export.precision.quantizer import BlockFormat, Quantizer
 from tests.tiny import onnx_validity
 from tests.tiny.llm_configs import CONFIGS, SLOW_CONFIGS
 

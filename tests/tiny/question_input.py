@@ -16,7 +16,7 @@ from blip2rt.modeling.llm import LlmConfig
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
 from blip2rt.modeling.vit import VitConfig
-from export.cli import main
+from blip2rt_export.cli import main
 
 from . import blip2, training
 

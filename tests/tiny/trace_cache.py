@@ -23,7 +23,7 @@ from onnx_ir.tensor_adapters import TorchTensor
 
 from blip2rt.modeling import streaming
 from blip2rt.modeling.blip2 import Blip2Config
-from export.graphs import qformer, trace
+from blip2rt_export.graphs import qformer, trace
 
 MAX_PARAMETERS = 5_000_000  # of a module whose graph is cached
 UNUSED = ("model.llm", "model.vision.")  # submodules that the Q-Former's graphs do not use

@@ -137,7 +137,7 @@ def llm(weights: dict[str, np.ndarray], target: str, half: bool = False, in_plac
 
 def write_model(path: Path, model: Any, target_name: str) -> Path:
     """Write a Hugging Face language model as a bundle whose vision and Q-Former must not be run."""
-    from export import targets
+    from blip2rt_export import targets
 
     from .language_models import write as write_llm
 

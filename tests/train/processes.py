@@ -76,7 +76,7 @@ def start_together(module: str, arguments: list[str], folder: Path, processes: i
     """Start processes, forked by a server that has imported torch. Return them and their log files. {rank} in an
     argument becomes the process's rank."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train.stage1", "train.stage2", "accelerate"])
+    context.set_forkserver_preload(["blip2rt_train.stage1", "blip2rt_train.stage2", "accelerate"])
     shared = {
         "WORLD_SIZE": processes,
         "LOCAL_WORLD_SIZE": processes,

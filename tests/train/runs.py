@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from blip2rt.modeling.checkpoint import list_checkpoints
-from train import stage1, stage2
-from train.recipe import parse
+from blip2rt_train import stage1, stage2
+from blip2rt_train.recipe import parse
 
 from ..tiny.training import interrupt
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from blip2rt.modeling.blip2 import Blip2Config
-from train.extras import average
+from blip2rt_train.extras import average
 
 
 def checkpoint(folder: Path, qformer_bits: int | None = None, **tensors: torch.Tensor) -> str:

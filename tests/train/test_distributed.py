@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from blip2rt.modeling.checkpoint import list_checkpoints
-from train import stage1, stage2
-from train.loop.trainer import check_batch
-from train.settings import BatchSettings
+from blip2rt_train import stage1, stage2
+from blip2rt_train.loop.trainer import check_batch
+from blip2rt_train.settings import BatchSettings
 
 from ..tiny.training import NANO_STAGE2, llm_folder, tiny_settings
 from .processes import (
@@ -65,7 +65,7 @@ def test_stage1_gathers_itc_and_negatives_from_all_processes(
 ) -> None:
     folder, settings = parts
     arguments = [*settings, "--accumulate", str(accumulate), "--shard", shard, "--out", str(folder / shard)]
-    train_together("train.stage1", arguments, tmp_path)
+    train_together("blip2rt_train.stage1", arguments, tmp_path)
     assert_same_training(one, folder / shard)
     assert_same_moments(one, folder / shard)
 
@@ -79,13 +79,13 @@ def test_micro_batches_contrast_with_the_whole_batch(parts: tuple[Path, list[str
 
 def test_two_nodes_equal_two_processes(parts: tuple[Path, list[str]], one: Path) -> None:
     folder, settings = parts
-    torchrun(2, "train.stage1", [*settings, "--out", str(folder / "nodes")])
+    torchrun(2, "blip2rt_train.stage1", [*settings, "--out", str(folder / "nodes")])
     assert_same_training(one, folder / "nodes")
 
 
 def test_accelerate_trains_the_same(parts: tuple[Path, list[str]], one: Path) -> None:
     folder, settings = parts
-    flags = "--cpu --num_processes=2 --num_machines=1 --mixed_precision=no --dynamo_backend=no -m train.stage1"
+    flags = "--cpu --num_processes=2 --num_machines=1 --mixed_precision=no --dynamo_backend=no -m blip2rt_train.stage1"
     command = [sys.executable, "-m", "accelerate.commands.launch", *flags.split()]
     arguments = [*settings, "--out", str(folder / "launched")]
     done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
@@ -97,7 +97,7 @@ def test_accelerate_trains_the_same(parts: tuple[Path, list[str]], one: Path) ->
 def test_stage2_weighs_tokens_equally(parts: tuple[Path, list[str]], one2: Path, shard: str, tmp_path: Path) -> None:
     folder, settings = parts
     fields = [*stage2_fields(folder), "--accumulate", "2", "--shard", shard]
-    train_together("train.stage2", [*settings, *fields, "--out", str(folder / f"{shard}2")], tmp_path)
+    train_together("blip2rt_train.stage2", [*settings, *fields, "--out", str(folder / f"{shard}2")], tmp_path)
     assert_same_training(one2, folder / f"{shard}2")
 
 
@@ -106,7 +106,7 @@ def test_number_of_processes_may_change_on_resume(parts: tuple[Path, list[str]],
     sharded, back = folder / "sharded", folder / "back"
     until(2, one, sharded)
     arguments = [*settings, "--save_every", "1", "--keep", "9"]
-    train_together("train.stage1", [*arguments, "--shard", "trained", "--out", str(sharded)], tmp_path)
+    train_together("blip2rt_train.stage1", [*arguments, "--shard", "trained", "--out", str(sharded)], tmp_path)
     assert_same_training(one, sharded)
     until(4, sharded, back)
     assert stage1.main([*arguments, "--out", str(back)]) == 0

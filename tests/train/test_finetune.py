@@ -21,13 +21,13 @@ from blip2rt.image import to_pixels
 from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.llm import LanguageModelSource, LlmConfig
 from blip2rt.modeling.vision import layer_numbers
-from export.cli import main as export
-from export.convert import main as convert
+from blip2rt_export.cli import main as export
+from blip2rt_export.convert import main as convert
+from blip2rt_train import stage1, stage2
+from blip2rt_train.recipe import parse
+from blip2rt_train.warm_start import replaced_llm
 from tests.seeds import new_seed
 from tests.train.arguments import options, sizes, without
-from train import stage1, stage2
-from train.recipe import parse
-from train.warm_start import replaced_llm
 
 from ..tiny import blip2 as tiny_blip2
 from ..tiny.lavis import state_of
@@ -96,7 +96,7 @@ def finetune(parts: Path, out: Path, start: str, *more: str) -> Path:
 
 
 def pixels_of(images: list[Any], config: Any) -> torch.Tensor:
-    from export.describe import image_spec
+    from blip2rt_export.describe import image_spec
 
     return torch.from_numpy(to_pixels(images, image_spec(config.vision)))
 
@@ -450,12 +450,12 @@ def test_recipe_finetunes_a_hugging_face_checkpoint(
     assert capsys.readouterr().out.strip() or recipe != "retrieval"
 
 
-@pytest.mark.parametrize("module", ["train.stage1", "train.stage2"])
+@pytest.mark.parametrize("module", ["blip2rt_train.stage1", "blip2rt_train.stage2"])
 def test_two_processes_train_the_encoder_like_one(parts: Path, tmp_path: Path, module: str) -> None:
     """Stage 1 sends gradients to the encoder of the process that has the negative. LoRA learns beside it in stage 2, in
     an OPT without ReLU: where rounding makes a unit's sign, the gradient jumps."""
     pytest.importorskip("peft")
-    retrieves = module == "train.stage1"
+    retrieves = module == "blip2rt_train.stage1"
     start = parts / "itm" if retrieves else tmp_path / "smooth"
     if not retrieves:
         config = tiny_blip2.TEXT_CONFIGS["opt"]()

@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.checkpoint import list_checkpoints
+from blip2rt_train import stage1
+from blip2rt_train.data import shards
+from blip2rt_train.loop import run_folder
+from blip2rt_train.loop.parallel import this_process
+from blip2rt_train.loop.signals import StopSignals
+from blip2rt_train.loop.trainer import Trainer
 from tests.train.shard_files import write_shard
-from train import stage1
-from train.data import shards
-from train.loop import run_folder
-from train.loop.parallel import this_process
-from train.loop.signals import StopSignals
-from train.loop.trainer import Trainer
 
 from ..tiny.training import tiny_settings
 from .processes import end_together, start_together, train_together
@@ -106,7 +106,7 @@ def test_folder_lock_ends_with_its_process(tmp_path: Path) -> None:
 
 def test_nodes_without_a_shared_folder_stop_together(settings: list[str], tmp_path: Path) -> None:
     arguments = [*settings, "--out", str(tmp_path / "node{rank}")]
-    running, logs = start_together("train.stage1", [*arguments, "--steps", "5000"], tmp_path)
+    running, logs = start_together("blip2rt_train.stage1", [*arguments, "--steps", "5000"], tmp_path)
     metrics, until = tmp_path / "node0" / "metrics.jsonl", time.monotonic() + 600
     while not metrics.exists() and time.monotonic() < until:
         time.sleep(0.05)
@@ -115,7 +115,7 @@ def test_nodes_without_a_shared_folder_stop_together(settings: list[str], tmp_pa
     [kept] = list_checkpoints(tmp_path / "node0")[-1:]
     assert not list_checkpoints(tmp_path / "node1")
     step = int(kept.name.removeprefix("step-"))
-    for text in train_together("train.stage1", [*arguments, "--steps", str(step + 1)], tmp_path, code=2):
+    for text in train_together("blip2rt_train.stage1", [*arguments, "--steps", str(step + 1)], tmp_path, code=2):
         assert f"is at step {step}, " in text and "node1" in text and "share out among the nodes" in text
 
 

@@ -14,10 +14,10 @@ import pytest
 pytest.importorskip("torch")
 
 from blip2rt.errors import Blip2rtError
-from train.loop.logs import Log
-from train.loop.parallel import this_process
-from train.loop.trainer import Trainer
-from train.settings import BatchSettings, LogSettings, LoopSettings, OptimizerSettings
+from blip2rt_train.loop.logs import Log
+from blip2rt_train.loop.parallel import this_process
+from blip2rt_train.loop.trainer import Trainer
+from blip2rt_train.settings import BatchSettings, LogSettings, LoopSettings, OptimizerSettings
 
 LINE = {"step": 10, "loss": 2.5, "samples_per_second": 33.33, "waiting_for_data": 0.024}
 

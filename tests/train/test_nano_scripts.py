@@ -17,11 +17,11 @@ import torch
 from blip2rt.bundle.manifest import ImageSpec
 from blip2rt.image import to_pixels
 from blip2rt.modeling.quantize import round_weights
+from blip2rt_train.recipe import parse
+from blip2rt_train.stage_settings import SelfCriticalSettings, Stage1Settings, Stage2Settings
 from tests.seeds import new_seed
 from tests.tiny.training import caption_table
 from tests.train.arguments import options
-from train.recipe import parse
-from train.stage_settings import SelfCriticalSettings, Stage1Settings, Stage2Settings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

@@ -15,13 +15,13 @@ from torch.nn import functional as F
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.llm import LanguageModelSource, LlmConfig
 from blip2rt.modeling.qformer import QFormer, QFormerConfig
+from blip2rt_train import stage1, stage2
+from blip2rt_train.data.samples import Sample
+from blip2rt_train.loop.parallel import Parallel
+from blip2rt_train.objectives.lm import LmTexts
+from blip2rt_train.objectives.stage1 import itc_loss, own_itc_loss, similarity
+from blip2rt_train.recipe import flat, parse
 from tests.train.arguments import options, sizes
-from train import stage1, stage2
-from train.data.samples import Sample
-from train.loop.parallel import Parallel
-from train.objectives.lm import LmTexts
-from train.objectives.stage1 import itc_loss, own_itc_loss, similarity
-from train.recipe import flat, parse
 
 from ..tiny.training import NANO, bert_folder, caption_table, llm_folder
 

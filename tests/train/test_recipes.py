@@ -16,13 +16,13 @@ from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.checkpoint import CONFIG
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
+from blip2rt_train import stage1, stage2
+from blip2rt_train.early_checks import open_settings
+from blip2rt_train.extras import refit, self_critical
+from blip2rt_train.plan import count_parameters, memory, rates, trained
+from blip2rt_train.recipe import parse
+from blip2rt_train.settings import MachineSettings
 from tests.train.arguments import options, sizes, without
-from train import stage1, stage2
-from train.early_checks import open_settings
-from train.extras import refit, self_critical
-from train.plan import count_parameters, memory, rates, trained
-from train.recipe import parse
-from train.settings import MachineSettings
 
 from ..tiny.training import NANO_STAGE2, encoder_weights, llm_folder, t5_folder, tiny_settings
 

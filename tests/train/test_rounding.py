@@ -13,11 +13,11 @@ from torch import nn
 from blip2rt.modeling.blip2 import Blip2Config
 from blip2rt.modeling.checkpoint import Checkpoint, list_checkpoints
 from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise
+from blip2rt_train import stage1, stage2
+from blip2rt_train.loop.rounding import Rounding
+from blip2rt_train.recipe import parse
+from blip2rt_train.stage2 import Stage2, Stage2Settings
 from tests.train.arguments import options
-from train import stage1, stage2
-from train.loop.rounding import Rounding
-from train.recipe import parse
-from train.stage2 import Stage2, Stage2Settings
 
 from ..tiny.training import NANO_STAGE2, llm_folder, tiny_settings
 

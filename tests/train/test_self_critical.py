@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from blip2rt.modeling.checkpoint import list_checkpoints
+from blip2rt_train import stage2
+from blip2rt_train.extras import self_critical
+from blip2rt_train.extras.cider import CiderReward
+from blip2rt_train.extras.self_critical import SelfCriticalSettings, SelfCriticalTraining, draw
+from blip2rt_train.recipe import parse
 from tests.seeds import new_seed
-from train import stage2
-from train.extras import self_critical
-from train.extras.cider import CiderReward
-from train.extras.self_critical import SelfCriticalSettings, SelfCriticalTraining, draw
-from train.recipe import parse
 
 from ..tiny.training import NANO_STAGE2, llm_folder, tiny_settings
 

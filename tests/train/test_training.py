@@ -20,13 +20,13 @@ from blip2rt.modeling.bert import BertSource
 from blip2rt.modeling.blip2 import Blip2
 from blip2rt.modeling.checkpoint import Checkpoint, list_checkpoints
 from blip2rt.text import tidy
-from train import stage1, stage2
-from train.evaluation.generation import itg_captions
-from train.loop.parallel import this_process
-from train.loop.run_folder import settings_conflict
-from train.loop.trainer import learning_rate, parameter_groups
-from train.recipe import flat, parse
-from train.settings import OptimizerSettings
+from blip2rt_train import stage1, stage2
+from blip2rt_train.evaluation.generation import itg_captions
+from blip2rt_train.loop.parallel import this_process
+from blip2rt_train.loop.run_folder import settings_conflict
+from blip2rt_train.loop.trainer import learning_rate, parameter_groups
+from blip2rt_train.recipe import flat, parse
+from blip2rt_train.settings import OptimizerSettings
 
 from ..tiny.training import NANO_STAGE2, bert_folder, llm_folder, tiny_settings
 from .runs import STAGES, assert_equal, build, interrupt_and_resume, weights
@@ -114,7 +114,18 @@ def test_resume_continues_bit_for_bit(parts: tuple[Path, list[str]], stage1_run:
 def test_sigkill_at_any_time_loses_nothing(parts: tuple[Path, list[str]], stage1_run: Path) -> None:
     folder, settings = parts
     out = folder / "killed"
-    command = [sys.executable, "-m", "train.stage1", *settings, "--out", str(out), "--save_every", "1", "--keep", "9"]
+    command = [
+        sys.executable,
+        "-m",
+        "blip2rt_train.stage1",
+        *settings,
+        "--out",
+        str(out),
+        "--save_every",
+        "1",
+        "--keep",
+        "9",
+    ]
     for _ in range(3):
         process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
         have = len(list_checkpoints(out))

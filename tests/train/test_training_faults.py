@@ -15,9 +15,9 @@ from PIL import Image
 
 from blip2rt.install_hints import pip_install
 from blip2rt.modeling.checkpoint import list_checkpoints
-from train import stage1, stage2
-from train.cli import COMMANDS
-from train.loop import checkpoint
+from blip2rt_train import stage1, stage2
+from blip2rt_train.cli import COMMANDS
+from blip2rt_train.loop import checkpoint
 
 from ..tiny.training import tiny_settings
 
@@ -119,7 +119,7 @@ def run_without(module: str, folder: Path, *command: str) -> tuple[int, str]:
 def test_every_runnable_module_is_a_command() -> None:
     files = [path for path in (ROOT / "train").rglob("*.py") if '__name__ == "__main__"' in path.read_text("utf-8")]
     found = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
-    assert found - {"train.__main__"} == set(MODULES.values())
+    assert found - {"blip2rt_train.__main__"} == set(MODULES.values())
 
 
 @pytest.mark.parametrize(("command", "module"), MISSING)
@@ -154,5 +154,5 @@ def test_evaluation_without_torch_names_the_extra(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg")
     (tmp_path / "photo.txt").write_text("a dog")
     where = ["--model", "some/checkpoint", "--data", str(tmp_path), "--images", str(tmp_path)]
-    code, said = run_without("torch", tmp_path, "train.evaluate", "retrieval", *where)
+    code, said = run_without("torch", tmp_path, "blip2rt_train.evaluate", "retrieval", *where)
     assert (code, said.count("\n")) == (2, 1) and f"torch is not installed: {pip_install('train')}" in said

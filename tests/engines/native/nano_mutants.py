@@ -24,7 +24,7 @@ from blip2rt.backends import ort
 from blip2rt.bundle import MANIFEST, embedded
 from tests.engines.native import mutants
 
-PHOTO = Path(blip2rt.__file__).parents[1] / "docs" / "photo.jpg"
+PHOTO = Path(__file__).parents[3] / "docs" / "photo.jpg"
 GRAPHS = ("llm", "llm", "llm", "vision", "qformer", "embed", "image_embed", "text_embed", "itm")
 
 

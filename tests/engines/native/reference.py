@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from blip2rt._native import Vocabulary
 from blip2rt.modeling.llm import sees_both_ways
-from export.graphs import llm, t5, trace
+from blip2rt_export.graphs import llm, t5, trace
 from tests.engines.native import Generator, Session, runtime
 from tests.seeds import seed_of
 from tests.tiny.logit_noise import is_tie

@@ -13,7 +13,7 @@ import torch
 
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.checkpoint import Checkpoint
-from export.convert import main as convert
+from blip2rt_export.convert import main as convert
 from tests.tiny import blip2 as tiny_blip2
 
 OWN, CONFIG, PROCESSOR = "blip2rt_config.json", "config.json", "processor_config.json"

@@ -21,8 +21,8 @@ from blip2rt.image import to_pixels
 from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.options import Options
 from blip2rt.text import Prompt
-from export.checks import greedy
-from export.checks.verify import STEPS, LlmGraphs
+from blip2rt_export.checks import greedy
+from blip2rt_export.checks.verify import STEPS, LlmGraphs
 from tests.export.commands_in_process import export
 from tests.seeds import new_seed, seed_of
 from tests.tiny import blip2 as tiny_blip2

@@ -17,7 +17,7 @@ import blip2rt
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.sources import ExternalParts
-from export import describe
+from blip2rt_export import describe
 from tests.export.commands_in_process import export
 from tests.seeds import seed_of
 from tests.tiny import blip2 as tiny_blip2

@@ -17,7 +17,7 @@ import transformers
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.sources import ExternalParts
-from export.convert import main
+from blip2rt_export.convert import main
 from tests.seeds import new_seed, seed_of
 from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import lavis as tiny_lavis

@@ -16,7 +16,7 @@ from blip2rt.image import to_pixels
 from blip2rt.modeling.bert import BertSource
 from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.llm import load_tokenizer
-from export import convert
+from blip2rt_export import convert
 from tests.seeds import new_seed, seed_of
 from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import question_input

@@ -10,7 +10,7 @@ import pytest
 import transformers
 
 from blip2rt import bundle
-from export import cli, convert
+from blip2rt_export import cli, convert
 from tests.export.commands_in_process import FLOAT, export
 from tests.tiny import blip2 as tiny_blip2
 

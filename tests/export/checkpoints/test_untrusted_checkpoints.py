@@ -13,20 +13,19 @@ from pathlib import Path
 
 import pytest
 
-import blip2rt
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.llm import LanguageModelSource, LlmConfig
 from blip2rt.modeling.sources import resolve
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder
 from blip2rt.modeling.weights import Weights
-from export.cli import main as export
-from export.convert import main as convert
+from blip2rt_export.cli import main as export
+from blip2rt_export.convert import main as convert
+from blip2rt_train import stage2
 from tests.seeds import seed_of
 from tests.tiny import training as tiny_training
 from tests.tiny.bundle import Tiny
-from train import stage2
 
-ROOT = Path(blip2rt.__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 EVIL = "open({path!r}, 'w').close()\nfrom transformers import OPTConfig, OPTForCausalLM\n" + (
     "class Evil(OPTConfig): pass\nclass EvilModel(OPTForCausalLM): config_class = Evil\n"
 )

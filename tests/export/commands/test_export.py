@@ -15,8 +15,8 @@ from blip2rt.modeling.bert import BertSource
 from blip2rt.modeling.blip2 import Blip2
 from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.llm import load_tokenizer
-from export.cli import main
-from export.graphs import trace
+from blip2rt_export.cli import main
+from blip2rt_export.graphs import trace
 from tests.export.both_stages import Made
 from tests.export.commands_in_process import export
 from tests.tiny import onnx_validity

@@ -12,8 +12,8 @@ import torch
 
 from blip2rt import bundle
 from blip2rt.errors import OptionError
-from export import cli, targets
-from export.parameters import parameters
+from blip2rt_export import cli, targets
+from blip2rt_export.parameters import parameters
 from tests.export.commands_in_process import convert, export
 
 pytestmark = pytest.mark.long(9)
@@ -98,6 +98,6 @@ def test_mistakes_of_an_export_are_listed_before_torch_is_imported(tmp_path: Pat
         (f"convert {tmp_path}/no --to hf --out {tmp_path}/full", ("is not empty", "/no' does not exist")),
     ):
         environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
-        command = [sys.executable, "-m", *f"export.{words}".split()]
+        command = [sys.executable, "-m", *f"blip2rt_export.{words}".split()]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 2 and all(fault in done.stderr for fault in faults), done.stderr

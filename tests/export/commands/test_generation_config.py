@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import transformers
 
-from export.checks.generation_config import generation_notes
+from blip2rt_export.checks.generation_config import generation_notes
 
 
 def test_ignored_settings_are_reported(tmp_path: Path) -> None:

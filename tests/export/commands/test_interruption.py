@@ -23,7 +23,7 @@ resource = pytest.importorskip("resource")  # not on Windows
 
 from blip2rt import bundle
 from blip2rt.bundle import atomic
-from export import cli, convert
+from blip2rt_export import cli, convert
 from tests.export.commands_in_process import FLOAT
 from tests.seeds import new_seed
 from tests.tiny.trace_cache import cached_traces

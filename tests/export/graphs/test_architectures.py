@@ -14,9 +14,9 @@ import torch
 import transformers
 
 from blip2rt.errors import Blip2rtError
-from export import targets
-from export.graphs import compatibility, masks
-from export.language import trace_graphs
+from blip2rt_export import targets
+from blip2rt_export.graphs import compatibility, masks
+from blip2rt_export.language import trace_graphs
 from tests import parity
 from tests.seeds import seed_of
 from tests.tiny import architectures

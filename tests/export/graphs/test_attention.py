@@ -11,8 +11,8 @@ import transformers
 
 from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.vision import VisionConfig
-from export.checks.sessions import session
-from export.graphs import qformer, trace
+from blip2rt_export.checks.sessions import session
+from blip2rt_export.graphs import qformer, trace
 from tests.seeds import new_seed, seed_of
 from tests.tiny import blip2 as tiny_blip2
 

@@ -19,9 +19,9 @@ from blip2rt.batching import Batching
 from blip2rt.errors import BackendError, OptionError
 from blip2rt.options import Options
 from blip2rt.requests import Request
-from export import targets
-from export.checks import verify
-from export.language import trace_graphs
+from blip2rt_export import targets
+from blip2rt_export.checks import verify
+from blip2rt_export.language import trace_graphs
 from tests.export.commands_in_process import export
 from tests.seeds import new_seed, seed_of
 from tests.tiny import blip2 as tiny_blip2

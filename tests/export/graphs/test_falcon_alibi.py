@@ -13,11 +13,11 @@ import torch
 import transformers
 from onnx import numpy_helper
 
-from export import targets
-from export.checks import verify
-from export.graphs import alibi
-from export.language import trace_graphs
-from export.precision import storage
+from blip2rt_export import targets
+from blip2rt_export.checks import verify
+from blip2rt_export.graphs import alibi
+from blip2rt_export.language import trace_graphs
+from blip2rt_export.precision import storage
 from tests.engines.native.reference import Case, export, undecided
 from tests.seeds import seed_of
 from tests.tiny.language_models import write

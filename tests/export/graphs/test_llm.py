@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from blip2rt.modeling.quantize import round_weights
-from export import targets
-from export.checks.sessions import session
-from export.checks.stepper import Stepper
-from export.graphs import trace
-from export.precision.quantizer import BlockFormat, Quantizer
-from export.precision.weight_only import quantize_weights
+from blip2rt_export import targets
+from blip2rt_export.checks.sessions import session
+from blip2rt_export.checks.stepper import Stepper
+from blip2rt_export.graphs import trace
+from blip2rt_export.precision.quantizer import BlockFormat, Quantizer
+from blip2rt_export.precision.weight_only import quantize_weights
 from tests.seeds import seed_of
 from tests.tiny import onnx_validity
 from tests.tiny.language_models import build, write

@@ -9,7 +9,7 @@ import pytest
 
 openvino = pytest.importorskip("openvino")
 
-from export.checks.sessions import session
+from blip2rt_export.checks.sessions import session
 from tests.export.commands_in_process import export
 from tests.seeds import seed_of
 from tests.tiny import blip2 as tiny_blip2

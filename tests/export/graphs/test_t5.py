@@ -15,11 +15,11 @@ from blip2rt import bundle as contract
 from blip2rt.bundle import encoder_tensors, llm_tensors
 from blip2rt.bundle.faults import manifest_faults
 from blip2rt.errors import Blip2rtError
-from export import targets
-from export.checks.sessions import session
-from export.checks.stepper import Stepper
-from export.checks.verify import run
-from export.graphs import t5
+from blip2rt_export import targets
+from blip2rt_export.checks.sessions import session
+from blip2rt_export.checks.stepper import Stepper
+from blip2rt_export.checks.verify import run
+from blip2rt_export.graphs import t5
 from tests.seeds import new_seed, seed_of
 from tests.tiny.bundle import make_manifest
 from tests.tiny.language_models import build, write

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from export.checks.sessions import session
-from export.graphs import trace
+from blip2rt_export.checks.sessions import session
+from blip2rt_export.graphs import trace
 from tests.tiny.trace_cache import cached_traces, structure
 
 

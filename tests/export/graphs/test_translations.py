@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from blip2rt.native import native
-from export.checks.sessions import session
-from export.graphs import trace
+from blip2rt_export.checks.sessions import session
+from blip2rt_export.graphs import trace
 from tests.seeds import new_seed
 
 

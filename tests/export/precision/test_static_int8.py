@@ -15,17 +15,17 @@ from PIL import Image
 
 import blip2rt
 from blip2rt.cli.info import describe
-from export.checks import calibration, verify
-from export.checks.calibration import batch_ranges
-from export.checks.sessions import session as open_session
-from export.graph_exporter import GraphExporter
-from export.graphs import trace
-from export.graphs.vision import held_out
-from export.precision import smoothquant, static
-from export.precision.activations import Range
-from export.precision.apply import apply as to_precision
-from export.precision.quantizer import BlockFormat, Quantizer, matrices
-from export.precision.storage import stored_precision
+from blip2rt_export.checks import calibration, verify
+from blip2rt_export.checks.calibration import batch_ranges
+from blip2rt_export.checks.sessions import session as open_session
+from blip2rt_export.graph_exporter import GraphExporter
+from blip2rt_export.graphs import trace
+from blip2rt_export.graphs.vision import held_out
+from blip2rt_export.precision import smoothquant, static
+from blip2rt_export.precision.activations import Range
+from blip2rt_export.precision.apply import apply as to_precision
+from blip2rt_export.precision.quantizer import BlockFormat, Quantizer, matrices
+from blip2rt_export.precision.storage import stored_precision
 from tests.export.commands_in_process import export
 from tests.seeds import seed_of
 from tests.tiny import blip2 as tiny_blip2

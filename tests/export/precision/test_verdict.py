@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from export.arguments import ORT_PRECISIONS, TRT_PRECISIONS
-from export.checks.verify import PYTORCH, Comparison
-from export.verdict import verdict
+from blip2rt_export.arguments import ORT_PRECISIONS, TRT_PRECISIONS
+from blip2rt_export.checks.verify import PYTORCH, Comparison
+from blip2rt_export.verdict import verdict
 
 
 def rows(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from export.checks.greedy import agreement
-from export.checks.verify import OWN_WEIGHTS, PYTORCH, compare
+from blip2rt_export.checks.greedy import agreement
+from blip2rt_export.checks.verify import OWN_WEIGHTS, PYTORCH, compare
 from tests.seeds import new_seed
 
 

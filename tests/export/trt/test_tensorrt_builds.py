@@ -32,11 +32,11 @@ from blip2rt.modeling.checkpoint import Checkpoint, save_model
 from blip2rt.modeling.llm import LlmConfig
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
-from export import describe, targets
-from export.graphs import qformer, trace, vision
-from export.precision.activations import Range
-from export.precision.quantizer import BlockFormat, Quantizer
-from export.trt import precision as trt_precision
+from blip2rt_export import describe, targets
+from blip2rt_export.graphs import qformer, trace, vision
+from blip2rt_export.precision.activations import Range
+from blip2rt_export.precision.quantizer import BlockFormat, Quantizer
+from blip2rt_export.trt import precision as trt_precision
 from tests.export.commands_in_process import export
 from tests.seeds import seed_of
 from tests.tiny import blip2 as tiny_blip2

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise
-from export import targets
-from export.checks.calibration import language_ranges
-from export.checks.sessions import session
-from export.checks.stepper import TrtStepper
-from export.checks.verify import LlmGraphs, llm_logits, mean_cosine
-from export.trt import precision as trt_precision
+from blip2rt_export import targets
+from blip2rt_export.checks.calibration import language_ranges
+from blip2rt_export.checks.sessions import session
+from blip2rt_export.checks.stepper import TrtStepper
+from blip2rt_export.checks.verify import LlmGraphs, llm_logits, mean_cosine
+from blip2rt_export.trt import precision as trt_precision
 from tests.seeds import seed_of
 from tests.tiny import language_models
 from tests.tiny.language_models import write
@@ -100,7 +100,7 @@ def test_step_returns_top_k_and_log_sum_exp(exact: Callable[[str], LlmGraphs]) -
 
 def test_narrow_sliding_windows_are_rejected(tmp_path: Path) -> None:
     from blip2rt.errors import Blip2rtError
-    from export.trt import llm
+    from blip2rt_export.trt import llm
 
     model = build("mistral")  # its window is 4 positions
     with pytest.raises(Blip2rtError, match="--max-positions 4"):

@@ -12,17 +12,17 @@ import torch
 
 from blip2rt.backends.trt import builder
 from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise
-from export import targets
-from export.checks.calibration import batch_ranges
-from export.checks.sessions import unfused_session
-from export.checks.verify import mean_cosine
-from export.graph_exporter import GraphExporter
-from export.graphs import trace
-from export.precision import quantizer
-from export.precision.quantizer import BlockFormat, Quantizer
-from export.progress import Progress
-from export.trt import merge_matmuls
-from export.trt import precision as trt_precision
+from blip2rt_export import targets
+from blip2rt_export.checks.calibration import batch_ranges
+from blip2rt_export.checks.sessions import unfused_session
+from blip2rt_export.checks.verify import mean_cosine
+from blip2rt_export.graph_exporter import GraphExporter
+from blip2rt_export.graphs import trace
+from blip2rt_export.precision import quantizer
+from blip2rt_export.precision.quantizer import BlockFormat, Quantizer
+from blip2rt_export.progress import Progress
+from blip2rt_export.trt import merge_matmuls
+from blip2rt_export.trt import precision as trt_precision
 from tests.seeds import seed_of
 from tests.tiny.bundle import parse_graph
 

@@ -13,12 +13,9 @@ from pathlib import Path
 
 import pytest
 
-import blip2rt
 from blip2rt.bundle import atomic
 from blip2rt.bundle.atomic import MARKER, AtomicFolder
 from tests.seeds import new_seed
-
-ROOT = Path(blip2rt.__file__).parents[1]
 
 # Writes successive versions of a folder of three files, each with the version's number.
 WRITER = """
@@ -44,7 +41,7 @@ def write(path: Path, text: str) -> None:
 
 def start_writer(path: Path, way: str) -> subprocess.Popen[str]:
     """Start WRITER and wait for its first version."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ}
     words = [sys.executable, "-c", WRITER, str(path), way]
     child = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=env)
     assert child.stdout is not None and child.stdout.readline() == "0\n"
@@ -173,7 +170,7 @@ def test_file_size_limit_is_one_line(tmp_path: Path) -> None:
         "    with BundleWriter(sys.argv[1]) as writer: (writer.folder / 'a').write_bytes(b'x' * 5000)\n"
         "except BundleError as error: print(error)\n"
     )
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ}
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "b")], capture_output=True, text=True, env=env)
     assert done.stdout == f"no space left on the disk of {tmp_path}: free some and run again\n", done.stderr
     assert os.listdir(tmp_path) == []

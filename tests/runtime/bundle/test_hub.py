@@ -23,7 +23,6 @@ from blip2rt.errors import BundleError
 
 pytest.importorskip("huggingface_hub", reason="needs huggingface_hub: pip install 'blip2rt[hub]'")
 
-ROOT = Path(blip2rt.__file__).parents[1]
 FIRST, SECOND = "1" * 40, "2" * 40
 
 
@@ -51,9 +50,8 @@ class Hub:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         Thread(target=self.server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         self.env = {**os.environ, "HF_ENDPOINT": url, "XDG_CACHE_HOME": str(cache), "HF_HOME": str(cache / "hf")}
-        self.env |= {"PYTHONPATH": path, "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+        self.env |= {"HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
         for name in ("BLIP2RT_OFFLINE", "BLIP2RT_MODELS", "HF_HUB_OFFLINE"):
             self.env.pop(name, None)
 

@@ -20,7 +20,7 @@ from blip2rt import bundle as contract
 from blip2rt.cli import main
 from tests.tiny.image_folders import start
 
-ROOT = Path(blip2rt.__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def test_texts_cut_by_max_time_are_counted(tiny, folder, capsys, monkeypatch):
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX shells close streams")
 def test_closed_streams_raise_no_traceback(tiny, folder):
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ}
     for more, code, words in (("a.png >&-", 0, ""), ("- <&-", 2, "- is standard input, which is closed")):
         command = f"{sys.executable} -m blip2rt caption --model {tiny.path} {more}"
         done = subprocess.run(command, check=False, shell=True, stderr=subprocess.PIPE, text=True, env=env)
@@ -271,7 +271,7 @@ def test_ctrl_c_and_a_broken_pipe_are_silent(tiny, folder):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_one_line(tiny, folder):
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ}
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "blip2rt", "caption", "a.png", "--model", str(tiny.path)]
         done = subprocess.run(command, check=False, stdout=full, stderr=subprocess.PIPE, text=True, env=env)

@@ -137,7 +137,7 @@ def shown(help_text: str) -> dict[str, str]:
 
 def test_every_command_is_in_the_table() -> None:
     """A new script, runnable module or subcommand must be tested, too."""
-    from train.cli import COMMANDS as TRAINING
+    from blip2rt_train.cli import COMMANDS as TRAINING
 
     programs = {called.removeprefix("python -m ").split()[0] for called in COMMANDS}
     modules = {where.partition(":")[0] for where in scripts().values()}
@@ -351,7 +351,7 @@ def test_error_policy(error: BaseException, code: int, said: str, capsys: pytest
     assert capsys.readouterr() == ("", f"tool: {said}\n")
 
 
-@pytest.mark.parametrize("error", [ModuleNotFoundError(name="train.nothing"), RuntimeError("a bug")])
+@pytest.mark.parametrize("error", [ModuleNotFoundError(name="blip2rt_train.nothing"), RuntimeError("a bug")])
 def test_a_bug_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error)):
         run("tool", Mock(side_effect=error))
@@ -385,7 +385,10 @@ def test_ctrl_c_during_imports_is_one_line(tmp_path: Path) -> None:
     waiting = "import time\nprint('importing', flush=True)\nwhile True:\n    time.sleep(0.1)\n"
     (tmp_path / "torch.py").write_text(waiting)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
-    for called, program in (("train.stage1", "python -m train.stage1"), ("train stage1", "blip2rt-train stage1")):
+    for called, program in (
+        ("blip2rt_train.stage1", "python -m train.stage1"),
+        ("train stage1", "blip2rt-train stage1"),
+    ):
         pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
         process = subprocess.Popen([sys.executable, "-m", *called.split(), "--dry-run"], cwd=ROOT, env=env, **pipes)

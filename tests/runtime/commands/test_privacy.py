@@ -11,11 +11,9 @@ from pathlib import Path
 
 import pytest
 
-import blip2rt
-
 pytestmark = pytest.mark.long(70)
 
-ROOT = Path(blip2rt.__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 PHOTO = ROOT / "docs" / "photo.jpg"
 COMMANDS = {
     "caption": ["-m", "blip2rt", "caption", str(PHOTO)],
@@ -25,7 +23,7 @@ COMMANDS = {
     "verify": ["-m", "blip2rt", "verify", str(ROOT / "blip2rt" / "models" / "nano")],
     "doctor": ["-m", "blip2rt", "doctor"],
     "bench": ["-m", "blip2rt.bench", "--repeat", "1", "--new-tokens", "2", "--threads", "1", "--image", str(PHOTO)],
-    "export": ["-c", "import export.checks.sessions"],
+    "export": ["-c", "import blip2rt_export.checks.sessions"],
 }
 
 
@@ -54,7 +52,7 @@ def watched(watcher: Path, folder: Path, command: list[str], **more: str) -> tup
         place.mkdir()
     names = {"HOME": str(home), "TMPDIR": str(temporary), "NETWORK_LOG": str(log), "LD_PRELOAD": str(watcher)}
     kept = {k: v for k, v in os.environ.items() if k not in _UNSET and not k.startswith(("XDG_", "HF_"))}
-    env = {**kept, **names, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
+    env = {**kept, **names, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", **more}
     done = subprocess.run([sys.executable, *command], cwd=here, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     files = {str(file.relative_to(folder)) for place in (home, temporary, here) for file in place.rglob("*")}
@@ -78,11 +76,11 @@ def export_command(made: Path, out: Path) -> list[str]:
 
 
 def convert_command(made: Path, out: Path) -> list[str]:
-    return ["-m", "export.convert", str(made / "hf"), "--to", "hf", "--out", str(out)]
+    return ["-m", "blip2rt_export.convert", str(made / "hf"), "--to", "hf", "--out", str(out)]
 
 
 def train_command(made: Path, out: Path) -> list[str]:
-    return ["-m", "train.stage1", *(made / "settings").read_text().split("\n"), "--out", str(out)]
+    return ["-m", "blip2rt_train.stage1", *(made / "settings").read_text().split("\n"), "--out", str(out)]
 
 
 def build_command(made: Path, out: Path) -> list[str]:

@@ -22,17 +22,17 @@ from PIL import Image
 
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.vision import VisionConfig
+from blip2rt_train import prepare
+from blip2rt_train.data import features
+from blip2rt_train.data.features import drop_unreadable, open_features
+from blip2rt_train.data.readers import read_data
+from blip2rt_train.data.samples import BadSamples, Sample
+from blip2rt_train.data.sampling import Mixture
+from blip2rt_train.data.shards import Shards, parse_texts
+from blip2rt_train.data.streaming import SampleReader, load_batches, open_sources
+from blip2rt_train.data.transforms import eval_transform, read_image
+from blip2rt_train.evaluation.annotations import drop_unreadable_images, read_captions, read_questions
 from tests.train.shard_files import write_shard
-from train import prepare
-from train.data import features
-from train.data.features import drop_unreadable, open_features
-from train.data.readers import read_data
-from train.data.samples import BadSamples, Sample
-from train.data.sampling import Mixture
-from train.data.shards import Shards, parse_texts
-from train.data.streaming import SampleReader, load_batches, open_sources
-from train.data.transforms import eval_transform, read_image
-from train.evaluation.annotations import drop_unreadable_images, read_captions, read_questions
 
 SURROGATE, LONG = "\\ud800", "x" * 300
 

@@ -17,19 +17,19 @@ import pytest
 from PIL import Image
 
 from blip2rt.errors import Blip2rtError
+from blip2rt_train import prepare
+from blip2rt_train.capfilt import CapFilt, CaptionPool, FilterOptions, filter_list, filter_shards, open_scorer
+from blip2rt_train.capfilt.candidates import distinct
+from blip2rt_train.capfilt.scorers import ClipScorer
+from blip2rt_train.data.readers import read_data
+from blip2rt_train.data.samples import BadSamples
+from blip2rt_train.data.shards import Shards, expand_shards
+from blip2rt_train.evaluation.predictors import Sampling, open_predictor
 from tests.tiny import blip2
 from tests.tiny.bundle import tiny_bundle
 from tests.tiny.training import caption_table
 from tests.train.arguments import options
 from tests.train.shard_files import write_shard
-from train import prepare
-from train.capfilt import CapFilt, CaptionPool, FilterOptions, filter_list, filter_shards, open_scorer
-from train.capfilt.candidates import distinct
-from train.capfilt.scorers import ClipScorer
-from train.data.readers import read_data
-from train.data.samples import BadSamples
-from train.data.shards import Shards, expand_shards
-from train.evaluation.predictors import Sampling, open_predictor
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 

@@ -18,19 +18,19 @@ from PIL import Image
 from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.modeling.checkpoint import list_checkpoints
 from blip2rt.modeling.vision import VisionConfig
+from blip2rt_train import prepare, stage1
+from blip2rt_train.data.readers import read_data
+from blip2rt_train.data.samples import BadSamples, Dataset, Sample, draw_texts, first_answers
+from blip2rt_train.data.sampling import Mixture, ShuffledOrder
+from blip2rt_train.data.shard_index import open_index
+from blip2rt_train.data.shards import Shards, expand_shards
+from blip2rt_train.data.streaming import DecodedImages, SampleReader, load_batches, open_sources
+from blip2rt_train.data.transforms import eval_transform, to_pixels, train_transform
+from blip2rt_train.extras import questions
 from tests.seeds import new_seed
 from tests.tiny.training import caption_table, tiny_settings
 from tests.train.runs import assert_equal, interrupt_and_resume, weights
 from tests.train.shard_files import write_shard
-from train import prepare, stage1
-from train.data.readers import read_data
-from train.data.samples import BadSamples, Dataset, Sample, draw_texts, first_answers
-from train.data.sampling import Mixture, ShuffledOrder
-from train.data.shard_index import open_index
-from train.data.shards import Shards, expand_shards
-from train.data.streaming import DecodedImages, SampleReader, load_batches, open_sources
-from train.data.transforms import eval_transform, to_pixels, train_transform
-from train.extras import questions
 
 # more workers than cores, where cores are few
 pytestmark = [pytest.mark.long(14), pytest.mark.filterwarnings("ignore:This DataLoader will create")]
@@ -120,7 +120,8 @@ def test_indices_are_built_in_parallel_and_read_once(tmp_path: Path, monkeypatch
     (tmp_path / "s" / "4.tar").touch()
     opened = []
     monkeypatch.setattr(
-        "train.data.shard_index.open_index", lambda path, cache: opened.append(path.name) or open_index(path, cache)
+        "blip2rt_train.data.shard_index.open_index",
+        lambda path, cache: opened.append(path.name) or open_index(path, cache),
     )
     again = Shards(str(tmp_path / "s"), tmp_path / "cache", bad)
     assert opened == ["4.tar"] and (again.counts, again.digests) == (shards.counts, shards.digests)

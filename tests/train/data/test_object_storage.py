@@ -11,11 +11,11 @@ import fsspec
 import pytest
 
 from blip2rt.errors import Blip2rtError
+from blip2rt_train.data import object_storage
+from blip2rt_train.data.samples import BadSamples
+from blip2rt_train.data.shard_index import summarize
+from blip2rt_train.data.shards import Shards
 from tests.tiny.image_folders import GOOD, fill
-from train.data import object_storage
-from train.data.samples import BadSamples
-from train.data.shard_index import summarize
-from train.data.shards import Shards
 
 
 @pytest.fixture

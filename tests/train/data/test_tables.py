@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder
+from blip2rt_train import stage1
+from blip2rt_train.data import features
+from blip2rt_train.data.loaders import LoaderSettings, MixedTableLoader, open_loader
+from blip2rt_train.settings import BatchSettings, DataSettings
 from tests.seeds import new_seed
 from tests.tiny.training import caption_table, tiny_settings
 from tests.train.runs import assert_equal, interrupt_and_resume, weights
-from train import stage1
-from train.data import features
-from train.data.loaders import LoaderSettings, MixedTableLoader, open_loader
-from train.settings import BatchSettings, DataSettings
 
 
 def tables(folder: Path) -> list[dict[str, object]]:

@@ -17,16 +17,16 @@ import blip2rt
 from blip2rt import bundle as contract
 from blip2rt.image import to_pixels
 from blip2rt.modeling.checkpoint import Checkpoint
+from blip2rt_train import stage1
+from blip2rt_train.evaluation import retrieval
+from blip2rt_train.evaluation.annotations import read_captions
+from blip2rt_train.evaluation.predictions import Predictions
+from blip2rt_train.evaluation.predictors import open_predictor
+from blip2rt_train.evaluation.retrieval import Candidates
+from blip2rt_train.extras import calibrate
 from tests.seeds import new_seed
 from tests.tiny.bundle import TEXT_WORDS, Tiny, with_likelihood_weight, write_bundle
 from tests.tiny.training import tiny_settings
-from train import stage1
-from train.evaluation import retrieval
-from train.evaluation.annotations import read_captions
-from train.evaluation.predictions import Predictions
-from train.evaluation.predictors import open_predictor
-from train.evaluation.retrieval import Candidates
-from train.extras import calibrate
 
 
 def drawn(*weights: float, images: int = 8) -> tuple[list[np.ndarray], np.ndarray]:

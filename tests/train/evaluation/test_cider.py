@@ -6,8 +6,8 @@ import random
 
 import pytest
 
+from blip2rt_train.extras.cider import CiderReward
 from tests.seeds import new_seed
-from train.extras.cider import CiderReward
 
 
 def test_reward_is_the_metric_of_each_image() -> None:

@@ -21,20 +21,20 @@ pytest.importorskip("pycocoevalcap")
 pytest.importorskip("blip2rt._native")
 
 import blip2rt
-from export.cli import main as export
+from blip2rt_export.cli import main as export
+from blip2rt_train import evaluate
+from blip2rt_train.evaluation.annotations import read_captions, read_questions
+from blip2rt_train.evaluation.generation import Generator
+from blip2rt_train.evaluation.metrics import caption_metrics
+from blip2rt_train.evaluation.predictions import Predictions
+from blip2rt_train.evaluation.predictors import open_predictor
+from blip2rt_train.evaluation.vqa import vqa_accuracy
 from tests.seeds import new_seed, seed_of
 from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import lavis as tiny_lavis
 from tests.tiny import question_input
 from tests.train.arguments import options
 from tests.train.processes import train_together
-from train import evaluate
-from train.evaluation.annotations import read_captions, read_questions
-from train.evaluation.generation import Generator
-from train.evaluation.metrics import caption_metrics
-from train.evaluation.predictions import Predictions
-from train.evaluation.predictors import open_predictor
-from train.evaluation.vqa import vqa_accuracy
 
 from .official import IMAGES, faulty, official_formats
 
@@ -264,7 +264,7 @@ def test_processes_share_an_evaluation(retrieval: tuple[Path, Path], data: Path,
     whole = run("retrieval", retrieval[0], tmp_path / "whole.json", *flags)
     out = tmp_path / "two.json"
     arguments = ["retrieval", "--model", str(retrieval[0]), "--json", str(out), *map(str, flags)]
-    logs = train_together("train.evaluate", arguments, tmp_path)
+    logs = train_together("blip2rt_train.evaluate", arguments, tmp_path)
     assert {**json.loads(out.read_text()), "seconds": 0} == {**whole, "seconds": 0}
     ours, theirs = predictions(out), predictions(tmp_path / "whole.json")
     assert ours.keys() == theirs.keys() and all(ours[id]["best"] == theirs[id]["best"] for id in ours)

@@ -11,12 +11,12 @@ import pytest
 
 from blip2rt.errors import Blip2rtError
 from blip2rt.text import clean_caption
+from blip2rt_train.data.sampling import batches
+from blip2rt_train.evaluation.metrics import caption_metrics, meteor, tokenize
+from blip2rt_train.evaluation.recall import best_rank, recall, recall_at, reranked
+from blip2rt_train.evaluation.vqa import exact_match, normalize_answer, vqa_accuracy
+from blip2rt_train.extras.questions import questions
 from tests.seeds import new_seed
-from train.data.sampling import batches
-from train.evaluation.metrics import caption_metrics, meteor, tokenize
-from train.evaluation.recall import best_rank, recall, recall_at, reranked
-from train.evaluation.vqa import exact_match, normalize_answer, vqa_accuracy
-from train.extras.questions import questions
 
 
 def test_recall_by_hand() -> None:

@@ -14,9 +14,9 @@ from PIL import Image
 import blip2rt
 from blip2rt import bundle as contract
 from blip2rt.matching.labels import everyday, named_labels
+from blip2rt_train.extras import calibrate, probabilities
 from tests.seeds import new_seed
 from tests.tiny.bundle import Tiny, with_likelihood_weight
-from train.extras import calibrate, probabilities
 
 
 def test_logistic_regression_recovers_the_weights() -> None:

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from blip2rt.errors import OptionError
-from train.evaluation.report import Row, changes, render
-from train.evaluation.retrieval import _tables
+from blip2rt_train.evaluation.report import Row, changes, render
+from blip2rt_train.evaluation.retrieval import _tables
 
 
 def test_retrieval_report_has_one_table_per_direction(tmp_path: Path) -> None:

@@ -19,12 +19,12 @@ from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
 from blip2rt.modeling.vit import Vit, VitConfig, attention
+from blip2rt_train.model import StartingPoint
+from blip2rt_train.objectives import lm, stage1
+from blip2rt_train.objectives.packing import Tokens, pack
+from blip2rt_train.plan import Plan, memory
+from blip2rt_train.settings import BatchSettings, DataSettings, LoopSettings, MachineSettings
 from tests.seeds import new_seed
-from train.model import StartingPoint
-from train.objectives import lm, stage1
-from train.objectives.packing import Tokens, pack
-from train.plan import Plan, memory
-from train.settings import BatchSettings, DataSettings, LoopSettings, MachineSettings
 
 
 @pytest.mark.parametrize("masked", [False, True])

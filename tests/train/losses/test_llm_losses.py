@@ -17,15 +17,15 @@ from blip2rt.modeling.blip2 import Blip2Config
 from blip2rt.modeling.llm import LanguageModelSource, LlmConfig
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
+from blip2rt_train.data.samples import Sample
+from blip2rt_train.objectives import lm
+from blip2rt_train.objectives.lm import LmTexts, check_llm, lm_loss, needs_single_texts, next_logits, truncation_report
+from blip2rt_train.objectives.packing import Tokens, pack
+from blip2rt_train.objectives.prefix_lm import open_texts
 from tests.seeds import new_seed
 from tests.tiny.llm_configs import CONFIGS, SLOW_CONFIGS
 from tests.tiny.training import LLM_WORDS, llm_folder, t5_folder
 from tests.train.arguments import sizes
-from train.data.samples import Sample
-from train.objectives import lm
-from train.objectives.lm import LmTexts, check_llm, lm_loss, needs_single_texts, next_logits, truncation_report
-from train.objectives.packing import Tokens, pack
-from train.objectives.prefix_lm import open_texts
 
 WORDS, HIDDEN, QUERIES = 61, 64, 4
 SMALL = sizes("intermediate_size=128 num_hidden_layers=2 num_attention_heads=4 num_key_value_heads=2")

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from blip2rt.modeling.llm import LanguageModelSource, LlmConfig
+from blip2rt_train.data.samples import Sample
+from blip2rt_train.objectives.lm import truncation_report
+from blip2rt_train.objectives.prefix_lm import PrefixLmTexts
 from tests.seeds import new_seed
 from tests.tiny.training import LLM_WORDS, t5_folder
-from train.data.samples import Sample
-from train.objectives.lm import truncation_report
-from train.objectives.prefix_lm import PrefixLmTexts
 
 CPU = torch.device("cpu")
 

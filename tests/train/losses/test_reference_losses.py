@@ -19,15 +19,15 @@ from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.llm import LlmConfig
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
+from blip2rt_train.objectives.lm import lm_loss
+from blip2rt_train.objectives.packing import Tokens, pack
+from blip2rt_train.objectives.prefix_lm import SplitTexts, prefix_lm_loss
+from blip2rt_train.objectives.stage1 import LossSettings, TextBatch, stage1_losses
 from tests.seeds import new_seed
 from tests.tiny.blip2 import build as build_blip2
 from tests.tiny.blip2 import shake
 from tests.tiny.numpy_blip2 import NumpyBlip2
 from tests.train.arguments import sizes
-from train.objectives.lm import lm_loss
-from train.objectives.packing import Tokens, pack
-from train.objectives.prefix_lm import SplitTexts, prefix_lm_loss
-from train.objectives.stage1 import LossSettings, TextBatch, stage1_losses
 
 QUERIES, POSITIONS, FEATURES, VOCAB = 3, 5, 12, 41
 IMAGE_IDS = [0, 1, 0, 2, 3]

@@ -10,11 +10,9 @@ import torch
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig
-from tests.seeds import new_seed
-from tests.train.arguments import sizes
-from train.loop.parallel import this_process
-from train.objectives.frozen_head import frozen_head_loss
-from train.objectives.stage1 import (
+from blip2rt_train.loop.parallel import this_process
+from blip2rt_train.objectives.frozen_head import frozen_head_loss
+from blip2rt_train.objectives.stage1 import (
     BatchPart,
     LossSettings,
     TextBatch,
@@ -25,6 +23,8 @@ from train.objectives.stage1 import (
     query_cosine,
     stage1_losses,
 )
+from tests.seeds import new_seed
+from tests.train.arguments import sizes
 
 QUERIES, POSITIONS, FEATURES = 4, 9, 24
 
