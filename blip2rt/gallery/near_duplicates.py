@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +20,10 @@ NEIGHBOURS = 20  # compared with each picture
 
 
 def find_near_duplicates(index: Index, min_similarity: float = MIN_SIMILARITY) -> list[list[File]]:
-    """Return groups of two or more pictures, each similar to another of its group, the largest file first."""
+    """Return groups of two or more pictures, each similar to another of its group, the largest file first.
+
+    One file is one picture, whatever links lead to it.
+    """
     files = {file.row: file for file in index.catalog.all()}
     rows = np.array(sorted(files), np.int64)
     parent = {row: row for row in files}  # a union-find forest
@@ -41,4 +47,23 @@ def find_near_duplicates(index: Index, min_similarity: float = MIN_SIMILARITY) -
     groups: dict[int, list[File]] = {}
     for row in rows.tolist():
         groups.setdefault(find(row), []).append(files[row])
-    return [sorted(group, key=lambda file: (-file.size, file.path)) for group in groups.values() if len(group) > 1]
+    distinct = (_one_path_per_file(group, index.root) for group in groups.values() if len(group) > 1)
+    return [group for group in distinct if len(group) > 1]
+
+
+def _one_path_per_file(group: list[File], root: Path) -> list[File]:
+    """Sort a group and keep one path of each file, preferably not a symbolic link.
+
+    Missing and changed files are left out: the copy of such a file may be the last one. A shard has no links.
+    """
+    ordered = sorted(group, key=lambda file: (-file.size, os.path.islink(root / file.path), file.path))
+    if not root.is_dir():
+        return ordered
+    found: dict[object, File] = {}
+    for file in ordered:
+        path = root / file.path
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            if (status.st_size, status.st_mtime_ns) == (file.size, file.time):
+                found.setdefault((status.st_dev, status.st_ino) if status.st_ino else path.resolve(), file)
+    return list(found.values())

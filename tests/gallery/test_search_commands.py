@@ -13,7 +13,7 @@ from PIL import Image
 
 from blip2rt.gallery import Index, one_vector
 from blip2rt.gallery.near_duplicates import find_near_duplicates
-from tests.gallery.helpers import assert_error
+from tests.gallery.helpers import POSIX, assert_error
 from tests.seeds import new_seed
 from tests.tiny.image_folders import picture, tree
 
@@ -27,6 +27,32 @@ def test_near_duplicates_are_grouped(model, album):
         opened.add()
         groups = [sorted(file.path for file in group) for group in find_near_duplicates(opened, 0.9999)]
     assert ["a.png", "sub/same.png"] in groups and ["b.jpg", "b2.png"] in groups
+
+
+@POSIX
+def test_deleting_all_but_the_first_duplicate_keeps_every_picture(album, run):
+    for folder in ("album/sub", "links"):
+        Path(folder).mkdir(exist_ok=True)
+    shutil.copy("album/b.jpg", "album/sub/a-copy.jpg")
+    os.link("album/a.png", "album/0-hard.png")
+    os.symlink("a.png", "album/0-soft.png")
+    os.symlink("0-soft.png", "album/00-link-to-link.png")
+    for name in ("gone.png", "changed.png"):
+        shutil.copy("album/a.png", f"album/sub/{name}")
+    shutil.copy("album/b.jpg", "links/outside.jpg")
+    os.symlink("../links/outside.jpg", "album/0-outside.jpg")
+    run("index", "album", "--out", "x")
+    Path("album/sub/gone.png").unlink()
+    shutil.copy("album/b.jpg", "album/sub/changed.png")
+    out = run("duplicates", "x", "--alike", 0.9999)[1]
+    groups = [group.splitlines() for group in out.split("\n\n")]
+    [group] = [group for group in groups if any("b.jpg" in path for path in group)]
+    assert [str(Path(path).relative_to("album")) for path in group] == [
+        "b.jpg",
+        "sub/a-copy.jpg",
+        "0-outside.jpg",
+    ]
+    assert not any(".png" in path for group in groups for path in group), "a.png has no copy, only links"
 
 
 def test_index_search_and_duplicates_commands(album, run):
