@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 import blip2rt
 
-NANO = Path(blip2rt.__file__).parent / "models" / "nano"
+NANO = Path(__file__).parents[2] / "blip2rt" / "models" / "nano"
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 REGEXES = {
     "llama 3": CONTRACTIONS

@@ -26,12 +26,12 @@ from tests.train.arguments import options
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
-def run_script(name: str, *arguments: object, path: Path = RECIPES.parent) -> subprocess.CompletedProcess[str]:
+def run_script(name: str, *arguments: object, path: str | Path = "") -> subprocess.CompletedProcess[str]:
     """Run a script of recipes/nano; `path` comes first on the module path."""
     script = [sys.executable, str(RECIPES / "nano" / name), *map(str, arguments)]
-    folders = os.pathsep.join((str(path), str(RECIPES.parent)))
-    environment = {**os.environ, "PYTHONPATH": folders, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(script, check=False, cwd=RECIPES.parent, env=environment, capture_output=True, text=True)
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}  # scripts import others
+    environment = {**kept, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(script, check=False, env=environment, capture_output=True, text=True)
 
 
 BUILD = RECIPES / "nano" / "build.sh"

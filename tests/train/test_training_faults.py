@@ -24,7 +24,7 @@ from ..tiny.training import tiny_settings
 pytestmark = pytest.mark.long(40)
 
 ROOT = Path(__file__).parents[2]
-MODULES = {name: f"train.{module}" for name, (module, _) in COMMANDS.items()}
+MODULES = {name: f"blip2rt_train.{module}" for name, (module, _) in COMMANDS.items()}
 MISSING = [("stage1", "yaml"), ("prepare", "tqdm"), ("evaluate", "tqdm")]
 # Mistakes that are reported without torch, whose import takes seconds, and words of the report.
 MISTAKES = {
@@ -105,7 +105,7 @@ def test_damaged_checkpoints_are_named(settings: list[str], tmp_path: Path, erro
 def run_without(module: str, folder: Path, *command: str) -> tuple[int, str]:
     """Exit code and stderr of `python -m COMMAND` where the module is not installed."""
     (folder / f"{module}.py").write_text(f"raise ModuleNotFoundError({module!r}, name={module!r})")
-    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    path = str(folder)
     done = subprocess.run(
         [sys.executable, "-m", *command],
         cwd=ROOT,
@@ -118,7 +118,7 @@ def run_without(module: str, folder: Path, *command: str) -> tuple[int, str]:
 
 def test_every_runnable_module_is_a_command() -> None:
     files = [path for path in (ROOT / "train").rglob("*.py") if '__name__ == "__main__"' in path.read_text("utf-8")]
-    found = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
+    found = {"blip2rt_" + ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
     assert found - {"blip2rt_train.__main__"} == set(MODULES.values())
 
 
@@ -131,21 +131,30 @@ def test_missing_package_is_one_line_of_every_command(command: str, module: str,
 
 def test_missing_package_is_one_line_of_the_script(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text("image\tcaption\na.tsv\ta dog\n")
-    command = ["train", "stage1", "--out", "o", "--train-table", str(tmp_path / "a.tsv"), "--images", str(tmp_path)]
+    command = [
+        "blip2rt_train",
+        "stage1",
+        "--out",
+        "o",
+        "--train-table",
+        str(tmp_path / "a.tsv"),
+        "--images",
+        str(tmp_path),
+    ]
     ended = run_without("torch", tmp_path, *command)
     assert ended == (2, f"blip2rt-train stage1: error: torch is not installed: {pip_install('train')}\n")
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, ""])
 def test_help_needs_no_torch(command: str, tmp_path: Path) -> None:
-    assert run_without("torch", tmp_path, "train", *command.split(), "--help") == (0, "")
+    assert run_without("torch", tmp_path, "blip2rt_train", *command.split(), "--help") == (0, "")
 
 
 @pytest.mark.parametrize("command", MISTAKES)
 def test_mistakes_are_listed_before_torch_is_imported(command: str, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg")
     (tmp_path / "photo.txt").write_text("a dog")
-    code, said = run_without("torch", tmp_path, "train", *command.replace("{}", str(tmp_path)).split())
+    code, said = run_without("torch", tmp_path, "blip2rt_train", *command.replace("{}", str(tmp_path)).split())
     assert code == 2 and said.count("\n") == 1, said
     assert all(words in said for words in MISTAKES[command]), said
 

@@ -227,6 +227,7 @@ def test_closed_streams_raise_no_traceback(tiny, folder):
 
 def test_missing_embedded_model_is_reported(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("blip2rt.bundle.reader.CHECKOUT_NANO", tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for command in (("caption", "x.png"), ("info",)):
         said = rejected(capsys, *command)
         assert "nano, the embedded model, is not installed: pip install " in said and said.count("\n") == 1
@@ -287,15 +288,17 @@ def test_source_folder_uses_the_installed_core(tmp_path):
     )
     (tmp_path / "site" / "blip2rt").mkdir(parents=True)
     code = (
-        "import sys; sys.meta_path = [f for f in sys.meta_path if not type(f).__module__.startswith('_editable')]\n"
-        f"sys.path = [p for p in sys.path if not p.endswith('site-packages')] + [{str(tmp_path / 'site')!r}]\n"
+        "import sys; sys.path = [p for p in sys.path if not p.endswith('site-packages')]\n"
+        f"sys.path.append({str(tmp_path / 'site')!r})\n"
         "from blip2rt.native import native\n"
         "try: print(native().__file__)\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
 
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+
     def output() -> str:
-        return subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path / "source", text=True)
+        return subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path / "source", env=env, text=True)
 
     assert output().startswith("BackendError blip2rt's native core is not built for this Python: pip install blip2rt")
     shutil.copy(native.__file__, tmp_path / "site" / "blip2rt")

@@ -384,10 +384,10 @@ def test_ctrl_c_during_imports_is_one_line(tmp_path: Path) -> None:
     # A signal just before a long sleep would be seen only after it.
     waiting = "import time\nprint('importing', flush=True)\nwhile True:\n    time.sleep(0.1)\n"
     (tmp_path / "torch.py").write_text(waiting)
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     for called, program in (
-        ("blip2rt_train.stage1", "python -m train.stage1"),
-        ("train stage1", "blip2rt-train stage1"),
+        ("blip2rt_train.stage1", "python -m blip2rt_train.stage1"),
+        ("blip2rt_train stage1", "blip2rt-train stage1"),
     ):
         pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -399,7 +399,7 @@ def test_ctrl_c_during_imports_is_one_line(tmp_path: Path) -> None:
         assert (process.returncode, err) == (130, said)
 
 
-@pytest.mark.parametrize("module", ["blip2rt", "blip2rt.bench", "train", "blip2rt_train", "export", "blip2rt_export"])
+@pytest.mark.parametrize("module", ["blip2rt", "blip2rt.bench", "blip2rt_train", "blip2rt_export"])
 def test_python_m_is_the_script(module: str) -> None:
     program = "-".join(re.fullmatch(r"(blip2rt)?[._]?(\w*)", module).groups("blip2rt")).strip("-")  # type: ignore[union-attr]
     done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)

@@ -15,7 +15,8 @@ from blip2rt import install_hints
 ROOT = Path(__file__).parents[3]
 
 
-def test_install_command_names_the_checkout() -> None:
+def test_install_command_names_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(install_hints, "__file__", str(ROOT / "blip2rt" / "install_hints.py"))
     assert shlex.split(install_hints.pip_install("train", "eval")) == ["pip", "install", f"{ROOT}[train,eval]"]
     assert shlex.split(install_hints.pip_install()) == ["pip", "install", str(ROOT)]
     assert shlex.split(install_hints.install_nano()) == ["pip", "install", f"{ROOT}/packages/nano"]

@@ -15,6 +15,7 @@ import blip2rt
 from blip2rt.bundle.manifest import LlmSpec, RetrievalSpec
 from blip2rt.errors import OptionError
 from blip2rt.text import LlmTokenizer, Prompt, QFormerTokenizer
+from tests.tiny.tokenizers import NANO
 
 SPEC = LlmSpec(1, 1, 8, 8, 300, 64, 3, None, False, (0,), 0, "tokenizer.json")
 END, START = "<|im_end|>", "<|im_start|>"
@@ -74,7 +75,7 @@ def test_long_text_is_rejected_before_encoding(file: Path) -> None:
 
 
 def test_qformer_text_is_cut_before_encoding() -> None:
-    nano = Path(blip2rt.__file__).parent / "models" / "nano" / "qformer_tokenizer.json"
+    nano = NANO / "qformer_tokenizer.json"
     tokenizer = QFormerTokenizer(nano, RetrievalSpec("t", 32, 0, clean_captions=True))
     started = time.process_time()
     ids, _ = tokenizer.encode(["dog " * 1_000_000])
@@ -83,7 +84,7 @@ def test_qformer_text_is_cut_before_encoding() -> None:
 
 
 def test_qformer_special_tokens_are_text() -> None:
-    nano = Path(blip2rt.__file__).parent / "models" / "nano" / "qformer_tokenizer.json"
+    nano = NANO / "qformer_tokenizer.json"
     spec = RetrievalSpec("t", 32, 0)
     assert (QFormerTokenizer(nano, spec).encode(["a [SEP] b"])[0] == 102).sum() == 2
     assert (QFormerTokenizer(nano, spec, special_tokens=False).encode(["a [SEP] b"])[0] == 102).sum() == 1
