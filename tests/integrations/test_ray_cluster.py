@@ -1,8 +1,9 @@
-"""`caption --ray` and `capfilt --ray` on Ray itself: killed actors, tasks and drivers lose nothing."""
+"""`caption --ray` and `capfilt --ray` on Ray itself: the bytes of local runs, whatever is killed."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,13 +12,32 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.gallery.helpers import POSIX, TIMEOUT
 from tests.tiny.image_folders import fill
 
 pytest.importorskip("ray")
-pytestmark = [pytest.mark.slow, POSIX]
+pytestmark = POSIX
 PORT = 6397
+PHOTO = Path(__file__).parents[2] / "docs" / "photo.jpg"
+
+
+@pytest.mark.long(20)
+def test_nano_and_its_pool_caption_in_actors_as_locally(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    shutil.copy(PHOTO, "photos/a.jpg")
+    Image.open(PHOTO).rotate(180).save("photos/b.png")
+    Path("photos/c.jpg").write_bytes(b"not a picture")
+    written, command = [], "caption -r photos --min-confidence 0.5 --batch-size 1 --out t.jsonl".split()
+    for ray in ([], ["--ray", "local"]):
+        arguments = [sys.executable, "-m", "blip2rt", *command, *ray]
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=TIMEOUT)
+        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+        written.append(Path("t.jsonl").read_bytes())
+        Path("t.jsonl").unlink()
+    assert written[0] == written[1] and written[0].count(b"\n") == 2
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +62,7 @@ def workers(name: str = "BatchWorker") -> list[int]:
     return [int(line) for line in found.stdout.split()]
 
 
+@pytest.mark.slow
 def test_killed_actor_and_driver_lose_nothing(tmp_path, tiny, head, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number in range(12):
@@ -65,6 +86,7 @@ def test_killed_actor_and_driver_lose_nothing(tmp_path, tiny, head, monkeypatch)
     assert Path("t.jsonl").read_bytes() == local
 
 
+@pytest.mark.slow
 def test_killed_capfilt_task_loses_nothing(tmp_path, tiny, head, monkeypatch):
     pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
