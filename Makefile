@@ -16,11 +16,10 @@ MARKDOWN := $(wildcard *.md) docs examples benchmarks recipes  # except nano's c
 PLAIN_CORE := $(filter-out engines/python/% $(patsubst %,engines/media/%.cpp,jpeg png webp),$(filter %.cpp,$(CORE)))
 KNOWN := c++ g++-11 g++-12 g++-13 g++-14 clang++ clang++-14 clang++-19 aarch64-linux-gnu-g++
 COMPILERS := $(shell for c in $(KNOWN); do p=$$(command -v $$c) && echo $$(readlink -f $$p) $$c; done | awk '!seen[$$1]++ {print $$2}')
-OPTIMIZE ?= -O2
-WARNINGS = -std=c++17 $(OPTIMIZE) -Wall -Wextra -Werror -Wno-psabi -Iengines -Iengines/c/include -DBLIP2RT_VERSION='"0"' -DBLIP2RT_NANO='"nano"'
+WARNINGS = -std=c++17 -Wall -Wextra -Werror -Wno-psabi -Iengines -Iengines/c/include -DBLIP2RT_VERSION='"0"' -DBLIP2RT_NANO='"nano"'
 ORT_LIBRARY = $(shell $(DEV)/bin/python -c "from blip2rt.backends.ort import find_library; print(find_library())")
 
-.PHONY: demo test test-fast test-cuda-bindings test-locked test-lowest test-slow parity parity-lowest parity-newest parity-next test-compat lint docs dist format lock sbom sdist test-sdist wheels test-wheels check-dist release-files release workflows old-processors \
+.PHONY: demo install-dev test test-fast test-changed test-cuda-bindings test-locked test-lowest test-slow parity parity-lowest parity-newest parity-next test-compat lint docs dist format lock sbom sdist test-sdist wheels test-wheels check-dist release-files release workflows old-processors \
   old-arm-processors test-newest test-onnxruntimes bench bench-loop bench-image \
   sanitize fuzz compilers clean
 
@@ -29,13 +28,20 @@ demo: $(DEMO)/installed  ## install the runtime as a user does and caption a pho
 
 # A test that hangs prints its stack and fails.
 HANGS := --max-worker-restart 1 -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
+TESTS := OMP_NUM_THREADS=1 $(DEV)/bin/pytest -n auto --dist loadfile --no-loadscope-reorder $(HANGS)
+
+install-dev: $(DEV)/blip2rt-installed  ## install the development environment, and blip2rt as built from this checkout
 
 test: $(DEV)/blip2rt-installed  ## all tests but the slow ones: one process per core, one file at a time, the longest first
-	OMP_NUM_THREADS=1 $(DEV)/bin/pytest -n auto --dist loadfile --no-loadscope-reorder $(HANGS)
+	$(TESTS)
+
+BASE ?= HEAD
+test-changed: $(DEV)/blip2rt-installed  ## the tests that the changes since BASE, a commit, may break
+	files="$$($(RUN) tests.changed $(BASE))" && test -z "$$files" || $(TESTS) $$files
 
 # Skips files marked `long`, whose measured seconds on one core are in the mark.
 test-fast: $(DEV)/blip2rt-installed  ## the quick tests, about two minutes
-	OMP_NUM_THREADS=1 $(DEV)/bin/pytest -n auto --dist loadfile --no-loadscope-reorder $(HANGS) -m "not slow and not gpu and not long"
+	$(TESTS) -m "not slow and not gpu and not long"
 
 parity: $(DEV)/blip2rt-installed  ## compare every architecture with transformers, as tiny models; writes docs/parity.md
 	OMP_NUM_THREADS=1 $(RUN) tests.parity --report docs/parity.md
@@ -150,11 +156,11 @@ build/fuzz/graph_walker build/fuzz/tokenizer_reader build/fuzz/pool_reader:
 	$(FUZZER) -std=c++17 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -Iengines \
 	  $(FUZZED_$(notdir $@)) -o $@
 
-compilers:  ## compile the core with every installed compiler and for aarch64
+compilers:  ## check the core with every installed compiler and for aarch64
 	@test -n "$(PLAIN_CORE)" || { echo "no sources found under engines/: fix PLAIN_CORE in the Makefile"; exit 1; }
 	@test -n "$(COMPILERS)" || { echo "no compiler found: install one, such as g++"; exit 1; }
 	set -e; for compiler in $(COMPILERS); do \
-	  echo "$$compiler: $(words $(PLAIN_CORE)) files"; for source in $(PLAIN_CORE); do $$compiler $(WARNINGS) -c $$source -o /dev/null; done; \
+	  echo "$$compiler: $(words $(PLAIN_CORE)) files"; printf '%s\n' $(PLAIN_CORE) | xargs -P $(shell nproc) -n 4 $$compiler $(WARNINGS) -fsyntax-only; \
 	done
 	$(MAKE) $(addprefix zig-,$(ZIG_TARGETS))
 
@@ -167,12 +173,9 @@ ZIG := $(TOOLS)/python -m ziglang c++ -fno-sanitize=undefined
 	$(TOOLS)/python -m pip install --quiet -r packages/requirements.txt
 	touch $@
 
-zig-%: OPTIMIZE := -O0
-zig-%: .venv-release/installed  ## compile the core with zig for another system, such as aarch64-macos
-	@mkdir -p build/zig/$*
+zig-%: .venv-release/installed  ## check the core with zig for another system, such as aarch64-macos
 	@echo "zig for $*: $(words $(PLAIN_CORE)) files"
-	@set -e; for source in $(PLAIN_CORE); do \
-	  $(ZIG) -target $* $(WARNINGS) -c $$source -o build/zig/$*/$$(echo $$source | tr / -).o; done
+	@printf '%s\n' $(PLAIN_CORE) | xargs -P $(shell nproc) -n 4 $(ZIG) -target $* $(WARNINGS) -fsyntax-only
 
 $(DEMO)/installed: pyproject.toml CMakeLists.txt $(CORE) $(shell find blip2rt -name '*.py') $(NANO)
 	$(PYTHON) -m venv $(DEMO)
@@ -221,7 +224,8 @@ build/locked/built: pyproject.toml CMakeLists.txt $(CORE) $(shell find blip2rt -
 	$(PYTHON) -m venv build/locked/venv
 	build/locked/venv/bin/python -m pip install --quiet --require-hashes -r requirements/build.txt
 	build/locked/venv/bin/python -m pip wheel --quiet --no-deps --no-build-isolation \
-	  --config-settings=build-dir=build/locked/core --wheel-dir build/locked .
+	  --config-settings=build-dir=build/locked/core --config-settings=cmake.define.BLIP2RT_WERROR=ON \
+	  --wheel-dir build/locked .
 	build/locked/venv/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/locked ./packages/nano
 	touch $@
 

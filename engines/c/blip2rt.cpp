@@ -10,9 +10,12 @@
 #include "base/system.h"
 #include "c/boundary.h"
 #include "c/runtime.h"
+#include "kernels/dispatch.h"
 
 namespace blip2rt {
 namespace {
+
+[[maybe_unused]] const bool kIgnoresEnvironment = !(reads_environment = false);  // a library takes options from callers
 
 OnPiece on_piece_of(blip2rt_callback callback, void* user) {
   if (callback == nullptr) return nullptr;

@@ -15,8 +15,6 @@ file(STRINGS blip2rt/version.py line REGEX "^__version__")
 string(REGEX REPLACE ".*\"([0-9]+.[0-9]+.[0-9]+).*" "\\1" BLIP2RT_VERSION "${line}")
 file(RELATIVE_PATH nano "${CMAKE_INSTALL_FULL_LIBDIR}" "${CMAKE_INSTALL_FULL_DATADIR}/blip2rt/nano")
 
-target_compile_definitions(blip2rt_core PRIVATE BLIP2RT_NO_ENVIRONMENT)
-
 add_library(blip2rt_media STATIC
   engines/media/exif.cpp
   engines/media/image.cpp

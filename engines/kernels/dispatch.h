@@ -110,14 +110,13 @@ inline bool supports(Level) { return true; }
 inline const char* missing_baseline() { return nullptr; }
 #endif
 
+// Whether BLIP2RT_KERNELS is read. The C library sets it to false before the first kernel is chosen.
+inline bool reads_environment = true;
+
 // Returns whether kernels of a level may run: the processor supports it, and BLIP2RT_KERNELS does not exclude it. A
-// value that names no level excludes nothing; blip2rt.load rejects it. The C library reads no environment.
+// value that names no level excludes nothing; blip2rt.load rejects it.
 inline bool may_use(Level level) {
-#if defined(BLIP2RT_NO_ENVIRONMENT)
-  static const char* const name = nullptr;
-#else
-  static const char* const name = std::getenv("BLIP2RT_KERNELS");
-#endif
+  static const char* const name = reads_environment ? std::getenv("BLIP2RT_KERNELS") : nullptr;
   for (size_t i = 0; name != nullptr && i < std::size(kLevelNames); ++i) {
     if (std::strcmp(kLevelNames[i], name) == 0 && static_cast<size_t>(level) > i) return false;
   }

@@ -27,6 +27,8 @@ def build(target: str, *options: str, name: str = "c") -> Path:
     with (folder / "lock").open("w") as lock:  # other test processes build the same
         fcntl.flock(lock, fcntl.LOCK_EX)
         settings = ["-DBLIP2RT_C=ON", "-DBLIP2RT_C_TESTS=ON", "-DBLIP2RT_WERROR=ON", *options]
+        core = ROOT / "build" / "core" / "libblip2rt_core.a"  # compiled for the wheel: see the Makefile
+        settings += [f"-DBLIP2RT_CORE={core}"] if core.exists() and not options else []
         run("cmake", "-S", str(ROOT), "-B", str(folder), *settings)
         run("cmake", "--build", str(folder), "--target", target, "--parallel", str(os.cpu_count()))
     return folder

@@ -176,7 +176,8 @@ def test_screen_reader_says_what_is_on_the_screen(prefix: Path) -> None:
     [library] = prefix.rglob("libblip2rt.so")
     said = bare(sys.executable, "-I", EXAMPLES / "screen_reader.py", library, PHOTO)
     assert said.stdout == f"{CAPTION}\n", said.stderr
-    in_nvda = subprocess.run([sys.executable, "-c", NVDA, library], cwd=EXAMPLES, capture_output=True, text=True)
+    env = {**os.environ, "PYTHONPATH": str(EXAMPLES)}
+    in_nvda = subprocess.run([sys.executable, "-c", NVDA, library], env=env, capture_output=True, text=True)
     assert in_nvda.stdout.strip() and not in_nvda.stderr
 
 
