@@ -10,6 +10,7 @@ import struct
 import tarfile
 import zlib
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -180,12 +181,12 @@ TABLES: dict[str, bytes] = {
 }
 
 
-@pytest.mark.parametrize("kind", TABLES)
-@pytest.mark.parametrize("form", [".tsv", ".csv", ".token"])
+@pytest.mark.parametrize(
+    ("form", "kind"),  # no reader of tables cuts the lines of .token
+    [pair for pair in product([".tsv", ".csv", ".token"], TABLES) if pair != (".token", "a field without end")],
+)
 def test_invalid_table_row_is_skipped(images: Path, kind: str, form: str) -> None:
     header, rows = b"image\tcaption\n", [b"0.jpg\ta dog\n", TABLES[kind], b"1.jpg\ta cat\n"]
-    if form == ".token" and kind == "a field without end":
-        pytest.skip("no reader of tables cuts its lines")
     if form == ".csv":
         header, rows = header.replace(b"\t", b","), [row.replace(b"\t", b",") for row in rows]
     if form == ".token":
