@@ -95,6 +95,36 @@ class CaptionPool:
 def asks_for_plural(question: str) -> bool:
     """Whether a question asks for things, as "what are on the table?" does."""
 
+def phrase_of(question: str) -> str | None:
+    """Return "a cat" for "Is there a cat in the picture?"; None if a text does not ask whether something is there."""
+
+def number_question(question: str) -> str | None:
+    """Return "how many cats are there?" for "How many cats are there? Answer briefly."; None for other questions."""
+
+def is_phrase(text: str) -> bool:
+    """Whether a text is so short that it names a thing, as "a black cat" does. Longer ones are sentences."""
+
+def question_of(phrase: str) -> str:
+    """Return "is there a cat?" for "a cat"."""
+
+def with_article(phrase: str) -> str:
+    """Return "a cat" for "cat". Plurals, mass nouns, sentences and phrases with an article stay."""
+
+def without_article(phrase: str) -> str:
+    """Return "cat" for "a cat"."""
+
+def plural_of(noun: str) -> str:
+    """Return "cats" for "cat", by the last word's ending."""
+
+def tidied(text: str) -> str:
+    """Put a generated text on one line, without spaces before punctuation and clitics."""
+
+def cleaned_up(text: str) -> str:
+    """Do what Hugging Face's clean_up_tokenization does."""
+
+def clean_caption(text: str) -> str:
+    """Normalise a text like the reference's caption processor: lower case, no sentence punctuation, single spaces."""
+
 class Resize:
     """A picture that is being resized, with the same result as Pillow, bit by bit."""
 

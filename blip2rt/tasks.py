@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .statements import number_question, phrase_of
+from .native import native
 
 if TYPE_CHECKING:
     from .backends import Floats
@@ -103,7 +103,7 @@ class Tasks:
             return ""
         calibration = self._bundle.manifest.calibration
         counts = calibration is not None and bool(calibration.numbers)
-        return phrase_of(question) or (counts and number_question(question)) or ""
+        return native().phrase_of(question) or (counts and native().number_question(question)) or ""
 
 
 def qformer_question(bundle: Bundle, question: str) -> str:

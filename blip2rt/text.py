@@ -11,22 +11,19 @@ import numpy as np
 
 from .bundle.manifest import LlmSpec, QuestionSpec, RetrievalSpec
 from .errors import OptionError
-from .native import cached_property
+from .native import cached_property, native
 from .untrusted.tokenizer import guarded, read_tokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_EXTRA_SPACES = re.compile(r" (?=[.,!?;:](\s|$)|n't\b|'(s|m|re|ve|ll|d)\b)")  # before punctuation and clitics
 _MAY_JOIN = re.compile(r"\s+(n|n't?|n'|'\w{0,2}|[.,!?;:])?$")  # an end whose space may go when more follows
-_CLEANED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")  # lose their space, in this order
-_MAY_CHANGE = set("".join(_CLEANED))
+_MAY_CHANGE = frozenset(" .?!,'ntmsver")  # characters that clean-up may still reach
 _MAX_TOKEN_CHARACTERS = 100  # a longer text than this times the model's tokens cannot fit
 _TURNS = frozenset(  # special tokens of chat models that begin or end a turn
     """<|im_start|> <|im_end|> <|endoftext|> <|start_header_id|> <|eot_id|> <|end_of_text|> <start_of_turn>
     <end_of_turn> <|user|> <|assistant|> <|system|> <|end|> <|start_of_role|> <|end_of_role|> [INST] [/INST]""".split()
 )
-_PUNCTUATION = re.compile(r"[.!\"()*#:;~]")  # clean_caption removes it
 
 
 class Prompt(NamedTuple):
@@ -93,12 +90,12 @@ class LlmTokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Token ids -> text on one line, without special tokens or spaces before punctuation."""
-        return tidy(self.decode_raw(token_ids))
+        return native().tidied(self.decode_raw(token_ids))
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Token ids -> text as Hugging Face's tokenizer decodes it, without special tokens, stripped."""
         text = self.decode_raw(token_ids)
-        return (clean_up(text) if self.cleans else text).strip()
+        return (native().cleaned_up(text) if self.cleans else text).strip()
 
     def decode_raw(self, token_ids: Sequence[int]) -> str:
         """Token ids -> text as the tokenizer decodes it, without special tokens."""
@@ -132,23 +129,6 @@ class LlmTokenizer:
             return self._tokenizer.token_bytes(self._size)
 
 
-def clean_caption(text: str) -> str:
-    """Normalise a text like the reference's caption processor: lower case, no sentence punctuation, single spaces."""
-    return " ".join(_PUNCTUATION.sub(" ", text.lower()).split())
-
-
-def tidy(text: str) -> str:
-    """Put a generated text on one line, without spaces before punctuation and clitics."""
-    return _EXTRA_SPACES.sub("", " ".join(text.split()))
-
-
-def clean_up(text: str) -> str:
-    """Do what Hugging Face's clean_up_tokenization does."""
-    for joined in _CLEANED:
-        text = text.replace(joined, joined.replace(" ", ""))
-    return text
-
-
 class QFormerTokenizer:
     """Texts -> token ids and mask of the Q-Former, in the tokenizer's template: [CLS] ... [SEP]."""
 
@@ -178,7 +158,7 @@ class QFormerTokenizer:
 
     def written(self, text: str) -> str:
         """The text in the form that the model was trained on."""
-        return clean_caption(text[: self._max_characters]) if self._clean else text[: self._max_characters]
+        return native().clean_caption(text[: self._max_characters]) if self._clean else text[: self._max_characters]
 
 
 def _as_prompt(prompt: Prompt | str) -> Prompt:
@@ -259,10 +239,10 @@ class TextStream:
         text = self._tokenizer.decode_raw(self._tokenizer.settled(self._ids))
         text = text.rstrip("\ufffd")  # it may end in half a character
         if self._tidied:
-            return self._emit(tidy(_MAY_JOIN.sub("", text)))
+            return self._emit(native().tidied(_MAY_JOIN.sub("", text)))
         if self._tokenizer.cleans:  # up to the last character that clean-up cannot reach
             end = next((i for i in range(len(text), 0, -1) if text[i - 1] not in _MAY_CHANGE), 0)
-            text = clean_up(text[:end])
+            text = native().cleaned_up(text[:end])
         return self._emit(text.strip())
 
     def end(self) -> str:

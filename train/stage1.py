@@ -27,7 +27,7 @@ import torch
 from blip2rt.errors import OptionError
 from blip2rt.modeling.blip2 import Blip2
 from blip2rt.modeling.vision import VisionEncoder
-from blip2rt.text import clean_caption
+from blip2rt.native import native
 
 from .data.loaders import ImageBatch, LoaderSettings, StreamingLoader, batch_features, open_loader, to_device
 from .evaluation.generation import itg_captions
@@ -147,7 +147,7 @@ class Stage1:
 
     def text_batch(self, texts: list[str], images: Sequence[int] | torch.Tensor) -> TextBatch:
         """Token ids padded to the longest of the batch."""
-        cleaned, length = [clean_caption(text) for text in texts], self.model.config.max_text_length
+        cleaned, length = [native().clean_caption(text) for text in texts], self.model.config.max_text_length
         encoded = self.tokenizer(cleaned, padding=True, truncation=True, max_length=length, return_tensors="pt")
         device = self.trainer.device
         ids, mask = encoded["input_ids"].to(device), encoded["attention_mask"].to(device)

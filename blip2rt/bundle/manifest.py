@@ -79,7 +79,7 @@ class RetrievalSpec:
     itm_weight: float = 1.0  # of the matching head's log-odds, in Match.score
     likelihood_weight: float = 0.0  # of Match.likelihood, in Match.score; 0: not computed
     mean_prefix: str | None = None  # file of prefix_embeds (Q, D), the mean of photographs; required with a weight
-    clean_captions: bool = False  # normalise texts by text.clean_caption, as in training
+    clean_captions: bool = False  # normalise texts by the core's clean_caption, as in training
     pool: str | None = None  # file of captions of other pictures, whose nearest ones guide captions
 
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import OptionError
-from ..statements import plural_of
-from ..text import clean_caption
+from ..native import native
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,7 +47,7 @@ def parse_tree(lines: Iterable[str]) -> Iterator[Label]:
 
 def named_labels(captions: Sequence[str], labels: tuple[Label, ...]) -> NDArray[np.bool_]:
     """Captions of an image and L labels -> which of the labels they name, by any of their words or plurals (L)"""
-    text = " ; ".join(f" {clean_caption(caption)} " for caption in captions)
+    text = " ; ".join(f" {native().clean_caption(caption)} " for caption in captions)
     return np.array([any(form in text for form in forms) for forms in _forms(labels)])
 
 
@@ -56,7 +55,7 @@ def named_labels(captions: Sequence[str], labels: tuple[Label, ...]) -> NDArray[
 def _forms(labels: tuple[Label, ...]) -> list[list[str]]:
     """The words of each label, with their plurals, between spaces."""
     named = ((label.name.lower(), *label.synonyms) for label in labels)
-    return [[f" {form} " for word in words for form in {word, plural_of(word)}] for words in named]
+    return [[f" {form} " for word in words for form in {word, native().plural_of(word)}] for words in named]
 
 
 def as_labels(labels: Sequence[str | Label]) -> tuple[Label, ...]:

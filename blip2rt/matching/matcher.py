@@ -16,7 +16,6 @@ from ..errors import CapabilityError, OptionError
 from ..native import cached_property, named_failure, native
 from ..pipeline import BATCH, Pipeline
 from ..results import Match, MatchWeights, Scored
-from ..statements import is_phrase, phrase_of, without_article
 from ..text import Prompt, QFormerTokenizer
 from .calibration import COSINE, ITM, LABEL_SIGNALS, LIKELIHOOD, SCORE, computes, probabilities
 from .likelihood import Likelihood
@@ -70,7 +69,7 @@ class Matcher:
         Raises CapabilityError if the bundle is not calibrated.
         """
         self.require_calibration("judge statements")
-        phrases = [phrase_of(statement) or statement for statement in statements]
+        phrases = [native().phrase_of(statement) or statement for statement in statements]
         return self._probabilities(self.signals(vision_features, phrases), phrases)
 
     def short_answers(self, vision_features: Floats, asked: Sequence[str]) -> list[tuple[str, float]]:
@@ -205,7 +204,7 @@ class Matcher:
         """Names of labels -> text_embeds (L, E). Those of the last lists are kept."""
         embeds = self._label_embeds.get(names)
         if embeds is None:
-            embeds = np.stack(self.text_embeds([without_article(name) for name in names]))
+            embeds = np.stack(self.text_embeds([native().without_article(name) for name in names]))
             kept = list(self._label_embeds.items())[1 - _LABEL_LISTS :]
             self._label_embeds = {**dict(kept), names: embeds}
         return embeds
@@ -227,7 +226,7 @@ class Matcher:
         """The signals of B images and texts -> the calibrated probability that each text is true (B)"""
         calibration = self.require_calibration("judge texts")
         found = np.empty(len(texts))
-        short = list(map(is_phrase, texts))
+        short = list(map(native().is_phrase, texts))
         for regression, wanted in ((calibration.phrase, True), (calibration.sentence, False)):
             rows = [row for row, each in enumerate(short) if each == wanted]
             if rows:

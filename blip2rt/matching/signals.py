@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from ..statements import is_phrase, question_of, with_article, without_article
+from ..native import native
 from . import calibration as names
 
 if TYPE_CHECKING:
@@ -36,14 +36,14 @@ class Signals(dict[str, "Numbers"]):
         self._image_embeds, self._mean_text = image_embeds, mean_text
 
     def __missing__(self, name: str) -> Numbers:
-        matcher, features, texts = self._matcher, self._features, self._texts
+        matcher, features, texts, core = self._matcher, self._features, self._texts, native()
         if name == names.ITM:
             logits = matcher.itm_logits(features, texts).astype(np.float64)
             self[name] = logits[:, 1] - logits[:, 0]
         elif name == names.COSINE:
             self[name] = self._cosines(texts).max(axis=1)
         elif name == names.NAME_COSINE or name.startswith(names.QUERY_COSINE):
-            cosines = self._cosines([without_article(text) if is_phrase(text) else text for text in texts])
+            cosines = self._cosines([core.without_article(text) if core.is_phrase(text) else text for text in texts])
             self[names.NAME_COSINE] = cosines.max(axis=1)
             self.update({f"{names.QUERY_COSINE}{query}": column for query, column in enumerate(cosines.T)})
         elif name == names.BASE_COSINE:
@@ -51,10 +51,10 @@ class Signals(dict[str, "Numbers"]):
         elif name == names.LIKELIHOOD:
             self[name] = matcher.likelihoods(features, texts)
         elif name == names.PHRASE_LIKELIHOOD:
-            phrases = list(map(with_article, texts))
+            phrases = list(map(core.with_article, texts))
             self[name] = self[names.LIKELIHOOD] if phrases == texts else matcher.likelihoods(features, phrases)
         elif name in (names.YES, names.YES_BLIND):
-            questions = [question_of(with_article(text)) for text in texts]
+            questions = [core.question_of(core.with_article(text)) for text in texts]
             self[names.YES], self[names.YES_BLIND] = matcher.yes_odds(features, questions)
         else:
             assert name == names.WORDS, f"no signal of texts and images is called {name}"

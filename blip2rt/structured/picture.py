@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import bundle as contract
+from ..native import native
 from ..options import Options
 from ..pipeline import BATCH
-from ..statements import phrase_of
 from ..text import Prompt
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Picture:
 
     def says_yes(self, question: str) -> bool:
         """Whether a statement is true, or the answer to a question is yes."""
-        statement = phrase_of(question) or question
+        statement = native().phrase_of(question) or question
         if self._pipeline.judge is None or statement.endswith("?"):
             return self.likeliest(question, ["no", "yes"]) == 1
         return self.probabilities([statement])[0] > 0.5

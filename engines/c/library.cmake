@@ -37,8 +37,6 @@ add_library(blip2rt SHARED
   engines/model/matching.cpp
   engines/model/model.cpp
   engines/model/options.cpp
-  engines/model/statements.cpp
-  engines/model/text_forms.cpp
   engines/model/tokenizers.cpp)
 target_include_directories(blip2rt PUBLIC
   $<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}/engines/c/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
@@ -75,6 +73,4 @@ install(FILES "${CMAKE_CURRENT_BINARY_DIR}/blip2rt.pc" DESTINATION ${CMAKE_INSTA
 if(BLIP2RT_C_TESTS)
   add_executable(image_check tests/c/native/image_check.cpp)
   target_link_libraries(image_check PRIVATE blip2rt_media)
-  add_executable(text_check tests/c/native/text_check.cpp engines/model/answer_words.cpp engines/model/statements.cpp engines/model/text_forms.cpp)
-  target_link_libraries(text_check PRIVATE blip2rt_core)
 endif()

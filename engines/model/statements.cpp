@@ -168,18 +168,19 @@ bool is_phrase(std::string_view text) { return words_of(text).size() <= kPhraseW
 std::string question_of(std::string_view phrase) {
   const std::string plain = trimmed(std::string(phrase), " .", false);
   const std::vector<std::string_view> words = words_of(plain);
-  const bool many = !words.empty() && kArticles.count(words.front()) == 0 && is_plural(words.back()) &&
+  const bool many = !words.empty() && kArticles.count(lower_text(words.front())) == 0 && is_plural(words.back()) &&
                     std::find(words.begin(), words.end(), "of") == words.end();
   return (many ? "are there " : "is there ") + joined(words) + "?";
 }
 
 std::string with_article(const std::string& phrase) {
-  const std::vector<std::string_view> words = words_of(phrase);
-  size_t end = phrase.size();
+  const std::string lower = lower_text(phrase);
+  const std::vector<std::string_view> words = words_of(lower);
+  size_t end = lower.size();
   for (const char* preposition : {" of ", " in ", " on ", " at ", " with "}) {
-    end = std::min(end, std::min(phrase.find(preposition), phrase.size()));
+    end = std::min(end, std::min(lower.find(preposition), lower.size()));
   }
-  std::string head = phrase.substr(0, end);
+  std::string head = lower.substr(0, end);
   head = head.substr(head.rfind(' ') + 1);
   if (words.empty() || words.size() > 3 || kArticles.count(words[0]) != 0 || kMass.count(head) != 0 ||
       is_plural(head)) {
@@ -193,6 +194,15 @@ std::string without_article(const std::string& phrase) {
   const size_t space = phrase.find(' ');
   if (space == std::string::npos || space + 1 == phrase.size()) return phrase;
   return kArticles.count(lower_text(phrase.substr(0, space))) != 0 ? phrase.substr(space + 1) : phrase;
+}
+
+std::string plural_of(const std::string& noun) {
+  const auto ends = [&noun](const char* end) { return ends_with(noun, end); };
+  if (ends("man") && !ends("human")) return noun.substr(0, noun.size() - 2) + "en";
+  if (ends("s") || ends("x") || ends("z") || ends("ch") || ends("sh")) return noun + "es";
+  const bool consonant_y =
+      ends("y") && noun.size() > 1 && std::string_view("aeiou").find(noun[noun.size() - 2]) == std::string_view::npos;
+  return consonant_y ? noun.substr(0, noun.size() - 1) + "ies" : noun + "s";
 }
 
 }  // namespace blip2rt

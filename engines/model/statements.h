@@ -1,5 +1,5 @@
 // Questions that need no generated answer: whether a picture shows something, and how many. Knows English, no model.
-// The C library's counterpart of blip2rt.statements.
+// Capitals make no difference to it.
 #pragma once
 
 #include <optional>
@@ -25,5 +25,8 @@ std::string with_article(const std::string& phrase);
 
 // Returns "cat" for "a cat".
 std::string without_article(const std::string& phrase);
+
+// Returns "cats" for "cat", by the last word's ending.
+std::string plural_of(const std::string& noun);
 
 }  // namespace blip2rt

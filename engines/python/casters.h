@@ -118,6 +118,11 @@ struct type_caster<std::optional<T>> {
     value.emplace(caster.operator cast_t<T>());
     return true;
   }
+  template <class Value>
+  static handle from_cpp(Value&& given, rv_policy policy, cleanup_list* cleanup) noexcept {
+    if (!given) return none().release();
+    return make_caster<T>::from_cpp(forward_like_<Value>(*given), policy, cleanup);
+  }
 };
 
 template <class T>

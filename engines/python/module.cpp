@@ -8,7 +8,6 @@
 #include <optional>
 #include <stdexcept>
 
-#include "base/utf8.h"
 #include "graphs/graph_file.h"
 #include "graphs/session.h"
 #include "kernel_sources.h"
@@ -20,7 +19,9 @@
 #include "ort/active_call.h"
 #include "ort/ort_api.h"
 #include "python/abort_notice.h"
+#include "python/bind.h"
 #include "python/casters.h"
+#include "python/errors.h"
 #include "python/gil.h"
 #include "python/python_batcher.h"
 #include "python/python_image.h"
@@ -145,24 +146,6 @@ std::vector<PortTuple> port_tuples(const std::vector<Port>& ports) {
   return tuples;
 }
 
-// Translates our errors. Their text may quote untrusted bytes, and Python takes UTF-8 only.
-void translate(const std::exception_ptr& error, void*) {
-  try {
-    std::rethrow_exception(error);
-  } catch (const nb::builtin_exception&) {
-    throw;
-  } catch (const std::length_error&) {  // a container larger than any memory
-    PyErr_SetString(PyExc_MemoryError, "out of memory");
-  } catch (const std::bad_alloc&) {
-    PyErr_SetString(PyExc_MemoryError, "out of memory");
-  } catch (const TokenizerError& error) {
-    PyObject* type = error.kind == TokenizerError::kUnknown ? PyExc_NotImplementedError : PyExc_RuntimeError;
-    PyErr_SetString(type, single_line(error.what()).c_str());
-  } catch (const std::runtime_error& error) {
-    PyErr_SetString(PyExc_RuntimeError, single_line(error.what()).c_str());
-  }
-}
-
 // A handle for ONNX Runtime, which load_onnxruntime has loaded for the process.
 struct Runtime {};
 
@@ -173,7 +156,7 @@ NB_MODULE(_native, m) {
   using namespace blip2rt;
   m.doc() = "ONNX Runtime sessions and the generation loop";
   nb::set_leak_warnings(false);  // a daemon thread may hold a model when the interpreter ends
-  nb::register_exception_translator(&translate);
+  nb::register_exception_translator(&translate_error);
   nb::exception<GraphError>(m, "GraphError", PyExc_RuntimeError);
   Py_AtExit(wait_for_calls);
 
@@ -402,4 +385,5 @@ NB_MODULE(_native, m) {
 
   add_batcher(m);
   add_tokenizer(m);
+  bind_language(m);
 }

@@ -41,11 +41,6 @@ std::vector<std::tuple<int64_t, std::string, bool>> added_tokens(const Tokenizer
   return tokens;
 }
 
-template <class T>
-nb::object or_none(const std::optional<T>& value) {
-  return value ? nb::cast(*value) : nb::none();
-}
-
 }  // namespace
 
 void add_tokenizer(nb::module_& m) {
@@ -71,10 +66,9 @@ void add_tokenizer(nb::module_& m) {
           "settled", [](const Tokenizer& self, const Ids& ids) { return self.settled(ids.data(), ids.size()); },
           "ids"_a)
       .def(
-          "id_of", [](const Tokenizer& self, const std::string& token) { return or_none(self.id_of(token)); },
-          "token"_a)
+          "id_of", [](const Tokenizer& self, const std::string& token) { return self.id_of(token); }, "token"_a)
       .def(
-          "token_of", [](const Tokenizer& self, int64_t id) { return or_none(self.token_of(id)); }, "id"_a)
+          "token_of", [](const Tokenizer& self, int64_t id) { return self.token_of(id); }, "id"_a)
       .def("__len__", &Tokenizer::size)
       .def_prop_ro("added_tokens", &added_tokens);
 }

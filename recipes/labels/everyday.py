@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # this checkout's list, also
 from blip2rt.command_line import Parser, run, whole
 from blip2rt.errors import Blip2rtError
 from blip2rt.matching.labels import EVERYDAY, Label, parse_tree
-from blip2rt.statements import plural_of
+from blip2rt.native import native
 
 _BEFORE = set("a an the two three four some several many his her their its of with on in by near".split())
 _AFTER = _BEFORE | set(
@@ -37,7 +37,7 @@ _NOUN_SHARE = 0.15  # of a noun's uses, at least, follow a word of _BEFORE
 
 def words_of(label: Label) -> set[str]:
     """A label, its synonyms, and their plurals."""
-    return {form for name in (label.name, *label.synonyms) for form in (name, plural_of(name))}
+    return {form for name in (label.name, *label.synonyms) for form in (name, native().plural_of(name))}
 
 
 def count_phrases(captions: list[list[str]], longest: int) -> Counter[str]:

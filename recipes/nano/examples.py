@@ -18,7 +18,7 @@ from presence import NOUNS, captions_of
 
 import blip2rt
 from blip2rt.command_line import Parser, run, whole
-from blip2rt.text import clean_caption
+from blip2rt.native import native
 
 _PERSON = NOUNS[0].name  # "a man" is also a person: counted once, as what it says
 
@@ -45,8 +45,8 @@ def _print(args: argparse.Namespace) -> None:
     print("| photograph | nano | confidence | labels | a human |\n| -- | -- | -- | -- | -- |")
     captions = model.caption_each((args.images / name for name in groups), scores=True)
     for number, ((image, human), caption) in enumerate(zip(groups.items(), captions, strict=True)):
-        text = clean_caption(caption)
-        absent = missing(text, [clean_caption(each) for each in human])
+        text = native().clean_caption(caption)
+        absent = missing(text, [native().clean_caption(each) for each in human])
         nouns, wrong = nouns + len(mentioned(text)), wrong + len(absent)
         wrong_captions += bool(absent)
         if number < args.count:

@@ -24,7 +24,7 @@ import blip2rt
 from blip2rt.bundle.atomic import write_file
 from blip2rt.command_line import Parser, run, whole
 from blip2rt.matching.labels import everyday, named_labels
-from blip2rt.statements import number_question, phrase_of
+from blip2rt.native import native
 from blip2rt_train.evaluation.annotations import read_questions
 from blip2rt_train.evaluation.metrics import caption_metrics
 from blip2rt_train.extras.probabilities import RIGHT_CIDER
@@ -50,9 +50,9 @@ def judge(args: argparse.Namespace) -> Iterator[str]:
     for question in bar([each for each in asked if each.path in chosen]):
         folder = question.path.relative_to(args.root).parts[0]
         [answer] = set(question.answers)
-        if number_question(question.question):
+        if native().number_question(question.question):
             count(f"number {answer}", model.ask(question.path, question.question) == answer)
-        elif phrase := phrase_of(question.question):
+        elif phrase := native().phrase_of(question.question):
             count(f"nouns, {folder}, {answer}", model.sees(question.path, phrase))
     predicted = list(bar(model.caption_each((args.root / name for name in images), scores=True), total=len(images)))
     ciders = caption_metrics([groups[name] for name in images], list(map(str, predicted)))[1]

@@ -17,8 +17,8 @@ from blip2rt.bundle.manifest import Calibration, Logistic
 from blip2rt.cli.stdio import Session
 from blip2rt.errors import CapabilityError, OptionError
 from blip2rt.matching.labels import everyday, read_labels
+from blip2rt.native import native
 from blip2rt.requests import Request
-from blip2rt.statements import number_question, phrase_of, plural_of, question_of, with_article, without_article
 from blip2rt.structured import fill
 from blip2rt.text import Prompt
 from tests.tiny.bundle import E, Tiny, calibrated, with_likelihood_weight
@@ -299,7 +299,7 @@ def test_news_of_a_judged_request_come_at_once(nano: blip2rt.Model) -> None:
     ],
 )
 def test_questions_whether_something_is_there(question: str, phrase: str | None) -> None:
-    assert phrase_of(question) == phrase
+    assert native().phrase_of(question) == phrase
 
 
 @pytest.mark.parametrize(
@@ -314,17 +314,23 @@ def test_questions_whether_something_is_there(question: str, phrase: str | None)
     ],
 )
 def test_questions_of_a_number(question: str, asked: str | None) -> None:
-    assert number_question(question) == asked
+    assert native().number_question(question) == asked
 
 
 def test_words_of_phrases() -> None:
+    core = native()
     for bare, phrase, question in (
         ("cat", "a cat", "is there a cat?"),
         ("orange", "an orange", "is there an orange?"),
         ("snow", "snow", "is there snow?"),
         ("dogs", "dogs", "are there dogs?"),
         ("glass of wine", "a glass of wine", "is there a glass of wine?"),
+        ("black CATS", "black CATS", "are there black CATS?"),
+        ("Apple", "an Apple", "is there an Apple?"),
+        ("Grass", "Grass", "is there Grass?"),
     ):
-        assert with_article(bare) == phrase and question_of(phrase) == question and without_article(phrase) == bare
+        assert core.with_article(bare) == phrase and core.question_of(phrase) == question
+        assert core.without_article(phrase) == bare
+    assert core.with_article("A cat") == "A cat" and core.without_article("The dogs") == "dogs"
     plurals = {"dog": "dogs", "bus": "buses", "cherry": "cherries", "fireman": "firemen", "human": "humans"}
-    assert {noun: plural_of(noun) for noun in plurals} == plurals
+    assert {noun: core.plural_of(noun) for noun in plurals} == plurals

@@ -13,7 +13,7 @@ from PIL import Image
 import blip2rt
 from blip2rt.errors import BundleError, CapabilityError, ImageError, OptionError
 from blip2rt.image import to_pixels
-from blip2rt.text import tidy
+from blip2rt.native import native
 from tests.tiny.bundle import EOS, WORDS, E, Q, Tiny, write_bundle
 
 
@@ -33,7 +33,7 @@ def expected(tiny: Tiny, model, image: np.ndarray, prompt: str, most: int) -> st
 def test_greedy_captions_equal_numpy(tiny, model, photo):
     images = [photo(*size) for size in [(5, 7), (20, 30), (8, 12), (1, 1), (40, 3)] * 4]
     got = model.caption(images, num_beams=1, max_new_tokens=6)
-    assert got == [tidy(expected(tiny, model, image, "", 6)) for image in images]
+    assert got == [native().tidied(expected(tiny, model, image, "", 6)) for image in images]
     assert model.caption(images[0], num_beams=1, max_new_tokens=6) == got[0]
     assert list(model.caption_each(iter(images), num_beams=1, max_new_tokens=6)) == got
 
@@ -41,7 +41,7 @@ def test_greedy_captions_equal_numpy(tiny, model, photo):
 def test_prompt_goes_before_the_caption(tiny, model, photo):
     image = photo()
     got = model.caption(image, prompt="a red dog", num_beams=1, max_new_tokens=4)
-    assert got == tidy(expected(tiny, model, image, "a red dog", 4))
+    assert got == native().tidied(expected(tiny, model, image, "a red dog", 4))
 
 
 def test_answers_equal_numpy(tiny, model, photo):

@@ -10,8 +10,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import blip2rt
 from blip2rt.errors import ImageError, OptionError
 from blip2rt.image import to_pixels
+from blip2rt.native import native
 from blip2rt.requests import Request
-from blip2rt.text import TextStream, tidy
+from blip2rt.text import TextStream
 from tests.tiny import bundle as tiny_bundles
 from tests.tiny.bundle import EOS, WORDS, Tiny
 
@@ -145,7 +146,7 @@ def test_a_tidied_stream_keeps_its_spaces(model):
         stream = TextStream(tokenizer, tidied=True)
         stream._tokenizer = SpellingTokenizer(text)
         pieces = [stream.push(i) for i in range(len(text))]
-        assert "".join([*pieces, stream.end()]) == tidy(text), text
+        assert "".join([*pieces, stream.end()]) == native().tidied(text), text
 
 
 class SpellingTokenizer:
@@ -163,7 +164,7 @@ class SpellingTokenizer:
         return self._text[: len(ids)]
 
     def decode(self, ids) -> str:
-        return tidy(self._text[: len(ids)])
+        return native().tidied(self._text[: len(ids)])
 
 
 def test_leaving_a_stream_stops_computing(model, photo, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 
 from blip2rt.bundle.manifest import LlmSpec, RetrievalSpec
-from blip2rt.text import LlmTokenizer, QFormerTokenizer, TextStream, clean_up
+from blip2rt.errors import OptionError
+from blip2rt.native import native
+from blip2rt.text import LlmTokenizer, QFormerTokenizer, TextStream
 from tests.tiny.bundle import EOS, TEXT_WORDS, WORDS
 
 LLM = LlmSpec(1, 1, 8, 16, len(WORDS), 64, 3, 0, False, (1,), 0, "tokenizer.json")
@@ -139,7 +142,25 @@ def test_clean_up_equals_transformers(tmp_path):
     made = transformers.PreTrainedTokenizerFast(tokenizer_file=str(byte_level(tmp_path)._file))
     for _ in range(300):
         text = "".join(random.choices("ab n't 's ., ' m ?!'ve re\n", k=random.randrange(40)))
-        assert clean_up(text) == made.clean_up_tokenization(text)
+        assert native().cleaned_up(text) == made.clean_up_tokenization(text)
+
+
+PIECES = """a|an|cat|dogs|CATS|'s|n't|'|"|.|,|?|!|;|:|#|(|)|~|*|caf\u00e9|\u03a3\u0391\u03a3|\u03a3|\u0130|\u65e5\u672c
+|\ufb01|\u2028|\u00a0|\u3000|\x1f|\x00|\t|_|7|\u0967|\u00bd|''ll|I've|we're a|\U0001f600|-|ISTANBUL|\u00df"""
+EXTRA_SPACE = re.compile(r" (?=[.,!?;:](\s|$)|n't\b|'(s|m|re|ve|ll|d)\b)")
+
+
+def test_text_forms_have_pythons_letters_and_spaces():
+    pieces, core = PIECES.replace("\n", "").split("|"), native()
+    for _ in range(1000):
+        text = "".join(random.choice(pieces) + random.choice(("", " ", "  ")) for _ in range(random.randint(0, 6)))
+        assert core.tidied(text) == EXTRA_SPACE.sub("", " ".join(text.split())), repr(text)
+        plain = re.sub(r"[.!\"()*#:;~]", " ", text.lower())
+        assert core.clean_caption(text) == " ".join(plain.split()), repr(text)
+        assert core.is_phrase(text) == (len(text.split()) <= 4), repr(text)
+    for wrong, message in (("a \ud800", r"the text 'a \\ud800' is not valid Unicode"), (1, "a text is int, not str")):
+        with pytest.raises(OptionError, match=message):
+            core.phrase_of(wrong)
 
 
 def byte_fallback(tmp_path: Path) -> LlmTokenizer:

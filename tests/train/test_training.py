@@ -19,7 +19,7 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.bert import BertSource
 from blip2rt.modeling.blip2 import Blip2
 from blip2rt.modeling.checkpoint import Checkpoint, list_checkpoints
-from blip2rt.text import tidy
+from blip2rt.native import native
 from blip2rt_train import stage1, stage2
 from blip2rt_train.evaluation.generation import itg_captions
 from blip2rt_train.loop.parallel import this_process
@@ -268,4 +268,4 @@ def test_itg_captions_are_greedy_and_end_at_the_separator(stage1_run: Path) -> N
             given = torch.tensor([ids])
             hidden = model.qformer.decode_text(given, torch.ones_like(given), query_kv)
             ids.append(int(model.lm_head(hidden, model.qformer.word_embeddings.weight)[0, -1].argmax()))
-        assert caption == tidy(tokenizer.decode(ids, skip_special_tokens=True))
+        assert caption == native().tidied(tokenizer.decode(ids, skip_special_tokens=True))

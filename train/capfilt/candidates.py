@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from blip2rt.text import clean_caption
+from blip2rt.native import native
 
 from ..data.samples import BadSamples, Sample, error_text, text_fault
 from ..data.transforms import read_image
@@ -98,7 +98,7 @@ def distinct(given: Iterable[str], written: Iterable[str], retrieved: Iterable[s
     found: dict[str, tuple[str, str]] = {}
     for text, origin in [*texts, *((text, "pool") for text in retrieved)]:
         if text_fault(text) is None:
-            found.setdefault(clean_caption(text), (text, origin))
+            found.setdefault(native().clean_caption(text), (text, origin))
     return dict(found.values())
 
 

@@ -32,9 +32,9 @@ from blip2rt import bundle as contract
 from blip2rt.bundle.writer import BundleWriter
 from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.modeling.checkpoint import CONFIG, WEIGHTS, Checkpoint
+from blip2rt.native import native
 from blip2rt.pipeline import BATCH
 from blip2rt.results import MatchWeights
-from blip2rt.statements import number_question, phrase_of
 
 from ..data.samples import BadSamples
 from ..evaluation.annotations import (
@@ -147,7 +147,7 @@ def _existence_questions(data: Path, images: Path) -> list[VqaQuestion]:
         asked = read_questions(data, None, images).items
     except Blip2rtError:
         return []
-    return [each for each in asked if phrase_of(each.question) or number_question(each.question)]
+    return [each for each in asked if native().phrase_of(each.question) or native().number_question(each.question)]
 
 
 def _calibrate_checkpoint(checkpoint: Checkpoint, out: Path, data: CalibrationData) -> str:

@@ -27,8 +27,8 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.matching import calibration as names
 from blip2rt.matching.labels import everyday, named_labels
 from blip2rt.matching.tagger import Tagger
+from blip2rt.native import native
 from blip2rt.results import Scored
-from blip2rt.statements import number_question, phrase_of
 
 from ..evaluation.annotations import CaptionedImage, VqaQuestion
 from ..evaluation.metrics import caption_metrics, coco_scorers
@@ -130,8 +130,8 @@ class Fitting:
         self._asked: dict[Path, list[tuple[str, bool]]] = {}
         self._counted: dict[Path, list[tuple[str, str]]] = {}
         for question in asked:
-            phrase, answers = phrase_of(question.question), set(question.answers)
-            if (number := number_question(question.question)) is not None:
+            phrase, answers = native().phrase_of(question.question), set(question.answers)
+            if (number := native().number_question(question.question)) is not None:
                 self._counted.setdefault(question.path, []).append((number, question.answers[0]))
             if phrase is not None and len(answers & {"yes", "no"}) == 1:
                 self._asked.setdefault(question.path, []).append((phrase, "yes" in answers))

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from blip2rt.command_line import Parser, nonempty, whole
 from blip2rt.errors import Blip2rtError
-from blip2rt.text import clean_caption
+from blip2rt.native import native
 
 from ..data.readers import read_data
 from ..data.samples import Dataset, repeat_answers, table_text
@@ -110,7 +110,7 @@ def with_questions(data: Dataset, root: Path, per_image: int, seed: int) -> Iter
         name = str(path.relative_to(root) if path.is_relative_to(root) else path)  # a list may contain absolute paths
         for sample in repeat_answers(samples):
             yield name, sample.text, sample.prompt
-        found = list(dict(questions([clean_caption(s.text) for s in samples if not s.prompt], rng)).items())
+        found = list(dict(questions([native().clean_caption(s.text) for s in samples if not s.prompt], rng)).items())
         rng.shuffle(found)
         kinds: dict[str, list[Question]] = {}
         for question, answer in found:

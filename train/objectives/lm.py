@@ -16,7 +16,7 @@ from blip2rt.errors import OptionError
 from blip2rt.modeling.bert import BertSource
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.llm import LanguageModelSource, LlmConfig, has_alibi, sees_both_ways
-from blip2rt.text import clean_caption
+from blip2rt.native import native
 
 from ..data.samples import Sample
 from .frozen_head import frozen_head_loss
@@ -53,7 +53,7 @@ class QformerTokenizer:
         prompt = self.config.llm.caption_prompt
         if sample.prompt:
             prompt = self.config.question_prompt.replace("{}", sample.prompt)
-        return clean_caption(prompt) if self.config.clean_captions else prompt
+        return native().clean_caption(prompt) if self.config.clean_captions else prompt
 
 
 class Truncation(NamedTuple):
@@ -65,7 +65,7 @@ class Truncation(NamedTuple):
 
 def target_text(sample: Sample, clean_answers: bool) -> str:
     """The text to learn: a caption is cleaned as in the reference, an answer only with `clean_answers`."""
-    return sample.text.strip() if sample.prompt and not clean_answers else clean_caption(sample.text)
+    return sample.text.strip() if sample.prompt and not clean_answers else native().clean_caption(sample.text)
 
 
 def prompt_ids(tokenizer: Any, config: LlmConfig, prompt: str, max_tokens: int | None = None) -> list[int]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from blip2rt.errors import Blip2rtError
-from blip2rt.text import clean_caption
+from blip2rt.native import native
 from blip2rt_train.data.sampling import batches
 from blip2rt_train.evaluation.metrics import caption_metrics, meteor, tokenize
 from blip2rt_train.evaluation.recall import best_rank, recall, recall_at, reranked
@@ -195,7 +195,7 @@ def test_suggested_things_are_never_denied() -> None:
 
 
 def test_captions_are_cleaned_like_the_reference() -> None:
-    assert clean_caption(' A dog (black) ; runs: "fast" ! ') == "a dog black runs fast"
+    assert native().clean_caption(' A dog (black) ; runs: "fast" ! ') == "a dog black runs fast"
 
 
 def test_batches_cover_an_epoch_once_and_start_at_any_step() -> None:

@@ -1,0 +1,10 @@
+// The parts of the module blip2rt._native, one for each folder that they bind.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace blip2rt {
+
+void bind_language(nanobind::module_& m);
+
+}  // namespace blip2rt
