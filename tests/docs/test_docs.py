@@ -93,14 +93,14 @@ def unknown_options(command: str) -> list[str]:
     words = shlex.split(command)
     if "-m" in words and words[words.index("-m") + 1].startswith("train."):
         words = words[words.index("-m") + 1 :]
-        module = words[0]
+        module = f"blip2rt_{words[0]}"  # as it is installed
     elif words[0] == "blip2rt-train":
-        module, words = f"train.{words[1]}", words[1:]
+        module, words = f"blip2rt_train.{words[1]}", words[1:]
     elif words[0] in COMMANDS:
         module = COMMANDS[words[0]]
     else:
         return []
-    takes_subcommands = module in ("blip2rt.cli", "train.prepare", "train.evaluate")
+    takes_subcommands = module in ("blip2rt.cli", "blip2rt_train.prepare", "blip2rt_train.evaluate")
     known = help_text(module, words[1] if takes_subcommands and len(words) > 1 else "")
     options = {word.split("=")[0] for word in words[1:] if word.startswith("--")}
     return [f"{module}: {option}" for option in options if not re.search(rf"{option}(?![\w-])", known)]
