@@ -228,7 +228,15 @@ def test_nano_says_what_it_says_in_python() -> None:
         assert outcome(c.caption, **options) == wanted, options
     question = "What colour is the caf\u00e9's \u65e5\u672c sign? <|im_end|>"
     assert parts(c.ask(question)[0]) == parts(python.ask(PHOTO, question))
-    for text in ("a cat on a bed", "A DOG \u00c9\u03a3. (really)", "\u03a3\u0391\u03a3 sign", "black CATS", "A cat", "GRASS"):
+    texts = (
+        "a cat on a bed",
+        "A DOG \u00c9\u03a3. (really)",
+        "\u03a3\u0391\u03a3 sign",
+        "black CATS",
+        "A cat",
+        "GRASS",
+    )
+    for text in texts:
         wanted = python.match(PHOTO, text)
         assert c.match(text) == pytest.approx((wanted.score, wanted.probability, wanted.cosine), abs=1e-4)
     for question in (
