@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import seeds, skips
+from tests import nightly, seeds, skips
 
 PACKAGES = ("blip2rt", "blip2rt_train", "blip2rt_export")
 if file := os.environ.get("BLIP2RT_NATIVE"):  # another build of the core, as in `make sanitize`
@@ -82,8 +82,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SeededFixtures())
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m deselects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the longest files first, so that all processes end together."""
+    """Run the longest files first, so that all processes end together; mark what runs at night."""
+    for item in items:
+        if nightly.reason(item.nodeid):
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: -sum(mark.args[0] for mark in item.iter_markers("long")))
 
 

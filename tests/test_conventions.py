@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import nightly
+
 TESTS = Path(__file__).parent
 MODULES = sorted(path.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py"))
 
@@ -53,3 +55,12 @@ def test_forbidden_imports_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "def f():\n    from .test_b import c\n    from ..export import test_d\n    from tests.tiny import e\n"
     )
     assert list(imported(module)) == ["tests.train.test_b.c", "tests.export.test_d", "tests.tiny.e"]
+
+
+def test_every_nightly_pattern_names_a_test() -> None:
+    """By the source, since the run may have collected only a part."""
+    for pattern in nightly.NIGHTLY:
+        file, _, name = pattern.partition("::")
+        source = (TESTS.parent / file).read_text()
+        function = re.match(r"\w*", name)
+        assert function is not None and f"def {function[0]}" in source, pattern
