@@ -15,7 +15,7 @@ from pathlib import Path
 
 from blip2rt.command_line import Parser, run, running
 
-from .loop.signals import Interrupted
+from .loop.signals import Interrupted, interrupted_by_sigterm
 
 PROGRAM = "blip2rt-train"
 COMMANDS = {  # name -> module, help; a module is imported when its command runs
@@ -49,7 +49,14 @@ def run_command(name: str, argv: list[str] | None = None) -> int:
         code: int = importlib.import_module(f"{__package__}.{COMMANDS[name][0]}").main(argv)
         return code
 
-    return _run(_program(name), work)
+    def work_until_sigterm() -> int:
+        try:
+            with interrupted_by_sigterm():
+                return work()
+        except Interrupted as end:  # while importing
+            return _report(end, running(), argv)
+
+    return _run(_program(name), work_until_sigterm if _CHECKS.get(name) == "early_checks" else work)
 
 
 def run_main(work: Callable[[], object], program: str = PROGRAM, argv: list[str] | None = None) -> int:
@@ -64,9 +71,7 @@ def run_main(work: Callable[[], object], program: str = PROGRAM, argv: list[str]
         try:
             work()
         except Interrupted as end:
-            code = end.code
-            if os.environ.get("RANK", "0") == "0":
-                print(f"{name}: {end}; resume: {_resume_command(name, argv)}", file=sys.stderr)
+            code = _report(end, name, argv)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from .loop.parallel import destroy_process_group  # imports torch, which not every command needs
 
@@ -74,6 +79,13 @@ def run_main(work: Callable[[], object], program: str = PROGRAM, argv: list[str]
         return code
 
     return _run(name, finish)
+
+
+def _report(end: Interrupted, program: str, argv: list[str] | None) -> int:
+    """Print how to resume a training, and return its exit status."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{program}: {end}; resume: {_resume_command(program, argv)}", file=sys.stderr)
+    return end.code
 
 
 def _resume_command(program: str, argv: list[str] | None) -> str:

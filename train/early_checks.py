@@ -56,10 +56,14 @@ def open_settings(name: str, argv: list[str] | None, more: Callable[[Any], list[
 
 
 def with_steps(settings: Any) -> Any:
-    """The settings with the number of steps that `epochs` means, and a warm-up of a tenth of them at most."""
+    """The settings with the number of steps that `epochs` means.
+
+    The warm-up takes at most a tenth of them, or of `steps` that would end with it.
+    """
     optimizer, batch = settings.loop.optimizer, settings.loop.batch.batch_size
     if not optimizer.epochs:
-        return settings
+        warmup = optimizer.warmup if optimizer.warmup < optimizer.steps else optimizer.steps // 10
+        return replace(settings, loop=replace(settings.loop, optimizer=replace(optimizer, warmup=warmup)))
     try:
         rows = sum(_rows(settings, data) for data in _tables(settings))
     except Blip2rtError:

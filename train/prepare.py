@@ -96,7 +96,7 @@ def _readable(order: Iterable[int], data: Dataset, bad: BadSamples) -> Iterator[
 
 
 def url_list(source: Path, bad: BadSamples) -> Iterator[dict[str, str]]:
-    """Yield {url, caption} of each row of a parquet list (LAION, SBU) or a TSV without a header (Conceptual Captions).
+    """Yield {url, caption} of each row of a parquet list (LAION, SBU) or a TSV (Conceptual Captions).
 
     Unusable rows are counted in `bad`.
     """
@@ -135,7 +135,10 @@ def _parquet(source: Path, bad: BadSamples) -> Iterator[tuple[str, Any, Any]]:
 def _urls(source: Path, bad: BadSamples) -> Iterator[tuple[str, Any, Any]]:
     """Yield position, URL and caption of each line."""
     with source.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        for place, cells in table_rows(source, csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), bad):
+        rows = table_rows(source, csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), bad)
+        for number, (place, cells) in enumerate(rows):
+            if not number and not any(cell.startswith("http") for cell in cells):  # a header
+                continue
             if len(cells) == 2:
                 url_first = cells[0].startswith("http")  # CC12M has the URL first, CC3M the caption
                 yield place, cells[1 - url_first], cells[int(url_first)]

@@ -75,7 +75,7 @@ class OptimizerSettings:
     )
     lr: float = option(1e-4, "peak learning rate", check=POSITIVE)
     min_lr: float = option(1e-5, "learning rate at the last step", check=NOT_NEGATIVE)
-    warmup: int = option(100, "warm-up steps", check=NOT_NEGATIVE)
+    warmup: int = option(100, "warm-up steps; a tenth of a shorter training", check=NOT_NEGATIVE)
     layer_decay: float = option(1.0, "learning rate of a trained encoder's layer over the next one's", check=SHARE)
     weight_decay: float = option(0.05, "weight decay of matrices; not of biases, norms and scalars", check=NOT_NEGATIVE)
     beta1: float = option(0.9, "AdamW's first beta", check=BELOW_ONE)
@@ -84,8 +84,6 @@ class OptimizerSettings:
 
     def faults(self) -> list[str]:
         found = []
-        if self.warmup > self.steps and not self.epochs:
-            found.append(f"warmup {self.warmup} leaves nothing of {self.steps} steps: give --warmup {self.steps // 10}")
         if self.min_lr > self.lr:
             found.append(f"min_lr {self.min_lr} is above lr {self.lr}: give a smaller one")
         return found

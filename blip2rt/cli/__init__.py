@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..model import Model
 
 _BATCH = 8  # images of `ask` in memory
+_CACHE_BYTES = 64 << 20  # of requests; the confidence of a caption needs its image again
 _SHOW_PROGRESS_BYTES = 200_000_000  # larger bundles get a progress line
 
 
@@ -222,11 +223,11 @@ def _completion(args: argparse.Namespace) -> int:
 
 def _stdio(args: argparse.Namespace) -> int:
     """Answer the requests on standard input until it ends."""
-    from .stdio import Session
+    from .stdio import Session, read_lines
 
     if sys.stdin is None:
         raise OptionError("standard input is closed: send requests through a pipe")
-    Session(_load(args, batching=True), _print_row, args.parallel).run(sys.stdin.buffer)
+    Session(_load(args, batching=True), _print_row, args.parallel).run(read_lines(sys.stdin.buffer))
     return 0
 
 
@@ -273,6 +274,7 @@ def _load(args: argparse.Namespace, threads: int | None = None, batching: bool =
     if batching and not backends.get(args.backend).batches:
         raise OptionError(f"the backend {args.backend} decodes each call by itself: give --backend ort, and its bundle")
     settings |= {"backend": args.backend, "device": args.device, "threads": threads, "batching": batching}
+    settings |= {"cache_bytes": _CACHE_BYTES if batching else 0}
     model = load(args.model, **settings)
     collect_garbage()
     return model

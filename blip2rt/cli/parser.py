@@ -42,7 +42,8 @@ a picture guide its caption, which takes on their words without training."""
 _SERVE = """Serve over HTTP: the routes of OpenAI and Ollama, our own, and a web page at /.
 By default nothing is fetched, and only this machine may connect."""
 _STDIO = """Answer requests on standard input, one JSON object a line, with the model kept open:
-captions, answers, matches and embeddings, also streamed and cancelled.
+captions, answers, matches, labels, forms and embeddings, also streamed and
+cancelled.
 
   {"id": 1, "task": "caption", "image": "photo.jpg"}
 

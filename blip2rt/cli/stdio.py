@@ -11,15 +11,15 @@ import json
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import numpy as np
 
 from ..errors import Blip2rtError, ImageError, OptionError, reason
-from ..gallery.outputs import Description
+from ..gallery.outputs import Description, TagDescription
 from ..options import Options, merge
 from ..requests import Answer, Request
 from ..results import Scored, too_late
@@ -28,7 +28,18 @@ if TYPE_CHECKING:
     from ..model import Model
 
 Line: TypeAlias = dict[str, Any]
-TASKS = ("caption", "ask", "match", "embed", "cancel")
+# Each task, except for cancel, with its fields; texts also take options.
+FIELDS = {
+    "caption": ("image", "prompt", "stream"),
+    "ask": ("image", "question", "stream"),
+    "match": ("image", "texts"),
+    "sees": ("image", "texts", "threshold"),
+    "tag": ("image", "labels", "top", "threshold"),
+    "fill": ("image", "schema", "question"),
+    "embed": ("image", "texts"),
+}
+TASKS = (*FIELDS, "cancel")
+MAX_LINE_BYTES = 20 << 20  # as for the server's requests
 _EXAMPLE = '{"id": 1, "task": "caption", "image": "photo.jpg"}'
 
 
@@ -41,8 +52,7 @@ class Job:
         self.fields = fields
         self.cancelled = False
         self._answer: Answer | None = None
-        if isinstance(self.id, bool) or not isinstance(self.id, str | int):
-            self.id = None
+        if not _is_id(self.id):
             raise OptionError(f"the request has no id: give a number or a text, as in {_EXAMPLE}")
         if self.task not in TASKS:
             raise OptionError(f"task is {self.task!r}: choose from {', '.join(TASKS)}")
@@ -70,7 +80,10 @@ class Session:
         self._failure: OSError | None = None
 
     def run(self, lines: Iterable[bytes]) -> None:
-        """Run every request until the last one has ended. Raises OSError if the reader of the results is gone."""
+        """Run every request until the last one has ended. Raises OSError if the reader of the results is gone.
+
+        lines: those of `read_lines`.
+        """
         try:
             with self._threads:
                 for number, line in enumerate(lines, 1):
@@ -90,7 +103,7 @@ class Session:
         name: Any = None
         try:
             fields = _parse(number, line)
-            name = fields.get("id")
+            name = fields.get("id") if _is_id(fields.get("id")) else None
             job = Job(fields)
             running = self._jobs.get(job.id)
             if job.task == "cancel":
@@ -131,15 +144,37 @@ class Session:
         fields = job.fields
         if job.task in ("caption", "ask"):
             return self._text(job, fields.pop("image", None), fields)
-        image, texts = fields.pop("image", None), fields.pop("texts", None)
-        if fields:
-            raise OptionError(f"unknown field {', '.join(fields)}: choose from id, task, image, texts")
-        if job.task == "match":
-            return {"image": _name(image), "matches": match_rows(self._model, _image(image), texts)}
+        unknown = ", ".join(name for name in fields if name not in FIELDS[job.task])
+        if unknown:
+            raise OptionError(f"unknown field {unknown}: choose from id, task, {', '.join(FIELDS[job.task])}")
+        if job.task == "embed":
+            return self._embed(**fields)
+        image = fields.pop("image", None)
+        answer = {"match": self._match, "sees": self._sees, "tag": self._tag, "fill": self._fill}[job.task]
+        return answer(_image(image), **fields) | {"image": _name(image)}
+
+    def _embed(self, image: Any = None, texts: Any = None) -> Line:
         if (image is None) == (texts is None):
             raise OptionError("embed takes an image or texts: give one of them")
         embeds = self._model.embed_text(texts) if image is None else self._model.embed_image(_image(image))
         return {"embeddings": np.round(np.atleast_2d(embeds).astype(float), 6).tolist()}
+
+    def _match(self, image: str | bytes, texts: Any = None) -> Line:
+        return {"matches": match_rows(self._model, image, _texts(texts))}
+
+    def _sees(self, image: str | bytes, texts: Any = None, threshold: Any = 0.5) -> Line:
+        return {"sees": self._model.sees(image, _texts(texts), threshold=threshold)}
+
+    def _tag(self, image: str | bytes, **options: Any) -> Line:
+        tags = self._model.tag(image, **options)
+        return TagDescription("", [", ".join(tags)], 0.0, self._model.bundle.manifest.name, tags=tags).row(timed=True)
+
+    def _fill(self, image: str | bytes, schema: Any = None, question: Any = None) -> Line:
+        from ..structured import fill
+
+        if not isinstance(question, str | None):
+            raise OptionError(f"question is {question!r}: give a text")
+        return {"value": fill(self._model, image, schema, question)}
 
     def _text(self, job: Job, image: Any, options: Line) -> Line:
         prompt, question = options.pop("prompt", None), options.pop("question", None)
@@ -167,19 +202,24 @@ def text_result(
 ) -> Line:
     """Generate a caption or an answer. tell: called with its pieces; started: with the Answer before them."""
     start = time.perf_counter()
-    answer = started(model.submit(Request(image, prompt, question, merge(Options(), options))))
+    prepared = model.prepare(image)
+    answer = started(model.submit(Request(prepared, prompt, question, merge(Options(), options))))
     if options.get("max_time") is not None and time.perf_counter() - start > options["max_time"]:
         answer.cancel()
         raise too_late(options)
     for piece in answer:
         if tell is not None:
             tell(piece)
-    return text_row(model, name, answer.result(), 1000 * (time.perf_counter() - start), question)
+    texts = answer.result()
+    if question is None and texts:  # a cancelled request has none
+        model.pipeline.add_confidence(model.pipeline.vision_features([prepared]), [texts[:1]])
+    return text_row(model, name, texts, 1000 * (time.perf_counter() - start), question)
 
 
 def text_row(model: Model, name: str | None, texts: Sequence[Scored], ms: float, question: str | None) -> Line:
     """Captions or answers as docs/json.md describes them. name: None for an image that was sent."""
-    details = (round(texts[0].score, 4), model.bundle.manifest.name, ms, texts[0].truncated)
+    first = texts[0]
+    details = (round(first.score, 4), model.bundle.manifest.name, ms, first.truncated, first.confidence)
     row = Description(name or "", [text.text for text in texts], *details).row(timed=True) | {"image": name}
     return row if question is None else row | {"question": question, "answer": texts[0].text}
 
@@ -192,15 +232,40 @@ def match_rows(model: Model, image: str | bytes, texts: Sequence[str]) -> list[L
     return sorted(rows, key=lambda row: -row["score"])
 
 
+def read_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a file, each of at most MAX_LINE_BYTES and one more."""
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        yield line
+        rest = line if len(line) > MAX_LINE_BYTES else b"\n"
+        while rest and not rest.endswith(b"\n"):
+            rest = file.readline(1 << 20)
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool)
+
+
 def _parse(number: int, line: bytes) -> Line:
     """The fields of a request. Raises OptionError."""
+    if len(line) > MAX_LINE_BYTES:
+        raise OptionError(f"line {number} has more than {MAX_LINE_BYTES >> 20} MiB: give the path of the image")
     try:
-        fields = json.loads(line)
+        fields = json.loads(line, parse_constant=_reject_constant)
     except (ValueError, RecursionError) as error:
         raise OptionError(f"line {number} is not JSON ({reason(error)}): give one like {_EXAMPLE}") from None
     if not isinstance(fields, dict):
         raise OptionError(f"line {number} is not an object: give one like {_EXAMPLE}")
     return fields
+
+
+def _reject_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _texts(texts: Any) -> Any:
+    if not texts:
+        raise OptionError("texts is missing: give a text or a list of them")
+    return texts
 
 
 def _image(image: Any) -> str | bytes:

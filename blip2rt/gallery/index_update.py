@@ -81,6 +81,8 @@ def update(
                 failures.add(failure)
             counts.processed += _store(index, batch, embeds, changes)
             line.show()
+        counts.processed += changes.reused
+        counts.skipped -= changes.reused
         counts.removed = changes.remove_missing()
         index.refresh()
     return counts
@@ -131,6 +133,7 @@ class _Changes:
         self._present = bytearray(index.catalog.row_count)  # by row
         self._unreadable: list[str] = []  # paths that could not be read
         self._empty = True  # nothing was found so far
+        self.reused = 0  # new pictures with the vectors of another
 
     def observe(self, walked: Iterator[Picture | Failure]) -> Iterator[Picture | Failure]:
         """Pass everything on and remember unreadable folders, whose pictures stay in the index."""
@@ -174,6 +177,7 @@ class _Changes:
         [row] = index.catalog.next_rows(1)
         index.vectors.write([row], index.vectors.read([same[0].row]))
         index.catalog.put([file._replace(row=row)])
+        self.reused += 1
         self.mark_present([file._replace(row=row)])
         return True
 

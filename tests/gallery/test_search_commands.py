@@ -72,7 +72,8 @@ def test_index_search_and_duplicates_commands(album, run):
     assert Path("p.html").read_text().count(" cosine</p>") == 2
     assert " cosine" not in run("search", "x", "a dog")[1]
     shutil.copy("album/a.png", "album/zz.png")
-    run("index", "album", "--out", "x")
+    assert "1 indexed, 10 already done" in run("index", "album", "--out", "x")[2]
+    assert "11 indexed, 2 failed" in run("index", "album", "--out", "y")[2], "a copy is new"
     assert "a.png\n" in run("duplicates", "x", "--alike", 0.9999)[1]
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.checkpoint import list_checkpoints
 from blip2rt_train import stage1
+from blip2rt_train.cli import run_command
 from blip2rt_train.data import shards
 from blip2rt_train.loop import run_folder
 from blip2rt_train.loop.parallel import this_process
@@ -69,6 +70,28 @@ def test_signal_saves_and_prints_the_resume_command(
         assert stage1.main(arguments) == 0 == stage1.main([*settings, "--out", str(tmp_path / "whole")])
         ended, whole = (load_file(tmp_path / name / "step-000006" / "model.safetensors") for name in ("a run", "whole"))
         assert [name for name in whole if not torch.equal(whole[name], ended[name])] == []
+
+
+def test_sigterm_before_the_first_step_says_how_to_resume(
+    settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments, before = [*settings, "--out", str(tmp_path / "run")], signal.getsignal(signal.SIGTERM)
+
+    def signalled(*given: Any, **options: Any) -> Any:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Exception:  # noqa: BLE001  # as a library would
+            pytest.fail("a library handles the end of the command")
+
+    monkeypatch.setattr(stage1, "open_trainer", signalled)
+    assert run_command("stage1", arguments) == 143
+    logged = capsys.readouterr().err.splitlines()
+    command = shlex.join(["blip2rt-train", "stage1", *arguments])
+    assert logged[-1] == f"blip2rt-train stage1: ended by SIGTERM before the first step; resume: {command}"
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGTERM) == before and run_command("stage1", arguments) == 0
+    logged = [line.partition(" s] ")[2] for line in capsys.readouterr().err.splitlines() if " s] " in line]
+    assert logged[1].startswith("preparing the training on ") and logged[2].startswith("training from step 1,")
 
 
 def test_second_ctrl_c_interrupts_immediately(

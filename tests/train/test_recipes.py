@@ -194,10 +194,10 @@ def test_recipe_inherits_from_its_base(tmp_path: Path) -> None:
 
 
 def test_invalid_values_are_named_together(tmp_path: Path, error_of: Any) -> None:
-    wrong = {"steps": 0, "dropout": 2, "precision": "int3", "min_lr": 1, "warmup": 9, "clip": -1, "lr": "nan"}
+    wrong = {"steps": 0, "dropout": 2, "precision": "int3", "min_lr": 1, "warmup": -9, "clip": -1, "lr": "nan"}
     arguments = [text for name, value in wrong.items() for text in (f"--{name}", str(value))]
     error = error_of(stage1.main, [*tiny_settings(tmp_path), *arguments, "--out", str(tmp_path / "out")])
-    for words in ("steps is 0", "dropout is 2", "'int3'", "warmup 9", "clip is -1", "lr is nan"):
+    for words in ("steps is 0", "dropout is 2", "'int3'", "warmup is -9", "clip is -1", "lr is nan"):
         assert words in error, (words, error)
 
 
@@ -224,6 +224,8 @@ def test_epochs_decide_the_steps(tmp_path: Path) -> None:
     assert optimizer("stage2", "--recipe", str(recipe), "--steps", "7") == (7, 5), "the command line wins"
     (tmp_path / "own.yaml").write_text("base: epochs.yaml\nsteps: 6\n")
     assert optimizer("stage2", "--recipe", str(tmp_path / "own.yaml")) == (6, 5)
+    assert optimizer("stage2", "--steps", "4") == (4, 0) and optimizer("stage2", "--steps", "5") == (5, 0)
+    assert optimizer("stage2", "--steps", "30", "--warmup", "50") == (30, 3), "a recipe's warm-up is shortened"
 
 
 WRONG = {

@@ -29,13 +29,14 @@ MISSING = [("stage1", "yaml"), ("prepare", "tqdm"), ("evaluate", "tqdm")]
 # Mistakes that are reported without torch, whose import takes seconds, and words of the report.
 MISTAKES = {
     "stage1 --out o --train-table no.tsv --images i --start no/": ("'no.tsv' does not exist", "'no/' does not exist"),
-    "stage2 --out o --train-table {} --steps 4 --warmup 9 --lr -1": ("give --warmup 0", "lr is -1.0"),
+    "stage2 --out o --train-table {} --steps 4 --warmup -1 --lr -1": ("warmup is -1", "lr is -1.0"),
     "stage2 --device cuda": ("CUDA_VISIBLE_DEVICES",),
     "self-critical --out {}/photo.txt --train-table {}": ("is a file: name a folder",),
     "prepare shards --bogus": ("--bogus",),
     "evaluate caption --data nowhere": ("'nowhere' does not exist",),
     "average no/a no/b --out o --weights 1": ("give 2 numbers",),
     "calibrate no/ --data nowhere --images {} --out o": ("'nowhere' does not exist", "MODEL 'no/' does not exist"),
+    "calibrate {} --data {}/photo.txt --out o": ("--images is missing: give the folder of the images in",),
     "refit no/ --data nowhere --images {} --out o": ("'nowhere' does not exist", "CKPT 'no/' does not exist"),
     "questions --bogus": ("--bogus",),
 }

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from tqdm import tqdm
-
 from blip2rt.errors import Blip2rtError
 from blip2rt.system import lock_file
 
@@ -26,6 +24,7 @@ from ..data.samples import BadSamples, Dataset, Sample, error_text, repeat_answe
 from ..data.shard_index import scan_samples
 from ..data.shards import add_sample, expand_shards, read_row
 from ..evaluation.predictions import Predictions, require_writable, write_atomically
+from ..progress import announce, bar
 from .candidates import CapFilt, Item, choose, store_candidates
 
 _KEPT = ""  # key of the stored line that says how many captions the finished output keeps
@@ -79,8 +78,8 @@ def filter_list(data: str, images: str, out: Path, options: FilterOptions) -> in
             raise Blip2rtError(f"{out} is being written by another process: wait until it ends, or give another --out")
         done = Predictions(_candidates(out), options.record, _FIX)
         if not all(item.key in done.found for item in items):
-            with tqdm(total=len(items), unit="img", desc=out.name) as bar:
-                store_candidates(items, options.open_capfilt(0), done, options.batch, options.bad, bar)
+            with bar(total=len(items), unit="img", desc=out.name) as shown:
+                store_candidates(items, options.open_capfilt(0), done, options.batch, options.bad, shown)
         kept = [(item.key, choose(done.found.get(item.key), item.texts, options.keep)) for item in items]
         if not any(samples for _, samples in kept):
             raise Blip2rtError(f"no image of {data!r} got a caption: give a captioner or a pool")
@@ -109,7 +108,7 @@ def filter_shards(pattern: str, out: Path, options: FilterOptions) -> int:
                 elif not _is_finished(final, options.keep):
                     images += _filter_shard(shard, final, options)
         if shards := left:
-            tqdm.write(f"waiting for {len(left)} shards of other processes, the first {left[0].name}")
+            announce(f"waiting for {len(left)} shards of other processes, the first {left[0].name}")
     return images
 
 
@@ -119,10 +118,10 @@ def _filter_shard(shard: Shard, final: Path, options: FilterOptions) -> int:
         index, _ = scan_samples(shard)
         for name, reason in index.faults:
             options.bad.add(name, reason)
-        with tqdm(total=len(index.rows), unit="img", desc=shard.name) as bar:
+        with bar(total=len(index.rows), unit="img", desc=shard.name) as shown:
             items = _read_items(shard, options.bad)
             store_candidates(
-                items, options.open_capfilt(crc32(shard.name.encode())), done, options.batch, options.bad, bar
+                items, options.open_capfilt(crc32(shard.name.encode())), done, options.batch, options.bad, shown
             )
     partial, images = final.with_name(f".{final.name}.partial"), 0
     with tarfile.open(partial, "w") as tar:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from blip2rt.errors import Blip2rtError, CapabilityError, OptionError
 from blip2rt.image import ImageLike, prepare, to_pixels
 
 from ..data.samples import BadSamples, text_fault
 from ..evaluation.predictors import Captioner, open_predictor
+from ..progress import bar
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -127,7 +127,7 @@ class CaptionPool:
                 bad.add(f"{file}, line {number}", fault)
         if not self.texts:
             raise Blip2rtError(f"--pool {str(file)!r} has no caption: give a file with one caption per line")
-        starts = tqdm(range(0, len(self.texts), _POOL_BATCH), desc="pool", unit="batch")
+        starts = bar(range(0, len(self.texts), _POOL_BATCH), desc="pool", unit="batch")
         self.embeds = np.concatenate([scorer.texts(self.texts[start : start + _POOL_BATCH]) for start in starts])
 
     def nearest(self, image: Floats, count: int) -> dict[str, float]:

@@ -19,13 +19,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from blip2rt.bundle.atomic import write_file
 from blip2rt.errors import Blip2rtError, reason
 from blip2rt.untrusted.tar_headers import is_plain, tar_headers
 
 from ..loop.signals import ignore_parent_signals
+from ..progress import bar
 from .object_storage import RemoteShard, Shard, shard_version
 from .readers import IMAGES, read_json
 
@@ -121,7 +121,8 @@ def summarize(shards: Sequence[Shard], cache: Path, processes: int | None = None
     workers = min(processes or os.cpu_count() or 1, len(missing))
     if workers > 1 and len(missing) >= _MANY:
         with ProcessPoolExecutor(workers, initializer=ignore_parent_signals) as pool:
-            made = list(tqdm(pool.map(partial(_summarize, cache=cache), missing), total=len(missing), desc="indices"))
+            found_now = pool.map(partial(_summarize, cache=cache), missing)
+            made = list(bar(found_now, total=len(missing), desc="indices"))
     else:
         made = [_summarize(shard, cache) for shard in missing]
     found |= zip(missing, made, strict=True)

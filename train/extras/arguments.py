@@ -13,13 +13,15 @@ def check(name: str, argv: list[str] | None) -> None:
     """Parse the arguments of a command. Raise OptionError, which names everything that does not exist."""
     args = (refit_parser() if name == "refit" else calibrate_parser()).parse_args(argv)
     source = args.ckpt if name == "refit" else args.model
-    given = {"--data": args.data, "--images": args.images}
+    given = {"--data": args.data} | ({} if args.images is None else {"--images": args.images})
     given |= {name.upper(): source for name in ("ckpt", "model") if name in args and is_local(source)}
     missing = [
         f"{flag} {str(each)!r} does not exist" for flag, each in given.items() if not Path(resolve(str(each))).exists()
     ]
     if missing:
         raise OptionError(f"{'; '.join(missing)}: give another path")
+    if args.images is None and not Path(args.data).is_dir():
+        raise OptionError(f"--images is missing: give the folder of the images in {str(args.data)!r}")
 
 
 def refit_parser() -> Parser:
@@ -34,8 +36,9 @@ def refit_parser() -> Parser:
     for name in ("mean", "std"):
         about = f"its {name} per colour (default: the old one)"
         parser.add_argument(f"--vision-{name}", type=float, nargs=3, metavar="X", help=about)
-    parser.add_argument("--data", type=nonempty, required=True, metavar="FILE", help="table of images and captions")
-    parser.add_argument("--images", type=nonempty, required=True, metavar="FOLDER", help="folder of its images")
+    table = "table of images and captions, or a folder of images with .txt files"
+    parser.add_argument("--data", type=nonempty, required=True, metavar="FILE", help=table)
+    parser.add_argument("--images", type=nonempty, metavar="FOLDER", help="folder of a table's images")
     parser.add_argument("--count", type=whole(1), default=2000, metavar="N", help="images for the regression")
     parser.add_argument("--ridge", type=float, default=1e-3, metavar="X", help="weight of the ridge penalty")
     cache = "folder where trainings cache features"
@@ -53,7 +56,7 @@ def calibrate_parser() -> Parser:
     parser.add_argument("model", type=nonempty, metavar="MODEL", help=model)
     captions = "captions of images that the model was not trained on"
     parser.add_argument("--data", type=path, required=True, metavar="FILE", help=captions)
-    parser.add_argument("--images", type=path, required=True, metavar="FOLDER", help="folder of these images")
+    parser.add_argument("--images", type=path, metavar="FOLDER", help="folder of these images, unless DATA is one")
     parser.add_argument("--split", type=nonempty, help="split of Karpathy's files (default: val)")
     parser.add_argument("--out", type=path, required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument("--best", type=int, default=32, metavar="N", help="candidates per query, by cosine")

@@ -133,12 +133,21 @@ def calibrate(
             f"--keep-score leaves only probabilities to fit, and {data} asks a bundle nothing: add questions whether "
             "something is there, with the answers yes and no"
         )
+    if not keep_score:
+        _require_enough(len(items[:limit]), checkpoint is None and contract.read(model).manifest.llm is not None, data)
     fitted_on = CalibrationData(items, len(items[:limit]), min(best, len(items)), asked, keep_score)
     if checkpoint is None:
         summary = _calibrate_bundle(model, out, fitted_on)
     else:
         summary = _calibrate_checkpoint(checkpoint, out, fitted_on)
     return f"{summary}: {out}"
+
+
+def _require_enough(images: int, both_ways: bool, data: Path) -> None:
+    """Raise Blip2rtError, before minutes of work, if `_learn` would find too few. both_ways: images find texts too."""
+    needed = _MIN_TEXTS // (1 + both_ways)
+    if images < needed:
+        raise Blip2rtError(f"{data} has {images} images with captions, of which {needed} are needed: give more")
 
 
 def _existence_questions(data: Path, images: Path) -> list[VqaQuestion]:
@@ -242,7 +251,16 @@ def _learn(model: str, predictor: Predictor, data: CalibrationData, likely: bool
 def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         args = calibrate_parser().parse_args(argv)
-        given = (args.model, args.data, args.images, args.out, args.best, args.limit, args.split, args.keep_score)
+        given = (
+            args.model,
+            args.data,
+            args.images or args.data,
+            args.out,
+            args.best,
+            args.limit,
+            args.split,
+            args.keep_score,
+        )
         print(calibrate(*given))
 
     return run_main(work)

@@ -107,7 +107,7 @@ def refit(model: Blip2, new: np.ndarray, old: np.ndarray, ridge: float) -> float
 
 def _write(args: argparse.Namespace) -> None:
     model = Checkpoint(Path(args.ckpt)).load(vision=False, llm=False)
-    paths = drop_unreadable(read_data(args.data, args.images), BadSamples(0)).paths
+    paths = drop_unreadable(read_data(args.data, args.images or ""), BadSamples(0)).paths
     fields = ("vision_source", "vision_weights", "vision_size", "vision_mean", "vision_std")
     changes = {name: getattr(args, name) for name in fields if getattr(args, name) is not None}
     vision = changed_vision(model.config, changes)

@@ -16,12 +16,31 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _DUPLICATE_SECONDS = 1.0  # within which the terminal and torchrun may both deliver the same Ctrl-C
 
 
-class Interrupted(Exception):
-    """A signal ended the training, which saved `checkpoint`."""
+class Interrupted(BaseException):  # libraries handle an Exception
+    """A signal ended the training, which saved `checkpoint`, or "" before its first step."""
 
     def __init__(self, number: int, checkpoint: str) -> None:
-        super().__init__(f"ended by {signal.Signals(number).name}, saved {checkpoint}")
+        state = f", saved {checkpoint}" if checkpoint else " before the first step"
+        super().__init__(f"ended by {signal.Signals(number).name}{state}")
         self.code = 128 + number
+
+
+@contextlib.contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """Inside, the first SIGTERM raises Interrupted: a training that has not begun has nothing to save."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise Interrupted(number, "")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class StopSignals:

@@ -23,6 +23,7 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.blip2 import TrainableModel
 from blip2rt.modeling.vision import layer_numbers, longest_list
 
+from ..progress import announce
 from ..settings import BatchSettings, LoopSettings, OptimizerSettings, RunSettings
 from . import checkpoint as checkpoints
 from .logs import Log
@@ -144,6 +145,8 @@ class Trainer:
                 part.to(self.dtype)
                 for parameter, values in learns.items():
                     parameter.data = values
+        if self.parallel.main:
+            announce(f"preparing the training on {self.device}, in {str(self.dtype).removeprefix('torch.')}")
         if machine.recompute:
             recompute_layers(*layered)
         if machine.compile:
@@ -174,6 +177,8 @@ class Trainer:
         window: list[dict[str, float]] = []
         started = waiting = time.perf_counter()
         waited, signals = 0.0, StopSignals()
+        if self.parallel.main:
+            announce(f"training from step {self.step + 1}, the slowest, to {steps}")
         with self.log.running(self.step) as bar, signals.handled():
             for step, micros in batches:
                 if step >= steps:

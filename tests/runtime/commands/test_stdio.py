@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import signal
 import subprocess
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from PIL import Image
 
 import blip2rt
 from blip2rt.cli import main
-from blip2rt.cli.stdio import Session
+from blip2rt.cli.stdio import MAX_LINE_BYTES, Session, read_lines
 from tests.tiny.image_folders import start
 
 TIMEOUT = 900
@@ -83,7 +85,17 @@ def test_results_are_those_of_the_model(model, picture):
         (b"[" * 100_000, "line 1 is not"),
         ({"task": "caption"}, "the request has no id"),
         ({"id": True, "task": "caption"}, "the request has no id"),
-        ({"id": 1}, "task is None: choose from caption, ask, match, embed, cancel"),
+        (b'{"id": NaN, "task": "caption"}', "line 1 is not JSON (NaN is not a JSON number)"),
+        (b'{"id": [1], "task": "caption"}', "the request has no id"),
+        (b'{"id": 1e999, "task": "caption"}', "the request has no id"),
+        (b'{"id": 1, "image": "' + b"A" * MAX_LINE_BYTES + b'"}', "line 1 has more than 20 MiB: give the path"),
+        ({"id": 1}, "task is None: choose from caption, ask, match, sees, tag, fill, embed, cancel"),
+        ({"id": 1, "task": "match", "texts": "a dog"}, "image is None: give a path"),
+        ({"id": 1, "task": "match", "image": "a.png"}, "texts is missing: give a text or a list"),
+        ({"id": 1, "task": "sees", "image": "a.png", "texts": []}, "texts is missing: give a text or a list"),
+        ({"id": 1, "task": "fill", "image": "a.png", "schema": 3}, "$: its schema is 3"),
+        ({"id": 1, "task": "fill", "image": "a.png", "schema": {}, "question": 3}, "question is 3: give a text"),
+        ({"id": 1, "task": "tag", "image": "a.png", "top": "many"}, "cannot label images"),
         ({"id": 1, "task": "caption"}, "image is None: give a path, or data:;base64"),
         ({"id": 1, "task": "caption", "image": "none.png"}, "no such file: 'none.png'"),
         ({"id": 1, "task": "caption", "image": "data:;base64,?"}, "not valid base64"),
@@ -97,10 +109,52 @@ def test_results_are_those_of_the_model(model, picture):
     ],
 )
 def test_an_error_is_one_line_with_the_id(model, picture, request_, said):
-    name = request_.get("id") if isinstance(request_, dict) else None
+    name = request_.get("id") if isinstance(request_, dict) and request_.get("id") is not True else None
     found = run(model, request_, {"id": "next", "task": "embed", "texts": "a dog"})
     [line] = found.pop(name)
     assert said in line["error"] and "\n" not in line["error"] and "embeddings" in found.pop("next")[0] and not found
+
+
+def test_a_line_of_any_length_takes_bounded_memory():
+    class Endless(io.RawIOBase):
+        left = 8 * MAX_LINE_BYTES
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, into: Any) -> int:
+            count = min(len(into), self.left)
+            into[:count] = b"A" * count
+            self.left -= count
+            return count
+
+    tracemalloc.start()
+    lines = [len(line) for line in read_lines(io.BufferedReader(Endless()))]
+    assert lines == [MAX_LINE_BYTES + 1] and tracemalloc.get_traced_memory()[1] < 4 * MAX_LINE_BYTES
+    tracemalloc.stop()
+    assert [*read_lines(io.BytesIO(b"a" * (MAX_LINE_BYTES + 9) + b"\nb\n" + b"c" * MAX_LINE_BYTES))][1:] == [
+        b"b\n",
+        b"c" * MAX_LINE_BYTES,
+    ]
+
+
+def test_nano_rates_labels_judges_and_fills():
+    image = "docs/photo.jpg"
+    with blip2rt.load(batching=True) as nano:
+        found = run(
+            nano,
+            {"id": 1, "task": "caption", "image": image},
+            {"id": 2, "task": "tag", "image": image, "top": 2},
+            {"id": 3, "task": "sees", "image": image, "texts": ["a cat", "an elephant"]},
+            {"id": 4, "task": "fill", "image": image, "schema": {"enum": ["cat", "dog"]}, "question": "what is this?"},
+            {"id": 5, "task": "tag", "image": image, "top": "many"},
+            {"id": 6, "task": "sees", "image": image, "texts": "a cat", "threshold": "high"},
+        )
+        assert found[1][0]["confidence"] == pytest.approx(nano.caption(image, scores=True).confidence, abs=1e-4)
+        tags = nano.tag(image, top=2)
+        assert found[2][0]["tags"] == tags and found[2][0]["image"] == image and len(found[2][0]["probabilities"]) == 2
+        assert found[3] == [{"sees": [True, False], "image": image}] and found[4] == [{"value": "cat", "image": image}]
+        assert "top is 'many'" in found[5][0]["error"] and "threshold is 'high'" in found[6][0]["error"]
 
 
 CAPTION = {"task": "caption", "image": "a.png", "min_new_tokens": 30, "max_new_tokens": 30}

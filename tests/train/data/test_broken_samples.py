@@ -437,7 +437,15 @@ def test_truncated_index_is_rebuilt(tmp_path: Path) -> None:
 
 
 def test_invalid_url_rows_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = ["http://a/0.jpg\ta dog", "only one", "http://a/1.jpg\t...", "http://a/2.jpg\t", "a\tb", "a cat\thttp://b/1"]
+    rows = [
+        "caption\turl",
+        "http://a/0.jpg\ta dog",
+        "only one",
+        "http://a/1.jpg\t...",
+        "http://a/2.jpg\t",
+        "a\tb",
+        "a cat\thttp://b/1",
+    ]
     (tmp_path / "list.tsv").write_bytes("\n".join(rows).encode() + b"\nhttp://a/3.jpg\t\xe9\n")
     arguments = ["list", "--data", str(tmp_path / "list.tsv"), "--out", str(tmp_path / "out.jsonl")]
     assert prepare.main(arguments) == 0

@@ -23,6 +23,7 @@ from blip2rt_train.capfilt.candidates import distinct
 from blip2rt_train.capfilt.scorers import ClipScorer
 from blip2rt_train.data.readers import read_data
 from blip2rt_train.data.samples import BadSamples
+from blip2rt_train.data.shard_index import summarize
 from blip2rt_train.data.shards import Shards, expand_shards
 from blip2rt_train.evaluation.predictors import Sampling, open_predictor
 from tests.tiny import blip2
@@ -117,6 +118,16 @@ def test_best_of_all_candidate_captions_stay(tmp_path: Path) -> None:
     assert captioner.seen == [0, 1, 2], "each image once"
     with pytest.raises(Blip2rtError, match="own was 3.*restore the option, or give another --out"):
         filter_list(*arguments, work())
+
+
+def test_a_log_gets_lines_instead_of_bars(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    table = coloured(tmp_path)
+    arguments = (str(table), str(tmp_path / "images"), tmp_path / "out.tsv")
+    assert filter_list(*arguments, work(Captioner(), pool=pool(tmp_path))) == 3
+    shards = [write_shard(tmp_path / "s" / f"{number}.tar", {"a.jpg": b"", "a.txt": "a dog"}) for number in range(8)]
+    assert len(summarize(shards, tmp_path / "cache", 2)) == 8
+    logged = capfd.readouterr().err
+    assert "\r" not in logged and all(name in logged for name in ("pool: 100%", "out.tsv: 100%", "indices: 100%"))
 
 
 def candidates_of(out: Path) -> list[dict[str, Any]]:

@@ -85,6 +85,7 @@ def test_calibration_changes_only_the_weight(
         return found_by(*drawn(9.0, 0.15, images=count), ["t2i"])
 
     monkeypatch.setattr(calibrate, "candidates", candidates)
+    monkeypatch.setattr(calibrate, "_require_enough", lambda *given: None)
     assert calibrate.main([ckpt, "--data", table, "--images", images, "--out", str(tmp_path), "--best", "4"]) == 0
     before = sorted(Path(ckpt).glob("step-*"))[-1]
     assert queries and (tmp_path / "model.safetensors").read_bytes() == (before / "model.safetensors").read_bytes()
@@ -114,13 +115,24 @@ def test_calibration_errors_are_one_line(trained: tuple[list[str], str], tmp_pat
     out = ["--images", images, "--out", str(tmp_path / "out")]
     for command, words in (
         ([str(tmp_path), "--data", table], "is not a checkpoint"),
-        ([ckpt, "--data", table], "50 or more"),
+        ([ckpt, "--data", table], "8 images with captions, of which 50 are needed: give more"),
         ([ckpt, "--data", table, "--best", "1"], "best is 1"),
         ([ckpt, "--data", str(tmp_path / "absent.tsv")], "does not exist"),
         ([ckpt, "--data", table, "--images", str(tmp_path)], "does not exist"),
     ):
         line = error_of(calibrate.main, [*command[:1], *out, *command[1:]])
         assert words in line and not (tmp_path / "out").exists(), line
+
+
+def test_too_few_images_are_counted_before_the_model_opens(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error_of: Any
+) -> None:
+    for number in range(2):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text("a dog")
+    monkeypatch.setattr(calibrate, "_calibrate_bundle", lambda *given: pytest.fail("minutes of work"))
+    error = error_of(calibrate.main, [tiny.path, "--data", tmp_path, "--out", tmp_path / "out"])
+    assert f"{tmp_path} has 2 images with captions, of which 25 are needed: give more" in error
 
 
 def test_calibration_skips_karpathys_test_split(
@@ -140,6 +152,7 @@ def test_calibration_skips_karpathys_test_split(
         return retrieval.candidates(predictor, items, *more)
 
     monkeypatch.setattr(calibrate, "candidates", candidates)
+    monkeypatch.setattr(calibrate, "_require_enough", lambda *given: None)
     out = ["--data", str(tmp_path / "karpathy.json"), "--images", images, "--out", str(tmp_path / "out")]
     for more in ([], ["--split", "test"]):
         assert calibrate.main([ckpt, *out, *more]) == 2  # they are few
@@ -176,6 +189,7 @@ def test_bundle_gets_both_weights(
         return found_by(*drawn(14.0, 0.2, 0.4), ["t2i", "i2t"])
 
     monkeypatch.setattr(calibrate, "candidates", candidates)
+    monkeypatch.setattr(calibrate, "_require_enough", lambda *given: None)
     out = tmp_path / "out"
     assert calibrate.main([str(tiny.path), *pictures, "--out", str(out), "--best", "60"]) == 0
     assert "likelihood_weight 0 -> " in capsys.readouterr().out
