@@ -20,6 +20,26 @@ def pip_install(*extras: str) -> str:
     return f"pip install {shlex.quote(f'{name}{chosen}{origin}')}"
 
 
+def install_module(module: str, extra: str = "") -> str:
+    """The command that installs a missing module, by `extra` or the smallest other extra that has it."""
+    import re
+    from importlib import metadata
+
+    extras: dict[str, list[str]] = {}  # -> packages
+    try:
+        requirements = metadata.requires("blip2rt") or []
+    except metadata.PackageNotFoundError:
+        requirements = []
+    for requirement in requirements:
+        if named := re.search(r"extra == ['\"](.+?)['\"]", requirement):
+            extras.setdefault(named[1], []).append(re.split(r"[^\w.-]", requirement)[0])
+    package = module.partition(".")[0].replace("_", "-")
+    having = sorted((len(packages), name) for name, packages in extras.items() if package in packages)
+    if having and extra not in (name for _, name in having):
+        extra = having[0][1]
+    return pip_install(extra) if extra else f"pip install {package}"
+
+
 def install_nano() -> str:
     """The command that installs nano from where blip2rt came from: an index, a checkout or a repository."""
     import shlex

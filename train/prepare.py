@@ -46,6 +46,7 @@ import numpy as np
 from blip2rt.bundle.atomic import AtomicFolder
 from blip2rt.command_line import Parser, nonempty, whole
 from blip2rt.errors import Blip2rtError, OptionError
+from blip2rt.install_hints import pip_install
 from blip2rt.options import MAX_BEAMS, SEEDS
 
 from .data.flickr8k import write_tables
@@ -116,7 +117,7 @@ def _parquet(source: Path, bad: BadSamples) -> Iterator[tuple[str, Any, Any]]:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise Blip2rtError("pyarrow is not installed: pip install pyarrow") from error
+        raise Blip2rtError(f"pyarrow is not installed: {pip_install('parquet')}") from error
     try:
         table = parquet.ParquetFile(source)
     except (OSError, pyarrow.ArrowException) as error:

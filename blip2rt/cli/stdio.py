@@ -150,8 +150,9 @@ class Session:
         if job.task == "embed":
             return self._embed(**fields)
         image = fields.pop("image", None)
-        answer = {"match": self._match, "sees": self._sees, "tag": self._tag, "fill": self._fill}[job.task]
-        return answer(_image(image), **fields) | {"image": _name(image)}
+        tasks: dict[str, Callable[..., Line]] = {"match": self._match, "sees": self._sees}
+        tasks |= {"tag": self._tag, "fill": self._fill}
+        return tasks[job.task](_image(image), **fields) | {"image": _name(image)}
 
     def _embed(self, image: Any = None, texts: Any = None) -> Line:
         if (image is None) == (texts is None):

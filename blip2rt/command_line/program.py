@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NoReturn
 
 from ..errors import Blip2rtError, OptionError, printable
-from ..install_hints import pip_install
+from ..install_hints import install_module
 from .parser import current_program
 
 PACKAGES = ("blip2rt", "blip2rt_train", "blip2rt_export", "train", "export")  # a missing one of these is a bug
@@ -83,8 +83,7 @@ def run(
     except ModuleNotFoundError as error:
         if not error.name or error.name.partition(".")[0] in PACKAGES:
             raise
-        fix = pip_install(extra) if extra else f"pip install {error.name}"
-        return complain(program, f"{error.name} is not installed: {fix}")
+        return complain(program, f"{error.name} is not installed: {install_module(error.name, extra)}")
     except KeyboardInterrupt:
         print(f"{program}: {interrupted}", file=sys.stderr)
         return 130

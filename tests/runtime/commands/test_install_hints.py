@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
+import sys
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from blip2rt import install_hints
+from blip2rt.command_line import run
 
 ROOT = Path(__file__).parents[3]
 
@@ -20,6 +23,34 @@ def test_install_command_names_the_checkout(monkeypatch: pytest.MonkeyPatch) -> 
     assert shlex.split(install_hints.pip_install("train", "eval")) == ["pip", "install", f"{ROOT}[train,eval]"]
     assert shlex.split(install_hints.pip_install()) == ["pip", "install", str(ROOT)]
     assert shlex.split(install_hints.install_nano()) == ["pip", "install", f"{ROOT}/packages/nano"]
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "command"),
+    [
+        ("usearch.index", "", "blip2rt[gallery]"),
+        ("cryptography", "", "blip2rt[sign]"),
+        ("pyarrow", "", "blip2rt[parquet]"),
+        ("pi_heif", "", "blip2rt[heic]"),
+        ("peft", "train", "blip2rt[lora]"),
+        ("torch", "train", "blip2rt[train]"),
+        ("yaml", "train", "blip2rt[train]"),
+        ("no_extra_has_it", "", "no-extra-has-it"),
+    ],
+)
+def test_a_missing_module_is_installed_by_its_extra(
+    module: str, extra: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install_hints, "_origin", lambda: ("blip2rt", ""))
+    assert shlex.split(install_hints.install_module(module, extra)) == ["pip", "install", command]
+
+    def work() -> int:
+        raise ModuleNotFoundError(name=module)
+
+    said = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", said)
+    assert run("blip2rt", work, extra=extra) == 2
+    assert said.getvalue() == f"blip2rt: error: {module} is not installed: pip install {shlex.quote(command)}\n"
 
 
 @pytest.mark.parametrize(
