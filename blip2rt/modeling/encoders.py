@@ -8,8 +8,8 @@ it without weights, and to `load_encoder`, which builds it with its weights.
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -20,14 +20,29 @@ from blip2rt.install_hints import pip_install
 from . import streaming
 from .peft_folder import has_adapter
 from .sources import fetch, resolve
-from .vit import Vit, vit_readers
+from .vit import Vit, VitConfig, vit_readers
 from .weights import Weights
-
-if TYPE_CHECKING:
-    from .vision import VisionConfig
 
 PRETRAINED = "pretrained"  # as VisionConfig.weights: timm downloads them
 TRAINED_PREFIX = "vision.body."  # of tensor names, if one of our checkpoints contains the encoder
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Which encoder, which weights, and the images it expects."""
+
+    source: str = "timm:tf_efficientnet_lite2"  # timm:NAME, hf:PATH-OR-HUB-ID, or vit, which `vit` describes
+    # A state dict file, or a checkpoint with an encoder; "pretrained": timm's own; None: random for timm and vit, and
+    # the source's for hf.
+    weights: str | None = None
+    height: int = 260
+    width: int = 260
+    resample: str = "bicubic"
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    positions: int = 81  # N
+    features: int = 1280  # C
+    vit: VitConfig | None = None  # geometry, of the source vit
 
 
 def build_encoder(config: VisionConfig) -> nn.Module:

@@ -6,7 +6,7 @@ grid (B, C, h', w') is flattened to a sequence row by row. Does not know about q
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -15,27 +15,9 @@ from torch import nn
 from blip2rt.errors import Blip2rtError
 
 from . import streaming
+from .encoders import VisionConfig as VisionConfig
 from .encoders import build_encoder, load_encoder
-from .vit import VitConfig
 from .weights import Weights
-
-
-@dataclass(frozen=True)
-class VisionConfig:
-    """Which encoder, which weights, and the images it expects."""
-
-    source: str = "timm:tf_efficientnet_lite2"  # timm:NAME, hf:PATH-OR-HUB-ID, or vit, which `vit` describes
-    # A state dict file, or a checkpoint with an encoder; "pretrained": timm's own; None: random for timm and vit, and
-    # the source's for hf.
-    weights: str | None = None
-    height: int = 260
-    width: int = 260
-    resample: str = "bicubic"
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    positions: int = 81  # N
-    features: int = 1280  # C
-    vit: VitConfig | None = None  # geometry, of the source vit
 
 
 def freeze(module: nn.Module) -> nn.Module:

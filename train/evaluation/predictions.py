@@ -7,6 +7,7 @@ import glob
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +18,15 @@ if TYPE_CHECKING:  # imports torch, which a bundle needs for several processes o
     from ..loop.parallel import Parallel
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Captions sampled per image. top_p: nucleus; seed: the same seed samples the same captions."""
+
+    count: int
+    top_p: float
+    seed: int
 
 
 class Predictions:

@@ -6,7 +6,7 @@ Both have the methods of blip2rt.Model that an evaluation needs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,6 +19,8 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.install_hints import pip_install
 from blip2rt.model import Model
 
+from .predictions import Sampling as Sampling
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Unpack
@@ -30,15 +32,6 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
     Rgb = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Captions sampled per image. top_p: nucleus; seed: the same seed samples the same captions."""
-
-    count: int
-    top_p: float
-    seed: int
 
 
 class Predictor(Protocol):

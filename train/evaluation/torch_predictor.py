@@ -25,7 +25,7 @@ from blip2rt.results import MatchWeights
 from ..loop.parallel import this_process
 from ..loop.trainer import PRECISIONS
 from .generation import Generator, qformer_tokens
-from .predictors import Sampling
+from .predictions import Sampling
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
