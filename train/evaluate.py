@@ -34,6 +34,7 @@ from .evaluation.annotations import (
     VqaQuestion,
     VqaQuestions,
     drop_unreadable_images,
+    in_half,
     read_captions,
     read_questions,
 )
@@ -133,7 +134,7 @@ def _depends(args: argparse.Namespace) -> dict[str, Any]:
     written = [file.stat().st_mtime for file in files if file.is_file()]
     lists = {"data_sha256": args.data, "annotations_sha256": getattr(args, "annotations", None)}
     depends = {"images": str(args.images), "precision": args.precision, "prompt": getattr(args, "prompt", None)}
-    depends |= {"split": getattr(args, "split", None)}
+    depends |= {"split": getattr(args, "split", None)} | ({"half": args.half} if args.half else {})
     depends |= {name: None if source is None else _digest(source) for name, source in lists.items()}
     if written:  # another checkpoint may be at the same path
         depends["model_written"] = datetime.fromtimestamp(max(written)).isoformat(" ", "seconds")
@@ -172,6 +173,7 @@ def _items(args: argparse.Namespace, bad: BadSamples) -> tuple[list[Any], bool]:
         items, graded = questions.items, questions.graded
     else:
         items = read_captions(args.data, images, args.split, bad)
+    items = [item for item in items if in_half(item.path.name, args.half)]
     return drop_unreadable_images(args.data, items[: args.limit], bad), graded
 
 
@@ -279,6 +281,8 @@ def _add_task(tasks: Any, name: str, about: str, data: str) -> argparse._Argumen
     images = "folder of the images (default: images beside the data)"
     group.add_argument("--images", type=path, metavar="FOLDER", help=images)
     group.add_argument("--limit", type=whole(1), metavar="N", help="use the first N images or questions only")
+    half = "use half of the images: constants are tuned on one, figures reported of the other"
+    group.add_argument("--half", choices=("tune", "report"), help=half)
     bad = "allowed unusable samples, which are skipped and listed beside --json"
     group.add_argument("--max-bad", type=whole(0), default=0, metavar="N", help=bad)
     group_of_model = parser.add_argument_group("model")

@@ -8,6 +8,7 @@ function raises Blip2rtError for invalid data.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -282,6 +283,11 @@ def _checked(file: Path, found: list[Any]) -> list[Any]:
     if duplicates:
         raise Blip2rtError(f"{file} has the id {duplicates[0]} twice: remove one")
     return found
+
+
+def in_half(name: str, half: str | None) -> bool:
+    """Whether the image of this file name is in a half of its set: "tune" or "report"; None: the whole set."""
+    return half is None or half == ("tune", "report")[hashlib.sha256(name.encode()).digest()[0] % 2]
 
 
 def drop_unreadable_images(file: Path, items: list[Item], bad: BadSamples) -> list[Item]:

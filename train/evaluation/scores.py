@@ -10,6 +10,7 @@ from typing import Any
 from .annotations import CaptionedImage, Item, VqaQuestion, VqaQuestions
 from .metrics import caption_metrics
 from .report import Row
+from .truth import chair
 from .vqa import exact_match, vqa_accuracy
 
 ALL = "all"
@@ -30,14 +31,16 @@ def score_captions(items: Sequence[CaptionedImage], captions: Sequence[str]) -> 
     by_id = dict(zip((item.id for item in items), captions, strict=True))
 
     def metrics(part: Sequence[CaptionedImage]) -> dict[str, float]:
-        return caption_metrics([item.references for item in part], [by_id[item.id] for item in part])[0]
+        references, texts = [item.references for item in part], [by_id[item.id] for item in part]
+        return caption_metrics(references, texts)[0] | chair(references, texts)
 
-    totals, each = caption_metrics([item.references for item in items], captions)
+    references = [item.references for item in items]
+    totals, each = caption_metrics(references, captions)
     rows = [
         Row(item.path, by_id[item.id], item.references, cider, f"CIDEr {cider:.1f}", str(item.id))
         for item, cider in zip(items, each, strict=True)
     ]
-    columns = {ALL: totals} | by_group(items, metrics)
+    columns = {ALL: totals | chair(references, captions)} | by_group(items, metrics)
     return Scores(columns, rows, {"distinct_captions": len(set(captions))})
 
 

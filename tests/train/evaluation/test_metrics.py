@@ -12,8 +12,10 @@ import pytest
 from blip2rt.errors import Blip2rtError
 from blip2rt.native import native
 from blip2rt_train.data.sampling import batches
+from blip2rt_train.evaluation.annotations import in_half
 from blip2rt_train.evaluation.metrics import caption_metrics, meteor, tokenize
 from blip2rt_train.evaluation.recall import best_rank, recall, recall_at, reranked
+from blip2rt_train.evaluation.truth import chair
 from blip2rt_train.evaluation.vqa import exact_match, normalize_answer, vqa_accuracy
 from blip2rt_train.extras.questions import questions
 from tests.seeds import new_seed
@@ -209,3 +211,16 @@ def test_batches_cover_an_epoch_once_and_start_at_any_step() -> None:
         other_step, other = next(resumed)
         assert step == other_step and (rows == other).all()
     assert max(np.ptp(lengths[rows]) for _, rows in whole) < np.ptp(lengths)
+
+
+def test_chair_counts_nouns_that_nobody_names_or_suggests() -> None:
+    human = [["A man rides a wave.", "A surfer in the water."], ["Two dogs on grass."]]
+    said = ["a man on a surfboard next to a dog", "a dog with a frisbee on a bench"]
+    assert chair(human, said) == {"chair_captions": 100, "chair_nouns": pytest.approx(100 * 3 / 6)}
+    assert chair(human, ["a man", "an animal"]) == {"chair_captions": 0, "chair_nouns": 0}
+
+
+def test_every_image_is_in_one_half() -> None:
+    names = [f"{number}.jpg" for number in range(1000)]
+    tuned = [name for name in names if in_half(name, "tune")]
+    assert 400 < len(tuned) < 600 and all(in_half(name, "tune") != in_half(name, "report") for name in names)
