@@ -186,7 +186,7 @@ EXTRAS := dev trt-check trt-cu13
 $(DEV)/dependencies-installed: pyproject.toml tests/importable.py
 	test -x $(DEV)/bin/python || $(PYTHON) -m venv $(DEV)
 	$(RUN) pip install --quiet 'uv>=0.5'
-	$(RUN) uv pip install --quiet --python $(DEV)/bin/python -r pyproject.toml $(EXTRAS:%=--extra %)
+	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(RUN) uv pip install --quiet --python $(DEV)/bin/python -r pyproject.toml $(EXTRAS:%=--extra %)
 	$(DEV)/bin/python tests/importable.py
 	touch $@
 
