@@ -177,6 +177,31 @@ def test_python_blocks_run(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
         exec(compile(block, name, "exec"), names)
 
 
+def test_menu_titles_and_links_are_first_headings() -> None:
+    """A page has no other title in the menu, and index.md links every page of the menu by its heading."""
+    text = (ROOT / "mkdocs.yml").read_text()
+    nav = yaml.safe_load(text[text.index("\nnav:") :])["nav"]
+    groups = [next(iter(entry.values())) if isinstance(entry, dict) else [entry] for entry in nav]
+    pages = [page for group in groups for page in group]
+    assert all(isinstance(page, str) for page in pages), pages
+    assert {*pages} == {page.name for page in (ROOT / "docs").glob("*.md")}
+    where = (ROOT / "docs" / "index.md").read_text().partition("## Where to go")[2].partition("\n## ")[0]
+    linked = dict(re.findall(r"\[([^]]+)\]\(([\w-]+\.md)\)", where))
+    titles = {page: re.search(r"^# (.+)$", (ROOT / "docs" / page).read_text(), re.M) for page in linked.values()}
+    assert {title: page for title, page in linked.items() if titles[page]} == {
+        title[1].replace("\\", ""): page for page, title in titles.items() if title
+    }
+    inside = {"parity.md", "releasing.md", "changelog.md"}
+    assert {*pages} - {*linked.values()} - inside == {"index.md"}
+
+
+def test_figures_of_the_choice_of_models_are_those_of_the_benchmarks() -> None:
+    [table] = re.findall(r"^\| model \| bundle .*\n(?:\|.*\n)+", (ROOT / "docs" / "index.md").read_text(), re.M)
+    measured = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert (figures := re.findall(r"[\d.]+(?= (?:[MG]B|m?s) )", table)) and len(figures) == 11
+    assert [figure for figure in figures if not re.search(rf"(?<![\d.]){figure}(?![\d.])", measured)] == []
+
+
 def test_pages_are_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 100
     assert len((ROOT / "docs" / "design.md").read_text().splitlines()) <= 200
@@ -215,6 +240,8 @@ def test_site_builds_with_the_reference(tmp_path: Path) -> None:
     assert "scaled_jpeg" in (tmp_path / "search" / "search_index.js").read_text(), "for the search without a server"
     pages = [page.read_text() for page in tmp_path.rglob("*.html")]
     assert all('iframe-worker.js"' in page for page in pages if 'data-md-component="search-query"' in page)
+    page = (tmp_path / "index.html").read_text()
+    assert 'href="copy.css"' in page and re.search(r'<span id="line-\d+-\d+">.*<span class="go">', page), "see copy.css"
     fetched = {
         url for page in pages for url in re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)', page)
     }
