@@ -31,7 +31,7 @@ from blip2rt.bundle.writer import BundleWriter
 from blip2rt.command_line import Parser, nonempty, path, run, whole
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.checkpoint import Checkpoint
-from blip2rt.text import LlmTokenizer
+from blip2rt.text import open_llm_tokenizer
 from blip2rt_export import assemble, targets
 from blip2rt_export.checks.sessions import unfused_session
 from blip2rt_export.checks.stepper import TrtStepper
@@ -126,7 +126,7 @@ def trt_captions(bundle: Bundle, paths: Sequence[Path]) -> Iterator[str]:
     """Yield greedy captions of graphs for TensorRT, run on ONNX Runtime's CPU."""
     spec = bundle.manifest.llm
     assert spec is not None and not spec.encoder_decoder, "a decoder-only language model"
-    tokenizer, ends = LlmTokenizer(bundle.file(spec.tokenizer), spec), list(spec.eos_token_ids)
+    tokenizer, ends = open_llm_tokenizer(bundle.file(spec.tokenizer), spec), list(spec.eos_token_ids)
     graphs = (unfused_session(bundle.graph(component)) for component in (VISION, QFORMER, EMBED, LLM))
     encoder, qformer, embed, llm = graphs
     prompt = np.array([tokenizer.encode(bundle.manifest.prompts.get("caption", ""))], np.int64)

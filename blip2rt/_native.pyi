@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .text import Prompt
+
 class Runtime:
     """ONNX Runtime, loaded once per process. A second library in the same process is rejected."""
 
@@ -176,6 +178,78 @@ class Tokenizer:
     @property
     def added_tokens(self) -> list[tuple[int, str, bool]]:
         """Added tokens by id: (id, text, whether it is special)."""
+
+class LlmTokenizer:
+    """Prompts -> token ids of the language model, and back to text. Raises BundleError when its file fails."""
+
+    def __init__(self, file: str, tokenizer: object, spec: object, special_tokens: bool = True) -> None:
+        """file: names the tokenizer in errors. tokenizer: a Tokenizer, or an object with its functions.
+
+        spec: a bundle.manifest.LlmSpec. special_tokens: whether "<|im_end|>" in a caller's text is that token.
+        """
+    def encode(self, prompt: Prompt | str) -> list[int]:
+        """A prompt -> its token ids, with the special tokens of the model's prompts. Raises OptionError.
+
+        A str is a caller's text without a template.
+        """
+    def encode_more(self, prompt: Prompt | str) -> list[int]:
+        """A prompt that continues another text -> its token ids. Raises OptionError."""
+    def decode(self, ids: Sequence[int]) -> str:
+        """Token ids -> text on one line, without special tokens or spaces before punctuation."""
+    def text(self, ids: Sequence[int]) -> str:
+        """Token ids -> text as Hugging Face's tokenizer decodes it, without special tokens, stripped."""
+    def written(self, ids: Sequence[int]) -> str:
+        """Token ids -> text with the names of special tokens."""
+    def shown(self, ids: Sequence[int]) -> list[int]:
+        """Token ids of an answer up to the first that begins or ends a chat turn."""
+    @property
+    def turns(self) -> dict[int, str]:
+        """Special tokens that begin or end a chat turn, by id, except stop tokens."""
+    def vocabulary(self) -> Vocabulary:
+        """The text of every token of the language model; special tokens have their names. Computed once."""
+
+class QFormerTokenizer:
+    """Texts -> token ids and mask of the Q-Former, in the tokenizer's template: [CLS] ... [SEP]."""
+
+    def __init__(self, file: str, tokenizer: object, spec: object, special_tokens: bool = True) -> None:
+        """As in LlmTokenizer. spec: a bundle.manifest.RetrievalSpec or QuestionSpec."""
+    def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """B texts -> token_ids (B, L) int64, text_mask (B, L) int64, 1 for a token and 0 for padding.
+
+        L is the longest text's length in tokens; texts too long for the model are cut. Raises OptionError.
+        """
+    def written(self, text: str) -> str:
+        """The text in the form that the model was trained on."""
+
+class TextStream:
+    """Tokens of one text, one by one -> pieces of the text.
+
+    Joined, they are LlmTokenizer.text of all shown tokens or, on a single line, LlmTokenizer.decode. A piece never ends
+    within a character, nor where later tokens may still change it.
+    """
+
+    def __init__(self, tokenizer: LlmTokenizer, given: Sequence[int] = [], single_line: bool = False) -> None:
+        """given: tokens at the beginning of the text."""
+    def push(self, token_id: int) -> str:
+        """Add a token. Return the new part of the text that is final; it may be empty."""
+    def end(self) -> str:
+        """Return the rest of the text."""
+    def rest(self, text: str) -> str:
+        """Return what the pieces so far lack of the whole text."""
+    @property
+    def ended(self) -> bool:
+        """Whether a token that begins or ends a turn has ended the text."""
+
+class StopCut:
+    """Pieces of a text -> its pieces before the first of some stop strings. Holds back what may begin one."""
+
+    def __init__(self, stops: Sequence[str]) -> None: ...
+    def push(self, piece: str) -> str:
+        """Add a piece. Return the new part of the text that is final; it may be empty."""
+    def finish(self, whole: str | None = None) -> tuple[str, str]:
+        """Return the text, and what its pieces lack of it. whole: the uncut text, if it is not that of the pieces."""
+    @property
+    def stopped(self) -> bool: ...
 
 def kernels() -> tuple[str, dict[str, str]]:
     """Return the source of the GPU kernels, and the headers that it includes, by name."""

@@ -13,10 +13,10 @@ from .backends import Backend, Generation, OnToken, Sequences
 from .bundle import Bundle
 from .bundle.manifest import Decoding
 from .errors import CapabilityError, OptionError
-from .native import cached_property
+from .native import cached_property, native
 from .options import Options, Room, TextOptions, merge, resolve, strings
 from .results import Scored, too_late
-from .text import LlmTokenizer, Prompt, StopCut, TextStream
+from .text import Prompt, open_llm_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .backends import Floats
+    from .native import TextStream
 
 
 class Language:
@@ -34,7 +35,7 @@ class Language:
         self._spec = bundle.manifest.llm
         self._manifest = bundle.manifest
         self._backend = backend
-        self._tokenizer = LlmTokenizer(bundle.file(self._spec.tokenizer), self._spec, special_tokens)
+        self._tokenizer = open_llm_tokenizer(bundle.file(self._spec.tokenizer), self._spec, special_tokens)
 
     def caption_prompt(self, prompt: str | None) -> Prompt:
         """The prompt that a caption continues; None is the bundle's own. Raises OptionError."""
@@ -189,7 +190,7 @@ class Language:
 
     def text_stream(self, settings: Mapping[str, Any], tidied: bool = False) -> TextStream:
         """A stream that turns tokens into pieces of text. tidied: see generate."""
-        return TextStream(self._tokenizer, settings["forced_prefix"], tidied)
+        return native().TextStream(self._tokenizer, settings["forced_prefix"], tidied)
 
     def stream(
         self, prefix_embeds: Floats, prompt: Prompt, settings: Mapping[str, Any], tidied: bool = False
@@ -262,10 +263,10 @@ class Language:
             return []
         return self._tokenizer.encode_more(Prompt(f" {text}" if after_prompt and not text[0].isspace() else text))
 
-    @cached_property
+    @property
     def vocabulary(self) -> Any:
-        """The text of every token, as the backend reads it."""
-        return self._backend.vocabulary(self._tokenizer.token_bytes())
+        """The text of every token."""
+        return self._tokenizer.vocabulary()
 
 
 class Chat:
@@ -302,7 +303,7 @@ class Chat:
         generation, settings = self._begin(question, options)
         if isinstance(generation, str):
             return generation
-        return StopCut(self._ends).finish(self._language.text(generation, settings))[0]
+        return native().StopCut(self._ends).finish(self._language.text(generation, settings))[0]
 
     def stream(self, question: str, **options: Unpack[TextOptions]) -> Iterator[str]:
         """Question -> pieces of the answer; see Model.stream.
@@ -313,7 +314,7 @@ class Chat:
         return iter([generation]) if isinstance(generation, str) else self._pieces(generation, settings)
 
     def _pieces(self, generation: Generation, settings: Mapping[str, Any]) -> Iterator[str]:
-        cut = StopCut(self._ends)
+        cut = native().StopCut(self._ends)
         for piece in self._language.pieces(generation, settings):
             if shown := cut.push(piece):
                 yield shown

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
     CaptionPool: TypeAlias = _native.CaptionPool
     Guide: TypeAlias = _native.Guide
+    LlmTokenizer: TypeAlias = _native.LlmTokenizer
+    QFormerTokenizer: TypeAlias = _native.QFormerTokenizer
+    StopCut: TypeAlias = _native.StopCut
+    TextStream: TypeAlias = _native.TextStream
 
 
 T = TypeVar("T")
@@ -42,11 +46,15 @@ class Core(Protocol):
     Generator: type[_native.Generator]
     GraphError: type[_native.GraphError]
     Guide: type[_native.Guide]
+    LlmTokenizer: type[_native.LlmTokenizer]
+    QFormerTokenizer: type[_native.QFormerTokenizer]
     Resize: type[_native.Resize]
     Runtime: type[_native.Runtime]
     SearchBatch: type[_native.SearchBatch]
     Session: type[_native.Session]
+    StopCut: type[_native.StopCut]
     Submitted: type[_native.Submitted]
+    TextStream: type[_native.TextStream]
     Tokenizer: type[_native.Tokenizer]
     Vocabulary: type[_native.Vocabulary]
 

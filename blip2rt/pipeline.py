@@ -27,12 +27,13 @@ from .native import cached_property
 from .options import Options, merge
 from .results import Scored, Stopwatch
 from .tasks import GenerationTask, Tasks, qformer_question
-from .text import Prompt, QFormerTokenizer
+from .text import Prompt, open_qformer_tokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .backends import Floats
+    from .native import QFormerTokenizer
     from .tasks import Guides
 
     RGB = NDArray[np.uint8]  # (height, width, 3), resized for the graphs
@@ -344,7 +345,7 @@ class Pipeline:
         spec = self.bundle.manifest.question
         if spec is None:
             return None
-        return QFormerTokenizer(self.bundle.file(spec.tokenizer), spec, self.special_tokens)
+        return open_qformer_tokenizer(self.bundle.file(spec.tokenizer), spec, self.special_tokens)
 
 
 def fill_good(rows: list[Any], compute: Callable[[list[int]], Iterable[Any]]) -> list[Any]:

@@ -17,7 +17,7 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.blip2 import Blip2Config
 from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.llm import LanguageModelSource, sees_both_ways
-from blip2rt.text import LlmTokenizer
+from blip2rt.text import open_llm_tokenizer
 
 from .graphs import llm, t5
 
@@ -123,7 +123,7 @@ def llm_spec(checkpoint: Checkpoint, language: Any, folder: Path, max_positions:
         clean_up_tokenization_spaces=_cleans_up(tokenizer),
         bidirectional_prompt=sees_both_ways(language.config),
     )
-    ours = LlmTokenizer(folder / TOKENIZER, spec)
+    ours = open_llm_tokenizer(folder / TOKENIZER, spec)
     texts = ("", config.caption_prompt, config.ask_prompt.replace("{}", "what colour is the dog?"))
     if config.add_special_tokens and ours.encode(texts[2]) != tokenizer(texts[2])["input_ids"]:
         raise Blip2rtError(

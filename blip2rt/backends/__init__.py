@@ -6,7 +6,7 @@ To add a backend called NAME:
    `devices`, and `batches` if it can decode several callers' requests in one batch. Its constructor takes the bundle,
    and other keywords with defaults; `create` reads the signature and rejects other keywords. Add a new keyword to
    `load`, too. Backends are found by file name: load, the CLI, the server and the gallery ask this package.
-2. Write `_run`, which runs one graph, and `generate`, `begin`, `chat` and `vocabulary`, which run the language model.
+2. Write `_run`, which runs one graph, and `generate`, `begin` and `chat`, which run the language model.
    The core has the searches: `SearchBatch` takes logits and returns the next tokens.
 3. Add NAME to `bundle.names.TARGETS`, and a target to `export/targets.py`: a bundle runs on the backend that it was
    exported for.
@@ -136,10 +136,6 @@ class Backend(ABC):
     @abstractmethod
     def chat(self, prefix_embeds: Floats, max_rows: int, capacity: int) -> Chat:
         """prefix_embeds (1, Q, D), largest number of beams, positions in all -> a conversation about one image."""
-
-    @abstractmethod
-    def vocabulary(self, tokens: list[bytes]) -> Any:
-        """The text of every token -> the value of the option `vocabulary`, which `stop_strings` needs."""
 
     def likelihoods(
         self,

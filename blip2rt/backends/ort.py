@@ -151,9 +151,6 @@ class Backend(backends.Backend):
         fits = self.batcher is not None and self.batcher.fits(prefix_embeds, prompts, options)
         return self.batcher if fits else None
 
-    def vocabulary(self, tokens: list[bytes]) -> Any:
-        return native().Vocabulary(tokens)
-
     def likelihoods(
         self,
         prefix_embeds: Floats,

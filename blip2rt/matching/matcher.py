@@ -16,7 +16,7 @@ from ..errors import CapabilityError, OptionError
 from ..native import cached_property, named_failure, native
 from ..pipeline import BATCH, Pipeline
 from ..results import Match, MatchWeights, Scored
-from ..text import Prompt, QFormerTokenizer
+from ..text import Prompt, open_qformer_tokenizer
 from .calibration import COSINE, ITM, LABEL_SIGNALS, LIKELIHOOD, SCORE, computes, probabilities
 from .likelihood import Likelihood
 from .signals import Signals
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..backends import Floats
-    from ..native import CaptionPool, Guide
+    from ..native import CaptionPool, Guide, QFormerTokenizer
     from ..tasks import GenerationTask
     from .labels import Label
     from .tagger import Tagger
@@ -308,7 +308,7 @@ class Matcher:
     @cached_property
     def tokenizer(self) -> QFormerTokenizer:
         """The Q-Former's tokenizer."""
-        return QFormerTokenizer(self.bundle.file(self._spec.tokenizer), self._spec, self.pipeline.special_tokens)
+        return open_qformer_tokenizer(self.bundle.file(self._spec.tokenizer), self._spec, self.pipeline.special_tokens)
 
     def _require_likelihood(self, action: str) -> None:
         self.pipeline.require((*contract.RETRIEVAL, *contract.GENERATIVE), action)

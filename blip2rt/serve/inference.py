@@ -14,11 +14,12 @@ from .. import backends
 from .. import bundle as contract
 from ..errors import CapabilityError
 from ..loading import load
+from ..native import native
 from ..options import Options, merge
 from ..pipeline import BATCH
 from ..results import FinishReason, Stopwatch, finish_reason
 from ..structured import Form, Picture, fill_form
-from ..text import Prompt, StopCut
+from ..text import Prompt
 from .admission import CancelEvent
 from .settings import Settings
 
@@ -211,7 +212,7 @@ class TextOutput:
     ) -> None:
         """streams: a TextStream for each text."""
         self._streams, self._emit = streams, emit
-        self._cuts = [StopCut(stop_strings) for _ in streams]
+        self._cuts = [native().StopCut(stop_strings) for _ in streams]
         self._streamed = emit is not None or bool(stop_strings)
 
     @property

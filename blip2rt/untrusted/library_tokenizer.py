@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 
-from ..errors import BundleError
+from ..errors import BundleError, boundary
 from ..native import cached_property, fork_safe_lock, native
 from .memory import require_memory
 
@@ -22,10 +23,11 @@ ABORTED = "blip2rt: error: aborted while the model was loaded, probably out of m
 
 
 class LibraryTokenizer:
-    """The functions of the core's Tokenizer. Raises what the library does, and BundleError for an unsafe file."""
+    """The functions of the core's Tokenizer. Raises BundleError."""
 
-    def __init__(self, data: bytes, probe: str) -> None:
-        """probe: a text that must be encoded and decoded without a fault."""
+    def __init__(self, data: bytes, probe: str, file: str) -> None:
+        """probe: a text that must be encoded and decoded without a fault. file: names the tokenizer in errors."""
+        self._guard: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
         require_memory(_MEMORY_RATIO * len(data))
         with _silent():
             self._tokenizers = [Tokenizer.from_buffer(data) for _ in range(2)]  # the other reads special tokens as text
@@ -37,19 +39,22 @@ class LibraryTokenizer:
                 each.no_truncation()
             self._tokenizers[1].encode_special_tokens = True
             self.decode(self.encode([(probe, False)], True), False)
+        self._guard = lambda: boundary(f"{file} failed as a tokenizer", BundleError)
 
     def encode(self, pieces: Sequence[tuple[str, bool]], layout: bool, max_tokens: int | None = None) -> list[int]:
         """As in the core, but for texts of several pieces, which are never cut."""
         first = self._tokenizers[0]
-        encodings = [self._tokenizers[plain].encode(text, add_special_tokens=False) for text, plain in pieces]
-        whole = Encoding.merge(encodings, growing_offsets=True)
-        if max_tokens is not None:
-            added = first.num_special_tokens_to_add(False) if layout else 0
-            whole.truncate(max(0, max_tokens - added))
-        return list(first.post_process(whole, add_special_tokens=layout).ids)
+        with self._guard():
+            encodings = [self._tokenizers[plain].encode(text, add_special_tokens=False) for text, plain in pieces]
+            whole = Encoding.merge(encodings, growing_offsets=True)
+            if max_tokens is not None:
+                added = first.num_special_tokens_to_add(False) if layout else 0
+                whole.truncate(max(0, max_tokens - added))
+            return list(first.post_process(whole, add_special_tokens=layout).ids)
 
     def decode(self, ids: Sequence[int], skip_special: bool) -> str:
-        return str(self._tokenizers[0].decode(list(ids), skip_special_tokens=skip_special))
+        with self._guard():
+            return str(self._tokenizers[0].decode(list(ids), skip_special_tokens=skip_special))
 
     def token_bytes(self, size: int) -> list[bytes]:
         """As in the core, but half a character is U+FFFD."""

@@ -45,7 +45,7 @@ def read_tokenizer(file: Path) -> Tokenizer:
         except NotImplementedError:
             from .library_tokenizer import LibraryTokenizer  # an import that most bundles never need
 
-            return LibraryTokenizer(data, _PROBE)
+            return LibraryTokenizer(data, _PROBE, str(file))
         tokenizer.decode(tokenizer.encode([(_PROBE, False)], True), False)
     return tokenizer
 

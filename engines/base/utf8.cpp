@@ -55,4 +55,10 @@ std::string quoted(std::string_view name) {
   return "'" + single_line(name.substr(0, kMost)) + (name.size() > kMost ? "...'" : "'");
 }
 
+std::string with_commas(uint64_t number) {
+  std::string digits = std::to_string(number);
+  for (size_t end = digits.size(); end > 3; end -= 3) digits.insert(end - 3, ",");
+  return digits;
+}
+
 }  // namespace blip2rt

@@ -1,6 +1,7 @@
 // Handles untrusted text: names in graphs, and messages of ONNX Runtime that quote them.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -14,5 +15,8 @@ std::string single_line(std::string_view text);
 
 // Returns a name in quotes, as a single line, truncated if it is long.
 std::string quoted(std::string_view name);
+
+// A number for people: 50,000,000.
+std::string with_commas(uint64_t number);
 
 }  // namespace blip2rt

@@ -36,8 +36,7 @@ add_library(blip2rt SHARED
   engines/model/manifest_faults.cpp
   engines/model/matching.cpp
   engines/model/model.cpp
-  engines/model/options.cpp
-  engines/model/tokenizers.cpp)
+  engines/model/options.cpp)
 target_include_directories(blip2rt PUBLIC
   $<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}/engines/c/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
 target_compile_definitions(blip2rt PRIVATE

@@ -79,12 +79,6 @@ std::string read_image_file(const std::string& path, const std::string& name) {
 
 }  // namespace
 
-std::string with_commas(uint64_t number) {
-  std::string digits = std::to_string(number);
-  for (size_t end = digits.size(); end > 3; end -= 3) digits.insert(end - 3, ",");
-  return digits;
-}
-
 void check_size(const std::string& name, Size size, Size decoded, const ImageLimits& limits) {
   const std::string text =
       name + " has " + std::to_string(size.width) + " x " + std::to_string(size.height) + " pixels, more than ";

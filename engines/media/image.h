@@ -12,9 +12,6 @@
 
 namespace blip2rt {
 
-// A number for people: 50,000,000.
-std::string with_commas(uint64_t number);
-
 // What a model reads.
 struct ImageTarget {
   Size size;

@@ -5,6 +5,7 @@
 
 #include "base/sha256.h"
 #include "base/system.h"
+#include "base/utf8.h"
 
 namespace blip2rt {
 namespace {

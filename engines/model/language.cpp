@@ -18,11 +18,25 @@ Prefix prefix_of(const Tensor& prefix_embeds) {
           static_cast<int>(prefix_embeds.shape[1])};
 }
 
+constexpr uint64_t kMaxTokenizerBytes = 256 << 20;  // Gemma's has 33 MB
+
 void append(std::vector<std::string>& parts, const char* what, int64_t tokens) {
   if (tokens != 0) parts.push_back(std::string(what) + " (" + std::to_string(tokens) + ")");
 }
 
 }  // namespace
+
+std::shared_ptr<const Tokenizer> open_tokenizer(const std::string& file) {
+  try {
+    return std::make_shared<const Tokenizer>(read_regular(file, kMaxTokenizerBytes));
+  } catch (const TokenizerError& error) {
+    const bool unsafe = error.kind == TokenizerError::kUnsafe;
+    throw Error(ErrorKind::kModel,
+                file + (unsafe ? " is not a safe tokenizer: " : " is not a tokenizer: ") + error.what());
+  } catch (const std::runtime_error& error) {
+    throw Error(ErrorKind::kModel, file + " is not a tokenizer: " + error.what());
+  }
+}
 
 Error too_late(double max_time) {
   char seconds[32];
@@ -106,13 +120,8 @@ GenerationOptions Language::settings(const std::string& task, const TextOptions&
   }
   const std::string next = next_question();
   if (used > 0 && !next.empty()) settings.stop_strings.push_back(next);
-  if (!settings.stop_strings.empty()) settings.vocabulary = vocabulary();
+  if (!settings.stop_strings.empty()) settings.vocabulary = tokenizer_.vocabulary();
   return settings;
-}
-
-std::shared_ptr<const Vocabulary> Language::vocabulary() const {
-  std::call_once(vocabulary_made_, [this] { vocabulary_ = tokenizer_.vocabulary(); });
-  return vocabulary_;
 }
 
 Texts Language::generate(const Tensor& prefix_embeds, const Task& task, Clock::time_point start,
@@ -132,44 +141,25 @@ Texts Language::generate(const Tensor& prefix_embeds, const Task& task, Clock::t
   });
 }
 
-namespace {
-
-// Where a text ends before `until` and the spaces there or, unless it is whole, before what may become it.
-size_t end_before(const std::string& text, const std::string& until, bool whole) {
-  if (until.empty()) return text.size();
-  size_t end = text.find(until);
-  for (size_t length = until.size() - 1; end == std::string::npos && length > 0 && !whole; --length) {
-    const bool begins = text.size() >= length && text.compare(text.size() - length, length, until, 0, length) == 0;
-    if (begins) end = text.size() - length;
-  }
-  if (end == std::string::npos) return text.size();
-  while (end > 0 && std::string_view(" \t\n").find(text[end - 1]) != std::string_view::npos) --end;
-  return end;
-}
-
-}  // namespace
-
 Texts Language::finish(Generation& generation, const Task& task, const OnPiece& on_piece) const {
   const GenerationOptions& options = task.options;
   const bool streams = options.num_beams == 1 && options.num_return_sequences == 1;
-  TextStream stream(tokenizer_, options.forced_prefix);
-  std::string said;
-  size_t emitted = 0;  // bytes
+  TextStream stream(tokenizer_, options.forced_prefix, task.single_line);
+  const std::vector<std::string> until = task.until.empty() ? std::vector<std::string>() : std::vector{task.until};
+  StopCut cut(until);
   bool wanted = true;
   while (wanted && !generation.done()) {
     generation.step();
     if (!on_piece) continue;
+    std::string piece;
     for (const NewToken& token : generation.added()) {
-      if (streams) said += stream.push(token.token);
+      if (streams) piece += cut.push(stream.push(token.token));
     }
-    const size_t end = end_before(said, task.until, false);
-    wanted = on_piece(end > emitted ? said.substr(emitted, end - emitted) : "");
-    emitted = std::max(emitted, end);
+    wanted = on_piece(piece);
   }
   if (on_piece && streams && wanted) {
-    said += stream.end();
-    const size_t end = end_before(said, task.until, true);
-    on_piece(end > emitted ? said.substr(emitted, end - emitted) : "");
+    const std::string last = cut.push(stream.end());
+    on_piece(last + cut.finish().second);
   }
   Texts texts;
   const auto results = generation.results();
@@ -179,9 +169,8 @@ Texts Language::finish(Generation& generation, const Task& task, const OnPiece& 
     const bool is_cut = length >= options.max_new_tokens || (wanted && generation.is_cut(0, length));
     Ids whole = options.forced_prefix;
     whole.insert(whole.end(), shown.begin(), shown.end());
-    std::string text = task.single_line ? tokenizer_.line(whole) : tokenizer_.text(whole);
-    text.resize(end_before(text, task.until, true));
-    texts.push_back({std::move(text), each.score, shown,
+    const std::string text = task.single_line ? tokenizer_.line(whole) : tokenizer_.text(whole);
+    texts.push_back({StopCut(until).finish(&text).first, each.score, shown,
                      is_cut && shown.size() == each.tokens.size() && !is_stopped(each.tokens, options)});
   }
   const bool ended_early = !texts.empty() && texts.front().truncated && texts.front().tokens.size() < 2 &&

@@ -12,6 +12,7 @@
 #include "loop/generation.h"
 #include "model/graphs.h"
 #include "model/options.h"
+#include "model/text_stream.h"
 #include "model/tokenizers.h"
 
 namespace blip2rt {
@@ -40,7 +41,10 @@ class Language {
  public:
   // `bundle` and `graphs` must outlive it.
   Language(const Bundle& bundle, Graphs& graphs, bool special_tokens)
-      : bundle_(bundle), spec_(*bundle.manifest.llm), graphs_(graphs), tokenizer_(bundle, special_tokens) {}
+      : bundle_(bundle),
+        spec_(*bundle.manifest.llm),
+        graphs_(graphs),
+        tokenizer_(bundle.file(spec_.tokenizer), open_tokenizer(bundle.file(spec_.tokenizer)), spec_, special_tokens) {}
 
   // The prompt that a caption continues: `prompt`, or null for the bundle's own; and a question in the bundle's
   // template.
@@ -77,7 +81,6 @@ class Language {
   void need_chat() const;
 
   const LlmTokenizer& tokenizer() const { return tokenizer_; }
-  std::shared_ptr<const Vocabulary> vocabulary() const;
   const LlmSpec& spec() const { return spec_; }
   const Generator& generator() const { return graphs_.generator(); }
 
@@ -91,8 +94,6 @@ class Language {
   const LlmSpec& spec_;
   Graphs& graphs_;
   LlmTokenizer tokenizer_;
-  mutable std::once_flag vocabulary_made_;
-  mutable std::shared_ptr<const Vocabulary> vocabulary_;
 };
 
 // Runs what generates, with the core's errors as Error.

@@ -79,10 +79,13 @@ Language& Model::language() {
   return *language_;
 }
 
+std::unique_ptr<QFormerTokenizer> Model::tokenizer_of(const QFormerTextSpec& spec) const {
+  const std::string file = bundle_.file(spec.tokenizer);
+  return std::make_unique<QFormerTokenizer>(file, open_tokenizer(file), spec, options_.special_tokens);
+}
+
 const QFormerTokenizer& Model::text_tokenizer() {
-  std::call_once(text_tokenizer_made_, [this] {
-    text_tokenizer_ = std::make_unique<QFormerTokenizer>(bundle_, *bundle_.manifest.retrieval, options_.special_tokens);
-  });
+  std::call_once(text_tokenizer_made_, [this] { text_tokenizer_ = tokenizer_of(*bundle_.manifest.retrieval); });
   return *text_tokenizer_;
 }
 
@@ -105,10 +108,8 @@ Tensor Model::prefix_embeds(Features& features, const std::string& question) {
   feeds.emplace_back("vision_features", features.vision);
   Ids ids, mask;
   if (bundle_.manifest.question) {
-    std::call_once(question_tokenizer_made_, [this] {
-      question_tokenizer_ =
-          std::make_unique<QFormerTokenizer>(bundle_, *bundle_.manifest.question, options_.special_tokens);
-    });
+    std::call_once(question_tokenizer_made_,
+                   [this] { question_tokenizer_ = tokenizer_of(*bundle_.manifest.question); });
     ids = question_tokenizer_->encode(question);
     mask.assign(ids.size(), 1);
     feeds.emplace_back("token_ids", ids);
@@ -198,7 +199,7 @@ void Model::guide_answer(const Features& features, Task& task) {
   const Language& language = this->language();
   const Ids ids = language.tokenizer().encode_more({"", " " + task.prompt.text, ""});
   const TokenText asked(ids.begin(), ids.end());
-  const auto vocabulary = asks_for_plural(task.prompt.text) ? language.vocabulary() : nullptr;
+  const auto vocabulary = asks_for_plural(task.prompt.text) ? language.tokenizer().vocabulary() : nullptr;
   const Tensor embeds = embed_image(features);
   const std::pair<size_t, size_t> rows = rows_of(embeds);
   task.options.guides = {named_failure([&] {

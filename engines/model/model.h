@@ -75,6 +75,7 @@ class Model {
   ImageTarget target() const;
   void require_own(uint64_t model, const char* what) const;
   Language& language();
+  std::unique_ptr<QFormerTokenizer> tokenizer_of(const QFormerTextSpec& spec) const;
   const QFormerTokenizer& text_tokenizer();
   Tensor prefix_embeds(Features& features, const std::string& question);
   std::shared_ptr<const CaptionPool> pool_for(const Task& task, const std::string& option);

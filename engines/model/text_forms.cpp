@@ -36,6 +36,19 @@ bool joins(std::string_view word) {
   return false;
 }
 
+// Whether what follows decides about the space before a word at the end of a text: a beginning of a clitic, or
+// [.,!?;:].
+bool may_join(std::string_view word) {
+  if (word.size() == 1 && std::string_view(".,!?;:n").find(word[0]) != std::string_view::npos) return true;
+  if (word == "n'" || word == "n't") return true;
+  if (word.empty() || word[0] != '\'') return false;
+  size_t characters = 0;
+  for (size_t at = 1; at < word.size(); ++characters) {
+    if (!is_word_character(next_character(word, at))) return false;
+  }
+  return characters <= 2;
+}
+
 std::string joined_words(const std::vector<std::string_view>& words) {
   std::string text;
   for (const std::string_view word : words) {
@@ -107,7 +120,10 @@ std::string lower_text(std::string_view text) {
 std::string_view stripped(std::string_view text) {
   size_t begin = 0;
   for (size_t at = 0; at < text.size() && is_space(next_character(text, at));) begin = at;
-  text.remove_prefix(begin);
+  return stripped_end(text.substr(begin));
+}
+
+std::string_view stripped_end(std::string_view text) {
   while (!text.empty()) {
     const size_t last = previous_start(text, text.size());
     size_t at = last;
@@ -124,6 +140,14 @@ std::string tidied(std::string_view text) {
     line += word;
   }
   return line;
+}
+
+size_t settled_line(std::string_view text) {
+  const std::string_view line = stripped_end(text);
+  if (line.size() < text.size()) return line.size();
+  const std::vector<std::string_view> words = words_of(text);
+  if (words.empty() || words.back().size() == text.size() || !may_join(words.back())) return text.size();
+  return stripped_end(text.substr(0, text.size() - words.back().size())).size();
 }
 
 std::string cleaned_up(std::string text) {

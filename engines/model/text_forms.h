@@ -11,6 +11,9 @@ namespace blip2rt {
 // Without white space at the ends.
 std::string_view stripped(std::string_view text);
 
+// Without white space at the end.
+std::string_view stripped_end(std::string_view text);
+
 // Words between white space; views of `text`.
 std::vector<std::string_view> words_of(std::string_view text);
 
@@ -19,6 +22,9 @@ std::string lower_text(std::string_view text);
 
 // On one line, without spaces before punctuation and clitics.
 std::string tidied(std::string_view text);
+
+// The length of a text without an end before which a space may go when more follows, and that space.
+size_t settled_line(std::string_view text);
 
 // What Hugging Face's clean_up_tokenization does.
 std::string cleaned_up(std::string text);

@@ -12,8 +12,7 @@
 namespace blip2rt {
 namespace {
 
-constexpr uint64_t kMaxFileBytes = 256 << 20;  // Gemma's has 33 MB
-constexpr size_t kMaxTokenCharacters = 100;    // a longer text than this times the model's tokens cannot fit
+constexpr size_t kMaxTokenCharacters = 100;  // a longer text than this times the model's tokens cannot fit
 
 // Special tokens of chat models that begin or end a turn.
 const std::set<std::string, std::less<>> kTurns = {
@@ -24,24 +23,13 @@ const std::set<std::string, std::less<>> kTurns = {
 
 // Runs what the tokenizer of a file does, with its errors as ours.
 template <class Work>
-auto guarded(const std::string& file, const char* what, Work work) {
+auto guarded(const std::string& file, Work work) {
   try {
     return work();
   } catch (const TokenizerError& error) {
     if (error.kind == TokenizerError::kText) throw Error(ErrorKind::kArgument, error.what());
-    const bool unsafe = error.kind == TokenizerError::kUnsafe;
-    throw Error(ErrorKind::kModel, file + (unsafe ? " is not a safe tokenizer: " : what) + error.what());
+    throw Error(ErrorKind::kModel, file + " failed as a tokenizer: " + error.what());
   }
-}
-
-Tokenizer open_tokenizer(const std::string& file) {
-  std::string json;
-  try {
-    json = read_regular(file, kMaxFileBytes);
-  } catch (const std::runtime_error& error) {
-    throw Error(ErrorKind::kModel, file + " is not a tokenizer: " + error.what());
-  }
-  return guarded(file, " is not a tokenizer: ", [&] { return Tokenizer(std::move(json)); });
 }
 
 // Splits a text at special words, of which the longest comes first at any place. Odd pieces are special words.
@@ -67,13 +55,14 @@ void check_text(const std::string& text) {
   if (!is_utf8(text)) throw Error(ErrorKind::kArgument, "the text " + quoted(text) + " is not valid UTF-8");
 }
 
-LlmTokenizer::LlmTokenizer(const Bundle& bundle, bool special_tokens)
-    : spec_(*bundle.manifest.llm),
-      file_(bundle.file(spec_.tokenizer)),
-      tokenizer_(open_tokenizer(file_)),
+LlmTokenizer::LlmTokenizer(std::string file, std::shared_ptr<const Tokenizer> tokenizer, LlmSpec spec,
+                           bool special_tokens)
+    : file_(std::move(file)),
+      tokenizer_(std::move(tokenizer)),
+      spec_(std::move(spec)),
       special_tokens_(special_tokens) {
   const Ids& ends = spec_.eos_token_ids;
-  for (const AddedToken& token : tokenizer_.added_tokens()) {
+  for (const AddedToken& token : tokenizer_->added_tokens()) {
     if (!token.special || token.content.empty()) continue;
     special_words_.push_back(token.content);
     if (kTurns.count(token.content) != 0 && std::find(ends.begin(), ends.end(), token.id) == ends.end()) {
@@ -98,14 +87,14 @@ Ids LlmTokenizer::encode(const Prompt& prompt, bool layout) const {
     throw Error(ErrorKind::kArgument,
                 "a text has " + with_commas(characters) + " characters, too many for the model: shorten it");
   }
-  return guarded(file_, " failed as a tokenizer: ", [&] {
+  return guarded(file_, [&] {
     const std::string whole = prompt.whole();
     const auto count = [this](std::string_view text) { return split(text, special_words_).size() / 2; };
     if (special_tokens_ || count(whole) <= count(prompt.before) + count(prompt.after)) {
-      return tokenizer_.encode(TextPiece{whole}, layout);
+      return tokenizer_->encode(TextPiece{whole}, layout);
     }
     std::vector<std::string> held;
-    return tokenizer_.encode(plain_pieces(prompt, held), layout);
+    return tokenizer_->encode(plain_pieces(prompt, held), layout);
   });
 }
 
@@ -121,14 +110,29 @@ std::vector<TextPiece> LlmTokenizer::plain_pieces(const Prompt& prompt, std::vec
 }
 
 std::string LlmTokenizer::decode(const int64_t* ids, size_t count, bool skip_special) const {
-  return guarded(file_, " failed as a tokenizer: ", [&] { return tokenizer_.decode(ids, count, skip_special); });
+  return guarded(file_, [&] { return tokenizer_->decode(ids, count, skip_special); });
 }
 
-std::string LlmTokenizer::tidied(const Ids& ids) const { return blip2rt::tidied(decode(ids.data(), ids.size(), true)); }
+std::string LlmTokenizer::line(const Ids& ids) const { return tidied(decode(ids.data(), ids.size(), true)); }
 
 std::string LlmTokenizer::text(const Ids& ids) const {
   std::string text = decode(ids.data(), ids.size(), true);
-  if (cleans()) text = cleaned_up(std::move(text));
+  if (spec_.clean_up_tokenization_spaces) text = cleaned_up(std::move(text));
+  return std::string(stripped(text));
+}
+
+std::string LlmTokenizer::settled_text(const Ids& ids, bool single_line) const {
+  constexpr std::string_view kIncomplete = "\uFFFD";  // half a character at the end
+  std::string text = decode(ids.data(), tokenizer_->settled(ids.data(), ids.size()), true);
+  while (text.size() >= kIncomplete.size() &&
+         text.compare(text.size() - kIncomplete.size(), kIncomplete.size(), kIncomplete) == 0) {
+    text.resize(text.size() - kIncomplete.size());
+  }
+  if (single_line) return tidied(std::string_view(text).substr(0, settled_line(text)));
+  if (spec_.clean_up_tokenization_spaces) {
+    text.resize(cleaned_length(text));
+    text = cleaned_up(std::move(text));
+  }
   return std::string(stripped(text));
 }
 
@@ -137,21 +141,26 @@ Ids LlmTokenizer::shown(const Ids& ids) const {
 }
 
 std::shared_ptr<const Vocabulary> LlmTokenizer::vocabulary() const {
-  return guarded(file_, " failed as a tokenizer: ", [&] {
-    return std::make_shared<const Vocabulary>(tokenizer_.token_bytes(static_cast<size_t>(spec_.vocab_size)));
-  });
+  const std::lock_guard lock(mutex_);
+  if (vocabulary_ == nullptr) {
+    vocabulary_ = guarded(file_, [&] {
+      return std::make_shared<const Vocabulary>(tokenizer_->token_bytes(static_cast<size_t>(spec_.vocab_size)));
+    });
+  }
+  return vocabulary_;
 }
 
-QFormerTokenizer::QFormerTokenizer(const Bundle& bundle, const QFormerTextSpec& spec, bool special_tokens)
-    : spec_(spec),
-      file_(bundle.file(spec.tokenizer)),
-      tokenizer_(open_tokenizer(file_)),
+QFormerTokenizer::QFormerTokenizer(std::string file, std::shared_ptr<const Tokenizer> tokenizer, QFormerTextSpec spec,
+                                   bool special_tokens)
+    : file_(std::move(file)),
+      tokenizer_(std::move(tokenizer)),
+      spec_(std::move(spec)),
       special_tokens_(special_tokens) {}
 
 Ids QFormerTokenizer::encode(const std::string& text) const {
   const std::string form = written(text);
-  return guarded(file_, " failed as a tokenizer: ", [&] {
-    return tokenizer_.encode(TextPiece{form, !special_tokens_}, true, static_cast<size_t>(spec_.max_text_length));
+  return guarded(file_, [&] {
+    return tokenizer_->encode(TextPiece{form, !special_tokens_}, true, static_cast<size_t>(spec_.max_text_length));
   });
 }
 
@@ -161,30 +170,6 @@ std::string QFormerTokenizer::written(const std::string& text) const {
       10 * kMaxTokenCharacters * static_cast<size_t>(spec_.max_text_length);  // the rest is cut in any case
   const std::string_view first = first_characters(text, most);
   return spec_.clean_captions ? clean_caption(first) : std::string(first);
-}
-
-std::string TextStream::push(int64_t id) {
-  ended_ = ended_ || tokenizer_.begins_turn(id);
-  if (ended_) return "";
-  ids_.push_back(id);
-  constexpr std::string_view kIncomplete = "\uFFFD";  // half a character at the end
-  std::string text = tokenizer_.decode(ids_.data(), tokenizer_.settled(ids_), true);
-  while (text.size() >= kIncomplete.size() &&
-         text.compare(text.size() - kIncomplete.size(), kIncomplete.size(), kIncomplete) == 0) {
-    text.resize(text.size() - kIncomplete.size());
-  }
-  if (tokenizer_.cleans()) {
-    text.resize(cleaned_length(text));
-    text = cleaned_up(std::move(text));
-  }
-  return emit(std::string(stripped(text)));
-}
-
-std::string TextStream::emit(const std::string& text) {
-  if (text.size() <= emitted_) return "";
-  std::string piece = text.substr(emitted_);
-  emitted_ = text.size();
-  return piece;
 }
 
 }  // namespace blip2rt

@@ -386,4 +386,5 @@ NB_MODULE(_native, m) {
   add_batcher(m);
   add_tokenizer(m);
   bind_language(m);
+  bind_tokenizers(m);
 }

@@ -82,9 +82,8 @@ Tokenizer::Tokenizer(std::string json) try : parts_(std::make_unique<const Parts
   throw TokenizerError(TokenizerError::kInvalid, error.what());
 }
 
+Tokenizer::Tokenizer() = default;
 Tokenizer::~Tokenizer() = default;
-Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
-Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
 
 Tokenizer::Ids Tokenizer::encode(TextPiece piece, bool layout, size_t max_tokens) const {
   return encode(std::vector<TextPiece>{piece}, layout, max_tokens);
@@ -163,7 +162,7 @@ std::optional<std::string> Tokenizer::token_of(int64_t id) const {
   return text ? std::optional<std::string>(*text) : std::nullopt;
 }
 
-const std::vector<AddedToken>& Tokenizer::added_tokens() const { return parts_->added->all(); }
+std::vector<AddedToken> Tokenizer::added_tokens() const { return parts_->added->all(); }
 
 size_t Tokenizer::settled(const int64_t* ids, size_t count) const {
   const auto is_open = [this](int64_t id) {

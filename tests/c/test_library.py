@@ -120,9 +120,10 @@ def test_pieces_are_those_of_a_stream(pair: tuple[Any, CModel], photo: Callable[
     python, c = pair
     image = photo()
     c.use(image)
-    captioned: list[str] = []
-    [caption] = c.caption(None, captioned.append, num_beams=1, raw=True)
-    assert "".join(captioned) == caption.text == python.caption(image, num_beams=1, raw=True)
+    for raw in (False, True):
+        captioned: list[str] = []
+        [caption] = c.caption(None, captioned.append, num_beams=1, raw=raw)
+        assert "".join(captioned) == caption.text == python.caption(image, num_beams=1, raw=raw)
     for question in ("what is it?", "who?"):
         pieces: list[str] = []
         [text] = c.ask(question, pieces.append, num_beams=1)

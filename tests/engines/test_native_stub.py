@@ -70,7 +70,7 @@ def built_signature(value: Any, name: str) -> list[str]:
     assert len(overloads) == 1, f"{name} has overloads: this test reads one signature"
     text, _, defaults = overloads[0]
     text = re.sub(r"\\(\d+)", r"\1", text).replace("def (", "def value(")
-    text = re.sub(r"ndarray\[.*?\](?=[,) ]|$)", "ndarray", text)
+    text = re.sub(r"ndarray\[.*?\](?=[,)\] ]|$)", "ndarray", text)
     function = ast.parse(f"{text}: ...").body[0]
     assert isinstance(function, ast.FunctionDef)
     return signature(function, {}, defaults or ())

@@ -32,7 +32,7 @@ def test_backends_implement_the_base_class(name: str) -> None:
         assert parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.default is not inspect.Parameter.empty
         assert parameter.name in inspect.signature(load).parameters
 
-    for method in ("generate", "begin", "chat", "vocabulary", "preload", "_run"):
+    for method in ("generate", "begin", "chat", "preload", "_run"):
         want = list(inspect.signature(getattr(backends.Backend, method)).parameters)
         assert list(inspect.signature(getattr(found, method)).parameters) == want, method
 

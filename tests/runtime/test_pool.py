@@ -120,7 +120,8 @@ def answer_bias(model: blip2rt.Model, near: dict[str, float], asked: str, plural
     """What is added to the logits of an answer's first token, by definition. near: captions and their weights."""
     language = model.pipeline.language
     asked_tokens = language.encode_more(Prompt(f" {asked}")) if " or " not in asked else []
-    names = [name.decode().strip() for name in language._tokenizer.token_bytes()]
+    ends, texts = language.vocabulary.ends.view(np.uint64).tolist(), language.vocabulary.bytes
+    names = [texts[start:end].tobytes().decode().strip() for start, end in itertools.pairwise(ends)]
     bias = np.empty(len(names))
     for token, name in enumerate(names):
         has = {caption: token in model.matcher.caption_tokens(caption) for caption in MORE_CAPTIONS}

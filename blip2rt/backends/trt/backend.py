@@ -125,9 +125,6 @@ class Backend(backends.Backend):
         image = options.get("image_token_id", -1)
         return [[image] * (positions if image >= 0 else 0) + prompt for prompt in prompts]
 
-    def vocabulary(self, tokens: list[bytes]) -> Any:
-        return native().Vocabulary(tokens)
-
     def _group_size(
         self,
         sizes: Sizes,

@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 import blip2rt
 from blip2rt.bundle.manifest import LlmSpec, RetrievalSpec
 from blip2rt.errors import OptionError
-from blip2rt.text import LlmTokenizer, Prompt, QFormerTokenizer
+from blip2rt.text import Prompt, open_llm_tokenizer, open_qformer_tokenizer
 from tests.tiny.tokenizers import NANO
 
 SPEC = LlmSpec(1, 1, 8, 8, 300, 64, 3, None, False, (0,), 0, "tokenizer.json")
@@ -35,7 +35,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_callers_special_tokens_are_text(file: Path) -> None:
     prompt = Prompt(f"{START}user\n", f"hi{END}{START}system", f"{END}\n{START}assistant\n")
-    default, plain = LlmTokenizer(file, SPEC), LlmTokenizer(file, SPEC, special_tokens=False)
+    default, plain = open_llm_tokenizer(file, SPEC), open_llm_tokenizer(file, SPEC, special_tokens=False)
     start, end = (default.encode_more(Prompt(token)) for token in (START, END))
     assert len(start) == len(end) == 1
     specials = [token for token in plain.encode(prompt) if token in (*start, *end)]
@@ -47,14 +47,14 @@ def test_callers_special_tokens_are_text(file: Path) -> None:
 
 def test_special_token_across_template_and_text_is_text(file: Path) -> None:
     prompt = Prompt("a <|im_", "end|>", "")
-    end = LlmTokenizer(file, SPEC).encode_more(Prompt(END))
-    assert end[0] in LlmTokenizer(file, SPEC).encode(prompt)
-    assert end[0] not in LlmTokenizer(file, SPEC, special_tokens=False).encode(prompt)
+    end = open_llm_tokenizer(file, SPEC).encode_more(Prompt(END))
+    assert end[0] in open_llm_tokenizer(file, SPEC).encode(prompt)
+    assert end[0] not in open_llm_tokenizer(file, SPEC, special_tokens=False).encode(prompt)
 
 
 def test_plain_texts_have_the_same_tokens(file: Path) -> None:
     prompt = Prompt(f"{START}user\n", "what colour is the dog?", f"{END}\n")
-    assert LlmTokenizer(file, SPEC, False).encode(prompt) == LlmTokenizer(file, SPEC).encode(prompt)
+    assert open_llm_tokenizer(file, SPEC, False).encode(prompt) == open_llm_tokenizer(file, SPEC).encode(prompt)
 
 
 def test_tokenizer_layout_is_kept(file: Path) -> None:
@@ -63,20 +63,20 @@ def test_tokenizer_layout_is_kept(file: Path) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{START} $A", special_tokens=[(START, bos)])
     tokenizer.save(str(file))
     spec = replace(SPEC, add_special_tokens=True)
-    ids = LlmTokenizer(file, spec, special_tokens=False).encode(f"a{END}")
+    ids = open_llm_tokenizer(file, spec, special_tokens=False).encode(f"a{END}")
     assert ids[0] == bos and bos not in ids[1:] and len(ids) == 1 + len(f"a{END}")
 
 
 def test_long_text_is_rejected_before_encoding(file: Path) -> None:
     started = time.process_time()
     with pytest.raises(OptionError, match="a text has 4,000,000 characters, too many for the model"):
-        LlmTokenizer(file, SPEC).encode("dog " * 1_000_000)
+        open_llm_tokenizer(file, SPEC).encode("dog " * 1_000_000)
     assert time.process_time() - started < 1
 
 
 def test_qformer_text_is_cut_before_encoding() -> None:
     nano = NANO / "qformer_tokenizer.json"
-    tokenizer = QFormerTokenizer(nano, RetrievalSpec("t", 32, 0, clean_captions=True))
+    tokenizer = open_qformer_tokenizer(nano, RetrievalSpec("t", 32, 0, clean_captions=True))
     started = time.process_time()
     ids, _ = tokenizer.encode(["dog " * 1_000_000])
     assert ids.shape == (1, 32) and (ids == tokenizer.encode(["dog " * 100])[0]).all()
@@ -86,8 +86,8 @@ def test_qformer_text_is_cut_before_encoding() -> None:
 def test_qformer_special_tokens_are_text() -> None:
     nano = NANO / "qformer_tokenizer.json"
     spec = RetrievalSpec("t", 32, 0)
-    assert (QFormerTokenizer(nano, spec).encode(["a [SEP] b"])[0] == 102).sum() == 2
-    assert (QFormerTokenizer(nano, spec, special_tokens=False).encode(["a [SEP] b"])[0] == 102).sum() == 1
+    assert (open_qformer_tokenizer(nano, spec).encode(["a [SEP] b"])[0] == 102).sum() == 2
+    assert (open_qformer_tokenizer(nano, spec, special_tokens=False).encode(["a [SEP] b"])[0] == 102).sum() == 1
 
 
 def test_load_passes_image_limits(photo: Any, tmp_path: Path) -> None:

@@ -1,0 +1,214 @@
+// The tokenizers of a bundle, over the core's reader or, for a part that it does not know, the library `tokenizers`.
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/tuple.h>
+
+#include <algorithm>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "model/text_stream.h"
+#include "python/bind.h"
+#include "python/gil.h"
+#include "python/python_options.h"
+#include "python/python_texts.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace blip2rt {
+
+Prompt read_prompt(nb::handle source) {
+  if (!PyTuple_Check(source.ptr()) || PyTuple_Size(source.ptr()) != 3) return {"", read_caller_text(source).utf8, ""};
+  const auto part = [&](Py_ssize_t at) { return read_caller_text(PyTuple_GetItem(source.ptr(), at)).utf8; };
+  return {part(0), part(1), part(2)};
+}
+
+namespace {
+
+// blip2rt.untrusted.library_tokenizer, with the functions of the core's Tokenizer.
+class LibraryTokenizer : public Tokenizer {
+ public:
+  explicit LibraryTokenizer(nb::object object) : object_(std::move(object)) {}
+
+  Ids encode(const std::vector<TextPiece>& pieces, bool layout, size_t max_tokens) const override {
+    const HeldGil held;
+    std::vector<std::pair<std::string, bool>> texts;
+    for (const TextPiece& piece : pieces) texts.emplace_back(piece.text, piece.plain);
+    const std::optional<size_t> most = max_tokens == SIZE_MAX ? std::nullopt : std::optional(max_tokens);
+    return nb::cast<Ids>(object_.attr("encode")(texts, layout, most));
+  }
+  std::string decode(const int64_t* ids, size_t count, bool skip_special) const override {
+    const HeldGil held;
+    return nb::cast<std::string>(object_.attr("decode")(Ids(ids, ids + count), skip_special));
+  }
+  std::vector<std::string> token_bytes(size_t size) const override {
+    const HeldGil held;
+    std::vector<std::string> texts;
+    for (const nb::handle text : object_.attr("token_bytes")(size)) {
+      const auto bytes = nb::cast<nb::bytes>(text);
+      texts.emplace_back(bytes.c_str(), bytes.size());
+    }
+    return texts;
+  }
+  std::vector<AddedToken> added_tokens() const override {
+    const HeldGil held;
+    std::vector<AddedToken> tokens;
+    for (const auto& [id, text, special] :
+         nb::cast<std::vector<std::tuple<int64_t, std::string, bool>>>(object_.attr("added_tokens"))) {
+      tokens.push_back({id, text, special, false, false, false, false});
+    }
+    return tokens;
+  }
+  size_t settled(const int64_t* ids, size_t count) const override {
+    const HeldGil held;
+    return nb::cast<size_t>(object_.attr("settled")(Ids(ids, ids + count)));
+  }
+
+ private:
+  nb::object object_;
+};
+
+// The core's tokenizer, which the caller keeps alive, or another object with its functions.
+std::shared_ptr<const Tokenizer> tokenizer_of(nb::object object) {
+  const Tokenizer* own = nullptr;
+  if (nb::try_cast(object, own) && own != nullptr) return {std::shared_ptr<void>(), own};
+  return std::make_shared<const LibraryTokenizer>(std::move(object));
+}
+
+template <class T>
+void read_field(nb::handle spec, const char* name, T& into) {
+  into = nb::cast<T>(spec.attr(name));
+}
+
+// Reads a blip2rt.bundle.manifest.LlmSpec.
+LlmSpec llm_spec_of(nb::handle given) {
+  LlmSpec spec{};
+  const auto read = [&](const char* name, auto& into) { read_field(given, name, into); };
+  read("vocab_size", spec.vocab_size);
+  read("max_positions", spec.max_positions);
+  read("prefix_length", spec.prefix_length);
+  read("bos_token_id", spec.bos_token_id);
+  read("prepend_bos", spec.prepend_bos);
+  read("eos_token_ids", spec.eos_token_ids);
+  read("add_special_tokens", spec.add_special_tokens);
+  read("empty_prompt_ids", spec.empty_prompt_ids);
+  read("encoder_decoder", spec.encoder_decoder);
+  read("image_token_id", spec.image_token_id);
+  read("clean_up_tokenization_spaces", spec.clean_up_tokenization_spaces);
+  return spec;
+}
+
+// Reads a RetrievalSpec or a QuestionSpec.
+QFormerTextSpec text_spec_of(nb::handle given) {
+  QFormerTextSpec spec{};
+  read_field(given, "max_text_length", spec.max_text_length);
+  read_field(given, "pad_token_id", spec.pad_token_id);
+  read_field(given, "clean_captions", spec.clean_captions);
+  return spec;
+}
+
+using Matrix = nb::ndarray<nb::numpy, int64_t, nb::ndim<2>>;
+
+Matrix matrix_of(std::vector<int64_t>&& values, size_t rows) {
+  auto* kept = new std::vector<int64_t>(std::move(values));
+  const nb::capsule owner(kept, [](void* data) noexcept { delete static_cast<std::vector<int64_t>*>(data); });
+  return Matrix(kept->data(), {rows, rows == 0 ? 0 : kept->size() / rows}, owner);
+}
+
+// Texts -> token_ids and text_mask (B, L).
+std::pair<Matrix, Matrix> encode_rows(const QFormerTokenizer& self, const std::vector<CallerText>& texts) {
+  std::vector<Ids> rows;
+  size_t length = 0;
+  {
+    const ReleasedGil released;
+    for (const CallerText& text : texts) {
+      rows.push_back(self.encode(text.utf8));
+      length = std::max(length, rows.back().size());
+    }
+  }
+  std::vector<int64_t> ids(rows.size() * length, self.spec().pad_token_id), mask(ids.size(), 0);
+  for (size_t row = 0; row < rows.size(); ++row) {
+    std::copy(rows[row].begin(), rows[row].end(), ids.begin() + static_cast<ptrdiff_t>(row * length));
+    std::fill_n(mask.begin() + static_cast<ptrdiff_t>(row * length), rows[row].size(), 1);
+  }
+  return {matrix_of(std::move(ids), rows.size()), matrix_of(std::move(mask), rows.size())};
+}
+
+void bind_llm_tokenizer(nb::module_& m) {
+  nb::class_<LlmTokenizer>(m, "LlmTokenizer")
+      .def(
+          "__init__",
+          [](LlmTokenizer* self, const std::string& file, nb::object tokenizer, nb::object spec, bool special_tokens) {
+            new (self) LlmTokenizer(file, tokenizer_of(std::move(tokenizer)), llm_spec_of(spec), special_tokens);
+          },
+          "file"_a, "tokenizer"_a, "spec"_a, "special_tokens"_a = true, nb::keep_alive<1, 3>())
+      .def(
+          "encode",
+          [](const LlmTokenizer& self, const Prompt& prompt) {
+            const ReleasedGil released;
+            return self.encode(prompt);
+          },
+          "prompt"_a)
+      .def(
+          "encode_more",
+          [](const LlmTokenizer& self, const Prompt& prompt) {
+            const ReleasedGil released;
+            return self.encode_more(prompt);
+          },
+          "prompt"_a)
+      .def("decode", &LlmTokenizer::line, "ids"_a)
+      .def("text", &LlmTokenizer::text, "ids"_a)
+      .def(
+          "written",
+          [](const LlmTokenizer& self, const Ids& ids) { return self.decode(ids.data(), ids.size(), false); }, "ids"_a)
+      .def("shown", &LlmTokenizer::shown, "ids"_a)
+      .def_prop_ro("turns",
+                   [](const LlmTokenizer& self) {
+                     nb::dict turns;
+                     for (const auto& [id, name] : self.turns()) turns[nb::int_(id)] = name;
+                     return turns;
+                   })
+      .def("vocabulary", [](const LlmTokenizer& self) {
+        const ReleasedGil released;
+        return PythonVocabulary{self.vocabulary()};
+      });
+}
+
+}  // namespace
+
+void bind_tokenizers(nb::module_& m) {
+  bind_llm_tokenizer(m);
+  nb::class_<QFormerTokenizer>(m, "QFormerTokenizer")
+      .def(
+          "__init__",
+          [](QFormerTokenizer* self, const std::string& file, nb::object tokenizer, nb::object spec,
+             bool special_tokens) {
+            new (self) QFormerTokenizer(file, tokenizer_of(std::move(tokenizer)), text_spec_of(spec), special_tokens);
+          },
+          "file"_a, "tokenizer"_a, "spec"_a, "special_tokens"_a = true, nb::keep_alive<1, 3>())
+      .def("encode", &encode_rows, "texts"_a)
+      .def(
+          "written", [](const QFormerTokenizer& self, const CallerText& text) { return self.written(text.utf8); },
+          "text"_a);
+  nb::class_<TextStream>(m, "TextStream")
+      .def(nb::init<const LlmTokenizer&, Ids, bool>(), "tokenizer"_a, "given"_a = Ids(), "single_line"_a = false,
+           nb::keep_alive<1, 2>())
+      .def("push", &TextStream::push, "token_id"_a)
+      .def("end", &TextStream::end)
+      .def("rest", &TextStream::rest, "text"_a)
+      .def_prop_ro("ended", &TextStream::ended);
+  nb::class_<StopCut>(m, "StopCut")
+      .def(nb::init<std::vector<std::string>>(), "stops"_a)
+      .def("push", &StopCut::push, "piece"_a)
+      .def(
+          "finish",
+          [](StopCut& self, const std::optional<std::string>& whole) { return self.finish(whole ? &*whole : nullptr); },
+          "whole"_a = nb::none())
+      .def_prop_ro("stopped", &StopCut::stopped);
+}
+
+}  // namespace blip2rt

@@ -1,0 +1,32 @@
+// Prompts and ids between Python and the language side.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <memory>
+
+#include "model/tokenizers.h"
+#include "python/casters.h"
+#include "python/errors.h"
+
+namespace blip2rt {
+
+// Reads a blip2rt.text.Prompt, or a str, which is a caller's text without a template. Raises OptionError.
+Prompt read_prompt(nanobind::handle source);
+
+}  // namespace blip2rt
+
+namespace nanobind::detail {
+
+template <>
+struct type_caster<blip2rt::Prompt> {
+  NB_TYPE_CASTER(blip2rt::Prompt, const_name("Prompt | str"))
+  template <class Flags>
+  bool from_python(handle source, Flags, cleanup_list*) {
+    value = blip2rt::read_prompt(source);
+    return true;
+  }
+};
+
+}  // namespace nanobind::detail
