@@ -11,8 +11,8 @@ import numpy as np
 
 from blip2rt import backends
 from blip2rt.backends.trt import PlanSizes, plans
-from blip2rt.bench import costs
-from blip2rt.bundle import LLM, read
+from blip2rt.bench.collect import step_bytes
+from blip2rt.bundle import read
 
 from . import device, loops
 from .day import Day, Skipped
@@ -46,7 +46,7 @@ def step(day: Day, precision: str, by: str) -> dict[str, Any]:
     spec = opened.manifest.llm
     assert spec is not None
     engines = PlanSizes(max_batch=1, max_beams=1, capacity=min(128, spec.max_positions))
-    weights, cache = costs.of_graph(opened.graph(LLM), {}, 1).weight_bytes, plans.estimate(opened, engines).cache
+    weights, cache = step_bytes(opened), plans.estimate(opened, engines).cache
     rate = device.bandwidth(device.open_cuda(), 1 << 20 if day.stand_in else _COPY_BYTES)
     log, backend = loops.LogCapture(), backends.create("trt", opened, device="cuda", engines=engines)
     prefix, _ = loops.inputs(opened.path, 1)

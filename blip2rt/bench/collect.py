@@ -15,7 +15,7 @@ from typing import Any
 from ..bundle import Bundle, read
 from ..errors import Blip2rtError
 from ..version import __version__
-from . import costs, machine, peers, worker
+from . import machine, peers, worker
 from .stages import Workload
 
 WARM_STARTS = 3
@@ -53,7 +53,8 @@ def collect(plan: Plan) -> dict[str, Any]:
     result["stages"] = measured["stages"]
     limits.append(_limits(plan.work))
     result["limits"] = {name: max(found[name] for found in limits) for name in limits[0]}
-    _add_limits(result["stages"], bundle, plan.work, measured["positions"], costs.Rates(**result["limits"]))
+    if step := result["stages"].get("decode step"):
+        _add_limit(step, bundle, result["limits"]["read_bytes"])
     result["rates"] = _rates(result["stages"], plan.work)
     if Path(plan.work.image).read_bytes()[:2] == b"\xff\xd8":
         result["jpeg"] = worker.run_task("jpeg", asdict(replace(plan.work, batch=1)))
@@ -92,39 +93,16 @@ def _starts(work: Workload, bundle: Bundle) -> dict[str, Any]:
     return {"cold": cold, "warm": warm[len(warm) // 2], "peak_rss": max(each["peak_rss"] for each in warm)}
 
 
-def _add_limits(stages: dict[str, Any], bundle: Bundle, work: Workload, positions: int, rates: costs.Rates) -> None:
-    """Add the lower bound of the time, its kind and the share reached to each stage that runs a graph.
-
-    A stage that is faster than its bound has no share: its weights stay in the processor's cache, or other programs
-    slowed the measurement of the limits.
-    """
-    for name, cost in stage_costs(bundle, work, positions).items():
-        if name in stages:
-            seconds, kind = costs.limit(cost, rates)
-            share = seconds / stages[name]["median"] if seconds <= stages[name]["median"] else None
-            stages[name] |= {"limit": seconds, "limited_by": kind, "share": share, **asdict(cost)}
+def _add_limit(step: dict[str, Any], bundle: Bundle, read_bytes: float) -> None:
+    """Add the time to read the language model's weights, and its share of the step's, unless a cache holds them."""
+    seconds = step_bytes(bundle) / read_bytes
+    step |= {"limit": seconds, "share": seconds / step["median"] if seconds <= step["median"] else None}
 
 
-def stage_costs(bundle: Bundle, work: Workload, positions: int) -> dict[str, costs.Cost]:
-    """Return the cost of each graph. positions: of a prompt with its image."""
-    manifest, batch = bundle.manifest, work.batch
-    seen = manifest.components["vision"].outputs[0].shape[1]
-    spec = manifest.llm
-    assert spec is not None and isinstance(seen, int), "the caller checks that the bundle captions"
-    grid = ("pixels", manifest.image.height, manifest.image.width)
-    llm, rows = bundle.graph("llm"), batch * work.beams
-    if spec.encoder_decoder:
-        read_in = costs.of_graph(bundle.graph("encoder"), {"inputs_embeds": batch * positions}, batch * positions)
-        prefill = read_in + costs.of_graph(llm, {"inputs_embeds": batch}, batch, batch)
-    else:
-        prefill = costs.of_graph(llm, {"inputs_embeds": batch * positions}, batch * positions, batch)
-    features = {"vision_features": batch * seen}
-    return {
-        "vision": costs.of_graph(bundle.graph("vision"), {}, batch * seen, batch, grid),
-        "qformer": costs.of_graph(bundle.graph("qformer"), features, batch * spec.prefix_length, batch),
-        "prefill": prefill,
-        "decode step": costs.of_graph(llm, {"inputs_embeds": rows}, rows, rows),
-    }
+def step_bytes(bundle: Bundle) -> int:
+    """Return the bytes of weights that a decode step reads: those of the language model's graph."""
+    graph = bundle.graph("llm")
+    return sum(file.stat().st_size for file in graph.parent.glob(f"{graph.stem}.*"))
 
 
 def _rates(stages: dict[str, Any], work: Workload) -> dict[str, float | None]:

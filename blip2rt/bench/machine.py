@@ -1,6 +1,6 @@
-"""The machine: its description and its peak rates.
+"""The machine: its description and how fast it reads memory.
 
-Memory reads are measured with numpy, products with ONNX Runtime and our kernels.
+Memory reads are measured with numpy.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,11 +16,9 @@ from typing import Any
 import numpy as np
 
 from ..backends.ort import cores as cores
-from ..bundle.onnx_protobuf import float_matmul, int8_matmul
 from ..native import native
 from ..system import peak_memory
 
-ROWS, WIDTH = 512, 2048  # of the measured products
 PASSES = 8
 _MAX_BUFFER = 10**9  # bytes
 
@@ -77,15 +74,6 @@ def drop_cached(folder: Path) -> bool:
     return True
 
 
-def rates(threads: int) -> dict[str, float]:
-    """Return bytes read and operations a second (two a multiply-add), the best of several passes."""
-    return {
-        "read_bytes": read_rate(threads),
-        "int8_ops": max(product_rate("int8", threads, own) for own in (True, False)),
-        "fp32_ops": product_rate("fp32", threads),
-    }
-
-
 def read_rate(threads: int) -> float:
     """Measure bytes a second of reading a buffer larger than any cache."""
     size = min(_MAX_BUFFER, (proc_bytes("/proc/meminfo", "MemAvailable") or 8 * _MAX_BUFFER) // 4)
@@ -98,30 +86,3 @@ def read_rate(threads: int) -> float:
             list(pool.map(np.bitwise_or.reduce, pieces))
             best = max(best, buffer.nbytes / (time.perf_counter() - start))
     return best
-
-
-def product_rate(kind: str, threads: int, own: bool = True) -> float:
-    """Measure operations a second of (512, 2048) x (2048, 2048) with a constant right operand.
-
-    own: an int8 product uses our kernel, if the processor has one, instead of ONNX Runtime's.
-    """
-    from ..backends.ort import find_library
-
-    rng = np.random.default_rng(0)
-    if kind == "fp32":
-        data = float_matmul((WIDTH, WIDTH), rng.normal(0, 1, (WIDTH, WIDTH)).astype(np.float32).tobytes())
-    else:
-        codes = rng.integers(-127, 128, (WIDTH, WIDTH)).astype(np.int8)
-        data = int8_matmul((WIDTH, WIDTH), codes.tobytes(), np.ones(WIDTH, np.float32).tobytes())
-    x = rng.normal(0, 1, (ROWS, WIDTH)).astype(np.float32)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "product.onnx"
-        path.write_bytes(data)
-        core = native()
-        session = core.Session(core.Runtime(str(find_library())), str(path), threads, custom_int8=own, trusted=True)
-        best = float("inf")
-        for _ in range(PASSES):
-            start = time.perf_counter()
-            session.run({"a": x}, ["y"])
-            best = min(best, time.perf_counter() - start)
-    return 2 * ROWS * WIDTH * WIDTH / best

@@ -115,7 +115,6 @@ def stages(work: Workload) -> dict[str, Any]:
     times["caption"] = repeat(lambda: model.caption(images, **work.options()), work.repeat)
     return {
         "stages": {name: summary(times[name]) for name in STAGES if times[name]},
-        "positions": prefix_embeds.shape[1] + len(prompts[0]),
         "peak_rss": peak_rss(),
     }
 

@@ -47,11 +47,10 @@ def test_embedded_model_is_measured(measured):
     for stage in result["stages"].values():
         assert 0 < stage["p10"] <= stage["median"] <= stage["p90"]
     assert result["stages"]["decode step"]["runs"] == 2 * 3, "two answers of four tokens, each three steps"
-    for name in ("vision", "qformer", "prefill", "decode step"):
-        stage = result["stages"][name]
-        share = stage["limit"] / stage["median"]
-        assert stage["limit"] > 0 and stage["share"] == (pytest.approx(share) if share <= 1 else None)
-    assert all(rate > 0 for rate in result["limits"].values())
+    step = result["stages"]["decode step"]
+    share = step["limit"] / step["median"]
+    assert share > 0 and step["share"] == (pytest.approx(share) if share <= 1 else None)
+    assert read(embedded()).manifest.files["llm.data"].size < step["limit"] * result["limits"]["read_bytes"]
     assert result["bundle"]["bytes"] == read(embedded()).size
     assert result["start"]["peak_rss"] > 0 and result["start"]["warm"]["load"] > 0
     assert result["machine"]["versions"]["python"].startswith(f"{sys.version_info[0]}.{sys.version_info[1]}")
@@ -61,32 +60,19 @@ def test_embedded_model_is_measured(measured):
         assert drawn.format == "PNG" and drawn.width > 500
 
 
-def test_limits_are_the_best_of_three_moments(monkeypatch):
-    """A stage faster than its limit shows no ratio."""
-    moments = [
-        {"read_bytes": 1e9, "int8_ops": 3e9, "fp32_ops": 1e9},
-        {"read_bytes": 2e9, "int8_ops": 1e9, "fp32_ops": 1e9},
-    ]
-    moments.append({"read_bytes": 1e9, "int8_ops": 1e9, "fp32_ops": 9e9})
-    times = {"runs": 1, "p10": 1.0, "p90": 1.0}
-    stages = {
-        "vision": {**times, "median": 1e-9},
-        "qformer": {**times, "median": 1e9},
-        "first token": {**times, "median": 1.0},
-    }
-    stages["caption"] = stages["first token"]
+@pytest.mark.parametrize("median, shown", [(1e-9, "faster: cached weights, or a busy machine"), (1e9, " x")])
+def test_memorys_rate_is_the_best_of_three_moments(monkeypatch, median, shown):
+    """A step faster than its limit shows no ratio."""
+    moments = [{"read_bytes": 1e9}, {"read_bytes": 2e9}, {"read_bytes": 1e9}]
+    stage = {"runs": 1, "p10": 1.0, "p90": 1.0, "median": median}
+    stages = {name: {**stage} for name in ("decode step", "first token", "caption")}
     start = {"load": 1.0, "first_caption": 1.0, "peak_rss": 1}
-    measured = {"stages": stages, "peak_rss": 1, "positions": 40}
-    tasks = {"start": lambda: start, "stages": lambda: measured, "rates": lambda: moments.pop(0)}
+    tasks = {"start": lambda: start, "stages": lambda: {"stages": stages, "peak_rss": 1}, "rates": moments.pop}
     monkeypatch.setattr(collect.worker, "run_task", lambda task, given: tasks[task]())
     monkeypatch.setattr(collect.machine, "drop_cached", lambda folder: False)
     result = collect.collect(collect.Plan(collect.Workload(str(embedded()), __file__)))
-    assert result["limits"] == {"read_bytes": 2e9, "int8_ops": 3e9, "fp32_ops": 9e9}
-    table = report.tables(result)[0].rows
-    assert [row[-1] for row in table[:2]] == [
-        "faster: cached weights, or a busy machine",
-        f"{1e9 / result['stages']['qformer']['limit']:.2f} x",
-    ]
+    assert result["limits"] == {"read_bytes": 2e9}
+    assert report.tables(result)[0].rows[0][-1].endswith(shown)
 
 
 def test_peers_and_scaling_have_tables_and_plots(measured, tmp_path):
@@ -161,15 +147,15 @@ def planned(monkeypatch):
 
 
 def test_missing_peers_are_reported_first(capsys, monkeypatch, planned):
-    absent = ("ctranslate2", "nncf")
+    absent = ("llama_cpp", "nncf")
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None if name in absent else object())
-    given = [f"--peer={name}" for name in ("openvino-int4", "hf-fp32", "ctranslate2-int8", "openvino-int4")]
+    given = [f"--peer={name}" for name in ("openvino-int4", "hf-fp32", "llama.cpp-q4", "openvino-int4")]
     code, _, err = run(capsys, *given, "--checkpoint", "Salesforce/blip2-opt-2.7b")
     assert code == 0 and len(err.splitlines()) == 2
-    for line, name, module in zip(err.splitlines(), ("openvino-int4", "ctranslate2-int8"), absent[::-1], strict=True):
+    for line, name, module in zip(err.splitlines(), ("openvino-int4", "llama.cpp-q4"), absent[::-1], strict=True):
         assert line == f"{name} is not measured: {module} is not installed: {peers.PEERS[name].install}"
     [plan] = planned
-    assert plan.peers == ("openvino-int4", "hf-fp32", "ctranslate2-int8"), "the table lists them too"
+    assert plan.peers == ("openvino-int4", "hf-fp32", "llama.cpp-q4"), "the table lists them too"
     assert plan.config == "Salesforce/blip2-opt-2.7b", "a hub id"
 
 

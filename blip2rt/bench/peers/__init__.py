@@ -26,8 +26,6 @@ _TORCH = ("torch", "transformers")
 PEERS = {
     "hf-fp32": Peer("transformers, eager, float32", "torch_peer", _TORCH),
     "hf-bf16": Peer("transformers, eager, bfloat16", "torch_peer", _TORCH),
-    "hf-compile": Peer("transformers, torch.compile, float32", "torch_peer", _TORCH),
-    "ctranslate2-int8": Peer("CTranslate2, int8, language model only", "ctranslate2_peer", ("ctranslate2", *_TORCH)),
     "openvino-int4": Peer("OpenVINO, int4, language model only", "openvino_peer", ("openvino", "nncf", *_TORCH)),
     "llama.cpp-q4": Peer("llama.cpp, Q4_0, language model only", "llama_cpp_peer", ("llama_cpp", "gguf"), True),
 }

@@ -1,4 +1,4 @@
-"""Hugging Face transformers: eager in float32 or bfloat16, or compiled.
+"""Hugging Face transformers: eager in float32 or bfloat16.
 
     python -m blip2rt.bench.peers.torch_peer JSON
 
@@ -23,7 +23,7 @@ from ..stages import repeat, summary
 from .common import random_weights
 from .timing import main, step_stage
 
-DTYPES = {"hf-fp32": torch.float32, "hf-bf16": torch.bfloat16, "hf-compile": torch.float32}
+DTYPES = {"hf-fp32": torch.float32, "hf-bf16": torch.bfloat16}
 MAX_RUNS = 5  # a run can take a minute
 
 
@@ -47,10 +47,6 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     loaded = time.perf_counter() - begin
     processor = transformers.AutoProcessor.from_pretrained(given["config"], trust_remote_code=False)
     data = Path(given["image"]).read_bytes()
-    if given["name"] == "hf-compile":
-        model.vision_model = torch.compile(model.vision_model)
-        model.qformer = torch.compile(model.qformer)
-        model.language_model.forward = torch.compile(model.language_model.forward, dynamic=True)
 
     def inputs() -> Any:
         pictures = [Image.open(io.BytesIO(data)).convert("RGB") for _ in range(batch)]
