@@ -1,20 +1,20 @@
-"""All descriptions in one file: JSON lines, CSV or Parquet.
+"""All descriptions in one file: JSON lines, or CSV or Parquet made from them.
 
-A table grows by complete rows, and its rows record which pictures are done. A torn last row is dropped on resume.
+JSON lines grow by complete rows, and rows record which pictures are done. A torn last row is dropped on resume.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import io
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ...errors import OptionError, names_file, utf8_name
 from ...install_hints import pip_install
@@ -29,18 +29,19 @@ _LISTS = ("captions", "tags", "probabilities")
 _TEXTS = ("image", "caption", "captions", "tags")
 Row = dict[str, Any]
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # the beginning of a cell
-_ENCODING = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names are bytes
+_ENCODING: Any = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names are bytes
 
 
 class Table:
-    """A table in one file, whose picture names tell what is done. asked: the flags that shape the texts."""
+    """JSON lines in one file, whose picture names tell what is done. asked: the flags that shape the texts."""
 
-    JOURNAL = ""  # suffix of the file that collects rows, if it is not the table itself
-
-    def __init__(self, path: str, overwrite: bool, model: str, asked: str, columns: tuple[str, ...] = COLUMNS) -> None:
-        self._final, self._path, self._columns = path, path + self.JOURNAL, columns
+    def __init__(
+        self, path: str, overwrite: bool, model: str, asked: str, columns: tuple[str, ...] = COLUMNS, journal: str = ""
+    ) -> None:
+        """journal: suffix of the file that collects rows, if it is not the table itself."""
+        self._final, self._path, self._columns = path, path + journal, columns
         self._remove_if_empty = not os.path.exists(self._path)
-        self._file = AppendOnlyFile(self._path, truncate=overwrite, named=not self.JOURNAL)
+        self._file = AppendOnlyFile(self._path, truncate=overwrite, named=not journal)
         self._model, self._asked = model, asked
         self._done: set[int] = set()
         try:
@@ -57,7 +58,7 @@ class Table:
         return True
 
     def write(self, picture: Picture, description: Description) -> None:
-        self._file.append(self._encode(description.row() | {"asked": self._asked}))
+        self._file.append(json_line(description.row() | {"asked": self._asked}))
 
     def finish(self, failed: bool) -> None:
         if not failed:
@@ -73,12 +74,10 @@ class Table:
     def _resume(self) -> None:
         """Read the names that are done and drop a torn row."""
         end = 0
-        with open(self._path, "rb") as file:
-            for row, after in self._rows(file):
-                end = after
-                if row is not None:
-                    self._check(row)
-                    self._done.add(hash(utf8_name(row["image"])))
+        for row, after in self._rows():
+            end = after
+            self._check(row)
+            self._done.add(hash(utf8_name(row["image"])))
         self._file.truncate(end)
 
     def _check(self, row: Row) -> None:
@@ -91,39 +90,22 @@ class Table:
             return
         raise OptionError(f"{problem}: give another file, or --overwrite")
 
-    def _rows(self, file: IO[bytes]) -> Iterator[tuple[Row | None, int]]:
-        """Yield the complete rows of a file and where each ends; a heading is None. Raises OptionError for others."""
-        raise NotImplementedError
-
-    def _encode(self, row: Row) -> bytes:
-        raise NotImplementedError
-
-    def _unknown_format(self, number: int) -> OptionError:
-        return OptionError(
-            f"{self._path}, line {number}, was not written by blip2rt: give another file, or --overwrite"
-        )
-
-
-class JsonTable(Table):
-    """JSON lines: one object a picture."""
-
-    def _rows(self, file: IO[bytes]) -> Iterator[tuple[Row | None, int]]:
+    def _rows(self) -> Iterator[tuple[Row, int]]:
+        """Yield the complete rows and where each ends. Raises OptionError for others."""
         end = 0
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                row = json.loads(line)
-                valid = all(name in row for name in self._columns) and isinstance(row["image"], str)
-            except (ValueError, TypeError, RecursionError):
-                valid = False
-            if not valid:
-                raise self._unknown_format(number)
-            end += len(line)
-            yield row, end
-
-    def _encode(self, row: Row) -> bytes:
-        return json_line(row)
+        with open(self._path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    row = json.loads(line)
+                    valid = all(name in row for name in self._columns) and isinstance(row["image"], str)
+                except (ValueError, TypeError, RecursionError):
+                    valid = False
+                if not valid:
+                    raise _foreign(f"{self._path}, line {number},")
+                end += len(line)
+                yield row, end
 
 
 def json_line(row: Row) -> bytes:
@@ -131,87 +113,24 @@ def json_line(row: Row) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
-class CsvTable(Table):
-    """A heading, then one row a picture. Several captions are lines of one field."""
-
-    @property
-    def _heading(self) -> bytes:
-        return (",".join(self._columns) + "\r\n").encode()
-
-    def finish(self, failed: bool) -> None:
-        if not failed and self._file.size == 0:
-            self._file.append(self._heading)
-        super().finish(failed)
-
-    def _rows(self, file: IO[bytes]) -> Iterator[tuple[Row | None, int]]:
-        end, lines, quotes, number = 0, list[bytes](), 0, 1
-        for line in file:
-            lines.append(line)
-            quotes += line.count(b'"')
-            if quotes % 2 or not line.endswith(b"\r\n"):
-                continue  # inside quotes, or torn
-            record, lines, quotes = b"".join(lines), [], 0
-            end += len(record)
-            rows = _parse_csv(record)
-            if len(rows) != 1 or len(rows[0]) != len(self._columns) or (number == 1 and record != self._heading):
-                raise self._unknown_format(number)
-            yield None if number == 1 else dict(zip(self._columns, map(_without_quote, rows[0]), strict=True)), end
-            number += 1
-        if not (self._is_torn(lines) if number > 1 else self._heading.startswith(b"".join(lines))):
-            raise self._unknown_format(number)
-
-    def _is_torn(self, lines: list[bytes]) -> bool:
-        """Whether the last lines can be the beginning of one row: none of them ends a row."""
-        for line in lines:
-            rows = _parse_csv(line) if line.endswith(b"\n") else []
-            if line.endswith(b"\r\n") or any(row[-2:] == [_quoted(self._model), self._asked] for row in rows):
-                return False
-        return True
-
-    def _encode(self, row: Row) -> bytes:
-        text = io.StringIO(newline="")
-        row = row | {name: "\n".join(map(str, row[name])) for name in _LISTS if name in row}
-        untrusted = {name: _quoted(row[name]) for name in (*_TEXTS, "model") if name in row}
-        csv.writer(text).writerow([(row | untrusted)[name] for name in self._columns])
-        return (b"" if self._file.size else self._heading) + text.getvalue().encode(**_ENCODING)
+def _foreign(place: str) -> OptionError:
+    return OptionError(f"{place} was not written by blip2rt: give another file, or --overwrite")
 
 
-def _quoted(cell: str) -> str:
-    """Put an apostrophe before what a spreadsheet would run as a formula."""
-    return f"'{cell}" if _FORMULA.match(cell) else cell
-
-
-def _without_quote(cell: str) -> str:
-    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
-
-
-def _parse_csv(data: bytes) -> list[list[str]]:
-    """Parse rows; an empty list for anything but CSV."""
-    try:
-        return list(csv.reader(io.StringIO(data.decode(**_ENCODING), newline="")))
-    except csv.Error:
-        return []
-
-
-class ParquetTable(JsonTable):
-    """Parquet, written at the end from JSON lines that are collected next to it. Needs pyarrow."""
-
-    ROWS_PER_GROUP = 10_000
-    JOURNAL = ".partial.jsonl"
+class ConvertedTable(Table):
+    """A table of another format, written at the end from JSON lines that are collected next to it."""
 
     def __init__(self, path: str, overwrite: bool, model: str, asked: str, columns: tuple[str, ...] = COLUMNS) -> None:
-        self._arrow = load_pyarrow()
-        self._parquet = self._arrow.parquet
         check_writable(path)
         if overwrite:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-        super().__init__(path, overwrite, model, asked, columns)
+        super().__init__(path, overwrite, model, asked, columns, ".partial.jsonl")
 
     def _resume(self) -> None:
         super()._resume()
         self._old: set[int] = set()  # names already in the table
-        for row in self._old_rows():
+        for row in self._old_rows() if os.path.exists(self._final) else ():
             self._check(row)
             self._old.add(hash(row["image"]))
         self._done |= self._old
@@ -225,10 +144,8 @@ class ParquetTable(JsonTable):
             if temporary.is_symlink():
                 temporary.unlink()
             try:
-                with names_file(self._final), self._parquet.ParquetWriter(temporary, self._schema()) as writer:
-                    for rows in (self._old_rows(), self._new_rows()):
-                        while group := list(islice(rows, self.ROWS_PER_GROUP)):
-                            writer.write_table(self._arrow.Table.from_pylist(group, self._schema()))
+                with names_file(self._final):
+                    self._convert(temporary)
                 with open(temporary, "r+b") as file:
                     os.fsync(file.fileno())  # before the journal is removed
                 os.replace(temporary, self._final)
@@ -238,24 +155,81 @@ class ParquetTable(JsonTable):
         os.unlink(self._path)
 
     def _new_rows(self) -> Iterator[Row]:
-        with open(self._path, "rb") as file:
-            for row, _ in self._rows(file):
-                if row is not None and hash(row["image"]) not in self._old:
-                    yield row
+        return (row for row, _ in self._rows() if hash(row["image"]) not in self._old)
 
     def _old_rows(self) -> Iterator[Row]:
-        """The rows of the existing table."""
-        if not os.path.exists(self._final):
-            return
+        """Yield the rows of the existing table. Raises OptionError for another file."""
+        raise NotImplementedError
+
+    def _convert(self, target: Path) -> None:
+        """Write the existing table with the new rows behind it."""
+        raise NotImplementedError
+
+
+class CsvTable(ConvertedTable):
+    """A heading, then one row a picture. Several captions are lines of one field."""
+
+    def _old_rows(self) -> Iterator[Row]:
         try:
-            with self._parquet.ParquetFile(self._final) as table:
+            with open(self._final, **_ENCODING, newline="") as file:
+                rows = csv.reader(file, strict=True)
+                if tuple(next(rows, ())) != self._columns:
+                    raise _foreign(f"{self._final}, line 1,")
+                for row in rows:
+                    if len(row) != len(self._columns):
+                        raise _foreign(f"{self._final}, line {rows.line_num},")
+                    yield dict(zip(self._columns, map(_without_quote, row), strict=True))
+        except csv.Error:
+            raise _foreign(f"{self._final}, line {rows.line_num},") from None
+
+    def _convert(self, target: Path) -> None:
+        heading = not os.path.exists(self._final)
+        if not heading:
+            shutil.copyfile(self._final, target)
+        with open(target, "w" if heading else "a", **_ENCODING, newline="") as file:
+            table = csv.writer(file)
+            if heading:
+                table.writerow(self._columns)
+            for row in self._new_rows():
+                row |= {name: "\n".join(map(str, row[name])) for name in _LISTS if name in row}
+                row |= {name: _quoted(row[name]) for name in (*_TEXTS, "model") if name in row}
+                table.writerow([row[name] for name in self._columns])
+
+
+def _quoted(cell: str) -> str:
+    """Put an apostrophe before what a spreadsheet would run as a formula."""
+    return f"'{cell}" if _FORMULA.match(cell) else cell
+
+
+def _without_quote(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+class ParquetTable(ConvertedTable):
+    """Parquet. Needs pyarrow."""
+
+    ROWS_PER_GROUP = 10_000
+
+    def __init__(self, path: str, overwrite: bool, model: str, asked: str, columns: tuple[str, ...] = COLUMNS) -> None:
+        self._arrow = load_pyarrow()
+        super().__init__(path, overwrite, model, asked, columns)
+
+    def _old_rows(self) -> Iterator[Row]:
+        try:
+            with self._arrow.parquet.ParquetFile(self._final) as table:
                 if not table.schema_arrow.equals(self._schema()):
                     raise KeyError("other columns")
                 for batch in table.iter_batches(self.ROWS_PER_GROUP, columns=list(self._columns)):
                     yield from batch.to_pylist()
-        except (self._arrow.ArrowException, KeyError, OSError) as error:
-            problem = f"{self._final} was not written by blip2rt"
-            raise OptionError(f"{problem}: give another file, or --overwrite") from error
+        except (self._arrow.ArrowException, KeyError, OSError):
+            raise _foreign(self._final) from None
+
+    def _convert(self, target: Path) -> None:
+        old = self._old_rows() if os.path.exists(self._final) else iter(())
+        with self._arrow.parquet.ParquetWriter(target, self._schema()) as writer:
+            for rows in (old, self._new_rows()):
+                while group := list(islice(rows, self.ROWS_PER_GROUP)):
+                    writer.write_table(self._arrow.Table.from_pylist(group, self._schema()))
 
     def _schema(self) -> Any:
         arrow = self._arrow
@@ -274,7 +248,7 @@ def load_pyarrow() -> Any:
     return pyarrow
 
 
-TABLES = {".jsonl": JsonTable, ".csv": CsvTable, ".parquet": ParquetTable}
+TABLES = {".jsonl": Table, ".csv": CsvTable, ".parquet": ParquetTable}
 
 
 def open_table(path: str, overwrite: bool, model: str, asked: str, columns: tuple[str, ...] = COLUMNS) -> Table:
