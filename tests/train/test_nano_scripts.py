@@ -145,18 +145,6 @@ def test_gptq_beats_nearest_rounding(tmp_path: Path) -> None:
     assert (found - exact).square().mean() < (near - exact).square().mean()
 
 
-def test_plot_of_captioners_shows_the_table(tmp_path: Path) -> None:
-    page, drawn = RECIPES.parent / "docs" / "nano.md", tmp_path / "drawn.svg"
-    done = run_script("captioners.py", page, *options(out=drawn))
-    assert done.returncode == 0, done.stderr
-    table = page.read_text().partition("| model | CIDEr |")[2].partition("\n\n")[0]
-    models = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
-    for plot in (drawn, page.parent / "nano" / "captioners.svg"):
-        assert models and all(model in plot.read_text() for model in models), "draw it again"
-    done = run_script("captioners.py", RECIPES.parent / "README.md", *options(out=drawn))
-    assert done.returncode == 2 and "has no table" in done.stderr and done.stderr.count("\n") == 1
-
-
 def write_set(folder: Path, files: dict[str, list[str]]) -> None:
     folder.mkdir(parents=True)
     for name, lines in files.items():
