@@ -167,7 +167,6 @@ def _faults(config: Blip2Config) -> list[str]:
         "its images are not square": vision.height != vision.width,
         "position embeddings are learned on top of the encoder's (learned_positions)": config.learned_positions,
         "the prefix passes a LayerNorm (normalize_prefix)": config.stage == 2 and config.normalize_prefix,
-        "each query has an offset of its own (query_offsets)": config.stage == 2 and config.query_offsets,
         "its Q-Former reads the question too (question_input)": config.question_input,
         "the queries' LayerNorm is not the text's (query_gain)": qformer.text_branch and qformer.query_gain is not None,
         "its language model is a GGUF file": config.llm is not None and config.llm.source.endswith(".gguf"),

@@ -26,12 +26,11 @@ COMMANDS = {  # name -> module, help; a module is imported when its command runs
     "questions": ("extras.questions", "generate questions and answers from captions by rule"),
     "self-critical": ("extras.self_critical", "train captions by the CIDEr of sampled ones"),
     "calibrate": ("extras.calibrate", "fit the weights of Match.score, and probabilities"),
-    "refit": ("extras.refit", "adapt a checkpoint to another image encoder without training"),
     "average": ("extras.average", "average the weights of checkpoints"),
 }
 # What checks a command's arguments before its module, and with it torch, is imported.
 _CHECKS = dict.fromkeys(("stage1", "stage2", "self-critical"), "early_checks")
-_CHECKS |= dict.fromkeys(("calibrate", "refit"), "extras.arguments")
+_CHECKS["calibrate"] = "extras.arguments"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,10 +21,9 @@ from blip2rt.modeling.weights import has_weights
 from blip2rt.system import total_memory
 
 from .data.loaders import small_data_note, split_micro_batches
-from .data.readers import read_data
 from .data.samples import BadSamples, Sample
 from .data.sampling import Mixture, sample_images
-from .data.streaming import ListSource, SampleReader, Source, load_batches, open_sources
+from .data.streaming import SampleReader, Source, load_batches, open_sources
 from .data.transforms import eval_transform, read_image
 from .loop.rounding import check_rounding
 from .loop.trainer import autocast_dtype, check_batch
@@ -188,15 +187,6 @@ def _data(plan: Plan) -> str:
     """A line about the data; opens all of it and decodes a sample of the images."""
     data, batch, config = plan.data, plan.loop.batch, plan.config
     bad = BadSamples(data.max_bad)
-    if not data.encodes and not data.train_tables:
-        read = read_data(data.train_table, data.images, bad)
-        rows = len(read.samples if config.stage == 1 else read.paths)
-        if rows < batch.batch_size:
-            raise Blip2rtError(f"batch_size {batch.batch_size} is more than the {rows} samples there are: lower it")
-        if config.stage == 1 and len(read.paths) < 2:
-            raise Blip2rtError("stage 1 contrasts images, but there is only one: give more")
-        counted = f"{len(read.paths)} images, {len(read.samples)} texts, {len(bad.found)} unusable"
-        return "; ".join((counted, *_sampled([ListSource(read)], plan.truncation)))
     sources, weights = open_sources(data.entries, Path(data.features), bad)
     opened = _sampled(sources, plan.truncation)
     reader = SampleReader(sources, batch.seed, eval_transform(config.vision))
@@ -204,6 +194,8 @@ def _data(plan: Plan) -> str:
     split = functools.partial(split_micro_batches, batch.accumulate)
     next(load_batches(reader, mixture, 0, lambda rows: split(rows)[:1], 0, bad))
     images = sum(sum(source.counts) for source in sources)
+    if config.stage == 1 and images < 2:
+        raise Blip2rtError("stage 1 contrasts images, but there is only one: give more")
     shares = [f"{100 * weight / sum(weights):.0f} %" for weight in weights]
     counted = f"{images} images in {len(sources)} sources, drawn {', '.join(shares)}, {len(bad.found)} unusable so far"
     few = small_data_note(sources, batch.batch_size) if config.stage == 1 else ""

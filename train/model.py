@@ -52,27 +52,17 @@ class StartingPoint:
                 self.stage1.load_into(model, _NOT_IN_STAGE1)
             else:
                 self.bert.initialize(model)
-        if model.config.query_offsets and not self.start.config.query_offsets:
-            fresh = (*fresh, "query_offsets")
         self.start.load_into(model, fresh)
         if self.start.config.llm is not None and self.start.config.llm.lora_rank:
             self.start.load_adapters_into(model)
 
-    def load_stage1(self, model: Blip2, fresh_layers: int = 0) -> None:
-        """Copy the query branch of `stage1`.
-
-        fresh_layers: this many of the last layers start from BERT instead. ITC and ITM turn the last layer into their
-        own head, after which an image's queries are much alike; ITG reads the layers' inputs and keeps those apart.
-        """
+    def load_stage1(self, model: Blip2) -> None:
+        """Copy the query branch of `stage1`."""
         assert self.stage1 is not None
-        if fresh_layers:
-            self.bert.initialize(model)
-        count = len(model.qformer.layers)
-        fresh = (f"qformer.layers.{index}." for index in range(count - fresh_layers, count))
-        self.stage1.load_into(model, (*_NOT_IN_STAGE1, *fresh))
+        self.stage1.load_into(model, _NOT_IN_STAGE1)
 
 
-_NOT_IN_STAGE1 = ("projection", "prefix_norm", "query_offsets")
+_NOT_IN_STAGE1 = ("projection", "prefix_norm")
 
 
 def open_checkpoint(source: str, given: Given) -> Checkpoint | None:

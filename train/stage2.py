@@ -99,7 +99,6 @@ def _new_stage2(settings: Stage2Settings, stage1: Checkpoint | None) -> Starting
         question_input=prefix.question_to_qformer,
         question_prompt=prefix.question_prompt,
         normalize_prefix=prefix.normalize_prefix,
-        query_offsets=prefix.query_offsets,
         qformer_bits=qformer.qformer_bits,
         qformer_block=qformer.qformer_block,
         sources=settings.origin.sources,
@@ -123,7 +122,7 @@ def build_model(settings: Stage2Settings, point: StartingPoint) -> Blip2:
     if point.start:
         point.load_start(model)
     elif point.stage1:
-        point.load_stage1(model, settings.prefix.fresh_layers)
+        point.load_stage1(model)
     else:
         point.bert.initialize(model)
         initialize_fresh(model, settings.qformer)

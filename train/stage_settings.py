@@ -49,8 +49,6 @@ class PrefixSettings:
         "branch (default: BERT, as in the paper's ablation)",
         metavar="CHECKPOINT",
     )
-    fresh_layers: int = option(0, "the Q-Former's last N layers start from BERT, not from stage 1", check=NOT_NEGATIVE)
-    query_offsets: bool = option(False, "add a learned vector to each query before the projection")
     normalize_prefix: bool = option(False, "LayerNorm after the projection")
     question_to_qformer: bool = option(
         False, "the queries read the question, or a caption's prompt, too, as in the paper's VQA finetune"

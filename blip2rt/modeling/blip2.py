@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from blip2rt.errors import Blip2rtError
+
 from .adapters import is_adapter
 from .llm import LlmConfig, embedding_scale
 from .qformer import LanguageHead, QFormer, QFormerConfig
@@ -40,7 +42,6 @@ class Blip2Config:
     question_input: bool = False  # stage 2: the queries read the question too, as in the paper's VQA finetune
     question_prompt: str = "{}"  # the text that they read, {} is the question
     normalize_prefix: bool = True  # LayerNorm after the projection, at the scale of the token embeddings
-    query_offsets: bool = False  # a learned vector is added to each query's output before the projection
     qformer_bits: int = 0  # 4 or 8: Q-Former and projection were trained against weights rounded to these bits
     qformer_block: int = 64  # block size of that quantization
     sources: tuple[dict[str, str], ...] = ()  # part, name, licence and origin of every part
@@ -59,6 +60,8 @@ class Blip2Config:
         if vision.get("vit") is not None:
             vision["vit"] = VitConfig(**vision["vit"])
         values.setdefault("clean_captions", True)  # as before the field existed
+        if values.pop("query_offsets", False):
+            raise Blip2rtError("query_offsets are no longer read: train again without them, or use blip2rt 0.1")
         llm = values.pop("llm")
         return Blip2Config(
             vision=VisionConfig(**vision),
@@ -121,9 +124,6 @@ class Blip2(TrainableModel):
                 llm_width = llm.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
             assert llm_width is not None, "a stage-2 model has a language model, or knows its width"
             self.projection = nn.Linear(width, llm_width)
-            if config.query_offsets:
-                # Larger than stage 1's differences between images (0.4): the LLM first learns its task from them.
-                self.query_offsets = nn.Parameter(0.6 * torch.randn(1, config.qformer.queries, width))
             self.prefix_norm = nn.LayerNorm(llm_width) if config.normalize_prefix else nn.Identity()
             if config.normalize_prefix and llm is not None:
                 nn.init.constant_(self.prefix_norm.weight, embedding_scale(llm))  # type: ignore[arg-type]
@@ -160,8 +160,6 @@ class Blip2(TrainableModel):
 
     def prefix_embeds(self, query_output: torch.Tensor) -> torch.Tensor:
         """(B, Q, H) -> the LLM's soft prompt (B, Q, D); stage 2."""
-        if self.config.query_offsets:
-            query_output = query_output + self.query_offsets
         return self.prefix_norm(self.projection(query_output))
 
     # retrieval, stage 1

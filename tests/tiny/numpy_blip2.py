@@ -146,7 +146,5 @@ class NumpyBlip2(Weights):
 
     def prefix_embeds(self, image: Array) -> Array:
         queries = self.qformer(image, None, "both")[0]
-        if self.config.query_offsets:
-            queries = queries + self["query_offsets"][0]
         embeds = self.linear("projection", queries)
         return self.norm("prefix_norm", embeds) if self.config.normalize_prefix else embeds

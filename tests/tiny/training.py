@@ -99,7 +99,7 @@ NANO = (
     "--learned-positions --query-std 1 --query-gain 3 --dec-std 0 --query-dropout 0 --attention-dropout 0 --clip 1"
 ).split()
 
-NANO_STAGE2 = "--no-prepend-bos --normalize-prefix --query-offsets --texts-per-image 6 --max-text-tokens 40".split()
+NANO_STAGE2 = "--no-prepend-bos --normalize-prefix --texts-per-image 6 --max-text-tokens 40".split()
 
 
 def tiny_settings(folder: Path) -> list[str]:

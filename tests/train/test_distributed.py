@@ -56,7 +56,7 @@ def one2(parts: tuple[Path, list[str]]) -> Path:
 
 
 def stage2_fields(folder: Path) -> list[str]:
-    return [*NANO_STAGE2, "--llm_source", str(folder / "llm"), "--end", "<|end|>", "--no-query_offsets"]
+    return [*NANO_STAGE2, "--llm_source", str(folder / "llm"), "--end", "<|end|>"]
 
 
 @pytest.mark.parametrize(("shard", "accumulate"), [("none", 1), ("trained", 2)])

@@ -74,7 +74,7 @@ def test_new_stage2_follows_the_paper(tmp_path: Path) -> None:
     bert, llm = settings.qformer.qformer_init, llm_folder(tmp_path / "llm")
     arguments += options(qformer_init=bert, llm_source=llm)
     config = stage2.starting_point(parse(stage2.Stage2Settings, arguments, "")).config
-    assert not (config.normalize_prefix or config.query_offsets or config.learned_positions or config.qformer_bits)
+    assert not (config.normalize_prefix or config.learned_positions or config.qformer_bits)
     assert (config.qformer.dropout, config.qformer.query_dropout, config.qformer.attention_dropout) == (0.1, 0.1, 0.1)
     assert config.llm is not None and (config.llm.end, config.llm.prepend_bos) == ("\n", True)
 

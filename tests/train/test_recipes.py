@@ -7,18 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
 
-from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.checkpoint import CONFIG
-from blip2rt.modeling.qformer import QFormerConfig
-from blip2rt.modeling.vision import VisionConfig
 from blip2rt_train import stage1, stage2
 from blip2rt_train.early_checks import open_settings
-from blip2rt_train.extras import refit, self_critical
+from blip2rt_train.extras import self_critical
 from blip2rt_train.plan import count_parameters, memory, rates, trained
 from blip2rt_train.recipe import parse
 from blip2rt_train.settings import MachineSettings
@@ -265,13 +261,13 @@ def test_invalid_option_value_is_one_line(flags: list[str], error_of: Any) -> No
 def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = without(tiny_settings(tmp_path), "--vision_positions", "--vision_features")
     encoder = ["--vision_source", "timm:test_vit", "--vision_size", "160", *encoder_weights(tmp_path, "test_vit")]
-    llm = [*NANO_STAGE2, "--llm_source", str(t5_folder(tmp_path / "t5")), "--end", "<|end|>", "--no-query-offsets"]
+    llm = [*NANO_STAGE2, "--llm_source", str(t5_folder(tmp_path / "t5")), "--end", "<|end|>"]
     out = tmp_path / "out"
     assert stage2.main([*settings, *encoder, *llm, "--out", str(out), "--dry-run", "2"]) == 0
     output = capsys.readouterr().out
     batch = "4 images (2 a GPU in 1 micro-batches)"
     cut = "max_text_tokens 40 cuts 0 of 16 texts"
-    for words in ("trained:", "one of 2 GPUs", batch, "8 images, 16 texts", cut, "llm", "frozen"):
+    for words in ("trained:", "one of 2 GPUs", batch, "8 images in 1 sources", cut, "llm", "frozen"):
         assert words in output, (words, output)
     assert not list(out.glob("step-*")) and not (tmp_path / "features").exists()
     assert stage2.main([*settings, *encoder, *llm, "--out", str(out), "--steps", "2"]) == 0, "and it does train"
@@ -293,50 +289,6 @@ def test_dry_run_checks_disk_space(tmp_path: Path, error_of: Any, monkeypatch: p
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     settings = [*tiny_settings(tmp_path), "--out", str(tmp_path / "out"), "--dry-run"]
     assert "2 checkpoints need" in error_of(stage1.main, settings)
-
-
-def refitted_model(seed: int) -> tuple[Blip2, np.random.Generator]:
-    """Seeded: if random keys and values are nearly dependent, the small ridge on positions shows."""
-    torch.manual_seed(seed)
-    geometry = QFormerConfig(16, 2, 2, 32, queries=4, vision_width=12, cross_attention_frequency=1, vocab_size=20)
-    vision = VisionConfig(positions=9, features=12)
-    model = Blip2(Blip2Config(1, vision, geometry))
-    for parameter in model.parameters():
-        parameter.data.add_(0.1 * torch.randn_like(parameter))
-    return model, np.random.default_rng(seed)
-
-
-def test_refit_reproduces_outputs_with_another_encoder() -> None:
-    """The other encoder has the same channels in another order, three times as large."""
-    model, rng = refitted_model(1)
-    old = rng.normal(size=(40, 9, 12)).astype(np.float16)
-    new = 3 * old[..., rng.permutation(12)]
-    before = model.query_output(torch.from_numpy(old).float())
-    other = model.query_output(torch.from_numpy(new).float())
-    assert refit.refit(model, new, old, 1e-7) == pytest.approx(1, abs=1e-3)
-    after = model.query_output(torch.from_numpy(new).float())
-    assert (after - before).abs().mean() < 0.01 * (other - before).abs().mean()
-
-
-def test_refit_reads_another_grid() -> None:
-    """The other encoder has [CLS], four positions for each old one, and fewer channels."""
-    model, rng = refitted_model(2)
-    hidden = rng.normal(size=(60, 9, 8))
-    old = (hidden @ rng.normal(size=(8, 12))).astype(np.float32)
-    fine = hidden.reshape(60, 3, 3, 8).repeat(2, 1).repeat(2, 2).reshape(60, 36, 8)
-    new = np.concatenate([rng.normal(size=(60, 1, 8)), fine], 1).astype(np.float32)
-    before = model.query_output(torch.from_numpy(old))
-    output = refit.refit(model, new, old, 1e-4)
-    assert output > 0.8, "but for what the norm of a position hides"
-    assert model.vision_positions.shape == (1, 37, 8) and model.vision_norm.weight.shape == (8,)
-    after = model.query_output(torch.from_numpy(new))
-    shuffled = model.query_output(torch.from_numpy(new[::-1].copy()))
-    assert (after - before).abs().mean() < 0.7 * (shuffled - before).abs().mean()
-
-
-def test_refit_reports_a_wrong_checkpoint_in_one_line(tmp_path: Path, error_of: Any) -> None:
-    arguments = ["no/such", "--vision-weights", "x", "--data", "y.tsv", "--images", "z", "--out", str(tmp_path)]
-    assert "error: 'no/such'" in error_of(refit.main, arguments)
 
 
 def test_dry_run_names_missing_parts_and_invalid_values(tmp_path: Path, error_of: Any) -> None:

@@ -60,7 +60,7 @@ def test_loss_weighs_samples_by_advantage(settings: list[str], tmp_path: Path) -
     sampled._generate = kept  # type: ignore[method-assign]
     told = training.loss(micro)
     features, images = micro.images.vision_features, micro.images.image_ids.tolist()
-    groups = stage.loader.data.by_image()  # type: ignore[union-attr]
+    groups = stage.loader.groups  # type: ignore[union-attr]
     reward = CiderReward([[f"{self_critical.tokenize(s.text)} </s>" for s in group] for group in groups])
     prefix = stage.model.prefix_embeds(stage.model.query_output(features))
     llm: Any = stage.model.llm

@@ -92,7 +92,7 @@ def test_stage2_trains_only_the_query_branch(
 
 def test_stage2_starts_from_its_own_checkpoint(parts: tuple[Path, list[str]], stage1_run: Path) -> None:
     first, settings = parts[0] / "first", stage2_settings(parts, stage1_run)
-    assert stage2.main([*settings, "--fresh_layers", "1", "--out", str(first)]) == 0
+    assert stage2.main([*settings, "--out", str(first)]) == 0
     arguments = [*settings, "--out", str(parts[0] / "second"), "--start", str(first)]
     assert_equal(build("stage2", arguments).model.trained_state(), weights(first))
 

@@ -37,7 +37,6 @@ MISTAKES = {
     "average no/a no/b --out o --weights 1": ("give 2 numbers",),
     "calibrate no/ --data nowhere --images {} --out o": ("'nowhere' does not exist", "MODEL 'no/' does not exist"),
     "calibrate {} --data {}/photo.txt --out o": ("--images is missing: give the folder of the images in",),
-    "refit no/ --data nowhere --images {} --out o": ("'nowhere' does not exist", "CKPT 'no/' does not exist"),
     "questions --bogus": ("--bogus",),
 }
 

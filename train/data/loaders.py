@@ -25,7 +25,7 @@ from ..settings import BatchSettings, DataSettings
 from .features import draw_views, open_features
 from .readers import read_data
 from .samples import BadSamples, Sample, draw_texts
-from .sampling import Mixture, ShuffledOrder, batches
+from .sampling import Mixture, ShuffledOrder
 from .shards import check_shards
 from .streaming import DecodedImages, SampleReader, Source, entry_faults, load_batches, open_sources
 from .transforms import train_transform
@@ -91,55 +91,14 @@ class LoaderSettings:
 
 
 class TableLoader:
-    """Batches from one `train_table` with cached features.
-
-    By caption, a row is a caption, and a batch has captions of similar length; otherwise a row is an image.
-    """
-
-    def __init__(self, settings: LoaderSettings, bad: BadSamples) -> None:
-        self.settings, data = settings, settings.data
-        read = read_data(data.train_table, data.images, bad)
-        if settings.by_caption:
-            read = read.captions(data.train_table)
-        with this_process().main_first():
-            self.data, self.vision = open_features(read, settings.vision, data.features, bad, data.views)
-        this_process().require_same("samples of train_table", (len(self.data.paths), len(self.data.samples)))
-
-    @property
-    def groups(self) -> list[list[Sample]]:
-        """The texts of every image, by `image_ids`."""
-        return self.data.by_image()
-
-    def steps(self, start: int) -> Iterator[tuple[int, list[ImageBatch]]]:
-        """Yield (step, micro-batches) without end, from step `start` on."""
-        batch, samples, groups = self.settings.batch, self.data.samples, self.data.by_image()
-        by_caption = self.settings.by_caption
-        lengths = np.array([len(sample.text.split()) for sample in samples]) if by_caption else None
-        size = len(samples if by_caption else groups)
-        for step, chosen in batches(size, batch.batch_size, batch.seed, start, lengths):
-            if by_caption:
-                drawn = [[samples[i]] for i in chosen]
-            else:
-                rng = np.random.default_rng((batch.seed, step, 1))
-                drawn = [draw_texts(groups[i], rng)[: self.settings.texts] for i in chosen]
-            views = draw_views(self.settings.data.views, len(drawn), (batch.seed, step)).tolist()
-            rows = list(zip((group[0].image for group in drawn), views, drawn, strict=True))  # of all processes
-            yield step, [self._load(part) for part in split_micro_batches(batch.accumulate, rows)]
-
-    def _load(self, rows: list[tuple[int, int, list[Sample]]]) -> ImageBatch:
-        images = [image for image, _, _ in rows]
-        features = self.vision.get(images, [view for _, view, _ in rows])
-        return ImageBatch([group for _, _, group in rows], torch.tensor(images), vision_features=features)
-
-
-class MixedTableLoader:
-    """Batches from `train_tables` with cached features: every row is an image of a table drawn by weight."""
+    """Batches from `train_table` or `train_tables` with cached features: rows are images, drawn by weight."""
 
     def __init__(self, settings: LoaderSettings, bad: BadSamples) -> None:
         self.settings, data, seed = settings, settings.data, settings.batch.seed
-        if faults := entry_faults(data.train_tables, "train_tables"):
+        entries, field = data.entries, "train_tables" if data.train_tables else "train_table"
+        if data.train_tables and (faults := entry_faults(entries, field)):
             raise OptionError("; ".join(faults))
-        read = [read_data(entry["path"], entry.get("images", ""), bad) for entry in data.train_tables]
+        read = [read_data(entry["path"], entry.get("images", ""), bad) for entry in entries]
         with this_process().main_first():
             opened = [open_features(each, settings.vision, data.features, bad, data.views) for each in read]
         self.sources = [source for _, source in opened]
@@ -147,13 +106,13 @@ class MixedTableLoader:
             [[s for s in group if not (settings.by_caption and s.prompt)] for group in each.by_image()]
             for each, _ in opened
         ]
-        this_process().require_same("samples of train_tables", [sum(map(len, groups)) for groups in self.texts_of])
+        this_process().require_same(f"samples of {field}", [sum(map(len, groups)) for groups in self.texts_of])
         self.images = [[i for i, group in enumerate(groups) if group] for groups in self.texts_of]
-        for entry, images in zip(data.train_tables, self.images, strict=True):
+        for entry, images in zip(entries, self.images, strict=True):
             if not images:
-                path = entry["path"]
-                raise Blip2rtError(f"train_tables: {path} has no caption, and only captions are read: leave it out")
-        weights = [float(e.get("weight", len(i))) for e, i in zip(data.train_tables, self.images, strict=True)]
+                fix = "leave it out, or give another"
+                raise Blip2rtError(f"{field}: {entry['path']} has no caption, and only captions are read: {fix}")
+        weights = [float(e.get("weight", len(i))) for e, i in zip(entries, self.images, strict=True)]
         self.mixture = Mixture(weights, settings.batch.batch_size, seed)
         self.orders = [ShuffledOrder([len(images)], (seed, number)) for number, images in enumerate(self.images)]
         self.first_id = [0, *accumulate(map(len, self.texts_of))]  # image id of each table's first image
@@ -209,12 +168,12 @@ class StreamingLoader:
         return ImageBatch(groups, images.image_ids, pixels=images.pixels)
 
 
-def open_loader(settings: LoaderSettings, out: str) -> TableLoader | MixedTableLoader | StreamingLoader:
+def open_loader(settings: LoaderSettings, out: str) -> TableLoader | StreamingLoader:
     """Open the loader that the recipe's data fields ask for; `out`, the training's folder, lists unusable samples."""
     bad = open_bad_samples(out, settings.data.max_bad)
     if settings.data.encodes:
         return StreamingLoader(settings, bad, Path(out))
-    return (MixedTableLoader if settings.data.train_tables else TableLoader)(settings, bad)
+    return TableLoader(settings, bad)
 
 
 def open_bad_samples(out: str | Path, limit: int) -> BadSamples:

@@ -1,4 +1,4 @@
-"""Which sample comes when: endless shuffled orders, batches of one data set, and a weighted mixture of several sources.
+"""Which sample comes when: endless shuffled orders, and a weighted mixture of several sources.
 
 Everything is a function of the seed and the step, whatever the number of processes and workers: a resumed training,
 even on other machines, sees what an uninterrupted one would have seen.
@@ -6,12 +6,10 @@ even on other machines, sees what an uninterrupted one would have seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-
-from blip2rt.errors import Blip2rtError
 
 WINDOW = 16  # shards whose samples are shuffled together
 _CHUNK = 1024  # steps
@@ -77,35 +75,3 @@ class Mixture:
 def sample_images(count: int, most: int = 8) -> list[int]:
     """Return at most `most` of `count` images, evenly spread and always the same."""
     return [i * count // most for i in range(most)] if count > most else list(range(count))
-
-
-def batches(
-    count: int, batch_size: int, seed: int, start: int = 0, lengths: np.ndarray | None = None
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (step, indices) without end from step `start` on: a new permutation every epoch, full batches only.
-
-    With `lengths` (count), a batch has samples of similar length, which saves padding.
-    """
-    if count < batch_size:
-        raise Blip2rtError(f"batch_size {batch_size} is more than the {count} samples there are: lower it")
-    per_epoch = count // batch_size
-    step = start
-    while True:
-        epoch, first = divmod(step, per_epoch)
-        rng = np.random.default_rng((seed, epoch))
-        order = rng.permutation(count)[: per_epoch * batch_size]
-        if lengths is not None:
-            order = _by_length(order, lengths, batch_size, rng)
-        for offset in range(first, per_epoch):
-            yield step, order[offset * batch_size : (offset + 1) * batch_size]
-            step += 1
-
-
-def _by_length(order: np.ndarray, lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> np.ndarray:
-    """Sort by length within windows of 32 batches, then shuffle the batches."""
-    window = 32 * batch_size
-    parts = [
-        part[np.argsort(lengths[part], kind="stable")] for part in np.split(order, range(window, len(order), window))
-    ]
-    rows = np.concatenate(parts).reshape(-1, batch_size)
-    return rows[rng.permutation(len(rows))].reshape(-1)

@@ -17,7 +17,7 @@ from PIL import Image
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder
 from blip2rt_train import stage1
 from blip2rt_train.data import features
-from blip2rt_train.data.loaders import LoaderSettings, MixedTableLoader, open_loader
+from blip2rt_train.data.loaders import LoaderSettings, TableLoader, open_loader
 from blip2rt_train.settings import BatchSettings, DataSettings
 from tests.seeds import new_seed
 from tests.tiny.training import caption_table, tiny_settings
@@ -37,12 +37,12 @@ def tables(folder: Path) -> list[dict[str, object]]:
     return found
 
 
-def loader(folder: Path, by_caption: bool, texts: int) -> MixedTableLoader:
+def loader(folder: Path, by_caption: bool, texts: int) -> TableLoader:
     data = DataSettings(train_tables=tuple(tables(folder)), features=str(folder / "features"), views=2)
     vision = VisionConfig("timm:test_efficientnet", height=64, width=64, positions=4, features=256)
     batch = BatchSettings(batch_size=40, seed=5)
     found = open_loader(LoaderSettings(data, batch, vision, texts, by_caption), str(folder / "out"))
-    assert isinstance(found, MixedTableLoader)
+    assert isinstance(found, TableLoader)
     return found
 
 

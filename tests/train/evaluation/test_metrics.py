@@ -11,7 +11,6 @@ import pytest
 
 from blip2rt.errors import Blip2rtError
 from blip2rt.native import native
-from blip2rt_train.data.sampling import batches
 from blip2rt_train.evaluation.annotations import in_half
 from blip2rt_train.evaluation.metrics import caption_metrics, meteor, tokenize
 from blip2rt_train.evaluation.recall import best_rank, recall, recall_at, reranked
@@ -198,19 +197,6 @@ def test_suggested_things_are_never_denied() -> None:
 
 def test_captions_are_cleaned_like_the_reference() -> None:
     assert native().clean_caption(' A dog (black) ; runs: "fast" ! ') == "a dog black runs fast"
-
-
-def test_batches_cover_an_epoch_once_and_start_at_any_step() -> None:
-    lengths = np.random.default_rng(new_seed()).integers(1, 20, 103)
-    whole = [next(it) for it in [batches(103, 10, 7, 0, lengths)] for _ in range(25)]
-    assert [step for step, _ in whole] == list(range(25))
-    first = np.concatenate([rows for _, rows in whole[:10]])
-    assert len(set(first.tolist())) == 100
-    resumed = batches(103, 10, 7, 13, lengths)
-    for step, rows in whole[13:]:
-        other_step, other = next(resumed)
-        assert step == other_step and (rows == other).all()
-    assert max(np.ptp(lengths[rows]) for _, rows in whole) < np.ptp(lengths)
 
 
 def test_chair_counts_nouns_that_nobody_names_or_suggests() -> None:

@@ -48,7 +48,7 @@ def build(stage: int, paper: bool, llm: str = "") -> Blip2:
         QFormerConfig(**size, text_branch=stage == 1),
         VisionConfig(positions=POSITIONS, features=FEATURES),
     )
-    ours = dict.fromkeys(("learned_positions", "normalize_prefix", "query_offsets"), not paper)
+    ours = dict.fromkeys(("learned_positions", "normalize_prefix"), not paper)
     config = Blip2Config(stage, vision, qformer, LlmConfig(source=llm) if llm else None, embed_dim=8, **ours)
     model = build_blip2(config, vision=False)
     shake(model).train()  # the frozen LLM's weights too
