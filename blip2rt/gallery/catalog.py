@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import GalleryError
+from ..errors import GalleryError, OptionError
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (row INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, size INTEGER NOT NULL,
@@ -143,14 +143,17 @@ class Catalog:
     def fill(self, files: Iterable[File]) -> None:
         """Store many pictures in an empty catalog that no other process reads yet.
 
-        Raises sqlite3.IntegrityError if two have the same path.
+        Raises OptionError if two have the same path.
         """
-        insert = "INSERT INTO files (row, path, size, time, hash, listed) VALUES (?, ?, ?, ?, ?, 1)"
+        insert = "INSERT INTO files (row, path, size, time, hash) VALUES (?, ?, ?, ?, ?)"
         values = ((file.row, os.fsencode(file.path), file.size, file.time, file.hash) for file in files)
-        self._db.executescript("PRAGMA synchronous = OFF; PRAGMA journal_mode = OFF; PRAGMA cache_size = -500000")
-        self._db.execute("BEGIN")
-        self._db.executemany(insert, values)
-        self._db.execute("COMMIT")
+        with self._sqlite_errors():
+            self._db.executescript("PRAGMA synchronous = OFF; PRAGMA cache_size = -500000; BEGIN")
+            try:
+                self._db.executemany(insert, values)
+            except sqlite3.IntegrityError:
+                raise OptionError("a picture is in two of the indexes: index and merge each folder once") from None
+            self._db.execute("COMMIT")
 
     def move(self, file: File, path: str, time: int) -> None:
         """Record a new path or time of a picture whose bytes are the same."""
@@ -216,7 +219,7 @@ class Catalog:
         """Turn errors of SQLite into one line with a fix."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             for word, fix in _FIXES.items():
                 if word in str(error):
                     raise GalleryError(f"{self._path}: {error}: {fix}") from None

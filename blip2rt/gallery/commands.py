@@ -105,27 +105,15 @@ def index(args: argparse.Namespace, load: Load, open_executor: OpenExecutor = nu
 
 
 def merge(args: argparse.Namespace, load: Load) -> int:
-    """Merge indexes into a packed one and return the exit code."""
-    import numpy as np
-
-    from . import index_manifest
+    """Merge indexes into one and return the exit code."""
     from .index import Index
-    from .packed.merge import Part, merge, sample_texts
+    from .merge import merge
 
     check_empty(args.out, "not empty: give another --out")
     model = load(args.threads)
     with ExitStack() as stack:
-        opened = [stack.enter_context(Index.open(path, model)) for path in args.indexes]
-        parts = [Part(each.path, each.root, each.catalog, each.packed or each.vectors) for each in opened]
-        texts = sample_texts(args.captions)
-        count = merge(
-            parts,
-            args.out,
-            index_manifest.fields_of(model.bundle),
-            lambda: np.stack([model.embed_text(text) for text in texts]),
-            args.captions,
-            print_status,
-        )
+        parts = [stack.enter_context(Index.open(path, model)) for path in args.indexes]
+        count = merge(parts, args.out, args.captions, print_status)
     print_status(f"{count:,} pictures in {args.out}")
     return 0
 
@@ -172,8 +160,6 @@ def duplicates(args: argparse.Namespace, load: Load) -> int:
     if not 0 < args.alike <= 1:
         raise OptionError(f"--alike is {args.alike}: give a number above 0 and up to 1")
     with Index.open(args.index, load(args.threads)) as opened:
-        if opened.packed is not None:
-            raise OptionError(f"{opened.path} is packed: find duplicates in the indexes that it was made of")
         groups, problems = find_near_duplicates(opened, args.alike), _missing_root(opened)
         for group in groups:
             paths = [str(opened.root / file.path) for file in group]

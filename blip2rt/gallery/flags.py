@@ -143,9 +143,9 @@ def add_index(command: Parser) -> None:
 
 
 def add_merge(command: Parser) -> None:
-    command.add_argument("indexes", nargs="+", type=path, metavar="INDEX", help=f"{_CREATED}; or a packed one")
+    command.add_argument("indexes", nargs="+", type=path, metavar="INDEX", help=_CREATED)
     group = command.add_argument_group("files")
-    group.add_argument("--out", type=path, required=True, metavar="PACKED", help="the folder of the packed index")
+    group.add_argument("--out", type=path, required=True, metavar="NEW", help="the folder of the merged index")
     captions = "table made by `blip2rt caption --out`; `search` then ranks by captions, too"
     group.add_argument("--captions", type=path, metavar="FILE", help=captions)
 
@@ -174,7 +174,7 @@ def add_duplicates(command: Parser) -> None:
 
 COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {  # command -> what it does, what adds its flags
     "index": ("embed a folder of pictures, for search", add_index),
-    "merge": ("merge indexes into a packed one, for millions of pictures", add_merge),
+    "merge": ("merge indexes into one, with captions to search by", add_merge),
     "search": ("find pictures of an index by a text or a picture", add_search),
     "duplicates": ("find near duplicates in an index", add_duplicates),
 }

@@ -1,9 +1,9 @@
 """A searchable index of picture embeddings.
 
 An index is a folder: index.json (index_manifest.py), files.db (catalog.py), vectors.i8 and shortlist.usearch
-(vectors.py). A packed one (packed/) has compressed vectors and is read-only. The score of a text with a picture is the
-largest cosine over the picture's vectors (section 3.1 of the paper). The score of two pictures is the mean cosine of
-their vectors from the same query.
+(vectors.py). One with captions (caption_search.py) is read-only. The score of a text with a picture is the largest
+cosine over the picture's vectors (section 3.1 of the paper). The score of two pictures is the mean cosine of their
+vectors from the same query.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from ..bundle.fingerprint import fingerprint
 from ..bundle.regular_files import require_regular
 from ..errors import CapabilityError, GalleryError, ImageError, OptionError
 from . import index_manifest
+from .caption_search import FILE_NAME, CaptionSearch, fuse
 from .catalog import Catalog, damaged
-from .packed.captions import FILE_NAME, CaptionSearch, fuse
-from .packed.vectors import PackedVectors
 from .path_checks import check_empty
 from .sources import is_shard
 from .tar_samples import picture_at
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
 SHORTLIST = "shortlist.usearch"
 MAX_EXACT = 4096  # largest index that is searched without a shortlist
 MIN_CANDIDATES = 200  # shortlisted pictures whose exact score is computed
-CANDIDATES_PER_HIT = 10
+CANDIDATES_PER_HIT, CANDIDATES_PER_ROOT = 10, 3  # per result, and per square root of the pictures
 FUSED = 10  # pictures per hit that each of two rankings contributes
 NEIGHBOUR_BLOCK = 64  # pictures whose neighbours are searched at once
 RERANK_BATCH = 8
@@ -77,14 +76,11 @@ class Index:
     Raises GalleryError for a folder that is not an index or belongs to another model, OptionError for wrong arguments.
     """
 
-    def __init__(
-        self, path: Path, root: Path, shape: tuple[int, int], model: Model, write: bool, packed: bool = False
-    ) -> None:
+    def __init__(self, path: Path, root: Path, shape: tuple[int, int], model: Model, write: bool) -> None:
         """See `open` and `create`."""
         self.path, self.root, self.model = path, root, model
         self._shape, self.writable = shape, write
         self.vectors = Vectors(path / "vectors.i8", *shape)
-        self.packed = PackedVectors(path, *shape) if packed else None
         for name in ("files.db", "files.db-journal", "vectors.i8", SHORTLIST):
             try:
                 with contextlib.suppress(FileNotFoundError):
@@ -94,13 +90,10 @@ class Index:
         with contextlib.ExitStack() as stack:
             self.catalog = Catalog(path / "files.db", write)
             stack.callback(self.catalog.close)
-            vectors = self.packed or self.vectors
-            if self.catalog.row_count > len(vectors):
-                missing = self.catalog.row_count - len(vectors)
-                raise damaged(path / "vectors.i8" if self.packed is None else path, f"it lacks {missing:,} pictures")
-            self._captions = None
-            if packed and os.path.lexists(path / FILE_NAME):
-                self._captions = CaptionSearch(path, self.catalog.row_count)
+            if self.catalog.row_count > len(self.vectors):
+                missing = self.catalog.row_count - len(self.vectors)
+                raise damaged(path / "vectors.i8", f"it lacks {missing:,} pictures")
+            self._captions = CaptionSearch(path, self.catalog.row_count) if os.path.lexists(path / FILE_NAME) else None
             stack.pop_all()
 
     @classmethod
@@ -124,10 +117,9 @@ class Index:
         real = Path(os.path.realpath(folder), manifest["root"])
         if os.path.realpath(root) != os.path.realpath(real):  # the path of the index contains a symbolic link
             root = Path(os.path.normpath(real))
-        packed = manifest["version"] == index_manifest.PACKED
-        if packed and write:
-            raise OptionError(f"{folder} is packed and cannot be changed: update its parts, and merge them again")
-        return cls(folder, root, shape, model, write, packed)
+        if write and os.path.lexists(folder / FILE_NAME):
+            raise OptionError(f"{folder} has captions and cannot be changed: update its parts, and merge them again")
+        return cls(folder, root, shape, model, write)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], root: str | os.PathLike[str], model: Model | None = None) -> Index:
@@ -227,17 +219,15 @@ class Index:
 
     def _fused(self, text: str, embeds: Floats, count: int, exact: bool) -> tuple[NDArray[np.int64], Floats]:
         """Return rows that vectors and captions rank first together, and their scores. Both rank at the same time."""
-        assert self._captions is not None and self.packed is not None
+        assert self._captions is not None
         with ThreadPoolExecutor(1, "blip2rt-captions") as pool:
             by_words = pool.submit(self._captions.nearest, text, FUSED * count)
-            near, _ = self.packed.nearest(embeds, FUSED * count, exact)
+            near, _ = self.nearest(embeds, FUSED * count, exact)
             rows = np.array(fuse(near.tolist(), by_words.result())[:count], np.int64)
-        return rows, self.packed.scores(rows, embeds)
+        return rows, scores_of(self.vectors.read(rows), embeds)
 
     def nearest(self, query: Floats, count: int, exact: bool = False) -> tuple[NDArray[np.int64], Floats]:
         """Return rows and scores nearest to the embeds of a text (E,) or a picture (Q, E), nearest first."""
-        if self.packed is not None:
-            return self.packed.nearest(query, count, exact)
         candidates = self._candidates(one_vector(query) if query.ndim == 2 else query, count, exact)
         scored = [(part, scores_of(embeds, query)) for part, embeds in self.blocks(candidates)]
         rows = np.concatenate([np.zeros(0, np.int64), *(part for part, _ in scored)])
@@ -272,13 +262,15 @@ class Index:
             found.extend(rows[near])
         return found
 
-    def _used_rows(self) -> NDArray[np.int64]:
+    def used_rows(self) -> NDArray[np.int64]:
+        """Return the rows of its pictures, in ascending order."""
         return np.setdiff1d(np.arange(self.catalog.row_count, dtype=np.int64), self._free_rows, assume_unique=True)
 
     def _candidates(self, vector: Floats, count: int, exact: bool) -> NDArray[np.int64]:
         if exact or self._shortlist is None:
-            return self._used_rows()
-        near = self._shortlist.nearest(vector, max(MIN_CANDIDATES, CANDIDATES_PER_HIT * count))
+            return self.used_rows()
+        by_size = int(CANDIDATES_PER_ROOT * self.catalog.row_count**0.5)
+        near = self._shortlist.nearest(vector, max(MIN_CANDIDATES, CANDIDATES_PER_HIT * count, by_size))
         new = np.array(self.catalog.not_in_shortlist(), np.int64)
         found = np.unique(np.concatenate([near, new]))
         found = found[(found >= 0) & (found < self.catalog.row_count)]
@@ -291,7 +283,7 @@ class Index:
     @cached_property
     def _means(self) -> tuple[NDArray[np.int64], Floats]:
         """The used rows (N,) and one vector of each (N, E)."""
-        read = [(part, one_vector(embeds)) for part, embeds in self.blocks(self._used_rows())]
+        read = [(part, one_vector(embeds)) for part, embeds in self.blocks(self.used_rows())]
         return np.concatenate([part for part, _ in read]), np.concatenate([means for _, means in read])
 
     @cached_property

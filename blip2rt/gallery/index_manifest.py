@@ -18,16 +18,16 @@ from .catalog import damaged
 FILE_NAME = "index.json"
 PARTIAL_NAME = partial_of(Path(FILE_NAME)).name  # all that remains if the first run was killed immediately
 FORMAT, VERSION = "blip2rt-index", 3  # 1 had no checksums of vectors, 2 none of the shortlist
-PACKED = 4  # the version of a packed index
+_PACKED = 4  # compressed vectors, which development versions wrote
 _MAX_BYTES = 1 << 20
 
 
-def write(folder: Path, root: Path, fields: dict[str, Any], final: Path | None = None, version: int = VERSION) -> None:
+def write(folder: Path, root: Path, fields: dict[str, Any], final: Path | None = None) -> None:
     """Write index.json. Raises OSError.
 
     fields: name and model of the bundle, queries and size of its vectors. final: where the folder will be moved to.
     """
-    manifest = fields | {"format": FORMAT, "version": version, "root": _relative(root, final or folder)}
+    manifest = fields | {"format": FORMAT, "version": VERSION, "root": _relative(root, final or folder)}
     text = json.dumps(manifest, indent=1, ensure_ascii=False)
     write_file(folder / FILE_NAME, text.encode("utf-8", "surrogateescape"), follow=False)
 
@@ -62,9 +62,11 @@ def read(folder: Path) -> dict[str, Any]:
     if not valid:
         raise damaged(folder / FILE_NAME, "its content is invalid")
     version = manifest.get("version")
-    if version not in (VERSION, PACKED):
+    if version == _PACKED:
+        raise GalleryError(f"{folder} is packed, which is no longer read: `blip2rt merge PARTS --out NEW` rebuilds it")
+    if version != VERSION:
         fix = "create it again with `blip2rt index`, or upgrade blip2rt if the index is newer"
-        raise GalleryError(f"{folder} has version {version!r}, but this blip2rt reads {VERSION} and {PACKED}: {fix}")
+        raise GalleryError(f"{folder} has version {version!r}, but this blip2rt reads {VERSION}: {fix}")
     return manifest
 
 

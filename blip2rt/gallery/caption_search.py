@@ -1,4 +1,4 @@
-"""Captions of a packed index in SQLite's full-text index, by row, and the fusion of two rankings."""
+"""Captions of a merged index in SQLite's full-text index, by row, and the fusion of two rankings."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...bundle.regular_files import require_regular
-from ...errors import OptionError
-from ...install_hints import pip_install
-from ..catalog import damaged
+from ..bundle.regular_files import require_regular
+from ..errors import OptionError
+from .catalog import damaged
+from .outputs.tables import load_pyarrow
 
 FILE_NAME = "captions.db"
 _TABLE = "CREATE VIRTUAL TABLE captions USING fts5(text, content='', tokenize='porter unicode61')"
@@ -46,7 +46,7 @@ class CaptionSearch:
             self._db = sqlite3.connect(url, uri=True, check_same_thread=False)
             self._db.execute("PRAGMA trusted_schema = OFF")
             found = self._db.execute(_TABLES).fetchall()
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.Error, UnicodeDecodeError) as error:
             raise damaged(self._path, str(error)) from None
         with contextlib.closing(sqlite3.connect(":memory:")) as own:
             own.execute(_TABLE)
@@ -71,7 +71,7 @@ class CaptionSearch:
         try:
             found = self._db.execute(f"SELECT rowid FROM ({ranked}) ORDER BY rank LIMIT ?", (query, _MATCHES, count))
             rows = [int(row) for (row,) in found]
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise damaged(self._path, str(error)) from None
         if any(not 0 <= row < self._rows for row in rows):
             raise damaged(self._path, "it names a picture that is not there")
@@ -91,11 +91,14 @@ def read_table(path: Path) -> Iterator[tuple[str, str]]:
     """Yield picture and captions of a table that `blip2rt caption --out` wrote. Raises OptionError."""
     try:
         for row in _READERS[path.suffix.lower()](path):
-            captions = row["captions"]
-            yield row["image"], captions if isinstance(captions, str) else "\n".join(captions)
+            name, captions = row["image"], row["captions"]
+            text = captions if isinstance(captions, str) else "\n".join(captions)
+            if b"\0" in os.fsencode(name):
+                raise ValueError("a name has a NUL byte")
+            yield name, text.encode("utf-8", "replace").decode()
     except FileNotFoundError:
         raise OptionError(f"no such file: {str(path)!r}") from None
-    except (KeyError, ValueError, TypeError, csv.Error) as error:
+    except (KeyError, ValueError, TypeError, RecursionError, csv.Error) as error:
         fix = "give a .jsonl, .csv or .parquet table written by `blip2rt caption --out`"
         raise OptionError(f"--captions {str(path)!r} is not a table of captions ({error}): {fix}") from None
 
@@ -111,13 +114,9 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    pyarrow = load_pyarrow()
     try:
-        import pyarrow
-        from pyarrow import parquet
-    except ModuleNotFoundError:
-        raise OptionError(f"Parquet needs pyarrow: {pip_install('parquet')}") from None
-    try:
-        with parquet.ParquetFile(path) as table:
+        with pyarrow.parquet.ParquetFile(path) as table:
             for batch in table.iter_batches(columns=["image", "captions"]):
                 yield from batch.to_pylist()
     except pyarrow.ArrowException as error:
@@ -125,10 +124,3 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 _READERS = {".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
-
-
-def relative_names(table: Iterator[tuple[str, str]], root: Path) -> Iterator[tuple[str, str]]:
-    """Turn the names of a table, paths as the user gave them, into paths below `root`."""
-    folder = os.path.realpath(root)
-    for name, text in table:
-        yield os.path.relpath(os.path.realpath(os.path.dirname(name)) + os.sep + os.path.basename(name), folder), text
