@@ -103,18 +103,6 @@ def planned(settings: TrainSettings, make: Callable[[Any], Plan]) -> Plan:
         raise OptionError("; ".join(dict.fromkeys([str(error), *_part_faults(settings)]))) from error
 
 
-def further_faults(settings: TrainSettings, make: Callable[[Any], Plan]) -> list[str]:
-    """For a dry run with faulty settings: whatever else is wrong, as far as it can be found."""
-    if not settings.loop.run.dry_run:
-        return []
-    try:
-        return faults(planned(settings, make), settings.loop.run.dry_run)[0]
-    except Blip2rtError as error:
-        return [str(error)]
-    except Exception:  # noqa: BLE001  # a consequence of the known faults
-        return _part_faults(settings)
-
-
 def _part_faults(settings: TrainSettings) -> list[str]:
     """Faults of encoder, BERT, language model, checkpoints and data, each by itself."""
     found: list[str] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,30 +26,21 @@ KINDS: dict[str, type[Any]] = {
 _LARGE = 64 << 20  # bytes of a list that is worth reading twice
 
 
-class _DryRun(Exception):
-    """The settings are faulty, but a dry run looks for the faults of models too."""
-
-
 def check(name: str, argv: list[str] | None) -> None:
     """Raise OptionError for all mistakes in a training's command that need no torch to be found."""
-
-    def leave_to_dry_run(settings: Any) -> list[str]:
-        if _common(settings).loop.run.dry_run:
-            raise _DryRun
-        return path_faults(_common(settings))
-
-    try:
-        settings = parse(KINDS[name], argv, COMMANDS[name][1], leave_to_dry_run)
-    except _DryRun:
-        return
+    settings = _parse(name, argv)
     common = _common(settings)
     if not common.loop.run.dry_run and (found := [*path_faults(common), *_conflict(settings)]):
         raise OptionError("; ".join(dict.fromkeys(found)))
 
 
-def open_settings(name: str, argv: list[str] | None, more: Callable[[Any], list[str]] | None = None) -> Any:
+def _parse(name: str, argv: list[str] | None) -> Any:
+    return parse(KINDS[name], argv, COMMANDS[name][1], lambda faulty: path_faults(_common(faulty)))
+
+
+def open_settings(name: str, argv: list[str] | None) -> Any:
     """Parse the settings of a training, with as many steps as `epochs` asks for. Raise OptionError."""
-    settings = parse(KINDS[name], argv, COMMANDS[name][1], more)
+    settings = _parse(name, argv)
     if isinstance(settings, SelfCriticalSettings):
         return replace(settings, stage2=with_steps(settings.stage2))
     return with_steps(settings)

@@ -17,7 +17,7 @@ from .data.loaders import open_bad_samples
 from .data.readers import read_data
 from .data.samples import Dataset
 from .data.sampling import sample_images
-from .dry_run import dry_run, further_faults, planned
+from .dry_run import dry_run, planned
 from .early_checks import open_settings
 from .loop.parallel import this_process
 from .loop.run_folder import lock_folder
@@ -32,7 +32,7 @@ def stage_main(name: str, argv: list[str] | None, plan: Callable[[Any], Plan], t
     """Parse a command's settings; describe the training or run it, and print its last checkpoint's folder."""
 
     def work() -> object:
-        settings = open_settings(name, argv, lambda wrong: further_faults(wrong, plan))
+        settings = open_settings(name, argv)
         if settings.loop.run.dry_run:
             return dry_run(planned(settings, plan))
         with lock_folder(settings.loop.run.out, flat(settings)):
