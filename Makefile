@@ -287,7 +287,7 @@ old-arm-processors: .venv-release/installed  ## caption on an emulated Cortex-A5
 	$(TOOLS)/python -m pip install --quiet --target $(ARM)/site --only-binary :all: --ignore-requires-python --python-version 3.13 \
 	  $(addprefix --platform ,manylinux_2_28_aarch64 manylinux_2_27_aarch64 manylinux2014_aarch64 manylinux_2_17_aarch64) \
 	  $(ARM)/dist/blip2rt-*.whl
-	set -e; wanted="a cat is sitting on a couch"; for cpu in cortex-a53 max; do \
+	set -e; wanted="a cup of coffee sitting on a table"; for cpu in cortex-a53 max; do \
 	  said="$$($(OLD) PYTHONPATH=$(ARM)/site qemu-aarch64 -L $(ARM)/root -cpu $$cpu \
 	    $(ARM)/root/usr/bin/python3.13 -m blip2rt caption docs/photo.jpg --model blip2rt/models/nano)"; echo "$$cpu: $$said"; \
 	  test "$$said" = "$$wanted"; \

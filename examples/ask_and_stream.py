@@ -24,4 +24,4 @@ def main(path: str, question: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*(sys.argv[1:] or ["docs/photo.jpg", "what colour is the cat?"]))
+    main(*(sys.argv[1:] or ["docs/photo.jpg", "what colour is the cup?"]))

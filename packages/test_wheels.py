@@ -22,7 +22,7 @@ from pythons import VERSIONS, find_python
 
 ROOT = Path(__file__).parents[1]
 PHOTO = ROOT / "docs" / "photo.jpg"
-EXPECTED = "a cat is sitting on a couch"
+EXPECTED = "a cup of coffee sitting on a table"
 SIZE_LIMIT = 4_000_000  # bytes of a blip2rt wheel
 
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.long(30)
 
 PHOTO = ROOT / "docs" / "photo.jpg"
 EXAMPLES = ROOT / "examples" / "c"
-CAPTION = "a cat is sitting on a couch"
+CAPTION = "a cup of coffee sitting on a table"
 STRICT = "-Wall", "-Wextra", "-pedantic", "-Werror"
 
 
@@ -79,11 +79,11 @@ def test_only_the_api_is_exported(prefix: Path) -> None:
 
 def test_programs_of_the_installation_run_without_an_environment(prefix: Path) -> None:
     program = prefix / "bin" / "blip2rt-c"
-    done = bare(program, "caption", PHOTO, ROOT / "docs" / "nano" / "cat.jpg")
+    done = bare(program, "caption", PHOTO, ROOT / "docs" / "nano" / "coffee.jpg")
     assert done.stdout.splitlines() == [CAPTION, CAPTION] and not done.stderr
-    assert bare(program, "ask", PHOTO, "what is the cat on?", "what animal is it?").stdout.count("\n") == 2
+    assert bare(program, "ask", PHOTO, "what is in the cup?", "what colour is the cup?").stdout.count("\n") == 2
     scores = [
-        float(line.split("\t")[0]) for line in bare(program, "match", PHOTO, "a cat", "a dog").stdout.splitlines()
+        float(line.split("\t")[0]) for line in bare(program, "match", PHOTO, "a cup", "a dog").stdout.splitlines()
     ]
     assert scores[0] > scores[1]
 
@@ -93,7 +93,7 @@ def test_options_may_follow_images_and_a_bad_image_does_not_stop_the_others(pref
     captions = bare(program, "caption", PHOTO, "-o", "num_captions=2", "-o", "num_beams=2", "-o", "threads=1")
     assert captions.returncode == 0 and captions.stdout.count("\n") == 2
     done = bare(program, "-o", "max_new_tokens=3", "caption", "/nothing.jpg", PHOTO)
-    assert done.returncode == 1 and done.stdout == "a cat sitting\n" and "no such file" in done.stderr
+    assert done.returncode == 1 and done.stdout == "a cup of\n" and "no such file" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_wrong_arguments_are_one_line(prefix: Path, arguments: list[str], messag
 
 
 def test_example_in_c(prefix: Path, tmp_path: Path) -> None:
-    done = bare(compiled(prefix, EXAMPLES / "caption.c", tmp_path / "caption"), PHOTO, "what is the cat on?")
+    done = bare(compiled(prefix, EXAMPLES / "caption.c", tmp_path / "caption"), PHOTO, "what is in the cup?")
     *captions, answer = done.stdout.splitlines()
     assert captions[0].endswith(CAPTION) and len(captions) == 3 and answer
     done = bare(tmp_path / "caption", "/nothing.jpg", "what?")

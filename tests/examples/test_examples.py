@@ -18,7 +18,7 @@ pytestmark = pytest.mark.long(16)
 ROOT = Path(__file__).parents[2]
 PHOTO = ROOT / "docs" / "photo.jpg"
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-CAPTION = "a cat is sitting on a couch"
+CAPTION = "a cup of coffee sitting on a table"
 
 
 def run(name: str, *arguments: object, stdin: str = "", code: int = 0) -> str:
@@ -45,20 +45,20 @@ def test_caption() -> None:
 
 
 def test_ask_and_stream() -> None:
-    question = "what colour is the cat?"
+    question = "what colour is the cup?"
     asked, streamed, caption = run("ask_and_stream", PHOTO, question).splitlines()
     assert asked.removeprefix(question).strip() and streamed
     assert CAPTION.startswith(caption.removesuffix("...").strip())
 
 
 def test_chat_answers_every_line() -> None:
-    output = run("chat", PHOTO, stdin="what colour is the cat?\nwhere is it?\n")
+    output = run("chat", PHOTO, stdin="what colour is the cup?\nwhat is in it?\n")
     answers = [line for line in output.split("you: ") if line.startswith("model: ")]
     assert len(answers) == 2 and all(answer.removeprefix("model: ").strip() for answer in answers)
 
 
 def test_retrieval_ranks_the_photograph_before_a_diagram() -> None:
-    lines = run("retrieval", "a cat on a towel", ROOT / "docs" / "opt-2.7b-scaling.png", PHOTO).splitlines()
+    lines = run("retrieval", "a cup on a table", ROOT / "docs" / "opt-2.7b-scaling.png", PHOTO).splitlines()
     assert [line.split()[-1] for line in lines] == [str(PHOTO), str(ROOT / "docs" / "opt-2.7b-scaling.png")]
 
 
@@ -101,7 +101,7 @@ def opt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "photos").mkdir()
     for i in range(4):
         Image.open(PHOTO).rotate(90 * i).save(folder / "photos" / f"{i}.jpg")
-        (folder / "photos" / f"{i}.txt").write_text("a cat sits on a red towel\nthe cat\n")
+        (folder / "photos" / f"{i}.txt").write_text("a cup stands on a red saucer\nthe cup\n")
     return folder
 
 

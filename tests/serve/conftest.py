@@ -12,7 +12,7 @@ for package in ("starlette", "uvicorn", "prometheus_client", "python_multipart",
     pytest.importorskip(package)
 
 import blip2rt
-from tests.serve.server_process import PHOTO, TIMEOUT, ServerProcess, png
+from tests.serve.server_process import CAT, TIMEOUT, ServerProcess, png
 
 
 @pytest.fixture(scope="package")
@@ -40,7 +40,7 @@ def model() -> Any:
 
 @pytest.fixture(scope="package")
 def cat() -> bytes:
-    return PHOTO.read_bytes()
+    return CAT.read_bytes()
 
 
 @pytest.fixture

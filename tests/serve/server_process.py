@@ -23,7 +23,7 @@ import blip2rt
 from blip2rt.gallery import Index
 
 ROOT = Path(__file__).parents[2]
-PHOTO = ROOT / "docs" / "photo.jpg"
+PHOTO, CAT = ROOT / "docs" / "photo.jpg", ROOT / "docs" / "nano" / "cat.jpg"
 TIMEOUT = 300  # seconds after which something hangs, however busy the machine is
 
 

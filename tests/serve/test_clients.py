@@ -11,7 +11,7 @@ from PIL import Image
 
 from blip2rt.serve.errors import ApiError
 from blip2rt.serve.protocols.ollama import _Writer
-from tests.serve.server_process import PHOTO, ServerProcess, data_uri, encoded, parts, png
+from tests.serve.server_process import CAT, ServerProcess, data_uri, encoded, parts, png
 
 pytestmark = pytest.mark.long(12)
 
@@ -184,7 +184,7 @@ def test_ollama_generates(ollama: Any, model: Any, cat: bytes) -> None:
     assert found.response == model.caption(cat) and found.done and found.done_reason == "stop"
     assert found.eval_count > 3 and found.prompt_eval_count == 16 and found.total_duration > 0
     options: dict[str, Any] = {"num_predict": 2, "temperature": 0}
-    asked = ollama.generate(model="nano:latest", prompt="What animal is it?", images=[str(PHOTO)], options=options)
+    asked = ollama.generate(model="nano:latest", prompt="What animal is it?", images=[str(CAT)], options=options)
     assert asked.response == model.ask(cat, "What animal is it?", max_new_tokens=2) and asked.eval_count <= 2
     for penalty in (0, 1):  # 0 is off
         found = ollama.generate(model="nano", images=[cat], options={"repeat_penalty": penalty})

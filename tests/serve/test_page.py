@@ -21,7 +21,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tests.serve.server_process import PHOTO, TIMEOUT, ServerProcess, index_of
+from tests.serve.server_process import CAT, TIMEOUT, ServerProcess, index_of
 
 pytestmark = pytest.mark.long(13)
 
@@ -88,7 +88,7 @@ def texts(browser: webdriver.Chrome, selector: str) -> list[str]:
 
 
 def pick(browser: webdriver.Chrome) -> None:
-    browser.find_element(By.ID, "files").send_keys(str(PHOTO))
+    browser.find_element(By.ID, "files").send_keys(str(CAT))
     wait(browser, lambda: text(browser, "caption") not in ("", "…"))
 
 
@@ -119,7 +119,7 @@ def test_picture_is_captioned_asked_about_and_matched(page: webdriver.Chrome) ->
 
 
 def test_pictures_can_be_dropped_pasted_and_selected_again(page: webdriver.Chrome) -> None:
-    data = base64.b64encode(PHOTO.read_bytes()).decode()
+    data = base64.b64encode(CAT.read_bytes()).decode()
     for count, kind in enumerate(("drop", "paste"), 1):
         page.execute_script(DROP, kind, data)
         wait(page, lambda count=count: len(texts(page, "#thumbs button")) == count)
@@ -136,7 +136,7 @@ def test_caption_does_not_interrupt_an_answer(page: webdriver.Chrome) -> None:
         "const real = fetch; window.held = {};"
         "window.fetch = (path, ...rest) => new Promise((done) => { held[path] = () => done(real(path, ...rest)); });"
     )
-    page.find_element(By.ID, "files").send_keys(str(PHOTO))
+    page.find_element(By.ID, "files").send_keys(str(CAT))
     wait(page, lambda: page.execute_script("return 'v1/caption' in held"))
     page.find_element(By.ID, "question").send_keys("What animal is it?", Keys.ENTER)
     wait(page, lambda: page.execute_script("return 'v1/chat/completions' in held"))
@@ -161,7 +161,7 @@ def test_examples_and_ideas_begin_a_conversation(page: webdriver.Chrome, model: 
     page.execute_script(
         "window.sent = []; const real = fetch; window.fetch = (...a) => { sent.push(a); return real(...a); }"
     )
-    page.execute_script(DROP, "drop", base64.b64encode(PHOTO.read_bytes()).decode())
+    page.execute_script(DROP, "drop", base64.b64encode(CAT.read_bytes()).decode())
     wait(page, lambda: text(page, "caption") not in ("", "…"))
     assert page.execute_script("return JSON.parse(sent[0][1].body).num_beams") == 1
     page.find_element(By.ID, "copy").click()
@@ -252,7 +252,7 @@ def test_controls_have_accessible_names(page: webdriver.Chrome) -> None:
 
 
 def test_index_is_searched(browser: webdriver.Chrome, start: Any, tiny: Any, tmp_path: Any) -> None:
-    browser.get(start("--index", index_of(tiny, tmp_path, {"a cat.jpg": PHOTO.read_bytes()})).url)
+    browser.get(start("--index", index_of(tiny, tmp_path, {"a cat.jpg": CAT.read_bytes()})).url)
     wait(browser, lambda: browser.find_element(By.ID, "searching").is_displayed())
     browser.find_element(By.ID, "wanted").send_keys("a cat", Keys.ENTER)
     wait(browser, lambda: texts(browser, "#hits li"))
@@ -277,7 +277,7 @@ def test_api_key_dialog(browser: webdriver.Chrome, start: Callable[..., ServerPr
     browser.get(start("--api-key", "right").url)
     wait(browser, lambda: text(browser, "model") == "tiny")
     dialog, key = browser.find_element(By.ID, "key-dialog"), browser.find_element(By.ID, "key")
-    browser.find_element(By.ID, "files").send_keys(str(PHOTO))
+    browser.find_element(By.ID, "files").send_keys(str(CAT))
     wait(browser, dialog.is_displayed)
     assert text(browser, "key-fault") == ""
     key.send_keys(Keys.ESCAPE)

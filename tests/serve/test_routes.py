@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.serve.server_process import PHOTO, TIMEOUT, ServerProcess, chat, encoded, events
+from tests.serve.server_process import CAT, TIMEOUT, ServerProcess, chat, encoded, events
 
 pytestmark = pytest.mark.long(8)
 SAMPLED = {"do_sample": True, "seed": 5, "top_k": 9, "max_new_tokens": 5}
@@ -80,7 +80,7 @@ def curl(*arguments: str, data: bytes | None = None) -> bytes:
 
 def test_curl_sends_forms_and_json(nano: ServerProcess, model: Any, cat: bytes) -> None:
     def form(path: str, *fields: str) -> Any:
-        flags = [flag for field in (f"image=@{PHOTO}", *fields) for flag in ("-F", field)]
+        flags = [flag for field in (f"image=@{CAT}", *fields) for flag in ("-F", field)]
         return json.loads(curl(*flags, f"{nano.url}{path}"))
 
     assert form("/v1/caption")["caption"] == model.caption(cat)

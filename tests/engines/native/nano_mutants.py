@@ -73,7 +73,7 @@ def caption(folder: Path, name: str) -> bool:
     try:
         model = blip2rt.load(folder, threads=1)
         if name in ("image_embed", "text_embed", "itm"):
-            model.match(PHOTO, "a kitten")
+            model.match(PHOTO, "a cup")
         else:
             model.caption(PHOTO, max_new_tokens=5, num_beams=2)
     except blip2rt.Blip2rtError as error:

@@ -18,7 +18,7 @@ PHOTO = ROOT / "docs" / "photo.jpg"
 COMMANDS = {
     "caption": ["-m", "blip2rt", "caption", str(PHOTO)],
     "ask": ["-m", "blip2rt", "ask", str(PHOTO), "what is it?"],
-    "match": ["-m", "blip2rt", "match", str(PHOTO), "a cat"],
+    "match": ["-m", "blip2rt", "match", str(PHOTO), "a cup"],
     "info": ["-m", "blip2rt", "info"],
     "verify": ["-m", "blip2rt", "verify", str(ROOT / "blip2rt" / "models" / "nano")],
     "doctor": ["-m", "blip2rt", "doctor"],

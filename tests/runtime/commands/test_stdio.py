@@ -145,15 +145,15 @@ def test_nano_rates_labels_judges_and_fills():
             nano,
             {"id": 1, "task": "caption", "image": image},
             {"id": 2, "task": "tag", "image": image, "top": 2},
-            {"id": 3, "task": "sees", "image": image, "texts": ["a cat", "an elephant"]},
-            {"id": 4, "task": "fill", "image": image, "schema": {"enum": ["cat", "dog"]}, "question": "what is this?"},
+            {"id": 3, "task": "sees", "image": image, "texts": ["a cup", "an elephant"]},
+            {"id": 4, "task": "fill", "image": image, "schema": {"enum": ["cup", "dog"]}, "question": "what is this?"},
             {"id": 5, "task": "tag", "image": image, "top": "many"},
-            {"id": 6, "task": "sees", "image": image, "texts": "a cat", "threshold": "high"},
+            {"id": 6, "task": "sees", "image": image, "texts": "a cup", "threshold": "high"},
         )
         assert found[1][0]["confidence"] == pytest.approx(nano.caption(image, scores=True).confidence, abs=1e-4)
         tags = nano.tag(image, top=2)
         assert found[2][0]["tags"] == tags and found[2][0]["image"] == image and len(found[2][0]["probabilities"]) == 2
-        assert found[3] == [{"sees": [True, False], "image": image}] and found[4] == [{"value": "cat", "image": image}]
+        assert found[3] == [{"sees": [True, False], "image": image}] and found[4] == [{"value": "cup", "image": image}]
         assert "top is 'many'" in found[5][0]["error"] and "threshold is 'high'" in found[6][0]["error"]
 
 
