@@ -1,6 +1,7 @@
 // The table of allowed operators, and its checks.
 #include "graphs/allowed_operators.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <map>
@@ -8,6 +9,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/utf8.h"
@@ -15,225 +17,248 @@
 namespace blip2rt {
 namespace {
 
-constexpr size_t kMaxParts = 100'000;  // "N" in the table
+constexpr size_t kMaxParts = 100'000;  // "N" and "*" in the table
 
-// OPERATOR INPUTS OUTPUTS [ATTRIBUTE...]. A count is a number, a range, or "N" for any number; "?" after it allows
-// unnamed values but for the first.
+// OPERATOR INPUTS OUTPUTS [ATTRIBUTE=VALUES...]
+// INPUTS   separated by commas. x: any value; -: none; [VALUES]: a constant list of integers. "?" after one: may be
+//          missing; "*": may be repeated.
+// OUTPUTS  a number, a range, or "N" for any number; "?" after it allows unnamed values but for the first.
+// VALUES   numbers, ranges or texts, separated by "|"; in brackets a list of them; "float" is any finite number. "!"
+//          after an attribute's name requires it.
 constexpr char kOperators[] = R"(
-Abs 1 1
-Add 2 1
-And 2 1
-AveragePool 1 1 auto_pad ceil_mode count_include_pad dilations kernel_shape pads strides
-Cast 1 1 saturate to
-Clip 1-3? 1
-Concat 1-N 1 axis
-Conv 2-3 1 auto_pad dilations group kernel_shape pads strides
-Cos 1 1
-DequantizeLinear 2-3 1 axis block_size
-Div 2 1
-Equal 2 1
-Erf 1 1
-Exp 1 1
-Expand 2 1
-Floor 1 1
-Gather 2 1 axis
-GatherND 2 1 batch_dims
-Gelu 1 1 approximate
-Gemm 2-3 1 alpha beta transA transB
-GlobalAveragePool 1 1
-Greater 2 1
-GreaterOrEqual 2 1
-HardSigmoid 1 1 alpha beta
-HardSwish 1 1
-Identity 1 1
-LayerNormalization 2-3 1 axis epsilon stash_type
-Less 2 1
-LessOrEqual 2 1
-Log 1 1
-MatMul 2 1
-Max 2 1
-MaxPool 1 1 auto_pad ceil_mode dilations kernel_shape pads storage_order strides
-Min 2 1
-Mul 2 1
-Neg 1 1
-Not 1 1
-Or 2 1
-Pow 2 1
-QuantizeLinear 2-3 1 axis block_size
-Range 3 1
-Reciprocal 1 1
-ReduceL2 2 1 keepdims noop_with_empty_axes
-ReduceMean 1-2 1 axes keepdims noop_with_empty_axes
-ReduceSum 2 1 keepdims noop_with_empty_axes
-Relu 1 1
-Reshape 2 1 allowzero
-Shape 1 1 end start
-Sigmoid 1 1
-SimplifiedLayerNormalization 2 1 axis epsilon stash_type
-Sin 1 1
-Slice 3-5 1
-Softmax 1 1 axis
-Softplus 1 1
-Split 1-2 1-N axis num_outputs
-Sqrt 1 1
-Squeeze 1-2 1
-Sub 2 1
-Tanh 1 1
-Transpose 1 1 perm
-Unsqueeze 2 1
-Where 3 1
-com.microsoft.DynamicQuantizeMatMul 3-5? 1
-com.microsoft.GatherBlockQuantized 3-4 1 bits block_size gather_axis quantize_axis
-com.microsoft.GroupQueryAttention 7-11? 3 do_rotary kv_num_heads local_window_size num_heads scale softcap
-com.microsoft.MatMulNBits 3-6? 1 K N accuracy_level bits block_size
-com.microsoft.SkipSimplifiedLayerNormalization 3-4? 1-4? epsilon
+Abs x 1
+Add x,x 1
+And x,x 1
+AveragePool x 1 auto_pad=NOTSET ceil_mode=0|1 count_include_pad=0|1 dilations=[1] kernel_shape!=[1..1024]
+  pads=[0..1024] strides=[1..1024]
+Cast x 1 saturate=0|1 to=1..16
+Clip x,x?,x? 1
+Concat x* 1 axis=-8..7
+Conv x,x,x? 1 auto_pad=NOTSET dilations=[1..1024] group=1..65536 kernel_shape!=[1..1024] pads=[0..1024]
+  strides=[1..1024]
+Cos x 1
+DequantizeLinear x,x,x? 1 axis=-8..7 block_size=0|16..65536
+Div x,x 1
+Equal x,x 1
+Erf x 1
+Exp x 1
+Expand x,x 1
+Floor x 1
+Gather x,x 1 axis=-8..7
+GatherND x,x 1 batch_dims=0|1
+Gelu x 1 approximate=none|tanh
+Gemm x,x,x? 1 alpha=float beta=float transA=0|1 transB=0|1
+GlobalAveragePool x 1
+Greater x,x 1
+GreaterOrEqual x,x 1
+HardSigmoid x 1 alpha=float beta=float
+HardSwish x 1
+Identity x 1
+LayerNormalization x,x,x? 1 axis=-8..7 epsilon=float stash_type=1
+Less x,x 1
+LessOrEqual x,x 1
+Log x 1
+MatMul x,x 1
+Max x,x 1
+MaxPool x 1 auto_pad=NOTSET ceil_mode=0|1 dilations=[1..1024] kernel_shape!=[1..1024] pads=[0..1024] storage_order=0
+  strides=[1..1024]
+Min x,x 1
+Mul x,x 1
+Neg x 1
+Not x 1
+Or x,x 1
+Pow x,x 1
+QuantizeLinear x,x,x? 1 axis=-8..7 block_size=0
+Range x,x,x 1
+Reciprocal x 1
+ReduceL2 x,[-8..7] 1 keepdims=0|1 noop_with_empty_axes=0
+ReduceMean x,[-8..7]? 1 axes=[-8..7] keepdims=0|1 noop_with_empty_axes=0
+ReduceSum x,[-8..7] 1 keepdims=0|1 noop_with_empty_axes=0
+Relu x 1
+Reshape x,x 1 allowzero=0|1
+Shape x 1 end=-8..8 start=-8..8
+Sigmoid x 1
+SimplifiedLayerNormalization x,x 1 axis=-8..7 epsilon=float stash_type=1
+Sin x 1
+Slice x,x,x,x?,x? 1
+Softmax x 1 axis=-8..7
+Softplus x 1
+Split x,x? 1-N axis=-8..7 num_outputs=1..65536
+Sqrt x 1
+Squeeze x,[-8..7]? 1
+Sub x,x 1
+Tanh x 1
+Transpose x 1 perm=[0..7]
+Unsqueeze x,[-8..7] 1
+Where x,x,x 1
+com.microsoft.DynamicQuantizeMatMul x,x,x,-?,x? 1
+com.microsoft.GatherBlockQuantized x,x,x,x 1 bits=4|8 block_size!=16..65536 gather_axis=0 quantize_axis!=1
+com.microsoft.GroupQueryAttention x,x?,x?,x,x,x,x,x?,x?,-?,x? 3 do_rotary=0|1 kv_num_heads!=1..65536
+  local_window_size=-1..2147483647 num_heads!=1..65536 scale=float softcap=float
+com.microsoft.MatMulNBits x,x,x,x 1 K!=1..2147483647 N!=1..2147483647 accuracy_level=0..4 bits=4|8 block_size!=16..65536
+com.microsoft.SkipSimplifiedLayerNormalization x,x,x 4 epsilon!=float
 )";
 
 // Operators that only graphs for TensorRT have. ONNX Runtime aborts for some forms of them.
 constexpr char kTensorRtOperators[] = R"(
-Attention 3-7? 1 scale
-ReduceLogSumExp 1-2 1 keepdims noop_with_empty_axes
-TensorScatter 3 1 axis
-Tile 2 1
-TopK 2 2 axis largest sorted
-)";
-
-// ATTRIBUTE TYPE, and for integers and lists of them the lowest and highest value, for text the values.
-constexpr char kAttributes[] = R"(
-K int 1 2147483647
-N int 1 2147483647
-accuracy_level int 0 4
-allowzero int 0 1
-alpha float
-approximate text none tanh
-auto_pad text NOTSET
-axes ints -8 7
-axis int -8 7
-batch_dims int 0 1
-beta float
-bits int 2 8
-block_size int 0 65536
-ceil_mode int 0 1
-count_include_pad int 0 1
-dilations ints 1 1024
-do_rotary int 0 1
-end int -8 8
-epsilon float
-gather_axis int -8 7
-group int 1 65536
-keepdims int 0 1
-kernel_shape ints 1 1024
-kv_num_heads int 1 65536
-largest int 0 1
-local_window_size int -1 2147483647
-noop_with_empty_axes int 0 0
-num_heads int 1 65536
-num_outputs int 1 65536
-pads ints 0 1024
-perm ints 0 7
-quantize_axis int -8 7
-saturate int 0 1
-scale float
-softcap float
-sorted int 0 1
-start int -8 8
-stash_type int 1 1
-storage_order int 0 0
-strides ints 1 1024
-to int 1 16
-transA int 0 1
-transB int 0 1
+Attention x,x,x,x?,x?,x?,x? 1 scale=float
+ReduceLogSumExp x,[-8..7]? 1 keepdims=0|1 noop_with_empty_axes=0
+TensorScatter x,x,x 1 axis=-8..7
+Tile x,x 1
+TopK x,x 2 axis=-8..7 largest=0|1 sorted=0|1
 )";
 
 enum class Type : uint64_t { kFloat = 1, kInt = 2, kText = 3, kInts = 7 };  // AttributeProto.AttributeType
 
-struct Count {
-  size_t low = 0, high = 0;
-  bool may_be_unnamed = false;
+struct Values {
+  Type type = Type::kInt;
+  std::vector<std::pair<int64_t, int64_t>> ranges;
+  std::set<std::string, std::less<>> texts;
+  bool is_required = false;
+
+  bool contains(int64_t number) const {
+    return std::any_of(ranges.begin(), ranges.end(),
+                       [=](const auto& range) { return range.first <= number && number <= range.second; });
+  }
+};
+
+struct Input {
+  bool is_absent = false, may_be_missing = false, is_list = false;
+  Values values;  // of a list
 };
 
 struct Signature {
-  Count inputs, outputs;
-  std::set<std::string> attributes;
+  std::vector<Input> inputs;
+  bool repeats = false;  // the last input
+  size_t min_outputs = 0, max_outputs = 0;
+  bool has_unnamed_outputs = false;
+  std::map<std::string, Values, std::less<>> attributes;
 };
-
-struct Values {
-  Type type;
-  int64_t low = 0, high = 0;
-  std::set<std::string, std::less<>> texts;
-};
-
-Count parse_count(std::string text) {
-  Count count;
-  count.may_be_unnamed = text.back() == '?';
-  if (count.may_be_unnamed) text.pop_back();
-  const size_t dash = text.find('-');
-  const auto number = [](const std::string& digits) { return digits == "N" ? kMaxParts : std::stoul(digits); };
-  count.high = number(dash == std::string::npos ? text : text.substr(dash + 1));
-  count.low = text == "N" ? 1 : number(text.substr(0, dash));
-  return count;
-}
 
 using Signatures = std::map<std::string, Signature, std::less<>>;
 
-const Signatures& signatures(bool for_tensorrt) {
-  static const auto parse = [](const char* table) {
-    Signatures result;
-    std::istringstream lines(table);
-    for (std::string line; std::getline(lines, line);) {
-      std::istringstream words(line);
-      std::string name, inputs, outputs, attribute;
-      if (!(words >> name >> inputs >> outputs)) continue;
-      Signature& one = result[name];
-      one.inputs = parse_count(inputs);
-      one.outputs = parse_count(outputs);
-      while (words >> attribute) one.attributes.insert(attribute);
-    }
-    return result;
-  };
-  static const Signatures general = parse(kOperators), tensorrt = parse(kTensorRtOperators);
-  return for_tensorrt ? tensorrt : general;
+std::vector<std::string> split(const std::string& text, char separator) {
+  std::vector<std::string> parts;
+  std::istringstream stream(text);
+  for (std::string part; std::getline(stream, part, separator);) parts.push_back(part);
+  return parts;
 }
 
-const std::map<std::string, Values, std::less<>>& attributes() {
-  static const auto parsed = [] {
-    const std::map<std::string, Type> types = {
-        {"float", Type::kFloat}, {"int", Type::kInt}, {"ints", Type::kInts}, {"text", Type::kText}};
-    std::map<std::string, Values, std::less<>> result;
-    std::istringstream lines(kAttributes);
-    for (std::string line; std::getline(lines, line);) {
-      std::istringstream words(line);
-      std::string name, type, text;
-      if (!(words >> name >> type)) continue;
-      Values& one = result[name];
-      one.type = types.at(type);
-      if (one.type == Type::kInt || one.type == Type::kInts) words >> one.low >> one.high;
-      while (words >> text) one.texts.insert(text);
+// Removes `mark` from the end of a text. Returns whether it was there.
+bool cut(std::string& text, char mark) {
+  const bool found = text.back() == mark;
+  if (found) text.pop_back();
+  return found;
+}
+
+Values parse_values(std::string text) {
+  Values values;
+  if (text == "float") values.type = Type::kFloat;
+  if (values.type == Type::kFloat) return values;
+  const bool is_list = cut(text, ']');
+  for (const std::string& part : split(is_list ? text.substr(1) : text, '|')) {
+    if (part.find_first_of("0123456789") == std::string::npos) {
+      values.type = Type::kText;
+      values.texts.insert(part);
+      continue;
     }
-    return result;
-  }();
-  return parsed;
+    const size_t dots = part.find("..");
+    values.ranges.emplace_back(std::stoll(part), std::stoll(dots == std::string::npos ? part : part.substr(dots + 2)));
+  }
+  if (is_list) values.type = Type::kInts;
+  return values;
+}
+
+Input parse_input(std::string text) {
+  Input input;
+  input.may_be_missing = cut(text, '?');
+  input.is_absent = text == "-";
+  input.is_list = text.front() == '[';
+  if (input.is_list) input.values = parse_values(text);
+  return input;
+}
+
+Signature parse_signature(std::string inputs, std::string outputs) {
+  Signature result;
+  result.repeats = cut(inputs, '*');
+  for (const std::string& input : split(inputs, ',')) result.inputs.push_back(parse_input(input));
+  result.has_unnamed_outputs = cut(outputs, '?');
+  result.min_outputs = std::stoul(outputs);
+  result.max_outputs = outputs.back() == 'N' ? kMaxParts : static_cast<size_t>(outputs.back() - '0');
+  return result;
+}
+
+Signatures parse(const char* table) {
+  Signatures result;
+  Signature* signature = nullptr;
+  std::istringstream lines(table);
+  for (std::string line; std::getline(lines, line);) {
+    std::istringstream words(line);
+    std::string name, inputs, outputs;
+    if (line.empty()) continue;
+    if (line.front() != ' ') {
+      words >> name >> inputs >> outputs;
+      signature = &(result[name] = parse_signature(inputs, outputs));
+    }
+    for (std::string attribute; words >> attribute;) {
+      const size_t equals = attribute.find('=');
+      Values values = parse_values(attribute.substr(equals + 1));
+      std::string title = attribute.substr(0, equals);
+      values.is_required = cut(title, '!');
+      signature->attributes[title] = values;
+    }
+  }
+  return result;
 }
 
 std::string counted(size_t count, const char* what) {
   return "it has " + std::to_string(count) + " " + what + (count == 1 ? "" : "s");
 }
 
-void check_values(const std::vector<std::string_view>& values, const Count& count, const char* what) {
-  if (values.size() < count.low || values.size() > count.high) throw std::runtime_error(counted(values.size(), what));
-  for (size_t i = 0; i < values.size(); ++i) {
-    if (values[i].empty() && (i == 0 || !count.may_be_unnamed)) {
-      throw std::runtime_error(std::string(what) + " " + std::to_string(i) + " has no name");
+void check_list(const Graph& graph, std::string_view name, const Values& values, const std::string& title) {
+  const Constant* list = graph.constant(name, DType::kInt64);
+  if (list == nullptr || list->shape.size() != 1 || list->raw.size() != list->shape[0] * sizeof(int64_t)) {
+    throw std::runtime_error(title + " is not a constant list of integers");
+  }
+  for (int64_t number : list->values<int64_t>(list->shape[0])) {
+    if (!values.contains(number)) throw std::runtime_error(title + " has " + std::to_string(number));
+  }
+}
+
+void check_inputs(const Graph& graph, const Node& node, const Signature& allowed) {
+  const std::vector<Input>& inputs = allowed.inputs;
+  const auto is_required = [](const Input& input) { return !input.may_be_missing; };
+  const auto count = static_cast<size_t>(std::count_if(inputs.begin(), inputs.end(), is_required));
+  if (node.inputs.size() < count || node.inputs.size() > (allowed.repeats ? kMaxParts : inputs.size())) {
+    throw std::runtime_error(counted(node.inputs.size(), "input"));
+  }
+  for (size_t i = 0; i < node.inputs.size(); ++i) {
+    const Input& input = inputs[std::min(i, inputs.size() - 1)];
+    const std::string title = "input " + std::to_string(i);
+    if (!node.inputs[i].empty()) {
+      if (input.is_absent) throw std::runtime_error("it has " + title);
+      if (input.is_list) check_list(graph, node.inputs[i], input.values, title);
+    } else if (!input.may_be_missing) {
+      throw std::runtime_error(title + " has no name");
     }
   }
 }
 
-void check_attribute(const Node& node, std::string_view name, uint64_t type) {
+void check_outputs(const Node& node, const Signature& allowed) {
+  const size_t count = node.outputs.size();
+  if (count < allowed.min_outputs || count > allowed.max_outputs) throw std::runtime_error(counted(count, "output"));
+  for (size_t i = 0; i < count; ++i) {
+    if (node.outputs[i].empty() && (i == 0 || !allowed.has_unnamed_outputs)) {
+      throw std::runtime_error("output " + std::to_string(i) + " has no name");
+    }
+  }
+}
+
+void check_attribute(const Node& node, std::string_view name, uint64_t type, const Values& values) {
   const std::string title = "its attribute " + quoted(name);
-  const Values& values = attributes().find(name)->second;
   if (type != static_cast<uint64_t>(values.type)) throw std::runtime_error(title + " has another type");
   const auto check_number = [&](int64_t number) {
-    if (number < values.low || number > values.high) throw std::runtime_error(title + " is " + std::to_string(number));
+    if (!values.contains(number)) throw std::runtime_error(title + " is " + std::to_string(number));
   };
   if (values.type == Type::kInt) check_number(node.ints.at(name));
   if (values.type == Type::kInts) {
@@ -248,22 +273,25 @@ void check_attribute(const Node& node, std::string_view name, uint64_t type) {
 
 }  // namespace
 
-void check_allowed(const Node& node, bool for_tensorrt) {
+void check_allowed(const Graph& graph, const Node& node, bool for_tensorrt) {
+  static const Signatures general = parse(kOperators), tensorrt = parse(kTensorRtOperators);
   if (node.has_graph) throw std::runtime_error("it has a subgraph");
   const std::string name = (node.domain.empty() ? "" : std::string(node.domain) + ".") + std::string(node.op_type);
-  const Signatures& special = signatures(true);
-  const bool is_special = for_tensorrt && special.count(name) != 0;
-  const Signatures& known = signatures(is_special);
+  const Signatures& known = for_tensorrt && tensorrt.count(name) != 0 ? tensorrt : general;
   const auto found = known.find(name);
   if (found == known.end()) throw std::runtime_error("exports do not use this operator");
   const Signature& allowed = found->second;
-  check_values(node.inputs, allowed.inputs, "input");
-  check_values(node.outputs, allowed.outputs, "output");
+  check_inputs(graph, node, allowed);
+  check_outputs(node, allowed);
   for (const auto& [attribute, type] : node.attribute_types) {
-    if (allowed.attributes.count(std::string(attribute)) == 0) {
-      throw std::runtime_error("it has the attribute " + quoted(attribute));
+    const auto values = allowed.attributes.find(attribute);
+    if (values == allowed.attributes.end()) throw std::runtime_error("it has the attribute " + quoted(attribute));
+    check_attribute(node, attribute, type, values->second);
+  }
+  for (const auto& [attribute, values] : allowed.attributes) {
+    if (values.is_required && node.attribute_types.count(attribute) == 0) {
+      throw std::runtime_error("it has no attribute " + quoted(attribute));
     }
-    check_attribute(node, attribute, type);
   }
 }
 

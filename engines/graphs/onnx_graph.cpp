@@ -13,7 +13,7 @@ namespace {
 
 // Field numbers of onnx.proto.
 enum ModelField : uint32_t { kGraph = 7, kOpsetImport = 8, kTraining = 20, kFunction = 25 };
-enum GraphField : uint32_t { kNode = 1, kInitializer = 5, kGraphInput = 11, kGraphOutput = 12 };
+enum GraphField : uint32_t { kNode = 1, kInitializer = 5, kGraphInput = 11, kGraphOutput = 12, kValueInfo = 13 };
 enum Opset : uint32_t { kOpsetDomain = 1, kOpsetVersion = 2 };
 enum NodeField : uint32_t {
   kNodeInput = 1,
@@ -220,6 +220,7 @@ Graph::Graph(std::string_view graph) {
         input_ranks[name] = rank(field.bytes);
         break;
       }
+      case kValueInfo: has_value_info = true; break;
       case kGraphOutput: {
         const std::string_view name = submessage(field.bytes, kValueName);
         ++use_counts[name];
@@ -266,7 +267,9 @@ std::string write_node(const Node& node, std::string_view domain, std::string_vi
   for (const auto& [name, number] : ints) write_attribute(result, name, kAttributeInt, kInt, number);
   for (const auto& [name, factor] : factors) write_attribute(result, name, kAttributeFloat, kFloat, factor);
   protobuf::write(result, kNodeDomain, domain);
-  return result;
+  std::string field;
+  protobuf::write(field, kNode, result);
+  return field;
 }
 
 std::string write_input(std::string_view name, uint64_t columns) {
@@ -284,6 +287,7 @@ std::string write_input(std::string_view name, uint64_t columns) {
 }
 
 Model::Model(std::string_view model) {
+  std::set<std::string_view> imported;
   protobuf::Field field, part;
   for (protobuf::Reader reader(model); reader.next(field);) {
     if (field.number == kGraph) graph = field.bytes;
@@ -291,6 +295,7 @@ Model::Model(std::string_view model) {
     if (field.number == kTraining) has_training = true;
     if (field.number != kOpsetImport) continue;
     const std::string_view domain = submessage(field.bytes, kOpsetDomain);
+    if (!imported.insert(domain).second) throw std::runtime_error("it imports a domain twice");
     for (protobuf::Reader import(field.bytes); import.next(part);) {
       if (part.number != kOpsetVersion) continue;
       if (domain.empty()) opset = part.value;
@@ -315,11 +320,7 @@ std::string apply_changes(std::string_view graph, const Graph& parts, const Node
       if (!node->outputs.empty()) change = changes.find(node->outputs[0]);
       ++node;
     }
-    if (change == changes.end()) {
-      result += field.whole;
-    } else if (!change->second.empty()) {
-      protobuf::write(result, kNode, change->second);
-    }
+    result += change == changes.end() ? field.whole : change->second;
   }
   for (const std::string& input : inputs) protobuf::write(result, kGraphInput, input);
   return result;

@@ -76,7 +76,8 @@ struct Graph {
   std::map<std::string_view, DType> inputs;
   std::map<std::string_view, size_t> input_ranks;  // 0 if the graph declares no shape
   std::set<std::string_view> outputs;
-  bool has_graph = false;  // some node has a subgraph
+  bool has_graph = false;       // some node has a subgraph
+  bool has_value_info = false;  // it declares types and shapes of values that its nodes compute
 
   // Throws std::runtime_error if two values have the same name.
   explicit Graph(std::string_view graph);
@@ -95,10 +96,10 @@ struct Graph {
 using IntAttributes = std::vector<std::pair<std::string_view, uint64_t>>;
 using FloatAttributes = std::vector<std::pair<std::string_view, float>>;
 
-// Replacement bytes of nodes by their first output; empty bytes delete the node.
+// Replacements of nodes by their first output: what write_node returned, for any number of nodes.
 using NodeChanges = std::map<std::string_view, std::string>;
 
-// Writes a node with the name and outputs of `node`.
+// Writes a node with the name and outputs of `node`, as a field of the graph.
 std::string write_node(const Node& node, std::string_view domain, std::string_view type,
                        const std::vector<std::string_view>& inputs, const IntAttributes& ints,
                        const FloatAttributes& factors = {});
@@ -114,6 +115,7 @@ struct Model {
   bool has_functions = false;  // they may override operators
   bool has_training = false;
 
+  // Throws std::runtime_error if it imports a domain twice.
   explicit Model(std::string_view model);
 };
 

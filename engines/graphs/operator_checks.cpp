@@ -10,17 +10,19 @@
 #include "base/utf8.h"
 #include "graphs/allowed_operators.h"
 #include "graphs/onnx_graph.h"
+#include "graphs/rewrite.h"
+#include "graphs/rewrite_attention.h"
 
 namespace blip2rt {
 namespace {
 
 constexpr uint64_t kMaxSize = uint64_t{1} << 31;
-constexpr std::string_view kSkipNorm = "SkipSimplifiedLayerNormalization";
+constexpr auto kUInt4 = static_cast<DType>(21);  // which no input or output has
 
-// Returns a constant that is no graph input, or nullptr.
+// Returns nullptr if `name` is not a constant.
 const Constant* constant(const Graph& graph, std::string_view name) {
   const auto found = graph.constants.find(name);
-  return found == graph.constants.end() || graph.inputs.count(name) != 0 ? nullptr : &found->second;
+  return found == graph.constants.end() ? nullptr : &found->second;
 }
 
 // Returns a constant, possibly behind a Cast, as scales are.
@@ -40,33 +42,34 @@ bool has_count(const Constant* constant, uint64_t rows, uint64_t columns) {
   return count == wanted;
 }
 
+bool is_block_size(int64_t block) { return block >= 16 && block <= 1 << 16 && (block & (block - 1)) == 0; }
+
 bool matmul_nbits_fits(const Graph& graph, const Node& node) {
-  enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kOrder, kBias, kInputs };
-  const auto is_given = [&](size_t input) { return !node.input(input).empty(); };
-  const auto size = [&](const char* name, int64_t otherwise) -> uint64_t {
-    const int64_t number = node.number(name, otherwise);
-    return number < 1 || static_cast<uint64_t>(number) >= kMaxSize ? 0 : static_cast<uint64_t>(number);
-  };
-  const uint64_t n = size("N", 0), k = size("K", 0), block = size("block_size", 0), bits = size("bits", 4);
-  if (n == 0 || k == 0 || block < 16 || (block & (block - 1)) != 0 || (bits != 2 && bits != 4 && bits != 8))
-    return false;
-  if (!is_given(kX) || !is_given(kCodes) || !is_given(kScales) || node.inputs.size() > kInputs) return false;
+  enum Input : size_t { kX, kCodes, kScales, kZeroPoints };
+  const auto size = [&](const char* name) { return static_cast<uint64_t>(node.number(name, 0)); };
+  const uint64_t n = size("N"), k = size("K"), block = size("block_size"), bits = size("bits");
+  if (!is_block_size(node.number("block_size", 0))) return false;
   const uint64_t blocks = (k + block - 1) / block;
-  const Constant* codes = constant(graph, node.inputs[kCodes]);
-  if (codes == nullptr || codes->dtype != DType::kUInt8 || !has_count(codes, n, blocks * (block * bits / 8)) ||
-      !has_count(constant_behind_cast(graph, node.inputs[kScales]), n, blocks)) {
+  const Constant* codes = graph.constant(node.inputs[kCodes], DType::kUInt8);
+  return has_count(codes, n, blocks * (block * bits / 8)) &&
+         has_count(constant_behind_cast(graph, node.inputs[kScales]), n, blocks) &&
+         has_count(graph.constant(node.inputs[kZeroPoints], DType::kUInt8), n, (blocks * bits + 7) / 8);
+}
+
+// GatherBlockQuantized: a table (V, K) with scales and zero points (V, blocks).
+bool block_table_fits(const Graph& graph, const Node& node) {
+  enum Input : size_t { kCodes, kIndices, kScales, kZeroPoints };
+  constexpr int64_t kNibbles = 4;
+  const DType dtype = node.number("bits", kNibbles) == kNibbles ? kUInt4 : DType::kUInt8;
+  const int64_t block = node.number("block_size", 0);
+  const Constant* codes = graph.constant(node.inputs[kCodes], dtype);
+  if (codes == nullptr || codes->shape.size() != 2 || codes->shape[1] >= kMaxSize || !is_block_size(block))
     return false;
-  }
-  if (is_given(kZeroPoints)) {
-    const Constant* zeros = constant(graph, node.inputs[kZeroPoints]);
-    const bool packed = zeros != nullptr && zeros->dtype == DType::kUInt8;
-    if (!has_count(zeros, n, packed ? (blocks * bits + 7) / 8 : blocks)) return false;
-  }
-  if (is_given(kOrder)) {
-    const Constant* order = constant(graph, node.inputs[kOrder]);
-    if (!has_count(order, 1, k) && !has_count(order, 1, blocks * block)) return false;
-  }
-  return !is_given(kBias) || has_count(constant(graph, node.inputs[kBias]), 1, n);
+  const uint64_t rows = codes->shape[0], size = static_cast<uint64_t>(block);
+  const uint64_t blocks = (codes->shape[1] + size - 1) / size;
+  const auto fits = [&](const Constant* each) { return each != nullptr && each->has_shape({rows, blocks}); };
+  return fits(constant_behind_cast(graph, node.inputs[kScales])) &&
+         fits(graph.constant(node.inputs[kZeroPoints], dtype));
 }
 
 // Returns the columns of a constant matrix, possibly behind a Transpose, or 0.
@@ -79,18 +82,12 @@ uint64_t matrix_columns(const Graph& graph, std::string_view name) {
   return matrix->shape[turn == nullptr || turn->has_list("perm", {0, 1}) ? 1 : 0];
 }
 
-// DynamicQuantizeMatMul: scales and zero points per column, or one for all.
+// DynamicQuantizeMatMul: one scale per column.
 bool dynamic_matmul_fits(const Graph& graph, const Node& node) {
-  enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kBias, kInputs };
-  const auto is_given = [&](size_t input) { return !node.input(input).empty(); };
-  if (!is_given(kX) || !is_given(kCodes) || !is_given(kScales) || node.inputs.size() > kInputs) return false;
+  enum Input : size_t { kX, kCodes, kScales, kZeroPoints, kBias };
   const uint64_t n = matrix_columns(graph, node.inputs[kCodes]);
-  const auto has_one_each = [&](size_t input) {
-    const Constant* numbers = constant(graph, node.inputs[input]);
-    return has_count(numbers, 1, n) || has_count(numbers, 1, 1);
-  };
-  if (n == 0 || !has_one_each(kScales) || (is_given(kZeroPoints) && !has_one_each(kZeroPoints))) return false;
-  return !is_given(kBias) || has_count(constant(graph, node.inputs[kBias]), 1, n);
+  return n > 0 && has_count(constant(graph, node.inputs[kScales]), 1, n) &&
+         (node.input(kBias).empty() || has_count(constant(graph, node.inputs[kBias]), 1, n));
 }
 
 // The core replaces a GatherND with a batch axis. Without one, exports look up a constant table, with indices that an
@@ -108,15 +105,6 @@ bool gather_is_supported(const Graph& graph, const Node& node) {
   const Constant* added = widened.inputs.size() == 2 ? constant(graph, widened.inputs[1]) : nullptr;
   return widened.is("Unsqueeze") && added != nullptr && added->shape.size() == 1 && added->shape[0] > 0;
 }
-
-// ONNX Runtime 1.23 aborts for a single number, if there are no elements.
-bool axes_are_a_list(const Graph& graph, const Node& node) {
-  const Constant* axes = node.inputs.size() < 2 ? nullptr : constant(graph, node.inputs[1]);
-  return node.inputs.size() < 2 || (axes != nullptr && axes->shape.size() == 1);
-}
-
-// ONNX Runtime 1.23 aborts if it takes the kernel's axes from weights of another rank.
-bool names_its_kernel(const Graph&, const Node& node) { return node.lists.count("kernel_shape") != 0; }
 
 // ONNX Runtime before 1.30 aborts for any other number.
 bool split_matches_outputs(const Graph&, const Node& node) {
@@ -137,49 +125,41 @@ bool divides_integers(const Constant* divisor) {
   return false;
 }
 
-// Collects the values that are certainly floating-point numbers, and those that certainly have an axis, from the first
-// node to the last.
-class KnownValues {
+// Collects the values that are certainly floating-point numbers, from the first node to the last.
+class FloatingValues {
  public:
-  explicit KnownValues(const Graph& graph) {
-    for (const auto& [name, dtype] : graph.inputs) add(name, is_float(dtype), graph.input_ranks.at(name) > 0);
-    for (const auto& [name, constant] : graph.constants) {
-      add(name, is_float(constant.dtype), !constant.shape.empty());
-    }
+  explicit FloatingValues(const Graph& graph) {
+    for (const auto& [name, dtype] : graph.inputs) add(name, is_float(dtype));
+    for (const auto& [name, constant] : graph.constants) add(name, is_float(constant.dtype));
   }
 
   void add_outputs(const Node& node) {
     constexpr std::string_view kIntegers[] = {"And",         "Equal", "Greater", "GreaterOrEqual", "Less",
                                               "LessOrEqual", "Not",   "Or",      "QuantizeLinear", "Shape"};
     const std::string_view type = node.op_type;
-    bool floating = is_floating(node.inputs[type == "Where" ? 1 : 0]);
+    bool floating = contains(node.inputs[type == "Where" ? 1 : 0]);
     if (std::find(std::begin(kIntegers), std::end(kIntegers), type) != std::end(kIntegers)) floating = false;
     if (type == "Cast") floating = is_float(static_cast<DType>(node.number("to", 0)));
     if (type == "DequantizeLinear" || type == "GatherBlockQuantized") floating = true;
-    const bool keeps_axes = type == "Add" || type == "Mul" || type == "Cast" || type == kSkipNorm;
-    const bool axes = keeps_axes && std::any_of(node.inputs.begin(), node.inputs.end(),
-                                                [this](std::string_view input) { return has_axis(input); });
-    for (std::string_view output : node.outputs) add(output, floating, axes);
+    for (std::string_view output : node.outputs) add(output, floating);
   }
 
-  bool is_floating(std::string_view name) const { return floating_.count(name) != 0; }
-  bool has_axis(std::string_view name) const { return with_axis_.count(name) != 0; }
+  bool contains(std::string_view name) const { return names_.count(name) != 0; }
 
  private:
-  void add(std::string_view name, bool floating, bool axes) {
-    if (floating) floating_.insert(name);
-    if (axes) with_axis_.insert(name);
+  void add(std::string_view name, bool floating) {
+    if (floating) names_.insert(name);
   }
 
-  std::set<std::string_view> floating_, with_axis_;
+  std::set<std::string_view> names_;
 };
 
 // Integers must not be divided by 0, nor the lowest by -1.
-bool can_divide(const Graph& graph, const Node& node, const KnownValues& known) {
-  if (node.op_type != "Div" && node.op_type != "Mod" && node.op_type != "ReduceMean") return true;
-  if (known.is_floating(node.inputs[0])) return true;
+bool can_divide(const Graph& graph, const Node& node, const FloatingValues& floating) {
+  if (node.op_type != "Div" && node.op_type != "ReduceMean") return true;
+  if (floating.contains(node.inputs[0])) return true;
   return node.op_type != "ReduceMean" &&
-         (known.is_floating(node.inputs[1]) || divides_integers(constant(graph, node.inputs[1])));
+         (floating.contains(node.inputs[1]) || divides_integers(constant(graph, node.inputs[1])));
 }
 
 void check_operands(const Graph& graph, const Node& node) {
@@ -188,17 +168,11 @@ void check_operands(const Graph& graph, const Node& node) {
     bool (*fits)(const Graph& graph, const Node& node);
     const char* fault;
   };
-  static constexpr char kAxes[] = "its axes are not a constant list";
   static constexpr Check kChecks[] = {
       {"MatMulNBits", matmul_nbits_fits, "its weights do not fit its sizes"},
+      {"GatherBlockQuantized", block_table_fits, "its table does not fit its blocks"},
       {"DynamicQuantizeMatMul", dynamic_matmul_fits, "its weights do not fit each other"},
-      {"Conv", names_its_kernel, "it has no attribute 'kernel_shape'"},
       {"GatherND", gather_is_supported, "it has no constant table, or its indices may lack an axis"},
-      {"ReduceL2", axes_are_a_list, kAxes},
-      {"ReduceMean", axes_are_a_list, kAxes},
-      {"ReduceSum", axes_are_a_list, kAxes},
-      {"Squeeze", axes_are_a_list, kAxes},
-      {"Unsqueeze", axes_are_a_list, kAxes},
       {"Split", split_matches_outputs, "it has different numbers of parts and outputs"},
   };
   for (const Check& check : kChecks) {
@@ -221,21 +195,30 @@ void check_operators(std::string_view bytes, const ModelContents& found, bool fo
     throw OperatorError("it has " + std::to_string(graph.nodes.size()) + " nodes, more than " +
                         std::to_string(kMaxNodes));
   }
-  KnownValues known(graph);
+  constexpr uint64_t kOldest = 17, kNewest = 24;
+  if (model.opset < kOldest || model.opset > kNewest) {
+    throw OperatorError("it is of opset " + std::to_string(model.opset) + ", and exports write " +
+                        std::to_string(kOldest) + " to " + std::to_string(kNewest));
+  }
+  // ONNX Runtime plans fusions and memory by the shapes that a graph declares.
+  if (graph.has_value_info) throw OperatorError("it declares the shapes of computed values, which exports do not");
+  const bool rewritable = is_rewritable(model, graph);
+  const bool replaces_attention = rewritable && !rewrite_cache_attention(graph).empty();
+  FloatingValues floating(graph);
   for (const Node& node : graph.nodes) {
     try {
-      check_allowed(node, for_tensorrt);
+      check_allowed(graph, node, for_tensorrt);
       check_operands(graph, node);
-      if (!can_divide(graph, node, known)) throw std::runtime_error("it may divide integers by 0 or -1");
-      // ONNX Runtime 1.23 reads out of bounds.
-      if (node.op_type == kSkipNorm && !known.has_axis(node.inputs[0]))
-        throw std::runtime_error("its input may lack an axis");
+      if (!can_divide(graph, node, floating)) throw std::runtime_error("it may divide integers by 0 or -1");
+      // ONNX Runtime's own trust lengths, positions and shapes.
+      if ((node.op_type == "GroupQueryAttention" && !replaces_attention) || (node.op_type == kSkipNorm && !rewritable))
+        throw std::runtime_error("the core cannot replace it");
     } catch (const std::runtime_error& error) {
       const std::string_view name = node.name.empty() && !node.outputs.empty() ? node.outputs[0] : node.name;
       throw OperatorError("node " + quoted(name) + " (" + std::string(single_line(node.op_type)) +
                           "): " + error.what());
     }
-    known.add_outputs(node);
+    floating.add_outputs(node);
   }
 }
 

@@ -70,15 +70,32 @@ bool replace_gathers(const Graph& graph, bool selects, NodeChanges& changes) {
   return selects;
 }
 
+// ONNX Runtime's own divides by zero if what is added to `x` has no rows.
+void replace_skip_norms(const Graph& graph, NodeChanges& changes) {
+  enum Input : size_t { kX, kSkip, kWeight, kInputs };
+  enum Output : size_t { kNorm, kSum = 3, kOutputs };
+  for (const Node& node : graph.nodes) {
+    if (node.op_type != kSkipNorm || node.domain != "com.microsoft" || node.inputs.size() != kInputs ||
+        node.outputs.size() != kOutputs || node.floats.count("epsilon") == 0) {
+      continue;
+    }
+    Node sum = node, norm = node;
+    sum.name = "";  // names are unique
+    sum.outputs = {node.outputs[kSum]};
+    norm.outputs = {node.outputs[kNorm]};
+    changes[node.outputs[kNorm]] =
+        write_node(sum, "", "Add", {node.inputs[kX], node.inputs[kSkip]}, {}) +
+        write_node(norm, "", "SimplifiedLayerNormalization", {node.outputs[kSum], node.inputs[kWeight]},
+                   {{"axis", static_cast<uint64_t>(-1)}}, {*node.floats.find("epsilon")});
+  }
+}
+
 // Returns the graph with custom operators, or an empty string if nothing is replaced.
 std::string rewritten_graph(const Model& model, const CustomOps& ops, Weights& weights,
                             std::vector<std::string>& kernels) {
   constexpr uint64_t kOldest = 13;  // the first opset with today's Softmax and Split
   Graph graph(model.graph);
-  if (graph.has_graph) return "";       // a subgraph may use a removed value
-  if (model.microsoft != 1) return "";  // other versions may differ
-  if (model.has_functions) return "";   // a function may override an operator
-  if (graph.has(kCacheRows) || graph.has(kEncoderRows) || graph.has(kLogitRows)) return "";
+  if (!is_rewritable(model, graph)) return "";
   NodeChanges cache, cross, encoder;
   if (ops.attention) cache = rewrite_cache_attention(graph);
   if (!cache.empty() && model.opset >= kOldest) cross = rewrite_cross_attention(graph);
@@ -94,12 +111,20 @@ std::string rewritten_graph(const Model& model, const CustomOps& ops, Weights& w
   if (!cross.empty()) inputs.push_back(write_input(kEncoderRows, 2));
   NodeChanges changes = std::move(products.changes);
   if (ops.attention && replace_gathers(graph, !cache.empty(), changes)) inputs.push_back(write_input(kLogitRows, 0));
+  if (ops.attention) replace_skip_norms(graph, changes);
   for (NodeChanges* more : {&cache, &cross, &encoder}) changes.merge(*more);
   if (changes.empty()) return "";
   return apply_changes(model.graph, graph, changes, inputs);
 }
 
 }  // namespace
+
+bool is_rewritable(const Model& model, const Graph& graph) {
+  return !graph.has_graph &&      // a subgraph may use a removed value
+         model.microsoft == 1 &&  // other versions may differ
+         !model.has_functions &&  // a function may override an operator
+         !graph.has(kCacheRows) && !graph.has(kEncoderRows) && !graph.has(kLogitRows);
+}
 
 RewrittenGraph rewrite_model(const std::string& model, CustomOps ops, Weights& weights) {
   RewrittenGraph result;

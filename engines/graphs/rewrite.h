@@ -3,9 +3,11 @@
 
 #include <cstddef>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "graphs/graph_file.h"
+#include "graphs/onnx_graph.h"
 
 namespace blip2rt {
 
@@ -19,15 +21,21 @@ struct CustomOps {
   bool int8 = false;
   // GroupQueryAttention, all or none. If replaced, CrossAttention replaces the attention to cross_key_i and
   // cross_value_i, and the graph gets the inputs cache_rows, encoder_rows and, for its only GatherND, logit_rows.
-  // GatherRow replaces GatherND in any graph.
+  // GatherRow replaces GatherND, and Add and SimplifiedLayerNormalization replace SkipSimplifiedLayerNormalization, in
+  // any graph.
   bool attention = true;
   size_t threads = 1;  // threads of the session, among which products are divided
 };
+
+inline constexpr std::string_view kSkipNorm = "SkipSimplifiedLayerNormalization";
 
 struct RewrittenGraph {
   std::string bytes;                 // empty if nothing is replaced
   std::vector<std::string> kernels;  // custom kernels, such as "int4 avx512"
 };
+
+// Returns whether operators of a model, with its only graph, may be replaced.
+bool is_rewritable(const Model& model, const Graph& graph);
 
 // Replaces the operators that `ops` selects in `model` (an ONNX ModelProto), if the processor has a kernel for them.
 // `weights` receives what the products read. Throws std::runtime_error if the bytes are no model, or weights cannot be

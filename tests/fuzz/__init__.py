@@ -1,1 +1,1 @@
-"""Fuzzing: options and manifests (options.py), operators (operators.py), untrusted files by coverage (files.py)."""
+"""Fuzzing: options and manifests (options.py), operators (operators.py, nodes.py), untrusted files (files.py)."""

@@ -85,18 +85,15 @@ def int4(rng: np.random.Generator) -> Case:
     if rng.random() < 0.5:
         scales = scales.reshape(-1)
     constants: dict[str, np.ndarray] = {"codes": codes, "scales": scales}
-    nodes, inputs, scale = [], ["x", "codes", "scales"], scales
+    nodes, inputs, scale = [], ["x", "codes", "scales", "zeros"], scales
     if rng.random() < 0.8:
         nodes.append(helper.make_node("Cast", ["scales"], ["wide"], to=TensorProto.FLOAT))
         inputs[2] = "wide"
     else:
         constants["scales"] = scales.astype(np.float32)
-    zero = np.full((n, blocks), 1 << (bits - 1))
-    if rng.random() < 0.7:
-        packed = rng.integers(0, 256, (n, -(-blocks * bits // 8)), dtype=np.uint8)
-        zero = unpacked(packed, bits)[:, :blocks]
-        constants["zeros"] = packed if rng.random() < 0.5 else packed.reshape(-1)
-        inputs.append("zeros")
+    packed = rng.integers(0, 256, (n, -(-blocks * bits // 8)), dtype=np.uint8)
+    zero = unpacked(packed, bits)[:, :blocks]
+    constants["zeros"] = packed if rng.random() < 0.5 else packed.reshape(-1)
     level = int(rng.choice([0, 1, 4, 4, 4]))
     kind = {**MICROSOFT, "K": k, "N": n, "bits": bits, "block_size": block, "accuracy_level": level}
     nodes.append(helper.make_node("MatMulNBits", inputs, ["y"], **kind))
