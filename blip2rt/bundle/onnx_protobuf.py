@@ -1,4 +1,4 @@
-"""ONNX files without the package `onnx`: enough protobuf to read a graph, fix its axes, and write a product.
+"""ONNX files without the package `onnx`: enough protobuf to read the ports of a graph and fix their axes.
 
 Knows field numbers (onnx.proto), not what nodes compute.
 """
@@ -8,41 +8,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-FLOAT, INT8 = 1, 3  # TensorProto.DataType
 _GRAPH, _PORTS = 7, (11, 12)  # ModelProto.graph; GraphProto.input, output
 _DIMENSION_PATH = (2, 1, 2, 1)  # ValueInfoProto.type, .tensor_type, .shape, .dim
-BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 16: 16, 21: 4, 22: 4}  # of a data type
 
 
 Edit = Callable[[memoryview], bytes]
-
-
-@dataclass(frozen=True)
-class Tensor:
-    dims: tuple[int, ...]
-    dtype: int
-
-    @property
-    def elements(self) -> int:
-        count = 1
-        for dim in self.dims:
-            count *= dim
-        return count
-
-    @property
-    def nbytes(self) -> int:
-        return self.elements * BITS.get(self.dtype, 32) // 8
-
-
-@dataclass(frozen=True)
-class Node:
-    op_type: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    ints: dict[str, tuple[int, ...]]  # integer attributes
 
 
 @dataclass(frozen=True)
@@ -52,20 +24,6 @@ class Port:
     name: str
     dtype: int
     shape: tuple[int | str, ...]
-
-
-@dataclass(frozen=True)
-class Graph:
-    nodes: tuple[Node, ...]
-    initializers: dict[str, Tensor]
-
-
-def read(path: Path) -> Graph:
-    """The nodes and initializer shapes of a graph; external data are not read."""
-    [graph] = _fields(memoryview(path.read_bytes()))[_GRAPH]
-    fields = _fields(graph)
-    named = (_tensor(each) for each in fields.get(5, ()))
-    return Graph(tuple(_node(each) for each in fields.get(1, ())), dict(named))
 
 
 def ports(model: bytes) -> tuple[list[Port], list[Port]]:
@@ -109,36 +67,6 @@ def _port(data: memoryview) -> Port:
     return Port(_text(fields[1][0]), tensor[1][0], tuple(sizes))
 
 
-def _tensor(data: memoryview) -> tuple[str, Tensor]:
-    fields = _fields(data)
-    return _text(fields[8][0]), Tensor(_ints(fields.get(1, ())), fields[2][0])
-
-
-def _node(data: memoryview) -> Node:
-    fields = _fields(data)
-    ints = {}
-    for attribute in map(_fields, fields.get(5, ())):
-        values = attribute.get(8) or attribute.get(3) or ()
-        if values:
-            ints[_text(attribute[1][0])] = _ints(values)
-    inputs, outputs = (tuple(map(_text, fields.get(number, ()))) for number in (1, 2))
-    return Node(_text(fields[4][0]), inputs, outputs, ints)
-
-
-def _ints(values: Any) -> tuple[int, ...]:
-    """A repeated integer, packed or not."""
-    found: list[int] = []
-    for value in values:
-        if isinstance(value, int):
-            found.append(value)
-            continue
-        at = 0
-        while at < len(value):
-            number, at = _varint(value, at)
-            found.append(number)
-    return tuple(found)
-
-
 def _text(data: memoryview) -> str:
     return str(data, "utf-8")
 
@@ -175,40 +103,6 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
         at, shift = at + 1, shift + 7
         if byte < 128:
             return value, at
-
-
-def float_matmul(shape: tuple[int, int], weight: bytes) -> bytes:
-    """A graph of one product: a (M, K) x a constant weight (K, N) -> y (M, N)."""
-    node = _message((1, b"a"), (1, b"b"), (2, b"y"), (4, b"MatMul"))
-    return _product([node], [_constant("b", FLOAT, shape, weight)])
-
-
-def int8_matmul(shape: tuple[int, int], codes: bytes, scales: bytes) -> bytes:
-    """A graph of one product as in int8-dynamic: a (M, K) x a constant weight (N, K) of int8, a scale per row -> y."""
-    order = _message((1, b"perm"), (8, 1), (8, 0), (20, 7))
-    transpose = _message((1, b"codes"), (2, b"b"), (4, b"Transpose"), (5, order))
-    node = _message(
-        (1, b"a"), (1, b"b"), (1, b"scales"), (2, b"y"), (4, b"DynamicQuantizeMatMul"), (7, b"com.microsoft")
-    )
-    constants = [_constant("codes", INT8, shape, codes), _constant("scales", FLOAT, shape[:1], scales)]
-    return _product([transpose, node], constants)
-
-
-def _product(nodes: list[bytes], constants: list[bytes]) -> bytes:
-    fields = [*((1, node) for node in nodes), *((5, constant) for constant in constants)]
-    graph = _message(*fields, (2, b"product"), (11, _value("a", FLOAT)), (12, _value("y", FLOAT)))
-    opsets = ((8, _message((2, 13))), (8, _message((1, b"com.microsoft"), (2, 1))))
-    return _message((1, 8), (7, graph), *opsets)
-
-
-def _constant(name: str, dtype: int, shape: tuple[int, ...], data: bytes) -> bytes:
-    return _message(*((1, dim) for dim in shape), (2, dtype), (8, name.encode()), (9, data))
-
-
-def _value(name: str, dtype: int) -> bytes:
-    dims = [(1, _message((2, axis.encode()))) for axis in (f"{name}0", f"{name}1")]
-    tensor = _message((1, dtype), (2, _message(*dims)))
-    return _message((1, name.encode()), (2, _message((1, tensor))))
 
 
 def _message(*fields: tuple[int, int | bytes]) -> bytes:

@@ -163,7 +163,7 @@ def test_llama_cpp_needs_no_config(capsys, monkeypatch, planned):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None if name == "llama_cpp" else object())
     code, _, err = run(capsys, "--peer", "llama.cpp-q4")
     assert code == 0 and planned[0].config is None
-    reason = "llama_cpp is not installed: pip install llama-cpp-python gguf"
+    reason = "llama_cpp is not installed: pip install llama-cpp-python gguf onnx"
     assert err == f"llama.cpp-q4 is not measured: {reason}\n"
 
 

@@ -115,18 +115,6 @@ def open_features(
     return data, source
 
 
-def drop_unreadable(data: Dataset, bad: BadSamples) -> Dataset:
-    """Drop the images that cannot be decoded, which are counted in `bad`."""
-    faults = {}
-    for image, path in enumerate(data.paths):
-        try:
-            read_image(path)
-        except (OSError, ValueError) as error:
-            faults[image] = error_text(error)
-            bad.add(str(path), faults[image])
-    return data.without(faults.keys()) if faults else data
-
-
 def draw_views(views: int, count: int, seed: tuple[int, int]) -> np.ndarray:
     """Draw a view for each of `count` images, (count)."""
     return np.random.default_rng(seed).integers(0, views, count)

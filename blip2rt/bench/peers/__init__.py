@@ -27,7 +27,7 @@ PEERS = {
     "hf-fp32": Peer("transformers, eager, float32", "torch_peer", _TORCH),
     "hf-bf16": Peer("transformers, eager, bfloat16", "torch_peer", _TORCH),
     "openvino-int4": Peer("OpenVINO, int4, language model only", "openvino_peer", ("openvino", "nncf", *_TORCH)),
-    "llama.cpp-q4": Peer("llama.cpp, Q4_0, language model only", "llama_cpp_peer", ("llama_cpp", "gguf"), True),
+    "llama.cpp-q4": Peer("llama.cpp, Q4_0, language model only", "llama_cpp_peer", ("llama_cpp", "gguf", "onnx"), True),
 }
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import gguf
 import llama_cpp
 import numpy as np
+import onnx
 
 from ...bundle import Bundle, read
-from ...bundle.onnx_protobuf import read as read_graph
 from ..machine import peak_rss
 from .timing import generation_stages, main
 
@@ -31,9 +31,10 @@ def write_model(bundle: Bundle, path: Path) -> None:
     """Write random weights of the bundle's geometry. Raises ValueError if its layers are not Llama's."""
     spec = bundle.manifest.llm
     assert spec is not None, "the caller checks that the bundle captions"
-    nodes = read_graph(bundle.graph("llm")).nodes
-    sizes = [(node.ints["N"][0], node.ints["K"][0]) for node in nodes if node.op_type == "MatMulNBits"]
-    heads = next((node.ints["num_heads"][0] for node in nodes if node.op_type == "GroupQueryAttention"), 0)
+    nodes = onnx.load(str(bundle.graph("llm")), load_external_data=False).graph.node
+    values = [(node.op_type, {each.name: each.i for each in node.attribute}) for node in nodes]
+    sizes = [(each["N"], each["K"]) for kind, each in values if kind == "MatMulNBits"]
+    heads = next((each["num_heads"] for kind, each in values if kind == "GroupQueryAttention"), 0)
     width, ffn = spec.hidden_size, max((k for _, k in sizes), default=0)
     if sizes.count((ffn, width)) != 2 * spec.layers or heads == 0:
         raise ValueError("llama.cpp is only compared on int4 language models with the layers of Llama, such as nano's")

@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 from xml.etree import ElementTree
-from xml.sax.saxutils import escape
 
 from ...bundle.regular_files import read_bounded
 from ...results import Tag
@@ -32,17 +31,6 @@ _LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in XML 1.0
 _HEAD = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
 _TAIL = '\n<?xpacket end="w"?>\n'
-_NEW = f"""<x:xmpmeta xmlns:x="adobe:ns:meta/">
- <rdf:RDF xmlns:rdf="{_RDF}">
-  <rdf:Description rdf:about="" xmlns:dc="{_DC}">
-   <dc:description>
-    <rdf:Alt>
-     <rdf:li xml:lang="x-default">{{}}</rdf:li>
-    </rdf:Alt>
-   </dc:description>
-  </rdf:Description>
- </rdf:RDF>
-</x:xmpmeta>"""
 _EMPTY = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{_RDF}"/></x:xmpmeta>'
 _MAX_BYTES = 16 << 20  # of an existing sidecar
 _MAX_NAMESPACES, _MAX_ELEMENTS, _MAX_DEPTH = 200, 200_000, 200
@@ -61,36 +49,35 @@ class XmpSidecar(Sidecar):
 
     def _is_done(self, target: str) -> bool:
         try:
-            tree = _read(target)
+            found = _read(target)
         except OSError:
             return False
-        return tree is not None and _has_description(tree[0])
+        return found is not None and self._is_described(found[0])
 
     def _content(self, target: str, description: Description) -> str:
-        text = _FORBIDDEN.sub("", "\n".join(description.captions))
         found = _read(target) if os.path.lexists(target) else None
+        tree, prefixes = (ElementTree.fromstring(_EMPTY), dict[str, str]()) if found is None else found
+        self._describe(tree, description)
         if found is None:
-            return _HEAD + _NEW.format(escape(text)) + _TAIL
-        tree, prefixes = found
-        _set_description(tree, text)
+            ElementTree.indent(tree, " ")
         with _registered(prefixes):
             return _HEAD + ElementTree.tostring(tree, encoding="unicode") + _TAIL
+
+    def _is_described(self, tree: Any) -> bool:
+        return _has_description(tree)
+
+    def _describe(self, tree: Any, description: Description) -> None:
+        _set_description(tree, _FORBIDDEN.sub("", "\n".join(description.captions)))
 
 
 class XmpKeywords(XmpSidecar):
     """The same for labels: a sidecar that already has dc:subject is done. overwrite: replace the keywords."""
 
-    def _is_done(self, target: str) -> bool:
-        try:
-            tree = _read(target)
-        except OSError:
-            return False
-        return tree is not None and tree[0].find(f".//{_SUBJECT}") is not None
+    def _is_described(self, tree: Any) -> bool:
+        return tree.find(f".//{_SUBJECT}") is not None
 
-    def _content(self, target: str, description: Description) -> str:
+    def _describe(self, tree: Any, description: Description) -> None:
         assert isinstance(description, TagDescription)
-        found = _read(target) if os.path.lexists(target) else None
-        tree, prefixes = (ElementTree.fromstring(_EMPTY), dict[str, str]()) if found is None else found
         [holder, *_] = holders = _holders(tree)
         for field, container, text in _KEYWORDS:
             for each in holders:
@@ -98,10 +85,6 @@ class XmpKeywords(XmpSidecar):
             items = ElementTree.SubElement(ElementTree.SubElement(holder, field), f"{{{_RDF}}}{container}")
             for tag in description.tags:
                 ElementTree.SubElement(items, f"{{{_RDF}}}li").text = _FORBIDDEN.sub("", text(tag))
-        if found is None:
-            ElementTree.indent(tree, " ")
-        with _registered(prefixes):
-            return _HEAD + ElementTree.tostring(tree, encoding="unicode") + _TAIL
 
 
 class _Builder(ElementTree.TreeBuilder):

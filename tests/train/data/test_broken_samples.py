@@ -25,7 +25,7 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.vision import VisionConfig
 from blip2rt_train import prepare
 from blip2rt_train.data import features
-from blip2rt_train.data.features import drop_unreadable, open_features
+from blip2rt_train.data.features import open_features
 from blip2rt_train.data.readers import read_data
 from blip2rt_train.data.samples import BadSamples, Sample
 from blip2rt_train.data.sampling import Mixture
@@ -327,7 +327,6 @@ def test_features_are_computed_without_damaged_images(
         assert computed[0].abs().min() > 0 and torch.equal(computed[0], computed[-1])
     with pytest.raises(Blip2rtError, match=r"2\.jpg.*max_bad is 0"):
         open_features(data, CONFIG, str(images.parent / "cache"), BadSamples(0), 1, encoder)
-    assert [path.name for path in drop_unreadable(data, BadSamples(1)).paths] == ["0.jpg", "1.jpg"]
     (images / "0.jpg").write_bytes(b"")
     (images / "1.jpg").write_bytes(b"")
     with pytest.raises(Blip2rtError, match="no image can be read"):
@@ -540,11 +539,11 @@ def test_every_image_format_is_read_upright(tmp_path: Path) -> None:
     for image in list(tmp_path.iterdir()):
         image.with_suffix(".txt").write_text("a dog")
     bad = BadSamples(1)
-    data = drop_unreadable(read_data(tmp_path, "", bad), bad)
+    data, _ = open_features(read_data(tmp_path, "", bad), CONFIG, "", bad, 1, Encoder())
     assert [path.name for path in data.paths] == [*written, "f.tif", "g.tiff"]
     [fault] = bad.found
     assert fault.endswith("h.heic")
     assert read_image(tmp_path / "f.tif").getpixel((0, 0)) == (100, 100, 100), "not cut off at 255"
     assert read_image(tmp_path / "g.tiff").size == (16, 20)
     with pytest.raises(Blip2rtError, match=r"h\.heic"):
-        drop_unreadable(read_data(tmp_path, "", BadSamples(0)), BadSamples(0))
+        open_features(read_data(tmp_path, ""), CONFIG, "", BadSamples(0), 1, Encoder())
