@@ -1,7 +1,6 @@
 """Gains of callers that share decoding steps: `python -m benchmarks.serve`.
 
 Parts, for a bundle (nano, or random weights in a real geometry, exported once):
-  steps     a step of 1, 2, 4, ... rows
   callers   tokens a second of one caller, of threads that decode separately, and of threads that share steps
   newcomer  the first token of a request that arrives while others decode, next to its prefill alone
   captions  captions a second, from picture to text
@@ -86,10 +85,9 @@ class Bench:
         ids: list[int] = self.rng.integers(10, min(self.spec.vocab_size, 20_000), self.args.prompt).tolist()
         return ids
 
-    def submit(self, tokens: int, prompt_length: int | None = None) -> Any:
+    def submit(self, tokens: int) -> Any:
         """Submit a request that shares steps and streams its tokens."""
-        prompt = self.prompt()[:prompt_length]
-        return self.shared.submit(self.prefix(), [prompt], self.options_of(tokens), each_token=True)
+        return self.shared.submit(self.prefix(), [self.prompt()], self.options_of(tokens), each_token=True)
 
     def step_time(self, count: int) -> float:
         """The mean milliseconds of the next steps."""
@@ -110,23 +108,6 @@ def _run(args: argparse.Namespace) -> None:
     print(f"{args.geometry}, {args.threads} threads, {', '.join(kernels)}", flush=True)
     for part in args.parts:
         PARTS[part](bench)
-
-
-def steps(bench: Bench) -> None:
-    """A step of several rows whose requests have prompts of different lengths."""
-    counts = [count for count in (1, 2, 4, 8, 16) if count <= 2 * bench.args.callers]
-    times: dict[int, list[float]] = {count: [] for count in counts}
-    for _ in range(bench.args.runs):
-        for count in counts:
-            calls = [bench.submit(40, 1 + i % bench.args.prompt) for i in range(count)]
-            for call in calls:
-                call.wait()  # for the first token: the request is in the batch
-            times[count].append(bench.step_time(12))
-            assert bench.shared.counters()["rows"] == count, "a text has ended before it was measured"
-            cancel(calls)
-    one = statistics.median(times[1])
-    for count, values in times.items():
-        show(f"a step of {count} rows", f"{typical(values, 2)} ms", f"{statistics.median(values) / one:.2f} x")
 
 
 def callers(bench: Bench) -> None:
@@ -263,7 +244,7 @@ def compare(quantity: str, candidates: Mapping[str, Callable[[], float]], runs: 
         show(f"{quantity}, {name}", typical(each, digits, max), f"{statistics.median(each) / base:.2f} x")
 
 
-PARTS = {"steps": steps, "callers": callers, "newcomer": newcomer, "captions": captions, "cache": cache}
+PARTS = {"callers": callers, "newcomer": newcomer, "captions": captions, "cache": cache}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -146,9 +146,17 @@ def planned(monkeypatch):
     return plans
 
 
+def remove(monkeypatch, *absent):
+    """Hide installed modules, and pretend to have all others."""
+    find = peers.importlib.util.find_spec
+    monkeypatch.setattr(
+        peers.importlib.util, "find_spec", lambda name: None if name in absent else find(name) or object()
+    )
+
+
 def test_missing_peers_are_reported_first(capsys, monkeypatch, planned):
     absent = ("llama_cpp", "nncf")
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None if name in absent else object())
+    remove(monkeypatch, *absent)
     given = [f"--peer={name}" for name in ("openvino-int4", "hf-fp32", "llama.cpp-q4", "openvino-int4")]
     code, _, err = run(capsys, *given, "--checkpoint", "Salesforce/blip2-opt-2.7b")
     assert code == 0 and len(err.splitlines()) == 2
@@ -160,7 +168,7 @@ def test_missing_peers_are_reported_first(capsys, monkeypatch, planned):
 
 
 def test_llama_cpp_needs_no_config(capsys, monkeypatch, planned):
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None if name == "llama_cpp" else object())
+    remove(monkeypatch, "llama_cpp")
     code, _, err = run(capsys, "--peer", "llama.cpp-q4")
     assert code == 0 and planned[0].config is None
     reason = "llama_cpp is not installed: pip install llama-cpp-python gguf onnx"
@@ -176,7 +184,7 @@ def test_llama_cpp_runs_on_nanos_sizes():
 
 def test_no_config_is_created_without_installed_peers(capsys, monkeypatch, planned, tmp_path):
     monkeypatch.setattr(geometry, "bundle", lambda *_: embedded())
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    remove(monkeypatch, "torch")
     code, _, err = run(capsys, "--geometry", "tiny", "--cache", tmp_path, "--peer", "hf-fp32")
     assert (code, err.count("\n"), planned[0].config) == (0, 1, None)
 
