@@ -24,6 +24,7 @@ from .protocols import embeddings, ollama, openai, responses, routes
 from .service import Call, Service
 
 _PAGES = Path(__file__).parent / "pages"
+_FILES = {"/": "index.html", "/docs": "docs.html", **{f"/{name}": name for name in ("coffee.jpg", "camera.jpg")}}
 # Each page is one file with its own style and script, and loads nothing from elsewhere.
 _CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src 'self' blob: data:; "
@@ -58,14 +59,13 @@ def _document(needs_key: bool) -> dict[str, Any]:
 
 
 async def _page(call: Call) -> Response:
-    name = "docs.html" if call.request.url.path == "/docs" else "index.html"
+    name = _FILES[call.request.url.path]
     headers = {"Content-Security-Policy": _CONTENT_SECURITY_POLICY, "Cache-Control": "no-cache"}
-    return FileResponse(_PAGES / name, headers=headers, media_type="text/html; charset=utf-8")
+    return FileResponse(_PAGES / name, headers=headers)
 
 
 ENDPOINTS = [
-    Endpoint("/", _page),
-    Endpoint("/docs", _page),
+    *(Endpoint(path, _page) for path in _FILES),
     Endpoint("/openapi.json", _openapi),
     Endpoint("/health", _health, summary="200 while the server runs"),
     Endpoint("/ready", _ready, summary="200 when the model is loaded, 503 before"),

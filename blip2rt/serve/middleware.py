@@ -21,7 +21,7 @@ from .logs import LOG
 from .metrics import Metrics
 from .settings import Settings
 
-_NO_KEY_NEEDED = ("/", "/health", "/ready", "/docs", "/openapi.json", "/api/version")
+_NO_KEY_NEEDED = ("/", "/health", "/ready", "/docs", "/coffee.jpg", "/camera.jpg", "/openapi.json", "/api/version")
 _AZURE_PATH = re.compile("/openai(?:/v1|/deployments/[^/]+)/(.+)")
 _POLLED = ("/health", "/ready", "/metrics")  # called every few seconds: logged at DEBUG
 _SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}

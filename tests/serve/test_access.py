@@ -29,7 +29,7 @@ def test_server_listens_on_loopback_by_default(nano: ServerProcess) -> None:
 
 def test_api_key_is_required_except_on_public_paths(start: Start, small: bytes) -> None:
     server = start("--api-key", "first", env={"BLIP2RT_API_KEY": "second third"})
-    for path in ("/", "/health", "/ready", "/docs", "/openapi.json"):
+    for path in ("/", "/health", "/ready", "/docs", "/coffee.jpg", "/openapi.json"):
         assert server.get(path).status == 200, path
     body = {"image": encoded(small)}
     for key in (None, "Bearer wrong", "first", "Basic first"):
