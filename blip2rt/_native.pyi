@@ -127,6 +127,133 @@ def cleaned_up(text: str) -> str:
 def clean_caption(text: str) -> str:
     """Normalise a text like the reference's caption processor: lower case, no sentence punctuation, single spaces."""
 
+class Signals:
+    """What graphs say about B texts and their images, by the names of engines/model/signals.h."""
+
+    def __init__(self, texts: Sequence[str], names: Sequence[str], mean_text: Sequence[float]) -> None:
+        """names: of the signals of each text. mean_text (E): what base_cosine compares images with."""
+    @property
+    def runs(self) -> list[tuple[str, list[int], list[str]]]:
+        """What the caller computes: the output, the pairs whose images it reads, and the texts.
+
+        image_embeds (Q * E) of pairs, text_embeds (E) of texts; itm_logits (2), likelihoods (1) and yes_odds (2: with
+        the image and without) of pairs and a text for each.
+        """
+    def add(self, run: int, values: NDArray[np.float64]) -> None:
+        """Add the output of a run: a row for each of its pairs or texts."""
+    def values(self, name: str) -> list[float]:
+        """A signal of all texts (B). Raises BundleError for a query that the images do not have."""
+
+class Calibrator:
+    """Signals -> matches and calibrated probabilities, as a bundle weighs them. Any thread may use it."""
+
+    def __init__(self, retrieval: object, calibration: object | None) -> None:
+        """Take the weights of bundle.manifest.RetrievalSpec and Calibration."""
+    @property
+    def judges(self) -> bool:
+        """Whether the bundle is calibrated for texts, by signals that this version computes."""
+    @property
+    def rates_captions(self) -> bool:
+        """The same for captions."""
+    @property
+    def labels(self) -> bool:
+        """The same for labels."""
+    def match_signals(self, texts: Sequence[str]) -> Signals: ...
+    def statement_signals(self, texts: Sequence[str]) -> Signals: ...
+    def caption_signals(self, texts: Sequence[str], scores: Sequence[float]) -> Signals: ...
+    def matches(self, signals: Signals) -> list[tuple[float, float, float, float | None, float]]:
+        """The fields of blip2rt.Match for each text of match_signals, whose runs were added."""
+    def judge(self, signals: Signals) -> list[float]:
+        """The probability that each text is true."""
+    def confidence(self, signals: Signals) -> list[float]:
+        """The probability that each caption is right."""
+
+def yes_or_no(probability: float) -> tuple[str, float]:
+    """The probability that something is there -> "yes" or "no", and its log-probability"""
+
+def answer_scores(given: Sequence[float], without: Sequence[float]) -> list[float]:
+    """log p(answer | image, question), log p(answer | question) or nothing -> how likely each answer is"""
+
+def likeliest_answer(answers: Sequence[str], scores: Sequence[float]) -> tuple[str, float]:
+    """Answers, one of which is right, and their answer_scores -> the likeliest one and its log-probability"""
+
+def best_choice(question: str, scores: Sequence[float], probabilities: Sequence[float]) -> int:
+    """The number of the choice that fits a question best, by answer_scores and the probability that each is true.
+
+    The latter count unless the question asks about a part of the picture, such as a colour. They may be empty.
+    """
+
+class GainRun:
+    """Texts for Generator.likelihoods, with images and without."""
+
+    @property
+    def prefixes(self) -> list[int]:
+        """The image of each prompt; the number behind the last image is the mean_prefix."""
+    @property
+    def prompts(self) -> list[list[int]]: ...
+    @property
+    def images(self) -> list[int]:
+        """The prompt of each text."""
+    @property
+    def texts(self) -> list[list[int]]: ...
+
+class ImageGain:
+    """How much likelier an image makes texts, or a yes. Keeps what was computed without an image. For all threads."""
+
+    def __init__(self, capacity: int = 8192) -> None: ...
+    def __len__(self) -> int: ...
+    def texts(
+        self, count: int, images: Sequence[int], prompt: Sequence[int], texts: Sequence[Sequence[int]]
+    ) -> GainRun:
+        """B texts behind one prompt, and the image of each, of `count` images -> what must be read"""
+    def questions(
+        self,
+        count: int,
+        images: Sequence[int],
+        asked: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        shares: bool,
+    ) -> GainRun:
+        """The same for the odds of two answers to B questions.
+
+        shares: what all questions begin with is read once for each image; not in an encoder-decoder.
+        """
+    def finish(self, run: GainRun, logs: Sequence[float]) -> tuple[list[float], list[float]]:
+        """The log-probabilities of a run's texts -> values with the image and without (B)"""
+
+class Labels:
+    """Short names for what pictures show, with their parents and synonyms. For all threads."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        """Texts, each once; "animal|dog" is the label dog below animal. Raises OptionError with every fault."""
+    @staticmethod
+    def everyday() -> Labels:
+        """The labels that come with blip2rt. recipes/labels/everyday.py made them from the nouns of captions."""
+    def __len__(self) -> int: ...
+    @property
+    def entries(self) -> list[tuple[str, list[str], list[str]]]:
+        """Name, parents from the most general on, and synonyms of each label."""
+    @property
+    def embedded(self) -> list[str]:
+        """The text of each label that is embedded."""
+    def named_in(self, captions: Sequence[str]) -> list[int]:
+        """1 for each label that captions of a picture name, by any of its words or plurals, else 0."""
+
+class Tagger:
+    """Chooses labels of pictures from one list. For all threads."""
+
+    def __init__(self, labels: Labels, calibration: object, top: int, threshold: float) -> None:
+        """top: most labels of a picture. threshold: their least probability. calibration: as in Calibrator."""
+    @property
+    def reads_captions(self) -> bool:
+        """Whether it weighs if the picture's caption names a label."""
+    def nearness(self, image_embeds: NDArray[np.float32], label_embeds: NDArray[np.float32]) -> list[float]:
+        """image_embeds (Q, E), label_embeds (L, E) -> how near each label is: its largest cosine unless calibrated"""
+    def tags(
+        self, image_embeds: NDArray[np.float32], label_embeds: NDArray[np.float32], caption: str
+    ) -> list[tuple[int, float]]:
+        """The numbers of the labels that a picture shows, with their probabilities, the likeliest first."""
+
 class Resize:
     """A picture that is being resized, with the same result as Pillow, bit by bit."""
 

@@ -162,15 +162,21 @@ class Language:
 
         max_tokens: of a text with its stop token; the rest is cut off. complete: whether the stop token counts.
         """
+        prompt, token_ids = self.caption_tokens(texts, prefix_embeds.shape[1], max_tokens, complete)
+        return self._backend.likelihoods(prefix_embeds, [prompt] * len(prefix_embeds), images, token_ids)
+
+    def caption_tokens(
+        self, texts: Sequence[str], prefix_length: int, max_tokens: int | None = None, complete: bool = True
+    ) -> tuple[list[int], list[list[int]]]:
+        """Texts -> the ids of the bundle's caption prompt, and of each text behind it: what `likelihoods` reads."""
         prompt = self.caption_prompt(None)
         prompt_ids = self.encode(prompt)
         before = " " if prompt.whole and not self._spec.encoder_decoder else ""  # as captions are in training
-        read = 1 if self._spec.encoder_decoder else prefix_embeds.shape[1] + len(prompt_ids)
+        read = 1 if self._spec.encoder_decoder else prefix_length + len(prompt_ids)
         room = self._spec.max_positions - read
         most = max(min(max_tokens or room, room) - 1, 0)
         end = self._spec.eos_token_ids[:1] if complete else ()
-        token_ids = [[*self.encode_more(Prompt(before, text))[:most], *end] for text in texts]
-        return self._backend.likelihoods(prefix_embeds, [prompt_ids] * len(prefix_embeds), images, token_ids)
+        return prompt_ids, [[*self.encode_more(Prompt(before, text))[:most], *end] for text in texts]
 
     def answer_likelihoods(
         self, prefix_embeds: Floats, questions: Sequence[str], answers: Sequence[str]

@@ -19,14 +19,18 @@ from .install_hints import pip_install
 from .system import at_fork
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from . import _native
 
+    Calibrator: TypeAlias = _native.Calibrator
     CaptionPool: TypeAlias = _native.CaptionPool
+    GainRun: TypeAlias = _native.GainRun
     Guide: TypeAlias = _native.Guide
+    Labels: TypeAlias = _native.Labels
     LlmTokenizer: TypeAlias = _native.LlmTokenizer
     QFormerTokenizer: TypeAlias = _native.QFormerTokenizer
+    Signals: TypeAlias = _native.Signals
     StopCut: TypeAlias = _native.StopCut
     TextStream: TypeAlias = _native.TextStream
 
@@ -40,26 +44,36 @@ class Core(Protocol):
     """The module blip2rt._native, as in _native.pyi."""
 
     Batcher: type[_native.Batcher]
+    Calibrator: type[_native.Calibrator]
     CaptionPool: type[_native.CaptionPool]
     Chat: type[_native.Chat]
+    GainRun: type[_native.GainRun]
     Generation: type[_native.Generation]
     Generator: type[_native.Generator]
     GraphError: type[_native.GraphError]
     Guide: type[_native.Guide]
+    ImageGain: type[_native.ImageGain]
+    Labels: type[_native.Labels]
     LlmTokenizer: type[_native.LlmTokenizer]
     QFormerTokenizer: type[_native.QFormerTokenizer]
     Resize: type[_native.Resize]
     Runtime: type[_native.Runtime]
     SearchBatch: type[_native.SearchBatch]
     Session: type[_native.Session]
+    Signals: type[_native.Signals]
     StopCut: type[_native.StopCut]
     Submitted: type[_native.Submitted]
+    Tagger: type[_native.Tagger]
     TextStream: type[_native.TextStream]
     Tokenizer: type[_native.Tokenizer]
     Vocabulary: type[_native.Vocabulary]
 
     def check_graph(self, graph_path: str, files: Mapping[str, int] | None = None, trusted: bool = False) -> None: ...
     def asks_for_plural(self, question: str) -> bool: ...
+    def yes_or_no(self, probability: float) -> tuple[str, float]: ...
+    def answer_scores(self, given: Sequence[float], without: Sequence[float]) -> list[float]: ...
+    def likeliest_answer(self, answers: Sequence[str], scores: Sequence[float]) -> tuple[str, float]: ...
+    def best_choice(self, question: str, scores: Sequence[float], probabilities: Sequence[float]) -> int: ...
     def phrase_of(self, question: str) -> str | None: ...
     def number_question(self, question: str) -> str | None: ...
     def is_phrase(self, text: str) -> bool: ...

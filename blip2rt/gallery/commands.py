@@ -53,7 +53,7 @@ def caption(
 
 def tag(args: argparse.Namespace, load: Load) -> int:
     """Label pictures and return the exit code."""
-    from ..matching.labels import read_labels
+    from ..matching.tagger import read_labels
     from . import captions, tags
 
     sources = flags.sources_of(args)

@@ -12,8 +12,8 @@ from .outputs import Description, Sink, TagDescription
 from .outputs.tables import TAG_COLUMNS
 
 if TYPE_CHECKING:
-    from ..matching.labels import Label
     from ..model import Model
+    from ..native import Labels
     from ..pipeline import RGB
     from ..results import Tag
     from .prefetch import Parallelism
@@ -26,7 +26,7 @@ BATCH_SIZE = 8
 class TagSettings:
     """Which labels to choose from, and how many. file: where the labels are from; None: the everyday ones."""
 
-    labels: Sequence[Label] | None
+    labels: Labels | None
     file: str | None
     top: int
     threshold: float

@@ -21,12 +21,12 @@ from .matcher import Matcher
 
 if TYPE_CHECKING:
     from ..backends import Floats
-    from .labels import Label
+    from ..native import Labels as LabelList
 
     Images: TypeAlias = Sequence[ImageLike]
     Inputs: TypeAlias = ImageLike | Images
     Texts: TypeAlias = str | Sequence[str]
-    Labels: TypeAlias = Sequence[str | Label] | None
+    Labels: TypeAlias = Sequence[str] | LabelList | None
     No: TypeAlias = Literal[False]
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..backends import Floats
     from ..bundle import Bundle
     from ..native import CaptionPool
-    from .matcher import Matcher
+    from .evidence import Evidence
 
 MAX_UNBUILT = 20_000  # captions of a text file that are embedded when it is used: half a minute of nano's time
 _MAGIC = b"blip2rt-pool 2\n\0"
@@ -36,7 +36,7 @@ _CODE_WIDTH = 96  # numbers of a caption's code: its embedding's main directions
 _BATCH = 256  # captions that are embedded together
 
 
-def read_pool(path: str | os.PathLike[str], matcher: Matcher) -> CaptionPool:
+def read_pool(path: str | os.PathLike[str], evidence: Evidence) -> CaptionPool:
     """Open a pool that `blip2rt pool build` wrote, or a text file with one caption a line. Raises OptionError."""
     name = one_line(os.fspath(path))
     try:
@@ -49,18 +49,18 @@ def read_pool(path: str | os.PathLike[str], matcher: Matcher) -> CaptionPool:
         fix = f"build it once: blip2rt pool build {name} --out FILE"
         raise OptionError(f"the pool {name!r} has {len(captions):,} captions, more than {MAX_UNBUILT:,}: {fix}")
     if not built:
-        return native().CaptionPool.of_bytes(_packed(captions, matcher))
+        return native().CaptionPool.of_bytes(_packed(captions, evidence))
     try:
         pool = native().CaptionPool(os.fspath(path))
     except RuntimeError as error:
         raise OptionError(f"cannot use the pool {name!r}: {error}; build it again with blip2rt pool build") from None
-    if pool.fingerprint != _fingerprint(matcher.bundle):
+    if pool.fingerprint != _fingerprint(evidence.bundle):
         raise OptionError(f"the pool {name!r} is of another model: build it again with blip2rt pool build")
     return pool
 
 
 def build_pool(
-    path: str | os.PathLike[str], out: Path, matcher: Matcher, progress: Callable[[int, int], object] | None = None
+    path: str | os.PathLike[str], out: Path, evidence: Evidence, progress: Callable[[int, int], object] | None = None
 ) -> int:
     """Embed a text file with one caption a line, and write a pool. Return how many captions it has. Raises OptionError.
 
@@ -70,7 +70,7 @@ def build_pool(
         captions = read_captions(path)
     except OSError as error:
         raise OptionError(f"cannot read {one_line(os.fspath(path))!r}: {error.strerror or error}") from None
-    write_file(out, _packed(captions, matcher, progress))
+    write_file(out, _packed(captions, evidence, progress))
     return len(captions)
 
 
@@ -89,11 +89,11 @@ def read_captions(path: str | os.PathLike[str]) -> list[str]:
     return captions
 
 
-def _packed(captions: Sequence[str], matcher: Matcher, progress: Callable[[int, int], object] | None = None) -> bytes:
+def _packed(captions: Sequence[str], evidence: Evidence, progress: Callable[[int, int], object] | None = None) -> bytes:
     """Captions -> the contents of a pool's file; the core reads it."""
-    vocab_size, tokens = matcher.pipeline.language.vocab_size, [*map(matcher.caption_tokens, captions)]
+    vocab_size, tokens = evidence.pipeline.language.vocab_size, [*map(evidence.caption_tokens, captions)]
     parts = []
-    for part in _embeds(captions, matcher):
+    for part in _embeds(captions, evidence):
         parts.append(part)
         if progress is not None:
             progress(min(len(parts) * _BATCH, len(captions)), len(captions))
@@ -116,7 +116,7 @@ def _packed(captions: Sequence[str], matcher: Matcher, progress: Callable[[int, 
         np.array([token for each in tokens for token in each], f"<u{width}"),
     )
     sizes = (len(captions), *projection.shape, vocab_size, starts[-1], width)
-    header = _MAGIC + _fingerprint(matcher.bundle).encode() + struct.pack("<6I", *sizes)
+    header = _MAGIC + _fingerprint(evidence.bundle).encode() + struct.pack("<6I", *sizes)
     data = bytearray(header.ljust(_HEADER, b"\0"))
     for section in sections:
         data += section.tobytes()
@@ -124,9 +124,9 @@ def _packed(captions: Sequence[str], matcher: Matcher, progress: Callable[[int, 
     return bytes(data)
 
 
-def _embeds(captions: Sequence[str], matcher: Matcher) -> Iterator[Floats]:
+def _embeds(captions: Sequence[str], evidence: Evidence) -> Iterator[Floats]:
     for start in range(0, len(captions), _BATCH):
-        yield np.stack(matcher.text_embeds(captions[start : start + _BATCH]))
+        yield np.stack(evidence.text_embeds(captions[start : start + _BATCH]))
 
 
 def _fingerprint(bundle: Bundle) -> str:

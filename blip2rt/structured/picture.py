@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from ..results import Scored
     from ..tasks import GenerationTask
 
-# Choices also count as statements about the picture, but not where they are colours or numbers of something in it. On
-# COCO's dev set: indoors or outdoors 78 -> 96 %, one of eight objects 82 -> 85 %; a colour of ten would fall from 41 %.
-_ABOUT_A_PART = re.compile(r"\b(colou?rs?|many|number|letter)\b|^(is|are|was|does|do) ", re.IGNORECASE)
 _MOST_LABELS, _LEAST_PROBABILITY = 16, 0.3
 _FACTS = {  # what a long text says after the caption
     "the place": "where is this?",
@@ -105,10 +102,8 @@ class Picture:
         prefix = self._prefix([self._pipeline.qformer_question(question)])
         [scores] = self._model.matcher.answer_scores(prefix, [question], choices)
         self.prompt_tokens += prefix.shape[1] + len(language.encode(language.ask_prompt(question)))
-        if self._pipeline.judge is not None and not _ABOUT_A_PART.search(question):
-            chances = np.clip(self.probabilities(choices), 1e-6, 1 - 1e-6)
-            scores = scores + np.log(chances / (1 - chances))
-        return int(np.argmax(scores))
+        chances = self.probabilities(choices) if self._pipeline.judge is not None else []
+        return native().best_choice(question, scores.tolist(), chances)
 
     def says_yes(self, question: str) -> bool:
         """Whether a statement is true, or the answer to a question is yes."""

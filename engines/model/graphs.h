@@ -23,10 +23,10 @@ struct Tensor {
 struct Feed {
   Feed(const char* name, const Tensor& tensor)
       : name(name), value(view(const_cast<float*>(tensor.values.data()), tensor.shape)) {}
-  Feed(const char* name, const std::vector<int64_t>& row)  // (1, length)
+  Feed(const char* name, const std::vector<int64_t>& ids, size_t rows = 1)  // (rows, length)
       : name(name),
-        value(view(const_cast<int64_t*>(row.data()), row.size() * sizeof(int64_t),
-                   {1, static_cast<int64_t>(row.size())}, DType::kInt64)) {}
+        value(view(const_cast<int64_t*>(ids.data()), ids.size() * sizeof(int64_t),
+                   {static_cast<int64_t>(rows), static_cast<int64_t>(ids.size() / rows)}, DType::kInt64)) {}
   const char* name;
   Value value;
 };

@@ -187,53 +187,39 @@ bool Language::is_stopped(const Ids& tokens, const GenerationOptions& options) c
                      [&](const std::string& stop) { return written.find(stop) != std::string::npos; });
 }
 
-std::vector<double> Language::likelihoods(const std::vector<const Tensor*>& prefixes, const std::string& text,
-                                          int64_t max_tokens) const {
+Ids Language::caption_tokens(const std::string& text, int64_t max_tokens) const {
   const Prompt prompt = caption_prompt(nullptr);
-  const Ids prompt_ids = tokenizer_.encode(prompt);
   const bool decoder_only = !spec_.encoder_decoder;
   const std::string before = decoder_only && !prompt.whole().empty() ? " " : "";  // as captions are in training
-  const int64_t read = decoder_only ? prefixes.front()->shape[1] + static_cast<int64_t>(prompt_ids.size()) : 1;
+  const int64_t read = decoder_only ? spec_.prefix_length + static_cast<int64_t>(tokenizer_.encode(prompt).size()) : 1;
   const auto most = static_cast<size_t>(std::max<int64_t>(std::min(max_tokens, spec_.max_positions - read) - 1, 0));
   Ids ids = tokenizer_.encode_more({before, text, ""});
   ids.resize(std::min(ids.size(), most));
   if (!spec_.eos_token_ids.empty()) ids.push_back(spec_.eos_token_ids.front());
-  return likelihoods(prefixes, prompt_ids, {ids});
-}
-
-std::vector<double> Language::yes_odds(const std::vector<const Tensor*>& prefixes, const std::string& question) const {
-  const Prompts answers = {tokenizer_.encode_more({"", " yes", ""}), tokenizer_.encode_more({"", " no", ""})};
-  const std::vector<double> scores = likelihoods(prefixes, tokenizer_.encode(ask_prompt(question)), answers);
-  std::vector<double> odds;
-  for (size_t i = 0; i < scores.size(); i += 2) odds.push_back(scores[i] - scores[i + 1]);
-  return odds;
+  return ids;
 }
 
 std::vector<double> Language::answer_likelihoods(const std::vector<const Tensor*>& prefixes,
                                                  const std::string& question,
                                                  const std::vector<std::string>& answers) const {
+  std::vector<size_t> images;
   Prompts texts;
-  for (const std::string& answer : answers) {
-    texts.push_back(tokenizer_.encode_more({" ", answer, ""}));
-    if (!spec_.eos_token_ids.empty()) texts.back().push_back(spec_.eos_token_ids.front());
+  for (size_t image = 0; image < prefixes.size(); ++image) {
+    for (const std::string& answer : answers) {
+      images.push_back(image);
+      texts.push_back(tokenizer_.encode_more({" ", answer, ""}));
+      if (!spec_.eos_token_ids.empty()) texts.back().push_back(spec_.eos_token_ids.front());
+    }
   }
-  return likelihoods(prefixes, tokenizer_.encode(ask_prompt(question)), texts);
+  return likelihoods(prefixes, Prompts(prefixes.size(), tokenizer_.encode(ask_prompt(question))), images, texts);
 }
 
-// Returns the log-probabilities of all texts for the first prefix, then for the next one.
-std::vector<double> Language::likelihoods(const std::vector<const Tensor*>& prefixes, const Ids& prompt,
-                                          const Prompts& texts) const {
+std::vector<double> Language::likelihoods(const std::vector<const Tensor*>& prefixes, const Prompts& prompts,
+                                          const std::vector<size_t>& images, const Prompts& texts) const {
   std::vector<float> embeds;
-  std::vector<size_t> images;
-  Prompts all;
-  for (size_t i = 0; i < prefixes.size(); ++i) {
-    embeds.insert(embeds.end(), prefixes[i]->values.begin(), prefixes[i]->values.end());
-    images.insert(images.end(), texts.size(), i);
-    all.insert(all.end(), texts.begin(), texts.end());
-  }
+  for (const Tensor* prefix : prefixes) embeds.insert(embeds.end(), prefix->values.begin(), prefix->values.end());
   const Prefix prefix{embeds.data(), static_cast<int>(prefixes.size()), static_cast<int>(prefixes.front()->shape[1])};
-  return named_failure(
-      [&] { return blip2rt::likelihoods(generator(), prefix, Prompts(prefixes.size(), prompt), images, all, [] {}); });
+  return named_failure([&] { return blip2rt::likelihoods(generator(), prefix, prompts, images, texts, [] {}); });
 }
 
 void Language::need_chat() const {

@@ -65,13 +65,13 @@ class Language {
   // Steps a generation to its end, and returns its texts.
   Texts finish(Generation& generation, const Task& task, const OnPiece& on_piece) const;
 
-  // log p(text | image) of a text for each of prefix_embeds (1, Q, D), as the bundle's captions. The stop token counts,
-  // too. `max_tokens`: of a text with its stop token; the rest is cut off.
-  std::vector<double> likelihoods(const std::vector<const Tensor*>& prefixes, const std::string& text,
-                                  int64_t max_tokens) const;
+  // A text with its stop token, behind the bundle's caption prompt. `max_tokens`: of both; the rest is cut off.
+  Ids caption_tokens(const std::string& text, int64_t max_tokens) const;
 
-  // log p(yes) - log p(no) as the answer to a question, for each of prefix_embeds (1, Q, D).
-  std::vector<double> yes_odds(const std::vector<const Tensor*>& prefixes, const std::string& question) const;
+  // log p(text | image, prompt) of texts behind [prefix][prompt]: prefixes (1, Q, D), each with its prompt; `images`:
+  // the prompt of each text.
+  std::vector<double> likelihoods(const std::vector<const Tensor*>& prefixes, const Prompts& prompts,
+                                  const std::vector<size_t>& images, const Prompts& texts) const;
 
   // log p(answer | image, question) of all answers for the first of prefix_embeds (1, Q, D), then for the next one.
   std::vector<double> answer_likelihoods(const std::vector<const Tensor*>& prefixes, const std::string& question,
@@ -86,8 +86,6 @@ class Language {
 
  private:
   Ids forced_prefix(const TextOptions& options, bool after_prompt) const;
-  std::vector<double> likelihoods(const std::vector<const Tensor*>& prefixes, const Ids& prompt,
-                                  const Prompts& texts) const;
   bool is_stopped(const Ids& tokens, const GenerationOptions& options) const;
 
   const Bundle& bundle_;

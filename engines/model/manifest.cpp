@@ -198,6 +198,10 @@ class Fields {
     Fields fields(json, where, faults_);
     fields.optional("phrase", into.phrase);
     fields.optional("sentence", into.sentence);
+    fields.optional("label", into.label);
+    fields.optional("caption", into.caption);
+    fields.optional("nearness", into.nearness);
+    fields.optional("label_text", into.label_text);
     fields.optional("mean_text", into.mean_text);
     fields.optional("numbers", into.numbers);
   }

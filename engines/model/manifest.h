@@ -67,11 +67,11 @@ struct Logistic {
   std::map<std::string, double> weights;  // by the name of the signal
 };
 
-// How signals of an image and a text become the probability that the text is true.
+// How signals of an image and a text become probabilities.
 struct Calibration {
-  std::optional<Logistic> phrase, sentence;
-  std::vector<double> mean_text;     // (E): how near an image is to texts in general
-  std::vector<std::string> numbers;  // answers to "how many ...?", chosen by likelihood; none: answers are generated
+  std::optional<Logistic> phrase, sentence, label, caption, nearness;
+  std::vector<double> label_text, mean_text;  // (E)
+  std::vector<std::string> numbers;           // answers to "how many ...?"; none: answers are generated
 };
 
 struct FileEntry {

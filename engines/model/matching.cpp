@@ -1,9 +1,7 @@
-// Matches: what the graphs say about an image and a text, and the calibrated probability that the text is true.
-// Questions whether something is there are answered by it. The counterpart of blip2rt.matching.
+// Runs the graphs for matches, judged answers, labels and choices, which engines/model weighs.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <tuple>
 #include <utility>
 
 #include "model/model.h"
@@ -13,175 +11,207 @@
 namespace blip2rt {
 namespace {
 
-constexpr size_t kMaxCached = 8192;
-constexpr double kPriorWeight = 0.5;           // of an answer's likelihood without the image
-constexpr std::string_view kQuery = "query_";  // with a number: the cosine with one query
+constexpr size_t kBatch = 8;  // texts that are embedded together, as in Python
 
-// Whether this version knows all signals that a regression weighs.
-bool computes(const Logistic& regression) {
-  static const std::vector<std::string> known = {
-      "cosine", "itm", "likelihood", "name_cosine", "base_cosine", "phrase_likelihood", "yes", "yes_blind", "words"};
-  return std::all_of(regression.weights.begin(), regression.weights.end(), [](const auto& weight) {
-    return std::find(known.begin(), known.end(), weight.first) != known.end() ||
-           weight.first.compare(0, kQuery.size(), kQuery) == 0;
-  });
+void check_words(const std::string& text) {
+  check_text(text);
+  if (has_words(text)) return;
+  throw Error(ErrorKind::kArgument, "a text has no words: say what the image may show, as in 'a dog on grass'");
 }
 
 }  // namespace
 
-// Those of one image and one text. Each is computed by its first lookup.
-class Signals {
- public:
-  Signals(Model& model, Features& features, const std::string& text)
-      : model_(model), features_(features), text_(text) {}
-
-  double operator[](const std::string& name) {
-    const auto found = values_.find(name);
-    if (found != values_.end()) return found->second;
-    if (name == "itm") return values_[name] = model_.itm_log_odds(features_, text_);
-    if (name == "words") return values_[name] = static_cast<double>(words_of(text_).size());
-    if (name == "cosine") {
-      const std::vector<float> cosines = this->cosines(model_.embed_text(text_).values);
-      return values_[name] = static_cast<double>(*std::max_element(cosines.begin(), cosines.end()));
-    }
-    if (name == "base_cosine") return values_[name] = base_cosine();
-    if (name == "likelihood" || name == "phrase_likelihood") {
-      const std::string text = name == "likelihood" ? text_ : with_article(text_);
-      if (text == text_ && name != "likelihood") return values_[name] = (*this)["likelihood"];
-      const auto [given, without] = model_.likelihood(features_, text);
-      return values_[name] = given - without;
-    }
-    if (name == "yes" || name == "yes_blind") {
-      std::tie(values_["yes"], values_["yes_blind"]) = model_.yes_odds(features_, question_of(with_article(text_)));
-      return values_[name];
-    }
-    const std::string phrase = is_phrase(text_) ? without_article(text_) : text_;  // name_cosine, or one query's
-    const std::vector<float> cosines = this->cosines(model_.embed_text(phrase).values);
-    values_["name_cosine"] = static_cast<double>(*std::max_element(cosines.begin(), cosines.end()));
-    for (size_t i = 0; i < cosines.size(); ++i) {
-      values_[std::string(kQuery) + std::to_string(i)] = static_cast<double>(cosines[i]);
-    }
-    const auto query = values_.find(name);
-    if (query != values_.end()) return query->second;
-    throw Error(ErrorKind::kModel, "the bundle's calibration weighs " + name + ", which its graphs do not have");
-  }
-
- private:
-  // With each query of the image.
-  template <class Number>
-  std::vector<Number> cosines(const std::vector<Number>& text) {
-    if (queries_.values.empty()) queries_ = model_.embed_image(features_);
-    const size_t width = text.size();
-    if (width == 0 || queries_.values.empty() || queries_.values.size() % width != 0) {
-      throw Error(ErrorKind::kBackend, "the embeddings of images and texts differ in width");
-    }
-    std::vector<Number> products;
-    for (size_t query = 0; query < queries_.values.size(); query += width) {
-      Number product = 0;
-      for (size_t i = 0; i < width; ++i) product += static_cast<Number>(queries_.values[query + i]) * text[i];
-      products.push_back(product);
-    }
-    return products;
-  }
-
-  double base_cosine() {
-    const std::vector<double> each = cosines(model_.bundle_.manifest.calibration->mean_text);
-    double sum = 0;
-    for (const double cosine : each) sum += cosine;
-    return sum / static_cast<double>(each.size());
-  }
-
-  Model& model_;
-  Features& features_;
-  const std::string& text_;
-  Tensor queries_;  // (1, Q, E)
-  std::map<std::string, double> values_;
-};
-
 Match Model::match(Features& features, const std::string& text) {
   bundle_.require(kRetrieval, "match");
   require_own(features.model, "the features are");
-  check_text(text);
-  if (!has_words(text)) {
-    throw Error(ErrorKind::kArgument, "a text has no words: say what the image may show, as in 'a dog on grass'");
+  check_words(text);
+  Signals signals = calibrator_->match_signals({text});
+  measure(features, signals);
+  return calibrator_->matches(signals).front();
+}
+
+void Model::require_calibration(bool has, const std::string& action) const {
+  bundle_.require(kRetrieval, action);
+  if (has) return;
+  throw Error(ErrorKind::kModel, "bundle '" + bundle_.manifest.name + "' cannot " + action +
+                                     ": its manifest has no calibration of this that this blip2rt knows; "
+                                     "blip2rt-train calibrate adds it");
+}
+
+double Model::sees(Features& features, const std::string& statement) {
+  require_calibration(calibrator_ && calibrator_->judges(), "judge what it sees");
+  require_own(features.model, "the features are");
+  check_words(statement);
+  return probabilities(features, {phrase_of(statement).value_or(statement)}).front();
+}
+
+// The calibrated probability that each text is true.
+std::vector<double> Model::probabilities(Features& features, std::vector<std::string> texts) {
+  Signals signals = calibrator_->statement_signals(std::move(texts));
+  measure(features, signals);
+  return calibrator_->judge(signals);
+}
+
+double Model::confidence(Features& features, const Text& caption) {
+  require_calibration(calibrator_ && calibrator_->rates_captions(), "tell how likely a caption is right");
+  require_own(features.model, "the features are");
+  check_words(caption.text);
+  Signals signals = calibrator_->caption_signals({caption.text}, {caption.score});
+  measure(features, signals);
+  return calibrator_->confidence(signals).front();
+}
+
+// Runs what signals of texts about one image need.
+void Model::measure(Features& features, Signals& signals) {
+  for (size_t number = 0; number < signals.runs().size(); ++number) {
+    const std::vector<double> values = output(features, signals.runs()[number]);
+    signals.add(number, values.data(), values.size() / signals.runs()[number].size());
   }
-  const RetrievalSpec& spec = *bundle_.manifest.retrieval;
-  Signals signals(*this, features, text);
-  const double log_odds = signals["itm"], cosine = signals["cosine"];
-  Match match{1 / (1 + std::exp(-log_odds)), cosine, spec.itm_weight * log_odds + cosine / spec.temperature};
-  if (spec.likelihood_weight != 0) match.score += spec.likelihood_weight * signals["likelihood"];
-  if (is_calibrated()) match.probability = probability(signals, text);
-  return match;
 }
 
-bool Model::is_calibrated() const {
-  const std::optional<Calibration>& calibration = bundle_.manifest.calibration;
-  return calibration && calibration->phrase && calibration->sentence && computes(*calibration->phrase) &&
-         computes(*calibration->sentence);
-}
-
-double Model::probability(Signals& signals, const std::string& text) const {
-  const Calibration& calibration = *bundle_.manifest.calibration;
-  const Logistic& regression = is_phrase(text) ? *calibration.phrase : *calibration.sentence;
-  double total = regression.bias;
-  for (const auto& [name, weight] : regression.weights) total += weight * signals[name];
-  return 1 / (1 + std::exp(-std::clamp(total, -500.0, 500.0)));
+std::vector<double> Model::output(Features& features, const Run& run) {
+  std::vector<double> values;
+  const auto append = [&values](const std::vector<float>& more) {
+    values.insert(values.end(), more.begin(), more.end());
+  };
+  switch (run.output) {
+    case Output::kNone: break;
+    case Output::kImageEmbeds: {
+      const Tensor embeds = embed_image(features);
+      for (size_t pair = 0; pair < run.size(); ++pair) append(embeds.values);
+      break;
+    }
+    case Output::kTextEmbeds: append(embed_texts(run.texts).values); break;
+    case Output::kItmLogits:
+      for (const std::string& text : run.texts) append(itm_logits(features, text).values);
+      break;
+    case Output::kLikelihoods: {
+      const auto [given, without] = likelihoods(features, run.texts);
+      for (size_t i = 0; i < given.size(); ++i) values.push_back(given[i] - without[i]);
+      break;
+    }
+    case Output::kYesOdds: {
+      const auto [given, without] = yes_odds(features, run.texts);
+      for (size_t i = 0; i < given.size(); ++i) values.insert(values.end(), {given[i], without[i]});
+      break;
+    }
+  }
+  return values;
 }
 
 // The answer to a question whether something is there, or how many; its score is its log-probability.
 std::optional<Text> Model::judged(Features& features, const std::string& question, const GenerationOptions& options) {
-  if (!bundle_.manifest.retrieval || !is_calibrated() || options.num_return_sequences > 1 ||
-      options.min_new_tokens > 1 || !options.forced_prefix.empty() || !options.bad_words_ids.empty()) {
+  if (!calibrator_ || !calibrator_->judges() || options.num_return_sequences > 1 || options.min_new_tokens > 1 ||
+      !options.forced_prefix.empty() || !options.bad_words_ids.empty()) {
     return std::nullopt;
   }
-  const auto answer = [&](const std::string& word, double score) {
-    return Text{word, score, language().tokenizer().encode_more({"", " " + word, ""}), false};
-  };
+  ShortAnswer answer;
   if (const std::optional<std::string> phrase = phrase_of(question)) {
-    Signals signals(*this, features, *phrase);
-    const double yes = probability(signals, *phrase);
-    return yes > 0.5 ? answer("yes", std::log(yes)) : answer("no", std::log(1 - yes));
-  }
-  const std::vector<std::string>& numbers = bundle_.manifest.calibration->numbers;
-  const std::optional<std::string> counted = numbers.empty() ? std::nullopt : number_question(question);
-  if (!counted) return std::nullopt;
-  const Tensor prefix = prefix_embeds(features, qformer_question(*counted));
-  std::vector<double> logs;
-  if (bundle_.manifest.retrieval->mean_prefix) {
-    const Tensor mean = mean_prefix();
-    const std::vector<double> both = language().answer_likelihoods({&prefix, &mean}, *counted, numbers);
-    for (size_t i = 0; i < numbers.size(); ++i) logs.push_back(both[i] - kPriorWeight * both[i + numbers.size()]);
+    answer = yes_or_no(probabilities(features, {*phrase}).front());
   } else {
-    logs = language().answer_likelihoods({&prefix}, *counted, numbers);
+    const std::vector<std::string>& numbers = bundle_.manifest.calibration->numbers;
+    const std::optional<std::string> counted = numbers.empty() ? std::nullopt : number_question(question);
+    if (!counted) return std::nullopt;
+    answer = likeliest_answer(numbers, answer_scores(features, *counted, numbers));
   }
-  const auto best = std::max_element(logs.begin(), logs.end());
-  double sum = 0;  // one of them is right
-  for (const double each : logs) sum += std::exp(each - *best);
-  return answer(numbers[static_cast<size_t>(best - logs.begin())], -std::log(sum));
+  return Text{answer.text, answer.log_probability, language().tokenizer().encode_more({"", " " + answer.text, ""}),
+              false};
 }
 
-double Model::itm_log_odds(const Features& features, const std::string& text) {
+// How likely each answer is.
+std::vector<double> Model::answer_scores(Features& features, const std::string& question,
+                                         const std::vector<std::string>& answers) {
+  const Tensor prefix = prefix_embeds(features, qformer_question(question));
+  if (!bundle_.manifest.retrieval || !bundle_.manifest.retrieval->mean_prefix) {
+    return language().answer_likelihoods({&prefix}, question, answers);
+  }
+  const Tensor mean = mean_prefix();
+  const std::vector<double> both = language().answer_likelihoods({&prefix, &mean}, question, answers);
+  const auto half = both.begin() + static_cast<ptrdiff_t>(answers.size());
+  return blip2rt::answer_scores({both.begin(), half}, {half, both.end()});
+}
+
+size_t Model::choose(Features& features, const std::string& question, const std::vector<std::string>& choices) {
+  bundle_.require(kGenerative, "choose");
+  require_own(features.model, "the features are");
+  for (const std::string& choice : choices) check_words(choice);
+  if (choices.empty()) throw Error(ErrorKind::kArgument, "there are no choices: give one or more");
+  const std::vector<double> scores = answer_scores(features, question, choices);
+  if (!calibrator_ || !calibrator_->judges()) return best_choice(question, scores, {});
+  return best_choice(question, scores, probabilities(features, choices));
+}
+
+std::vector<TagText> Model::tag(Features& features, const std::shared_ptr<const Labels>& labels, size_t top,
+                                double threshold) {
+  require_calibration(calibrator_ && calibrator_->labels(), "label images");
+  require_own(features.model, "the features are");
+  const Tagger tagger(labels, *bundle_.manifest.calibration, top, threshold);
+  const std::shared_ptr<const Tensor> embeds = label_embeds(labels);
+  const Tensor image = embed_image(features);
+  const auto width = static_cast<size_t>(embeds->shape.back());
+  if (image.values.size() % width != 0) {
+    throw Error(ErrorKind::kModel, "the embeddings of images and texts differ in width: export the bundle again");
+  }
+  const std::string caption =
+      tagger.reads_captions() ? this->caption(features, nullptr, TextOptions(), nullptr).front().text : "";
+  std::vector<TagText> tags;
+  for (const Tag& tag : tagger.tags(
+           tagger.nearness(image.values.data(), image.values.size() / width, embeds->values.data(), width), caption)) {
+    const Label& label = labels->all()[tag.label];
+    tags.push_back({label.name, joined(label.parents, "|"), tag.probability});
+  }
+  return tags;
+}
+
+// Those of the last list are kept.
+std::shared_ptr<const Tensor> Model::label_embeds(const std::shared_ptr<const Labels>& labels) {
+  std::vector<std::string> texts = embedded_texts(*labels);
+  {
+    const std::lock_guard lock(mutex_);
+    if (texts == embedded_labels_) return label_embeds_;
+  }
+  const auto embeds = std::make_shared<const Tensor>(embed_texts(texts));
+  const std::lock_guard lock(mutex_);
+  embedded_labels_ = std::move(texts);
+  return label_embeds_ = embeds;
+}
+
+Tensor Model::embed_texts(const std::vector<std::string>& texts) {
+  Tensor all{{static_cast<int64_t>(texts.size()), 0}, {}};
+  for (size_t start = 0; start < texts.size(); start += kBatch) {
+    const size_t count = std::min(kBatch, texts.size() - start);
+    std::vector<Ids> rows;
+    size_t longest = 0;
+    for (size_t i = 0; i < count; ++i) {
+      rows.push_back(text_tokenizer().encode(texts[start + i]));
+      longest = std::max(longest, rows.back().size());
+    }
+    Ids ids, mask;
+    for (const Ids& row : rows) {
+      ids.insert(ids.end(), row.begin(), row.end());
+      ids.insert(ids.end(), longest - row.size(), bundle_.manifest.retrieval->pad_token_id);
+      mask.insert(mask.end(), row.size(), 1);
+      mask.insert(mask.end(), longest - row.size(), 0);
+    }
+    std::vector<Feed> feeds;
+    feeds.emplace_back("token_ids", ids, count);
+    feeds.emplace_back("text_mask", mask, count);
+    const Tensor embeds = graphs_.run("text_embed", "text_embeds", feeds);
+    all.values.insert(all.values.end(), embeds.values.begin(), embeds.values.end());
+    all.shape[1] = embeds.shape.back();
+  }
+  return all;
+}
+
+Tensor Model::itm_logits(const Features& features, const std::string& text) {
   const Ids ids = text_tokenizer().encode(text), mask(ids.size(), 1);
   std::vector<Feed> feeds;
   feeds.emplace_back("vision_features", features.vision);
   feeds.emplace_back("token_ids", ids);
   feeds.emplace_back("text_mask", mask);
-  const Tensor logits = graphs_.run("itm", "itm_logits", feeds);
+  Tensor logits = graphs_.run("itm", "itm_logits", feeds);
   if (logits.values.size() != 2) throw Error(ErrorKind::kBackend, bundle_.graph("itm") + " returns no two logits");
-  return static_cast<double>(logits.values[1]) - static_cast<double>(logits.values[0]);
-}
-
-std::pair<double, double> Model::likelihood(Features& features, const std::string& text) {
-  const std::string written = text_tokenizer().written(text);
-  const int64_t most = bundle_.manifest.retrieval->max_text_length;
-  return compared(features, "text " + written, [&](const std::vector<const Tensor*>& prefixes) {
-    return language().likelihoods(prefixes, written, most);
-  });
-}
-
-std::pair<double, double> Model::yes_odds(Features& features, const std::string& question) {
-  return compared(features, "question " + question,
-                  [&](const std::vector<const Tensor*>& prefixes) { return language().yes_odds(prefixes, question); });
+  return logits;
 }
 
 // The mean prefix_embeds of photographs, in place of no image: (1, Q, D).
@@ -194,30 +224,43 @@ Tensor Model::mean_prefix() const {
   return mean;
 }
 
-// Scores with the image and without one, in one run; the latter is cached.
-template <class Score>
-std::pair<double, double> Model::compared(Features& features, const std::string& key, Score score) {
+// log p(text) with the image and without.
+Model::Compared Model::likelihoods(Features& features, const std::vector<std::string>& texts) {
+  require_likelihood("tell how likely a text is");
+  std::vector<Ids> ids;
+  for (const std::string& text : texts) {
+    ids.push_back(
+        language().caption_tokens(text_tokenizer().written(text), bundle_.manifest.retrieval->max_text_length));
+  }
+  const Ids prompt = language().tokenizer().encode(language().caption_prompt(nullptr));
+  return compared(features, gain_.texts(1, std::vector<size_t>(texts.size()), prompt, ids));
+}
+
+// log p(yes) - log p(no) with the image and without.
+Model::Compared Model::yes_odds(Features& features, const std::vector<std::string>& questions) {
+  require_likelihood("weigh yes against no");
+  const LlmTokenizer& tokenizer = language().tokenizer();
+  std::vector<Ids> asked;
+  for (const std::string& question : questions) asked.push_back(tokenizer.encode(language().ask_prompt(question)));
+  const std::vector<Ids> answers = {tokenizer.encode_more({"", " yes", ""}), tokenizer.encode_more({"", " no", ""})};
+  return compared(features, gain_.questions(1, std::vector<size_t>(questions.size()), asked, answers,
+                                            !bundle_.manifest.llm->encoder_decoder));
+}
+
+Model::Compared Model::compared(Features& features, const GainRun& run) {
+  const Tensor prefix = prefix_embeds(features, language().caption_prompt(nullptr).whole()), mean = mean_prefix();
+  std::vector<const Tensor*> prefixes;
+  for (const size_t image : run.prefixes) prefixes.push_back(image == 0 ? &prefix : &mean);
+  return gain_.finish(run, language().likelihoods(prefixes, run.prompts, run.images, run.texts));
+}
+
+void Model::require_likelihood(const std::string& action) const {
   std::vector<std::string> needed = kRetrieval;
   needed.insert(needed.end(), kGenerative.begin(), kGenerative.end());
-  bundle_.require(needed, "tell how likely a text is");
-  const RetrievalSpec& spec = *bundle_.manifest.retrieval;
-  if (!spec.mean_prefix) {
-    throw Error(ErrorKind::kModel, "bundle '" + bundle_.manifest.name +
-                                       "' cannot tell how likely a text is: it lacks retrieval.mean_prefix; "
-                                       "blip2rt-train calibrate adds it");
-  }
-  const Tensor prefix = prefix_embeds(features, language().caption_prompt(nullptr).whole());
-  {
-    const std::lock_guard lock(mutex_);
-    const auto found = unconditional_.find(key);
-    if (found != unconditional_.end()) return {score({&prefix})[0], found->second};
-  }
-  const Tensor mean = mean_prefix();
-  const std::vector<double> scores = score({&prefix, &mean});
-  const std::lock_guard lock(mutex_);
-  if (unconditional_.size() == kMaxCached) unconditional_.clear();
-  unconditional_[key] = scores[1];
-  return {scores[0], scores[1]};
+  bundle_.require(needed, action);
+  if (bundle_.manifest.retrieval->mean_prefix) return;
+  throw Error(ErrorKind::kModel, "bundle '" + bundle_.manifest.name + "' cannot " + action +
+                                     ": it lacks retrieval.mean_prefix; blip2rt-train calibrate adds it");
 }
 
 }  // namespace blip2rt

@@ -33,6 +33,11 @@ Tensor normalized(const std::vector<uint8_t>& rgb, const ImageSpec& spec) {
   return pixels;
 }
 
+std::optional<Calibrator> calibrator_of(const Manifest& manifest) {
+  if (!manifest.retrieval) return std::nullopt;
+  return Calibrator(*manifest.retrieval, manifest.calibration);
+}
+
 // The rows of a tensor, and their width.
 std::pair<size_t, size_t> rows_of(const Tensor& tensor) {
   const auto width = static_cast<size_t>(tensor.shape.empty() ? 0 : tensor.shape.back());
@@ -45,7 +50,8 @@ Model::Model(const std::string& folder, const ModelOptions& options)
     : bundle_(read_bundle(folder)),
       options_(options),
       number_(next_number()),
-      graphs_(bundle_, options.threads, options.trusted_graphs) {
+      graphs_(bundle_, options.threads, options.trusted_graphs),
+      calibrator_(calibrator_of(bundle_.manifest)) {
   if (options.verify) verify(bundle_);
 }
 
@@ -239,11 +245,7 @@ Tensor Model::embed_image(const Features& features) {
 
 Tensor Model::embed_text(const std::string& text) {
   bundle_.require({"text_embed"}, "embed_text");
-  const Ids ids = text_tokenizer().encode(text), mask(ids.size(), 1);
-  std::vector<Feed> feeds;
-  feeds.emplace_back("token_ids", ids);
-  feeds.emplace_back("text_mask", mask);
-  return graphs_.run("text_embed", "text_embeds", feeds);
+  return embed_texts({text});
 }
 
 }  // namespace blip2rt

@@ -5,7 +5,6 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -15,9 +14,12 @@
 
 #include "media/image.h"
 #include "model/bundle.h"
+#include "model/calibrator.h"
 #include "model/caption_pool.h"
 #include "model/graphs.h"
+#include "model/image_gain.h"
 #include "model/language.h"
+#include "model/tagger.h"
 
 namespace blip2rt {
 
@@ -41,13 +43,11 @@ struct Features {
   std::optional<Tensor> prefix_embeds;  // (1, Q, D), unless the Q-Former reads a text with the image
 };
 
-struct Match {
-  double probability;  // that the text is true: calibrated, or the matching head's if the bundle is not
-  double cosine, score;
+// A label of a picture.
+struct TagText {
+  std::string name, parents;  // "animal|bird", from the most general on; may be empty
+  double probability;
 };
-
-// Numbers that say something about a text and an image, by name; blip2rt/matching/calibration.py describes them.
-class Signals;
 
 class Model {
  public:
@@ -67,11 +67,21 @@ class Model {
   std::unique_ptr<Conversation> chat(const std::shared_ptr<Features>& features, const TextOptions& options);
 
   Match match(Features& features, const std::string& text);
+  // The calibrated probability that a statement is true: a phrase, a sentence, or a question whether something is
+  // there; that a caption is right.
+  double sees(Features& features, const std::string& statement);
+  double confidence(Features& features, const Text& caption);
+  // The number of the choice that answers a question best.
+  size_t choose(Features& features, const std::string& question, const std::vector<std::string>& choices);
+  // The likeliest labels, at most `top`.
+  std::vector<TagText> tag(Features& features, const std::shared_ptr<const Labels>& labels, size_t top,
+                           double threshold);
   Tensor embed_image(const Features& features);  // (1, Q, E)
   Tensor embed_text(const std::string& text);    // (1, E)
 
  private:
-  friend class Signals;
+  using Compared = std::pair<std::vector<double>, std::vector<double>>;  // with the image and without
+
   ImageTarget target() const;
   void require_own(uint64_t model, const char* what) const;
   Language& language();
@@ -83,15 +93,20 @@ class Model {
   void guide_answer(const Features& features, Task& task);
   std::string qformer_question(const std::string& question) const;  // what a Q-Former reads for it; may be empty
   Tensor mean_prefix() const;
-  bool is_calibrated() const;
-  double probability(Signals& signals, const std::string& text) const;
+  void require_calibration(bool has, const std::string& action) const;
+  void require_likelihood(const std::string& action) const;
+  void measure(Features& features, Signals& signals);
+  std::vector<double> output(Features& features, const Run& run);
+  std::vector<double> probabilities(Features& features, std::vector<std::string> texts);
   std::optional<Text> judged(Features& features, const std::string& question, const GenerationOptions& options);
-  double itm_log_odds(const Features& features, const std::string& text);
-  // What the language model says with the image, and with the mean of photographs in its place.
-  std::pair<double, double> likelihood(Features& features, const std::string& text);
-  std::pair<double, double> yes_odds(Features& features, const std::string& question);
-  template <class Score>
-  std::pair<double, double> compared(Features& features, const std::string& key, Score score);
+  std::vector<double> answer_scores(Features& features, const std::string& question,
+                                    const std::vector<std::string>& answers);
+  std::shared_ptr<const Tensor> label_embeds(const std::shared_ptr<const Labels>& labels);
+  Tensor embed_texts(const std::vector<std::string>& texts);
+  Tensor itm_logits(const Features& features, const std::string& text);
+  Compared likelihoods(Features& features, const std::vector<std::string>& texts);
+  Compared yes_odds(Features& features, const std::vector<std::string>& questions);
+  Compared compared(Features& features, const GainRun& run);
 
   const Bundle bundle_;
   const ModelOptions options_;
@@ -100,9 +115,12 @@ class Model {
   std::once_flag language_made_, text_tokenizer_made_, question_tokenizer_made_, pool_made_;
   std::unique_ptr<Language> language_;
   std::unique_ptr<QFormerTokenizer> text_tokenizer_, question_tokenizer_;
-  std::shared_ptr<const CaptionPool> pool_;      // the bundle's own
-  std::mutex mutex_;                             // of what follows
-  std::map<std::string, double> unconditional_;  // what the language model says without an image
+  std::shared_ptr<const CaptionPool> pool_;     // the bundle's own
+  const std::optional<Calibrator> calibrator_;  // if the bundle matches
+  ImageGain gain_;
+  std::mutex mutex_;  // of what follows
+  std::vector<std::string> embedded_labels_;
+  std::shared_ptr<const Tensor> label_embeds_;
 };
 
 }  // namespace blip2rt

@@ -386,5 +386,6 @@ NB_MODULE(_native, m) {
   add_batcher(m);
   add_tokenizer(m);
   bind_language(m);
+  bind_matching(m);
   bind_tokenizers(m);
 }

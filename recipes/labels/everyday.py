@@ -2,30 +2,28 @@
 
     python recipes/labels/everyday.py --captions coco/captions-pool.txt flickr8k/train.tsv web/train.tsv
 
-FILE has a caption a line, as its last column if it is a table. blip2rt/matching/everyday.txt, which is edited by hand,
-has labels with their synonyms and parents. The script removes labels that captions name less often than --least times
-in all, and verbs: words in -ing, other than sports, that seldom follow an article, a number or a preposition. It sorts
-the others by how often they are named, and prints frequent nouns of the captions that are missing. A missing word
-counts as a noun if it mostly follows an article or a preposition and precedes a word that cannot continue a noun
-phrase.
+FILE has a caption a line, as its last column if it is a table. engines/model/everyday_labels.h, edited by hand,
+has labels with their synonyms and parents; the installed core reads them. The script removes labels that captions name
+less often than --least times in all, and verbs: words in -ing, other than sports, that seldom follow an article, a
+number or a preposition. It sorts the others by how often they are named, and prints frequent nouns of the captions that
+are missing. A missing word counts as a noun if it mostly follows an article or a preposition and precedes a word that
+cannot continue a noun phrase.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # this checkout's list, also beside an installed blip2rt
+from typing import NamedTuple
 
 from blip2rt.command_line import Parser, run, whole
 from blip2rt.errors import Blip2rtError
-from blip2rt.matching.labels import EVERYDAY, Label, parse_tree
 from blip2rt.native import native
 
+EVERYDAY = Path(__file__).parents[2] / "engines" / "runtime" / "everyday_labels.h"
 _BEFORE = set("a an the two three four some several many his her their its of with on in by near".split())
 _AFTER = _BEFORE | set(
     """at and to is are for over under while next up down off into out through behind beside between around along
@@ -33,6 +31,14 @@ _AFTER = _BEFORE | set(
 )
 _LINE = 100
 _NOUN_SHARE = 0.15  # of a noun's uses, at least, follow a word of _BEFORE
+
+
+class Label(NamedTuple):
+    """An entry of native().Labels."""
+
+    name: str
+    parents: list[str]
+    synonyms: list[str]
 
 
 def words_of(label: Label) -> set[str]:
@@ -86,18 +92,19 @@ def tidy(args: argparse.Namespace) -> None:
         raise Blip2rtError(f"{', '.join(absent)} does not exist: give text files with one caption a line")
     lines = [line for path in args.captions for line in path.read_text(encoding="utf-8").lower().splitlines()]
     captions = [[*re.findall(r"[a-z][a-z'-]*|[.,]", line.rpartition("\t")[2]), "."] for line in lines]
-    labels = list(parse_tree(EVERYDAY.read_text(encoding="utf-8").splitlines()))
+    labels = [Label(*entry) for entry in native().Labels.everyday().entries]
     forms = {label.name: words_of(label) for label in labels}
     counts = count_phrases(captions, max(name.count(" ") for label in labels for name in forms[label.name]) + 1)
     named = {label.name: sum(counts[form] for form in forms[label.name]) for label in labels}
     kept = [label for label in labels if named[label.name] >= args.least and not is_verb(label, captions)]
     groups: dict[tuple[str, ...], list[Label]] = {}
     for label in sorted(kept, key=lambda label: -named[label.name]):
-        groups.setdefault(label.parents, []).append(label)
+        groups.setdefault(tuple(label.parents), []).append(label)
     text = ""
     for parents, members in sorted(groups.items()):
         text += "".join(f"{line}\n" for line in lines_of(" > ".join(parents) + ": ", members))
-    args.out.write_text(text, encoding="utf-8")
+    head, opening, rest = EVERYDAY.read_text(encoding="utf-8").partition('R"(\n')
+    args.out.write_text(head + opening + text + rest[rest.index(')";') :], encoding="utf-8")
     known = set().union(*forms.values(), *(parents for parents in groups))
     missing = [word for word in nouns(captions, counts, 10 * args.least) if word not in known]
     print(f"{args.out}: {len(kept)} labels; {len(labels) - len(kept)} removed")

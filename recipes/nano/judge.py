@@ -23,7 +23,6 @@ from presence import captions_of
 import blip2rt
 from blip2rt.bundle.atomic import write_file
 from blip2rt.command_line import Parser, run, whole
-from blip2rt.matching.labels import everyday, named_labels
 from blip2rt.native import native
 from blip2rt_train.evaluation.annotations import read_questions
 from blip2rt_train.evaluation.metrics import caption_metrics
@@ -56,14 +55,14 @@ def judge(args: argparse.Namespace) -> Iterator[str]:
             count(f"nouns, {folder}, {answer}", model.sees(question.path, phrase))
     predicted = list(bar(model.caption_each((args.root / name for name in images), scores=True), total=len(images)))
     ciders = caption_metrics([groups[name] for name in images], list(map(str, predicted)))[1]
-    tags, named = [], []
+    tags, named, labels = [], [], native().Labels.everyday()
     for name in bar(images):
         other = rng.choice(groups[rng.choice([each for each in images if each != name])])
         for kind, text in (("own", rng.choice(groups[name])), ("of another image", other)):
             count(f"captions, {kind}", model.sees(args.root / name, text))
         tags.append({str(tag): tag.probability for tag in model.tag(args.root / name, top=30, threshold=min(_LEAST))})
-        truth = named_labels(groups[name], everyday())
-        named.append({label.name for label, there in zip(everyday(), truth, strict=True) if there})
+        truth = zip(labels.entries, labels.named_in(groups[name]), strict=True)
+        named.append({label for (label, _, _), there in truth if there})
     for name in sorted(of):
         yield f"{name}: {right[name]} of {of[name]}, {right[name] / of[name]:.1%}"
     for least in _LEAST:

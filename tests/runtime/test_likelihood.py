@@ -14,7 +14,8 @@ import blip2rt
 from blip2rt import backends, cli
 from blip2rt.errors import BundleError, CapabilityError, OptionError
 from blip2rt.image import to_pixels
-from blip2rt.matching import likelihood
+from blip2rt.matching import Matcher
+from blip2rt.native import native
 from tests.tiny.bundle import EOS, WORDS, D, Q, Tiny, with_likelihood_weight, write_bundle
 
 pytest.importorskip("blip2rt._native")
@@ -89,7 +90,7 @@ def test_the_score_includes_the_likelihood(tiny, model, photo):
 
 
 def test_a_weight_of_zero_skips_the_language_model(tiny, photo, monkeypatch):
-    monkeypatch.setattr(likelihood.Likelihood, "gains", lambda *given: pytest.fail("it was computed"))
+    monkeypatch.setattr(Matcher, "likelihoods", lambda *given: pytest.fail("it was computed"))
     model = blip2rt.load(tiny.path, threads=1)
     assert model.match(photo(), "a dog").likelihood is None
 
@@ -102,13 +103,13 @@ def test_batching_gives_the_same_likelihoods(model, photo):
     shared.close()
 
 
-def test_the_likelihood_cache_is_bounded(tiny, model, photo, monkeypatch):
-    monkeypatch.setattr(likelihood, "_CACHE_SIZE", 3)
+def test_the_likelihood_cache_is_bounded(tiny, model, photo):
+    model.matcher._gain = cache = native().ImageGain(3)
     image = photo(8, 8)
     for texts in (TEXTS[:2], TEXTS[2:6], TEXTS, TEXTS[:1]):
         want = [gain(tiny, model, image, text) for text in texts]
         assert [match.likelihood for match in model.match(image, texts)] == pytest.approx(want, abs=1e-3)
-        assert len(model.matcher._likelihood._cache) <= max(3, len(set(texts)))
+        assert 0 < len(cache) <= 3
 
 
 def test_the_command_prints_the_likelihood(tiny, model, photo, tmp_path, capsys):

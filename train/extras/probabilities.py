@@ -1,6 +1,6 @@
 """Fit the probabilities of a bundle on unseen photographs: of phrases, sentences, labels and captions.
 
-Each is a logistic regression of what the graphs say (blip2rt.matching.calibration). Truth comes from human captions:
+Each is a logistic regression of what the graphs say (engines/model/signals.h). Truth comes from human captions:
 - phrases: the table's questions whether something is there, answered yes or no (recipes/nano/presence.py writes them);
 - sentences: an image's own captions, against captions of other images, half of them near by cosine;
 - labels: the everyday ones, right if a caption of the image names them. The cosines and the label's own embedding say
@@ -15,18 +15,14 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from blip2rt import bundle as contract
 from blip2rt.bundle.manifest import Calibration, Logistic
 from blip2rt.errors import Blip2rtError
-from blip2rt.matching import calibration as names
-from blip2rt.matching.labels import everyday, named_labels
-from blip2rt.matching.tagger import Tagger
 from blip2rt.native import native
 from blip2rt.results import Scored
 
@@ -38,7 +34,6 @@ from ..progress import bar
 RIGHT_CIDER = 30.0  # of a right caption, beside human captions of its image: less shares hardly a phrase with them
 _RIDGE = 1e-3
 _NEAR_SHARE = 0.1  # of the other captions are near
-_CAPTION = (names.COSINE, names.SCORE)  # what weighs a caption; the matching head and the likelihood added nothing
 _MIN_EXAMPLES = 30  # of right ones, and of wrong ones
 _MOST_NUMBERS = 10  # that a bundle chooses from
 _DISTANT = 60  # labels of an image, at random, that stage one learns from besides the near and the named ones
@@ -49,11 +44,11 @@ class Examples:
     """Signals of texts and images, and whether each text is right."""
 
     signals: dict[str, list[float]] = field(default_factory=dict)
-    right: list[bool] = field(default_factory=list)
+    right: list[int] = field(default_factory=list)
 
-    def add(self, signals: Mapping[str, Any], wanted: Sequence[str], right: Sequence[bool]) -> None:
-        for name in wanted:
-            self.signals.setdefault(name, []).extend(np.asarray(signals[name], float).tolist())
+    def add(self, signals: Mapping[str, Sequence[float]], right: Sequence[int]) -> None:
+        for name, values in signals.items():
+            self.signals.setdefault(name, []).extend(values)
         self.right.extend(right)
 
     def fit(self, what: str, balanced: bool) -> tuple[Logistic, str]:
@@ -125,7 +120,8 @@ class Fitting:
     """Fits a bundle's calibration on images with captions and questions."""
 
     def __init__(self, model: BundlePredictor, items: Sequence[CaptionedImage], asked: Sequence[VqaQuestion]) -> None:
-        self._rng = random.Random(0)
+        self._rng, self._labels = random.Random(0), native().Labels.everyday()
+        self._mean_text: tuple[float, ...] = ()
         self._model, self._items = model, self._rng.sample(list(items), len(items))
         self._asked: dict[Path, list[tuple[str, bool]]] = {}
         self._counted: dict[Path, list[tuple[str, str]]] = {}
@@ -144,45 +140,44 @@ class Fitting:
         model = self._model
         if self._generates:
             coco_scorers()  # says at once if it is not installed
-        labels = model.matcher.label_embeds(tuple(label.name for label in everyday()))
-        mean_text = tuple(np.round(labels.mean(0), 5).tolist())
-        self._use(Calibration(mean_text=mean_text))
+        labels = model.matcher.label_embeds(self._labels)
+        self._mean_text = tuple(np.round(labels.mean(0), 5).tolist())
         images = [self._encode(item) for item in bar(self._items, desc="images", unit="image")]
-        queries = [f"{names.QUERY_COSINE}{query}" for query in range(images[0].embeds.shape[0])]
+        queries = [f"query_{query}" for query in range(images[0].embeds.shape[0])]
         nearness, label_text = self._near_labels(images, labels, queries)
-        self._use(Calibration(nearness=nearness, label_text=label_text, mean_text=mean_text))
-        said = [names.YES, names.YES_BLIND, names.PHRASE_LIKELIHOOD] if self._generates else []
-        phrase = [names.NAME_COSINE, names.BASE_COSINE, *queries, *said]
-        sentence = [names.COSINE, names.ITM, *([names.LIKELIHOOD] if self._generates else [])]
+        said = ["yes", "yes_blind", "phrase_likelihood"] if self._generates else []
+        phrase = ["name_cosine", "base_cosine", *queries, *said]
+        sentence = ["cosine", "itm", *(["likelihood"] if self._generates else [])]
         phrases, sentences, tags, captions = Examples(), Examples(), Examples(), Examples()
-        tagger = Tagger(model.matcher, Logistic(0.0, {}), everyday(), 1, 0.0)
+        tagger = native().Tagger(self._labels, Calibration(nearness=nearness, label_text=label_text), 1, 0.0)
         told: list[tuple[list[str], str]] = []  # captions of an image, and the model's own
         others = model.embed_text([self._rng.choice(image.item.references) for image in images])
         for number, image in enumerate(bar(images, desc="texts", unit="image")):
             pairs = self._asked.get(image.item.path, [])
             if pairs:
-                phrases.add(self._signals(image, [text for text, _ in pairs]), phrase, [right for _, right in pairs])
+                phrases.add(self._signals(image, [text for text, _ in pairs], phrase), [right for _, right in pairs])
             texts = [self._rng.choice(image.item.references), *self._others(images, others, number)]
-            sentences.add(self._signals(image, texts), sentence, [True, False, False])
-            named = named_labels(image.item.references, everyday())
-            signals = {names.NEARNESS: tagger.nearness(image.embeds[None])[0]}
+            sentences.add(self._signals(image, texts, sentence), [True, False, False])
+            named = self._labels.named_in(image.item.references)
+            signals: dict[str, Sequence[float]] = {"nearness": tagger.nearness(image.embeds, labels)}
             if self._generates:
                 caption = self._caption(image)
-                signals[names.TOLD] = named_labels([caption.text], everyday())
-                cosine = self._signals(image, [caption.text])[names.COSINE]
-                captions.add({names.COSINE: cosine, names.SCORE: [caption.score]}, _CAPTION, [False])
+                signals["told"] = self._labels.named_in([caption.text])
+                cosine = self._signals(image, [caption.text], ["cosine"])
+                # the matching head and the likelihood added nothing
+                captions.add(cosine | {"score": [caption.score]}, [False])
                 told.append((image.item.references, caption.text))
-            tags.add(signals, list(signals), named.tolist())
+            tags.add(signals, named)
         if told:
             captions.right = [each >= RIGHT_CIDER for each in caption_metrics(*zip(*told, strict=True))[1]]
         fits = [phrases.fit("phrases", True), sentences.fit("sentences", True), tags.fit("labels", False)]
         fits += [captions.fit("captions", False)] if self._generates else []
         found = dict(zip(("phrase", "sentence", "label", "caption"), (each for each, _ in fits), strict=False))
         numbers, counted = self._count_things(images)
-        return Calibration(**found, nearness=nearness, label_text=label_text, mean_text=mean_text, numbers=numbers), [
-            *(summary for _, summary in fits),
-            *counted,
-        ]
+        calibration = Calibration(
+            **found, nearness=nearness, label_text=label_text, mean_text=self._mean_text, numbers=numbers
+        )
+        return calibration, [*(summary for _, summary in fits), *counted]
 
     def _count_things(self, images: Sequence[_Image]) -> tuple[tuple[str, ...], list[str]]:
         """Return the frequent answers to questions of a number, and how many of these get theirs by likelihood."""
@@ -201,18 +196,13 @@ class Fitting:
             f"{len(asked)} questions of a number; the likeliest of {', '.join(numbers)} is right for {right}"
         ]
 
-    def _use(self, calibration: Calibration) -> None:
-        """Let the model compute signals by what has been fitted so far."""
-        model = self._model
-        bundle = replace(model.bundle, manifest=replace(model.bundle.manifest, calibration=calibration))
-        model.matcher.bundle = bundle
-
     def _encode(self, item: CaptionedImage) -> _Image:
         features = self._model.vision_features([item.path])
         return _Image(item, features[0], self._model.embed_features(features)[0])
 
-    def _signals(self, image: _Image, texts: Sequence[str]) -> Mapping[str, Any]:
-        return self._model.matcher.signals(np.repeat(image.features[None], len(texts), 0), texts)
+    def _signals(self, image: _Image, texts: Sequence[str], names: Sequence[str]) -> dict[str, list[float]]:
+        features = np.repeat(image.features[None], len(texts), 0)
+        return self._model.matcher.signals(features, texts, names, self._mean_text)
 
     def _others(self, images: Sequence[_Image], embeds: np.ndarray, number: int) -> Iterator[str]:
         """Captions of two other images: one near this image, one at random."""
@@ -229,7 +219,7 @@ class Fitting:
         rng, rows, right, weight = np.random.default_rng(0), [], [], []
         for image in images:
             cosines = image.embeds @ labels.T  # (Q, L)
-            named = named_labels(image.item.references, everyday())
+            named = np.array(self._labels.named_in(image.item.references), bool)
             sure = named.copy()  # the named and the near ones; others are sampled
             sure[np.argsort(-cosines.max(0))[: _DISTANT // 2]] = True
             others = rng.permutation(np.flatnonzero(~sure))[:_DISTANT]
@@ -241,7 +231,7 @@ class Fitting:
             np.concatenate(rows).astype(float), np.concatenate(right), False, weight=np.concatenate(weight)
         )
         weights, count = np.round(found, 5).tolist(), 1 + len(queries)
-        nearness = Logistic(weights[-1], dict(zip([names.NAME_COSINE, *queries], weights, strict=False)))
+        nearness = Logistic(weights[-1], dict(zip(["name_cosine", *queries], weights, strict=False)))
         return nearness, tuple(weights[count:-1])
 
     def _caption(self, image: _Image) -> Scored:

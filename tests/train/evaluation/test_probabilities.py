@@ -13,7 +13,7 @@ from PIL import Image
 
 import blip2rt
 from blip2rt import bundle as contract
-from blip2rt.matching.labels import everyday, named_labels
+from blip2rt.native import native
 from blip2rt_train.extras import calibrate, probabilities
 from tests.seeds import new_seed
 from tests.tiny.bundle import Tiny, with_likelihood_weight
@@ -32,7 +32,8 @@ def test_logistic_regression_recovers_the_weights() -> None:
 
 def test_labels_are_named_by_any_of_their_words() -> None:
     told = ["Two puppies are running across the grass", "a brown dog plays"]
-    named = [everyday()[i].name for i in np.flatnonzero(named_labels(told, everyday()))]
+    labels = native().Labels.everyday()
+    named = [name for (name, _, _), there in zip(labels.entries, labels.named_in(told), strict=True) if there]
     assert sorted(named) == ["dog", "grass"]
 
 

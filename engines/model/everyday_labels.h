@@ -1,3 +1,12 @@
+// The labels that come with blip2rt: "parents: labels with their synonyms". Edited by hand; recipes/labels/everyday.py
+// sorts the list and tells which labels are missing.
+#pragma once
+
+#include <string_view>
+
+namespace blip2rt {
+
+inline constexpr std::string_view kEverydayLabels = R"(
 animal: dog/puppy, cat/kitten, horse/pony/foal/colt, bear, giraffe, elephant
 animal: cow/cattle/bull/calf/ox, zebra, sheep/lamb/ram/ewe, herd, mouse/rat, polar bear, goat, flock
 animal: rabbit/bunny, deer/elk/moose/antelope, monkey/ape/gorilla/chimpanzee, tiger, panda, camel
@@ -155,3 +164,6 @@ vehicle > boat: ship, canoe, sailboat, raft, kayak, cruise ship, ferry, fishing 
 vehicle > boat: motorboat/speedboat, barge, tugboat
 vehicle > train: passenger train, train car, locomotive, subway train, steam engine/steam train
 vehicle > train: freight train
+)";
+
+}  // namespace blip2rt

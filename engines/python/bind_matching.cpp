@@ -1,0 +1,242 @@
+// Matches, calibrated probabilities and labels: numbers of the graphs, which Python runs, in and out.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/tuple.h>
+
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "model/calibrator.h"
+#include "model/image_gain.h"
+#include "model/tagger.h"
+#include "python/bind.h"
+#include "python/casters.h"
+#include "python/errors.h"
+#include "python/gil.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace blip2rt {
+namespace {
+
+using Floats = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Doubles = nb::ndarray<const double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Texts = std::vector<CallerText>;
+
+std::vector<std::string> utf8_of(const Texts& texts) {
+  std::vector<std::string> all;
+  for (const CallerText& text : texts) all.push_back(text.utf8);
+  return all;
+}
+
+std::optional<Logistic> logistic_of(nb::handle regression) {
+  if (regression.is_none()) return std::nullopt;
+  return Logistic{nb::cast<double>(regression.attr("bias")),
+                  nb::cast<std::map<std::string, double>>(regression.attr("weights"))};
+}
+
+// Reads blip2rt.bundle.manifest.Calibration.
+std::optional<Calibration> calibration_of(nb::handle given) {
+  if (given.is_none()) return std::nullopt;
+  const auto numbers = [&](const char* name) { return nb::cast<std::vector<double>>(given.attr(name)); };
+  Calibration read;
+  for (const auto& [name, into] :
+       {std::pair("phrase", &read.phrase), std::pair("sentence", &read.sentence), std::pair("label", &read.label),
+        std::pair("caption", &read.caption), std::pair("nearness", &read.nearness)}) {
+    *into = logistic_of(given.attr(name));
+  }
+  read.label_text = numbers("label_text");
+  read.mean_text = numbers("mean_text");
+  return read;
+}
+
+// Reads blip2rt.bundle.manifest.RetrievalSpec.
+RetrievalSpec weights_of(nb::handle spec) {
+  RetrievalSpec read{};
+  read.temperature = nb::cast<double>(spec.attr("temperature"));
+  read.itm_weight = nb::cast<double>(spec.attr("itm_weight"));
+  read.likelihood_weight = nb::cast<double>(spec.attr("likelihood_weight"));
+  return read;
+}
+
+const char* name_of(Output output) {
+  constexpr const char* names[] = {"", "image_embeds", "text_embeds", "itm_logits", "likelihoods", "yes_odds"};
+  return names[static_cast<size_t>(output)];
+}
+
+using RunTuple = std::tuple<std::string, std::vector<size_t>, std::vector<std::string>>;
+
+std::vector<RunTuple> runs_of(const Signals& signals) {
+  std::vector<RunTuple> runs;
+  for (const Run& run : signals.runs()) runs.emplace_back(name_of(run.output), run.pairs, run.texts);
+  return runs;
+}
+
+void add_output(Signals& signals, size_t run, const Doubles& values) {
+  if (run >= signals.runs().size() || values.shape(0) != signals.runs()[run].size()) {
+    throw std::runtime_error("values must have a row for each of the run's pairs or texts");
+  }
+  signals.add(run, values.data(), values.shape(1));
+}
+
+std::vector<double> values_of(const Signals& signals, const std::string& name) {
+  std::vector<double> values;
+  for (size_t pair = 0; pair < signals.texts().size(); ++pair) values.push_back(signals.at(name, pair));
+  return values;
+}
+
+using MatchTuple = std::tuple<double, double, double, std::optional<double>, double>;
+
+std::vector<MatchTuple> matches_of(const Calibrator& self, const Signals& signals) {
+  std::vector<MatchTuple> all;
+  for (const Match& match : self.matches(signals)) {
+    all.emplace_back(match.probability, match.cosine, match.score, match.likelihood, match.itm);
+  }
+  return all;
+}
+
+// nanobind's own holder of shared pointers aborts when out of memory.
+struct PythonLabels {
+  std::shared_ptr<const Labels> held;
+};
+
+using LabelTuple = std::tuple<std::string, std::vector<std::string>, std::vector<std::string>>;
+
+std::vector<LabelTuple> entries_of(const PythonLabels& self) {
+  std::vector<LabelTuple> entries;
+  for (const Label& label : self.held->all()) entries.emplace_back(label.name, label.parents, label.synonyms);
+  return entries;
+}
+
+std::vector<double> nearness_of(const Tagger& self, const Floats& image_embeds, const Floats& label_embeds) {
+  if (label_embeds.shape(0) != self.labels().all().size() || label_embeds.shape(1) != image_embeds.shape(1)) {
+    throw std::runtime_error("label_embeds must have a row for each label, as wide as image_embeds");
+  }
+  const ReleasedGil released;
+  return self.nearness(image_embeds.data(), image_embeds.shape(0), label_embeds.data(), label_embeds.shape(1));
+}
+
+std::vector<std::pair<size_t, double>> tags_of(const Tagger& self, const Floats& image_embeds,
+                                               const Floats& label_embeds, const std::string& caption) {
+  std::vector<std::pair<size_t, double>> all;
+  for (const Tag& tag : self.tags(nearness_of(self, image_embeds, label_embeds), caption)) {
+    all.emplace_back(tag.label, tag.probability);
+  }
+  return all;
+}
+
+std::pair<std::string, double> pair_of(const ShortAnswer& answer) { return {answer.text, answer.log_probability}; }
+
+void bind_signals(nb::module_& m) {
+  nb::class_<Signals>(m, "Signals")
+      .def(
+          "__init__",
+          [](Signals* self, const Texts& texts, const std::vector<std::string>& names,
+             const std::vector<double>& mean_text) {
+            new (self) Signals(utf8_of(texts), std::vector(texts.size(), names), mean_text);
+          },
+          "texts"_a, "names"_a, "mean_text"_a)
+      .def_prop_ro("runs", &runs_of)
+      .def("add", &add_output, "run"_a, "values"_a.noconvert())
+      .def("values", &values_of, "name"_a);
+  nb::class_<Calibrator>(m, "Calibrator")
+      .def(
+          "__init__",
+          [](Calibrator* self, nb::handle retrieval, nb::handle calibration) {
+            new (self) Calibrator(weights_of(retrieval), calibration_of(calibration));
+          },
+          "retrieval"_a, "calibration"_a.none())
+      .def_prop_ro("judges", &Calibrator::judges)
+      .def_prop_ro("rates_captions", &Calibrator::rates_captions)
+      .def_prop_ro("labels", &Calibrator::labels)
+      .def(
+          "match_signals",
+          [](const Calibrator& self, const Texts& texts) { return self.match_signals(utf8_of(texts)); }, "texts"_a)
+      .def(
+          "statement_signals",
+          [](const Calibrator& self, const Texts& texts) { return self.statement_signals(utf8_of(texts)); }, "texts"_a)
+      .def(
+          "caption_signals",
+          [](const Calibrator& self, const Texts& texts, const std::vector<double>& scores) {
+            return self.caption_signals(utf8_of(texts), scores);
+          },
+          "texts"_a, "scores"_a)
+      .def("matches", &matches_of, "signals"_a)
+      .def("judge", &Calibrator::judge, "signals"_a)
+      .def("confidence", &Calibrator::confidence, "signals"_a);
+}
+
+void bind_answers(nb::module_& m) {
+  m.def("yes_or_no", [](double probability) { return pair_of(yes_or_no(probability)); }, "probability"_a);
+  m.def("answer_scores", &answer_scores, "given"_a, "without"_a);
+  m.def(
+      "likeliest_answer",
+      [](const std::vector<std::string>& answers, const std::vector<double>& scores) {
+        return pair_of(likeliest_answer(answers, scores));
+      },
+      "answers"_a, "scores"_a);
+  m.def(
+      "best_choice",
+      [](const CallerText& question, const std::vector<double>& scores, const std::vector<double>& probabilities) {
+        return best_choice(question.utf8, scores, probabilities);
+      },
+      "question"_a, "scores"_a, "probabilities"_a);
+  nb::class_<GainRun>(m, "GainRun")
+      .def_ro("prefixes", &GainRun::prefixes)
+      .def_ro("prompts", &GainRun::prompts)
+      .def_ro("images", &GainRun::images)
+      .def_ro("texts", &GainRun::texts);
+  nb::class_<ImageGain>(m, "ImageGain")
+      .def(nb::init<size_t>(), "capacity"_a = 8192)
+      .def("__len__", &ImageGain::size)
+      .def("texts", &ImageGain::texts, "count"_a, "images"_a, "prompt"_a, "texts"_a)
+      .def("questions", &ImageGain::questions, "count"_a, "images"_a, "asked"_a, "answers"_a, "shares"_a)
+      .def("finish", &ImageGain::finish, "run"_a, "logs"_a);
+}
+
+void bind_labels(nb::module_& m) {
+  nb::class_<PythonLabels>(m, "Labels")
+      .def(
+          "__init__",
+          [](PythonLabels* self, const Texts& texts) {
+            new (self) PythonLabels{std::make_shared<const Labels>(utf8_of(texts))};
+          },
+          "texts"_a)
+      .def_static("everyday", [] { return PythonLabels{Labels::everyday()}; })
+      .def("__len__", [](const PythonLabels& self) { return self.held->all().size(); })
+      .def_prop_ro("entries", &entries_of)
+      .def_prop_ro("embedded", [](const PythonLabels& self) { return embedded_texts(*self.held); })
+      .def(
+          "named_in",
+          [](const PythonLabels& self, const std::vector<std::string>& captions) {
+            const std::vector<bool> named = self.held->named_in(captions);
+            return std::vector<int>(named.begin(), named.end());
+          },
+          "captions"_a);
+  nb::class_<Tagger>(m, "Tagger")
+      .def(
+          "__init__",
+          [](Tagger* self, const PythonLabels& labels, nb::handle calibration, size_t top, double threshold) {
+            new (self) Tagger(labels.held, calibration_of(calibration).value(), top, threshold);
+          },
+          "labels"_a, "calibration"_a, "top"_a, "threshold"_a)
+      .def_prop_ro("reads_captions", &Tagger::reads_captions)
+      .def("nearness", &nearness_of, "image_embeds"_a.noconvert(), "label_embeds"_a.noconvert())
+      .def("tags", &tags_of, "image_embeds"_a.noconvert(), "label_embeds"_a.noconvert(), "caption"_a);
+}
+
+}  // namespace
+
+void bind_matching(nb::module_& m) {
+  bind_signals(m);
+  bind_answers(m);
+  bind_labels(m);
+}
+
+}  // namespace blip2rt
