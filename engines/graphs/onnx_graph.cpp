@@ -286,7 +286,7 @@ std::string write_input(std::string_view name, uint64_t columns) {
   return input;
 }
 
-Model::Model(std::string_view model) {
+OnnxModel::OnnxModel(std::string_view model) {
   std::set<std::string_view> imported;
   protobuf::Field field, part;
   for (protobuf::Reader reader(model); reader.next(field);) {

@@ -108,7 +108,7 @@ std::string write_node(const Node& node, std::string_view domain, std::string_vi
 std::string write_input(std::string_view name, uint64_t columns);
 
 // A model (ModelProto), as views of its bytes.
-struct Model {
+struct OnnxModel {
   std::string_view graph;      // empty if the model has none
   uint64_t opset = 0;          // version of the standard operators
   uint64_t microsoft = 0;      // version of com.microsoft
@@ -116,7 +116,7 @@ struct Model {
   bool has_training = false;
 
   // Throws std::runtime_error if it imports a domain twice.
-  explicit Model(std::string_view model);
+  explicit OnnxModel(std::string_view model);
 };
 
 // Writes `graph` with `changes` to its nodes and without constants that no node reads, and appends `inputs`. `parts` is

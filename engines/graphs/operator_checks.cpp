@@ -184,7 +184,7 @@ void check_operands(const Graph& graph, const Node& node) {
 
 void check_operators(std::string_view bytes, const ModelContents& found, bool for_tensorrt) {
   constexpr size_t kMaxNodes = 50'000;  // far above a language model of 100 layers
-  const Model model(bytes);
+  const OnnxModel model(bytes);
   if (model.has_functions || model.has_training) throw OperatorError("it has functions or training graphs");
   for (std::string_view domain : found.domains) {
     if (domain.empty() || domain == "com.microsoft") continue;

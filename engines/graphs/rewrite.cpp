@@ -91,7 +91,7 @@ void replace_skip_norms(const Graph& graph, NodeChanges& changes) {
 }
 
 // Returns the graph with custom operators, or an empty string if nothing is replaced.
-std::string rewritten_graph(const Model& model, const CustomOps& ops, Weights& weights,
+std::string rewritten_graph(const OnnxModel& model, const CustomOps& ops, Weights& weights,
                             std::vector<std::string>& kernels) {
   constexpr uint64_t kOldest = 13;  // the first opset with today's Softmax and Split
   Graph graph(model.graph);
@@ -119,7 +119,7 @@ std::string rewritten_graph(const Model& model, const CustomOps& ops, Weights& w
 
 }  // namespace
 
-bool is_rewritable(const Model& model, const Graph& graph) {
+bool is_rewritable(const OnnxModel& model, const Graph& graph) {
   return !graph.has_graph &&      // a subgraph may use a removed value
          model.microsoft == 1 &&  // other versions may differ
          !model.has_functions &&  // a function may override an operator
@@ -128,7 +128,7 @@ bool is_rewritable(const Model& model, const Graph& graph) {
 
 RewrittenGraph rewrite_model(const std::string& model, CustomOps ops, Weights& weights) {
   RewrittenGraph result;
-  const std::string graph = rewritten_graph(Model(model), ops, weights, result.kernels);
+  const std::string graph = rewritten_graph(OnnxModel(model), ops, weights, result.kernels);
   if (!graph.empty()) result.bytes = replace_graph(model, graph, kDomain);
   return result;
 }

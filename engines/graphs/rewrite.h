@@ -35,7 +35,7 @@ struct RewrittenGraph {
 };
 
 // Returns whether operators of a model, with its only graph, may be replaced.
-bool is_rewritable(const Model& model, const Graph& graph);
+bool is_rewritable(const OnnxModel& model, const Graph& graph);
 
 // Replaces the operators that `ops` selects in `model` (an ONNX ModelProto), if the processor has a kernel for them.
 // `weights` receives what the products read. Throws std::runtime_error if the bytes are no model, or weights cannot be

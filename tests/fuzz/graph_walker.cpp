@@ -49,7 +49,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     bool ours = false;
     for (std::string_view domain : scan_model(graph.bytes).domains) ours = ours || domain == kDomain;
     require(ours);
-    const Graph parts(Model(graph.bytes).graph);
+    const Graph parts(OnnxModel(graph.bytes).graph);
     require(!parts.nodes.empty());
   }
   return 0;
