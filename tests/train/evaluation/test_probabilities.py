@@ -88,6 +88,7 @@ def test_without_questions_only_the_score_is_fitted(
 ) -> None:
     assert calibrate.main([str(tiny.path), *table(False), "--keep-score"]) == 2
     assert "--keep-score leaves only probabilities to fit, and " in capsys.readouterr().err
+    monkeypatch.setattr(calibrate, "_require_enough", lambda *given: None)
     monkeypatch.setattr(calibrate, "_learn", lambda *given: (blip2rt.load(tiny.path).match_weights, "weights"))
     assert calibrate.main([str(tiny.path), *table(False)]) == 0
     assert "so probabilities were not fitted" in capsys.readouterr().out
