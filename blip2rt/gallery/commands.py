@@ -77,7 +77,6 @@ def index(args: argparse.Namespace, load: Load, open_executor: OpenExecutor = nu
     """Create or update an index and return the exit code."""
     from .index import MAX_EXACT, Index
     from .index_update import BATCH_SIZE, index_sources, update
-    from .vectors import has_usearch
 
     for_clip_retrieval = args.format == "clip-retrieval"
     folder = args.out / "blip2rt" if for_clip_retrieval else args.out
@@ -88,9 +87,7 @@ def index(args: argparse.Namespace, load: Load, open_executor: OpenExecutor = nu
         if not (folder / "index.json").exists():
             check_empty(args.out, "neither an index nor empty: give another --out", "blip2rt")
     sources = index_sources(args.folder)
-    if not has_usearch() and has_more_than(MAX_EXACT, sources):
-        fix = f"install usearch for a faster search: {pip_install('gallery')}"
-        print_status(f"more than {MAX_EXACT:,} pictures, each of which is scored in every search; {fix}")
+    _suggest_usearch(lambda: has_more_than(MAX_EXACT, sources))
     parallelism = flags.parallelism_of(args, sources, BATCH_SIZE)
     with Index.create(folder, args.folder, load(parallelism.threads)) as opened, open_executor() as executor:
         try:
@@ -104,15 +101,25 @@ def index(args: argparse.Namespace, load: Load, open_executor: OpenExecutor = nu
     return counts.exit_code
 
 
+def _suggest_usearch(is_large: Callable[[], bool]) -> None:
+    from .index import MAX_EXACT
+    from .vectors import has_usearch
+
+    if not has_usearch() and is_large():
+        fix = f"install usearch for a faster search: {pip_install('gallery')}"
+        print_status(f"more than {MAX_EXACT:,} pictures, each of which is scored in every search; {fix}")
+
+
 def merge(args: argparse.Namespace, load: Load) -> int:
     """Merge indexes into one and return the exit code."""
-    from .index import Index
+    from .index import MAX_EXACT, Index
     from .merge import merge
 
     check_empty(args.out, "not empty: give another --out")
     model = load(args.threads)
     with ExitStack() as stack:
         parts = [stack.enter_context(Index.open(path, model)) for path in args.indexes]
+        _suggest_usearch(lambda: sum(map(len, parts)) > MAX_EXACT)
         count = merge(parts, args.out, args.captions, print_status)
     print_status(f"{count:,} pictures in {args.out}")
     return 0

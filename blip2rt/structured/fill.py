@@ -117,8 +117,8 @@ class _Filling:
         if not form.name and self._instruction:
             question = self._instruction
         low = form.low if math.isfinite(form.low) else _clamped(form, 0)
-        if form.whole and math.isfinite(form.high) and form.high - low <= _MAX_COUNTED * form.step:
-            values = range(int(low), int(form.high) + 1, form.step)
+        if form.whole and math.isfinite(form.high) and form.high - low <= _MAX_COUNTED:
+            values = range(int(low), int(form.high) + 1)
             known = meanings(form.description)
             return values[self._likeliest(question, [known.get(value, str(value)) for value in values])]
         return _clamped(form, number_in(self._ask(question)))
@@ -193,10 +193,8 @@ def number_in(text: str) -> float:
 
 def _clamped(form: Number, value: float) -> int | float:
     """The number of a field that is nearest to a value."""
-    if form.step:
-        value = form.step * round(value / form.step)
-    value = min(max(value, form.low), form.high)
-    return int(value) if form.step else value
+    value = min(max(round(value) if form.whole else value, form.low), form.high)
+    return int(value) if form.whole else value
 
 
 def _words(value: JSON) -> str:

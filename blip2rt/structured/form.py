@@ -48,12 +48,11 @@ class Flag(Field):
 
 @dataclass(frozen=True)
 class Number(Field):
-    """A number from low to high, both included, on the grid of `step` if that is not 0."""
+    """A number from low to high, both included."""
 
     whole: bool = False
     low: float = -math.inf
     high: float = math.inf
-    step: int = 0
 
 
 @dataclass(frozen=True)

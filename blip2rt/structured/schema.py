@@ -30,12 +30,12 @@ _KEYWORDS = {
     "object": "properties required maxProperties".split(),
     "array": "items minItems maxItems uniqueItems".split(),
     "string": "minLength maxLength".split(),
-    "number": "minimum maximum exclusiveMinimum exclusiveMaximum multipleOf".split(),
+    "number": "minimum maximum exclusiveMinimum exclusiveMaximum".split(),
 }
 _KEYWORDS["integer"] = _KEYWORDS["number"]
 _REJECTED_TEXT = frozenset("pattern format contentEncoding contentMediaType".split())
 _REJECTED = frozenset(
-    "not if then else oneOf allOf anyOf patternProperties propertyNames minProperties dependentRequired "
+    "not if then else oneOf allOf anyOf multipleOf patternProperties propertyNames minProperties dependentRequired "
     "dependentSchemas dependencies contains minContains maxContains prefixItems additionalItems unevaluatedItems "
     "unevaluatedProperties $dynamicRef $recursiveRef".split()
 )
@@ -77,14 +77,13 @@ class _Reader:
         if place.depth == MAX_DEPTH:
             raise OptionError(f"{place}: the schema is nested deeper than {MAX_DEPTH} levels: flatten it")
         schema, place = self._resolved({} if schema is True else schema, place)
-        for keyword in ("anyOf", "oneOf"):
-            if keyword in schema:
-                return self._first(schema, keyword, place)
+        if "anyOf" in schema:
+            return self._first(schema, place)
         if "const" in schema or "enum" in schema:
             return self._choice(schema, _field(schema, place))
         kind = schema.get("type")
         if isinstance(kind, list) and kind:
-            return self._first({"anyOf": [{**schema, "type": each} for each in kind]}, "anyOf", place)
+            return self._first({"anyOf": [{**schema, "type": each} for each in kind]}, place)
         return self._typed(schema, kind, place)
 
     def _typed(self, schema: dict[str, Any], kind: JSON, place: _Place) -> Form:
@@ -143,15 +142,13 @@ class _Reader:
             found = found[key]
         return found
 
-    def _first(self, schema: dict[str, Any], keyword: str, place: _Place) -> Form:
+    def _first(self, schema: dict[str, Any], place: _Place) -> Form:
         """The first alternative that can be filled; null is the last resort."""
-        branches = schema[keyword]
+        branches = schema["anyOf"]
         if not isinstance(branches, list) or not branches:
-            raise OptionError(f"{place}: {keyword} must be a list of schemas")
-        if any(key not in _IGNORED and key not in ("type", keyword) for key in schema):
-            raise _CannotFill(f"{place}: {keyword} stands beside other keywords: move them into it")
-        if keyword == "oneOf" and not _disjoint(branches):
-            raise _CannotFill(f"{place}: the types of oneOf overlap: use anyOf")
+            raise OptionError(f"{place}: anyOf must be a list of schemas")
+        if any(key not in _IGNORED and key not in ("type", "anyOf") for key in schema):
+            raise _CannotFill(f"{place}: anyOf stands beside other keywords: move them into it")
         is_list = any(isinstance(each, Mapping) and each.get("type") == "array" for each in branches)
         if is_list and schema.get("default", 0) is None and not LABEL_WORDS.intersection(words_of(place.name)):
             branches = [each for each in branches if _is_null(each)] or branches  # "concerns" are no question
@@ -244,43 +241,28 @@ def _text(schema: dict[str, Any], field: Field) -> Text:
 
 
 def _number(schema: dict[str, Any], field: Field, whole: bool) -> Number:
-    def limit(keyword: str) -> float | None:
+    def limit(keyword: str, default: float, inside: Callable[[float], float]) -> float:
         value = schema.get(keyword)
         if value is None:
-            return None
+            return default
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e15:
             raise _CannotFill(f"{field}: {keyword} is {short(repr(value))}, not a number up to 1e15")
-        return value
+        return inside(value)
 
-    step = limit("multipleOf") or 0
-    if step < 0 or step != int(step):
-        raise _CannotFill(f"{field}: multipleOf is {step}: give a whole number above 0")
-    grid = int(step) or int(whole)
-    after: Callable[[float, float], float] = (lambda x, to: math.nextafter(x, to)) if not grid else lambda x, to: x
-    low: list[float] = []
-    high: list[float] = []
-    for keyword, inclusive, bounds, to in (
-        ("minimum", True, low, math.inf),
-        ("exclusiveMinimum", False, low, math.inf),
-        ("maximum", True, high, -math.inf),
-        ("exclusiveMaximum", False, high, -math.inf),
-    ):
-        if (value := limit(keyword)) is not None:
-            bounds.append(
-                _on_grid(value, grid, to > 0, inclusive) if grid else value if inclusive else after(value, to)
-            )
-    number = Number(*field.parts, whole, max(low, default=-math.inf), min(high, default=math.inf))
-    if number.low > number.high:
+    def next_to(value: float, to: float) -> float:
+        return math.nextafter(value, to) if not whole else math.floor(value) + 1 if to > 0 else math.ceil(value) - 1
+
+    low = max(
+        limit("minimum", -math.inf, math.ceil if whole else float),
+        limit("exclusiveMinimum", -math.inf, lambda value: next_to(value, math.inf)),
+    )
+    high = min(
+        limit("maximum", math.inf, math.floor if whole else float),
+        limit("exclusiveMaximum", math.inf, lambda value: next_to(value, -math.inf)),
+    )
+    if low > high:
         raise _CannotFill(f"{field}: no number is within its limits: correct them")
-    return replace(number, step=grid)
-
-
-def _on_grid(value: float, grid: int, up: bool, inclusive: bool) -> int:
-    """The multiple of `grid` next to a bound, on the inner side."""
-    found = grid * (math.ceil(value / grid) if up else math.floor(value / grid))
-    if not inclusive and found == value:
-        found += grid if up else -grid
-    return found
+    return Number(*field.parts, whole, low, high)
 
 
 def _distinct(item: Form | None) -> float:
@@ -310,12 +292,6 @@ _TYPES: dict[str, Callable[[JSON], bool]] = {
 
 def _has_type(value: JSON, kinds: JSON) -> bool:
     return any(kind in _TYPES and _TYPES[kind](value) for kind in (kinds if isinstance(kinds, list) else [kinds]))
-
-
-def _disjoint(branches: list[JSON]) -> bool:
-    kinds = [branch.get("type") if isinstance(branch, Mapping) else None for branch in branches]
-    kinds = ["number" if kind == "integer" else kind for kind in kinds]
-    return all(isinstance(kind, str) for kind in kinds) and len(set(kinds)) == len(kinds)
 
 
 def _is_null(branch: JSON) -> bool:

@@ -53,8 +53,6 @@ def number(_: int) -> dict[str, Any]:
     found: dict[str, Any] = {random.choice(["minimum", "exclusiveMinimum"]): low}
     if random.random() < 0.6:
         found[random.choice(["maximum", "exclusiveMaximum"])] = high
-    if random.random() < 0.4:
-        found["multipleOf"] = random.choice([1, 2, 3])
     return {"type": kind, **found}
 
 
@@ -124,7 +122,7 @@ def test_any_schema_is_filled_validly(model: Any, photo: Any) -> None:
         ({"type": "integer", "minimum": 1.2, "maximum": 1.8}, "$: no number is within its limits"),
         ({"type": "number", "minimum": "1"}, "$: minimum is '1', not a number"),
         ({"type": "number", "minimum": float("nan")}, "$: minimum is nan"),
-        ({"type": "number", "multipleOf": 0.1}, "$: multipleOf is 0.1"),
+        ({"type": "number", "multipleOf": 2}, "$: multipleOf is not supported"),
         ({"type": "array", "minItems": 99}, "$: minItems is 99"),
         ({"type": "array", "uniqueItems": True, "minItems": 2}, "cannot all be different"),
         ({"type": "array", "prefixItems": [{}]}, "$: prefixItems is not supported"),
@@ -138,7 +136,7 @@ def test_any_schema_is_filled_validly(model: Any, photo: Any) -> None:
         ({"enum": [{}]}, "$: enum must list texts"),
         ({"enum": ["a"], "type": "integer"}, "$: enum has no value of its type"),
         ({"enum": list(range(100))}, "$: enum has 100 values"),
-        ({"oneOf": [{"type": "string"}, {"type": "string"}]}, "$: the types of oneOf overlap"),
+        ({"oneOf": [{"type": "string"}, {"type": "null"}]}, "$: oneOf is not supported"),
         ({"allOf": [{}, {}]}, "$: allOf of several schemas"),
         ({"not": {}}, "$: not is not supported"),
         ({"if": {}}, "$: if is not supported"),
