@@ -12,6 +12,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.llm import LanguageModelSource, LlmConfig
 from blip2rt.modeling.qformer import QFormer, QFormerConfig
@@ -197,9 +198,11 @@ def test_lr_sets_the_rates_of_heads_unless_they_are_given() -> None:
         assert not {"vision_proj", "itm_head", "projection"} & follows.keys()
 
 
-def test_old_checkpoints_have_no_query_dropout() -> None:
+def test_old_checkpoints_have_no_query_dropout_and_no_query_offsets() -> None:
     data = Blip2Config(qformer=TINY).to_json()
     for name in ("query_dropout", "attention_dropout"):
         data["qformer"].pop(name)
-    qformer = Blip2Config.from_json(data).qformer
+    qformer = Blip2Config.from_json({**data, "query_offsets": False}).qformer
     assert (qformer.query_dropout, qformer.attention_dropout) == (0, 0)
+    with pytest.raises(Blip2rtError, match="query_offsets are no longer read"):
+        Blip2Config.from_json({**data, "query_offsets": True})
