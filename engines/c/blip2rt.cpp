@@ -5,7 +5,9 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <utility>
+#include <vector>
 
 #include "base/system.h"
 #include "c/boundary.h"
@@ -17,10 +19,45 @@ namespace {
 
 [[maybe_unused]] const bool kIgnoresEnvironment = !(reads_environment = false);  // a library takes options from callers
 
+// A text that C reads to its end: U+0000 becomes U+FFFD.
+std::string without_nul(std::string text) {
+  for (size_t at = text.find('\0'); at != std::string::npos; at = text.find('\0', at)) text.replace(at, 1, "\uFFFD");
+  return text;
+}
+
 OnPiece on_piece_of(blip2rt_callback callback, void* user) {
   if (callback == nullptr) return nullptr;
-  return [callback, user](const std::string& piece) { return callback(piece.c_str(), user) == 0; };
+  return [callback, user](const std::string& piece) { return callback(without_nul(piece).c_str(), user) == 0; };
 }
+
+void give_texts(blip2rt_texts** to, Texts texts) {
+  for (Text& text : texts) text.text = without_nul(std::move(text.text));
+  *to = TextLists::all().add(std::make_shared<Texts>(std::move(texts)));
+}
+
+// Strings that end with null.
+std::vector<std::string> strings_of(const char* const* texts) {
+  std::vector<std::string> all;
+  while (*texts != nullptr) all.emplace_back(*texts++);
+  return all;
+}
+
+// Marks the thread that asks a chat.
+class Asking {
+ public:
+  explicit Asking(OpenChat& chat) : chat_(chat) {
+    if (chat.asking == std::this_thread::get_id()) {
+      throw argument_error("the callback asks the chat that calls it: ask again when blip2rt_chat_ask has returned");
+    }
+    lock_ = std::unique_lock(chat.mutex);
+    chat.asking = std::this_thread::get_id();
+  }
+  ~Asking() { chat_.asking = std::thread::id(); }
+
+ private:
+  OpenChat& chat_;
+  std::unique_lock<std::mutex> lock_;
+};
 
 std::shared_ptr<const Text> text_at(blip2rt_texts* texts, size_t index) {
   const std::shared_ptr<Texts> found = TextLists::all().find(texts);
@@ -129,9 +166,8 @@ blip2rt_status blip2rt_caption(blip2rt_model* model, blip2rt_features* features,
     const auto opened = object_of<Models>(model, "model");
     const auto of = object_of<FeatureSets>(features, "features");
     const std::string text = prompt == nullptr ? "" : prompt;
-    give<TextLists>(texts,
-                    std::make_shared<Texts>(opened->caption(*of, prompt == nullptr ? nullptr : &text,
-                                                            TextOptions(options, true), on_piece_of(callback, user))));
+    give_texts(texts, opened->caption(*of, prompt == nullptr ? nullptr : &text, TextOptions(options, true),
+                                      on_piece_of(callback, user)));
   });
 }
 
@@ -142,9 +178,8 @@ blip2rt_status blip2rt_ask(blip2rt_model* model, blip2rt_features* features, con
     clear(texts, "texts");
     const auto opened = object_of<Models>(model, "model");
     const auto of = object_of<FeatureSets>(features, "features");
-    give<TextLists>(texts,
-                    std::make_shared<Texts>(opened->ask(*of, given(question, "question"), TextOptions(options, false),
-                                                        on_piece_of(callback, user))));
+    give_texts(texts,
+               opened->ask(*of, given(question, "question"), TextOptions(options, false), on_piece_of(callback, user)));
   });
 }
 
@@ -166,9 +201,8 @@ blip2rt_status blip2rt_chat_ask(blip2rt_chat* chat, const char* question, const 
     clear(texts, "texts");
     const auto opened = object_of<Chats>(chat, "chat");
     given(question, "question");
-    const std::lock_guard lock(opened->mutex);
-    give<TextLists>(texts, std::make_shared<Texts>(opened->conversation->ask(question, TextOptions(options, false),
-                                                                             on_piece_of(callback, user))));
+    const Asking asking(*opened);
+    give_texts(texts, opened->conversation->ask(question, TextOptions(options, false), on_piece_of(callback, user)));
   });
 }
 
@@ -211,6 +245,54 @@ blip2rt_status blip2rt_match(blip2rt_model* model, blip2rt_features* features, c
     if (score != nullptr) *score = match.score;
     if (probability != nullptr) *probability = match.probability;
     if (cosine != nullptr) *cosine = match.cosine;
+  });
+}
+
+blip2rt_status blip2rt_sees(blip2rt_model* model, blip2rt_features* features, const char* statement,
+                            double* probability, blip2rt_error** error) {
+  return guarded(error, [&] {
+    const auto opened = object_of<Models>(model, "model");
+    const auto of = object_of<FeatureSets>(features, "features");
+    *given(probability, "probability") = opened->sees(*of, given(statement, "statement"));
+  });
+}
+
+blip2rt_status blip2rt_confidence(blip2rt_model* model, blip2rt_features* features, blip2rt_texts* captions,
+                                  size_t index, double* probability, blip2rt_error** error) {
+  return guarded(error, [&] {
+    const auto opened = object_of<Models>(model, "model");
+    const auto of = object_of<FeatureSets>(features, "features");
+    object_of<TextLists>(captions, "texts");
+    const auto caption = text_at(captions, index);
+    if (caption == nullptr) throw argument_error("index is " + std::to_string(index) + ": there are fewer captions");
+    *given(probability, "probability") = opened->confidence(*of, *caption);
+  });
+}
+
+blip2rt_status blip2rt_choose(blip2rt_model* model, blip2rt_features* features, const char* question,
+                              const char* const* choices, size_t* index, blip2rt_error** error) {
+  return guarded(error, [&] {
+    const auto opened = object_of<Models>(model, "model");
+    const auto of = object_of<FeatureSets>(features, "features");
+    given(question, "question");
+    *given(index, "index") = opened->choose(*of, question, strings_of(given(choices, "choices")));
+  });
+}
+
+blip2rt_status blip2rt_tag(blip2rt_model* model, blip2rt_features* features, const char* const* labels, size_t top,
+                           double threshold, blip2rt_texts** tags, blip2rt_error** error) {
+  return guarded(error, [&] {
+    clear(tags, "tags");
+    const auto opened = object_of<Models>(model, "model");
+    const auto of = object_of<FeatureSets>(features, "features");
+    Faults faults;
+    if (top == 0) faults.emplace_back("top is 0: give a number of labels, 1 or more");
+    if (!(threshold >= 0 && threshold <= 1)) {
+      faults.push_back("threshold is " + std::to_string(threshold) + ": give a probability from 0 to 1");
+    }
+    if (!faults.empty()) throw Error(ErrorKind::kArgument, std::move(faults));
+    const auto list = labels == nullptr ? Labels::everyday() : std::make_shared<const Labels>(strings_of(labels));
+    give_texts(tags, opened->tag(*of, list, top, threshold));
   });
 }
 

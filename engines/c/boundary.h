@@ -3,11 +3,13 @@
 
 #include <blip2rt.h>
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "base/utf8.h"
@@ -25,7 +27,8 @@ struct Report {
 struct OpenChat {
   std::shared_ptr<Model> model;  // of which the conversation has references
   std::unique_ptr<Conversation> conversation;
-  std::mutex mutex;  // one thread asks at a time
+  std::mutex mutex;                     // one thread asks at a time
+  std::atomic<std::thread::id> asking;  // that thread
 };
 
 using Models = Handles<blip2rt_model, Model>;

@@ -1,4 +1,4 @@
-/* blip2rt-c: caption, ask and match from the command line, without Python. */
+/* blip2rt-c: caption, ask, match, judge, choose and tag from the command line, without Python. */
 #include <blip2rt.h>
 #include <errno.h>
 #include <stdio.h>
@@ -10,15 +10,22 @@ enum { MAX_OPTIONS = 64 };
 static const char* const load_options[] = {"threads",        "onnxruntime",    "max_pixels", "scaled_jpeg",
                                            "special_tokens", "trusted_graphs", "verify",     NULL};
 
+/* By the least number of words that follow. */
+static const char* const commands[] = {"caption", "tag", "ask", "match", "sees", "choose", NULL};
+
 static const char usage[] =
     "usage: blip2rt-c caption [--model FOLDER] [-o KEY=VALUE]... IMAGE...\n"
     "       blip2rt-c ask     [--model FOLDER] [-o KEY=VALUE]... IMAGE QUESTION...\n"
     "       blip2rt-c match   [--model FOLDER] [-o KEY=VALUE]... IMAGE TEXT...\n"
+    "       blip2rt-c sees    [--model FOLDER] [-o KEY=VALUE]... IMAGE STATEMENT...\n"
+    "       blip2rt-c choose  [--model FOLDER] [-o KEY=VALUE]... IMAGE QUESTION ANSWER...\n"
+    "       blip2rt-c tag     [--model FOLDER] [-o KEY=VALUE]... IMAGE [LABEL...]\n"
     "\n"
     "caption prints a line for each image, ask one for each question, match one for each text with its score and\n"
-    "probability. Options of generation are those of blip2rt_caption, such as -o num_beams=5 or -o pool=FILE;\n"
-    "-o onnxruntime=FILE names ONNX Runtime's library. Without --model, nano is used. Options may stand anywhere\n"
-    "before \"--\".\n"
+    "probability, sees one for each statement with its probability. choose prints the best answer, tag a line for each\n"
+    "label with its probability, of everyday labels unless some are given. Options of generation are those of\n"
+    "blip2rt_caption, such as -o num_beams=5 or -o pool=FILE; -o onnxruntime=FILE names ONNX Runtime's library.\n"
+    "Without --model, nano is used. Options may stand anywhere before \"--\".\n"
     "\n"
     "Exit status: 0 success, 1 some images, questions or texts failed, 2 all failed or a mistake in the arguments.\n";
 
@@ -84,15 +91,48 @@ static int match(blip2rt_model* model, blip2rt_features* features, const char* t
   return 0;
 }
 
+static int sees(blip2rt_model* model, blip2rt_features* features, const char* statement) {
+  double probability;
+  blip2rt_error* error;
+  if (blip2rt_sees(model, features, statement, &probability, &error) != BLIP2RT_OK) return fail(error);
+  printf("%s\t%.3f\t%s\n", probability > 0.5 ? "yes" : "no", probability, statement);
+  return 0;
+}
+
+/* words: a question and answers for "choose", labels for "tag". */
+static int run_once(const char* command, blip2rt_model* model, blip2rt_features* features, char** words) {
+  size_t i;
+  blip2rt_texts* tags;
+  blip2rt_error* error;
+  if (strcmp(command, "choose") == 0) {
+    if (blip2rt_choose(model, features, words[0], (const char* const*)words + 1, &i, &error) != BLIP2RT_OK) {
+      return fail(error);
+    }
+    puts(words[1 + i]);
+    return 0;
+  }
+  if (blip2rt_tag(model, features, *words == NULL ? NULL : (const char* const*)words, 10, 0.3, &tags, &error) !=
+      BLIP2RT_OK) {
+    return fail(error);
+  }
+  for (i = 0; i < blip2rt_texts_count(tags); ++i) {
+    printf("%.3f\t%s\n", blip2rt_texts_score(tags, i), blip2rt_texts_get(tags, i));
+  }
+  blip2rt_texts_free(tags);
+  return 0;
+}
+
 static int run(const char* command, blip2rt_model* model, const char* const* options, char** words) {
   int count = 0, failed = 0;
   blip2rt_features* features = NULL;
   const int captions = strcmp(command, "caption") == 0;
   if (!captions && open_image(model, *words++, &features) != 0) return 2;
+  if (strcmp(command, "choose") == 0 || strcmp(command, "tag") == 0) return run_once(command, model, features, words);
   for (; *words != NULL; ++words, ++count) {
-    int status = captions                      ? caption(model, options, *words)
-                 : strcmp(command, "ask") == 0 ? ask(model, options, features, *words)
-                                               : match(model, features, *words);
+    int status = captions                       ? caption(model, options, *words)
+                 : strcmp(command, "ask") == 0  ? ask(model, options, features, *words)
+                 : strcmp(command, "sees") == 0 ? sees(model, features, *words)
+                                                : match(model, features, *words);
     failed += status != 0;
   }
   blip2rt_features_free(features);
@@ -149,7 +189,7 @@ static int read_options(settings* into, char** words) {
 int main(int argc, char** argv) {
   settings chosen = {{NULL}, {NULL}, NULL, 0, 0};
   char** const words = argv + 1;
-  int status, at;
+  int status, at, count;
   blip2rt_model* model;
   blip2rt_error* error;
   for (at = 1; at < argc && strcmp(argv[at], "--") != 0; ++at) {
@@ -159,10 +199,14 @@ int main(int argc, char** argv) {
   if (argc < 2) return fputs(usage, stderr), 2;
   if (read_options(&chosen, words) != 0) return 2;
   if (words[0] == NULL) return fputs(usage, stderr), 2;
-  if (strcmp(words[0], "caption") != 0 && strcmp(words[0], "ask") != 0 && strcmp(words[0], "match") != 0) {
-    return complain("no such command: choose from caption, ask, match; not ", words[0]);
+  for (at = 0; commands[at] != NULL && strcmp(commands[at], words[0]) != 0; ++at) {
   }
-  if (words[1] == NULL || (strcmp(words[0], "caption") != 0 && words[2] == NULL)) return fputs(usage, stderr), 2;
+  if (commands[at] == NULL) {
+    return complain("no such command: choose from caption, tag, ask, match, sees, choose; not ", words[0]);
+  }
+  for (count = 1; words[count] != NULL; ++count) {
+  }
+  if (count < (at < 2 ? 2 : at < 5 ? 3 : 4)) return fputs(usage, stderr), 2; /* with the command */
   if (blip2rt_load(chosen.folder, chosen.load, &model, &error) != BLIP2RT_OK) return fail(error);
   status = run(words[0], model, chosen.options, words + 1);
   if (fflush(stdout) != 0 || ferror(stdout)) status = complain("cannot write the results: ", strerror(errno));

@@ -141,8 +141,7 @@ size_t Model::choose(Features& features, const std::string& question, const std:
   return best_choice(question, scores, probabilities(features, choices));
 }
 
-std::vector<TagText> Model::tag(Features& features, const std::shared_ptr<const Labels>& labels, size_t top,
-                                double threshold) {
+Texts Model::tag(Features& features, const std::shared_ptr<const Labels>& labels, size_t top, double threshold) {
   require_calibration(calibrator_ && calibrator_->labels(), "label images");
   require_own(features.model, "the features are");
   const Tagger tagger(labels, *bundle_.manifest.calibration, top, threshold);
@@ -154,11 +153,13 @@ std::vector<TagText> Model::tag(Features& features, const std::shared_ptr<const 
   }
   const std::string caption =
       tagger.reads_captions() ? this->caption(features, nullptr, TextOptions(), nullptr).front().text : "";
-  std::vector<TagText> tags;
+  Texts tags;
   for (const Tag& tag : tagger.tags(
            tagger.nearness(image.values.data(), image.values.size() / width, embeds->values.data(), width), caption)) {
     const Label& label = labels->all()[tag.label];
-    tags.push_back({label.name, joined(label.parents, "|"), tag.probability});
+    std::vector<std::string> parts = label.parents;
+    parts.push_back(label.name);
+    tags.push_back({joined(parts, "|"), tag.probability, {}, false});
   }
   return tags;
 }

@@ -43,12 +43,6 @@ struct Features {
   std::optional<Tensor> prefix_embeds;  // (1, Q, D), unless the Q-Former reads a text with the image
 };
 
-// A label of a picture.
-struct TagText {
-  std::string name, parents;  // "animal|bird", from the most general on; may be empty
-  double probability;
-};
-
 class Model {
  public:
   // Opens a bundle. ONNX Runtime must be loaded. Throws Error.
@@ -73,9 +67,8 @@ class Model {
   double confidence(Features& features, const Text& caption);
   // The number of the choice that answers a question best.
   size_t choose(Features& features, const std::string& question, const std::vector<std::string>& choices);
-  // The likeliest labels, at most `top`.
-  std::vector<TagText> tag(Features& features, const std::shared_ptr<const Labels>& labels, size_t top,
-                           double threshold);
+  // The likeliest labels, at most `top`, as "animal|cat", with their probabilities as scores.
+  Texts tag(Features& features, const std::shared_ptr<const Labels>& labels, size_t top, double threshold);
   Tensor embed_image(const Features& features);  // (1, Q, E)
   Tensor embed_text(const std::string& text);    // (1, E)
 

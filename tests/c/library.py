@@ -75,6 +75,11 @@ def pairs(options: Mapping[str, Any]) -> Any:
     return (ctypes.c_char_p * (len(texts) + 1))(*[text.encode() for text in texts], None)
 
 
+def strings(texts: list[str]) -> Any:
+    """Strings as the C API takes them."""
+    return (ctypes.c_char_p * (len(texts) + 1))(*[text.encode() for text in texts], None)
+
+
 def texts_of(handle: Handle) -> list[CText]:
     found, count = [], ctypes.c_size_t()
     for i in range(library().blip2rt_texts_count(handle)):
@@ -133,6 +138,30 @@ class CModel:
         found = [ctypes.c_double() for _ in range(3)]
         call("match", self.handle, self.features, text.encode(), *map(ctypes.byref, found))
         return found[0].value, found[1].value, found[2].value
+
+    def sees(self, statement: str) -> float:
+        found = ctypes.c_double()
+        call("sees", self.handle, self.features, statement.encode(), ctypes.byref(found))
+        return found.value
+
+    def confidence(self) -> float:
+        """Of the bundle's own caption."""
+        none = Callback(0)
+        texts = make("caption", self.handle, self.features, None, None, none, None)
+        found = ctypes.c_double()
+        call("confidence", self.handle, self.features, texts, ctypes.c_size_t(0), ctypes.byref(found))
+        library().blip2rt_texts_free(texts)
+        return found.value
+
+    def choose(self, question: str, choices: list[str]) -> int:
+        found = ctypes.c_size_t()
+        call("choose", self.handle, self.features, question.encode(), strings(choices), ctypes.byref(found))
+        return found.value
+
+    def tag(self, labels: list[str] | None = None, top: int = 10, threshold: float = 0.3) -> dict[str, float]:
+        given = None if labels is None else strings(labels)
+        limits = ctypes.c_size_t(top), ctypes.c_double(threshold)
+        return {tag.text: tag.score for tag in texts_of(make("tag", self.handle, self.features, given, *limits))}
 
     def embed(self, text: str | None = None) -> list[float]:
         """The embeddings of the image, or of a text."""

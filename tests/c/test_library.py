@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 import blip2rt
 from blip2rt import bundle as contract
 from blip2rt.errors import Blip2rtError
-from tests.c.library import CError, CModel, CText, library
+from blip2rt.structured.picture import Picture
+from tests.c.library import Callback, CError, CModel, CText, library, make, texts_of
 from tests.seeds import new_seed
 from tests.tiny.bundle import Tiny, with_likelihood_weight, with_pool
 
@@ -257,6 +259,74 @@ def test_nano_says_what_it_says_in_python() -> None:
     untrusted = blip2rt.load(threads=1, special_tokens=False)
     assert parts(plain.ask(question)[0]) == parts(untrusted.ask(PHOTO, question))
     plain.close()
+    c.close()
+
+
+CHOICES = {
+    "where is it?": ["outdoors", "indoors"],
+    "what animal is it?": ["dog", "horse", "cat"],
+    "what colour is the cat?": ["red", "black", "white"],
+    "is it day?": ["no", "yes"],
+}
+
+
+def judgements_equal(python: blip2rt.Model, c: CModel, image: Any, labels: list[str]) -> None:
+    statements = ["a cat", "Is there a dog?", "a cat sits on the red grass"]
+    judged = [float(python.matcher.judge(python.vision_features([image]), [each])[0]) for each in statements]
+    assert [*map(c.sees, statements)] == pytest.approx(judged, abs=1e-4)
+    assert c.confidence() == pytest.approx(python.caption(image, scores=True).confidence, abs=1e-4)
+    picture = Picture(python, image, lambda: False)
+    for question, choices in CHOICES.items():
+        assert c.choose(question, choices) == picture.likeliest(question, choices), question
+    for given in (labels, None):
+        tags = python.tag(image, given, top=6, threshold=0.01)
+        wanted = {"|".join([*tag.parents, tag]): tag.probability for tag in tags}
+        found = c.tag(given, 6, 0.01)
+        assert found == pytest.approx(wanted, abs=1e-4) and [*found.values()] == sorted(found.values(), reverse=True)
+
+
+def test_judgements_choices_and_labels_equal_those_of_python(tiny: Tiny, photo: Callable[..., np.ndarray]) -> None:
+    labels = ["animal|cat", "dog", "grass", "animal"]
+    nano = CModel(contract.embedded(), threads=1)
+    nano.use(PHOTO)
+    judgements_equal(blip2rt.load(threads=1), nano, PHOTO, labels)
+    for wrong, fault in (
+        (
+            lambda: nano.tag(["?!", ""]),
+            "'?!' is no label: give a word or a phrase, as in 'dog' or 'animal|dog'; '' is no",
+        ),
+        (lambda: nano.tag([]), "there are no labels"),
+        (lambda: nano.tag(None, 0, 2), "top is 0: give a number of labels, 1 or more; threshold is 2"),
+        (lambda: nano.choose("what?", []), "there are no choices"),
+        (lambda: nano.sees("?"), "a text has no words"),
+    ):
+        with pytest.raises(CError, match=re.escape(fault)):
+            wrong()
+    nano.close()
+    plain = CModel(tiny.path, threads=1)
+    plain.use(photo())
+    for uncalibrated in (lambda: plain.sees("a dog"), plain.confidence, plain.tag):
+        with pytest.raises(CError, match="has no calibration of this that this blip2rt knows") as caught:
+            uncalibrated()
+        assert caught.value.kind == "model"
+    plain.close()
+
+
+def test_a_callback_cannot_ask_its_own_chat(tiny: Tiny, photo: Callable[..., np.ndarray]) -> None:
+    c = CModel(tiny.path, threads=1)
+    c.use(photo())
+    chat, told = c.chat(num_beams=1, max_new_tokens=3), []
+
+    def ask_again(piece: bytes, _: Any) -> int:
+        with pytest.raises(CError, match="the callback asks the chat that calls it") as caught:
+            c.chat_ask(chat, "who?")
+        told.append(caught.value.kind)
+        return 0
+
+    called = Callback(ask_again)
+    texts_of(make("chat_ask", chat, b"what?", None, called, None))
+    assert told and {*told} == {"argument"} and c.chat_ask(chat, "who?").tokens
+    library().blip2rt_chat_free(chat)
     c.close()
 
 

@@ -2,8 +2,8 @@
  *
  * Handles are opaque, and NULL or a freed handle is an error, never a crash. Free a handle with its own function; it
  * may still be in use by a call of another thread. Any number of threads may share models, images and features; one
- * thread at a time uses a chat. Texts are UTF-8. Images hold what a model needs of a picture, so they belong to that
- * model.
+ * thread at a time uses a chat. Texts are UTF-8; in results, U+0000 is U+FFFD. Images hold what a model needs of a
+ * picture, so they belong to that model.
  *
  * Every call returns a status. If it is not BLIP2RT_OK and `error` is not NULL, *error receives the faults, all at
  * once, each with its fix; free it. On success *error becomes NULL, and outputs become NULL on failure.
@@ -95,7 +95,8 @@ BLIP2RT_API void blip2rt_features_free(blip2rt_features* features);
 
 /* Called after every token of a caption or answer, on the thread of the call. piece: the new part of the text that is
  * final, whole characters, often empty; with beams or several captions always empty. Joined, the pieces are the text,
- * of a caption before it is put on one line. Return 0 to continue; anything else ends the text with what exists. */
+ * of a caption before it is put on one line. Return 0 to continue; anything else ends the text with what exists. It
+ * cannot ask the chat that calls it. */
 typedef int (*blip2rt_callback)(const char* piece, void* user);
 
 /* Captions an image, or continues `prompt`; NULL is the bundle's own prompt. The options mean what they mean in Hugging
@@ -144,6 +145,26 @@ BLIP2RT_API void blip2rt_texts_free(blip2rt_texts* texts);
  * images; probability: that it is true, 0 to 1; cosine: of the embeddings, -1 to 1. */
 BLIP2RT_API blip2rt_status blip2rt_match(blip2rt_model* model, blip2rt_features* features, const char* text,
                                          double* score, double* probability, double* cosine, blip2rt_error** error);
+
+/* Tells how probably a statement is true of an image, 0 to 1: a phrase ("a dog"), a sentence, or a question whether
+ * something is there. Above 0.5, Python's `sees` is true. */
+BLIP2RT_API blip2rt_status blip2rt_sees(blip2rt_model* model, blip2rt_features* features, const char* statement,
+                                        double* probability, blip2rt_error** error);
+
+/* Tells how probably a caption that blip2rt_caption gave for the image is right, 0 to 1. */
+BLIP2RT_API blip2rt_status blip2rt_confidence(blip2rt_model* model, blip2rt_features* features, blip2rt_texts* captions,
+                                              size_t index, double* probability, blip2rt_error** error);
+
+/* Chooses among given answers to a question: *index is the number of the one that fits best. `choices` ends with
+ * NULL. */
+BLIP2RT_API blip2rt_status blip2rt_choose(blip2rt_model* model, blip2rt_features* features, const char* question,
+                                          const char* const* choices, size_t* index, blip2rt_error** error);
+
+/* Labels an image: at most `top` labels of a probability of at least `threshold`, the likeliest first; Python's
+ * defaults are 10 and 0.3. `labels` ends with NULL and has words, phrases, or "animal|dog" for dog below animal; NULL
+ * is about 1,200 everyday labels. Each tag is written like that, with its probability as its score. */
+BLIP2RT_API blip2rt_status blip2rt_tag(blip2rt_model* model, blip2rt_features* features, const char* const* labels,
+                                       size_t top, double threshold, blip2rt_texts** tags, blip2rt_error** error);
 
 /* Writes embeddings of unit length: `rows` of `width` floats for an image, one row for a text. The cosine of image and
  * text is the largest product of the text's row with one of the image's. With `values` NULL, only the sizes are

@@ -103,6 +103,19 @@ class Pairs {
   std::vector<const char*> texts_;
 };
 
+// Strings as the C functions take them.
+class Strings {
+ public:
+  explicit Strings(const std::vector<std::string>& strings) {
+    for (const std::string& each : strings) texts_.push_back(each.c_str());
+    texts_.push_back(nullptr);
+  }
+  operator const char* const*() const { return texts_.data(); }
+
+ private:
+  std::vector<const char*> texts_;
+};
+
 // Hands pieces to an OnPiece, whose exception ends the generation and is thrown again behind the call.
 struct Listener {
   const OnPiece& on_piece;
@@ -159,9 +172,10 @@ class Chat {
  public:
   explicit Chat(detail::Owned<blip2rt_chat> handle) : handle_(std::move(handle)) {}
   Text ask(const std::string& question, const Options& options = {}, const OnPiece& on_piece = nullptr) {
-    return detail::texts_of(on_piece, [&](auto... rest) {
-             return blip2rt_chat_ask(handle_.get(), question.c_str(), detail::Pairs(options), rest...);
-           })
+    return detail::texts_of(on_piece,
+                            [&](auto... rest) {
+                              return blip2rt_chat_ask(handle_.get(), question.c_str(), detail::Pairs(options), rest...);
+                            })
         .front();
   }
 
@@ -223,6 +237,31 @@ class Model {
     detail::check(status, error);
     return match;
   }
+  double sees(const Features& features, const std::string& statement) const {
+    double probability = 0;
+    blip2rt_error* error = nullptr;
+    const blip2rt_status status = blip2rt_sees(handle_.get(), features.get(), statement.c_str(), &probability, &error);
+    detail::check(status, error);
+    return probability;
+  }
+  // The number of the choice that answers a question best.
+  size_t choose(const Features& features, const std::string& question, const std::vector<std::string>& choices) const {
+    size_t index = 0;
+    blip2rt_error* error = nullptr;
+    const blip2rt_status status =
+        blip2rt_choose(handle_.get(), features.get(), question.c_str(), detail::Strings(choices), &index, &error);
+    detail::check(status, error);
+    return index;
+  }
+  // Labels, with their probabilities as scores. No labels: the everyday ones.
+  std::vector<Text> tag(const Features& features, const std::vector<std::string>& labels = {}, size_t top = 10,
+                        double threshold = 0.3) const {
+    const detail::Strings list(labels);
+    const char* const* given = labels.empty() ? nullptr : static_cast<const char* const*>(list);
+    return detail::texts_of(nullptr, [&](auto, auto, auto... outputs) {
+      return blip2rt_tag(handle_.get(), features.get(), given, top, threshold, outputs...);
+    });
+  }
   Embedding embed(const Features& features) const {
     return embed([&](float* values, size_t capacity, size_t* rows, size_t* width, blip2rt_error** error) {
       return blip2rt_embed_image(handle_.get(), features.get(), values, capacity, rows, width, error);
@@ -247,9 +286,8 @@ class Model {
     for (int round = 0; round < 2; ++round) {
       result.values.resize(result.rows * result.width);
       blip2rt_error* error = nullptr;
-      const blip2rt_status status =
-          call(result.values.empty() ? nullptr : result.values.data(), result.values.size(), &result.rows,
-               &result.width, &error);
+      const blip2rt_status status = call(result.values.empty() ? nullptr : result.values.data(), result.values.size(),
+                                         &result.rows, &result.width, &error);
       detail::check(status, error);
     }
     return result;
