@@ -2,8 +2,8 @@
 
     python examples/finetune.py my-photos --start Salesforce/blip2-opt-2.7b --out my-bundle [--steps 200 ...]
 
-my-photos has photo.jpg with photo.txt, one caption a line. Other options are passed to the training (python -m
-train.stage2 --help); --dry-run checks everything and trains nothing.
+my-photos has photo.jpg with photo.txt, one caption a line. Other options are passed to the training (blip2rt-train
+stage2 --help); --dry-run checks everything and trains nothing.
 """
 
 import argparse
@@ -12,8 +12,6 @@ from pathlib import Path
 import blip2rt
 from blip2rt_export import cli as export
 from blip2rt_train import stage2
-
-RECIPE = Path(__file__).parents[1] / "recipes" / "finetune" / "captions.yaml"
 
 
 def main() -> None:
@@ -24,7 +22,7 @@ def main() -> None:
     parser.add_argument("--out", default="my-bundle", help="the bundle (default: my-bundle)")
     args, more = parser.parse_known_args()
     table = ["--train-table", str(args.photos), "--start", args.start, "--out", args.run]
-    code = stage2.main(["--recipe", str(RECIPE), *table, *more])
+    code = stage2.main(["--recipe", "finetune/captions", *table, *more])
     if code or "--dry-run" in more:
         raise SystemExit(code)
     if code := export.main(["--checkpoint", args.run, "--out", args.out]):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from blip2rt import bundle
 from blip2rt.bundle.atomic import AtomicFolder
+from blip2rt.bundle.location import locate as bundle_folder
 from blip2rt.command_line import Parser, nonempty, path, run
 from blip2rt.errors import Blip2rtError, collected
 from blip2rt.modeling.sources import is_local, locate
@@ -44,7 +45,7 @@ def _parser() -> Parser:
         description="A checkpoint of blip2rt or LAVIS -> a folder that transformers loads; a bundle -> checkpoints.",
         renamed={"--checkpoint": "", "--ckpt": "", "--model": ""},
     )
-    source = "checkpoint: folder, .pth file or hub id; or a bundle, --to ours"
+    source = "checkpoint: folder, .pth file or hub id; or a bundle, such as nano, --to ours"
     parser.add_argument("ckpt", type=nonempty, metavar="CKPT", help=source)
     formats = (
         "hf: Hugging Face's format; ours: turn a bundle into the checkpoints DIR/stage1 and DIR/stage2, rounded as "
@@ -66,6 +67,8 @@ def _run(argv: list[str] | None) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     parser = _parser()
     args = parser.parse_args(argv)
+    if args.ckpt == "nano":
+        args.ckpt = str(bundle_folder(args.ckpt))
     if not args.to and not args.set:
         parser.error("--to is missing: give --to hf or --to ours")
     found: list[str] = []

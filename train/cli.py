@@ -19,6 +19,7 @@ from .loop.signals import Interrupted, interrupted_by_sigterm
 
 PROGRAM = "blip2rt-train"
 COMMANDS = {  # name -> module, help; a module is imported when its command runs
+    "recipes": ("recipe_files", "list the recipes that ship with blip2rt, or copy one"),
     "prepare": ("prepare", "prepare data: tables, shards, captions by CapFilt"),
     "stage1": ("stage1", "representation learning: align the Q-Former's queries with text"),
     "stage2": ("stage2", "generative learning: feed the Q-Former's output to a language model"),

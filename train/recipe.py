@@ -21,6 +21,8 @@ import yaml
 from blip2rt.command_line import Parser
 from blip2rt.errors import OptionError, boundary
 
+from . import recipe_files
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -155,9 +157,10 @@ def _groups(cls: type) -> Iterator[_Group]:
 
 
 def _parser(cls: type, description: str) -> Parser:
-    usage = "%(prog)s [--recipe FILE.yaml] [--FIELD VALUE ...]"
+    usage = "%(prog)s [--recipe RECIPE] [--FIELD VALUE ...]"
     parser = Parser(usage=usage, description=description, explained={"--device": DEVICE})
-    parser.add_argument("--recipe", metavar="FILE.yaml", help="take any of the fields below from a file")
+    recipe = "take any of the fields below from a YAML file, or from a recipe that `blip2rt-train recipes` lists"
+    parser.add_argument("--recipe", metavar="RECIPE", help=recipe)
     for each in _groups(cls):
         options = parser.add_argument_group(each.title)
         for field in each.fields:
@@ -191,15 +194,13 @@ def _default(value: Any) -> str:
 
 
 def _read_recipe(path: str | None, known: _Fields, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Return the fields of a recipe, with those of its `base`, a file in the same folder, as defaults.
+    """Return the fields of a recipe, with those of its `base`, a file beside it or one that ships, as defaults.
 
     above: the recipes based on it. Unknown fields and wrong types are added to `known.faults`.
     """
     if path is None:
         return {}
-    if not Path(path).is_file():
-        raise OptionError(f"recipe {path!r} does not exist: give a YAML file, such as those in recipes/ of the source")
-    file = Path(path).resolve()
+    file = recipe_files.find(path).resolve()
     if file in above:
         raise OptionError(f"recipe {path!r} is based on itself: give another base")
     with boundary(f"recipe {path!r} is not YAML", OptionError):
@@ -207,7 +208,8 @@ def _read_recipe(path: str | None, known: _Fields, above: tuple[Path, ...] = ())
     if not isinstance(data, dict):
         raise OptionError(f"recipe {path!r} is not a mapping: give lines of field: value")
     base = data.pop("base", None)
-    inherited = {} if base is None else _read_recipe(str(Path(path).parent / str(base)), known, (*above, file))
+    beside = file.parent / str(base)
+    inherited = {} if base is None else _read_recipe(str(beside if beside.is_file() else base), known, (*above, file))
     data = {key: _number(value, known.hints.get(key)) for key, value in data.items()}
     types = {key: _type_faults(key, value, known.hints[key]) for key, value in data.items() if key in known.hints}
     found = [_unknown(key, known.hints) for key in data if key not in known.hints]

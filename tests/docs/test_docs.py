@@ -19,6 +19,8 @@ import pytest
 import yaml
 
 import blip2rt
+from blip2rt_train import recipe_files
+from blip2rt_train.cli import COMMANDS as TRAINING
 
 pytestmark = pytest.mark.long(20)
 
@@ -91,11 +93,11 @@ def console_commands(page: Path) -> list[str]:
 
 def unknown_options(command: str) -> list[str]:
     words = shlex.split(command)
-    if "-m" in words and words[words.index("-m") + 1].startswith("train."):
+    if "-m" in words and (name := words[words.index("-m") + 1]).startswith(("train.", "blip2rt_train.")):
         words = words[words.index("-m") + 1 :]
-        module = f"blip2rt_{words[0]}"  # as it is installed
+        module = f"blip2rt_{name.removeprefix('blip2rt_')}"  # as it is installed
     elif words[0] == "blip2rt-train":
-        module, words = f"blip2rt_train.{words[1]}", words[1:]
+        module, words = f"blip2rt_train.{TRAINING[words[1]][0]}", words[1:]
     elif words[0] in COMMANDS:
         module = COMMANDS[words[0]]
     else:
@@ -107,8 +109,10 @@ def unknown_options(command: str) -> list[str]:
 
 
 @EVERY_CURRENT_PAGE
-def test_shown_options_exist(page: Path) -> None:
+def test_shown_options_and_recipes_exist(page: Path) -> None:
     assert not [fault for command in console_commands(page) for fault in unknown_options(command)]
+    for name in re.findall(r"blip2rt.*(?:--recipe|recipes) ([\w./-]+)", "\n".join(console_commands(page))):
+        assert recipe_files.find(name).is_relative_to(recipe_files.FOLDER)
 
 
 NOT_RUN = re.compile(r" *<!-- not run: .+ -->")

@@ -60,8 +60,6 @@ def test_own_pictures_give_a_better_bundle_in_twenty_minutes(tmp_path: Path) -> 
     rng = np.random.default_rng(new_seed())
     draw(tmp_path / "my-photos", 60, rng)
     draw(tmp_path / "kept-back", 20, rng)
-    for name in ("recipes", "blip2rt"):
-        (tmp_path / name).symlink_to(PAGE.parents[1] / name)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     started = time.process_time() + sum(os.times()[2:4])
     for command in commands():

@@ -16,6 +16,7 @@ from blip2rt_train import stage1, stage2
 from blip2rt_train.early_checks import open_settings
 from blip2rt_train.extras import self_critical
 from blip2rt_train.plan import count_parameters, memory, rates, trained
+from blip2rt_train.cli import main as train
 from blip2rt_train.recipe import parse
 from blip2rt_train.settings import MachineSettings
 from tests.train.arguments import options, sizes, without
@@ -187,6 +188,24 @@ def test_recipe_inherits_from_its_base(tmp_path: Path) -> None:
     loop = settings.loop
     assert (loop.run.out, loop.optimizer.steps, loop.optimizer.warmup) == ("b", 7, 2)
     assert (loop.optimizer.lr, loop.optimizer.min_lr) == (1e-4, 0.0), "which YAML reads as a text and an integer"
+
+
+def test_recipes_that_ship_are_listed_found_and_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train(["recipes"]) == 0
+    listed = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+    recipes = {path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml")}
+    assert listed == recipes | {"nano/clip.py"}
+    assert train(["recipes", "finetune/nano", "--out", "own.yaml"]) == 0
+    copied, shipped = (
+        parse(stage2.Stage2Settings, ["--recipe", name, "--train-table", "t"], "")
+        for name in ("own.yaml", "finetune/nano")
+    )
+    assert copied == shipped and shipped.loop.batch.batch_size == 8
+    assert train(["recipes", "finetune/nano", "--out", "own.yaml"]) == 2
+    assert "own.yaml already exists" in capsys.readouterr().err
 
 
 def test_invalid_values_are_named_together(tmp_path: Path, error_of: Any) -> None:

@@ -166,7 +166,8 @@ FILE = [*ENCODER, "--vision_weights", "encoder.pt"]
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--recipe", "no/such.yaml"], ["no/such.yaml", "recipes/"]),
+        (["--recipe", "no/such.yaml"], ["no/such.yaml", "blip2rt-train recipes"]),
+        (["--recipe", "paper/stage1-vitg"], ["did you mean paper/stage1-vit-g?"]),
         ([], ["missing", "--out"]),
         (["--out", "{}/x", "--images", "y", "--train_table", "no.tsv", *FILE], ["no.tsv", "does not exist"]),
         (["--out", "{}/x", "--images", "y", "--train_table", "no.tsv"], ["vision_weights is missing", "vit:g"]),
