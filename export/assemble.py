@@ -22,7 +22,7 @@ from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.quantize import round_weights
 from blip2rt.version import __version__
 
-from . import describe, language, targets, unpack
+from . import bundle_extras, describe, language, targets, unpack
 from .checks import verify
 from .checks.generation_config import generation_notes
 from .graph_exporter import BLOCK, GraphExporter
@@ -122,6 +122,8 @@ def export(
             verification=_verification(exporter.comparisons),
         )
         progress.line("hashing")
+        manifest, left_out = bundle_extras.restore(plan, manifest, writer.folder)
+        exporter.notes += left_out
         said, notes = verdict(exporter.comparisons, options.target.precisions), (*plan.notes, *exporter.notes)
         return Result(writer.finish(manifest), exporter.comparisons, exporter.sizes, notes, said)
 

@@ -26,6 +26,7 @@ from blip2rt.modeling.vit import find_style
 from blip2rt.modeling.weights import Weights
 from blip2rt.untrusted.graphs import checked_graph
 
+from . import bundle_extras
 from .parameters import convolutions, parameters
 
 _GRAPHS = {1: (IMAGE_EMBED, TEXT_EMBED, ITM), 2: (QFORMER,)}
@@ -78,6 +79,8 @@ def unpack(source: Path, folder: Path, out: Path) -> list[str]:
             model.config = replace(model.config, vision=replace(model.config.vision, weights=str(out / ENCODER)))
         (folder / name).mkdir(parents=True)
         save_model(model, folder / name)
+    if "stage1" in models:
+        bundle_extras.save(found, folder / "stage1")
     return list(models)
 
 

@@ -74,6 +74,13 @@ def build_pool(
     return len(captions)
 
 
+def restamp(path: Path, out: Path, bundle: Bundle) -> None:
+    """Copy a pool for a bundle whose embeddings and tokens are the same, but whose files are not."""
+    data = path.read_bytes()
+    start = len(_MAGIC)
+    write_file(out, data[:start] + _fingerprint(bundle).encode() + data[start + 64 :])
+
+
 def read_captions(path: str | os.PathLike[str]) -> list[str]:
     """Read a text file with one caption a line, as models write them, each once. Raises OSError and OptionError."""
     name = one_line(os.fspath(path))

@@ -6,21 +6,29 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 
+import blip2rt
+from blip2rt import bundle as contract
+from blip2rt.bundle import Calibration, Logistic
+from blip2rt.matching.pool import read_pool
 from blip2rt.modeling.blip2 import Blip2Config, TrainableModel
 from blip2rt.modeling.checkpoint import Checkpoint, save_model
 from blip2rt.modeling.quantize import round_weights
 from blip2rt.modeling.vision import VisionEncoder
 from blip2rt.modeling.vit import VitConfig
+from blip2rt_export import bundle_extras
 from tests.export.both_stages import Made
 from tests.export.commands_in_process import FLOAT, convert, export
 from tests.seeds import new_seed
 from tests.tiny import blip2 as tiny_blip2
+from tests.tiny.bundle import calibrated, with_pool
 
 pytestmark = pytest.mark.long(40)
 
@@ -29,7 +37,8 @@ pytestmark = pytest.mark.long(40)
 def test_bundle_converts_back_to_its_checkpoints(
     made: Made, bundle: str, bits: dict[int, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ours = convert(getattr(made, bundle), tmp_path / "ours", "--to", "ours")
+    source = with_extras(made.small, tmp_path / "extras") if bundle == "small" else made.exact
+    ours = convert(source, tmp_path / "ours", "--to", "ours")
     folders = [ours / f"stage{stage}" for stage in (1, 2)]
     assert capsys.readouterr().out.split() == [str(folder) for folder in folders]
     for stage, source, folder in zip((1, 2), (made.stage1, made.stage2), folders, strict=True):
@@ -50,6 +59,32 @@ def test_bundle_converts_back_to_its_checkpoints(
     export(folders[1], tmp_path / "again", *more, precision=precision)
     for data in ("retrieval.data", *(["qformer.data", "llm.data"] if bundle == "exact" else [])):
         assert (tmp_path / "again" / data).read_bytes() == (getattr(made, bundle) / data).read_bytes(), data
+    if bundle == "small":
+        assert_extras(folders, tmp_path / "again", made.stage2)
+
+
+CALIBRATION = Calibration(phrase=Logistic(0.5, {"cosine": 2.0}), caption=Logistic(0.1, {"score": 1.0}))
+
+
+def with_extras(bundle: Path, path: Path) -> Path:
+    """A copy with a pool and calibrated probabilities."""
+    shutil.copytree(bundle, path)
+    return with_pool(calibrated(path, CALIBRATION), ["a dog runs", "a cat sits on the grass"])
+
+
+def assert_extras(stages: list[Path], exported: Path, finetuned: Path) -> None:
+    """An export has the extras again, except those that do not fit a finetuned language side or other graphs."""
+    manifest = contract.read(exported).manifest
+    assert manifest.calibration == CALIBRATION and manifest.retrieval is not None
+    assert manifest.retrieval.pool == "captions.pool"
+    read_pool(exported / "captions.pool", blip2rt.load(exported, threads=1).matcher)  # refuses another model's
+    plan: Any = SimpleNamespace(stage1=Checkpoint(stages[0]), stage2=Checkpoint(finetuned))
+    bare = replace(manifest, calibration=None, retrieval=replace(manifest.retrieval, pool=None))
+    restored, [note] = bundle_extras.restore(plan, bare, exported)
+    assert restored.calibration == replace(CALIBRATION, caption=None) and "blip2rt-train calibrate" in note
+    other = {**bare.components, "vision": replace(bare.components["vision"], precision="fp32")}
+    restored, [note] = bundle_extras.restore(plan, replace(bare, components=other), exported)
+    assert restored.calibration is None and "vision is fp32, not int8-static: give --precision" in note
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8w"])
