@@ -13,10 +13,10 @@ import transformers
 
 from blip2rt.modeling.checkpoint import CONFIG
 from blip2rt_train import stage1, stage2
+from blip2rt_train.cli import main as train
 from blip2rt_train.early_checks import open_settings
 from blip2rt_train.extras import self_critical
 from blip2rt_train.plan import count_parameters, memory, rates, trained
-from blip2rt_train.cli import main as train
 from blip2rt_train.recipe import parse
 from blip2rt_train.settings import MachineSettings
 from tests.train.arguments import options, sizes, without
