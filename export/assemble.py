@@ -97,7 +97,6 @@ def export(
         faults = [row.fault for row in exporter.comparisons if row.fault]
         if faults:
             raise Blip2rtError(f"the graphs deviate from PyTorch too far, no bundle was written: {'; '.join(faults)}")
-        exporter.note_unusual_operators()
         patch = 0 if config.vision.vit is None else config.vision.vit.patch
         positions: int | None = options.llm.max_positions
         if positions == LlmOptions().max_positions:

@@ -13,7 +13,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from blip2rt.bundle import Component, TensorInfo
+from blip2rt.bundle import EMBED, ENCODER, LLM, Component, TensorInfo
+from blip2rt.errors import Blip2rtError
 from blip2rt.native import native
 
 from .checks import calibration, verify
@@ -99,14 +100,18 @@ class GraphExporter:
         if precision != group.precision:
             self.notes.append(f"{name} is {precision}: nothing in it can be {group.precision}")
         self.components[name] = Component(self.graph(name).name, precision, inputs, outputs)
+        self._check_operators(name)
 
-    def note_unusual_operators(self) -> None:
-        """Add a note for each graph that blip2rt.load accepts only with trusted_graphs=True."""
-        for name in self.components:
-            try:
-                native().check_graph(str(self.graph(name)))
-            except native().GraphError as error:
-                self.notes.append(f"{name}: {str(error).partition(' is rejected: ')[2]}")
+    def _check_operators(self, name: str) -> None:
+        """Reject a language model's graph that blip2rt.load would reject; add a note for any other graph."""
+        try:
+            native().check_graph(str(self.graph(name)))
+        except native().GraphError as error:
+            reason = str(error).partition(" is rejected: ")[2]
+            if name in (EMBED, LLM, ENCODER) and self.target.name == "ort":
+                reason = reason.partition(": if the graph is your own")[0]
+                raise Blip2rtError(f"the graph {name!r} cannot run: {reason}: use another language model") from None
+            self.notes.append(f"{name}: {reason}")
 
     def run(self, name: str, inputs: verify.Arrays) -> dict[str, Any]:
         """Run a written graph. Return its outputs by name."""

@@ -67,6 +67,7 @@ Mul x,x 1
 Neg x 1
 Not x 1
 Or x,x 1
+Pad x,[0..7] 1 mode!=constant
 Pow x,x 1
 QuantizeLinear x,x,x? 1 axis=-8..7 block_size=0
 Range x,x,x 1

@@ -253,6 +253,10 @@ class DataFile:
         """Write a large tensor now; return a small one unchanged."""
         return self.add(tensor) if tensor.nbytes > INLINE_BYTES else tensor
 
+    def flush(self) -> None:
+        """Make everything visible to other readers of the file."""
+        self._file.flush()
+
     def close(self) -> None:
         """Close the file, and delete it if it is empty."""
         self._file.close()
@@ -273,6 +277,8 @@ def save(model: ir.Model, path: Path, data: DataFile | None) -> int:
         if data is not None and tensor.nbytes > INLINE_BYTES:
             value.const_value = tensor if isinstance(tensor, ir.ExternalTensor) else data.add(tensor)
             external += tensor.nbytes
+    if data is not None:
+        data.flush()
     proto = ir.to_proto(model)
     _strip(proto)
     return path.write_bytes(proto.SerializeToString()) + external

@@ -87,6 +87,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model_type, chang
     "mistral with a window": ("mistral", {"sliding_window": 4}),
     "gemma3_text in both directions": ("gemma3_text", {"use_bidirectional_attention": True, "sliding_window": 6}),
     "mpt with clipped values": ("mpt", {"clip_qkv": 0.5}),
+    "opt with heads of 12": ("opt", {"hidden_size": 48, "word_embed_proj_dim": 48}),
+    "llama with heads of 10": ("llama", {"head_dim": 10}),
+    "llama with heads of 100": ("llama", {"head_dim": 100}),
+    "t5 with heads of 10": ("t5", {"d_kv": 10}),
     "umt5 of tied tables": ("umt5", {"tie_word_embeddings": True}),
 }
 

@@ -61,6 +61,13 @@ def test_length_dependent_rotation_is_rejected_before_tracing() -> None:
     assert compatibility.unsupported_reason(changing, "ort", True, 32) is None
 
 
+@pytest.mark.parametrize("name", [name for name in architectures.VARIANTS if " with heads of " in name])
+def test_padded_heads_equal_transformers(name: str) -> None:
+    """The graphs pad heads whose width is no multiple of 8, and the core runs them."""
+    kind, reason = architectures.check(name, SEED)
+    assert kind in ("equal", "tie"), reason
+
+
 def longrope_gemma() -> Any:
     """Gemma 3 whose kinds of layers change their rotation at different lengths."""
     config = architectures.tiny_config("gemma3_text")

@@ -7,11 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 import blip2rt
-from blip2rt.bundle import MANIFEST
+from blip2rt.bundle import MANIFEST, verify
 
+# Written by 0.1's exporter: a tiny Llama in int4, with heads of 12 that its graph pads.
+WRITTEN = Path(__file__).parents[2] / "corpus" / "bundle_0_1"
 # The fields of the manifest in release 0.1.
 TOP = "format format_version name created_by components image llm retrieval prompts decoding question sources".split()
 TOP += ["verification", "files", "target"]
@@ -44,3 +47,12 @@ def test_a_bundle_of_0_1_gives_the_same_answers(tiny: Any, old_bundle: Path, pho
         assert old.match(image, "a dog runs").cosine == new.match(image, "a dog runs").cosine
         assert (old.embed_image(image) == new.embed_image(image)).all()
         assert [str(piece) for piece in old.stream(image)] == [str(piece) for piece in new.stream(image)]
+
+
+def test_a_bundle_that_0_1_wrote_captions(photo: Any) -> None:
+    kinds = {node.op_type for node in onnx.load(WRITTEN / "llm.onnx", load_external_data=False).graph.node}
+    assert {"Pad", "GroupQueryAttention", "SkipSimplifiedLayerNormalization", "MatMulNBits"} <= kinds
+    verify(WRITTEN)
+    with blip2rt.load(WRITTEN, threads=1) as model:
+        assert model.caption(photo(), max_new_tokens=5)
+        assert len(model.caption(photo(), num_beams=3, num_captions=3)) == 3
