@@ -12,7 +12,8 @@ scaled to 8 bits, "F" is read as 0..1. Of an animation the first frame counts (o
 
 Files are untrusted. Only the header is read before the size is checked: more than `max_pixels` pixels, or a side of
 more than MAX_SIDE, is an ImageError and takes no memory. A JPEG that can be decoded line by line is shrunk by 2, 4 or 8
-instead, with a warning in the log. Pipes and devices are rejected before they can block.
+instead, with a warning in the log. Files with so many scans or parts that decoding would take minutes are rejected, and
+pipes and devices before they can block.
 
 Scaled decoding (`scaled`, off by default) lets the JPEG decoder shrink a large photograph by 2, 4 or 8, to at least
 twice the target size: several times faster, and within a mean difference of SCALED_TOLERANCE. It does not affect other
@@ -43,7 +44,7 @@ from .install_hints import pip_install
 from .native import fork_safe_lock
 from .pixels.modes import from_array, to_rgb, upright
 from .pixels.resizing import resize as resize
-from .untrusted.image_format import HEAD, decodes_by_line, format_of
+from .untrusted.image_format import HEAD, decodes_by_line, format_of, slow_to_decode
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -206,6 +207,8 @@ def _formats() -> tuple[str, ...]:
 def _read_header(stream: IO[bytes], name: str) -> Image.Image:
     """Do what Image.open does, but open a JPEG without importing the plugins of other formats."""
     kind = format_of(stream.read(HEAD))
+    if slow := slow_to_decode(stream, kind):
+        raise ImageError(f"{name} {slow}")
     stream.seek(0)
     if kind == "JPEG":
         from PIL.JpegImagePlugin import JpegImageFile

@@ -52,7 +52,14 @@ class AdmissionQueue:
         self._slots = asyncio.Semaphore(parallel)
         self._shutdown: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._mean_seconds = 1.0  # moving average of a request's time in its thread
+        self._deadlines: dict[asyncio.Future[Any], float] = {}  # of what runs
         self.running = self.waiting = 0
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a request beyond its deadline holds every slot."""
+        late = [deadline < time.monotonic() for deadline in self._deadlines.values()]
+        return len(late) >= self._parallel and all(late)
 
     def abort(self) -> None:
         """Fail running and waiting requests, because the time for shutdown is over."""
@@ -143,6 +150,7 @@ class AdmissionQueue:
         self._metrics.wait.observe(start - arrival)
         self._count(running=1)
         future = asyncio.get_running_loop().run_in_executor(self._threads, function, event)
+        self._deadlines[future] = deadline
         future.add_done_callback(lambda done: self._finish(done, start))
         return future
 
@@ -164,6 +172,7 @@ class AdmissionQueue:
             self._count(waiting=-1)
 
     def _finish(self, future: asyncio.Future[Any], start: float) -> None:
+        del self._deadlines[future]
         self._slots.release()
         self._count(running=-1)
         self._mean_seconds += 0.2 * (time.monotonic() - start - self._mean_seconds)

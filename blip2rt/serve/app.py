@@ -38,8 +38,9 @@ async def _health(_: Call) -> Any:
 
 async def _ready(call: Call) -> Any:
     service = call.service
-    if service.ending or not service.ready:
-        return JSONResponse({"status": "ending" if service.ending else "loading"}, 503, {"Retry-After": "2"})
+    status = "ending" if service.ending else "stuck" if service.ready and service.queue.is_stuck else "loading"
+    if status != "loading" or not service.ready:
+        return JSONResponse({"status": status}, 503, {"Retry-After": "2"})
     matcher = service.model.matcher
     labels = matcher.is_calibrated and matcher.rates_captions
     return {"status": "ready", "model": service.name, "pictures": service.pictures, "labels": labels}
@@ -68,7 +69,7 @@ ENDPOINTS = [
     *(Endpoint(path, _page) for path in _FILES),
     Endpoint("/openapi.json", _openapi),
     Endpoint("/health", _health, summary="200 while the server runs"),
-    Endpoint("/ready", _ready, summary="200 when the model is loaded, 503 before"),
+    Endpoint("/ready", _ready, summary="200 when the model is loaded, 503 before and while it is stuck"),
     Endpoint("/metrics", _metrics, summary="Metrics for Prometheus"),
     *openai.ENDPOINTS,
     *embeddings.ENDPOINTS,

@@ -1,8 +1,9 @@
-"""Recognise image formats by a file's first bytes. Decoding is done in image.py."""
+"""Recognise image formats by a file's first bytes, and files that take long to decode. image.py decodes."""
 
 from __future__ import annotations
 
 import os
+import re
 from typing import IO
 
 HEAD = 64  # bytes that are inspected
@@ -11,6 +12,12 @@ _SIGNATURES |= dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF")
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}  # sizes of the header after a BMP's first 14 bytes
 _NAMES = "jpg jpeg jpe jfif png gif bmp dib tif tiff webp avif heic heif hif ppm pgm pbm pnm"
+_MAX_PARTS = 100_000  # segments of a JPEG, chunks of a PNG
+_MAX_SCANS = 200  # of a JPEG; a camera's or an editor's has about ten
+_SCANNED_PIXELS, _MIN_SCANS = 1_000_000_000, 20  # a large JPEG may have fewer scans: about a second of decoding
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_BARE_MARKERS = (0x01, 0xD8)  # without a length
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 EXTENSIONS = tuple(f".{name}" for name in _NAMES.split())
 
 
@@ -46,6 +53,44 @@ def decodes_by_line(stream: IO[bytes]) -> bool:
         elif marker == 0xDA:  # start of the first scan
             return segment[:1] == bytes([max(components, 0)]) and components > 0
     return False
+
+
+def slow_to_decode(stream: IO[bytes], kind: str) -> str:
+    """Why a file would take long to decode, for its small size: too many scans or parts. "" for others."""
+    stream.seek(0)
+    if kind == "JPEG":
+        return _slow_jpeg(stream.read(1 << 28))
+    count, position = 0, 8
+    while kind == "PNG" and count <= _MAX_PARTS:
+        stream.seek(position)
+        head = stream.read(8)
+        if len(head) < 8 or head[4:] == b"IEND":
+            break
+        count, position = count + 1, position + 12 + int.from_bytes(head[:4], "big")
+    return _too_many(count, "chunks", _MAX_PARTS)
+
+
+def _slow_jpeg(data: bytes) -> str:
+    parts = scans = components = position = 0
+    limit = _MAX_SCANS
+    while parts <= _MAX_PARTS and scans <= limit and (found := _MARKER.search(data, position)):
+        marker, start = data[found.start() + 1], found.end()
+        segment = data[start : start + 8]
+        if marker == 0xD9:  # the end
+            break
+        if marker in _FRAMES and len(segment) == 8:
+            height, width = (int.from_bytes(segment[i : i + 2], "big") for i in (3, 5))
+            limit = max(_MIN_SCANS, min(_MAX_SCANS, _SCANNED_PIXELS // max(1, width * height)))
+            components = segment[7] if marker in (0xC0, 0xC1) else 0
+        if marker == 0xDA and components and segment[2:3] == bytes([components]):  # sequential, all in this scan
+            break
+        parts, scans = parts + 1, scans + (marker == 0xDA)
+        position = start + (0 if marker in _BARE_MARKERS else int.from_bytes(segment[:2], "big"))
+    return _too_many(parts, "segments", _MAX_PARTS) or _too_many(scans, "scans", limit)
+
+
+def _too_many(count: int, what: str, limit: int) -> str:
+    return f"has more than {limit:,} {what}: save it again with another program" if count > limit else ""
 
 
 def has_image_name(name: str) -> bool:

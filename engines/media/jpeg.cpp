@@ -41,10 +41,14 @@ void on_error(j_common_ptr info) {
 
 boolean on_end(j_decompress_ptr info) { fail(reinterpret_cast<j_common_ptr>(info), "it is truncated"); }
 
-// A crafted file may have any number of scans, each as slow as decoding a picture.
+// A crafted file may have any number of scans, each as slow as decoding a picture. blip2rt/untrusted/image_format.py
+// has the same limits.
 void on_progress(j_common_ptr info) {
-  constexpr int kMaxScans = 500;
-  if (reinterpret_cast<j_decompress_ptr>(info)->input_scan_number > kMaxScans) fail(info, "it has too many scans");
+  constexpr uint64_t kMinScans = 20, kMaxScans = 200, kScannedPixels = 1'000'000'000;
+  const auto& picture = *reinterpret_cast<j_decompress_ptr>(info);
+  const uint64_t pixels = std::max<uint64_t>(1, uint64_t{picture.image_width} * picture.image_height);
+  const uint64_t limit = std::clamp(kScannedPixels / pixels, kMinScans, kMaxScans);
+  if (static_cast<uint64_t>(picture.input_scan_number) > limit) fail(info, "it has too many scans");
 }
 
 // Functions that longjmp may leave have no objects with destructors: this class has them.

@@ -32,6 +32,24 @@ def with_queue(scenario: Callable[[AdmissionQueue], Awaitable[Any]], parallel: i
     return asyncio.run(main())
 
 
+def test_late_requests_in_every_slot_are_noticed() -> None:
+    async def scenario(queue: AdmissionQueue) -> None:
+        door = threading.Event()
+        calls = []
+        for _ in range(2):
+            assert not queue.is_stuck
+            calls.append(asyncio.ensure_future(queue.run(lambda _: door.wait(60))))
+            with pytest.raises(ApiError, match="no answer within"):
+                await calls[-1]
+        assert queue.is_stuck
+        door.set()
+        while queue.running:
+            await asyncio.sleep(0.001)
+        assert not queue.is_stuck
+
+    with_queue(scenario, parallel=2, deadline=0.05)
+
+
 def test_running_and_waiting_requests_are_limited() -> None:
     async def scenario(queue: AdmissionQueue) -> None:
         door, begun = threading.Event(), []

@@ -97,6 +97,38 @@ def test_large_images_that_need_their_whole_size_are_rejected(kind: str) -> None
         load_rgb(raw, max_pixels=30_000)
 
 
+def jpeg_of_scans(scans: int, side: int) -> bytes:
+    """A progressive JPEG that repeats its last scan."""
+    data = io.BytesIO()
+    Image.new("RGB", (side, side), "red").save(data, "JPEG", progressive=True)
+    start = data.getvalue().rindex(b"\xff\xda")
+    own = data.getvalue().count(b"\xff\xda")
+    return data.getvalue()[:-2] + data.getvalue()[start:-2] * (scans - own) + b"\xff\xd9"
+
+
+@pytest.mark.parametrize(("side", "limit"), [(64, 200), (3000, 111), (8000, 20)])
+def test_scans_are_limited(side: int, limit: int) -> None:
+    """Each takes as long as decoding the image; the whole would block a worker for minutes."""
+    if side < 100:
+        assert load_rgb(jpeg_of_scans(limit, side)).size == (side, side)
+    with pytest.raises(ImageError, match=f"has more than {limit} scans: save it again"):
+        load_rgb(jpeg_of_scans(limit + 1, side), max_pixels=100_000_000)
+
+
+def test_parts_of_a_file_are_limited() -> None:
+    """Pillow reads each by Python."""
+    for kind, at, part in (
+        ("JPEG", 2, b"\xff\xe1\0\2"),
+        ("PNG", 33, b"\0\0\0\0prVt" + zlib.crc32(b"prVt").to_bytes(4, "big")),
+    ):
+        data = io.BytesIO()
+        Image.new("RGB", (8, 8), "red").save(data, kind)
+        raw = data.getvalue()
+        assert load_rgb(raw[:at] + part * 1000 + raw[at:]).size == (8, 8)
+        with pytest.raises(ImageError, match="has more than 100,000 (segments|chunks): save it again"):
+            load_rgb(raw[:at] + part * 100_001 + raw[at:])
+
+
 def test_sides_are_limited() -> None:
     with pytest.raises(ImageError, match="65,535 a side"):
         load_rgb(png_that_claims(70_000, 1))
