@@ -311,16 +311,7 @@ def test_dry_run_checks_disk_space(tmp_path: Path, error_of: Any, monkeypatch: p
 
 
 def test_dry_run_names_missing_parts_and_invalid_values(tmp_path: Path, error_of: Any) -> None:
-    nowhere = [
-        "--llm_source",
-        "./no/llm",
-        "--qformer_init",
-        "./no/bert",
-        "--train_table",
-        "no/table.tsv",
-        "--images",
-        "x",
-    ]
+    nowhere = "--llm_source ./no/llm --qformer_init ./no/bert --train_table no/table.tsv --images x".split()
     error = error_of(stage2.main, [*nowhere, "--dry-run"])
     for words in ("out is missing", "no/llm", "no/bert", "no/table.tsv"):
         assert words in error, (words, error)
