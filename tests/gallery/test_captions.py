@@ -149,7 +149,7 @@ def test_ctrl_c_says_how_to_resume(album, run, monkeypatch, flags, said):
 
 
 def test_heic_needs_its_extra(album, run, monkeypatch):
-    shutil.copy(Path(__file__).parent / "kitten.heic", album / "named wrong.jpg")  # docs/nano/cat.jpg
+    shutil.copy(Path(__file__).parent / "kitten.heic", album / "named wrong.jpg")  # cat.jpg, small
     command = ["caption", "album/named wrong.jpg"]
     for package in ("pi_heif", "pillow_heif"):
         monkeypatch.setitem(sys.modules, package, None)
@@ -157,7 +157,7 @@ def test_heic_needs_its_extra(album, run, monkeypatch):
     monkeypatch.undo()
     pytest.importorskip("pi_heif")
     monkeypatch.chdir(album.parent)
-    kitten = Image.open(ROOT / "docs" / "nano" / "cat.jpg").convert("RGB").resize((96, 64))
+    kitten = Image.open(ROOT / "tests" / "cat.jpg").convert("RGB").resize((96, 64))
     ours = load_rgb(album / "named wrong.jpg")
     assert ours.size == (96, 64) and np.abs(np.asarray(ours, int) - np.asarray(kitten, int)).mean() < 12
     assert run(*command)[0] == 0

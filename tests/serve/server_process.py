@@ -23,7 +23,7 @@ import blip2rt
 from blip2rt.gallery import Index
 
 ROOT = Path(__file__).parents[2]
-PHOTO, CAT = ROOT / "docs" / "photo.jpg", ROOT / "docs" / "nano" / "cat.jpg"
+PHOTO, CAT = ROOT / "docs" / "photo.jpg", ROOT / "tests" / "cat.jpg"  # Chelsea by Stéfan van der Walt (CC0)
 TIMEOUT = 300  # seconds after which something hangs, however busy the machine is
 
 
