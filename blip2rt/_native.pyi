@@ -78,6 +78,21 @@ class CaptionPool:
     @staticmethod
     def of_bytes(data: bytes) -> CaptionPool:
         """The same of a file's contents."""
+    @staticmethod
+    def pack(
+        fingerprint: str,
+        projection: NDArray[np.float32],
+        codes: NDArray[np.float32],
+        texts: Sequence[Sequence[int]],
+        vocab_size: int,
+    ) -> bytes:
+        """projection (E, D), and the codes (N, D) and token ids of N captions -> a file's contents"""
+    @staticmethod
+    def with_fingerprint(data: bytes, fingerprint: str) -> bytes:
+        """A file's contents for another model with equal embeddings and tokens"""
+    @staticmethod
+    def is_pool(beginning: bytes) -> bool:
+        """Whether a file that begins like this is a pool."""
     @property
     def fingerprint(self) -> str:
         """Of the model whose embeddings and tokens the pool has."""

@@ -6,10 +6,7 @@ A pool in the words of a field teaches a model these words without training.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
-import struct
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,9 +26,7 @@ if TYPE_CHECKING:
     from .evidence import Evidence
 
 MAX_UNBUILT = 20_000  # captions of a text file that are embedded when it is used: half a minute of nano's time
-_MAGIC = b"blip2rt-pool 2\n\0"
 _MAX_TEXT, _MAX_LINE = 1 << 30, 1000  # bytes of all captions; characters of one
-_HEADER, _ALIGNMENT = 128, 64  # bytes
 _CODE_WIDTH = 96  # numbers of a caption's code: its embedding's main directions
 _BATCH = 256  # captions that are embedded together
 
@@ -41,7 +36,7 @@ def read_pool(path: str | os.PathLike[str], evidence: Evidence) -> CaptionPool:
     name = one_line(os.fspath(path))
     try:
         with open(open_regular(path), "rb") as file:
-            built = file.read(len(_MAGIC)) == _MAGIC
+            built = native().CaptionPool.is_pool(file.read(64))
         captions = [] if built else read_captions(path)
     except OSError as error:
         raise OptionError(f"cannot read the pool {name!r}: {error.strerror or error}") from None
@@ -76,9 +71,7 @@ def build_pool(
 
 def restamp(path: Path, out: Path, bundle: Bundle) -> None:
     """Copy a pool for a bundle whose embeddings and tokens are the same, but whose files are not."""
-    data = path.read_bytes()
-    start = len(_MAGIC)
-    write_file(out, data[:start] + _fingerprint(bundle).encode() + data[start + 64 :])
+    write_file(out, native().CaptionPool.with_fingerprint(path.read_bytes(), _fingerprint(bundle)))
 
 
 def read_captions(path: str | os.PathLike[str]) -> list[str]:
@@ -107,28 +100,8 @@ def _packed(captions: Sequence[str], evidence: Evidence, progress: Callable[[int
     embeds = np.concatenate(parts)  # (N, E)
     _, directions = np.linalg.eigh(embeds.T @ embeds)
     projection = np.ascontiguousarray(directions[:, ::-1][:, :_CODE_WIDTH])  # (E, D)
-    codes = embeds @ projection
-    scales = np.abs(codes).max(axis=1) / 127  # (N)
-    seen = Counter(token for each in tokens for token in {*each})
-    rarity = np.full(vocab_size, math.log(len(captions)), np.float32)
-    rarity[[*seen]] -= np.log([*seen.values()])
-    starts = np.cumsum([0, *map(len, tokens)])
-    width = 2 if vocab_size <= 1 << 16 else 4
-    sections = (
-        projection.astype("<f4"),
-        np.rint(codes / np.maximum(scales, 1e-30)[:, None]).astype(np.int8),
-        scales.astype("<f4"),
-        starts.astype("<u4"),
-        rarity.astype("<f4"),
-        np.array([token for each in tokens for token in each], f"<u{width}"),
-    )
-    sizes = (len(captions), *projection.shape, vocab_size, starts[-1], width)
-    header = _MAGIC + _fingerprint(evidence.bundle).encode() + struct.pack("<6I", *sizes)
-    data = bytearray(header.ljust(_HEADER, b"\0"))
-    for section in sections:
-        data += section.tobytes()
-        data += bytes(-len(data) % _ALIGNMENT)
-    return bytes(data)
+    codes = np.ascontiguousarray(embeds @ projection)
+    return native().CaptionPool.pack(_fingerprint(evidence.bundle), projection, codes, tokens, vocab_size)
 
 
 def _embeds(captions: Sequence[str], evidence: Evidence) -> Iterator[Floats]:

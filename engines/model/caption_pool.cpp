@@ -33,6 +33,28 @@ struct Header {  // behind the magic and the fingerprint
   uint32_t captions, embed_width, code_width, vocab_size, tokens, token_bytes;
 };
 
+// Appends numbers, and zeros up to the next section.
+template <class T>
+void append_section(std::string& file, const std::vector<T>& numbers) {
+  file.append(reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(T));
+  file.resize((file.size() + kAlignment - 1) / kAlignment * kAlignment);
+}
+
+// How rare each token is in captions: log(N / how many have it), or log(N).
+std::vector<float> rarity_of(const PoolCaptions& captions) {
+  std::vector<size_t> counts(captions.vocab_size);
+  for (const TokenText& text : captions.texts) {
+    for (const int32_t token : std::set<int32_t>(text.begin(), text.end())) ++counts.at(static_cast<size_t>(token));
+  }
+  const auto all = static_cast<float>(std::log(static_cast<double>(captions.texts.size())));
+  std::vector<float> rarity;
+  for (const size_t count : counts) {
+    const double shared = count == 0 ? 0 : std::log(static_cast<double>(count));
+    rarity.push_back(static_cast<float>(static_cast<double>(all) - shared));
+  }
+  return rarity;
+}
+
 std::runtime_error damaged() { return std::runtime_error("it is damaged"); }
 
 template <class T>
@@ -50,6 +72,54 @@ std::shared_ptr<const CaptionPool> CaptionPool::open(const std::string& path) {
   return pool;
 }
 
+bool CaptionPool::is_pool(std::string_view beginning) { return beginning.substr(0, kMagic.size()) == kMagic; }
+
+std::string CaptionPool::with_fingerprint(std::string file, std::string_view fingerprint) {
+  if (!is_pool(file) || file.size() < kHeaderBytes || fingerprint.size() != kFingerprintBytes) throw damaged();
+  return file.replace(kMagic.size(), kFingerprintBytes, fingerprint);
+}
+
+std::string CaptionPool::pack(const PoolCaptions& captions) {
+  const size_t count = captions.texts.size(), width = captions.projection.size() / captions.embed_width;
+  if (captions.fingerprint.size() != kFingerprintBytes || captions.codes.size() != count * width) {
+    throw std::runtime_error("codes and projection must be as wide, and there must be a code for each text");
+  }
+  std::vector<int8_t> codes;
+  std::vector<float> scales;
+  std::vector<uint32_t> starts = {0}, tokens;
+  for (size_t caption = 0; caption < count; ++caption) {
+    const float* code = &captions.codes[caption * width];
+    float largest = 0;
+    for (size_t i = 0; i < width; ++i) largest = std::max(largest, std::fabs(code[i]));
+    scales.push_back(largest / 127);
+    for (size_t i = 0; i < width; ++i) {
+      codes.push_back(static_cast<int8_t>(std::nearbyint(code[i] / std::max(scales.back(), 1e-30F))));
+    }
+    tokens.insert(tokens.end(), captions.texts[caption].begin(), captions.texts[caption].end());
+    starts.push_back(static_cast<uint32_t>(tokens.size()));
+  }
+  const bool narrow = captions.vocab_size <= 1 << 16;
+  const auto size = [](size_t number) { return static_cast<uint32_t>(number); };
+  const Header header = {size(count),         size(captions.embed_width),
+                         size(width),         size(captions.vocab_size),
+                         size(tokens.size()), narrow ? 2U : 4U};
+  std::string file(kMagic);
+  file += captions.fingerprint;
+  file.append(reinterpret_cast<const char*>(&header), sizeof header);
+  file.resize(kHeaderBytes);
+  append_section(file, captions.projection);
+  append_section(file, codes);
+  append_section(file, scales);
+  append_section(file, starts);
+  append_section(file, rarity_of(captions));
+  if (narrow) {
+    append_section(file, std::vector<uint16_t>(tokens.begin(), tokens.end()));
+  } else {
+    append_section(file, tokens);
+  }
+  return file;
+}
+
 std::shared_ptr<const CaptionPool> CaptionPool::of_bytes(std::string bytes) {
   const std::shared_ptr<CaptionPool> pool(new CaptionPool());
   pool->bytes_ = std::move(bytes);
@@ -58,7 +128,7 @@ std::shared_ptr<const CaptionPool> CaptionPool::of_bytes(std::string bytes) {
 }
 
 void CaptionPool::read(std::string_view bytes) {
-  if (bytes.size() < kHeaderBytes || bytes.substr(0, kMagic.size()) != kMagic) {
+  if (bytes.size() < kHeaderBytes || !is_pool(bytes)) {
     throw std::runtime_error("it is not a pool of this version");
   }
   Header header;

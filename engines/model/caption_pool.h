@@ -1,5 +1,6 @@
 // A pool of captions of other pictures, with their embeddings: those nearest to a picture guide its caption, and the
-// first token of answers about it. Python's blip2rt/matching/pool.py writes the file. Any thread may use a pool.
+// first token of answers about it. Python's blip2rt/matching/pool.py embeds the captions of a new one. Any thread may
+// use a pool.
 #pragma once
 
 #include <cstdint>
@@ -24,11 +25,27 @@ struct NearCaption {
   }
 };
 
+// What a pool's file is made of.
+struct PoolCaptions {
+  std::string fingerprint;  // see CaptionPool::fingerprint
+  size_t embed_width, vocab_size;
+  std::vector<float> projection;  // (E, D): embeddings @ projection are codes
+  std::vector<float> codes;       // (N, D)
+  std::vector<TokenText> texts;   // (N)
+};
+
 class CaptionPool : public std::enable_shared_from_this<CaptionPool> {
  public:
   // Maps a file, or takes its bytes. Throws std::runtime_error with the reason alone.
   static std::shared_ptr<const CaptionPool> open(const std::string& path);
   static std::shared_ptr<const CaptionPool> of_bytes(std::string bytes);
+
+  // The contents of a file; whether a file begins like one. Throws std::runtime_error if the sizes do not fit.
+  static std::string pack(const PoolCaptions& captions);
+  static bool is_pool(std::string_view beginning);
+
+  // The same contents for another model with equal embeddings and tokens.
+  static std::string with_fingerprint(std::string file, std::string_view fingerprint);
 
   // Of the model whose embeddings and tokens the pool has.
   std::string_view fingerprint() const { return fingerprint_; }

@@ -252,6 +252,29 @@ NB_MODULE(_native, m) {
           "of_bytes",
           [](const nb::bytes& data) { return PythonPool{CaptionPool::of_bytes({data.c_str(), data.size()})}; },
           "data"_a)
+      .def_static(
+          "pack",
+          [](const std::string& fingerprint, const Embeds& projection, const Embeds& codes,
+             const std::vector<TokenText>& texts, size_t vocab_size) {
+            const auto values = [](const Embeds& array) {
+              return std::vector<float>(array.data(), array.data() + array.size());
+            };
+            const std::string file = CaptionPool::pack(
+                {fingerprint, projection.shape(0), vocab_size, values(projection), values(codes), texts});
+            return nb::bytes(file.data(), file.size());
+          },
+          "fingerprint"_a, "projection"_a.noconvert(), "codes"_a.noconvert(), "texts"_a, "vocab_size"_a)
+      .def_static(
+          "with_fingerprint",
+          [](const nb::bytes& data, const std::string& fingerprint) {
+            const std::string file = CaptionPool::with_fingerprint({data.c_str(), data.size()}, fingerprint);
+            return nb::bytes(file.data(), file.size());
+          },
+          "data"_a, "fingerprint"_a)
+      .def_static(
+          "is_pool",
+          [](const nb::bytes& beginning) { return CaptionPool::is_pool({beginning.c_str(), beginning.size()}); },
+          "beginning"_a)
       .def_prop_ro("fingerprint", [](const PythonPool& self) { return std::string(self.shared->fingerprint()); })
       .def("__len__", [](const PythonPool& self) { return self.shared->size(); })
       .def(
