@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +30,10 @@ from blip2rt.backends import Backend
 from blip2rt.batching import Batcher, Batching
 from blip2rt.bench import geometry
 from blip2rt.command_line import Parser, run, whole
+from blip2rt.native import native
+
+if TYPE_CHECKING:
+    from blip2rt.native import GenerationOptions
 
 
 def main() -> int:
@@ -71,10 +75,9 @@ class Bench:
         self.rng = np.random.default_rng(0)
         self.options = self.options_of(args.tokens)
 
-    def options_of(self, tokens: int) -> dict[str, Any]:
+    def options_of(self, tokens: int) -> GenerationOptions:
         """Greedy options for exactly this many tokens: there is no end token."""
-        greedy = {"num_beams": 1, "num_return_sequences": 1}
-        return {**greedy, "max_new_tokens": tokens, "eos_token_ids": [], "forced_prefix": []}
+        return native().GenerationOptions(max_new_tokens=tokens)
 
     def prefix(self) -> Any:
         """Random embeddings of a new picture (1, Q, D)."""

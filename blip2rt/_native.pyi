@@ -363,6 +363,131 @@ class QFormerTokenizer:
     def written(self, text: str) -> str:
         """The text in the form that the model was trained on."""
 
+class GenerationOptions:
+    """Checked options of a generation; engines/search/options.h documents them. Where it is taken, so is a dict."""
+
+    def __init__(self, **given: Any) -> None:
+        """Options by name, over the defaults. Raises RuntimeError with every fault."""
+    def changed(self, **given: Any) -> GenerationOptions:
+        """Return the same with other values of some options."""
+    @property
+    def num_beams(self) -> int: ...
+    @property
+    def num_return_sequences(self) -> int: ...
+    @property
+    def max_new_tokens(self) -> int: ...
+    @property
+    def min_new_tokens(self) -> int: ...
+    @property
+    def counts_prompt(self) -> bool: ...
+    @property
+    def image_token_id(self) -> int: ...
+    @property
+    def forced_prefix(self) -> list[int]: ...
+    @property
+    def eos_token_ids(self) -> list[int]: ...
+    @property
+    def max_time(self) -> float:
+        """Seconds; infinity if there is no limit."""
+    @property
+    def do_sample(self) -> bool: ...
+    @property
+    def first_image(self) -> int: ...
+    @property
+    def vocabulary(self) -> Vocabulary | None: ...
+
+class CallerOptions:
+    """The fields of blip2rt.Options that a caller gave; engines/model/options.h checks them."""
+
+    def __init__(self, given: Mapping[str, Any], defaults: CallerOptions | None = None) -> None:
+        """Options by name, over `defaults`; None is not given.
+
+        Raises OptionError for unknown names, which also lists the faults of the others.
+        """
+
+class Language:
+    """The language side of a bundle without its graphs: prompts, checked options, and tokens as texts."""
+
+    def __init__(self, file: str, tokenizer: object, manifest: object, special_tokens: bool = True) -> None:
+        """manifest: a bundle.manifest.Manifest. The others: see LlmTokenizer."""
+    @property
+    def tokenizer(self) -> LlmTokenizer: ...
+    def caption_prompt(self, prompt: str | None) -> Prompt:
+        """The prompt that a caption continues; None is the bundle's own. Raises OptionError."""
+    def ask_prompt(self, question: str) -> Prompt:
+        """A question -> the bundle's template, filled with it. Raises OptionError."""
+    def qformer_question(self, question: str) -> str:
+        """The text that the Q-Former reads for a question; empty if it reads none."""
+    @property
+    def next_question(self) -> list[str]:
+        """What begins the next question of a conversation, as the template does: an answer ends before it."""
+    def settings(
+        self, task: str, options: CallerOptions, prompts: Sequence[Prompt | str], used: int = 0
+    ) -> GenerationOptions:
+        """Options for a task ("caption", "ask") and the prompts that it continues. Raises OptionError with every fault.
+
+        used: positions that a conversation has taken, besides the image's and the prompts'.
+        """
+    def forced_prefix(self, options: CallerOptions, after_prompt: bool) -> list[int]:
+        """Tokens of the option forced_prefix. After a prompt it starts a new word, as answers do in training."""
+    def text_of(
+        self,
+        token_ids: Sequence[int],
+        score: float,
+        options: GenerationOptions,
+        single_line: bool = False,
+        timed_out: bool = False,
+    ) -> tuple[str, float, list[int], bool]:
+        """A generated text: (text, score, tokens, truncated), as in blip2rt.Scored. timed_out: max_time ended it."""
+    def caption_tokens(
+        self, texts: Sequence[str], prefix_length: int, max_tokens: int | None = None, complete: bool = True
+    ) -> tuple[list[int], list[list[int]]]:
+        """Texts -> the tokens of the bundle's own prompt, and of each text as its caption.
+
+        max_tokens: of a text with its stop token; the rest is cut off. complete: whether a stop token ends it.
+        """
+    def answer_tokens(self, answers: Sequence[str]) -> list[list[int]]:
+        """Answers to a question -> their tokens, with a stop token."""
+    def need_chat(self) -> None:
+        """Raise CapabilityError for a model whose earlier steps see each question, so that no cache can keep them."""
+
+def judged_question(question: str, options: GenerationOptions, counts: bool) -> str:
+    """Return what a question asks that is answered without generating; "" for others, and if options shape the answer.
+
+    counts: whether questions for a number are among them. They end with a question mark; phrases do not.
+    """
+
+class Turn:
+    """A checked question of a Dialogue."""
+
+    @property
+    def prompt(self) -> Prompt: ...
+    @property
+    def options(self) -> GenerationOptions: ...
+    @property
+    def until(self) -> list[str]:
+        """The answer ends before the first of these."""
+    @property
+    def token_ids(self) -> list[int]:
+        """Of the question, and of what was said before and never read."""
+
+class Dialogue:
+    """A conversation about one image without the model: what each question reads, and how many positions are taken."""
+
+    def __init__(self, language: Language, options: CallerOptions) -> None:
+        """options: the defaults of every question. Raises OptionError."""
+    @property
+    def max_beams(self) -> int:
+        """The largest number of beams that a question may have."""
+    def begin(self, question: str, options: CallerOptions) -> Turn:
+        """Check a question. Raises OptionError."""
+    def read(self, turn: Turn) -> None:
+        """Note that the language model reads a turn."""
+    def answered(self, turn: Turn, answer: Sequence[int]) -> None:
+        """Note that the answer to a turn, of these tokens, is known without the language model."""
+    def add_answer(self, tokens: int) -> None:
+        """Note that the answer to the turn that was read has so many tokens. Called before the next turn."""
+
 class TextStream:
     """Tokens of one text, one by one -> pieces of the text.
 
@@ -416,7 +541,7 @@ class SearchBatch:
         images: int,
         given: Sequence[int],
         vocab_size: int,
-        options: Mapping[str, Any],
+        options: GenerationOptions | Mapping[str, Any],
         before: Sequence[Sequence[int]] = ...,
     ) -> None: ...
     @property
@@ -425,6 +550,8 @@ class SearchBatch:
     @property
     def plan(self) -> dict[str, Any]:
         """Parameters for the device: images (of each answer), beams, stride (bytes of a block), ..."""
+    @property
+    def options(self) -> GenerationOptions: ...
     def advance(self, scores: NDArray[np.float32], last: bool = False) -> None:
         """Take a step of every answer on the CPU. Overwrites scores (rows, V).
 
@@ -482,7 +609,7 @@ class Generator:
         self,
         prefix_embeds: NDArray[np.float32],
         prompts: Sequence[Sequence[int]],
-        options: Mapping[str, Any] = ...,
+        options: GenerationOptions | Mapping[str, Any] = ...,
         on_token: Callable[[int, int, int], object] | None = None,
     ) -> Sequences:
         """Answer B prompts after prefix_embeds (B, Q, D).
@@ -493,7 +620,7 @@ class Generator:
         self,
         prefix_embeds: NDArray[np.float32],
         prompts: Sequence[Sequence[int]],
-        rounds: Sequence[Mapping[str, Any]],
+        rounds: Sequence[GenerationOptions | Mapping[str, Any]],
     ) -> Sequences:
         """Answer B prompts with each round's options: B answers of the first round, then of the next.
 
@@ -504,7 +631,7 @@ class Generator:
         self,
         prefix_embeds: NDArray[np.float32],
         prompts: Sequence[Sequence[int]],
-        options: Mapping[str, Any] = ...,
+        options: GenerationOptions | Mapping[str, Any] = ...,
     ) -> Generation:
         """Begin what generate does, for the caller to step."""
     def likelihoods(
@@ -559,7 +686,7 @@ class Batcher:
         self,
         prefix_embeds: NDArray[np.float32],
         prompts: Sequence[Sequence[int]],
-        options: Mapping[str, Any] = ...,
+        options: GenerationOptions | Mapping[str, Any] = ...,
         images: Sequence[bytes] = ...,
         each_token: bool = False,
     ) -> Submitted:
@@ -586,7 +713,7 @@ class Chat:
     def __init__(
         self, generator: Generator, prefix_embeds: NDArray[np.float32], max_rows: int, capacity: int
     ) -> None: ...
-    def ask(self, prompt: Sequence[int], options: Mapping[str, Any] = ...) -> Generation:
+    def ask(self, prompt: Sequence[int], options: GenerationOptions | Mapping[str, Any] = ...) -> Generation:
         """Begin the answer to [image][conversation so far][prompt]. Ends the previous answer if it still runs."""
     @property
     def positions(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
@@ -20,6 +20,8 @@ from .native import Sequences, Token, named_failure
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from .native import GenerationOptions
 
     Floats: TypeAlias = NDArray[np.float32]
 
@@ -154,7 +156,7 @@ class Batcher:
                 self._closing()
             self._native = None
 
-    def generate(self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: Mapping[str, Any]) -> Sequences:
+    def generate(self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: GenerationOptions) -> Sequences:
         """prefix_embeds (B, Q, D), B prompts -> Sequences"""
         call = self.submit(prefix_embeds, prompts, options, each_token=False)
         while not call.wait():
@@ -162,7 +164,7 @@ class Batcher:
         return call.results()
 
     def submit(
-        self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: Mapping[str, Any], *, each_token: bool
+        self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: GenerationOptions, *, each_token: bool
     ) -> Call:
         """prefix_embeds (B, Q, D), B prompts -> a call, at once. Raises BackendError.
 
@@ -176,7 +178,7 @@ class Batcher:
             submitted = batcher.submit(prefix_embeds, list(prompts), options, names, each_token)
         return Call(submitted, len(prompts))
 
-    def check(self, prompt: list[int], options: Mapping[str, Any]) -> None:
+    def check(self, prompt: list[int], options: GenerationOptions) -> None:
         """Raise OptionError for a request about an image that never fits the pool."""
         faults = self._faults(self._spec.prefix_length, prompt, options)
         if faults:
@@ -216,7 +218,7 @@ class Batcher:
         counters: dict[str, int] = dict.fromkeys(_COUNTERS, 0) if self._native is None else self._native.counters
         return counters
 
-    def fits(self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: Mapping[str, Any]) -> bool:
+    def fits(self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: GenerationOptions) -> bool:
         """Whether the pool can hold the request about each image."""
         return not any(self._faults(prefix_embeds.shape[1], prompt, options) for prompt in prompts)
 
@@ -228,19 +230,19 @@ class Batcher:
                 self._closing = weakref.finalize(self, self._native.close)
             return self._native
 
-    def _faults(self, prefix_length: int, prompt: list[int], options: Mapping[str, Any]) -> list[str]:
+    def _faults(self, prefix_length: int, prompt: list[int], options: GenerationOptions) -> list[str]:
         """The reasons why a request about one image never fits the pool."""
-        drawn = options.get("do_sample", False) and options["num_beams"] == 1
-        rows: int = options["num_return_sequences"] if drawn else options["num_beams"]
+        drawn = options.do_sample and options.num_beams == 1
+        rows = options.num_return_sequences if drawn else options.num_beams
         read = prefix_length + len(prompt)
-        own = len(options["forced_prefix"]) + rows * options["max_new_tokens"]
+        own = len(options.forced_prefix) + rows * options.max_new_tokens
         positions = max(read, 1 + own) if self._spec.encoder_decoder else read + own
         faults = []
         if rows > self._sizes.rows:
             faults.append(f"{rows} beams or captions are asked for, and {self._sizes.rows} fit")
         if positions > self._positions:
             faults.append(f"{positions} positions of keys and values are needed, and there are {self._positions}")
-        whole = read + len(options["forced_prefix"])
+        whole = read + len(options.forced_prefix)
         if self._spec.bidirectional_prompt and whole > self._sizes.read:
             faults.append(
                 f"image and prompt have {whole} positions, which this model reads at once, and a step reads "

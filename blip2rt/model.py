@@ -8,7 +8,7 @@ Checks what callers pass, and returns one result for one image and a list for a 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
     from .backends import Backend, Floats
     from .bundle import Bundle
+    from .native import GenerationOptions
     from .requests import Answer, Request
+    from .text import Prompt
 
     Images: TypeAlias = Sequence[ImageLike]
     Inputs: TypeAlias = ImageLike | Images
@@ -221,10 +223,9 @@ class Model(MatchingCalls):
         on_timeout = options.pop("on_timeout", "raise")
         many_images, many_questions, single = pairs(images, questions, "questions")
         tasks = maker.of_questions(many_questions, merge(Options(), options))
-        settings = tasks[0].settings if tasks else {}
-        check_call(on_timeout, on_token, settings)
+        check_call(on_timeout, on_token, tasks[0].settings if tasks else None)
         found = self.pipeline.generate_each(many_images, iter(tasks), on_token, keep_going)
-        answers = [shaped(texts, scores, settings, on_timeout) for texts in found]
+        answers = [shaped(texts, scores, tasks[0].settings, on_timeout) for texts in found]
         return answers[0] if single else answers
 
     @shown("Iterator[str]", StreamOptions)
@@ -240,7 +241,7 @@ class Model(MatchingCalls):
         pipeline.require(contract.GENERATIVE, "stream")
         pool = options.pop("pool", None)
         task = self.matcher.with_pool(pipeline.task(prompt, **options), pool)
-        if task.settings["num_return_sequences"] > 1:
+        if task.settings.num_return_sequences > 1:
             raise OptionError("stream gives one text: leave num_captions at 1")
         watch = Stopwatch(task.settings)
         prepared = [self.prepare(image)]
@@ -249,7 +250,7 @@ class Model(MatchingCalls):
             return iter([judged.text])
         prefix_embeds, settings = pipeline.guided_prefix(prepared, task, watch)
         if watch.expired:
-            raise too_late(task.settings)
+            raise too_late(task.settings.max_time)
         tidied = options.get("question") is None
         return pipeline.language.stream(prefix_embeds, task.prompt, settings, tidied)
 
@@ -294,8 +295,8 @@ class Model(MatchingCalls):
         prepared = [self.prepare(image)]
         features = self.features(prepared)
 
-        def begun(question: str, settings: Mapping[str, Any]) -> Scored | dict[str, Any]:
-            task = tasks.checked(language.ask_prompt(question), question, settings)
+        def begun(prompt: Prompt, settings: GenerationOptions) -> Scored | GenerationOptions:
+            task = tasks.checked(prompt, prompt.text, settings)
             [answer] = self.pipeline.judged(prepared, [task])
             return task.guided(settings, [features]) if answer is None else answer
 

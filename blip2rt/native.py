@@ -24,15 +24,17 @@ if TYPE_CHECKING:
     from . import _native
 
     Calibrator: TypeAlias = _native.Calibrator
+    CallerOptions: TypeAlias = _native.CallerOptions
     CaptionPool: TypeAlias = _native.CaptionPool
     GainRun: TypeAlias = _native.GainRun
+    GenerationOptions: TypeAlias = _native.GenerationOptions
     Guide: TypeAlias = _native.Guide
     Labels: TypeAlias = _native.Labels
     LlmTokenizer: TypeAlias = _native.LlmTokenizer
     QFormerTokenizer: TypeAlias = _native.QFormerTokenizer
     Signals: TypeAlias = _native.Signals
-    StopCut: TypeAlias = _native.StopCut
     TextStream: TypeAlias = _native.TextStream
+    Vocabulary: TypeAlias = _native.Vocabulary
 
 
 T = TypeVar("T")
@@ -45,15 +47,19 @@ class Core(Protocol):
 
     Batcher: type[_native.Batcher]
     Calibrator: type[_native.Calibrator]
+    CallerOptions: type[_native.CallerOptions]
     CaptionPool: type[_native.CaptionPool]
     Chat: type[_native.Chat]
+    Dialogue: type[_native.Dialogue]
     GainRun: type[_native.GainRun]
     Generation: type[_native.Generation]
+    GenerationOptions: type[_native.GenerationOptions]
     Generator: type[_native.Generator]
     GraphError: type[_native.GraphError]
     Guide: type[_native.Guide]
     ImageGain: type[_native.ImageGain]
     Labels: type[_native.Labels]
+    Language: type[_native.Language]
     LlmTokenizer: type[_native.LlmTokenizer]
     QFormerTokenizer: type[_native.QFormerTokenizer]
     Resize: type[_native.Resize]
@@ -66,6 +72,7 @@ class Core(Protocol):
     Tagger: type[_native.Tagger]
     TextStream: type[_native.TextStream]
     Tokenizer: type[_native.Tokenizer]
+    Turn: type[_native.Turn]
     Vocabulary: type[_native.Vocabulary]
 
     def check_graph(self, graph_path: str, files: Mapping[str, int] | None = None, trusted: bool = False) -> None: ...
@@ -74,6 +81,7 @@ class Core(Protocol):
     def answer_scores(self, given: Sequence[float], without: Sequence[float]) -> list[float]: ...
     def likeliest_answer(self, answers: Sequence[str], scores: Sequence[float]) -> tuple[str, float]: ...
     def best_choice(self, question: str, scores: Sequence[float], probabilities: Sequence[float]) -> int: ...
+    def judged_question(self, question: str, options: _native.GenerationOptions, counts: bool) -> str: ...
     def phrase_of(self, question: str) -> str | None: ...
     def number_question(self, question: str) -> str | None: ...
     def is_phrase(self, text: str) -> bool: ...

@@ -26,14 +26,14 @@ from .language import Language
 from .native import cached_property
 from .options import Options, merge
 from .results import Scored, Stopwatch
-from .tasks import GenerationTask, Tasks, qformer_question
+from .tasks import GenerationTask, Tasks
 from .text import Prompt, open_qformer_tokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .backends import Floats
-    from .native import QFormerTokenizer
+    from .native import CallerOptions, GenerationOptions, QFormerTokenizer
     from .tasks import Guides
 
     RGB = NDArray[np.uint8]  # (height, width, 3), resized for the graphs
@@ -134,8 +134,8 @@ class Pipeline:
 
     def guided_prefix(
         self, prepared: Sequence[RGB], task: GenerationTask, watch: Stopwatch
-    ) -> tuple[Floats, dict[str, Any]]:
-        """RGB images and a task -> prefix_embeds (B, Q, D), and the backend's options: guides, and the time left"""
+    ) -> tuple[Floats, GenerationOptions]:
+        """RGB images and a task -> prefix_embeds (B, Q, D), and the settings with guides and the time left"""
         features = self.vision_features(prepared) if task.guides is not None else None
         prefix_embeds = self.prefix_embeds(prepared, [task.question] * len(prepared), features)
         return prefix_embeds, watch.remaining if features is None else task.guided(watch.remaining, [features])
@@ -300,8 +300,8 @@ class Pipeline:
         """A caption's prompt, or a question, and the fields of Options -> task. Raises OptionError, CapabilityError."""
         return self.task_of(prompt, question, merge(Options(), options))
 
-    def task_of(self, prompt: str | None, question: str | None, options: Options) -> GenerationTask:
-        """The same from Options."""
+    def task_of(self, prompt: str | None, question: str | None, options: CallerOptions) -> GenerationTask:
+        """The same from options.merge."""
         if prompt is not None and question is not None:
             raise OptionError("prompt and question are both given: a question has the bundle's own prompt")
         if question is not None:
@@ -319,7 +319,7 @@ class Pipeline:
 
     def qformer_question(self, question: str) -> str:
         """The text that the Q-Former reads for a question; empty if it reads none."""
-        return qformer_question(self.bundle, question)
+        return self.language.core.qformer_question(question)
 
     # What the bundle holds
 

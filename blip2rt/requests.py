@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from .batching import Batcher, Call, KnownCall
 from .bundle import GENERATIVE
 from .errors import BackendError, OptionError
 from .language import Language
-from .options import Options
+from .options import Options, merge
 from .pipeline import Pipeline
 from .results import Scored, Stopwatch, finish_reason
 
 if TYPE_CHECKING:
     from .image import ImageLike
+    from .native import GenerationOptions
 
 Finish = Literal["stop", "length", "time", "cancelled"]
 
@@ -66,7 +67,7 @@ class Answer:
         batcher: Batcher,
         language: Language,
         call: Call,
-        settings: Mapping[str, Any],
+        settings: GenerationOptions,
         on_news: Callable[[Answer], object] | None = None,
         tidied: bool = False,
     ) -> None:
@@ -114,7 +115,7 @@ class Answer:
             done = self._call.done  # read first: take() then returns everything
             pieces = []
             for _image, _draw, token_id in self._call.take():
-                if self._settings["num_return_sequences"] == 1:
+                if self._settings.num_return_sequences == 1:
                     pieces.append(self._stream.push(token_id))
             self._said += sum(map(len, pieces))
             if done and not self._ended:
@@ -195,7 +196,7 @@ def submit(pipeline: Pipeline, request: Request, on_news: Callable[[Answer], obj
     batcher, language = pipeline.backend.batcher, pipeline.language
     if batcher is None:
         raise OptionError("this model decodes each call by itself: load(batching=True) to submit requests")
-    task = pipeline.task_of(request.prompt, request.question, request.options)
+    task = pipeline.task_of(request.prompt, request.question, merge(request.options, {}))
     prompt_ids = language.encode(task.prompt)
     batcher.check(prompt_ids, task.settings)
     watch = Stopwatch(task.settings)
@@ -203,7 +204,7 @@ def submit(pipeline: Pipeline, request: Request, on_news: Callable[[Answer], obj
         prepared = [pipeline.prepare(request.image)]
         [judged] = pipeline.judged(prepared, [task])
         if judged is not None:
-            settings = {**task.settings, "max_new_tokens": len(judged.tokens) + 1}  # the limit does not cut it
+            settings = task.settings.changed(max_new_tokens=len(judged.tokens) + 1)  # the limit does not cut it
             return Answer(batcher, language, KnownCall(judged.tokens, judged.score), settings, on_news)
         prefix_embeds, settings = pipeline.guided_prefix(prepared, task, watch)
     elif prompt_ids:

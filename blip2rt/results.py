@@ -5,8 +5,9 @@ Knows numbers and strings only.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -16,6 +17,8 @@ from .errors import DeadlineError, ImageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
+
+    from .native import GenerationOptions
 
 
 class Timings(NamedTuple):
@@ -92,42 +95,41 @@ class Tag(str):
 
 
 def shaped(
-    texts: list[Scored] | ImageError | None, pairs: bool, settings: Mapping[str, Any], on_timeout: str | None
+    texts: list[Scored] | ImageError | None, pairs: bool, settings: GenerationOptions, on_timeout: str | None
 ) -> Any:
     """The texts of an image as a call returns them: one or a list, as pairs or not; an error as it is.
 
     texts: None if max_time passed before the first word. on_timeout: "raise" a DeadlineError then, or return None.
     """
     if texts is None and on_timeout is not None:
-        raise too_late(settings, ", or give on_timeout=None to get None")
+        raise too_late(settings.max_time, ", or give on_timeout=None to get None")
     if texts is None or isinstance(texts, ImageError):
         return texts
     if pairs:
         details = ((each.score, each.tokens, each.truncated, each.timings, each.confidence) for each in texts)
         texts = [ScoredPair(each, *more) for each, more in zip(texts, details, strict=True)]
-    return texts if settings["num_return_sequences"] > 1 else texts[0]
+    return texts if settings.num_return_sequences > 1 else texts[0]
 
 
-def too_late(settings: Mapping[str, Any], otherwise: str = "") -> DeadlineError:
+def too_late(max_time: float, otherwise: str = "") -> DeadlineError:
     """The error of a generation whose max_time passed before the first word. otherwise: another way out."""
-    seconds = f"{settings['max_time']:g} seconds"
-    return DeadlineError(f"max_time is {seconds}, which passed before the first word: allow more{otherwise}")
+    return DeadlineError(f"max_time is {max_time:g} seconds, which passed before the first word: allow more{otherwise}")
 
 
 FinishReason = Literal["stop", "length", "time"]  # the model, max_new_tokens or max_time ended the text
 
 
-def finish_reason(text: Scored, settings: Mapping[str, Any]) -> FinishReason:
+def finish_reason(text: Scored, settings: GenerationOptions) -> FinishReason:
     """Why a text of a generation with these settings ended."""
     if not text.truncated:
         return "stop"
-    return "length" if len(text.tokens) >= settings["max_new_tokens"] else "time"
+    return "length" if len(text.tokens) >= settings.max_new_tokens else "time"
 
 
 class Stopwatch:
     """Time the stages of a generation, and count down its max_time."""
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
+    def __init__(self, settings: GenerationOptions) -> None:
         self._settings = settings
         self._laps = [time.perf_counter()]
 
@@ -136,17 +138,15 @@ class Stopwatch:
         self._laps.append(time.perf_counter())
 
     @property
-    def remaining(self) -> dict[str, Any]:
+    def remaining(self) -> GenerationOptions:
         """The settings with what is left of max_time."""
-        settings = dict(self._settings)
-        if "max_time" in settings:
-            settings["max_time"] = max(0.0, settings["max_time"] - (time.perf_counter() - self._laps[0]))
-        return settings
+        left = self._settings.max_time - (time.perf_counter() - self._laps[0])
+        return self._settings.changed(max_time=max(0.0, left)) if left < math.inf else self._settings
 
     @property
     def expired(self) -> bool:
         """Whether max_time has passed."""
-        return self.remaining.get("max_time", 1.0) == 0.0
+        return self.remaining.max_time == 0.0
 
     def timed(self, texts: Sequence[list[Scored]]) -> list[list[Scored] | None]:
         """The texts of all images with each image's share of the stages' times; None where max_time left one token."""

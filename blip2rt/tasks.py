@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice, repeat
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from .native import native
 
@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from .backends import Floats
     from .bundle import Bundle
     from .language import Language
-    from .native import Guide
-    from .options import Options
+    from .native import CallerOptions, GenerationOptions, Guide
     from .text import Prompt
 
     # vision_features (B, N, C), the question about each image or "" -> what guides each text
@@ -27,7 +26,7 @@ class GenerationTask:
 
     prompt: Prompt  # for the language model
     question: str  # for the Q-Former; empty if it reads no text
-    settings: Mapping[str, Any]  # the backend's options
+    settings: GenerationOptions
     single_line: bool = True  # tidy the text to one line, as captions are
     confidence: bool = False  # also tell how likely each caption is right
     judged: str = ""  # what a question asks that is answered without generating; see Pipeline.judged
@@ -39,17 +38,17 @@ class GenerationTask:
         return self.confidence or self.guides is not None
 
     def guided(
-        self, settings: Mapping[str, Any], features: Sequence[Floats], questions: Sequence[str] = ()
-    ) -> dict[str, Any]:
-        """The backend's options with the guides of images, whose vision_features come in parts (B, N, C).
+        self, settings: GenerationOptions, features: Sequence[Floats], questions: Sequence[str] = ()
+    ) -> GenerationOptions:
+        """The settings with the guides of images, whose vision_features come in parts (B, N, C).
 
         questions: of each image, if they are not this task's.
         """
         if self.guides is None:
-            return {**settings}
+            return settings
         asked = iter(questions or repeat(self.prompt.text))
         guides = [guide for part in features for guide in self.guides(part, [*islice(asked, len(part))])]
-        return {**settings, "guides": guides}
+        return settings.changed(guides=guides)
 
 
 class Tasks:
@@ -67,46 +66,37 @@ class Tasks:
         self._bundle, self._language, self._judges = bundle, language, judges
         self._caption_guides, self._answer_guides = caption_guides, answer_guides
 
-    def of_caption(self, prompt: str | None, options: Options) -> GenerationTask:
+    def of_caption(self, prompt: str | None, options: CallerOptions) -> GenerationTask:
         """A caption's prompt, or None for the bundle's own, and options -> its task. Raises OptionError."""
         text = self._language.caption_prompt(prompt)
         return self.checked(text, None, self._language.settings("caption", options, [text]))
 
-    def of_questions(self, questions: Sequence[str], options: Options) -> list[GenerationTask]:
+    def of_questions(self, questions: Sequence[str], options: CallerOptions) -> list[GenerationTask]:
         """Questions -> their tasks, with settings that fit the longest. Raises OptionError."""
         prompts = [self._language.ask_prompt(question) for question in questions]
         settings = self._language.settings("ask", options, prompts)
         return [self.checked(prompt, question, settings) for prompt, question in zip(prompts, questions, strict=True)]
 
-    def checked(self, prompt: Prompt, question: str | None, settings: Mapping[str, Any]) -> GenerationTask:
+    def checked(self, prompt: Prompt, question: str | None, settings: GenerationOptions) -> GenerationTask:
         """A prompt, the question that it asks, or None if it begins a caption, and checked options -> a task.
 
         By default the bundle's pool guides, unless words are drawn, or a prompt or a forced prefix begins the text.
         """
-        drawn = "do_sample" in settings
         if question is None:
-            guides = None if prompt.text or drawn else self._caption_guides
+            guides = None if prompt.text or settings.do_sample else self._caption_guides
             return GenerationTask(prompt, prompt.whole, settings, guides=guides)
         return GenerationTask(
             prompt,
-            qformer_question(self._bundle, question),
+            self._language.core.qformer_question(question),
             settings,
             single_line=False,
             judged=self._judged(question, settings),
-            guides=None if drawn or settings["forced_prefix"] else self._answer_guides,
+            guides=None if settings.do_sample or settings.forced_prefix else self._answer_guides,
         )
 
-    def _judged(self, question: str, settings: Mapping[str, Any]) -> str:
+    def _judged(self, question: str, settings: GenerationOptions) -> str:
         """What a question asks, if it is answered without generating; else an empty text."""
-        plain = settings["num_return_sequences"] == 1 and settings["min_new_tokens"] < 2
-        if not self._judges or not plain or settings["forced_prefix"] or settings["bad_words_ids"]:
+        if not self._judges:
             return ""
         calibration = self._bundle.manifest.calibration
-        counts = calibration is not None and bool(calibration.numbers)
-        return native().phrase_of(question) or (counts and native().number_question(question)) or ""
-
-
-def qformer_question(bundle: Bundle, question: str) -> str:
-    """The text that the Q-Former reads for a question; empty if it reads none."""
-    spec = bundle.manifest.question
-    return "" if spec is None else spec.prompt.replace("{}", question.strip())
+        return native().judged_question(question, settings, calibration is not None and bool(calibration.numbers))

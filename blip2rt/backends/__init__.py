@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..batching import Batcher
+    from ..native import GenerationOptions
 
     Floats: TypeAlias = NDArray[np.float32]
     Ints: TypeAlias = NDArray[np.int64]
@@ -77,7 +78,7 @@ class Chat(ABC):
     """A conversation about one image. One thread uses it at a time. Raises BackendError."""
 
     @abstractmethod
-    def ask(self, prompt: list[int], options: Mapping[str, Any]) -> Generation:
+    def ask(self, prompt: list[int], options: GenerationOptions) -> Generation:
         """Begin the answer to [image][conversation so far][prompt]. End the previous answer if it still runs."""
 
 
@@ -90,7 +91,7 @@ class ReplayChat(Chat):
         self._history: list[int] = []
         self._last: tuple[Generation, list[int]] | None = None
 
-    def ask(self, prompt: list[int], options: Mapping[str, Any]) -> Generation:
+    def ask(self, prompt: list[int], options: GenerationOptions) -> Generation:
         history = list(self._history)
         if self._last is not None:
             generation, question = self._last
@@ -98,7 +99,7 @@ class ReplayChat(Chat):
             if generation.stepped:  # otherwise the question was never read
                 history += question + generation.results()[0][0][0]
         generation = self._begin(self._prefix_embeds, [history + prompt], options)
-        self._history, self._last = history, (generation, prompt + list(options.get("forced_prefix", [])))
+        self._history, self._last = history, (generation, prompt + options.forced_prefix)
         return generation
 
 
@@ -118,19 +119,19 @@ class Backend(ABC):
         self,
         prefix_embeds: Floats,
         prompts: Sequence[list[int]],
-        options: Mapping[str, Any],
+        options: GenerationOptions,
         on_token: OnToken | None = None,
     ) -> Sequences:
-        """prefix_embeds (B, Q, D), B prompts -> Sequences. The options are those of engines/search/options.h."""
+        """prefix_embeds (B, Q, D), B prompts -> Sequences. engines/search/options.h documents the options."""
 
     def generate_rounds(
-        self, prefix_embeds: Floats, prompts: Sequence[list[int]], rounds: Sequence[Mapping[str, Any]]
+        self, prefix_embeds: Floats, prompts: Sequence[list[int]], rounds: Sequence[GenerationOptions]
     ) -> list[Sequences]:
         """`generate` with each round's options; a backend may read the prompts once for all of them."""
         return [self.generate(prefix_embeds, prompts, options) for options in rounds]
 
     @abstractmethod
-    def begin(self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: Mapping[str, Any]) -> Generation:
+    def begin(self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: GenerationOptions) -> Generation:
         """Begin what `generate` does. The caller steps it."""
 
     @abstractmethod

@@ -34,6 +34,7 @@ from ..untrusted.memory import require_address_space
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ..native import GenerationOptions
     from . import Floats, OnToken, Sequences, Token
 
 FORKED = (
@@ -101,7 +102,7 @@ class Backend(backends.Backend):
         self,
         prefix_embeds: Floats,
         prompts: Sequence[list[int]],
-        options: Mapping[str, Any],
+        options: GenerationOptions,
         on_token: OnToken | None = None,
     ) -> Sequences:
         batcher = self._batcher_for(prefix_embeds, prompts, options)
@@ -119,7 +120,7 @@ class Backend(backends.Backend):
         return sequences
 
     def generate_rounds(
-        self, prefix_embeds: Floats, prompts: Sequence[list[int]], rounds: Sequence[Mapping[str, Any]]
+        self, prefix_embeds: Floats, prompts: Sequence[list[int]], rounds: Sequence[GenerationOptions]
     ) -> list[Sequences]:
         if self.batcher is not None:
             return super().generate_rounds(prefix_embeds, prompts, rounds)
@@ -129,7 +130,7 @@ class Backend(backends.Backend):
         return [sequences[start : start + images] for start in range(0, len(sequences), images)]
 
     def begin(
-        self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: Mapping[str, Any]
+        self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: GenerationOptions
     ) -> backends.Generation:
         if (batcher := self._batcher_for(prefix_embeds, prompts, options)) is not None:
             return SharedGeneration(batcher.submit(prefix_embeds, prompts, options, each_token=True))
@@ -145,7 +146,7 @@ class Backend(backends.Backend):
             return Chat(native().Chat(generator, prefix_embeds, max_rows, capacity))
 
     def _batcher_for(
-        self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: Mapping[str, Any]
+        self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: GenerationOptions
     ) -> Batcher | None:
         """The batcher, unless the call is too large for its pool."""
         fits = self.batcher is not None and self.batcher.fits(prefix_embeds, prompts, options)
@@ -320,7 +321,7 @@ class Chat(backends.Chat):
     def __init__(self, native: Any) -> None:
         self._native = native
 
-    def ask(self, prompt: list[int], options: Mapping[str, Any]) -> Generation:
+    def ask(self, prompt: list[int], options: GenerationOptions) -> Generation:
         with named_failure():
             return Generation(self._native.ask(prompt, options))
 

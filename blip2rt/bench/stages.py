@@ -14,7 +14,7 @@ import numpy as np
 from .. import bundle as contract
 from ..image import prepare, to_pixels
 from ..loading import load
-from ..options import Options
+from ..options import Options, merge
 from .machine import peak_rss
 
 WARM_UP = 2
@@ -83,7 +83,7 @@ def stages(work: Workload) -> dict[str, Any]:
     prefix_embeds = backend.prefix_embeds(vision_features)
     prompt = language.caption_prompt(None)
     prompts = [language.encode(prompt)] * work.batch
-    settings = language.settings("caption", Options(**work.options()), [prompt])
+    settings = language.settings("caption", merge(Options(**work.options()), {}), [prompt])
     [[(token_ids, _), *_], *_] = backend.generate(prefix_embeds, prompts, settings)
     steps: dict[str, list[float]] = {"prefill": [], "decode step": []}
 
@@ -110,7 +110,7 @@ def stages(work: Workload) -> dict[str, Any]:
     repeat(generate, work.repeat)
     times["prefill"] = steps["prefill"][WARM_UP:]
     times["decode step"] = steps["decode step"][WARM_UP * (work.new_tokens - 1) :]
-    times["detokenize"] = repeat(lambda: [language._tokenizer.decode(token_ids) for _ in images], work.repeat)
+    times["detokenize"] = repeat(lambda: [language.tokenizer.decode(token_ids) for _ in images], work.repeat)
     times["first token"] = repeat(first_token, work.repeat)
     times["caption"] = repeat(lambda: model.caption(images, **work.options()), work.repeat)
     return {

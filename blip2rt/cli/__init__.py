@@ -69,7 +69,8 @@ def _ask(args: argparse.Namespace) -> int:
         for name, answer in zip(names, answers, strict=True):
             if answer is None or isinstance(answer, ImageError):
                 failed += 1
-                error = f"{one_line(name)}: {too_late(options)}" if answer is None else str(answer)
+                late = too_late(options["max_time"]) if answer is None else None
+                error = f"{one_line(name)}: {late}" if late else str(answer)
                 if args.json:
                     _print_row({"image": utf8_name(name), "error": error})
                 complain("blip2rt", error)

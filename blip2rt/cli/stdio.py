@@ -204,10 +204,12 @@ def text_result(
     """Generate a caption or an answer. tell: called with its pieces; started: with the Answer before them."""
     start = time.perf_counter()
     prepared = model.prepare(image)
-    answer = started(model.submit(Request(prepared, prompt, question, merge(Options(), options))))
+    merge(Options(), options)  # raises for unknown names
+    given = Options(**{name: value for name, value in options.items() if value is not None})
+    answer = started(model.submit(Request(prepared, prompt, question, given)))
     if options.get("max_time") is not None and time.perf_counter() - start > options["max_time"]:
         answer.cancel()
-        raise too_late(options)
+        raise too_late(options["max_time"])
     for piece in answer:
         if tell is not None:
             tell(piece)

@@ -287,7 +287,7 @@ class _CaptionRun(Run):
 
     def description(self, name: str, result: list[Scored] | None) -> Description | Failure:
         if result is None:
-            return Failure(name, str(too_late(self._task.settings)))
+            return Failure(name, str(too_late(self._task.settings.max_time)))
         first, texts = result[0], self._texts
         self.counts.cut += finish_reason(first, self._task.settings) == "time"
         captions = [texts.template.render(texts.hedged(text), name) for text in result]

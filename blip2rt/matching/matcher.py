@@ -134,7 +134,7 @@ class Matcher(Evidence):
         self.pipeline.require(contract.RETRIEVAL, "guide captions by a pool")
         if task.prompt.text:
             raise OptionError("a pool guides whole captions: leave out the prompt, or the pool")
-        if not task.settings["eos_token_ids"]:
+        if not task.settings.eos_token_ids:
             raise OptionError("a pool guides captions that end with a token, which this model has not: leave it out")
         if self.bundle.manifest.target != "ort":
             raise OptionError("a pool guides searches on the CPU: leave it out with TensorRT")

@@ -6,6 +6,7 @@ The only module of the server that uses the model's internals. Does not know abo
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,6 +27,7 @@ from .settings import Settings
 if TYPE_CHECKING:
     from ..language import Language
     from ..model import Model
+    from ..native import GenerationOptions
 
 T = TypeVar("T")
 
@@ -122,8 +124,7 @@ def generate(
     prompt, ids, settings = prepare(model, job, max_tokens)
     watch = Stopwatch(settings)
     prepared = [pipeline.prepare(job.image)]
-    forced: list[int] = settings["forced_prefix"]
-    prompt_tokens = language._spec.prefix_length + len(ids) + len(forced)
+    prompt_tokens = language.spec.prefix_length + len(ids) + len(settings.forced_prefix)
     task = tasks.checked(prompt, job.question, settings)
     [judged] = pipeline.judged(prepared, [task])
     if judged is not None:
@@ -137,13 +138,13 @@ def generate(
     if shares_steps(model):
         cancelled.on_set(generation.close)  # with beams, step() returns only when they agree
     tidied = job.question is None
-    streams = [language.text_stream(settings, tidied) for _ in range(settings["num_return_sequences"])]
-    output = TextOutput(streams, job.stop_strings + (language.next_question if job.history else ()), emit)
+    streams = [language.text_stream(settings, tidied) for _ in range(settings.num_return_sequences)]
+    output = TextOutput(streams, job.stop_strings + (tuple(language.core.next_question) if job.history else ()), emit)
     while not generation.done and not cancelled.is_set() and not all(output.stopped):
         for _image, draw, token_id in generation.step():
             output.push(draw, token_id)
     sequences = generation.results()
-    timed_out = generation.cut if "max_time" in settings and generation.done else None
+    timed_out = generation.cut if settings.max_time < math.inf and generation.done else None
     [scored] = language.scored(sequences, settings, tidied, timed_out)
     texts = output.finish([each.text for each in scored])
     ended = zip(scored, output.stopped, strict=True)
@@ -163,9 +164,9 @@ def _fill(model: Model, job: TextJob, cancelled: CancelEvent, emit: Callable[[Pi
     return Answer([text], ["stop"], picture.prompt_tokens, picture.completion_tokens)
 
 
-def prepare(model: Model, job: TextJob, max_tokens: int) -> tuple[Prompt, list[int], dict[str, Any]]:
+def prepare(model: Model, job: TextJob, max_tokens: int) -> tuple[Prompt, list[int], GenerationOptions]:
     """Return the prompt, its token ids with the history, and the generation settings. Raises Blip2rtError."""
-    language, spec = model.pipeline.language, model.pipeline.language._spec
+    language, spec = model.pipeline.language, model.pipeline.language.spec
     prompt = language.caption_prompt(job.prompt) if job.question is None else language.ask_prompt(job.question)
     ids = language.encode(prompt)
     options = dict(job.options)

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import bundle as contract
 from ..native import native
-from ..options import Options
+from ..options import Options, merge
 from ..pipeline import BATCH
 from ..text import Prompt
 
@@ -61,7 +61,7 @@ class Picture:
     def captions(self, count: int = 1) -> list[Any]:
         """Captions, the best first."""
         if len(self._captions) < count:
-            task = self._tasks.of_caption(None, Options(count, max(count, 3)) if count > 1 else Options())
+            task = self._tasks.of_caption(None, merge(Options(count, max(count, 3)) if count > 1 else Options(), {}))
             prefix = self._prefix([task.question])
             settings = task.guided(task.settings, [self._features])
             [self._captions] = self._pipeline.language.generate(prefix, [task.prompt], settings, tidied=True)
@@ -71,7 +71,7 @@ class Picture:
     def answers(self, questions: Sequence[str]) -> list[str]:
         """Questions -> answers, one line each."""
         new = [question for question in dict.fromkeys(questions) if question not in self._answers]
-        tasks = dict(zip(new, self._tasks.of_questions(new, Options()) if new else (), strict=True))
+        tasks = dict(zip(new, self._tasks.of_questions(new, merge(Options(), {})) if new else (), strict=True))
         for answers_of, group in (
             (self._judged, [question for question in new if tasks[question].judged]),
             (self._generated, [question for question in new if not tasks[question].judged]),

@@ -8,7 +8,7 @@
 
 namespace blip2rt {
 
-enum class ErrorKind { kArgument, kModel, kTimeout, kBackend };
+enum class ErrorKind { kArgument, kModel, kCapability, kTimeout, kBackend };
 
 using Faults = std::vector<std::string>;
 

@@ -43,7 +43,8 @@ inline Error argument_error(std::string fault) { return {ErrorKind::kArgument, s
 inline blip2rt_status status_of(ErrorKind kind) {
   switch (kind) {
     case ErrorKind::kArgument: return BLIP2RT_BAD_ARGUMENT;
-    case ErrorKind::kModel: return BLIP2RT_BAD_MODEL;
+    case ErrorKind::kModel:
+    case ErrorKind::kCapability: return BLIP2RT_BAD_MODEL;
     case ErrorKind::kTimeout: return BLIP2RT_TIMEOUT;
     case ErrorKind::kBackend: break;
   }

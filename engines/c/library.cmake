@@ -31,12 +31,11 @@ add_library(blip2rt SHARED
   engines/c/runtime.cpp
   engines/model/bundle.cpp
   engines/model/graphs.cpp
-  engines/model/language.cpp
+  engines/model/language_model.cpp
   engines/model/manifest.cpp
   engines/model/manifest_faults.cpp
   engines/model/matching.cpp
-  engines/model/model.cpp
-  engines/model/options.cpp)
+  engines/model/model.cpp)
 target_include_directories(blip2rt PUBLIC
   $<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}/engines/c/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
 target_compile_definitions(blip2rt PRIVATE

@@ -1,16 +1,15 @@
-// The language side of a model: prompts and options -> a generation -> texts. Given prefix_embeds, it does not know
-// images. The C library's counterpart of blip2rt.language.
+// The language side of a model without its graphs: prompts, checked options, and tokens as texts.
 #pragma once
 
-#include <functional>
+#include <cstdint>
+#include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "loop/generation.h"
-#include "model/graphs.h"
+#include "base/error.h"
 #include "model/options.h"
 #include "model/text_stream.h"
 #include "model/tokenizers.h"
@@ -26,111 +25,77 @@ struct Text {
 
 using Texts = std::vector<Text>;  // best first; draws in the order drawn
 
-// Called after every token with the new part of the text that is final. Returns false to end the generation.
-using OnPiece = std::function<bool(const std::string& piece)>;
-
 // What is generated: a prompt, checked options, and the form of the texts.
 struct Task {
   Prompt prompt;
   GenerationOptions options;
-  bool single_line;     // as captions are
-  std::string until{};  // the texts end before it; empty: to their end
+  bool single_line;                  // as captions are
+  std::vector<std::string> until{};  // the texts end before the first of these
+};
+
+// What a manifest says about language besides the model's shape.
+struct LanguageSpec {
+  std::string name;  // of the bundle
+  std::map<std::string, std::string> prompts;
+  std::map<std::string, Decoding> decoding;
+  std::optional<std::string> question;  // what a Q-Former reads for a question, which takes the place of "{}"
 };
 
 class Language {
  public:
-  // `bundle` and `graphs` must outlive it.
-  Language(const Bundle& bundle, Graphs& graphs, bool special_tokens)
-      : bundle_(bundle),
-        spec_(*bundle.manifest.llm),
-        graphs_(graphs),
-        tokenizer_(bundle.file(spec_.tokenizer), open_tokenizer(bundle.file(spec_.tokenizer)), spec_, special_tokens) {}
+  // `file` and the rest: see LlmTokenizer.
+  Language(LanguageSpec spec, std::string file, std::shared_ptr<const Tokenizer> tokenizer, LlmSpec llm,
+           bool special_tokens)
+      : spec_(std::move(spec)), tokenizer_(std::move(file), std::move(tokenizer), std::move(llm), special_tokens) {}
 
   // The prompt that a caption continues: `prompt`, or null for the bundle's own; and a question in the bundle's
   // template.
   Prompt caption_prompt(const std::string* prompt) const;
   Prompt ask_prompt(const std::string& question) const;
 
-  // What begins the next question of a conversation, as the template does: an answer ends before it. May be empty.
-  std::string next_question() const;
+  // What a Q-Former reads for a question; empty if it reads none.
+  std::string qformer_question(const std::string& question) const;
 
-  // Options for a task ("caption", "ask") behind a prompt, if there is one. `used`: positions that a conversation has
+  // What begins the next question of a conversation, as the template does: an answer ends before it. At most one text.
+  std::vector<std::string> next_question() const;
+
+  // Options for a task ("caption", "ask") behind the longest of some prompts. `used`: positions that a conversation has
   // taken, besides the image's and the prompt's. Throws Error with all faults.
-  GenerationOptions settings(const std::string& task, const TextOptions& options, const Prompt* prompt,
+  GenerationOptions settings(const std::string& task, const TextOptions& options, const std::vector<Prompt>& prompts,
                              int64_t used = 0) const;
 
-  // prefix_embeds (1, Q, D) -> texts. `start`: when max_time began to run. Throws Error.
-  Texts generate(const Tensor& prefix_embeds, const Task& task, Clock::time_point start, const OnPiece& on_piece) const;
+  // Tokens of the option forced_prefix. After a prompt it starts a new word, as answers do in training.
+  Ids forced_prefix(const TextOptions& options, bool after_prompt) const;
 
-  // Steps a generation to its end, and returns its texts.
-  Texts finish(Generation& generation, const Task& task, const OnPiece& on_piece) const;
+  // A generated text. `single_line`: see Task. `timed_out`: whether max_time ended it.
+  Text text_of(const Ids& tokens, double score, const GenerationOptions& options, bool single_line,
+               bool timed_out) const;
 
-  // A text with its stop token, behind the bundle's caption prompt. `max_tokens`: of both; the rest is cut off.
-  Ids caption_tokens(const std::string& text, int64_t max_tokens) const;
+  // The tokens of the bundle's own prompt, and of texts as its captions behind prefix_embeds (1, prefix_length, D).
+  // `max_tokens`: of a text with its stop token; the rest is cut off. `complete`: whether a stop token ends it.
+  std::pair<Ids, std::vector<Ids>> caption_tokens(const std::vector<std::string>& texts, int64_t prefix_length,
+                                                  std::optional<int64_t> max_tokens, bool complete) const;
 
-  // log p(text | image, prompt) of texts behind [prefix][prompt]: prefixes (1, Q, D), each with its prompt; `images`:
-  // the prompt of each text.
-  std::vector<double> likelihoods(const std::vector<const Tensor*>& prefixes, const Prompts& prompts,
-                                  const std::vector<size_t>& images, const Prompts& texts) const;
-
-  // log p(answer | image, question) of all answers for the first of prefix_embeds (1, Q, D), then for the next one.
-  std::vector<double> answer_likelihoods(const std::vector<const Tensor*>& prefixes, const std::string& question,
-                                         const std::vector<std::string>& answers) const;
+  // The tokens of answers to a question, with a stop token.
+  std::vector<Ids> answer_tokens(const std::vector<std::string>& answers) const;
 
   // Throws Error for a model whose earlier steps see each question, so that no cache can keep them.
   void need_chat() const;
 
   const LlmTokenizer& tokenizer() const { return tokenizer_; }
-  const LlmSpec& spec() const { return spec_; }
-  const Generator& generator() const { return graphs_.generator(); }
+  const LlmSpec& spec() const { return tokenizer_.spec(); }
 
  private:
-  Ids forced_prefix(const TextOptions& options, bool after_prompt) const;
-  bool is_stopped(const Ids& tokens, const GenerationOptions& options) const;
+  Room room_for(int64_t prompt_length, int64_t forced_length, int64_t used) const;
 
-  const Bundle& bundle_;
-  const LlmSpec& spec_;
-  Graphs& graphs_;
-  LlmTokenizer tokenizer_;
+  const LanguageSpec spec_;
+  const LlmTokenizer tokenizer_;
 };
 
-// Runs what generates, with the core's errors as Error.
-template <class Work>
-auto named_failure(Work work) {
-  try {
-    return work();
-  } catch (const Error&) {
-    throw;
-  } catch (const std::runtime_error& error) {
-    throw Error(ErrorKind::kBackend, std::string("generation failed: ") + error.what());
-  }
-}
+// What a question asks that is answered without generating: a phrase or, if `counts`, a question for a number. Empty
+// for other questions, and for options that shape the words of the answer.
+std::string judged_question(const std::string& question, const GenerationOptions& options, bool counts);
 
 Error too_late(double max_time);
-
-// A question's task -> its answer, if that needs no language model; else the task gets its guides.
-using Judge = std::function<std::optional<Text>(Task& task)>;
-
-// A conversation about one image. One thread uses it at a time.
-class Conversation {
- public:
-  // prefix_embeds (1, Q, D); `options` are the defaults of every question. `language` must outlive it.
-  Conversation(const Language& language, const Tensor& prefix_embeds, TextOptions options, Judge judge);
-
-  Texts ask(const std::string& question, const TextOptions& options, const OnPiece& on_piece);
-
- private:
-  void remember();
-
-  const Language& language_;
-  const TextOptions options_;
-  const Judge judge_;
-  const int max_beams_;
-  Chat chat_;
-  Ids unread_;        // of judged questions and their answers, for the next question
-  int64_t used_ = 0;  // positions, besides the image's
-  std::shared_ptr<Generation> last_;
-  int64_t last_read_ = 0;  // positions that the last question read
-};
 
 }  // namespace blip2rt

@@ -101,18 +101,15 @@ std::vector<double> Model::output(Features& features, const Run& run) {
 
 // The answer to a question whether something is there, or how many; its score is its log-probability.
 std::optional<Text> Model::judged(Features& features, const std::string& question, const GenerationOptions& options) {
-  if (!calibrator_ || !calibrator_->judges() || options.num_return_sequences > 1 || options.min_new_tokens > 1 ||
-      !options.forced_prefix.empty() || !options.bad_words_ids.empty()) {
-    return std::nullopt;
-  }
+  if (!calibrator_ || !calibrator_->judges()) return std::nullopt;
+  const std::vector<std::string>& numbers = bundle_.manifest.calibration->numbers;
+  const std::string asked = judged_question(question, options, !numbers.empty());
+  if (asked.empty()) return std::nullopt;
   ShortAnswer answer;
-  if (const std::optional<std::string> phrase = phrase_of(question)) {
-    answer = yes_or_no(probabilities(features, {*phrase}).front());
+  if (asked.back() != '?') {  // a phrase
+    answer = yes_or_no(probabilities(features, {asked}).front());
   } else {
-    const std::vector<std::string>& numbers = bundle_.manifest.calibration->numbers;
-    const std::optional<std::string> counted = numbers.empty() ? std::nullopt : number_question(question);
-    if (!counted) return std::nullopt;
-    answer = likeliest_answer(numbers, answer_scores(features, *counted, numbers));
+    answer = likeliest_answer(numbers, answer_scores(features, asked, numbers));
   }
   return Text{answer.text, answer.log_probability, language().tokenizer().encode_more({"", " " + answer.text, ""}),
               false};
@@ -121,7 +118,7 @@ std::optional<Text> Model::judged(Features& features, const std::string& questio
 // How likely each answer is.
 std::vector<double> Model::answer_scores(Features& features, const std::string& question,
                                          const std::vector<std::string>& answers) {
-  const Tensor prefix = prefix_embeds(features, qformer_question(question));
+  const Tensor prefix = prefix_embeds(features, language().qformer_question(question));
   if (!bundle_.manifest.retrieval || !bundle_.manifest.retrieval->mean_prefix) {
     return language().answer_likelihoods({&prefix}, question, answers);
   }
@@ -228,12 +225,10 @@ Tensor Model::mean_prefix() const {
 // log p(text) with the image and without.
 Model::Compared Model::likelihoods(Features& features, const std::vector<std::string>& texts) {
   require_likelihood("tell how likely a text is");
-  std::vector<Ids> ids;
-  for (const std::string& text : texts) {
-    ids.push_back(
-        language().caption_tokens(text_tokenizer().written(text), bundle_.manifest.retrieval->max_text_length));
-  }
-  const Ids prompt = language().tokenizer().encode(language().caption_prompt(nullptr));
+  std::vector<std::string> written;
+  for (const std::string& text : texts) written.push_back(text_tokenizer().written(text));
+  const auto [prompt, ids] = language().caption_tokens(written, language().spec().prefix_length,
+                                                       bundle_.manifest.retrieval->max_text_length, true);
   return compared(features, gain_.texts(1, std::vector<size_t>(texts.size()), prompt, ids));
 }
 

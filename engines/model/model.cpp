@@ -77,10 +77,10 @@ void Model::require_own(uint64_t model, const char* what) const {
   throw Error(ErrorKind::kArgument, std::string(what) + " of another model: make one with this model");
 }
 
-Language& Model::language() {
+LanguageModel& Model::language() {
   std::call_once(language_made_, [this] {
     graphs_.release_weights("vision");  // memory peaks while the language model is opened
-    language_ = std::make_unique<Language>(bundle_, graphs_, options_.special_tokens);
+    language_ = std::make_unique<LanguageModel>(bundle_, graphs_, options_.special_tokens);
   });
   return *language_;
 }
@@ -135,9 +135,9 @@ Texts Model::caption(Features& features, const std::string* prompt, const TextOp
   bundle_.require(kGenerative, "caption");
   require_own(features.model, "the features are");
   const Clock::time_point start = Clock::now();
-  const Language& language = this->language();
+  const LanguageModel& language = this->language();
   const Prompt text = language.caption_prompt(prompt);
-  Task task{text, language.settings("caption", options, &text), !options.raw()};
+  Task task{text, language.settings("caption", options, {text}), !options.raw()};
   if (const std::shared_ptr<const CaptionPool> pool = pool_for(task, options.pool())) {
     const Tensor embeds = embed_image(features);
     const std::pair<size_t, size_t> rows = rows_of(embeds);
@@ -187,22 +187,22 @@ Texts Model::ask(Features& features, const std::string& question, const TextOpti
   bundle_.require(kGenerative, "ask");
   require_own(features.model, "the features are");
   const Clock::time_point start = Clock::now();
-  const Language& language = this->language();
+  const LanguageModel& language = this->language();
   const Prompt prompt = language.ask_prompt(question);
-  Task task{prompt, language.settings("ask", options, &prompt), false};
+  Task task{prompt, language.settings("ask", options, {prompt}), false};
   if (std::optional<Text> text = judged(features, question, task.options)) {
     if (on_piece) on_piece(text->text);
     return {std::move(*text)};
   }
   guide_answer(features, task);
-  return language.generate(prefix_embeds(features, qformer_question(prompt.text)), task, start, on_piece);
+  return language.generate(prefix_embeds(features, language.qformer_question(prompt.text)), task, start, on_piece);
 }
 
 // Lets the bundle's pool guide the answer to a question, unless it is sampled or begins with a forced prefix.
 void Model::guide_answer(const Features& features, Task& task) {
   const std::shared_ptr<const CaptionPool> pool = own_pool();
   if (pool == nullptr || task.options.do_sample || !task.options.forced_prefix.empty()) return;
-  const Language& language = this->language();
+  const LanguageModel& language = this->language();
   const Ids ids = language.tokenizer().encode_more({"", " " + task.prompt.text, ""});
   const TokenText asked(ids.begin(), ids.end());
   const auto vocabulary = asks_for_plural(task.prompt.text) ? language.tokenizer().vocabulary() : nullptr;
@@ -213,19 +213,10 @@ void Model::guide_answer(const Features& features, Task& task) {
   })};
 }
 
-std::string Model::qformer_question(const std::string& question) const {
-  if (!bundle_.manifest.question) return "";
-  std::string read = bundle_.manifest.question->prompt;
-  for (size_t at = read.find("{}"); at != std::string::npos; at = read.find("{}", at + question.size())) {
-    read.replace(at, 2, question);
-  }
-  return read;
-}
-
 std::unique_ptr<Conversation> Model::chat(const std::shared_ptr<Features>& features, const TextOptions& options) {
   bundle_.require(kGenerative, "chat");
   require_own(features->model, "the features are");
-  const Language& language = this->language();
+  const LanguageModel& language = this->language();
   language.need_chat();
   const Judge judge = [this, features](Task& task) {
     std::optional<Text> text = judged(*features, task.prompt.text, task.options);

@@ -18,7 +18,7 @@
 #include "model/caption_pool.h"
 #include "model/graphs.h"
 #include "model/image_gain.h"
-#include "model/language.h"
+#include "model/language_model.h"
 #include "model/tagger.h"
 
 namespace blip2rt {
@@ -77,14 +77,13 @@ class Model {
 
   ImageTarget target() const;
   void require_own(uint64_t model, const char* what) const;
-  Language& language();
+  LanguageModel& language();
   std::unique_ptr<QFormerTokenizer> tokenizer_of(const QFormerTextSpec& spec) const;
   const QFormerTokenizer& text_tokenizer();
   Tensor prefix_embeds(Features& features, const std::string& question);
   std::shared_ptr<const CaptionPool> pool_for(const Task& task, const std::string& option);
   std::shared_ptr<const CaptionPool> own_pool();
   void guide_answer(const Features& features, Task& task);
-  std::string qformer_question(const std::string& question) const;  // what a Q-Former reads for it; may be empty
   Tensor mean_prefix() const;
   void require_calibration(bool has, const std::string& action) const;
   void require_likelihood(const std::string& action) const;
@@ -106,7 +105,7 @@ class Model {
   const uint64_t number_;
   Graphs graphs_;
   std::once_flag language_made_, text_tokenizer_made_, question_tokenizer_made_, pool_made_;
-  std::unique_ptr<Language> language_;
+  std::unique_ptr<LanguageModel> language_;
   std::unique_ptr<QFormerTokenizer> text_tokenizer_, question_tokenizer_;
   std::shared_ptr<const CaptionPool> pool_;     // the bundle's own
   const std::optional<Calibrator> calibrator_;  // if the bundle matches

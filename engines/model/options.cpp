@@ -1,80 +1,136 @@
-// Parses options, reports faults in the words of blip2rt.options, and applies the defaults.
+// Parses options, reports faults, and applies the defaults.
 #include "model/options.h"
 
 #include <algorithm>
-#include <cerrno>
+#include <charconv>
 #include <cmath>
-#include <cstdlib>
+#include <limits>
+#include <locale>
 #include <random>
+#include <sstream>
+#include <system_error>
 
 #include "base/utf8.h"
 
 namespace blip2rt {
 namespace {
 
-constexpr int64_t kMaxBeams = 100, kMaxTokens = 1 << 16, kMaxInt = INT32_MAX, kMaxSeed = INT64_MAX;
-constexpr int kTopK = 50;  // default of sampling, as in Hugging Face
+constexpr int64_t kMaxBeams = 100;  // far beyond use: a typing error must not fill memory
+constexpr int64_t kMaxTokens = 1 << 16, kMaxInt = INT32_MAX, kMaxSeed = INT64_MAX;
+constexpr double kMinFloat = 1e-37, kMaxFloat = 1e38;  // float32
+constexpr double kAboveZero = std::numeric_limits<double>::denorm_min(), kHuge = std::numeric_limits<double>::max();
+constexpr int64_t kTopK = 50;  // default of sampling, as in Hugging Face
 
-struct Whole {
+enum class Kind { kWhole, kNumber, kFlag, kEarlyStopping, kText, kTexts, kPool };
+
+struct Option {
   const char* name;
-  int64_t low, high;
+  Kind kind;
+  int64_t low = 0, high = 0;   // of whole numbers
+  double least = 0, most = 0;  // of others
+  const char* requirement = "";
 };
 
-constexpr Whole kWhole[] = {{"num_captions", 1, kMaxBeams},
-                            {"num_beams", 1, kMaxBeams},
-                            {"max_new_tokens", 1, kMaxTokens},
-                            {"min_new_tokens", 0, kMaxTokens},
-                            {"no_repeat_ngram_size", 0, kMaxInt},
-                            {"top_k", 0, kMaxInt},
-                            {"seed", 0, kMaxSeed}};
+constexpr Option whole(const char* name, int64_t low, int64_t high) { return {name, Kind::kWhole, low, high}; }
 
-struct Number {
-  const char *name, *requirement;
-  bool (*holds)(double);
-};
+constexpr Option number(const char* name, double least, double most, const char* requirement) {
+  return {name, Kind::kNumber, 0, 0, least, most, requirement};
+}
 
-bool is_positive(double x) { return x >= 1e-37 && x <= 1e38; }
-bool is_share(double x) { return x >= 0 && x <= 1; }
+constexpr const char *kPositive = "a number above 0, from 1e-37 to 1e+38", *kShare = "a number from 0 to 1";
 
-constexpr const char* kPositive = "a number above 0, from 1e-37 to 1e+38";
-constexpr Number kNumbers[] = {
-    {"length_penalty", "a number from -1e+38 to 1e+38", [](double x) { return std::fabs(x) <= 1e38; }},
-    {"repetition_penalty", kPositive, is_positive},
-    {"temperature", kPositive, is_positive},
-    {"top_p", "a number from 0 to 1", is_share},
-    {"min_p", "a number from 0 to 1", is_share},
-    {"max_time", "a number of seconds above 0", [](double x) { return x > 0; }},
-};
-
-// In the order of blip2rt.Options; the last kOfCaptions are the caption's alone.
-constexpr const char* kNames[] = {"num_captions",
-                                  "num_beams",
-                                  "max_new_tokens",
-                                  "min_new_tokens",
-                                  "length_penalty",
-                                  "early_stopping",
-                                  "repetition_penalty",
-                                  "no_repeat_ngram_size",
-                                  "bad_words",
-                                  "forced_prefix",
-                                  "stop_strings",
-                                  "max_time",
-                                  "do_sample",
-                                  "temperature",
-                                  "top_k",
-                                  "top_p",
-                                  "min_p",
-                                  "seed",
-                                  "raw",
-                                  "pool"};
+// In the order of blip2rt.Options; the last kOfCaptions are those of C's captions alone.
+constexpr Option kOptions[] = {whole("num_captions", 1, kMaxBeams),
+                               whole("num_beams", 1, kMaxBeams),
+                               whole("max_new_tokens", 1, kMaxTokens),
+                               whole("min_new_tokens", 0, kMaxTokens),
+                               number("length_penalty", -kMaxFloat, kMaxFloat, "a number from -1e+38 to 1e+38"),
+                               {"early_stopping", Kind::kEarlyStopping},
+                               number("repetition_penalty", kMinFloat, kMaxFloat, kPositive),
+                               whole("no_repeat_ngram_size", 0, kMaxInt),
+                               {"bad_words", Kind::kTexts},
+                               {"forced_prefix", Kind::kText},
+                               {"stop_strings", Kind::kTexts},
+                               number("max_time", kAboveZero, kHuge, "a number of seconds above 0"),
+                               {"do_sample", Kind::kFlag},
+                               number("temperature", kMinFloat, kMaxFloat, kPositive),
+                               whole("top_k", 0, kMaxInt),
+                               number("top_p", 0, 1, kShare),
+                               number("min_p", 0, 1, kShare),
+                               whole("seed", 0, kMaxSeed),
+                               {"raw", Kind::kFlag},
+                               {"pool", Kind::kPool}};
 constexpr size_t kOfCaptions = 2;
 constexpr const char* kSampling[] = {"temperature", "top_k", "top_p", "min_p", "seed"};
 
+constexpr OptionWording kPython = {"True or False", "True, False or 'never'", "a str",
+                                   "a str or a list of str, none of them empty, of valid Unicode"};
+constexpr OptionWording kStrings = {"true or false", "true, false or never", "valid UTF-8",
+                                    "texts that are not empty, of UTF-8"};
+
+bool is_text(const std::string& text) { return !text.empty() && is_utf8(text); }
+
+bool holds(const Option& option, const OptionValue& given) {
+  const auto* whole = std::get_if<int64_t>(&given.value);
+  const auto* number = std::get_if<double>(&given.value);
+  const auto* text = std::get_if<std::string>(&given.value);
+  const auto* texts = std::get_if<std::vector<std::string>>(&given.value);
+  const bool is_flag = std::holds_alternative<bool>(given.value);
+  switch (option.kind) {
+    case Kind::kWhole: return whole != nullptr && *whole >= option.low && *whole <= option.high;
+    case Kind::kNumber: {
+      if (whole == nullptr && number == nullptr) return false;
+      const double value = number != nullptr ? *number : static_cast<double>(*whole);
+      return value >= option.least && value <= option.most;
+    }
+    case Kind::kFlag: return is_flag;
+    case Kind::kEarlyStopping: return is_flag || (text != nullptr && *text == "never");
+    case Kind::kText: return text != nullptr && is_utf8(*text);
+    case Kind::kTexts:
+      return text != nullptr ? is_text(*text) : texts != nullptr && std::all_of(texts->begin(), texts->end(), is_text);
+    case Kind::kPool: break;
+  }
+  return text != nullptr && !text->empty();
+}
+
+std::string requirement_of(const Option& option, const OptionWording& wording) {
+  switch (option.kind) {
+    case Kind::kWhole:
+      return "a whole number from " + std::to_string(option.low) + " to " + std::to_string(option.high);
+    case Kind::kNumber: return option.requirement;
+    case Kind::kFlag: return wording.flag;
+    case Kind::kEarlyStopping: return wording.early_stopping;
+    case Kind::kText: return wording.text;
+    case Kind::kTexts: return wording.texts;
+    case Kind::kPool: break;
+  }
+  return "false, or the path of a file";
+}
+
 std::optional<double> parse_number(const std::string& text) {
-  if (text.empty() || std::isspace(static_cast<unsigned char>(text[0])) != 0) return std::nullopt;
-  char* end = nullptr;
-  const double value = std::strtod(text.c_str(), &end);
-  return *end == '\0' && std::isfinite(value) ? std::optional<double>(value) : std::nullopt;
+  double value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || !std::isfinite(value)) return std::nullopt;
+  return value;
+}
+
+// Reads the value of a C caller; one that is not of the option's type stays without a value.
+OptionValue parse(const Option& option, const std::string& text) {
+  OptionValue given{{}, shown(text)};
+  const auto keep = [&given](const auto& parsed) {
+    if (parsed) given.value = *parsed;
+    return parsed.has_value();
+  };
+  switch (option.kind) {
+    case Kind::kWhole: keep(parse_whole(text, INT64_MIN, INT64_MAX)); break;
+    case Kind::kNumber: keep(parse_number(text)); break;
+    case Kind::kFlag: keep(parse_flag(text)); break;
+    case Kind::kEarlyStopping:
+      if (!keep(parse_flag(text))) given.value = text;
+      break;
+    default: given.value = text;
+  }
+  return given;
 }
 
 int64_t random_seed() {
@@ -104,29 +160,55 @@ std::optional<bool> parse_flag(const std::string& text) {
 std::optional<int64_t> parse_whole(const std::string& text, int64_t low, int64_t high) {
   const size_t sign = text.empty() || text[0] != '-' ? 0 : 1;
   if (text.size() == sign || text.find_first_not_of("0123456789", sign) != std::string::npos) return std::nullopt;
-  errno = 0;
-  const long long value = std::strtoll(text.c_str(), nullptr, 10);
-  return errno == 0 && value >= low && value <= high ? std::optional<int64_t>(value) : std::nullopt;
+  int64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  return error == std::errc() && value >= low && value <= high ? std::optional<int64_t>(value) : std::nullopt;
+}
+
+std::string number_text(double number) {
+  std::ostringstream stream;
+  stream.imbue(std::locale::classic());
+  stream << number;
+  return stream.str();
 }
 
 std::string shown(const std::string& value) { return parse_number(value) ? value : quoted(value); }
 
-TextOptions::TextOptions(const char* const* pairs, bool captions) {
-  const size_t known = std::size(kNames) - (captions ? 0 : kOfCaptions);
-  Faults unknown, names(kNames, kNames + known);
-  for (auto& [name, value] : read_pairs(pairs)) {
-    if (std::find(names.begin(), names.end(), name) == names.end()) {
+TextOptions::TextOptions(const char* const* pairs, bool captions) : wording_(&kStrings) {
+  const Option* const last = std::end(kOptions) - (captions ? 0 : kOfCaptions);
+  std::vector<std::string> unknown;
+  for (auto& [name, text] : read_pairs(pairs)) {
+    const auto is_it = [&wanted = name](const Option& option) { return wanted == option.name; };
+    const Option* const option = std::find_if(std::begin(kOptions), last, is_it);
+    if (option == last) {
       unknown.push_back(single_line(name));
-    } else if (name == "bad_words") {
-      bad_words_.push_back(std::move(value));
-    } else if (name == "stop_strings") {
-      stop_strings_.push_back(std::move(value));
+    } else if (option->kind == Kind::kTexts) {  // of several, each has a pair
+      OptionValue& given = values_.try_emplace(name, OptionValue{std::vector<std::string>(), ""}).first->second;
+      if (!is_text(text)) given.shown = quoted(text);
+      std::get<std::vector<std::string>>(given.value).push_back(std::move(text));
     } else {
-      values_[name] = std::move(value);
+      values_[name] = parse(*option, text);
     }
   }
+  require_known(unknown, captions);
+}
+
+TextOptions::TextOptions(Values given, std::vector<std::string> unknown, const TextOptions& defaults)
+    : values_(std::move(given)), wording_(&kPython) {
+  values_.insert(defaults.values_.begin(), defaults.values_.end());
+  require_known(unknown, false);
+}
+
+std::vector<std::string> TextOptions::names(bool captions) {
+  std::vector<std::string> names;
+  for (const Option& option : kOptions) names.emplace_back(option.name);
+  if (!captions) names.resize(names.size() - kOfCaptions);
+  return names;
+}
+
+void TextOptions::require_known(const std::vector<std::string>& unknown, bool captions) const {
   if (unknown.empty()) return;
-  Faults faults = {"unknown option " + joined(unknown, ", ") + ": choose from " + joined(names, ", ")};
+  Faults faults = {"unknown option " + joined(unknown, ", ") + ": choose from " + joined(names(captions), ", ")};
   for (auto& [name, fault] : single_faults()) faults.push_back(std::move(fault));
   throw Error(ErrorKind::kArgument, std::move(faults));
 }
@@ -134,56 +216,77 @@ TextOptions::TextOptions(const char* const* pairs, bool captions) {
 TextOptions TextOptions::over(const TextOptions& defaults) const {
   TextOptions all = *this;
   all.values_.insert(defaults.values_.begin(), defaults.values_.end());
-  if (bad_words_.empty()) all.bad_words_ = defaults.bad_words_;
-  if (stop_strings_.empty()) all.stop_strings_ = defaults.stop_strings_;
   return all;
 }
 
-std::string TextOptions::text_of(const std::string& name) const {
-  const auto found = values_.find(name);
-  return found == values_.end() ? std::string() : found->second;
+std::string TextOptions::forced_prefix() const {
+  const std::string text = value_or("forced_prefix", std::string());
+  return is_utf8(text) ? text : "";
 }
 
-std::optional<int64_t> TextOptions::whole(const std::string& name) const {
-  for (const Whole& each : kWhole) {
-    if (name == each.name) return parse_whole(text_of(name), each.low, each.high);
-  }
-  return std::nullopt;
+std::vector<std::string> TextOptions::texts(const char* name) const {
+  if (const auto* text = find<std::string>(name)) return {*text};
+  return value_or(name, std::vector<std::string>());
 }
 
-std::optional<double> TextOptions::number(const std::string& name) const {
-  const std::optional<double> value = parse_number(text_of(name));
-  for (const Number& each : kNumbers) {
-    if (name == each.name && value && each.holds(*value)) return value;
-  }
-  return std::nullopt;
+double TextOptions::number_or(const char* name, double otherwise) const {
+  if (const auto* whole = find<int64_t>(name)) return static_cast<double>(*whole);
+  return value_or(name, otherwise);
 }
 
-// The options that are invalid by themselves.
+// The options that are invalid by themselves: name and fault, in the table's order.
 TextOptions::Wrong TextOptions::single_faults() const {
   Wrong wrong;
-  const auto require = [&](bool holds, const char* name, const std::string& requirement) {
-    if (values_.count(name) == 0 || holds) return;
-    wrong.emplace_back(name, std::string(name) + " is " + shown(text_of(name)) + ": give " + requirement);
-  };
-  for (const Whole& each : kWhole) {
-    require(whole(each.name).has_value(), each.name,
-            "a whole number from " + std::to_string(each.low) + " to " + std::to_string(each.high));
-  }
-  for (const Number& each : kNumbers) require(number(each.name).has_value(), each.name, each.requirement);
-  for (const char* name : {"do_sample", "raw"}) require(parse_flag(text_of(name)).has_value(), name, "true or false");
-  const std::string early = text_of("early_stopping");
-  require(early == "never" || parse_flag(early).has_value(), "early_stopping", "true, false or never");
-  require(!text_of("pool").empty(), "pool", "false, or the path of a file");
-  require(is_utf8(text_of("forced_prefix")), "forced_prefix", "valid UTF-8");
-  for (const auto& [name, texts] : {std::pair("bad_words", &bad_words_), std::pair("stop_strings", &stop_strings_)}) {
-    const auto is_bad = [](const std::string& text) { return text.empty() || !is_utf8(text); };
-    const auto found = std::find_if(texts->begin(), texts->end(), is_bad);
-    if (found == texts->end()) continue;
-    wrong.emplace_back(name,
-                       std::string(name) + " has " + quoted(*found) + ": give texts that are not empty, of UTF-8");
+  for (const Option& option : kOptions) {
+    const auto found = values_.find(option.name);
+    if (found == values_.end() || holds(option, found->second)) continue;
+    wrong.emplace_back(option.name, std::string(option.name) + " is " + found->second.shown + ": give " +
+                                        requirement_of(option, *wording_));
   }
   return wrong;
+}
+
+// How many tokens an answer has at most and at least, and how it is searched.
+struct TextOptions::Sizes {
+  int64_t captions, beams, most, least;
+  bool sampled;
+};
+
+TextOptions::Sizes TextOptions::sizes(const Decoding& defaults, const Room& room) const {
+  const int64_t captions = value_or<int64_t>("num_captions", 1), asked_least = value_or<int64_t>("min_new_tokens", 0);
+  const bool sampled = value_or("do_sample", false);
+  const int64_t beams = value_or<int64_t>("num_beams", sampled ? 1 : std::max(defaults.num_beams, captions));
+  const int64_t most = value_or<int64_t>(  // a default yields to what the caller asked for
+      "max_new_tokens",
+      std::max(std::min({defaults.max_new_tokens, room.tokens, kMaxTokens}), asked_least == 0 ? 1 : asked_least));
+  return {captions, beams, most, value_or<int64_t>("min_new_tokens", std::min(defaults.min_new_tokens, most)), sampled};
+}
+
+// The faults of options that are valid by themselves.
+Faults TextOptions::joint_faults(const Sizes& sizes, const Room& room, bool says_sampling) const {
+  Faults faults;
+  const auto text = [](int64_t number) { return std::to_string(number); };
+  const auto& [captions, beams, most, least, sampled] = sizes;
+  if (captions > beams && !(sampled && beams == 1)) {
+    faults.push_back("num_captions is " + text(captions) + ", more than num_beams, " + text(beams) + ": " +
+                     (sampled ? "raise or leave out num_beams" : "raise num_beams, or set do_sample"));
+  }
+  if (least > most) {
+    faults.push_back("min_new_tokens is " + text(least) + ", more than max_new_tokens, " + text(most));
+  }
+  if (room.tokens < 1) {
+    faults.push_back("no token fits behind " + room.behind + ": " + room.fix);
+  } else if (most > room.tokens) {
+    faults.push_back(std::string(values_.count("max_new_tokens") != 0 ? "max_new_tokens" : "min_new_tokens") + " is " +
+                     text(most) + ", but only " + text(room.tokens) + " fit behind " + room.behind + ": " + room.fix +
+                     ", or lower it");
+  }
+  for (const char* name : kSampling) {
+    const auto found = values_.find(name);
+    if (sampled || !says_sampling || found == values_.end()) continue;
+    faults.push_back(std::string(name) + " is " + found->second.shown + ", but sampling is off: set do_sample");
+  }
+  return faults;
 }
 
 GenerationOptions TextOptions::resolve(const Decoding& defaults, const Room& room) const {
@@ -195,55 +298,29 @@ GenerationOptions TextOptions::resolve(const Decoding& defaults, const Room& roo
     says_sampling = says_sampling && name != "do_sample";
     faults.push_back(std::move(fault));
   }
-  const int64_t captions = valid.whole("num_captions").value_or(1);
-  const bool sampled = valid.text_of("do_sample") == "true";
-  const int64_t beams = valid.whole("num_beams").value_or(sampled ? 1 : std::max(defaults.num_beams, captions));
-  const std::optional<int64_t> asked_most = valid.whole("max_new_tokens"), asked_least = valid.whole("min_new_tokens");
-  const int64_t most = asked_most.value_or(  // a default yields to what the caller asked for
-      std::max(std::min({defaults.max_new_tokens, room.tokens, kMaxTokens}),
-               asked_least.value_or(0) == 0 ? 1 : *asked_least));
-  const int64_t least = asked_least.value_or(std::min(defaults.min_new_tokens, most));
-  const auto text = [](int64_t number) { return std::to_string(number); };
-  if (captions > beams && !(sampled && beams == 1)) {
-    faults.push_back("num_captions is " + text(captions) + ", more than num_beams, " + text(beams) + ": " +
-                     (sampled ? "raise or leave out num_beams" : "raise num_beams, or set do_sample"));
-  }
-  if (least > most) {
-    faults.push_back("min_new_tokens is " + text(least) + ", more than max_new_tokens, " + text(most));
-  }
-  if (room.tokens < 1) {
-    faults.push_back("no token fits behind " + room.behind + ": " + room.fix);
-  } else if (most > room.tokens) {
-    faults.push_back(std::string(asked_most ? "max_new_tokens" : "min_new_tokens") + " is " + text(most) +
-                     ", but only " + text(room.tokens) + " fit behind " + room.behind + ": " + room.fix +
-                     ", or lower it");
-  }
-  for (const char* name : kSampling) {
-    if (sampled || !says_sampling || valid.values_.count(name) == 0) continue;
-    faults.push_back(std::string(name) + " is " + valid.text_of(name) + ", but sampling is off: set do_sample");
-  }
+  const Sizes sizes = valid.sizes(defaults, room);
+  for (std::string& fault : valid.joint_faults(sizes, room, says_sampling)) faults.push_back(std::move(fault));
   if (!faults.empty()) throw Error(ErrorKind::kArgument, std::move(faults));
 
   GenerationOptions options;
-  options.num_beams = static_cast<int>(beams);
-  options.num_return_sequences = static_cast<int>(captions);
-  options.max_new_tokens = static_cast<int>(most);
-  options.min_new_tokens = static_cast<int>(least);
-  options.length_penalty = number("length_penalty").value_or(defaults.length_penalty);
-  const std::string early = text_of("early_stopping");
-  options.early_stopping = early == "true"    ? EarlyStopping::kTrue
-                           : early == "never" ? EarlyStopping::kNever
-                                              : EarlyStopping::kFalse;
-  options.repetition_penalty = number("repetition_penalty").value_or(1.0);
-  options.no_repeat_ngram_size = static_cast<int>(whole("no_repeat_ngram_size").value_or(0));
-  if (const auto seconds = number("max_time")) options.max_time = *seconds;
-  if (!sampled) return options;
+  options.num_beams = static_cast<int>(sizes.beams);
+  options.num_return_sequences = static_cast<int>(sizes.captions);
+  options.max_new_tokens = static_cast<int>(sizes.most);
+  options.min_new_tokens = static_cast<int>(sizes.least);
+  options.length_penalty = number_or("length_penalty", defaults.length_penalty);
+  const bool never = find<std::string>("early_stopping") != nullptr, early = value_or("early_stopping", false);
+  options.early_stopping = never ? EarlyStopping::kNever : early ? EarlyStopping::kTrue : EarlyStopping::kFalse;
+  options.repetition_penalty = number_or("repetition_penalty", 1.0);
+  options.no_repeat_ngram_size = static_cast<int>(value_or<int64_t>("no_repeat_ngram_size", 0));
+  options.max_time = number_or("max_time", options.max_time);
+  if (!sizes.sampled) return options;
   options.do_sample = true;
-  options.top_k = static_cast<int>(whole("top_k").value_or(kTopK));
-  options.seed = static_cast<uint64_t>(whole("seed").value_or(values_.count("seed") == 0 ? random_seed() : 0));
-  options.temperature = number("temperature").value_or(1.0);
-  options.top_p = number("top_p").value_or(1.0);
-  options.min_p = number("min_p").value_or(0.0);
+  options.top_k = static_cast<int>(value_or("top_k", kTopK));
+  const auto* seed = find<int64_t>("seed");
+  options.seed = static_cast<uint64_t>(seed == nullptr ? random_seed() : *seed);
+  options.temperature = number_or("temperature", 1.0);
+  options.top_p = number_or("top_p", 1.0);
+  options.min_p = number_or("min_p", 0.0);
   return options;
 }
 

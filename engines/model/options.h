@@ -1,11 +1,13 @@
-// Generation options as text, keys and values, validated together: the C library's counterpart of blip2rt.options,
-// whose names, defaults, limits and messages it has. Knows numbers and strings only.
+// Generation options of callers, validated together: one table of names, limits and messages for C's strings and
+// Python's objects. Knows numbers and strings only.
 #pragma once
 
 #include <cstdint>
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
+#include <variant>
 #include <vector>
 
 #include "base/error.h"
@@ -16,9 +18,12 @@ namespace blip2rt {
 // Pairs of key and value that end with null; null: none. Throws Error for a key without a value.
 std::vector<std::pair<std::string, std::string>> read_pairs(const char* const* pairs);
 
-// Returns a Boolean, or a whole number from `low` to `high`; nothing for any other text.
+// Returns a Boolean, or a whole number from `low` to `high`; nothing for any other text. No locale changes it.
 std::optional<bool> parse_flag(const std::string& text);
 std::optional<int64_t> parse_whole(const std::string& text, int64_t low, int64_t high);
+
+// A number as C writes it with %g, in any locale.
+std::string number_text(double number);
 
 // A value as a message shows it: a number as it is, other text in quotes.
 std::string shown(const std::string& value);
@@ -36,12 +41,33 @@ struct Room {
   std::string fix;     // how to make room
 };
 
+// What a caller gave for an option; nothing, if no option has its type. `shown`: as messages show it.
+struct OptionValue {
+  std::variant<std::monostate, bool, int64_t, double, std::string, std::vector<std::string>> value;
+  std::string shown;
+};
+
+// How callers of a language write values: the end of "do_sample is 1: give ...".
+struct OptionWording {
+  const char *flag, *early_stopping, *text, *texts;
+};
+
 class TextOptions {
  public:
+  using Values = std::map<std::string, OptionValue>;
+
   TextOptions() = default;
 
-  // `captions`: allow `raw` and `pool`. Throws Error for unknown keys, which also lists the faults of the others.
+  // Options of a C caller. `captions`: allow `raw` and `pool`. Throws Error for unknown keys, which also lists the
+  // faults of the others.
   TextOptions(const char* const* pairs, bool captions);
+
+  // Options of a Python caller, and those of `defaults` that they leave open. Throws Error for unknown names in the
+  // same way.
+  TextOptions(Values given, std::vector<std::string> unknown, const TextOptions& defaults);
+
+  // The names of the options that Python's callers have.
+  static std::vector<std::string> names(bool captions = false);
 
   // These options, and those of `defaults` that they leave open.
   TextOptions over(const TextOptions& defaults) const;
@@ -50,22 +76,37 @@ class TextOptions {
   // Error with every fault.
   GenerationOptions resolve(const Decoding& defaults, const Room& room) const;
 
-  bool raw() const { return text_of("raw") == "true"; }
-  std::string pool() const { return text_of("pool"); }  // a file, or "false"; empty: the bundle's own
-  std::string forced_prefix() const { return text_of("forced_prefix"); }
-  const std::vector<std::string>& bad_words() const { return bad_words_; }
-  const std::vector<std::string>& stop_strings() const { return stop_strings_; }
+  bool raw() const { return value_or("raw", false); }
+  std::string pool() const { return value_or("pool", std::string()); }  // a file, or "false"; empty: the bundle's own
+  // These are empty if they are invalid.
+  std::string forced_prefix() const;
+  std::vector<std::string> bad_words() const { return texts("bad_words"); }
+  std::vector<std::string> stop_strings() const { return texts("stop_strings"); }
 
  private:
-  using Wrong = std::vector<std::pair<std::string, std::string>>;  // name and fault
+  using Wrong = std::vector<std::pair<std::string, std::string>>;
+  struct Sizes;
 
-  std::string text_of(const std::string& name) const;
   Wrong single_faults() const;
-  std::optional<int64_t> whole(const std::string& name) const;
-  std::optional<double> number(const std::string& name) const;
+  void require_known(const std::vector<std::string>& unknown, bool captions) const;
+  Sizes sizes(const Decoding& defaults, const Room& room) const;
+  Faults joint_faults(const Sizes& sizes, const Room& room, bool says_sampling) const;
+  std::vector<std::string> texts(const char* name) const;
 
-  std::map<std::string, std::string> values_;
-  std::vector<std::string> bad_words_, stop_strings_;
+  template <class T>
+  const T* find(const std::string& name) const {
+    const auto found = values_.find(name);
+    return found == values_.end() ? nullptr : std::get_if<T>(&found->second.value);
+  }
+  template <class T>
+  T value_or(const char* name, T otherwise) const {
+    const T* value = find<T>(name);
+    return value == nullptr ? otherwise : *value;
+  }
+  double number_or(const char* name, double otherwise) const;
+
+  Values values_;
+  const OptionWording* wording_ = nullptr;
 };
 
 }  // namespace blip2rt

@@ -23,9 +23,6 @@ struct Prompt {
   std::string whole() const { return before + text + after; }
 };
 
-// Opens a tokenizer.json. Throws Error.
-std::shared_ptr<const Tokenizer> open_tokenizer(const std::string& file);
-
 class LlmTokenizer {
  public:
   // `file`: names the tokenizer in errors. `special_tokens`: whether "<|im_end|>" in a caller's text is that token, or

@@ -1,14 +1,200 @@
-// What the language side knows without a model: statements and forms of texts.
+// The language side without graphs: statements, forms of texts, callers' options, prompts, and chats.
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/tuple.h>
+
+#include <algorithm>
+#include <map>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "model/dialogue.h"
 #include "model/statements.h"
 #include "model/text_forms.h"
 #include "python/bind.h"
-#include "python/casters.h"
-#include "python/errors.h"
+#include "python/gil.h"
+#include "python/python_options.h"
+#include "python/python_texts.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace blip2rt {
+namespace {
+
+using Texts = std::vector<CallerText>;
+
+std::string shown(nb::handle object) {
+  std::string text;
+  if (nb::detail::read_text(nb::repr(object), text)) return text;
+  return nb::cast<std::string>(nb::steal(PyObject_ASCII(object.ptr())));
+}
+
+// A whole number that does not fit is a large one.
+void read_number(nb::handle object, OptionValue& into) {
+  if (PyIndex_Check(object.ptr())) {
+    const nb::object whole = nb::steal(PyNumber_Index(object.ptr()));
+    if (whole.is_valid()) {
+      int overflow = 0;
+      const long long value = PyLong_AsLongLongAndOverflow(whole.ptr(), &overflow);
+      if (overflow == 0) {
+        into.value = static_cast<int64_t>(value);
+        return;
+      }
+      const double large = PyLong_AsDouble(whole.ptr());
+      if (!PyErr_Occurred()) into.value = large;
+    }
+  } else if (PyObject_HasAttrString(object.ptr(), "__float__") != 0) {
+    const nb::object number = nb::steal(PyNumber_Float(object.ptr()));
+    if (number.is_valid()) into.value = PyFloat_AsDouble(number.ptr());
+  }
+  PyErr_Clear();
+}
+
+OptionValue option_of(nb::handle object) {
+  OptionValue given{{}, shown(object)};
+  std::string text;
+  if (PyBool_Check(object.ptr())) {
+    given.value = object.is(nb::handle(Py_True));
+  } else if (nb::detail::read_text(object, text)) {
+    given.value = std::move(text);
+  } else if (PyList_Check(object.ptr()) || PyTuple_Check(object.ptr())) {
+    std::vector<std::string> texts;
+    if (nb::try_cast(object, texts)) given.value = std::move(texts);
+  } else {
+    read_number(object, given);
+  }
+  return given;
+}
+
+// Options by name; None is no option.
+TextOptions options_of(const std::map<std::string, nb::object>& given, const TextOptions* defaults) {
+  static const std::vector<std::string> names = TextOptions::names();
+  TextOptions::Values values;
+  std::vector<std::string> unknown;
+  for (const auto& [name, value] : given) {
+    if (std::find(names.begin(), names.end(), name) == names.end()) {
+      unknown.push_back(name);
+    } else if (!value.is_none()) {
+      values.emplace(name, option_of(value));
+    }
+  }
+  return {std::move(values), std::move(unknown), defaults == nullptr ? TextOptions() : *defaults};
+}
+
+// Reads a blip2rt.bundle.manifest.Manifest.
+LanguageSpec language_spec_of(nb::handle manifest) {
+  LanguageSpec spec;
+  spec.name = nb::cast<std::string>(manifest.attr("name"));
+  spec.prompts = nb::cast<std::map<std::string, std::string>>(manifest.attr("prompts"));
+  for (const auto& [task, given] : nb::cast<std::map<std::string, nb::object>>(manifest.attr("decoding"))) {
+    const auto whole = [&given = given](const char* name) { return nb::cast<int64_t>(given.attr(name)); };
+    spec.decoding[task] = {whole("num_beams"), whole("max_new_tokens"), whole("min_new_tokens"),
+                           nb::cast<double>(given.attr("length_penalty"))};
+  }
+  const nb::object question = manifest.attr("question");
+  if (!question.is_none()) spec.question = nb::cast<std::string>(question.attr("prompt"));
+  return spec;
+}
+
+nb::object prompt_object(const Prompt& prompt) {
+  return nb::module_::import_("blip2rt.text").attr("Prompt")(prompt.before, prompt.text, prompt.after);
+}
+
+using TextTuple = std::tuple<std::string, double, Ids, bool>;
+
+void bind_prompts(nb::class_<Language>& bound) {
+  bound
+      .def(
+          "caption_prompt",
+          [](const Language& self, const std::optional<CallerText>& prompt) {
+            return prompt_object(self.caption_prompt(prompt ? &prompt->utf8 : nullptr));
+          },
+          "prompt"_a.none())
+      .def(
+          "ask_prompt",
+          [](const Language& self, const CallerText& question) {
+            return prompt_object(self.ask_prompt(question.utf8));
+          },
+          "question"_a)
+      .def(
+          "qformer_question",
+          [](const Language& self, const CallerText& question) { return self.qformer_question(question.utf8); },
+          "question"_a)
+      .def_prop_ro("next_question", &Language::next_question)
+      .def(
+          "caption_tokens",
+          [](const Language& self, const Texts& texts, int64_t prefix_length, std::optional<int64_t> max_tokens,
+             bool complete) { return self.caption_tokens(utf8_of(texts), prefix_length, max_tokens, complete); },
+          "texts"_a, "prefix_length"_a, "max_tokens"_a = nb::none(), "complete"_a = true)
+      .def(
+          "answer_tokens",
+          [](const Language& self, const Texts& answers) { return self.answer_tokens(utf8_of(answers)); }, "answers"_a);
+}
+
+void bind_model(nb::module_& m) {
+  nb::class_<Language> bound(m, "Language");
+  bound
+      .def(
+          "__init__",
+          [](Language* self, const std::string& file, nb::object tokenizer, nb::object manifest, bool special_tokens) {
+            new (self) Language(language_spec_of(manifest), file, tokenizer_of(std::move(tokenizer)),
+                                llm_spec_of(manifest.attr("llm")), special_tokens);
+          },
+          "file"_a, "tokenizer"_a, "manifest"_a, "special_tokens"_a = true, nb::keep_alive<1, 3>())
+      .def_prop_ro("tokenizer", &Language::tokenizer)
+      .def(
+          "settings",
+          [](const Language& self, const std::string& task, const TextOptions& options,
+             const std::vector<Prompt>& prompts, int64_t used) {
+            const ReleasedGil released;
+            return self.settings(task, options, prompts, used);
+          },
+          "task"_a, "options"_a, "prompts"_a, "used"_a = 0)
+      .def("forced_prefix", &Language::forced_prefix, "options"_a, "after_prompt"_a)
+      .def(
+          "text_of",
+          [](const Language& self, const Ids& token_ids, double score, const GenerationOptions& options,
+             bool single_line, bool timed_out) -> TextTuple {
+            const ReleasedGil released;
+            Text text = self.text_of(token_ids, score, options, single_line, timed_out);
+            return {std::move(text.text), text.score, std::move(text.tokens), text.truncated};
+          },
+          "token_ids"_a, "score"_a, "options"_a, "single_line"_a = false, "timed_out"_a = false)
+      .def("need_chat", &Language::need_chat);
+  bind_prompts(bound);
+  m.def(
+      "judged_question",
+      [](const CallerText& question, const GenerationOptions& options, bool counts) {
+        return judged_question(question.utf8, options, counts);
+      },
+      "question"_a, "options"_a, "counts"_a);
+}
+
+void bind_dialogue(nb::module_& m) {
+  using Turn = Dialogue::Turn;
+  nb::class_<Turn>(m, "Turn")
+      .def_prop_ro("prompt", [](const Turn& self) { return prompt_object(self.task.prompt); })
+      .def_prop_ro("options", [](const Turn& self) { return self.task.options; })
+      .def_prop_ro("until", [](const Turn& self) { return self.task.until; })
+      .def_prop_ro("token_ids", [](const Turn& self) { return self.ids; });
+  nb::class_<Dialogue>(m, "Dialogue")
+      .def(nb::init<const Language&, TextOptions>(), "language"_a, "options"_a, nb::keep_alive<1, 2>())
+      .def_prop_ro("max_beams", &Dialogue::max_beams)
+      .def(
+          "begin",
+          [](const Dialogue& self, const CallerText& question, const TextOptions& options) {
+            return self.begin(question.utf8, options);
+          },
+          "question"_a, "options"_a)
+      .def("read", &Dialogue::read, "turn"_a)
+      .def("answered", &Dialogue::answered, "turn"_a, "answer"_a)
+      .def("add_answer", &Dialogue::add_answer, "tokens"_a);
+}
+
+}  // namespace
 
 void bind_language(nb::module_& m) {
   m.def("phrase_of", [](const CallerText& question) { return phrase_of(question.utf8); }, "question"_a);
@@ -21,6 +207,15 @@ void bind_language(nb::module_& m) {
   m.def("tidied", [](const CallerText& text) { return tidied(text.utf8); }, "text"_a);
   m.def("cleaned_up", [](const CallerText& text) { return cleaned_up(text.utf8); }, "text"_a);
   m.def("clean_caption", [](const CallerText& text) { return clean_caption(text.utf8); }, "text"_a);
+  nb::class_<TextOptions>(m, "CallerOptions")
+      .def(
+          "__init__",
+          [](TextOptions* self, const std::map<std::string, nb::object>& given, const TextOptions* defaults) {
+            new (self) TextOptions(options_of(given, defaults));
+          },
+          "given"_a, "defaults"_a = nb::none());
+  bind_model(m);
+  bind_dialogue(m);
 }
 
 }  // namespace blip2rt

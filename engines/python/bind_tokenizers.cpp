@@ -1,4 +1,5 @@
 // The tokenizers of a bundle, over the core's reader or, for a part that it does not know, the library `tokenizers`.
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/tuple.h>
 
@@ -72,19 +73,19 @@ class LibraryTokenizer : public Tokenizer {
   nb::object object_;
 };
 
-// The core's tokenizer, which the caller keeps alive, or another object with its functions.
+template <class T>
+void read_field(nb::handle spec, const char* name, T& into) {
+  into = nb::cast<T>(spec.attr(name));
+}
+
+}  // namespace
+
 std::shared_ptr<const Tokenizer> tokenizer_of(nb::object object) {
   const Tokenizer* own = nullptr;
   if (nb::try_cast(object, own) && own != nullptr) return {std::shared_ptr<void>(), own};
   return std::make_shared<const LibraryTokenizer>(std::move(object));
 }
 
-template <class T>
-void read_field(nb::handle spec, const char* name, T& into) {
-  into = nb::cast<T>(spec.attr(name));
-}
-
-// Reads a blip2rt.bundle.manifest.LlmSpec.
 LlmSpec llm_spec_of(nb::handle given) {
   LlmSpec spec{};
   const auto read = [&](const char* name, auto& into) { read_field(given, name, into); };
@@ -101,6 +102,14 @@ LlmSpec llm_spec_of(nb::handle given) {
   read("clean_up_tokenization_spaces", spec.clean_up_tokenization_spaces);
   return spec;
 }
+
+std::vector<std::string> utf8_of(const std::vector<CallerText>& texts) {
+  std::vector<std::string> all;
+  for (const CallerText& text : texts) all.push_back(text.utf8);
+  return all;
+}
+
+namespace {
 
 // Reads a RetrievalSpec or a QuestionSpec.
 QFormerTextSpec text_spec_of(nb::handle given) {

@@ -17,6 +17,7 @@ const char* class_of(ErrorKind kind) {
   switch (kind) {
     case ErrorKind::kArgument: return "OptionError";
     case ErrorKind::kModel: return "BundleError";
+    case ErrorKind::kCapability: return "CapabilityError";
     case ErrorKind::kTimeout: return "DeadlineError";
     case ErrorKind::kBackend: break;
   }

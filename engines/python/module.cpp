@@ -38,20 +38,20 @@ using namespace nb::literals;
 namespace blip2rt {
 namespace {
 
-GenerationOptions options_for(const Generator& generator, const nb::dict& given) {
+GenerationOptions options_for(const Generator& generator, nb::handle given) {
   return options_from(given, static_cast<size_t>(generator.shape().vocab_size));
 }
 
 // Returns requests that read Python's array, which must outlive them.
 std::vector<Request> borrowing_requests(const Generator& generator, nb::handle prefix_embeds, const Prompts& prompts,
-                                        const nb::dict& options) {
+                                        nb::handle options) {
   const Prefix prefix = borrow_prefix(generator, prefix_embeds);
   const std::shared_ptr<const float> borrowed(std::shared_ptr<void>(), prefix.data);
   return requests_of(generator, borrowed, prefix, prompts, options_for(generator, options));
 }
 
-Sequences generate_all(const Generator& generator, nb::handle prefix_embeds, const Prompts& prompts,
-                       const nb::dict& options, const std::optional<nb::callable>& on_token) {
+Sequences generate_all(const Generator& generator, nb::handle prefix_embeds, const Prompts& prompts, nb::handle options,
+                       const std::optional<nb::callable>& on_token) {
   std::vector<Request> requests = borrowing_requests(generator, prefix_embeds, prompts, options);
   std::function<bool(const NewToken&)> callback;
   if (on_token) {
@@ -69,9 +69,9 @@ Sequences generate_all(const Generator& generator, nb::handle prefix_embeds, con
 }
 
 Sequences rounds_of(const Generator& generator, nb::handle prefix_embeds, const Prompts& prompts,
-                    const std::vector<nb::dict>& ways) {
+                    const std::vector<nb::object>& ways) {
   std::vector<std::vector<Request>> rounds;
-  for (const nb::dict& options : ways) {
+  for (nb::handle options : ways) {
     rounds.push_back(borrowing_requests(generator, prefix_embeds, prompts, options));
   }
   const ReleasedGil released;
@@ -91,7 +91,7 @@ struct PythonGeneration {
 };
 
 PythonGeneration begin(const Generator& generator, nb::handle prefix_embeds, const Prompts& prompts,
-                       const nb::dict& options) {
+                       nb::handle options) {
   return {std::make_shared<Generation>(generator, borrowing_requests(generator, prefix_embeds, prompts, options))};
 }
 
@@ -327,8 +327,8 @@ NB_MODULE(_native, m) {
   nb::class_<SearchBatch>(m, "SearchBatch")
       .def(
           "__init__",
-          [](SearchBatch* self, size_t images, const std::vector<int64_t>& given, size_t vocab_size,
-             const nb::dict& options, const std::vector<std::vector<int64_t>>& before) {
+          [](SearchBatch* self, size_t images, const std::vector<int64_t>& given, size_t vocab_size, nb::handle options,
+             const std::vector<std::vector<int64_t>>& before) {
             new (self) SearchBatch(images, given, vocab_size, options_from(options, vocab_size), before);
           },
           "images"_a, "given"_a, "vocab_size"_a, "options"_a, "before"_a = std::vector<std::vector<int64_t>>())
@@ -338,6 +338,7 @@ NB_MODULE(_native, m) {
                      return bytes_of(memory.data(), memory.size() * sizeof(memory[0]), self);
                    })
       .def_prop_ro("plan", &plan_of)
+      .def_prop_ro("options", &SearchBatch::options)
       .def(
           "advance",
           [](SearchBatch& self, nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> scores, bool last) {
@@ -400,7 +401,7 @@ NB_MODULE(_native, m) {
           "generator"_a, "prefix_embeds"_a, "max_rows"_a, "capacity"_a, nb::keep_alive<1, 2>())
       .def(
           "ask",
-          [](PythonChat& self, std::vector<int64_t> prompt, const nb::dict& options) {
+          [](PythonChat& self, std::vector<int64_t> prompt, nb::handle options) {
             return PythonGeneration{self.chat.ask(std::move(prompt), options_for(self.generator, options))};
           },
           "prompt"_a, "options"_a = nb::dict(), nb::keep_alive<0, 1>())
@@ -408,6 +409,7 @@ NB_MODULE(_native, m) {
 
   add_batcher(m);
   add_tokenizer(m);
+  bind_options(m);
   bind_language(m);
   bind_matching(m);
   bind_tokenizers(m);

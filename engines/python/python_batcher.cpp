@@ -125,7 +125,7 @@ struct PythonBatcher {
   PythonBatcher(const PythonBatcher&) = delete;
   PythonBatcher& operator=(const PythonBatcher&) = delete;
 
-  Submitted submit(nb::handle prefix_embeds, std::vector<std::vector<int64_t>> prompts, const nb::dict& given,
+  Submitted submit(nb::handle prefix_embeds, std::vector<std::vector<int64_t>> prompts, nb::handle given,
                    const std::vector<nb::bytes>& images, bool each_token) {
     const Generator& generator = batcher->generator();
     const Prefix prefix = borrow_prefix(generator, prefix_embeds);

@@ -1,11 +1,13 @@
-// Reads options out of a dict. Knows their names and types; search/options.cpp knows which values make sense.
+// Reads options by name. Knows their names and types; search/options.cpp knows which values make sense.
 #include "python/python_options.h"
 
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "python/bind.h"
 #include "python/casters.h"
 
 namespace nb = nanobind;
@@ -101,21 +103,64 @@ std::string read_option(std::string_view name, nb::handle value, GenerationOptio
   return "unknown generation option '" + std::string(name) + "', choose from " + kNames;
 }
 
-}  // namespace
-
-GenerationOptions options_from(const nb::dict& given, size_t vocab_size) {
-  GenerationOptions options;
+// Changes options by name. Returns every fault.
+template <class Items>
+std::string change(GenerationOptions& options, const Items& given) {
   std::string faults;
-  const auto add = [&faults](const std::string& fault) {
-    faults += (faults.empty() || fault.empty() ? "" : "; ") + fault;
-  };
   for (auto [key, value] : given) {
     std::string name;
-    add(nb::detail::read_text(key, name) ? read_option(name, value, options) : "an option's name is not a string");
+    const bool is_name = nb::detail::read_text(key, name);
+    const std::string fault = is_name ? read_option(name, value, options) : "an option's name is not a string";
+    faults += (faults.empty() || fault.empty() ? "" : "; ") + fault;
   }
-  add(options.faults(vocab_size));
+  return faults;
+}
+
+}  // namespace
+
+GenerationOptions options_from(nb::handle given, size_t vocab_size) {
+  GenerationOptions options;
+  std::string faults;
+  if (!nb::try_cast(given, options)) {
+    faults = nb::isinstance<nb::dict>(given) ? change(options, nb::cast<nb::dict>(given)) : "they are no dict";
+  }
+  const std::string others = options.faults(vocab_size);
+  faults += (faults.empty() || others.empty() ? "" : "; ") + others;
   if (!faults.empty()) throw std::runtime_error("bad generation options: " + faults);
   return options;
+}
+
+void bind_options(nb::module_& m) {
+  using Options = GenerationOptions;
+  nb::class_<Options>(m, "GenerationOptions")
+      .def("__init__",
+           [](Options* self, const nb::kwargs& given) {
+             Options options;
+             const std::string faults = change(options, given);
+             if (!faults.empty()) throw std::runtime_error("bad generation options: " + faults);
+             new (self) Options(std::move(options));
+           })
+      .def("changed",
+           [](const Options& self, const nb::kwargs& given) {
+             Options options = self;
+             const std::string faults = change(options, given);
+             if (!faults.empty()) throw std::runtime_error("bad generation options: " + faults);
+             return options;
+           })
+      .def_ro("num_beams", &Options::num_beams)
+      .def_ro("num_return_sequences", &Options::num_return_sequences)
+      .def_ro("max_new_tokens", &Options::max_new_tokens)
+      .def_ro("min_new_tokens", &Options::min_new_tokens)
+      .def_ro("counts_prompt", &Options::counts_prompt)
+      .def_ro("image_token_id", &Options::image_token_id)
+      .def_ro("forced_prefix", &Options::forced_prefix)
+      .def_ro("eos_token_ids", &Options::eos_token_ids)
+      .def_ro("max_time", &Options::max_time)
+      .def_ro("do_sample", &Options::do_sample)
+      .def_ro("first_image", &Options::first_image)
+      .def_prop_ro("vocabulary", [](const Options& self) {
+        return self.vocabulary == nullptr ? std::nullopt : std::optional(PythonVocabulary{self.vocabulary});
+      });
 }
 
 }  // namespace blip2rt

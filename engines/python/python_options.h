@@ -1,4 +1,4 @@
-// Turns a dict of options into GenerationOptions. Knows the options' names in Python.
+// The loop's options, which Python holds as an object or writes as a dict. Knows their names in Python.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -20,7 +20,8 @@ struct PythonGuide {
   std::shared_ptr<const Guide> shared;
 };
 
-// Throws std::runtime_error with every fault: unknown names, wrong types, bad values.
-GenerationOptions options_from(const nanobind::dict& given, size_t vocab_size);
+// Reads GenerationOptions, or a dict of them. Throws std::runtime_error with every fault: unknown names, wrong types,
+// bad values.
+GenerationOptions options_from(nanobind::handle given, size_t vocab_size);
 
 }  // namespace blip2rt

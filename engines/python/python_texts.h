@@ -1,10 +1,11 @@
-// Prompts and ids between Python and the language side.
+// Prompts, tokenizers and their specs between Python and the language side.
 #pragma once
 
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "model/tokenizers.h"
 #include "python/casters.h"
@@ -14,6 +15,14 @@ namespace blip2rt {
 
 // Reads a blip2rt.text.Prompt, or a str, which is a caller's text without a template. Raises OptionError.
 Prompt read_prompt(nanobind::handle source);
+
+// The core's tokenizer, which the caller keeps alive, or another object with its functions.
+std::shared_ptr<const Tokenizer> tokenizer_of(nanobind::object object);
+
+// Reads a blip2rt.bundle.manifest.LlmSpec.
+LlmSpec llm_spec_of(nanobind::handle given);
+
+std::vector<std::string> utf8_of(const std::vector<CallerText>& texts);
 
 }  // namespace blip2rt
 

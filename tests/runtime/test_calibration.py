@@ -96,7 +96,7 @@ def test_questions_of_a_number_get_the_likeliest(tiny: Tiny, tmp_path: Path, pho
     model = blip2rt.load(calibrated(folder, replace(CALIBRATION, numbers=numbers)), threads=1)
     images, question = [photo(5, 7), photo(9, 3), photo(20, 30)], "how many who is there?"
     language = model.pipeline.language
-    end = language._spec.eos_token_ids[:1]
+    end = language.spec.eos_token_ids[:1]
     texts = [[*language.encode_more(Prompt(" ", number)), *end] for number in numbers]
     ids = language.encode(language.ask_prompt(question))
     answers = model.ask(images, "How many  who is there? Please answer with one word.")

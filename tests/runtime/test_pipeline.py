@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import blip2rt
 from blip2rt.errors import BundleError, CapabilityError, ImageError, OptionError
 from blip2rt.image import to_pixels
 from blip2rt.native import native
+from blip2rt.options import Options
 from tests.tiny.bundle import EOS, WORDS, E, Q, Tiny, write_bundle
 
 
@@ -154,6 +156,15 @@ def test_bad_options_are_named_before_any_image_is_read(model, options, words):
     with pytest.raises(OptionError) as caught:
         model.caption("/no/such.jpg", **options)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_the_core_knows_the_options_of_python(model):
+    names = ", ".join(field.name for field in fields(Options))
+    with pytest.raises(OptionError, match=f"^unknown option beams: choose from {names}; top_p is 2: give"):
+        native().CallerOptions({"beams": 1, "top_p": 2})
+    numbers = {"num_beams": np.int64(3), "length_penalty": np.float32(0.5), "repetition_penalty": 2, "max_time": 10**30}
+    settings = model.task(**numbers, seed=None).settings
+    assert (settings.num_beams, settings.max_time, settings.do_sample) == (3, 1e30, False)
 
 
 def test_non_iterables_are_rejected(model, photo):

@@ -69,7 +69,7 @@ def test_a_chat_model_stops_at_the_next_turn(tiny, model, photo, tmp_path, monke
             break
     first = later[0]
     chat = chat_bundle(tiny, tmp_path / "chat", WORDS[ids[first]], monkeypatch)
-    tokenizer = chat.pipeline.language._tokenizer
+    tokenizer = chat.pipeline.language.tokenizer
     want = tokenizer.decode(ids[:first])
     greedy = []
     assert chat.caption(image, num_beams=1, on_token=lambda *new: greedy.append(new[2]), **options) == want
@@ -105,7 +105,7 @@ def test_on_token_is_given_every_token(tiny, model, photo):
     assert len(seen) == 40 and {image for image, _, _ in seen} == set(range(10))
     for number, caption in enumerate(captions):
         ids = [token for image, _, token in seen if image == number]
-        assert model.pipeline.language._tokenizer.decode(ids) == caption
+        assert model.pipeline.language.tokenizer.decode(ids) == caption
     first = model.caption(images[0], num_beams=1, max_new_tokens=1)
     assert model.caption(images[0], on_token=lambda *_: False, **options) == first
     with pytest.raises(OptionError, match="on_token with num_beams 3"):

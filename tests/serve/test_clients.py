@@ -71,8 +71,8 @@ def test_openai_counts_tokens(create: Any, model: Any, cat: bytes) -> None:
     expected = model.ask(cat, "who is it?", num_beams=1, on_token=lambda image, draw, token: seen.append(token))
     found = create(cat, "who is it?", **GREEDY)
     language = model.pipeline.language
-    read = len(language.encode(language.ask_prompt("who is it?"))) + language._spec.prefix_length
-    written = len([token for token in seen if token not in language._spec.eos_token_ids])
+    read = len(language.encode(language.ask_prompt("who is it?"))) + language.spec.prefix_length
+    written = len([token for token in seen if token not in language.spec.eos_token_ids])
     assert text_of(found) == expected
     assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (read, written)
     assert found.usage.total_tokens == read + written

@@ -122,9 +122,9 @@ def test_history_that_does_not_fit_is_dropped(model: Any, small: bytes, monkeypa
     alone, short, long = (run(model, TextJob(small, "who runs", history=turns[:n]), 8).prompt_tokens for n in (0, 1, 9))
     assert alone < short < long < 64
     encoded: list[object] = []
-    kind = type(model.pipeline.language)
-    encode_more = kind.encode_more
-    monkeypatch.setattr(kind, "encode_more", lambda self, text: encoded.append(text) or encode_more(self, text))
+    language = model.pipeline.language
+    encode_more = language.encode_more
+    monkeypatch.setattr(language, "encode_more", lambda text: encoded.append(text) or encode_more(text))
     job = TextJob(small, "who is", history=(("what is", "a dog runs"),) * 500, options={"max_new_tokens": 3})
     assert run(model, job, 9).texts
     assert 2 < len(encoded) < 40

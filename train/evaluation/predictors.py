@@ -101,7 +101,7 @@ class BundlePredictor(Model):
             tasks.append(pipeline.task(**drawn, top_p=sampling.top_p, seed=sampling.seed))
         prefix_embeds, language = self.caption_prefix(vision_features), pipeline.language  # (B, Q, D)
         prompts = [language.encode(tasks[0].prompt)] * len(prefix_embeds)
-        options = [{**task.settings, "first_image": first_image} for task in reversed(tasks)]  # the longest first
+        options = [task.settings.changed(first_image=first_image) for task in reversed(tasks)]  # the longest first
         found = pipeline.backend.generate_rounds(prefix_embeds, prompts, options)
         rounds = [
             language.scored(texts, task.settings, True) for texts, task in zip(reversed(found), tasks, strict=True)

@@ -35,6 +35,7 @@ from .sizes import Sizes, check_capacity
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ...native import GenerationOptions
     from .. import Floats, OnToken, Sequences
 
 _log = logging.getLogger("blip2rt")
@@ -82,7 +83,7 @@ class Backend(backends.Backend):
         self,
         prefix_embeds: Floats,
         prompts: Sequence[list[int]],
-        options: Mapping[str, Any],
+        options: GenerationOptions,
         on_token: OnToken | None = None,
     ) -> Sequences:
         generation = self.begin(prefix_embeds, prompts, options)
@@ -97,19 +98,19 @@ class Backend(backends.Backend):
         finally:
             generation.close()
 
-    def begin(self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: Mapping[str, Any]) -> Generation:
-        sizes, forced = self._sizes(), list(options.get("forced_prefix", []))
+    def begin(self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: GenerationOptions) -> Generation:
+        sizes = self._sizes()
+        group_size, options = self._group_size(sizes, prefix_embeds, prompts, options)
+        forced = options.forced_prefix
         decoder_prefix = [sizes.start, *forced] if sizes.cross else forced
-        first = options.get("first_image", 0)
-        group_size = self._group_size(sizes, prefix_embeds, prompts, decoder_prefix, options)
         groups = []
         for start in range(0, len(prompts), group_size):
             chunk = slice(start, start + group_size)
-            group_options = {**options, "first_image": first + start}
+            group_options = options.changed(first_image=options.first_image + start)
             counted = [] if sizes.cross else self._counted_prompts(prefix_embeds.shape[1], prompts[chunk], options)
             batch = native().SearchBatch(len(prompts[chunk]), decoder_prefix, sizes.vocab, group_options, counted)
             groups.append(ImageGroup(start, batch, prefix_embeds[chunk], list(prompts[chunk])))
-        return Generation(self._lanes, self._decoder, groups, forced, options.get("vocabulary"))
+        return Generation(self._lanes, self._decoder, groups, forced, options.vocabulary)
 
     def chat(self, prefix_embeds: Floats, max_rows: int, capacity: int) -> backends.Chat:
         """See backends.Backend. The plans' capacity applies, even if the language model allows more."""
@@ -117,34 +118,30 @@ class Backend(backends.Backend):
         return backends.ReplayChat(self.begin, prefix_embeds)
 
     def _counted_prompts(
-        self, positions: int, prompts: Sequence[list[int]], options: Mapping[str, Any]
+        self, positions: int, prompts: Sequence[list[int]], options: GenerationOptions
     ) -> list[list[int]]:
         """Tokens before each answer that penalties count: image and prompt, or none."""
-        if not options.get("counts_prompt", False):
+        if not options.counts_prompt:
             return []
-        image = options.get("image_token_id", -1)
+        image = options.image_token_id
         return [[image] * (positions if image >= 0 else 0) + prompt for prompt in prompts]
 
     def _group_size(
-        self,
-        sizes: Sizes,
-        prefix_embeds: Floats,
-        prompts: Sequence[list[int]],
-        decoder_prefix: list[int],
-        options: Mapping[str, Any],
-    ) -> int:
-        """How many images run at once. Raises OptionError if the plans are too small even for one."""
+        self, sizes: Sizes, prefix_embeds: Floats, prompts: Sequence[list[int]], options: GenerationOptions
+    ) -> tuple[int, GenerationOptions]:
+        """How many images run at once, and the checked options. Raises OptionError if not even one fits the plans."""
         try:
-            search = native().SearchBatch(min(len(prompts), 1), decoder_prefix, sizes.vocab, options).plan
+            batch = native().SearchBatch(min(len(prompts), 1), [], sizes.vocab, options)
         except RuntimeError as error:
             raise BackendError(f"generation failed: {error}") from error
+        search, forced = batch.plan, batch.options.forced_prefix
         rows_per_image = search["beams"] * max(len(search["images"]), 1)
         if prompts:
             longest = max(map(len, prompts)) + prefix_embeds.shape[1]
-            decoder_length = len(decoder_prefix) + (0 if sizes.cross else longest)
+            decoder_length = len(forced) + (1 if sizes.cross else longest)
             check_capacity(sizes, rows_per_image, decoder_length, search["max_new_tokens"])
             check_capacity(sizes, rows_per_image, longest, 0)  # an encoder reads as many positions
-        return max(1, min(sizes.images, sizes.rows // rows_per_image))
+        return max(1, min(sizes.images, sizes.rows // rows_per_image)), batch.options
 
     def _run(self, component: str, output: str, feeds: Mapping[str, NDArray[Any]]) -> Floats:
         """See backends.Backend. Runs at most max_batch rows at a time."""

@@ -87,13 +87,20 @@ Owned<Handle> make(Call call) {
   return Owned<Handle>(handle);
 }
 
+// A text as the C functions take it.
+inline const char* c_text(const std::string& text) {
+  if (text.find('\0') == std::string::npos) return text.c_str();
+  const char* fault = "a text has a U+0000, where texts end in C: leave it out";
+  throw Error(BLIP2RT_BAD_ARGUMENT, fault, {fault});
+}
+
 // The options as the C functions take them.
 class Pairs {
  public:
   explicit Pairs(const Options& options) {
     for (const auto& [key, value] : options) {
-      texts_.push_back(key.c_str());
-      texts_.push_back(value.c_str());
+      texts_.push_back(detail::c_text(key));
+      texts_.push_back(detail::c_text(value));
     }
     texts_.push_back(nullptr);
   }
@@ -107,7 +114,7 @@ class Pairs {
 class Strings {
  public:
   explicit Strings(const std::vector<std::string>& strings) {
-    for (const std::string& each : strings) texts_.push_back(each.c_str());
+    for (const std::string& each : strings) texts_.push_back(detail::c_text(each));
     texts_.push_back(nullptr);
   }
   operator const char* const*() const { return texts_.data(); }
@@ -174,7 +181,8 @@ class Chat {
   Text ask(const std::string& question, const Options& options = {}, const OnPiece& on_piece = nullptr) {
     return detail::texts_of(on_piece,
                             [&](auto... rest) {
-                              return blip2rt_chat_ask(handle_.get(), question.c_str(), detail::Pairs(options), rest...);
+                              return blip2rt_chat_ask(handle_.get(), detail::c_text(question), detail::Pairs(options),
+                                                      rest...);
                             })
         .front();
   }
@@ -187,12 +195,12 @@ class Chat {
 class Model {
  public:
   Model() : Model(nullptr, Options()) {}
-  explicit Model(const std::string& folder, const Options& options = {}) : Model(folder.c_str(), options) {}
+  explicit Model(const std::string& folder, const Options& options = {}) : Model(detail::c_text(folder), options) {}
   explicit Model(const Options& options) : Model(nullptr, options) {}  // nano
 
   Image image_file(const std::string& path) const {
     return Image(detail::make<blip2rt_image>(
-        [&](auto... outputs) { return blip2rt_image_file(handle_.get(), path.c_str(), outputs...); }));
+        [&](auto... outputs) { return blip2rt_image_file(handle_.get(), detail::c_text(path), outputs...); }));
   }
   Image image_bytes(std::string_view bytes) const {
     return Image(detail::make<blip2rt_image>(
@@ -220,7 +228,7 @@ class Model {
   std::vector<Text> ask(const Features& features, const std::string& question, const Options& options = {},
                         const OnPiece& on_piece = nullptr) const {
     return detail::texts_of(on_piece, [&](auto... rest) {
-      return blip2rt_ask(handle_.get(), features.get(), question.c_str(), detail::Pairs(options), rest...);
+      return blip2rt_ask(handle_.get(), features.get(), detail::c_text(question), detail::Pairs(options), rest...);
     });
   }
   Chat chat(const Features& features, const Options& options = {}) const {
@@ -232,7 +240,7 @@ class Model {
   Match match(const Features& features, const std::string& text) const {
     Match match{};
     blip2rt_error* error = nullptr;
-    const blip2rt_status status = blip2rt_match(handle_.get(), features.get(), text.c_str(), &match.score,
+    const blip2rt_status status = blip2rt_match(handle_.get(), features.get(), detail::c_text(text), &match.score,
                                                 &match.probability, &match.cosine, &error);
     detail::check(status, error);
     return match;
@@ -240,7 +248,8 @@ class Model {
   double sees(const Features& features, const std::string& statement) const {
     double probability = 0;
     blip2rt_error* error = nullptr;
-    const blip2rt_status status = blip2rt_sees(handle_.get(), features.get(), statement.c_str(), &probability, &error);
+    const blip2rt_status status =
+        blip2rt_sees(handle_.get(), features.get(), detail::c_text(statement), &probability, &error);
     detail::check(status, error);
     return probability;
   }
@@ -248,8 +257,8 @@ class Model {
   size_t choose(const Features& features, const std::string& question, const std::vector<std::string>& choices) const {
     size_t index = 0;
     blip2rt_error* error = nullptr;
-    const blip2rt_status status =
-        blip2rt_choose(handle_.get(), features.get(), question.c_str(), detail::Strings(choices), &index, &error);
+    const blip2rt_status status = blip2rt_choose(handle_.get(), features.get(), detail::c_text(question),
+                                                 detail::Strings(choices), &index, &error);
     detail::check(status, error);
     return index;
   }
@@ -270,7 +279,7 @@ class Model {
   Embedding embed(const std::string& text) const {
     return embed([&](float* values, size_t capacity, size_t* rows, size_t* width, blip2rt_error** error) {
       *rows = 1;
-      return blip2rt_embed_text(handle_.get(), text.c_str(), values, capacity, width, error);
+      return blip2rt_embed_text(handle_.get(), detail::c_text(text), values, capacity, width, error);
     });
   }
 

@@ -19,7 +19,7 @@ import blip2rt
 from blip2rt.errors import CapabilityError
 from blip2rt.image import to_pixels
 from blip2rt.modeling.checkpoint import Checkpoint
-from blip2rt.options import Options
+from blip2rt.options import Options, merge
 from blip2rt.text import Prompt
 from blip2rt_export.checks import greedy
 from blip2rt_export.checks.verify import STEPS, LlmGraphs
@@ -226,7 +226,7 @@ def test_repetition_rules_match_generate(pair: Pair, num_beams: int) -> None:
         for rule in RULES:
             said = Prompt(text=prompt or "")
             options = Options(num_beams=num_beams, max_new_tokens=STEPS, min_new_tokens=1, length_penalty=1.0, **rule)
-            settings = language.settings("caption", options, [said])
+            settings = language.settings("caption", merge(options, {}), [said])
             [[(got, _), *_]] = pair.model.pipeline.backend.generate(pair.prefix(1), [language.encode(said)], settings)
             want = pair.wanted([prompt], num_beams, **rule)[0]
             changed += want != plain

@@ -17,7 +17,7 @@ import transformers
 import blip2rt
 from blip2rt.batching import Batching
 from blip2rt.errors import BackendError, OptionError
-from blip2rt.options import Options
+from blip2rt.options import Options, merge
 from blip2rt.requests import Request
 from blip2rt_export import targets
 from blip2rt_export.checks import verify
@@ -112,11 +112,11 @@ def test_texts_match_generate(pair: Pair, num_beams: int) -> None:
     for forced in ("", "a dog"):
         options = Options(num_beams=num_beams, max_new_tokens=STEPS, min_new_tokens=1, forced_prefix=forced)
         prompts = [pair.model.pipeline.language.caption_prompt(text) for text in PROMPTS]
-        settings = pair.model.pipeline.language.settings("caption", options, prompts)
+        settings = pair.model.pipeline.language.settings("caption", merge(options, {}), prompts)
         ids = [pair.ids(text) for text in PROMPTS]
         texts = pair.model.pipeline.backend.generate(pair.prefix, ids, settings)
         for image, text in enumerate(texts):
-            pair.check(text[0][0], image, ids[image] + settings["forced_prefix"], num_beams=num_beams)
+            pair.check(text[0][0], image, ids[image] + settings.forced_prefix, num_beams=num_beams)
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -130,13 +130,15 @@ def test_chat_matches_generate_on_the_whole_conversation(pair: Pair, shared: boo
         for _ in range(3):
             question = [rng.randrange(4, 24) for _ in range(rng.randint(1, 6))]
             settings = model.pipeline.language.settings(
-                "ask", Options(num_beams=num_beams, max_new_tokens=5, min_new_tokens=1, forced_prefix="the"), []
+                "ask",
+                merge(Options(num_beams=num_beams, max_new_tokens=5, min_new_tokens=1, forced_prefix="the"), {}),
+                [],
             )
             generation = chat.ask(question, settings)
             while not generation.done:
                 generation.step()
             answer = generation.results()[0][0][0]
-            said += question + settings["forced_prefix"]
+            said += question + settings.forced_prefix
             pair.check(answer, 0, said, num_beams=num_beams, max_new_tokens=5)
             said += answer
 
@@ -152,7 +154,7 @@ def test_concurrent_calls_match_generate(pair: Pair) -> None:
             image, text, beams = asked[i]
             options = Options(num_beams=beams, max_new_tokens=STEPS, min_new_tokens=1)
             settings = model.pipeline.language.settings(
-                "caption", options, [model.pipeline.language.caption_prompt(text)]
+                "caption", merge(options, {}), [model.pipeline.language.caption_prompt(text)]
             )
             said = model.pipeline.backend.generate(pair.prefix[image : image + 1], [pair.ids(text)], settings)
             got[i] = said[0][0][0]

@@ -1,0 +1,144 @@
+// Steps generations of the language model, and asks it how likely texts are.
+#include "model/language_model.h"
+
+#include <chrono>
+#include <cmath>
+#include <utility>
+
+#include "loop/likelihood.h"
+
+namespace blip2rt {
+namespace {
+
+constexpr uint64_t kMaxTokenizerBytes = 256 << 20;  // Gemma's has 33 MB
+
+Prefix prefix_of(const Tensor& prefix_embeds) {
+  return {prefix_embeds.values.data(), static_cast<int>(prefix_embeds.shape[0]),
+          static_cast<int>(prefix_embeds.shape[1])};
+}
+
+LanguageSpec language_spec(const Manifest& manifest) {
+  return {manifest.name, manifest.prompts, manifest.decoding,
+          manifest.question ? std::optional(manifest.question->prompt) : std::nullopt};
+}
+
+}  // namespace
+
+std::shared_ptr<const Tokenizer> open_tokenizer(const std::string& file) {
+  try {
+    return std::make_shared<const Tokenizer>(read_regular(file, kMaxTokenizerBytes));
+  } catch (const TokenizerError& error) {
+    const bool unsafe = error.kind == TokenizerError::kUnsafe;
+    throw Error(ErrorKind::kModel,
+                file + (unsafe ? " is not a safe tokenizer: " : " is not a tokenizer: ") + error.what());
+  } catch (const std::runtime_error& error) {
+    throw Error(ErrorKind::kModel, file + " is not a tokenizer: " + error.what());
+  }
+}
+
+LanguageModel::LanguageModel(const Bundle& bundle, Graphs& graphs, bool special_tokens)
+    : Language(language_spec(bundle.manifest), bundle.file(bundle.manifest.llm->tokenizer),
+               open_tokenizer(bundle.file(bundle.manifest.llm->tokenizer)), *bundle.manifest.llm, special_tokens),
+      graphs_(graphs) {}
+
+Texts LanguageModel::generate(const Tensor& prefix_embeds, const Task& task, Clock::time_point start,
+                              const OnPiece& on_piece) const {
+  GenerationOptions options = task.options;
+  if (std::isfinite(options.max_time)) {
+    options.max_time -= std::chrono::duration<double>(Clock::now() - start).count();
+    if (options.max_time <= 0) throw too_late(task.options.max_time);
+  }
+  const Prefix prefix = prefix_of(prefix_embeds);
+  const std::shared_ptr<const float> borrowed(std::shared_ptr<void>(), prefix.data);
+  return named_failure([&] {
+    const Generator& generator = this->generator();
+    Generation generation(generator,
+                          requests_of(generator, borrowed, prefix, {tokenizer().encode(task.prompt)}, options));
+    return finish(generation, task, on_piece);
+  });
+}
+
+Texts LanguageModel::finish(Generation& generation, const Task& task, const OnPiece& on_piece) const {
+  const GenerationOptions& options = task.options;
+  const bool streams = options.num_beams == 1 && options.num_return_sequences == 1;
+  TextStream stream(tokenizer(), options.forced_prefix, task.single_line);
+  StopCut cut(task.until);
+  bool wanted = true;
+  while (wanted && !generation.done()) {
+    generation.step();
+    if (!on_piece) continue;
+    std::string piece;
+    for (const NewToken& token : generation.added()) {
+      if (streams) piece += cut.push(stream.push(token.token));
+    }
+    wanted = on_piece(piece);
+  }
+  if (on_piece && streams && wanted) {
+    const std::string last = cut.push(stream.end());
+    on_piece(last + cut.finish().second);
+  }
+  Texts texts;
+  const auto results = generation.results();
+  for (const Hypothesis& each : results.front()) {
+    const bool timed_out = wanted && generation.is_cut(0, static_cast<int>(each.tokens.size()));
+    Text text = text_of(each.tokens, static_cast<double>(each.score), options, task.single_line, timed_out);
+    text.text = StopCut(task.until).finish(&text.text).first;
+    texts.push_back(std::move(text));
+  }
+  const bool ended_early = !texts.empty() && texts.front().truncated && texts.front().tokens.size() < 2 &&
+                           static_cast<int>(texts.front().tokens.size()) < options.max_new_tokens;
+  if (ended_early) throw too_late(options.max_time);
+  return texts;
+}
+
+std::vector<double> LanguageModel::likelihoods(const std::vector<const Tensor*>& prefixes, const Prompts& prompts,
+                                               const std::vector<size_t>& images, const Prompts& texts) const {
+  std::vector<float> embeds;
+  for (const Tensor* prefix : prefixes) embeds.insert(embeds.end(), prefix->values.begin(), prefix->values.end());
+  const Prefix prefix{embeds.data(), static_cast<int>(prefixes.size()), static_cast<int>(prefixes.front()->shape[1])};
+  return named_failure([&] { return blip2rt::likelihoods(generator(), prefix, prompts, images, texts, [] {}); });
+}
+
+std::vector<double> LanguageModel::answer_likelihoods(const std::vector<const Tensor*>& prefixes,
+                                                      const std::string& question,
+                                                      const std::vector<std::string>& answers) const {
+  const std::vector<Ids> tokens = answer_tokens(answers);
+  std::vector<size_t> images;
+  Prompts texts;
+  for (size_t image = 0; image < prefixes.size(); ++image) {
+    images.insert(images.end(), tokens.size(), image);
+    texts.insert(texts.end(), tokens.begin(), tokens.end());
+  }
+  return likelihoods(prefixes, Prompts(prefixes.size(), tokenizer().encode(ask_prompt(question))), images, texts);
+}
+
+Conversation::Conversation(const LanguageModel& language, const Tensor& prefix_embeds, TextOptions options, Judge judge)
+    : language_(language), judge_(std::move(judge)), dialogue_(language, std::move(options)), chat_(named_failure([&] {
+        return Chat(language.generator(), prefix_of(prefix_embeds), dialogue_.max_beams(),
+                    static_cast<int>(language.spec().max_positions));
+      })) {}
+
+Texts Conversation::ask(const std::string& question, const TextOptions& options, const OnPiece& on_piece) {
+  remember();
+  Dialogue::Turn turn = dialogue_.begin(question, options);
+  if (std::optional<Text> judged = judge_(turn.task)) {
+    dialogue_.answered(turn, judged->tokens);
+    if (on_piece) on_piece(judged->text);
+    return {std::move(*judged)};
+  }
+  dialogue_.read(turn);
+  return named_failure([&] {
+    last_ = chat_.ask(turn.ids, turn.task.options);
+    return language_.finish(*last_, turn.task, on_piece);
+  });
+}
+
+// Counts the positions that the last answer used.
+void Conversation::remember() {
+  if (last_ == nullptr) return;
+  const auto results = last_->results();
+  last_ = nullptr;
+  if (!results.empty() && !results[0].empty()) dialogue_.add_answer(results[0][0].tokens.size());
+}
+
+}  // namespace blip2rt

@@ -1,0 +1,83 @@
+// The language side with its graphs, for callers without Python: prompts and options -> a generation -> texts. Given
+// prefix_embeds, it does not know images.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "loop/generation.h"
+#include "model/dialogue.h"
+#include "model/graphs.h"
+#include "model/language.h"
+
+namespace blip2rt {
+
+// Called after every token with the new part of the text that is final. Returns false to end the generation.
+using OnPiece = std::function<bool(const std::string& piece)>;
+
+// Opens a tokenizer.json. Throws Error.
+std::shared_ptr<const Tokenizer> open_tokenizer(const std::string& file);
+
+class LanguageModel : public Language {
+ public:
+  // `graphs` must outlive it. Throws Error.
+  LanguageModel(const Bundle& bundle, Graphs& graphs, bool special_tokens);
+
+  // prefix_embeds (1, Q, D) -> texts. `start`: when max_time began to run. Throws Error.
+  Texts generate(const Tensor& prefix_embeds, const Task& task, Clock::time_point start, const OnPiece& on_piece) const;
+
+  // Steps a generation to its end, and returns its texts.
+  Texts finish(Generation& generation, const Task& task, const OnPiece& on_piece) const;
+
+  // log p(text | image, prompt) of texts behind [prefix][prompt]: prefixes (1, Q, D), each with its prompt; `images`:
+  // the prompt of each text.
+  std::vector<double> likelihoods(const std::vector<const Tensor*>& prefixes, const Prompts& prompts,
+                                  const std::vector<size_t>& images, const Prompts& texts) const;
+
+  // log p(answer | image, question) of all answers for the first of prefix_embeds (1, Q, D), then for the next one.
+  std::vector<double> answer_likelihoods(const std::vector<const Tensor*>& prefixes, const std::string& question,
+                                         const std::vector<std::string>& answers) const;
+
+  const Generator& generator() const { return graphs_.generator(); }
+
+ private:
+  Graphs& graphs_;
+};
+
+// Runs what generates, with the core's errors as Error.
+template <class Work>
+auto named_failure(Work work) {
+  try {
+    return work();
+  } catch (const Error&) {
+    throw;
+  } catch (const std::runtime_error& error) {
+    throw Error(ErrorKind::kBackend, std::string("generation failed: ") + error.what());
+  }
+}
+
+// A question's task -> its answer, if that needs no language model; else the task gets its guides.
+using Judge = std::function<std::optional<Text>(Task& task)>;
+
+// A conversation about one image. One thread uses it at a time.
+class Conversation {
+ public:
+  // prefix_embeds (1, Q, D); `options` are the defaults of every question. `language` must outlive it.
+  Conversation(const LanguageModel& language, const Tensor& prefix_embeds, TextOptions options, Judge judge);
+
+  Texts ask(const std::string& question, const TextOptions& options, const OnPiece& on_piece);
+
+ private:
+  void remember();
+
+  const LanguageModel& language_;
+  const Judge judge_;
+  Dialogue dialogue_;
+  Chat chat_;
+  std::shared_ptr<Generation> last_;
+};
+
+}  // namespace blip2rt
