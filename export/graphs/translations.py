@@ -37,7 +37,7 @@ def slice_scatter(data: Any, source: Any, dim: int = 0, start: Any = None, end: 
     return op.Concat(*parts, axis=dim)
 
 
-TABLE: dict[Callable[..., Any], Callable[..., Any]] = {
+TABLE: dict[Callable[..., Any], Any] = {
     torch.ops.aten.gather.default: gather,
     torch.ops.aten.slice_scatter.default: slice_scatter,
 }
