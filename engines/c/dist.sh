@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Packs libblip2rt with everything that it loads but the C library: dist.sh ONNXRUNTIME_LIBRARY FOLDER
+# Packs libblip2rt with everything that it loads but the C library: dist.sh ONNXRUNTIME_LIBRARY FOLDER [BUILD]
 # FOLDER receives the tree blip2rt-c and an archive of it, which runs where nothing else is installed.
 set -euo pipefail
-runtime=$1 folder=$2
+runtime=$1 folder=$2 build=${3:-$2/build}
 source=$(cd "$(dirname "$0")/../.." && pwd)
 tree=$folder/blip2rt-c
 
 # DT_RPATH, unlike DT_RUNPATH, also applies to what the packed libraries load.
-cmake -S "$source" -B "$folder/build" -DBLIP2RT_C=ON -DCMAKE_INSTALL_LIBDIR=lib \
+cmake -S "$source" -B "$build" -DBLIP2RT_C=ON -DCMAKE_INSTALL_LIBDIR=lib \
   -DCMAKE_SHARED_LINKER_FLAGS=-Wl,--disable-new-dtags -DCMAKE_EXE_LINKER_FLAGS=-Wl,--disable-new-dtags >/dev/null
-cmake --build "$folder/build" --parallel "$(nproc)" >/dev/null
+cmake --build "$build" --target blip2rt-c --parallel "$(nproc)" >/dev/null
 rm -rf "$tree"
-cmake --install "$folder/build" --prefix "$tree" --strip >/dev/null
+cmake --install "$build" --prefix "$tree" --strip >/dev/null
 
 # Libraries by their names in the loader's list, except those of the C library itself.
 cp "$runtime" "$tree/lib/libonnxruntime.so.1"

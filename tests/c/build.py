@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import subprocess
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -22,16 +24,31 @@ def build(target: str, *options: str, name: str = "c") -> Path:
         subprocess.run(["pkg-config", "--exists", *PACKAGES], check=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip(NEEDED)
-    folder = ROOT / "build" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:  # other test processes build the same
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(ROOT / "build" / name) as folder:
         settings = ["-DBLIP2RT_C=ON", "-DBLIP2RT_C_TESTS=ON", "-DBLIP2RT_WERROR=ON", *options]
         core = ROOT / "build" / "core" / "libblip2rt_core.a"  # compiled for the wheel: see the Makefile
         settings += [f"-DBLIP2RT_CORE={core}"] if core.exists() and not options else []
         run("cmake", "-S", str(ROOT), "-B", str(folder), *settings)
         run("cmake", "--build", str(folder), "--target", target, "--parallel", str(os.cpu_count()))
     return folder
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[Path]:
+    """The folder of a build, which other test processes share."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
+def dist(runtime: str | Path, folder: Path) -> Path:
+    """Pack with this ONNX Runtime, as `make dist` does. Return what the archive holds, unpacked."""
+    with locked(build("blip2rt-c")) as built:
+        run(str(ROOT / "engines" / "c" / "dist.sh"), str(runtime), str(folder), str(built))
+    (unpacked := folder / "unpacked").mkdir()
+    run("tar", "-C", str(unpacked), "-xzf", *map(str, folder.glob("*.tar.gz")))
+    return unpacked / "blip2rt-c"
 
 
 def build_sanitized(program: Path, *sources: str) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from blip2rt.backends.ort import find_library
-from tests.c.build import ROOT, build, run
+from tests.c.build import ROOT, dist, run
 
 pytestmark = pytest.mark.long(30)
 
@@ -24,15 +24,8 @@ STRICT = "-Wall", "-Wextra", "-pedantic", "-Werror"
 
 @pytest.fixture(scope="module")
 def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An installation with ONNX Runtime beside the library."""
-    folder = tmp_path_factory.mktemp("installed")
-    built = build("blip2rt-c")
-    if not shutil.which("cmake"):
-        pytest.skip("needs cmake")
-    run("cmake", "--install", str(built), "--prefix", str(folder))
-    [library] = folder.rglob("libblip2rt.so.1")
-    (library.parent / "libonnxruntime.so.1").symlink_to(find_library())
-    return folder
+    """What `make dist` packs: the library with ONNX Runtime, and all that they load."""
+    return dist(find_library(), tmp_path_factory.mktemp("dist"))
 
 
 def flags(prefix: Path, *which: str) -> list[str]:
