@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,33 +10,11 @@ import pytest
 
 pytest.importorskip("cryptography")
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from blip2rt.bundle import embedded
 from blip2rt.bundle.signature import verify_signature
 from blip2rt.cli import main
 from blip2rt.errors import BundleError, OptionError
-
-RAW = (serialization.Encoding.Raw, serialization.PublicFormat.Raw)
-
-
-class Maker:
-    """A key pair and signatures in minisign's format."""
-
-    def __init__(self, folder: Path, number: bytes = b"12345678") -> None:
-        self.private, self.number = Ed25519PrivateKey.generate(), number
-        self.key = folder / f"{number.decode()}.pub"
-        public = base64.b64encode(b"Ed" + number + self.private.public_key().public_bytes(*RAW)).decode()
-        self.key.write_text(f"untrusted comment: minisign public key\n{public}\n")
-
-    def sign(self, file: Path, comment: str = "nano of 2026", hashed: bool = True) -> None:
-        content = file.read_bytes()
-        signature = self.private.sign(hashlib.blake2b(content).digest() if hashed else content)
-        first = base64.b64encode((b"ED" if hashed else b"Ed") + self.number + signature).decode()
-        whole = base64.b64encode(self.private.sign(signature + comment.encode())).decode()
-        text = f"untrusted comment: x\n{first}\ntrusted comment: {comment}\n{whole}\n"
-        file.with_name(file.name + ".minisig").write_text(text)
+from tests.runtime.bundle.signing import Maker
 
 
 @pytest.fixture

@@ -1,0 +1,154 @@
+"""The whole mission with what users install: train both stages, export, convert, build, measure, caption, serve.
+
+The models are tiny. What `make dist` packs is tested in tests/c/test_install.py.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import signal
+import urllib.request
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.seeds import new_seed
+from tests.shipped.environment import ROOT, Environment
+from tests.tiny import blip2
+from tests.tiny.training import NANO_STAGE2, llm_folder, tiny_settings
+
+pytestmark = pytest.mark.long(80)
+
+TRAINING = "--steps 2 --warmup 1 --save-every 2 --eval-every 2 --views 1"
+FLOAT = "vision=fp32,qformer=fp32,llm=int8w,retrieval=fp32"
+# A job of each installed command, in order, and a file that it writes. SETTINGS are those of a tiny training.
+JOBS = [
+    (f"blip2rt-train stage1 SETTINGS {TRAINING} --out runs/stage1", "runs/stage1/loss.png"),
+    (
+        f"blip2rt-train stage2 SETTINGS {TRAINING} {' '.join(NANO_STAGE2)} --stage1 runs/stage1 --llm-source llm "
+        "--end <|end|> --out runs/stage2",
+        "runs/stage2/loss.png",
+    ),
+    (
+        f"blip2rt-export --checkpoint runs/stage2 --retrieval-checkpoint runs/stage1 --precision {FLOAT} --out tiny",
+        "tiny/blip2rt.json",
+    ),
+    ("blip2rt-convert tiny --to ours --out unpacked", "unpacked/stage2/config.json"),
+    ("blip2rt-convert hf --to hf --out converted", "converted/model.safetensors"),
+    ("optimum-cli export blip2rt --model converted plans --target trt --no-verify", "plans/blip2rt.json"),
+    ("blip2rt-build plans --check --gpu SM86", ""),
+    ("blip2rt-bench --repeat 1 --new-tokens 2 --plot bench.png", "bench.png"),
+    ("blip2rt caption -r images --model tiny --out captions.jsonl", "captions.jsonl"),
+]
+LMMS_EVAL = """
+import sys
+from importlib.metadata import entry_points
+from types import ModuleType, SimpleNamespace
+from PIL import Image
+for name, contents in {
+    "lmms_eval": {}, "lmms_eval.api": {}, "lmms_eval.models": {},
+    "lmms_eval.api.model": {"lmms": type("lmms", (), {"task_dict": {}})},
+    "lmms_eval.models.registry_v2": {"ModelManifest": lambda name, simple_class_path: simple_class_path},
+}.items():
+    sys.modules[name] = ModuleType(name)
+    vars(sys.modules[name]).update(contents)
+[found] = entry_points(group="lmms_eval.models", name="blip2rt")
+module, _, name = found.load().rpartition(".")
+model = getattr(sys.modules[module], name)(sys.argv[1])
+model.task_dict = {"task": {"test": [Image.open(sys.argv[2])]}}
+given = {"max_new_tokens": 4, "until": ["stop"]}
+[said] = model.generate_until([SimpleNamespace(args=("what is it?", given, lambda image: [image], 0, "task", "test"))])
+assert isinstance(said, str)
+print("answered")
+"""
+IMPORTED = """
+import sys, blip2rt, blip2rt_train, blip2rt_export
+from importlib.util import find_spec
+print(*(module.__path__[0] for module in (blip2rt, blip2rt_train, blip2rt_export)))
+print(*filter(find_spec, ("tests", "train", "export", "benchmarks")))
+"""
+
+
+def declared() -> dict[str, list[str]]:
+    """Commands and groups of entry points in pyproject.toml. Python 3.10 has no reader of TOML."""
+    text = (ROOT / "pyproject.toml").read_text()
+    scripts = text.partition("[project.scripts]")[2].partition("[project.entry-points")[0]
+    groups = re.findall(r'^\[project\.entry-points\."(.*?)"\]', text, re.MULTILINE)
+    return {"scripts": re.findall(r"^(\S+) =", scripts, re.MULTILINE), "groups": groups}
+
+
+@pytest.fixture(scope="module")
+def walked(shipped: Environment) -> Environment:
+    """The environment after all jobs."""
+    folder = shipped.folder
+    settings = tiny_settings(folder)
+    llm_folder(folder / "llm")
+    torch.manual_seed(new_seed())
+    blip2.retrieval(folder / "hf")
+    for job, written in JOBS:
+        words = [part for word in job.split() for part in (settings if word == "SETTINGS" else [word])]
+        shipped.run(*words)
+        assert (folder / written).exists(), job
+    return shipped
+
+
+def test_every_installed_command_has_a_job() -> None:
+    jobs = {job.split()[0] for job, _ in JOBS} - {"optimum-cli"}
+    assert jobs == set(declared()["scripts"])
+    assert declared()["groups"] == ["lmms_eval.models"], "test_lmms_eval_finds_the_model"
+    assert {found.name for found in entry_points(group="console_scripts") if "blip2rt" in found.value} == jobs
+
+
+def test_nothing_is_imported_from_the_checkout(shipped: Environment) -> None:
+    packages, checkout = shipped.run("python", "-c", IMPORTED).splitlines()
+    assert checkout == "" and all(Path(found).is_relative_to(shipped.scripts.parent) for found in packages.split())
+
+
+def test_jobs_write_captions(walked: Environment) -> None:
+    rows = [json.loads(line) for line in (walked.folder / "captions.jsonl").read_text().splitlines()]
+    assert len(rows) == 8 and all(isinstance(row["caption"], str) for row in rows)
+    assert {"stage1", "stage2"} <= {path.name for path in (walked.folder / "unpacked").iterdir()}
+
+
+def test_shell_commands_answer_match_and_search(walked: Environment) -> None:
+    model = ["--model", "tiny"]
+    assert walked.run("blip2rt", "ask", "images/0.jpg", "what is it?", *model).endswith("\n")
+    matches = walked.run("blip2rt", "match", "images/0.jpg", "a dog", "a red ball", *model)
+    assert "a dog" in matches and "a red ball" in matches
+    walked.run("blip2rt", "index", "images", "--out", "index", *model)
+    assert ".jpg" in walked.run("blip2rt", "search", "index", "a dog", *model)
+
+
+def test_stdio_answers_a_line_with_a_line(walked: Environment) -> None:
+    requests = [{"id": 1, "task": "caption"}, {"id": 2, "task": "match", "texts": ["a dog"]}]
+    lines = "".join(json.dumps({**request, "image": "images/0.jpg"}) + "\n" for request in requests)
+    found = [json.loads(line) for line in walked.run("blip2rt", "stdio", "--model", "tiny", stdin=lines).splitlines()]
+    assert {line["id"] for line in found if "error" not in line} == {1, 2}, found
+
+
+def test_server_captions(walked: Environment) -> None:
+    server = walked.start("blip2rt", "serve", "--port", "0", "--drain-delay", "0", "--model", "tiny")
+    try:
+        assert server.stderr is not None
+        address = next(found[0] for line in server.stderr if (found := re.findall(r"http://[\d.]+:\d+", line)))
+        next(line for line in server.stderr if "ready" in line)
+        image = base64.b64encode((walked.folder / "images" / "0.jpg").read_bytes()).decode()
+        content = [{"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{image}"}}]
+        body = {"model": "tiny", "messages": [{"role": "user", "content": content}]}
+        request = urllib.request.Request(f"{address}/v1/chat/completions", json.dumps(body).encode())
+        request.add_header("Content-Type", "application/json")
+        with urllib.request.urlopen(request, timeout=60) as response:
+            assert isinstance(json.load(response)["choices"][0]["message"]["content"], str)
+        server.send_signal(signal.SIGTERM)
+        server.communicate(timeout=60)
+        assert server.returncode == 0
+    finally:
+        server.kill()
+
+
+def test_lmms_eval_finds_the_model(walked: Environment) -> None:
+    assert walked.run("python", "-c", LMMS_EVAL, "tiny", "images/0.jpg") == "answered\n"
