@@ -92,7 +92,7 @@ def test_options_may_follow_images_and_a_bad_image_does_not_stop_the_others(pref
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["draw", "x"], "no such command: choose from caption, ask, match; not draw"),
+        (["draw", "x"], "no such command: choose from caption, tag, ask, match, sees, choose; not draw"),
         (["caption", "-o", "beams=3", str(PHOTO)], "unknown option beams: choose from num_captions, num_beams"),
         (["caption", "-o", "num_beams=0", str(PHOTO)], "num_beams is 0: give a whole number from 1 to 100"),
         (["caption", "/nothing.jpg"], "no such file: '/nothing.jpg'"),
