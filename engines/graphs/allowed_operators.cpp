@@ -21,7 +21,7 @@ constexpr size_t kMaxParts = 100'000;  // "N" and "*" in the table
 
 // OPERATOR INPUTS OUTPUTS [ATTRIBUTE=VALUES...]
 // INPUTS   separated by commas. x: any value; -: none; [VALUES]: a constant list of integers. "?" after one: may be
-//          missing; "*": may be repeated.
+//          missing at the end; "~": may be missing or unnamed; "*": may be repeated.
 // OUTPUTS  a number, a range, or "N" for any number; "?" after it allows unnamed values but for the first.
 // VALUES   numbers, ranges or texts, separated by "|"; in brackets a list of them; "float" is any finite number. "!"
 //          after an attribute's name requires it.
@@ -32,7 +32,7 @@ And x,x 1
 AveragePool x 1 auto_pad=NOTSET ceil_mode=0|1 count_include_pad=0|1 dilations=[1] kernel_shape!=[1..1024]
   pads=[0..1024] strides=[1..1024]
 Cast x 1 saturate=0|1 to=1..16
-Clip x,x?,x? 1
+Clip x,x~,x~ 1
 Concat x* 1 axis=-8..7
 Conv x,x,x? 1 auto_pad=NOTSET dilations=[1..1024] group=1..65536 kernel_shape!=[1..1024] pads=[0..1024]
   strides=[1..1024]
@@ -92,9 +92,9 @@ Tanh x 1
 Transpose x 1 perm=[0..7]
 Unsqueeze x,[-8..7] 1
 Where x,x,x 1
-com.microsoft.DynamicQuantizeMatMul x,x,x,-?,x? 1
+com.microsoft.DynamicQuantizeMatMul x,x,x,-~,x~ 1
 com.microsoft.GatherBlockQuantized x,x,x,x 1 bits=4|8 block_size!=16..65536 gather_axis=0 quantize_axis!=1
-com.microsoft.GroupQueryAttention x,x?,x?,x,x,x,x,x?,x?,-?,x? 3 do_rotary=0|1 kv_num_heads!=1..65536
+com.microsoft.GroupQueryAttention x,x~,x~,x,x,x,x,x~,x~,-~,x~ 3 do_rotary=0|1 kv_num_heads!=1..65536
   local_window_size=-1..2147483647 num_heads!=1..65536 scale=float softcap=float
 com.microsoft.MatMulNBits x,x,x,x 1 K!=1..2147483647 N!=1..2147483647 accuracy_level=0..4 bits=4|8 block_size!=16..65536
 com.microsoft.SkipSimplifiedLayerNormalization x,x,x 4 epsilon!=float
@@ -102,7 +102,7 @@ com.microsoft.SkipSimplifiedLayerNormalization x,x,x 4 epsilon!=float
 
 // Operators that only graphs for TensorRT have. ONNX Runtime aborts for some forms of them.
 constexpr char kTensorRtOperators[] = R"(
-Attention x,x,x,x?,x?,x?,x? 1 scale=float
+Attention x,x,x,x~,x~,x~,x~ 1 scale=float
 ReduceLogSumExp x,[-8..7]? 1 keepdims=0|1 noop_with_empty_axes=0
 TensorScatter x,x,x 1 axis=-8..7
 Tile x,x 1
@@ -124,7 +124,7 @@ struct Values {
 };
 
 struct Input {
-  bool is_absent = false, may_be_missing = false, is_list = false;
+  bool is_absent = false, may_be_missing = false, may_be_unnamed = false, is_list = false;
   Values values;  // of a list
 };
 
@@ -172,7 +172,8 @@ Values parse_values(std::string text) {
 
 Input parse_input(std::string text) {
   Input input;
-  input.may_be_missing = cut(text, '?');
+  input.may_be_unnamed = cut(text, '~');
+  input.may_be_missing = input.may_be_unnamed || cut(text, '?');
   input.is_absent = text == "-";
   input.is_list = text.front() == '[';
   if (input.is_list) input.values = parse_values(text);
@@ -239,7 +240,7 @@ void check_inputs(const Graph& graph, const Node& node, const Signature& allowed
     if (!node.inputs[i].empty()) {
       if (input.is_absent) throw std::runtime_error("it has " + title);
       if (input.is_list) check_list(graph, node.inputs[i], input.values, title);
-    } else if (!input.may_be_missing) {
+    } else if (!input.may_be_unnamed) {
       throw std::runtime_error(title + " has no name");
     }
   }

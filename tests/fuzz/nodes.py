@@ -125,7 +125,7 @@ def random_inputs(inputs: list[str], rng: random.Random) -> list[str]:
     """Leave out some inputs at the end that may be missing, and repeat one that may be repeated."""
     if inputs == ["x*"]:
         return ["x"] * rng.randint(1, 3)
-    needed = len([each for each in inputs if not each.endswith("?")])
+    needed = len([each for each in inputs if each[-1] not in "?~"])
     return inputs[: rng.randint(needed, len(inputs))]
 
 
@@ -215,7 +215,7 @@ def random_node(name: str, step: int, rng: random.Random) -> tuple[onnx.NodeProt
         chosen = {each: random_value(attributes[each], rng) for each in attributes if rng.random() < 0.8}
     names = [f"x{step}_{i}" for i in range(len(given))]
     for i in range(1, len(given)):
-        if (i >= len(inputs) or inputs[i].endswith("?")) and rng.random() < 0.2:
+        if (i >= len(inputs) or inputs[i][-1] in "?~") and rng.random() < 0.2:
             names[i] = ""
     count = 3 if "N" in outputs else int(outputs.rstrip("?")[-1])
     return helper.make_node(kind, names, [f"y{step}_{i}" for i in range(count)], domain=domain, **chosen), given
