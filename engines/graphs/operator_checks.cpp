@@ -10,7 +10,6 @@
 #include "base/utf8.h"
 #include "graphs/allowed_operators.h"
 #include "graphs/onnx_graph.h"
-#include "graphs/rewrite.h"
 #include "graphs/rewrite_attention.h"
 
 namespace blip2rt {

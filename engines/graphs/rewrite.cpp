@@ -119,13 +119,6 @@ std::string rewritten_graph(const OnnxModel& model, const CustomOps& ops, Weight
 
 }  // namespace
 
-bool is_rewritable(const OnnxModel& model, const Graph& graph) {
-  return !graph.has_graph &&      // a subgraph may use a removed value
-         model.microsoft == 1 &&  // other versions may differ
-         !model.has_functions &&  // a function may override an operator
-         !graph.has(kCacheRows) && !graph.has(kEncoderRows) && !graph.has(kLogitRows);
-}
-
 RewrittenGraph rewrite_model(const std::string& model, CustomOps ops, Weights& weights) {
   RewrittenGraph result;
   const std::string graph = rewritten_graph(OnnxModel(model), ops, weights, result.kernels);

@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "graphs/graph_file.h"
@@ -27,15 +26,10 @@ struct CustomOps {
   size_t threads = 1;  // threads of the session, among which products are divided
 };
 
-inline constexpr std::string_view kSkipNorm = "SkipSimplifiedLayerNormalization";
-
 struct RewrittenGraph {
   std::string bytes;                 // empty if nothing is replaced
   std::vector<std::string> kernels;  // custom kernels, such as "int4 avx512"
 };
-
-// Returns whether operators of a model, with its only graph, may be replaced.
-bool is_rewritable(const OnnxModel& model, const Graph& graph);
 
 // Replaces the operators that `ops` selects in `model` (an ONNX ModelProto), if the processor has a kernel for them.
 // `weights` receives what the products read. Throws std::runtime_error if the bytes are no model, or weights cannot be

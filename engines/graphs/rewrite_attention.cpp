@@ -8,6 +8,7 @@
 #include "kernels/attention/encoder_attention.h"
 #include "ops/attention_op.h"
 #include "ops/domain.h"
+#include "ops/gather_op.h"
 
 namespace blip2rt {
 namespace {
@@ -100,6 +101,13 @@ bool is_over_last_axis(const Node& node, int64_t axes, int64_t otherwise) {
 bool starts_with(std::string_view text, std::string_view with) { return text.substr(0, with.size()) == with; }
 
 }  // namespace
+
+bool is_rewritable(const OnnxModel& model, const Graph& graph) {
+  return !graph.has_graph &&      // a subgraph may use a removed value
+         model.microsoft == 1 &&  // other versions may differ
+         !model.has_functions &&  // a function may override an operator
+         !graph.has(kCacheRows) && !graph.has(kEncoderRows) && !graph.has(kLogitRows);
+}
 
 NodeChanges rewrite_cache_attention(const Graph& graph) {
   NodeChanges changes;

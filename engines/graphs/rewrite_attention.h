@@ -1,9 +1,16 @@
 // Replaces attention subgraphs by custom operators.
 #pragma once
 
+#include <string_view>
+
 #include "graphs/onnx_graph.h"
 
 namespace blip2rt {
+
+inline constexpr std::string_view kSkipNorm = "SkipSimplifiedLayerNormalization";
+
+// Returns whether operators of a model, with its only graph, may be replaced.
+bool is_rewritable(const OnnxModel& model, const Graph& graph);
 
 // Replaces every GroupQueryAttention by Attention. Replaces none if one is unsupported, because they share a cache, or
 // if other nodes use the cache.
