@@ -106,7 +106,7 @@ sanitize: $(DEV)/blip2rt-installed  ## test the core under ASan, UBSan and TSan
 	  BLIP2RT_NATIVE="$$(ls build/sanitize-address,undefined/_native*.so)" \
 	  $(RUN) pytest tests/engines --ignore tests/engines/test_memory.py --ignore tests/engines/test_kernels.py \
 	  -k "not ($(LIMITING_MEMORY))" \
-	  tests/runtime/test_pipeline.py tests/runtime/test_batching.py tests/runtime/test_fuzz.py
+	  tests/runtime/bundle/test_bundle.py tests/runtime/test_pipeline.py tests/runtime/test_batching.py tests/runtime/test_fuzz.py
 
 # An hour per target by default; FUZZ_SECONDS=60 for a quick run, -j2 for two cores. Findings go to build/fuzz.
 FUZZ_SECONDS ?= 3600
@@ -120,7 +120,7 @@ fuzz-nodes: $(DEV)/blip2rt-installed  # with the oldest supported ONNX Runtime a
 	  $(RUN) pip install --quiet --no-deps --target build/onnxruntime-1.23 "onnxruntime==1.23.*"
 	PYTHONPATH=build/onnxruntime-1.23 $(RUN) tests.fuzz.nodes --seconds $(FUZZ_SECONDS)
 	$(RUN) tests.fuzz.nodes --seconds $(FUZZ_SECONDS)
-fuzz-manifest fuzz-tokenizer fuzz-image fuzz-checkpoint: fuzz-%: $(DEV)/blip2rt-installed
+fuzz-tokenizer fuzz-image fuzz-checkpoint: fuzz-%: $(DEV)/blip2rt-installed
 	$(RUN) tests.fuzz.files $* --seconds $(FUZZ_SECONDS)
 
 FUZZER ?= $(or $(shell command -v clang++),$(shell command -v clang++-14))
@@ -128,6 +128,8 @@ FUZZED_graph_walker := tests/fuzz/graph_walker.cpp \
   $(filter engines/base/% engines/graphs/%,$(filter-out %/session.cpp,$(PLAIN_CORE))) build/fuzz/kernels.o
 
 FUZZED_tokenizer_reader := tests/fuzz/tokenizer_reader.cpp $(filter engines/base/% engines/text/%,$(PLAIN_CORE))
+
+FUZZED_manifest_reader := tests/fuzz/manifest_reader.cpp $(filter engines/base/% engines/bundle/% engines/ort/%,$(PLAIN_CORE))
 
 FUZZED_pool_reader := tests/fuzz/pool_reader.cpp engines/search/guide.cpp \
   engines/model/answer_words.cpp engines/model/caption_pool.cpp \
@@ -139,7 +141,9 @@ fuzz-text: ENTRY := tokenizer_reader
 fuzz-text: SEEDS := tokenizer
 fuzz-pool: ENTRY := pool_reader
 fuzz-pool: SEEDS := pool
-fuzz-core fuzz-text fuzz-pool:  ## fuzz the core's readers of graphs, tokenizers and pools with libFuzzer, if clang has it
+fuzz-manifest: ENTRY := manifest_reader
+fuzz-manifest: SEEDS := manifest
+fuzz-core fuzz-text fuzz-pool fuzz-manifest:  ## fuzz the core's readers of untrusted files with libFuzzer, if clang has it
 	@if echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, long) { return 0; }' | \
 	  $(FUZZER) -x c++ -fsanitize=fuzzer,address - -o /dev/null 2>/dev/null; then \
 	  $(MAKE) build/fuzz/$(ENTRY) && mkdir -p build/fuzz/$(SEEDS) && \
@@ -156,7 +160,8 @@ build/fuzz/kernels.o: $(CORE)
 build/fuzz/graph_walker: $(FUZZED_graph_walker) $(CORE)
 build/fuzz/tokenizer_reader: $(FUZZED_tokenizer_reader) $(CORE)
 build/fuzz/pool_reader: $(FUZZED_pool_reader) $(CORE)
-build/fuzz/graph_walker build/fuzz/tokenizer_reader build/fuzz/pool_reader:
+build/fuzz/manifest_reader: $(FUZZED_manifest_reader) $(CORE)
+build/fuzz/graph_walker build/fuzz/tokenizer_reader build/fuzz/pool_reader build/fuzz/manifest_reader:
 	mkdir -p build/fuzz
 	$(FUZZER) -std=c++17 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -Iengines \
 	  $(FUZZED_$(notdir $@)) -o $@

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import BundleError
 from .text import Prompt
 
 class Runtime:
@@ -15,7 +16,7 @@ class Runtime:
     @property
     def version(self) -> str: ...
 
-class GraphError(RuntimeError):
+class GraphError(BundleError):
     """A graph's file is damaged, or asks for something forbidden. The message is one line and names the file."""
 
 def check_graph(graph_path: str, files: Mapping[str, int] | None = None, trusted: bool = False) -> None:
@@ -24,6 +25,31 @@ def check_graph(graph_path: str, files: Mapping[str, int] | None = None, trusted
     files: the files next to the graph that it may read, and their sizes; None allows every regular file there.
     trusted: allow operators that exports do not write, which can end the process.
     """
+
+def read_bundle(folder: bytes, files: bool = True, graphs: bool = False) -> bytes:
+    """Read and check a bundle. Return its manifest, JSON without faults. Raises BundleError with every fault.
+
+    folder: a path as os.fsencode returns it. files: check the files' sizes. graphs: compare the inputs and outputs of
+    every graph with the manifest.
+    """
+
+def verify_bundle(folder: bytes, progress: Callable[[int], object]) -> None:
+    """Compare the sha256 of every file. Raises BundleError with every altered file.
+
+    progress: called with the bytes of each piece of a file.
+    """
+
+def manifest_faults(manifest: bytes) -> list[str]:
+    """Return everything that is wrong with the bytes of a manifest."""
+
+Tensors = list[tuple[str, str, list[int | str]]]
+"""(name, dtype, shape): the size of each axis, or its name if it is free."""
+
+def graph_tensors(model: bytes) -> tuple[Tensors, Tensors]:
+    """Return the inputs and outputs of a model's bytes. Raises RuntimeError if they are no model."""
+
+def with_axis_sizes(model: bytes, sizes: Mapping[str, int]) -> bytes:
+    """Replace named axes of a model's inputs and outputs by sizes. Raises RuntimeError if the bytes are no model."""
 
 class Session:
     """A loaded graph. Any number of threads may call `run`."""

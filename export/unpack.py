@@ -24,7 +24,6 @@ from blip2rt.modeling.sources import read_json
 from blip2rt.modeling.vision import VisionConfig, VisionEncoder
 from blip2rt.modeling.vit import find_style
 from blip2rt.modeling.weights import Weights
-from blip2rt.untrusted.graphs import checked_graph
 
 from . import bundle_extras
 from .parameters import convolutions, parameters
@@ -96,7 +95,7 @@ def _encoder(found: bundle.Bundle, config: Blip2Config) -> TrainableModel:
     """
     model = TrainableModel(Blip2Config(vision=config.vision, vision_trained=True, sources=config.sources))
     model.vision = encoder = VisionEncoder(config.vision, empty=True)
-    path = checked_graph(found, VISION)
+    path = found.checked_graph(VISION)
     values = parameters(path, _ENCODER_PREFIX)
     norms = _following_norms(encoder)
     for name, weight, bias in convolutions(path, _ENCODER_PREFIX):
@@ -149,7 +148,7 @@ def _model(found: bundle.Bundle, stage: int) -> Blip2:
         torch.nn.init.constant_(model.temperature, found.manifest.retrieval.temperature)
     values: dict[str, torch.Tensor] = {}
     for name in _GRAPHS[stage]:
-        values |= parameters(checked_graph(found, name), _PREFIX)
+        values |= parameters(found.checked_graph(name), _PREFIX)
     own = {name: tensor.shape for name, tensor in model.state_dict().items()}
     unused: tuple[str, ...] = _NOT_IN_GRAPHS
     if stage == 2:  # the last layer's text output is not used

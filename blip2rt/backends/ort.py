@@ -28,7 +28,6 @@ from ..bundle import Bundle
 from ..errors import BackendError, OptionError
 from ..native import ForkGate, fork_safe_lock, kernel_level, named_failure, native
 from ..system import usable_cpus
-from ..untrusted.graphs import readable_files, rejected
 from ..untrusted.memory import require_address_space
 
 if TYPE_CHECKING:
@@ -219,7 +218,7 @@ class Backend(backends.Backend):
             if component not in self._sessions:
                 graph = self._bundle.graph(component)
                 try:
-                    runtime, files = open_runtime(), readable_files(self._bundle, component)
+                    runtime, files = open_runtime(), self._bundle.readable_files(component)
                     if begun is not None:
                         begun.set()
                     with _opening:
@@ -231,8 +230,6 @@ class Backend(backends.Backend):
                             files=files,
                             trusted=self._bundle.trusted_graphs,
                         )
-                except native().GraphError as error:
-                    raise rejected(error) from None
                 except MemoryError:
                     raise BackendError(f"ONNX Runtime cannot load {graph}: out of memory") from None
                 except RuntimeError as error:

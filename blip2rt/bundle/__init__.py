@@ -1,6 +1,6 @@
 """The contract between export and the runtime: names of graphs and tensors, the manifest, reading and checking.
 
-    bundle = read("models/nano")            # checks the manifest and file sizes, opens no graph
+    bundle = read("models/nano")            # checks the manifest and file sizes, loads no graph
     verify("models/nano")                   # checks the sha256 of every file
 
     from blip2rt.bundle.writer import BundleWriter  # imported by writers only
@@ -9,7 +9,8 @@
         ...write graphs and tokenizers into writer.folder...
         writer.finish(manifest)             # hashes, writes blip2rt.json, renames to out/nano
 
-Knows files, sizes and hashes; nothing about images, text or graphs. Standard library only: both sides import it.
+Knows files, sizes and hashes; nothing about images or text. Imports the standard library only; the core, which reads
+and judges bundles, is loaded by the first call.
 """
 
 from .manifest import Calibration as Calibration

@@ -1,16 +1,17 @@
 """The manifest of a bundle, `blip2rt.json`: its fields, and dataclass <-> JSON. Touches no files.
 
-Unknown fields are ignored, so bundles of the same format version may have more.
+The core judges manifests (engines/bundle). Unknown fields are ignored, so bundles of the same format version may have
+more.
 """
 
 import functools
-import types
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import Any, get_args, get_origin
 
-T = TypeVar("T")
-MAX_ENTRIES = 10_000  # of a list or an object
-_MAX_FAULTS = 20  # reported at once
+from .checksum import EMPTY, KEY, insert_checksum
+from .names import FORMAT, FORMAT_VERSION
 
 
 @dataclass(frozen=True)
@@ -175,83 +176,33 @@ class Manifest:
     target: str = "ort"  # what the graphs are made for: "ort" or "trt"
 
 
-def to_json(manifest: Manifest) -> dict[str, Any]:
-    """Manifest -> dicts and lists, without the format's name and version."""
-    return asdict(manifest)
+def to_json(manifest: Manifest) -> bytes:
+    """Manifest -> the bytes of blip2rt.json, with their checksum."""
+    data = {"format": FORMAT, "format_version": FORMAT_VERSION, KEY: EMPTY, **asdict(manifest)}
+    return insert_checksum((json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def from_json(data: Any) -> Manifest:
-    """Dicts and lists -> Manifest. Raises ValueError with every fault and its place."""
-    faults: list[str] = []
-    manifest = _build(Manifest, data, "", faults)
-    if faults:
-        raise ValueError("; ".join(faults))
-    return manifest
+def from_json(manifest: bytes) -> Manifest:
+    """The bytes of a manifest that the core has accepted -> Manifest."""
+    built: Manifest = _converter(Manifest)(json.loads(manifest))
+    return built
 
 
 @functools.cache
-def _hints_of(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
-
-
-def _build(cls: type[T], data: Any, where: str, faults: list[str]) -> T:
-    """`data` as an instance of the dataclass `cls`; appends to `faults`."""
-    if not isinstance(data, dict):
-        _add(faults, f"{where or 'the manifest'} is {type(data).__name__}, not an object")
-        return None  # type: ignore[return-value]  # unused: the faults are raised
-    hints = _hints_of(cls)  # type: ignore[arg-type]
-    values = {}
-    for field in fields(cls):  # type: ignore[arg-type]
-        place = f"{where}.{field.name}" if where else field.name
-        if field.name in data:
-            values[field.name] = _convert(hints[field.name], data[field.name], place, faults)
-        elif field.default is MISSING:
-            _add(faults, f"{place} is missing")
-            values[field.name] = None
-    return cls(**values)
-
-
-def _convert(hint: Any, value: Any, where: str, faults: list[str]) -> Any:
-    """A JSON value as the annotated type `hint`."""
-    if type(value) is hint:
-        return value
-    origin, args = get_origin(hint), get_args(hint)
-    if isinstance(value, list | tuple | dict) and len(value) > MAX_ENTRIES:
-        raise ValueError(f"{where} has {len(value):,} entries, more than {MAX_ENTRIES:,}")
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        plain = tuple(a for a in args if a is not type(None))
-        if len(plain) == 1:
-            return _convert(plain[0], value, where, faults)
-        allowed = plain
-    elif is_dataclass(hint):
-        return _build(hint, value, where, faults)  # type: ignore[arg-type]
-    elif origin is tuple:
-        if isinstance(value, list | tuple):
-            return tuple(_convert(args[0], item, f"{where}[{i}]", faults) for i, item in enumerate(value))
-        _add(faults, f"{where} is {_short(value)}, not a list")
-        return ()
-    elif origin is dict:
-        if isinstance(value, dict):
-            return {key: _convert(args[1], item, f"{where}.{key}", faults) for key, item in value.items()}
-        _add(faults, f"{where} is {_short(value)}, not an object")
-        return {}
-    else:
-        allowed = (hint,)
-    if float in allowed and type(value) is int:
-        return float(value)
-    if type(value) not in allowed:
-        _add(faults, f"{where} is {_short(value)}, not {' or '.join(a.__name__ for a in allowed)}")
-    return value
-
-
-def _add(faults: list[str], fault: str) -> None:
-    """Add a fault. Raises ValueError once there are too many to print."""
-    faults.append(fault)
-    if len(faults) == _MAX_FAULTS:
-        raise ValueError("; ".join(faults))
-
-
-def _short(value: Any) -> str:
-    return repr(value)[:100]
+def _converter(hint: Any) -> Callable[[Any], Any]:
+    """The function from a JSON value to an annotated type."""
+    args, origin = get_args(hint), get_origin(hint)
+    if is_dataclass(hint):
+        parts = {field.name: _converter(field.type) for field in fields(hint)}
+        make: Any = hint
+        return lambda value: make(**{name: part(value[name]) for name, part in parts.items() if name in value})
+    if origin is tuple:
+        item = _converter(args[0])
+        return lambda value: tuple(map(item, value))
+    if origin is dict:
+        item = _converter(args[1])
+        return lambda value: {key: item(each) for key, each in value.items()}
+    if type(None) in args:
+        item = _converter(args[0])
+        return lambda value: None if value is None else item(value)
+    return float if hint is float else lambda value: value

@@ -1,25 +1,18 @@
-"""Read a bundle: the manifest and file sizes at once, hashes on demand. Opens no graph.
-
-Standard library only.
-"""
+"""Bundles on disk, which the core reads and checks (engines/bundle). Loads no graph."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
 
 from ..errors import BundleError
 from ..install_hints import install_nano
-from .checksum import is_intact, sha256_of
-from .faults import manifest_faults
+from ..native import native
 from .manifest import Manifest, from_json
-from .names import FORMAT, FORMAT_VERSION, MANIFEST
-from .regular_files import read_bounded
+from .names import MANIFEST
 
 MAX_MANIFEST_BYTES = 4 << 20
 CHECKOUT_NANO = Path(__file__).parents[1] / "models" / "nano"  # in a checkout and in an editable installation
@@ -45,6 +38,18 @@ class Bundle:
         """Path of a file of the bundle."""
         return self.path / name
 
+    def readable_files(self, component: str) -> dict[str, int]:
+        """The files that a component's graph may read: those of its folder in the manifest, with their sizes."""
+        folder = PurePosixPath(self.manifest.components[component].graph).parent
+        files = {PurePosixPath(name): entry.size for name, entry in (self.manifest.files or {}).items()}
+        return {name.name: size for name, size in files.items() if name.parent == folder}
+
+    def checked_graph(self, component: str) -> Path:
+        """The path of a component's graph. Raises BundleError if it is damaged or does what graphs may not do."""
+        graph = self.graph(component)
+        native().check_graph(str(graph), self.readable_files(component), self.trusted_graphs)
+        return graph
+
     @property
     def size(self) -> int:
         """Bytes of all files except the manifest."""
@@ -62,43 +67,21 @@ def embedded() -> Path:
     raise BundleError(f"nano, the embedded model, is not installed: {install_nano()}, or name a bundle")
 
 
-def read(path: str | os.PathLike[str]) -> Bundle:
-    """Read and check a bundle's manifest and the sizes of its files; opens no graph.
+def read(path: str | os.PathLike[str], *, graphs: bool = False) -> Bundle:
+    """Read and check a bundle's manifest and the sizes of its files.
 
-    Raises BundleError: no bundle there, a newer format version, faults in the manifest, and all missing or
-    changed files at once.
+    graphs: compare the inputs and outputs of every graph with the manifest, too. No graph is loaded.
+    Raises BundleError: no bundle there, a newer format version, faults in the manifest, and all missing or changed
+    files at once.
     """
     if not isinstance(path, str | os.PathLike):
         raise BundleError(f"a bundle is {path!r}: give its folder's path")
-    folder = Path(path)
-    manifest = read_manifest(folder)
-    faults = _size_faults(folder, manifest)
-    if faults:
-        raise BundleError(f"bundle {folder} is not whole: {'; '.join(faults)}: copy or export it again")
-    return Bundle(folder, manifest)
+    return Bundle(Path(path), from_json(native().read_bundle(os.fsencode(Path(path)), graphs=graphs)))
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read and check a bundle's manifest, and no other file. Raises BundleError."""
-    data = _read_json(folder)
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise BundleError(f'{folder / MANIFEST} is not the manifest of a blip2rt bundle (no "format": "{FORMAT}")')
-    version = data.get("format_version")
-    if type(version) is not int or version < 1:
-        raise BundleError(f"{folder / MANIFEST}: format_version is {version!r}, not a whole number from 1 up")
-    if version > FORMAT_VERSION:
-        raise BundleError(
-            f"{folder} has bundle format version {version}, this blip2rt reads versions up to {FORMAT_VERSION}: "
-            "install a newer blip2rt, or export the bundle again with this one"
-        )
-    try:
-        manifest = from_json(data)
-    except ValueError as error:
-        raise BundleError(f"{folder / MANIFEST} is damaged: {error}") from None
-    faults = manifest_faults(manifest)
-    if faults:
-        raise BundleError(f"{folder / MANIFEST} is damaged: {'; '.join(faults)}")
-    return manifest
+    return from_json(native().read_bundle(os.fsencode(folder), files=False))
 
 
 def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> Bundle:
@@ -106,8 +89,7 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
 
     `progress(bytes_done, bytes_total)` is called during hashing. Raises BundleError with every altered file.
     """
-    bundle = read(path)
-    done, altered = 0, [] if is_intact(bundle.file(MANIFEST).read_bytes()) is not False else [MANIFEST]
+    bundle, done = read(path), 0
 
     def advance(size: int) -> None:
         nonlocal done
@@ -115,46 +97,5 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
         if progress is not None:
             progress(done, bundle.size)
 
-    for name, entry in sorted((bundle.manifest.files or {}).items()):
-        try:
-            if sha256_of(bundle.file(name), advance).hex() != entry.sha256:
-                altered.append(name)
-        except OSError as error:
-            raise BundleError(f"cannot read {bundle.file(name)}: {error.strerror or error}") from None
-    if altered:
-        raise BundleError(
-            f"bundle {bundle.path} is altered: the sha256 of {', '.join(altered)} differs from the manifest's: "
-            "copy or export it again"
-        )
+    native().verify_bundle(os.fsencode(bundle.path), advance)
     return bundle
-
-
-def _read_json(folder: Path) -> Any:
-    file = folder / MANIFEST
-    try:
-        if folder.is_file():
-            raise BundleError(f"{folder} is a file; a bundle is the folder that holds {MANIFEST}")
-        if not folder.exists():
-            raise BundleError(f"no bundle at {folder}: there is no such folder")
-        if not file.is_file():
-            raise BundleError(f"no bundle at {folder}: the folder has no {MANIFEST}")
-        return json.loads(read_bounded(file, MAX_MANIFEST_BYTES).decode())
-    except OSError as error:
-        raise BundleError(f"cannot read {file}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{file} is damaged: not JSON ({error})") from None
-
-
-def _size_faults(folder: Path, manifest: Manifest) -> list[str]:
-    faults = []
-    for name, entry in sorted((manifest.files or {}).items()):
-        try:
-            size = (folder / name).stat().st_size if (folder / name).is_file() else None
-        except OSError as error:
-            faults.append(f"{name} cannot be read: {error.strerror or error}")
-            continue
-        if size is None:
-            faults.append(f"{name} is missing")
-        elif size != entry.size:
-            faults.append(f"{name} has {size} bytes instead of {entry.size}")
-    return faults

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 from ..errors import BundleError
+from ..native import native
 from .atomic import MARKER, AtomicFolder
-from .checksum import EMPTY, KEY, insert_checksum, sha256_of
-from .faults import manifest_faults
+from .checksum import sha256_of
 from .manifest import FileEntry, Manifest, to_json
-from .names import FORMAT, FORMAT_VERSION, MANIFEST
+from .names import MANIFEST
 from .reader import Bundle, read
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -55,11 +54,10 @@ class BundleWriter:
             names = sorted(f.relative_to(self.folder).as_posix() for f in self.folder.rglob("*") if f.is_file())
             entries = {name: _entry(self.folder / name) for name in names if name not in (MARKER, MANIFEST)}
             manifest = replace(manifest, files=entries)
-            faults = manifest_faults(manifest)
+            text = to_json(manifest)
+            faults = native().manifest_faults(text)
             assert not faults, f"the bundle violates its contract: {'; '.join(faults)}"
-            data = {"format": FORMAT, "format_version": FORMAT_VERSION, KEY: EMPTY, **to_json(manifest)}
-            text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-            (self.folder / MANIFEST).write_bytes(insert_checksum(text.encode()))
+            (self.folder / MANIFEST).write_bytes(text)
             check_destination(self.path, self.overwrite)
             self._atomic.finish()
             self._finished = True

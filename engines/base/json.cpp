@@ -90,8 +90,16 @@ class JsonReader {
     }
     double parsed;
     const auto [stop, error] = std::from_chars(from, at_, parsed);
-    if (stop != at_ || error != std::errc() || from == at_) fail("no value");
+    if (stop != at_ || error != std::errc() || !is_number({from, static_cast<size_t>(at_ - from)})) fail("no value");
     add(Json::kNumber, from, at_);
+  }
+
+  // What std::from_chars takes and JSON does not: 01, .5, 5.
+  static bool is_number(std::string_view text) {
+    const auto is_digit = [&text](size_t at) { return at < text.size() && text[at] >= '0' && text[at] <= '9'; };
+    const size_t first = text.substr(0, 1) == "-" ? 1 : 0, point = text.find('.');
+    return is_digit(first) && !(text[first] == '0' && is_digit(first + 1)) &&
+           (point == std::string_view::npos || is_digit(point + 1));
   }
 
   void string() {
@@ -178,12 +186,16 @@ std::string_view Json::text() const {
 }
 
 double Json::number() const {
+  const std::string_view digits = this->digits();
+  double parsed = 0;
+  std::from_chars(digits.data(), digits.data() + digits.size(), parsed);
+  return parsed;
+}
+
+std::string_view Json::digits() const {
   if (kind() != kNumber) throw std::runtime_error("a value that should be a number is not");
   const auto& node = document_->nodes_[at_];
-  const char* from = document_->bytes_.data() + node.begin;
-  double parsed = 0;
-  std::from_chars(from, from + node.size, parsed);
-  return parsed;
+  return std::string_view(document_->bytes_).substr(node.begin, node.size);
 }
 
 uint32_t Json::whole() const {

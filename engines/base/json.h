@@ -24,6 +24,7 @@ class Json {
   // Accessors that throw std::runtime_error, with the key's name, if the value is of another kind.
   std::string_view text() const;
   double number() const;
+  std::string_view digits() const;  // a number as it is written
   uint32_t whole() const;
   bool flag() const;
 

@@ -78,7 +78,7 @@ constexpr unsigned kRegular = S_IFREG, kFolder = S_IFDIR;
 FileStatus status_of(const FileState& found) {
   const unsigned type = type_of(found);
   const FileKind kind = type == kRegular ? FileKind::kRegular : type == kFolder ? FileKind::kFolder : FileKind::kOther;
-  return {kind, static_cast<uint64_t>(found.st_size)};
+  return {kind, static_cast<uint64_t>(found.st_size), 0};
 }
 
 }  // namespace
@@ -131,7 +131,7 @@ void MappedFile::release() const {
 
 FileStatus file_status(const std::string& path) {
   FileState found;
-  return state_at(path, &found) == 0 ? status_of(found) : FileStatus();
+  return state_at(path, &found) == 0 ? status_of(found) : FileStatus{FileKind::kMissing, 0, errno};
 }
 
 #if defined(_WIN32)

@@ -1,6 +1,7 @@
 // What the core needs of the operating system, on Linux, macOS and Windows. Paths are UTF-8.
 #pragma once
 
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -27,9 +28,12 @@ enum class FileKind { kMissing, kRegular, kFolder, kOther };
 struct FileStatus {
   FileKind kind = FileKind::kMissing;
   uint64_t size = 0;
+  int error = 0;  // errno, if the file could not be looked at
+
+  bool is_missing() const { return error == ENOENT || error == ENOTDIR || error == ELOOP; }
 };
 
-// Follows links. A file that cannot be looked at is missing.
+// Follows links.
 FileStatus file_status(const std::string& path);
 
 // An open file, which may turn out to be no regular one. Opening does not wait for a pipe.

@@ -1,10 +1,13 @@
 // Validates and sanitizes UTF-8.
 #include "base/utf8.h"
 
+#include <algorithm>
 #include <cstdint>
 
 namespace blip2rt {
 namespace {
+
+constexpr size_t kMost = 100;  // bytes of a name that a message shows
 
 // Returns the length in bytes of the character at `i`, or 0 if it is invalid.
 size_t size_at(std::string_view text, size_t i) {
@@ -51,9 +54,16 @@ std::string single_line(std::string_view text) {
 }
 
 std::string quoted(std::string_view name) {
-  constexpr size_t kMost = 100;
   return "'" + single_line(name.substr(0, kMost)) + (name.size() > kMost ? "...'" : "'");
 }
+
+std::string shortened(std::string_view text) {
+  size_t end = std::min(text.size(), kMost);
+  while (end < text.size() && end > 0 && (static_cast<uint8_t>(text[end]) & 0xC0) == 0x80) --end;
+  return std::string(text.substr(0, end)) + (end < text.size() ? "..." : "");
+}
+
+std::string in_quotes(std::string_view text) { return "'" + shortened(text) + "'"; }
 
 std::string with_commas(uint64_t number) {
   std::string digits = std::to_string(number);

@@ -1,4 +1,4 @@
-// Handles untrusted text: names in graphs, and messages of ONNX Runtime that quote them.
+// Text for messages, trusted or not: names in files, and messages of ONNX Runtime that quote them.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +15,12 @@ std::string single_line(std::string_view text);
 
 // Returns a name in quotes, as a single line, truncated if it is long.
 std::string quoted(std::string_view name);
+
+// Returns at most 100 bytes of valid UTF-8, without half a character.
+std::string shortened(std::string_view text);
+
+// The same in quotes. Control characters stay: callers that print a message escape them.
+std::string in_quotes(std::string_view text);
 
 // A number for people: 50,000,000.
 std::string with_commas(uint64_t number);

@@ -26,14 +26,10 @@ target_link_libraries(blip2rt_media PUBLIC blip2rt_core PRIVATE JPEG::JPEG PNG::
 set_target_properties(blip2rt_media PROPERTIES POSITION_INDEPENDENT_CODE ON)
 
 add_library(blip2rt SHARED
-  engines/base/sha256.cpp
   engines/c/blip2rt.cpp
   engines/c/runtime.cpp
-  engines/model/bundle.cpp
   engines/model/graphs.cpp
   engines/model/language_model.cpp
-  engines/model/manifest.cpp
-  engines/model/manifest_faults.cpp
   engines/model/matching.cpp
   engines/model/model.cpp)
 target_include_directories(blip2rt PUBLIC

@@ -185,10 +185,10 @@ std::string read_graph(const std::string& path, const AllowedFiles& files, Opera
     check_model(bytes, folder_of(path), files, rules);
     return bytes;
   } catch (const OperatorError& error) {
-    throw GraphError(path + " is rejected: " + error.what() + ": if the graph is your own, load it with " +
-                     "trusted_graphs=True or --trusted-graphs");
+    throw GraphError(path, error.what(),
+                     "if the graph is your own, load it with trusted_graphs=True or --trusted-graphs");
   } catch (const std::runtime_error& error) {
-    throw GraphError(path + " is rejected: " + error.what());
+    throw GraphError(path, error.what());
   }
 }
 

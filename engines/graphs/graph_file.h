@@ -21,7 +21,9 @@ struct Constant;
 
 // Reports a graph file that is damaged or breaks a rule. The message is a single line and names the file.
 struct GraphError : std::runtime_error {
-  using std::runtime_error::runtime_error;
+  explicit GraphError(const std::string& path, const std::string& reason,
+                      const char* fix = "download the bundle again from a source you trust")
+      : std::runtime_error(path + " is rejected: " + reason + ": " + fix) {}
 };
 
 // The files next to a graph that it may read, and their sizes in bytes. Without a map: every regular file there.

@@ -120,7 +120,7 @@ Session::Session(const std::string& graph_path, int intra_op_threads, CustomOps 
     try {
       graph = rewritten_graph(bytes, intra_op_threads, ops, weights_);
     } catch (const std::runtime_error& error) {
-      throw GraphError(graph_path + " is rejected: " + error.what());
+      throw GraphError(graph_path, error.what());
     }
   }
   if (!graph.bytes.empty()) {
@@ -135,7 +135,7 @@ Session::Session(const std::string& graph_path, int intra_op_threads, CustomOps 
     inputs_ = ports(session_, ort().SessionGetInputCount, ort().SessionGetInputTypeInfo, ort().SessionGetInputName);
     outputs_ = ports(session_, ort().SessionGetOutputCount, ort().SessionGetOutputTypeInfo, ort().SessionGetOutputName);
     if (graph.bytes.empty() && is_loop_only()) {
-      throw GraphError(graph_path + " is rejected: it has an input that is reserved for the loop");
+      throw GraphError(graph_path, "it has an input that is reserved for the loop");
     }
   } catch (...) {
     ort().ReleaseSession(session_);

@@ -30,12 +30,8 @@ const Session& Graphs::session(const std::string& component) {
     session = std::make_unique<Session>(path, threads, ops, bundle_.readable_files(component), trusted_);
   } catch (const GraphError& error) {
     std::string message = error.what();
-    const size_t fix = message.find("load it with ");
-    if (fix == std::string::npos) {
-      message += ": download the bundle again from a source you trust";
-    } else {
-      message.replace(fix, std::string::npos, "load it with trusted_graphs");
-    }
+    const size_t fix = message.rfind("load it with ");
+    if (fix != std::string::npos) message.replace(fix, std::string::npos, "load it with trusted_graphs");
     throw Error(ErrorKind::kModel, std::move(message));
   } catch (const std::runtime_error& error) {
     throw Error(ErrorKind::kBackend, "ONNX Runtime cannot load " + path + ": " + error.what());

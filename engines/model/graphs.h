@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
+#include "bundle/bundle.h"
 #include "graphs/session.h"
 #include "loop/generator.h"
-#include "model/bundle.h"
 
 namespace blip2rt {
 

@@ -44,10 +44,21 @@ std::pair<size_t, size_t> rows_of(const Tensor& tensor) {
   return {width == 0 ? 0 : tensor.values.size() / width, width};
 }
 
+Bundle opened(const std::string& folder) {
+  Bundle bundle = parse_bundle(folder, manifest_bytes(folder));
+  if (bundle.manifest.target != "ort") {
+    throw Error(ErrorKind::kModel, folder + " was exported for " + bundle.manifest.target +
+                                       ", which this library cannot run: export it with blip2rt-export --target ort");
+  }
+  check_files(bundle);
+  check_graphs(bundle);
+  return bundle;
+}
+
 }  // namespace
 
 Model::Model(const std::string& folder, const ModelOptions& options)
-    : bundle_(read_bundle(folder)),
+    : bundle_(opened(folder)),
       options_(options),
       number_(next_number()),
       graphs_(bundle_, options.threads, options.trusted_graphs),

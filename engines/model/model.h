@@ -12,8 +12,8 @@
 #include <utility>
 #include <vector>
 
+#include "bundle/bundle.h"
 #include "media/image.h"
-#include "model/bundle.h"
 #include "model/calibrator.h"
 #include "model/caption_pool.h"
 #include "model/graphs.h"

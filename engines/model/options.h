@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "bundle/manifest.h"
 #include "search/options.h"
 
 namespace blip2rt {
@@ -27,12 +28,6 @@ std::string number_text(double number);
 
 // A value as a message shows it: a number as it is, other text in quotes.
 std::string shown(const std::string& value);
-
-// A task's defaults, of the manifest.
-struct Decoding {
-  int64_t num_beams = 1, max_new_tokens = 30, min_new_tokens = 1;
-  double length_penalty = 1.0;
-};
 
 // How many tokens fit after the prompt, with the words of the error if more are requested.
 struct Room {

@@ -9,7 +9,7 @@
 #include <string_view>
 #include <vector>
 
-#include "model/manifest.h"
+#include "bundle/manifest.h"
 #include "search/vocabulary.h"
 #include "text/tokenizer.h"
 

@@ -5,6 +5,7 @@
 
 namespace blip2rt {
 
+void bind_bundle(nanobind::module_& m);
 void bind_options(nanobind::module_& m);
 void bind_language(nanobind::module_& m);
 void bind_matching(nanobind::module_& m);

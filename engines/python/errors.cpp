@@ -27,7 +27,10 @@ const char* class_of(ErrorKind kind) {
 void raise(const Error& error) {
   try {
     const nb::object type = nb::module_::import_("blip2rt.errors").attr(class_of(error.kind));
-    PyErr_SetString(type.ptr(), single_line(error.what()).c_str());
+    const std::string text = error.what();  // a path in it may be no UTF-8; Blip2rtError makes it one line
+    const nb::object message =
+        nb::steal(PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "surrogateescape"));
+    if (message.is_valid()) PyErr_SetObject(type.ptr(), message.ptr());
   } catch (nb::python_error& failed) {
     failed.restore();
   }

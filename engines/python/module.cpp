@@ -157,7 +157,7 @@ NB_MODULE(_native, m) {
   m.doc() = "ONNX Runtime sessions and the generation loop";
   nb::set_leak_warnings(false);  // a daemon thread may hold a model when the interpreter ends
   nb::register_exception_translator(&translate_error);
-  nb::exception<GraphError>(m, "GraphError", PyExc_RuntimeError);
+  nb::exception<GraphError>(m, "GraphError", nb::module_::import_("blip2rt.errors").attr("BundleError"));
   Py_AtExit(wait_for_calls);
 
   m.def("kernels", [] {
@@ -409,6 +409,7 @@ NB_MODULE(_native, m) {
 
   add_batcher(m);
   add_tokenizer(m);
+  bind_bundle(m);
   bind_options(m);
   bind_language(m);
   bind_matching(m);

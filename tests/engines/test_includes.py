@@ -14,6 +14,7 @@ LAYERS = (
     ("python", "c"),
     ("model",),
     ("loop", "media", "text"),
+    ("bundle",),
     ("graphs",),
     ("ops",),
     ("kernels", "search", "ort"),

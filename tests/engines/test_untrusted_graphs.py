@@ -414,6 +414,6 @@ def test_onnx_runtimes_messages_become_one_line(tmp_path: Path) -> None:
     model.graph.node[1].op_type = "é\n\x1b[31m"
     path = tmp_path / "odd.onnx"
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(RuntimeError) as error:
+    with pytest.raises(GraphError) as error:
         Session(runtime(), str(path), 1)
     assert "é [31m" in str(error.value) and str(error.value).isprintable()

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from tests.engines.native import Generator, Session, graphs, mutants, runtime
+from tests.engines.native import Generator, GraphError, Session, graphs, mutants, runtime
 from tests.engines.native.graphs import Model, model, value
 from tests.engines.native.own_operators import START, scores
 from tests.seeds import session_seed
@@ -266,14 +266,14 @@ def check(case: Case, folder: Path, altered: bool) -> list[str]:
     texts: mutants.Texts = []
     try:
         got, kernels = answers(case, folder, True, texts)
-    except (RuntimeError, MemoryError) as error:
-        with contextlib.suppress(RuntimeError, MemoryError):
+    except (GraphError, RuntimeError, MemoryError) as error:
+        with contextlib.suppress(GraphError, RuntimeError, MemoryError):
             answers(case, folder, False)
             assert altered, f"our operators reject a valid graph: {error}"
         return []
     try:
         want, _ = answers(case, folder, False, texts)
-    except (RuntimeError, MemoryError):
+    except (GraphError, RuntimeError, MemoryError):
         return kernels  # ONNX Runtime checks some nodes less strictly next to our operators
     for number, (mine, theirs) in enumerate(zip(got, want, strict=True)):
         assert mine.shape == theirs.shape, (mine.shape, theirs.shape)
@@ -328,7 +328,7 @@ def work(seed: int, first: int, seconds: float, folder: Path) -> None:
 def theirs(seed: int, number: int, folder: Path) -> None:
     """Run the same case with ONNX Runtime's operators only."""
     _, case, _ = make(seed, number, folder)
-    with contextlib.suppress(RuntimeError, MemoryError):
+    with contextlib.suppress(GraphError, RuntimeError, MemoryError):
         answers(case, folder, False)
 
 

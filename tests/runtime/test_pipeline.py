@@ -228,12 +228,12 @@ def test_missing_components_are_named(tiny, tmp_path, photo):
 
 def test_only_the_needed_graphs_are_opened(tiny, tmp_path, photo):
     write_bundle(tmp_path / "b", tiny.weights)
-    for name in ("itm", "text_embed"):  # right size, but no graph
+    for name in ("itm", "text_embed"):  # right size, inputs and outputs, but no operator that exists
         file = tmp_path / "b" / f"{name}.onnx"
-        file.write_bytes(bytes(file.stat().st_size))
+        file.write_bytes(file.read_bytes().replace(b"ReduceSum", b"ReduceSun"))
     model = blip2rt.load(tmp_path / "b")
     assert model.caption(photo()) is not None and model.embed_image(photo()) is not None
-    with pytest.raises(BundleError, match=r"text_embed\.onnx is rejected: not a protobuf message"):
+    with pytest.raises(BundleError, match=r"text_embed\.onnx is rejected: node .*exports do not use this operator"):
         model.embed_text("a dog")
 
 

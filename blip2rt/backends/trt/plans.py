@@ -19,7 +19,6 @@ import numpy as np
 from ... import bundle as contract
 from ...bundle import Bundle
 from ...errors import BackendError, BundleError, OptionError
-from ...untrusted.graphs import checked_graph
 from . import builder, gpu
 from .builder import Axes, Settings
 from .cache import PlanCache
@@ -244,7 +243,7 @@ def check(trt: Any, bundle: Bundle, sizes: PlanSizes, gpus: tuple[str, ...], rep
         try:
             settings = Settings(gpus, sizes.workspace)
             axes = profiles(bundle, component, sizes)
-            plan = builder.build(trt, checked_graph(bundle, component), axes, settings).plan.nbytes
+            plan = builder.build(trt, bundle.checked_graph(component), axes, settings).plan.nbytes
         except (BackendError, BundleError) as error:
             faults.append(f"{component}: {error}")
             continue
@@ -280,7 +279,7 @@ def ensure(
         gpus = (device,) if builder.builds_without_gpu(trt) else ()
         settings = Settings(gpus, sizes.workspace, _read_timing(timing_cache))
         try:
-            built = builder.build(trt, checked_graph(bundle, component), axes, settings, progress)
+            built = builder.build(trt, bundle.checked_graph(component), axes, settings, progress)
         except BackendError as error:
             raise BackendError(f"{component}: {error}") from error
         plan = cache.store(component, source, built.plan)
@@ -290,14 +289,14 @@ def ensure(
         del built  # frees a plan as large as the weights
     else:
         if builder.opens_graphs(trt):
-            checked_graph(bundle, component)
+            bundle.checked_graph(component)
         report(f"{component}: {plan}")
     tested = cache.metadata(plan).get("tested")
     if accept and (tested is None or "wrong" in tested):
         tested = {"left out": "accepted without a test"}
         cache.update_metadata(plan, tested=tested)
     elif tested is None and check_plan is not None:
-        tested = check_plan(component, plan, checked_graph(bundle, component), axes)
+        tested = check_plan(component, plan, bundle.checked_graph(component), axes)
         if not tested.get("again", False):
             with contextlib.suppress(BackendError):  # in a read-only folder the plan is tested at every load
                 cache.update_metadata(plan, tested=tested)

@@ -13,8 +13,9 @@ import torch
 
 from blip2rt import bundle as contract
 from blip2rt.bundle import encoder_tensors, llm_tensors
-from blip2rt.bundle.faults import manifest_faults
+from blip2rt.bundle.manifest import to_json
 from blip2rt.errors import Blip2rtError
+from blip2rt.native import native
 from blip2rt_export import targets
 from blip2rt_export.checks.sessions import session
 from blip2rt_export.checks.stepper import Stepper
@@ -107,11 +108,13 @@ def test_manifest_of_an_encoder_decoder() -> None:
     files = {name: contract.FileEntry(1, "") for name in ("tokenizer.json", *(c.graph for c in complete.values()))}
     spec = replace(manifest.llm, encoder_decoder=True, decoder_start_token_id=0)
     good = replace(manifest, components=complete, llm=spec, files=files)
-    assert not manifest_faults(good)
-    without_encoder = replace(good, components=components)
-    assert any("encoder are missing" in fault for fault in manifest_faults(without_encoder))
-    without_start = replace(good, llm=replace(spec, decoder_start_token_id=None))
-    assert any("decoder_start_token_id" in fault for fault in manifest_faults(without_start))
+    without_encoder, without_start = (
+        replace(good, components=components),
+        replace(good, llm=replace(spec, decoder_start_token_id=None)),
+    )
+    for fault, changed in {"encoder are missing": without_encoder, "decoder_start_token_id": without_start}.items():
+        assert fault in "; ".join(native().manifest_faults(to_json(changed)))
+        assert fault not in "; ".join(native().manifest_faults(to_json(good)))
 
 
 def test_decoder_without_a_start_token_is_rejected() -> None:

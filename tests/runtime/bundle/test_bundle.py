@@ -56,7 +56,7 @@ def test_bundle_round_trip(tmp_path):
     assert replace(bundle.manifest, files=None) == minimal_manifest()
     assert bundle.size == 5 and bundle.graph("vision").read_bytes() == b"graph"
     assert bundle.has("vision") and not bundle.has("vision", "llm")
-    assert from_json(json.loads(json.dumps(to_json(bundle.manifest)))) == bundle.manifest
+    assert from_json(to_json(bundle.manifest)) == bundle.manifest
     assert sorted(os.listdir(tmp_path / "deep")) == ["b"]
 
 
@@ -94,6 +94,14 @@ def test_unknown_fields_are_ignored(tmp_path):
         (lambda d: d["image"].update(resample="\x1b[2J\u202e"), ["'\\x1b[2J\\u202e': choose"]),
         (lambda d: d.update(question=QUESTION), ["q.json is used"]),
         (lambda d: d.update(question=QUESTION | {"max_text_length": 0}), ["question.max_text_length is 0"]),
+        (lambda d: d.update(question=QUESTION | {"max_text_length": 100_000}), ["not from 1 to 1,024"]),
+        (lambda d: d.update(target="tpu"), ["target is 'tpu': this blip2rt knows ort, trt"]),
+        (lambda d: d["components"]["vision"]["outputs"][0].update(shape=["B", 5]), ["has 3 axes, but vision writes"]),
+        (lambda d: d["components"]["vision"]["outputs"][0].update(shape=[None]), ["[0] is None, not int or str"]),
+        (lambda d: d["verification"][0].update(cosine="high"), ["verification[0].cosine is 'high', not float"]),
+        (lambda d: d["image"].update(height=True), ["image.height is True, not int"]),
+        (lambda d: d["image"].update(height=10**30), ["not an int of 64 bits"]),
+        (lambda d: d.update({f"{i}": 1 for i in range(10_001)}), ["the manifest has 10,0", " entries, more than"]),
     ],
 )
 def test_damaged_manifest_is_one_line(tmp_path, change, words):
@@ -104,6 +112,29 @@ def test_damaged_manifest_is_one_line(tmp_path, change, words):
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"name": "tiny"', '"name": "tiny", "name": "other"', "the manifest has the key 'name' twice"),
+        ('"vision": {"graph"', '"vision": {}, "vision": {"graph"', "components has the key 'vision' twice"),
+        ('"height": 4,', '"height": 4.0,', "image.height is 4.0, not int"),
+        ('"height": 4,', '"height": 04,', "not JSON: no value at byte"),
+        ('"name": "tiny"', '"name": "tiny", "later": NaN', "not JSON: no value at byte"),
+        ('"name": "tiny"', '"name": "tiny", "later": 1e999', "not JSON: no value at byte"),
+        ('"name": "tiny"', '"name": "tiny", "later": .5', "not JSON: no value at byte"),
+        ('"name": "tiny"', '"name": "\\ud800"', "not JSON: half a character"),
+        ('"format_version": 1,', '"format_version": 1.0,', "format_version is 1.0, not a whole number"),
+    ],
+)
+def test_text_that_readers_could_take_differently_is_rejected(tmp_path, old, new, words):
+    write(tmp_path / "b")
+    text = json.dumps(json.loads((tmp_path / "b" / contract.MANIFEST).read_text()))
+    assert old in text
+    (tmp_path / "b" / contract.MANIFEST).write_text(text.replace(old, new))
+    with pytest.raises(BundleError, match=re.escape(words)):
+        contract.read(tmp_path / "b")
 
 
 def test_huge_manifest_is_not_read(tmp_path):

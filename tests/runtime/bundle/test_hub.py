@@ -18,6 +18,7 @@ from PIL import Image
 
 import blip2rt
 from blip2rt import bundle as contract
+from blip2rt.bundle.checksum import sha256_of
 from blip2rt.bundle.hub import HubName
 from blip2rt.errors import BundleError
 
@@ -67,7 +68,7 @@ class Hub:
         if not file.is_file():
             return self.send(call, 404, b"", {"X-Error-Code": "EntryNotFound"})
         data = file.read_bytes()
-        headers = {"ETag": f'"{contract.reader.sha256_of(file).hex()}"', "X-Repo-Commit": parts[3]}  # type: ignore[attr-defined]
+        headers = {"ETag": f'"{sha256_of(file).hex()}"', "X-Repo-Commit": parts[3]}
         first = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0
         if first:
             headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"

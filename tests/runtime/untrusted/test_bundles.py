@@ -123,6 +123,40 @@ def test_many_entries_are_rejected_quickly(
     assert time.process_time() - started < 3  # far below a second; 12 with 30,000 names before
 
 
+CALIBRATION: dict[str, Any] = {part: {"bias": 0, "weights": {"cosine": 1}} for part in ("phrase", "sentence")}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "fault"),
+    [
+        ("llm.prefix_length", 7, "llm.prefix_length is 7, but qformer writes prefix_embeds ['B', 3, 16]"),
+        ("llm.kv_heads", 2, "llm.kv_heads is 2, but llm reads past_key_0 ['B', 1, 'T', 8]"),
+        ("llm.vocab_size", 99, "llm.vocab_size is 99, but llm writes logits"),
+        ("retrieval.max_text_length", 100_000, "retrieval.max_text_length is 100000, not from 1 to 1,024"),
+        ("calibration.mean_text", [0.5] * 3, "calibration.mean_text has 3 numbers, but image_embed writes"),
+        ("calibration.phrase.weights.query_999", 1, "calibration.phrase weighs 'query_999', but image_embed writes"),
+        ("calibration.phrase.weights.score", 1, "calibration.phrase weighs 'score', which only captions have"),
+        ("calibration.sentence.weights.cosine", 1e308, "cosine is 1e+308, not from -1,000,000 to 1,000,000"),
+        ("calibration.numbers", ["one"] * 3000, "calibration.numbers has 3,000 answers, more than 100"),
+        ("components.itm.outputs.0.shape", ["B", 2, 2], "itm_logits has 2 axes, but itm writes itm_logits ['B', 2, 2]"),
+        ("components.vision.inputs.0.dtype", "int64", "not those of its manifest: vision.onnx has 'pixels' of float32"),
+        ("components.llm.graph", "embed.onnx", "not those of its manifest: embed.onnx has no tensor 'inputs_embeds'"),
+    ],
+)
+def test_manifest_that_contradicts_the_graphs_is_one_line(
+    copy: Path, picture: str, path: str, value: Any, fault: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    manifest = json.loads((copy / MANIFEST).read_text()) | {"calibration": CALIBRATION}
+    *parents, last = path.split(".")
+    node: Any = json.loads(json.dumps(manifest))
+    changed = node
+    for name in parents:
+        node = node[int(name) if isinstance(node, list) else name]
+    node[last] = value
+    (copy / MANIFEST).write_text(json.dumps(changed))
+    assert fault in complaint(["match", picture, "a dog", "--model", str(copy)], capfd)
+
+
 def test_signature_covers_no_links_and_no_other_files(copy: Path) -> None:
     bundle = read(copy)
     require_covered(bundle)

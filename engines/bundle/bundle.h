@@ -1,11 +1,13 @@
-// A bundle on disk: its manifest, and the sizes and hashes of its files. Opens no graph.
+// A bundle on disk: its manifest, its files, and the inputs and outputs of its graphs. Runs no graph.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
+#include <vector>
 
+#include "bundle/manifest.h"
 #include "graphs/graph_file.h"
-#include "model/manifest.h"
 
 namespace blip2rt {
 
@@ -24,14 +26,20 @@ struct Bundle {
   void require(const std::vector<std::string>& components, const std::string& action) const;
 };
 
-inline const std::vector<std::string> kGenerative = {"qformer", "embed", "llm"};
-inline const std::vector<std::string> kRetrieval = {"image_embed", "text_embed", "itm"};
+// The bytes of a folder's blip2rt.json. Throws Error.
+std::string manifest_bytes(const std::string& folder);
 
-// Reads and checks a bundle's manifest and the sizes of its files. Throws Error with all missing or changed files.
-Bundle read_bundle(const std::string& folder);
+// A bundle of a manifest's bytes; no file is opened. Throws Error with every fault.
+Bundle parse_bundle(const std::string& folder, const std::string& manifest);
 
-// Compares the sha256 of every file, and of the manifest if it has a checksum. Throws Error with every altered file.
-void verify(const Bundle& bundle);
+// Throw Error with all missing or changed files, and with all graphs whose inputs and outputs differ from the
+// manifest's.
+void check_files(const Bundle& bundle);
+void check_graphs(const Bundle& bundle);
+
+// Compares the sha256 of every file, and of the manifest if it has a checksum. Calls progress(bytes) after each piece
+// of a file. Throws Error with every altered file.
+void verify(const Bundle& bundle, const std::function<void(uint64_t)>& progress = {});
 
 // Returns the content of a regular file of at most `most` bytes. Throws std::runtime_error with the reason.
 std::string read_regular(const std::string& path, uint64_t most);

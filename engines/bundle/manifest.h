@@ -1,28 +1,37 @@
-// The manifest of a bundle, blip2rt.json, with every check of blip2rt.bundle; see docs/bundle.md. Touches no files.
+// The manifest of a bundle, blip2rt.json: its fields, and every check of it; see docs/bundle.md. Touches no files.
 #pragma once
 
 #include <cstdint>
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
+#include <variant>
 #include <vector>
 
-#include "media/image.h"
-#include "model/options.h"
+#include "base/error.h"
 
 namespace blip2rt {
 
+using Axis = std::variant<int64_t, std::string>;  // the size of a tensor's axis, or the name of a free one
+
 struct TensorSpec {
-  std::string name;
-  std::vector<int64_t> shape;  // -1 for a free axis
+  std::string name, dtype;
+  std::vector<Axis> shape;
 };
 
+// A tensor's shape as messages show it: ['B', 3, 224, 224].
+std::string shown_shape(const TensorSpec& tensor);
+
+// One ONNX graph.
 struct Component {
   std::string graph;  // file name inside the bundle
+  std::string precision;
   std::vector<TensorSpec> inputs, outputs;
 
-  bool reads(const std::string& tensor) const;
-  bool writes(const std::string& tensor) const;
+  // Return nullptr if there is no such tensor.
+  const TensorSpec* input(const std::string& name) const;
+  const TensorSpec* output(const std::string& name) const;
 };
 
 struct ImageSpec {
@@ -61,6 +70,12 @@ struct QuestionSpec : QFormerTextSpec {
   std::string prompt = "{}";
 };
 
+// A task's defaults.
+struct Decoding {
+  int64_t num_beams = 1, max_new_tokens = 30, min_new_tokens = 1;
+  double length_penalty = 1.0;
+};
+
 // A logistic regression: P = 1 / (1 + exp(-bias - the sum of weight * signal)).
 struct Logistic {
   double bias;
@@ -72,6 +87,18 @@ struct Calibration {
   std::optional<Logistic> phrase, sentence, label, caption, nearness;
   std::vector<double> label_text, mean_text;  // (E)
   std::vector<std::string> numbers;           // answers to "how many ...?"; none: answers are generated
+
+  std::vector<std::pair<std::string, const Logistic*>> regressions() const;  // that are given, with their places
+};
+
+struct Source {
+  std::string part, name, licence, origin;
+};
+
+struct Verification {
+  std::string component, precision;
+  double max_abs_error;
+  std::optional<double> cosine, agreement;
 };
 
 struct FileEntry {
@@ -88,16 +115,25 @@ struct Manifest {
   std::map<std::string, std::string> prompts;
   std::map<std::string, Decoding> decoding;
   std::optional<QuestionSpec> question;
+  std::vector<Source> sources;
+  std::vector<Verification> verification;
   std::map<std::string, FileEntry> files;
   std::optional<Calibration> calibration;
 
   bool has(const std::string& component) const { return components.count(component) != 0; }
+  const Component* component(const std::string& name) const;  // nullptr if there is none
 };
+
+inline const std::vector<std::string> kGenerative = {"qformer", "embed", "llm"};
+inline const std::vector<std::string> kRetrieval = {"image_embed", "text_embed", "itm"};
 
 // Parses a manifest, whose bytes are changed. Throws Error with every fault; `file` names it.
 Manifest read_manifest(std::string bytes, const std::string& file);
 
-// The faults of a manifest whose types are right.
-Faults manifest_faults(const Manifest& manifest);
+// The faults of a manifest whose types are right: of its values; if there are none, of its components and file names,
+// and of sizes that its parts give differently.
+Faults value_faults(const Manifest& manifest);
+Faults component_faults(const Manifest& manifest);
+Faults size_faults(const Manifest& manifest);
 
 }  // namespace blip2rt

@@ -1,0 +1,131 @@
+// Field numbers are those of onnx.proto.
+#include "bundle/graph_tensors.h"
+
+#include <functional>
+#include <stdexcept>
+
+#include "base/utf8.h"
+#include "graphs/protobuf.h"
+#include "ort/ort_api.h"
+
+namespace blip2rt {
+namespace {
+
+using protobuf::Field;
+using protobuf::Reader;
+
+constexpr uint32_t kGraph = 7, kInput = 11, kOutput = 12;  // of ModelProto; of GraphProto
+
+// The last value of a field of a message, or an empty view.
+std::string_view message(std::string_view bytes, uint32_t number) {
+  std::string_view found;
+  Field field;
+  for (Reader reader(bytes); reader.next(field);) {
+    if (field.number == number && field.wire == protobuf::kBytes) found = field.bytes;
+  }
+  return found;
+}
+
+Axis read_axis(std::string_view dimension) {
+  Axis axis = std::string();
+  Field field;
+  for (Reader reader(dimension); reader.next(field);) {
+    if (field.number == 1 && field.wire == protobuf::kVarint) axis = static_cast<int64_t>(field.value);
+    if (field.number == 2 && field.wire == protobuf::kBytes) axis = std::string(field.bytes);
+  }
+  return axis;
+}
+
+TensorSpec read_tensor(std::string_view value) {
+  TensorSpec tensor{std::string(message(value, 1)), dtype_name(DType::kUndefined), {}};
+  const std::string_view type = message(message(value, 2), 1);
+  Field field;
+  for (Reader reader(type); reader.next(field);) {
+    if (field.number == 1) tensor.dtype = dtype_name(static_cast<DType>(field.value));
+    if (field.number != 2) continue;
+    Field dimension;
+    for (Reader shape(field.bytes); shape.next(dimension);) {
+      if (dimension.number == 1) tensor.shape.push_back(read_axis(dimension.bytes));
+    }
+  }
+  return tensor;
+}
+
+using Edit = std::function<std::string(std::string_view)>;
+
+// Returns a message with an edit of the messages in one of its fields.
+std::string edited(std::string_view bytes, uint32_t number, const Edit& edit) {
+  std::string copy;
+  Field field;
+  for (Reader reader(bytes); reader.next(field);) {
+    if (field.number == number && field.wire == protobuf::kBytes) {
+      protobuf::write(copy, number, edit(field.bytes));
+    } else {
+      copy += field.whole;
+    }
+  }
+  return copy;
+}
+
+bool agrees(const TensorSpec& ours, const TensorSpec& graph) {
+  bool same = ours.dtype == graph.dtype && ours.shape.size() == graph.shape.size();
+  for (size_t axis = 0; same && axis < ours.shape.size(); ++axis) {
+    const int64_t* size = std::get_if<int64_t>(&ours.shape[axis]);
+    const int64_t* other = std::get_if<int64_t>(&graph.shape[axis]);
+    same = size == nullptr || other == nullptr || *size == *other;
+  }
+  return same;
+}
+
+void compare(Faults& faults, const std::string& graph, const std::vector<TensorSpec>& ours,
+             const std::vector<TensorSpec>& others) {
+  std::map<std::string_view, const TensorSpec*> found;
+  for (const TensorSpec& other : others) found[other.name] = &other;
+  for (const TensorSpec& tensor : ours) {
+    const auto other = found.find(tensor.name);
+    if (other == found.end()) {
+      faults.push_back(graph + " has no tensor " + in_quotes(tensor.name));
+    } else if (!agrees(tensor, *other->second)) {
+      faults.push_back(graph + " has " + in_quotes(tensor.name) + " of " + other->second->dtype + " " +
+                       shown_shape(*other->second) + ", not " + tensor.dtype + " " + shown_shape(tensor));
+    }
+  }
+}
+
+}  // namespace
+
+GraphTensors read_graph_tensors(std::string_view model) {
+  const std::string_view graph = message(model, kGraph);
+  if (graph.data() == nullptr) throw std::runtime_error("it is no ONNX model");
+  GraphTensors tensors;
+  Field field;
+  for (Reader reader(graph); reader.next(field);) {
+    if (field.number == kInput) tensors.inputs.push_back(read_tensor(field.bytes));
+    if (field.number == kOutput) tensors.outputs.push_back(read_tensor(field.bytes));
+  }
+  return tensors;
+}
+
+void append_differences(Faults& faults, const Component& component, const GraphTensors& graph) {
+  compare(faults, component.graph, component.inputs, graph.inputs);
+  compare(faults, component.graph, component.outputs, graph.outputs);
+}
+
+std::string with_axis_sizes(std::string_view model, const std::map<std::string, uint64_t>& sizes) {
+  Edit edit = [&sizes](std::string_view dimension) {
+    const Axis axis = read_axis(dimension);
+    const auto* name = std::get_if<std::string>(&axis);
+    const auto size = name == nullptr ? sizes.end() : sizes.find(*name);
+    if (size == sizes.end()) return std::string(dimension);
+    std::string fixed;
+    protobuf::write(fixed, 1, size->second);
+    return fixed;
+  };
+  for (const uint32_t number : {1, 2, 1, 2}) {  // ValueInfoProto's type, tensor_type, shape, dim, from the inside
+    edit = [number, inner = edit](std::string_view bytes) { return edited(bytes, number, inner); };
+  }
+  const Edit ports = [&edit](std::string_view graph) { return edited(edited(graph, kInput, edit), kOutput, edit); };
+  return edited(model, kGraph, ports);
+}
+
+}  // namespace blip2rt

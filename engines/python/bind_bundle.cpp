@@ -1,0 +1,88 @@
+// Reading of bundles and of their graphs' files, as functions of paths and bytes.
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/variant.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "bundle/bundle.h"
+#include "bundle/graph_tensors.h"
+#include "python/bind.h"
+#include "python/casters.h"
+#include "python/python_loop.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace blip2rt {
+namespace {
+
+std::string text_of(const nb::bytes& bytes) { return {bytes.c_str(), bytes.size()}; }
+
+nb::bytes bytes_of(const std::string& text) { return nb::bytes(text.data(), text.size()); }
+
+nb::bytes read(const nb::bytes& path, bool files, bool graphs) {
+  const std::string folder = text_of(path);
+  std::string manifest;
+  {
+    const ReleasedGil released;
+    manifest = manifest_bytes(folder);
+    const Bundle bundle = parse_bundle(folder, manifest);
+    if (files) check_files(bundle);
+    if (graphs) check_graphs(bundle);
+  }
+  return bytes_of(manifest);
+}
+
+void verify_files(const nb::bytes& path, const nb::callable& progress) {
+  const std::string folder = text_of(path);
+  const ReleasedGil released;
+  verify(parse_bundle(folder, manifest_bytes(folder)), [&progress](uint64_t bytes) {
+    const HeldGil held;
+    progress(bytes);
+  });
+}
+
+Faults faults_of(const nb::bytes& manifest) {
+  try {
+    parse_bundle("", text_of(manifest));
+  } catch (const Error& error) {
+    return error.faults;
+  }
+  return {};
+}
+
+using TensorTuple = std::tuple<std::string, std::string, std::vector<Axis>>;
+
+std::vector<TensorTuple> tuples_of(const std::vector<TensorSpec>& tensors) {
+  std::vector<TensorTuple> tuples;
+  for (const TensorSpec& tensor : tensors) tuples.emplace_back(tensor.name, tensor.dtype, tensor.shape);
+  return tuples;
+}
+
+}  // namespace
+
+void bind_bundle(nb::module_& m) {
+  m.def("read_bundle", &read, "folder"_a, "files"_a = true, "graphs"_a = false);
+  m.def("verify_bundle", &verify_files, "folder"_a, "progress"_a);
+  m.def("manifest_faults", &faults_of, "manifest"_a);
+  m.def(
+      "graph_tensors",
+      [](const nb::bytes& model) {
+        const GraphTensors found = read_graph_tensors({model.c_str(), model.size()});
+        return std::pair(tuples_of(found.inputs), tuples_of(found.outputs));
+      },
+      "model"_a);
+  m.def(
+      "with_axis_sizes",
+      [](const nb::bytes& model, const std::map<std::string, uint64_t>& sizes) {
+        return bytes_of(with_axis_sizes({model.c_str(), model.size()}, sizes));
+      },
+      "model"_a, "sizes"_a);
+}
+
+}  // namespace blip2rt
