@@ -26,17 +26,23 @@ def check_graph(graph_path: str, files: Mapping[str, int] | None = None, trusted
     trusted: allow operators that exports do not write, which can end the process.
     """
 
-def read_bundle(folder: bytes, files: bool = True, graphs: bool = False) -> bytes:
+def read_bundle(folder: bytes, files: bool = True, tensors: bool = False) -> bytes:
     """Read and check a bundle. Return its manifest, JSON without faults. Raises BundleError with every fault.
 
-    folder: a path as os.fsencode returns it. files: check the files' sizes. graphs: compare the inputs and outputs of
-    every graph with the manifest.
+    folder: a path as os.fsencode returns it. files: check the files' sizes. tensors: compare the inputs and outputs
+    of every graph with the manifest.
     """
 
 def verify_bundle(folder: bytes, progress: Callable[[int], object]) -> None:
     """Compare the sha256 of every file. Raises BundleError with every altered file.
 
     progress: called with the bytes of each piece of a file.
+    """
+
+def check_graphs(folder: bytes, trusted: bool) -> None:
+    """Raise BundleError with every graph of a bundle that opening it would reject.
+
+    trusted: allow operators that exports do not write.
     """
 
 def manifest_faults(manifest: bytes) -> list[str]:

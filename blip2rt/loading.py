@@ -80,7 +80,7 @@ def load(
         raise OptionError(f"cache_bytes is {cache_bytes!r}: give a number of bytes, or 0 for no cache")
     images = ImageSettings(scaled_jpeg, max_pixels, color)
     folder = locate(bundle)
-    opened = replace(contract.read(folder, graphs=True), trusted_graphs=trusted_graphs)
+    opened = replace(contract.read(folder, tensors=True), trusted_graphs=trusted_graphs)
     sizes = Batching() if batching is True else batching or None
     prefix_bytes = cache_bytes - cache_bytes // 4 if sizes and opened.manifest.llm is not None else 0
     shared: dict[str, Any] = {"batching": sizes, "cache_bytes": prefix_bytes or None}

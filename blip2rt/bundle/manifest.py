@@ -8,7 +8,7 @@ import functools
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from typing import Any, get_args, get_origin
+from typing import Any, cast, get_args, get_origin
 
 from .checksum import EMPTY, KEY, insert_checksum
 from .names import FORMAT, FORMAT_VERSION
@@ -193,8 +193,8 @@ def _converter(hint: Any) -> Callable[[Any], Any]:
     """The function from a JSON value to an annotated type."""
     args, origin = get_args(hint), get_origin(hint)
     if is_dataclass(hint):
-        parts = {field.name: _converter(field.type) for field in fields(hint)}
         make: Any = hint
+        parts = {field.name: _converter(cast(Any, field.type)) for field in fields(make)}
         return lambda value: make(**{name: part(value[name]) for name, part in parts.items() if name in value})
     if origin is tuple:
         item = _converter(args[0])

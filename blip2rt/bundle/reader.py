@@ -50,6 +50,10 @@ class Bundle:
         native().check_graph(str(graph), self.readable_files(component), self.trusted_graphs)
         return graph
 
+    def check_graphs(self) -> None:
+        """Raise BundleError with every graph that loading it would reject."""
+        native().check_graphs(os.fsencode(self.path), self.trusted_graphs)
+
     @property
     def size(self) -> int:
         """Bytes of all files except the manifest."""
@@ -67,16 +71,16 @@ def embedded() -> Path:
     raise BundleError(f"nano, the embedded model, is not installed: {install_nano()}, or name a bundle")
 
 
-def read(path: str | os.PathLike[str], *, graphs: bool = False) -> Bundle:
+def read(path: str | os.PathLike[str], *, tensors: bool = False) -> Bundle:
     """Read and check a bundle's manifest and the sizes of its files.
 
-    graphs: compare the inputs and outputs of every graph with the manifest, too. No graph is loaded.
+    tensors: compare the inputs and outputs of every graph with the manifest, too.
     Raises BundleError: no bundle there, a newer format version, faults in the manifest, and all missing or changed
     files at once.
     """
     if not isinstance(path, str | os.PathLike):
         raise BundleError(f"a bundle is {path!r}: give its folder's path")
-    return Bundle(Path(path), from_json(native().read_bundle(os.fsencode(Path(path)), graphs=graphs)))
+    return Bundle(Path(path), from_json(native().read_bundle(os.fsencode(Path(path)), tensors=tensors)))
 
 
 def read_manifest(folder: Path) -> Manifest:

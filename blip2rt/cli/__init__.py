@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -180,6 +180,7 @@ def _verify(args: argparse.Namespace) -> int:
     bundle = verify(folder, _progress("verifying", _SHOW_PROGRESS_BYTES))
     if args.key is not None:
         require_covered(bundle)
+    replace(bundle, trusted_graphs=args.trusted_graphs).check_graphs()
     files = bundle.manifest.files or {}
     print(f"{one_line(str(bundle.path))}: {len(files)} files, {bundle.size / 1e6:.1f} MB, all as exported{signed}")
     return 0

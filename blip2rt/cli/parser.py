@@ -117,7 +117,7 @@ def build_parser(handlers: Mapping[str, Handler], words: Sequence[str] = ()) -> 
     add("serve", "serve over HTTP, like OpenAI and Ollama", _add_serve, description=_SERVE)
     add("stdio", "answer JSON lines on standard input", _add_stdio, description=_STDIO)
     add("info", "show what a bundle holds", _add_info)
-    add("verify", "check the sha256 of a bundle's files", _add_verify)
+    add("verify", "check the sha256 of a bundle's files, and its graphs", _add_verify)
     add("pull", "download a bundle from the Hugging Face Hub", _add_pull, description=_PULL)
     add("doctor", "diagnose this machine: what is missing, and how to install it", _add_json)
     add("completion", "print a shell's completion script", _add_completion, description=_COMPLETION)
@@ -191,6 +191,7 @@ def _add_verify(command: Parser) -> None:
     _add_bundle(command)
     key = "also check the manifest's signature, blip2rt.json.minisig, against this public key of minisign"
     command.add_argument("--key", type=path, metavar="FILE", help=key)
+    _add_trusted_graphs(command)
 
 
 def _add_pull(command: Parser) -> None:
@@ -261,6 +262,10 @@ def _add_model(command: Parser, pixels: bool = True) -> None:
     if pixels:
         about = "largest width times height of an image; larger JPEGs are decoded at reduced size (default: 50000000)"
         group.add_argument("--max-pixels", type=int, default=argparse.SUPPRESS, metavar="N", help=about)
+    _add_trusted_graphs(group)
+
+
+def _add_trusted_graphs(group: argparse._ActionsContainer) -> None:
     about = "allow operators that blip2rt-export does not write, for graphs of your own"
     group.add_argument("--trusted-graphs", action="store_true", help=about)
 

@@ -129,7 +129,7 @@ void check_files(const Bundle& bundle) {
   throw_faults(std::move(faults), "bundle " + bundle.folder + " is not whole", "copy or export it again");
 }
 
-void check_graphs(const Bundle& bundle) {
+void check_tensors(const Bundle& bundle) {
   Faults faults;
   for (const auto& [name, component] : bundle.manifest.components) {
     try {
@@ -141,6 +141,20 @@ void check_graphs(const Bundle& bundle) {
   }
   throw_faults(std::move(faults), "the graphs of bundle " + bundle.folder + " are not those of its manifest",
                "copy or export it again");
+}
+
+void check_graphs(const Bundle& bundle, bool trusted) {
+  const OperatorRules own = bundle.manifest.target == "ort" ? OperatorRules::kOnnxRuntime : OperatorRules::kEveryEngine;
+  Faults faults;
+  for (const auto& [name, component] : bundle.manifest.components) {
+    try {
+      read_graph(bundle.graph(name), bundle.readable_files(name), trusted ? OperatorRules::kTrusted : own);
+    } catch (const GraphError& error) {
+      faults.emplace_back(error.what());
+    }
+  }
+  if (!faults.empty()) throw Error(ErrorKind::kModel, std::move(faults));
+  check_tensors(bundle);
 }
 
 void verify(const Bundle& bundle, const std::function<void(uint64_t)>& progress) {

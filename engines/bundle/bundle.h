@@ -35,7 +35,10 @@ Bundle parse_bundle(const std::string& folder, const std::string& manifest);
 // Throw Error with all missing or changed files, and with all graphs whose inputs and outputs differ from the
 // manifest's.
 void check_files(const Bundle& bundle);
-void check_graphs(const Bundle& bundle);
+void check_tensors(const Bundle& bundle);
+
+// Throws Error with all graphs that opening them would reject. trusted: allow operators that exports do not write.
+void check_graphs(const Bundle& bundle, bool trusted);
 
 // Compares the sha256 of every file, and of the manifest if it has a checksum. Calls progress(bytes) after each piece
 // of a file. Throws Error with every altered file.

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "model/manifest.h"
+#include "bundle/manifest.h"
 #include "model/signals.h"
 
 namespace blip2rt {

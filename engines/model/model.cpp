@@ -51,7 +51,7 @@ Bundle opened(const std::string& folder) {
                                        ", which this library cannot run: export it with blip2rt-export --target ort");
   }
   check_files(bundle);
-  check_graphs(bundle);
+  check_tensors(bundle);
   return bundle;
 }
 

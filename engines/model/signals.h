@@ -24,7 +24,7 @@
 #include <utility>
 #include <vector>
 
-#include "model/manifest.h"
+#include "bundle/manifest.h"
 
 namespace blip2rt {
 

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "bundle/manifest.h"
 #include "model/labels.h"
-#include "model/manifest.h"
 
 namespace blip2rt {
 

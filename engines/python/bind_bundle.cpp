@@ -25,7 +25,7 @@ std::string text_of(const nb::bytes& bytes) { return {bytes.c_str(), bytes.size(
 
 nb::bytes bytes_of(const std::string& text) { return nb::bytes(text.data(), text.size()); }
 
-nb::bytes read(const nb::bytes& path, bool files, bool graphs) {
+nb::bytes read(const nb::bytes& path, bool files, bool tensors) {
   const std::string folder = text_of(path);
   std::string manifest;
   {
@@ -33,7 +33,7 @@ nb::bytes read(const nb::bytes& path, bool files, bool graphs) {
     manifest = manifest_bytes(folder);
     const Bundle bundle = parse_bundle(folder, manifest);
     if (files) check_files(bundle);
-    if (graphs) check_graphs(bundle);
+    if (tensors) check_tensors(bundle);
   }
   return bytes_of(manifest);
 }
@@ -45,6 +45,12 @@ void verify_files(const nb::bytes& path, const nb::callable& progress) {
     const HeldGil held;
     progress(bytes);
   });
+}
+
+void check_all_graphs(const nb::bytes& path, bool trusted) {
+  const std::string folder = text_of(path);
+  const ReleasedGil released;
+  check_graphs(parse_bundle(folder, manifest_bytes(folder)), trusted);
 }
 
 Faults faults_of(const nb::bytes& manifest) {
@@ -67,7 +73,8 @@ std::vector<TensorTuple> tuples_of(const std::vector<TensorSpec>& tensors) {
 }  // namespace
 
 void bind_bundle(nb::module_& m) {
-  m.def("read_bundle", &read, "folder"_a, "files"_a = true, "graphs"_a = false);
+  m.def("read_bundle", &read, "folder"_a, "files"_a = true, "tensors"_a = false);
+  m.def("check_graphs", &check_all_graphs, "folder"_a, "trusted"_a);
   m.def("verify_bundle", &verify_files, "folder"_a, "progress"_a);
   m.def("manifest_faults", &faults_of, "manifest"_a);
   m.def(

@@ -30,7 +30,6 @@ import onnxruntime as ort
 import pytest
 
 from blip2rt.backends.trt import onnxruntime_shim
-from blip2rt.bundle import onnx_protobuf
 from tests.compiled import compiled
 
 ROOT = Path(__file__).parents[2]
@@ -493,7 +492,7 @@ class RuntimeCache:
 class Network(onnxruntime_shim.Network):
     def load(self, path: str, model: bytes | None = None) -> bool:
         model = model or Path(path).read_bytes()
-        self.path, self._inputs = path, onnx_protobuf.ports(model)[0]
+        self.path, self._inputs = path, onnxruntime_shim.graph_tensors(model)[0]
         nodes = onnx.load_model_from_string(model).graph.node
         scattered = [node.input[0] for node in nodes if node.op_type == "TensorScatter"]
         fixed = all(isinstance(each.shape[2], int) for each in self._inputs if each.name in scattered)

@@ -8,33 +8,36 @@ import pytest
 
 onnx = pytest.importorskip("onnx")
 
-from blip2rt.bundle import onnx_protobuf, read
+from blip2rt.bundle import read
+from blip2rt.native import native
 from tests.trt.machine import Case, Machine
 
 
-def shape(value: Any) -> tuple[int | str, ...]:
-    return tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
+def shape(value: Any) -> list[int | str]:
+    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+def dtype(value: Any) -> str:
+    return str(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
 
 
 def test_graph_inputs_and_outputs_match_onnx(native_case: Case) -> None:
     for component in read(native_case.trt).manifest.components:
         file = native_case.trt / f"{component}.onnx"
         graph = onnx.load(file, load_external_data=False).graph
-        for got, want in zip(onnx_protobuf.ports(file.read_bytes()), (graph.input, graph.output), strict=True):
-            assert [(end.name, end.dtype, end.shape) for end in got] == [
-                (value.name, value.type.tensor_type.elem_type, shape(value)) for value in want
-            ]
+        for got, want in zip(native().graph_tensors(file.read_bytes()), (graph.input, graph.output), strict=True):
+            assert got == [(value.name, dtype(value), shape(value)) for value in want]
 
 
 def test_fixing_axes_changes_nothing_else(native_case: Case) -> None:
     text = (native_case.trt / "llm.onnx").read_bytes()
-    fixed, model = onnx_protobuf.with_sizes(text, {"T": 300, "S": 1}), onnx.load_from_string(text)
+    fixed, model = native().with_axis_sizes(text, {"T": 300, "S": 1}), onnx.load_from_string(text)
     for value in (*model.graph.input, *model.graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in ("T", "S"):
                 dim.dim_value = {"T": 300, "S": 1}[dim.dim_param]
     assert onnx.load_from_string(fixed) == model
-    assert onnx_protobuf.with_sizes(text, {}) == text
+    assert native().with_axis_sizes(text, {}) == text
 
 
 def test_in_place_cache_has_a_fixed_length_before_parsing(native_case: Case, machine: Machine) -> None:
@@ -51,5 +54,5 @@ def test_in_place_cache_has_a_fixed_length_before_parsing(native_case: Case, mac
     machine.trt.OnnxParser = parser  # type: ignore[method-assign]
     machine.load(native_case)
     [model] = seen
-    ends = {end.name: end.shape for end in onnx_protobuf.ports(model)[0]}
-    assert ends["past_key_0"][0] == "B" and ends["past_key_0"][2] == 48 and ends["inputs_embeds"][:2] == ("B", "S")
+    ends = {name: shape for name, _, shape in native().graph_tensors(model)[0]}
+    assert ends["past_key_0"][0] == "B" and ends["past_key_0"][2] == 48 and ends["inputs_embeds"][:2] == ["B", "S"]

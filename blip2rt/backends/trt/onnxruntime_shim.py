@@ -17,11 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from ...bundle import onnx_protobuf
+from ...bundle import TensorInfo
+from ...native import native
 from . import cuda_libraries
 
 CUDA = "CUDAExecutionProvider"
-_KINDS = {1: ("FLOAT", np.float32), 6: ("INT32", np.int32), 7: ("INT64", np.int64), 10: ("HALF", np.float16)}
+_KINDS = {
+    "float32": ("FLOAT", np.float32),
+    "float16": ("HALF", np.float16),
+    "int32": ("INT32", np.int32),
+    "int64": ("INT64", np.int64),
+}
 _log = logging.getLogger("blip2rt")
 
 
@@ -72,13 +78,22 @@ class Executor:
         return SimpleNamespace(deserialize_cuda_engine=deserialize)
 
 
+def graph_tensors(model: bytes) -> tuple[list[TensorInfo], list[TensorInfo]]:
+    """The inputs and outputs of a model."""
+    inputs, outputs = (
+        [TensorInfo(name, dtype, tuple(shape)) for name, dtype, shape in tensors]
+        for tensors in native().graph_tensors(model)
+    )
+    return inputs, outputs
+
+
 class Network:
     """A graph's inputs, for which the builder defines profiles."""
 
     num_layers, get_layer = 0, None  # ONNX Runtime has its own
 
     def load(self, path: str) -> bool:
-        self.path, (self._inputs, _) = str(Path(path).resolve()), onnx_protobuf.ports(Path(path).read_bytes())
+        self.path, (self._inputs, _) = str(Path(path).resolve()), graph_tensors(Path(path).read_bytes())
         return True
 
     @property
@@ -129,7 +144,7 @@ class Engine:
 
     def __init__(self, trt: Executor, contents: dict[str, Any]) -> None:
         self.trt, self._path, self._profiles = trt, contents["path"], contents["profiles"]
-        inputs, outputs = onnx_protobuf.ports(Path(self._path).read_bytes())
+        inputs, outputs = graph_tensors(Path(self._path).read_bytes())
         self.inputs = [end.name for end in inputs]
         self._ends = {end.name: end for end in (*inputs, *outputs)}
         self._names, self.num_io_tensors = list(self._ends), len(self._ends)

@@ -55,6 +55,7 @@ def put(folder: Path, name: str, data: bytes) -> None:
     if name != MANIFEST:
         manifest = json.loads((folder / MANIFEST).read_text())
         manifest["files"][name] = {"size": len(data), "sha256": sha256(data).hexdigest()}
+        manifest.pop("manifest_sha256", None)
         (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
@@ -155,6 +156,17 @@ def test_manifest_that_contradicts_the_graphs_is_one_line(
     node[last] = value
     (copy / MANIFEST).write_text(json.dumps(changed))
     assert fault in complaint(["match", picture, "a dog", "--model", str(copy)], capfd)
+
+
+def test_verify_names_every_graph_that_loading_would_reject(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(copy)]) == 0
+    for name in ("itm.onnx", "text_embed.onnx"):  # right inputs and outputs, but no operator that exists
+        put(copy, name, (copy / name).read_bytes().replace(b"ReduceSum", b"ReduceSun"))
+    line = complaint(["verify", str(copy)], capfd)
+    assert "itm.onnx is rejected: node" in line and "text_embed.onnx is rejected: node" in line
+    assert main(["verify", "--trusted-graphs", str(copy)]) == 0
+    with pytest.raises(BundleError, match="itm.onnx is rejected: node .* exports do not use this operator"):
+        read(copy).check_graphs()
 
 
 def test_signature_covers_no_links_and_no_other_files(copy: Path) -> None:
