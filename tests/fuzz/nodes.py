@@ -198,9 +198,9 @@ def altered(template: Template, rng: random.Random) -> tuple[Operands, dict[str,
             axis = rng.randrange(value.ndim)
             arrays[i] = np.resize(value, (*value.shape[:axis], rng.choice(AXES), *value.shape[axis + 1 :]))
     for name in attributes:
-        if rng.random() < 0.1:
-            attributes[name] = rng.choice(EXTREME) if isinstance(attributes[name], int) else 1e30
-    return arrays[: rng.randint(max(1, len(arrays) - 3), len(arrays))], attributes
+        if rng.random() < 0.2:
+            attributes[name] = rng.choice([0, 0, 0, *EXTREME]) if isinstance(attributes[name], int) else 1e30
+    return arrays[: len(arrays) - rng.choice([0, 0, 0, 1, 2])], attributes
 
 
 def random_node(name: str, step: int, rng: random.Random) -> tuple[onnx.NodeProto, list[np.ndarray]]:
