@@ -129,7 +129,7 @@ FUZZED_graph_walker := tests/fuzz/graph_walker.cpp \
 
 FUZZED_tokenizer_reader := tests/fuzz/tokenizer_reader.cpp $(filter engines/base/% engines/text/%,$(PLAIN_CORE))
 
-FUZZED_manifest_reader := tests/fuzz/manifest_reader.cpp $(filter engines/base/% engines/bundle/% engines/ort/%,$(PLAIN_CORE))
+FUZZED_manifest_reader := tests/fuzz/manifest_reader.cpp $(filter engines/base/% engines/bundle/% engines/ort/%,$(filter-out %/bundle.cpp,$(PLAIN_CORE)))
 
 FUZZED_pool_reader := tests/fuzz/pool_reader.cpp engines/search/guide.cpp \
   engines/model/answer_words.cpp engines/model/caption_pool.cpp \
