@@ -103,7 +103,7 @@ class Guide:
         """How well a text agrees with the others"""
 
 class CaptionPool:
-    """Captions of other pictures and their embeddings; engines/model/caption_pool.h."""
+    """Captions of other pictures and their embeddings; engines/runtime/caption_pool.h."""
 
     def __init__(self, path: str) -> None:
         """Map a file of blip2rt.matching.pool. Raises RuntimeError with the reason."""
@@ -175,7 +175,7 @@ def clean_caption(text: str) -> str:
     """Normalise a text like the reference's caption processor: lower case, no sentence punctuation, single spaces."""
 
 class Signals:
-    """What graphs say about B texts and their images, by the names of engines/model/signals.h."""
+    """What graphs say about B texts and their images, by the names of engines/runtime/signals.h."""
 
     def __init__(self, texts: Sequence[str], names: Sequence[str], mean_text: Sequence[float]) -> None:
         """names: of the signals of each text. mean_text (E): what base_cosine compares images with."""
@@ -429,7 +429,7 @@ class GenerationOptions:
     def vocabulary(self) -> Vocabulary | None: ...
 
 class CallerOptions:
-    """The fields of blip2rt.Options that a caller gave; engines/model/options.h checks them."""
+    """The fields of blip2rt.Options that a caller gave; engines/language/options.h checks them."""
 
     def __init__(self, given: Mapping[str, Any], defaults: CallerOptions | None = None) -> None:
         """Options by name, over `defaults`; None is not given.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .native import CallerOptions, GenerationOptions
 
 
-MAX_BEAMS, SEEDS = 100, 2**63  # as in engines/model/options.cpp
+MAX_BEAMS, SEEDS = 100, 2**63  # as in engines/language/options.cpp
 
 
 @dataclass(frozen=True)

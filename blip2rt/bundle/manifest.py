@@ -89,7 +89,7 @@ class Logistic:
     """A logistic regression: P = 1 / (1 + exp(-bias - the sum of weight * signal))."""
 
     bias: float
-    weights: dict[str, float]  # by the name of the signal; see engines/model/signals.h
+    weights: dict[str, float]  # by the name of the signal; see engines/runtime/signals.h
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Images and texts -> matches, probabilities, short answers, labels and guides, from vision_features on.
 
-The core weighs what the graphs say (engines/model); this module runs them.
+The core weighs what the graphs say (engines/runtime); this module runs them.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Matcher(Evidence):
     def signals(
         self, vision_features: Floats, texts: Sequence[str], names: Sequence[str], mean_text: Sequence[float] = ()
     ) -> dict[str, list[float]]:
-        """vision_features (B, N, C), B texts -> signals of engines/model/signals.h by name, pairwise (B)
+        """vision_features (B, N, C), B texts -> signals of engines/runtime/signals.h by name, pairwise (B)
 
         mean_text (E): see bundle.manifest.Calibration.
         """

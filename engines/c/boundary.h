@@ -14,7 +14,7 @@
 
 #include "base/utf8.h"
 #include "c/handles.h"
-#include "model/model.h"
+#include "runtime/model.h"
 
 namespace blip2rt {
 

@@ -28,10 +28,10 @@ set_target_properties(blip2rt_media PROPERTIES POSITION_INDEPENDENT_CODE ON)
 add_library(blip2rt SHARED
   engines/c/blip2rt.cpp
   engines/c/runtime.cpp
-  engines/model/graphs.cpp
-  engines/model/language_model.cpp
-  engines/model/matching.cpp
-  engines/model/model.cpp)
+  engines/runtime/graphs.cpp
+  engines/runtime/language_model.cpp
+  engines/runtime/matching.cpp
+  engines/runtime/model.cpp)
 target_include_directories(blip2rt PUBLIC
   $<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}/engines/c/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
 target_compile_definitions(blip2rt PRIVATE
@@ -40,7 +40,7 @@ target_link_libraries(blip2rt PRIVATE blip2rt_media ${CMAKE_DL_LIBS} Threads::Th
   "-Wl,--version-script=${CMAKE_CURRENT_SOURCE_DIR}/engines/c/symbols.map" -Wl,--no-undefined -Wl,--gc-sections)
 set_target_properties(blip2rt PROPERTIES VERSION ${BLIP2RT_VERSION} SOVERSION ${BLIP2RT_ABI} INSTALL_RPATH "\$ORIGIN")
 # Pixels are normalised as numpy does it: without fused products.
-set_source_files_properties(engines/model/model.cpp PROPERTIES COMPILE_OPTIONS "-ffp-contract=off")
+set_source_files_properties(engines/runtime/model.cpp PROPERTIES COMPILE_OPTIONS "-ffp-contract=off")
 
 add_executable(blip2rt-c engines/c/program.c)
 target_link_libraries(blip2rt-c PRIVATE blip2rt)

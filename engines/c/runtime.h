@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "model/model.h"
+#include "runtime/model.h"
 
 namespace blip2rt {
 

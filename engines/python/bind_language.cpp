@@ -10,9 +10,9 @@
 #include <utility>
 #include <vector>
 
-#include "model/dialogue.h"
-#include "model/statements.h"
-#include "model/text_forms.h"
+#include "language/dialogue.h"
+#include "language/statements.h"
+#include "language/text_forms.h"
 #include "python/bind.h"
 #include "python/gil.h"
 #include "python/python_options.h"

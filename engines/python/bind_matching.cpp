@@ -11,13 +11,13 @@
 #include <tuple>
 #include <vector>
 
-#include "model/calibrator.h"
-#include "model/image_gain.h"
-#include "model/tagger.h"
 #include "python/bind.h"
 #include "python/casters.h"
 #include "python/errors.h"
 #include "python/gil.h"
+#include "runtime/calibrator.h"
+#include "runtime/image_gain.h"
+#include "runtime/tagger.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "model/text_stream.h"
+#include "language/text_stream.h"
 #include "python/bind.h"
 #include "python/gil.h"
 #include "python/python_options.h"

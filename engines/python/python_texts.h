@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "model/tokenizers.h"
+#include "language/tokenizers.h"
 #include "python/casters.h"
 #include "python/errors.h"
 

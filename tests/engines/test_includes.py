@@ -12,9 +12,9 @@ ENGINES = Path(__file__).parents[2] / "engines"
 # A folder may include itself, its parent, and folders of the layers below.
 LAYERS = (
     ("python", "c"),
-    ("model",),
-    ("loop", "media", "text"),
-    ("bundle",),
+    ("runtime",),
+    ("loop", "media", "language"),
+    ("text", "bundle"),
     ("graphs",),
     ("ops",),
     ("kernels", "search", "ort"),

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "model/caption_pool.h"
+#include "runtime/caption_pool.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   try {

@@ -1,6 +1,6 @@
 """Fit the probabilities of a bundle on unseen photographs: of phrases, sentences, labels and captions.
 
-Each is a logistic regression of what the graphs say (engines/model/signals.h). Truth comes from human captions:
+Each is a logistic regression of what the graphs say (engines/runtime/signals.h). Truth comes from human captions:
 - phrases: the table's questions whether something is there, answered yes or no (recipes/nano/presence.py writes them);
 - sentences: an image's own captions, against captions of other images, half of them near by cosine;
 - labels: the everyday ones, right if a caption of the image names them. The cosines and the label's own embedding say

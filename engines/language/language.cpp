@@ -1,10 +1,10 @@
 // Checks texts and options before anything runs, and turns tokens into texts.
-#include "model/language.h"
+#include "language/language.h"
 
 #include <algorithm>
 
-#include "model/statements.h"
-#include "model/text_forms.h"
+#include "language/statements.h"
+#include "language/text_forms.h"
 
 namespace blip2rt {
 namespace {

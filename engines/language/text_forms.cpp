@@ -1,5 +1,5 @@
 // Walks over characters, with Python's notion of white space and letters.
-#include "model/text_forms.h"
+#include "language/text_forms.h"
 
 #include <algorithm>
 #include <vector>

@@ -1,5 +1,5 @@
 // Opens sessions and runs them, with errors in the words of blip2rt.backends.
-#include "model/graphs.h"
+#include "runtime/graphs.h"
 
 #include <cstring>
 #include <new>

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "bundle/manifest.h"
-#include "model/labels.h"
+#include "language/labels.h"
 
 namespace blip2rt {
 

@@ -1,4 +1,4 @@
-#include "model/answer_words.h"
+#include "language/answer_words.h"
 
 #include <algorithm>
 #include <array>

@@ -1,5 +1,5 @@
 // Puts texts into templates, and keeps a caller's text from containing special tokens where that is asked for.
-#include "model/tokenizers.h"
+#include "language/tokenizers.h"
 
 #include <algorithm>
 #include <set>
@@ -7,7 +7,7 @@
 
 #include "base/unicode.h"
 #include "base/utf8.h"
-#include "model/text_forms.h"
+#include "language/text_forms.h"
 
 namespace blip2rt {
 namespace {

@@ -1,12 +1,12 @@
-// Runs the graphs for matches, judged answers, labels and choices, which engines/model weighs.
+// Runs the graphs for matches, judged answers, labels and choices, which other files here weigh.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <utility>
 
-#include "model/model.h"
-#include "model/statements.h"
-#include "model/text_forms.h"
+#include "language/statements.h"
+#include "language/text_forms.h"
+#include "runtime/model.h"
 
 namespace blip2rt {
 namespace {

@@ -14,12 +14,12 @@
 
 #include "bundle/bundle.h"
 #include "media/image.h"
-#include "model/calibrator.h"
-#include "model/caption_pool.h"
-#include "model/graphs.h"
-#include "model/image_gain.h"
-#include "model/language_model.h"
-#include "model/tagger.h"
+#include "runtime/calibrator.h"
+#include "runtime/caption_pool.h"
+#include "runtime/graphs.h"
+#include "runtime/image_gain.h"
+#include "runtime/language_model.h"
+#include "runtime/tagger.h"
 
 namespace blip2rt {
 

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "model/language.h"
+#include "language/language.h"
 
 namespace blip2rt {
 

@@ -1,5 +1,5 @@
 // Steps generations of the language model, and asks it how likely texts are.
-#include "model/language_model.h"
+#include "runtime/language_model.h"
 
 #include <chrono>
 #include <cmath>

@@ -10,9 +10,9 @@
 #include <vector>
 
 #include "base/error.h"
-#include "model/options.h"
-#include "model/text_stream.h"
-#include "model/tokenizers.h"
+#include "language/options.h"
+#include "language/text_stream.h"
+#include "language/tokenizers.h"
 
 namespace blip2rt {
 

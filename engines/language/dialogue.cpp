@@ -1,4 +1,4 @@
-#include "model/dialogue.h"
+#include "language/dialogue.h"
 
 #include <utility>
 

@@ -1,5 +1,5 @@
 // Matches the forms of questions by regular expressions.
-#include "model/statements.h"
+#include "language/statements.h"
 
 #include <algorithm>
 #include <regex>
@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "base/unicode.h"
-#include "model/answer_words.h"
-#include "model/text_forms.h"
+#include "language/answer_words.h"
+#include "language/text_forms.h"
 
 namespace blip2rt {
 namespace {

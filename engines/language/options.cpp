@@ -1,5 +1,5 @@
 // Parses options, reports faults, and applies the defaults.
-#include "model/options.h"
+#include "language/options.h"
 
 #include <algorithm>
 #include <charconv>

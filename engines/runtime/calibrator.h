@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "bundle/manifest.h"
-#include "model/signals.h"
+#include "runtime/signals.h"
 
 namespace blip2rt {
 

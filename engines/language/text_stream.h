@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "model/tokenizers.h"
+#include "language/tokenizers.h"
 
 namespace blip2rt {
 

@@ -8,10 +8,10 @@
 #include <string>
 #include <vector>
 
+#include "language/dialogue.h"
+#include "language/language.h"
 #include "loop/generation.h"
-#include "model/dialogue.h"
-#include "model/graphs.h"
-#include "model/language.h"
+#include "runtime/graphs.h"
 
 namespace blip2rt {
 

@@ -1,11 +1,11 @@
-#include "model/calibrator.h"
+#include "runtime/calibrator.h"
 
 #include <algorithm>
 #include <cmath>
 #include <regex>
 #include <utility>
 
-#include "model/statements.h"
+#include "language/statements.h"
 
 namespace blip2rt {
 namespace {

@@ -1,8 +1,8 @@
-#include "model/text_stream.h"
+#include "language/text_stream.h"
 
 #include <algorithm>
 
-#include "model/text_forms.h"
+#include "language/text_forms.h"
 
 namespace blip2rt {
 

@@ -1,4 +1,4 @@
-#include "model/image_gain.h"
+#include "runtime/image_gain.h"
 
 #include <algorithm>
 #include <set>

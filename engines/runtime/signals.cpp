@@ -1,4 +1,4 @@
-#include "model/signals.h"
+#include "runtime/signals.h"
 
 #include <algorithm>
 #include <set>
@@ -6,8 +6,8 @@
 #include <string_view>
 #include <utility>
 
-#include "model/statements.h"
-#include "model/text_forms.h"
+#include "language/statements.h"
+#include "language/text_forms.h"
 
 namespace blip2rt {
 namespace {

@@ -1,5 +1,5 @@
 // Runs the graphs in the order in which data flow through them.
-#include "model/model.h"
+#include "runtime/model.h"
 
 #include <algorithm>
 #include <atomic>
@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "base/utf8.h"
-#include "model/answer_words.h"
+#include "language/answer_words.h"
 
 namespace blip2rt {
 namespace {

@@ -1,4 +1,4 @@
-#include "model/tagger.h"
+#include "runtime/tagger.h"
 
 #include <algorithm>
 #include <limits>
@@ -6,8 +6,8 @@
 #include <set>
 
 #include "base/error.h"
-#include "model/signals.h"
-#include "model/statements.h"
+#include "language/statements.h"
+#include "runtime/signals.h"
 
 namespace blip2rt {
 

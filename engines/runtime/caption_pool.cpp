@@ -1,5 +1,5 @@
 // Compares a picture with every caption: 100,000 take about 1.5 milliseconds by the int8 kernels.
-#include "model/caption_pool.h"
+#include "runtime/caption_pool.h"
 
 #include <algorithm>
 #include <cmath>
@@ -12,7 +12,7 @@
 
 #include "base/utf8.h"
 #include "kernels/int8/matmul.h"
-#include "model/answer_words.h"
+#include "language/answer_words.h"
 
 namespace blip2rt {
 namespace {

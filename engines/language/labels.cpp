@@ -1,4 +1,4 @@
-#include "model/labels.h"
+#include "language/labels.h"
 
 #include <algorithm>
 #include <set>
@@ -6,9 +6,9 @@
 
 #include "base/error.h"
 #include "base/utf8.h"
-#include "model/everyday_labels.h"
-#include "model/statements.h"
-#include "model/text_forms.h"
+#include "language/everyday_labels.h"
+#include "language/statements.h"
+#include "language/text_forms.h"
 
 namespace blip2rt {
 namespace {
