@@ -6,17 +6,15 @@ them back if its graphs embed alike.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from blip2rt.bundle import IMAGE_EMBED, ITM, TEXT_EMBED, VISION, Bundle, FileEntry, Manifest
 from blip2rt.bundle.checksum import sha256_of
-from blip2rt.bundle.manifest import from_json
+from blip2rt.bundle.manifest import from_json, to_json
 from blip2rt.errors import boundary
-from blip2rt.modeling.sources import read_json
 
 from .options import ExportPlan
 
@@ -31,7 +29,7 @@ def save(source: Bundle, stage1: Path) -> None:
     for name in (retrieval.pool, retrieval.mean_prefix):
         if name is not None:
             shutil.copyfile(source.file(name), stage1 / Path(name).name)
-    (stage1 / _MANIFEST).write_text(json.dumps(asdict(source.manifest)) + "\n")
+    (stage1 / _MANIFEST).write_bytes(to_json(source.manifest))
 
 
 def restore(plan: ExportPlan, manifest: Manifest, folder: Path) -> tuple[Manifest, list[str]]:
@@ -40,7 +38,7 @@ def restore(plan: ExportPlan, manifest: Manifest, folder: Path) -> tuple[Manifes
         return manifest, []
     saved = plan.stage1.path / _MANIFEST
     with boundary(f"{saved} is damaged: convert the bundle to checkpoints again"):
-        old = from_json(read_json(saved))
+        old = from_json(saved.read_bytes())
         retrieval = old.retrieval
         assert retrieval is not None
     if differences := list(_differences(old, manifest)):
