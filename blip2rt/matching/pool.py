@@ -1,4 +1,4 @@
-"""Pools: captions of other pictures, whose nearest ones guide the caption of a new one (engines/runtime/caption_pool.h).
+"""Pools: captions of other pictures, whose nearest ones guide a new caption (engines/runtime/caption_pool.h).
 
 A pool in the words of a field teaches a model these words without training.
 """
