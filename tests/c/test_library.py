@@ -339,6 +339,7 @@ def test_no_locale_changes_numbers(
     python, c, image = blip2rt.load(tiny.path, threads=1), CModel(tiny.path, threads=1), photo()
     c.use(image)
     monkeypatch.setenv("LOCPATH", str(tmp_path))
+    before = locale.setlocale(locale.LC_ALL)
     locale.setlocale(locale.LC_ALL, "de_DE.UTF-8")
     try:
         assert locale.localeconv()["decimal_point"] == ","
@@ -347,7 +348,7 @@ def test_no_locale_changes_numbers(
             found = outcome(c.caption, **options)
             assert found == (wanted if isinstance(wanted, list) else wanted.partition(", or give on_timeout")[0])
     finally:
-        locale.setlocale(locale.LC_ALL, "C")
+        locale.setlocale(locale.LC_ALL, before)
         c.close()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from blip2rt.errors import BundleError
 from tests.engines.native import Runtime, Session, library_path, runtime
 
 onnx = pytest.importorskip("onnx")
@@ -139,10 +140,10 @@ def test_missing_feeds_and_outputs_are_named(session: Session) -> None:
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="absent.onnx"):
+    with pytest.raises(BundleError, match="absent.onnx"):
         Session(runtime(), str(tmp_path / "absent.onnx"))
     (tmp_path / "text.onnx").write_text("not a graph")
-    with pytest.raises(RuntimeError, match="text.onnx"):
+    with pytest.raises(BundleError, match="text.onnx"):
         Session(runtime(), str(tmp_path / "text.onnx"))
 
 

@@ -85,7 +85,7 @@ def test_update_follows_the_folder(model, album):
         picture(rng).save(album / "new.png")
         before = dict(contents(Path("x")))
         counts = opened.add()
-        assert (counts.processed, counts.removed) == (2, 1), "moved, touched and copied pictures cost no graph"
+        assert (counts.processed, counts.removed) == (3, 1), "a copy is indexed without a graph"
         after = contents(Path("x"))
         assert after["sub/moved.webp"] == before["c.webp"] and after["sub/copy.bmp"][1] == before["e.bmp"][1]
         assert after["a.png"] != before["a.png"] and "new.png" in after and "d.gif" not in after

@@ -218,6 +218,7 @@ def test_wheels_make_an_environment_or_report_missing_dependencies(tmp_path: Pat
 def test_gpu_day_starts_without_installed_packages(tmp_path: Path) -> None:
     """An interpreter without any package parses the command line and installs the wheels."""
     code = "import sys, runpy; sys.path[:] = [p for p in sys.path if 'site-packages' not in p]; "
+    code += f"sys.path.append({str(ROOT)!r}); "
     code += "runpy.run_module('benchmarks.gpu_day', run_name='__main__', alter_sys=True)"
     command = [sys.executable, "-S", "-c", code, "--wheels", str(tmp_path), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -109,7 +109,7 @@ def test_captions_match_between_checkpoint_and_bundle(
     inside = [item for item in items if item.group == "in-domain"]
     want, _ = caption_metrics([item.references for item in inside], [said[item.id] for item in inside])
     assert by_runtime["in-domain"]["cider"] == pytest.approx(want["cider"], abs=0.01)
-    assert by_runtime["near-domain"].keys() == want.keys()
+    assert by_runtime["near-domain"].keys() == want.keys() | {"chair_captions", "chair_nouns"}
 
 
 def test_answers_match_between_checkpoint_and_bundle(generative: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
