@@ -66,6 +66,7 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "blip2rt-train evaluate vqa": ("--data", "x", "--precision", "int8"),
     "blip2rt-train evaluate retrieval": ("--data", "x", "--precision", "int8"),
     "blip2rt-train questions": None,
+    "blip2rt-train recipes": None,
     "blip2rt-train self-critical": None,
     "blip2rt-train calibrate": None,
     "blip2rt-train average": None,
@@ -382,6 +383,8 @@ def test_ctrl_c_during_imports_is_one_line(tmp_path: Path) -> None:
     # A signal just before a long sleep would be seen only after it.
     waiting = "import time\nprint('importing', flush=True)\nwhile True:\n    time.sleep(0.1)\n"
     (tmp_path / "torch.py").write_text(waiting)
+    (tmp_path / "a.tsv").write_text("image\tcaption\na.tsv\ta dog\n")
+    arguments = ["--out", str(tmp_path / "o"), "--train-table", str(tmp_path / "a.tsv"), "--images", str(tmp_path)]
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     for called, program in (
         ("blip2rt_train.stage1", "python -m blip2rt_train.stage1"),
@@ -389,7 +392,8 @@ def test_ctrl_c_during_imports_is_one_line(tmp_path: Path) -> None:
     ):
         pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-        process = subprocess.Popen([sys.executable, "-m", *called.split(), "--dry-run"], cwd=ROOT, env=env, **pipes)
+        command = [sys.executable, "-m", *called.split(), *arguments]
+        process = subprocess.Popen(command, cwd=ROOT, env=env, **pipes)
         assert process.stdout is not None and process.stdout.readline() == "importing\n"
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=900)
