@@ -250,16 +250,16 @@ LOWEST := tests/runtime/test_pipeline.py tests/runtime/test_text.py tests/runtim
 test-lowest: build/locked/built  ## test the runtime on the oldest supported releases
 	$(PYTHON) -m venv --clear .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet -r requirements/lowest.txt pytest "onnx<1.18"
-	.venv-lowest/bin/python -m pip install --quiet --no-deps build/locked/blip2rt-*.whl
+	.venv-lowest/bin/python -m pip install --quiet --no-deps build/locked/*.whl
 	.venv-lowest/bin/python tests/importable.py
-	.venv-lowest/bin/pytest -p no:cacheprovider $(LOWEST)
+	CI= .venv-lowest/bin/pytest -p no:cacheprovider $(LOWEST)
 
 # No cache: the newest releases of everything.
 test-newest:  ## test the runtime on the newest releases of its dependencies
 	$(PYTHON) -m venv --clear .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager . ./packages/nano pytest onnx
 	.venv-newest/bin/python tests/importable.py
-	.venv-newest/bin/pytest -p no:cacheprovider $(LOWEST)
+	CI= .venv-newest/bin/pytest -p no:cacheprovider $(LOWEST)
 
 # ONNX Runtime's other packages hold the same library, built for more devices; blip2rt uses its CPU part.
 ONNXRUNTIMES := onnxruntime-gpu onnxruntime-openvino
