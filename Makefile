@@ -252,7 +252,8 @@ test-lowest: build/locked/built  ## test the runtime on the oldest supported rel
 	.venv-lowest/bin/python -m pip install --quiet -r requirements/lowest.txt pytest "onnx<1.18"
 	.venv-lowest/bin/python -m pip install --quiet --no-deps build/locked/*.whl
 	.venv-lowest/bin/python tests/importable.py
-	CI= .venv-lowest/bin/pytest -p no:cacheprovider $(LOWEST)
+	CI= .venv-lowest/bin/pytest -p no:cacheprovider $(LOWEST) \
+	  --deselect tests/engines/test_untrusted_graphs.py::test_no_allowed_operator_ends_the_process  # draws types of newer onnx
 
 # No cache: the newest releases of everything.
 test-newest:  ## test the runtime on the newest releases of its dependencies

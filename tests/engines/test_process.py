@@ -139,7 +139,7 @@ assert os.waitpid(child, 0)[1] == 0
     "place",
     [
         "PIL.Image.open",
-        "blip2rt.text.read_tokenizer",
+        "blip2rt.language.read_tokenizer",
         "blip2rt.pipeline.Language",
         "blip2rt.pipeline.normalize",
     ],
