@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -34,12 +34,17 @@ def module_file(name: str) -> Path | None:
 def imported(file: Path) -> Iterator[str]:
     """Dotted names that a module imports when it is imported."""
     parts = file.relative_to(ROOT).parts[:-1]
-    package = [{folder: name for name, folder in FOLDERS.items()}[parts[0]], *parts[1:]]
-    for node in ast.parse(file.read_text("utf-8")).body:
+    package = ({folder: name for name, folder in FOLDERS.items()}[parts[0]], *parts[1:])
+    return names(ast.parse(file.read_text("utf-8")).body, package)
+
+
+def names(nodes: Iterable[ast.AST], package: tuple[str, ...]) -> Iterator[str]:
+    """Dotted names that the imports among `nodes` of a module of `package` mean; `from a import b` is a.b."""
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (each.name for each in node.names)
         elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) + 1 - node.level] if node.level else []
+            above = package[: len(package) + 1 - node.level] if node.level else ()
             base = ".".join([*above, *([node.module] if node.module else [])])
             yield from (f"{base}.{each.name}" for each in node.names)
 

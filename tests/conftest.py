@@ -39,9 +39,7 @@ def traced_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _trace_cache(traced_folder: Path) -> Iterator[None]:
-    if (
-        "blip2rt_export.cli" not in sys.modules and "blip2rt_export.graphs.trace" not in sys.modules
-    ):  # nothing traces in this session
+    if not {"blip2rt_export.cli", "blip2rt_export.graphs.trace"} & {*sys.modules}:  # nothing traces in this session
         yield
         return
     from tests.tiny.trace_cache import cached_traces

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import nightly
+from tests import changed, nightly
 
 TESTS = Path(__file__).parent
 MODULES = sorted(path.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py"))
@@ -18,13 +18,7 @@ MODULES = sorted(path.relative_to(TESTS).as_posix() for path in TESTS.rglob("tes
 def imported(path: Path) -> Iterator[str]:
     """Dotted names that a module imports, at its top or in a function; `from a import b` is a.b."""
     package = ("tests", *path.relative_to(TESTS).parts[:-1])
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (name.name for name in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) + 1 - node.level] if node.level else ()
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            yield from (f"{base}.{name.name}" for name in node.names)
+    return changed.names(ast.walk(ast.parse(path.read_text())), package)
 
 
 @pytest.mark.parametrize("module", MODULES)
