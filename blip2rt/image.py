@@ -12,7 +12,7 @@ scaled to 8 bits, "F" is read as 0..1. Of an animation the first frame counts (o
 
 Files are untrusted. Only the header is read before the size is checked: more than `max_pixels` pixels, or a side of
 more than MAX_SIDE, is an ImageError and takes no memory. A JPEG that can be decoded line by line is shrunk by 2, 4 or 8
-instead, with a warning in the log. Files with so many scans or parts that decoding would take minutes are rejected, and
+instead, with a warning in the log. Files whose many scans or parts would take minutes to decode are rejected, and
 pipes and devices before they can block.
 
 Scaled decoding (`scaled`, off by default) lets the JPEG decoder shrink a large photograph by 2, 4 or 8, to at least

@@ -53,7 +53,7 @@ def restore(plan: ExportPlan, manifest: Manifest, folder: Path) -> tuple[Manifes
     if calibration is not None and not same_captions:
         calibration = replace(calibration, caption=None)
         notes.append(
-            f"the captions' confidence has to be fitted anew: blip2rt-train calibrate {manifest.name} --keep-score "
+            f"the captions' confidence was left out; fit it with blip2rt-train calibrate {manifest.name} --keep-score "
             "--data QUESTIONS.tsv --images FOLDER --out CALIBRATED"
         )
     manifest = replace(manifest, retrieval=spec, calibration=calibration)

@@ -19,7 +19,7 @@ inline constexpr size_t kMaxFaults = 20;  // reported at once
 // Thrown with the last of them.
 struct TooManyFaults {};
 
-// The fields of an object. Those that nobody asks for are ignored. A struct is read by read_fields(Fields&, T&).
+// The fields of an object; unknown ones are ignored. read_fields(Fields&, T&) reads a struct.
 class Fields {
  public:
   // `where`: the object's place in the document; empty for the document itself.

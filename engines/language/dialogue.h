@@ -27,7 +27,7 @@ class Dialogue {
   void read(const Turn& turn);
   void answered(const Turn& turn, const Ids& answer);
 
-  // The answer to the turn that was read has begun, and has so many tokens. Called before the next turn.
+  // Records the number of tokens of the answer to the last turn. Call it before the next turn.
   void add_answer(size_t tokens);
 
  private:

@@ -27,7 +27,7 @@ struct Option {
   const char* name;
   Kind kind;
   int64_t low = 0, high = 0;   // of whole numbers
-  double least = 0, most = 0;  // of others
+  double least = 0, most = 0;  // of other numbers
   const char* requirement = "";
 };
 
