@@ -174,11 +174,11 @@ def test_leaving_a_stream_stops_computing(model, photo, monkeypatch):
 
     monkeypatch.setattr(model.pipeline.backend, "begin", begin)
     left = 0
-    for count, _piece in enumerate(model.stream(photo(), max_new_tokens=30, min_new_tokens=30), 1):
+    for count, _piece in enumerate(model.stream(photo(), num_beams=1, max_new_tokens=30, min_new_tokens=30), 1):
         if count == 2:
             left = len(steps)
             break
-    assert 2 <= left == len(steps) < 30  # a random model's pieces may take several tokens
+    assert 2 <= left == len(steps) < 30  # pieces may take several tokens; beams may agree late
 
 
 def test_streams_check_options_before_reading_the_image(model):

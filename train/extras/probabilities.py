@@ -33,6 +33,7 @@ from ..progress import bar
 
 RIGHT_CIDER = 30.0  # of a right caption, beside human captions of its image: less shares hardly a phrase with them
 _RIDGE = 1e-3
+_CONSTANT = 1e-6  # standard deviation below which a signal says nothing
 _NEAR_SHARE = 0.1  # of the other captions are near
 _MIN_EXAMPLES = 30  # of right ones, and of wrong ones
 _MOST_NUMBERS = 10  # that a bundle chooses from
@@ -76,7 +77,8 @@ def fit_logistic(
 
     balanced: right and wrong examples weigh the same in sum. weight (n): of each example, otherwise.
     """
-    mean, spread = columns.mean(0), columns.std(0) + 1e-9
+    mean, spread = columns.mean(0), columns.std(0)
+    spread[spread < _CONSTANT] = 1.0  # or the rounding of a signal that never changes would get a huge weight
     x = np.c_[(columns - mean) / spread, np.ones(len(right))]
     if weight is None:
         weight = np.where(right, 0.5 / right.mean(), 0.5 / (1 - right.mean())) if balanced else np.ones(len(right))
