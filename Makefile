@@ -40,7 +40,7 @@ test-changed: $(DEV)/blip2rt-installed  ## the tests that the changes since BASE
 	files="$$($(RUN) tests.changed $(BASE))" && test -z "$$files" || $(TESTS) $$files
 
 # Skips files marked `long`, whose measured seconds on one core are in the mark.
-test-fast: $(DEV)/blip2rt-installed  ## the quick tests, about two minutes
+test-fast: $(DEV)/blip2rt-installed  ## the quick tests, about three minutes
 	$(TESTS) -m "not slow and not gpu and not long"
 
 parity: $(DEV)/blip2rt-installed  ## compare every architecture with transformers, as tiny models; writes docs/parity.md
@@ -196,7 +196,7 @@ EXTRAS := dev trt-check trt-cu13
 $(DEV)/dependencies-installed: pyproject.toml tests/importable.py
 	test -x $(DEV)/bin/python || $(PYTHON) -m venv $(DEV)
 	$(RUN) pip install --quiet 'uv>=0.5'
-	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(RUN) uv pip install --quiet --python $(DEV)/bin/python -r pyproject.toml $(EXTRAS:%=--extra %)
+	UV_FIND_LINKS="$${UV_FIND_LINKS-$$PIP_FIND_LINKS}" $(RUN) uv pip install --quiet --python $(DEV)/bin/python -r pyproject.toml $(EXTRAS:%=--extra %)
 	$(DEV)/bin/python tests/importable.py
 	touch $@
 

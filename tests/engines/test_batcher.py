@@ -18,6 +18,8 @@ from tests.engines.native import Batcher
 from tests.engines.native.reference import CONFIGS, HIDDEN, Case, hugging_face, make_case, random_options, undecided
 from tests.seeds import new_seed
 
+pytestmark = pytest.mark.long(40)
+
 REQUESTS = 40  # of one interleaving
 TIES = 0.1  # the most answers of an interleaving that may differ, each where Hugging Face is undecided too
 

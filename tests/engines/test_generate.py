@@ -78,6 +78,7 @@ def test_steps_equal_one_call(case: Case, num_beams: int) -> None:
     assert generation.step() == []
 
 
+@pytest.mark.long(13)
 @pytest.mark.parametrize("name", ["opt", "t5"])
 def test_rounds_equal_separate_calls(name: str, tmp_path: Path) -> None:
     each = make_case(name, tmp_path)

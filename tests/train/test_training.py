@@ -97,6 +97,7 @@ def test_stage2_starts_from_its_own_checkpoint(parts: tuple[Path, list[str]], st
     assert_equal(build("stage2", arguments).model.trained_state(), weights(first))
 
 
+@pytest.mark.long(7)
 @pytest.mark.parametrize("stage", STAGES)
 def test_resume_continues_bit_for_bit(parts: tuple[Path, list[str]], stage1_run: Path, stage: str) -> None:
     folder, settings = parts

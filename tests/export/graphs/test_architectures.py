@@ -22,6 +22,8 @@ from tests.seeds import seed_of
 from tests.tiny import architectures
 from tests.tiny.language_models import write
 
+pytestmark = pytest.mark.long(40)
+
 SEED = seed_of(__name__)
 _QUICK = ("bart", "marian", "mamba", "hunyuan_v1_dense", "longt5", "pegasus", "whisper", "rwkv", "blenderbot")
 
