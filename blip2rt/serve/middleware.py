@@ -16,13 +16,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import CLIENT_GONE, ApiError
+from .errors import CLIENT_GONE, ApiError, bad_request
 from .logs import LOG
 from .metrics import Metrics
 from .settings import Settings
 
 _NO_KEY_NEEDED = ("/", "/health", "/ready", "/docs", "/coffee.jpg", "/camera.jpg", "/openapi.json", "/api/version")
 _AZURE_PATH = re.compile("/openai(?:/v1|/deployments/[^/]+)/(.+)")
+MAX_HEAD_BYTES = 1 << 16  # request line and headers
 _POLLED = ("/health", "/ready", "/metrics")  # called every few seconds: logged at DEBUG
 _SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 _SECURITY_HEADERS |= {"Cross-Origin-Resource-Policy": "same-origin"}
@@ -77,6 +78,8 @@ class RequestMiddleware:
         app = self._app
         if error := self._access_error(scope):
             app = JSONResponse(error.body(path), error.status, error.headers())
+        elif error := _head_error(scope):
+            app = JSONResponse(error.body(path), error.status, {"Connection": "close"})
         try:
             await app(scope, receive, send_with_headers)
         except Exception:
@@ -139,6 +142,18 @@ class RequestMiddleware:
         fields |= {"path": scope["path"][:200], "status": status, "seconds": round(seconds, 4), **context.log_fields}
         level = logging.DEBUG if scope["path"] in _POLLED else logging.INFO
         LOG.log(level, "request", extra={"fields": fields})
+
+
+def _head_error(scope: Scope) -> ApiError | None:
+    """Return the fault of a head that h11 accepts: it limits incomplete heads only, and prefers Transfer-Encoding."""
+    size = len(scope["raw_path"]) + sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+    if size + len(scope["query_string"]) > MAX_HEAD_BYTES:
+        message = f"the URL and headers have more than {MAX_HEAD_BYTES:,} bytes: send shorter ones"
+        return bad_request(message, code="head_too_large")
+    if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+        message = "the request has Content-Length and Transfer-Encoding: send one of them"
+        return bad_request(message, code="ambiguous_length")
+    return None
 
 
 def _request_id(scope: Scope) -> str:

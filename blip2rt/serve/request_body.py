@@ -35,8 +35,16 @@ class BodyReader:
         self._total_bytes = 0
 
     async def read(self, request: Request) -> bytes:
-        """Return the body. Raises ApiError: 413 too large, 408 too slow, 503 too many at once, 499 disconnected."""
+        """Return the body.
+
+        Raises ApiError: 415 compressed, 413 too large, 408 too slow, 503 too many at once, 499 disconnected.
+        """
         limit, context = self._limits.body_bytes, request.scope["context"]
+        encoding = request.headers.get("content-encoding", "")
+        if encoding.lower() not in ("", "identity"):
+            await self._discard(request)
+            message = f"Content-Encoding is {encoding[:50]}: send the body uncompressed"
+            raise self._rejected(415, message, "encoding_not_supported")
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length) > limit:
             await self._discard(request)

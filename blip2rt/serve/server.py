@@ -17,10 +17,10 @@ from ..errors import OptionError
 from ..model import Model
 from .app import make_app
 from .logs import LOG, set_up_logging
+from .middleware import MAX_HEAD_BYTES
 from .service import Service
 from .settings import Settings
 
-MAX_HEAD_BYTES = 1 << 16  # request line and headers
 _GRACE_SECONDS = 5  # after the drain, for aborted requests to receive their error
 _BACKLOG = 1024
 

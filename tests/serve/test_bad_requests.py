@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import random
 import time
@@ -83,14 +84,27 @@ CHUNKED = b"POST /v1/caption HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: c
         b"GET /" + b"x" * (1 << 20),
         CHUNKED + b"\r\n1\r\n{\r\n0\r\nX: " + b"x" * (32 << 20),
         b"\r\n" * (1 << 20),
+        GET + b"X: " + b"x" * 70_000 + b"\r\n\r\n",
+        b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        CHUNKED + b"Content-Length: 5\r\n\r\n0\r\n\r\n" + GET + b"\r\n",
     ],
-    ids=["garbage", "bad name", "long header", "many headers", "long URL", "long trailer", "empty lines"],
+    ids=[
+        *("garbage", "bad name", "long header", "many headers", "long URL", "long trailer", "empty lines"),
+        *("whole long header", "whole long URL", "two lengths"),
+    ],
 )
 def test_invalid_http_closes_the_connection(nano: ServerProcess, sent: bytes) -> None:
     with nano.connect() as caller:
         with contextlib.suppress(OSError):  # the server stops reading
             caller.sendall(sent)
-        assert read_all(caller)[:13] in (b"HTTP/1.1 400 ", b"")  # unread data may reset the connection
+        received = read_all(caller)
+    assert received[:13] in (b"HTTP/1.1 400 ", b"")  # unread data may reset the connection
+    assert received.count(b"HTTP/1.1 ") < 2
+
+
+def test_compressed_bodies_are_named(nano: ServerProcess) -> None:
+    found = nano.post("/v1/caption", gzip.compress(bytes(1 << 20), 0), Content_Encoding="gzip")
+    assert found.status == 415 and found.error["message"] == "Content-Encoding is gzip: send the body uncompressed"
 
 
 def test_large_headers_and_small_chunks_are_accepted(nano: ServerProcess, cat: bytes) -> None:
