@@ -20,7 +20,7 @@ WARNINGS = -std=c++17 -Wall -Wextra -Werror -Wno-psabi -Iengines -Iengines/c/inc
 ORT_LIBRARY = $(shell $(DEV)/bin/python -c "from blip2rt.backends.ort import find_library; print(find_library())")
 
 .PHONY: demo install-dev test test-fast test-changed test-cuda-bindings test-locked test-lowest test-slow parity parity-lowest parity-newest parity-next test-compat lint docs dist format lock sbom sdist test-sdist wheels test-wheels check-dist release-files release workflows old-processors \
-  old-arm-processors test-newest test-onnxruntimes bench bench-loop bench-image \
+  old-arm-processors test-newest test-onnxruntimes bench \
   sanitize fuzz compilers clean
 
 demo: $(DEMO)/installed  ## install the runtime as a user does and caption a photograph
@@ -85,9 +85,6 @@ dist: $(DEV)/blip2rt-installed  ## pack libblip2rt with ONNX Runtime into build/
 
 bench: $(DEV)/blip2rt-installed  ## measure speed and memory of nano on this machine
 	$(DEV)/bin/blip2rt-bench --image docs/photo.jpg
-
-bench-loop bench-image: bench-%: $(DEV)/blip2rt-installed  ## measure the decoding loop, or image preprocessing
-	$(RUN) benchmarks.$*
 
 # Builds the core with each sanitizer and runs the stress program and the tests on it. ASan ends a process that runs out
 # of memory or address space, so tests that limit these are left out by name.

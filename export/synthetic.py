@@ -1,20 +1,13 @@
-"""Make a bundle with a real geometry and random weights, to measure without a download.
-
-    python -m blip2rt_export.synthetic --geometry blip2-opt-2.7b --out BUNDLE [--precision vision=int8-dynamic,...]
-    python -m blip2rt_export.synthetic --geometry blip2-opt-2.7b --out BUNDLE --target trt [--precision llm=int4]
-    python -m blip2rt_export.synthetic --geometry blip2-opt-2.7b --config FOLDER
-    python -m blip2rt_export.synthetic --geometry blip2-opt-2.7b --checkpoint FOLDER
+"""Makes a bundle with a real geometry and random weights, which `blip2rt-bench --geometry` measures without a download.
 
 Graphs, files and sizes match an export of the real checkpoint. Block-wise integers are drawn as they are stored; with
-other precisions one tensor at a time passes through float32. --config writes only Hugging Face's config and processor,
-from which transformers builds the same model.
+other precisions one tensor at a time passes through float32. `write_config` writes only Hugging Face's config and
+processor, from which transformers builds the same model.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -27,7 +20,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import Blip2Config, Blip2Processor, BlipImageProcessor, OPTConfig, PreTrainedTokenizerFast, T5Config
 
-from blip2rt.command_line import Parser, path, run
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import streaming
 from blip2rt.modeling.blip2 import Blip2
@@ -35,11 +27,11 @@ from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.quantize import QuantizedWeight
 from blip2rt.modeling.vision import VisionEncoder
 
-from . import assemble, targets
-from .cli import TARGET_NAMES, parse_precision
-from .convert import save_tensors
+from . import assemble
+from .arguments import parse_precision
 from .options import BundleInfo, ExportOptions, ExportPlan, ModelSource
 from .progress import Progress
+from .targets import TARGETS
 
 PRECISION = {
     "ort": {"vision": "int8-dynamic", "qformer": "int8-dynamic", "llm": "int4"},
@@ -192,66 +184,28 @@ class RandomBlocks:
         return QuantizedWeight(stored, scale, zero_points, bits, block, shape)
 
 
-def make(
-    geometry: str, out: Path, precision: dict[str, str], progress: Progress, target: targets.Target = targets.ORT
-) -> assemble.Result:
-    """Write the bundle, or nothing and raise Blip2rtError."""
+def make(geometry: str, out: Path, precision: str, target: str) -> assemble.Result:
+    """Write the bundle, or nothing and raise Blip2rtError. precision: GROUP=P,... of all groups."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    chosen = _precision(precision, target)
     with tempfile.TemporaryDirectory() as name:
         theirs = write_config(geometry, Path(name))
         text = theirs.text_config
         options = ExportOptions(
-            ModelSource(geometry), out, target, precision, info=BundleInfo(geometry), overwrite=True, verify=False
+            ModelSource(geometry), out, TARGETS[target], chosen, info=BundleInfo(geometry), overwrite=True, verify=False
         )
-        chosen = {**PRECISION[target.name], **precision}
         plan = ExportPlan(RandomCheckpoint(Path(name), geometry), None, chosen, [], geometry)
         encode = RandomBlocks(text.vocab_size if text.tie_word_embeddings else None)
-        return assemble.export(options, progress, plan, encode)
+        return assemble.export(options, Progress(), plan, encode)
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run("blip2rt_export.synthetic", lambda: _run(_parser().parse_args(argv)), extra="export")
-
-
-def _parser() -> Parser:
-    parser = Parser(description=(__doc__ or "").splitlines()[0])
-    sizes = f"sizes of the model: {', '.join(sorted(GEOMETRIES))}"
-    parser.add_argument("--geometry", choices=sorted(GEOMETRIES), required=True, metavar="NAME", help=sizes)
-    parser.add_argument("--out", type=path, metavar="BUNDLE", help="the bundle's folder; an existing one is replaced")
-    parser.add_argument("--config", type=path, metavar="FOLDER", help="write Hugging Face's config and processor here")
-    parser.add_argument(
-        "--checkpoint", type=path, metavar="FOLDER", help="write a Hugging Face checkpoint in fp16 here"
-    )
-    parser.add_argument("--target", choices=TARGET_NAMES, default="ort", help="the engine that the graphs are for")
-    defaults = "; ".join(f"{name}: {','.join(map('='.join, each.items()))}" for name, each in PRECISION.items())
-    shown = f"precisions of the groups (default: {defaults})"
-    parser.add_argument("--precision", default="", metavar="GROUP=P,...", help=shown)
-    return parser
-
-
-def _run(args: argparse.Namespace) -> None:
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    target = targets.TARGETS[args.target]
-    precision = _precision(args.precision, target)
-    if args.config is not None:
-        write_config(args.geometry, args.config)
-    if args.checkpoint is not None:
-        config = write_config(args.geometry, args.checkpoint)
-        save_tensors(RandomCheckpoint(args.checkpoint, args.geometry).load(), args.checkpoint, "float16", config)
-    if args.out is not None:
-        print(make(args.geometry, args.out, precision, Progress(), target).bundle.path)
-
-
-def _precision(given: str, target: targets.Target) -> dict[str, str]:
-    """Parse --precision. Raises Blip2rtError for int8-static: random weights cannot be calibrated."""
-    precision = parse_precision(given, {group: target.precisions[group] for group in PRECISION[target.name]})
-    instead = "int8-dynamic" if target is targets.ORT else "fp16"
-    static = {"int8-static"} if target is targets.ORT else {"int8-static", "int8"}
+def _precision(given: str, target: str) -> dict[str, str]:
+    """Parse GROUP=P,... Raises Blip2rtError for int8-static: random weights cannot be calibrated."""
+    precision = parse_precision(given, {group: TARGETS[target].precisions[group] for group in PRECISION[target]})
+    instead = "int8-dynamic" if target == "ort" else "fp16"
+    static = {"int8-static"} if target == "ort" else {"int8-static", "int8"}
     if static & set(precision.values()):
         raise Blip2rtError(f"--precision: int8-static needs a real encoder to calibrate: give vision={instead}")
     if precision.get("vision") == "int8":
         precision["vision"] = "int8-dynamic"
-    return precision
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return {**PRECISION[target], **precision}

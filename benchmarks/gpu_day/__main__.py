@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from blip2rt.bundle.atomic import write_file
 from blip2rt.command_line import Parser, path, run, whole
 
-from . import day, environment, report, stand_in
-
-OUT = day.ROOT / "build" / "gpu_day"
-WHEELS = day.ROOT / "wheels"
+from . import day, stand_in
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,11 +17,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(description="Run every check and benchmark that needs a GPU. Running it again resumes it.")
-    add = parser.add_argument
-    add("--out", type=path, default=OUT, metavar="FOLDER", help="folder of the results (default: build/gpu_day)")
-    wheels = "wheels to install into a separate environment (default: wheels/, if it exists)"
-    add("--wheels", type=path, metavar="FOLDER", help=wheels)
+    parser = Parser(description="Run every check and benchmark that needs a GPU.")
+    add, out = parser.add_argument, day.ROOT / "build" / "gpu_day"
+    add("--out", type=path, default=out, metavar="FOLDER", help="folder of the results (default: build/gpu_day)")
     geometry = "language model whose step is compared with the card's bandwidth; little needs no exporter"
     add("--geometry", default="blip2-opt-2.7b", metavar="NAME", help=geometry)
     add("--turns", type=whole(1, 100000), default=40, metavar="N", help="random cases of each kernel")
@@ -48,17 +39,7 @@ def _run(args: argparse.Namespace) -> int:
         return day.run_here(today, args.step, STEPS[args.step])
     if args.stand_in:
         stand_in.use(stand_in.library_folder(out))
-    wheels = args.wheels or (WHEELS if WHEELS.is_dir() else None)
-    python = environment.python_for(wheels, out)
-    today = replace(today, **environment.machine(python, today.environment))
-    names = [name for name in day.NAMES if name not in args.skip]
-
-    def save(results: dict[str, Any]) -> None:
-        everything = day.combine(today, results)
-        write_file(out / "gpu_day.json", json.dumps(everything, indent=1).encode())
-        write_file(out / "report.md", report.markdown(everything).encode())
-
-    results = day.run_all(today, names, python, args.limit, lambda text: print(text, file=sys.stderr, flush=True), save)
+    results = day.run_all(today, [name for name in day.NAMES if name not in args.skip], args.limit)
     print((out / "report.md").read_text())
     return 1 if any(step["state"] == day.FAILED for step in results.values()) else 0
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +9,29 @@ import numpy as np
 
 from blip2rt import backends
 from blip2rt.backends.trt import PlanSizes, plans
+from blip2rt.bench import geometry
 from blip2rt.bench.collect import step_bytes
 from blip2rt.bundle import read
+from blip2rt.errors import Blip2rtError
 
 from . import device, loops
 from .day import Day, Skipped
-from .day import bundle as cached_bundle
 
+PRECISION = "vision=fp16,qformer=fp32"
 _COPY_BYTES = 1 << 29  # of the bandwidth measurement
 
 
 def bundle(day: Day, precision: str) -> Path:
     """A bundle of random weights, made once. Raises Skipped if the exporter fails."""
+    if day.geometry == "little":  # does not need the exporter; for the simulated driver
+        from tests.tiny import trt as tiny
 
-    def make(path: Path) -> None:
-        if day.geometry == "little":  # does not need the exporter; for the simulated driver
-            from tests.tiny import trt as tiny
-
-            tiny.write(path, tiny.random_llm_weights(np.random.default_rng(0)), "trt", half=precision == "fp16")
-            return
-        command = [sys.executable, "-m", "blip2rt_export.synthetic", "--geometry", day.geometry, "--target", "trt"]
-        command += ["--out", str(path), "--precision", f"llm={precision}"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            last = (done.stderr.strip() or "no output").splitlines()[-1]
-            raise Skipped(f"{day.geometry} cannot be exported: {last}")
-
-    return cached_bundle(day.out / "bundles", f"{day.geometry}-{precision}", make)
+        path, weights = day.out / "bundles" / f"little-{precision}", tiny.random_llm_weights(np.random.default_rng(0))
+        return path if path.exists() else tiny.write(path, weights, "trt", half=precision == "fp16")
+    try:
+        return geometry.bundle(day.geometry, f"{PRECISION},llm={precision}", day.out / "bundles", "trt")
+    except Blip2rtError as error:
+        raise Skipped(f"{day.geometry} cannot be exported: {error}") from error
 
 
 def step(day: Day, precision: str, by: str) -> dict[str, Any]:

@@ -16,8 +16,6 @@ from blip2rt.backends.trt import PlanSizes
 from blip2rt.bundle import read
 from blip2rt.errors import BackendError
 
-from . import day
-
 SIZES = PlanSizes(max_batch=2, max_beams=4, capacity=48)
 CASES: tuple[dict[str, Any], ...] = (
     {"num_beams": 1},
@@ -47,9 +45,11 @@ def bundle(folder: Path, kind: str) -> Path:
     """The same random model for ort, for trt, or "native": for trt, with a graph that writes its cache in place."""
     from tests.tiny import trt as tiny
 
-    native, weights = kind == "native", tiny.random_llm_weights(np.random.default_rng(0))
-    target = "trt" if native else kind
-    return day.bundle(folder, kind, lambda path: tiny.write(path, weights, target, in_place=native))
+    native, path = kind == "native", folder / kind
+    if not path.exists():
+        weights = tiny.random_llm_weights(np.random.default_rng(0))
+        tiny.write(path, weights, "trt" if native else kind, in_place=native)
+    return path
 
 
 def inputs(bundle: Path, images: int = 3) -> tuple[Any, list[list[int]]]:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +21,7 @@ from ..bundle.atomic import write_file
 from ..bundle.location import locate
 from ..command_line import Parser, nonempty, run, whole
 from ..errors import OptionError
-from ..install_hints import pip_install
-from . import collect, geometry, machine, peers, report, roofline, signals
+from . import collect, geometry, machine, peers, report, roofline
 from .stages import Workload
 
 _EPILOG = f"""\
@@ -31,7 +32,7 @@ weights of the same geometry, or on those of --checkpoint; llama.cpp only on the
 
 examples:
   blip2rt-bench
-  blip2rt-bench --geometry blip2-opt-2.7b --peer hf-fp32 --peer hf-bf16 --json opt.json --plot opt.png
+  blip2rt-bench --geometry blip2-opt-2.7b --peer hf-fp32 --peer hf-bf16 --json opt.json
   blip2rt-bench --model opt --checkpoint Salesforce/blip2-opt-2.7b --peer hf-bf16 --json -
   blip2rt-bench --geometry blip2-opt-2.7b --roofline all
 """
@@ -77,7 +78,6 @@ def _parser() -> Parser:
     json_help = "write all results; - writes them as the last line of standard output"
     group.add_argument("--json", type=nonempty, metavar="FILE", help=json_help)
     group.add_argument("--markdown", type=nonempty, metavar="FILE", help="write the tables; - is standard output")
-    group.add_argument("--plot", type=nonempty, metavar="FILE.png", help="plot stages, limits, peers and scaling")
     return parser
 
 
@@ -88,19 +88,22 @@ def _run(args: argparse.Namespace) -> int:
     for name in dict.fromkeys(args.peer):
         if reason := collect.absent(name):
             print(f"{name} is not measured: {reason}", file=sys.stderr)
-    signal.signal(signal.SIGTERM, signals.on_sigterm)
-    with signals.temporary_folder() as folder:
+    signal.signal(signal.SIGTERM, _exit)
+    with tempfile.TemporaryDirectory(prefix="blip2rt-bench-", ignore_cleanup_errors=True) as folder:
+        os.environ["TMPDIR"] = folder  # for child processes, which may be killed
         result = collect.collect(_plan(args, Path(folder)))
     report.show(result, sys.stdout)
-    if args.plot is not None:
-        from . import plot
-
-        plot.save(result, Path(args.plot))
     if args.markdown is not None:
         _write("markdown", args.markdown, report.markdown(result))
     if args.json is not None:  # after Markdown: the last line of standard output
         _write("json", args.json, json.dumps(result, indent=None if args.json == "-" else 2) + "\n")
     return 0
+
+
+def _exit(number: int, frame: object) -> None:
+    """Exit on a signal, leaving every `with` block, which removes files and ends child processes."""
+    signal.signal(number, signal.SIG_IGN)  # `timeout` sends it twice
+    sys.exit(128 + number)
 
 
 def _roofline(args: argparse.Namespace) -> int:
@@ -146,9 +149,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _output_faults(args: argparse.Namespace) -> Iterator[str]:
-    import importlib.util
-
-    for flag in ("json", "markdown", "plot"):
+    for flag in ("json", "markdown"):
         given = getattr(args, flag)
         if given in (None, "-"):
             continue
@@ -156,12 +157,6 @@ def _output_faults(args: argparse.Namespace) -> Iterator[str]:
             yield f"--{flag} {given}: folder {Path(given).resolve().parent} does not exist: give another path"
         elif Path(given).is_dir():
             yield f"--{flag} {given} is a folder: name a file"
-    if args.plot is None:
-        return
-    if importlib.util.find_spec("matplotlib") is None:
-        yield f"--plot needs matplotlib: {pip_install('bench')}"
-    if Path(args.plot).suffix.lower() not in (".png", ".svg", ".pdf"):
-        yield f"--plot {args.plot}: name a file ending in .png, .svg or .pdf"
 
 
 def _need_config(names: list[str]) -> list[str]:

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import Blip2rtError
-from . import signals
 
 TASKS = ("start", "stages", "throughput", "jpeg")
 
@@ -25,15 +24,13 @@ def run_json(what: str, module: str, *arguments: Any) -> dict[str, Any]:
     """
     words = [each if isinstance(each, str) else json.dumps(each) for each in arguments]
     command = [sys.executable, "-m", module, *words]
-    # SIGTERM or Ctrl-C here also kills the child and removes its temporary files.
-    with signals.child_process(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        out, err = process.communicate()
+    process = subprocess.run(command, capture_output=True, text=True)  # SIGTERM and Ctrl-C here also kill the child
     if process.returncode == 0:
-        result: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
+        result: dict[str, Any] = json.loads(process.stdout.strip().splitlines()[-1])
         return result
     if process.returncode in (130, -2):
         raise KeyboardInterrupt
-    lines = err.strip().splitlines() or ["no message"]
+    lines = process.stderr.strip().splitlines() or ["no message"]
     reason = lines[-1].removeprefix("error: ")
     if process.returncode in (-9, 137):
         reason = "killed by the system, probably out of memory"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -19,14 +21,14 @@ pytestmark = pytest.mark.long(50)
 def test_revision_invalidates_cached_bundles(tmp_path, monkeypatch):
     made = []
 
-    def make(geometry, flag, path, *more):
+    def make(geometry, path, precision, target):
         path.mkdir()
         (path / MANIFEST).touch()
         made.append(path)
 
-    monkeypatch.setattr(geometry, "_export", make)
+    monkeypatch.setattr(geometry, "_exporter", lambda geometry: SimpleNamespace(make=make))
     old = tmp_path / f"tiny-{blip2rt.__version__}-llm-int4"
-    make("tiny", "--out", old)
+    make("tiny", old, "", "ort")
     first = geometry.bundle("tiny", "llm=int4", tmp_path)
     assert geometry.bundle("tiny", "llm = int4", tmp_path) == first
     monkeypatch.setattr(geometry, "REVISION", geometry.REVISION + 1)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from blip2rt.bench import signals, worker
 from blip2rt.bundle import read
 
 pytestmark = pytest.mark.long(22)
@@ -67,23 +66,3 @@ def test_sigterm_ends_the_exporter_and_removes_partial_files(tmp_path):
     assert not list((tmp_path / "cache").glob("*.partial"))
     for path in (tmp_path / "cache").iterdir():  # finished before the signal
         read(path)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_sigterm_is_deferred_while_a_process_starts(monkeypatch):
-    """The signal arrives just after the process was created."""
-    create, created = subprocess.Popen.__init__, []
-
-    def interrupted(process, *arguments, **options):
-        create(process, *arguments, **options)
-        created.append(process)
-        signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(subprocess.Popen, "__init__", interrupted)
-    before = signal.signal(signal.SIGTERM, signals.on_sigterm)
-    try:
-        with pytest.raises(SystemExit) as ended:
-            worker.run_json("nothing", "this")
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert ended.value.code == 128 + signal.SIGTERM and created[0].returncode == -signal.SIGKILL

@@ -70,15 +70,8 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "blip2rt-train self-critical": None,
     "blip2rt-train calibrate": None,
     "blip2rt-train average": None,
-    "blip2rt_export.synthetic": ("--geometry", "huge"),
-    "python -m benchmarks.gallery": None,
     "python -m benchmarks.gpu_day": ("--skip", "nothing"),
-    "python -m benchmarks.loader": None,
-    "python -m benchmarks.image": None,
-    "python -m benchmarks.loop": None,
     "python -m benchmarks.serve": ("--geometry", "huge"),
-    "python -m benchmarks.server_memory": None,
-    "python -m benchmarks.precisions": ("--checkpoint", "x", "--data", "y", "--kinds", "int3"),
     "python -m benchmarks.train": ("--precision", "int8"),
 }
 # What a package's commands import.
