@@ -114,8 +114,10 @@ def _download(hub: Any, text: str, name: HubName, commit: str) -> Path:
             with hub.utils.tqdm(desc=file, total=size, unit="B", unit_scale=True) as bar:
                 _fetch(url, hub.utils.build_hf_headers(), partial / file, size, bar)
 
-        fetch(MANIFEST)
-        for file, entry in sorted((read_manifest(partial).files or {}).items()):
+        fetch(MANIFEST)  # in every run: one bad answer must not decide about the next ones
+        files = read_manifest(partial).files or {}
+        _check_space(partial, sum(entry.size for entry in files.values()))
+        for file, entry in sorted(files.items()):
             fetch(file, entry.size)
         try:
             verify(partial)
@@ -126,14 +128,29 @@ def _download(hub: Any, text: str, name: HubName, commit: str) -> Path:
     return final
 
 
+def _check_space(partial: Path, size: int) -> None:
+    """Raise BundleError if the disk has no room for what is missing of `size` bytes."""
+    missing = size - sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+    free = shutil.disk_usage(partial).free
+    if missing > free:
+        message = f"{partial.parent} has {free:,} bytes free, and {missing:,} are still to be downloaded"
+        raise BundleError(f"{message}: free some, or set BLIP2RT_MODELS to another folder")
+
+
 def _fetch(url: str, headers: dict[str, str], path: Path, size: int | None, bar: Any) -> None:
-    """Download a file, or what is missing of it; huggingface_hub begins again. Raises OSError."""
+    """Download a file, or what is missing of it; huggingface_hub begins again. Raises OSError.
+
+    size: the file's, or None for a manifest, which is always downloaded whole.
+    """
     from urllib.request import Request, urlopen
 
-    if path.exists():
+    if size is not None and path.exists() and path.stat().st_size == size:
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    done = part.stat().st_size if part.exists() and size is not None else 0
+    done = part.stat().st_size if part.exists() else 0
+    if size is None or done > size:
+        done = 0
     request = Request(url)
     for key, value in headers.items():  # with the token, which no other host may see
         request.add_unredirected_header(key, value)
@@ -141,14 +158,19 @@ def _fetch(url: str, headers: dict[str, str], path: Path, size: int | None, bar:
         request.add_header("Range", f"bytes={done}-")
     if done == 0 or done != size:
         with urlopen(request, timeout=_TIMEOUT) as answer:
-            resumed = answer.status == HTTPStatus.PARTIAL_CONTENT
-            if size is None:
-                size = min(int(answer.headers["Content-Length"]), MAX_MANIFEST_BYTES)
-            with open(part, "ab" if resumed else "wb") as file:
-                bar.update(file.tell())
-                while file.tell() < size and (piece := answer.read(min(1 << 20, size - file.tell()))):
-                    bar.update(file.write(piece))
-                done = file.tell()
-    if done != size:
+            if answer.status != HTTPStatus.PARTIAL_CONTENT:
+                done = 0
+            sent = None if answer.length is None else done + answer.length  # None: chunked
+            if size is None and sent is not None:
+                size = min(sent, MAX_MANIFEST_BYTES + 1)
+            elif sent not in (None, size):
+                raise OSError(f"the server sends {sent:,} bytes of {path.name} instead of {size:,}")
+            most = MAX_MANIFEST_BYTES + 1 if size is None else size
+            with open(part, "ab" if done else "wb") as file:
+                bar.update(done)
+                while piece := answer.read(min(1 << 20, most - done)):
+                    done += file.write(piece)
+                    bar.update(len(piece))
+    if size is not None and done != size:
         raise OSError(f"the connection ended after {done:,} of {size:,} bytes of {path.name}")
-    part.rename(path)
+    part.replace(path)

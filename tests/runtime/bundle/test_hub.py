@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -18,7 +18,7 @@ from PIL import Image
 
 import blip2rt
 from blip2rt import bundle as contract
-from blip2rt.bundle.checksum import sha256_of
+from blip2rt.bundle.checksum import KEY, sha256_of
 from blip2rt.bundle.hub import HubName
 from blip2rt.errors import BundleError
 
@@ -34,6 +34,8 @@ class Hub:
         self.commits: dict[str, Path] = {}
         self.main = FIRST
         self.cut_after: int | None = None  # bytes of a file after which the connection ends
+        self.portal = ""  # a file that is answered with a page, or "": none
+        self.chunked = False
         self.requests: list[tuple[str, str, str | None]] = []  # method, path, Range
         hub = self
 
@@ -64,7 +66,9 @@ class Hub:
             if parts[2:4] != ["user", "repo"] or parts[5] not in ("main", FIRST, SECOND):
                 return self.send(call, 404, b"{}")
             return self.send(call, 200, json.dumps({"id": "user/repo", "sha": self.main, "siblings": []}).encode())
-        file = self.commits[parts[3]] / parts[4]
+        file = self.commits[parts[3]].joinpath(*parts[4:])
+        if file.name == self.portal:
+            return self.send(call, 200, b"<html>Log in</html>")
         if not file.is_file():
             return self.send(call, 404, b"", {"X-Error-Code": "EntryNotFound"})
         data = file.read_bytes()
@@ -78,11 +82,14 @@ class Hub:
         self, call: BaseHTTPRequestHandler, status: int, body: bytes, headers: dict[str, str] | None = None
     ) -> None:
         call.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), "Accept-Ranges": "bytes", **(headers or {})}.items():
+        length = {"Transfer-Encoding": "chunked"} if self.chunked else {"Content-Length": str(len(body))}
+        for name, value in {**length, "Accept-Ranges": "bytes", **(headers or {})}.items():
             call.send_header(name, value)
         call.end_headers()
         if call.command == "HEAD":
             return
+        if self.chunked:
+            body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
         cut = self.cut_after is not None and len(body) > self.cut_after
         call.wfile.write(body[: self.cut_after] if cut else body)
         call.close_connection = cut
@@ -110,6 +117,14 @@ def hub(tiny: Any, tmp_path: Path) -> Iterator[Hub]:
 def photograph(tmp_path: Path, photo: Any) -> Path:
     Image.fromarray(photo()).save(tmp_path / "x.png")
     return tmp_path / "x.png"
+
+
+def edit_manifest(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Edit the files of a manifest, and drop its checksum."""
+    manifest = json.loads((folder / contract.MANIFEST).read_text())
+    del manifest[KEY]
+    edit(manifest["files"])
+    (folder / contract.MANIFEST).write_text(json.dumps(manifest))
 
 
 def error_line(done: subprocess.CompletedProcess[str]) -> str:
@@ -157,7 +172,33 @@ def test_an_interrupted_download_resumes(hub: Hub) -> None:
     assert done.returncode == 0 and contract.verify(hub.folder(FIRST)), done.stderr
     asked = {path.rpartition("/")[2]: more for method, path, more in hub.requests if "resolve" in path}
     assert asked.pop(largest.name) == f"bytes={largest.stat().st_size - 100}-"
-    assert not any(asked.values()) and contract.MANIFEST not in asked, "finished files are not asked for again"
+    assert asked == {contract.MANIFEST: None} | asked and not any(asked.values())
+    assert "config.json" not in asked, "finished files are not asked for again"
+
+
+@pytest.mark.parametrize("file", [contract.MANIFEST, "tokenizer.json"])
+def test_a_portal_s_page_does_not_stay(hub: Hub, file: str) -> None:
+    hub.portal = file
+    assert file in error_line(hub.run("pull", "hf://user/repo"))
+    hub.portal = ""
+    done = hub.run("pull", "hf://user/repo")
+    assert done.returncode == 0 and contract.verify(hub.folder(FIRST)), done.stderr
+
+
+def test_chunked_answers_and_files_in_folders_are_downloaded(hub: Hub) -> None:
+    hub.chunked, commit = True, hub.commits[FIRST]
+    (commit / "sub").mkdir()
+    (commit / "sub" / "x.txt").write_bytes(b"x")
+    entry = {"size": 1, "sha256": sha256_of(commit / "sub" / "x.txt").hex()}
+    edit_manifest(commit, lambda files: files.update({"sub/x.txt": entry}))
+    done = hub.run("pull", "hf://user/repo")
+    assert done.returncode == 0 and (hub.folder(FIRST) / "sub" / "x.txt").read_bytes() == b"x", done.stderr
+
+
+def test_a_full_disk_is_one_line_before_the_download(hub: Hub) -> None:
+    edit_manifest(hub.commits[FIRST], lambda files: files["tokenizer.json"].update(size=1 << 60))
+    assert "bytes free, and 1,152,9" in error_line(hub.run("pull", "hf://user/repo"))
+    assert not any("tokenizer" in path for _, path, _ in hub.requests)
 
 
 def test_offline_is_one_line_without_a_request(hub: Hub) -> None:
@@ -173,10 +214,7 @@ def test_a_missing_repository_and_a_bad_commit_are_one_line(hub: Hub) -> None:
 
 
 def test_a_manifest_that_names_other_folders_is_rejected(hub: Hub) -> None:
-    file = hub.commits[FIRST] / contract.MANIFEST
-    manifest = json.loads(file.read_text())
-    manifest["files"]["../../outside"] = manifest["files"]["tokenizer.json"]
-    file.write_text(json.dumps(manifest))
+    edit_manifest(hub.commits[FIRST], lambda files: files.update({"../../outside": files["tokenizer.json"]}))
     assert "outside" in error_line(hub.run("pull", "hf://user/repo"))
     assert not any("outside" in path for _, path, _ in hub.requests)
 
