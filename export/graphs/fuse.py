@@ -2,7 +2,6 @@
 
 x * rsqrt(mean(x^2) + eps) * w         -> x / sqrt(mean(x^2) + eps) * w, for which ONNX Runtime has one kernel
 Reshape and Transpose chains that cancel -> nothing
-Add(x, skip) before such a norm         -> SkipSimplifiedLayerNormalization, which also returns the sum
 three MatMuls of one x for q, k and v   -> one MatMul and GroupQueryAttention's packed input
 
 Graphs stay valid ONNX without custom operators. A pattern that does not match is left as it is, which only costs speed.
@@ -23,7 +22,6 @@ def fuse_decoder(model: ir.Model) -> None:
     fuse_rms_norms(model)
     _rewrite(model, "Reshape", _collapse_layout)
     _rewrite(model, "GroupQueryAttention", _pack_qkv)
-    fuse_residuals(model)
 
 
 def fuse_rms_norms(model: ir.Model) -> None:
@@ -31,23 +29,15 @@ def fuse_rms_norms(model: ir.Model) -> None:
     _rewrite(model, "Mul", _fuse_rms_norm)
 
 
-def fuse_residuals(model: ir.Model) -> None:
-    """Fuse each RMS norm with the residual addition before it."""
-    if _rewrite(model, "Mul", _fuse_residual):
-        model.opset_imports.setdefault("com.microsoft", 1)
-
-
-def _rewrite(model: ir.Model, op_type: str, rewrite: Callable[[ir.Model, ir.Node], bool]) -> bool:
-    """Try to rewrite each node of a type. Return whether any was rewritten."""
-    found = False
+def _rewrite(model: ir.Model, op_type: str, rewrite: Callable[[ir.Model, ir.Node], object]) -> None:
+    """Try to rewrite each node of a type."""
     for node in list(model.graph):
         if node.op_type == op_type and node.graph is not None:
-            found |= rewrite(model, node)
+            rewrite(model, node)
     trace.drop_unused(model)
-    return found
 
 
-def _fuse_rms_norm(model: ir.Model, scaled: ir.Node) -> bool:
+def _fuse_rms_norm(model: ir.Model, scaled: ir.Node) -> None:
     """Rewrite one: `scaled` is Mul(w, Mul(x, Reciprocal(Sqrt(Add(ReduceMean(Pow(x, 2)), eps)))))"""
     for weight, normed in (scaled.inputs, scaled.inputs[::-1]):
         inner = _producer(normed, "Mul")
@@ -60,8 +50,7 @@ def _fuse_rms_norm(model: ir.Model, scaled: ir.Node) -> bool:
             node = ir.node("Div", [x, root], name=f"{scaled.name}_rms")
             ir.convenience.replace_nodes_and_values(model.graph, inner, [inner], [node], inner.outputs, node.outputs)
             _before_transpose(model, scaled, node)
-            return True
-    return False
+            return
 
 
 def _before_transpose(model: ir.Model, scaled: ir.Node, division: ir.Node) -> None:
@@ -115,41 +104,10 @@ def _epsilon(x: ir.Value, root: ir.Value) -> float | None:
     return epsilon if power.inputs[0] is x and _scalar(power.inputs[1]) == 2 else None
 
 
-def _fuse_residual(model: ir.Model, scaled: ir.Node) -> bool:
-    """Fuse one: `scaled` is Mul(w, Div(x, Sqrt(...))), and x is Add(left, right)."""
-    for weight, normed in (scaled.inputs, scaled.inputs[::-1]):
-        division = _producer(normed, "Div")
-        if not _is_scale(weight) or division is None:
-            continue
-        x, root = division.inputs
-        add = _producer(x, "Add")
-        epsilon = _epsilon(x, root) if x is not None and root is not None else None
-        if add is None or epsilon is None or any(trace.constant(value) is not None for value in add.inputs):
-            continue
-        left, right = add.inputs
-        if left is None or right is None or left.shape is None or left.shape != right.shape:
-            continue
-        node = ir.node(
-            "SkipSimplifiedLayerNormalization",
-            [left, right, weight],
-            {"epsilon": epsilon},
-            num_outputs=4,
-            domain="com.microsoft",
-            name=f"{scaled.name}_rms",
-        )
-        for index, unused in enumerate(node.outputs[1:3]):
-            unused.name = f"{node.name}_unused_{index}"
-        old, new = [scaled.outputs[0], add.outputs[0]], [node.outputs[0], node.outputs[3]]
-        ir.convenience.replace_nodes_and_values(model.graph, add, [scaled, add], [node], old, new)
-        return True
-    return False
-
-
-def _collapse_layout(_: ir.Model, end: ir.Node) -> bool:
+def _collapse_layout(_: ir.Model, end: ir.Node) -> None:
     """Remove the chain of Reshape and cancelling Transposes before `end` whose start has the shape of its end."""
     if (start := _same_layout(end)) is not None:
         ir.convenience.replace_all_uses_with(end.outputs[0], start)
-    return start is not None
 
 
 def _same_layout(end: ir.Node) -> ir.Value | None:
@@ -171,14 +129,14 @@ def _same_layout(end: ir.Node) -> ir.Value | None:
     return best
 
 
-def _pack_qkv(model: ir.Model, attention: ir.Node) -> bool:
+def _pack_qkv(model: ir.Model, attention: ir.Node) -> None:
     """Pack GroupQueryAttention's three inputs into one MatMul [+ Add] if all read the same value."""
     linears = [_linear(value) for value in attention.inputs[:3]]
     if any(linear is None for linear in linears):
-        return False
+        return
     xs, weights, biases = zip(*(linear for linear in linears if linear is not None), strict=True)
     if any(x is not xs[0] for x in xs) or len({bias is None for bias in biases}) > 1:
-        return False
+        return
     packed = ir.node("MatMul", [xs[0], concatenated(model, weights, 1)], name=f"{attention.name}_qkv")
     packed.outputs[0].name = f"{attention.name}_qkv"
     model.graph.insert_before(attention, packed)
@@ -190,7 +148,6 @@ def _pack_qkv(model: ir.Model, attention: ir.Node) -> bool:
         value = add.outputs[0]
     for index, new in enumerate((value, None, None)):
         attention.replace_input_with(index, new)
-    return True
 
 
 def _linear(value: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value | None] | None:

@@ -82,7 +82,6 @@ def trace_encoder(t5: Any) -> ir.Model:
     """Trace `encoder`."""
     model = trace.trace(encoder_graph(t5))
     fuse.fuse_rms_norms(model)
-    fuse.fuse_residuals(model)
     return model
 
 
