@@ -7,7 +7,7 @@ adapter_config.json names. Other kinds of adapters are rejected by name. Does no
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -95,23 +95,23 @@ class _Scaling:
     """The factor of a product of adapters: alpha / rank, or alpha / sqrt(rank) with use_rslora."""
 
     alpha: float
-    patterns: Mapping[str, float]  # ends of modules' names, or whole ones that begin with ^ -> alpha
+    patterns: Sequence[tuple[re.Pattern[str], float]]  # of modules' names -> alpha
     root: bool
 
     @staticmethod
     def from_json(config: Mapping[str, Any]) -> _Scaling:
-        """Raises ValueError for anything that is not a number, and for regular expressions."""
-        patterns = config.get("alpha_pattern") or {}
-        wrong = [name for name in patterns if not re.fullmatch(r"\^?[\w.]+", name)]
-        if wrong:
-            raise ValueError(f"alpha_pattern has {wrong[0]!r}, supported are names: {_MERGE}")
-        alphas = {name: float(value) for name, value in patterns.items()}
-        return _Scaling(float(config.get("lora_alpha", 8)), alphas, bool(config.get("use_rslora")))
+        """Raises ValueError for anything that is no number or no regular expression."""
+        patterns = []
+        for key, value in (config.get("alpha_pattern") or {}).items():
+            try:
+                patterns.append((re.compile(rf"(.*\.)?({key})$"), float(value)))  # as peft's get_pattern_key
+            except re.error as error:
+                raise ValueError(f"alpha_pattern has {key!r}, which is no regular expression ({error})") from error
+        return _Scaling(float(config.get("lora_alpha", 8)), patterns, bool(config.get("use_rslora")))
 
     def of(self, module: str, rank: int) -> float:
-        """As peft: the first name that fits decides."""
-        fits = (n for n in self.patterns if n == f"^{module}" or f".{module}".endswith(f".{n}"))
-        alpha = self.patterns.get(next(fits, ""), self.alpha)
+        """As peft: the first pattern that matches decides."""
+        alpha = next((alpha for pattern, alpha in self.patterns if pattern.match(module)), self.alpha)
         return alpha / (rank**0.5 if self.root else rank)
 
 

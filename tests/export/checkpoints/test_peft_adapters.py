@@ -59,8 +59,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "all layers": {"target_modules": ALL},
     "patterns": {
         "target_modules": ["q_proj", "fc1", "language_projection"],
-        "rank_pattern": {"fc1": 5},
-        "alpha_pattern": {"layers.1.self_attn.q_proj": 31, "^language_projection": 17},
+        "rank_pattern": {r"layers\.\d+\.fc.": 5},
+        "alpha_pattern": {
+            "layers.1.self.attn.q_proj": 31,
+            r"decoder\.layers\.(0|2).self_attn\.(q|k)_proj": 23,
+            "fc": 99,  # matches no whole name
+            "^language_projection": 17,
+        },
         "use_rslora": True,
     },
     "whole tensors": {"target_modules": ["v_proj"], "bias": "all", "modules_to_save": ["language_projection"]},
@@ -107,7 +112,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "tokens": ({"trainable_token_indices": [3]}, "trainable_token_indices is '[3]', which is not supported"),
     "no base": ({"base_model_name_or_path": None}, "holds only an adapter of peft (LoRA) for None: set base_model_"),
     "lost base": ({"base_model_name_or_path": "/lost/base"}, "for '/lost/base', which cannot be read ('/lost/base' "),
-    "expression": ({"alpha_pattern": {"(a+)+": 1}}, "alpha_pattern has '(a+)+', supported are names"),
+    "expression": ({"alpha_pattern": {"(a": 1}}, "alpha_pattern has '(a', which is no regular expression"),
 }
 
 
