@@ -39,6 +39,9 @@ def verify_bundle(folder: bytes, progress: Callable[[int], object]) -> None:
     progress: called with the bytes of each piece of a file.
     """
 
+def readable_files(graph: str, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Files of a bundle -> those that a graph may read, by their names in its folder, with their sizes."""
+
 def check_graphs(folder: bytes, trusted: bool) -> None:
     """Raise BundleError with every graph of a bundle that opening it would reject.
 
@@ -171,6 +174,9 @@ def tidied(text: str) -> str:
 def cleaned_up(text: str) -> str:
     """Do what Hugging Face's clean_up_tokenization does."""
 
+def has_words(text: str) -> bool:
+    """Whether a text has a letter or a digit."""
+
 def clean_caption(text: str) -> str:
     """Normalise a text like the reference's caption processor: lower case, no sentence punctuation, single spaces."""
 
@@ -197,20 +203,25 @@ class Calibrator:
     def __init__(self, retrieval: object, calibration: object | None) -> None:
         """Take the weights of bundle.manifest.RetrievalSpec and Calibration."""
     @property
-    def judges(self) -> bool:
+    def rates_statements(self) -> bool:
         """Whether the bundle is calibrated for texts, by signals that this version computes."""
     @property
     def rates_captions(self) -> bool:
         """The same for captions."""
     @property
-    def labels(self) -> bool:
+    def rates_labels(self) -> bool:
         """The same for labels."""
+    def short_question(self, question: str, options: GenerationOptions) -> str:
+        """Return what a question asks if probabilities answer it: a phrase or, if the bundle counts, a question.
+
+        Empty for other questions, and for options that shape the words of the answer.
+        """
     def match_signals(self, texts: Sequence[str]) -> Signals: ...
     def statement_signals(self, texts: Sequence[str]) -> Signals: ...
     def caption_signals(self, texts: Sequence[str], scores: Sequence[float]) -> Signals: ...
     def matches(self, signals: Signals) -> list[tuple[float, float, float, float | None, float]]:
         """The fields of blip2rt.Match for each text of match_signals, whose runs were added."""
-    def judge(self, signals: Signals) -> list[float]:
+    def probabilities(self, signals: Signals) -> list[float]:
         """The probability that each text is true."""
     def confidence(self, signals: Signals) -> list[float]:
         """The probability that each caption is right."""
@@ -353,11 +364,17 @@ class Tokenizer:
     def added_tokens(self) -> list[tuple[int, str, bool]]:
         """Added tokens by id: (id, text, whether it is special)."""
 
+def open_tokenizer(file: bytes, library: Callable[[bytes], object]) -> Tokenizer:
+    """Open the tokenizer.json at a path. Raises BundleError.
+
+    library: opens the bytes of one with a part that the core does not know, as an object with Tokenizer's functions.
+    """
+
 class LlmTokenizer:
     """Prompts -> token ids of the language model, and back to text. Raises BundleError when its file fails."""
 
-    def __init__(self, file: str, tokenizer: object, spec: object, special_tokens: bool = True) -> None:
-        """file: names the tokenizer in errors. tokenizer: a Tokenizer, or an object with its functions.
+    def __init__(self, file: str, tokenizer: Tokenizer, spec: object, special_tokens: bool = True) -> None:
+        """file: names the tokenizer in errors.
 
         spec: a bundle.manifest.LlmSpec. special_tokens: whether "<|im_end|>" in a caller's text is that token.
         """
@@ -385,7 +402,7 @@ class LlmTokenizer:
 class QFormerTokenizer:
     """Texts -> token ids and mask of the Q-Former, in the tokenizer's template: [CLS] ... [SEP]."""
 
-    def __init__(self, file: str, tokenizer: object, spec: object, special_tokens: bool = True) -> None:
+    def __init__(self, file: str, tokenizer: Tokenizer, spec: object, special_tokens: bool = True) -> None:
         """As in LlmTokenizer. spec: a bundle.manifest.RetrievalSpec or QuestionSpec."""
     def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """B texts -> token_ids (B, L) int64, text_mask (B, L) int64, 1 for a token and 0 for padding.
@@ -440,7 +457,7 @@ class CallerOptions:
 class Language:
     """The language side of a bundle without its graphs: prompts, checked options, and tokens as texts."""
 
-    def __init__(self, file: str, tokenizer: object, manifest: object, special_tokens: bool = True) -> None:
+    def __init__(self, file: str, tokenizer: Tokenizer, manifest: object, special_tokens: bool = True) -> None:
         """manifest: a bundle.manifest.Manifest. The others: see LlmTokenizer."""
     @property
     def tokenizer(self) -> LlmTokenizer: ...
@@ -480,14 +497,10 @@ class Language:
         """
     def answer_tokens(self, answers: Sequence[str]) -> list[list[int]]:
         """Answers to a question -> their tokens, with a stop token."""
+    def need_guidable(self, prompt: Prompt | str) -> None:
+        """Raise OptionError for a caption that no pool can guide."""
     def need_chat(self) -> None:
         """Raise CapabilityError for a model whose earlier steps see each question, so that no cache can keep them."""
-
-def judged_question(question: str, options: GenerationOptions, counts: bool) -> str:
-    """Return what a question asks that is answered without generating; "" for others, and if options shape the answer.
-
-    counts: whether questions for a number are among them. They end with a question mark; phrases do not.
-    """
 
 class Turn:
     """A checked question of a Dialogue."""

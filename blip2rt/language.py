@@ -16,7 +16,7 @@ from .errors import OptionError, utf8_name
 from .native import native
 from .options import TextOptions
 from .results import Scored, too_late
-from .untrusted.tokenizer import read_tokenizer
+from .text import read_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np

@@ -72,7 +72,7 @@ class Model(MatchingCalls):
         own_pool = bundle.manifest.retrieval is not None and bundle.manifest.retrieval.pool is not None
         if own_pool and bundle.manifest.target == "ort":
             pipeline.own_guides, pipeline.answer_guides = matcher.own_guides, matcher.answer_guides
-        pipeline.judge = matcher.short_answers if matcher.is_calibrated and bundle.has(*contract.GENERATIVE) else None
+        pipeline.matcher = matcher if matcher.is_calibrated and bundle.has(*contract.GENERATIVE) else None
         # The single steps: checked options, decoded images, and what the graphs make of them.
         self.task, self.prepare, self.generate = pipeline.task, pipeline.prepare, pipeline.generate
         self.features, self.embed, self.embed_features = pipeline.vision_features, matcher.embed, matcher.image_embeds
@@ -245,9 +245,9 @@ class Model(MatchingCalls):
             raise OptionError("stream gives one text: leave num_captions at 1")
         watch = Stopwatch(task.settings)
         prepared = [self.prepare(image)]
-        [judged] = pipeline.judged(prepared, [task])
-        if judged is not None:
-            return iter([judged.text])
+        [known] = pipeline.known_answers(prepared, [task])
+        if known is not None:
+            return iter([known.text])
         prefix_embeds, settings = pipeline.guided_prefix(prepared, task, watch)
         if watch.expired:
             raise too_late(task.settings.max_time)
@@ -297,7 +297,7 @@ class Model(MatchingCalls):
 
         def begun(prompt: Prompt, settings: GenerationOptions) -> Scored | GenerationOptions:
             task = tasks.checked(prompt, prompt.text, settings)
-            [answer] = self.pipeline.judged(prepared, [task])
+            [answer] = self.pipeline.known_answers(prepared, [task])
             return task.guided(settings, [features]) if answer is None else answer
 
         return Chat(language, self.pipeline.prefix_embeds(prepared, [""], features), chosen, begun)

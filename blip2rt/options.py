@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from .native import CallerOptions, GenerationOptions
 
 
-MAX_BEAMS, SEEDS = 100, 2**63  # as in engines/language/options.cpp
-
-
 @dataclass(frozen=True)
 class Options:
     """Decoding options; None means the bundle's default. Meanings are those of Hugging Face's `generate`.

@@ -23,7 +23,7 @@ from .errors import CapabilityError, ImageError, OptionError
 from .feature_cache import FeatureCache
 from .image import ImageLike, ImageSettings, normalize, prepare
 from .language import Language
-from .native import cached_property
+from .native import cached_property, native
 from .options import Options, merge
 from .results import Scored, Stopwatch
 from .tasks import GenerationTask, Tasks
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from .backends import Floats
     from .native import CallerOptions, GenerationOptions, QFormerTokenizer
-    from .tasks import Guides
+    from .tasks import Guides, ShortAnswers
 
     RGB = NDArray[np.uint8]  # (height, width, 3), resized for the graphs
 
@@ -57,8 +57,7 @@ class Pipeline:
         self.images = images or ImageSettings()
         self.cache = cache or FeatureCache()
         self.special_tokens = special_tokens
-        # Matcher.short_answers; set by a model whose bundle is calibrated.
-        self.judge: Callable[[Floats, Sequence[str]], list[tuple[str, float]]] | None = None
+        self.matcher: ShortAnswers | None = None  # set by a model whose bundle is calibrated
         # Matcher.own_guides and answer_guides; set by a model whose bundle has a pool of captions.
         self.own_guides: Guides | None = None
         self.answer_guides: Guides | None = None
@@ -165,11 +164,10 @@ class Pipeline:
         first_image: int,
         on_token: OnToken | None = None,
     ) -> list[list[Scored] | None]:
-        judged = self.judged(prepared, tasks)
-        if None not in judged:
+        known = self.known_answers(prepared, tasks)
+        if None not in known:
             watch.lap()
-            return self._told(judged, [], watch, on_token)
-        known = {i for i, text in enumerate(judged) if text is not None}
+            return self._finish(known, [], watch, on_token)
         questions, embeds = [task.question for task in tasks], []
         all_features: list[Floats] = []  # if more than the Q-Former reads them
         for start in range(0, len(prepared), BATCH):
@@ -185,24 +183,24 @@ class Pipeline:
         prefix_embeds, prompts = np.concatenate(embeds), [task.prompt for task in tasks]
         settings = tasks[0].guided(watch.remaining, all_features, [prompt.text for prompt in prompts])
         # What is known is generated, too, if the batch has other questions: random draws depend on the row.
-        notify = on_token if on_token is None or not known else lambda i, *token: i in known or on_token(i, *token)
+        notify = None if on_token is None else lambda i, *token: known[i] is not None or on_token(i, *token)
         texts = self.language.generate(prefix_embeds, prompts, settings, first_image, notify, tasks[0].single_line)
         if tasks[0].confidence:
             for start, features in zip(range(0, len(texts), BATCH), all_features, strict=True):
                 self.add_confidence(features, texts[start : start + BATCH])
-        return self._told(judged, texts, watch, on_token)
+        return self._finish(known, texts, watch, on_token)
 
-    def _told(
+    def _finish(
         self,
-        judged: Sequence[Scored | None],
+        known: Sequence[Scored | None],
         generated: Sequence[list[Scored]],
         watch: Stopwatch,
         on_token: OnToken | None,
     ) -> list[list[Scored] | None]:
-        """Put what was judged in the place of what was generated. End the last stage."""
-        texts = [generated[i] if text is None else [text] for i, text in enumerate(judged)]
+        """Put known answers in the place of generated ones. End the last stage."""
+        texts = [generated[i] if text is None else [text] for i, text in enumerate(known)]
         if on_token is not None:
-            tokens = ((i, token) for i, text in enumerate(judged) if text is not None for token in text.tokens)
+            tokens = ((i, token) for i, text in enumerate(known) if text is not None for token in text.tokens)
             for i, token in tokens:
                 on_token(i, 0, token)
         watch.lap()
@@ -211,28 +209,30 @@ class Pipeline:
     def add_confidence(self, vision_features: Floats, texts: Sequence[list[Scored]]) -> None:
         """vision_features (B, N, C) and the captions of each -> set their confidence, if the bundle is calibrated"""
         if self.confidence is not None:
-            rows = [row for row, captions in enumerate(texts) for caption in captions if any(map(str.isalnum, caption))]
-            flat = [caption for captions in texts for caption in captions if any(map(str.isalnum, caption))]
+            has_words = native().has_words
+            rated = [(row, each) for row, captions in enumerate(texts) for each in captions if has_words(each.text)]
+            rows, flat = [row for row, _ in rated], [each for _, each in rated]
             for caption, right in zip(flat, self.confidence(vision_features[rows], flat) if flat else (), strict=True):
                 caption.confidence = float(right)
 
-    def judged(self, prepared: Sequence[RGB], tasks: Sequence[GenerationTask]) -> list[Scored | None]:
+    def known_answers(self, prepared: Sequence[RGB], tasks: Sequence[GenerationTask]) -> list[Scored | None]:
         """RGB images and the task of each -> answers to questions whether something is there, and, if the bundle's
-        calibration has numbers, how many; None for other questions. An answer's score is its log-probability.
+        calibration has numbers, how many; None for other questions. An answer's score is
+        its log-probability.
         """
         found: list[Scored | None] = [None] * len(tasks)
-        asked = [i for i, task in enumerate(tasks) if task.judged]
+        asked = [i for i, task in enumerate(tasks) if task.short_question]
         for start in range(0, len(asked), BATCH):
             rows = asked[start : start + BATCH]
             features = self.vision_features([prepared[i] for i in rows])
-            for i, answer in zip(rows, self.judged_answers(features, [tasks[i] for i in rows]), strict=True):
+            for i, answer in zip(rows, self.short_answers(features, [tasks[i] for i in rows]), strict=True):
                 found[i] = answer
         return found
 
-    def judged_answers(self, vision_features: Floats, tasks: Sequence[GenerationTask]) -> list[Scored]:
-        """vision_features (B, N, C) and tasks that are all judged -> their answers"""
-        assert self.judge is not None, "tasks are judged only with a judge"
-        found = self.judge(vision_features, [task.judged for task in tasks])
+    def short_answers(self, vision_features: Floats, tasks: Sequence[GenerationTask]) -> list[Scored]:
+        """vision_features (B, N, C) and tasks with a short_question -> their answers"""
+        assert self.matcher is not None, "only a matcher makes short questions"
+        found = self.matcher.short_answers(vision_features, [task.short_question for task in tasks])
         return [Scored(word, score, self.language.encode_more(Prompt(f" {word}"))) for word, score in found]
 
     def generate_each(
@@ -315,7 +315,7 @@ class Pipeline:
 
     @cached_property
     def _tasks(self) -> Tasks:
-        return Tasks(self.bundle, self.language, self.judge is not None, self.own_guides, self.answer_guides)
+        return Tasks(self.language, self.matcher, self.own_guides, self.answer_guides)
 
     def qformer_question(self, question: str) -> str:
         """The text that the Q-Former reads for a question; empty if it reads none."""

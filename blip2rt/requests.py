@@ -202,10 +202,10 @@ def submit(pipeline: Pipeline, request: Request, on_news: Callable[[Answer], obj
     watch = Stopwatch(task.settings)
     if request.image is not None:
         prepared = [pipeline.prepare(request.image)]
-        [judged] = pipeline.judged(prepared, [task])
-        if judged is not None:
-            settings = task.settings.changed(max_new_tokens=len(judged.tokens) + 1)  # the limit does not cut it
-            return Answer(batcher, language, KnownCall(judged.tokens, judged.score), settings, on_news)
+        [known] = pipeline.known_answers(prepared, [task])
+        if known is not None:
+            settings = task.settings.changed(max_new_tokens=len(known.tokens) + 1)  # the limit does not cut it
+            return Answer(batcher, language, KnownCall(known.tokens, known.score), settings, on_news)
         prefix_embeds, settings = pipeline.guided_prefix(prepared, task, watch)
     elif prompt_ids:
         prefix_embeds, settings = pipeline.no_prefix, watch.remaining

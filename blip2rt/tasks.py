@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice, repeat
-from typing import TYPE_CHECKING, TypeAlias
-
-from .native import native
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from .backends import Floats
-    from .bundle import Bundle
     from .language import Language
     from .native import CallerOptions, GenerationOptions, Guide
     from .text import Prompt
@@ -29,7 +26,7 @@ class GenerationTask:
     settings: GenerationOptions
     single_line: bool = True  # tidy the text to one line, as captions are
     confidence: bool = False  # also tell how likely each caption is right
-    judged: str = ""  # what a question asks that is answered without generating; see Pipeline.judged
+    short_question: str = ""  # what a question asks that is answered without generating; see ShortAnswers
     guides: Guides | None = None
 
     @property
@@ -51,19 +48,28 @@ class GenerationTask:
         return settings.changed(guides=guides)
 
 
+class ShortAnswers(Protocol):
+    """Answers some questions by probabilities, without generating; matching.Matcher does."""
+
+    def short_question(self, question: str, settings: GenerationOptions) -> str:
+        """What such a question asks: a phrase, or a question for a number. Empty for others."""
+
+    def short_answers(self, vision_features: Floats, asked: Sequence[str]) -> list[tuple[str, float]]:
+        """vision_features (B, N, C), what B questions ask -> the answer to each and its log-probability, pairwise."""
+
+
 class Tasks:
     """Makes the tasks of a bundle."""
 
     def __init__(
         self,
-        bundle: Bundle,
         language: Language,
-        judges: bool,
+        short_answers: ShortAnswers | None,
         caption_guides: Guides | None,
         answer_guides: Guides | None,
     ) -> None:
-        """judges: whether some questions are answered without generating. The guides: of the bundle's own pool."""
-        self._bundle, self._language, self._judges = bundle, language, judges
+        """The guides: of the bundle's own pool."""
+        self._language, self._short_answers = language, short_answers
         self._caption_guides, self._answer_guides = caption_guides, answer_guides
 
     def of_caption(self, prompt: str | None, options: CallerOptions) -> GenerationTask:
@@ -90,13 +96,6 @@ class Tasks:
             self._language.core.qformer_question(question),
             settings,
             single_line=False,
-            judged=self._judged(question, settings),
+            short_question=self._short_answers.short_question(question, settings) if self._short_answers else "",
             guides=None if settings.do_sample or settings.forced_prefix else self._answer_guides,
         )
-
-    def _judged(self, question: str, settings: GenerationOptions) -> str:
-        """What a question asks, if it is answered without generating; else an empty text."""
-        if not self._judges:
-            return ""
-        calibration = self._bundle.manifest.calibration
-        return native().judged_question(question, settings, calibration is not None and bool(calibration.numbers))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .bundle.manifest import LlmSpec, QuestionSpec, RetrievalSpec
-from .errors import utf8_name
+from .errors import BundleError, boundary, utf8_name
 from .native import native
-from .untrusted.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
-    from .native import LlmTokenizer, QFormerTokenizer
+    from .native import LlmTokenizer, QFormerTokenizer, Tokenizer
 
 
 class Prompt(NamedTuple):
@@ -24,6 +24,22 @@ class Prompt(NamedTuple):
     @property
     def whole(self) -> str:
         return self.before + self.text + self.after
+
+
+def read_tokenizer(file: Path) -> Tokenizer:
+    """An untrusted tokenizer.json without padding and truncation. Raises BundleError.
+
+    The library `tokenizers` applies one with a part that the core does not know. Files that could blow up a short text
+    are rejected: normalizers that replace a letter by a page, templates that repeat the text.
+    """
+
+    def library(data: bytes) -> object:
+        from .untrusted.library_tokenizer import LibraryTokenizer  # an import that most bundles never need
+
+        return LibraryTokenizer(data, str(file))
+
+    with boundary(f"{file} is not a tokenizer", BundleError):
+        return native().open_tokenizer(os.fsencode(file), library)
 
 
 def open_llm_tokenizer(file: Path, spec: LlmSpec, special_tokens: bool = True) -> LlmTokenizer:

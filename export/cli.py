@@ -11,7 +11,7 @@ import sys
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from blip2rt.bundle import TARGETS
+from blip2rt import backends
 from blip2rt.command_line import Parser, nonempty, path, run
 from blip2rt.modeling.sources import ExternalParts
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # transformers' progress bars would break up our lines.
 _QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
-TARGET_NAMES = (*TARGETS, "trt-native")  # targets.TARGETS' keys, without importing it for --help
+TARGET_NAMES = (*backends.names(), "trt-native")  # targets.TARGETS' keys, without importing it for --help
 
 _EPILOG = """\
 CKPT is a folder that training wrote, a Hugging Face folder or hub id of Blip2ForConditionalGeneration or

@@ -32,7 +32,7 @@ NamedGraphs = Iterator[tuple[str, ir.Model]]  # (name, graph), each traced when 
 class Target:
     """The runtime that a bundle is exported for."""
 
-    name: str  # one of blip2rt.bundle.TARGETS; two targets may share a backend
+    name: str  # one of blip2rt.backends.names(); two targets may share a backend
     opset: int
     precisions: Mapping[str, tuple[str, ...]]  # group -> choices
     defaults: Mapping[str, str]

@@ -47,7 +47,6 @@ from blip2rt.bundle.atomic import AtomicFolder
 from blip2rt.command_line import Parser, nonempty, whole
 from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.install_hints import pip_install
-from blip2rt.options import MAX_BEAMS, SEEDS
 
 from .data.flickr8k import write_tables
 from .data.object_storage import Shard
@@ -215,7 +214,7 @@ def _capfilt(args: argparse.Namespace) -> None:
         return captioner, scorer, capfilt.CaptionPool(Path(args.pool), scorer, bad) if args.pool else None
 
     def open_capfilt(stream: int) -> capfilt.CapFilt:
-        sampling = Sampling(args.own, args.top_p, (args.seed + stream) % SEEDS)
+        sampling = Sampling(args.own, args.top_p, (args.seed + stream) % 2**63)
         captioner, scorer, pool = models()
         return capfilt.CapFilt(captioner, scorer, pool, sampling, args.retrieved)
 
@@ -272,7 +271,7 @@ def _parser() -> Parser:
     scorer = "what ranks: a bundle, a stage-1 checkpoint, or clip:FOLDER of a CLIPModel (default: the captioner)"
     add("--scorer", "MODEL", scorer)
     add("--keep", "N", "captions kept per image", 2, whole(1))
-    add("--own", "N", "captions sampled per image, besides the captioner's best one", 10, whole(0, MAX_BEAMS))
+    add("--own", "N", "captions sampled per image, besides the captioner's best one", 10, whole(0, 100))
     add("--top-p", "X", "nucleus of the sampling", 0.9, float)
     add("--pool", "FILE", "captions without images, one per line")
     add("--retrieved", "N", "nearest captions of the pool per image", 10, whole(1))

@@ -8,8 +8,8 @@ To add a backend called NAME:
    `load`, too. Backends are found by file name: load, the CLI, the server and the gallery ask this package.
 2. Write `_run`, which runs one graph, and `generate`, `begin` and `chat`, which run the language model.
    The core has the searches: `SearchBatch` takes logits and returns the next tokens.
-3. Add NAME to `bundle.names.TARGETS`, and a target to `export/targets.py`: a bundle runs on the backend that it was
-   exported for.
+3. Add NAME to `kTargets` of `engines/bundle/value_faults.cpp`, and a target to `export/targets.py`: a bundle runs on
+   the backend that it was exported for.
 4. Compare it with ort, token for token, as `tests/trt/test_backend.py` does: `pytest tests/runtime/test_backends.py
    tests/NAME`. The former checks the interface of every backend.
 """

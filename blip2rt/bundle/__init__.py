@@ -26,7 +26,7 @@ from .manifest import RetrievalSpec as RetrievalSpec
 from .manifest import Source as Source
 from .manifest import TensorInfo as TensorInfo
 from .manifest import Verification as Verification
-from .names import *  # noqa: F403  # all names of components, tensors and targets
+from .names import *  # noqa: F403  # all names of components and tensors
 from .reader import Bundle as Bundle
 from .reader import embedded as embedded
 from .reader import read as read

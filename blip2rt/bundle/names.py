@@ -1,4 +1,4 @@
-"""Names that export and the runtime share: components, tensors, targets. Shapes: docs/bundle.md. Imports nothing."""
+"""Names that export and the runtime share: components and tensors. Shapes: docs/bundle.md. Imports nothing."""
 
 from __future__ import annotations
 
@@ -28,10 +28,7 @@ CROSS_KEY, CROSS_VALUE = "cross_key_{}", "cross_value_{}"
 PAST_MASK, TOP_LOGITS, TOP_TOKENS, LOG_SUM_EXP = "past_mask", "top_logits", "top_tokens", "log_sum_exp"
 NEW_KEY, NEW_VALUE = "new_key_{}", "new_value_{}"
 
-TARGETS = ("ort", "trt")  # engines that graphs are made for: ONNX Runtime, TensorRT
 TOP_K = 64  # most likely tokens that trt's llm graph returns (all, if the vocabulary is smaller)
-
-RESAMPLE = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's filters
 
 # component -> (inputs, outputs); the llm's come from llm_tensors(), the encoder's from encoder_tensors().
 TENSORS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

@@ -6,7 +6,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ..errors import BundleError
 from ..install_hints import install_nano
@@ -39,10 +39,9 @@ class Bundle:
         return self.path / name
 
     def readable_files(self, component: str) -> dict[str, int]:
-        """The files that a component's graph may read: those of its folder in the manifest, with their sizes."""
-        folder = PurePosixPath(self.manifest.components[component].graph).parent
-        files = {PurePosixPath(name): entry.size for name, entry in (self.manifest.files or {}).items()}
-        return {name.name: size for name, size in files.items() if name.parent == folder}
+        """The files that a component's graph may read, by their names in its folder, with their sizes."""
+        sizes = {name: entry.size for name, entry in (self.manifest.files or {}).items()}
+        return native().readable_files(self.manifest.components[component].graph, sizes)
 
     def checked_graph(self, component: str) -> Path:
         """The path of a component's graph. Raises BundleError if it is damaged or does what graphs may not do."""

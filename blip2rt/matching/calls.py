@@ -15,6 +15,7 @@ from .. import bundle as contract
 from ..arguments import as_list, awaited, pairs, shown, texts_of
 from ..errors import ImageError, OptionError, check_probability
 from ..image import ImageLike
+from ..native import native
 from ..pipeline import Pipeline
 from ..results import Match, MatchWeights, Tag
 from .matcher import Matcher
@@ -77,12 +78,12 @@ class MatchingCalls:
         many_images, many_texts, single = pairs(images, statements, "statements")
         _check_words(many_texts)
 
-        def judged(numbers: list[int], features: Floats) -> list[bool]:
+        def are_true(numbers: list[int], features: Floats) -> list[bool]:
             found = self.matcher.judge(features, [many_texts[i] for i in numbers])
             return [bool(probability > threshold) for probability in found]
 
-        seen = self.pipeline.map_features(many_images, False, judged)
-        return seen[0] if single else seen
+        answers = self.pipeline.map_features(many_images, False, are_true)
+        return answers[0] if single else answers
 
     @overload
     def tag(
@@ -173,5 +174,5 @@ class MatchingCalls:
 
 
 def _check_words(texts: Sequence[str]) -> None:
-    if not all(any(map(str.isalnum, text)) for text in texts):
+    if not all(map(native().has_words, texts)):
         raise OptionError("a text has no words: say what the image may show, as in 'a dog on grass'")

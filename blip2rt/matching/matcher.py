@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..backends import Floats
-    from ..native import Calibrator, CaptionPool, Guide, Labels
+    from ..native import Calibrator, CaptionPool, GenerationOptions, Guide, Labels
     from ..tasks import GenerationTask
     from .tagger import Tagger
 
@@ -55,7 +55,7 @@ class Matcher(Evidence):
         self.require_calibration("judge statements")
         phrases = [native().phrase_of(statement) or statement for statement in statements]
         signals = self.measure(self._calibrator.statement_signals(phrases), vision_features)
-        return np.array(self._calibrator.judge(signals))
+        return np.array(self._calibrator.probabilities(signals))
 
     def signals(
         self, vision_features: Floats, texts: Sequence[str], names: Sequence[str], mean_text: Sequence[float] = ()
@@ -66,6 +66,10 @@ class Matcher(Evidence):
         """
         signals = self.measure(native().Signals(texts, names, mean_text), vision_features)
         return {name: signals.values(name) for name in names}
+
+    def short_question(self, question: str, settings: GenerationOptions) -> str:
+        """What a question asks that short_answers answers; empty for others."""
+        return self._calibrator.short_question(question, settings)
 
     def short_answers(self, vision_features: Floats, asked: Sequence[str]) -> list[tuple[str, float]]:
         """vision_features (B, N, C), what B questions ask -> the answer to each and its log-probability, pairwise.
@@ -88,7 +92,7 @@ class Matcher(Evidence):
     @property
     def is_calibrated(self) -> bool:
         """Whether the bundle has a calibration of matches."""
-        return self.bundle.manifest.retrieval is not None and self._calibrator.judges
+        return self.bundle.manifest.retrieval is not None and self._calibrator.rates_statements
 
     @property
     def rates_captions(self) -> bool:
@@ -113,7 +117,7 @@ class Matcher(Evidence):
     def tagger(self, labels: Sequence[str] | Labels | None, top: int, threshold: float) -> Tagger:
         """What Model.tag does to vision_features. Raises OptionError and CapabilityError before any image is read."""
         calibration = self.require_calibration("label images")
-        if not self._calibrator.labels:
+        if not self._calibrator.rates_labels:
             raise self._uncalibrated("label images")
         from .tagger import Tagger, as_labels
 
@@ -132,10 +136,7 @@ class Matcher(Evidence):
         from .pool import read_pool  # few callers have one
 
         self.pipeline.require(contract.RETRIEVAL, "guide captions by a pool")
-        if task.prompt.text:
-            raise OptionError("a pool guides whole captions: leave out the prompt, or the pool")
-        if not task.settings.eos_token_ids:
-            raise OptionError("a pool guides captions that end with a token, which this model has not: leave it out")
+        self.pipeline.language.core.need_guidable(task.prompt)
         if self.bundle.manifest.target != "ort":
             raise OptionError("a pool guides searches on the CPU: leave it out with TensorRT")
         key = os.fspath(path), os.stat(path).st_mtime_ns if os.path.exists(path) else 0
@@ -175,7 +176,7 @@ class Matcher(Evidence):
         """Return the calibration of matches. Raises CapabilityError."""
         self.pipeline.require(contract.RETRIEVAL, action)
         calibration = self.bundle.manifest.calibration
-        if calibration is None or not self._calibrator.judges:
+        if calibration is None or not self._calibrator.rates_statements:
             raise self._uncalibrated(action)
         return calibration
 

@@ -81,7 +81,7 @@ def read_captions(path: str | os.PathLike[str]) -> list[str]:
         lines = read_bounded(path, _MAX_TEXT).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise OptionError(f"{name!r} is not UTF-8: give a text file with one caption a line") from None
-    captions = [*dict.fromkeys(native().clean_caption(line) for line in lines if any(map(str.isalnum, line)))]
+    captions = [*dict.fromkeys(native().clean_caption(line) for line in lines if native().has_words(line))]
     if not captions:
         raise OptionError(f"{name!r} has no captions: give a text file with one caption a line")
     if long := [each for each in captions if len(each) > _MAX_LINE]:

@@ -126,11 +126,11 @@ def generate(
     prepared = [pipeline.prepare(job.image)]
     prompt_tokens = language.spec.prefix_length + len(ids) + len(settings.forced_prefix)
     task = tasks.checked(prompt, job.question, settings)
-    [judged] = pipeline.judged(prepared, [task])
-    if judged is not None:
+    [known] = pipeline.known_answers(prepared, [task])
+    if known is not None:
         if emit is not None:
-            emit(Piece(0, judged.text))
-        return Answer([judged.text], ["stop"], prompt_tokens, len(judged.tokens))
+            emit(Piece(0, known.text))
+        return Answer([known.text], ["stop"], prompt_tokens, len(known.tokens))
     prefix_embeds, guided = pipeline.guided_prefix(prepared, task, watch)
     if cancelled.is_set():
         return Answer([], [], prompt_tokens, 0)

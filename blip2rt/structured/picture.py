@@ -73,8 +73,8 @@ class Picture:
         new = [question for question in dict.fromkeys(questions) if question not in self._answers]
         tasks = dict(zip(new, self._tasks.of_questions(new, merge(Options(), {})) if new else (), strict=True))
         for answers_of, group in (
-            (self._judged, [question for question in new if tasks[question].judged]),
-            (self._generated, [question for question in new if not tasks[question].judged]),
+            (self._short, [question for question in new if tasks[question].short_question]),
+            (self._generated, [question for question in new if not tasks[question].short_question]),
         ):
             for start in range(0, len(group), BATCH):
                 if self._cancelled():
@@ -85,8 +85,8 @@ class Picture:
                 self._answers |= {question: str(text) for question, text in zip(chunk, found, strict=True)}
         return [self._answers.get(question, "") for question in questions]
 
-    def _judged(self, tasks: Sequence[GenerationTask]) -> list[Scored]:
-        return self._pipeline.judged_answers(np.repeat(self._features, len(tasks), axis=0), tasks)
+    def _short(self, tasks: Sequence[GenerationTask]) -> list[Scored]:
+        return self._pipeline.short_answers(np.repeat(self._features, len(tasks), axis=0), tasks)
 
     def _generated(self, tasks: Sequence[GenerationTask]) -> list[Scored]:
         prompts, features = [task.prompt for task in tasks], np.repeat(self._features, len(tasks), axis=0)
@@ -102,13 +102,13 @@ class Picture:
         prefix = self._prefix([self._pipeline.qformer_question(question)])
         [scores] = self._model.matcher.answer_scores(prefix, [question], choices)
         self.prompt_tokens += prefix.shape[1] + len(language.encode(language.ask_prompt(question)))
-        chances = self.probabilities(choices) if self._pipeline.judge is not None else []
+        chances = self.probabilities(choices) if self._pipeline.matcher is not None else []
         return native().best_choice(question, scores.tolist(), chances)
 
     def says_yes(self, question: str) -> bool:
         """Whether a statement is true, or the answer to a question is yes."""
         statement = native().phrase_of(question) or question
-        if self._pipeline.judge is None or statement.endswith("?"):
+        if self._pipeline.matcher is None or statement.endswith("?"):
             return self.likeliest(question, ["no", "yes"]) == 1
         return self.probabilities([statement])[0] > 0.5
 
@@ -116,7 +116,7 @@ class Picture:
         """Texts -> how probably the picture shows each, 0 to 1; 0 for a text without words."""
         if not self._model.bundle.has(*contract.RETRIEVAL):
             return [1.0 if i == self.likeliest("what is in the picture?", texts) else 0.0 for i in range(len(texts))]
-        found = dict.fromkeys(text for text in texts if any(map(str.isalnum, text)))
+        found = dict.fromkeys(text for text in texts if native().has_words(text))
         words, values = list(found), []
         for start in range(0, len(words), BATCH):
             chunk = [] if self._cancelled() else words[start : start + BATCH]

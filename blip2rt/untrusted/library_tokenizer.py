@@ -19,14 +19,15 @@ MAX_GROWTH = 64  # factor of all normalizers or all decoders; NFKC has 18
 _GROWTH = {"NFKC": 18, "NFKD": 18, "NFC": 18, "NFD": 18, "Precompiled": 4}  # by type of normalizer
 _silence = fork_safe_lock()
 _MEMORY_RATIO = 32  # to a file's size
+_PROBE = "A dog, 2 cats; Ünïcode 日本 \u200d."  # must be encoded and decoded without a fault
 ABORTED = "blip2rt: error: aborted while the model was loaded, probably out of memory: close other programs\n"
 
 
 class LibraryTokenizer:
     """The functions of the core's Tokenizer. Raises BundleError."""
 
-    def __init__(self, data: bytes, probe: str, file: str) -> None:
-        """probe: a text that must be encoded and decoded without a fault. file: names the tokenizer in errors."""
+    def __init__(self, data: bytes, file: str) -> None:
+        """file: names the tokenizer in errors."""
         self._guard: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
         require_memory(_MEMORY_RATIO * len(data))
         with _silent():
@@ -38,7 +39,7 @@ class LibraryTokenizer:
                 each.no_padding()
                 each.no_truncation()
             self._tokenizers[1].encode_special_tokens = True
-            self.decode(self.encode([(probe, False)], True), False)
+            self.decode(self.encode([(_PROBE, False)], True), False)
         self._guard = lambda: boundary(f"{file} failed as a tokenizer", BundleError)
 
     def encode(self, pieces: Sequence[tuple[str, bool]], layout: bool, max_tokens: int | None = None) -> list[int]:

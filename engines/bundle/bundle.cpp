@@ -72,13 +72,18 @@ uint64_t Bundle::bytes() const {
 }
 
 AllowedFiles Bundle::readable_files(const std::string& component) const {
+  return blip2rt::readable_files(manifest.components.at(component).graph, manifest.files);
+}
+
+std::map<std::string, uint64_t> readable_files(const std::string& graph,
+                                               const std::map<std::string, FileEntry>& files) {
   const auto folder_of = [](const std::string& name) { return name.substr(0, name.rfind('/') + 1); };
-  const std::string own = folder_of(manifest.components.at(component).graph);
-  std::map<std::string, uint64_t> files;
-  for (const auto& [name, entry] : manifest.files) {
-    if (folder_of(name) == own) files[name.substr(own.size())] = static_cast<uint64_t>(entry.size);
+  const std::string own = folder_of(graph);
+  std::map<std::string, uint64_t> readable;
+  for (const auto& [name, entry] : files) {
+    if (folder_of(name) == own) readable[name.substr(own.size())] = static_cast<uint64_t>(entry.size);
   }
-  return files;
+  return readable;
 }
 
 void Bundle::require(const std::vector<std::string>& components, const std::string& action) const {

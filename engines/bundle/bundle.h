@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -19,12 +20,14 @@ struct Bundle {
   std::string graph(const std::string& component) const { return file(manifest.components.at(component).graph); }
   uint64_t bytes() const;  // of all files except the manifest
 
-  // The files that a component's graph may read: those of its folder in the manifest.
   AllowedFiles readable_files(const std::string& component) const;
 
   // Throws Error if the bundle lacks one of the components, which `action` needs.
   void require(const std::vector<std::string>& components, const std::string& action) const;
 };
+
+// The files of a bundle, with their sizes, that a graph may read: those of its folder.
+std::map<std::string, uint64_t> readable_files(const std::string& graph, const std::map<std::string, FileEntry>& files);
 
 // The bytes of a folder's blip2rt.json. Throws Error.
 std::string manifest_bytes(const std::string& folder);

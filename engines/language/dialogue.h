@@ -34,7 +34,7 @@ class Dialogue {
   const Language& language_;
   const TextOptions options_;
   const int max_beams_;
-  Ids unread_;           // of judged questions and their answers, for the next question
+  Ids unread_;           // of short answers and their questions, for the next question
   int64_t used_ = 0;     // positions, besides the image's
   int64_t reading_ = 0;  // positions of the turn that was read last
 };

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 
-#include "language/statements.h"
 #include "language/text_forms.h"
 
 namespace blip2rt {
@@ -161,6 +160,16 @@ std::vector<Ids> Language::answer_tokens(const std::vector<std::string>& answers
   return all;
 }
 
+void Language::need_guidable(const Prompt& prompt) const {
+  if (!prompt.text.empty()) {
+    throw Error(ErrorKind::kArgument, "a pool guides whole captions: leave out the prompt, or the pool");
+  }
+  if (spec().eos_token_ids.empty()) {
+    throw Error(ErrorKind::kArgument,
+                "a pool guides captions that end with a token, which this model has not: leave it out");
+  }
+}
+
 void Language::need_chat() const {
   const char* why = spec().encoder_decoder ? "its language model is an encoder-decoder"
                     : spec_.question       ? "its Q-Former reads the question together with the image"
@@ -168,15 +177,6 @@ void Language::need_chat() const {
   if (why == nullptr) return;
   throw Error(ErrorKind::kCapability,
               "bundle '" + spec_.name + "' cannot chat: " + why + "; use ask and repeat the conversation");
-}
-
-std::string judged_question(const std::string& question, const GenerationOptions& options, bool counts) {
-  if (options.num_return_sequences > 1 || options.min_new_tokens > 1 || !options.forced_prefix.empty() ||
-      !options.bad_words_ids.empty()) {
-    return "";
-  }
-  if (std::optional<std::string> phrase = phrase_of(question)) return *phrase;
-  return counts ? number_question(question).value_or("") : "";
 }
 
 }  // namespace blip2rt

@@ -79,6 +79,9 @@ class Language {
   // The tokens of answers to a question, with a stop token.
   std::vector<Ids> answer_tokens(const std::vector<std::string>& answers) const;
 
+  // Throws Error for a caption that no pool can guide.
+  void need_guidable(const Prompt& prompt) const;
+
   // Throws Error for a model whose earlier steps see each question, so that no cache can keep them.
   void need_chat() const;
 
@@ -91,10 +94,6 @@ class Language {
   const LanguageSpec spec_;
   const LlmTokenizer tokenizer_;
 };
-
-// What a question asks that is answered without generating: a phrase or, if `counts`, a question for a number. Empty
-// for other questions, and for options that shape the words of the answer.
-std::string judged_question(const std::string& question, const GenerationOptions& options, bool counts);
 
 Error too_late(double max_time);
 

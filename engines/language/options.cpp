@@ -2,13 +2,8 @@
 #include "language/options.h"
 
 #include <algorithm>
-#include <charconv>
-#include <cmath>
 #include <limits>
-#include <locale>
 #include <random>
-#include <sstream>
-#include <system_error>
 
 #include "base/utf8.h"
 
@@ -107,13 +102,6 @@ std::string requirement_of(const Option& option, const OptionWording& wording) {
   return "false, or the path of a file";
 }
 
-std::optional<double> parse_number(const std::string& text) {
-  double value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size() || !std::isfinite(value)) return std::nullopt;
-  return value;
-}
-
 // Reads the value of a C caller; one that is not of the option's type stays without a value.
 OptionValue parse(const Option& option, const std::string& text) {
   OptionValue given{{}, shown(text)};
@@ -139,40 +127,6 @@ int64_t random_seed() {
 }
 
 }  // namespace
-
-std::vector<std::pair<std::string, std::string>> read_pairs(const char* const* pairs) {
-  std::vector<std::pair<std::string, std::string>> read;
-  for (; pairs != nullptr && *pairs != nullptr; pairs += 2) {
-    if (pairs[1] == nullptr) {
-      throw Error(ErrorKind::kArgument,
-                  "the option " + quoted(pairs[0]) + " has no value: give keys and values in turn");
-    }
-    read.emplace_back(pairs[0], pairs[1]);
-  }
-  return read;
-}
-
-std::optional<bool> parse_flag(const std::string& text) {
-  if (text == "true") return true;
-  return text == "false" ? std::optional<bool>(false) : std::nullopt;
-}
-
-std::optional<int64_t> parse_whole(const std::string& text, int64_t low, int64_t high) {
-  const size_t sign = text.empty() || text[0] != '-' ? 0 : 1;
-  if (text.size() == sign || text.find_first_not_of("0123456789", sign) != std::string::npos) return std::nullopt;
-  int64_t value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  return error == std::errc() && value >= low && value <= high ? std::optional<int64_t>(value) : std::nullopt;
-}
-
-std::string number_text(double number) {
-  std::ostringstream stream;
-  stream.imbue(std::locale::classic());
-  stream << number;
-  return stream.str();
-}
-
-std::string shown(const std::string& value) { return parse_number(value) ? value : quoted(value); }
 
 TextOptions::TextOptions(const char* const* pairs, bool captions) : wording_(&kStrings) {
   const Option* const last = std::end(kOptions) - (captions ? 0 : kOfCaptions);

@@ -11,23 +11,11 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/parse.h"
 #include "bundle/manifest.h"
 #include "search/options.h"
 
 namespace blip2rt {
-
-// Pairs of key and value that end with null; null: none. Throws Error for a key without a value.
-std::vector<std::pair<std::string, std::string>> read_pairs(const char* const* pairs);
-
-// Returns a Boolean, or a whole number from `low` to `high`; nothing for any other text. No locale changes it.
-std::optional<bool> parse_flag(const std::string& text);
-std::optional<int64_t> parse_whole(const std::string& text, int64_t low, int64_t high);
-
-// A number as C writes it with %g, in any locale.
-std::string number_text(double number);
-
-// A value as a message shows it: a number as it is, other text in quotes.
-std::string shown(const std::string& value);
 
 // How many tokens fit after the prompt, with the words of the error if more are requested.
 struct Room {

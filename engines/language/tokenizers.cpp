@@ -7,11 +7,14 @@
 
 #include "base/unicode.h"
 #include "base/utf8.h"
+#include "bundle/bundle.h"
 #include "language/text_forms.h"
 
 namespace blip2rt {
 namespace {
 
+constexpr uint64_t kMaxTokenizerBytes = 256 << 20;  // Gemma's has 33 MB
+constexpr const char* kProbe = "A dog, 2 cats; Ünïcode 日本 \u200d.";
 constexpr size_t kMaxTokenCharacters = 100;  // a longer text than this times the model's tokens cannot fit
 
 // Special tokens of chat models that begin or end a turn.
@@ -50,6 +53,25 @@ std::vector<std::string> split(std::string_view text, const std::vector<std::str
 }
 
 }  // namespace
+
+std::unique_ptr<Tokenizer> open_tokenizer(const std::string& file, const OpenTokenizer& unknown) {
+  try {
+    const std::string json = read_regular(file, kMaxTokenizerBytes);
+    try {
+      auto tokenizer = std::make_unique<Tokenizer>(json);
+      tokenizer->decode(tokenizer->encode(TextPiece{kProbe}, true), false);
+      return tokenizer;
+    } catch (const TokenizerError& error) {
+      if (error.kind != TokenizerError::kUnknown || !unknown) throw;
+    }
+    return unknown(json);
+  } catch (const std::runtime_error& error) {
+    const auto* fault = dynamic_cast<const TokenizerError*>(&error);
+    const bool unsafe = fault != nullptr && fault->kind == TokenizerError::kUnsafe;
+    throw Error(ErrorKind::kModel,
+                file + (unsafe ? " is not a safe tokenizer: " : " is not a tokenizer: ") + error.what());
+  }
+}
 
 void check_text(const std::string& text) {
   if (!is_utf8(text)) throw Error(ErrorKind::kArgument, "the text " + quoted(text) + " is not valid UTF-8");

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -84,6 +85,11 @@ class QFormerTokenizer {
   QFormerTextSpec spec_;
   bool special_tokens_;
 };
+
+// Opens a tokenizer.json. `unknown`: opens the bytes of one that has a part which is not known here; without it, none
+// is opened. Throws Error.
+using OpenTokenizer = std::function<std::unique_ptr<Tokenizer>(const std::string& json)>;
+std::unique_ptr<Tokenizer> open_tokenizer(const std::string& file, const OpenTokenizer& unknown = nullptr);
 
 // Throws Error unless a text is UTF-8.
 void check_text(const std::string& text);

@@ -5,10 +5,15 @@
 
 namespace blip2rt {
 
+void bind_kernels(nanobind::module_& m);
+void bind_graphs(nanobind::module_& m);
+void bind_search(nanobind::module_& m);
+void bind_loop(nanobind::module_& m);
+void bind_batcher(nanobind::module_& m);
+void bind_text(nanobind::module_& m);
 void bind_bundle(nanobind::module_& m);
-void bind_options(nanobind::module_& m);
 void bind_language(nanobind::module_& m);
-void bind_matching(nanobind::module_& m);
 void bind_tokenizers(nanobind::module_& m);
+void bind_runtime(nanobind::module_& m);
 
 }  // namespace blip2rt

@@ -53,6 +53,14 @@ void check_all_graphs(const nb::bytes& path, bool trusted) {
   check_graphs(parse_bundle(folder, manifest_bytes(folder)), trusted);
 }
 
+nb::dict readable(const std::string& graph, const std::map<std::string, int64_t>& sizes) {
+  std::map<std::string, FileEntry> files;
+  for (const auto& [name, size] : sizes) files[name].size = size;
+  nb::dict found;
+  for (const auto& [name, size] : readable_files(graph, files)) found[name.c_str()] = size;
+  return found;
+}
+
 Faults faults_of(const nb::bytes& manifest) {
   try {
     parse_bundle("", text_of(manifest));
@@ -75,6 +83,7 @@ std::vector<TensorTuple> tuples_of(const std::vector<TensorSpec>& tensors) {
 void bind_bundle(nb::module_& m) {
   m.def("read_bundle", &read, "folder"_a, "files"_a = true, "tensors"_a = false);
   m.def("check_graphs", &check_all_graphs, "folder"_a, "trusted"_a);
+  m.def("readable_files", &readable, "graph"_a, "sizes"_a);
   m.def("verify_bundle", &verify_files, "folder"_a, "progress"_a);
   m.def("manifest_faults", &faults_of, "manifest"_a);
   m.def(

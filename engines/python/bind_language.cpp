@@ -10,13 +10,13 @@
 #include <utility>
 #include <vector>
 
+#include "language/answer_words.h"
 #include "language/dialogue.h"
 #include "language/statements.h"
 #include "language/text_forms.h"
 #include "python/bind.h"
 #include "python/gil.h"
-#include "python/python_options.h"
-#include "python/python_texts.h"
+#include "python/python_types.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -139,8 +139,9 @@ void bind_model(nb::module_& m) {
   bound
       .def(
           "__init__",
-          [](Language* self, const std::string& file, nb::object tokenizer, nb::object manifest, bool special_tokens) {
-            new (self) Language(language_spec_of(manifest), file, tokenizer_of(std::move(tokenizer)),
+          [](Language* self, const std::string& file, const Tokenizer& tokenizer, nb::object manifest,
+             bool special_tokens) {
+            new (self) Language(language_spec_of(manifest), file, borrowed(tokenizer),
                                 llm_spec_of(manifest.attr("llm")), special_tokens);
           },
           "file"_a, "tokenizer"_a, "manifest"_a, "special_tokens"_a = true, nb::keep_alive<1, 3>())
@@ -163,14 +164,9 @@ void bind_model(nb::module_& m) {
             return {std::move(text.text), text.score, std::move(text.tokens), text.truncated};
           },
           "token_ids"_a, "score"_a, "options"_a, "single_line"_a = false, "timed_out"_a = false)
+      .def("need_guidable", &Language::need_guidable, "prompt"_a)
       .def("need_chat", &Language::need_chat);
   bind_prompts(bound);
-  m.def(
-      "judged_question",
-      [](const CallerText& question, const GenerationOptions& options, bool counts) {
-        return judged_question(question.utf8, options, counts);
-      },
-      "question"_a, "options"_a, "counts"_a);
 }
 
 void bind_dialogue(nb::module_& m) {
@@ -197,6 +193,7 @@ void bind_dialogue(nb::module_& m) {
 }  // namespace
 
 void bind_language(nb::module_& m) {
+  m.def("asks_for_plural", &asks_for_plural, "question"_a);
   m.def("phrase_of", [](const CallerText& question) { return phrase_of(question.utf8); }, "question"_a);
   m.def("number_question", [](const CallerText& question) { return number_question(question.utf8); }, "question"_a);
   m.def("is_phrase", [](const CallerText& text) { return is_phrase(text.utf8); }, "text"_a);
@@ -206,6 +203,7 @@ void bind_language(nb::module_& m) {
   m.def("plural_of", [](const CallerText& noun) { return plural_of(noun.utf8); }, "noun"_a);
   m.def("tidied", [](const CallerText& text) { return tidied(text.utf8); }, "text"_a);
   m.def("cleaned_up", [](const CallerText& text) { return cleaned_up(text.utf8); }, "text"_a);
+  m.def("has_words", [](const CallerText& text) { return has_words(text.utf8); }, "text"_a);
   m.def("clean_caption", [](const CallerText& text) { return clean_caption(text.utf8); }, "text"_a);
   nb::class_<TextOptions>(m, "CallerOptions")
       .def(

@@ -2,9 +2,11 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unique_ptr.h>
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -14,8 +16,7 @@
 #include "language/text_stream.h"
 #include "python/bind.h"
 #include "python/gil.h"
-#include "python/python_options.h"
-#include "python/python_texts.h"
+#include "python/python_types.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -80,11 +81,7 @@ void read_field(nb::handle spec, const char* name, T& into) {
 
 }  // namespace
 
-std::shared_ptr<const Tokenizer> tokenizer_of(nb::object object) {
-  const Tokenizer* own = nullptr;
-  if (nb::try_cast(object, own) && own != nullptr) return {std::shared_ptr<void>(), own};
-  return std::make_shared<const LibraryTokenizer>(std::move(object));
-}
+std::shared_ptr<const Tokenizer> borrowed(const Tokenizer& tokenizer) { return {std::shared_ptr<void>(), &tokenizer}; }
 
 LlmSpec llm_spec_of(nb::handle given) {
   LlmSpec spec{};
@@ -151,8 +148,9 @@ void bind_llm_tokenizer(nb::module_& m) {
   nb::class_<LlmTokenizer>(m, "LlmTokenizer")
       .def(
           "__init__",
-          [](LlmTokenizer* self, const std::string& file, nb::object tokenizer, nb::object spec, bool special_tokens) {
-            new (self) LlmTokenizer(file, tokenizer_of(std::move(tokenizer)), llm_spec_of(spec), special_tokens);
+          [](LlmTokenizer* self, const std::string& file, const Tokenizer& tokenizer, nb::object spec,
+             bool special_tokens) {
+            new (self) LlmTokenizer(file, borrowed(tokenizer), llm_spec_of(spec), special_tokens);
           },
           "file"_a, "tokenizer"_a, "spec"_a, "special_tokens"_a = true, nb::keep_alive<1, 3>())
       .def(
@@ -190,13 +188,24 @@ void bind_llm_tokenizer(nb::module_& m) {
 }  // namespace
 
 void bind_tokenizers(nb::module_& m) {
+  m.def(
+      "open_tokenizer",
+      [](const nb::bytes& file, const nb::callable& library) {
+        const std::string path(file.c_str(), file.size());
+        const ReleasedGil released;
+        return open_tokenizer(path, [&library](const std::string& json) {
+          const HeldGil held;
+          return std::make_unique<LibraryTokenizer>(library(nb::bytes(json.data(), json.size())));
+        });
+      },
+      "file"_a, "library"_a);
   bind_llm_tokenizer(m);
   nb::class_<QFormerTokenizer>(m, "QFormerTokenizer")
       .def(
           "__init__",
-          [](QFormerTokenizer* self, const std::string& file, nb::object tokenizer, nb::object spec,
+          [](QFormerTokenizer* self, const std::string& file, const Tokenizer& tokenizer, nb::object spec,
              bool special_tokens) {
-            new (self) QFormerTokenizer(file, tokenizer_of(std::move(tokenizer)), text_spec_of(spec), special_tokens);
+            new (self) QFormerTokenizer(file, borrowed(tokenizer), text_spec_of(spec), special_tokens);
           },
           "file"_a, "tokenizer"_a, "spec"_a, "special_tokens"_a = true, nb::keep_alive<1, 3>())
       .def("encode", &encode_rows, "texts"_a)

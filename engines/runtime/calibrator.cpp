@@ -30,17 +30,26 @@ bool asks_about_part(const std::string& question) {
 
 Calibrator::Calibrator(RetrievalSpec weights, std::optional<Calibration> calibration)
     : weights_(std::move(weights)), calibration_(std::move(calibration).value_or(Calibration{})) {
-  judges_ = calibration_.phrase && calibration_.sentence && computes(*calibration_.phrase) &&
-            computes(*calibration_.sentence);
+  rates_statements_ = calibration_.phrase && calibration_.sentence && computes(*calibration_.phrase) &&
+                      computes(*calibration_.sentence);
 }
 
 bool Calibrator::rates_captions() const { return calibration_.caption && computes(*calibration_.caption); }
 
-bool Calibrator::labels() const {
-  if (!judges_ || !calibration_.label) return false;
+bool Calibrator::rates_labels() const {
+  if (!rates_statements_ || !calibration_.label) return false;
   const auto& weights = calibration_.label->weights;
   return std::all_of(weights.begin(), weights.end(),
                      [](const auto& weight) { return weight.first == "nearness" || weight.first == "told"; });
+}
+
+std::string Calibrator::short_question(const std::string& question, const GenerationOptions& options) const {
+  if (!rates_statements_ || options.num_return_sequences > 1 || options.min_new_tokens > 1 ||
+      !options.forced_prefix.empty() || !options.bad_words_ids.empty()) {
+    return "";
+  }
+  if (std::optional<std::string> phrase = phrase_of(question)) return *phrase;
+  return calibration_.numbers.empty() ? "" : number_question(question).value_or("");
 }
 
 const Logistic& Calibrator::regression_of(const std::string& text) const {
@@ -52,7 +61,7 @@ Signals Calibrator::match_signals(std::vector<std::string> texts) const {
   for (const std::string& text : texts) {
     names.push_back({"itm", "cosine"});
     if (weights_.likelihood_weight != 0) names.back().push_back("likelihood");
-    if (judges_) append_weighed(names.back(), regression_of(text));
+    if (rates_statements_) append_weighed(names.back(), regression_of(text));
   }
   return {std::move(texts), names, calibration_.mean_text};
 }
@@ -73,11 +82,11 @@ Signals Calibrator::caption_signals(std::vector<std::string> texts, std::vector<
 }
 
 std::vector<Match> Calibrator::matches(const Signals& signals) const {
-  const std::vector<double> truth = judges_ ? judge(signals) : std::vector<double>();
+  const std::vector<double> truth = rates_statements_ ? probabilities(signals) : std::vector<double>();
   std::vector<Match> matches;
   for (size_t pair = 0; pair < signals.texts().size(); ++pair) {
     const double log_odds = signals.at("itm", pair), itm = 1 / (1 + std::exp(-log_odds));
-    Match match{judges_ ? truth[pair] : itm, signals.at("cosine", pair), 0, std::nullopt, itm};
+    Match match{rates_statements_ ? truth[pair] : itm, signals.at("cosine", pair), 0, std::nullopt, itm};
     match.score = weights_.itm_weight * log_odds + match.cosine / weights_.temperature;
     if (weights_.likelihood_weight != 0) {
       match.likelihood = signals.at("likelihood", pair);
@@ -88,7 +97,7 @@ std::vector<Match> Calibrator::matches(const Signals& signals) const {
   return matches;
 }
 
-std::vector<double> Calibrator::judge(const Signals& signals) const {
+std::vector<double> Calibrator::probabilities(const Signals& signals) const {
   std::vector<double> found;
   for (size_t pair = 0; pair < signals.texts().size(); ++pair) {
     found.push_back(probability(regression_of(signals.texts()[pair]),

@@ -8,6 +8,7 @@
 
 #include "bundle/manifest.h"
 #include "runtime/signals.h"
+#include "search/options.h"
 
 namespace blip2rt {
 
@@ -23,19 +24,23 @@ class Calibrator {
  public:
   Calibrator(RetrievalSpec weights, std::optional<Calibration> calibration);
 
-  // What the bundle is calibrated for, by signals that this version computes: texts, captions, labels.
-  bool judges() const { return judges_; }
+  // What the bundle is calibrated for, by signals that this version computes.
+  bool rates_statements() const { return rates_statements_; }
   bool rates_captions() const;
-  bool labels() const;
+  bool rates_labels() const;
 
-  // Texts that are matched with images, judged as statements, or captions with their scores -> their signals.
+  // What a question asks if probabilities answer it, without generating: a phrase or, if the calibration has numbers, a
+  // question for one. Empty for other questions, and for options that shape the words of the answer.
+  std::string short_question(const std::string& question, const GenerationOptions& options) const;
+
+  // Texts that are matched with images, statements, or captions with their scores -> their signals.
   Signals match_signals(std::vector<std::string> texts) const;
   Signals statement_signals(std::vector<std::string> texts) const;
   Signals caption_signals(std::vector<std::string> texts, std::vector<double> scores) const;
 
   // Signals whose runs were added -> matches; the probability that each text is true; that each caption is right.
   std::vector<Match> matches(const Signals& signals) const;
-  std::vector<double> judge(const Signals& signals) const;
+  std::vector<double> probabilities(const Signals& signals) const;
   std::vector<double> confidence(const Signals& signals) const;
 
  private:
@@ -43,7 +48,7 @@ class Calibrator {
 
   const RetrievalSpec weights_;
   const Calibration calibration_;
-  bool judges_;
+  bool rates_statements_;
 };
 
 struct ShortAnswer {

@@ -10,8 +10,6 @@
 namespace blip2rt {
 namespace {
 
-constexpr uint64_t kMaxTokenizerBytes = 256 << 20;  // Gemma's has 33 MB
-
 Prefix prefix_of(const Tensor& prefix_embeds) {
   return {prefix_embeds.values.data(), static_cast<int>(prefix_embeds.shape[0]),
           static_cast<int>(prefix_embeds.shape[1])};
@@ -23,18 +21,6 @@ LanguageSpec language_spec(const Manifest& manifest) {
 }
 
 }  // namespace
-
-std::shared_ptr<const Tokenizer> open_tokenizer(const std::string& file) {
-  try {
-    return std::make_shared<const Tokenizer>(read_regular(file, kMaxTokenizerBytes));
-  } catch (const TokenizerError& error) {
-    const bool unsafe = error.kind == TokenizerError::kUnsafe;
-    throw Error(ErrorKind::kModel,
-                file + (unsafe ? " is not a safe tokenizer: " : " is not a tokenizer: ") + error.what());
-  } catch (const std::runtime_error& error) {
-    throw Error(ErrorKind::kModel, file + " is not a tokenizer: " + error.what());
-  }
-}
 
 LanguageModel::LanguageModel(const Bundle& bundle, Graphs& graphs, bool special_tokens)
     : Language(language_spec(bundle.manifest), bundle.file(bundle.manifest.llm->tokenizer),
@@ -112,8 +98,12 @@ std::vector<double> LanguageModel::answer_likelihoods(const std::vector<const Te
   return likelihoods(prefixes, Prompts(prefixes.size(), tokenizer().encode(ask_prompt(question))), images, texts);
 }
 
-Conversation::Conversation(const LanguageModel& language, const Tensor& prefix_embeds, TextOptions options, Judge judge)
-    : language_(language), judge_(std::move(judge)), dialogue_(language, std::move(options)), chat_(named_failure([&] {
+Conversation::Conversation(const LanguageModel& language, const Tensor& prefix_embeds, TextOptions options,
+                           AnswerOrGuide answer)
+    : language_(language),
+      answer_(std::move(answer)),
+      dialogue_(language, std::move(options)),
+      chat_(named_failure([&] {
         return Chat(language.generator(), prefix_of(prefix_embeds), dialogue_.max_beams(),
                     static_cast<int>(language.spec().max_positions));
       })) {}
@@ -121,10 +111,10 @@ Conversation::Conversation(const LanguageModel& language, const Tensor& prefix_e
 Texts Conversation::ask(const std::string& question, const TextOptions& options, const OnPiece& on_piece) {
   remember();
   Dialogue::Turn turn = dialogue_.begin(question, options);
-  if (std::optional<Text> judged = judge_(turn.task)) {
-    dialogue_.answered(turn, judged->tokens);
-    if (on_piece) on_piece(judged->text);
-    return {std::move(*judged)};
+  if (std::optional<Text> known = answer_(turn.task)) {
+    dialogue_.answered(turn, known->tokens);
+    if (on_piece) on_piece(known->text);
+    return {std::move(*known)};
   }
   dialogue_.read(turn);
   return named_failure([&] {

@@ -18,9 +18,6 @@ namespace blip2rt {
 // Called after every token with the new part of the text that is final. Returns false to end the generation.
 using OnPiece = std::function<bool(const std::string& piece)>;
 
-// Opens a tokenizer.json. Throws Error.
-std::shared_ptr<const Tokenizer> open_tokenizer(const std::string& file);
-
 class LanguageModel : public Language {
  public:
   // `graphs` must outlive it. Throws Error.
@@ -60,13 +57,13 @@ auto named_failure(Work work) {
 }
 
 // A question's task -> its answer, if that needs no language model; else the task gets its guides.
-using Judge = std::function<std::optional<Text>(Task& task)>;
+using AnswerOrGuide = std::function<std::optional<Text>(Task& task)>;
 
 // A conversation about one image. One thread uses it at a time.
 class Conversation {
  public:
   // prefix_embeds (1, Q, D); `options` are the defaults of every question. `language` must outlive it.
-  Conversation(const LanguageModel& language, const Tensor& prefix_embeds, TextOptions options, Judge judge);
+  Conversation(const LanguageModel& language, const Tensor& prefix_embeds, TextOptions options, AnswerOrGuide answer);
 
   Texts ask(const std::string& question, const TextOptions& options, const OnPiece& on_piece);
 
@@ -74,7 +71,7 @@ class Conversation {
   void remember();
 
   const LanguageModel& language_;
-  const Judge judge_;
+  const AnswerOrGuide answer_;
   Dialogue dialogue_;
   Chat chat_;
   std::shared_ptr<Generation> last_;

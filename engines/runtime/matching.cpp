@@ -1,4 +1,4 @@
-// Runs the graphs for matches, judged answers, labels and choices, which other files here weigh.
+// Runs the graphs for matches, short answers, labels and choices, which other files here weigh.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -39,7 +39,7 @@ void Model::require_calibration(bool has, const std::string& action) const {
 }
 
 double Model::sees(Features& features, const std::string& statement) {
-  require_calibration(calibrator_ && calibrator_->judges(), "judge what it sees");
+  require_calibration(calibrator_ && calibrator_->rates_statements(), "judge what it sees");
   require_own(features.model, "the features are");
   check_words(statement);
   return probabilities(features, {phrase_of(statement).value_or(statement)}).front();
@@ -49,7 +49,7 @@ double Model::sees(Features& features, const std::string& statement) {
 std::vector<double> Model::probabilities(Features& features, std::vector<std::string> texts) {
   Signals signals = calibrator_->statement_signals(std::move(texts));
   measure(features, signals);
-  return calibrator_->judge(signals);
+  return calibrator_->probabilities(signals);
 }
 
 double Model::confidence(Features& features, const Text& caption) {
@@ -100,15 +100,15 @@ std::vector<double> Model::output(Features& features, const Run& run) {
 }
 
 // The answer to a question whether something is there, or how many; its score is its log-probability.
-std::optional<Text> Model::judged(Features& features, const std::string& question, const GenerationOptions& options) {
-  if (!calibrator_ || !calibrator_->judges()) return std::nullopt;
-  const std::vector<std::string>& numbers = bundle_.manifest.calibration->numbers;
-  const std::string asked = judged_question(question, options, !numbers.empty());
+std::optional<Text> Model::short_answer(Features& features, const std::string& question,
+                                        const GenerationOptions& options) {
+  const std::string asked = calibrator_ ? calibrator_->short_question(question, options) : "";
   if (asked.empty()) return std::nullopt;
   ShortAnswer answer;
   if (asked.back() != '?') {  // a phrase
     answer = yes_or_no(probabilities(features, {asked}).front());
   } else {
+    const std::vector<std::string>& numbers = bundle_.manifest.calibration->numbers;
     answer = likeliest_answer(numbers, answer_scores(features, asked, numbers));
   }
   return Text{answer.text, answer.log_probability, language().tokenizer().encode_more({"", " " + answer.text, ""}),
@@ -134,12 +134,12 @@ size_t Model::choose(Features& features, const std::string& question, const std:
   for (const std::string& choice : choices) check_words(choice);
   if (choices.empty()) throw Error(ErrorKind::kArgument, "there are no choices: give one or more");
   const std::vector<double> scores = answer_scores(features, question, choices);
-  if (!calibrator_ || !calibrator_->judges()) return best_choice(question, scores, {});
+  if (!calibrator_ || !calibrator_->rates_statements()) return best_choice(question, scores, {});
   return best_choice(question, scores, probabilities(features, choices));
 }
 
 Texts Model::tag(Features& features, const std::shared_ptr<const Labels>& labels, size_t top, double threshold) {
-  require_calibration(calibrator_ && calibrator_->labels(), "label images");
+  require_calibration(calibrator_ && calibrator_->rates_labels(), "label images");
   require_own(features.model, "the features are");
   const Tagger tagger(labels, *bundle_.manifest.calibration, top, threshold);
   const std::shared_ptr<const Tensor> embeds = label_embeds(labels);

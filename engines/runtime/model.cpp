@@ -165,13 +165,7 @@ std::shared_ptr<const CaptionPool> Model::pool_for(const Task& task, const std::
   if (option == "false") return nullptr;
   if (!option.empty()) {
     bundle_.require(kRetrieval, "guide captions by a pool");
-    if (!task.prompt.text.empty()) {
-      throw Error(ErrorKind::kArgument, "a pool guides whole captions: leave out the prompt, or the pool");
-    }
-    if (bundle_.manifest.llm->eos_token_ids.empty()) {
-      throw Error(ErrorKind::kArgument,
-                  "a pool guides captions that end with a token, which this model has not: leave it out");
-    }
+    language().need_guidable(task.prompt);
     try {
       std::shared_ptr<const CaptionPool> pool = CaptionPool::open(option);
       const std::shared_ptr<const CaptionPool> own = own_pool();  // tells which model this is
@@ -201,7 +195,7 @@ Texts Model::ask(Features& features, const std::string& question, const TextOpti
   const LanguageModel& language = this->language();
   const Prompt prompt = language.ask_prompt(question);
   Task task{prompt, language.settings("ask", options, {prompt}), false};
-  if (std::optional<Text> text = judged(features, question, task.options)) {
+  if (std::optional<Text> text = short_answer(features, question, task.options)) {
     if (on_piece) on_piece(text->text);
     return {std::move(*text)};
   }
@@ -229,12 +223,12 @@ std::unique_ptr<Conversation> Model::chat(const std::shared_ptr<Features>& featu
   require_own(features->model, "the features are");
   const LanguageModel& language = this->language();
   language.need_chat();
-  const Judge judge = [this, features](Task& task) {
-    std::optional<Text> text = judged(*features, task.prompt.text, task.options);
+  const AnswerOrGuide answer = [this, features](Task& task) {
+    std::optional<Text> text = short_answer(*features, task.prompt.text, task.options);
     if (!text) guide_answer(*features, task);
     return text;
   };
-  return std::make_unique<Conversation>(language, prefix_embeds(*features, ""), options, judge);
+  return std::make_unique<Conversation>(language, prefix_embeds(*features, ""), options, answer);
 }
 
 Tensor Model::embed_image(const Features& features) {

@@ -90,7 +90,7 @@ class Model {
   void measure(Features& features, Signals& signals);
   std::vector<double> output(Features& features, const Run& run);
   std::vector<double> probabilities(Features& features, std::vector<std::string> texts);
-  std::optional<Text> judged(Features& features, const std::string& question, const GenerationOptions& options);
+  std::optional<Text> short_answer(Features& features, const std::string& question, const GenerationOptions& options);
   std::vector<double> answer_scores(Features& features, const std::string& question,
                                     const std::vector<std::string>& answers);
   std::shared_ptr<const Tensor> label_embeds(const std::shared_ptr<const Labels>& labels);

@@ -23,10 +23,10 @@ import numpy as np
 from blip2rt import bundle as contract
 from blip2rt.bundle.manifest import ImageSpec
 from blip2rt.cli.info import describe
-from blip2rt.errors import Blip2rtError
+from blip2rt.errors import Blip2rtError, BundleError, boundary
 from blip2rt.image import prepare
 from blip2rt.native import named_failure, native
-from blip2rt.untrusted.tokenizer import guarded, read_tokenizer
+from blip2rt.text import read_tokenizer
 from tests.seeds import session_seed
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ def tokenizer(data: bytes, folder: Path) -> None:
     file = folder / "tokenizer.json"
     file.write_bytes(data)
     read = read_tokenizer(file)
-    with guarded(file):
+    with boundary(f"{file} failed as a tokenizer", BundleError):
         read.decode(read.encode([("a dog, 2 cats", False)], True), True)
 
 

@@ -117,7 +117,10 @@ def test_questions_of_a_number_get_the_likeliest(tiny: Tiny, tmp_path: Path, pho
     for asked, answer in zip((question, "is there a dog?"), mixed, strict=False):
         assert fill(model, images[0], {"properties": {"answer": {"type": "string"}}}, asked) == {"answer": answer}
     generated = model.pipeline.task(question=question, min_new_tokens=2)
-    assert not generated.judged and not blip2rt.load(tiny.path, threads=1).pipeline.task(question=question).judged
+    assert (
+        not generated.short_question
+        and not blip2rt.load(tiny.path, threads=1).pipeline.task(question=question).short_question
+    )
 
 
 def test_yes_odds_do_not_depend_on_the_batch(model: blip2rt.Model, photo: Any) -> None:

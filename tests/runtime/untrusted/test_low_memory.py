@@ -19,7 +19,7 @@ from blip2rt.untrusted import library_tokenizer
 class Aborting:
     from_buffer = staticmethod(lambda data: os.abort())
 library_tokenizer.Tokenizer = Aborting
-library_tokenizer.LibraryTokenizer(b"{}", "a", "b")
+library_tokenizer.LibraryTokenizer(b"{}", "b")
 """
 
 

@@ -1,5 +1,5 @@
 // Installs a handler of SIGABRT. Rust and C++ abort if a small allocation fails.
-#include "python/abort_notice.h"
+#include "base/abort_notice.h"
 
 #include <csignal>
 

@@ -1,12 +1,23 @@
-// Feeds arrays to sessions and wraps their outputs.
-#include "python/python_tensors.h"
+// Sessions of ONNX Runtime: turns numpy arrays into its tensors and back without copying.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/tuple.h>
 
+#include <optional>
+#include <string>
+#include <tuple>
 #include <utility>
+#include <vector>
 
+#include "graphs/graph_file.h"
+#include "graphs/session.h"
+#include "ort/ort_api.h"
+#include "python/bind.h"
 #include "python/casters.h"
 #include "python/gil.h"
 
 namespace nb = nanobind;
+using namespace nb::literals;
 
 namespace blip2rt {
 namespace {
@@ -95,8 +106,7 @@ nb::object to_numpy(Value value) {
   return nb::cast(nb::ndarray<nb::numpy>(data, shape.size(), shape.data(), owner, nullptr, dtype_of(info.dtype)));
 }
 
-}  // namespace
-
+// Runs a session on arrays by name; checks each against the graph's inputs. Releases the GIL while it runs.
 nb::dict run(const Session& session, const nb::dict& feeds, const std::optional<std::vector<std::string>>& outputs) {
   if (session.is_loop_only()) {
     throw std::runtime_error(session.path() + " is run by the loop alone: it reads rows behind those of its tensors");
@@ -138,6 +148,56 @@ nb::dict run(const Session& session, const nb::dict& feeds, const std::optional<
   nb::dict result;
   for (size_t i = 0; i < values.size(); ++i) result[output_names[i]] = to_numpy(std::move(values[i]));
   return result;
+}
+
+using PortTuple = std::tuple<std::string, std::string, std::vector<int64_t>>;
+
+std::vector<PortTuple> port_tuples(const std::vector<Port>& ports) {
+  std::vector<PortTuple> tuples;
+  for (const Port& port : ports) tuples.emplace_back(port.name, dtype_name(port.tensor.dtype), port.tensor.shape);
+  return tuples;
+}
+
+// A handle for ONNX Runtime, which load_onnxruntime has loaded for the process.
+struct Runtime {};
+
+}  // namespace
+
+void bind_graphs(nb::module_& m) {
+  m.def(
+      "check_graph",
+      [](const std::string& graph_path, const AllowedFiles& files, bool trusted) {
+        const ReleasedGil released;
+        read_graph(graph_path, files, trusted ? OperatorRules::kTrusted : OperatorRules::kEveryEngine);
+      },
+      "graph_path"_a, "files"_a = nb::none(), "trusted"_a = false);
+
+  nb::class_<Runtime>(m, "Runtime")
+      .def(
+          "__init__",
+          [](Runtime* self, const std::string& library_path) {
+            load_onnxruntime(library_path);
+            new (self) Runtime();
+          },
+          "library_path"_a)
+      .def_prop_ro("version", [](const Runtime&) { return ort_version(); });
+
+  nb::class_<Session>(m, "Session")
+      .def(
+          "__init__",
+          [](Session* self, const Runtime&, const std::string& graph_path, int intra_op_threads, bool custom_int4,
+             bool custom_int8, bool custom_attention, const AllowedFiles& files, bool trusted) {
+            const ReleasedGil released;
+            const CustomOps ops = {custom_int4, custom_int8, custom_attention};
+            new (self) Session(graph_path, intra_op_threads, ops, files, trusted);
+          },
+          "runtime"_a, "graph_path"_a, "intra_op_threads"_a = 0, "custom_int4"_a = true, "custom_int8"_a = false,
+          "custom_attention"_a = true, "files"_a = nb::none(), "trusted"_a = false)
+      .def_prop_ro("inputs", [](const Session& self) { return port_tuples(self.inputs()); })
+      .def_prop_ro("outputs", [](const Session& self) { return port_tuples(self.outputs()); })
+      .def_prop_ro("custom_kernels", [](const Session& self) { return self.custom_kernels(); })
+      .def("release_weights", &Session::release_weights)
+      .def("run", &run, "feeds"_a, "outputs"_a = nb::none());
 }
 
 }  // namespace blip2rt

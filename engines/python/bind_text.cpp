@@ -1,5 +1,4 @@
-#include "python/python_tokenizer.h"
-
+// The reader of tokenizer.json.
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/tuple.h>
 
@@ -9,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "python/bind.h"
 #include "python/casters.h"
 #include "python/gil.h"
 #include "text/tokenizer.h"
@@ -43,7 +43,7 @@ std::vector<std::tuple<int64_t, std::string, bool>> added_tokens(const Tokenizer
 
 }  // namespace
 
-void add_tokenizer(nb::module_& m) {
+void bind_text(nb::module_& m) {
   nb::class_<Tokenizer>(m, "Tokenizer")
       .def(
           "__init__",

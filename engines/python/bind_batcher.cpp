@@ -1,6 +1,4 @@
 // Submits requests from Python to the batcher, and waits for their results. The batcher's thread never takes the GIL.
-#include "python/python_batcher.h"
-
 #include <algorithm>
 #include <memory>
 #include <mutex>
@@ -8,9 +6,10 @@
 #include <string>
 
 #include "loop/batcher.h"
+#include "python/bind.h"
 #include "python/gil.h"
 #include "python/python_loop.h"
-#include "python/python_options.h"
+#include "python/python_types.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -159,7 +158,7 @@ struct PythonBatcher {
 
 }  // namespace
 
-void add_batcher(nb::module_& m) {
+void bind_batcher(nb::module_& m) {
   nb::class_<Submitted>(m, "Submitted")
       .def("wait", &Submitted::wait, "seconds"_a)
       .def("take", &Submitted::take)

@@ -1,8 +1,9 @@
-// Prompts, tokenizers and their specs between Python and the language side.
+// What several files here bind or read: options of the search, prompts, tokenizers, and specs of a manifest.
 #pragma once
 
 #include <nanobind/nanobind.h>
 
+#include <cstddef>
 #include <memory>
 #include <string>
 #include <vector>
@@ -10,14 +11,29 @@
 #include "language/tokenizers.h"
 #include "python/casters.h"
 #include "python/errors.h"
+#include "search/options.h"
 
 namespace blip2rt {
+
+// A vocabulary that Python and options share: options may release it without the GIL.
+struct PythonVocabulary {
+  std::shared_ptr<const Vocabulary> shared;
+};
+
+// The same for a guide.
+struct PythonGuide {
+  std::shared_ptr<const Guide> shared;
+};
+
+// Reads GenerationOptions, or a dict of them. Throws std::runtime_error with every fault: unknown names, wrong types,
+// bad values.
+GenerationOptions options_from(nanobind::handle given, size_t vocab_size);
 
 // Reads a blip2rt.text.Prompt, or a str, which is a caller's text without a template. Raises OptionError.
 Prompt read_prompt(nanobind::handle source);
 
-// The core's tokenizer, which the caller keeps alive, or another object with its functions.
-std::shared_ptr<const Tokenizer> tokenizer_of(nanobind::object object);
+// A tokenizer that the caller keeps alive.
+std::shared_ptr<const Tokenizer> borrowed(const Tokenizer& tokenizer);
 
 // Reads a blip2rt.bundle.manifest.LlmSpec.
 LlmSpec llm_spec_of(nanobind::handle given);

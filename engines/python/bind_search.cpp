@@ -1,5 +1,6 @@
-// Reads options by name. Knows their names and types; search/options.cpp knows which values make sense.
-#include "python/python_options.h"
+// The search and its options by name. Knows names and types; search/options.cpp knows which values make sense.
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/tuple.h>
 
 #include <optional>
 #include <stdexcept>
@@ -9,8 +10,12 @@
 
 #include "python/bind.h"
 #include "python/casters.h"
+#include "python/python_loop.h"
+#include "python/python_types.h"
+#include "search/search_batch.h"
 
 namespace nb = nanobind;
+using namespace nb::literals;
 
 namespace blip2rt {
 namespace {
@@ -130,6 +135,80 @@ GenerationOptions options_from(nb::handle given, size_t vocab_size) {
   return options;
 }
 
+namespace {
+
+using Bytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
+
+// Returns a view of memory that `owner` keeps alive.
+Bytes bytes_of(const void* data, size_t size, nb::handle owner) {
+  return Bytes(const_cast<void*>(data), {size}, owner);
+}
+
+nb::dict plan_of(const SearchBatch& batch) {
+  const GenerationOptions& options = batch.options();
+  nb::list images;
+  for (size_t answer = 0; answer < batch.answers(); ++answer) images.append(batch.image(answer));
+  nb::dict plan;
+  plan["images"] = images;
+  plan["beams"] = options.num_beams;
+  plan["stride"] = batch.stride();
+  plan["max_new_tokens"] = options.max_new_tokens;
+  plan["max_time"] = options.max_time;
+  plan["samples"] = options.do_sample;
+  plan["draw_bytes"] = sizeof(SampledRow);
+  plan["reads_text"] = !options.stop_strings.empty();
+  return plan;
+}
+
+void bind_guides(nb::module_& m) {
+  nb::class_<PythonGuide>(m, "Guide")
+      .def(
+          "__init__",
+          [](PythonGuide* self, const std::vector<TokenText>& texts, const std::vector<float>& rarity, int32_t end) {
+            const auto values = std::make_shared<std::vector<float>>(rarity);
+            const std::shared_ptr<const float> shared(values, values->data());
+            new (self) PythonGuide{std::make_shared<const Guide>(texts, shared, rarity.size(), end)};
+          },
+          "texts"_a, "rarity"_a, "end"_a)
+      .def(
+          "apply",
+          [](const PythonGuide& self, const TokenText& tokens, std::vector<float> logits) {
+            if (logits.size() != self.shared->vocab_size())
+              throw std::runtime_error("logits must be as many as tokens");
+            std::vector<double> scratch(self.shared->scratch_size());
+            self.shared->apply(tokens.data(), static_cast<int>(tokens.size()), logits.data(), scratch.data());
+            return logits;
+          },
+          "tokens"_a, "logits"_a)
+      .def(
+          "agreement",
+          [](const PythonGuide& self, const TokenText& tokens) {
+            self.shared->check(tokens);
+            return self.shared->agreement(tokens.data(), tokens.size());
+          },
+          "tokens"_a);
+
+  nb::class_<PythonVocabulary>(m, "Vocabulary")
+      .def(
+          "__init__",
+          [](PythonVocabulary* self, const std::vector<nb::bytes>& tokens) {
+            std::vector<std::string> texts;
+            for (const nb::bytes& token : tokens) texts.emplace_back(token.c_str(), token.size());
+            new (self) PythonVocabulary{std::make_shared<const Vocabulary>(texts)};
+          },
+          "tokens"_a)
+      .def("__len__", [](const PythonVocabulary& self) { return self.shared->size(); })
+      .def_prop_ro("ends",
+                   [](nb::handle_t<PythonVocabulary> self) {
+                     const auto& ends = nb::cast<const PythonVocabulary&>(self).shared->ends();
+                     return bytes_of(ends.data(), ends.size() * sizeof(ends[0]), self);
+                   })
+      .def_prop_ro("bytes", [](nb::handle_t<PythonVocabulary> self) {
+        const auto& bytes = nb::cast<const PythonVocabulary&>(self).shared->bytes();
+        return bytes_of(bytes.data(), bytes.size(), self);
+      });
+}
+
 void bind_options(nb::module_& m) {
   using Options = GenerationOptions;
   nb::class_<Options>(m, "GenerationOptions")
@@ -161,6 +240,38 @@ void bind_options(nb::module_& m) {
       .def_prop_ro("vocabulary", [](const Options& self) {
         return self.vocabulary == nullptr ? std::nullopt : std::optional(PythonVocabulary{self.vocabulary});
       });
+}
+
+}  // namespace
+
+void bind_search(nb::module_& m) {
+  bind_guides(m);
+  bind_options(m);
+  nb::class_<SearchBatch>(m, "SearchBatch")
+      .def(
+          "__init__",
+          [](SearchBatch* self, size_t images, const std::vector<int64_t>& given, size_t vocab_size, nb::handle options,
+             const std::vector<std::vector<int64_t>>& before) {
+            new (self) SearchBatch(images, given, vocab_size, options_from(options, vocab_size), before);
+          },
+          "images"_a, "given"_a, "vocab_size"_a, "options"_a, "before"_a = std::vector<std::vector<int64_t>>())
+      .def_prop_ro("memory",
+                   [](nb::handle_t<SearchBatch> self) {
+                     const auto& memory = nb::cast<SearchBatch&>(self).memory();
+                     return bytes_of(memory.data(), memory.size() * sizeof(memory[0]), self);
+                   })
+      .def_prop_ro("plan", &plan_of)
+      .def_prop_ro("options", &SearchBatch::options)
+      .def(
+          "advance",
+          [](SearchBatch& self, nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> scores, bool last) {
+            self.advance(scores.data(), last);
+          },
+          "scores"_a.noconvert(), "last"_a = false)
+      .def("check", &SearchBatch::check)
+      .def_prop_ro("done", &SearchBatch::done)
+      .def("added", [](SearchBatch& self) { return added_of(self.added()); })
+      .def("results", [](const SearchBatch& self) { return sequences_of(self.results()); });
 }
 
 }  // namespace blip2rt

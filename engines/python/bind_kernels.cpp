@@ -1,18 +1,26 @@
-// Takes rows of pixels from Python's buffers.
-#include "python/python_image.h"
-
+// What the processor has, the sources of GPU kernels, and pictures that are being resized, from Python's buffers.
+#include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
 
 #include <memory>
+#include <mutex>
 #include <stdexcept>
+#include <string>
 #include <string_view>
+#include <utility>
 
+#include "graphs/rewrite.h"
+#include "kernel_sources.h"
+#include "kernels/resize/resize.h"
+#include "python/bind.h"
+#include "python/casters.h"
 #include "python/gil.h"
 
 namespace nb = nanobind;
+using namespace nb::literals;
 
 namespace blip2rt {
-
 namespace {
 
 // Arrow's C data interface, whose layout never changes (arrow.apache.org/docs/format/CDataInterface.html).
@@ -38,7 +46,26 @@ bool has_four_bytes(const ArrowSchema& schema) {
          std::string_view(schema.children[0]->format) == "C";
 }
 
-}  // namespace
+// Does not call Python: if the interpreter exits, a thread that waits there is unwound.
+class PythonResize {
+ public:
+  PythonResize(std::pair<size_t, size_t> from, std::pair<size_t, size_t> to, const std::string& filter)
+      : picture_(filter, {from.first, from.second}, {to.first, to.second}) {}
+
+  // Adds rows of RGBX from the top.
+  void add(const nb::bytes& rows);
+  // The capsules of an Arrow array, which is not copied.
+  void add_lent(const nb::object& schema, const nb::object& rows);
+
+  // Returns (height, width, 3) uint8 when all rows were added.
+  nb::object result() const;
+
+ private:
+  void add_bytes(const uint8_t* data, size_t size);
+
+  Resize picture_;
+  mutable std::mutex mutex_;
+};
 
 void PythonResize::add(const nb::bytes& rows) { add_bytes(static_cast<const uint8_t*>(rows.data()), rows.size()); }
 
@@ -77,6 +104,26 @@ nb::object PythonResize::result() const {
   nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<uint8_t*>(p); });
   pixels.release();
   return nb::cast(nb::ndarray<nb::numpy, uint8_t>(data, 3, shape, owner));
+}
+
+}  // namespace
+
+void bind_kernels(nb::module_& m) {
+  m.def("kernels", [] {
+    nb::dict headers;
+    for (const KernelSource& header : kKernelHeaders) headers[header.name] = header.text;
+    return std::pair<std::string, nb::dict>(kKernels.text, headers);
+  });
+
+  m.def("processor_kernels", &processor_kernels);
+  m.def("kernel_levels", &kernel_levels);
+  m.def("missing_instructions", &missing_instructions);
+  nb::class_<PythonResize>(m, "Resize")
+      .def(nb::init<std::pair<size_t, size_t>, std::pair<size_t, size_t>, const std::string&>(), "from_size"_a,
+           "to_size"_a, "filter"_a)
+      .def("add", &PythonResize::add, "rows"_a)
+      .def("add_lent", &PythonResize::add_lent, "schema"_a, "rows"_a)
+      .def("result", &PythonResize::result);
 }
 
 }  // namespace blip2rt

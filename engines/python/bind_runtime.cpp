@@ -1,4 +1,4 @@
-// Matches, calibrated probabilities and labels: numbers of the graphs, which Python runs, in and out.
+// Matches, probabilities, labels and pools of captions: numbers of the graphs, which Python runs, in and out.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
@@ -15,7 +15,9 @@
 #include "python/casters.h"
 #include "python/errors.h"
 #include "python/gil.h"
+#include "python/python_types.h"
 #include "runtime/calibrator.h"
+#include "runtime/caption_pool.h"
 #include "runtime/image_gain.h"
 #include "runtime/tagger.h"
 
@@ -28,12 +30,6 @@ namespace {
 using Floats = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Doubles = nb::ndarray<const double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Texts = std::vector<CallerText>;
-
-std::vector<std::string> utf8_of(const Texts& texts) {
-  std::vector<std::string> all;
-  for (const CallerText& text : texts) all.push_back(text.utf8);
-  return all;
-}
 
 std::optional<Logistic> logistic_of(nb::handle regression) {
   if (regression.is_none()) return std::nullopt;
@@ -53,6 +49,7 @@ std::optional<Calibration> calibration_of(nb::handle given) {
   }
   read.label_text = numbers("label_text");
   read.mean_text = numbers("mean_text");
+  read.numbers = nb::cast<std::vector<std::string>>(given.attr("numbers"));
   return read;
 }
 
@@ -152,9 +149,15 @@ void bind_signals(nb::module_& m) {
             new (self) Calibrator(weights_of(retrieval), calibration_of(calibration));
           },
           "retrieval"_a, "calibration"_a.none())
-      .def_prop_ro("judges", &Calibrator::judges)
+      .def_prop_ro("rates_statements", &Calibrator::rates_statements)
       .def_prop_ro("rates_captions", &Calibrator::rates_captions)
-      .def_prop_ro("labels", &Calibrator::labels)
+      .def_prop_ro("rates_labels", &Calibrator::rates_labels)
+      .def(
+          "short_question",
+          [](const Calibrator& self, const CallerText& question, const GenerationOptions& options) {
+            return self.short_question(question.utf8, options);
+          },
+          "question"_a, "options"_a)
       .def(
           "match_signals",
           [](const Calibrator& self, const Texts& texts) { return self.match_signals(utf8_of(texts)); }, "texts"_a)
@@ -168,7 +171,7 @@ void bind_signals(nb::module_& m) {
           },
           "texts"_a, "scores"_a)
       .def("matches", &matches_of, "signals"_a)
-      .def("judge", &Calibrator::judge, "signals"_a)
+      .def("probabilities", &Calibrator::probabilities, "signals"_a)
       .def("confidence", &Calibrator::confidence, "signals"_a);
 }
 
@@ -231,12 +234,81 @@ void bind_labels(nb::module_& m) {
       .def("tags", &tags_of, "image_embeds"_a.noconvert(), "label_embeds"_a.noconvert(), "caption"_a);
 }
 
+struct PythonPool {
+  std::shared_ptr<const CaptionPool> shared;
+};
+
+void bind_pool(nb::module_& m) {
+  nb::class_<PythonPool>(m, "CaptionPool")
+      .def(
+          "__init__",
+          [](PythonPool* self, const std::string& path) {
+            const ReleasedGil released;
+            new (self) PythonPool{CaptionPool::open(path)};
+          },
+          "path"_a)
+      .def_static(
+          "of_bytes",
+          [](const nb::bytes& data) { return PythonPool{CaptionPool::of_bytes({data.c_str(), data.size()})}; },
+          "data"_a)
+      .def_static(
+          "pack",
+          [](const std::string& fingerprint, const Floats& projection, const Floats& codes,
+             const std::vector<TokenText>& texts, size_t vocab_size) {
+            const auto values = [](const Floats& array) {
+              return std::vector<float>(array.data(), array.data() + array.size());
+            };
+            const std::string file = CaptionPool::pack(
+                {fingerprint, projection.shape(0), vocab_size, values(projection), values(codes), texts});
+            return nb::bytes(file.data(), file.size());
+          },
+          "fingerprint"_a, "projection"_a.noconvert(), "codes"_a.noconvert(), "texts"_a, "vocab_size"_a)
+      .def_static(
+          "with_fingerprint",
+          [](const nb::bytes& data, const std::string& fingerprint) {
+            const std::string file = CaptionPool::with_fingerprint({data.c_str(), data.size()}, fingerprint);
+            return nb::bytes(file.data(), file.size());
+          },
+          "data"_a, "fingerprint"_a)
+      .def_static(
+          "is_pool",
+          [](const nb::bytes& beginning) { return CaptionPool::is_pool({beginning.c_str(), beginning.size()}); },
+          "beginning"_a)
+      .def_prop_ro("fingerprint", [](const PythonPool& self) { return std::string(self.shared->fingerprint()); })
+      .def("__len__", [](const PythonPool& self) { return self.shared->size(); })
+      .def(
+          "nearest",
+          [](const PythonPool& self, const Floats& image_embeds) {
+            return self.shared->nearest(image_embeds.data(), image_embeds.shape(0), image_embeds.shape(1));
+          },
+          "image_embeds"_a.noconvert())
+      .def(
+          "guide",
+          [](const PythonPool& self, const Floats& image_embeds, int64_t end) {
+            const ReleasedGil released;
+            return PythonGuide{
+                self.shared->guide(image_embeds.data(), image_embeds.shape(0), image_embeds.shape(1), end)};
+          },
+          "image_embeds"_a.noconvert(), "end"_a)
+      .def(
+          "answer_guide",
+          [](const PythonPool& self, const Floats& image_embeds, const std::string& question, const TokenText& asked,
+             const PythonVocabulary* vocabulary) {
+            const ReleasedGil released;
+            return PythonGuide{self.shared->answer_guide(image_embeds.data(), image_embeds.shape(0),
+                                                         image_embeds.shape(1), question, asked,
+                                                         vocabulary == nullptr ? nullptr : vocabulary->shared.get())};
+          },
+          "image_embeds"_a.noconvert(), "question"_a, "asked"_a, "vocabulary"_a.none());
+}
+
 }  // namespace
 
-void bind_matching(nb::module_& m) {
+void bind_runtime(nb::module_& m) {
   bind_signals(m);
   bind_answers(m);
   bind_labels(m);
+  bind_pool(m);
 }
 
 }  // namespace blip2rt
