@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import BundleError
-from .text import Prompt
+from .language import Prompt
 
 class Runtime:
     """ONNX Runtime, loaded once per process. A second library in the same process is rejected."""

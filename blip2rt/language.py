@@ -1,4 +1,4 @@
-"""The language side of a model: the core's Language, and the backend's generations, as texts, streams and chats.
+"""The language side of a model: prompts, tokenizers, the core's Language, and generations as texts, streams and chats.
 
 It is given the prefix_embeds of images, and does not know the images themselves.
 """
@@ -6,17 +6,18 @@ It is given the prefix_embeds of images, and does not know the images themselves
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from . import backends
 from .backends import Backend, Generation, OnToken, Sequences
-from .bundle import Bundle
-from .errors import OptionError, utf8_name
+from .bundle import Bundle, LlmSpec, QuestionSpec, RetrievalSpec
+from .errors import BundleError, OptionError, boundary, utf8_name
 from .native import native
 from .options import TextOptions
 from .results import Scored, too_late
-from .text import read_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,8 +25,58 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .backends import Floats
-    from .native import CallerOptions, GenerationOptions, TextStream, Vocabulary
-    from .text import Prompt
+    from .native import (
+        CallerOptions,
+        GenerationOptions,
+        LlmTokenizer,
+        QFormerTokenizer,
+        TextStream,
+        Tokenizer,
+        Vocabulary,
+    )
+
+
+class Prompt(NamedTuple):
+    """The language model's input: a caller's text, and the bundle's template before and after it."""
+
+    before: str = ""
+    text: str = ""
+    after: str = ""
+
+    @property
+    def whole(self) -> str:
+        return self.before + self.text + self.after
+
+
+def read_tokenizer(file: Path) -> Tokenizer:
+    """An untrusted tokenizer.json without padding and truncation. Raises BundleError.
+
+    The library `tokenizers` applies one with a part that the core does not know. Files that could blow up a short text
+    are rejected: normalizers that replace a letter by a page, templates that repeat the text.
+    """
+
+    def library(data: bytes) -> object:
+        from .untrusted.library_tokenizer import LibraryTokenizer  # an import that most bundles never need
+
+        return LibraryTokenizer(data, str(file))
+
+    with boundary(f"{file} is not a tokenizer", BundleError):
+        return native().open_tokenizer(os.fsencode(file), library)
+
+
+def open_llm_tokenizer(file: Path, spec: LlmSpec, special_tokens: bool = True) -> LlmTokenizer:
+    """The language model's tokenizer. Raises BundleError when its file fails.
+
+    special_tokens: whether "<|im_end|>" in a caller's text is that token, or plain text.
+    """
+    return native().LlmTokenizer(utf8_name(str(file)), read_tokenizer(file), spec, special_tokens)
+
+
+def open_qformer_tokenizer(
+    file: Path, spec: RetrievalSpec | QuestionSpec, special_tokens: bool = True
+) -> QFormerTokenizer:
+    """The Q-Former's tokenizer; see open_llm_tokenizer."""
+    return native().QFormerTokenizer(utf8_name(str(file)), read_tokenizer(file), spec, special_tokens)
 
 
 class Language:
@@ -170,7 +221,7 @@ class Language:
             raise OptionError(f"{wrong[0]} is no token id: give numbers from 0 to {self.spec.vocab_size - 1}")
         return self.tokenizer.decode(self.tokenizer.shown(token_ids))
 
-    def open_chat(self, prefix_embeds: Floats, max_beams: int) -> backends.Chat:
+    def open_chat(self, prefix_embeds: Floats, max_beams: int) -> backends.ChatSession:
         """prefix_embeds (1, Q, D) -> the backend's conversation, as long as the language model's positions allow."""
         return self._backend.chat(prefix_embeds, max_beams, self.spec.max_positions)
 

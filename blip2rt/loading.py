@@ -18,9 +18,9 @@ from . import bundle as contract
 from .batching import Batching
 from .bundle.location import locate
 from .errors import OptionError, is_whole
-from .feature_cache import FeatureCache
 from .image import MAX_PIXELS, ImageSettings
 from .model import Model
+from .pixels.feature_cache import FeatureCache
 
 if TYPE_CHECKING:
     from .backends.trt.plans import PlanSizes
@@ -36,6 +36,7 @@ def load(
     backend: str = backends.DEFAULT,
     device: str | None = None,
     threads: int | None = None,
+    plan_sizes: PlanSizes | None = None,
     engines: PlanSizes | None = None,
     scaled_jpeg: bool = False,
     max_pixels: int = MAX_PIXELS,
@@ -53,7 +54,8 @@ def load(
     backend: "ort" (ONNX Runtime) or "trt" (TensorRT, docs/jetson.md; needs a bundle exported for it).
     device: "cpu" for ort, "cuda" for trt; None is the backend's own.
     threads: for ort, threads of each operator; None uses BLIP2RT_NUM_THREADS, or else every physical core.
-    engines: for trt, the sizes to build plans for (blip2rt.backends.trt.PlanSizes). Building takes minutes, once.
+    plan_sizes: for trt, the sizes to build plans for (blip2rt.backends.trt.PlanSizes). Building takes minutes, once.
+    engines: what plan_sizes was called in 0.1.
     scaled_jpeg: decode large JPEGs at a fraction of their size: faster, slightly different (blip2rt.image).
     max_pixels: largest width times height of an image file; a larger JPEG is decoded at reduced size if it can be
         (blip2rt.image), any other file is an ImageError.
@@ -84,7 +86,8 @@ def load(
     sizes = Batching() if batching is True else batching or None
     prefix_bytes = cache_bytes - cache_bytes // 4 if sizes and opened.manifest.llm is not None else 0
     shared: dict[str, Any] = {"batching": sizes, "cache_bytes": prefix_bytes or None}
-    chosen = backends.create(backend, opened, device=device, threads=threads, engines=engines, **shared)
+    shared |= {"threads": threads, "plan_sizes": plan_sizes or engines}
+    chosen = backends.create(backend, opened, device=device, **shared)
     cache = FeatureCache(cache_bytes - prefix_bytes)
     reload = partial(load, **{**arguments, "bundle": os.path.abspath(folder)})
     return Model(opened, chosen, images, cache, special_tokens=special_tokens, reload=reload)

@@ -18,12 +18,12 @@ import numpy as np
 from . import bundle as contract
 from .arguments import as_list, awaited, one_by_one, pairs, shown
 from .errors import ImageError, OptionError
-from .feature_cache import FeatureCache
 from .image import ImageLike, ImageSettings
 from .language import Chat
 from .matching import Matcher, MatchingCalls, require_maps, word_attention
 from .options import AskOptions, CallOptions, CaptionOptions, Options, StreamOptions, TextOptions, check_call, merge
 from .pipeline import Pipeline
+from .pixels.feature_cache import FeatureCache
 from .results import Scored, Stopwatch, shaped, too_late
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
     from .backends import Backend, Floats
     from .bundle import Bundle
+    from .language import Prompt
     from .native import GenerationOptions
     from .requests import Answer, Request
-    from .text import Prompt
 
     Images: TypeAlias = Sequence[ImageLike]
     Inputs: TypeAlias = ImageLike | Images

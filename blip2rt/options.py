@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from .errors import OptionError
@@ -120,6 +120,11 @@ def merge(options: Options, given: Mapping[str, Any]) -> CallerOptions:
     """
     core = native()
     return core.CallerOptions(given, core.CallerOptions(vars(options)))
+
+
+def given_in(args: object) -> dict[str, Any]:
+    """The fields of Options that a command line gave."""
+    return {field.name: getattr(args, field.name) for field in fields(Options) if hasattr(args, field.name)}
 
 
 def check_call(on_timeout: object, on_token: object, settings: GenerationOptions | None) -> None:

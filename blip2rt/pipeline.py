@@ -20,14 +20,13 @@ from . import bundle as contract
 from .backends import Backend, OnToken
 from .bundle import Bundle
 from .errors import CapabilityError, ImageError, OptionError
-from .feature_cache import FeatureCache
 from .image import ImageLike, ImageSettings, normalize, prepare
-from .language import Language
+from .language import Language, Prompt, open_qformer_tokenizer
 from .native import cached_property, native
 from .options import Options, merge
+from .pixels.feature_cache import FeatureCache
 from .results import Scored, Stopwatch
 from .tasks import GenerationTask, Tasks
-from .text import Prompt, open_qformer_tokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

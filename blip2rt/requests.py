@@ -74,7 +74,7 @@ class Answer:
         """on_news: see Model.submit. tidied: on a single line, as captions are."""
         self._language, self._call, self._settings, self._batcher = language, call, settings, batcher
         self._tidied, self._stream = tidied, language.text_stream(settings, tidied)
-        self._said = 0  # characters of the pieces
+        self._shown = 0  # characters of the pieces
         self._ended = self._cancelled = False
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
@@ -117,10 +117,10 @@ class Answer:
             for _image, _draw, token_id in self._call.take():
                 if self._settings.num_return_sequences == 1:
                     pieces.append(self._stream.push(token_id))
-            self._said += sum(map(len, pieces))
+            self._shown += sum(map(len, pieces))
             if done and not self._ended:
                 self._ended = True
-                pieces.append(self._scored()[0].text[self._said :])
+                pieces.append(self._scored()[0].text[self._shown :])
         return [piece for piece in pieces if piece]
 
     def __iter__(self) -> Iterator[str]:

@@ -56,6 +56,16 @@ def usable_cpus() -> Collection[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
 
 
+def physical_cores() -> int:
+    """The number of physical cores available to this process; logical ones if the topology is unknown."""
+    usable = usable_cpus()
+    topology = Path("/sys/devices/system/cpu")
+    try:
+        return len({(topology / f"cpu{i}" / "topology" / "thread_siblings_list").read_text() for i in usable})
+    except OSError:
+        return len(usable)
+
+
 def is_address_space_limited() -> bool:
     """Whether `ulimit -v` limits this process."""
     try:

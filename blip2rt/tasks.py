@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from .backends import Floats
-    from .language import Language
+    from .language import Language, Prompt
     from .native import CallerOptions, GenerationOptions, Guide
-    from .text import Prompt
 
     # vision_features (B, N, C), the question about each image or "" -> what guides each text
     Guides: TypeAlias = Callable[[Floats, Sequence[str]], list[Guide]]

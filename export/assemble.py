@@ -123,8 +123,8 @@ def export(
         progress.line("hashing")
         manifest, left_out = bundle_extras.restore(plan, manifest, writer.folder)
         exporter.notes += left_out
-        said, notes = verdict(exporter.comparisons, options.target.precisions), (*plan.notes, *exporter.notes)
-        return Result(writer.finish(manifest), exporter.comparisons, exporter.sizes, notes, said)
+        summary, notes = verdict(exporter.comparisons, options.target.precisions), (*plan.notes, *exporter.notes)
+        return Result(writer.finish(manifest), exporter.comparisons, exporter.sizes, notes, summary)
 
 
 def _load(plan: ExportPlan, progress: Progress) -> tuple[list[Any], list[describe.QformerTexts]]:

@@ -14,10 +14,10 @@ import numpy as np
 
 from blip2rt.bundle import Decoding, ImageSpec, LlmSpec, QuestionSpec, RetrievalSpec, Source
 from blip2rt.errors import Blip2rtError
+from blip2rt.language import open_llm_tokenizer
 from blip2rt.modeling.blip2 import Blip2Config
 from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.llm import LanguageModelSource, sees_both_ways
-from blip2rt.text import open_llm_tokenizer
 
 from .graphs import llm, t5
 

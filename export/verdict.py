@@ -23,13 +23,13 @@ def verdict(rows: Sequence[Comparison], choices: Mapping[str, tuple[str, ...]]) 
         return ""
     if whole is None or whole.agreement is None:
         worst = min((row for row in compared.values() if row.cosine is not None), key=_cosine)
-        said = f"{worst.component} has a cosine of {_cosine(worst):.3f} with PyTorch's: rankings "
-        return f"{said}hardly change" if _cosine(worst) >= CLOSE else f"{said}change{_fix(worst, choices)}"
-    said = f"{whole.agreement:.0%} of greedy tokens agree with PyTorch's: captions "
+        text = f"{worst.component} has a cosine of {_cosine(worst):.3f} with PyTorch's: rankings "
+        return f"{text}hardly change" if _cosine(worst) >= CLOSE else f"{text}change{_fix(worst, choices)}"
+    text = f"{whole.agreement:.0%} of greedy tokens agree with PyTorch's: captions "
     if whole.agreement >= SAME:
-        return said + "are the same, but for near ties"
-    said += "are worded differently now and then" if whole.agreement >= SIMILAR else "will differ"
-    return said + _fix(_culprit(compared), choices)
+        return text + "are the same, but for near ties"
+    text += "are worded differently now and then" if whole.agreement >= SIMILAR else "will differ"
+    return text + _fix(_culprit(compared), choices)
 
 
 def _culprit(compared: Mapping[str, Comparison]) -> Comparison:

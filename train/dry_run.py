@@ -67,7 +67,7 @@ def dry_run(plan: Plan) -> str:
     )
 
 
-def _here(gpus: int) -> bool:
+def _is_local(gpus: int) -> bool:
     """Whether the training is planned for this machine, rather than for several GPUs elsewhere."""
     return gpus <= max(1, torch.cuda.device_count())
 
@@ -77,7 +77,7 @@ def _of_each(gpus: int) -> str:
 
 
 def _available(gpus: int) -> str:
-    if not _here(gpus):
+    if not _is_local(gpus):
         return ""
     if torch.cuda.is_available():
         return f"; a GPU here has {torch.cuda.mem_get_info()[1] / GB:.1f} GB"
@@ -86,7 +86,7 @@ def _available(gpus: int) -> str:
 
 def _duration(plan: Plan, counts: dict[str, int], gpus: int) -> str:
     """How long the steps take on this machine."""
-    if not _here(gpus):
+    if not _is_local(gpus):
         return ""
     seconds, steps = step_seconds(plan, counts) / gpus, plan.loop.optimizer.steps
     each = f"{seconds:.1f}" if seconds < 10 else f"{seconds:.0f}"

@@ -39,10 +39,10 @@ def step(day: Day, precision: str, by: str) -> dict[str, Any]:
     opened = read(bundle(day, precision))
     spec = opened.manifest.llm
     assert spec is not None
-    engines = PlanSizes(max_batch=1, max_beams=1, capacity=min(128, spec.max_positions))
-    weights, cache = step_bytes(opened), plans.estimate(opened, engines).cache
+    sizes = PlanSizes(max_batch=1, max_beams=1, capacity=min(128, spec.max_positions))
+    weights, cache = step_bytes(opened), plans.estimate(opened, sizes).cache
     rate = device.bandwidth(device.open_cuda(), 1 << 20 if day.stand_in else _COPY_BYTES)
-    log, backend = loops.LogCapture(), backends.create("trt", opened, device="cuda", engines=engines)
+    log, backend = loops.LogCapture(), backends.create("trt", opened, device="cuda", plan_sizes=sizes)
     prefix, _ = loops.inputs(opened.path, 1)
     minimum = (weights + cache) / rate
     seconds = loops.step_seconds(backend, prefix, [[5, 6, 7]], 4, 44 if spec.max_positions > 100 else 24)

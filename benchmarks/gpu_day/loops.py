@@ -127,7 +127,7 @@ def on_trt(folder: Path) -> dict[str, Any]:
 def _run(folder: Path, kind: str) -> dict[str, Any]:
     path = bundle(folder, kind)
     log, native = LogCapture(), backends.create("ort", read(bundle(folder, "ort")), threads=1)
-    device = backends.create("trt", read(path), device="cuda", engines=SIZES)
+    device = backends.create("trt", read(path), device="cuda", plan_sizes=SIZES)
     prefix, prompts = inputs(path)
     results = compare(device, native, prefix, prompts)
     results["step"] = step_kind(log)

@@ -74,7 +74,7 @@ class Generation(ABC):
         """End the generation. Its results are what exists by then."""
 
 
-class Chat(ABC):
+class ChatSession(ABC):
     """A conversation about one image. One thread uses it at a time. Raises BackendError."""
 
     @abstractmethod
@@ -82,7 +82,7 @@ class Chat(ABC):
         """Begin the answer to [image][conversation so far][prompt]. End the previous answer if it still runs."""
 
 
-class ReplayChat(Chat):
+class ReplaySession(ChatSession):
     """A conversation whose history is read again with every question."""
 
     def __init__(self, begin: Callable[..., Generation], prefix_embeds: Floats) -> None:
@@ -135,7 +135,7 @@ class Backend(ABC):
         """Begin what `generate` does. The caller steps it."""
 
     @abstractmethod
-    def chat(self, prefix_embeds: Floats, max_rows: int, capacity: int) -> Chat:
+    def chat(self, prefix_embeds: Floats, max_rows: int, capacity: int) -> ChatSession:
         """prefix_embeds (1, Q, D), largest number of beams, positions in all -> a conversation about one image."""
 
     def likelihoods(
@@ -166,11 +166,11 @@ class Backend(ABC):
 
         question: token_ids, text_mask (B, L), for a Q-Former that reads it, and for no other.
         """
-        return self._run(contract.QFORMER, contract.PREFIX_EMBEDS, _seen(vision_features, question))
+        return self._run(contract.QFORMER, contract.PREFIX_EMBEDS, _qformer_feeds(vision_features, question))
 
     def attention_maps(self, vision_features: Floats, question: tuple[Ints, Ints] | None = None) -> Floats:
         """vision_features (B, N, C) and the question -> attention_maps (B, Q, rows, columns)"""
-        return self._run(contract.ATTENTION, contract.ATTENTION_MAPS, _seen(vision_features, question))
+        return self._run(contract.ATTENTION, contract.ATTENTION_MAPS, _qformer_feeds(vision_features, question))
 
     def image_embeds(self, vision_features: Floats) -> Floats:
         """vision_features (B, N, C) -> image_embeds (B, Q, E), rows of unit length"""
@@ -192,7 +192,7 @@ class Backend(ABC):
         return self._run(contract.ITM, contract.ITM_LOGITS, feeds)
 
 
-def _seen(vision_features: Floats, question: tuple[Ints, Ints] | None) -> dict[str, NDArray[Any]]:
+def _qformer_feeds(vision_features: Floats, question: tuple[Ints, Ints] | None) -> dict[str, NDArray[Any]]:
     """The inputs of the Q-Former."""
     feeds: dict[str, NDArray[Any]] = {contract.VISION_FEATURES: vision_features}
     if question is not None:

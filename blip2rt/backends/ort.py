@@ -135,14 +135,14 @@ class Backend(backends.Backend):
             return SharedGeneration(batcher.submit(prefix_embeds, prompts, options, each_token=True))
         generator = self._open_generator()
         with named_failure():
-            return Generation(generator.begin(prefix_embeds, list(prompts), options))
+            return CoreGeneration(generator.begin(prefix_embeds, list(prompts), options))
 
-    def chat(self, prefix_embeds: Floats, max_rows: int, capacity: int) -> backends.Chat:
+    def chat(self, prefix_embeds: Floats, max_rows: int, capacity: int) -> backends.ChatSession:
         if self.batcher is not None:  # its prefix cache has the conversation
-            return backends.ReplayChat(self.begin, prefix_embeds)
+            return backends.ReplaySession(self.begin, prefix_embeds)
         generator = self._open_generator()
         with named_failure():
-            return Chat(native().Chat(generator, prefix_embeds, max_rows, capacity))
+            return CoreChat(native().Chat(generator, prefix_embeds, max_rows, capacity))
 
     def _batcher_for(
         self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: GenerationOptions
@@ -160,8 +160,8 @@ class Backend(backends.Backend):
     ) -> NDArray[np.float64]:
         generator = self._open_generator()
         with named_failure():
-            said = generator.likelihoods(prefix_embeds, list(prompts), list(images), list(texts))
-        return np.array(said, np.float64)
+            values = generator.likelihoods(prefix_embeds, list(prompts), list(images), list(texts))
+        return np.array(values, np.float64)
 
     def _open_batcher(self, rows: int, positions: int, read: int, kept_bytes: int) -> Any:
         generator = self._open_generator()
@@ -239,7 +239,7 @@ class Backend(backends.Backend):
             return self._sessions[component]
 
 
-class Generation(backends.Generation):
+class CoreGeneration(backends.Generation):
     """The core's generation, with errors as BackendError."""
 
     def __init__(self, native: Any) -> None:
@@ -312,15 +312,15 @@ class SharedGeneration(backends.Generation):
         self._closed = True
 
 
-class Chat(backends.Chat):
+class CoreChat(backends.ChatSession):
     """The core's conversation, with errors as BackendError."""
 
     def __init__(self, native: Any) -> None:
         self._native = native
 
-    def ask(self, prompt: list[int], options: GenerationOptions) -> Generation:
+    def ask(self, prompt: list[int], options: GenerationOptions) -> CoreGeneration:
         with named_failure():
-            return Generation(self._native.ask(prompt, options))
+            return CoreGeneration(self._native.ask(prompt, options))
 
 
 def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from ..command_line import collect_garbage, complain, flags_named, run, run_proc
 from ..errors import ImageError, OptionError, one_line, printable, reason, utf8_name
 from ..gallery import flags as gallery_flags
 from ..native import require_processor
-from ..options import Options
+from ..options import given_in
 from .parser import FLAGS, Handler, build_parser
 
 if TYPE_CHECKING:
@@ -47,11 +47,7 @@ def _call(args: argparse.Namespace) -> int:
 
 def _caption(args: argparse.Namespace) -> int:
     """Describe pictures, on standard output or in files."""
-    if args.stream:
-        return _stream(args, args.prompt, args.ask)
-    from ..gallery import commands
-
-    return commands.caption(args, partial(_load, args), _decoding(args), partial(_executor, args))
+    return _stream(args, args.prompt, args.ask) if args.stream else _gallery("caption", args)
 
 
 def _ask(args: argparse.Namespace) -> int:
@@ -61,7 +57,7 @@ def _ask(args: argparse.Namespace) -> int:
     from ..results import too_late
     from .stdio import text_row
 
-    options, model, failed = _decoding(args), _load(args), 0
+    options, model, failed = given_in(args), _load(args), 0
     for start in range(0, len(args.images), _BATCH):
         names = args.images[start : start + _BATCH]
         kept: dict[str, Any] = {**options, "keep_going": True, "on_timeout": None}  # errors and None take a place
@@ -90,7 +86,7 @@ def _stream(args: argparse.Namespace, prompt: str | None, question: str | None) 
             raise OptionError("--pool guides whole captions: leave out --stream, or the pool")
     if several:
         raise OptionError("--stream prints one text as it is decoded: give one image, and no output file")
-    name, options = args.images[0], _decoding(args)
+    name, options = args.images[0], given_in(args)
     if not args.json:
         return _print_pieces(_load(args).stream(_image(name), prompt, question=question, **options))
     from .stdio import text_result
@@ -149,11 +145,10 @@ def _fill(args: argparse.Namespace) -> int:
 
 
 def _gallery(name: str, args: argparse.Namespace) -> int:
-    """Run `tag`, `index`, `merge`, `search` or `duplicates`."""
+    """Run `caption`, `tag`, `index`, `merge`, `search` or `duplicates`."""
     from ..gallery import commands
 
-    more = (partial(_executor, args),) if name == "index" else ()
-    status: int = getattr(commands, name)(args, partial(_load, args), *more)
+    status: int = getattr(commands, name)(args, commands.Resources(partial(_load, args), partial(_executor, args)))
     return status
 
 
@@ -298,11 +293,6 @@ def _image(path: str) -> str | bytes:
     if path == "-" and sys.stdin is None:
         raise ImageError("- is standard input, which is closed: give a file, or send the image through a pipe")
     return sys.stdin.buffer.read() if path == "-" else path
-
-
-def _decoding(args: argparse.Namespace) -> dict[str, Any]:
-    """The decoding options that were given."""
-    return {field.name: getattr(args, field.name) for field in fields(Options) if hasattr(args, field.name)}
 
 
 def _print_row(row: dict[str, Any]) -> None:

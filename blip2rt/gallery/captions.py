@@ -21,18 +21,16 @@ from .flags import XMP_NAMES
 from .outputs import DISK_FULL, Description, Sink
 from .outputs.tables import COLUMNS, TABLES, open_table
 from .outputs.templates import CaptionTemplate
-from .prefetch import Batch, Executor, Parallelism, prefetch
+from .prefetch import Batch, Executor, Parallelism, map_ordered, prefetch
 from .progress import Counts, FailureLog, ProgressLine, failure_line, print_status, summary
 from .sources import Failure, Picture, Sources
 from .walk import walk
-from .worker_pool import map_ordered
 
 if TYPE_CHECKING:
     from ..model import Model
     from ..pipeline import RGB
     from ..results import Scored
     from ..tasks import GenerationTask
-    from .prefetch import MakeTask
 
 BATCH_SIZE = 16  # chosen by the measurement in benchmarks/LOG.md
 
@@ -94,32 +92,30 @@ class TextSettings:
         return shlex.join([word for flag, value in given.items() if value for word in (flag, value)])
 
 
+@dataclass(frozen=True)
+class Job:
+    """Which pictures are described, where the descriptions go, and how many pictures are in work at once."""
+
+    sources: Sources
+    outputs: OutputSettings
+    parallelism: Parallelism
+
+
 class StrictError(Blip2rtError):
     """The first failure of a strict run."""
 
 
-def caption(
-    model: Model,
-    sources: Sources,
-    texts: TextSettings,
-    outputs: OutputSettings,
-    parallelism: Parallelism,
-    executor: Executor | None = None,
-) -> int:
+def caption(model: Model, job: Job, texts: TextSettings, executor: Executor | None = None) -> int:
     """Describe pictures and return the exit code. executor: what runs the graphs, instead of this process."""
     texts.template.validate()
     if texts.min_confidence is not None:
         model.matcher.require_confidence()
-    rated = outputs.json and texts.question is None  # a JSON key of captions
-    pool = texts.pool if texts.pool in (None, "none") else os.path.abspath(texts.pool)  # actors run in another folder
-    make_task = partial(replace(texts, pool=pool).task, confidence=rated)
-    run = _CaptionRun(model, make_task, texts, outputs.strict, executor)
-    return execute(run, sources, outputs, parallelism, texts.flags)
+    return execute(_CaptionRun(model, job, texts, executor))
 
 
-def execute(run: Run, sources: Sources, outputs: OutputSettings, parallelism: Parallelism, flags: str) -> int:
-    """Describe pictures and return the exit code. flags: what shapes the descriptions, for tables."""
-    counts = run.counts
+def execute(run: Run) -> int:
+    """Describe pictures and return the exit code."""
+    sources, outputs, counts = run.job.sources, run.job.outputs, run.counts
     printer = Printer(outputs.json, sources.paths[0] if sources.single else None) if outputs.printed else None
     with contextlib.ExitStack() as stack:
         line = ProgressLine(sources, counts, printer is not None)
@@ -127,8 +123,8 @@ def execute(run: Run, sources: Sources, outputs: OutputSettings, parallelism: Pa
         failures = FailureLog(outputs.errors, line, outputs.json)
         stack.callback(failures.close)
         try:
-            for part, sinks in _parts(sources, outputs, printer, (run, flags), stack):
-                for batch, results in run.batches(part, partial(_plan, sinks), parallelism):
+            for part, sinks in _parts(run, printer, stack):
+                for batch, results in run.batches(part, partial(_plan, sinks)):
                     line.clear() if printer is not None else None
                     run.write(batch, results, failures)
                     line.show()
@@ -146,14 +142,9 @@ def execute(run: Run, sources: Sources, outputs: OutputSettings, parallelism: Pa
     return counts.exit_code
 
 
-def _parts(
-    sources: Sources,
-    outputs: OutputSettings,
-    printer: Printer | None,
-    origin: tuple[Run, str],
-    stack: contextlib.ExitStack,
-) -> Iterator[tuple[Sources, list[Sink]]]:
-    """Yield sources with their sinks: each shard with its copy, or all. origin: the run and the flags that shape it."""
+def _parts(run: Run, printer: Printer | None, stack: contextlib.ExitStack) -> Iterator[tuple[Sources, list[Sink]]]:
+    """Yield sources with their sinks: each shard with its copy, or all."""
+    sources, outputs = run.job.sources, run.job.outputs
     sinks: list[Sink]
     if outputs.into_shards:
         from .outputs.shards import CaptionedShard, copy_targets
@@ -164,13 +155,13 @@ def _parts(
             stack.callback(sinks[0].close)
             yield Sources((path,)), sinks
         return
-    sinks = [printer] if printer is not None else list(_open_sinks(outputs, *origin))
+    sinks = [printer] if printer is not None else list(_open_sinks(run, outputs))
     for sink in sinks:
         stack.callback(sink.close)
     yield sources, sinks
 
 
-def _open_sinks(outputs: OutputSettings, run: Run, flags: str) -> Iterator[Sink]:
+def _open_sinks(run: Run, outputs: OutputSettings) -> Iterator[Sink]:
     if outputs.sidecar is not None:
         from .outputs.sidecars import TextSidecar
 
@@ -178,7 +169,7 @@ def _open_sinks(outputs: OutputSettings, run: Run, flags: str) -> Iterator[Sink]
     if outputs.xmp:
         yield run.open_xmp(outputs.overwrite, outputs.xmp == XMP_NAMES[0])
     if outputs.out is not None:
-        yield open_table(outputs.out, outputs.overwrite, run.name, flags, run.columns)
+        yield open_table(outputs.out, outputs.overwrite, run.name, run.flags, run.columns)
 
 
 def _plan(sinks: Sequence[Sink], picture: Picture) -> list[Sink] | Failure | None:
@@ -199,16 +190,17 @@ class Run:
     verb = "captioned"
     columns: tuple[str, ...] = COLUMNS  # of a table
 
-    def __init__(self, model: Model, strict: bool) -> None:
-        self.model, self.name, self._strict = model, model.bundle.manifest.name, strict
+    def __init__(self, model: Model, job: Job, flags: str) -> None:
+        """flags: those that shape the descriptions, for tables."""
+        self.model, self.name, self.job, self.flags = model, model.bundle.manifest.name, job, flags
         self.counts = Counts()
 
     def batches(
-        self, sources: Sources, plan: Callable[[Picture], list[Sink] | Failure | None], parallelism: Parallelism
+        self, sources: Sources, plan: Callable[[Picture], list[Sink] | Failure | None]
     ) -> Iterator[tuple[Batch[list[Sink]], Any]]:
         """Yield batches in order, each with the results of its images."""
-        batches = prefetch(self.model, walk(sources), plan, parallelism)
-        return map_ordered(batches, self.describe, parallelism.workers)
+        batches = prefetch(self.model, walk(sources), plan, self.job.parallelism)
+        return map_ordered(batches, self.describe, self.job.parallelism.workers)
 
     def compute(self, images: list[RGB], first_image: int) -> Sequence[Any]:
         """RGB images, the number of the first -> the result of each. Runs on any thread."""
@@ -258,7 +250,7 @@ class Run:
 
     def _fail(self, failure: Failure, log: FailureLog) -> None:
         self.counts.failed += 1
-        if self._strict:
+        if self.job.outputs.strict:
             raise StrictError(f"{failure_line(failure)}: fix it, or leave out --strict")
         log.add(failure)
 
@@ -266,20 +258,21 @@ class Run:
 class _CaptionRun(Run):
     """Generates captions or answers."""
 
-    def __init__(
-        self, model: Model, make_task: MakeTask, texts: TextSettings, strict: bool, executor: Executor | None
-    ) -> None:
-        super().__init__(model, strict)
-        self._make_task, self._texts, self._executor = make_task, texts, executor
-        self._task = make_task(model)
+    def __init__(self, model: Model, job: Job, texts: TextSettings, executor: Executor | None) -> None:
+        super().__init__(model, job, texts.flags)
+        rated = job.outputs.json and texts.question is None  # a JSON key of captions
+        pool = texts.pool if texts.pool in (None, "none") else os.path.abspath(texts.pool)
+        self._make_task = partial(replace(texts, pool=pool).task, confidence=rated)  # actors run in another folder
+        self._texts, self._executor, self._task = texts, executor, self._make_task(model)
         self.verb = "captioned" if texts.question is None else "answered"
 
     def batches(
-        self, sources: Sources, plan: Callable[[Picture], list[Sink] | Failure | None], parallelism: Parallelism
+        self, sources: Sources, plan: Callable[[Picture], list[Sink] | Failure | None]
     ) -> Iterator[tuple[Batch[list[Sink]], Any]]:
-        if self._executor is not None:
-            return self._executor.run(self._executor.walk(sources), plan, parallelism.batch_size, self._make_task)
-        return super().batches(sources, plan, parallelism)
+        if self._executor is None:
+            return super().batches(sources, plan)
+        pictures, batch_size = self._executor.walk(sources), self.job.parallelism.batch_size
+        return self._executor.run(pictures, plan, batch_size, self._make_task)
 
     def compute(self, images: list[RGB], first_image: int) -> Sequence[list[Scored] | None]:
         """Return the texts of each image; None if max_time passed before the first word."""

@@ -109,8 +109,8 @@ def parallelism_of(args: argparse.Namespace, sources: Sources, batch_size: int) 
     threads = args.threads
     if "cpu" in backends.get(args.backend).devices:
         from ..backends.ort import num_threads, usable_threads
+        from ..system import physical_cores
         from .walk import has_more_than
-        from .worker_pool import physical_cores
 
         threads = (num_threads() or physical_cores()) if threads is None else usable_threads(threads)
         if threads >= 2 and has_more_than(2 * batch_size - 1, sources):

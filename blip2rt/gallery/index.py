@@ -27,7 +27,7 @@ from ..errors import CapabilityError, GalleryError, ImageError, OptionError
 from . import index_manifest
 from .caption_search import FILE_NAME, CaptionSearch, fuse
 from .catalog import Catalog, damaged
-from .path_checks import check_empty
+from .output_files import check_empty
 from .sources import is_shard
 from .tar_samples import picture_at
 from .vectors import BLOCK, Shortlist, Vectors, has_usearch, is_intact, one_vector, scores_of, stamp_of

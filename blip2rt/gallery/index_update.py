@@ -19,14 +19,13 @@ import numpy as np
 
 from ..bundle.checksum import sha256_of
 from ..errors import Blip2rtError, GalleryError, OptionError
-from .append_only import AppendOnlyFile
 from .catalog import Catalog, File
-from .prefetch import Batch, Executor, Parallelism, prefetch
+from .output_files import AppendOnlyFile
+from .prefetch import Batch, Executor, Parallelism, map_ordered, prefetch
 from .progress import Counts, FailureLog, ProgressLine, failure_line
 from .sources import Failure, Picture, Sources
 from .vectors import Vectors
 from .walk import walk
-from .worker_pool import map_ordered
 
 if TYPE_CHECKING:
     from ..backends import Floats

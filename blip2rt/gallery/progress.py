@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..command_line import complain, show_json
 from ..errors import one_line, utf8_name
-from .append_only import AppendOnlyFile
+from .output_files import AppendOnlyFile
 from .sources import Failure, Sources
 from .walk import walk
 

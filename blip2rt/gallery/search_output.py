@@ -17,8 +17,8 @@ from ..bundle.regular_files import open_regular
 from ..errors import ImageError, one_line, utf8_name
 from ..image import load_rgb
 from ..untrusted.image_format import HEAD, format_of
+from .output_files import check_empty, check_writable
 from .outputs.tables import json_line
-from .path_checks import check_empty, check_writable
 from .tar_samples import picture_at
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .captions import OutputSettings, Run, execute
+from .captions import Job, Run, execute
 from .outputs import Description, Sink, TagDescription
 from .outputs.tables import TAG_COLUMNS
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from ..native import Labels
     from ..pipeline import RGB
     from ..results import Tag
-    from .prefetch import Parallelism
-    from .sources import Sources
 
 BATCH_SIZE = 8
 
@@ -38,9 +36,9 @@ class TagSettings:
         return shlex.join([word for flag, value in given.items() if value for word in (flag, value)])
 
 
-def tag(model: Model, sources: Sources, tags: TagSettings, outputs: OutputSettings, parallelism: Parallelism) -> int:
+def tag(model: Model, job: Job, tags: TagSettings) -> int:
     """Label pictures and return the exit code."""
-    return execute(_TagRun(model, tags, outputs.strict), sources, outputs, parallelism, tags.flags)
+    return execute(_TagRun(model, job, tags))
 
 
 class _TagRun(Run):
@@ -49,8 +47,8 @@ class _TagRun(Run):
     verb = "labelled"
     columns = TAG_COLUMNS
 
-    def __init__(self, model: Model, tags: TagSettings, strict: bool) -> None:
-        super().__init__(model, strict)
+    def __init__(self, model: Model, job: Job, tags: TagSettings) -> None:
+        super().__init__(model, job, tags.flags)
         self._tagger = model.matcher.tagger(tags.labels, tags.top, tags.threshold)
 
     def compute(self, images: list[RGB], first_image: int) -> Sequence[list[Tag]]:

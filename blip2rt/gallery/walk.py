@@ -106,7 +106,7 @@ class _Walker:
 
     def __init__(self, recursive: bool) -> None:
         self._recursive = recursive
-        self._seen: set[int] = set()
+        self._visited: set[int] = set()
         self._folders: set[tuple[int, int]] = set()
 
     def path(self, path: str, literal: bool = False) -> Iterator[Picture | Failure]:
@@ -173,9 +173,9 @@ class _Walker:
 
     def _is_new(self, path: str) -> bool:
         key = hash(os.path.abspath(path))
-        if key in self._seen:
+        if key in self._visited:
             return False
-        self._seen.add(key)
+        self._visited.add(key)
         return True
 
 

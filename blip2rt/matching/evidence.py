@@ -10,9 +10,9 @@ import numpy as np
 from .. import bundle as contract
 from ..bundle.manifest import RetrievalSpec
 from ..errors import CapabilityError
+from ..language import Prompt, open_qformer_tokenizer
 from ..native import cached_property, native
 from ..pipeline import BATCH, Pipeline
-from ..text import Prompt, open_qformer_tokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

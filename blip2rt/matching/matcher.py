@@ -16,10 +16,10 @@ import numpy as np
 from .. import bundle as contract
 from ..bundle.manifest import Calibration
 from ..errors import CapabilityError, OptionError
+from ..language import Prompt
 from ..native import cached_property, named_failure, native
 from ..pipeline import Pipeline
 from ..results import Match, MatchWeights, Scored
-from ..text import Prompt
 from .evidence import Evidence
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .. import backends
 from .. import bundle as contract
 from ..errors import CapabilityError
+from ..language import Prompt
 from ..loading import load
 from ..native import native
 from ..options import Options, merge
 from ..pipeline import BATCH
 from ..results import FinishReason, Stopwatch, finish_reason
 from ..structured import Form, Picture, fill_form
-from ..text import Prompt
 from .admission import CancelEvent
 from .settings import Settings
 
@@ -76,7 +76,7 @@ def batches(items: Sequence[T], cancelled: CancelEvent) -> Iterator[Sequence[T]]
 class TextJob:
     """A text to generate for an image."""
 
-    image: bytes
+    image: bytes = b""  # of a chat: filled in from its turns, as question and history are
     question: str | None = None  # None: a caption
     prompt: str | None = None  # words that a caption continues
     history: tuple[tuple[str, str], ...] = ()  # questions and answers before the question

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,6 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from .. import bundle as contract
 from ..model import Model
-from ..structured import Form
 from ..version import __version__
 from .admission import AdmissionQueue, CancelEvent
 from .chat_prompt import GREETING, Turn, chat_prompt
@@ -153,24 +152,14 @@ class Call:
         """Run a function of the model in the queue's threads. Raises ApiError."""
         return await self._unless_gone(self.service.queue.run(function, self.context.deadline))
 
-    async def chat(
-        self,
-        turns: Sequence[Turn[str]],
-        options: Mapping[str, Any],
-        stop_strings: tuple[str, ...],
-        writer: AnswerWriter,
-        stream: bool,
-        form: Form | None = None,
-    ) -> Response:
-        """Answer a conversation, in JSON if there is a form. Raises ApiError.
-
-        A greeting without an image gets the writer's greeting.
-        """
+    async def chat(self, turns: Sequence[Turn[str]], job: TextJob, writer: AnswerWriter, stream: bool) -> Response:
+        """Answer a conversation. Raises ApiError. A greeting without an image gets the writer's greeting."""
+        as_text = job.form is None
         try:
-            prompt = chat_prompt(turns, form is None and can_chat(self.model), form is None)
+            prompt = chat_prompt(turns, as_text and can_chat(self.model), as_text)
         except ValueError as error:
             raise bad_request(str(error), "messages", "image_missing") from None
-        job = TextJob(b"", prompt.question, None, prompt.history, options, stop_strings, form)
+        job = replace(job, question=prompt.question, history=prompt.history)
         if prompt.image is None:
             return await self._greet(turns, job, writer, stream)
         image = await self.image(prompt.image, "messages")

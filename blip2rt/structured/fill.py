@@ -88,8 +88,8 @@ class _Filling:
             return text
         text = text or self._picture.caption or "nothing"
         if len(text) < form.min_length:
-            said = [*self._picture.details(), *self._picture.captions(_VARIANTS)]
-            more = [each for each in dict.fromkeys(map(str, said)) if each and each != text]
+            texts = [*self._picture.details(), *self._picture.captions(_VARIANTS)]
+            more = [each for each in dict.fromkeys(map(str, texts)) if each and each != text]
             text = ". ".join([text, *more])
             while len(text) < form.min_length:
                 text = f"{text}. {text}"

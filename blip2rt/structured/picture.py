@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import bundle as contract
+from ..language import Prompt
 from ..native import native
 from ..options import Options, merge
 from ..pipeline import BATCH
-from ..text import Prompt
 
 if TYPE_CHECKING:
     from ..backends import Floats
@@ -137,11 +137,11 @@ class Picture:
 
     def details(self) -> list[str]:
         """The caption, and short statements about place, background and colours."""
-        said, facts = [self.caption], zip(_FACTS, self.answers(list(_FACTS.values())), strict=True)
-        said += [
+        details, facts = [self.caption], zip(_FACTS, self.answers(list(_FACTS.values())), strict=True)
+        details += [
             f"{about}: {answer}" for about, answer in facts if not set(answer.split()) <= set(self.caption.split())
         ]
-        return said
+        return details
 
     def _prefix(self, questions: Sequence[str]) -> Floats:
         tokens = self._pipeline.question_tokens(questions)

@@ -100,7 +100,7 @@ LanguageSpec language_spec_of(nb::handle manifest) {
 }
 
 nb::object prompt_object(const Prompt& prompt) {
-  return nb::module_::import_("blip2rt.text").attr("Prompt")(prompt.before, prompt.text, prompt.after);
+  return nb::module_::import_("blip2rt.language").attr("Prompt")(prompt.before, prompt.text, prompt.after);
 }
 
 using TextTuple = std::tuple<std::string, double, Ids, bool>;

@@ -29,7 +29,7 @@ struct PythonGuide {
 // bad values.
 GenerationOptions options_from(nanobind::handle given, size_t vocab_size);
 
-// Reads a blip2rt.text.Prompt, or a str, which is a caller's text without a template. Raises OptionError.
+// Reads a blip2rt.language.Prompt, or a str, which is a caller's text without a template. Raises OptionError.
 Prompt read_prompt(nanobind::handle source);
 
 // A tokenizer that the caller keeps alive.

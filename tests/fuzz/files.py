@@ -25,8 +25,8 @@ from blip2rt.bundle.manifest import ImageSpec
 from blip2rt.cli.info import describe
 from blip2rt.errors import Blip2rtError, BundleError, boundary
 from blip2rt.image import prepare
+from blip2rt.language import read_tokenizer
 from blip2rt.native import named_failure, native
-from blip2rt.text import read_tokenizer
 from tests.seeds import session_seed
 
 ROOT = Path(__file__).parents[2]

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 import blip2rt
+from blip2rt import system
 from blip2rt.backends import ort
-from blip2rt.gallery import captions, flags, index_update, worker_pool
-from blip2rt.gallery.prefetch import Parallelism
+from blip2rt.gallery import captions, flags, index_update
+from blip2rt.gallery.prefetch import Parallelism, map_ordered
 from blip2rt.gallery.sources import Sources
 from blip2rt.gallery.walk import has_more_than
-from blip2rt.gallery.worker_pool import map_ordered
 from tests.seeds import new_seed
 from tests.tiny.image_folders import fill, tree
 
@@ -161,17 +161,17 @@ def test_two_workers_need_two_threads_and_two_batches(album, run, used, monkeypa
     ):
         run("caption", *more)
         assert used[-1] == expected, more
-    monkeypatch.setattr(worker_pool, "physical_cores", lambda: 8)
+    monkeypatch.setattr(system, "physical_cores", lambda: 8)
     for environment, expected in (("", (2, 4)), ("6", (2, 3)), ("1", (1, None))):
         monkeypatch.setenv("BLIP2RT_NUM_THREADS", environment)
         run("caption", "album", "--batch-size", 4)
         assert used[-1] == expected and ort.num_threads() == int(environment or 0)
     monkeypatch.delenv("BLIP2RT_NUM_THREADS")
-    monkeypatch.setattr(worker_pool, "physical_cores", lambda: 1)
+    monkeypatch.setattr(system, "physical_cores", lambda: 1)
     run("caption", "album", "--batch-size", 4)
     assert used[-1] == (1, None)
     assert "--threads is 0" in run("caption", "album", "--batch-size", 4, "--threads", 0)[2]
-    monkeypatch.setattr(worker_pool, "physical_cores", lambda: 8)
+    monkeypatch.setattr(system, "physical_cores", lambda: 8)
     for backend, expected in (("ort", Parallelism(4, 3, 2, 4)), ("trt", Parallelism(4, 3, 1, None))):
         given = argparse.Namespace(backend=backend, threads=None, batch_size=4, workers=3, ray=None)
         assert flags.parallelism_of(given, Sources(("album",)), 16) == expected

@@ -35,11 +35,11 @@ def test_backends_implement_the_base_class(name: str) -> None:
 
 def test_keywords_of_other_backends_are_named(tiny: Tiny) -> None:
     bundle = read(tiny.path)
-    with pytest.raises(OptionError, match=r"^engines are the backend trt's: leave them out, or give backend='trt'$"):
-        backends.create("ort", bundle, engines=PlanSizes())
-    with pytest.raises(OptionError, match="engines are the backend trt's.*; no backend takes speed: leave it out$"):
-        backends.create("ort", bundle, engines=PlanSizes(), speed=3)
-    with pytest.raises(OptionError, match="engines are the backend trt's"):
+    with pytest.raises(OptionError, match=r"^plan_sizes are the backend trt's: leave them out, or give backend='trt'$"):
+        backends.create("ort", bundle, plan_sizes=PlanSizes())
+    with pytest.raises(OptionError, match="plan_sizes are the backend trt's.*; no backend takes speed: leave it out$"):
+        backends.create("ort", bundle, plan_sizes=PlanSizes(), speed=3)
+    with pytest.raises(OptionError, match="plan_sizes are the backend trt's"):
         load(tiny.path, engines=PlanSizes())
     on_trt = replace(bundle, manifest=replace(bundle.manifest, target="trt"))
     with pytest.raises(OptionError, match=r"^threads are the backend ort's: leave them out, or give backend='ort'$"):
@@ -58,7 +58,7 @@ def test_only_graphs_with_work_get_threads(tiny: Tiny) -> None:
 
 
 def test_none_counts_as_not_given(tiny: Tiny) -> None:
-    assert backends.create("ort", read(tiny.path), threads=None, device=None, engines=None)
+    assert backends.create("ort", read(tiny.path), threads=None, device=None, plan_sizes=None)
 
 
 def test_unknown_names_and_other_targets_are_rejected(tiny: Tiny) -> None:

@@ -20,8 +20,8 @@ import pytest
 import blip2rt
 from blip2rt.batching import Batching
 from blip2rt.errors import BackendError, OptionError
-from blip2rt.feature_cache import FeatureCache
 from blip2rt.options import Options
+from blip2rt.pixels.feature_cache import FeatureCache
 from blip2rt.requests import Answer, Request, Usage
 from tests.seeds import new_seed
 from tests.tiny.bundle import POSITIONS, WORDS, Q, Tiny

@@ -16,11 +16,11 @@ from blip2rt import cli
 from blip2rt.bundle.manifest import Calibration, Logistic
 from blip2rt.cli.stdio import Session
 from blip2rt.errors import CapabilityError, OptionError
+from blip2rt.language import Prompt
 from blip2rt.matching.tagger import read_labels
 from blip2rt.native import native
 from blip2rt.requests import Request
 from blip2rt.structured import fill
-from blip2rt.text import Prompt
 from tests.tiny.bundle import E, Tiny, calibrated, with_likelihood_weight
 
 pytest.importorskip("blip2rt._native")

@@ -19,6 +19,7 @@ import blip2rt
 from blip2rt import cli
 from blip2rt.cli.info import describe
 from blip2rt.errors import OptionError
+from blip2rt.language import Prompt
 from blip2rt.matching.pool import build_pool, read_pool
 from blip2rt.native import native
 from blip2rt.options import Options
@@ -26,7 +27,6 @@ from blip2rt.requests import Request
 from blip2rt.serve.admission import CancelEvent
 from blip2rt.serve.inference import TextJob, generate
 from blip2rt.structured import fill
-from blip2rt.text import Prompt
 from tests.seeds import new_seed
 from tests.tiny.bundle import Tiny, with_likelihood_weight, with_pool
 

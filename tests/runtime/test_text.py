@@ -15,8 +15,8 @@ import pytest
 
 from blip2rt.bundle.manifest import LlmSpec, RetrievalSpec
 from blip2rt.errors import OptionError
+from blip2rt.language import open_llm_tokenizer, open_qformer_tokenizer
 from blip2rt.native import native
-from blip2rt.text import open_llm_tokenizer, open_qformer_tokenizer
 from tests.tiny.bundle import EOS, TEXT_WORDS, WORDS
 
 if TYPE_CHECKING:

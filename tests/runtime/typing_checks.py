@@ -156,10 +156,10 @@ def the_gallery(model: Model, picture: Image.Image) -> None:
 def loading() -> None:
     assert_type(blip2rt.load(), Model)
     assert_type(blip2rt.load(Path("bundle"), threads=2, device="cpu", scaled_jpeg=True), Model)
-    assert_type(blip2rt.load("bundle", backend="trt", engines=PlanSizes(max_batch=4)), Model)
+    assert_type(blip2rt.load("bundle", backend="trt", plan_sizes=PlanSizes(max_batch=4)), Model)
     blip2rt.load("bundle", "trt")  # type: ignore[call-arg]
     blip2rt.load(threads="2")  # type: ignore[arg-type]
-    blip2rt.load(engines=4)  # type: ignore[arg-type]
+    blip2rt.load(plan_sizes=4)  # type: ignore[arg-type]
     blip2rt.load(verbose=True)  # type: ignore[call-arg]
 
 

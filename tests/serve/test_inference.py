@@ -22,8 +22,8 @@ def model(tiny: Any) -> Any:
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one with each step of a generation."""
     taken: list[int] = []
-    step = ort.Generation.step
-    monkeypatch.setattr(ort.Generation, "step", lambda self: (taken.append(1), step(self))[1])
+    step = ort.CoreGeneration.step
+    monkeypatch.setattr(ort.CoreGeneration, "step", lambda self: (taken.append(1), step(self))[1])
     return taken
 
 

@@ -78,8 +78,8 @@ class Machine:
     driver: Driver
     trt: TensorRT
 
-    def load(self, case: Case, engines: PlanSizes = SIZES) -> Any:
-        return backends.create("trt", read(case.trt), device="cuda", engines=engines)
+    def load(self, case: Case, sizes: PlanSizes = SIZES) -> Any:
+        return backends.create("trt", read(case.trt), device="cuda", plan_sizes=sizes)
 
 
 def installed(found: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:

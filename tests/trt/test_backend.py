@@ -94,7 +94,7 @@ def test_model_gives_the_same_text_as_on_the_cpu(
     tiny_case: Case, machine: Machine, photo: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """From pixels to text: in batches larger than the plans', streamed, with questions and in a conversation."""
-    device = blip2rt.load(tiny_case.trt, backend="trt", engines=SIZES)
+    device = blip2rt.load(tiny_case.trt, backend="trt", plan_sizes=SIZES)
     assert "building for Orin" in caplog.text  # the first load builds and logs it
     caplog.clear()
     assert machine.trt.builds == 4
@@ -107,7 +107,7 @@ def test_model_gives_the_same_text_as_on_the_cpu(
     one, other = device.chat(photos[1]), native.chat(photos[1])
     for question in ("what is the dog", "who sits", "red or blue"):
         assert one.ask(question, max_new_tokens=4) == other.ask(question, max_new_tokens=4)
-    again = blip2rt.load(tiny_case.trt, backend="trt", engines=SIZES)
+    again = blip2rt.load(tiny_case.trt, backend="trt", plan_sizes=SIZES)
     assert again.caption(photos[0]) == native.caption(photos[0])
     assert machine.trt.builds == 4 and "building" not in caplog.text
 
@@ -158,7 +158,7 @@ def test_closed_model_frees_all_memory(tiny_case: Case, machine: Machine, photo:
     prefix, prompts = tiny_case.inputs(2)
     options = {"max_new_tokens": 5, "eos_token_ids": []}
     want = machine.load(tiny_case).generate(prefix, prompts, options)
-    with blip2rt.load(tiny_case.trt, backend="trt", engines=SIZES) as model:
+    with blip2rt.load(tiny_case.trt, backend="trt", plan_sizes=SIZES) as model:
         model.caption(photo(), num_beams=2)
         device = model.pipeline.backend
         begun, stepped = device.begin(prefix, prompts, options), device.begin(prefix, prompts, options)
@@ -174,7 +174,7 @@ def test_closed_model_frees_all_memory(tiny_case: Case, machine: Machine, photo:
 
 
 def test_garbage_collected_model_frees_all_memory(tiny_case: Case, machine: Machine, photo: Any) -> None:
-    model = blip2rt.load(tiny_case.trt, backend="trt", engines=SIZES)
+    model = blip2rt.load(tiny_case.trt, backend="trt", plan_sizes=SIZES)
     model.caption(photo())
     assert min(holds(machine)[::3]) > 0
     del model

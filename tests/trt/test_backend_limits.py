@@ -24,8 +24,8 @@ def test_call_too_large_for_the_plans_gives_one_line(tiny_case: Case, machine: M
     assert device.generate(prefix[:0], [], {}) == []
     with pytest.raises(OptionError, match="device is 'cpu'"):
         backends.create("trt", read(tiny_case.trt), device="cpu")
-    with pytest.raises(OptionError, match="engines are the backend trt's"):
-        backends.create("ort", read(tiny_case.ort), engines=SIZES)
+    with pytest.raises(OptionError, match="plan_sizes are the backend trt's"):
+        backends.create("ort", read(tiny_case.ort), plan_sizes=SIZES)
 
 
 def test_out_of_memory_gives_one_line(tiny_case: Case, machine: Machine) -> None:

@@ -92,10 +92,10 @@ class Generator:
             if (seed := given.pop("seed", None)) is not None:
                 torch.manual_seed(seed)
             ids = self.llm.generate(inputs_embeds=embeds, attention_mask=mask, **given)
-        rows = [self._said(row[start:]) for row in ids.tolist()]
+        rows = [self._answer(row[start:]) for row in ids.tolist()]
         return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
 
-    def _said(self, ids: list[int]) -> list[int]:
+    def _answer(self, ids: list[int]) -> list[int]:
         """The tokens before the end."""
         return ids[: next((i for i, token in enumerate(ids) if token in self.ends), len(ids))]
 

@@ -112,8 +112,8 @@ def named(caption: str) -> list[Noun]:
 
 def invented(caption: str, references: Sequence[str]) -> list[Noun]:
     """The nouns in a cleaned caption that no cleaned reference names or suggests."""
-    said = set(" ".join(references).split())
-    return [noun for noun in named(caption) if said.isdisjoint((*noun.words, *noun.hints))]
+    words = set(" ".join(references).split())
+    return [noun for noun in named(caption) if words.isdisjoint((*noun.words, *noun.hints))]
 
 
 def chair(references: Sequence[Sequence[str]], captions: Sequence[str]) -> dict[str, float]:

@@ -147,12 +147,12 @@ class Fitting:
         images = [self._encode(item) for item in bar(self._items, desc="images", unit="image")]
         queries = [f"query_{query}" for query in range(images[0].embeds.shape[0])]
         nearness, label_text = self._near_labels(images, labels, queries)
-        said = ["yes", "yes_blind", "phrase_likelihood"] if self._generates else []
-        phrase = ["name_cosine", "base_cosine", *queries, *said]
+        generative = ["yes", "yes_blind", "phrase_likelihood"] if self._generates else []
+        phrase = ["name_cosine", "base_cosine", *queries, *generative]
         sentence = ["cosine", "itm", *(["likelihood"] if self._generates else [])]
         phrases, sentences, tags, captions = Examples(), Examples(), Examples(), Examples()
         tagger = native().Tagger(self._labels, Calibration(nearness=nearness, label_text=label_text), 1, 0.0)
-        told: list[tuple[list[str], str]] = []  # captions of an image, and the model's own
+        rated: list[tuple[list[str], str]] = []  # captions of an image, and the model's own
         others = model.embed_text([self._rng.choice(image.item.references) for image in images])
         for number, image in enumerate(bar(images, desc="texts", unit="image")):
             pairs = self._asked.get(image.item.path, [])
@@ -168,10 +168,10 @@ class Fitting:
                 cosine = self._signals(image, [caption.text], ["cosine"])
                 # the matching head and the likelihood added nothing
                 captions.add(cosine | {"score": [caption.score]}, [False])
-                told.append((image.item.references, caption.text))
+                rated.append((image.item.references, caption.text))
             tags.add(signals, named)
-        if told:
-            captions.right = [each >= RIGHT_CIDER for each in caption_metrics(*zip(*told, strict=True))[1]]
+        if rated:
+            captions.right = [each >= RIGHT_CIDER for each in caption_metrics(*zip(*rated, strict=True))[1]]
         fits = [phrases.fit("phrases", True), sentences.fit("sentences", True), tags.fit("labels", False)]
         fits += [captions.fit("captions", False)] if self._generates else []
         found = dict(zip(("phrase", "sentence", "label", "caption"), (each for each, _ in fits), strict=False))

@@ -25,7 +25,7 @@ from . import cuda as cuda_module
 from .cache import PlanCache, default_folder
 from .cuda import Cuda
 from .decoder import Decoder
-from .generation import DecoderLane, Generation, ImageGroup, LanePool
+from .generation import DecoderLane, ImageGroup, LanePool, PlanGeneration
 from .lane import Plan
 from .plan_check import PlanCheck
 from .plans import PlanSizes
@@ -46,15 +46,15 @@ class Backend(backends.Backend):
 
     devices = ("cuda",)
 
-    def __init__(self, bundle: Bundle, *, engines: PlanSizes | None = None) -> None:
-        """engines: the sizes that plans are built for; None means PlanSizes().
+    def __init__(self, bundle: Bundle, *, plan_sizes: PlanSizes | None = None) -> None:
+        """plan_sizes: the sizes that plans are built for; None means PlanSizes().
 
         Raises BackendError if TensorRT, cuda-bindings, the driver, a GPU or memory is missing, and OptionError for
         invalid sizes.
         """
         plans.check_target(bundle)
         self._bundle = bundle
-        self._plan_sizes = plans.resolve(bundle, engines or PlanSizes())
+        self._plan_sizes = plans.resolve(bundle, plan_sizes or PlanSizes())
         self._trt = plans.runner(bundle)
         self._cuda = Cuda(*cuda_module.load_bindings())
         self._cache = PlanCache(default_folder())
@@ -98,7 +98,7 @@ class Backend(backends.Backend):
         finally:
             generation.close()
 
-    def begin(self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: GenerationOptions) -> Generation:
+    def begin(self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: GenerationOptions) -> PlanGeneration:
         sizes = self._sizes()
         group_size, options = self._group_size(sizes, prefix_embeds, prompts, options)
         forced = options.forced_prefix
@@ -110,12 +110,12 @@ class Backend(backends.Backend):
             counted = [] if sizes.cross else self._counted_prompts(prefix_embeds.shape[1], prompts[chunk], options)
             batch = native().SearchBatch(len(prompts[chunk]), decoder_prefix, sizes.vocab, group_options, counted)
             groups.append(ImageGroup(start, batch, prefix_embeds[chunk], list(prompts[chunk])))
-        return Generation(self._lanes, self._decoder, groups, forced, options.vocabulary)
+        return PlanGeneration(self._lanes, self._decoder, groups, forced, options.vocabulary)
 
-    def chat(self, prefix_embeds: Floats, max_rows: int, capacity: int) -> backends.Chat:
+    def chat(self, prefix_embeds: Floats, max_rows: int, capacity: int) -> backends.ChatSession:
         """See backends.Backend. The plans' capacity applies, even if the language model allows more."""
         check_capacity(self._sizes(), max_rows, prefix_embeds.shape[1], 1)
-        return backends.ReplayChat(self.begin, prefix_embeds)
+        return backends.ReplaySession(self.begin, prefix_embeds)
 
     def _counted_prompts(
         self, positions: int, prompts: Sequence[list[int]], options: GenerationOptions

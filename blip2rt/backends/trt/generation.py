@@ -95,7 +95,7 @@ class ImageGroup(NamedTuple):
     prompts: list[list[int]]
 
 
-class Generation(backends.Generation):
+class PlanGeneration(backends.Generation):
     """A running generation: groups of as many images as the plans allow, one group after the other."""
 
     def __init__(

@@ -13,8 +13,7 @@ import tarfile
 from pathlib import Path
 
 from ...errors import OptionError
-from ..append_only import AppendOnlyFile
-from ..path_checks import check_writable, normalized_extension
+from ..output_files import AppendOnlyFile, check_writable, normalized_extension
 from ..sources import Failure, Picture, Sources, is_shard, is_url
 from ..tar_samples import BLOCK, TarMember, find_image, read_members, read_samples
 from ..walk import expand

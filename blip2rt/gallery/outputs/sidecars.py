@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ...bundle.atomic import write_file
-from ..path_checks import normalized_extension, sidecar_problem
+from ..output_files import normalized_extension, sidecar_problem
 from ..sources import Failure, Picture
 from . import Description
 

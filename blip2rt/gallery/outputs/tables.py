@@ -18,8 +18,7 @@ from typing import Any
 
 from ...errors import OptionError, names_file, utf8_name
 from ...install_hints import pip_install
-from ..append_only import AppendOnlyFile
-from ..path_checks import check_writable
+from ..output_files import AppendOnlyFile, check_writable
 from ..sources import Failure, Picture
 from . import Description
 

@@ -14,7 +14,7 @@ from ...version import __version__
 from ..chat_prompt import GREETING, Turn
 from ..endpoints import Endpoint
 from ..errors import ApiError
-from ..inference import Answer, Piece, can_generate
+from ..inference import Answer, Piece, TextJob, can_generate
 from ..service import AnswerWriter, Call, Service, sampling_options, string_list
 from ..structured_output import form_in, form_of
 from .embeddings import ImageInput, MarkImages, TextInput, embed
@@ -104,8 +104,8 @@ async def _respond(call: Call, body: TextRequest, turns: list[Turn[str]], writer
         form = form_of(body.format, "format")
     check_image_count(call, sum(len(turn.images) for turn in turns), "images")
     model_options = body.options or ModelOptions()
-    stops = string_list(model_options.stop)
-    return await call.chat(turns, _options(model_options), stops, writer, body.stream is not False, form)
+    job = TextJob(options=_options(model_options), stop_strings=string_list(model_options.stop), form=form)
+    return await call.chat(turns, job, writer, body.stream is not False)
 
 
 async def _tags(call: Call) -> Any:

@@ -14,7 +14,7 @@ from ...structured import Form
 from ..chat_prompt import Turn
 from ..endpoints import Endpoint
 from ..errors import ApiError, bad_request
-from ..inference import Answer, Piece
+from ..inference import Answer, Piece, TextJob
 from ..service import AnswerWriter, Call, Service, given_options, sampling_options, string_list
 from ..structured_output import form_in, form_of
 
@@ -122,13 +122,13 @@ class ChatRequest(BaseModel):
 
 async def _chat(call: Call, body: ChatRequest) -> Any:
     turns = turns_of(call, body.messages)
-    options, stops = _options(call, body), string_list(body.stop)
     tool = _required_tool(body)
     form = tool[1] if tool else format_form(body.response_format, turns, "response_format")
+    job = TextJob(options=_options(call, body), stop_strings=string_list(body.stop), form=form)
     if form is not None and (body.n or 1) > 1:
         raise bad_request("n: a picture has one JSON object: leave n out", "n")
     writer = _ChatWriter(call.service.name, body, tool[0] if tool else None)
-    return await call.chat(turns, options, stops, writer, bool(body.stream), form)
+    return await call.chat(turns, job, writer, bool(body.stream))
 
 
 async def _models(call: Call) -> Any:
@@ -240,7 +240,7 @@ class _ChatWriter(AnswerWriter):
     def whole(self, answer: Answer) -> dict[str, Any]:
         choices = []
         for i, (text, reason) in enumerate(zip(answer.texts, self._reasons(answer), strict=True)):
-            message = {"role": "assistant", "content": None, "refusal": None, **self._said(text)}
+            message = {"role": "assistant", "content": None, "refusal": None, **self._content(text)}
             choices.append({"index": i, "message": message, "logprobs": None, "finish_reason": reason})
         return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage(answer)}
 
@@ -249,13 +249,13 @@ class _ChatWriter(AnswerWriter):
         return [self._choice(i, {"role": "assistant", "content": content}) for i in range(self._texts)]
 
     def piece(self, piece: Piece) -> list[str]:
-        return [self._choice(piece.index, self._said(piece.text, {"index": 0}))]
+        return [self._choice(piece.index, self._content(piece.text, {"index": 0}))]
 
     def end(self, answer: Answer) -> list[str]:
         lines = [self._choice(i, {}, reason) for i, reason in enumerate(self._reasons(answer))]
         return [*lines, *[self._chunk([], usage(answer))] * self._with_usage, "data: [DONE]\n\n"]
 
-    def _said(self, text: str, place: Mapping[str, int] = MappingProxyType({})) -> dict[str, Any]:
+    def _content(self, text: str, place: Mapping[str, int] = MappingProxyType({})) -> dict[str, Any]:
         """Return the part of a message that holds a text."""
         if self._tool is None:
             return {"content": text}

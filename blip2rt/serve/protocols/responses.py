@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from ..endpoints import Endpoint
 from ..errors import ApiError, bad_request
-from ..inference import Answer, Piece
+from ..inference import Answer, Piece, TextJob
 from ..service import AnswerWriter, Call, sampling_options
 from .openai import ChatMessage, Part, ResponseFormat, TokenLimit, format_form, turns_of
 
@@ -57,7 +57,8 @@ async def _respond(call: Call, body: ResponsesRequest) -> Any:
         options["max_new_tokens"] = body.max_output_tokens
     turns, wanted = turns_of(call, messages), None if body.text is None else body.text.format
     form = format_form(wanted, turns, "text.format")
-    return await call.chat(turns, options, (), _Writer(call.service.name, body), bool(body.stream), form)
+    job = TextJob(options=options, form=form)
+    return await call.chat(turns, job, _Writer(call.service.name, body), bool(body.stream))
 
 
 ENDPOINTS = [

@@ -18,9 +18,9 @@ import transformers
 import blip2rt
 from blip2rt.errors import CapabilityError
 from blip2rt.image import to_pixels
+from blip2rt.language import Prompt
 from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.options import Options, merge
-from blip2rt.text import Prompt
 from blip2rt_export.checks import greedy
 from blip2rt_export.checks.verify import STEPS, LlmGraphs
 from tests.export.commands_in_process import export

@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 import blip2rt
 from blip2rt.bundle.manifest import LlmSpec, RetrievalSpec
 from blip2rt.errors import OptionError
-from blip2rt.text import Prompt, open_llm_tokenizer, open_qformer_tokenizer
+from blip2rt.language import Prompt, open_llm_tokenizer, open_qformer_tokenizer
 from tests.tiny.tokenizers import NANO
 
 SPEC = LlmSpec(1, 1, 8, 8, 300, 64, 3, None, False, (0,), 0, "tokenizer.json")

@@ -10,8 +10,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from blip2rt.errors import BundleError
+from blip2rt.language import read_tokenizer
 from blip2rt.native import native
-from blip2rt.text import read_tokenizer
 from tests.seeds import new_seed
 from tests.tiny.tokenizers import KINDS, random_texts
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from .backends import Floats
+    from ..backends import Floats
 
 
 class FeatureCache:
