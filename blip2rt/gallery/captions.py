@@ -15,11 +15,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..command_line import show, show_json
-from ..errors import Blip2rtError, OptionError, one_line
+from ..errors import Blip2rtError, one_line
 from ..results import finish_reason, too_late
 from .flags import XMP_NAMES
 from .outputs import DISK_FULL, Description, Sink
-from .outputs.tables import COLUMNS, TABLES, open_table
+from .outputs.settings import OutputSettings
+from .outputs.tables import COLUMNS, open_table
 from .outputs.templates import CaptionTemplate
 from .prefetch import Batch, Executor, Parallelism, map_ordered, prefetch
 from .progress import Counts, FailureLog, ProgressLine, failure_line, print_status, summary
@@ -33,28 +34,6 @@ if TYPE_CHECKING:
     from ..tasks import GenerationTask
 
 BATCH_SIZE = 16  # chosen by the measurement in benchmarks/LOG.md
-
-
-@dataclass(frozen=True)
-class OutputSettings:
-    """Where captions go; standard output if nothing is set."""
-
-    sidecar: str | None = None  # extension of a file next to each picture
-    xmp: str | None = None  # name of the sidecar of photo.jpg
-    out: str | None = None
-    overwrite: bool = False
-    json: bool = False  # print JSON objects
-    errors: str | None = None  # file that lists failures
-    strict: bool = False  # stop at the first failure
-
-    @property
-    def into_shards(self) -> bool:
-        """Whether `out` is a folder for copies of shards: it does not have the extension of a table."""
-        return self.out is not None and os.path.splitext(self.out)[1].lower() not in TABLES
-
-    @property
-    def printed(self) -> bool:
-        return self.sidecar is None and self.out is None and self.xmp is None
 
 
 @dataclass(frozen=True)
@@ -310,25 +289,3 @@ class Printer:
 
     def close(self) -> None:
         pass
-
-
-def check_outputs(outputs: OutputSettings, sources: Sources) -> None:
-    """Raise OptionError for conflicting outputs."""
-    files = [("--out", outputs.out), ("--errors", outputs.errors), *(("--from-file", name) for name in sources.lists)]
-    known: dict[str, str] = {}
-    for flag, name in files:
-        if name is None or (os.path.exists(name) and not os.path.isfile(name)):
-            continue
-        first = known.setdefault(os.path.realpath(name), flag)
-        if first != flag:
-            raise OptionError(f"{first} and {flag} are the same file, {name!r}: give another one")
-    if outputs.overwrite and outputs.printed:
-        raise OptionError("overwrite is given, but nothing is written: give --write, --xmp or --out")
-    if outputs.json and not outputs.printed:
-        raise OptionError("--json prints captions, but they go to files: give --out FILE.jsonl")
-    if outputs.into_shards and not any(path.endswith(".tar") for path in sources.paths):
-        raise OptionError(f"out is {outputs.out!r}: give a file that ends with {', '.join(TABLES)}")
-    if outputs.xmp and outputs.into_shards:
-        raise OptionError(f"--xmp writes next to pictures, but --out {outputs.out!r} copies shards: leave out --xmp")
-    if outputs.xmp == XMP_NAMES[0] and (outputs.sidecar or "").lower().lstrip(".") == "xmp":
-        raise OptionError("--xmp and --caption-extension '.xmp' would write the same file: leave out one of them")

@@ -66,7 +66,8 @@ def tag(args: argparse.Namespace, resources: Resources) -> int:
 
 def _job(args: argparse.Namespace, batch_size: int) -> Job:
     """The pictures and outputs of `caption` and `tag`. Raises OptionError for conflicting outputs."""
-    from .captions import Job, OutputSettings, check_outputs
+    from .captions import Job
+    from .outputs.settings import OutputSettings, check_outputs
 
     sidecar = args.caption_extension or (".txt" if args.write else None)
     xmp = args.xmp_name or (flags.XMP_NAMES[0] if args.xmp else None)
