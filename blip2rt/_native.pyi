@@ -39,6 +39,14 @@ def verify_bundle(folder: bytes, progress: Callable[[int], object]) -> None:
     progress: called with the bytes of each piece of a file.
     """
 
+def component_tensors(
+    component: str, layers: int = 0, encoder_decoder: bool = False, target: str = "ort", in_place: bool = False
+) -> tuple[list[str], list[str]]:
+    """Return the names of a graph's inputs and outputs, each layer's key before its value.
+
+    in_place: whether an llm graph of the target trt writes the cache itself.
+    """
+
 def readable_files(graph: str, sizes: Mapping[str, int]) -> dict[str, int]:
     """Files of a bundle -> those that a graph may read, by their names in its folder, with their sizes."""
 

@@ -44,40 +44,19 @@ void append_layers(Names& names, const std::string& prefix, int64_t layers) {
   }
 }
 
-// The inputs and outputs of a language model's graph. Of the target trt, it may write the cache itself.
-std::pair<Names, Names> llm_tensors(const Manifest& manifest, const Component& component) {
-  const LlmSpec& llm = *manifest.llm;
-  const bool trt = manifest.target == "trt", in_place = !trt || component.output("present_key_0") != nullptr;
-  Names inputs = {"inputs_embeds", "position_ids", "last_index"}, outputs = {"logits"};
-  if (!trt) inputs.insert(inputs.end(), {"seqlens_k", "total_sequence_length"});
-  if (trt) outputs.insert(outputs.end(), {"top_logits", "top_tokens", "log_sum_exp"});
-  if (!in_place) inputs.push_back("past_mask");
-  append_layers(inputs, "past_", llm.layers);
-  append_layers(outputs, in_place ? "present_" : "new_", llm.layers);
-  if (llm.encoder_decoder) {
-    append_layers(inputs, "cross_", llm.layers);
-    inputs.push_back("encoder_mask");
-  }
-  return {inputs, outputs};
-}
-
 // The inputs and outputs that the contract requires of a component.
-std::pair<Names, Names> required_tensors(const Manifest& manifest, const std::string& name) {
-  if (name == "vision") return {{"pixels"}, {"vision_features"}};
-  if (name == "embed") return {{"token_ids"}, {"token_embeds"}};
-  if (name == "image_embed") return {{"vision_features"}, {"image_embeds"}};
-  if (name == "text_embed") return {{"token_ids", "text_mask"}, {"text_embeds"}};
-  if (name == "itm") return {{"vision_features", "token_ids", "text_mask"}, {"itm_logits"}};
-  if (name == "qformer" || name == "attention") {
-    Names inputs = {"vision_features"};
-    if (manifest.question) inputs.insert(inputs.end(), {"token_ids", "text_mask"});
-    return {inputs, name == "qformer" ? Names{"query_output", "prefix_embeds"} : Names{"attention_maps"}};
+TensorNames required_tensors(const Manifest& manifest, const std::string& name) {
+  if ((name == "llm" || name == "encoder") && !manifest.llm) return {};
+  ComponentKind kind;
+  kind.target = manifest.target;
+  if (manifest.llm) kind.layers = manifest.llm->layers;
+  if (manifest.llm) kind.encoder_decoder = manifest.llm->encoder_decoder;
+  kind.in_place = manifest.components.at(name).output("present_key_0") != nullptr;
+  TensorNames tensors = component_tensors(name, kind);
+  if (manifest.question && (name == "qformer" || name == "attention")) {
+    tensors.inputs.insert(tensors.inputs.end(), {"token_ids", "text_mask"});
   }
-  if (manifest.llm && name == "llm") return llm_tensors(manifest, manifest.components.at(name));
-  if (!manifest.llm || name != "encoder") return {};
-  Names outputs;
-  append_layers(outputs, "cross_", manifest.llm->layers);
-  return {{"inputs_embeds", "attention_mask"}, outputs};
+  return tensors;
 }
 
 void check_tensors(Faults& faults, const std::string& name, const char* kind, const Names& required,
@@ -126,7 +105,37 @@ void check_names(Faults& faults, const Manifest& manifest) {
   }
 }
 
+TensorNames llm_tensors(const ComponentKind& kind) {
+  const bool trt = kind.target == "trt", in_place = !trt || kind.in_place;
+  Names inputs = {"inputs_embeds", "position_ids", "last_index"}, outputs = {"logits"};
+  if (!trt) inputs.insert(inputs.end(), {"seqlens_k", "total_sequence_length"});
+  if (trt) outputs.insert(outputs.end(), {"top_logits", "top_tokens", "log_sum_exp"});
+  if (!in_place) inputs.push_back("past_mask");
+  append_layers(inputs, "past_", kind.layers);
+  append_layers(outputs, in_place ? "present_" : "new_", kind.layers);
+  if (kind.encoder_decoder) {
+    append_layers(inputs, "cross_", kind.layers);
+    inputs.push_back("encoder_mask");
+  }
+  return {inputs, outputs};
+}
+
 }  // namespace
+
+TensorNames component_tensors(const std::string& name, const ComponentKind& kind) {
+  if (name == "vision") return {{"pixels"}, {"vision_features"}};
+  if (name == "qformer") return {{"vision_features"}, {"query_output", "prefix_embeds"}};
+  if (name == "attention") return {{"vision_features"}, {"attention_maps"}};
+  if (name == "embed") return {{"token_ids"}, {"token_embeds"}};
+  if (name == "image_embed") return {{"vision_features"}, {"image_embeds"}};
+  if (name == "text_embed") return {{"token_ids", "text_mask"}, {"text_embeds"}};
+  if (name == "itm") return {{"vision_features", "token_ids", "text_mask"}, {"itm_logits"}};
+  if (name == "llm") return llm_tensors(kind);
+  if (name != "encoder") return {};
+  Names outputs;
+  append_layers(outputs, "cross_", kind.layers);
+  return {{"inputs_embeds", "attention_mask"}, outputs};
+}
 
 Faults component_faults(const Manifest& manifest) {
   Faults faults;

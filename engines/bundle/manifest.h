@@ -127,6 +127,22 @@ struct Manifest {
 inline const std::vector<std::string> kGenerative = {"qformer", "embed", "llm"};
 inline const std::vector<std::string> kRetrieval = {"image_embed", "text_embed", "itm"};
 
+// What the tensors of a component depend on: the language model's layers, what runs the graph, and whether a graph of
+// the target trt writes the cache itself.
+struct ComponentKind {
+  int64_t layers = 0;
+  bool encoder_decoder = false, in_place = false;
+  std::string target = "ort";
+};
+
+struct TensorNames {
+  std::vector<std::string> inputs, outputs;
+};
+
+// The names of a component's inputs and outputs, each layer's key before its value. A Q-Former that reads questions
+// also has those of a text.
+TensorNames component_tensors(const std::string& name, const ComponentKind& kind);
+
 // Parses a manifest, whose bytes are changed. Throws Error with every fault; `file` names it.
 Manifest read_manifest(std::string bytes, const std::string& file);
 

@@ -84,6 +84,13 @@ void bind_bundle(nb::module_& m) {
   m.def("read_bundle", &read, "folder"_a, "files"_a = true, "tensors"_a = false);
   m.def("check_graphs", &check_all_graphs, "folder"_a, "trusted"_a);
   m.def("readable_files", &readable, "graph"_a, "sizes"_a);
+  m.def(
+      "component_tensors",
+      [](const std::string& component, int64_t layers, bool encoder_decoder, const std::string& target, bool in_place) {
+        TensorNames names = component_tensors(component, {layers, encoder_decoder, in_place, target});
+        return std::pair(std::move(names.inputs), std::move(names.outputs));
+      },
+      "component"_a, "layers"_a = 0, "encoder_decoder"_a = false, "target"_a = "ort", "in_place"_a = false);
   m.def("verify_bundle", &verify_files, "folder"_a, "progress"_a);
   m.def("manifest_faults", &faults_of, "manifest"_a);
   m.def(

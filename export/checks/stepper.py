@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from blip2rt.bundle import LOG_SUM_EXP, LOGITS, PAST_MASK, TOP_LOGITS, TOP_TOKENS, llm_tensors
+from blip2rt.bundle import LOG_SUM_EXP, LOGITS, PAST_MASK, TOP_LOGITS, TOP_TOKENS
+from blip2rt.native import native
 
 from ..trt.kv_cache import MASKED
 
@@ -47,7 +48,7 @@ class Stepper:
 
     def _run(self, inputs_embeds: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """Read counts (B) new positions of each row."""
-        inputs, outputs = llm_tensors(self.layers)
+        inputs, outputs = native().component_tensors("llm", self.layers)
         positions = self.lengths[:, None] + np.arange(inputs_embeds.shape[1])
         self.lengths = self.lengths + counts
         feeds = (
@@ -79,7 +80,7 @@ class TrtStepper(Stepper):
         return np.full(shape, _POISON, np.float16 if "float16" in inputs["past_key_0"].type else np.float32)
 
     def _run(self, inputs_embeds: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        inputs, outputs = llm_tensors(self.layers, target="trt", in_place=self.in_place)
+        inputs, outputs = native().component_tensors("llm", self.layers, target="trt", in_place=self.in_place)
         feeds = {
             "inputs_embeds": np.ascontiguousarray(inputs_embeds, np.float32),
             "position_ids": self.lengths[:, None] + np.arange(inputs_embeds.shape[1]),

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from blip2rt.bundle import EMBED, LLM, llm_tensors
+from blip2rt.bundle import EMBED, LLM
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.llm import sees_both_ways
+from blip2rt.native import native
 
 from . import alibi, fuse, trace
 from .bidirectional import BidirectionalPrompt
@@ -281,7 +282,7 @@ def trace_llm(llm: Any, max_positions: int = 1024) -> ir.Model:
     if llm.config.is_encoder_decoder:
         raise Blip2rtError(f"{type(llm).__name__} is an encoder-decoder; only decoder-only models are exported")
     shape = geometry(llm)
-    inputs, outputs = llm_tensors(shape.layers)
+    inputs, outputs = native().component_tensors(LLM, shape.layers)
     example, axes = example_inputs(inputs, shape)
     positions = min(max_positions, shape.max_positions)
     with custom_attention(llm), fixed_rope_tables(llm):

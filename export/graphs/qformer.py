@@ -19,10 +19,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from blip2rt.bundle import ATTENTION, QFORMER, RETRIEVAL, TENSORS, TEXT_MASK, TOKEN_IDS, VISION_FEATURES
+from blip2rt.bundle import ATTENTION, QFORMER, RETRIEVAL, TEXT_MASK, TOKEN_IDS, VISION_FEATURES
 from blip2rt.modeling.blip2 import Blip2
 from blip2rt.modeling.qformer import Layer
 from blip2rt.modeling.vision import VisionConfig
+from blip2rt.native import native
 
 from .trace import GraphSpec
 
@@ -40,9 +41,9 @@ def retrieval_graphs(model: Blip2) -> list[GraphSpec]:
 
 
 def _graph(name: str, model: Blip2) -> GraphSpec:
-    config, (inputs, outputs) = model.config, TENSORS[name]
+    config, (inputs, outputs) = model.config, native().component_tensors(name)
     if name in (QFORMER, ATTENTION) and config.question_input:
-        inputs = (*inputs, TOKEN_IDS, TEXT_MASK)
+        inputs += [TOKEN_IDS, TEXT_MASK]
     text_mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     example = {
         VISION_FEATURES: torch.zeros(2, config.vision.positions, config.vision.features),

@@ -21,9 +21,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from blip2rt.bundle import ENCODER, LLM, encoder_tensors, llm_tensors
+from blip2rt.bundle import ENCODER, LLM
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import quantize
+from blip2rt.native import native
 
 from . import fuse, trace
 from .llm import Geometry, example_inputs, padded_head_dim, truncate_keys
@@ -75,7 +76,8 @@ def encoder_graph(t5: Any) -> trace.GraphSpec:
         "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]),
     }
     axes = {name: {0: "B", 1: "S"} for name in example}
-    return trace.GraphSpec(ENCODER, _Encoder(t5), example, encoder_tensors(len(t5.decoder.block))[1], axes)
+    _, outputs = native().component_tensors(ENCODER, len(t5.decoder.block))
+    return trace.GraphSpec(ENCODER, _Encoder(t5), example, outputs, axes)
 
 
 def trace_encoder(t5: Any) -> ir.Model:
@@ -88,7 +90,7 @@ def trace_encoder(t5: Any) -> ir.Model:
 def trace_decoder(t5: Any) -> ir.Model:
     """Trace `llm`."""
     shape = geometry(t5, 0)
-    inputs, outputs = llm_tensors(shape.layers, encoder_decoder=True)
+    inputs, outputs = native().component_tensors(LLM, shape.layers, encoder_decoder=True)
     example, axes = example_inputs(inputs, shape)
     model = trace.trace(trace.GraphSpec(LLM, _Decoder(t5), example, outputs, axes))
     fuse.fuse_decoder(model)

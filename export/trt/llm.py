@@ -14,8 +14,9 @@ from typing import Any
 import onnx_ir as ir
 from torch import Tensor, nn
 
-from blip2rt.bundle import LLM, TOP_K, llm_tensors
+from blip2rt.bundle import LLM, TOP_K
 from blip2rt.errors import Blip2rtError
+from blip2rt.native import native
 
 from ..graphs import llm as ort_llm
 from ..graphs import trace
@@ -94,7 +95,7 @@ def trace_graph(spec: trace.GraphSpec, kind: CacheKind) -> ir.Model:
 def trace_llm(llm: Any, max_positions: int, kind: CacheKind = ReadOnlyCache) -> ir.Model:
     """Trace `llm` of a Hugging Face causal LM in eval mode and float32, for up to `max_positions` positions."""
     shape = ort_llm.geometry(llm)
-    inputs, outputs = llm_tensors(shape.layers, target="trt", in_place=kind.in_place)
+    inputs, outputs = native().component_tensors(LLM, shape.layers, target="trt", in_place=kind.in_place)
     example, axes = ort_llm.example_inputs(inputs, shape)
     with ort_llm.custom_attention(llm), fixed_rope_tables(llm):
         decoder = _Decoder(llm, shape.layers, min(max_positions, shape.max_positions), kind)

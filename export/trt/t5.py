@@ -14,7 +14,8 @@ from typing import Any
 import onnx_ir as ir
 from torch import Tensor
 
-from blip2rt.bundle import LLM, llm_tensors
+from blip2rt.bundle import LLM
+from blip2rt.native import native
 
 from ..graphs import t5, trace
 from ..graphs.llm import example_inputs
@@ -25,7 +26,7 @@ from .llm import add_top_k, trace_graph
 def trace_decoder(model: Any, kind: CacheKind = ReadOnlyCache) -> ir.Model:
     """Trace `llm`."""
     shape = t5.geometry(model, 0)
-    inputs, outputs = llm_tensors(shape.layers, encoder_decoder=True, target="trt", in_place=kind.in_place)
+    inputs, outputs = native().component_tensors(LLM, shape.layers, True, "trt", kind.in_place)
     example, axes = example_inputs(inputs, shape)
     return trace_graph(trace.GraphSpec(LLM, _Decoder(model, kind), example, outputs, axes), kind)
 

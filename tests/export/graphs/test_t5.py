@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from blip2rt import bundle as contract
-from blip2rt.bundle import encoder_tensors, llm_tensors
 from blip2rt.bundle.manifest import to_json
 from blip2rt.errors import Blip2rtError
 from blip2rt.native import native
@@ -97,13 +96,13 @@ def test_int4_does_not_quantize_relative_biases(tmp_path: Path) -> None:
 def test_manifest_of_an_encoder_decoder() -> None:
     """It needs the encoder, and the token that the decoder starts from."""
 
-    def component(name: str, tensors: tuple[tuple[str, ...], tuple[str, ...]]) -> contract.Component:
-        inputs, outputs = (tuple(contract.TensorInfo(n, "float32", ("B",)) for n in names) for names in tensors)
+    def component(name: str) -> contract.Component:
+        names = native().component_tensors(name, 1, encoder_decoder=True)
+        inputs, outputs = (tuple(contract.TensorInfo(each, "float32", ("B",)) for each in part) for part in names)
         return contract.Component(f"{name}.onnx", "fp32", inputs, outputs)
 
-    components = {n: component(n, contract.TENSORS.get(n, ((), ()))) for n in ("vision", "qformer", "embed")}
-    components["llm"] = component("llm", llm_tensors(1, True))
-    complete = {**components, "encoder": component("encoder", encoder_tensors(1))}
+    components = {name: component(name) for name in ("vision", "qformer", "embed", "llm")}
+    complete = {**components, "encoder": component("encoder")}
     manifest = make_manifest({}, True, False)
     files = {name: contract.FileEntry(1, "") for name in ("tokenizer.json", *(c.graph for c in complete.values()))}
     spec = replace(manifest.llm, encoder_decoder=True, decoder_start_token_id=0)
