@@ -1,7 +1,7 @@
 """The types of the native core (engines/). tests/engines/test_native_stub.py compares them with the built module."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -456,11 +456,16 @@ class GenerationOptions:
 class CallerOptions:
     """The fields of blip2rt.Options that a caller gave; engines/language/options.h checks them."""
 
-    def __init__(self, given: Mapping[str, Any], defaults: CallerOptions | None = None) -> None:
-        """Options by name, over `defaults`; None is not given.
+    def __init__(self, given: Mapping[str, Any], defaults: CallerOptions | None = None, captions: bool = False) -> None:
+        """Options by name, over `defaults`; None is not given. captions: also raw and pool.
 
         Raises OptionError for unknown names, which also lists the faults of the others.
         """
+    @property
+    def raw(self) -> bool: ...
+    @property
+    def pool(self) -> str | Literal[False] | None:
+        """A file, False for no pool, or None for the bundle's."""
 
 class Language:
     """The language side of a bundle without its graphs: prompts, checked options, and tokens as texts."""

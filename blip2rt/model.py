@@ -175,13 +175,14 @@ class Model(MatchingCalls):
         return self._captions(images, keep_going, options)
 
     def _captions(self, images: Many, keep_going: bool, options: dict[str, Any]) -> Iterator[Any]:
-        prompt, raw, scores, on_token = (options.pop(name, None) for name in ("prompt", "raw", "scores", "on_token"))
-        on_timeout, pool = options.pop("on_timeout", "raise"), options.pop("pool", None)
-        task = self.pipeline.task_of(prompt, None, merge(Options(), options))
-        task = replace(task, single_line=not raw, confidence=bool(scores))
+        prompt, scores, on_token = (options.pop(name, None) for name in ("prompt", "scores", "on_token"))
+        on_timeout, chosen = options.pop("on_timeout", "raise"), merge(Options(), options, captions=True)
+        task = self.pipeline.task_of(prompt, None, chosen)
+        task = replace(task, single_line=not chosen.raw, confidence=bool(scores))
         check_call(on_timeout, on_token, task.settings)
         one_by_one(images)
-        found = self.pipeline.generate_each(images, repeat(self.matcher.with_pool(task, pool)), on_token, keep_going)
+        tasks = repeat(self.matcher.with_pool(task, chosen.pool))
+        found = self.pipeline.generate_each(images, tasks, on_token, keep_going)
         return (shaped(texts, scores, task.settings, on_timeout) for texts in found)
 
     @overload
@@ -239,8 +240,8 @@ class Model(MatchingCalls):
         """
         pipeline = self.pipeline
         pipeline.require(contract.GENERATIVE, "stream")
-        pool = options.pop("pool", None)
-        task = self.matcher.with_pool(pipeline.task(prompt, **options), pool)
+        question, chosen = options.pop("question", None), merge(Options(), options, captions=True)
+        task = self.matcher.with_pool(pipeline.task_of(prompt, question, chosen), chosen.pool)
         if task.settings.num_return_sequences > 1:
             raise OptionError("stream gives one text: leave num_captions at 1")
         watch = Stopwatch(task.settings)
@@ -251,7 +252,7 @@ class Model(MatchingCalls):
         prefix_embeds, settings = pipeline.guided_prefix(prepared, task, watch)
         if watch.expired:
             raise too_late(task.settings.max_time)
-        tidied = options.get("question") is None
+        tidied = question is None and not chosen.raw
         return pipeline.language.stream(prefix_embeds, task.prompt, settings, tidied)
 
     @shown("list[tuple[str, numpy.ndarray]]")

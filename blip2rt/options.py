@@ -95,6 +95,7 @@ class StreamOptions(TextOptions, total=False):
     """Keywords of Model.stream."""
 
     question: str | None
+    raw: bool
     pool: str | os.PathLike[str] | Literal[False] | None
 
 
@@ -113,13 +114,15 @@ class CaptionOptions(AskOptions, total=False):
     pool: str | os.PathLike[str] | Literal[False] | None
 
 
-def merge(options: Options, given: Mapping[str, Any]) -> CallerOptions:
+def merge(options: Options, given: Mapping[str, Any], captions: bool = False) -> CallerOptions:
     """Override `options` by the keyword arguments that are not None. The core's table has names, limits and messages.
+
+    captions: also take raw and pool.
 
     Raises OptionError for unknown ones, which also lists the faults of the others.
     """
     core = native()
-    return core.CallerOptions(given, core.CallerOptions(vars(options)))
+    return core.CallerOptions(given, core.CallerOptions(vars(options)), captions)
 
 
 def given_in(args: object) -> dict[str, Any]:

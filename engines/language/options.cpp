@@ -34,7 +34,7 @@ constexpr Option number(const char* name, double least, double most, const char*
 
 constexpr const char *kPositive = "a number above 0, from 1e-37 to 1e+38", *kShare = "a number from 0 to 1";
 
-// In the order of blip2rt.Options; the last kOfCaptions are those of C's captions alone.
+// In the order of blip2rt.Options; the last kOfCaptions are those of captions alone.
 constexpr Option kOptions[] = {whole("num_captions", 1, kMaxBeams),
                                whole("num_beams", 1, kMaxBeams),
                                whole("max_new_tokens", 1, kMaxTokens),
@@ -59,9 +59,10 @@ constexpr size_t kOfCaptions = 2;
 constexpr const char* kSampling[] = {"temperature", "top_k", "top_p", "min_p", "seed"};
 
 constexpr OptionWording kPython = {"True or False", "True, False or 'never'", "a str",
-                                   "a str or a list of str, none of them empty, of valid Unicode"};
+                                   "a str or a list of str, none of them empty, of valid Unicode",
+                                   "False, or the path of a file"};
 constexpr OptionWording kStrings = {"true or false", "true, false or never", "valid UTF-8",
-                                    "texts that are not empty, of UTF-8"};
+                                    "texts that are not empty, of UTF-8", "false, or the path of a file"};
 
 bool is_text(const std::string& text) { return !text.empty() && is_utf8(text); }
 
@@ -85,7 +86,7 @@ bool holds(const Option& option, const OptionValue& given) {
       return text != nullptr ? is_text(*text) : texts != nullptr && std::all_of(texts->begin(), texts->end(), is_text);
     case Kind::kPool: break;
   }
-  return text != nullptr && !text->empty();
+  return is_flag ? !std::get<bool>(given.value) : text != nullptr && !text->empty();
 }
 
 std::string requirement_of(const Option& option, const OptionWording& wording) {
@@ -99,7 +100,7 @@ std::string requirement_of(const Option& option, const OptionWording& wording) {
     case Kind::kTexts: return wording.texts;
     case Kind::kPool: break;
   }
-  return "false, or the path of a file";
+  return wording.pool;
 }
 
 // Reads the value of a C caller; one that is not of the option's type stays without a value.
@@ -147,10 +148,10 @@ TextOptions::TextOptions(const char* const* pairs, bool captions) : wording_(&kS
   require_known(unknown, captions);
 }
 
-TextOptions::TextOptions(Values given, std::vector<std::string> unknown, const TextOptions& defaults)
+TextOptions::TextOptions(Values given, std::vector<std::string> unknown, const TextOptions& defaults, bool captions)
     : values_(std::move(given)), wording_(&kPython) {
   values_.insert(defaults.values_.begin(), defaults.values_.end());
-  require_known(unknown, false);
+  require_known(unknown, captions);
 }
 
 std::vector<std::string> TextOptions::names(bool captions) {
@@ -171,6 +172,10 @@ TextOptions TextOptions::over(const TextOptions& defaults) const {
   TextOptions all = *this;
   all.values_.insert(defaults.values_.begin(), defaults.values_.end());
   return all;
+}
+
+std::string TextOptions::pool() const {
+  return find<bool>("pool") != nullptr ? "false" : value_or("pool", std::string());
 }
 
 std::string TextOptions::forced_prefix() const {

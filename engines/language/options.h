@@ -32,7 +32,7 @@ struct OptionValue {
 
 // How callers of a language write values: the end of "do_sample is 1: give ...".
 struct OptionWording {
-  const char *flag, *early_stopping, *text, *texts;
+  const char *flag, *early_stopping, *text, *texts, *pool;
 };
 
 class TextOptions {
@@ -47,10 +47,9 @@ class TextOptions {
 
   // Options of a Python caller, and those of `defaults` that they leave open. Throws Error for unknown names in the
   // same way.
-  TextOptions(Values given, std::vector<std::string> unknown, const TextOptions& defaults);
+  TextOptions(Values given, std::vector<std::string> unknown, const TextOptions& defaults, bool captions);
 
-  // The names of the options that Python's callers have.
-  static std::vector<std::string> names(bool captions = false);
+  static std::vector<std::string> names(bool captions);
 
   // These options, and those of `defaults` that they leave open.
   TextOptions over(const TextOptions& defaults) const;
@@ -60,7 +59,7 @@ class TextOptions {
   GenerationOptions resolve(const Decoding& defaults, const Room& room) const;
 
   bool raw() const { return value_or("raw", false); }
-  std::string pool() const { return value_or("pool", std::string()); }  // a file, or "false"; empty: the bundle's own
+  std::string pool() const;  // a file, or "false"; empty: the bundle's own
   // These are empty if they are invalid.
   std::string forced_prefix() const;
   std::vector<std::string> bad_words() const { return texts("bad_words"); }

@@ -70,18 +70,20 @@ OptionValue option_of(nb::handle object) {
 }
 
 // Options by name; None is no option.
-TextOptions options_of(const std::map<std::string, nb::object>& given, const TextOptions* defaults) {
-  static const std::vector<std::string> names = TextOptions::names();
+TextOptions options_of(const std::map<std::string, nb::object>& given, const TextOptions* defaults, bool captions) {
+  const std::vector<std::string> names = TextOptions::names(captions);
   TextOptions::Values values;
   std::vector<std::string> unknown;
   for (const auto& [name, value] : given) {
     if (std::find(names.begin(), names.end(), name) == names.end()) {
       unknown.push_back(name);
+    } else if (name == "pool" && PyObject_HasAttrString(value.ptr(), "__fspath__") != 0) {
+      values.emplace(name, option_of(nb::steal(PyOS_FSPath(value.ptr()))));
     } else if (!value.is_none()) {
       values.emplace(name, option_of(value));
     }
   }
-  return {std::move(values), std::move(unknown), defaults == nullptr ? TextOptions() : *defaults};
+  return {std::move(values), std::move(unknown), defaults == nullptr ? TextOptions() : *defaults, captions};
 }
 
 // Reads a blip2rt.bundle.manifest.Manifest.
@@ -208,10 +210,14 @@ void bind_language(nb::module_& m) {
   nb::class_<TextOptions>(m, "CallerOptions")
       .def(
           "__init__",
-          [](TextOptions* self, const std::map<std::string, nb::object>& given, const TextOptions* defaults) {
-            new (self) TextOptions(options_of(given, defaults));
-          },
-          "given"_a, "defaults"_a = nb::none());
+          [](TextOptions* self, const std::map<std::string, nb::object>& given, const TextOptions* defaults,
+             bool captions) { new (self) TextOptions(options_of(given, defaults, captions)); },
+          "given"_a, "defaults"_a = nb::none(), "captions"_a = false)
+      .def_prop_ro("raw", &TextOptions::raw)
+      .def_prop_ro("pool", [](const TextOptions& self) -> nb::object {
+        const std::string pool = self.pool();
+        return pool.empty() ? nb::none() : pool == "false" ? nb::object(nb::bool_(false)) : nb::cast(pool);
+      });
   bind_model(m);
   bind_dialogue(m);
 }

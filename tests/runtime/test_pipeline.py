@@ -146,6 +146,7 @@ BAD_OPTIONS = [
     ({"do_sample": True, "top_k": 3 * 10**9, "temperature": 1e-300}, ["top_k is 3000000000", "temperature is 1e-300"]),
     ({"length_penalty": 1e300}, ["length_penalty is 1e+300"]),
     ({"on_token": 5, "num_beams": 1}, ["on_token is 5"]),
+    ({"raw": 1, "pool": 3}, ["raw is 1: give True or False", "pool is 3: give False, or the path of a file"]),
     ({"prompt": 3}, ["a text is int"]),
     ({"prompt": "\ud800"}, ["not valid Unicode"]),
 ]
