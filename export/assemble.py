@@ -25,13 +25,13 @@ from blip2rt.version import __version__
 from . import bundle_extras, describe, language, targets, unpack
 from .checks import verify
 from .checks.generation_config import generation_notes
+from .checks.verdict import verdict
 from .graph_exporter import BLOCK, GraphExporter
 from .graphs import qformer, trace, vision
 from .options import ExportOptions, ExportPlan, LlmOptions, resolve
 from .precision.activations import NO_RANGES
 from .precision.quantizer import BITS, EncodeMatrix, round_to_nearest
 from .progress import Progress
-from .verdict import verdict
 
 CALIBRATION_IMAGES = 24  # for the ranges of graphs after the image encoder
 

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from blip2rt_export.arguments import ORT_PRECISIONS, TRT_PRECISIONS
+from blip2rt_export.checks.verdict import verdict
 from blip2rt_export.checks.verify import PYTORCH, Comparison
-from blip2rt_export.verdict import verdict
 
 
 def rows(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from blip2rt.bundle import EMBED, ENCODER, IMAGE_EMBED, ITM, LLM, QFORMER, TEXT_EMBED, VISION
 
-from .checks.verify import ALL_GRAPHS, PYTORCH, Comparison
+from .verify import ALL_GRAPHS, PYTORCH, Comparison
 
 SAME, SIMILAR = 0.95, 0.85  # share of greedy tokens that agree
 CLOSE = 0.98  # cosine of a graph that is not to blame
