@@ -26,6 +26,7 @@ import torch
 
 from blip2rt.errors import OptionError
 from blip2rt.modeling.blip2 import Blip2
+from blip2rt.modeling.row_noise import RowNoise
 from blip2rt.modeling.vision import VisionEncoder
 from blip2rt.native import native
 
@@ -107,9 +108,9 @@ class MicroBatch:
     images: ImageBatch
     text: TextBatch
     share: float  # tokens here over the mean of all micro-batches and processes
+    noise: RowNoise  # of its rows, for dropout
     hardness: float  # of ITM's negatives: 0 random, 1 drawn by similarity
     part: BatchPart | None = None  # its place in the batch, if that has several micro-batches
-    seed: int = 0  # of its dropout, with a part
 
 
 class Stage1:
@@ -143,7 +144,8 @@ class Stage1:
             texts = [self.text_batch([group[0].text for group in part.groups], part.image_ids) for part in rows]
             shares = this_process().loss_weights([int(text.text_mask[:, 1:].sum()) for text in texts])
             images = [to_device(part, device) for part in rows]
-            yield step, [MicroBatch(*micro, hardness) for micro in zip(images, texts, shares, strict=True)]
+            parts = zip(images, texts, shares, self.trainer.noise(step), strict=True)
+            yield step, [MicroBatch(*micro, hardness) for micro in parts]
 
     def text_batch(self, texts: list[str], images: Sequence[int] | torch.Tensor) -> TextBatch:
         """Token ids padded to the longest of the batch."""
@@ -158,13 +160,11 @@ class Stage1:
 
         Embeddings are computed here, and again by `loss`, with gradients and the same dropout.
         """
-        parallel, size, seed = this_process(), len(micros[0].text.image_ids), torch.initial_seed()
+        parallel, size = this_process(), len(micros[0].text.image_ids)
         features, embeds = [], []
-        for number, micro in enumerate(micros):
-            torch.manual_seed(_micro_seed(seed, number))
+        for micro in micros:
             features.append(batch_features(self.model, micro.images))
-            embeds.append(contrast_embeds(self.model, features[-1], micro.text))
-        torch.manual_seed(seed)
+            embeds.append(contrast_embeds(self.model, features[-1], micro.text, micro.noise))
         text = join_texts([micro.text for micro in micros])
         images, texts = (torch.cat(each) for each in zip(*embeds, strict=True))
         settings = self._loss_settings(micros[0].hardness)
@@ -184,13 +184,11 @@ class Stage1:
             rows = slice(number * size, (number + 1) * size)
             part = BatchPart(contrast, rows, own[rows], len(micros), partial(wrong_features, number))
             known = micro.images if learns else replace(micro.images, vision_features=features[number])
-            found.append(replace(micro, images=known, part=part, seed=_micro_seed(seed, number)))
+            found.append(replace(micro, images=known, part=part))
         return found
 
     def loss(self, micro: MicroBatch) -> dict[str, torch.Tensor]:
         """ITC + ITM + ITG."""
-        if micro.part is not None:
-            torch.manual_seed(micro.seed)
         return stage1_losses(
             self.model,
             batch_features(self.model, micro.images),
@@ -200,16 +198,13 @@ class Stage1:
             generator=self.trainer.generator,
             itg_share=micro.share,
             part=micro.part,
+            noise=micro.noise,
         )
 
     def _loss_settings(self, hardness: float) -> LossSettings:
         contrast = self.contrast
         whole = contrast.itc_gradient == "whole"
         return LossSettings(self.tokenizer.bos_token_id, contrast.itm_weight, hardness, whole)
-
-
-def _micro_seed(seed: int, number: int) -> int:
-    return (seed + (number + 1) * 2**50) % 2**63
 
 
 class Dev:

@@ -13,7 +13,7 @@ if __name__ == "__main__":  # by name, so that an import error below becomes one
     raise SystemExit(run_command("stage2"))
 
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import torch
 from blip2rt.modeling.adapters import add_adapters
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.checkpoint import Checkpoint
+from blip2rt.modeling.row_noise import RowNoise
 from blip2rt.modeling.vision import VisionEncoder
 
 from .data.loaders import ImageBatch, LoaderSettings, batch_features, open_loader, to_device
@@ -151,6 +152,7 @@ class MicroBatch:
     texts: PackedTexts | SplitTexts
     share: float  # learned tokens here over the mean of all micro-batches and processes
     questions: QformerTexts | None
+    noise: RowNoise  # of its rows, for dropout
 
 
 class Stage2:
@@ -189,28 +191,31 @@ class Stage2:
     def batches(self) -> Iterator[tuple[int, list[MicroBatch]]]:
         """Endless (step, micro-batches) from the trainer's step on."""
         for step, rows in self.loader.steps(self.trainer.step):
-            rng = np.random.default_rng((self.seed, step, 2, this_process().rank))
-            packed = [self.pack(part.groups, rng) for part in rows]
+            numbers = [part.tolist() for part in self.trainer.micro_rows()]
+            rngs = [[np.random.default_rng((self.seed, step, 2, row)) for row in part] for part in numbers]
+            packed = [self.pack(part.groups, own) for part, own in zip(rows, rngs, strict=True)]
             shares = this_process().loss_weights([len(texts.target) for texts, _ in packed])
             images = [to_device(part, self.trainer.device) for part in rows]
-            parts = zip(images, packed, shares, strict=True)
-            yield step, [MicroBatch(image, texts, share, questions) for image, (texts, questions), share in parts]
+            parts = zip(images, packed, shares, self.trainer.noise(step), strict=True)
+            yield step, [MicroBatch(image, text[0], share, text[1], noise) for image, text, share, noise in parts]
 
     def pack(
-        self, groups: list[list[Sample]], rng: np.random.Generator | None = None
+        self, groups: list[list[Sample]], rngs: Sequence[np.random.Generator] = ()
     ) -> tuple[PackedTexts | SplitTexts, QformerTexts | None]:
-        """The texts of each image for the LLM, an encoder-decoder's split by `rng`, and the texts that the queries
+        """The texts of each image for the LLM, an encoder-decoder's split by `rngs`, and the texts that the queries
         read, if they do: every text then has its own soft prompt."""
         device, questions = self.trainer.device, None
         if self.questions is not None:
             questions = self.questions.batch(groups, device)
+            rngs = [rng for rng, group in zip(rngs, groups, strict=False) for _ in group]
             groups = [[sample] for group in groups for sample in group]
-        return self.texts.batch(groups, device, rng), questions
+        return self.texts.batch(groups, device, rngs), questions
 
     def loss(self, micro: MicroBatch) -> dict[str, torch.Tensor]:
         """The LM loss, weighted by this micro-batch's share of all learned tokens."""
         features = batch_features(self.model, micro.images)
-        losses = self.lm_loss(self.model, features, micro.texts, self.text.hidden_positions, micro.questions)
+        hidden = self.text.hidden_positions
+        losses = self.lm_loss(self.model, features, micro.texts, hidden, micro.questions, micro.noise)
         return losses | {"loss": micro.share * losses["loss"]}
 
 

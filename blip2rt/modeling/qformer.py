@@ -6,18 +6,22 @@ separate feed-forwards. Does not know about losses, images or tokenizers.
 Two options are ours: the queries have their own LayerNorm with a large initial gain (`query_gain`), and no dropout
 (`query_dropout` 0). In the reference they share BERT's embedding LayerNorm and dropout with the text, with which the
 fresh queries of a small Q-Former collapse into one vector.
+
+Training passes `noise`, which decides what dropout drops of each row; without it, nothing is dropped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .row_noise import RowNoise
 from .vit import attention
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]
@@ -75,10 +79,13 @@ class Attention(nn.Module):
         scores = self.split(self.query(x)) @ key.transpose(-1, -2) * key.shape[-1] ** -0.5
         return scores.softmax(-1).mean(1)
 
-    def forward(self, x: torch.Tensor, key_value: KeyValue, mask: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, key_value: KeyValue, mask: torch.Tensor | None, noise: RowNoise | None
+    ) -> torch.Tensor:
         """The attention's output before dropout, residual and norm."""
         key, value = key_value
-        mixed = attention(self.split(self.query(x)), key, value, mask, self.dropout if self.training else 0.0)
+        drop = partial(noise.drop, share=self.dropout) if noise and self.dropout else None
+        mixed = attention(self.split(self.query(x)), key, value, mask, drop)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
 
@@ -101,7 +108,7 @@ class Layer(nn.Module):
         self.cross_attention = Attention(config, config.vision_width) if crosses else None
         self.query_ffn = FeedForward(config)
         self.text_ffn = FeedForward(config) if config.text_branch else None
-        self.dropout, self.query_dropout = nn.Dropout(config.dropout), config.query_dropout
+        self.dropout, self.query_dropout = config.dropout, config.query_dropout
 
     def forward(
         self,
@@ -110,6 +117,7 @@ class Layer(nn.Module):
         mask: torch.Tensor | None,
         vision_kv: KeyValue | None,
         query_kv: KeyValue | None,
+        noise: RowNoise | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, KeyValue]:
         """One layer over [queries ; text]. With `query_kv`, text also attends to queries computed before."""
         count = 0 if queries is None else queries.shape[1]
@@ -118,18 +126,18 @@ class Layer(nn.Module):
         key_value = own_kv
         if query_kv is not None:
             key_value = (torch.cat((query_kv[0], own_kv[0]), 2), torch.cat((query_kv[1], own_kv[1]), 2))
-        mixed = self.attention(x, key_value, mask)
+        mixed = self.attention(x, key_value, mask, noise and noise.at(0))
         to_queries, to_text = mixed.split((count, mixed.shape[1] - count), 1)  # its backward is one concatenation
         if queries is not None:
-            queries = self.attention.norm(queries + _dropped(self, to_queries, self.query_dropout))
+            queries = self.attention.norm(queries + _dropped(to_queries, self.query_dropout, noise, 1))
             if self.cross_attention is not None and vision_kv is not None:
-                seen = _dropped(self, self.cross_attention(queries, vision_kv, None), self.query_dropout)
-                queries = self.cross_attention.norm(queries + seen)
-            queries = self.query_ffn.norm(queries + _dropped(self, self.query_ffn(queries), self.query_dropout))
+                seen = self.cross_attention(queries, vision_kv, None, noise and noise.at(2))
+                queries = self.cross_attention.norm(queries + _dropped(seen, self.query_dropout, noise, 3))
+            queries = self.query_ffn.norm(queries + _dropped(self.query_ffn(queries), self.query_dropout, noise, 4))
         if text is not None:
             assert self.text_ffn is not None, "this Q-Former has no text branch"
-            text = self.attention.norm(text + self.dropout(to_text))
-            text = self.text_ffn.norm(text + self.dropout(self.text_ffn(text)))
+            text = self.attention.norm(text + _dropped(to_text, self.dropout, noise, 5))
+            text = self.text_ffn.norm(text + _dropped(self.text_ffn(text), self.dropout, noise, 6))
         return queries, text, own_kv
 
 
@@ -139,9 +147,9 @@ def _projected(x: torch.Tensor, linear: nn.Linear, gain: torch.Tensor, offset: t
     return F.linear(x, weight, shift) if shift.dim() == 1 else F.linear(x, weight) + shift
 
 
-def _dropped(module: nn.Module, x: torch.Tensor, share: float) -> torch.Tensor:
-    """Dropout in training; otherwise nothing, so that traced graphs contain no trace of it."""
-    return F.dropout(x, share) if module.training and share else x
+def _dropped(x: torch.Tensor, share: float, noise: RowNoise | None, place: int) -> torch.Tensor:
+    """Dropout at one of the places of a layer, or of the embeddings, if there is noise."""
+    return noise.at(place).drop(x, share) if noise and share else x
 
 
 def _in_autocast(x: torch.Tensor) -> torch.Tensor:
@@ -164,7 +172,6 @@ class QFormer(nn.Module):
             self.position_embeddings = nn.Embedding(config.max_positions, config.hidden_size)
             if config.query_gain is not None:
                 self.text_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-            self.dropout = nn.Dropout(config.dropout)
         self.apply(_bert_init)
         if config.query_gain is not None:
             nn.init.constant_(self.query_norm.weight, config.query_gain)
@@ -177,66 +184,78 @@ class QFormer(nn.Module):
         crossing = [cast(Layer, layer).cross_attention for layer in self.layers]
         return [None if attention is None else attention.key_value(vision_features, affine) for attention in crossing]
 
-    def embed_queries(self, batch: int) -> torch.Tensor:
+    def embed_queries(self, batch: int, noise: RowNoise | None = None) -> torch.Tensor:
         """The queries (batch, Q, H) that enter the first layer."""
         queries = _in_autocast(self.query_norm(self.query_tokens)).expand(batch, -1, -1)
-        return _dropped(self, queries, self.config.query_dropout)
+        return _dropped(queries, self.config.query_dropout, noise, -1)
 
-    def embed_text(self, token_ids: torch.Tensor) -> torch.Tensor:
+    def embed_text(self, token_ids: torch.Tensor, noise: RowNoise | None = None) -> torch.Tensor:
         """Word and position embeddings of token_ids (B, T); queries do not count as positions."""
         positions = torch.arange(token_ids.shape[1], device=token_ids.device)
         embeds = self.word_embeddings(token_ids) + self.position_embeddings(positions)
         norm = self.query_norm if self.config.query_gain is None else self.text_norm
-        return _in_autocast(self.dropout(norm(embeds)))
+        return _in_autocast(_dropped(norm(embeds), self.config.dropout, noise, -2))
 
-    def encode_image(self, vision_kv: Sequence[KeyValue | None], batch: int) -> tuple[torch.Tensor, list[KeyValue]]:
+    def encode_image(
+        self, vision_kv: Sequence[KeyValue | None], batch: int, noise: RowNoise | None = None
+    ) -> tuple[torch.Tensor, list[KeyValue]]:
         """Queries alone: query_output (B, Q, H) and the queries' self-attention keys and values of each layer."""
-        queries: torch.Tensor | None = self.embed_queries(batch)
+        queries: torch.Tensor | None = self.embed_queries(batch, noise)
         cache = []
-        for layer, image in zip(self.layers, vision_kv, strict=True):
-            queries, _, own_kv = layer(queries, None, None, image, None)
+        for index, (layer, image) in enumerate(zip(self.layers, vision_kv, strict=True)):
+            queries, _, own_kv = layer(queries, None, None, image, None, noise and noise.at(index))
             cache.append(own_kv)
         assert queries is not None
         return queries, cache
 
-    def encode_text(self, token_ids: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
+    def encode_text(
+        self, token_ids: torch.Tensor, text_mask: torch.Tensor, noise: RowNoise | None = None
+    ) -> torch.Tensor:
         """Text alone (uni-modal mask), bidirectional: (B, T, H). text_mask (B, T) is 1 where there is a token."""
-        text: torch.Tensor | None = self.embed_text(token_ids)
+        text: torch.Tensor | None = self.embed_text(token_ids, noise)
         mask = text_mask[:, None, None, :].bool()
-        for layer in self.layers:
-            _, text, _ = layer(None, text, mask, None, None)
+        for index, layer in enumerate(self.layers):
+            _, text, _ = layer(None, text, mask, None, None, noise and noise.at(index))
         assert text is not None
         return text
 
     def encode_pair(
-        self, token_ids: torch.Tensor, text_mask: torch.Tensor, vision_kv: Sequence[KeyValue | None]
+        self,
+        token_ids: torch.Tensor,
+        text_mask: torch.Tensor,
+        vision_kv: Sequence[KeyValue | None],
+        noise: RowNoise | None = None,
     ) -> torch.Tensor:
         """Queries and text see each other (bidirectional mask): query_output (B, Q, H)."""
         batch = token_ids.shape[0]
-        queries: torch.Tensor | None = self.embed_queries(batch)
-        text: torch.Tensor | None = self.embed_text(token_ids)
+        queries: torch.Tensor | None = self.embed_queries(batch, noise)
+        text: torch.Tensor | None = self.embed_text(token_ids, noise)
         seen = torch.cat((text_mask.new_ones(batch, self.config.queries), text_mask), 1)
         mask = seen[:, None, None, :].bool()
-        for layer, image in zip(self.layers, vision_kv, strict=True):
-            queries, text, _ = layer(queries, text, mask, image, None)
+        for index, (layer, image) in enumerate(zip(self.layers, vision_kv, strict=True)):
+            queries, text, _ = layer(queries, text, mask, image, None, noise and noise.at(index))
         assert queries is not None
         return queries
 
     def decode_text(
-        self, token_ids: torch.Tensor, text_mask: torch.Tensor, query_kv: Sequence[KeyValue]
+        self,
+        token_ids: torch.Tensor,
+        text_mask: torch.Tensor,
+        query_kv: Sequence[KeyValue],
+        noise: RowNoise | None = None,
     ) -> torch.Tensor:
         """Causal text over all queries (multimodal causal mask): (B, T, H).
 
         The queries see only themselves under this mask, so their keys and values come from `encode_image`.
         """
         batch, length = token_ids.shape
-        text: torch.Tensor | None = self.embed_text(token_ids)
+        text: torch.Tensor | None = self.embed_text(token_ids, noise)
         causal = torch.ones(length, length, dtype=torch.bool, device=token_ids.device).tril()
         over_text = causal & text_mask[:, None, :].bool()
         over_queries = over_text.new_ones(batch, length, self.config.queries)
         mask = torch.cat((over_queries, over_text), -1).unsqueeze(1)
-        for layer, kv in zip(self.layers, query_kv, strict=True):
-            _, text, _ = layer(None, text, mask, None, kv)
+        for index, (layer, kv) in enumerate(zip(self.layers, query_kv, strict=True)):
+            _, text, _ = layer(None, text, mask, None, kv, noise and noise.at(index))
         assert text is not None
         return text
 

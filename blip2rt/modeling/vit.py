@@ -67,21 +67,22 @@ def attention(
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None = None,
-    dropout: float = 0.0,
+    drop: Callable[[torch.Tensor], torch.Tensor] | None = None,
     fused: bool | None = None,
 ) -> torch.Tensor:
     """Attention of query (B, heads, T, D) over key and value (B, heads, S, D): (B, heads, T, D).
 
-    mask: True where a query sees a key. fused: use PyTorch's kernel, which stores no scores (B, heads, T, S); None: on
-    GPUs. On CPUs its backward is four times slower at these lengths, and exports trace the written-out products.
+    mask: True where a query sees a key. drop: dropout of the shares (B, heads, T, S). fused: use PyTorch's kernel,
+    which stores no shares; None: on GPUs, without dropout. On CPUs its backward is four times slower at these lengths,
+    and exports trace the written-out products.
     """
-    if query.is_cuda if fused is None else fused:
-        return F.scaled_dot_product_attention(query, key, value, mask, dropout)
+    if (query.is_cuda and drop is None) if fused is None else fused:
+        return F.scaled_dot_product_attention(query, key, value, mask)
     scores = query @ key.transpose(-1, -2) * key.shape[-1] ** -0.5
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     shares = scores.softmax(-1)
-    return (F.dropout(shares, dropout) if dropout else shares).to(value.dtype) @ value
+    return (drop(shares) if drop else shares).to(value.dtype) @ value
 
 
 class Block(nn.Module):

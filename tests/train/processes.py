@@ -25,7 +25,7 @@ from tests.train.arguments import options
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 1800  # seconds after which processes have hung, however busy the machine is
 FIVE_STEPS = options(
-    steps=5, warmup=2, dropout=0, query_dropout=0, attention_dropout=0, batch_size=8, save_every=2, keep=9
+    steps=5, warmup=2, dropout=0.1, query_dropout=0.1, attention_dropout=0.1, batch_size=8, save_every=2, keep=9
 )
 
 

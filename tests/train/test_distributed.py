@@ -1,4 +1,4 @@
-"""Two processes (gloo) train as one does: the same losses and weights, whatever divides the batch."""
+"""Two processes (gloo) train as one does, dropout included: the same losses and weights, whatever divides the batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from blip2rt_train import stage1, stage2
 from blip2rt_train.loop.trainer import check_batch
 from blip2rt_train.settings import BatchSettings
 
-from ..tiny.training import NANO_STAGE2, llm_folder, tiny_settings
+from ..tiny.training import NANO_STAGE2, llm_folder, t5_folder, tiny_settings
 from .processes import (
     FIVE_STEPS,
     ROOT,
@@ -55,8 +55,8 @@ def one2(parts: tuple[Path, list[str]]) -> Path:
     return folder / "one2"
 
 
-def stage2_fields(folder: Path) -> list[str]:
-    return [*NANO_STAGE2, "--llm_source", str(folder / "llm"), "--end", "<|end|>"]
+def stage2_fields(folder: Path, llm: str = "llm") -> list[str]:
+    return [*NANO_STAGE2, "--llm_source", str(folder / llm), "--end", "<|end|>", "--hidden_positions", "0.3"]
 
 
 @pytest.mark.parametrize(("shard", "accumulate"), [("none", 1), ("trained", 2)])
@@ -99,6 +99,16 @@ def test_stage2_weighs_tokens_equally(parts: tuple[Path, list[str]], one2: Path,
     fields = [*stage2_fields(folder), "--accumulate", "2", "--shard", shard]
     train_together("blip2rt_train.stage2", [*settings, *fields, "--out", str(folder / f"{shard}2")], tmp_path)
     assert_same_training(one2, folder / f"{shard}2")
+
+
+def test_prefixes_of_an_encoder_decoder_split_alike(parts: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """A caption's split depends on its row of the whole batch."""
+    folder, settings = parts
+    t5_folder(folder / "t5")
+    arguments = [*settings, *stage2_fields(folder, "t5")]
+    assert stage2.main([*arguments, "--out", str(folder / "one-t5")]) == 0
+    train_together("blip2rt_train.stage2", [*arguments, "--accumulate", "2", "--out", str(folder / "two-t5")], tmp_path)
+    assert_same_training(folder / "one-t5", folder / "two-t5")
 
 
 def test_number_of_processes_may_change_on_resume(parts: tuple[Path, list[str]], one: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.llm import LanguageModelSource, LlmConfig
 from blip2rt.modeling.qformer import QFormer, QFormerConfig
+from blip2rt.modeling.row_noise import RowNoise
 from blip2rt_train import stage1, stage2
 from blip2rt_train.data.samples import Sample
 from blip2rt_train.loop.parallel import Parallel
@@ -87,7 +88,7 @@ def test_dropout_matches_the_reference(reference: bool, monkeypatch: pytest.Monk
     import transformers
 
     shares = {"query_dropout": 0.2, "attention_dropout": 0.3} if reference else {}
-    model = QFormer(QFormerConfig(**{**vars(TINY), "dropout": 0.2, **shares})).train()
+    model = QFormer(QFormerConfig(**{**vars(TINY), "dropout": 0.2, **shares}))
     size = sizes("vocab_size=20 hidden_size=16 num_hidden_layers=2 num_attention_heads=2 intermediate_size=24")
     rates: dict[str, Any] = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3}
     theirs_has: dict[str, Any] = {"use_qformer_text_input": True, "attn_implementation": "eager"}
@@ -101,8 +102,9 @@ def test_dropout_matches_the_reference(reference: bool, monkeypatch: pytest.Monk
         return x
 
     monkeypatch.setattr(F, "dropout", record)
+    monkeypatch.setattr(RowNoise, "drop", lambda _, x, share: record(x, share))
     image, ids = torch.randn(2, 5, 12), torch.ones(2, 4, dtype=torch.long)
-    model.encode_pair(ids, ids, model.vision_kv(image))
+    model.encode_pair(ids, ids, model.vision_kv(image), RowNoise.of_rows(0, torch.arange(2)))
     mine, dropped[:] = numbers(dropped), []
     if not reference:
         assert mine == {0.2: 2 * 4 * 16 * 5}, "the text's embeddings, and twice in each of two layers"

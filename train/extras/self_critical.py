@@ -22,6 +22,7 @@ from transformers import DynamicCache
 
 from blip2rt.errors import OptionError
 from blip2rt.modeling.blip2 import Blip2
+from blip2rt.modeling.row_noise import RowNoise
 
 from ..data.loaders import StreamingLoader, batch_features
 from ..data.samples import Sample
@@ -69,7 +70,8 @@ class SelfCriticalTraining:
     def loss(self, micro: MicroBatch) -> dict[str, torch.Tensor]:
         """Return the loss of the samples, and their mean CIDEr."""
         images = micro.images
-        return self.sampled.loss(images.image_ids.tolist(), batch_features(self.stage.model, images), images.groups)
+        features = batch_features(self.stage.model, images)
+        return self.sampled.loss(images.image_ids.tolist(), features, images.groups, micro.noise)
 
     def evaluate(self, dev: Dev) -> dict[str, float]:
         """Return stage 2's measures, and the CIDEr of greedy captions."""
@@ -90,7 +92,9 @@ class SelfCritical:
         self.model, self.texts, self.samples, self.temperature = model, texts, samples, temperature
         self.prompt = texts.given(texts.config.caption_prompt)
 
-    def loss(self, images: list[int], features: torch.Tensor, groups: list[list[Sample]]) -> dict[str, torch.Tensor]:
+    def loss(
+        self, images: list[int], features: torch.Tensor, groups: list[list[Sample]], noise: RowNoise
+    ) -> dict[str, torch.Tensor]:
         """Return the loss on features (B, N, C) of `images`: a sample is weighted by its reward minus the mean of the
         others.
         """
@@ -112,7 +116,7 @@ class SelfCritical:
             + [self.texts.tokens(sample) for sample in group if sample.prompt]
             for row, weights, group in zip(sampled, advantages.tolist(), groups, strict=True)
         ]
-        losses = lm_loss(self.model, features, self.texts.packed(tokens, features.device))
+        losses = lm_loss(self.model, features, self.texts.packed(tokens, features.device), noise=noise)
         return losses | {"cider": 100 * rewards.mean()}
 
     def greedy(self, features: torch.Tensor) -> list[str]:

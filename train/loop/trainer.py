@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.blip2 import TrainableModel
+from blip2rt.modeling.row_noise import RowNoise
 from blip2rt.modeling.vision import layer_numbers, longest_list
 
 from ..progress import announce
@@ -125,7 +126,7 @@ class Trainer:
         self.dtype = autocast_dtype(settings.machine.precision)
         # With PyTorch's initial 2**16 the first steps overflow and are skipped; the scale grows by itself.
         self.scaler = torch.amp.GradScaler(self.device.type, 2.0**10, enabled=self.dtype == torch.float16)
-        self.generator = torch.Generator(self.device) if self.parallel.world > 1 else None  # equal in all processes
+        self.generator = torch.Generator(self.device)  # equal in all processes
         self.log = Log(self.out, self.parallel.main, settings.optimizer.steps, settings.log.wandb, record)
 
     def prepare(self, layered: Sequence[nn.Module], frozen: Sequence[nn.Module | None]) -> None:
@@ -209,13 +210,24 @@ class Trainer:
         """Return the newest checkpoint's folder, which only the main process must see."""
         return checkpoints.checkpoint_folder(self.out, self.step)
 
+    def _seed(self, step: int) -> int:
+        """Return the seed of all that a step draws, so that it repeats after a resume."""
+        return self.settings.batch.seed * 1_000_003 + step
+
+    def micro_rows(self) -> list[torch.Tensor]:
+        """Return the numbers of each micro-batch's rows in the whole batch."""
+        batch = self.settings.batch
+        return list(self.parallel.own_rows(batch.batch_size // self.parallel.world).chunk(batch.accumulate))
+
+    def noise(self, step: int) -> list[RowNoise]:
+        """Return the random numbers of each micro-batch's rows in a step, for dropout."""
+        return [RowNoise.of_rows(self._seed(step), rows) for rows in self.micro_rows()]
+
     def _step(self, step: int, backward: Callable[[], Losses]) -> dict[str, float]:
         """Update the weights once; `backward` accumulates gradients and returns the losses."""
         optimizer = self.settings.optimizer
-        seed = self.settings.batch.seed * 1_000_003 + step  # dropout and negatives repeat after a resume
-        torch.manual_seed(seed + self.parallel.rank * 2**40)
-        if self.generator is not None:
-            self.generator.manual_seed(seed)
+        torch.manual_seed(self._seed(step) + self.parallel.rank * 2**40)
+        self.generator.manual_seed(self._seed(step))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, group["peak"], optimizer)
         with self.rounding.active():

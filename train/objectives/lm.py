@@ -16,6 +16,7 @@ from blip2rt.errors import OptionError
 from blip2rt.modeling.bert import BertSource
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.llm import LanguageModelSource, LlmConfig, has_alibi, sees_both_ways
+from blip2rt.modeling.row_noise import RowNoise
 from blip2rt.native import native
 
 from ..data.samples import Sample
@@ -87,21 +88,29 @@ def truncation_report(texts: Any, samples: Sequence[Sample]) -> str:
 
 
 def query_output(
-    model: Blip2, vision_features: torch.Tensor, hidden_positions: float, questions: QformerTexts | None
+    model: Blip2,
+    vision_features: torch.Tensor,
+    hidden_positions: float,
+    questions: QformerTexts | None,
+    noise: RowNoise | None = None,
 ) -> torch.Tensor:
-    """query_output (B, Q, H) of images, with a random share of their positions hidden.
+    """query_output (B, Q, H) of images, with a share of their positions hidden, the same ones in the whole batch.
 
     With `questions` it is (T, Q, H): the queries read T texts too, which share the keys and values of their images.
+    noise: of the images, for dropout and the hidden positions.
     """
     vision_kv = model.vision_kv(vision_features)
-    if hidden_positions:
+    if hidden_positions and noise:
         count = vision_features.shape[1]
-        shown = torch.randperm(count, device=vision_features.device)[: count - int(hidden_positions * count)]
+        shown = noise.order(count)[: count - int(hidden_positions * count)]
         vision_kv = [None if kv is None else (kv[0][:, :, shown], kv[1][:, :, shown]) for kv in vision_kv]
     if questions is None:
-        return model.qformer.encode_image(vision_kv, len(vision_features))[0]
+        return model.qformer.encode_image(vision_kv, len(vision_features), noise)[0]
     vision_kv = [None if kv is None else (kv[0][questions.image], kv[1][questions.image]) for kv in vision_kv]
-    return model.qformer.encode_pair(questions.token_ids, questions.text_mask, vision_kv)
+    number = torch.arange(len(questions.image), device=questions.image.device)
+    number -= torch.searchsorted(questions.image, questions.image)  # within its image
+    noise = noise and noise.copies(questions.image, number)
+    return model.qformer.encode_pair(questions.token_ids, questions.text_mask, vision_kv, noise)
 
 
 def needs_single_texts(config: Blip2Config, text_config: Any) -> bool:
@@ -157,14 +166,15 @@ def lm_loss(
     texts: PackedTexts,
     hidden_positions: float = 0.0,
     questions: QformerTexts | None = None,
+    noise: RowNoise | None = None,
 ) -> dict[str, torch.Tensor]:
     """Next-token cross-entropy of the packed texts behind the images' soft prompts.
 
-    hidden_positions: share of the image's positions that is hidden, drawn at every call. questions: each text has its
-    own soft prompt.
+    hidden_positions: share of the image's positions that is hidden. questions: each text has its own soft prompt.
+    noise: see query_output.
     """
     assert model.llm is not None
-    seen = query_output(model, vision_features, hidden_positions, questions)
+    seen = query_output(model, vision_features, hidden_positions, questions, noise)
     token_embeds = model.llm.get_input_embeddings()(texts.token_ids)  # type: ignore[operator]
     prefix = model.prefix_embeds(seen).to(token_embeds.dtype)
     hidden = model.llm.base_model(  # type: ignore[operator]
@@ -222,7 +232,7 @@ class LmTexts:
         return prompt_ids(self.tokenizer, self.config, prompt, self.max_tokens)
 
     def batch(
-        self, groups: Sequence[Sequence[Sample]], device: torch.device, rng: np.random.Generator | None = None
+        self, groups: Sequence[Sequence[Sample]], device: torch.device, rngs: Sequence[np.random.Generator] = ()
     ) -> PackedTexts:
         """The texts of each image behind its soft prompt; nothing is drawn."""
         return self.packed([[self.tokens(sample) for sample in group] for group in groups], device)

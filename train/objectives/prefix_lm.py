@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from blip2rt.modeling.blip2 import Blip2
 from blip2rt.modeling.llm import LanguageModelSource
+from blip2rt.modeling.row_noise import RowNoise
 
 from ..data.samples import Sample
 from .lm import LmTexts, QformerTexts, Truncation, prompt_ids, query_output, target_text
@@ -50,10 +51,11 @@ def prefix_lm_loss(
     texts: SplitTexts,
     hidden_positions: float = 0.0,
     questions: QformerTexts | None = None,
+    noise: RowNoise | None = None,
 ) -> dict[str, torch.Tensor]:
     """Mean cross-entropy of the decoder's tokens, given soft prompt and first part in the encoder; see lm_loss."""
     llm: Any = model.llm
-    seen = query_output(model, vision_features, hidden_positions, questions)
+    seen = query_output(model, vision_features, hidden_positions, questions, noise)
     token_embeds = llm.get_input_embeddings()(texts.encoder_ids)
     prefix = model.prefix_embeds(seen).to(token_embeds.dtype)[texts.image]
     logits = llm(
@@ -103,11 +105,12 @@ class PrefixLmTexts:
         return prompt_ids(self.tokenizer, self.config, prompt, max_tokens), learned
 
     def batch(
-        self, groups: Sequence[Sequence[Sample]], device: torch.device, rng: np.random.Generator | None = None
+        self, groups: Sequence[Sequence[Sample]], device: torch.device, rngs: Sequence[np.random.Generator] = ()
     ) -> SplitTexts:
-        """The texts of each image, one row each; `rng` splits captions."""
+        """The texts of each image, one row each; `rngs`, one for each image, split captions."""
         image = torch.tensor([image for image, group in enumerate(groups) for _ in group])
-        rows = [self.split(sample, rng) for group in groups for sample in group]
+        drawn = rngs or [None] * len(groups)
+        rows = [self.split(sample, rng) for group, rng in zip(groups, drawn, strict=True) for sample in group]
         given, learned = ([torch.tensor(ids, dtype=torch.int64) for ids in side] for side in zip(*rows, strict=True))
         mask = pad_sequence([torch.ones_like(ids) for ids in given], batch_first=True)
         labels = pad_sequence(learned, batch_first=True, padding_value=IGNORED)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.blip2 import Blip2
+from blip2rt.modeling.row_noise import RowNoise
 
 from ..loop.parallel import Parallel, this_process
 
@@ -178,16 +179,20 @@ class LossSettings:
     whole_gradient: bool = True
 
 
-def _embeds(model: Blip2, vision_kv: list[Any], text: TextBatch) -> tuple[torch.Tensor, torch.Tensor, Any]:
+def _embeds(
+    model: Blip2, vision_kv: list[Any], text: TextBatch, noise: RowNoise | None
+) -> tuple[torch.Tensor, torch.Tensor, Any]:
     """Return query_output (b, Q, H), text_embeds (b, E), and the queries' keys and values."""
-    query_output, query_kv = model.qformer.encode_image(vision_kv, len(text.image_ids))
-    return query_output, model.text_embeds(text.token_ids, text.text_mask), query_kv
+    query_output, query_kv = model.qformer.encode_image(vision_kv, len(text.image_ids), noise and noise.at(0))
+    return query_output, model.text_embeds(text.token_ids, text.text_mask, noise and noise.at(1)), query_kv
 
 
 @torch.no_grad()
-def contrast_embeds(model: Blip2, vision_features: torch.Tensor, text: TextBatch) -> tuple[torch.Tensor, torch.Tensor]:
+def contrast_embeds(
+    model: Blip2, vision_features: torch.Tensor, text: TextBatch, noise: RowNoise | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """image_embeds (b, Q, E) and text_embeds (b, E) of a micro-batch, for `contrast_batch`."""
-    query_output, text_embeds, _ = _embeds(model, model.vision_kv(vision_features), text)
+    query_output, text_embeds, _ = _embeds(model, model.vision_kv(vision_features), text, noise)
     return model.image_embeds(query_output), text_embeds
 
 
@@ -259,18 +264,19 @@ def stage1_losses(
     generator: torch.Generator | None = None,
     itg_share: float = 1.0,
     part: BatchPart | None = None,
+    noise: RowNoise | None = None,
 ) -> dict[str, torch.Tensor]:
     """ITC, ITM and ITG of one micro-batch (b), from the same keys and values of the image.
 
     With several processes ITC contrasts the rows of all, and ITM's negatives are drawn from all, identically by
     `generator`. part: the micro-batch's place in a larger batch, whose ITC is already known; otherwise it is all of
     this process's rows. itg_share: tokens here over their mean per process and micro-batch, so that every token counts
-    equally.
+    equally. noise: of the rows here, for dropout.
     """
     parallel = parallel or this_process()
     batch = len(text.image_ids)
     vision_kv = model.vision_kv(vision_features)
-    query_output, text_embeds, query_kv = _embeds(model, vision_kv, text)
+    query_output, text_embeds, query_kv = _embeds(model, vision_kv, text, noise)
     image_embeds = model.image_embeds(query_output)
     if part is None:
         everyone = _gather_texts(text, parallel)
@@ -290,7 +296,9 @@ def stage1_losses(
         else:
             elsewhere = [None if kv is None else (kv[0][wrong_image], kv[1][wrong_image]) for kv in vision_kv]
         pair_kv = _pair_kv(vision_kv, elsewhere)
-        fused = model.qformer.encode_pair(everyone.token_ids[texts], everyone.text_mask[texts], pair_kv)
+        three = torch.arange(3 * batch, device=rows.device)
+        noise3 = noise and noise.at(2).copies(three % batch, three // batch)
+        fused = model.qformer.encode_pair(everyone.token_ids[texts], everyone.text_mask[texts], pair_kv, noise3)
         itm, itm_accuracy = itm_loss(model.itm_head(fused).mean(1).float(), batch)
         itm_measures = {"itm": itm.detach(), "itm_accuracy": itm_accuracy}
     else:  # its pairs are most of a step's work; DDP waits for a gradient of every parameter, which is 0
@@ -298,7 +306,7 @@ def stage1_losses(
 
     decoder_ids = text.token_ids.clone()
     decoder_ids[:, 0] = settings.dec_token_id
-    hidden = model.qformer.decode_text(decoder_ids, text.text_mask, query_kv)
+    hidden = model.qformer.decode_text(decoder_ids, text.text_mask, query_kv, noise and noise.at(3))
     states, targets = next_tokens(hidden, decoder_ids, text.text_mask)
     itg = itg_share * itg_loss(model.lm_head(states, model.qformer.word_embeddings.weight), targets)
     return {

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from blip2rt.modeling import qformer, vit
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.qformer import QFormerConfig
+from blip2rt.modeling.row_noise import RowNoise
 from blip2rt.modeling.vision import VisionConfig
 from blip2rt.modeling.vit import Vit, VitConfig, attention
 from blip2rt_train.model import StartingPoint
@@ -109,7 +110,8 @@ def test_step_takes_the_memory_that_a_dry_run_estimates(precision: str, monkeypa
                 with torch.no_grad():
                     features = encoder(pixels)
                 text = stage1.TextBatch(ids, ids, torch.arange(ROWS))
-                loss = stage1.stage1_losses(model, features, text, stage1.LossSettings(5))["loss"]
+                noise = RowNoise.of_rows(0, text.image_ids)
+                loss = stage1.stage1_losses(model, features, text, stage1.LossSettings(5), noise=noise)["loss"]
             loss.backward()
     loop = LoopSettings(batch=BatchSettings(batch_size=ROWS), machine=MachineSettings(precision=precision))
     plan = Plan(StartingPoint(config, None), loop, DataSettings(cache_features=False), False, None, 1, TOKENS)  # type: ignore
@@ -149,7 +151,8 @@ def test_stage2_takes_the_memory_that_a_dry_run_estimates(precision: str, monkey
         texts = type(packed)(*map(fake.from_tensor, vars(packed).values()))
         with PeakMemory(*model.parameters(), *moments, features) as used:
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                loss = lm.lm_loss(model, features, texts)["loss"]
+                noise = RowNoise.of_rows(0, torch.arange(ROWS))
+                loss = lm.lm_loss(model, features, texts, noise=noise)["loss"]
             loss.backward()
     loop = LoopSettings(batch=BatchSettings(batch_size=ROWS), machine=MachineSettings(precision=precision))
     language: Any = SimpleNamespace(text_config=text)

@@ -9,6 +9,7 @@ import torch
 
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.qformer import QFormerConfig
+from blip2rt.modeling.row_noise import RowNoise
 from blip2rt.modeling.vision import VisionConfig
 from blip2rt_train.loop.parallel import this_process
 from blip2rt_train.objectives.frozen_head import frozen_head_loss
@@ -108,23 +109,26 @@ def test_zero_itm_weight_skips_itm(model: Blip2) -> None:
 
 @pytest.mark.parametrize("micros", [2, 4])
 def test_gradients_of_micro_batches_are_those_of_the_batch(model: Blip2, micros: int) -> None:
+    """Dropout included."""
     image, text, size, settings = torch.randn(8, POSITIONS, FEATURES), text_batch(8), 8 // micros, LossSettings(60)
     seed = new_seed()
     torch.manual_seed(seed)
-    whole = stage1_losses(model, image, text, settings)
+    whole = stage1_losses(model, image, text, settings, noise=RowNoise.of_rows(seed, torch.arange(8)))
     expected = torch.autograd.grad(whole["loss"], list(model.parameters()))
     rows = [slice(start, start + size) for start in range(0, 8, size)]
     texts = [TextBatch(text.token_ids[own], text.text_mask[own], text.image_ids[own]) for own in rows]
-    embeds = [contrast_embeds(model, image[own], each) for own, each in zip(rows, texts, strict=True)]
+    noises = [RowNoise.of_rows(seed, torch.arange(8)[own]) for own in rows]
+    embeds = [contrast_embeds(model, image[own], *each) for own, *each in zip(rows, texts, noises, strict=True)]
     images_texts = torch.cat([each[0] for each in embeds]), torch.cat([each[1] for each in embeds])
     torch.manual_seed(seed)
     contrast = contrast_batch(model, images_texts, join_texts(texts), settings, this_process(), None)
     total = 0.0
     tokens = [int(each.text_mask[:, 1:].sum()) for each in texts]
-    for own, each, count in zip(rows, texts, tokens, strict=True):
+    for own, each, noise, count in zip(rows, texts, noises, tokens, strict=True):
         part = BatchPart(contrast, own, torch.arange(8)[own], micros, lambda own=own: image[contrast.wrong_image[own]])
         share = count * micros / sum(tokens)
-        loss = stage1_losses(model, image[own], each, settings, itg_share=share, part=part)["loss"] / micros
+        losses = stage1_losses(model, image[own], each, settings, itg_share=share, part=part, noise=noise)
+        loss = losses["loss"] / micros
         loss.backward()
         total += float(loss.detach())
     assert total == pytest.approx(float(whole["loss"].detach()), rel=1e-6)
