@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ from blip2rt.modeling.blip2 import Blip2
 from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.llm import load_tokenizer
 from blip2rt_export.cli import main
-from blip2rt_export.graphs import trace
+from blip2rt_export.graphs import fuse, llm, trace
 from tests.export.both_stages import Made
 from tests.export.commands_in_process import export
 from tests.tiny import onnx_validity
@@ -162,6 +164,22 @@ def test_errors_are_one_line_before_any_work(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("blip2rt-export: error: ") and words in lines[0]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_that_a_bundle_may_not_hold_ends_the_export(
+    llama_checkpoint: Path, export_error: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As soon as it is written: the next graph is not traced, and --no-verify does not matter."""
+
+    def fuse_decoder(graph: ir.Model) -> None:
+        product = next(node for node in graph.graph if node.op_type == "MatMul")
+        product.domain = "com.example"
+
+    monkeypatch.setattr(fuse, "fuse_decoder", fuse_decoder)
+    monkeypatch.setattr(llm, "embed_graph", lambda _: pytest.fail("the embed graph was traced"))
+    error = export_error(llama_checkpoint, "--no-verify")
+    assert "the graph 'llm' cannot run: " in error and "com.example" in error, error
+    assert error.endswith("use another language model")
 
 
 def test_damaged_checkpoint_is_an_error(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
