@@ -89,6 +89,7 @@ Sqrt x 1
 Squeeze x,[-8..7]? 1
 Sub x,x 1
 Tanh x 1
+Tile x,[1..16] 1
 Transpose x 1 perm=[0..7]
 Unsqueeze x,[-8..7] 1
 Where x,x,x 1

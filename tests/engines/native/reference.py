@@ -72,23 +72,26 @@ class Case:
 
 
 def make_case(name: str, folder: Path, seed: int | None = None, images: int = 3, custom_attention: bool = True) -> Case:
-    """seed: None is the one that every file of tests has, so that a model's graphs are traced once."""
+    """Export a tiny model. seed: None is the same in every file of tests, so that a model's graphs are traced once."""
     seed = seed_of(__name__, name) if seed is None else seed
     torch.manual_seed(seed)
     torch.set_num_threads(1)  # the models are too small to share
     config = CONFIGS[name]()
     kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
     model = kind.from_config(config).eval()
-    start = getattr(config, "decoder_start_token_id", None)
-    model.generation_config = transformers.GenerationConfig(decoder_start_token_id=start)
     for parameter in model.parameters():  # biases and norms start at 0 and 1: hide nothing behind that
         parameter.data.add_(torch.randn_like(parameter) * 0.1)
     model.get_output_embeddings().weight.data.mul_(3)  # decided opinions: few near ties
-    generator = export(model, folder, custom_attention)
+    return case_of(model, export(model, folder, custom_attention), seed, images)
 
-    rng = np.random.default_rng(seed)
-    prefix = rng.normal(size=(images, 3, HIDDEN)).astype(np.float32)
-    prompts = [rng.integers(0, config.vocab_size, length).tolist() for length in (2, 0, 5, 1, 3)[:images]]
+
+def case_of(model: Any, generator: Generator, seed: int, images: int) -> Case:
+    """Make a batch of random images and prompts for a model and its graphs."""
+    start = getattr(model.config, "decoder_start_token_id", None)
+    model.generation_config = transformers.GenerationConfig(decoder_start_token_id=start)
+    rng, width = np.random.default_rng(seed), model.get_input_embeddings().weight.shape[1]
+    prefix = rng.normal(size=(images, 3, width)).astype(np.float32)
+    prompts = [rng.integers(0, model.config.vocab_size, length).tolist() for length in (2, 0, 5, 1, 3)[:images]]
     case = Case(model, generator, prefix, prompts, seed)
     free = {"num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 8, "eos_token_ids": []}
     said = Counter(token for image in range(images) for row in hugging_face(case, image, free)[0] for token in row[2:])
@@ -101,14 +104,18 @@ def export(model: Any, folder: Path, custom_attention: bool = True) -> Generator
     parts = {"embed": trace.trace(llm.embed_graph(model))}
     if model.config.is_encoder_decoder:
         parts |= {"llm": t5.trace_decoder(model), "encoder": t5.trace_encoder(model)}
-        shape = t5.geometry(model, POSITIONS)
     else:
         parts["llm"] = llm.trace_llm(model)
-        shape = llm.geometry(model)
     for name, graph in parts.items():
         trace.save(graph, folder / f"{name}.onnx", None)
+    return open_graphs(model, folder, custom_attention)
+
+
+def open_graphs(model: Any, folder: Path, custom_attention: bool = True) -> Generator:
+    """Open a folder's exported graphs."""
+    shape = t5.geometry(model, POSITIONS) if model.config.is_encoder_decoder else llm.geometry(model)
     sessions = {
-        name: Session(runtime(), str(folder / f"{name}.onnx"), 1, custom_attention=custom_attention) for name in parts
+        path.stem: Session(runtime(), str(path), 1, custom_attention=custom_attention) for path in folder.glob("*.onnx")
     }
     sizes = (shape.layers, shape.kv_heads, shape.head_dim, shape.hidden_size, shape.vocab_size)
     encoder = sessions.get("encoder")

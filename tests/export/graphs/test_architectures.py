@@ -63,10 +63,19 @@ def test_length_dependent_rotation_is_rejected_before_tracing() -> None:
     assert compatibility.unsupported_reason(changing, "ort", True, 32) is None
 
 
-@pytest.mark.parametrize("name", [name for name in architectures.VARIANTS if " with heads of " in name])
-def test_padded_heads_equal_transformers(name: str) -> None:
+WIDTHS = [(name, 16) for name in architectures.VARIANTS if " with heads of " in name]
+
+
+@pytest.mark.parametrize(("name", "head_dim"), [("opt", 12), *WIDTHS])
+def test_padded_heads_equal_transformers(name: str, head_dim: int) -> None:
     """The graphs pad heads whose width is no multiple of 8, and the core runs them."""
-    kind, reason = architectures.check(name, SEED)
+    kind, reason = architectures.check(name, SEED, head_dim=head_dim)
+    assert kind in ("equal", "tie"), reason
+
+
+def test_moshi_equals_its_uncached_forward_pass() -> None:
+    """Which sees positions beyond the window that transformers' cache drops."""
+    kind, reason = architectures.check("moshi with a window", SEED)
     assert kind in ("equal", "tie"), reason
 
 
