@@ -44,18 +44,15 @@ from .model import (
     with_trained_vision,
 )
 from .objectives.stage1 import (
-    BatchPart,
     LossSettings,
     TextBatch,
-    contrast_batch,
-    contrast_embeds,
     hard_negatives,
     itm_loss,
-    join_texts,
     query_cosine,
     similarity,
     stage1_losses,
 )
+from .objectives.stage1_batch import BatchPart, WholeBatch, contrast_batch, contrast_embeds, join_texts
 from .plan import Plan
 from .recipe import flat
 from .settings import DataSettings
@@ -129,6 +126,7 @@ class Stage1:
         self.tokenizer = point.bert.tokenizer
         peaks, self.train_vision = peak_rates(settings, self.model), settings.vision.train_vision
         self.trainer = open_trainer(self.model, loop, peaks, flat(settings), train_vision=self.train_vision)
+        self.batch = WholeBatch(this_process(), self.trainer.generator)
         self.dev = Dev(self, data) if data.dev_table else None
 
     def run(self) -> Path:
@@ -168,7 +166,7 @@ class Stage1:
         text = join_texts([micro.text for micro in micros])
         images, texts = (torch.cat(each) for each in zip(*embeds, strict=True))
         settings = self._loss_settings(micros[0].hardness)
-        contrast = contrast_batch(self.model, (images, texts), text, settings, parallel, self.trainer.generator)
+        contrast = contrast_batch(self.model, (images, texts), text, settings, self.batch)
         wanted = contrast.wrong_image.view(parallel.world, len(micros), size)
         own = parallel.own_rows(len(micros) * size).to(wanted.device)
         pixels = [micro.images.pixels for micro in micros if micro.images.pixels is not None]
@@ -194,11 +192,9 @@ class Stage1:
             batch_features(self.model, micro.images),
             micro.text,
             self._loss_settings(micro.hardness),
-            parallel=this_process(),
-            generator=self.trainer.generator,
-            itg_share=micro.share,
-            part=micro.part,
-            noise=micro.noise,
+            micro.part or self.batch,
+            micro.share,
+            micro.noise,
         )
 
     def _loss_settings(self, hardness: float) -> LossSettings:

@@ -21,7 +21,8 @@ from blip2rt_train import stage1, stage2
 from blip2rt_train.data.samples import Sample
 from blip2rt_train.loop.parallel import Parallel
 from blip2rt_train.objectives.lm import LmTexts
-from blip2rt_train.objectives.stage1 import itc_loss, own_itc_loss, similarity
+from blip2rt_train.objectives.stage1 import itc_loss, similarity
+from blip2rt_train.objectives.stage1_batch import own_itc_loss
 from blip2rt_train.recipe import flat, parse
 from tests.train.arguments import options, sizes
 

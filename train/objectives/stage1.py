@@ -1,11 +1,12 @@
 """The three losses of stage 1 (Li et al. 2023, section 3.2): ITC (`itc_loss`), ITM (`itm_loss`), ITG (`itg_loss`).
 
-`stage1_losses` computes all three of one batch. Does not know about data or steps.
+`stage1_losses` computes all three of a micro-batch. What ITC contrasts and ITM draws from is the whole batch, over
+micro-batches and processes: stage1_batch.py. Does not know about data or steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,6 @@ from torch.nn import functional as F
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.blip2 import Blip2
 from blip2rt.modeling.row_noise import RowNoise
-
-from ..loop.parallel import Parallel, this_process
 
 LABEL_SMOOTHING = 0.1
 
@@ -29,15 +28,8 @@ class TextBatch:
     text_mask: torch.Tensor
     image_ids: torch.Tensor
 
-
-def join_texts(texts: Sequence[TextBatch]) -> TextBatch:
-    """Concatenate batches, padded to the longest."""
-    length = max(text.token_ids.shape[1] for text in texts)
-    ids, masks = (
-        torch.cat([F.pad(rows, (0, length - rows.shape[1])) for rows in parts])
-        for parts in ([text.token_ids for text in texts], [text.text_mask for text in texts])
-    )
-    return TextBatch(ids, masks, torch.cat([text.image_ids for text in texts]))
+    def __getitem__(self, rows: torch.Tensor) -> TextBatch:
+        return TextBatch(self.token_ids[rows], self.text_mask[rows], self.image_ids[rows])
 
 
 def similarity(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
@@ -48,31 +40,14 @@ def similarity(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.T
 
 def itc_loss(sim: torch.Tensor, temperature: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
     """Image-text contrast over sim (B, B), both ways; captions of one image share the target, smoothed by 0.1."""
-    target, logits = _itc_target(image_ids, image_ids), sim / temperature
+    target, logits = itc_target(image_ids, image_ids), sim / temperature
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
 
 
-def _itc_target(own: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
+def itc_target(own: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
     """The smoothed target (b, B) of rows that belong to the images own (b), over image_ids (B)."""
     same = (own[:, None] == image_ids[None, :]).float()
     return (1 - LABEL_SMOOTHING) * same / same.sum(1, keepdim=True) + LABEL_SMOOTHING / len(image_ids)
-
-
-def own_itc_loss(
-    image_embeds: torch.Tensor,
-    text_embeds: torch.Tensor,
-    temperature: torch.Tensor,
-    image_ids: torch.Tensor,
-    parallel: Parallel,
-) -> torch.Tensor:
-    """itc_loss of this process's rows (b, Q, E) and (b, E) against those of all processes, which get no gradient.
-
-    image_ids (B): of all rows. The mean over processes is itc_loss, with a part of its gradient.
-    """
-    target = _itc_target(image_ids[parallel.own_rows(len(text_embeds)).to(image_ids.device)], image_ids)
-    to_texts = similarity(image_embeds, parallel.gather(text_embeds.detach()))
-    to_images = similarity(parallel.gather(image_embeds.detach()), text_embeds).t()
-    return (F.cross_entropy(to_texts / temperature, target) + F.cross_entropy(to_images / temperature, target)) / 2
 
 
 @torch.no_grad()
@@ -131,43 +106,6 @@ def query_cosine(query_output: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """ITC of a whole batch: the rows of all micro-batches and processes (B), numbered by process, then micro-batch.
-
-    text: of all rows; itc: the loss; wrong_image, wrong_text (B): each row's negatives; gradients: of itc by this
-    process's image_embeds (b, Q, E), text_embeds (b, E) and the temperature.
-    """
-
-    text: TextBatch
-    itc: torch.Tensor
-    wrong_image: torch.Tensor
-    wrong_text: torch.Tensor
-    gradients: tuple[torch.Tensor, ...]
-
-
-@dataclass(frozen=True)
-class BatchPart:
-    """A micro-batch (b) of this process, one of `micros`, within a whole batch.
-
-    own: its rows among this process's; rows (b): among all; wrong_features: the vision_features (b, N, C) of its wrong
-    images.
-    """
-
-    contrast: Contrast
-    own: slice
-    rows: torch.Tensor
-    micros: int
-    wrong_features: Callable[[], torch.Tensor]
-
-    def itc(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
-        """The batch's ITC with the gradient of its rows here; over all micro-batches, the mean is the whole one."""
-        by_images, by_texts, by_temperature = self.contrast.gradients
-        rows = (image_embeds.float() * by_images[self.own]).sum() + (text_embeds.float() * by_texts[self.own]).sum()
-        linear = self.micros * rows + by_temperature * temperature
-        return self.contrast.itc + (linear - linear.detach())
-
-
-@dataclass(frozen=True)
 class LossSettings:
     """dec_token_id: begins ITG's texts; hardness: see hard_negatives; whole_gradient: ITC's gradient reaches each row
     from all processes, otherwise from its own.
@@ -179,71 +117,19 @@ class LossSettings:
     whole_gradient: bool = True
 
 
-def _embeds(
-    model: Blip2, vision_kv: list[Any], text: TextBatch, noise: RowNoise | None
-) -> tuple[torch.Tensor, torch.Tensor, Any]:
-    """Return query_output (b, Q, H), text_embeds (b, E), and the queries' keys and values."""
-    query_output, query_kv = model.qformer.encode_image(vision_kv, len(text.image_ids), noise and noise.at(0))
-    return query_output, model.text_embeds(text.token_ids, text.text_mask, noise and noise.at(1)), query_kv
+@dataclass(frozen=True)
+class Pairs:
+    """ITM's pairs of a micro-batch (b): own images with own texts, wrong images with own texts, own with wrong texts.
 
-
-@torch.no_grad()
-def contrast_embeds(
-    model: Blip2, vision_features: torch.Tensor, text: TextBatch, noise: RowNoise | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """image_embeds (b, Q, E) and text_embeds (b, E) of a micro-batch, for `contrast_batch`."""
-    query_output, text_embeds, _ = _embeds(model, model.vision_kv(vision_features), text, noise)
-    return model.image_embeds(query_output), text_embeds
-
-
-def contrast_batch(
-    model: Blip2,
-    embeds: tuple[torch.Tensor, torch.Tensor],
-    text: TextBatch,
-    settings: LossSettings,
-    parallel: Parallel,
-    generator: torch.Generator | None,
-) -> Contrast:
-    """ITC of image_embeds (b, Q, E) and text_embeds (b, E) of all micro-batches, with its gradients, and negatives.
-
-    The gradient cache of Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup".
+    text: of the pairs (3b); wrong_kv(vision_features, vision_kv): keys and values of the wrong images (b).
     """
-    images, texts, temperature = (each.detach().requires_grad_() for each in (*embeds, model.temperature))
-    everyone = _gather_texts(text, parallel)
-    with torch.enable_grad():
-        itc, sim = _itc(images, texts, temperature, everyone, settings, parallel)
-        gradients = torch.autograd.grad(itc, (images, texts, temperature))
-    return Contrast(everyone, itc.detach(), *_negatives(sim, model, everyone, settings, generator), gradients)
+
+    text: TextBatch
+    wrong_kv: Callable[[torch.Tensor, list[Any]], list[Any]]
 
 
-def _gather_texts(text: TextBatch, parallel: Parallel) -> TextBatch:
-    ids, mask = parallel.gather_padded(text.token_ids), parallel.gather_padded(text.text_mask)
-    return TextBatch(ids, mask, parallel.gather(text.image_ids))
-
-
-def _negatives(
-    sim: torch.Tensor, model: Blip2, text: TextBatch, settings: LossSettings, generator: torch.Generator | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    if not settings.itm_weight:
-        return text.image_ids, text.image_ids
-    return hard_negatives(sim, model.temperature, text.image_ids, settings.hardness, generator)
-
-
-def _itc(
-    image_embeds: torch.Tensor,
-    text_embeds: torch.Tensor,
-    temperature: torch.Tensor,
-    text: TextBatch,
-    settings: LossSettings,
-    parallel: Parallel,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ITC and the similarities (B, B) of all processes' rows."""
-    whole = settings.whole_gradient or parallel.world == 1
-    with torch.set_grad_enabled(torch.is_grad_enabled() and whole):
-        sim = similarity(parallel.gather(image_embeds), parallel.gather(text_embeds))
-    if whole:
-        return itc_loss(sim, temperature, text.image_ids), sim
-    return own_itc_loss(image_embeds, text_embeds, temperature, text.image_ids, parallel), sim
+Embeds = tuple[torch.Tensor, torch.Tensor]  # image_embeds (b, Q, E), text_embeds (b, E)
+ContrastBatch = Callable[[Blip2, Embeds, TextBatch, LossSettings], tuple[torch.Tensor, Pairs]]
 
 
 def _pair_kv(vision_kv: list[Any], elsewhere: list[Any]) -> list[Any]:
@@ -259,48 +145,27 @@ def stage1_losses(
     vision_features: torch.Tensor,
     text: TextBatch,
     settings: LossSettings,
-    *,
-    parallel: Parallel | None = None,
-    generator: torch.Generator | None = None,
+    contrast: ContrastBatch,
     itg_share: float = 1.0,
-    part: BatchPart | None = None,
     noise: RowNoise | None = None,
 ) -> dict[str, torch.Tensor]:
-    """ITC, ITM and ITG of one micro-batch (b), from the same keys and values of the image.
+    """ITC, ITM and ITG of a micro-batch (b), from the same keys and values of the image.
 
-    With several processes ITC contrasts the rows of all, and ITM's negatives are drawn from all, identically by
-    `generator`. part: the micro-batch's place in a larger batch, whose ITC is already known; otherwise it is all of
-    this process's rows. itg_share: tokens here over their mean per process and micro-batch, so that every token counts
-    equally. noise: of the rows here, for dropout.
+    contrast: returns ITC and ITM's pairs, see stage1_batch.py. itg_share: tokens here over their mean per process and
+    micro-batch, so that every token counts equally. noise: of the rows here, for dropout.
     """
-    parallel = parallel or this_process()
-    batch = len(text.image_ids)
-    vision_kv = model.vision_kv(vision_features)
-    query_output, text_embeds, query_kv = _embeds(model, vision_kv, text, noise)
-    image_embeds = model.image_embeds(query_output)
-    if part is None:
-        everyone = _gather_texts(text, parallel)
-        itc, sim = _itc(image_embeds, text_embeds, model.temperature, everyone, settings, parallel)
-        wrong_image, wrong_text = _negatives(sim, model, everyone, settings, generator)
-        rows = parallel.own_rows(batch).to(wrong_text.device)
-    else:
-        itc, everyone, rows = part.itc(image_embeds, text_embeds, model.temperature), part.contrast.text, part.rows
-        wrong_image, wrong_text = part.contrast.wrong_image, part.contrast.wrong_text
+    rows, vision_kv = len(text.image_ids), model.vision_kv(vision_features)
+    query_output, query_kv = model.qformer.encode_image(vision_kv, rows, noise and noise.at(0))
+    text_embeds = model.text_embeds(text.token_ids, text.text_mask, noise and noise.at(1))
+    itc, pairs = contrast(model, (model.image_embeds(query_output), text_embeds), text, settings)
 
     if settings.itm_weight:
-        texts = torch.cat((rows, rows, wrong_text[rows]))
-        if part is not None:
-            elsewhere = model.vision_kv(part.wrong_features())
-        elif parallel.world > 1:
-            elsewhere = model.vision_kv(parallel.fetch(vision_features, wrong_image.view(parallel.world, -1)))
-        else:
-            elsewhere = [None if kv is None else (kv[0][wrong_image], kv[1][wrong_image]) for kv in vision_kv]
-        pair_kv = _pair_kv(vision_kv, elsewhere)
-        three = torch.arange(3 * batch, device=rows.device)
-        noise3 = noise and noise.at(2).copies(three % batch, three // batch)
-        fused = model.qformer.encode_pair(everyone.token_ids[texts], everyone.text_mask[texts], pair_kv, noise3)
-        itm, itm_accuracy = itm_loss(model.itm_head(fused).mean(1).float(), batch)
-        itm_measures = {"itm": itm.detach(), "itm_accuracy": itm_accuracy}
+        pair_kv = _pair_kv(vision_kv, pairs.wrong_kv(vision_features, vision_kv))
+        three = torch.arange(3 * rows, device=text.image_ids.device)
+        noise3 = noise and noise.at(2).copies(three % rows, three // rows)
+        fused = model.qformer.encode_pair(pairs.text.token_ids, pairs.text.text_mask, pair_kv, noise3)
+        itm, accuracy = itm_loss(model.itm_head(fused).mean(1).float(), rows)
+        itm_measures = {"itm": itm.detach(), "itm_accuracy": accuracy}
     else:  # its pairs are most of a step's work; DDP waits for a gradient of every parameter, which is 0
         itm, itm_measures = torch.stack([parameter.sum() for parameter in model.itm_head.parameters()]).sum(), {}
 

@@ -23,6 +23,7 @@ from blip2rt.modeling.vit import Vit, VitConfig, attention
 from blip2rt_train.model import StartingPoint
 from blip2rt_train.objectives import lm, stage1
 from blip2rt_train.objectives.packing import Tokens, pack
+from blip2rt_train.objectives.stage1_batch import WholeBatch
 from blip2rt_train.plan import Plan, memory
 from blip2rt_train.settings import BatchSettings, DataSettings, LoopSettings, MachineSettings
 from tests.seeds import new_seed
@@ -111,7 +112,8 @@ def test_step_takes_the_memory_that_a_dry_run_estimates(precision: str, monkeypa
                     features = encoder(pixels)
                 text = stage1.TextBatch(ids, ids, torch.arange(ROWS))
                 noise = RowNoise.of_rows(0, text.image_ids)
-                loss = stage1.stage1_losses(model, features, text, stage1.LossSettings(5), noise=noise)["loss"]
+                losses = stage1.stage1_losses(model, features, text, stage1.LossSettings(5), WholeBatch(), noise=noise)
+                loss = losses["loss"]
             loss.backward()
     loop = LoopSettings(batch=BatchSettings(batch_size=ROWS), machine=MachineSettings(precision=precision))
     plan = Plan(StartingPoint(config, None), loop, DataSettings(cache_features=False), False, None, 1, TOKENS)  # type: ignore

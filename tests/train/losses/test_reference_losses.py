@@ -23,6 +23,7 @@ from blip2rt_train.objectives.lm import lm_loss
 from blip2rt_train.objectives.packing import Tokens, pack
 from blip2rt_train.objectives.prefix_lm import SplitTexts, prefix_lm_loss
 from blip2rt_train.objectives.stage1 import LossSettings, TextBatch, stage1_losses
+from blip2rt_train.objectives.stage1_batch import WholeBatch
 from tests.seeds import new_seed
 from tests.tiny.blip2 import build as build_blip2
 from tests.tiny.blip2 import shake
@@ -78,7 +79,7 @@ def test_stage1_losses_equal_numpy(paper: bool, rng: np.random.Generator, monkey
         return weights.argmax(1, keepdim=True)
 
     monkeypatch.setattr(torch, "multinomial", most_likely)
-    got = stage1_losses(model, images, text_batch, LossSettings(VOCAB - 1))
+    got = stage1_losses(model, images, text_batch, LossSettings(VOCAB - 1), WholeBatch())
     seen, ids = images.double().numpy(), np.array(IMAGE_IDS)
     sim = reference.similarity(seen, texts)
     weights = reference.negative_weights(sim, ids)
@@ -96,7 +97,7 @@ def test_shared_passes_have_the_gradients_of_separate_ones(paper: bool, rng: np.
     found = []
     for losses in (stage1_losses, independent_losses):
         torch.manual_seed(0)  # the same negatives
-        computed = losses(model, images.double(), text, LossSettings(VOCAB - 1))
+        computed = losses(model, images.double(), text, LossSettings(VOCAB - 1), WholeBatch())
         model.zero_grad()
         computed["loss"].backward()
         gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}

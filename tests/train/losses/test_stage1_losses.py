@@ -11,19 +11,9 @@ from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.row_noise import RowNoise
 from blip2rt.modeling.vision import VisionConfig
-from blip2rt_train.loop.parallel import this_process
 from blip2rt_train.objectives.frozen_head import frozen_head_loss
-from blip2rt_train.objectives.stage1 import (
-    BatchPart,
-    LossSettings,
-    TextBatch,
-    contrast_batch,
-    contrast_embeds,
-    hard_negatives,
-    join_texts,
-    query_cosine,
-    stage1_losses,
-)
+from blip2rt_train.objectives.stage1 import LossSettings, TextBatch, hard_negatives, query_cosine, stage1_losses
+from blip2rt_train.objectives.stage1_batch import BatchPart, WholeBatch, contrast_batch, contrast_embeds, join_texts
 from tests.seeds import new_seed
 from tests.train.arguments import sizes
 
@@ -97,12 +87,12 @@ def test_causal_text_sees_the_image_and_only_the_past(model: Blip2) -> None:
 
 def test_zero_itm_weight_skips_itm(model: Blip2) -> None:
     image, text = torch.randn(5, POSITIONS, FEATURES), text_batch()
-    all_three = stage1_losses(model, image, text, LossSettings(60))
-    two = stage1_losses(model, image, text, LossSettings(60, itm_weight=0))
+    all_three = stage1_losses(model, image, text, LossSettings(60), WholeBatch())
+    two = stage1_losses(model, image, text, LossSettings(60, itm_weight=0), WholeBatch())
     torch.testing.assert_close(two["loss"].detach(), all_three["itc"] + all_three["itg"])
     assert set(all_three) - set(two) == {"itm", "itm_accuracy"}
     model.train()
-    stage1_losses(model, image, text, LossSettings(60, itm_weight=0))["loss"].backward()
+    stage1_losses(model, image, text, LossSettings(60, itm_weight=0), WholeBatch())["loss"].backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == [], "DDP waits for them"
     assert not any(parameter.grad.any() for parameter in model.itm_head.parameters())
 
@@ -113,7 +103,7 @@ def test_gradients_of_micro_batches_are_those_of_the_batch(model: Blip2, micros:
     image, text, size, settings = torch.randn(8, POSITIONS, FEATURES), text_batch(8), 8 // micros, LossSettings(60)
     seed = new_seed()
     torch.manual_seed(seed)
-    whole = stage1_losses(model, image, text, settings, noise=RowNoise.of_rows(seed, torch.arange(8)))
+    whole = stage1_losses(model, image, text, settings, WholeBatch(), noise=RowNoise.of_rows(seed, torch.arange(8)))
     expected = torch.autograd.grad(whole["loss"], list(model.parameters()))
     rows = [slice(start, start + size) for start in range(0, 8, size)]
     texts = [TextBatch(text.token_ids[own], text.text_mask[own], text.image_ids[own]) for own in rows]
@@ -121,13 +111,13 @@ def test_gradients_of_micro_batches_are_those_of_the_batch(model: Blip2, micros:
     embeds = [contrast_embeds(model, image[own], *each) for own, *each in zip(rows, texts, noises, strict=True)]
     images_texts = torch.cat([each[0] for each in embeds]), torch.cat([each[1] for each in embeds])
     torch.manual_seed(seed)
-    contrast = contrast_batch(model, images_texts, join_texts(texts), settings, this_process(), None)
+    contrast = contrast_batch(model, images_texts, join_texts(texts), settings, WholeBatch())
     total = 0.0
     tokens = [int(each.text_mask[:, 1:].sum()) for each in texts]
     for own, each, noise, count in zip(rows, texts, noises, tokens, strict=True):
         part = BatchPart(contrast, own, torch.arange(8)[own], micros, lambda own=own: image[contrast.wrong_image[own]])
         share = count * micros / sum(tokens)
-        losses = stage1_losses(model, image[own], each, settings, itg_share=share, part=part, noise=noise)
+        losses = stage1_losses(model, image[own], each, settings, part, share, noise)
         loss = losses["loss"] / micros
         loss.backward()
         total += float(loss.detach())
