@@ -33,6 +33,7 @@ from .progress import announce
 from .settings import TrainSettings
 
 GB = 1e9
+PROGRAM_BYTES = 0.9e9  # Python, PyTorch and buffers in main memory: 0.82 GB with tiny models, 0.95 with small ones
 SAMPLED_IMAGES = 64  # decoded, to see whether they can be
 _UNLIMITED = 1 << 60
 
@@ -46,6 +47,8 @@ def dry_run(plan: Plan) -> str:
         raise Blip2rtError("; ".join(dict.fromkeys(found)))
     counts = count_parameters(plan.point, plan.train_vision)
     need = memory(plan, counts, gpus)
+    if _is_local(gpus) and not torch.cuda.is_available():
+        need["program"] = PROGRAM_BYTES
     lines = [
         f"{part:<20}{count / 1e6:>10.1f} M  {'frozen' if part in FROZEN else 'trained'}"
         for part, count in sorted(counts.items(), key=lambda item: -item[1])

@@ -57,7 +57,7 @@ class BatchSettings:
 
     batch_size: int = option(64, "samples per step, over all processes and micro-batches", check=POSITIVE)
     accumulate: int = option(
-        1, "micro-batches per step and process; in stage 1, negatives are per micro-batch", check=POSITIVE
+        1, "micro-batches per step and process; stage 1 contrasts all of them and encodes each twice", check=POSITIVE
     )
     seed: int = option(0, "seed of all randomness, together with the step", check=SEED)
 

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 METRICS = "metrics.jsonl"
 _WINDOW = 10  # lines of a running mean
+_SCHEDULED = ("lr", "temperature")  # which do not scatter, and get no running mean
 _PANELS = {  # of loss.png: the measures of each
     "losses": ("loss", "itc", "itm", "itg", "dev_loss"),
-    "dev": ("dev_i2t_r@1", "dev_t2i_r@1", "dev_cider", "dev_itm_accuracy"),
+    "dev, in per cent": ("dev_i2t_r@1", "dev_t2i_r@1", "dev_cider"),
     "temperature": ("temperature",),
-    "query cosine": ("query_cosine", "dev_query_cosine"),
+    "query cosine, accuracy": ("query_cosine", "dev_query_cosine", "itm_accuracy", "dev_itm_accuracy"),
     "learning rate, gradient norm": ("lr", "gradient_norm"),
     "samples per second": ("samples_per_second",),
 }
@@ -178,9 +179,10 @@ def plot_losses(out: Path) -> None:
             if points:
                 steps, values = zip(*points, strict=True)
                 dev, color = name.startswith("dev_"), f"C{number}"
-                if not dev:
+                scatters = not dev and name not in _SCHEDULED
+                if scatters:
                     axis.plot(steps, values, color=color, linewidth=0.5, alpha=0.4, label="_all")
-                shown = values if dev else _running_mean(values)
+                shown = _running_mean(values) if scatters else values
                 axis.plot(steps, shown, color=color, linewidth=1, marker="." if dev else "", label=name)
                 axis.legend()
         axis.set_title(title)
