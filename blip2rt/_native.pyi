@@ -155,11 +155,34 @@ class CaptionPool:
 def asks_for_plural(question: str) -> bool:
     """Whether a question asks for things, as "what are on the table?" does."""
 
+class ShortQuestion:
+    """A question that needs no generated answer."""
+
+    @property
+    def kind(self) -> str:
+        """What `text` is: presence ("a dog"), statement ("a dog is swimming"), colour ("what color is the dog?"),
+        number ("how many dogs are there?"), choice (a question that names its answers), or fixed (the answer).
+        """
+    @property
+    def text(self) -> str: ...
+    @property
+    def subject(self) -> str:
+        """Of a statement: "a dog"."""
+    @property
+    def negated(self) -> bool:
+        """Whether a yes says that it is not so."""
+    @property
+    def choices(self) -> list[str]:
+        """What a choice offers, or the colour that is asked about."""
+
+def short_question(question: str) -> ShortQuestion | None:
+    """Read a question; None if its answer must be generated."""
+
+def plain_question(question: str) -> str:
+    """Return "how many dogs are there?" for "### User: COUNT the dogs"."""
+
 def phrase_of(question: str) -> str | None:
     """Return "a cat" for "Is there a cat in the picture?"; None if a text does not ask whether something is there."""
-
-def number_question(question: str) -> str | None:
-    """Return "how many cats are there?" for "How many cats are there? Answer briefly."; None for other questions."""
 
 def is_phrase(text: str) -> bool:
     """Whether a text is so short that it names a thing, as "a black cat" does. Longer ones are sentences."""
@@ -219,11 +242,8 @@ class Calibrator:
     @property
     def rates_labels(self) -> bool:
         """The same for labels."""
-    def short_question(self, question: str, options: GenerationOptions) -> str:
-        """Return what a question asks if probabilities answer it: a phrase or, if the bundle counts, a question.
-
-        Empty for other questions, and for options that shape the words of the answer.
-        """
+    def short_question(self, question: str, options: GenerationOptions) -> ShortQuestion | None:
+        """Read a question; None if its answer must be generated, or if options shape the words of the answer."""
     def match_signals(self, texts: Sequence[str]) -> Signals: ...
     def statement_signals(self, texts: Sequence[str]) -> Signals: ...
     def caption_signals(self, texts: Sequence[str], scores: Sequence[float]) -> Signals: ...
@@ -233,15 +253,20 @@ class Calibrator:
         """The probability that each text is true."""
     def confidence(self, signals: Signals) -> list[float]:
         """The probability that each caption is right."""
+    def short_answers(
+        self,
+        asked: Sequence[ShortQuestion],
+        measure: Callable[[Signals, list[int]], object],
+        score: Callable[[int, str, list[str]], Sequence[float]],
+    ) -> list[tuple[str, float]]:
+        """A question about each image -> the answer to each and its log-probability.
 
-def yes_or_no(probability: float) -> tuple[str, float]:
-    """The probability that something is there -> "yes" or "no", and its log-probability"""
+        measure: runs what signals of texts need, of which each has the number of its image. score: the number of an
+        image, a question and answers -> their answer_scores.
+        """
 
 def answer_scores(given: Sequence[float], without: Sequence[float]) -> list[float]:
     """log p(answer | image, question), log p(answer | question) or nothing -> how likely each answer is"""
-
-def likeliest_answer(answers: Sequence[str], scores: Sequence[float]) -> tuple[str, float]:
-    """Answers, one of which is right, and their answer_scores -> the likeliest one and its log-probability"""
 
 def best_choice(question: str, scores: Sequence[float], probabilities: Sequence[float]) -> int:
     """The number of the choice that fits a question best, by answer_scores and the probability that each is true.

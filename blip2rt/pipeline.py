@@ -215,9 +215,9 @@ class Pipeline:
                 caption.confidence = float(right)
 
     def known_answers(self, prepared: Sequence[RGB], tasks: Sequence[GenerationTask]) -> list[Scored | None]:
-        """RGB images and the task of each -> answers to questions whether something is there, and, if the bundle's
-        calibration has numbers, how many; None for other questions. An answer's score is
-        its log-probability.
+        """RGB images and the task of each -> answers to short questions; None for other questions.
+
+        An answer's score is its log-probability.
         """
         found: list[Scored | None] = [None] * len(tasks)
         asked = [i for i, task in enumerate(tasks) if task.short_question]
@@ -231,7 +231,8 @@ class Pipeline:
     def short_answers(self, vision_features: Floats, tasks: Sequence[GenerationTask]) -> list[Scored]:
         """vision_features (B, N, C) and tasks with a short_question -> their answers"""
         assert self.matcher is not None, "only a matcher makes short questions"
-        found = self.matcher.short_answers(vision_features, [task.short_question for task in tasks])
+        asked = [task.short_question for task in tasks if task.short_question]
+        found = self.matcher.short_answers(vision_features, asked)
         return [Scored(word, score, self.language.encode_more(Prompt(f" {word}"))) for word, score in found]
 
     def generate_each(

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from itertools import islice, repeat
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from .native import native
+
 if TYPE_CHECKING:
     from .backends import Floats
     from .language import Language, Prompt
-    from .native import CallerOptions, GenerationOptions, Guide
+    from .native import CallerOptions, GenerationOptions, Guide, ShortQuestion
 
     # vision_features (B, N, C), the question about each image or "" -> what guides each text
     Guides: TypeAlias = Callable[[Floats, Sequence[str]], list[Guide]]
@@ -25,7 +27,7 @@ class GenerationTask:
     settings: GenerationOptions
     single_line: bool = True  # tidy the text to one line, as captions are
     confidence: bool = False  # also tell how likely each caption is right
-    short_question: str = ""  # what a question asks that is answered without generating; see ShortAnswers
+    short_question: ShortQuestion | None = None  # a question that is answered without generating; see ShortAnswers
     guides: Guides | None = None
 
     @property
@@ -50,11 +52,11 @@ class GenerationTask:
 class ShortAnswers(Protocol):
     """Answers some questions by probabilities, without generating; matching.Matcher does."""
 
-    def short_question(self, question: str, settings: GenerationOptions) -> str:
-        """What such a question asks: a phrase, or a question for a number. Empty for others."""
+    def short_question(self, question: str, settings: GenerationOptions) -> ShortQuestion | None:
+        """Read such a question; None for others."""
 
-    def short_answers(self, vision_features: Floats, asked: Sequence[str]) -> list[tuple[str, float]]:
-        """vision_features (B, N, C), what B questions ask -> the answer to each and its log-probability, pairwise."""
+    def short_answers(self, vision_features: Floats, asked: Sequence[ShortQuestion]) -> list[tuple[str, float]]:
+        """vision_features (B, N, C), B short questions -> the answer to each and its log-probability, pairwise."""
 
 
 class Tasks:
@@ -78,6 +80,8 @@ class Tasks:
 
     def of_questions(self, questions: Sequence[str], options: CallerOptions) -> list[GenerationTask]:
         """Questions -> their tasks, with settings that fit the longest. Raises OptionError."""
+        if self._short_answers is not None:
+            questions = list(map(native().plain_question, questions))
         prompts = [self._language.ask_prompt(question) for question in questions]
         settings = self._language.settings("ask", options, prompts)
         return [self.checked(prompt, question, settings) for prompt, question in zip(prompts, questions, strict=True)]
@@ -95,6 +99,6 @@ class Tasks:
             self._language.core.qformer_question(question),
             settings,
             single_line=False,
-            short_question=self._short_answers.short_question(question, settings) if self._short_answers else "",
+            short_question=self._short_answers.short_question(question, settings) if self._short_answers else None,
             guides=None if settings.do_sample or settings.forced_prefix else self._answer_guides,
         )

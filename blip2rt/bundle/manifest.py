@@ -104,6 +104,7 @@ class Calibration:
     label_text: tuple[float, ...] = ()  # (E): weights of a label's own embedding in its nearness
     mean_text: tuple[float, ...] = ()  # (E): mean embedding of labels; how near an image is to texts in general
     numbers: tuple[str, ...] = ()  # answers to "how many ...?", chosen by likelihood; none: answers are generated
+    statement: Logistic | None = None  # that what a question states of its subject is true
 
 
 @dataclass(frozen=True)

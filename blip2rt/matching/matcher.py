@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..backends import Floats
-    from ..native import Calibrator, CaptionPool, GenerationOptions, Guide, Labels
+    from ..native import Calibrator, CaptionPool, GenerationOptions, Guide, Labels, ShortQuestion, Signals
     from ..tasks import GenerationTask
     from .tagger import Tagger
 
@@ -67,27 +67,23 @@ class Matcher(Evidence):
         signals = self.measure(native().Signals(texts, names, mean_text), vision_features)
         return {name: signals.values(name) for name in names}
 
-    def short_question(self, question: str, settings: GenerationOptions) -> str:
-        """What a question asks that short_answers answers; empty for others."""
+    def short_question(self, question: str, settings: GenerationOptions) -> ShortQuestion | None:
+        """Read a question that short_answers answers; None for others."""
         return self._calibrator.short_question(question, settings)
 
-    def short_answers(self, vision_features: Floats, asked: Sequence[str]) -> list[tuple[str, float]]:
-        """vision_features (B, N, C), what B questions ask -> the answer to each and its log-probability, pairwise.
+    def short_answers(self, vision_features: Floats, asked: Sequence[ShortQuestion]) -> list[tuple[str, float]]:
+        """vision_features (B, N, C), B short questions -> the answer to each and its log-probability, pairwise"""
 
-        A phrase asks whether it is there, a text that ends with a question mark for one of the calibration's numbers.
-        """
-        found: dict[int, tuple[str, float]] = {}
-        rows = [row for row, text in enumerate(asked) if not text.endswith("?")]
-        chances = self.judge(vision_features[rows], [asked[row] for row in rows])
-        found |= {row: native().yes_or_no(chance) for row, chance in zip(rows, chances, strict=True)}
-        rows = [row for row in range(len(asked)) if row not in found]
-        if rows:
-            questions, words = [asked[row] for row in rows], self.require_calibration("count").numbers
-            tokens = self.pipeline.question_tokens(list(map(self.pipeline.qformer_question, questions)))
-            prefix_embeds = self.backend.prefix_embeds(vision_features[rows], tokens)
-            scores = self.answer_scores(prefix_embeds, questions, words).tolist()
-            found |= {row: native().likeliest_answer(words, each) for row, each in zip(rows, scores, strict=True)}
-        return [found[row] for row in range(len(asked))]
+        def score(image: int, question: str, answers: Sequence[str]) -> list[float]:
+            tokens = self.pipeline.question_tokens([self.pipeline.qformer_question(question)])
+            prefix_embeds = self.backend.prefix_embeds(vision_features[image : image + 1], tokens)
+            scores: list[float] = self.answer_scores(prefix_embeds, [question], answers)[0].tolist()
+            return scores
+
+        def measure(signals: Signals, images: Sequence[int]) -> None:
+            self.measure(signals, vision_features[images])
+
+        return self._calibrator.short_answers(asked, measure, score)
 
     @property
     def is_calibrated(self) -> bool:

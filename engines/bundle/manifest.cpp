@@ -88,6 +88,7 @@ static void read_fields(Fields& fields, Logistic& into) {
 static void read_fields(Fields& fields, Calibration& into) {
   fields.optional("phrase", into.phrase);
   fields.optional("sentence", into.sentence);
+  fields.optional("statement", into.statement);
   fields.optional("label", into.label);
   fields.optional("caption", into.caption);
   fields.optional("nearness", into.nearness);
@@ -197,8 +198,8 @@ const TensorSpec* Component::output(const std::string& name) const { return find
 std::vector<std::pair<std::string, const Logistic*>> Calibration::regressions() const {
   std::vector<std::pair<std::string, const Logistic*>> given;
   for (auto [name, regression] :
-       {std::pair("phrase", &phrase), std::pair("sentence", &sentence), std::pair("label", &label),
-        std::pair("caption", &caption), std::pair("nearness", &nearness)}) {
+       {std::pair("phrase", &phrase), std::pair("sentence", &sentence), std::pair("statement", &statement),
+        std::pair("label", &label), std::pair("caption", &caption), std::pair("nearness", &nearness)}) {
     if (*regression) given.emplace_back(std::string("calibration.") + name, &**regression);
   }
   return given;

@@ -84,7 +84,7 @@ struct Logistic {
 
 // How signals of an image and a text become probabilities.
 struct Calibration {
-  std::optional<Logistic> phrase, sentence, label, caption, nearness;
+  std::optional<Logistic> phrase, sentence, statement, label, caption, nearness;
   std::vector<double> label_text, mean_text;  // (E)
   std::vector<std::string> numbers;           // answers to "how many ...?"; none: answers are generated
 

@@ -12,6 +12,7 @@
 
 #include "language/answer_words.h"
 #include "language/dialogue.h"
+#include "language/questions.h"
 #include "language/statements.h"
 #include "language/text_forms.h"
 #include "python/bind.h"
@@ -194,10 +195,39 @@ void bind_dialogue(nb::module_& m) {
 
 }  // namespace
 
+namespace {
+
+const char* name_of(ShortQuestion::Kind kind) {
+  switch (kind) {
+    case ShortQuestion::Kind::kPresence: return "presence";
+    case ShortQuestion::Kind::kStatement: return "statement";
+    case ShortQuestion::Kind::kColour: return "colour";
+    case ShortQuestion::Kind::kNumber: return "number";
+    case ShortQuestion::Kind::kChoice: return "choice";
+    case ShortQuestion::Kind::kFixed: return "fixed";
+  }
+  return "";
+}
+
+}  // namespace
+
 void bind_language(nb::module_& m) {
   m.def("asks_for_plural", &asks_for_plural, "question"_a);
+  nb::class_<ShortQuestion>(m, "ShortQuestion")
+      .def_prop_ro("kind", [](const ShortQuestion& question) { return name_of(question.kind); })
+      .def_ro("text", &ShortQuestion::text)
+      .def_ro("subject", &ShortQuestion::subject)
+      .def_ro("negated", &ShortQuestion::negated)
+      .def_ro("choices", &ShortQuestion::choices);
+  m.def(
+      "short_question",
+      [](const CallerText& question) -> nb::object {
+        const std::optional<ShortQuestion> found = short_question(question.utf8);
+        return found ? nb::cast(*found) : nb::none();
+      },
+      "question"_a);
+  m.def("plain_question", [](const CallerText& question) { return plain_question(question.utf8); }, "question"_a);
   m.def("phrase_of", [](const CallerText& question) { return phrase_of(question.utf8); }, "question"_a);
-  m.def("number_question", [](const CallerText& question) { return number_question(question.utf8); }, "question"_a);
   m.def("is_phrase", [](const CallerText& text) { return is_phrase(text.utf8); }, "text"_a);
   m.def("question_of", [](const CallerText& phrase) { return question_of(phrase.utf8); }, "phrase"_a);
   m.def("with_article", [](const CallerText& phrase) { return with_article(phrase.utf8); }, "phrase"_a);

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "python/bind.h"
@@ -19,6 +20,7 @@
 #include "runtime/calibrator.h"
 #include "runtime/caption_pool.h"
 #include "runtime/image_gain.h"
+#include "runtime/short_answers.h"
 #include "runtime/tagger.h"
 
 namespace nb = nanobind;
@@ -42,9 +44,9 @@ std::optional<Calibration> calibration_of(nb::handle given) {
   if (given.is_none()) return std::nullopt;
   const auto numbers = [&](const char* name) { return nb::cast<std::vector<double>>(given.attr(name)); };
   Calibration read;
-  for (const auto& [name, into] :
-       {std::pair("phrase", &read.phrase), std::pair("sentence", &read.sentence), std::pair("label", &read.label),
-        std::pair("caption", &read.caption), std::pair("nearness", &read.nearness)}) {
+  for (const auto& [name, into] : {std::pair("phrase", &read.phrase), std::pair("sentence", &read.sentence),
+                                   std::pair("label", &read.label), std::pair("caption", &read.caption),
+                                   std::pair("nearness", &read.nearness), std::pair("statement", &read.statement)}) {
     *into = logistic_of(given.attr(name));
   }
   read.label_text = numbers("label_text");
@@ -128,7 +130,19 @@ std::vector<std::pair<size_t, double>> tags_of(const Tagger& self, const Floats&
   return all;
 }
 
-std::pair<std::string, double> pair_of(const ShortAnswer& answer) { return {answer.text, answer.log_probability}; }
+// `measure` and `score` are Python functions.
+std::vector<std::pair<std::string, double>> answers_of(const Calibrator& self, const std::vector<ShortQuestion>& asked,
+                                                       const nb::callable& measure, const nb::callable& score) {
+  const auto run = [&](Signals& signals, const std::vector<size_t>& images) { measure(&signals, images); };
+  const auto scores = [&](size_t image, const std::string& question, const std::vector<std::string>& answers) {
+    return nb::cast<std::vector<double>>(score(image, question, answers));
+  };
+  std::vector<std::pair<std::string, double>> all;
+  for (ShortAnswer& answer : short_answers(self, asked, run, scores)) {
+    all.emplace_back(std::move(answer.text), answer.log_probability);
+  }
+  return all;
+}
 
 void bind_signals(nb::module_& m) {
   nb::class_<Signals>(m, "Signals")
@@ -154,8 +168,9 @@ void bind_signals(nb::module_& m) {
       .def_prop_ro("rates_labels", &Calibrator::rates_labels)
       .def(
           "short_question",
-          [](const Calibrator& self, const CallerText& question, const GenerationOptions& options) {
-            return self.short_question(question.utf8, options);
+          [](const Calibrator& self, const CallerText& question, const GenerationOptions& options) -> nb::object {
+            const std::optional<ShortQuestion> found = self.short_question(question.utf8, options);
+            return found ? nb::cast(*found) : nb::none();
           },
           "question"_a, "options"_a)
       .def(
@@ -172,18 +187,12 @@ void bind_signals(nb::module_& m) {
           "texts"_a, "scores"_a)
       .def("matches", &matches_of, "signals"_a)
       .def("probabilities", &Calibrator::probabilities, "signals"_a)
-      .def("confidence", &Calibrator::confidence, "signals"_a);
+      .def("confidence", &Calibrator::confidence, "signals"_a)
+      .def("short_answers", &answers_of, "asked"_a, "measure"_a, "score"_a);
 }
 
 void bind_answers(nb::module_& m) {
-  m.def("yes_or_no", [](double probability) { return pair_of(yes_or_no(probability)); }, "probability"_a);
   m.def("answer_scores", &answer_scores, "given"_a, "without"_a);
-  m.def(
-      "likeliest_answer",
-      [](const std::vector<std::string>& answers, const std::vector<double>& scores) {
-        return pair_of(likeliest_answer(answers, scores));
-      },
-      "answers"_a, "scores"_a);
   m.def(
       "best_choice",
       [](const CallerText& question, const std::vector<double>& scores, const std::vector<double>& probabilities) {

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "language/questions.h"
 #include "language/statements.h"
 #include "language/text_forms.h"
 #include "runtime/model.h"
@@ -99,18 +100,17 @@ std::vector<double> Model::output(Features& features, const Run& run) {
   return values;
 }
 
-// The answer to a question whether something is there, or how many; its score is its log-probability.
+// The answer to a short question; its score is its log-probability.
 std::optional<Text> Model::short_answer(Features& features, const std::string& question,
                                         const GenerationOptions& options) {
-  const std::string asked = calibrator_ ? calibrator_->short_question(question, options) : "";
-  if (asked.empty()) return std::nullopt;
-  ShortAnswer answer;
-  if (asked.back() != '?') {  // a phrase
-    answer = yes_or_no(probabilities(features, {asked}).front());
-  } else {
-    const std::vector<std::string>& numbers = bundle_.manifest.calibration->numbers;
-    answer = likeliest_answer(numbers, answer_scores(features, asked, numbers));
-  }
+  const std::optional<ShortQuestion> asked =
+      calibrator_ ? calibrator_->short_question(question, options) : std::nullopt;
+  if (!asked) return std::nullopt;
+  const auto measure = [&](Signals& signals, const std::vector<size_t>&) { this->measure(features, signals); };
+  const auto score = [&](size_t, const std::string& text, const std::vector<std::string>& answers) {
+    return answer_scores(features, text, answers);
+  };
+  const ShortAnswer answer = short_answers(*calibrator_, {*asked}, measure, score).front();
   return Text{answer.text, answer.log_probability, language().tokenizer().encode_more({"", " " + answer.text, ""}),
               false};
 }

@@ -19,6 +19,7 @@
 #include "runtime/graphs.h"
 #include "runtime/image_gain.h"
 #include "runtime/language_model.h"
+#include "runtime/short_answers.h"
 #include "runtime/tagger.h"
 
 namespace blip2rt {

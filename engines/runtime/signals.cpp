@@ -37,11 +37,14 @@ size_t pair_of(Output output, size_t pair) { return output == Output::kTextEmbed
 
 }  // namespace
 
-bool computes(const Logistic& regression) {
+bool computes(const Logistic& regression, bool of_statement) {
   static const std::set<std::string> known = {"cosine", "name_cosine",       "base_cosine", "itm",       "likelihood",
                                               "words",  "phrase_likelihood", "yes",         "yes_blind", "score"};
-  return std::all_of(regression.weights.begin(), regression.weights.end(),
-                     [](const auto& weight) { return known.count(weight.first) != 0 || is_query(weight.first); });
+  return std::all_of(regression.weights.begin(), regression.weights.end(), [of_statement](const auto& weight) {
+    const bool is_subject = of_statement && weight.first.compare(0, kSubject.size(), kSubject) == 0;
+    const std::string name = is_subject ? weight.first.substr(kSubject.size()) : weight.first;
+    return known.count(name) != 0 || is_query(name);
+  });
 }
 
 Signals::Signals(std::vector<std::string> texts, const std::vector<std::vector<std::string>>& names,

@@ -11,6 +11,8 @@
 //     words              number of words
 //     score              of a generated text: its log-probability per token
 //
+// Of a statement, such as "a dog is running", `subject_` before a name is the signal of its subject, "a dog".
+//
 // Labels have others: nearness, their weighed cosines and how often labels like them are named; and told, 1 if the
 // image's caption names them.
 #pragma once
@@ -28,8 +30,11 @@
 
 namespace blip2rt {
 
-// Whether Signals has all that a regression weighs.
-bool computes(const Logistic& regression);
+// Begins the names of signals of what a statement is about.
+inline const std::string kSubject = "subject_";
+
+// Whether Signals has all that a regression weighs. `of_statement`: a subject's signals, too.
+bool computes(const Logistic& regression, bool of_statement = false);
 
 // P of a regression whose signals are `value(name)`.
 template <class Value>

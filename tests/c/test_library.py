@@ -248,10 +248,16 @@ def test_nano_says_what_it_says_in_python() -> None:
         "Is there a cat in the picture?",
         "do you see any dogs? Answer yes or no.",
         "How many cats are there?",
+        "how many elephants are there",
+        "is the cat not sleeping?",
+        "is the cat white?",
+        "### User: who took it?",
     ):
         pieces: list[str] = []
         [judged] = c.ask(question, pieces.append)
         assert parts(judged) == parts(python.ask(PHOTO, question)) and pieces == [judged.text]
+    question = "is it a dog or a cat?"
+    assert c.ask(question)[0].text == python.ask(PHOTO, question)
     chat, talk = c.chat(num_beams=1), python.chat(PHOTO, num_beams=1)
     for question in ("what is it?", "is there a dog?", "What colour is it?", "where is it?"):
         assert c.chat_ask(chat, question).text == talk.ask(question)

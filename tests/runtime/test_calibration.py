@@ -307,18 +307,74 @@ def test_questions_whether_something_is_there(question: str, phrase: str | None)
 
 
 @pytest.mark.parametrize(
-    ("question", "asked"),
+    ("question", "kind", "text"),
     [
-        ("How many dogs  are there?", "how many dogs are there?"),
-        ("how many people do you see? Answer with a number.", "how many people do you see?"),
-        ("Please say how many", None),
-        ("how many", None),
-        ("what is that? how many are there?", None),
-        ("is there a dog?", None),
+        ("Isn't there a dog?", "presence", "a dog"),
+        ("is there no dog?", "not presence", "dog"),
+        ("is there nobody?", "not presence", "a person"),
+        ("any dogs here", "presence", "dogs"),
+        ("is this a beach?", "presence", "a beach"),
+        ("is it raining", "presence", "raining"),
+        ("is there a dog, yes or no?", "presence", "a dog"),
+        ("### User: is the dog swimming?", "statement", "a dog is swimming"),
+        ("Question: is the dog not swimming? Answer:", "not statement", "a dog is swimming"),
+        ("is anyone wearing a hat?", "statement", "a person is wearing a hat"),
+        ("does the man have a beard?", "statement", "a man has a beard"),
+        ("are the animals in the water?", "statement", "animals are in the water"),
+        ("is this picture black and white?", "presence", "black and white"),
+        ("is the dog blue?", "colour", "what color is the dog?"),
+        ("How many dogs  are there?", "number", "how many dogs are there?"),
+        ("how many people do you see? Answer with a number.", "number", "how many people do you see?"),
+        ("Please say how many", None, ""),
+        ("how many", None, ""),
+        ("what is that? how many are there?", None, ""),
+        ("Count the dogs.", "number", "how many dogs are there?"),
+        ("what is the number of people in the image?", "number", "how many people are there?"),
+        ("is it indoors or outdoors?", "choice", "indoors|outdoors"),
+        ("is he riding a horse or a bike?", "choice", "horse|bike"),
+        ("is the bus red, green or blue?", "choice", "red|green|blue"),
+        ("what is it, a cat or a dog?", "choice", "cat|dog"),
+        ("what colour is the dog?", None, ""),
+        ("is there more than one dog?", None, ""),
+        ("what race is she?", "fixed", "I cannot tell from the picture."),
+        ("who won the race?", None, ""),
+        ("is the man gay?", "fixed", "I cannot tell from the picture."),
+        ("how many calories are in it?", "fixed", "I cannot tell from the picture."),
+        ("what time of day is it?", None, ""),
+        ("wie viele Hunde sind im Bild?", "fixed", "I only understand English."),
+        ("這是什麼？", "fixed", "I only understand English."),
+        ("Are you sure?", "fixed", "I may be wrong: please check the picture."),
+        ("is", None, ""),
+        ("is or", None, ""),
+        ("or ?", None, ""),
+        ("does the", None, ""),
     ],
 )
-def test_questions_of_a_number(question: str, asked: str | None) -> None:
-    assert native().number_question(question) == asked
+def test_short_questions(question: str, kind: str | None, text: str) -> None:
+    found = native().short_question(question)
+    read = found and f"{'not ' * found.negated}{found.kind}"
+    assert read == kind
+    assert found is None or text == ("|".join(found.choices) if kind == "choice" else found.text)
+
+
+def test_plain_questions() -> None:
+    plain = native().plain_question
+    for question in (
+        "What colour is the dog",
+        "### User: what colour is the dog?",
+        "Q: what colour is the DOG?",
+    ):
+        assert plain(question) == "what colour is the dog?"
+    assert plain("Describe the picture.") == "describe the picture"
+    assert plain(" What is it? Where is it? ") == "What is it? Where is it?"
+
+
+def test_absent_things_are_not_counted_and_answers_do_not_contradict(nano: blip2rt.Model) -> None:
+    image = "docs/nano/cat.jpg"
+    assert nano.ask(image, "how many elephants are there?") == "none"
+    assert nano.ask(image, "Is there no cat?") == "no" and nano.ask(image, "isn't there a cat?") == "yes"
+    assert nano.ask(image, "is it a dog or a cat?") == "cat" == nano.ask(image, "### Human: dog or cat")
+    assert nano.ask(image, "is the cat flying?") == "no" and nano.ask(image, "is the cat not flying?") == "yes"
 
 
 def test_words_of_phrases() -> None:

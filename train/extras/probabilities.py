@@ -128,11 +128,12 @@ class Fitting:
         self._asked: dict[Path, list[tuple[str, bool]]] = {}
         self._counted: dict[Path, list[tuple[str, str]]] = {}
         for question in asked:
-            phrase, answers = native().phrase_of(question.question), set(question.answers)
-            if (number := native().number_question(question.question)) is not None:
-                self._counted.setdefault(question.path, []).append((number, question.answers[0]))
-            if phrase is not None and len(answers & {"yes", "no"}) == 1:
-                self._asked.setdefault(question.path, []).append((phrase, "yes" in answers))
+            short, answers = native().short_question(question.question), set(question.answers)
+            if short is not None and short.kind == "number":
+                self._counted.setdefault(question.path, []).append((short.text, question.answers[0]))
+            elif short is not None and short.kind == "presence" and len(answers & {"yes", "no"}) == 1:
+                right = ("no" if short.negated else "yes") in answers
+                self._asked.setdefault(question.path, []).append((short.text, right))
         old = model.bundle.manifest.calibration
         self._old_numbers = () if old is None else old.numbers
         self._generates = model.bundle.has(*contract.GENERATIVE)

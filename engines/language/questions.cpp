@@ -1,0 +1,224 @@
+// Brings questions into a plain form, and matches those whether something is there by regular expressions.
+#include "language/questions.h"
+
+#include <regex>
+#include <set>
+
+#include "base/unicode.h"
+#include "language/statements.h"
+#include "language/text_forms.h"
+
+namespace blip2rt {
+namespace {
+
+using Words = std::set<std::string, std::less<>>;
+
+constexpr size_t kMaxCharacters = 300;  // of a question that is read at all
+
+const Words kAnyone = {"anyone",     "anybody", "someone",     "somebody", "any people",
+                       "any person", "people",  "any persons", "a human"};
+
+// The first group is what a question asks for.
+const std::vector<std::regex>& questions() {
+  static const std::vector<std::regex> patterns = [] {
+    const std::string picture = "(?:the|this|that) (?:picture|image|photo|photograph|scene|shot|frame|view|snapshot)";
+    const std::string shown = "(?:visible |present |shown )?";
+    const std::string place =
+        "(?: (?:at all|anywhere|somewhere|here|visible|present|shown|in it|" + shown + "(?:in|on) " + picture + "))";
+    const std::string indefinite = "(?!(?:the|this|that|these|those|it|he|she|they|we|you|i) )";
+    std::vector<std::regex> made;
+    for (const std::string& pattern :
+         {"(?:is|are) there (.+?)" + place + "*",
+          "(?:do|can) (?:you|we|i) (?:see|spot|find|detect|notice) (.+?)" + place + "*",
+          "do(?:es)? " + picture + " (?:show|contain|have|include|depict) (.+?)" + place + "*",
+          "(?:is|are) ((?:a|an|any|some) .+?)" + place + "+",
+          "(?:is|are) (" + indefinite + ".+?) (?:visible|in " + picture + ")" + place + "*"}) {
+      made.emplace_back(pattern);
+    }
+    return made;
+  }();
+  return patterns;
+}
+
+// Whether what is asked is not whether something is there.
+bool asks_otherwise(std::string_view what) {
+  static const Words other = {"no",    "not",   "none", "nothing",  "or",        "else",       "same",    "more",
+                              "less",  "fewer", "many", "much",     "several",   "both",       "another", "other",
+                              "only",  "one",   "two",  "three",    "four",      "five",       "six",     "seven",
+                              "eight", "nine",  "ten",  "anything", "something", "everything", "what",    "which",
+                              "who",   "why",   "how",  "where",    "when",      "difference"};
+  std::string word;
+  bool is_number = true;
+  for (size_t at = 0; at <= what.size();) {
+    const size_t begin = at;
+    const uint32_t character = at < what.size() ? next_character(what, at) : (++at, ' ');
+    if (is_word_character(character)) {
+      word += what.substr(begin, at - begin);
+      is_number = is_number && properties_of(character).category() == Properties::kNd;
+      continue;
+    }
+    if (!word.empty() && (is_number || other.count(word) != 0)) return true;
+    word.clear();
+    is_number = true;
+  }
+  return false;
+}
+
+bool is_instruction(std::string_view sentence) {
+  static const std::regex pattern("(?:please )?(?:just |only )?(?:answer|reply|respond|say)");
+  std::cmatch found;
+  if (!std::regex_search(sentence.data(), sentence.data() + sentence.size(), found, pattern,
+                         std::regex_constants::match_continuous)) {
+    return false;
+  }
+  auto at = static_cast<size_t>(found.length());
+  return at == sentence.size() || !is_word_character(next_character(sentence, at));
+}
+
+// Without these characters at the ends.
+std::string trimmed(const std::string& text, const char* characters, bool left = true) {
+  const size_t first = left ? text.find_first_not_of(characters) : 0;
+  const size_t last = text.find_last_not_of(characters);
+  return last == std::string::npos || first > last ? "" : text.substr(first, last + 1 - first);
+}
+
+std::vector<std::string> sentences_of(const std::string& text) {
+  std::vector<std::string> sentences(1);
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (text[i] == ' ' && i > 0 && std::string_view("?!.").find(text[i - 1]) != std::string_view::npos) {
+      sentences.emplace_back();
+    } else {
+      sentences.back() += text[i];
+    }
+  }
+  return sentences;
+}
+
+bool begins_with(std::string_view text, std::string_view start) { return text.substr(0, start.size()) == start; }
+
+bool ends_with(std::string_view text, std::string_view end) {
+  return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
+}
+
+std::string joined(const std::vector<std::string_view>& words) {
+  std::string text;
+  for (const std::string_view word : words) {
+    if (!text.empty()) text += ' ';
+    text += word;
+  }
+  return text;
+}
+
+// In lower case, without the roles that chat templates write, as in "### User: ... Answer:".
+std::string without_roles(std::string_view question) {
+  static const std::regex before("^(?:#* ?(?:user|human|question|instruction|q) ?: ?)+"),
+      after(" ?#* ?(?:(?:short )?answer|assistant|a) ?:$");
+  std::string text = joined(words_of(lower_text(question)));
+  for (size_t at; (at = text.find("\u2019")) != std::string::npos;) text.replace(at, 3, "'");
+  return std::regex_replace(std::regex_replace(text, before, ""), after, "");
+}
+
+// "is there a dog" for "isn't there a dog": that is a yes if there is one. "count the dogs" asks how many there are.
+std::string reworded(const std::string& sentence) {
+  static const std::regex rules[] = {
+      std::regex("^(is|are|was|were|do|does|did)n'?t "),
+      std::regex("^(?:count|(?:what is |give |tell me )?(?:the )?(?:number|count) of) (?:all )?(?:the |all )?"
+                 "(.+?)(?: (?:here|there|in (?:the|this|that) (?:picture|image|photo)))?$"),
+      std::regex("^any (.+?)(?: (?:here|there|around))?$"),
+      std::regex(",? (?:yes or no|or not|or no)$"),
+  };
+  static const char* const forms[] = {"$1 ", "how many $1 are there", "is there any $1", ""};
+  std::string text = sentence;
+  for (size_t i = 0; i < std::size(rules); ++i) text = std::regex_replace(text, rules[i], forms[i]);
+  return text;
+}
+
+// The only sentence of a question but for requests to be brief, in lower case; empty if there are more.
+std::string sentence_of(std::string_view question) {
+  if (count_characters(question) > kMaxCharacters) return "";
+  std::vector<std::string> asked;
+  for (const std::string& sentence : sentences_of(without_roles(question))) {
+    const std::string part = trimmed(sentence, "?!. ");
+    if (!part.empty() && !is_instruction(part) && part != "yes or no") asked.push_back(part);
+  }
+  if (asked.size() != 1) return "";
+  std::string text = asked[0];
+  if (begins_with(text, "please ")) text.erase(0, 7);
+  if (ends_with(text, " please")) text.resize(text.size() - 7);
+  return reworded(trimmed(text, ", ", false));
+}
+
+std::optional<std::string> phrase_in(const std::string& text) {
+  for (const std::regex& pattern : questions()) {
+    std::smatch found;
+    if (!std::regex_match(text, found, pattern) || asks_otherwise(found[1].str())) continue;
+    std::string what = found[1].str();
+    if (kAnyone.count(what) != 0) return "a person";
+    for (const char* word : {"any ", "some ", "the "}) {
+      if (begins_with(what, word)) return what.substr(std::string_view(word).size());
+    }
+    return what;
+  }
+  return std::nullopt;
+}
+
+// "dog" for "dogs", as plural_of makes it; other words stay.
+std::string singular_of(const std::string& things) {
+  if (things == "children") return "child";
+  for (const auto& [end, single] :
+       {std::pair("men", "man"), std::pair("ies", "y"), std::pair("es", ""), std::pair("s", "")}) {
+    if (!ends_with(things, end)) continue;
+    const std::string thing = things.substr(0, things.size() - std::string_view(end).size()) + single;
+    if (plural_of(thing) == things) return thing;
+  }
+  return things;
+}
+
+// "how many dogs are there", and whether there is "a dog", unless it counts nothing whose absence could be judged.
+ShortQuestion number_question(const std::string& question) {
+  static const std::regex pattern(
+      "how many (?:different |visible )?(\\w+(?: \\w+)?)(?: (?:are|is) (?:there|visible|shown|present)| (?:do|can) you "
+      "see)"
+      "(?: here| at all| in (?:the|this|that|it)(?: \\w+)?)*");
+  std::smatch found;
+  ShortQuestion number{ShortQuestion::Kind::kNumber, question + "?"};
+  if (std::regex_match(question, found, pattern) && !asks_otherwise(found[1].str()) && found[1] != "things") {
+    const std::string thing =
+        kAnyone.count(found[1].str()) != 0 ? "a person" : with_article(singular_of(found[1].str()));
+    number.statements.push_back({ShortQuestion::Kind::kPresence, thing});
+  }
+  return number;
+}
+
+}  // namespace
+
+std::optional<std::string> phrase_of(std::string_view question) { return phrase_in(sentence_of(question)); }
+
+std::string plain_question(std::string_view question) {
+  static const std::regex asks(
+      "^(?:what|which|who|whose|where|when|why|how|is|are|was|were|do|does|did|can|could|has|have)\\b.*");
+  const std::string text = sentence_of(question);
+  if (text.empty()) return std::string(stripped(question));
+  return std::regex_match(text, asks) ? text + "?" : text;
+}
+
+std::optional<ShortQuestion> short_question(std::string_view question) {
+  using Kind = ShortQuestion::Kind;
+  if (std::optional<std::string> answer = fixed_answer(question)) return ShortQuestion{Kind::kFixed, *answer};
+  const std::string text = sentence_of(question);
+  if (text.empty()) return std::nullopt;
+  static const std::regex absence(
+      "(?:is|are) there (?:no |not (?:any |an? )?)(.+)|(?:is|are) (?:there )?(nobody|no one|no person|no people)\\b.*");
+  std::smatch found;
+  if (std::regex_match(text, found, absence)) {
+    const std::string what = found[1].matched && !begins_with(text, "is there no one") ? found[1].str() : "anyone";
+    const std::optional<std::string> phrase = phrase_in("is there " + what);
+    if (phrase) return ShortQuestion{Kind::kPresence, *phrase, "", true};
+  }
+  if (std::optional<std::string> phrase = phrase_in(text)) return ShortQuestion{Kind::kPresence, *phrase};
+  if (begins_with(text, "how many ") && text.find('?') == std::string::npos) return number_question(text);
+  if (text.find(" or ") != std::string::npos) return choice_question(text);
+  return statement_question(text);
+}
+
+}  // namespace blip2rt
