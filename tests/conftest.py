@@ -86,7 +86,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if nightly.reason(item.nodeid):
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: -sum(mark.args[0] for mark in item.iter_markers("long")))
+    items.sort(key=lambda item: -sum(seconds for seconds, _why in (mark.args for mark in item.iter_markers("long"))))
 
 
 class SeededFixtures:

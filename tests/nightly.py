@@ -12,12 +12,15 @@ EMULATED = "emulated processors; the kernels of this one run in every change's t
 VARIANT = "second variant of a case that every change runs"
 DISTRIBUTED = "more processes, nodes and launchers than the two processes that every change runs"
 NETWORK = "no socket and no stray file: caption and convert stand for the other commands"
+FAULTS = "a full disk; the kills that every change runs leave as little behind"
+QUESTIONS = "graphs of InstructBLIP, which its own tests export in every change"
 
 NIGHTLY = {
     "tests/bench/test_geometry.py::test_transformers_peer_has_the_same_shapes": VARIANT,
     "tests/bench/test_sigterm.py::test_sigterm_ends_the_exporter": VARIANT,
     r"tests/c/test_library.py::.*\[opt": VARIANT,
     r"tests/c/test_library.py::.*\[instruct": VARIANT,
+    r"tests/engines/test_batcher.py::.*\[(wide|llama)": VARIANT,
     r"tests/engines/test_chat.py::.*\[opt": VARIANT,
     r"tests/engines/test_kernels.py::test_kernels_match_plain_arithmetic\[.*-aarch64": EMULATED,
     "tests/engines/test_kernels.py::test_old_processors_run_only_their_kernels": EMULATED,
@@ -28,7 +31,9 @@ NIGHTLY = {
     r"tests/export/checkpoints/test_lavis.py::test_stage_2_equals_hugging_face\[True": VARIANT,
     r"tests/export/checkpoints/test_tokenizers.py::.*\[t5": VARIANT,
     r"tests/export/commands/test_export.py::test_activation_bits_with_int4_weights\[None": VARIANT,
+    "tests/export/commands/test_interruption.py::test_full_disk": FAULTS,
     r"tests/export/commands/test_recovered_checkpoints.py::test_trained_encoder_is_recovered\[fp": VARIANT,
+    "tests/export/commands/test_recovered_checkpoints.py::test_trained_vision_transformer_is_recovered": VARIANT,
     r"tests/export/graphs/test_bidirectional_prompts.py::test_texts_match_generate\[1": VARIANT,
     r"tests/export/graphs/test_bidirectional_prompts.py::test_chat_matches_generate_on_the_whole_conversation\[False": (
         VARIANT
@@ -41,6 +46,7 @@ NIGHTLY = {
     "tests/export/graphs/test_openvino.py": "another runtime, which users choose themselves",
     r"tests/export/graphs/test_t5.py::test_graphs_equal_hugging_face\[tied": VARIANT,
     "tests/export/trt/test_tensorrt_builds.py": TENSORRT,
+    "tests/export/trt/test_trt_graphs.py::test_in_place_cache_matches_pytorch": TENSORRT,
     r"tests/runtime/commands/test_privacy.py::test_no_socket_and_no_file\[(?!caption)": NETWORK,
     r"tests/runtime/commands/test_privacy.py::test_tools_write_to_their_output_only\[(?!convert)": NETWORK,
     "tests/runtime/test_system.py::test_processors_without_avx2_caption_alike": EMULATED,
@@ -49,12 +55,12 @@ NIGHTLY = {
     r"tests/train/test_distributed.py::test_stage1_gathers_itc_and_negatives_from_all_processes\[trained": DISTRIBUTED,
     r"tests/train/test_distributed.py::test_stage2_weighs_tokens_equally\[all": DISTRIBUTED,
     "tests/train/test_distributed.py::test_two_nodes_equal_two_processes": DISTRIBUTED,
-    r"tests/train/test_finetune.py::test_other_grid_interpolates_learned_positions\[32": VARIANT,
-    r"tests/train/test_finetune.py::test_recipe_finetunes_a_hugging_face_checkpoint\[vqa": VARIANT,
+    "tests/train/test_finetune.py::test_other_grid_interpolates_learned_positions": VARIANT,
+    r"tests/train/test_finetune.py::test_recipe_finetunes_a_hugging_face_checkpoint\[(vqa|retrieval)": VARIANT,
     r"tests/train/test_finetune.py::test_stage1_accepts_any_checkpoint_format\[True": VARIANT,
     r"tests/train/test_finetune.py::test_timm_and_hugging_face_encoders_train\[hf": VARIANT,
     r"tests/train/test_finetune.py::test_two_processes_train_the_encoder_like_one\[.*stage1": DISTRIBUTED,
-    r"tests/train/test_finetune.py::test_vqa_reads_the_question_twice\[t5": VARIANT,
+    "tests/train/test_finetune.py::test_vqa_reads_the_question_twice": QUESTIONS,
     r"tests/train/test_training_flags.py::test_half_precision_trains_similarly\[fp16": VARIANT,
     "tests/trt/test_gpu_day.py::test_(interrupted|bundles|step|wheels|results)": TENSORRT,
 }

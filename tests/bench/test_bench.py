@@ -16,7 +16,7 @@ from blip2rt.bundle import embedded, read
 from blip2rt.install_hints import pip_install
 from tests.seeds import seed_of
 
-pytestmark = pytest.mark.long(16)
+pytestmark = pytest.mark.long(16, "whole measurements, from the command to tables and plots")
 
 ROOT = Path(__file__).parents[2]
 SEED = seed_of(__name__)

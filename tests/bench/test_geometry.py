@@ -15,7 +15,7 @@ from blip2rt.bench.stages import Workload
 from blip2rt.bundle import MANIFEST, read
 from tests.engines.native import Session, runtime
 
-pytestmark = pytest.mark.long(50)
+pytestmark = pytest.mark.long(50, "a geometry becomes a bundle that captions")
 
 
 def test_revision_invalidates_cached_bundles(tmp_path, monkeypatch):

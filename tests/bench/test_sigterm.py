@@ -14,7 +14,7 @@ import pytest
 
 from blip2rt.bundle import read
 
-pytestmark = pytest.mark.long(22)
+pytestmark = pytest.mark.long(22, "processes ended by signals leave nothing behind")
 
 ROOT = Path(__file__).parents[2]
 

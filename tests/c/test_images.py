@@ -102,7 +102,7 @@ def test_a_limit_is_checked_before_memory_is_taken(tmp_path: Path) -> None:
     assert "has 65520 x 65520 pixels, more than 50,000,000" in done.stdout
 
 
-@pytest.mark.long(9)
+@pytest.mark.long(9, "a sanitized program on hundreds of files")
 def test_damaged_files_read_no_foreign_memory(tmp_path: Path) -> None:
     rng = np.random.default_rng(new_seed())
     paths = [tmp_path / str(i) for i in range(400)]

@@ -14,7 +14,7 @@ import pytest
 from blip2rt.backends.ort import find_library
 from tests.c.build import ROOT, dist, run
 
-pytestmark = pytest.mark.long(30)
+pytestmark = pytest.mark.long(30, "CMake builds and installs the library, and a program links it")
 
 PHOTO = ROOT / "docs" / "photo.jpg"
 EXAMPLES = ROOT / "examples" / "c"

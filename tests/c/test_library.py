@@ -22,7 +22,7 @@ from tests.c.library import Callback, CError, CModel, CText, library, make, text
 from tests.seeds import new_seed
 from tests.tiny.bundle import Tiny, with_likelihood_weight, with_pool
 
-pytestmark = pytest.mark.long(60)
+pytestmark = pytest.mark.long(60, "the library as a process without Python, compared with Python")
 
 PHOTO = Path(__file__).parents[2] / "docs" / "photo.jpg"
 CAPTIONS = ["a dog runs on the red grass", "the red cat sits in the blue water", "the man runs", "a red dog runs"]

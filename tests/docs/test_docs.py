@@ -22,7 +22,7 @@ import blip2rt
 from blip2rt_train import recipe_files
 from blip2rt_train.cli import COMMANDS as TRAINING
 
-pytestmark = pytest.mark.long(20)
+pytestmark = pytest.mark.long(20, "the pages' commands and code, run as readers run them")
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("docs", "examples", "benchmarks", "recipes")

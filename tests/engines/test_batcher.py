@@ -18,7 +18,7 @@ from tests.engines.native import Batcher
 from tests.engines.native.reference import CONFIGS, HIDDEN, Case, hugging_face, make_case, random_options, undecided
 from tests.seeds import new_seed
 
-pytestmark = pytest.mark.long(40)
+pytestmark = pytest.mark.long(40, "random interleavings of threads: races show in many runs")
 
 REQUESTS = 40  # of one interleaving
 TIES = 0.1  # the most answers of an interleaving that may differ, each where Hugging Face is undecided too

@@ -49,7 +49,7 @@ def test_a_batch_matches_hugging_face(case: Case) -> None:
         assert got[image] == want or undecided(same, image, options, single)
 
 
-@pytest.mark.long(4)
+@pytest.mark.long(4, "graphs of each architecture, traced")
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_graphs_get_the_cores_attention(name: str, tmp_path: Path) -> None:
     """Without it a generator rejects the graph. logit_rows saves logits of a prompt's other positions."""
@@ -78,7 +78,7 @@ def test_steps_equal_one_call(case: Case, num_beams: int) -> None:
     assert generation.step() == []
 
 
-@pytest.mark.long(13)
+@pytest.mark.long(13, "token for token on traced graphs")
 @pytest.mark.parametrize("name", ["opt", "t5"])
 def test_rounds_equal_separate_calls(name: str, tmp_path: Path) -> None:
     each = make_case(name, tmp_path)

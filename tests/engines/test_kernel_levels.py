@@ -27,7 +27,7 @@ def run(level: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.long(13)
+@pytest.mark.long(13, "a process for each level")
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_level_matches_onnx_runtime(level: str, tmp_path: Path) -> None:
     supported = native().kernel_levels()

@@ -22,7 +22,7 @@ from onnx import TensorProto, numpy_helper
 from tests.engines.native import graphs
 from tests.engines.native.graphs import Constants, op
 
-pytestmark = pytest.mark.long(40)
+pytestmark = pytest.mark.long(40, "kernels compiled on their own: shapes that no model has")
 
 ROOT = Path(__file__).parents[2]
 

@@ -87,6 +87,7 @@ def test_faults_are_named(case: Case) -> None:
             likelihoods(case.prefix, case.prompts, images, texts)
 
 
+@pytest.mark.long(3, "a traced graph")
 def test_bidirectional_prompts_are_rejected(tmp_path: Path) -> None:
     case = make_case(BOTH_WAYS, tmp_path)
     with pytest.raises(RuntimeError, match="positions of this model's prompt see each other"):

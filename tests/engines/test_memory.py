@@ -69,6 +69,7 @@ def test_nothing_is_allocated_per_token(tiny: Tiny, preloaded: dict[str, str], o
     assert Q == 3  # the prefix length of the script
 
 
+@pytest.mark.long(6, "each allocation of a call fails once")
 @pytest.mark.parametrize("most", [25, pytest.param(0, marks=pytest.mark.slow)], ids=["sample", "every"])
 def test_failing_allocations_raise_memory_errors(tiny: Tiny, preloaded: dict[str, str], most: int) -> None:
     """Each allocation of the core fails once: the result is MemoryError or right, never a crash or a hang."""
@@ -98,6 +99,7 @@ print(*weights, resident("Rss", "vision.data"), resident("Anonymous") - before)
 """
 
 
+@pytest.mark.long(3, "the memory of processes")
 @pytest.mark.skipif(sys.platform != "linux" or "BLIP2RT_NATIVE" in os.environ, reason="reads /proc; not of a sanitizer")
 def test_memory_after_a_caption_is_that_of_the_language_model() -> None:
     """The encoder's weights leave when the language model is opened, activations of a large batch after its run."""

@@ -13,7 +13,7 @@ pytest.importorskip("onnxscript")
 from tests.engines.native.reference import CONFIGS, Case, compare, make_case, random_options
 from tests.seeds import new_seed
 
-pytestmark = pytest.mark.long(43)
+pytestmark = pytest.mark.long(43, "token for token with transformers on traced graphs")
 
 CASES = 320
 PARTS = 8

@@ -17,7 +17,7 @@ from tests.engines.native import Chat, Generator, Session, library_path, runtime
 from tests.seeds import new_seed
 from tests.tiny.bundle import HEAD_DIM, WORDS, D, Q, Tiny
 
-pytestmark = pytest.mark.long(12)
+pytestmark = pytest.mark.long(12, "forks and threads of real processes")
 
 ROOT = Path(__file__).parents[2]
 LOAD = """

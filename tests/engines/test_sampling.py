@@ -16,7 +16,7 @@ pytest.importorskip("onnxscript")
 from tests.engines.native.reference import Case, inputs, make_case
 from tests.seeds import new_seed
 
-pytestmark = pytest.mark.long(12)
+pytestmark = pytest.mark.long(12, "shares of thousands of draws")
 
 DRAWS = 6000
 BEAM_DRAWS = 1500

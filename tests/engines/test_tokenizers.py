@@ -19,7 +19,7 @@ from tests.tiny.tokenizers import KINDS, NANO, random_texts
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_random_texts_have_the_ids_of_the_library(kind: str) -> None:
-    compare(KINDS[kind](), 10_000, new_seed())
+    compare(KINDS[kind](), 2_000, new_seed())  # `make fuzz` compares for minutes
 
 
 @pytest.mark.parametrize("kind", ["llama 3", "t5", "bert", "cased bert"])

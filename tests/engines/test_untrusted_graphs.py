@@ -27,6 +27,7 @@ CRASHES = (-6, -11, -7, -8, -4)  # exit statuses after a signal
 Change = Callable[[onnx.ModelProto], object]
 
 
+@pytest.mark.long(6, "hundreds of altered graphs")
 @pytest.mark.parametrize("fresh", [False, True], ids=["fixed-seed", "fresh-seed"])
 def test_altered_graphs_fail_or_are_right(fresh: bool, tmp_path: Path) -> None:
     """They fail with an error, or give the results of ONNX Runtime's own operators."""
@@ -40,6 +41,7 @@ def test_nanos_altered_graphs_caption_or_fail(tmp_path: Path) -> None:
     run_mutants("nano_mutants", new_seed(), 300, tmp_path)
 
 
+@pytest.mark.long(4, "hundreds of graphs with random operators")
 def test_no_allowed_operator_ends_the_process(tmp_path: Path) -> None:
     seed = new_seed()
     command = [sys.executable, "-m", "tests.fuzz.nodes", "--seed", str(seed), "--count", "800"]

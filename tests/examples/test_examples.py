@@ -13,7 +13,7 @@ from PIL import Image
 
 import blip2rt
 
-pytestmark = pytest.mark.long(16)
+pytestmark = pytest.mark.long(16, "each example as a process of its own")
 
 ROOT = Path(__file__).parents[2]
 PHOTO = ROOT / "docs" / "photo.jpg"

@@ -22,7 +22,7 @@ from tests.tiny.image_folders import GOOD, shard, tree
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.long(7)
+pytestmark = pytest.mark.long(7, "whole folders from the command to the files")
 
 
 def test_folder_captions_match_single_captions(model, album, run):

@@ -19,7 +19,7 @@ from tests.gallery.helpers import POSIX, TIMEOUT, assert_error, make_unreadable,
 from tests.seeds import new_seed
 from tests.tiny.image_folders import fill, shard, start, tree
 
-pytestmark = pytest.mark.long(6)
+pytestmark = pytest.mark.long(6, "processes that fail in the midst of a folder")
 
 
 @POSIX

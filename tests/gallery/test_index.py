@@ -24,7 +24,7 @@ from tests.gallery.helpers import TIMEOUT, make_unreadable
 from tests.seeds import new_seed
 from tests.tiny.image_folders import GOOD, fill, picture, start
 
-pytestmark = pytest.mark.long(12)
+pytestmark = pytest.mark.long(12, "indexes of whole folders, killed and resumed")
 
 
 def contents(at: Path) -> dict[str, tuple[int, bytes]]:

@@ -138,7 +138,7 @@ def test_shortlist_search_equals_exact_search(model, album, monkeypatch):
         assert "zz.png" in {hit.name for hit in opened.search("a dog", 11)}
 
 
-@pytest.mark.long(11)
+@pytest.mark.long(11, "recall over thousands of vectors")
 def test_shortlist_loses_less_than_a_point_of_recall(model, album, monkeypatch):
     """R@10 of 800 vectors near one of 4,000 pictures, with a shortlist and without."""
     pytest.importorskip("usearch")

@@ -17,7 +17,7 @@ from tests.gallery.helpers import POSIX, assert_error
 from tests.seeds import new_seed
 from tests.tiny.image_folders import picture, tree
 
-pytestmark = pytest.mark.long(4)
+pytestmark = pytest.mark.long(4, "an index of a whole folder, searched by commands")
 
 
 def test_near_duplicates_are_grouped(model, album):

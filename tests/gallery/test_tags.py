@@ -16,7 +16,7 @@ from blip2rt.bundle.manifest import Calibration, Logistic
 from blip2rt.cli import main
 from tests.tiny.bundle import Tiny, calibrated, with_likelihood_weight
 
-pytestmark = pytest.mark.long(3)
+pytestmark = pytest.mark.long(3, "whole folders from the command to the files")
 
 SPACES = {"dc": "http://purl.org/dc/elements/1.1/", "rdf": "http://www.w3.org/1999/02/22-rdf-syntax-ns#"}
 SPACES |= {"lr": "http://ns.adobe.com/lightroom/1.0/", "digiKam": "http://www.digikam.org/ns/1.0/"}

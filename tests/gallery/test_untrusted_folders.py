@@ -11,7 +11,7 @@ import pytest
 from tests.gallery.helpers import POSIX
 from tests.tiny.image_folders import tree
 
-pytestmark = [pytest.mark.long(3), POSIX]
+pytestmark = [pytest.mark.long(3, "hostile folders, read by whole commands"), POSIX]
 
 RDF = (
     '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#" xmlns:dc="http://purl.org/dc/elements/1.1/">'

@@ -21,7 +21,7 @@ from tests.gallery.helpers import POSIX, assert_error
 from tests.seeds import new_seed
 from tests.tiny.image_folders import picture
 
-pytestmark = pytest.mark.long(5)
+pytestmark = pytest.mark.long(5, "hostile indexes, read by limited processes")
 
 OPEN = """
 import sys

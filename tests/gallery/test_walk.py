@@ -16,7 +16,7 @@ from tests.gallery.helpers import POSIX
 from tests.seeds import new_seed
 from tests.tiny.image_folders import GOOD, fill, picture
 
-pytestmark = pytest.mark.long(1)
+pytestmark = pytest.mark.long(1, "folders with thousands of entries")
 
 
 @POSIX

@@ -21,7 +21,7 @@ from blip2rt.gallery.walk import has_more_than
 from tests.seeds import new_seed
 from tests.tiny.image_folders import fill, tree
 
-pytestmark = pytest.mark.long(6)
+pytestmark = pytest.mark.long(6, "processes of a pool that die")
 TIMEOUT = 60  # seconds
 
 

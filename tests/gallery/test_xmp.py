@@ -8,7 +8,7 @@ import pytest
 
 from tests.gallery.helpers import POSIX
 
-pytestmark = pytest.mark.long(2)
+pytestmark = pytest.mark.long(2, "files as other programs read them")
 
 DEFAULT, GERMAN = "<rdf:li xml:lang='x-default'>My words</rdf:li>", "<rdf:li xml:lang='de'>Worte</rdf:li>"
 

@@ -23,7 +23,7 @@ PORT = 6397
 PHOTO = Path(__file__).parents[2] / "docs" / "photo.jpg"
 
 
-@pytest.mark.long(20)
+@pytest.mark.long(20, "actors of a real Ray")
 def test_nano_and_its_pool_caption_in_actors_as_locally(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()

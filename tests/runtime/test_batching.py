@@ -347,6 +347,7 @@ def test_cached_arrays_are_bounded() -> None:
     FeatureCache(8).rows([b"large"], make)
 
 
+@pytest.mark.long(2, "threads that wait")
 def test_closing_a_model_fails_running_requests(tiny: Tiny, photo: Callable[..., np.ndarray]) -> None:
     long = Options(num_beams=1, max_new_tokens=50, min_new_tokens=50)
     for _ in range(50):  # on a busy machine all is said before this thread gets to close it

@@ -243,6 +243,7 @@ def nano() -> blip2rt.Model:
 YES, NO = "is there a cup?", "Is there an elephant in the picture? Please answer yes or no."
 
 
+@pytest.mark.long(3, "nano on a photograph")
 def test_nano_sees_the_cup(nano: blip2rt.Model, capsys: Any) -> None:
     image = "docs/photo.jpg"
     assert nano.ask([image] * 3, [YES, NO, "what is in the cup?"]) == ["yes", "no", "coffee"]

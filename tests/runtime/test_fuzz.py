@@ -7,7 +7,7 @@ import pytest
 from tests.fuzz import files
 from tests.seeds import new_seed
 
-pytestmark = pytest.mark.long(18)
+pytestmark = pytest.mark.long(18, "thousands of random calls: rare combinations crash")
 
 
 def test_random_options_raise_no_crash() -> None:

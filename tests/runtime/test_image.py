@@ -240,14 +240,14 @@ def test_extreme_sizes(size):
         assert (prepare(image, SPEC) == 128).all()
 
 
-@pytest.mark.long(2)
+@pytest.mark.long(2, "a picture of that size")
 def test_a_hundred_megapixels_raise_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert (prepare(encode(Image.new("1", (20_000, 5_000), 1)), SPEC, max_pixels=100_000_000) == 255).all()
 
 
-@pytest.mark.long(2)
+@pytest.mark.long(2, "a picture of that size")
 def test_too_many_pixels_is_one_line():
     with pytest.raises(ImageError, match="more than 178,956,970 pixels: scale it down"):
         load_rgb(encode(Image.new("1", (20_000, 20_000))))
@@ -373,7 +373,7 @@ def test_scaled_jpegs_are_within_the_tolerance(rng, tmp_path, kind, orientation)
     assert np.array_equal(prepare(path, spec, scaled=True), scaled)
 
 
-@pytest.mark.long(3)
+@pytest.mark.long(3, "pictures large enough to be scaled")
 def test_scaled_decoding_keeps_twice_the_size_of_jpegs_only(rng):
     photo = _large(rng, "smooth")
     data = encode(photo, "JPEG", quality=90)

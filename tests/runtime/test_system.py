@@ -60,6 +60,7 @@ def posix_uses(source: str) -> list[str]:
     return found
 
 
+@pytest.mark.long(4, "every module of the packages, parsed")
 def test_only_one_module_uses_what_posix_alone_has() -> None:
     paths = [path for folder in ("blip2rt", "train", "export") for path in (ROOT / folder).rglob("*.py")]
     uses = {path.relative_to(ROOT).as_posix(): posix_uses(path.read_text()) for path in paths}

@@ -14,7 +14,7 @@ from blip2rt.serve.middleware import RequestMiddleware
 from blip2rt.serve.settings import Access, Settings
 from tests.serve.server_process import ServerProcess, encoded
 
-pytestmark = pytest.mark.long(8)
+pytestmark = pytest.mark.long(8, "a real server process: keys and origins as clients see them")
 Start = Callable[..., ServerProcess]
 
 

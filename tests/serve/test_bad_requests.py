@@ -16,7 +16,7 @@ from PIL import Image
 from tests.seeds import new_seed
 from tests.serve.server_process import PHOTO, ServerProcess, chat, data_uri, encoded, png, read_all
 
-pytestmark = pytest.mark.long(10)
+pytestmark = pytest.mark.long(10, "a real server process: it survives each bad request")
 
 
 def user(content: bytes) -> bytes:

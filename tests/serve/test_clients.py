@@ -13,7 +13,7 @@ from blip2rt.serve.errors import ApiError
 from blip2rt.serve.protocols.ollama import _Writer
 from tests.serve.server_process import CAT, ServerProcess, data_uri, encoded, parts, png
 
-pytestmark = pytest.mark.long(12)
+pytestmark = pytest.mark.long(12, "clients' own libraries against a real server")
 
 GREETING = "Hello! Send me a picture"
 CHAT = "/v1/chat/completions"

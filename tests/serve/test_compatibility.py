@@ -9,7 +9,7 @@ import pytest
 
 from tests.serve.server_process import ServerProcess, data_uri, encoded, parts
 
-pytestmark = pytest.mark.long(8)
+pytestmark = pytest.mark.long(8, "a real server process: other servers' requests, byte for byte")
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from blip2rt.serve.images import _decode, _read_file, fetch, image_bytes, is_pub
 from blip2rt.serve.settings import Limits, MediaAccess
 from tests.serve.server_process import ServerProcess, chat, encoded
 
-pytestmark = pytest.mark.long(8)
+pytestmark = pytest.mark.long(8, "a real server that fetches pictures")
 
 IMAGE = b"\x89PNG pretended"
 
@@ -239,7 +239,7 @@ def test_invalid_references_are_rejected_quickly(tmp_path: Path) -> None:
         assert (error.status, error.code, error.param) == (400, "invalid_image", "images")
 
 
-@pytest.mark.long(17)
+@pytest.mark.long(17, "deadlines of a real server that waits")
 def test_fetching_ends_with_the_deadline_and_the_client(site: Any, start: Callable[..., ServerProcess]) -> None:
     """/slow takes ten seconds."""
     allowed, slow = f"127.0.0.1:{site.server_port}", {"image": f"http://127.0.0.1:{site.server_port}/slow"}

@@ -15,7 +15,7 @@ import pytest
 
 from tests.serve.server_process import ROOT, TIMEOUT, ServerProcess, chat, encoded, read_all
 
-pytestmark = pytest.mark.long(12)
+pytestmark = pytest.mark.long(12, "processes that start, drain and end by signals")
 CHAT = "/v1/chat/completions"
 Start = Callable[..., ServerProcess]
 

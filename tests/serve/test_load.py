@@ -15,7 +15,7 @@ import pytest
 from tests.seeds import new_seed
 from tests.serve.server_process import ServerProcess, chat, encoded, events
 
-pytestmark = pytest.mark.long(12)
+pytestmark = pytest.mark.long(12, "a real server under load: queues and deadlines need time")
 CHAT = "/v1/chat/completions"
 # A text that takes a second, and is streamed. The penalty keeps it from a line's end, which would end it.
 LONG = {"min_new_tokens": 200, "max_tokens": 200, "num_beams": 1, "repetition_penalty": 1.1}

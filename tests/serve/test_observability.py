@@ -9,7 +9,7 @@ import pytest
 
 from tests.serve.server_process import ServerProcess, encoded, events
 
-pytestmark = pytest.mark.long(5)
+pytestmark = pytest.mark.long(5, "a real server process: metrics and logs of real requests")
 Start = Callable[..., ServerProcess]
 
 

@@ -26,7 +26,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.serve.server_process import PHOTO, TIMEOUT, ServerProcess, index_of
 
-pytestmark = pytest.mark.long(13)
+pytestmark = pytest.mark.long(13, "a real browser: what the page does, not what its text says")
 
 HEIC = Path(__file__).parents[1] / "gallery" / "kitten.heic"
 SAID = "#log .said:not(.coming)"  # answers that are complete

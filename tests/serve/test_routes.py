@@ -13,7 +13,7 @@ import pytest
 
 from tests.serve.server_process import CAT, TIMEOUT, ServerProcess, chat, encoded, events
 
-pytestmark = pytest.mark.long(8)
+pytestmark = pytest.mark.long(8, "a real server process: every route over a socket")
 SAMPLED = {"do_sample": True, "seed": 5, "top_k": 9, "max_new_tokens": 5}
 
 

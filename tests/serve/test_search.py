@@ -56,6 +56,7 @@ def test_names_that_are_not_utf_8_are_escaped(
     assert found.json["hits"][0]["thumbnail"]
 
 
+@pytest.mark.long(5, "a real server process")
 def test_invalid_searches_are_rejected(index: Path, start: Callable[..., ServerProcess], nano: ServerProcess) -> None:
     assert nano.post("/v1/search", {"text": "a dog"}).error["code"] == "no_index"
     assert nano.get("/ready").json["pictures"] == 0

@@ -13,7 +13,7 @@ from blip2rt.serve.structured_output import form_in, schema_like
 from blip2rt.structured import Form, fill
 from tests.serve.server_process import ServerProcess, data_uri, encoded, parts
 
-pytestmark = pytest.mark.long(12)
+pytestmark = pytest.mark.long(12, "clients' own libraries against a real server")
 
 CHAT = "/v1/chat/completions"
 

@@ -15,7 +15,7 @@ from pyarrow import parquet
 from tests.runtime.bundle.signing import Maker
 from tests.shipped.environment import ROOT, Environment
 
-pytestmark = pytest.mark.long(20)
+pytestmark = pytest.mark.long(20, "installed wheels with each extra, on nano")
 
 PHOTO = ROOT / "docs" / "photo.jpg"
 COMMIT = "0" * 40

@@ -22,7 +22,7 @@ from tests.shipped.environment import ROOT, Environment
 from tests.tiny import blip2
 from tests.tiny.training import NANO_STAGE2, llm_folder, tiny_settings
 
-pytestmark = pytest.mark.long(150)
+pytestmark = pytest.mark.long(150, "installed wheels: each script as a process, from training to captions")
 
 TRAINING = "--steps 2 --warmup 1 --save-every 2 --eval-every 2 --views 1"
 FLOAT = "vision=fp32,qformer=fp32,llm=int8w,retrieval=fp32"

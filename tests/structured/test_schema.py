@@ -16,7 +16,7 @@ from blip2rt.structured.fill import number_in
 from blip2rt.structured.picture import split
 from blip2rt.structured.questions import count_question, meanings, named_chance, open_question, statement
 
-pytestmark = pytest.mark.long(6)
+pytestmark = pytest.mark.long(6, "random schemas: answers are valid under each")
 
 NAMES = ["title", "colour", "is_new", "labels", "count", "confidence", "hasDog", "x", "objects", "time_of_day", "näme"]
 DESCRIPTIONS = [

@@ -27,7 +27,7 @@ from .processes import (
     train_together,
 )
 
-pytestmark = pytest.mark.long(80)
+pytestmark = pytest.mark.long(80, "several processes train as one")
 
 
 @pytest.fixture(scope="module")

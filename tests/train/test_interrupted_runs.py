@@ -29,7 +29,10 @@ from tests.train.shard_files import write_shard
 from ..tiny.training import tiny_settings
 from .processes import end_together, start_together, train_together
 
-pytestmark = [pytest.mark.long(20), pytest.mark.skipif(os.name == "nt", reason="POSIX signals and locks")]
+pytestmark = [
+    pytest.mark.long(20, "trainings as processes, interrupted by signals"),
+    pytest.mark.skipif(os.name == "nt", reason="POSIX signals and locks"),
+]
 
 
 def shard_of(name: str, count: int, image: bytes = b"image") -> dict[str, bytes]:

@@ -26,6 +26,7 @@ def lines(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.long(2, "a whole training")
 def test_log_writes_lines_samples_and_progress(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     log = Log(tmp_path, True, 20)
     with log.running(0) as bar:

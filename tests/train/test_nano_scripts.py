@@ -68,6 +68,7 @@ def test_build_script_names_the_recipes() -> None:
     assert (done.returncode, done.stderr) == (2, "build.sh: error: START /none is no bundle\n")
 
 
+@pytest.mark.long(4, "a shell script, killed after each command")
 @pytest.mark.parametrize("given", [{}, {"SETS": "coco"}, {"START": str(RECIPES.parent / "blip2rt/models/nano")}])
 def test_build_script_resumes_after_each_command(given: dict[str, str], tmp_path: Path) -> None:
     """Its trainings' settings are valid, and a run after a killed one repeats nothing that is finished."""
@@ -111,7 +112,7 @@ def test_errors_are_one_line(name: str, missing: str, arguments: list[str], tmp_
     assert "torch is not installed: pip install " in done.stderr
 
 
-@pytest.mark.long(7)
+@pytest.mark.long(7, "an encoder, rounded and measured")
 def test_gptq_beats_nearest_rounding(tmp_path: Path) -> None:
     """What is written is on the exporter's grid, and nearer to the exact features than every weight's nearest code."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -231,7 +232,7 @@ def test_presence_joins_tables_below_a_folder(tmp_path: Path) -> None:
     assert {row[0] for row in rows} == {"one/images/1.webp", "one/images/2.webp"}
 
 
-@pytest.mark.long(10)
+@pytest.mark.long(10, "nano on photographs")
 def test_judge_counts_on_photographs_outside_the_fit(tmp_path: Path) -> None:
     """Each question and caption of two photographs is counted; those of the third are the fit's."""
     told = {"cat": "a cat looks at the camera", "coffee": "a cup of coffee on a table", "hopper": "a woman in a hat"}

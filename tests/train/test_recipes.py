@@ -23,7 +23,7 @@ from tests.train.arguments import options, sizes, without
 
 from ..tiny.training import NANO_STAGE2, encoder_weights, llm_folder, t5_folder, tiny_settings
 
-pytestmark = pytest.mark.long(30)
+pytestmark = pytest.mark.long(30, "each recipe starts a training")
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

@@ -64,6 +64,7 @@ def test_error_restores_exact_weights() -> None:
     assert not Rounding(model).weights  # type: ignore[arg-type]
 
 
+@pytest.mark.long(6, "a whole training")
 def test_stage2_trains_and_evaluates_with_rounded_weights(tmp_path: Path) -> None:
     llm_folder(tmp_path / "llm")
     arguments = [

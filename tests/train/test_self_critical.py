@@ -32,6 +32,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [*given, "--start", str(folder / "run"), "--cider_samples", "3"]
 
 
+@pytest.mark.long(10, "a whole training with samples")
 def test_training_uses_the_cider_of_its_samples(settings: list[str], tmp_path: Path) -> None:
     assert self_critical.main([*settings, "--out", str(tmp_path)]) == 0
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -72,6 +72,7 @@ def assert_samples(lines: list[dict[str, Any]]) -> None:
     assert all(isinstance(text, str) for texts in said for text in texts.values())
 
 
+@pytest.mark.long(3, "a whole training")
 def test_stage2_trains_only_the_query_branch(
     parts: tuple[Path, list[str]], stage1_run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,6 +91,7 @@ def test_stage2_trains_only_the_query_branch(
     assert not any(parameter.requires_grad for parameter in model.llm.parameters())
 
 
+@pytest.mark.long(4, "two trainings")
 def test_stage2_starts_from_its_own_checkpoint(parts: tuple[Path, list[str]], stage1_run: Path) -> None:
     first, settings = parts[0] / "first", stage2_settings(parts, stage1_run)
     assert stage2.main([*settings, "--out", str(first)]) == 0
@@ -97,7 +99,7 @@ def test_stage2_starts_from_its_own_checkpoint(parts: tuple[Path, list[str]], st
     assert_equal(build("stage2", arguments).model.trained_state(), weights(first))
 
 
-@pytest.mark.long(7)
+@pytest.mark.long(7, "three trainings, compared bit for bit")
 @pytest.mark.parametrize("stage", STAGES)
 def test_resume_continues_bit_for_bit(parts: tuple[Path, list[str]], stage1_run: Path, stage: str) -> None:
     folder, settings = parts
@@ -216,6 +218,7 @@ def test_processes_compare_all_settings_except_run(
     assert {"images", "train_table", "views", "queries", "seed", "lr", "itm_weight"} <= compared["settings"].keys()
 
 
+@pytest.mark.long(5, "a process for each setting")
 def test_changed_settings_are_rejected(
     parts: tuple[Path, list[str]], stage1_run: Path, tmp_path: Path, error_of: Any
 ) -> None:

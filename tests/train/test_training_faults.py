@@ -21,7 +21,7 @@ from blip2rt_train.loop import checkpoint
 
 from ..tiny.training import tiny_settings
 
-pytestmark = pytest.mark.long(40)
+pytestmark = pytest.mark.long(40, "trainings that meet full disks, bad data and lost workers")
 
 ROOT = Path(__file__).parents[2]
 MODULES = {name: f"blip2rt_train.{module}" for name, (module, _) in COMMANDS.items()}

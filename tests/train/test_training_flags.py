@@ -14,7 +14,7 @@ from ..tiny.training import NANO_STAGE2, llm_folder, tiny_settings
 from .processes import make_distinct
 from .runs import STAGES, assert_equal, interrupt_and_resume, weights
 
-pytestmark = pytest.mark.long(30)
+pytestmark = pytest.mark.long(30, "whole trainings with each flag, compared with one without")
 
 
 @pytest.fixture(scope="module")

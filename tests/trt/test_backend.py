@@ -81,7 +81,7 @@ def test_in_place_cache_matches_the_cpu_loop(native_case: Case, machine: Machine
     assert set(machine.driver.launched) == {"choose", "spread", "reorder"}
 
 
-@pytest.mark.long(12)
+@pytest.mark.long(12, "token for token on traced graphs")
 def test_exported_in_place_cache_matches_the_cpu_loop(exported_case: Case, machine: Machine) -> None:
     """`--target trt-native` on the device gives the tokens of the target ort."""
     assert plans.language_sizes(read(exported_case.trt), plans.resolve(read(exported_case.trt), SIZES)).in_place

@@ -20,7 +20,7 @@ from benchmarks.gpu_day import day, kernels, steps
 from blip2rt.backends.trt import gpu
 from blip2rt.backends.trt.search import Kernels
 
-pytestmark = pytest.mark.long(19)
+pytestmark = pytest.mark.long(19, "every step of the GPU day as a process, against the stand-in")
 
 ROOT = Path(__file__).parents[2]
 # Called like compute-sanitizer: options, then the command to watch.

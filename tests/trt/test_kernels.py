@@ -27,7 +27,7 @@ from blip2rt.errors import BackendError
 from tests.seeds import seed_of
 from tests.trt.gpu_stand_in import PARAMETERS, Driver, Nvrtc, cpu_kernels
 
-pytestmark = pytest.mark.long(11)
+pytestmark = pytest.mark.long(11, "the loop's CUDA kernels, translated and run on the CPU")
 
 SEED = seed_of(__name__)
 ARCHITECTURES = [75, 80, 86, 87, 89, 90, 100, 110, 120]

@@ -29,7 +29,7 @@ from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import onnx_validity
 from tests.tiny.logit_noise import is_tie
 
-pytestmark = pytest.mark.long(80)
+pytestmark = pytest.mark.long(80, "whole exports, compared with transformers token for token")
 
 SEED = seed_of(__name__)
 PROMPTS = ["a photo of", "Question: what colour is the dog? Answer:", "the", "two dog"]

@@ -19,7 +19,7 @@ from tests.seeds import new_seed, seed_of
 from tests.tiny import blip2 as tiny_blip2
 from tests.tiny.llm_configs import HIDDEN, VOCAB, projected_opt
 
-pytestmark = pytest.mark.long(25)
+pytestmark = pytest.mark.long(25, "whole exports of variants, compared with transformers")
 
 SEED = seed_of(__name__)
 

@@ -24,7 +24,7 @@ from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import lavis as tiny_lavis
 from tests.tiny import onnx_validity
 
-pytestmark = pytest.mark.long(40)
+pytestmark = pytest.mark.long(40, "whole exports: the question reaches the Q-Former in the bundle")
 
 SEED = seed_of(__name__)
 STEPS = 8

@@ -19,7 +19,7 @@ from tests.tiny import blip2 as tiny_blip2
 from tests.tiny.llm_configs import IMAGE, VOCAB
 
 peft = pytest.importorskip("peft")
-pytestmark = pytest.mark.long(40)
+pytestmark = pytest.mark.long(40, "adapters as peft writes them, exported and compared")
 
 SEED = seed_of(__name__)
 ALL = r".*(q_proj|fc1|qkv|patch_embedding|attention\.query|\.dense|language_projection)"

@@ -21,7 +21,7 @@ from tests.seeds import new_seed, seed_of
 from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import question_input
 
-pytestmark = pytest.mark.long(12)
+pytestmark = pytest.mark.long(12, "whole exports: the question reaches the Q-Former in the bundle")
 
 SEED = seed_of(__name__)
 QUESTIONS = ["What is red?", "is the man in the snow with a dog and two cats", "a dog"]

@@ -14,7 +14,7 @@ from blip2rt_export import cli, convert
 from tests.export.commands_in_process import FLOAT, export
 from tests.tiny import blip2 as tiny_blip2
 
-pytestmark = pytest.mark.long(18)
+pytestmark = pytest.mark.long(18, "whole exports with each kind of tokenizer")
 
 
 def bare(folder: Path, tmp_path: Path) -> Path:

@@ -76,6 +76,7 @@ def test_lavis_override_is_allowed() -> None:
     assert LlmConfig.from_json({"overrides": {"dense_act_fn": "gelu"}}).overrides == {"dense_act_fn": "gelu"}
 
 
+@pytest.mark.long(4, "whole exports")
 def test_trust_remote_code_is_always_false() -> None:
     """Every from_pretrained and from_config must pass trust_remote_code=False."""
     for folder in ("blip2rt", "train", "export", "benchmarks", "recipes"):
@@ -225,6 +226,7 @@ def test_pipe_or_folder_in_place_of_a_file_does_not_block(
             shutil.move(copy.parent / name, copy / name)
 
 
+@pytest.mark.long(3, "whole conversions")
 def test_untrusted_bundles_are_converted_safely(tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """`convert --to ours` reads graphs, whose data must be inside the bundle; a damaged graph is a one-line error."""
     import onnx

@@ -23,7 +23,7 @@ from tests.export.both_stages import Made
 from tests.export.commands_in_process import export
 from tests.tiny import onnx_validity
 
-pytestmark = pytest.mark.long(50)
+pytestmark = pytest.mark.long(50, "whole exports, from the command to captions")
 
 
 @pytest.fixture(scope="module")

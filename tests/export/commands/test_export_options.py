@@ -16,7 +16,7 @@ from blip2rt_export import cli, targets
 from blip2rt_export.parameters import parameters
 from tests.export.commands_in_process import convert, export
 
-pytestmark = pytest.mark.long(9)
+pytestmark = pytest.mark.long(9, "whole exports with each option")
 
 GROUPS = ("vision", "qformer", "llm", "retrieval")
 

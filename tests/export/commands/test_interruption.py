@@ -28,7 +28,10 @@ from tests.export.commands_in_process import FLOAT
 from tests.seeds import new_seed
 from tests.tiny.trace_cache import cached_traces
 
-pytestmark = [pytest.mark.long(20), pytest.mark.skipif(sys.platform != "linux", reason="forks, and limits files")]
+pytestmark = [
+    pytest.mark.long(20, "processes killed at random moments"),
+    pytest.mark.skipif(sys.platform != "linux", reason="forks, and limits files"),
+]
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload([__name__])

@@ -30,7 +30,7 @@ from tests.seeds import new_seed
 from tests.tiny import blip2 as tiny_blip2
 from tests.tiny.bundle import calibrated, with_pool
 
-pytestmark = pytest.mark.long(40)
+pytestmark = pytest.mark.long(40, "bundle to checkpoint and back, whole")
 
 
 @pytest.mark.parametrize(("bundle", "bits"), [("exact", {}), ("small", {1: 4, 2: 8})])

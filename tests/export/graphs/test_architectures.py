@@ -22,7 +22,7 @@ from tests.seeds import seed_of
 from tests.tiny import architectures
 from tests.tiny.language_models import write
 
-pytestmark = pytest.mark.long(40)
+pytestmark = pytest.mark.long(40, "each architecture's graphs, traced and run")
 
 SEED = seed_of(__name__)
 _QUICK = ("bart", "marian", "mamba", "hunyuan_v1_dense", "longt5", "pegasus", "whisper", "rwkv", "blenderbot")

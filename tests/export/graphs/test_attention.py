@@ -17,6 +17,7 @@ from tests.seeds import new_seed, seed_of
 from tests.tiny import blip2 as tiny_blip2
 
 
+@pytest.mark.long(5, "a traced graph")
 def test_maps_equal_transformers(tmp_path: Path) -> None:
     torch.manual_seed(seed_of(__name__))
     folder = tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS["opt"]())

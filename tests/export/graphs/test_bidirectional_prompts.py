@@ -29,7 +29,7 @@ from tests.tiny import onnx_validity
 from tests.tiny.language_models import build, write
 from tests.tiny.logit_noise import is_tie
 
-pytestmark = pytest.mark.long(60)
+pytestmark = pytest.mark.long(60, "graphs with bidirectional prompts, traced and run")
 
 SEED = seed_of(__name__)
 NAME = "gemma3_both_ways"

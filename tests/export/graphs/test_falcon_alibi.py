@@ -22,7 +22,7 @@ from tests.engines.native.reference import Case, export, undecided
 from tests.seeds import seed_of
 from tests.tiny.language_models import write
 
-pytestmark = pytest.mark.long(60)
+pytestmark = pytest.mark.long(60, "ALiBi's graphs, traced and run in each precision")
 
 SEED = seed_of(__name__)
 HEADS, WIDTH, VOCAB, ROOM = 6, 16, 83, 640  # for 6 heads slopes follow another series than for powers of two

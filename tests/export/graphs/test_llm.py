@@ -20,7 +20,7 @@ from tests.tiny import onnx_validity
 from tests.tiny.language_models import build, write
 from tests.tiny.llm_configs import CONFIGS, HIDDEN, VOCAB
 
-pytestmark = pytest.mark.long(22)
+pytestmark = pytest.mark.long(22, "each architecture's graphs, traced and run")
 
 SEED = seed_of(__name__)
 SWEPT = ("gemma2", "mistral", "qwen3")  # `make parity` compares them too

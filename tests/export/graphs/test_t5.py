@@ -25,7 +25,7 @@ from tests.tiny.bundle import make_manifest
 from tests.tiny.language_models import build, write
 from tests.tiny.llm_configs import HIDDEN, VOCAB
 
-pytestmark = pytest.mark.long(17)
+pytestmark = pytest.mark.long(17, "T5's graphs, traced and run")
 
 SEED = seed_of(__name__)
 

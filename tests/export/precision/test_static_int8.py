@@ -31,7 +31,7 @@ from tests.seeds import seed_of
 from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import onnx_validity
 
-pytestmark = pytest.mark.long(8)
+pytestmark = pytest.mark.long(8, "calibration over batches of a traced graph")
 
 SEED = seed_of(__name__)
 

@@ -44,7 +44,7 @@ from tests.tiny import language_models
 from tests.tiny import training as tiny_training
 from tests.tiny.llm_configs import CONFIGS
 
-pytestmark = pytest.mark.long(90)
+pytestmark = pytest.mark.long(90, "NVIDIA's builder parses and builds each graph")
 
 SEED = seed_of(__name__)
 FAMILIES = ("opt", "llama", "t5")

@@ -25,7 +25,7 @@ from tests.seeds import seed_of
 from tests.tiny import language_models
 from tests.tiny.language_models import write
 
-pytestmark = pytest.mark.long(28)
+pytestmark = pytest.mark.long(28, "graphs for TensorRT, traced and run")
 
 SEED = seed_of(__name__)
 

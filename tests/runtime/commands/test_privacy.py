@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.long(70)
+pytestmark = pytest.mark.long(70, "whole commands under strace: sockets and files of real runs")
 
 ROOT = Path(__file__).parents[3]
 PHOTO = ROOT / "docs" / "photo.jpg"

@@ -138,6 +138,7 @@ def test_a_line_of_any_length_takes_bounded_memory():
     ]
 
 
+@pytest.mark.long(4, "nano in a process")
 def test_nano_rates_labels_judges_and_fills():
     image = "docs/photo.jpg"
     with blip2rt.load(batching=True) as nano:

@@ -169,6 +169,7 @@ def test_pipes_and_devices_do_not_block(tmp_path: Path) -> None:
     assert time.monotonic() - started < 120, "a pipe of no writer never ends"
 
 
+@pytest.mark.long(3, "a process with limited memory")
 def test_memory_errors_become_image_errors() -> None:
     """With limited memory, one picture's MemoryError becomes its ImageError, and the next is read."""
     code = """

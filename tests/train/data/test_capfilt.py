@@ -267,6 +267,7 @@ def test_folder_needs_no_captions_and_counts_bad_images(tmp_path: Path) -> None:
     assert list(bad.found) == [str(folder / "broken.jpg")]
 
 
+@pytest.mark.long(12, "whole exports that caption and rank")
 @pytest.mark.parametrize("kind", ["opt", "t5", "bundle"])
 def test_models_caption_and_rank(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table, model = caption_table(tmp_path, 3), tmp_path / "model"

@@ -33,7 +33,10 @@ from tests.train.runs import assert_equal, interrupt_and_resume, weights
 from tests.train.shard_files import write_shard
 
 # more workers than cores, where cores are few
-pytestmark = [pytest.mark.long(14), pytest.mark.filterwarnings("ignore:This DataLoader will create")]
+pytestmark = [
+    pytest.mark.long(14, "trainings on each kind of data resume bit for bit"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
+]
 
 CAPTIONS = {"0.jpg": ["a dog runs", "the dog"], "1.jpg": ["a cat sits"], "2.jpg": ["snow"]}
 

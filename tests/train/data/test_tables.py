@@ -75,6 +75,7 @@ def test_stage1_draws_captions_only(tmp_path: Path) -> None:
     assert seen == set(range(10)), "the image of a question alone is left out"
 
 
+@pytest.mark.long(9, "three trainings, compared bit for bit")
 def test_training_on_tables_resumes_bit_for_bit(tmp_path: Path) -> None:
     settings = [*tiny_settings(tmp_path), "--train_table", "", "--train_tables", *map(json.dumps, tables(tmp_path))]
     assert stage1.main([*settings, "--out", str(tmp_path / "whole")]) == 0

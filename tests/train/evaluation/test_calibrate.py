@@ -66,6 +66,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], str]:
     return given, str(folder / "out")
 
 
+@pytest.mark.long(6, "a whole fit on a bundle")
 def test_calibration_changes_only_the_weight(
     trained: tuple[list[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -38,7 +38,7 @@ from tests.train.processes import train_together
 
 from .official import IMAGES, faulty, official_formats
 
-pytestmark = pytest.mark.long(35)
+pytestmark = pytest.mark.long(35, "checkpoint and exported bundle predict the same")
 
 SEED = seed_of(__name__)
 FLOAT = "vision=fp32,qformer=fp32,llm=fp32,retrieval=fp32"

@@ -85,6 +85,7 @@ def give_storage(*modules: torch.nn.Module) -> None:
 ROWS, TOKENS, LAYERS = 105, 32, 3  # the paper's rows per GPU; fewer layers, for time
 
 
+@pytest.mark.long(12, "the peak memory of processes")
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
 def test_step_takes_the_memory_that_a_dry_run_estimates(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step of stage 1 with ViT-g's and the Q-Former's widths on tensors without storage."""
@@ -128,6 +129,7 @@ def test_step_takes_the_memory_that_a_dry_run_estimates(precision: str, monkeypa
 OPT: dict[str, Any] = {"hidden_size": 2560, "word_embed_proj_dim": 2560, "ffn_dim": 10240, "num_attention_heads": 32}
 
 
+@pytest.mark.long(6, "the peak memory of processes")
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
 def test_stage2_takes_the_memory_that_a_dry_run_estimates(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same for stage 2 with OPT-2.7B's widths; the image's features are cached."""
