@@ -113,6 +113,13 @@ class Guide:
     def agreement(self, tokens: Sequence[int]) -> float:
         """How well a text agrees with the others"""
 
+class RepeatedWords:
+    """The rule that a text says no content word twice; engines/search/repeated_words.h."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None: ...
+    def forbid(self, tokens: Sequence[int], logits: Sequence[float]) -> list[float]:
+        """Logits (V) of the token after others -> the same, minus infinity where a word would be repeated"""
+
 class CaptionPool:
     """Captions of other pictures and their embeddings; engines/runtime/caption_pool.h."""
 

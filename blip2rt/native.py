@@ -64,6 +64,7 @@ class Core(Protocol):
     Language: type[_native.Language]
     LlmTokenizer: type[_native.LlmTokenizer]
     QFormerTokenizer: type[_native.QFormerTokenizer]
+    RepeatedWords: type[_native.RepeatedWords]
     Resize: type[_native.Resize]
     Runtime: type[_native.Runtime]
     SearchBatch: type[_native.SearchBatch]

@@ -115,7 +115,7 @@ def export(
             retrieval=retrieval,
             question=question,
             prompts=describe.prompts(config),
-            decoding=describe.decoding(options.info.length_penalty) if llm is not None else {},
+            decoding=describe.decoding(config, options.info.length_penalty),
             target=options.target.name,
             sources=describe.sources(model.config for model in models),
             verification=_verification(exporter.comparisons),

@@ -61,9 +61,11 @@ def prompts(config: Blip2Config) -> dict[str, str]:
     return {} if config.llm is None else {"caption": config.llm.caption_prompt, "ask": config.llm.ask_prompt}
 
 
-def decoding(length_penalty: float) -> dict[str, Decoding]:
+def decoding(config: Blip2Config, length_penalty: float) -> dict[str, Decoding]:
     """The defaults of captions and answers: three beams, since the paper's five cost too much on the edge."""
-    return {"caption": Decoding(3, 30, 1, length_penalty), "ask": Decoding(3, 10, 1, 1.0)}
+    if config.llm is None:
+        return {}
+    return {"caption": Decoding(3, 30, 1, length_penalty, config.llm.no_repeat_words), "ask": Decoding(3, 10, 1, 1.0)}
 
 
 def size_notes(image: ImageSpec, llm: LlmSpec | None, patch: int, size: int | None, positions: int | None) -> list[str]:

@@ -134,6 +134,7 @@ def language_model(llm: LlmSettings) -> LanguageModelSource:
         end=llm.end,
         caption_prompt=llm.caption_prompt,
         ask_prompt=llm.ask_prompt,
+        no_repeat_words=llm.no_repeat_words,
         lora_rank=llm.lora_rank,
         lora_alpha=llm.lora_alpha,
         lora_layers=llm.lora_layers,

@@ -247,6 +247,7 @@ class LlmSettings:
     end: str = option("\n", "token that ends a caption or an answer; OPT's is a newline", metavar="TOKEN")
     prepend_bos: bool = option(True, "put the bos token between soft prompt and text, as for OPT")
     caption_prompt: str = option("", "prompt before every caption")
+    no_repeat_words: bool = option(False, "the exported bundle's captions say no content word twice")
     ask_prompt: str = option("Question: {} Answer:", "prompt before every answer", check=QUESTION_PROMPT)
 
 

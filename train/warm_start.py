@@ -23,7 +23,7 @@ from .settings import VisionSettings
 # Fields that change a checkpoint's config: of the model, and (ours: theirs) of its language model.
 _MODEL = "learned_positions normalize_prefix max_text_length question_prompt qformer_bits qformer_block"
 _LLM = {"llm_source": "source", "llm_bits": "bits", "llm_block": "block"} | {
-    name: name for name in ("prepend_bos", "caption_prompt", "ask_prompt")
+    name: name for name in ("prepend_bos", "caption_prompt", "ask_prompt", "no_repeat_words")
 }
 _LORA = ("lora_rank", "lora_alpha", "lora_layers")
 _FIXED = ("queries", "query_gain")  # fields of a checkpoint's Q-Former that cannot be changed
@@ -112,7 +112,16 @@ def replaced_llm(language: LanguageModelSource, source: str) -> LanguageModelSou
         other = with_lavis_prompts(other, vicuna=llm.bos is not None and other.text_config.model_type == "llama")
     else:
         other = with_template(other.with_config(replace(other.config, prepend_bos=llm.prepend_bos)))
-    kept = ("bits", "block", "caption_prompt", "ask_prompt", "lora_rank", "lora_alpha", "lora_layers")
+    kept = (
+        "bits",
+        "block",
+        "caption_prompt",
+        "ask_prompt",
+        "no_repeat_words",
+        "lora_rank",
+        "lora_alpha",
+        "lora_layers",
+    )
     changes: dict[str, Any] = {name: getattr(llm, name) for name in kept}
     if not llm.end_ids:
         changes |= {"end": llm.end, "end_ids": ()}

@@ -126,6 +126,7 @@ class Decoding:
     max_new_tokens: int = 30
     min_new_tokens: int = 1
     length_penalty: float = 1.0
+    no_repeat_words: bool = False  # ours: no content word twice
 
 
 @dataclass(frozen=True)

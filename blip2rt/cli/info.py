@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
-from ..bundle import Bundle
+from ..bundle import Bundle, Decoding
 from ..bundle.manifest import Component, TensorInfo, Verification
 from ..errors import printable
 from ..native import native
@@ -41,8 +41,7 @@ def describe(bundle: Bundle) -> str:
     lines += ["", *_table(("component", "precision", "size", "inputs -> outputs"), components)]
     decoding = [(task, *map(str, asdict(defaults).values())) for task, defaults in manifest.decoding.items()]
     if decoding:
-        head = ("task", "num_beams", "max_new_tokens", "min_new_tokens", "length_penalty")
-        lines += ["", *_table(head, decoding)]
+        lines += ["", *_table(("task", *(field.name for field in fields(Decoding))), decoding)]
         lines += [f"prompt of {task}: {prompt!r}" for task, prompt in manifest.prompts.items()]
     checks = [
         (each.component, each.precision, f"{each.max_abs_error:.2e}", *_agreement(each))

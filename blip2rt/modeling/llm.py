@@ -54,6 +54,7 @@ class LlmConfig:
     bos: str | None = None  # begins a prompt, if it differs from the tokenizer's
     adapters: str | None = None  # the checkpoint that contains the adapters, to be merged into the weights
     tokenizer: str | None = None  # folder or hub id; None: the source's
+    no_repeat_words: bool = False  # the bundle's captions say no content word twice
 
     def __post_init__(self) -> None:
         """Raise ValueError for an override that is not listed: from_pretrained would take it as an option."""

@@ -78,6 +78,7 @@ static void read_fields(Fields& fields, Decoding& into) {
   fields.optional("max_new_tokens", into.max_new_tokens);
   fields.optional("min_new_tokens", into.min_new_tokens);
   fields.optional("length_penalty", into.length_penalty);
+  fields.optional("no_repeat_words", into.no_repeat_words);
 }
 
 static void read_fields(Fields& fields, Logistic& into) {

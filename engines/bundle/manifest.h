@@ -74,6 +74,7 @@ struct QuestionSpec : QFormerTextSpec {
 struct Decoding {
   int64_t num_beams = 1, max_new_tokens = 30, min_new_tokens = 1;
   double length_penalty = 1.0;
+  bool no_repeat_words = false;
 };
 
 // A logistic regression: P = 1 / (1 + exp(-bias - the sum of weight * signal)).

@@ -97,8 +97,10 @@ GenerationOptions Language::settings(const std::string& task, const TextOptions&
   }
   const Ids forced = forced_prefix(options, after_prompt);
   const Room room = room_for(static_cast<int64_t>(longest), static_cast<int64_t>(forced.size()), used);
-  const auto defaults = spec_.decoding.find(task);
-  GenerationOptions settings = options.resolve(defaults == spec_.decoding.end() ? Decoding() : defaults->second, room);
+  const auto found = spec_.decoding.find(task);
+  const Decoding defaults = found == spec_.decoding.end() ? Decoding() : found->second;
+  GenerationOptions settings = options.resolve(defaults, room);
+  if (defaults.no_repeat_words) settings.repeated_words = tokenizer_.repeated_words();
   settings.eos_token_ids = spec().eos_token_ids;
   if (!spec().encoder_decoder) {  // as transformers' generate, which is given image and prompt as tokens too
     settings.counts_prompt = true;

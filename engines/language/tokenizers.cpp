@@ -163,13 +163,19 @@ Ids LlmTokenizer::shown(const Ids& ids) const {
 }
 
 std::shared_ptr<const Vocabulary> LlmTokenizer::vocabulary() const {
-  const std::lock_guard lock(mutex_);
+  const std::lock_guard lock(vocabulary_mutex_);
   if (vocabulary_ == nullptr) {
     vocabulary_ = guarded(file_, [&] {
       return std::make_shared<const Vocabulary>(tokenizer_->token_bytes(static_cast<size_t>(spec_.vocab_size)));
     });
   }
   return vocabulary_;
+}
+
+std::shared_ptr<const RepeatedWords> LlmTokenizer::repeated_words() const {
+  const std::lock_guard lock(words_mutex_);
+  if (repeated_words_ == nullptr) repeated_words_ = std::make_shared<const RepeatedWords>(*vocabulary());
+  return repeated_words_;
 }
 
 QFormerTokenizer::QFormerTokenizer(std::string file, std::shared_ptr<const Tokenizer> tokenizer, QFormerTextSpec spec,

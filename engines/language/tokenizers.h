@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "bundle/manifest.h"
+#include "search/repeated_words.h"
 #include "search/vocabulary.h"
 #include "text/tokenizer.h"
 
@@ -49,6 +50,9 @@ class LlmTokenizer {
 
   // The text of every token. Computed by its first call.
   std::shared_ptr<const Vocabulary> vocabulary() const;
+
+  // The rule that a text says no content word twice. Computed by its first call.
+  std::shared_ptr<const RepeatedWords> repeated_words() const;
   const LlmSpec& spec() const { return spec_; }
 
  private:
@@ -61,8 +65,9 @@ class LlmTokenizer {
   bool special_tokens_;
   std::vector<std::string> special_words_;  // the longest first
   std::map<int64_t, std::string> turns_;    // special tokens that begin or end a turn, except stop tokens
-  mutable std::mutex mutex_;                // of vocabulary_
+  mutable std::mutex vocabulary_mutex_, words_mutex_;
   mutable std::shared_ptr<const Vocabulary> vocabulary_;
+  mutable std::shared_ptr<const RepeatedWords> repeated_words_;
 };
 
 // Token ids of a text in the tokenizer's template: [CLS] ... [SEP]; a text too long for the model is cut.

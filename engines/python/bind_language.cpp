@@ -95,7 +95,8 @@ LanguageSpec language_spec_of(nb::handle manifest) {
   for (const auto& [task, given] : nb::cast<std::map<std::string, nb::object>>(manifest.attr("decoding"))) {
     const auto whole = [&given = given](const char* name) { return nb::cast<int64_t>(given.attr(name)); };
     spec.decoding[task] = {whole("num_beams"), whole("max_new_tokens"), whole("min_new_tokens"),
-                           nb::cast<double>(given.attr("length_penalty"))};
+                           nb::cast<double>(given.attr("length_penalty")),
+                           nb::cast<bool>(given.attr("no_repeat_words"))};
   }
   const nb::object question = manifest.attr("question");
   if (!question.is_none()) spec.question = nb::cast<std::string>(question.attr("prompt"));

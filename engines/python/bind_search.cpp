@@ -207,6 +207,20 @@ void bind_guides(nb::module_& m) {
         const auto& bytes = nb::cast<const PythonVocabulary&>(self).shared->bytes();
         return bytes_of(bytes.data(), bytes.size(), self);
       });
+
+  nb::class_<RepeatedWords>(m, "RepeatedWords")
+      .def(
+          "__init__",
+          [](RepeatedWords* self, const PythonVocabulary& vocabulary) { new (self) RepeatedWords(*vocabulary.shared); },
+          "vocabulary"_a)
+      .def(
+          "forbid",
+          [](const RepeatedWords& self, const TokenText& tokens, std::vector<float> logits) {
+            if (logits.size() != self.vocab_size()) throw std::runtime_error("logits must be as many as tokens");
+            self.forbid(tokens.data(), static_cast<int>(tokens.size()), logits.data());
+            return logits;
+          },
+          "tokens"_a, "logits"_a);
 }
 
 void bind_options(nb::module_& m) {

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
-#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -181,19 +180,6 @@ void Guide::apply(const int32_t* tokens, int count, float* logits, double* scrat
     for (size_t i = 0; i < scratch_size(); ++i) scratch[i] *= 1 - trust;
     for (const Continuation* each = first; each != last; ++each) {
       scratch[each->key & kTokenMask] += trust * each->weight / total;
-    }
-  }
-  for (int at = 2; at < count; ++at) {  // what would say three tokens again gains nothing
-    if (tokens[at - 2] != tokens[count - 2] || tokens[at - 1] != tokens[count - 1]) continue;
-    const auto again = std::find(tokens_.begin(), tokens_.end(), tokens[at]);
-    if (again != tokens_.end()) scratch[again - tokens_.begin()] = 0;
-  }
-  // No two tokens are said a third time. The first of a text has no space before it, so it counts as any.
-  for (int at = 2; at < count; ++at) {
-    if (tokens[at - 1] != tokens[count - 1]) continue;
-    for (int before = 1; before < at; ++before) {
-      const bool same = before == 1 || tokens[before - 1] == tokens[at - 1];
-      if (same && tokens[before] == tokens[at]) logits[tokens[at]] = -std::numeric_limits<float>::infinity();
     }
   }
   for (size_t i = 0; i < scratch_size(); ++i) {

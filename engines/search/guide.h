@@ -27,8 +27,7 @@ class Guide {
   // Whether finished beams are ranked by their agreement.
   bool ranks() const { return !lengths_.empty(); }
 
-  // Adds to the logits of the token after `count` tokens, and forbids a third mention of the same two tokens. scratch:
-  // scratch_size() numbers.
+  // Adds to the logits of the token after `count` tokens. scratch: scratch_size() numbers.
   void apply(const int32_t* tokens, int count, float* logits, double* scratch) const;
 
   // How well a text agrees with the others: the mean cosine of n-grams for n from 1 to 4, with CIDEr-D's penalty for

@@ -79,6 +79,8 @@ std::string GenerationOptions::faults(size_t vocab_size) const {
                  "num_beams is ", num_beams, ", too many for a vocabulary of ", vocab_size);
   const auto foreign = [vocab_size](const auto& guide) { return guide->vocab_size() != vocab_size; };
   faults.require(std::none_of(guides.begin(), guides.end(), foreign), "guides are of another vocabulary");
+  faults.require(repeated_words == nullptr || repeated_words->vocab_size() == vocab_size,
+                 "repeated_words are of another vocabulary");
   return faults.text();
 }
 

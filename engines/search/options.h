@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "search/guide.h"
+#include "search/repeated_words.h"
 #include "search/search_block.h"
 #include "search/vocabulary.h"
 
@@ -23,8 +24,9 @@ struct GenerationOptions {
   double length_penalty = 1.0;
   EarlyStopping early_stopping = EarlyStopping::kFalse;
 
-  double repetition_penalty = 1.0;  // 1: off
-  int no_repeat_ngram_size = 0;     // 0: off
+  double repetition_penalty = 1.0;                      // 1: off
+  int no_repeat_ngram_size = 0;                         // 0: off
+  std::shared_ptr<const RepeatedWords> repeated_words;  // rules them out on the CPU; null: off
   // Repetition, n-grams, bad words and stop strings also see the tokens before the answer, as with input_ids next to
   // inputs_embeds. `image_token_id` stands for each of the image's positions; negative: none does.
   bool counts_prompt = false;

@@ -174,11 +174,11 @@ Tokens Search::settled() const {
 
 void Search::advance(float* scores, int rows, bool last) {
   const VocabularyView vocabulary = options_.vocabulary ? options_.vocabulary->view() : VocabularyView();
-  if (const Guide* guide = this->guide()) {
-    for (int row = 0; row < rows; ++row) {
-      const int32_t* said = block().history(row) + block().context_length;
-      guide->apply(said, block().length, scores + static_cast<size_t>(row) * guide->vocab_size(), scratch_.data());
-    }
+  for (int row = 0; row < rows; ++row) {
+    const int32_t* said = block().history(row) + block().context_length;
+    float* logits = scores + static_cast<ptrdiff_t>(row) * block().vocab_size;
+    if (guide() != nullptr) guide()->apply(said, block().length, logits, scratch_.data());
+    if (options_.repeated_words != nullptr) options_.repeated_words->forbid(said, block().length, logits);
   }
   block().advance(reader_, scores, rows, last, vocabulary);
   throw_on_fault(block());

@@ -1,0 +1,77 @@
+#include "search/repeated_words.h"
+
+#include <algorithm>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <unordered_set>
+
+namespace blip2rt {
+namespace {
+
+const std::unordered_set<std::string_view>& function_words() {
+  static const std::unordered_set<std::string_view> words = {
+      "a",     "an",    "the",   "this", "that",  "these",   "those",  "some",   "another", "other", "each",  "its",
+      "his",   "her",   "their", "it",   "he",    "she",     "they",   "them",   "him",     "one",   "two",   "three",
+      "four",  "and",   "or",    "but",  "with",  "without", "of",     "in",     "on",      "at",    "to",    "by",
+      "for",   "from",  "as",    "into", "onto",  "over",    "under",  "up",     "down",    "out",   "off",   "near",
+      "next",  "front", "back",  "top",  "side",  "behind",  "beside", "around", "through", "along", "while", "who",
+      "which", "is",    "are",   "be",   "being", "has",     "have",   "there",  "not",     "no"};
+  return words;
+}
+
+// Whether a token's text, without a space before it, can be part of a word.
+bool is_word(std::string_view text) {
+  const auto c = text.empty() ? '\0' : text.front();
+  return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '-' || c == '\'' || c < 0;
+}
+
+}  // namespace
+
+RepeatedWords::RepeatedWords(const Vocabulary& vocabulary) : kinds_(vocabulary.size()), spaced_(vocabulary.size()) {
+  std::unordered_map<std::string_view, int32_t> starts;  // words after a space
+  for (size_t token = 0; token < vocab_size(); ++token) {
+    const std::string_view text = vocabulary.text(token);
+    if (!text.empty() && text.front() == ' ') starts.emplace(text.substr(1), static_cast<int32_t>(token));
+  }
+  for (size_t token = 0; token < vocab_size(); ++token) {
+    std::string_view text = vocabulary.text(token);
+    const bool is_start = !text.empty() && text.front() == ' ';
+    if (is_start) text.remove_prefix(1);
+    const auto found = starts.find(text);
+    spaced_[token] = found == starts.end() ? static_cast<int32_t>(token) : found->second;
+    const bool is_content = is_word(text) && function_words().count(text) == 0;
+    kinds_[token] = is_start        ? is_content ? Kind::kContent : Kind::kFunction
+                    : is_word(text) ? Kind::kInside
+                                    : Kind::kFunction;
+  }
+}
+
+// A text's first token has no space before it.
+int32_t RepeatedWords::in_text(const int32_t* tokens, int at) const {
+  return at == 0 ? spaced_[static_cast<size_t>(tokens[0])] : tokens[at];
+}
+
+int RepeatedWords::end_of_word(const int32_t* tokens, int start, int count) const {
+  int end = start + 1;
+  while (end < count && kind(tokens[end]) == Kind::kInside) ++end;
+  return end;
+}
+
+void RepeatedWords::forbid(const int32_t* tokens, int count, float* logits) const {
+  int last = count - 1;  // where the last word starts, which the next token may continue
+  while (last > 0 && kind(tokens[last]) == Kind::kInside) --last;
+  for (int start = 0, end = 0; start < count; start = end) {
+    end = end_of_word(tokens, start, count);
+    if (kind(in_text(tokens, start)) != Kind::kContent) continue;
+    const int length = end - start;
+    const bool continues = length > 1 && last >= end && count - last == length - 1 &&
+                           in_text(tokens, start) == tokens[last] &&
+                           std::equal(tokens + start + 1, tokens + end - 1, tokens + last + 1);
+    if (length == 1) logits[in_text(tokens, start)] = -std::numeric_limits<float>::infinity();
+    if (continues) logits[tokens[end - 1]] = -std::numeric_limits<float>::infinity();
+  }
+}
+
+}  // namespace blip2rt
