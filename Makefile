@@ -43,8 +43,8 @@ test-changed: $(DEV)/blip2rt-installed  ## the tests that the changes since BASE
 test-fast: $(DEV)/blip2rt-installed  ## the quick tests, about three minutes
 	$(TESTS) -m "not slow and not gpu and not long"
 
-parity: $(DEV)/blip2rt-installed  ## compare every architecture with transformers, as tiny models; writes docs/parity.md
-	OMP_NUM_THREADS=1 $(RUN) tests.parity --report docs/parity.md
+parity: $(DEV)/blip2rt-installed  ## compare every architecture with transformers, as tiny models; writes docs/inside/parity.md
+	OMP_NUM_THREADS=1 $(RUN) tests.parity --report docs/inside/parity.md
 
 test-slow: $(DEV)/blip2rt-installed
 	$(DEV)/bin/pytest -m slow

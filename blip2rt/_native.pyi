@@ -679,7 +679,7 @@ class Generation:
 class Generator:
     """A language model: the graphs `embed` and `llm`, and `encoder` if it has one.
 
-    Any number of threads may call it. Options: docs/design.md.
+    Any number of threads may call it. Options: docs/inside/design.md.
     """
 
     def __init__(

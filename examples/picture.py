@@ -1,4 +1,4 @@
-"""Write a photograph's caption beneath it: python examples/picture.py docs/photo.jpg docs/caption.png
+"""Write a photograph's caption beneath it: python examples/picture.py docs/photo.jpg docs/images/caption.png
 
 This command made the picture in README.md.
 """

@@ -20,7 +20,7 @@ class TensorInfo:
 
     name: str
     dtype: str  # numpy's name: "float32", "int64", "int32"
-    shape: tuple[int | str, ...]  # a size, or the letter of a free axis as in docs/bundle.md
+    shape: tuple[int | str, ...]  # a size, or the letter of a free axis as in docs/inside/bundle.md
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Component:
     """One ONNX graph."""
 
     graph: str  # file name inside the bundle
-    precision: str  # "fp32", "fp16", "int8-static", "int8-dynamic", "int8w", "int4"; see docs/bundle.md
+    precision: str  # "fp32", "fp16", "int8-static", "int8-dynamic", "int8w", "int4"; see docs/inside/bundle.md
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
 

@@ -14,7 +14,7 @@ GENERATIVE = (QFORMER, EMBED, LLM)
 RETRIEVAL = (IMAGE_EMBED, TEXT_EMBED, ITM)
 COMPONENTS = (VISION, *GENERATIVE, ENCODER, ATTENTION, *RETRIEVAL)
 
-# Tensors. Shapes: docs/bundle.md.
+# Tensors. Shapes: docs/inside/bundle.md.
 PIXELS, VISION_FEATURES, PREFIX_EMBEDS = "pixels", "vision_features", "prefix_embeds"
 TOKEN_IDS, TOKEN_EMBEDS, TEXT_MASK = "token_ids", "token_embeds", "text_mask"
 INPUTS_EMBEDS, POSITION_IDS, LAST_INDEX = "inputs_embeds", "position_ids", "last_index"

@@ -15,7 +15,7 @@ from .vectors import one_vector, scores_of
 if TYPE_CHECKING:
     from .catalog import File
 
-MIN_SIMILARITY = 0.96  # mean cosine of two near duplicates; docs/benchmarks.md shows what other values find
+MIN_SIMILARITY = 0.96  # mean cosine of two near duplicates; docs/inside/benchmarks.md shows what other values find
 NEIGHBOURS = 20  # compared with each picture
 
 

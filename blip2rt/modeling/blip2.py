@@ -1,6 +1,6 @@
 """BLIP-2: image encoder, Q-Former, LLM (Li et al. 2023, section 3). Encoder and LLM are frozen, except in a finetune.
 
-The model and the pieces of its forward pass, named as in docs/design.md. The losses are in train/objectives.
+The model and the pieces of its forward pass, named as in docs/inside/design.md. The losses are in train/objectives.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-// The manifest of a bundle, blip2rt.json: its fields, and every check of it; see docs/bundle.md. Touches no files.
+// The manifest of a bundle, blip2rt.json: its fields, and every check of it; docs/inside/bundle.md. Touches no files.
 #pragma once
 
 #include <cstdint>

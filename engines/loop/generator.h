@@ -1,4 +1,4 @@
-// A language model to generate with: its graphs, checked against the contract of docs/bundle.md, and its geometry.
+// A language model to generate with: its graphs, checked against docs/inside/bundle.md, and its geometry.
 #pragma once
 
 #include <cstdint>

@@ -2,7 +2,7 @@
 // compiles this source. A C++ compiler can too, with macros for threadIdx and the like
 // (tests/engines/native/kernels_cpu.cpp).
 //
-// The slots [0, positions[row]) of a row's cache are filled. docs/bundle.md, "The target trt", describes the tensors.
+// The slots [0, positions[row]) of a row's cache are filled. docs/inside/bundle.md, "The target trt", describes them.
 #include "search/search_block.h"
 
 using namespace blip2rt;

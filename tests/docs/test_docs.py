@@ -119,7 +119,7 @@ NOT_RUN = re.compile(r" *<!-- not run: .+ -->")
 PAGE_NOT_RUN = re.compile(r"^<!-- no command of this page is run: .+ -->$", re.MULTILINE)
 INSTALLS = re.compile(r"(pip|git|make|sudo) ")
 PAGES_WITH_COMMANDS = [
-    page for page in [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"] if console_commands(page)
+    page for page in [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"] if console_commands(page)
 ]
 
 
@@ -188,28 +188,28 @@ def test_menu_titles_and_links_are_first_headings() -> None:
     groups = [next(iter(entry.values())) if isinstance(entry, dict) else [entry] for entry in nav]
     pages = [page for group in groups for page in group]
     assert all(isinstance(page, str) for page in pages), pages
-    assert {*pages} == {page.name for page in (ROOT / "docs").glob("*.md")}
+    assert {*pages} == {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
     where = (ROOT / "docs" / "index.md").read_text().partition("## Where to go")[2].partition("\n## ")[0]
-    linked = dict(re.findall(r"\[([^]]+)\]\(([\w-]+\.md)\)", where))
+    linked = dict(re.findall(r"\[([^]]+)\]\(([\w/-]+\.md)\)", where))
     titles = {page: re.search(r"^# (.+)$", (ROOT / "docs" / page).read_text(), re.M) for page in linked.values()}
     assert {title: page for title, page in linked.items() if titles[page]} == {
         title[1].replace("\\", ""): page for page, title in titles.items() if title
     }
-    inside = {"parity.md", "releasing.md", "changelog.md"}
+    inside = {"inside/parity.md", "inside/releasing.md", "changelog.md"}
     assert {*pages} - {*linked.values()} - inside == {"index.md"}
 
 
 def test_figures_of_the_choice_of_models_are_those_of_the_benchmarks() -> None:
     [table] = re.findall(r"^\| model \| bundle .*\n(?:\|.*\n)+", (ROOT / "docs" / "index.md").read_text(), re.M)
-    measured = (ROOT / "docs" / "benchmarks.md").read_text()
+    measured = (ROOT / "docs" / "inside" / "benchmarks.md").read_text()
     assert (figures := re.findall(r"[\d.]+(?= (?:[MG]B|m?s) )", table)) and len(figures) == 11
     assert [figure for figure in figures if not re.search(rf"(?<![\d.]){figure}(?![\d.])", measured)] == []
 
 
 def test_pages_are_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 100
-    assert len((ROOT / "docs" / "design.md").read_text().splitlines()) <= 200
-    for page in (ROOT / "docs").glob("*.md"):
+    assert len((ROOT / "docs" / "inside" / "design.md").read_text().splitlines()) <= 200
+    for page in (ROOT / "docs").rglob("*.md"):
         assert len(page.read_text().splitlines()) < 300, page
 
 
@@ -245,7 +245,8 @@ def test_site_builds_with_the_reference(tmp_path: Path) -> None:
     pages = [page.read_text() for page in tmp_path.rglob("*.html")]
     assert all('iframe-worker.js"' in page for page in pages if 'data-md-component="search-query"' in page)
     page = (tmp_path / "index.html").read_text()
-    assert 'href="copy.css"' in page and re.search(r'<span id="line-\d+-\d+">.*<span class="go">', page), "see copy.css"
+    assert 'href="site/copy.css"' in page
+    assert re.search(r'<span id="line-\d+-\d+">.*<span class="go">', page), "see copy.css"
     fetched = {
         url for page in pages for url in re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)', page)
     }

@@ -58,8 +58,8 @@ def test_chat_answers_every_line() -> None:
 
 
 def test_retrieval_ranks_the_photograph_before_a_diagram() -> None:
-    lines = run("retrieval", "a cup on a table", ROOT / "docs" / "opt-2.7b-scaling.png", PHOTO).splitlines()
-    assert [line.split()[-1] for line in lines] == [str(PHOTO), str(ROOT / "docs" / "opt-2.7b-scaling.png")]
+    lines = run("retrieval", "a cup on a table", ROOT / "docs" / "images" / "opt-2.7b-scaling.png", PHOTO).splitlines()
+    assert [line.split()[-1] for line in lines] == [str(PHOTO), str(ROOT / "docs" / "images" / "opt-2.7b-scaling.png")]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,8 @@ def test_webcam_rejects_a_missing_source(tmp_path: Path) -> None:
 
 def test_readme_picture_is_current(tmp_path: Path) -> None:
     run("picture", PHOTO, tmp_path / "caption.png")
-    made, shown = (Image.open(path).convert("RGB") for path in (tmp_path / "caption.png", ROOT / "docs/caption.png"))
+    pictures = tmp_path / "caption.png", ROOT / "docs" / "images" / "caption.png"
+    made, shown = (Image.open(path).convert("RGB") for path in pictures)
     assert made.size == shown.size
     difference = np.abs(np.asarray(made, np.float32) - np.asarray(shown, np.float32))
     assert difference.mean() < 1, "Pillow versions draw letters slightly differently"

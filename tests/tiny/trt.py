@@ -90,7 +90,7 @@ _READ_ONLY_MASK = """
 
 
 def llm(weights: dict[str, np.ndarray], target: str, half: bool = False, in_place: bool = False) -> onnx.ModelProto:
-    """Build the graph `llm` of docs/bundle.md. Target trt: with a float16 cache (half), or written in place."""
+    """Build the graph `llm` of docs/inside/bundle.md. Target trt: with a float16 cache (half), or written in place."""
     trt, cache = target == "trt", "float16" if half else "float"
     length, top = "S" if trt and not in_place else "T", contract.TOP_K
     nodes = [_IN_PLACE_MASK if in_place else _READ_ONLY_MASK if trt else ""]

@@ -1,6 +1,6 @@
 """Every text-generating architecture of transformers, tiny and random, equals transformers or is rejected.
 
-`make parity` runs the same sweep, and writes docs/parity.md.
+`make parity` runs the same sweep, and writes docs/inside/parity.md.
 """
 
 from __future__ import annotations
