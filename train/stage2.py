@@ -15,12 +15,14 @@ if __name__ == "__main__":  # by name, so that an import error below becomes one
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from blip2rt.modeling import streaming
 from blip2rt.modeling.adapters import add_adapters
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.checkpoint import Checkpoint
@@ -52,7 +54,7 @@ from .objectives.lm import (
 from .objectives.packing import PackedTexts
 from .objectives.prefix_lm import PrefixLmTexts, SplitTexts, open_texts
 from .plan import Plan
-from .progress import announce
+from .progress import announce, bar
 from .recipe import flat
 from .settings import DataSettings
 from .stage import log_captions, open_dev, open_trainer, stage_main, trained_encoder
@@ -112,9 +114,11 @@ def build_model(settings: Stage2Settings, point: StartingPoint) -> Blip2:
     assert point.language_model is not None
     torch.manual_seed(settings.loop.batch.seed)
     encoder = VisionEncoder(point.config.vision) if settings.data.encodes else None
+    shown: streaming.Shown = iter
     if this_process().main:
         announce(f"loading the language model {point.language_model.config.source}")
-    llm: Any = point.language_model.load()
+        shown = partial(bar, desc="tensors", leave=False)
+    llm: Any = point.language_model.load(shown=shown)
     if not torch.cuda.is_available():
         llm.set_attn_implementation("eager")  # faster than sdpa's backward on CPUs
     model, lora = Blip2(point.config, encoder, llm), point.language_model.config

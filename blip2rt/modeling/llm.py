@@ -183,10 +183,13 @@ class LanguageModelSource:
         """The model without weights (see streaming.py)."""
         return empty_llm(copy.deepcopy(self.text_config))
 
-    def load(self, *, streamed: bool = False, weights: Weights | None = None) -> nn.Module:
+    def load(
+        self, *, streamed: bool = False, weights: Weights | None = None, shown: streaming.Shown = iter
+    ) -> nn.Module:
         """Load the frozen model in float32 and eval mode, rounded and with its adapters merged.
 
         streamed: leave the weights on disk if the format allows it. weights: those of the source, if they are open.
+        shown: see streaming.fill.
         """
         config, folder = self.config, Path(self.path)
         refuse_unknown_method(folder)
@@ -201,7 +204,7 @@ class LanguageModelSource:
             if llm is None:
                 llm = self._pretrained()
             elif not streamed:
-                streaming.fill(llm)
+                streaming.fill(llm, shown)
         theirs: Any = llm.config
         if getattr(theirs.get_text_config(), "attn_logit_softcapping", None):
             llm.set_attn_implementation("eager")  # type: ignore[operator]  # sdpa ignores Gemma 2's cap in transformers 4

@@ -13,13 +13,14 @@ ones are read immediately, since they are small in total, and tracing may fold t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 Reader = Callable[[], torch.Tensor]
+Shown = Callable[[list[tuple[str, nn.Parameter]]], Iterable[tuple[str, nn.Parameter]]]  # what it iterates over
 
 SMALL = 2**20  # elements
 
@@ -83,10 +84,10 @@ def is_bound(parameter: torch.Tensor) -> bool:
     return hasattr(parameter, "read")
 
 
-def fill(module: nn.Module) -> None:
-    """Read every bound parameter for good."""
+def fill(module: nn.Module, shown: Shown = iter) -> None:
+    """Read every bound parameter for good. shown: iterates over them, as a progress bar does."""
     done: dict[int, nn.Parameter] = {}
-    for name, parameter in list(module.named_parameters(remove_duplicate=False)):
+    for name, parameter in shown(list(module.named_parameters(remove_duplicate=False))):
         if is_bound(parameter):
             if id(parameter) not in done:
                 done[id(parameter)] = nn.Parameter(read(parameter).clone(), requires_grad=parameter.requires_grad)
