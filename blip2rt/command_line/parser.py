@@ -16,7 +16,9 @@ from ..version import __version__
 
 _TEXTS = ("TEXT", "QUESTION")  # positional arguments that may have several words
 _KINDS: dict[Any, str] = {int: "give a whole number", float: "give a number"}
-current_program: ContextVar[str] = ContextVar("program", default="")  # set by `run`
+# Set by `run`: the program, and the option -> the other name that the user gave it.
+current_program: ContextVar[str] = ContextVar("program", default="")
+typed_names: ContextVar[dict[str, str] | None] = ContextVar("typed_names", default=None)
 
 
 class UsageError(OptionError):
@@ -97,6 +99,8 @@ class Parser(argparse.ArgumentParser):
                 continue
             hyphened = name.replace("_", "-")
             name = self.renamed.get(hyphened, hyphened if hyphened in self._option_string_actions else name)
+            if (typed := typed_names.get()) is not None and self.renamed.get(hyphened):
+                typed[name] = hyphened
             spelled += [name + equals + value] if name else [value] * bool(equals)
         return spelled
 

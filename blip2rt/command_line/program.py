@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from ..errors import Blip2rtError, OptionError, printable
 from ..install_hints import install_module
-from .parser import current_program
+from .parser import current_program, typed_names
 
 PACKAGES = ("blip2rt", "blip2rt_train", "blip2rt_export", "train", "export")  # a missing one of these is a bug
 _DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -76,10 +76,11 @@ def run(
     """
     _prepare_streams()
     before = current_program.set(program)
+    typed_names.set({})
     try:
         return _finished(work)
     except Blip2rtError as error:
-        return complain(program, error)
+        return complain(program, _as_typed(str(error)))
     except ModuleNotFoundError as error:
         if not error.name or error.name.partition(".")[0] in PACKAGES:
             raise
@@ -121,6 +122,13 @@ def complain(program: str, error: object) -> int:
     """Print one line about a mistake and return its exit status, 2."""
     print(f"{program}: error: {printable(str(error))}", file=sys.stderr)
     return 2
+
+
+def _as_typed(message: str) -> str:
+    """A message with the names of options that the user gave."""
+    for name, typed in (typed_names.get() or {}).items():
+        message = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", typed, message)
+    return message
 
 
 def _finished(work: Callable[[], int | None]) -> int:

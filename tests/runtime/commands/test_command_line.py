@@ -232,6 +232,13 @@ def test_renamed_options_are_accepted_but_hidden(call: Callable[..., tuple[int, 
         assert not [word for word in old.split() if word.startswith("--") and word not in new.split() and word in page]
 
 
+def test_errors_name_options_as_they_were_given(call: Callable[..., tuple[int, str, str]]) -> None:
+    for value in ("0", "x"):  # rejected by the core, and by the parser
+        for name in ("--num-beams", "--num_beams", "--beams"):
+            error = refusal("blip2rt caption", call("blip2rt caption", "a.png", name, value))
+            assert f"{name.replace('_', '-')} is {value if value == '0' else repr(value)}" in error
+
+
 def parser() -> Parser:
     made = Parser("tool", renamed={"--width": "--beams", "--file": ""})
     made.add_argument("file", type=path, metavar="FILE")
