@@ -23,4 +23,4 @@ def fault(reason: str) -> str | None:
     """Why a skip with this reason is an error in CI; None: it is allowed."""
     if any(re.search(pattern, reason) for pattern in ALLOWED):
         return None
-    return f"skipped in CI ({reason}): install what it needs in .ci/packages or pyproject.toml, or list it in tests/skips.py"
+    return f"skipped in CI ({reason}): install it (.ci/packages, pyproject.toml), or list it in tests/skips.py"
