@@ -19,16 +19,14 @@ pytestmark = pytest.mark.long(20, "installed wheels with each extra, on nano")
 
 PHOTO = ROOT / "docs" / "photo.jpg"
 COMMIT = "0" * 40
-# Where each extra is tested with nano. Training and export of nano take minutes: test_own_data.py runs at night.
+# Where each extra is tested with nano. What trains or exports nano takes minutes, and runs at night.
 TESTED = {
     **dict.fromkeys(("nano", "parquet", "heic", "gallery", "sign", "hub", "eval"), __file__),
     **dict.fromkeys(("train", "export"), "tests/docs/test_own_data.py"),
+    **dict.fromkeys(("optimum", "lora"), "tests/shipped/test_nano_checkpoint.py"),
     "ray": "tests/integrations/test_ray_cluster.py",
     "serve": "tests/serve/test_routes.py",
     "bench": "tests/shipped/test_mission.py",
-    # With tiny models, since the frozen parts of nano's checkpoint are not installed.
-    "optimum": "tests/shipped/test_mission.py",
-    "lora": "tests/train/test_finetune.py",
     # Without a model, or with a GPU.
     **dict.fromkeys(("docs", "dev", "trt-check", "trt-cu12", "trt-cu13"), "Makefile"),
 }
