@@ -23,7 +23,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blip2rt.command_line import Parser, nonempty, path, whole
+from blip2rt.command_line import Parser, flags_named, nonempty, path, whole
 from blip2rt.errors import Blip2rtError, OptionError
 
 from .data.samples import BadSamples
@@ -48,6 +48,14 @@ from .recipe import DEVICE
 
 if TYPE_CHECKING:
     from .loop.parallel import Parallel
+
+# Options of texts whose faults the core reports by their names.
+_FLAGS = {
+    "num_beams": "--beams",
+    "max_new_tokens": "--max-new-tokens",
+    "min_new_tokens": "--min-new-tokens",
+    "length_penalty": "--length-penalty",
+}
 
 
 def predict(
@@ -318,4 +326,8 @@ def _add_decoding(parser: Parser, texts: str, length: int, penalty: float) -> No
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_main(lambda: _run(_parser().parse_args(argv)))
+    def work() -> None:
+        with flags_named(_FLAGS):
+            _run(_parser().parse_args(argv))
+
+    return run_main(work)

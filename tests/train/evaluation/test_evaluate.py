@@ -403,3 +403,6 @@ def test_bad_input_is_one_line(
         flags += [] if "--images" in command else ["--images", data / "images"]
         error = error_of(evaluate.main, flags)
         assert re.search(message, error), f"{name}: {error}"
+    if kind == "bundle":  # which the core rejects, by the names of its options
+        flags = ["caption", "--data", data / "table.tsv", "--images", data / "images", "--model", model]
+        assert "--beams is 1000" in error_of(evaluate.main, [*flags, "--beams", "1000"])
