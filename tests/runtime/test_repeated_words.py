@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import blip2rt
-from blip2rt.bundle import contract
+from blip2rt import bundle as contract
 from blip2rt.native import native
 from tests.tiny.bundle import Tiny
 
