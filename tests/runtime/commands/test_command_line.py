@@ -227,7 +227,8 @@ def test_renamed_options_are_accepted_but_hidden(call: Callable[..., tuple[int, 
         ("blip2rt-train evaluate caption", "--ckpt x --data /none --num-beams 2", "--model x --data /none --beams 2"),
     ):
         before = refusal(called, call(called, *old.split()))
-        assert "/none" in before and before == refusal(called, call(called, *new.split()))
+        after = refusal(called, call(called, *new.split()))
+        assert "/none" in before and before.replace("--calib ", "--calibration ") == after
         page = shown(call(called, "--help")[1])
         assert not [word for word in old.split() if word.startswith("--") and word not in new.split() and word in page]
 
