@@ -540,8 +540,10 @@ class Language:
 
         max_tokens: of a text with its stop token; the rest is cut off. complete: whether a stop token ends it.
         """
-    def answer_tokens(self, answers: Sequence[str]) -> list[list[int]]:
-        """Answers to a question -> their tokens, with a stop token."""
+    def answer_tokens(
+        self, questions: Sequence[str], answers: Sequence[str]
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """The tokens of questions, and of answers with a stop token; OptionError if one does not fit behind another."""
     def need_guidable(self, prompt: Prompt | str) -> None:
         """Raise OptionError for a caption that no pool can guide."""
     def need_chat(self) -> None:

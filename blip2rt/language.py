@@ -155,8 +155,7 @@ class Language:
         self, prefix_embeds: Floats, questions: Sequence[str], answers: Sequence[str]
     ) -> NDArray[np.float64]:
         """prefix_embeds (B, Q, D), B questions, A answers -> log p(answer | image, question) (B, A)"""
-        asked = [self.encode(self.ask_prompt(question)) for question in questions]
-        texts = self.core.answer_tokens(answers)
+        asked, texts = self.core.answer_tokens(questions, answers)
         rows = [row for row in range(len(asked)) for _ in texts]
         found = self._backend.likelihoods(prefix_embeds, asked, rows, texts * len(asked))
         return found.reshape(len(asked), len(texts))

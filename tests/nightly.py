@@ -62,6 +62,9 @@ NIGHTLY = {
     r"tests/train/test_finetune.py::test_two_processes_train_the_encoder_like_one\[.*stage1": DISTRIBUTED,
     "tests/train/test_finetune.py::test_vqa_reads_the_question_twice": QUESTIONS,
     r"tests/train/test_training_flags.py::test_half_precision_trains_similarly\[fp16": VARIANT,
+    r"tests/structured/test_schema.py::test_whatever_a_schema_accepts_is_valid\[10000": (
+        "10,000 random schemas; every change runs 500"
+    ),
     "tests/trt/test_gpu_day.py::test_(interrupted|bundles|step|wheels|results)": TENSORRT,
 }
 

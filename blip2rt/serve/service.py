@@ -286,13 +286,13 @@ async def _next(pieces: AsyncIterator[T]) -> T:
 
 
 def count_characters(value: object) -> int:
-    """Count the characters of all texts in a request, without references to images."""
+    """Count the characters of all texts in a request, without references to images. A dict is a JSON Schema."""
     if isinstance(value, str):
         return len(value)
-    if isinstance(value, list):
-        return sum(map(count_characters, value))
-    items = value if isinstance(value, BaseModel) else value.items() if isinstance(value, dict) else ()
-    return sum(count_characters(each) for name, each in items if name not in _NOT_TEXT)
+    if isinstance(value, BaseModel):
+        return sum(count_characters(each) for name, each in value if name not in _NOT_TEXT)
+    parts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(map(count_characters, parts))
 
 
 def given_options(request: BaseModel, names: Sequence[str]) -> dict[str, Any]:

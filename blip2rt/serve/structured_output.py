@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import OptionError
 from ..structured import Form, read
 from ..structured.questions import extract_question
+from ..structured.schema import MAX_DEPTH
 from .errors import bad_request
 
 _MAX_OBJECTS = 20  # JSON objects that are looked for in a request's texts
@@ -38,12 +39,15 @@ def form_in(texts: Sequence[str], param: str) -> Form:
     return form_of({"type": "object", "properties": properties}, param)
 
 
-def schema_like(example: Any) -> dict[str, Any]:
+def schema_like(example: Any, depth: int = 0) -> dict[str, Any]:
     """Return a JSON Schema of values like an example's. A number from 0 to 1 is one in all of them."""
+    if depth > MAX_DEPTH:
+        return {}  # of a schema that is rejected
     if isinstance(example, Mapping):
-        return {"type": "object", "properties": {name: schema_like(value) for name, value in example.items()}}
+        properties = {name: schema_like(value, depth + 1) for name, value in example.items()}
+        return {"type": "object", "properties": properties}
     if isinstance(example, list):
-        return {"type": "array", "items": schema_like(example[0] if example else "")}
+        return {"type": "array", "items": schema_like(example[0] if example else "", depth + 1)}
     if isinstance(example, bool) or example is None:
         return {"type": "null" if example is None else "boolean"}
     if isinstance(example, int):

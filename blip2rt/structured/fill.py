@@ -192,9 +192,10 @@ def number_in(text: str) -> float:
 
 
 def _clamped(form: Number, value: float) -> int | float:
-    """The number of a field that is nearest to a value."""
+    """The number of a field that is nearest to a value; one of hundreds of digits counts as 1e15."""
+    value = min(max(value, -1e15), 1e15)
     value = min(max(round(value) if form.whole else value, form.low), form.high)
-    return int(value) if form.whole else value
+    return int(value) if form.whole else value + 0.0  # not -0.0, which equals 0.0 and differs as a text
 
 
 def _words(value: JSON) -> str:

@@ -6,10 +6,12 @@ stays. Every value that a form describes is valid under its schema. Knows nothin
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import unquote
 
 from ..errors import OptionError
 from .form import JSON, Array, Choice, Field, Flag, Form, Number, Object, Text, short
@@ -18,14 +20,11 @@ from .questions import LABEL_WORDS, words_of
 MAX_FIELDS = 100  # of a schema, objects and the least items of lists included; most cost a question
 MAX_DEPTH = 16
 MAX_CHOICES = 64  # of an enum
+MAX_CHOICE_LENGTH = 4000  # characters of all choices together: the language model reads each of them
+MAX_REFERENCES = 64  # $ref and allOf that lead to a field
 MAX_MIN_ITEMS = 16
 MAX_MIN_LENGTH = 200  # characters; BLIP-2's texts are short
 
-# Keywords that only annotate, or that what we write satisfies anyway.
-_IGNORED = frozenset(
-    "$schema $id $comment $defs definitions $anchor title description default examples example deprecated readOnly "
-    "writeOnly discriminator propertyOrdering additionalProperties nullable".split()
-)
 _KEYWORDS = {
     "object": "properties required maxProperties".split(),
     "array": "items minItems maxItems uniqueItems".split(),
@@ -37,9 +36,10 @@ _REJECTED_TEXT = frozenset("pattern format contentEncoding contentMediaType".spl
 _REJECTED = frozenset(
     "not if then else oneOf allOf anyOf multipleOf patternProperties propertyNames minProperties dependentRequired "
     "dependentSchemas dependencies contains minContains maxContains prefixItems additionalItems unevaluatedItems "
-    "unevaluatedProperties $dynamicRef $recursiveRef".split()
+    "unevaluatedProperties $dynamicRef $recursiveRef $id".split()
 )
 _KNOWN = _REJECTED.union(_REJECTED_TEXT, *_KEYWORDS.values())
+_VALIDATING = _KNOWN | {"type", "enum", "const", "additionalProperties", "$ref"}
 
 
 class _CannotFill(OptionError):
@@ -48,7 +48,13 @@ class _CannotFill(OptionError):
 
 def read(schema: JSON) -> Form:
     """JSON Schema -> form. Raises OptionError, which names the field."""
-    return _Reader(schema).form(schema, _Place("$", ""))
+    try:
+        root = json.loads(json.dumps(schema, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise OptionError(f"$: the schema is not JSON: {error}") from None
+    if isinstance(root, dict):
+        root.pop("$id", None)
+    return _Reader(root).form(root, _Place("$", ""))
 
 
 @dataclass(frozen=True)
@@ -77,12 +83,15 @@ class _Reader:
         if place.depth == MAX_DEPTH:
             raise OptionError(f"{place}: the schema is nested deeper than {MAX_DEPTH} levels: flatten it")
         schema, place = self._resolved({} if schema is True else schema, place)
+        kind = schema.get("type")
+        kinds = kind if isinstance(kind, list) else [kind]
+        if kind is not None and not (kinds and all(isinstance(each, str) and each in _TYPES for each in kinds)):
+            raise OptionError(f"{place}: JSON Schema has no type {short(repr(kind))}")
         if "anyOf" in schema:
             return self._first(schema, place)
         if "const" in schema or "enum" in schema:
             return self._choice(schema, _field(schema, place))
-        kind = schema.get("type")
-        if isinstance(kind, list) and kind:
+        if isinstance(kind, list):
             return self._first({"anyOf": [{**schema, "type": each} for each in kind]}, place)
         return self._typed(schema, kind, place)
 
@@ -101,9 +110,7 @@ class _Reader:
             return Flag(*field.parts)
         if kind == "string":
             return _text(schema, field)
-        if kind in ("number", "integer"):
-            return _number(schema, field, kind == "integer")
-        raise OptionError(f"{place}: JSON Schema has no type {short(repr(kind))}")
+        return _number(schema, field, kind == "integer")
 
     def _count(self, place: _Place | Field, more: int = 1) -> None:
         self._fields += more
@@ -112,32 +119,29 @@ class _Reader:
 
     def _resolved(self, schema: JSON, place: _Place) -> tuple[dict[str, Any], _Place]:
         """Follow $ref and merge allOf."""
-        while True:
-            if not isinstance(schema, Mapping):
+        for _ in range(MAX_REFERENCES):
+            if not isinstance(schema, dict):
                 raise _CannotFill(f"{place}: its schema is {short(repr(schema))}, not an object")
-            reference, parts = schema.get("$ref"), schema.get("allOf")
+            reference, parts, key = schema.get("$ref"), schema.get("allOf"), "allOf"
             if reference is not None:
                 if reference in place.refs:
                     raise _CannotFill(f"{place}: its schema contains itself: give the levels one by one")
                 place = replace(place, refs=(*place.refs, reference))
-                parts = [self._target(reference, place)]
+                parts, key = [self._target(reference, place)], "$ref"
             if parts is None:
-                return dict(schema), place
-            rest = {key: value for key, value in schema.items() if key not in ("$ref", "allOf")}
-            if not isinstance(parts, list) or len(parts) != 1 or not isinstance(parts[0], Mapping):
+                return schema, place
+            if not isinstance(parts, list) or len(parts) != 1 or not isinstance(parts[0], dict):
                 raise _CannotFill(f"{place}: allOf of several schemas is not supported: merge them")
-            both = set(rest) & set(parts[0]) - _IGNORED
-            if any(rest[key] != parts[0][key] for key in both):
-                raise _CannotFill(f"{place}: {sorted(both)[0]} is given twice: merge the schemas")
-            schema = {**parts[0], **rest}
+            schema = _joined({name: value for name, value in schema.items() if name != key}, parts[0], place)
+        raise OptionError(f"{place}: more than {MAX_REFERENCES} references lead to its schema: shorten the chain")
 
     def _target(self, reference: JSON, place: _Place) -> JSON:
         found = self._root
-        if not isinstance(reference, str) or not reference.startswith("#"):
+        if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
             raise OptionError(f"{place}: $ref {short(repr(reference))} is outside the schema: use #/$defs/NAME")
-        for key in reference.lstrip("#").split("/")[1:]:
+        for key in unquote(reference).split("/")[1:]:
             key = key.replace("~1", "/").replace("~0", "~")
-            if not isinstance(found, Mapping) or key not in found:
+            if not isinstance(found, dict) or key not in found or "$id" in found:
                 raise OptionError(f"{place}: $ref {short(reference)} names nothing in the schema")
             found = found[key]
         return found
@@ -147,16 +151,15 @@ class _Reader:
         branches = schema["anyOf"]
         if not isinstance(branches, list) or not branches:
             raise OptionError(f"{place}: anyOf must be a list of schemas")
-        if any(key not in _IGNORED and key not in ("type", "anyOf") for key in schema):
-            raise _CannotFill(f"{place}: anyOf stands beside other keywords: move them into it")
-        is_list = any(isinstance(each, Mapping) and each.get("type") == "array" for each in branches)
+        is_list = any(isinstance(each, dict) and each.get("type") == "array" for each in branches)
         if is_list and schema.get("default", 0) is None and not LABEL_WORDS.intersection(words_of(place.name)):
             branches = [each for each in branches if _is_null(each)] or branches  # "concerns" are no question
-        above = {key: schema[key] for key in ("description", "title") if key in schema}
+        rest = {key: value for key, value in schema.items() if key != "anyOf"}
         wrong: _CannotFill | None = None
         for branch in sorted(branches, key=_is_null):
             try:
-                whole = {**branch, **above} if isinstance(branch, Mapping) else branch
+                branch = {} if branch is True else branch
+                whole = _joined(rest, branch, place) if isinstance(branch, dict) else branch
                 return self.form(whole, replace(place, depth=place.depth + 1))
             except _CannotFill as error:
                 wrong = wrong or error
@@ -179,23 +182,25 @@ class _Reader:
         if other:
             raise _CannotFill(f"{field}: {other[0]} stands beside const or enum: leave it out")
         kinds = schema.get("type")
-        values = [value for value in values if kinds is None or _has_type(value, kinds)]
+        values = list({_key(value): value for value in values if kinds is None or _has_type(value, kinds)}.values())
         if not values:
             raise _CannotFill(f"{field}: enum has no value of its type: correct one of them")
         if len(values) > MAX_CHOICES:
             raise OptionError(f"{field}: enum has {len(values)} values: give {MAX_CHOICES} at most")
+        if len(values) > 1 and (size := sum(len(str(value)) for value in values)) > MAX_CHOICE_LENGTH:
+            raise OptionError(f"{field}: enum has {size:,} characters: give {MAX_CHOICE_LENGTH:,} at most")
         return Choice(*field.parts, tuple(values))
 
     def _object(self, schema: dict[str, Any], field: Field, place: _Place) -> Object:
         properties, required = schema.get("properties", {}), schema.get("required", [])
-        if not isinstance(properties, Mapping) or not _are_texts(required):
+        if not isinstance(properties, dict) or not _are_texts(required):
             raise OptionError(f"{field}: properties must be an object, and required a list of names")
         filled = []
         for name in dict.fromkeys([*properties, *required]):
             inner = place.inside(f".{name}", name)
             found = properties.get(name, schema.get("additionalProperties", {}))
-            if found is False:
-                raise OptionError(f"{inner}: it is required, and its object does not allow it: describe it")
+            if found is False and name in required:
+                raise _CannotFill(f"{inner}: it is required, and its object does not allow it: describe it")
             try:
                 filled.append((name, self.form(found, inner)))
             except _CannotFill:
@@ -268,7 +273,7 @@ def _number(schema: dict[str, Any], field: Field, whole: bool) -> Number:
 def _distinct(item: Form | None) -> float:
     """How many different items there are at most. What is derived from a picture may repeat: then 1."""
     if isinstance(item, Choice):
-        return len({repr(value) for value in item.values})
+        return len(item.values)
     return 2 if isinstance(item, Flag) else 1
 
 
@@ -281,7 +286,25 @@ def _whole(schema: dict[str, Any], keyword: str, field: Field) -> int | None:
     return int(value)
 
 
+def _joined(schema: dict[str, Any], part: dict[str, Any], place: _Place) -> dict[str, Any]:
+    """Two schemas that apply together -> one. Raises _CannotFill if it is not just the keywords of both."""
+    both = [key for key in part if key in _VALIDATING and key in schema and _key(part[key]) != _key(schema[key])]
+    for one, other in ((schema, part), (part, schema)):
+        if "additionalProperties" in one and "properties" in other and "properties" not in one:
+            both.append("additionalProperties")  # it is about the properties of its own schema
+    if both:
+        raise _CannotFill(f"{place}: {both[0]} stands in two schemas that apply together: merge them")
+    return {**part, **schema}
+
+
+def _key(value: JSON) -> str:
+    """A text that equal values share: 1 equals 1.0, and not true."""
+    return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value, sort_keys=True)
+
+
 _TYPES: dict[str, Callable[[JSON], bool]] = {
+    "object": lambda value: isinstance(value, dict),
+    "array": lambda value: isinstance(value, list),
     "string": lambda value: isinstance(value, str),
     "boolean": lambda value: isinstance(value, bool),
     "null": lambda value: value is None,
@@ -291,11 +314,11 @@ _TYPES: dict[str, Callable[[JSON], bool]] = {
 
 
 def _has_type(value: JSON, kinds: JSON) -> bool:
-    return any(kind in _TYPES and _TYPES[kind](value) for kind in (kinds if isinstance(kinds, list) else [kinds]))
+    return any(_TYPES[kind](value) for kind in (kinds if isinstance(kinds, list) else [kinds]))
 
 
 def _is_null(branch: JSON) -> bool:
-    return isinstance(branch, Mapping) and (branch.get("type") == "null" or branch.get("const", 0) is None)
+    return isinstance(branch, dict) and (branch.get("type") == "null" or branch.get("const", 0) is None)
 
 
 def _are_texts(values: JSON) -> bool:

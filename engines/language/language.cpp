@@ -153,13 +153,23 @@ std::pair<Ids, std::vector<Ids>> Language::caption_tokens(const std::vector<std:
   return {std::move(prompt_ids), std::move(all)};
 }
 
-std::vector<Ids> Language::answer_tokens(const std::vector<std::string>& answers) const {
-  std::vector<Ids> all;
+std::pair<std::vector<Ids>, std::vector<Ids>> Language::answer_tokens(const std::vector<std::string>& questions,
+                                                                      const std::vector<std::string>& answers) const {
+  std::vector<Ids> asked, all;
+  size_t longest = 0;
+  for (const std::string& question : questions) {
+    longest = std::max(longest, asked.emplace_back(tokenizer_.encode(ask_prompt(question))).size());
+  }
+  const Room room = room_for(static_cast<int64_t>(longest), 0, 0);
   for (const std::string& answer : answers) {
     Ids& ids = all.emplace_back(tokenizer_.encode_more({" ", answer, ""}));
     if (!spec().eos_token_ids.empty()) ids.push_back(spec().eos_token_ids.front());
+    if (static_cast<int64_t>(ids.size()) <= room.tokens) continue;
+    throw Error(ErrorKind::kArgument, "an answer to compare has " + std::to_string(ids.size()) + " tokens, but only " +
+                                          std::to_string(std::max<int64_t>(room.tokens, 0)) + " fit behind " +
+                                          room.behind + ": " + room.fix);
   }
-  return all;
+  return {std::move(asked), std::move(all)};
 }
 
 void Language::need_guidable(const Prompt& prompt) const {

@@ -76,8 +76,10 @@ class Language {
   std::pair<Ids, std::vector<Ids>> caption_tokens(const std::vector<std::string>& texts, int64_t prefix_length,
                                                   std::optional<int64_t> max_tokens, bool complete) const;
 
-  // The tokens of answers to a question, with a stop token.
-  std::vector<Ids> answer_tokens(const std::vector<std::string>& answers) const;
+  // The tokens of questions, and of answers with a stop token. Throws Error if an answer does not fit behind a
+  // question.
+  std::pair<std::vector<Ids>, std::vector<Ids>> answer_tokens(const std::vector<std::string>& questions,
+                                                              const std::vector<std::string>& answers) const;
 
   // Throws Error for a caption that no pool can guide.
   void need_guidable(const Prompt& prompt) const;

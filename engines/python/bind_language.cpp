@@ -135,7 +135,10 @@ void bind_prompts(nb::class_<Language>& bound) {
           "texts"_a, "prefix_length"_a, "max_tokens"_a = nb::none(), "complete"_a = true)
       .def(
           "answer_tokens",
-          [](const Language& self, const Texts& answers) { return self.answer_tokens(utf8_of(answers)); }, "answers"_a);
+          [](const Language& self, const Texts& questions, const Texts& answers) {
+            return self.answer_tokens(utf8_of(questions), utf8_of(answers));
+          },
+          "questions"_a, "answers"_a);
 }
 
 void bind_model(nb::module_& m) {

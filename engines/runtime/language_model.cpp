@@ -88,14 +88,14 @@ std::vector<double> LanguageModel::likelihoods(const std::vector<const Tensor*>&
 std::vector<double> LanguageModel::answer_likelihoods(const std::vector<const Tensor*>& prefixes,
                                                       const std::string& question,
                                                       const std::vector<std::string>& answers) const {
-  const std::vector<Ids> tokens = answer_tokens(answers);
+  const auto [asked, tokens] = answer_tokens({question}, answers);
   std::vector<size_t> images;
   Prompts texts;
   for (size_t image = 0; image < prefixes.size(); ++image) {
     images.insert(images.end(), tokens.size(), image);
     texts.insert(texts.end(), tokens.begin(), tokens.end());
   }
-  return likelihoods(prefixes, Prompts(prefixes.size(), tokenizer().encode(ask_prompt(question))), images, texts);
+  return likelihoods(prefixes, Prompts(prefixes.size(), asked.front()), images, texts);
 }
 
 Conversation::Conversation(const LanguageModel& language, const Tensor& prefix_embeds, TextOptions options,

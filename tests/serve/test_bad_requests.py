@@ -243,6 +243,8 @@ def test_texts_are_limited(limited: ServerProcess, small: bytes) -> None:
         ("/v1/chat/completions", {"messages": [{"role": "system", "content": long}]}),
         ("/api/generate", {"prompt": half, "options": {"stop": half}}),
         ("/api/chat", {"messages": [{"role": "user", "content": half}] * 2}),
+        ("/api/chat", {"format": {"properties": {"image": {"description": long}}}}),
+        ("/api/chat", {"format": {"properties": {long: {}}}}),
     ):
         found = limited.post(path, {**image, **body})
         assert found.status == 400 and "characters, and 300 are allowed" in found.message(path), (path, found.body)

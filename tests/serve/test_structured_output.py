@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 from pydantic import BaseModel, Field
 
+from blip2rt.serve.errors import ApiError
 from blip2rt.serve.structured_output import form_in, schema_like
 from blip2rt.structured import Form, fill
 from tests.serve.server_process import ServerProcess, data_uri, encoded, parts
@@ -243,6 +244,8 @@ def test_examples_become_schemas() -> None:
     }
     names = [names_of(form_in([text], "format")) for text in ('{} {x} {"a": 1}', "Describe.", "Is it?", "{" * 30)]
     assert names == [["a"], ["caption", "labels"], ["answer"], ["caption", "labels"]]
+    with pytest.raises(ApiError, match="deeper than 16 levels"):
+        form_in(['{"a":' * 600 + "1" + "}" * 600], "format")
     schema = json.dumps({"type": "object", "properties": {"mood": {"type": "string"}}})
     assert names_of(form_in(["Follow this schema: " + schema, "Go on."], "format")) == ["mood"]
 
