@@ -12,8 +12,8 @@ scaled to 8 bits, "F" is read as 0..1. Of an animation the first frame counts (o
 
 Files are untrusted. Only the header is read before the size is checked: more than `max_pixels` pixels, or a side of
 more than MAX_SIDE, is an ImageError and takes no memory. A JPEG that can be decoded line by line is shrunk by 2, 4 or 8
-instead, with a warning in the log. Files whose many scans or parts would take minutes to decode are rejected, and
-pipes and devices before they can block.
+instead, with a warning in the log. Files that would take long to decode for their size are rejected: many scans or
+parts, PPMs of text, BMPs of run lengths. So are pipes and devices, before they can block.
 
 Scaled decoding (`scaled`, off by default) lets the JPEG decoder shrink a large photograph by 2, 4 or 8, to at least
 twice the target size: several times faster, and within a mean difference of SCALED_TOLERANCE. It does not affect other
@@ -44,7 +44,7 @@ from .install_hints import pip_install
 from .native import fork_safe_lock
 from .pixels.modes import from_array, to_rgb, upright
 from .pixels.resizing import resize as resize
-from .untrusted.image_format import HEAD, decodes_by_line, format_of, slow_to_decode
+from .untrusted.image_format import HEAD, MAX_PARTS, decodes_by_line, format_of, slow_to_decode, too_many
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -218,7 +218,10 @@ def _read_header(stream: IO[bytes], name: str) -> Image.Image:
             if image.width * image.height <= PILLOW_MAX_PIXELS:
                 return image
         stream.seek(0)
-    return Image.open(stream, formats=_heif_formats(name) if kind == "HEIF" else _formats())
+    opened = Image.open(stream, formats=_heif_formats(name) if kind == "HEIF" else _formats())
+    if slow := too_many(len(opened.tile), "strips or tiles", MAX_PARTS):
+        raise ImageError(f"{name} {slow}")
+    return opened
 
 
 def _heif_formats(name: str) -> tuple[str, ...]:

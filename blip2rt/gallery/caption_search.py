@@ -115,12 +115,12 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     pyarrow = load_pyarrow()
-    try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            for batch in table.iter_batches(columns=["image", "captions"]):
+    with open(path, "rb") as file:
+        try:
+            for batch in pyarrow.parquet.ParquetFile(file).iter_batches(columns=["image", "captions"]):
                 yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
-        raise ValueError(str(error)) from None
+        except (pyarrow.ArrowException, OSError) as error:  # OSError for a damaged footer
+            raise ValueError(str(error)) from None
 
 
 _READERS = {".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}

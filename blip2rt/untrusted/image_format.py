@@ -12,12 +12,14 @@ _SIGNATURES |= dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF")
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}  # sizes of the header after a BMP's first 14 bytes
 _NAMES = "jpg jpeg jpe jfif png gif bmp dib tif tiff webp avif heic heif hif ppm pgm pbm pnm"
-_MAX_PARTS = 100_000  # segments of a JPEG, chunks of a PNG
+MAX_PARTS = 100_000  # chunks of a PNG, strips or tiles of a TIFF
+_MAX_SEGMENTS = 2000  # of a JPEG; Pillow's time to join Exif data grows with their square
 _MAX_SCANS = 200  # of a JPEG; a camera's or an editor's has about ten
 _SCANNED_PIXELS, _MIN_SCANS = 1_000_000_000, 20  # a large JPEG may have fewer scans: about a second of decoding
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _BARE_MARKERS = (0x01, 0xD8)  # without a length
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_PPM_HEADER = re.compile(rb"P[456](\s+(#[^\n]*\n\s*)*\d+){2,3}\s")
 EXTENSIONS = tuple(f".{name}" for name in _NAMES.split())
 
 
@@ -56,24 +58,29 @@ def decodes_by_line(stream: IO[bytes]) -> bool:
 
 
 def slow_to_decode(stream: IO[bytes], kind: str) -> str:
-    """Why a file would take long to decode, for its small size: too many scans or parts. "" for others."""
+    """Why a file would take long to decode, for its small size: "" for most. Pillow reads some formats by Python."""
     stream.seek(0)
     if kind == "JPEG":
         return _slow_jpeg(stream.read(1 << 28))
+    head = stream.read(4096)
+    if kind == "PPM" and not _PPM_HEADER.match(head):
+        return "is a PPM of text, or its header has long comments: save it as PNG"
+    if kind == "BMP" and head[14] >= 40 and head[30:34] in (b"\1\0\0\0", b"\2\0\0\0"):
+        return "is a BMP of run lengths: save it as PNG"
     count, position = 0, 8
-    while kind == "PNG" and count <= _MAX_PARTS:
+    while kind == "PNG" and count <= MAX_PARTS:
         stream.seek(position)
         head = stream.read(8)
         if len(head) < 8 or head[4:] == b"IEND":
             break
         count, position = count + 1, position + 12 + int.from_bytes(head[:4], "big")
-    return _too_many(count, "chunks", _MAX_PARTS)
+    return too_many(count, "chunks", MAX_PARTS)
 
 
 def _slow_jpeg(data: bytes) -> str:
     parts = scans = components = position = 0
     limit = _MAX_SCANS
-    while parts <= _MAX_PARTS and scans <= limit and (found := _MARKER.search(data, position)):
+    while parts <= _MAX_SEGMENTS and scans <= limit and (found := _MARKER.search(data, position)):
         marker, start = data[found.start() + 1], found.end()
         segment = data[start : start + 8]
         if marker == 0xD9:  # the end
@@ -86,10 +93,11 @@ def _slow_jpeg(data: bytes) -> str:
             break
         parts, scans = parts + 1, scans + (marker == 0xDA)
         position = start + (0 if marker in _BARE_MARKERS else int.from_bytes(segment[:2], "big"))
-    return _too_many(parts, "segments", _MAX_PARTS) or _too_many(scans, "scans", limit)
+    return too_many(parts, "segments", _MAX_SEGMENTS) or too_many(scans, "scans", limit)
 
 
-def _too_many(count: int, what: str, limit: int) -> str:
+def too_many(count: int, what: str, limit: int) -> str:
+    """The fault of a file with more parts than a limit; "" for others."""
     return f"has more than {limit:,} {what}: save it again with another program" if count > limit else ""
 
 

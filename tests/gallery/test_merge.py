@@ -95,6 +95,14 @@ def test_odd_captions_are_one_line(album, run, row):
     assert not Path("x").exists()
 
 
+def test_damaged_parquet_is_one_line(album, run):
+    pytest.importorskip("pyarrow")
+    run("index", "album", "--out", "ia")
+    Path("c.parquet").write_bytes(b"PAR1" + bytes(100) + b"PAR1")
+    error = merge_error(run("merge", "ia", "--out", "x", "--captions", "c.parquet"))
+    assert "'c.parquet' is not a table of captions" in error
+
+
 def test_damaged_captions_give_one_line(album, run):
     run("index", "album", "--out", "ia")
     write_table(*({"image": str(path), "captions": "a dog"} for path in album.iterdir()))

@@ -115,18 +115,48 @@ def test_scans_are_limited(side: int, limit: int) -> None:
         load_rgb(jpeg_of_scans(limit + 1, side), max_pixels=100_000_000)
 
 
-def test_parts_of_a_file_are_limited() -> None:
+@pytest.mark.parametrize(
+    ("kind", "at", "part", "limit"),
+    [
+        ("JPEG", 2, b"\xff\xe1\0\2", 2000),
+        ("PNG", 33, b"\0\0\0\0prVt" + zlib.crc32(b"prVt").to_bytes(4, "big"), 100_000),
+    ],
+)
+def test_parts_of_a_file_are_limited(kind: str, at: int, part: bytes, limit: int) -> None:
     """Pillow reads each by Python."""
-    for kind, at, part in (
-        ("JPEG", 2, b"\xff\xe1\0\2"),
-        ("PNG", 33, b"\0\0\0\0prVt" + zlib.crc32(b"prVt").to_bytes(4, "big")),
-    ):
-        data = io.BytesIO()
-        Image.new("RGB", (8, 8), "red").save(data, kind)
-        raw = data.getvalue()
-        assert load_rgb(raw[:at] + part * 1000 + raw[at:]).size == (8, 8)
-        with pytest.raises(ImageError, match="has more than 100,000 (segments|chunks): save it again"):
-            load_rgb(raw[:at] + part * 100_001 + raw[at:])
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(data, kind)
+    raw = data.getvalue()
+    assert load_rgb(raw[:at] + part * 1000 + raw[at:]).size == (8, 8)
+    with pytest.raises(ImageError, match=f"has more than {limit:,} (segments|chunks): save it again"):
+        load_rgb(raw[:at] + part * (limit + 1) + raw[at:])
+
+
+def test_strips_of_a_tiff_are_limited() -> None:
+    fields = [(256, 9), (257, 9), (258, 8), (259, 1), (262, 1), (277, 1), (278, 1)]  # 9 x 9 pixels
+    count, end = 100_001, 8 + 2 + 12 * 9 + 4
+    head = b"II*\0" + struct.pack("<IH", 8, 9) + b"".join(struct.pack("<HHII", tag, 4, 1, x) for tag, x in fields[:5])
+    head += struct.pack("<HHII", 273, 4, count, end)
+    head += b"".join(struct.pack("<HHII", tag, 4, 1, x) for tag, x in fields[5:])
+    head += struct.pack("<HHII", 279, 4, count, end + 4 * count) + bytes(4)
+    with pytest.raises(ImageError, match="has more than 100,000 strips or tiles: save it again"):
+        load_rgb(head + struct.pack("<I", 8) * count + struct.pack("<I", 1) * count)
+
+
+def test_formats_that_pillow_decodes_by_python_are_rejected() -> None:
+    image = io.BytesIO()
+    Image.new("RGB", (4, 2), "red").save(image, "PPM")
+    pixels = image.getvalue()[-24:]
+    assert load_rgb(b"P6 # a comment\n4 # another\n 2\n255\n" + pixels).getpixel((0, 0)) == (255, 0, 0)
+    for header in (b"P3 4 2 255 ", b"P6 " + b"#\n" * 3000 + b"4 2 255 "):
+        with pytest.raises(ImageError, match="is a PPM of text, or its header has long comments: save it as PNG"):
+            load_rgb(header + pixels)
+    image = io.BytesIO()
+    Image.new("P", (4, 2)).save(image, "BMP")
+    raw = image.getvalue()
+    assert load_rgb(raw).size == (4, 2)
+    with pytest.raises(ImageError, match="is a BMP of run lengths: save it as PNG"):
+        load_rgb(raw[:30] + b"\1" + raw[31:])
 
 
 def test_sides_are_limited() -> None:
