@@ -77,7 +77,7 @@ class Bench:
 
     def options_of(self, tokens: int) -> GenerationOptions:
         """Greedy options for exactly this many tokens: there is no end token."""
-        return native().GenerationOptions(max_new_tokens=tokens)
+        return native.GenerationOptions(max_new_tokens=tokens)
 
     def prefix(self) -> Any:
         """Random embeddings of a new picture (1, Q, D)."""

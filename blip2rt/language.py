@@ -61,7 +61,7 @@ def read_tokenizer(file: Path) -> Tokenizer:
         return LibraryTokenizer(data, str(file))
 
     with boundary(f"{file} is not a tokenizer", BundleError):
-        return native().open_tokenizer(os.fsencode(file), library)
+        return native.open_tokenizer(os.fsencode(file), library)
 
 
 def open_llm_tokenizer(file: Path, spec: LlmSpec, special_tokens: bool = True) -> LlmTokenizer:
@@ -69,14 +69,14 @@ def open_llm_tokenizer(file: Path, spec: LlmSpec, special_tokens: bool = True) -
 
     special_tokens: whether "<|im_end|>" in a caller's text is that token, or plain text.
     """
-    return native().LlmTokenizer(utf8_name(str(file)), read_tokenizer(file), spec, special_tokens)
+    return native.LlmTokenizer(utf8_name(str(file)), read_tokenizer(file), spec, special_tokens)
 
 
 def open_qformer_tokenizer(
     file: Path, spec: RetrievalSpec | QuestionSpec, special_tokens: bool = True
 ) -> QFormerTokenizer:
     """The Q-Former's tokenizer; see open_llm_tokenizer."""
-    return native().QFormerTokenizer(utf8_name(str(file)), read_tokenizer(file), spec, special_tokens)
+    return native.QFormerTokenizer(utf8_name(str(file)), read_tokenizer(file), spec, special_tokens)
 
 
 class Language:
@@ -86,7 +86,7 @@ class Language:
         assert bundle.manifest.llm is not None, "reading the bundle checks that llm comes with its components"
         self.spec, self._backend = bundle.manifest.llm, backend
         file = bundle.file(self.spec.tokenizer)
-        core = native().Language(utf8_name(str(file)), read_tokenizer(file), bundle.manifest, special_tokens)
+        core = native.Language(utf8_name(str(file)), read_tokenizer(file), bundle.manifest, special_tokens)
         self.core, self.tokenizer = core, core.tokenizer
         # The core's functions, as _native.pyi documents them.
         self.caption_prompt, self.ask_prompt, self.settings = core.caption_prompt, core.ask_prompt, core.settings
@@ -167,7 +167,7 @@ class Language:
 
     def text_stream(self, settings: GenerationOptions, tidied: bool = False) -> TextStream:
         """A stream that turns tokens into pieces of text. tidied: see generate."""
-        return native().TextStream(self.tokenizer, settings.forced_prefix, tidied)
+        return native.TextStream(self.tokenizer, settings.forced_prefix, tidied)
 
     def stream(
         self, prefix_embeds: Floats, prompt: Prompt, settings: GenerationOptions, tidied: bool = False
@@ -244,27 +244,27 @@ class Chat:
         begun: a question and its settings -> its answer, if that needs no language model, or the settings with guides.
         """
         self._begun, self._language = begun, language
-        self._dialogue = native().Dialogue(language.core, options)
+        self._dialogue = native.Dialogue(language.core, options)
         self._chat = language.open_chat(prefix_embeds, self._dialogue.max_beams)
         self._last: Generation | None = None
 
     def ask(self, question: str, **options: Unpack[TextOptions]) -> str:
         """Question -> answer. Options are those of Model.ask; they override the chat's."""
-        begun, settings, until = self._begin(question, native().CallerOptions(options))
+        begun, settings, until = self._begin(question, native.CallerOptions(options))
         if isinstance(begun, Scored):
             return begun.text
-        return native().StopCut(until).finish(self._language.text(begun, settings))[0]
+        return native.StopCut(until).finish(self._language.text(begun, settings))[0]
 
     def stream(self, question: str, **options: Unpack[TextOptions]) -> Iterator[str]:
         """Question -> pieces of the answer; see Model.stream.
 
         Of an answer that was not taken to its end, the chat keeps what was decoded; with beams, by the best of them.
         """
-        begun, settings, until = self._begin(question, native().CallerOptions(options))
+        begun, settings, until = self._begin(question, native.CallerOptions(options))
         return iter([begun.text]) if isinstance(begun, Scored) else self._pieces(begun, settings, until)
 
     def _pieces(self, generation: Generation, settings: GenerationOptions, until: Sequence[str]) -> Iterator[str]:
-        cut = native().StopCut(until)
+        cut = native.StopCut(until)
         for piece in self._language.pieces(generation, settings):
             if shown := cut.push(piece):
                 yield shown

@@ -12,15 +12,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from .errors import BackendError, OptionError
 from .install_hints import pip_install
 from .system import at_fork
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from . import _native
 
     Calibrator: TypeAlias = _native.Calibrator
@@ -44,89 +42,11 @@ Token: TypeAlias = tuple[int, int, int]  # number of the image, number of the dr
 Sequences: TypeAlias = list[list[tuple[list[int], float]]]  # for each image its best: new token ids, score
 
 
-class Core(Protocol):
-    """The module blip2rt._native, as in _native.pyi."""
-
-    Batcher: type[_native.Batcher]
-    Calibrator: type[_native.Calibrator]
-    CallerOptions: type[_native.CallerOptions]
-    CaptionPool: type[_native.CaptionPool]
-    Chat: type[_native.Chat]
-    Dialogue: type[_native.Dialogue]
-    GainRun: type[_native.GainRun]
-    Generation: type[_native.Generation]
-    GenerationOptions: type[_native.GenerationOptions]
-    Generator: type[_native.Generator]
-    GraphError: type[_native.GraphError]
-    Guide: type[_native.Guide]
-    ImageGain: type[_native.ImageGain]
-    Labels: type[_native.Labels]
-    Language: type[_native.Language]
-    LlmTokenizer: type[_native.LlmTokenizer]
-    QFormerTokenizer: type[_native.QFormerTokenizer]
-    RepeatedWords: type[_native.RepeatedWords]
-    Resize: type[_native.Resize]
-    Runtime: type[_native.Runtime]
-    SearchBatch: type[_native.SearchBatch]
-    Session: type[_native.Session]
-    ShortQuestion: type[_native.ShortQuestion]
-    Signals: type[_native.Signals]
-    StopCut: type[_native.StopCut]
-    Submitted: type[_native.Submitted]
-    Tagger: type[_native.Tagger]
-    TextStream: type[_native.TextStream]
-    Tokenizer: type[_native.Tokenizer]
-    Turn: type[_native.Turn]
-    Vocabulary: type[_native.Vocabulary]
-
-    def check_graph(self, graph_path: str, files: Mapping[str, int] | None = None, trusted: bool = False) -> None: ...
-    def read_bundle(self, folder: bytes, files: bool = True, tensors: bool = False) -> bytes: ...
-    def component_tensors(
-        self,
-        component: str,
-        layers: int = 0,
-        encoder_decoder: bool = False,
-        target: str = "ort",
-        in_place: bool = False,
-    ) -> tuple[list[str], list[str]]: ...
-    def readable_files(self, graph: str, sizes: Mapping[str, int]) -> dict[str, int]: ...
-    def check_graphs(self, folder: bytes, trusted: bool) -> None: ...
-    def verify_bundle(self, folder: bytes, progress: Callable[[int], object]) -> None: ...
-    def manifest_faults(self, manifest: bytes) -> list[str]: ...
-    def graph_tensors(self, model: bytes) -> tuple[_native.Tensors, _native.Tensors]: ...
-    def with_axis_sizes(self, model: bytes, sizes: Mapping[str, int]) -> bytes: ...
-    def open_tokenizer(self, file: bytes, library: Callable[[bytes], object]) -> _native.Tokenizer: ...
-    def asks_for_plural(self, question: str) -> bool: ...
-    def answer_scores(self, given: Sequence[float], without: Sequence[float]) -> list[float]: ...
-    def best_choice(self, question: str, scores: Sequence[float], probabilities: Sequence[float]) -> int: ...
-    def short_question(self, question: str) -> _native.ShortQuestion | None: ...
-    def plain_question(self, question: str) -> str: ...
-    def phrase_of(self, question: str) -> str | None: ...
-    def is_phrase(self, text: str) -> bool: ...
-    def question_of(self, phrase: str) -> str: ...
-    def with_article(self, phrase: str) -> str: ...
-    def without_article(self, phrase: str) -> str: ...
-    def plural_of(self, noun: str) -> str: ...
-    def tidied(self, text: str) -> str: ...
-    def cleaned_up(self, text: str) -> str: ...
-    def has_words(self, text: str) -> bool: ...
-    def clean_caption(self, text: str) -> str: ...
-    def kernels(self) -> tuple[str, dict[str, str]]: ...
-    def processor_kernels(self) -> list[str]: ...
-    def kernel_levels(self) -> list[str]: ...
-    def missing_instructions(self) -> str: ...
-    def announce_abort(self, descriptor: int, line: str) -> None: ...
-
-
-if TYPE_CHECKING:
-    _core: Core = _native  # mypy compares both
-
-
-def native() -> Core:
+def _load() -> Any:
     """Return blip2rt._native. A source folder without it uses the installed package's."""
     name = "blip2rt._native"
     try:
-        return cast("Core", importlib.import_module(name))
+        return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
@@ -136,7 +56,20 @@ def native() -> Core:
         raise BackendError(f"blip2rt's native core is not built for this Python: {pip_install()}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return cast("Core", sys.modules.setdefault(name, module))
+    return sys.modules.setdefault(name, module)
+
+
+class _Core:
+    """The module blip2rt._native, which the first use of a name loads."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_load(), name)
+
+
+if TYPE_CHECKING:
+    native = _native
+else:
+    native = _Core()
 
 
 @contextlib.contextmanager
@@ -153,7 +86,7 @@ def named_failure() -> Iterator[None]:
 def require_processor() -> None:
     """Raise BackendError on a processor on which importing NumPy would end the process. A missing core passes."""
     try:
-        missing = native().missing_instructions()
+        missing = native.missing_instructions()
     except (BackendError, ImportError):
         return  # reported where the core is needed
     if missing:
@@ -164,7 +97,7 @@ def require_processor() -> None:
 
 def kernel_level() -> str:
     """The highest instruction set of the core's kernels: BLIP2RT_KERNELS, or the best one. Raises OptionError."""
-    value, levels = os.environ.get("BLIP2RT_KERNELS", ""), native().kernel_levels()
+    value, levels = os.environ.get("BLIP2RT_KERNELS", ""), native.kernel_levels()
     if value and value not in levels:
         fix = f"give one that this processor supports ({', '.join(levels)}), or unset it"
         raise OptionError(f"BLIP2RT_KERNELS is {value!r}: {fix}")

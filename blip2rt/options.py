@@ -121,8 +121,7 @@ def merge(options: Options, given: Mapping[str, Any], captions: bool = False) ->
 
     Raises OptionError for unknown ones, which also lists the faults of the others.
     """
-    core = native()
-    return core.CallerOptions(given, core.CallerOptions(vars(options)), captions)
+    return native.CallerOptions(given, native.CallerOptions(vars(options)), captions)
 
 
 def given_in(args: object) -> dict[str, Any]:

@@ -208,7 +208,7 @@ class Pipeline:
     def add_confidence(self, vision_features: Floats, texts: Sequence[list[Scored]]) -> None:
         """vision_features (B, N, C) and the captions of each -> set their confidence, if the bundle is calibrated"""
         if self.confidence is not None:
-            has_words = native().has_words
+            has_words = native.has_words
             rated = [(row, each) for row, captions in enumerate(texts) for each in captions if has_words(each.text)]
             rows, flat = [row for row, _ in rated], [each for _, each in rated]
             for caption, right in zip(flat, self.confidence(vision_features[rows], flat) if flat else (), strict=True):

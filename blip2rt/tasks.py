@@ -81,7 +81,7 @@ class Tasks:
     def of_questions(self, questions: Sequence[str], options: CallerOptions) -> list[GenerationTask]:
         """Questions -> their tasks, with settings that fit the longest. Raises OptionError."""
         if self._short_answers is not None:
-            questions = list(map(native().plain_question, questions))
+            questions = list(map(native.plain_question, questions))
         prompts = [self._language.ask_prompt(question) for question in questions]
         settings = self._language.settings("ask", options, prompts)
         return [self.checked(prompt, question, settings) for prompt, question in zip(prompts, questions, strict=True)]

@@ -105,8 +105,8 @@ class GraphExporter:
     def _check_operators(self, name: str) -> None:
         """Reject a language model's graph that blip2rt.load would reject; add a note for any other graph."""
         try:
-            native().check_graph(str(self.graph(name)))
-        except native().GraphError as error:
+            native.check_graph(str(self.graph(name)))
+        except native.GraphError as error:
             reason = str(error).partition(" is rejected: ")[2]
             if name in (EMBED, LLM, ENCODER) and self.target.name == "ort":
                 reason = reason.partition(": if the graph is your own")[0]

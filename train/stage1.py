@@ -147,7 +147,7 @@ class Stage1:
 
     def text_batch(self, texts: list[str], images: Sequence[int] | torch.Tensor) -> TextBatch:
         """Token ids padded to the longest of the batch."""
-        cleaned, length = [native().clean_caption(text) for text in texts], self.model.config.max_text_length
+        cleaned, length = [native.clean_caption(text) for text in texts], self.model.config.max_text_length
         encoded = self.tokenizer(cleaned, padding=True, truncation=True, max_length=length, return_tensors="pt")
         device = self.trainer.device
         ids, mask = encoded["input_ids"].to(device), encoded["attention_mask"].to(device)

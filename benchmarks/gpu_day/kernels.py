@@ -69,7 +69,7 @@ def check(cuda: Any, turns: int, seed: int = 0) -> dict[str, Any]:
     for turn in range(turns):
         vocab = _VOCABULARIES[turn % (3 if turn % 9 == 2 else 2)]  # rarely the large one, which is slow on a CPU
         numbers, options = np.random.default_rng(seed + turn), random_options(rng, vocab)
-        vocabulary = native().Vocabulary([bytes([97 + i % 23]) * (1 + i % 2) for i in range(vocab)])
+        vocabulary = native.Vocabulary([bytes([97 + i % 23]) * (1 + i % 2) for i in range(vocab)])
         if rng.random() < 0.4:
             options |= {"stop_strings": [b"ab", b"c"], "vocabulary": vocabulary}
         last = rng.choice([-1, options["max_new_tokens"] - 2])  # the step after which max_time passes
@@ -122,7 +122,7 @@ def compare_searches(
     chooser_of: batch -> its Chooser; logits: number of rows -> their logits; last: the step marked as the last;
     falling: see Chooser.feed; rounding: relative error of the card's results.
     """
-    on_cpu, on_card = (native().SearchBatch(IMAGES, [3, 4], vocab, options) for _ in range(2))
+    on_cpu, on_card = (native.SearchBatch(IMAGES, [3, 4], vocab, options) for _ in range(2))
     chooser = chooser_of(on_card)
     steps: list[tuple[np.ndarray[Any, Any], bool]] = []
     for step in range(options["max_new_tokens"]):
@@ -160,7 +160,7 @@ def _rounding_decides(vocab: int, options: dict[str, Any], steps: list[Any], exp
     """Whether scaling rows by rounding errors, which keeps ties, changes the CPU search's own choice."""
     numbers = np.random.default_rng(0)
     for _ in range(50):
-        batch = native().SearchBatch(IMAGES, [3, 4], vocab, options)
+        batch = native.SearchBatch(IMAGES, [3, 4], vocab, options)
         for rows, last in steps:
             if not batch.done:
                 batch.advance((rows * (1 + numbers.normal(size=(len(rows), 1)) * rounding)).astype(np.float32), last)
@@ -259,7 +259,7 @@ def measure_kernels(cuda: Any, small: bool) -> dict[str, float]:
     logits = random_logits(np.random.default_rng(0), vocab, 3)
     for name, options in kinds.items():
         with device.lane(cuda) as lane:
-            batch = native().SearchBatch(1, [], vocab, {"max_new_tokens": 1000, "eos_token_ids": [], **options})
+            batch = native.SearchBatch(1, [], vocab, {"max_new_tokens": 1000, "eos_token_ids": [], **options})
             chooser = Chooser(lane, kernels, batch, vocab, None)
             chooser.feed(logits[:1], True)
             chooser.launch(True)

@@ -142,7 +142,7 @@ class Backend(backends.Backend):
             return backends.ReplaySession(self.begin, prefix_embeds)
         generator = self._open_generator()
         with named_failure():
-            return CoreChat(native().Chat(generator, prefix_embeds, max_rows, capacity))
+            return CoreChat(native.Chat(generator, prefix_embeds, max_rows, capacity))
 
     def _batcher_for(
         self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: GenerationOptions
@@ -166,7 +166,7 @@ class Backend(backends.Backend):
     def _open_batcher(self, rows: int, positions: int, read: int, kept_bytes: int) -> Any:
         generator = self._open_generator()
         with named_failure():
-            return native().Batcher(generator, rows, positions, read, kept_bytes)
+            return native.Batcher(generator, rows, positions, read, kept_bytes)
 
     def _open_generator(self) -> Any:
         """The core's view of the language model's graphs. It has no state between calls, so all threads share it."""
@@ -183,7 +183,7 @@ class Backend(backends.Backend):
                 shape = (spec.layers, spec.kv_heads, spec.head_dim, spec.hidden_size, spec.vocab_size)
                 with named_failure():
                     start = spec.decoder_start_token_id or 0
-                    self._generator = native().Generator(embed, llm, *shape, encoder, start, spec.bidirectional_prompt)
+                    self._generator = native.Generator(embed, llm, *shape, encoder, start, spec.bidirectional_prompt)
             return self._generator
 
     def _run(self, component: str, output: str, feeds: Mapping[str, NDArray[Any]]) -> Floats:
@@ -222,7 +222,7 @@ class Backend(backends.Backend):
                     if begun is not None:
                         begun.set()
                     with _opening:
-                        self._sessions[component] = native().Session(
+                        self._sessions[component] = native.Session(
                             runtime,
                             str(graph),
                             1 if component == contract.EMBED else self._threads,  # it copies a few rows
@@ -377,7 +377,7 @@ def open_runtime() -> Any:
         if _runtime is None:
             library = find_library()
             try:
-                _runtime = native().Runtime(str(library))
+                _runtime = native.Runtime(str(library))
             except RuntimeError as error:
                 raise BackendError(f"cannot load ONNX Runtime from {library}: {error}") from error
     return _runtime

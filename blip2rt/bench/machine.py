@@ -32,7 +32,7 @@ def describe() -> dict[str, Any]:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
     hardware = {"processor": _processor(), "architecture": platform.machine(), "cores": cores()}
-    software = {"system": platform.platform(), "versions": versions, "kernels": native().processor_kernels()}
+    software = {"system": platform.platform(), "versions": versions, "kernels": native.processor_kernels()}
     return {**hardware, "memory_bytes": proc_bytes("/proc/meminfo", "MemTotal"), **software}
 
 

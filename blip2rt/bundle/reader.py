@@ -41,17 +41,17 @@ class Bundle:
     def readable_files(self, component: str) -> dict[str, int]:
         """The files that a component's graph may read, by their names in its folder, with their sizes."""
         sizes = {name: entry.size for name, entry in (self.manifest.files or {}).items()}
-        return native().readable_files(self.manifest.components[component].graph, sizes)
+        return native.readable_files(self.manifest.components[component].graph, sizes)
 
     def checked_graph(self, component: str) -> Path:
         """The path of a component's graph. Raises BundleError if it is damaged or does what graphs may not do."""
         graph = self.graph(component)
-        native().check_graph(str(graph), self.readable_files(component), self.trusted_graphs)
+        native.check_graph(str(graph), self.readable_files(component), self.trusted_graphs)
         return graph
 
     def check_graphs(self) -> None:
         """Raise BundleError with every graph that loading it would reject."""
-        native().check_graphs(os.fsencode(self.path), self.trusted_graphs)
+        native.check_graphs(os.fsencode(self.path), self.trusted_graphs)
 
     @property
     def size(self) -> int:
@@ -79,12 +79,12 @@ def read(path: str | os.PathLike[str], *, tensors: bool = False) -> Bundle:
     """
     if not isinstance(path, str | os.PathLike):
         raise BundleError(f"a bundle is {path!r}: give its folder's path")
-    return Bundle(Path(path), from_json(native().read_bundle(os.fsencode(Path(path)), tensors=tensors)))
+    return Bundle(Path(path), from_json(native.read_bundle(os.fsencode(Path(path)), tensors=tensors)))
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read and check a bundle's manifest, and no other file. Raises BundleError."""
-    return from_json(native().read_bundle(os.fsencode(folder), files=False))
+    return from_json(native.read_bundle(os.fsencode(folder), files=False))
 
 
 def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> Bundle:
@@ -100,5 +100,5 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
         if progress is not None:
             progress(done, bundle.size)
 
-    native().verify_bundle(os.fsencode(bundle.path), advance)
+    native.verify_bundle(os.fsencode(bundle.path), advance)
     return bundle

@@ -55,7 +55,7 @@ class BundleWriter:
             entries = {name: _entry(self.folder / name) for name in names if name not in (MARKER, MANIFEST)}
             manifest = replace(manifest, files=entries)
             text = to_json(manifest)
-            faults = native().manifest_faults(text)
+            faults = native.manifest_faults(text)
             assert not faults, f"the bundle violates its contract: {'; '.join(faults)}"
             (self.folder / MANIFEST).write_bytes(text)
             check_destination(self.path, self.overwrite)

@@ -110,7 +110,7 @@ def _native() -> Finding:
     """Whether the core is built, and its kernels for this processor."""
     fix = f"{pip_install()} (building needs a C++ compiler)"
     try:
-        level, kernels = kernel_level(), native().processor_kernels()
+        level, kernels = kernel_level(), native.processor_kernels()
     except OptionError as error:
         return Finding("native core", _BROKEN, str(error), needed=True)
     except BackendError:

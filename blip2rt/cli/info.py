@@ -73,7 +73,7 @@ def _pool(bundle: Bundle, name: str) -> str:
     """How many captions a pool has, or why it cannot be used, and its size."""
     file = bundle.file(name)
     try:
-        content = f"{len(native().CaptionPool(str(file))):,} captions"
+        content = f"{len(native.CaptionPool(str(file))):,} captions"
     except RuntimeError as error:
         content = f"unusable, {error}"
     return f"{content}, {file.stat().st_size / 1e6:.2f} MB, {name}"

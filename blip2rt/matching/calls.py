@@ -174,5 +174,5 @@ class MatchingCalls:
 
 
 def _check_words(texts: Sequence[str]) -> None:
-    if not all(map(native().has_words, texts)):
+    if not all(map(native.has_words, texts)):
         raise OptionError("a text has no words: say what the image may show, as in 'a dog on grass'")

@@ -32,7 +32,7 @@ class Evidence:
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline, self.backend, self.bundle = pipeline, pipeline.backend, pipeline.bundle
         self._label_embeds: dict[tuple[str, ...], Floats] = {}
-        self._gain = native().ImageGain()
+        self._gain = native.ImageGain()
 
     def image_embeds(self, vision_features: Floats) -> Floats:
         """vision_features (B, N, C) -> image_embeds (B, Q, E), rows of unit length"""
@@ -102,7 +102,7 @@ class Evidence:
         if prior is not None:
             prefix_embeds, questions = np.concatenate([prefix_embeds, np.repeat(prior, count, 0)]), [*questions] * 2
         found = self.pipeline.language.answer_likelihoods(prefix_embeds, questions, answers)
-        scores = native().answer_scores(found[:count].ravel().tolist(), found[count:].ravel().tolist())
+        scores = native.answer_scores(found[:count].ravel().tolist(), found[count:].ravel().tolist())
         return np.array(scores).reshape(count, len(answers))
 
     def measure(self, signals: Signals, vision_features: Floats) -> Signals:

@@ -53,7 +53,7 @@ class Matcher(Evidence):
         Raises CapabilityError if the bundle is not calibrated.
         """
         self.require_calibration("judge statements")
-        phrases = [native().phrase_of(statement) or statement for statement in statements]
+        phrases = [native.phrase_of(statement) or statement for statement in statements]
         signals = self.measure(self._calibrator.statement_signals(phrases), vision_features)
         return np.array(self._calibrator.probabilities(signals))
 
@@ -64,7 +64,7 @@ class Matcher(Evidence):
 
         mean_text (E): see bundle.manifest.Calibration.
         """
-        signals = self.measure(native().Signals(texts, names, mean_text), vision_features)
+        signals = self.measure(native.Signals(texts, names, mean_text), vision_features)
         return {name: signals.values(name) for name in names}
 
     def short_question(self, question: str, settings: GenerationOptions) -> ShortQuestion | None:
@@ -149,7 +149,7 @@ class Matcher(Evidence):
         language = self.pipeline.language
 
         def guide(embeds: Floats, question: str) -> Guide:
-            vocabulary = language.vocabulary if native().asks_for_plural(question) else None
+            vocabulary = language.vocabulary if native.asks_for_plural(question) else None
             asked = language.encode_more(Prompt(f" {question}"))
             return self._own_pool.answer_guide(embeds, question, asked, vocabulary)
 
@@ -166,7 +166,7 @@ class Matcher(Evidence):
     def _own_pool(self) -> CaptionPool:
         assert self._spec.pool is not None
         with named_failure():
-            return native().CaptionPool(str(self.bundle.file(self._spec.pool)))
+            return native.CaptionPool(str(self.bundle.file(self._spec.pool)))
 
     def require_calibration(self, action: str) -> Calibration:
         """Return the calibration of matches. Raises CapabilityError."""
@@ -184,7 +184,7 @@ class Matcher(Evidence):
 
     @cached_property
     def _calibrator(self) -> Calibrator:
-        return native().Calibrator(self._spec, self.bundle.manifest.calibration)
+        return native.Calibrator(self._spec, self.bundle.manifest.calibration)
 
     @property
     def weights(self) -> MatchWeights:

@@ -36,7 +36,7 @@ def read_pool(path: str | os.PathLike[str], evidence: Evidence) -> CaptionPool:
     name = one_line(os.fspath(path))
     try:
         with open(open_regular(path), "rb") as file:
-            built = native().CaptionPool.is_pool(file.read(64))
+            built = native.CaptionPool.is_pool(file.read(64))
         captions = [] if built else read_captions(path)
     except OSError as error:
         raise OptionError(f"cannot read the pool {name!r}: {error.strerror or error}") from None
@@ -44,9 +44,9 @@ def read_pool(path: str | os.PathLike[str], evidence: Evidence) -> CaptionPool:
         fix = f"build it once: blip2rt pool build {name} --out FILE"
         raise OptionError(f"the pool {name!r} has {len(captions):,} captions, more than {MAX_UNBUILT:,}: {fix}")
     if not built:
-        return native().CaptionPool.of_bytes(_packed(captions, evidence))
+        return native.CaptionPool.of_bytes(_packed(captions, evidence))
     try:
-        pool = native().CaptionPool(os.fspath(path))
+        pool = native.CaptionPool(os.fspath(path))
     except RuntimeError as error:
         raise OptionError(f"cannot use the pool {name!r}: {error}; build it again with blip2rt pool build") from None
     if pool.fingerprint != _fingerprint(evidence.bundle):
@@ -71,7 +71,7 @@ def build_pool(
 
 def restamp(path: Path, out: Path, bundle: Bundle) -> None:
     """Copy a pool for a bundle whose embeddings and tokens are the same, but whose files are not."""
-    write_file(out, native().CaptionPool.with_fingerprint(path.read_bytes(), _fingerprint(bundle)))
+    write_file(out, native.CaptionPool.with_fingerprint(path.read_bytes(), _fingerprint(bundle)))
 
 
 def read_captions(path: str | os.PathLike[str]) -> list[str]:
@@ -81,7 +81,7 @@ def read_captions(path: str | os.PathLike[str]) -> list[str]:
         lines = read_bounded(path, _MAX_TEXT).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise OptionError(f"{name!r} is not UTF-8: give a text file with one caption a line") from None
-    captions = [*dict.fromkeys(native().clean_caption(line) for line in lines if native().has_words(line))]
+    captions = [*dict.fromkeys(native.clean_caption(line) for line in lines if native.has_words(line))]
     if not captions:
         raise OptionError(f"{name!r} has no captions: give a text file with one caption a line")
     if long := [each for each in captions if len(each) > _MAX_LINE]:
@@ -101,7 +101,7 @@ def _packed(captions: Sequence[str], evidence: Evidence, progress: Callable[[int
     _, directions = np.linalg.eigh(embeds.T @ embeds)
     projection = np.ascontiguousarray(directions[:, ::-1][:, :_CODE_WIDTH])  # (E, D)
     codes = np.ascontiguousarray(embeds @ projection)
-    return native().CaptionPool.pack(_fingerprint(evidence.bundle), projection, codes, tokens, vocab_size)
+    return native.CaptionPool.pack(_fingerprint(evidence.bundle), projection, codes, tokens, vocab_size)
 
 
 def _embeds(captions: Sequence[str], evidence: Evidence) -> Iterator[Floats]:

@@ -29,7 +29,7 @@ class Tagger:
             raise OptionError(f"top is {top!r}: give a number of labels, 1 or more")
         check_probability(threshold, "threshold")
         self._evidence, self._labels = evidence, labels
-        self._native = native().Tagger(labels, calibration, min(top, len(labels)), threshold)
+        self._native = native.Tagger(labels, calibration, min(top, len(labels)), threshold)
         self._names = [(name, tuple(parents)) for name, parents, _ in labels.entries]
 
     def tags(self, vision_features: Floats) -> list[list[Tag]]:
@@ -51,10 +51,10 @@ class Tagger:
 def as_labels(labels: Sequence[str] | Labels | None) -> Labels:
     """Texts, as in ["dog", "animal|cat"], or None -> their list, or the everyday one. Raises OptionError."""
     if labels is None:
-        return native().Labels.everyday()
+        return native.Labels.everyday()
     if isinstance(labels, str):
         raise OptionError(f"labels is {labels!r}: give a list of texts, as in ['dog', 'cat']")
-    return native().Labels(labels) if isinstance(labels, Sequence) else labels
+    return native.Labels(labels) if isinstance(labels, Sequence) else labels
 
 
 def read_labels(path: str | os.PathLike[str]) -> Labels:

@@ -22,7 +22,7 @@ def resize(rgb: Image.Image, size: tuple[int, int], resample: str) -> NDArray[np
     """
     if resample == "nearest" or _vertical_first(rgb.size, size):
         return np.asarray(rgb.resize(size, Image.Resampling[resample.upper()]))
-    picture = native().Resize(rgb.size, size, resample)
+    picture = native.Resize(rgb.size, size, resample)
     shared, rows = shared_pixels(rgb), max(1, STRIP_PIXELS // rgb.width)
     if shared is not None:
         picture.add_lent(*shared)

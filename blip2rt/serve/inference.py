@@ -213,7 +213,7 @@ class TextOutput:
     ) -> None:
         """streams: a TextStream for each text."""
         self._streams, self._emit = streams, emit
-        self._cuts = [native().StopCut(stop_strings) for _ in streams]
+        self._cuts = [native.StopCut(stop_strings) for _ in streams]
         self._streamed = emit is not None or bool(stop_strings)
 
     @property

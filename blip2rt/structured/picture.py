@@ -103,11 +103,11 @@ class Picture:
         [scores] = self._model.matcher.answer_scores(prefix, [question], choices)
         self.prompt_tokens += prefix.shape[1] + len(language.encode(language.ask_prompt(question)))
         chances = self.probabilities(choices) if self._pipeline.matcher is not None else []
-        return native().best_choice(question, scores.tolist(), chances)
+        return native.best_choice(question, scores.tolist(), chances)
 
     def says_yes(self, question: str) -> bool:
         """Whether a statement is true, or the answer to a question is yes."""
-        statement = native().phrase_of(question) or question
+        statement = native.phrase_of(question) or question
         if self._pipeline.matcher is None or statement.endswith("?"):
             return self.likeliest(question, ["no", "yes"]) == 1
         return self.probabilities([statement])[0] > 0.5
@@ -116,7 +116,7 @@ class Picture:
         """Texts -> how probably the picture shows each, 0 to 1; 0 for a text without words."""
         if not self._model.bundle.has(*contract.RETRIEVAL):
             return [1.0 if i == self.likeliest("what is in the picture?", texts) else 0.0 for i in range(len(texts))]
-        found = dict.fromkeys(text for text in texts if native().has_words(text))
+        found = dict.fromkeys(text for text in texts if native.has_words(text))
         words, values = list(found), []
         for start in range(0, len(words), BATCH):
             chunk = [] if self._cancelled() else words[start : start + BATCH]

@@ -146,9 +146,9 @@ def _silent() -> Iterator[None]:
         try:
             with open(os.devnull, "wb") as nothing:
                 os.dup2(nothing.fileno(), 2)
-            native().announce_abort(kept, ABORTED)
+            native.announce_abort(kept, ABORTED)
             yield
         finally:
-            native().announce_abort(-1, "")
+            native.announce_abort(-1, "")
             os.dup2(kept, 2)
             os.close(kept)

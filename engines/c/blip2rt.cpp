@@ -166,7 +166,7 @@ blip2rt_status blip2rt_caption(blip2rt_model* model, blip2rt_features* features,
     const auto opened = object_of<Models>(model, "model");
     const auto of = object_of<FeatureSets>(features, "features");
     const std::string text = prompt == nullptr ? "" : prompt;
-    give_texts(texts, opened->caption(*of, prompt == nullptr ? nullptr : &text, TextOptions(options, true),
+    give_texts(texts, opened->caption(*of, prompt == nullptr ? nullptr : &text, CallerOptions(options, true),
                                       on_piece_of(callback, user)));
   });
 }
@@ -178,8 +178,8 @@ blip2rt_status blip2rt_ask(blip2rt_model* model, blip2rt_features* features, con
     clear(texts, "texts");
     const auto opened = object_of<Models>(model, "model");
     const auto of = object_of<FeatureSets>(features, "features");
-    give_texts(texts,
-               opened->ask(*of, given(question, "question"), TextOptions(options, false), on_piece_of(callback, user)));
+    give_texts(texts, opened->ask(*of, given(question, "question"), CallerOptions(options, false),
+                                  on_piece_of(callback, user)));
   });
 }
 
@@ -190,7 +190,7 @@ blip2rt_status blip2rt_chat_begin(blip2rt_model* model, blip2rt_features* featur
     auto opened = std::make_shared<OpenChat>();
     opened->model = object_of<Models>(model, "model");
     const auto of = object_of<FeatureSets>(features, "features");
-    opened->conversation = opened->model->chat(of, TextOptions(options, false));
+    opened->conversation = opened->model->chat(of, CallerOptions(options, false));
     give<Chats>(chat, std::move(opened));
   });
 }
@@ -202,7 +202,7 @@ blip2rt_status blip2rt_chat_ask(blip2rt_chat* chat, const char* question, const 
     const auto opened = object_of<Chats>(chat, "chat");
     given(question, "question");
     const Asking asking(*opened);
-    give_texts(texts, opened->conversation->ask(question, TextOptions(options, false), on_piece_of(callback, user)));
+    give_texts(texts, opened->conversation->ask(question, CallerOptions(options, false), on_piece_of(callback, user)));
   });
 }
 

@@ -4,10 +4,10 @@
 
 namespace blip2rt {
 
-Dialogue::Dialogue(const Language& language, TextOptions options)
+Dialogue::Dialogue(const Language& language, CallerOptions options)
     : language_(language), options_(std::move(options)), max_beams_(language.settings("ask", options_, {}).num_beams) {}
 
-Dialogue::Turn Dialogue::begin(const std::string& question, const TextOptions& options) const {
+Dialogue::Turn Dialogue::begin(const std::string& question, const CallerOptions& options) const {
   const LlmTokenizer& tokenizer = language_.tokenizer();
   const int64_t used = used_ + static_cast<int64_t>(unread_.size());
   Turn turn{{language_.ask_prompt(question), {}, false}, unread_};

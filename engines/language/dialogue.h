@@ -15,13 +15,13 @@ class Dialogue {
   };
 
   // `options` are the defaults of every question. `language` must outlive it. Throws Error.
-  Dialogue(const Language& language, TextOptions options);
+  Dialogue(const Language& language, CallerOptions options);
 
   // The largest number of beams that a question may have.
   int max_beams() const { return max_beams_; }
 
   // Checks a question, and finds what the model reads for it. Throws Error.
-  Turn begin(const std::string& question, const TextOptions& options) const;
+  Turn begin(const std::string& question, const CallerOptions& options) const;
 
   // One of these follows: the language model reads a turn, or the answer is known without it.
   void read(const Turn& turn);
@@ -32,7 +32,7 @@ class Dialogue {
 
  private:
   const Language& language_;
-  const TextOptions options_;
+  const CallerOptions options_;
   const int max_beams_;
   Ids unread_;           // of short answers and their questions, for the next question
   int64_t used_ = 0;     // positions, besides the image's

@@ -61,7 +61,7 @@ std::vector<std::string> Language::next_question() const {
   return before.empty() ? std::vector<std::string>() : std::vector<std::string>{before};
 }
 
-Ids Language::forced_prefix(const TextOptions& options, bool after_prompt) const {
+Ids Language::forced_prefix(const CallerOptions& options, bool after_prompt) const {
   std::string text = options.forced_prefix();
   if (text.empty()) return {};
   const bool begins_with_space = stripped(first_characters(text, 1)).empty();
@@ -87,7 +87,7 @@ Room Language::room_for(int64_t prompt_length, int64_t forced_length, int64_t us
           used != 0 ? "start a new chat" : "shorten them"};
 }
 
-GenerationOptions Language::settings(const std::string& task, const TextOptions& options,
+GenerationOptions Language::settings(const std::string& task, const CallerOptions& options,
                                      const std::vector<Prompt>& prompts, int64_t used) const {
   size_t longest = 0;
   bool after_prompt = false;

@@ -61,11 +61,11 @@ class Language {
 
   // Options for a task ("caption", "ask") behind the longest of some prompts. `used`: positions that a conversation has
   // taken, besides the image's and the prompt's. Throws Error with all faults.
-  GenerationOptions settings(const std::string& task, const TextOptions& options, const std::vector<Prompt>& prompts,
+  GenerationOptions settings(const std::string& task, const CallerOptions& options, const std::vector<Prompt>& prompts,
                              int64_t used = 0) const;
 
   // Tokens of the option forced_prefix. After a prompt it starts a new word, as answers do in training.
-  Ids forced_prefix(const TextOptions& options, bool after_prompt) const;
+  Ids forced_prefix(const CallerOptions& options, bool after_prompt) const;
 
   // A generated text. `single_line`: see Task. `timed_out`: whether max_time ended it.
   Text text_of(const Ids& tokens, double score, const GenerationOptions& options, bool single_line,

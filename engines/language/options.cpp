@@ -129,7 +129,7 @@ int64_t random_seed() {
 
 }  // namespace
 
-TextOptions::TextOptions(const char* const* pairs, bool captions) : wording_(&kStrings) {
+CallerOptions::CallerOptions(const char* const* pairs, bool captions) : wording_(&kStrings) {
   const Option* const last = std::end(kOptions) - (captions ? 0 : kOfCaptions);
   std::vector<std::string> unknown;
   for (auto& [name, text] : read_pairs(pairs)) {
@@ -148,53 +148,54 @@ TextOptions::TextOptions(const char* const* pairs, bool captions) : wording_(&kS
   require_known(unknown, captions);
 }
 
-TextOptions::TextOptions(Values given, std::vector<std::string> unknown, const TextOptions& defaults, bool captions)
+CallerOptions::CallerOptions(Values given, std::vector<std::string> unknown, const CallerOptions& defaults,
+                             bool captions)
     : values_(std::move(given)), wording_(&kPython) {
   values_.insert(defaults.values_.begin(), defaults.values_.end());
   require_known(unknown, captions);
 }
 
-std::vector<std::string> TextOptions::names(bool captions) {
+std::vector<std::string> CallerOptions::names(bool captions) {
   std::vector<std::string> names;
   for (const Option& option : kOptions) names.emplace_back(option.name);
   if (!captions) names.resize(names.size() - kOfCaptions);
   return names;
 }
 
-void TextOptions::require_known(const std::vector<std::string>& unknown, bool captions) const {
+void CallerOptions::require_known(const std::vector<std::string>& unknown, bool captions) const {
   if (unknown.empty()) return;
   Faults faults = {"unknown option " + joined(unknown, ", ") + ": choose from " + joined(names(captions), ", ")};
   for (auto& [name, fault] : single_faults()) faults.push_back(std::move(fault));
   throw Error(ErrorKind::kArgument, std::move(faults));
 }
 
-TextOptions TextOptions::over(const TextOptions& defaults) const {
-  TextOptions all = *this;
+CallerOptions CallerOptions::over(const CallerOptions& defaults) const {
+  CallerOptions all = *this;
   all.values_.insert(defaults.values_.begin(), defaults.values_.end());
   return all;
 }
 
-std::string TextOptions::pool() const {
+std::string CallerOptions::pool() const {
   return find<bool>("pool") != nullptr ? "false" : value_or("pool", std::string());
 }
 
-std::string TextOptions::forced_prefix() const {
+std::string CallerOptions::forced_prefix() const {
   const std::string text = value_or("forced_prefix", std::string());
   return is_utf8(text) ? text : "";
 }
 
-std::vector<std::string> TextOptions::texts(const char* name) const {
+std::vector<std::string> CallerOptions::texts(const char* name) const {
   if (const auto* text = find<std::string>(name)) return {*text};
   return value_or(name, std::vector<std::string>());
 }
 
-double TextOptions::number_or(const char* name, double otherwise) const {
+double CallerOptions::number_or(const char* name, double otherwise) const {
   if (const auto* whole = find<int64_t>(name)) return static_cast<double>(*whole);
   return value_or(name, otherwise);
 }
 
 // The options that are invalid by themselves: name and fault, in the table's order.
-TextOptions::Wrong TextOptions::single_faults() const {
+CallerOptions::Wrong CallerOptions::single_faults() const {
   Wrong wrong;
   for (const Option& option : kOptions) {
     const auto found = values_.find(option.name);
@@ -206,12 +207,12 @@ TextOptions::Wrong TextOptions::single_faults() const {
 }
 
 // How many tokens an answer has at most and at least, and how it is searched.
-struct TextOptions::Sizes {
+struct CallerOptions::Sizes {
   int64_t captions, beams, most, least;
   bool sampled;
 };
 
-TextOptions::Sizes TextOptions::sizes(const Decoding& defaults, const Room& room) const {
+CallerOptions::Sizes CallerOptions::sizes(const Decoding& defaults, const Room& room) const {
   const int64_t captions = value_or<int64_t>("num_captions", 1), asked_least = value_or<int64_t>("min_new_tokens", 0);
   const bool sampled = value_or("do_sample", false);
   const int64_t beams = value_or<int64_t>("num_beams", sampled ? 1 : std::max(defaults.num_beams, captions));
@@ -222,7 +223,7 @@ TextOptions::Sizes TextOptions::sizes(const Decoding& defaults, const Room& room
 }
 
 // The faults of options that are valid by themselves.
-Faults TextOptions::joint_faults(const Sizes& sizes, const Room& room, bool says_sampling) const {
+Faults CallerOptions::joint_faults(const Sizes& sizes, const Room& room, bool says_sampling) const {
   Faults faults;
   const auto text = [](int64_t number) { return std::to_string(number); };
   const auto& [captions, beams, most, least, sampled] = sizes;
@@ -248,8 +249,8 @@ Faults TextOptions::joint_faults(const Sizes& sizes, const Room& room, bool says
   return faults;
 }
 
-GenerationOptions TextOptions::resolve(const Decoding& defaults, const Room& room) const {
-  TextOptions valid = *this;  // to find the faults of the others
+GenerationOptions CallerOptions::resolve(const Decoding& defaults, const Room& room) const {
+  CallerOptions valid = *this;  // to find the faults of the others
   Faults faults;
   bool says_sampling = true;
   for (auto& [name, fault] : single_faults()) {

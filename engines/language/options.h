@@ -35,24 +35,24 @@ struct OptionWording {
   const char *flag, *early_stopping, *text, *texts, *pool;
 };
 
-class TextOptions {
+class CallerOptions {
  public:
   using Values = std::map<std::string, OptionValue>;
 
-  TextOptions() = default;
+  CallerOptions() = default;
 
   // Options of a C caller. `captions`: allow `raw` and `pool`. Throws Error for unknown keys, which also lists the
   // faults of the others.
-  TextOptions(const char* const* pairs, bool captions);
+  CallerOptions(const char* const* pairs, bool captions);
 
   // Options of a Python caller, and those of `defaults` that they leave open. Throws Error for unknown names in the
   // same way.
-  TextOptions(Values given, std::vector<std::string> unknown, const TextOptions& defaults, bool captions);
+  CallerOptions(Values given, std::vector<std::string> unknown, const CallerOptions& defaults, bool captions);
 
   static std::vector<std::string> names(bool captions);
 
   // These options, and those of `defaults` that they leave open.
-  TextOptions over(const TextOptions& defaults) const;
+  CallerOptions over(const CallerOptions& defaults) const;
 
   // Returns the loop's options except those that need a tokenizer: stop ids, bad words, prefix, stop strings. Throws
   // Error with every fault.

@@ -71,9 +71,9 @@ OptionValue option_of(nb::handle object) {
 }
 
 // Options by name; None is no option.
-TextOptions options_of(const std::map<std::string, nb::object>& given, const TextOptions* defaults, bool captions) {
-  const std::vector<std::string> names = TextOptions::names(captions);
-  TextOptions::Values values;
+CallerOptions options_of(const std::map<std::string, nb::object>& given, const CallerOptions* defaults, bool captions) {
+  const std::vector<std::string> names = CallerOptions::names(captions);
+  CallerOptions::Values values;
   std::vector<std::string> unknown;
   for (const auto& [name, value] : given) {
     if (std::find(names.begin(), names.end(), name) == names.end()) {
@@ -84,7 +84,7 @@ TextOptions options_of(const std::map<std::string, nb::object>& given, const Tex
       values.emplace(name, option_of(value));
     }
   }
-  return {std::move(values), std::move(unknown), defaults == nullptr ? TextOptions() : *defaults, captions};
+  return {std::move(values), std::move(unknown), defaults == nullptr ? CallerOptions() : *defaults, captions};
 }
 
 // Reads a blip2rt.bundle.manifest.Manifest.
@@ -155,7 +155,7 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("tokenizer", &Language::tokenizer)
       .def(
           "settings",
-          [](const Language& self, const std::string& task, const TextOptions& options,
+          [](const Language& self, const std::string& task, const CallerOptions& options,
              const std::vector<Prompt>& prompts, int64_t used) {
             const ReleasedGil released;
             return self.settings(task, options, prompts, used);
@@ -184,11 +184,11 @@ void bind_dialogue(nb::module_& m) {
       .def_prop_ro("until", [](const Turn& self) { return self.task.until; })
       .def_prop_ro("token_ids", [](const Turn& self) { return self.ids; });
   nb::class_<Dialogue>(m, "Dialogue")
-      .def(nb::init<const Language&, TextOptions>(), "language"_a, "options"_a, nb::keep_alive<1, 2>())
+      .def(nb::init<const Language&, CallerOptions>(), "language"_a, "options"_a, nb::keep_alive<1, 2>())
       .def_prop_ro("max_beams", &Dialogue::max_beams)
       .def(
           "begin",
-          [](const Dialogue& self, const CallerText& question, const TextOptions& options) {
+          [](const Dialogue& self, const CallerText& question, const CallerOptions& options) {
             return self.begin(question.utf8, options);
           },
           "question"_a, "options"_a)
@@ -241,14 +241,14 @@ void bind_language(nb::module_& m) {
   m.def("cleaned_up", [](const CallerText& text) { return cleaned_up(text.utf8); }, "text"_a);
   m.def("has_words", [](const CallerText& text) { return has_words(text.utf8); }, "text"_a);
   m.def("clean_caption", [](const CallerText& text) { return clean_caption(text.utf8); }, "text"_a);
-  nb::class_<TextOptions>(m, "CallerOptions")
+  nb::class_<CallerOptions>(m, "CallerOptions")
       .def(
           "__init__",
-          [](TextOptions* self, const std::map<std::string, nb::object>& given, const TextOptions* defaults,
-             bool captions) { new (self) TextOptions(options_of(given, defaults, captions)); },
+          [](CallerOptions* self, const std::map<std::string, nb::object>& given, const CallerOptions* defaults,
+             bool captions) { new (self) CallerOptions(options_of(given, defaults, captions)); },
           "given"_a, "defaults"_a = nb::none(), "captions"_a = false)
-      .def_prop_ro("raw", &TextOptions::raw)
-      .def_prop_ro("pool", [](const TextOptions& self) -> nb::object {
+      .def_prop_ro("raw", &CallerOptions::raw)
+      .def_prop_ro("pool", [](const CallerOptions& self) -> nb::object {
         const std::string pool = self.pool();
         return pool.empty() ? nb::none() : pool == "false" ? nb::object(nb::bool_(false)) : nb::cast(pool);
       });

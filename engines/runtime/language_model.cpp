@@ -98,7 +98,7 @@ std::vector<double> LanguageModel::answer_likelihoods(const std::vector<const Te
   return likelihoods(prefixes, Prompts(prefixes.size(), asked.front()), images, texts);
 }
 
-Conversation::Conversation(const LanguageModel& language, const Tensor& prefix_embeds, TextOptions options,
+Conversation::Conversation(const LanguageModel& language, const Tensor& prefix_embeds, CallerOptions options,
                            AnswerOrGuide answer)
     : language_(language),
       answer_(std::move(answer)),
@@ -108,7 +108,7 @@ Conversation::Conversation(const LanguageModel& language, const Tensor& prefix_e
                     static_cast<int>(language.spec().max_positions));
       })) {}
 
-Texts Conversation::ask(const std::string& question, const TextOptions& options, const OnPiece& on_piece) {
+Texts Conversation::ask(const std::string& question, const CallerOptions& options, const OnPiece& on_piece) {
   remember();
   Dialogue::Turn turn = dialogue_.begin(question, options);
   if (std::optional<Text> known = answer_(turn.task)) {

@@ -149,7 +149,7 @@ Texts Model::tag(Features& features, const std::shared_ptr<const Labels>& labels
     throw Error(ErrorKind::kModel, "the embeddings of images and texts differ in width: export the bundle again");
   }
   const std::string caption =
-      tagger.reads_captions() ? this->caption(features, nullptr, TextOptions(), nullptr).front().text : "";
+      tagger.reads_captions() ? this->caption(features, nullptr, CallerOptions(), nullptr).front().text : "";
   Texts tags;
   for (const Tag& tag : tagger.tags(
            tagger.nearness(image.values.data(), image.values.size() / width, embeds->values.data(), width), caption)) {

@@ -141,7 +141,7 @@ Tensor Model::prefix_embeds(Features& features, const std::string& question) {
   return embeds;
 }
 
-Texts Model::caption(Features& features, const std::string* prompt, const TextOptions& options,
+Texts Model::caption(Features& features, const std::string* prompt, const CallerOptions& options,
                      const OnPiece& on_piece) {
   bundle_.require(kGenerative, "caption");
   require_own(features.model, "the features are");
@@ -188,7 +188,8 @@ std::shared_ptr<const CaptionPool> Model::own_pool() {
   return pool_;
 }
 
-Texts Model::ask(Features& features, const std::string& question, const TextOptions& options, const OnPiece& on_piece) {
+Texts Model::ask(Features& features, const std::string& question, const CallerOptions& options,
+                 const OnPiece& on_piece) {
   bundle_.require(kGenerative, "ask");
   require_own(features.model, "the features are");
   const Clock::time_point start = Clock::now();
@@ -219,7 +220,7 @@ void Model::guide_answer(const Features& features, Task& task) {
   })};
 }
 
-std::unique_ptr<Conversation> Model::chat(const std::shared_ptr<Features>& features, const TextOptions& options) {
+std::unique_ptr<Conversation> Model::chat(const std::shared_ptr<Features>& features, const CallerOptions& options) {
   bundle_.require(kGenerative, "chat");
   require_own(features->model, "the features are");
   const LanguageModel& language = this->language();

@@ -57,9 +57,9 @@ class Model {
   std::unique_ptr<Features> encode(const PreparedImage& image);
 
   // `prompt`: null for the bundle's own.
-  Texts caption(Features& features, const std::string* prompt, const TextOptions& options, const OnPiece& on_piece);
-  Texts ask(Features& features, const std::string& question, const TextOptions& options, const OnPiece& on_piece);
-  std::unique_ptr<Conversation> chat(const std::shared_ptr<Features>& features, const TextOptions& options);
+  Texts caption(Features& features, const std::string* prompt, const CallerOptions& options, const OnPiece& on_piece);
+  Texts ask(Features& features, const std::string& question, const CallerOptions& options, const OnPiece& on_piece);
+  std::unique_ptr<Conversation> chat(const std::shared_ptr<Features>& features, const CallerOptions& options);
 
   Match match(Features& features, const std::string& text);
   // The calibrated probability that a statement is true: a phrase, a sentence, or a question whether something is

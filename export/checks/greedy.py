@@ -35,11 +35,11 @@ class CoreTokens:
         self._prefixes, self._prompts = prefixes, list(prompts)
 
         def opened(graph: Any) -> Any:
-            return None if graph is None else native().Session(open_runtime(), str(graph))
+            return None if graph is None else native.Session(open_runtime(), str(graph))
 
         shape = (spec.layers, spec.kv_heads, spec.head_dim, spec.hidden_size, spec.vocab_size)
         encoder, start = opened(graphs.encoder), graphs.start or 0
-        self._generator = native().Generator(
+        self._generator = native.Generator(
             opened(graphs.embed), opened(graphs.llm), *shape, encoder, start, spec.bidirectional_prompt
         )
 

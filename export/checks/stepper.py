@@ -48,7 +48,7 @@ class Stepper:
 
     def _run(self, inputs_embeds: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """Read counts (B) new positions of each row."""
-        inputs, outputs = native().component_tensors("llm", self.layers)
+        inputs, outputs = native.component_tensors("llm", self.layers)
         positions = self.lengths[:, None] + np.arange(inputs_embeds.shape[1])
         self.lengths = self.lengths + counts
         feeds = (
@@ -80,7 +80,7 @@ class TrtStepper(Stepper):
         return np.full(shape, _POISON, np.float16 if "float16" in inputs["past_key_0"].type else np.float32)
 
     def _run(self, inputs_embeds: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        inputs, outputs = native().component_tensors("llm", self.layers, target="trt", in_place=self.in_place)
+        inputs, outputs = native.component_tensors("llm", self.layers, target="trt", in_place=self.in_place)
         feeds = {
             "inputs_embeds": np.ascontiguousarray(inputs_embeds, np.float32),
             "position_ids": self.lengths[:, None] + np.arange(inputs_embeds.shape[1]),

@@ -282,7 +282,7 @@ def trace_llm(llm: Any, max_positions: int = 1024) -> ir.Model:
     if llm.config.is_encoder_decoder:
         raise Blip2rtError(f"{type(llm).__name__} is an encoder-decoder; only decoder-only models are exported")
     shape = geometry(llm)
-    inputs, outputs = native().component_tensors(LLM, shape.layers)
+    inputs, outputs = native.component_tensors(LLM, shape.layers)
     example, axes = example_inputs(inputs, shape)
     positions = min(max_positions, shape.max_positions)
     with custom_attention(llm), fixed_rope_tables(llm):

@@ -41,7 +41,7 @@ def retrieval_graphs(model: Blip2) -> list[GraphSpec]:
 
 
 def _graph(name: str, model: Blip2) -> GraphSpec:
-    config, (inputs, outputs) = model.config, native().component_tensors(name)
+    config, (inputs, outputs) = model.config, native.component_tensors(name)
     if name in (QFORMER, ATTENTION) and config.question_input:
         inputs += [TOKEN_IDS, TEXT_MASK]
     text_mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])

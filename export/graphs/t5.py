@@ -76,7 +76,7 @@ def encoder_graph(t5: Any) -> trace.GraphSpec:
         "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]),
     }
     axes = {name: {0: "B", 1: "S"} for name in example}
-    _, outputs = native().component_tensors(ENCODER, len(t5.decoder.block))
+    _, outputs = native.component_tensors(ENCODER, len(t5.decoder.block))
     return trace.GraphSpec(ENCODER, _Encoder(t5), example, outputs, axes)
 
 
@@ -90,7 +90,7 @@ def trace_encoder(t5: Any) -> ir.Model:
 def trace_decoder(t5: Any) -> ir.Model:
     """Trace `llm`."""
     shape = geometry(t5, 0)
-    inputs, outputs = native().component_tensors(LLM, shape.layers, encoder_decoder=True)
+    inputs, outputs = native.component_tensors(LLM, shape.layers, encoder_decoder=True)
     example, axes = example_inputs(inputs, shape)
     model = trace.trace(trace.GraphSpec(LLM, _Decoder(t5), example, outputs, axes))
     fuse.fuse_decoder(model)

@@ -95,7 +95,7 @@ def trace_graph(spec: trace.GraphSpec, kind: CacheKind) -> ir.Model:
 def trace_llm(llm: Any, max_positions: int, kind: CacheKind = ReadOnlyCache) -> ir.Model:
     """Trace `llm` of a Hugging Face causal LM in eval mode and float32, for up to `max_positions` positions."""
     shape = ort_llm.geometry(llm)
-    inputs, outputs = native().component_tensors(LLM, shape.layers, target="trt", in_place=kind.in_place)
+    inputs, outputs = native.component_tensors(LLM, shape.layers, target="trt", in_place=kind.in_place)
     example, axes = ort_llm.example_inputs(inputs, shape)
     with ort_llm.custom_attention(llm), fixed_rope_tables(llm):
         decoder = _Decoder(llm, shape.layers, min(max_positions, shape.max_positions), kind)

@@ -26,7 +26,7 @@ from .llm import add_top_k, trace_graph
 def trace_decoder(model: Any, kind: CacheKind = ReadOnlyCache) -> ir.Model:
     """Trace `llm`."""
     shape = t5.geometry(model, 0)
-    inputs, outputs = native().component_tensors(LLM, shape.layers, True, "trt", kind.in_place)
+    inputs, outputs = native.component_tensors(LLM, shape.layers, True, "trt", kind.in_place)
     example, axes = example_inputs(inputs, shape)
     return trace_graph(trace.GraphSpec(LLM, _Decoder(model, kind), example, outputs, axes), kind)
 

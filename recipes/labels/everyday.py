@@ -34,7 +34,7 @@ _NOUN_SHARE = 0.15  # of a noun's uses, at least, follow a word of _BEFORE
 
 
 class Label(NamedTuple):
-    """An entry of native().Labels."""
+    """An entry of native.Labels."""
 
     name: str
     parents: list[str]
@@ -43,7 +43,7 @@ class Label(NamedTuple):
 
 def words_of(label: Label) -> set[str]:
     """A label, its synonyms, and their plurals."""
-    return {form for name in (label.name, *label.synonyms) for form in (name, native().plural_of(name))}
+    return {form for name in (label.name, *label.synonyms) for form in (name, native.plural_of(name))}
 
 
 def count_phrases(captions: list[list[str]], longest: int) -> Counter[str]:
@@ -92,7 +92,7 @@ def tidy(args: argparse.Namespace) -> None:
         raise Blip2rtError(f"{', '.join(absent)} does not exist: give text files with one caption a line")
     lines = [line for path in args.captions for line in path.read_text(encoding="utf-8").lower().splitlines()]
     captions = [[*re.findall(r"[a-z][a-z'-]*|[.,]", line.rpartition("\t")[2]), "."] for line in lines]
-    labels = [Label(*entry) for entry in native().Labels.everyday().entries]
+    labels = [Label(*entry) for entry in native.Labels.everyday().entries]
     forms = {label.name: words_of(label) for label in labels}
     counts = count_phrases(captions, max(name.count(" ") for label in labels for name in forms[label.name]) + 1)
     named = {label.name: sum(counts[form] for form in forms[label.name]) for label in labels}

@@ -49,14 +49,14 @@ def judge(args: argparse.Namespace) -> Iterator[str]:
     for question in bar([each for each in asked if each.path in chosen]):
         folder = question.path.relative_to(args.root).parts[0]
         [answer] = set(question.answers)
-        short = native().short_question(question.question)
+        short = native.short_question(question.question)
         if short is not None and short.kind == "number":
             count(f"number {answer}", model.ask(question.path, question.question) == answer)
         elif short is not None and short.kind == "presence":
             count(f"nouns, {folder}, {answer}", model.sees(question.path, short.text))
     predicted = list(bar(model.caption_each((args.root / name for name in images), scores=True), total=len(images)))
     ciders = caption_metrics([groups[name] for name in images], list(map(str, predicted)))[1]
-    tags, named, labels = [], [], native().Labels.everyday()
+    tags, named, labels = [], [], native.Labels.everyday()
     for name in bar(images):
         other = rng.choice(groups[rng.choice([each for each in images if each != name])])
         for kind, text in (("own", rng.choice(groups[name])), ("of another image", other)):

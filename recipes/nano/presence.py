@@ -118,7 +118,7 @@ def _rows(file: Path, args: argparse.Namespace) -> list[tuple[str, str, str, str
     """The rows about a table's images, or some of them."""
     seen = captions_of(args.seen) if args.seen else {}
     written = {image: texts for image, texts in captions_of(file).items() if image not in seen}
-    groups = {image: [native().clean_caption(text) for text in texts] for image, texts in written.items()}
+    groups = {image: [native.clean_caption(text) for text in texts] for image, texts in written.items()}
     rows = list(questions(groups, args.per_image, args.seed))
     if args.captions:
         rows += [(image, text, "", "") for image, texts in written.items() for text in texts]

@@ -17,7 +17,7 @@ pytest.importorskip("onnx")
 ROOT = Path(__file__).parents[2]
 LEVELS = ("amx", "avx512", "avxvnni", "avx2", "dotprod", "neon", "plain")
 VALID = 8  # the first graphs of tests.engines.native.mutants are unaltered
-KERNELS = "from blip2rt.native import native; print(*native().processor_kernels(), sep=chr(10))"
+KERNELS = "from blip2rt.native import native; print(*native.processor_kernels(), sep=chr(10))"
 
 
 def run(level: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -30,7 +30,7 @@ def run(level: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.long(13, "a process for each level")
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_level_matches_onnx_runtime(level: str, tmp_path: Path) -> None:
-    supported = native().kernel_levels()
+    supported = native.kernel_levels()
     if level not in supported:
         pytest.skip(f"this processor has {', '.join(supported)}")
     done = run(level, "-c", KERNELS)
@@ -42,11 +42,11 @@ def test_every_level_matches_onnx_runtime(level: str, tmp_path: Path) -> None:
         assert done.returncode == 0 and done.stdout.endswith(f"ran {VALID}\n"), f"seed {seed}: {done}"
 
 
-@pytest.mark.parametrize("level", ["sse", "AVX2", "neon" if "avx2" in native().kernel_levels() else "amx"])
+@pytest.mark.parametrize("level", ["sse", "AVX2", "neon" if "avx2" in native.kernel_levels() else "amx"])
 def test_unsupported_levels_are_rejected_in_one_line(level: str) -> None:
     done = run(level, "-m", "blip2rt", "caption", ROOT / "docs" / "photo.jpg")
     assert done.returncode == 2 and not done.stdout
-    choices = ", ".join(native().kernel_levels())
+    choices = ", ".join(native.kernel_levels())
     fix = f"give one that this processor supports ({choices}), or unset it"
     assert done.stderr == f"blip2rt: error: BLIP2RT_KERNELS is {level!r}: {fix}\n"
     assert f"BLIP2RT_KERNELS is {level!r}" in run(level, "-m", "blip2rt", "doctor").stdout

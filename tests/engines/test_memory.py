@@ -103,7 +103,7 @@ print(*weights, resident("Rss", "vision.data"), resident("Anonymous") - before)
 @pytest.mark.skipif(sys.platform != "linux" or "BLIP2RT_NATIVE" in os.environ, reason="reads /proc; not of a sanitizer")
 def test_memory_after_a_caption_is_that_of_the_language_model() -> None:
     """The encoder's weights leave when the language model is opened, activations of a large batch after its run."""
-    if not any(name.startswith("int4") for name in native().processor_kernels()):
+    if not any(name.startswith("int4") for name in native.processor_kernels()):
         pytest.skip("without kernels ONNX Runtime maps the weights")
     done = subprocess.run([sys.executable, "-c", RESIDENT], cwd=ROOT, capture_output=True, text=True)
     vision, qformer, llm, vision_again, activations = map(float, done.stdout.split())

@@ -25,7 +25,7 @@ def test_random_texts_have_the_ids_of_the_library(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["llama 3", "t5", "bert", "cased bert"])
 def test_special_tokens_can_be_text_and_texts_can_be_cut(kind: str) -> None:
     library, rng = KINDS[kind](), random.Random(new_seed())
-    core, library.encode_special_tokens = native().Tokenizer(library.to_str().encode()), True
+    core, library.encode_special_tokens = native.Tokenizer(library.to_str().encode()), True
     for text in random_texts(rng, 1000):
         layout, most = rng.random() < 0.5, rng.randrange(3, 20)
         library.enable_truncation(most)
@@ -33,7 +33,7 @@ def test_special_tokens_can_be_text_and_texts_can_be_cut(kind: str) -> None:
 
 
 def test_pieces_are_encoded_apart_and_laid_out_once() -> None:
-    core = native().Tokenizer((NANO / "qformer_tokenizer.json").read_bytes())
+    core = native.Tokenizer((NANO / "qformer_tokenizer.json").read_bytes())
     assert core.encode([("a dog [SEP]", False), ("[SEP]", True)], True) == [
         101,
         1037,
@@ -49,7 +49,7 @@ def test_pieces_are_encoded_apart_and_laid_out_once() -> None:
 @pytest.mark.parametrize("kind", ["gpt-2", "llama 2", "gemma"])
 def test_bytes_of_tokens_join_to_the_text(kind: str) -> None:
     library = KINDS[kind]()
-    core = native().Tokenizer(library.to_str().encode())
+    core = native.Tokenizer(library.to_str().encode())
     tokens = core.token_bytes(len(core) + 1)
     assert tokens[-1] == b"" and all(name.encode() in tokens for _, name, special in core.added_tokens if special)
     for text in ("the dogs aren't running", "a naïve 3.5 图 🐕"):
@@ -59,7 +59,7 @@ def test_bytes_of_tokens_join_to_the_text(kind: str) -> None:
 
 def test_tokens_are_found_by_text_and_id() -> None:
     library = KINDS["cased bert"]()
-    core = native().Tokenizer(library.to_str().encode())
+    core = native.Tokenizer(library.to_str().encode())
     for token in ("dog", "[X]", "[CLS]", "##s", "nothing of this"):
         assert core.id_of(token) == library.token_to_id(token)
     for number in (0, 101, 3899, len(core) - 1, len(core), -1, 2**40):
@@ -97,7 +97,7 @@ UNKNOWN = {
 @pytest.mark.parametrize("part", list(UNKNOWN))
 def test_unknown_parts_are_named(part: str) -> None:
     with pytest.raises(NotImplementedError, match=re.escape(part)):
-        native().Tokenizer(json.dumps(UNKNOWN[part]).encode())
+        native.Tokenizer(json.dumps(UNKNOWN[part]).encode())
 
 
 @pytest.mark.parametrize(
@@ -113,14 +113,14 @@ def test_unknown_parts_are_named(part: str) -> None:
 )
 def test_other_files_are_rejected(text: bytes, fault: str) -> None:
     with pytest.raises(RuntimeError, match=re.escape(fault)):
-        native().Tokenizer(text)
+        native.Tokenizer(text)
 
 
 def test_expression_that_backtracks_is_stopped() -> None:
     state = words(pre_tokenizer=pre_tokenizers.Split(Regex("(a*)*b"), "isolated"))
     started = time.process_time()
     with pytest.raises(RuntimeError, match="takes too long to split"):
-        native().Tokenizer(json.dumps(state).encode()).encode([("a" * 10_000, False)], False)
+        native.Tokenizer(json.dumps(state).encode()).encode([("a" * 10_000, False)], False)
     assert time.process_time() - started < 20
 
 
@@ -172,7 +172,7 @@ def test_damaged_files_are_rejected_or_read_as_the_library_does(kind: str, capfd
         part = rng.choice(["normalizer", "pre_tokenizer", "post_processor", "decoder", "added_tokens", "model"])
         data = json.dumps({**state, part: damage(rng, state[part])}).encode()
         try:
-            core = native().Tokenizer(data)
+            core = native.Tokenizer(data)
             got = core.encode([(text, False)], True)
             library = Tokenizer.from_buffer(data)
             ids = library.encode(text).ids

@@ -60,9 +60,9 @@ def pool(data: bytes, folder: Path) -> None:
     """A pool of captions, of the tiny bundle."""
     del folder
     with named_failure():
-        pool, embeds = native().CaptionPool.of_bytes(data), np.full((3, 4), 0.5, np.float32)
+        pool, embeds = native.CaptionPool.of_bytes(data), np.full((3, 4), 0.5, np.float32)
         guide = pool.guide(embeds, 1)
-        pool.answer_guide(embeds, "what are on it?", [2, 30], native().Vocabulary([b" a"] * 21))
+        pool.answer_guide(embeds, "what are on it?", [2, 30], native.Vocabulary([b" a"] * 21))
         guide.apply([2, 3], guide.apply([], [0.0] * 21))
         guide.agreement([2, 3, 4])
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def compare(library: Tokenizer, texts: int, seed: int) -> None:
     """Encode and decode random texts, and random ids, by both. Raise AssertionError at the first difference."""
-    core, rng = native().Tokenizer(library.to_str().encode()), random.Random(seed)
+    core, rng = native.Tokenizer(library.to_str().encode()), random.Random(seed)
     assert len(core) == library.get_vocab_size()
     highest = max(library.get_vocab().values()) + 2
     for text in random_texts(rng, texts):

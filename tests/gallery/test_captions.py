@@ -87,7 +87,7 @@ def test_prefix_suffix_and_template(model, album, run):
     around = ["--prefix", "photo: ", "--suffix", ", nice", "--template", "{folder}/{stem} {caption} {{x}}"]
     run("caption", "album/a.png", "--caption_extension", "caption", *around)
     assert (album / "a.caption").read_text() == f"album/a photo: {caption}, nice {{x}}\n"
-    answer = native().tidied(model.ask("album/a.png", "what is red"))
+    answer = native.tidied(model.ask("album/a.png", "what is red"))
     assert run("caption", "album/a.png", "--ask", "what is red")[1] == f"{answer}\n"
     assert_error(run("caption", "album/a.png", "--template", "{what}"), "{what} is not a field", "{stem}")
     assert_error(run("caption", "album/a.png", "--template", "none"), "{caption} is missing")

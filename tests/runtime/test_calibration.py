@@ -183,7 +183,7 @@ def test_labels_equal_numpy(model: blip2rt.Model, photo: Any) -> None:
 
 
 def test_everyday_labels_are_the_default(model: blip2rt.Model, photo: Any) -> None:
-    entries = native().Labels.everyday().entries
+    entries = native.Labels.everyday().entries
     names = {name for name, _, _ in entries}
     assert len(names) > 1000 and {"dog", "cat", "bicycle", "snow", "pizza"} <= names and "sitting" not in names
     assert all(parents and name not in synonyms for name, parents, synonyms in entries)
@@ -304,7 +304,7 @@ def test_news_of_a_judged_request_come_at_once(nano: blip2rt.Model) -> None:
     ],
 )
 def test_questions_whether_something_is_there(question: str, phrase: str | None) -> None:
-    assert native().phrase_of(question) == phrase
+    assert native.phrase_of(question) == phrase
 
 
 @pytest.mark.parametrize(
@@ -352,14 +352,14 @@ def test_questions_whether_something_is_there(question: str, phrase: str | None)
     ],
 )
 def test_short_questions(question: str, kind: str | None, text: str) -> None:
-    found = native().short_question(question)
+    found = native.short_question(question)
     read = found and f"{'not ' * found.negated}{found.kind}"
     assert read == kind
     assert found is None or text == ("|".join(found.choices) if kind == "choice" else found.text)
 
 
 def test_plain_questions() -> None:
-    plain = native().plain_question
+    plain = native.plain_question
     for question in (
         "What colour is the dog",
         "### User: what colour is the dog?",
@@ -379,7 +379,7 @@ def test_absent_things_are_not_counted_and_answers_do_not_contradict(nano: blip2
 
 
 def test_words_of_phrases() -> None:
-    core = native()
+    core = native
     for bare, phrase, question in (
         ("cat", "a cat", "is there a cat?"),
         ("orange", "an orange", "is there an orange?"),

@@ -73,7 +73,7 @@ def test_resize_equals_pillow(rng, resample):
 
 
 def test_invalid_rows_are_rejected():
-    begin = native().Resize
+    begin = native.Resize
     with pytest.raises(ValueError, match="unknown filter spline"):
         begin((1, 1), (1, 1), "spline")
     for sizes in [(2, 0), (1, 1)], [(2, 1), (0, 1)]:
@@ -106,9 +106,9 @@ def test_pixels_are_shared_with_pillow(rng):
     assert shared_pixels(Image.new("RGB", (3000, 2000))) is None
     schema, grey = Image.new("L", (9, 20)).__arrow_c_array__()
     with pytest.raises(ValueError, match="four bytes a pixel"):
-        native().Resize((9, 20), (5, 6), "bicubic").add_lent(schema, grey)
+        native.Resize((9, 20), (5, 6), "bicubic").add_lent(schema, grey)
     with pytest.raises(ValueError, match="incorrect name"):
-        native().Resize((9, 20), (5, 6), "bicubic").add_lent(grey, schema)
+        native.Resize((9, 20), (5, 6), "bicubic").add_lent(grey, schema)
 
 
 @pytest.mark.parametrize("kind", ["bool_", "int16", "uint8"])
@@ -116,7 +116,7 @@ def test_only_bytes_are_shared(kind):
     """Booleans are bits in Arrow: the core would read past their end."""
     arrow = pytest.importorskip("pyarrow")
     flat = arrow.array([1] * 4 * 180, arrow.uint8()).cast(getattr(arrow, kind)())
-    picture, rows = native().Resize((9, 20), (5, 6), "bicubic"), arrow.FixedSizeListArray.from_arrays(flat, 4)
+    picture, rows = native.Resize((9, 20), (5, 6), "bicubic"), arrow.FixedSizeListArray.from_arrays(flat, 4)
     if kind == "uint8":
         picture.add_lent(*rows.__arrow_c_array__())
     else:

@@ -104,7 +104,7 @@ def test_batching_gives_the_same_likelihoods(model, photo):
 
 
 def test_the_likelihood_cache_is_bounded(tiny, model, photo):
-    model.matcher._gain = cache = native().ImageGain(3)
+    model.matcher._gain = cache = native.ImageGain(3)
     image = photo(8, 8)
     for texts in (TEXTS[:2], TEXTS[2:6], TEXTS, TEXTS[:1]):
         want = [gain(tiny, model, image, text) for text in texts]

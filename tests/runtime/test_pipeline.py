@@ -35,7 +35,7 @@ def expected(tiny: Tiny, model, image: np.ndarray, prompt: str, most: int) -> st
 def test_greedy_captions_equal_numpy(tiny, model, photo):
     images = [photo(*size) for size in [(5, 7), (20, 30), (8, 12), (1, 1), (40, 3)] * 4]
     got = model.caption(images, num_beams=1, max_new_tokens=6)
-    assert got == [native().tidied(expected(tiny, model, image, "", 6)) for image in images]
+    assert got == [native.tidied(expected(tiny, model, image, "", 6)) for image in images]
     assert model.caption(images[0], num_beams=1, max_new_tokens=6) == got[0]
     assert list(model.caption_each(iter(images), num_beams=1, max_new_tokens=6)) == got
 
@@ -43,7 +43,7 @@ def test_greedy_captions_equal_numpy(tiny, model, photo):
 def test_prompt_goes_before_the_caption(tiny, model, photo):
     image = photo()
     got = model.caption(image, prompt="a red dog", num_beams=1, max_new_tokens=4)
-    assert got == native().tidied(expected(tiny, model, image, "a red dog", 4))
+    assert got == native.tidied(expected(tiny, model, image, "a red dog", 4))
 
 
 def test_answers_equal_numpy(tiny, model, photo):
@@ -162,7 +162,7 @@ def test_bad_options_are_named_before_any_image_is_read(model, options, words):
 def test_the_core_knows_the_options_of_python(model):
     names = ", ".join(field.name for field in fields(Options))
     with pytest.raises(OptionError, match=f"^unknown option beams: choose from {names}; top_p is 2: give"):
-        native().CallerOptions({"beams": 1, "top_p": 2})
+        native.CallerOptions({"beams": 1, "top_p": 2})
     numbers = {"num_beams": np.int64(3), "length_penalty": np.float32(0.5), "repetition_penalty": 2, "max_time": 10**30}
     settings = model.task(**numbers, seed=None).settings
     assert (settings.num_beams, settings.max_time, settings.do_sample) == (3, 1e30, False)

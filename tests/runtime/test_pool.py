@@ -97,7 +97,7 @@ def test_guide_is_a_product_with_the_n_grams_of_texts_that_agree():
     rng = random.Random(new_seed())
     texts = [[rng.randrange(3, 12) for _ in range(rng.randint(1, 9))] for _ in range(12)]
     rarity = [rng.uniform(0.1, 5) for _ in range(VOCABULARY)]
-    guide = native().Guide(texts, rarity, END)
+    guide = native.Guide(texts, rarity, END)
     for text in (*texts, [20, 3, 4], [25]):
         assert guide.agreement(text) == pytest.approx(agreement(text, texts, rarity), rel=1e-5, abs=1e-7)
     agreed = [agreement(text, texts[:i] + texts[i + 1 :], rarity) for i, text in enumerate(texts)]
@@ -147,7 +147,7 @@ def test_guide_of_an_answer_biases_its_first_token(model, file, photo, question,
     nearest = [MORE_CAPTIONS.index(model.decode(tokens)) for tokens in pool.nearest(image)]
     weighed = {MORE_CAPTIONS[i]: math.exp(40 * (cosines[i] - cosines.max())) for i in nearest}
     logits = np.random.default_rng(new_seed()).normal(size=language.vocab_size)
-    assert native().asks_for_plural(question) == plural
+    assert native.asks_for_plural(question) == plural
     # An image that is like no caption has the first ones, alike. The pool's own cosines are off by up to 0.016.
     for embeds, near, within in ((0 * image, dict.fromkeys(MORE_CAPTIONS[:8], 1.0), 1e-4), (image, weighed, 0.9)):
         guide = pool.answer_guide(embeds, question, asked, language.vocabulary if plural else None)
@@ -162,7 +162,7 @@ def test_answer_to_a_question_for_things_does_not_begin_with_one_thing(model, fi
     names = [*pairs, *pairs.values(), " ze", " glass", " bus", "", " wander"]  # " ze" begins " zebras"
     file.write_text("\n".join(MORE_CAPTIONS))
     pool, size = read_pool(file, model.matcher), model.pipeline.language.vocab_size
-    vocabulary = native().Vocabulary([*map(str.encode, names), *[b""] * (size - len(names))])
+    vocabulary = native.Vocabulary([*map(str.encode, names), *[b""] * (size - len(names))])
     embeds, zeros = 0 * model.embed_text(MORE_CAPTIONS[:1])[0][None], np.zeros(size)
     free, asked = (pool.answer_guide(embeds, "", [], each).apply([], zeros) for each in (None, vocabulary))
     np.testing.assert_allclose(np.subtract(free, asked), [6.0] * len(pairs) + [0.0] * (size - len(pairs)), atol=1e-5)
@@ -171,13 +171,13 @@ def test_answer_to_a_question_for_things_does_not_begin_with_one_thing(model, fi
 def test_guide_of_an_answer_needs_the_vocabulary_of_the_pool(model, file, photo):
     embeds = model.embed_image(photo(5, 7))
     with pytest.raises(RuntimeError, match="the vocabulary is not the pool's"):
-        read_pool(file, model.matcher).answer_guide(embeds, "what?", [], native().Vocabulary([b"a"]))
+        read_pool(file, model.matcher).answer_guide(embeds, "what?", [], native.Vocabulary([b"a"]))
 
 
 @pytest.mark.parametrize("texts", [[[3, VOCABULARY]], [[-1]]])
 def test_guide_of_another_vocabulary_is_rejected(texts):
     with pytest.raises(RuntimeError, match="outside the vocabulary of 30"):
-        native().Guide(texts, [1.0] * VOCABULARY, END)
+        native.Guide(texts, [1.0] * VOCABULARY, END)
 
 
 def test_nearest_captions_are_those_of_the_embeddings(model, tmp_path):

@@ -142,9 +142,9 @@ def test_a_stream_on_one_line_keeps_its_spaces(model):
     """Whatever a space stands before, a piece never takes one that the whole text lacks."""
     spec = model.bundle.manifest.llm
     for text in ("a cat , isn 't it ? yes .", "it 's 3 .5 m . n 't", "don n't do no not , .", " 've  \n two  lines\n"):
-        stream = native().TextStream(native().LlmTokenizer("t", SpellingTokenizer(text), spec), single_line=True)
+        stream = native.TextStream(native.LlmTokenizer("t", SpellingTokenizer(text), spec), single_line=True)
         pieces = [stream.push(i) for i in range(len(text))]
-        assert "".join([*pieces, stream.end()]) == native().tidied(text), text
+        assert "".join([*pieces, stream.end()]) == native.tidied(text), text
 
 
 class SpellingTokenizer:

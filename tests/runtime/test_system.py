@@ -131,8 +131,8 @@ def test_a_processor_without_the_baseline_is_refused_in_one_line(
     from blip2rt import native
     from blip2rt.cli import main
 
-    assert native.native().missing_instructions() == ""
-    monkeypatch.setattr(native, "native", lambda: Mock(missing_instructions=lambda: "SSE4.2"))
+    assert native.native.missing_instructions() == ""
+    monkeypatch.setattr(native, "native", Mock(missing_instructions=lambda: "SSE4.2"))
     assert main(["caption", "x.png"]) == 2
     assert capsys.readouterr().err.startswith("blip2rt: error: this processor has no SSE4.2, which NumPy and ONNX")
     with pytest.raises(blip2rt.BackendError, match=r"SSE4\.2"):

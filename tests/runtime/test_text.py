@@ -117,7 +117,7 @@ TEXTS += ["a  \n b", " ", "do n't", "\ufffd x \ufffd"]
 def test_pieces_join_and_hold_whole_characters(tmp_path, text):
     tokenizer = byte_level(tmp_path)
     ids = tokenizer.encode(text)
-    stream = native().TextStream(tokenizer)
+    stream = native.TextStream(tokenizer)
     pieces = [stream.push(token) for token in ids]
     assert "".join(pieces) + stream.end() == tokenizer.text(ids) == text.strip()
     if "\ufffd" not in text:
@@ -133,7 +133,7 @@ def test_random_pieces_join_to_the_text(tmp_path, clean, letters):
         text = "".join(random.choices(letters, k=random.randrange(30)))
         ids = tokenizer.encode(text)
         split = 0 if clean else random.randint(0, len(ids))
-        stream = native().TextStream(tokenizer, ids[:split])
+        stream = native.TextStream(tokenizer, ids[:split])
         pieces = [*map(stream.push, ids[split:]), stream.end()]
         assert "".join(pieces) == tokenizer.text(ids), repr(text)
         assert clean or tokenizer.text(ids) == text.strip()
@@ -148,7 +148,7 @@ def test_clean_up_equals_transformers(tmp_path):
     made = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "t.json"))
     for _ in range(300):
         text = "".join(random.choices("ab n't 's ., ' m ?!'ve re\n", k=random.randrange(40)))
-        assert native().cleaned_up(text) == made.clean_up_tokenization(text)
+        assert native.cleaned_up(text) == made.clean_up_tokenization(text)
 
 
 PIECES = """a|an|cat|dogs|CATS|'s|n't|'|"|.|,|?|!|;|:|#|(|)|~|*|caf\u00e9|\u03a3\u0391\u03a3|\u03a3|\u0130|\u65e5\u672c
@@ -157,7 +157,7 @@ EXTRA_SPACE = re.compile(r" (?=[.,!?;:](\s|$)|n't\b|'(s|m|re|ve|ll|d)\b)")
 
 
 def test_text_forms_have_pythons_letters_and_spaces():
-    pieces, core = PIECES.replace("\n", "").split("|"), native()
+    pieces, core = PIECES.replace("\n", "").split("|"), native
     for _ in range(1000):
         text = "".join(random.choice(pieces) + random.choice(("", " ", "  ")) for _ in range(random.randint(0, 6)))
         assert core.tidied(text) == EXTRA_SPACE.sub("", " ".join(text.split())), repr(text)
@@ -188,7 +188,7 @@ def test_byte_fallback_pieces_join_to_the_text(tmp_path):
     tokenizer = byte_fallback(tmp_path)
     first = 4  # the token of byte 0
     for said in ([first + 65, first + 66, first + 0xE2], [1, first + 65, first + 0xE2, 2], [first + 0xFF, 3]):
-        stream = native().TextStream(tokenizer)
+        stream = native.TextStream(tokenizer)
         assert "".join([*map(stream.push, said), stream.end()]) == tokenizer.text(said)
     for _ in range(300):
         text = "".join(random.choices(["\u56fe", "\U0001f415", "A", "\xe9"], k=4)).encode()
@@ -196,7 +196,7 @@ def test_byte_fallback_pieces_join_to_the_text(tmp_path):
         said = [first + byte for byte in text]
         for at in sorted(random.sample(range(len(said)), random.randint(0, min(2, len(said) - 1)))):
             said.insert(at, random.choice([1, 2, 3, 260, 260]))
-        stream = native().TextStream(tokenizer)
+        stream = native.TextStream(tokenizer)
         pieces = [*map(stream.push, said), stream.end()]
         assert "".join(pieces) == tokenizer.text(said), said
 
@@ -209,7 +209,7 @@ def test_line_breaks_and_spaces_are_kept(tmp_path):
 
 
 def test_pieces_come_immediately(llm_file):
-    stream = native().TextStream(open_llm_tokenizer(llm_file, LLM))
+    stream = native.TextStream(open_llm_tokenizer(llm_file, LLM))
     pieces = [stream.push(WORDS.index(word)) for word in "a red dog : runs".split()]
     assert pieces == ["a", " red", " dog", " :", " runs"]
     assert stream.end() == ""

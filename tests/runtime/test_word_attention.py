@@ -94,7 +94,7 @@ def test_manifest_requires_the_maps(explaining) -> None:
     bundle = contract.read(explaining)
     component = replace(bundle.manifest.components["attention"], outputs=())
     manifest = replace(bundle.manifest, components={**bundle.manifest.components, "attention": component})
-    [fault] = native().manifest_faults(to_json(manifest))
+    [fault] = native.manifest_faults(to_json(manifest))
     assert fault.endswith("attention lacks the outputs attention_maps")
 
 

@@ -195,7 +195,7 @@ def _compared(model: Any, folder: Path, seed: int) -> tuple[float, bool]:
             targets.ORT.apply(graph, "fp32", Quantizer(BlockFormat(32), data.store_large), {})
             trace.save(graph, folder / f"{name}.onnx", data)
     for path in folder.glob("*.onnx"):
-        native().check_graph(str(path))
+        native.check_graph(str(path))
     encoder = folder / "encoder.onnx"
     start = model.config.decoder_start_token_id if encoder.exists() else None
     opened = encoder if encoder.exists() else None

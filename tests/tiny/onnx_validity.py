@@ -37,7 +37,7 @@ def _check(file: Path) -> None:
 
 
 def _check_operators(file: Path) -> None:
-    native().check_graph(str(file))
+    native.check_graph(str(file))
 
 
 def _infer_shapes(file: Path) -> None:

@@ -111,7 +111,7 @@ def llm(weights: dict[str, np.ndarray], target: str, half: bool = False, in_plac
         extra_outputs = f", float[B,{top}] top_logits, int64[B,{top}] top_tokens, float[B,1] log_sum_exp"
     else:
         tail, extra_inputs, extra_outputs = "", ", int32[B] seqlens_k, int32 total_sequence_length", ""
-    inputs, outputs = native().component_tensors("llm", LAYERS, target=target, in_place=in_place)
+    inputs, outputs = native.component_tensors("llm", LAYERS, target=target, in_place=in_place)
     past = [
         f"{cache}[B,{KV_HEADS},T,{WIDTH}] {name}" for name in inputs if name.startswith("past_") and name[-1].isdigit()
     ]

@@ -273,4 +273,4 @@ def test_itg_captions_are_greedy_and_end_at_the_separator(stage1_run: Path) -> N
             given = torch.tensor([ids])
             hidden = model.qformer.decode_text(given, torch.ones_like(given), query_kv)
             ids.append(int(model.lm_head(hidden, model.qformer.word_embeddings.weight)[0, -1].argmax()))
-        assert caption == native().tidied(tokenizer.decode(ids, skip_special_tokens=True))
+        assert caption == native.tidied(tokenizer.decode(ids, skip_special_tokens=True))

@@ -25,19 +25,19 @@ def test_graph_inputs_and_outputs_match_onnx(native_case: Case) -> None:
     for component in read(native_case.trt).manifest.components:
         file = native_case.trt / f"{component}.onnx"
         graph = onnx.load(file, load_external_data=False).graph
-        for got, want in zip(native().graph_tensors(file.read_bytes()), (graph.input, graph.output), strict=True):
+        for got, want in zip(native.graph_tensors(file.read_bytes()), (graph.input, graph.output), strict=True):
             assert got == [(value.name, dtype(value), shape(value)) for value in want]
 
 
 def test_fixing_axes_changes_nothing_else(native_case: Case) -> None:
     text = (native_case.trt / "llm.onnx").read_bytes()
-    fixed, model = native().with_axis_sizes(text, {"T": 300, "S": 1}), onnx.load_from_string(text)
+    fixed, model = native.with_axis_sizes(text, {"T": 300, "S": 1}), onnx.load_from_string(text)
     for value in (*model.graph.input, *model.graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in ("T", "S"):
                 dim.dim_value = {"T": 300, "S": 1}[dim.dim_param]
     assert onnx.load_from_string(fixed) == model
-    assert native().with_axis_sizes(text, {}) == text
+    assert native.with_axis_sizes(text, {}) == text
 
 
 def test_in_place_cache_has_a_fixed_length_before_parsing(native_case: Case, machine: Machine) -> None:
@@ -54,5 +54,5 @@ def test_in_place_cache_has_a_fixed_length_before_parsing(native_case: Case, mac
     machine.trt.OnnxParser = parser  # type: ignore[method-assign]
     machine.load(native_case)
     [model] = seen
-    ends = {name: shape for name, _, shape in native().graph_tensors(model)[0]}
+    ends = {name: shape for name, _, shape in native.graph_tensors(model)[0]}
     assert ends["past_key_0"][0] == "B" and ends["past_key_0"][2] == 48 and ends["inputs_embeds"][:2] == ["B", "S"]

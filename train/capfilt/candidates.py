@@ -98,7 +98,7 @@ def distinct(given: Iterable[str], written: Iterable[str], retrieved: Iterable[s
     found: dict[str, tuple[str, str]] = {}
     for text, origin in [*texts, *((text, "pool") for text in retrieved)]:
         if text_fault(text) is None:
-            found.setdefault(native().clean_caption(text), (text, origin))
+            found.setdefault(native.clean_caption(text), (text, origin))
     return dict(found.values())
 
 

@@ -25,7 +25,7 @@ GREEDY = {"num_beams": 1, "max_new_tokens": 20}
 
 def qformer_tokens(config: Blip2Config, tokenizer: Any, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """B texts as the Q-Former reads them: token_ids, text_mask (B, L)."""
-    given = [native().clean_caption(text) if config.clean_captions else text for text in texts]
+    given = [native.clean_caption(text) if config.clean_captions else text for text in texts]
     tokens = tokenizer(given, padding=True, truncation=True, max_length=config.max_text_length, return_tensors="pt")
     return tokens["input_ids"], tokens["attention_mask"]
 
@@ -43,7 +43,7 @@ class Generator:
     def captions(self, vision_features: torch.Tensor, **options: Any) -> list[str]:
         """Captions of images (B, N, C). options: `generate`'s, beams and lengths among them."""
         prompts = [self.config.caption_prompt] * len(vision_features)
-        return [native().tidied(text) for text in self._texts(vision_features, prompts, prompts, options)]
+        return [native.tidied(text) for text in self._texts(vision_features, prompts, prompts, options)]
 
     def candidates(self, vision_features: torch.Tensor, rounds: Sequence[dict[str, Any]]) -> list[list[str]]:
         """Captions of each image (B, N, C) by several rounds of `generate`, each with its own options."""
@@ -53,7 +53,7 @@ class Generator:
         for options in rounds:
             texts, count = self._generate(prefix, prompts, options), options.get("num_return_sequences", 1)
             for image in range(images):
-                found[image] += map(native().tidied, texts[image * count : (image + 1) * count])
+                found[image] += map(native.tidied, texts[image * count : (image + 1) * count])
         return found
 
     def answers(self, vision_features: torch.Tensor, questions: Sequence[str], **options: Any) -> list[str]:
@@ -122,4 +122,4 @@ def itg_captions(model: Blip2, tokenizer: Any, vision_features: torch.Tensor) ->
         logits = model.lm_head(hidden, qformer.word_embeddings.weight)
         ids = torch.cat((ids, logits.argmax(-1, keepdim=True)), 1)
     rows = [row[: row.index(end)] if (end := tokenizer.sep_token_id) in row else row for row in ids.tolist()]
-    return [native().tidied(tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
+    return [native.tidied(tokenizer.decode(row, skip_special_tokens=True)) for row in rows]

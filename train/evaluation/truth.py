@@ -118,7 +118,7 @@ def invented(caption: str, references: Sequence[str]) -> list[Noun]:
 
 def chair(references: Sequence[Sequence[str]], captions: Sequence[str]) -> dict[str, float]:
     """The per cent of captions with an invented noun, and of nouns that are invented."""
-    clean = native().clean_caption
+    clean = native.clean_caption
     texts = list(map(clean, captions))
     wrong = [len(invented(text, list(map(clean, human)))) for text, human in zip(texts, references, strict=True)]
     nouns = sum(len(named(text)) for text in texts)

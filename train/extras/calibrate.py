@@ -156,7 +156,7 @@ def _existence_questions(data: Path, images: Path) -> list[VqaQuestion]:
         asked = read_questions(data, None, images).items
     except Blip2rtError:
         return []
-    return [each for each in asked if native().short_question(each.question)]
+    return [each for each in asked if native.short_question(each.question)]
 
 
 def _calibrate_checkpoint(checkpoint: Checkpoint, out: Path, data: CalibrationData) -> str:

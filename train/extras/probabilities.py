@@ -122,13 +122,13 @@ class Fitting:
     """Fits a bundle's calibration on images with captions and questions."""
 
     def __init__(self, model: BundlePredictor, items: Sequence[CaptionedImage], asked: Sequence[VqaQuestion]) -> None:
-        self._rng, self._labels = random.Random(0), native().Labels.everyday()
+        self._rng, self._labels = random.Random(0), native.Labels.everyday()
         self._mean_text: tuple[float, ...] = ()
         self._model, self._items = model, self._rng.sample(list(items), len(items))
         self._asked: dict[Path, list[tuple[str, bool]]] = {}
         self._counted: dict[Path, list[tuple[str, str]]] = {}
         for question in asked:
-            short, answers = native().short_question(question.question), set(question.answers)
+            short, answers = native.short_question(question.question), set(question.answers)
             if short is not None and short.kind == "number":
                 self._counted.setdefault(question.path, []).append((short.text, question.answers[0]))
             elif short is not None and short.kind == "presence" and len(answers & {"yes", "no"}) == 1:
@@ -152,7 +152,7 @@ class Fitting:
         phrase = ["name_cosine", "base_cosine", *queries, *generative]
         sentence = ["cosine", "itm", *(["likelihood"] if self._generates else [])]
         phrases, sentences, tags, captions = Examples(), Examples(), Examples(), Examples()
-        tagger = native().Tagger(self._labels, Calibration(nearness=nearness, label_text=label_text), 1, 0.0)
+        tagger = native.Tagger(self._labels, Calibration(nearness=nearness, label_text=label_text), 1, 0.0)
         rated: list[tuple[list[str], str]] = []  # captions of an image, and the model's own
         others = model.embed_text([self._rng.choice(image.item.references) for image in images])
         for number, image in enumerate(bar(images, desc="texts", unit="image")):

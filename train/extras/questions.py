@@ -110,7 +110,7 @@ def with_questions(data: Dataset, root: Path, per_image: int, seed: int) -> Iter
         name = str(path.relative_to(root) if path.is_relative_to(root) else path)  # a list may contain absolute paths
         for sample in repeat_answers(samples):
             yield name, sample.text, sample.prompt
-        found = list(dict(questions([native().clean_caption(s.text) for s in samples if not s.prompt], rng)).items())
+        found = list(dict(questions([native.clean_caption(s.text) for s in samples if not s.prompt], rng)).items())
         rng.shuffle(found)
         kinds: dict[str, list[Question]] = {}
         for question, answer in found:

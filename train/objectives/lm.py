@@ -54,7 +54,7 @@ class QformerTokenizer:
         prompt = self.config.llm.caption_prompt
         if sample.prompt:
             prompt = self.config.question_prompt.replace("{}", sample.prompt)
-        return native().clean_caption(prompt) if self.config.clean_captions else prompt
+        return native.clean_caption(prompt) if self.config.clean_captions else prompt
 
 
 class Truncation(NamedTuple):
@@ -66,7 +66,7 @@ class Truncation(NamedTuple):
 
 def target_text(sample: Sample, clean_answers: bool) -> str:
     """The text to learn: a caption is cleaned as in the reference, an answer only with `clean_answers`."""
-    return sample.text.strip() if sample.prompt and not clean_answers else native().clean_caption(sample.text)
+    return sample.text.strip() if sample.prompt and not clean_answers else native.clean_caption(sample.text)
 
 
 def prompt_ids(tokenizer: Any, config: LlmConfig, prompt: str, max_tokens: int | None = None) -> list[int]:

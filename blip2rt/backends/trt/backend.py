@@ -108,7 +108,7 @@ class Backend(backends.Backend):
             chunk = slice(start, start + group_size)
             group_options = options.changed(first_image=options.first_image + start)
             counted = [] if sizes.cross else self._counted_prompts(prefix_embeds.shape[1], prompts[chunk], options)
-            batch = native().SearchBatch(len(prompts[chunk]), decoder_prefix, sizes.vocab, group_options, counted)
+            batch = native.SearchBatch(len(prompts[chunk]), decoder_prefix, sizes.vocab, group_options, counted)
             groups.append(ImageGroup(start, batch, prefix_embeds[chunk], list(prompts[chunk])))
         return PlanGeneration(self._lanes, self._decoder, groups, forced, options.vocabulary)
 
@@ -131,7 +131,7 @@ class Backend(backends.Backend):
     ) -> tuple[int, GenerationOptions]:
         """How many images run at once, and the checked options. Raises OptionError if not even one fits the plans."""
         try:
-            batch = native().SearchBatch(min(len(prompts), 1), [], sizes.vocab, options)
+            batch = native.SearchBatch(min(len(prompts), 1), [], sizes.vocab, options)
         except RuntimeError as error:
             raise BackendError(f"generation failed: {error}") from error
         search, forced = batch.plan, batch.options.forced_prefix

@@ -191,7 +191,7 @@ def _parse(parser: Any, graph: Path, profiles: Sequence[Axes]) -> bool:
         return bool(parser.parse_from_file(str(graph)))
     optima = {name: optimum for name, (_, optimum, _) in profiles[0].items()}
     sizes = {name: size for name, size in optima.items() if all(axes.get(name) == (size,) * 3 for axes in profiles)}
-    return bool(parser.parse(native().with_axis_sizes(model, sizes), str(graph)))
+    return bool(parser.parse(native.with_axis_sizes(model, sizes), str(graph)))
 
 
 def _decompose_attention(trt: Any, network: Any) -> None:

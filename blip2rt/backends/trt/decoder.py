@@ -155,7 +155,7 @@ class Decoder:
 
     def _past_cache(self, rows: int) -> dict[str, DeviceTensor]:
         sizes = self.sizes
-        names = native().component_tensors(contract.LLM, sizes.layers, target="trt")[0][4:]
+        names = native.component_tensors(contract.LLM, sizes.layers, target="trt")[0][4:]
         shape = (rows, sizes.heads, sizes.capacity, sizes.width)
         return self._tensors(names, self._cache, self._cache_stride, shape)
 
@@ -167,7 +167,7 @@ class Decoder:
     def _in_place_cache(self, rows: int, separate: bool) -> dict[str, DeviceTensor]:
         """Bindings of a cache that the graph updates in place. separate: the prompts' cache, not the rows'."""
         sizes = self.sizes
-        inputs, outputs = native().component_tensors(contract.LLM, sizes.layers, target="trt", in_place=True)
+        inputs, outputs = native.component_tensors(contract.LLM, sizes.layers, target="trt", in_place=True)
         start, stride = (self._fresh, self._fresh_stride) if separate else (self._cache, self._cache_stride)
         shape = (rows, sizes.heads, sizes.capacity, sizes.width)
         return self._tensors(inputs[3:], start, stride, shape) | self._tensors(outputs[4:], start, stride, shape)
@@ -175,7 +175,7 @@ class Decoder:
     def _outputs(self, rows: int, length: int, logits: str) -> dict[str, DeviceTensor]:
         """Bindings of the outputs of a step or prompt, except an in-place cache."""
         sizes, lane = self.sizes, self.lane
-        names = () if sizes.in_place else native().component_tensors(contract.LLM, sizes.layers, target="trt")[1][4:]
+        names = () if sizes.in_place else native.component_tensors(contract.LLM, sizes.layers, target="trt")[1][4:]
         shape = (rows, sizes.heads, length, sizes.width)
         return {
             contract.LOGITS: lane.tensor(logits, (rows, sizes.vocab), np.float32),

@@ -82,7 +82,7 @@ def graph_tensors(model: bytes) -> tuple[list[TensorInfo], list[TensorInfo]]:
     """The inputs and outputs of a model."""
     inputs, outputs = (
         [TensorInfo(name, dtype, tuple(shape)) for name, dtype, shape in tensors]
-        for tensors in native().graph_tensors(model)
+        for tensors in native.graph_tensors(model)
     )
     return inputs, outputs
 

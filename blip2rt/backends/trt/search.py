@@ -37,7 +37,7 @@ class Kernels:
     @classmethod
     def compiled(cls, cuda: Cuda, cache: PlanCache) -> Kernels:
         """The kernels, compiled once for this GPU and cached beside the plans."""
-        source, headers = native().kernels()
+        source, headers = native.kernels()
         origin = {"compiler": cuda.compiler, "architecture": cuda.architecture, "sources": [source, headers]}
         path = cache.find("kernels", origin)
         if path is None:

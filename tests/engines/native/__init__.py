@@ -8,7 +8,7 @@ from pathlib import Path
 
 from blip2rt.native import native
 
-native()  # finds the core of an installed package
+native.kernel_levels()  # finds the core of an installed package
 
 from blip2rt._native import Batcher, Chat, Generator, GraphError, Runtime, Session, Vocabulary, check_graph
 

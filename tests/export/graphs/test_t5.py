@@ -97,7 +97,7 @@ def test_manifest_of_an_encoder_decoder() -> None:
     """It needs the encoder, and the token that the decoder starts from."""
 
     def component(name: str) -> contract.Component:
-        names = native().component_tensors(name, 1, encoder_decoder=True)
+        names = native.component_tensors(name, 1, encoder_decoder=True)
         inputs, outputs = (tuple(contract.TensorInfo(each, "float32", ("B",)) for each in part) for part in names)
         return contract.Component(f"{name}.onnx", "fp32", inputs, outputs)
 
@@ -112,8 +112,8 @@ def test_manifest_of_an_encoder_decoder() -> None:
         replace(good, llm=replace(spec, decoder_start_token_id=None)),
     )
     for fault, changed in {"encoder are missing": without_encoder, "decoder_start_token_id": without_start}.items():
-        assert fault in "; ".join(native().manifest_faults(to_json(changed)))
-        assert fault not in "; ".join(native().manifest_faults(to_json(good)))
+        assert fault in "; ".join(native.manifest_faults(to_json(changed)))
+        assert fault not in "; ".join(native.manifest_faults(to_json(good)))
 
 
 def test_decoder_without_a_start_token_is_rejected() -> None:

@@ -39,7 +39,7 @@ def assert_equal(module: torch.nn.Module, name: str, example: torch.Tensor, give
     """Compare the traced graph, which the core has to allow, with the module."""
     spec = trace.GraphSpec("p", module, {name: example}, ["y"], {name: {0: "B"}})
     trace.save(trace.trace(spec), folder / "p.onnx", None)
-    native().check_graph(str(folder / "p.onnx"))
+    native.check_graph(str(folder / "p.onnx"))
     (got,) = session(folder / "p.onnx", 1).run(None, {name: given})
     np.testing.assert_allclose(got, spec.run({name: given})["y"], rtol=1e-6)
 

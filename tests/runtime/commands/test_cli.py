@@ -291,7 +291,7 @@ def test_source_folder_uses_the_installed_core(tmp_path):
         "import sys; sys.path = [p for p in sys.path if not p.endswith('site-packages')]\n"
         f"sys.path.append({str(tmp_path / 'site')!r})\n"
         "from blip2rt.native import native\n"
-        "try: print(native().__file__)\n"
+        "try: print(native.__file__)\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
 

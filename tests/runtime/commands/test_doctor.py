@@ -42,7 +42,7 @@ def test_doctor_describes_this_machine(capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.parametrize(("error", "state"), [(BackendError("none"), "missing"), (ImportError("GLIBCXX"), "broken")])
 def test_missing_or_broken_core_is_reported(error: Exception, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "native", Mock(side_effect=error))
+    monkeypatch.setattr(doctor, "kernel_level", Mock(side_effect=error))
     found = doctor.examine()
     assert lines(found)["native core"].state == state
     text, code = doctor.report(found)

@@ -95,7 +95,7 @@ def test_library_applies_parts_that_the_core_does_not_know(tmp_path: Path) -> No
     unknown.decoder = decoders.Sequence([known.decoder, decoders.CTC("<pad>", "|", cleanup=False)])
     texts = [read_tokenizer(save(each, tmp_path)) for each in (known, unknown)]
     with pytest.raises(NotImplementedError):
-        native().Tokenizer(unknown.to_str().encode())
+        native.Tokenizer(unknown.to_str().encode())
     rng = random.Random(new_seed())
     for text in random_texts(rng, 300):
         pieces, layout, ids = [(text, rng.random() < 0.5)], rng.random() < 0.5, [rng.randrange(700) for _ in range(9)]

@@ -196,7 +196,7 @@ def test_suggested_things_are_never_denied() -> None:
 
 
 def test_captions_are_cleaned_like_the_reference() -> None:
-    assert native().clean_caption(' A dog (black) ; runs: "fast" ! ') == "a dog black runs fast"
+    assert native.clean_caption(' A dog (black) ; runs: "fast" ! ') == "a dog black runs fast"
 
 
 def test_chair_counts_nouns_that_nobody_names_or_suggests() -> None:

@@ -32,7 +32,7 @@ def test_logistic_regression_recovers_the_weights() -> None:
 
 def test_labels_are_named_by_any_of_their_words() -> None:
     told = ["Two puppies are running across the grass", "a brown dog plays"]
-    labels = native().Labels.everyday()
+    labels = native.Labels.everyday()
     named = [name for (name, _, _), there in zip(labels.entries, labels.named_in(told), strict=True) if there]
     assert sorted(named) == ["dog", "grass"]
 
