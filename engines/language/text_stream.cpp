@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "language/text_forms.h"
+#include "english/text_forms.h"
 
 namespace blip2rt {
 

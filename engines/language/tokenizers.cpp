@@ -8,7 +8,7 @@
 #include "base/unicode.h"
 #include "base/utf8.h"
 #include "bundle/bundle.h"
-#include "language/text_forms.h"
+#include "english/text_forms.h"
 
 namespace blip2rt {
 namespace {

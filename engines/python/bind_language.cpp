@@ -10,11 +10,11 @@
 #include <utility>
 #include <vector>
 
-#include "language/answer_words.h"
+#include "english/answer_words.h"
+#include "english/questions.h"
+#include "english/statements.h"
+#include "english/text_forms.h"
 #include "language/dialogue.h"
-#include "language/questions.h"
-#include "language/statements.h"
-#include "language/text_forms.h"
 #include "python/bind.h"
 #include "python/gil.h"
 #include "python/python_types.h"

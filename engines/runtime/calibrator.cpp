@@ -4,7 +4,7 @@
 #include <cmath>
 #include <utility>
 
-#include "language/statements.h"
+#include "english/statements.h"
 
 namespace blip2rt {
 namespace {

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "bundle/manifest.h"
-#include "language/questions.h"
+#include "english/questions.h"
 #include "runtime/signals.h"
 #include "search/options.h"
 

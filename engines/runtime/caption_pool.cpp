@@ -11,8 +11,8 @@
 #include <utility>
 
 #include "base/utf8.h"
+#include "english/answer_words.h"
 #include "kernels/int8/matmul.h"
-#include "language/answer_words.h"
 
 namespace blip2rt {
 namespace {

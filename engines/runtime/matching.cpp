@@ -4,9 +4,9 @@
 #include <cstring>
 #include <utility>
 
-#include "language/questions.h"
-#include "language/statements.h"
-#include "language/text_forms.h"
+#include "english/questions.h"
+#include "english/statements.h"
+#include "english/text_forms.h"
 #include "runtime/model.h"
 
 namespace blip2rt {

@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "base/utf8.h"
-#include "language/answer_words.h"
+#include "english/answer_words.h"
 
 namespace blip2rt {
 namespace {

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "language/questions.h"
+#include "english/questions.h"
 #include "runtime/calibrator.h"
 #include "runtime/signals.h"
 

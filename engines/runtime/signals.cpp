@@ -6,8 +6,8 @@
 #include <string_view>
 #include <utility>
 
-#include "language/statements.h"
-#include "language/text_forms.h"
+#include "english/statements.h"
+#include "english/text_forms.h"
 
 namespace blip2rt {
 namespace {

@@ -6,7 +6,7 @@
 #include <set>
 
 #include "base/error.h"
-#include "language/statements.h"
+#include "english/statements.h"
 #include "runtime/signals.h"
 
 namespace blip2rt {

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "bundle/manifest.h"
-#include "language/labels.h"
+#include "english/labels.h"
 
 namespace blip2rt {
 

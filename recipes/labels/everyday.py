@@ -2,7 +2,7 @@
 
     python recipes/labels/everyday.py --captions coco/captions-pool.txt flickr8k/train.tsv web/train.tsv
 
-FILE has a caption a line, as its last column if it is a table. engines/language/everyday_labels.h, edited by hand,
+FILE has a caption a line, as its last column if it is a table. engines/english/everyday_labels.h, edited by hand,
 has labels with their synonyms and parents; the installed core reads them. The script removes labels that captions name
 less often than --least times in all, and verbs: words in -ing, other than sports, that seldom follow an article, a
 number or a preposition. It sorts the others by how often they are named, and prints frequent nouns of the captions that

@@ -14,7 +14,7 @@ LAYERS = (
     ("python", "c"),
     ("runtime",),
     ("loop", "media", "language"),
-    ("text", "bundle"),
+    ("text", "bundle", "english"),
     ("graphs",),
     ("ops",),
     ("kernels", "search", "ort"),

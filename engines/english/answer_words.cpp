@@ -1,4 +1,4 @@
-#include "language/answer_words.h"
+#include "english/answer_words.h"
 
 #include <algorithm>
 #include <array>

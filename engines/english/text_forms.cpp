@@ -1,5 +1,5 @@
 // Walks over characters, with Python's notion of white space and letters.
-#include "language/text_forms.h"
+#include "english/text_forms.h"
 
 #include <algorithm>
 #include <vector>

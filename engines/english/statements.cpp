@@ -1,11 +1,11 @@
-#include "language/statements.h"
+#include "english/statements.h"
 
 #include <algorithm>
 #include <set>
 #include <vector>
 
-#include "language/answer_words.h"
-#include "language/text_forms.h"
+#include "english/answer_words.h"
+#include "english/text_forms.h"
 
 namespace blip2rt {
 namespace {

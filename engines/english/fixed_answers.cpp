@@ -4,8 +4,8 @@
 #include <set>
 
 #include "base/unicode.h"
-#include "language/questions.h"
-#include "language/text_forms.h"
+#include "english/questions.h"
+#include "english/text_forms.h"
 
 namespace blip2rt {
 namespace {

@@ -1,12 +1,12 @@
 // Brings questions into a plain form, and matches those whether something is there by regular expressions.
-#include "language/questions.h"
+#include "english/questions.h"
 
 #include <regex>
 #include <set>
 
 #include "base/unicode.h"
-#include "language/statements.h"
-#include "language/text_forms.h"
+#include "english/statements.h"
+#include "english/text_forms.h"
 
 namespace blip2rt {
 namespace {

@@ -3,9 +3,9 @@
 #include <map>
 #include <set>
 
-#include "language/questions.h"
-#include "language/statements.h"
-#include "language/text_forms.h"
+#include "english/questions.h"
+#include "english/statements.h"
+#include "english/text_forms.h"
 
 namespace blip2rt {
 namespace {

@@ -1,4 +1,4 @@
-#include "language/labels.h"
+#include "english/labels.h"
 
 #include <algorithm>
 #include <set>
@@ -6,9 +6,9 @@
 
 #include "base/error.h"
 #include "base/utf8.h"
-#include "language/everyday_labels.h"
-#include "language/statements.h"
-#include "language/text_forms.h"
+#include "english/everyday_labels.h"
+#include "english/statements.h"
+#include "english/text_forms.h"
 
 namespace blip2rt {
 namespace {
