@@ -52,7 +52,7 @@ def test_captions_say_no_content_word_twice_where_the_manifest_asks(tiny: Tiny, 
 )
 def test_rule_forbids_the_last_token_of_a_repeated_word(text: str, again: str, other: str) -> None:
     language = blip2rt.load(threads=1).pipeline.language
-    rule = native().RepeatedWords(language.vocabulary)
+    rule = native.RepeatedWords(language.vocabulary)
     tokens, (forbidden,), (allowed,) = (language.encode_more(each) for each in (text, again, other))
     logits = rule.forbid(tokens, [0.0] * len(language.vocabulary))
     assert logits[forbidden] == -np.inf and logits[allowed] == 0
