@@ -33,13 +33,12 @@ if __name__ == "__main__":  # by its name, so that a package that is missing bel
 import argparse
 import csv
 import json
-import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -56,6 +55,9 @@ from .data.shard_index import summarize
 from .data.shards import add_sample, expand_shards
 from .data.transforms import read_image
 from .progress import bar
+
+if TYPE_CHECKING:
+    from .capfilt import FilterOptions
 
 
 def write_shards(data: Dataset, out: Path, per_shard: int, bad: BadSamples, seed: int = 0) -> list[Shard]:
@@ -197,15 +199,38 @@ def _index(args: argparse.Namespace) -> None:
 
 
 def _capfilt(args: argparse.Namespace) -> None:
-    from . import capfilt  # imports the runtime, and torch for checkpoints
-    from .capfilt.cluster import run_tasks
-    from .evaluation.predictors import Sampling, open_predictor
+    from . import capfilt
 
-    bad = BadSamples(args.max_bad)
     if not args.captioner and not args.pool and not args.scorer:
         raise Blip2rtError("nothing gives captions and nothing ranks them: give --captioner, or --scorer with --pool")
     if not 0 < args.top_p <= 1:
         raise OptionError(f"--top-p is {args.top_p}: give a number above 0, at most 1")
+    if not args.ray and (args.workers, args.threads, args.gpus) != (None, 1, 0.0):
+        raise OptionError("--workers, --threads and --gpus are of a cluster: give --ray ADDRESS, or leave them out")
+    options, out = _filter_options(args), Path(args.out)
+    of_shards = args.data.endswith(".tar") or any(Path(args.data).glob("*.tar"))
+    if args.ray:
+        from blip2rt.integrations.ray_cluster import Workers
+
+        from .capfilt.cluster import filter_on_cluster
+
+        if not of_shards:
+            raise OptionError(f"--ray shares shards, but --data {args.data!r} has none: make some with prepare shards")
+        workers = Workers(args.ray, args.workers, args.threads, args.gpus)
+        images = filter_on_cluster(expand_shards(args.data), out, workers, partial(_filter_options, args), options.bad)
+    elif of_shards:
+        images = capfilt.filter_shards(expand_shards(args.data), out, options)
+    else:
+        images = capfilt.filter_list(args.data, args.images, out, options)
+    print(f"{args.out}: {images} images, {_skipped(options.bad)}")
+
+
+def _filter_options(args: argparse.Namespace) -> FilterOptions:
+    """Return how to filter. The models are opened when the first captions are missing, and once."""
+    from . import capfilt  # imports the runtime, and torch for checkpoints
+    from .evaluation.predictors import Sampling, open_predictor
+
+    bad = BadSamples(args.max_bad)
 
     @cache
     def models() -> Any:
@@ -220,19 +245,7 @@ def _capfilt(args: argparse.Namespace) -> None:
 
     depends = ("data", "images", "captioner", "scorer", "pool", "own", "top_p", "retrieved", "seed")
     record = {name: getattr(args, name) for name in depends}
-    options = capfilt.FilterOptions(open_capfilt, record, args.keep, args.batch_size, bad)
-    of_shards = args.data.endswith(".tar") or any(Path(args.data).glob("*.tar"))
-    if args.ray:
-        if not of_shards:
-            raise OptionError(f"--ray shares shards, but --data {args.data!r} has none: make some with prepare shards")
-        run_tasks(args.ray, main, [*args.arguments, "--ray", ""])
-        print(f"{args.out}: complete")
-        return
-    if of_shards:
-        images = capfilt.filter_shards(args.data, Path(args.out), options)
-    else:
-        images = capfilt.filter_list(args.data, args.images, Path(args.out), options)
-    print(f"{args.out}: {images} images, {_skipped(bad)}")
+    return capfilt.FilterOptions(open_capfilt, record, args.keep, args.batch_size, bad)
 
 
 def _parser() -> Parser:
@@ -278,7 +291,10 @@ def _parser() -> Parser:
     add("--batch-size", "N", "images per call", 16, whole(1))
     add("--precision", None, "of checkpoints", None, choices=("fp32", "bf16", "fp16"))
     add("--seed", "N", "seed of the sampling", 0, whole(0))
-    add("--ray", "ADDRESS", "share the shards among the processors of a Ray cluster, of one file system")
+    add("--ray", "ADDRESS", "share the shards among the workers of a Ray cluster, of one file system")
+    add("--workers", "N", "workers of --ray (default: as many as fit)", None, whole(1))
+    add("--threads", "N", "processors of each worker", 1, whole(1))
+    add("--gpus", "N", "GPUs of each worker, such as 0.5, for checkpoints", 0.0, float)
     return parser
 
 
@@ -296,7 +312,6 @@ def _add(
 def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         args = _parser().parse_args(argv)
-        args.arguments = sys.argv[1:] if argv is None else argv
         args.work(args)
 
     return run_main(work)

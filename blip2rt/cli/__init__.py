@@ -278,14 +278,16 @@ def _load(args: argparse.Namespace, threads: int | None = None, batching: bool =
 
 
 def _executor(args: argparse.Namespace) -> AbstractContextManager[Any]:
-    """What runs the graphs: the actors of --ray, or nothing but this process."""
+    """What runs the graphs: the workers of --ray, or nothing but this process."""
     if args.ray is None:
         return nullcontext()
+    from ..integrations.ray_cluster import Workers
     from ..integrations.ray_executor import RayExecutor
 
+    gpus = float("cuda" in backends.get(args.backend).devices) if args.gpus is None else args.gpus
     names = ("backend", "device", "scaled_jpeg", "max_pixels", "trusted_graphs")
     settings = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    return RayExecutor(args.ray, args.model, args.threads, settings)
+    return RayExecutor(Workers(args.ray, args.workers, args.threads or 1, gpus), args.model, settings)
 
 
 def _image(path: str) -> str | bytes:

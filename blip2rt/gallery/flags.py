@@ -32,11 +32,14 @@ def add_parallelism(group: argparse._ArgumentGroup, batch_size: int, cluster: bo
     """cluster: whether the command can run on a cluster."""
     batches = f"pictures per batch; on a CPU, two batches run at once and share --threads (default: {batch_size})"
     group.add_argument("--batch-size", type=whole(1, 1024), metavar="N", help=batches)
-    ray = "run on a Ray cluster: a head node's address, auto, or local; --threads is that of each actor (default: 1)"
-    if cluster:
-        group.add_argument("--ray", type=nonempty, metavar="ADDRESS", help=ray)
-    group.set_defaults(ray=None)
     workers = "threads that decode pictures ahead (default: one per core, at most 8)"
+    if cluster:
+        ray = "run on a Ray cluster: a head node's address, auto, or local; each worker has --threads (default: 1)"
+        group.add_argument("--ray", type=nonempty, metavar="ADDRESS", help=ray)
+        gpus = "GPUs of each worker of --ray, such as 0.5 (default: 1 for --backend trt, otherwise 0)"
+        group.add_argument("--gpus", type=float, metavar="N", help=gpus)
+        workers += "; with --ray, workers (default: as many as fit)"
+    group.set_defaults(ray=None, gpus=None)
     group.add_argument("--workers", type=whole(1, 256), metavar="N", help=workers)
 
 
@@ -100,9 +103,12 @@ def sources_of(args: argparse.Namespace) -> Sources:
 def parallelism_of(args: argparse.Namespace, sources: Sources, batch_size: int) -> Parallelism:
     """Use two workers that share --threads if a CPU has two threads and there are pictures for two batches."""
     from .. import backends
+    from ..errors import OptionError
     from .prefetch import Parallelism
 
     batch_size = args.batch_size or batch_size
+    if args.gpus is not None and (args.ray is None or "cuda" not in backends.get(args.backend).devices):
+        raise OptionError("--gpus is of the workers of --ray with --backend trt: give both, or leave it out")
     if args.ray is not None:
         return Parallelism(batch_size, 1, 1, args.threads or 1)
     decode_threads = args.workers or min(8, max(2, os.cpu_count() or 1))

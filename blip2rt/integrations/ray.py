@@ -14,15 +14,14 @@ image is a column of bytes, paths or arrays. An image that cannot be read has it
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import ImageError, OptionError
-from ..install_hints import pip_install
 from ..loading import load
+from .ray_cluster import import_ray, node_name, take_resources
 
 if TYPE_CHECKING:
     from ..gallery.prefetch import MakeTask
@@ -31,26 +30,9 @@ if TYPE_CHECKING:
     Batch = dict[str, Any]  # columns, each an array or a list of the batch's length
 
 
-def import_ray() -> Any:
-    """Import Ray with its telemetry off. Raises OptionError if it is not installed."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if os.path.isfile(os.path.expanduser("~/.ray/auth_token")):  # which `ray start` uses, but not Ray 2.60's `init`
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-    try:
-        import ray
-    except ModuleNotFoundError:
-        raise OptionError(f"--ray needs Ray: {pip_install('ray')}") from None
-    return ray
-
-
 def load_in_actor(model: str | None, **settings: Any) -> Model:
     """Load a bundle with the threads and the device that Ray gave to this actor."""
-    context = import_ray().get_runtime_context()
-    resources = context.get_assigned_resources() if context.get_actor_id() is not None else {}
-    if resources.get("GPU", 0) > 0:
-        return load(model, **{"backend": "trt", **settings})
-    threads = settings.pop("threads", None) or max(1, int(resources.get("CPU", 1)))
-    return load(model, threads=threads, **settings)
+    return load(model, **{**({"backend": "trt"} if take_resources() else {}), **settings})
 
 
 class _ImageColumn:
@@ -151,7 +133,13 @@ class BatchWorker:
     """The actor of `caption --ray` and `index --ray`: decodes pictures, and captions or embeds them."""
 
     def __init__(self, model: str | None, settings: dict[str, Any]) -> None:
-        self._model = load_in_actor(model, **settings)
+        self._path, self._settings = model, settings
+
+    def start(self) -> str:
+        """Load the model and return this node's name."""
+        take_resources()
+        self._model = load(self._path, **self._settings)
+        return node_name(import_ray())
 
     def run(self, pictures: Sequence[Any], make_task: MakeTask | None, first: int) -> tuple[list[str | None], Any]:
         """Return an error or None for each picture, and what the graphs make of the readable ones.

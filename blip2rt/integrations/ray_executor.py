@@ -1,77 +1,49 @@
 """Runs the batches of `caption --ray` and `index --ray` on the actors of a Ray cluster.
 
 The driver walks the sources, skips what the outputs have, and writes in order: resuming, failures and bytes are those
-of a local run, because the batches are. Ray restarts an actor that dies, and runs its batch again. Actors read files by
-their paths, so every node needs the same file system; URLs are read by Ray's own readers.
+of a local run, because the batches are. Actors read files by their paths, so every node needs the same file system;
+URLs are read by Ray's own readers.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ..errors import BackendError, OptionError, one_line
+from ..errors import OptionError
 from ..gallery.prefetch import Batch, cut_batches
 from ..gallery.sources import Failure, Picture, Sources, is_url
 from ..gallery.walk import walk
-from ..system import total_memory
-from .ray import BatchWorker, import_ray
+from .ray import BatchWorker
+from .ray_cluster import ActorPool, Call, Workers, last_line
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from ..gallery.prefetch import MakeTask
 
 T = TypeVar("T")
-_Running = tuple[Batch[Any], Any, Any]  # a batch, its actor and its result; None for both if it is done
 
-LOCAL = "local"
-BATCHES_PER_ACTOR = 2  # one that runs, and one that waits
-_MIN_STORE, _MAX_STORE = 100 << 20, 4 << 30  # bytes of the object store of a local cluster
 _READ_TASK = {"num_cpus": 0}  # the actors hold every processor
 _NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
 _NAMES = ("image", "name", "path", "url", "__key__", "key")  # columns of a Parquet file, the first that is there
-_BYTES = (
-    "bytes",
-    "image",
-    "jpg",
-    "jpeg",
-    "png",
-    "webp",
-)  # bytes, or structs with a field `bytes`
+_BYTES = ("bytes", "image", "jpg", "jpeg", "png", "webp")  # bytes, or structs with a field `bytes`
 
 
-class RayExecutor:
+class RayExecutor(ActorPool):
     """Actors of a cluster, for a `with` block. Raises OptionError if the cluster cannot be reached."""
 
-    def __init__(self, address: str, model: str | None, threads: int | None, settings: dict[str, Any]) -> None:
-        """address: of the head node, `auto`, or `local`: start Ray on this machine. threads: of each actor."""
-        self._ray = import_ray()
-        connect(self._ray, address)
-        self._threads = threads or 1
-        count = max(1, int(self._ray.cluster_resources().get("CPU", 1)) // self._threads)
-        worker = self._ray.remote(
-            num_cpus=self._threads, max_restarts=-1, max_task_retries=-1, max_concurrency=BATCHES_PER_ACTOR
-        )(BatchWorker)
+    def __init__(self, workers: Workers, model: str | None, settings: dict[str, Any]) -> None:
         path = None if model is None else os.path.abspath(model)
-        self._actors = [worker.remote(path, {**settings, "threads": self._threads}) for _ in range(count)]
-
-    def __enter__(self) -> RayExecutor:  # noqa: PYI034  # typing.Self came with Python 3.11
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: object, traceback: TracebackType | None) -> None:
-        self._ray.shutdown()
+        super().__init__(workers, BatchWorker, (path, settings), queued=2)
 
     def walk(self, sources: Sources) -> Iterator[Picture | Failure]:
         """Yield the pictures of `sources`, as gallery.walk does, and those of URLs."""
         for path in sources.paths:
             if is_url(path):
-                yield from _read_url(self._ray, path)
+                yield from _read_url(self.ray, path)
             else:
                 yield from walk(Sources((path,), (), sources.recursive))
         if sources.lists:
@@ -85,31 +57,15 @@ class RayExecutor:
         make_task: MakeTask | None = None,
     ) -> Iterator[tuple[Batch[T], Any]]:
         """Yield batches in order, each with what the graphs make of its images; see BatchWorker.run."""
-        idle = deque(actor for _ in range(BATCHES_PER_ACTOR) for actor in self._actors)
-        limit, pending = 2 * len(idle), deque[_Running]()
-        for batch in cut_batches(walked, plan, batch_size):
-            while len(pending) >= limit or (batch.needed and not idle):
-                yield self._finish(pending.popleft(), idle)
-            if not batch.needed:
-                pending.append((batch, None, None))
-                continue
-            actor, pictures = idle.popleft(), [_absolute(entry.picture) for entry in batch.needed]
-            pending.append((batch, actor, actor.run.remote(pictures, make_task, batch.first)))
-        while pending:
-            yield self._finish(pending.popleft(), idle)
 
-    def _finish(self, running: _Running, idle: deque[Any]) -> tuple[Batch[Any], Any]:
-        """Wait for a batch. Its actor is idle then."""
-        batch, actor, result = running
-        if actor is None:
-            return batch, []
-        try:
-            errors, found = self._ray.get(result)
-        except self._ray.exceptions.RayError as error:
-            raise BackendError(f"an actor failed: {_reason(error)}") from None
-        idle.append(actor)
-        _add_results(batch, errors)
-        return batch, found if batch.has_work else []
+        def call(batch: Batch[T]) -> Call[Batch[T]]:
+            pictures = [_absolute(entry.picture) for entry in batch.needed]
+            return Call(batch, (pictures, make_task, batch.first) if pictures else None)
+
+        for done in self.map(map(call, cut_batches(walked, plan, batch_size))):
+            batch, (errors, found) = done.item, done.result or ((), [])
+            _add_results(batch, errors)
+            yield batch, found if batch.has_work else []
 
 
 def _add_results(batch: Batch[Any], errors: Sequence[str | None]) -> None:
@@ -128,20 +84,6 @@ def _absolute(picture: Picture) -> Picture:
     return Picture(picture.name, path, picture.offset, picture.size, picture.data)
 
 
-def connect(ray: Any, address: str) -> None:
-    """Connect to a cluster, or start one on this machine. Raises OptionError."""
-    quiet = {"configure_logging": True, "logging_level": "ERROR", "log_to_driver": False}
-    try:
-        if address != LOCAL:
-            ray.init(address=address, **quiet)
-            return
-        store = min(_MAX_STORE, max(_MIN_STORE, total_memory() // 16))
-        ray.init(address=LOCAL, include_dashboard=False, object_store_memory=store, **quiet)
-    except Exception as error:  # Ray raises many kinds
-        fix = "give the address of a head node, `auto`, or `local` on a machine with free memory and processor time"
-        raise OptionError(f"--ray {address!r} cannot be reached ({_reason(error)}): {fix}") from None
-
-
 def _read_url(ray: Any, url: str) -> Iterator[Picture]:
     """Read pictures of shards (.tar) and files by Ray's readers, and of tables (.parquet)."""
     name = url.partition("?")[0].rstrip("*").rstrip("/")  # after ?: options of the file system
@@ -157,7 +99,7 @@ def _read_url(ray: Any, url: str) -> Iterator[Picture]:
                 yield Picture(row["path"], row["path"], data=row["bytes"])
     except (OSError, ValueError, ImportError) as error:
         fix = "check the URL, its credentials, and that its file system's package is installed"
-        raise OptionError(f"cannot read {url!r} ({_reason(error)}): {fix}") from None
+        raise OptionError(f"cannot read {url!r} ({last_line(error)}): {fix}") from None
 
 
 def _table_rows(url: str) -> Iterator[dict[str, Any]]:
@@ -168,12 +110,6 @@ def _table_rows(url: str) -> Iterator[dict[str, Any]]:
     table = dataset.dataset(path, filesystem=system, format="parquet")
     for batch in table.to_batches(batch_size=64, batch_readahead=1, fragment_readahead=1):
         yield from batch.to_pylist()
-
-
-def _reason(error: Exception) -> str:
-    """The last line of an error of Ray, whose others are a traceback."""
-    lines = str(error).strip().splitlines()
-    return one_line(lines[-1].strip()) if lines else type(error).__name__
 
 
 def _from_sample(sample: dict[str, Any]) -> Picture | None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..command_line import Parser, nonempty, whole
 from ..serve import cli
-from .ray import import_ray
+from .ray_cluster import import_ray
 
 if TYPE_CHECKING:
     from ..serve.service import Service

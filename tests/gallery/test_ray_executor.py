@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -15,9 +17,32 @@ import pytest
 from blip2rt.errors import OptionError
 from blip2rt.gallery.sources import Sources
 from blip2rt.integrations import ray as classes
-from blip2rt.integrations import ray_executor
+from blip2rt.integrations import ray_cluster
+from blip2rt.integrations.ray import BatchWorker
+from blip2rt.integrations.ray_cluster import ActorPool, Workers
 from blip2rt.integrations.ray_executor import RayExecutor
 from tests.gallery.helpers import assert_error
+
+
+class Handle:
+    """An actor. A method's result is a function that computes it."""
+
+    def __init__(self, ray: FakeRay, actor: Any) -> None:
+        self.start = SimpleNamespace(remote=lambda: actor.start)
+        self._ray, self._actor = ray, actor
+        self.run = SimpleNamespace(remote=self._run)
+
+    def _run(self, *sent: Any) -> Any:
+        sent = pickle.loads(pickle.dumps(sent))  # as on its way to another process
+
+        def compute() -> Any:
+            if self._ray.deaths:
+                self._ray.deaths -= 1
+                raise self._ray.exceptions.RayError("a traceback\nThe actor died")
+            self._ray.computed.append(sent[-1])
+            return self._actor.run(*sent)
+
+        return compute
 
 
 class FakeRay(ModuleType):
@@ -26,8 +51,13 @@ class FakeRay(ModuleType):
     def __init__(self) -> None:
         super().__init__("ray")
         self.computed: list[int] = []
-        self.exceptions = SimpleNamespace(RayError=type("RayError", (Exception,), {}))
+        self.deaths = 0  # calls whose actor dies
+        self.resources = {"CPU": 2.0}
+        self.started: list[dict[str, Any]] = []  # the resources of each actor
+        error = type("RayError", (Exception,), {})
+        self.exceptions = SimpleNamespace(RayError=error, RayTaskError=type("RayTaskError", (error,), {}))
         self.connected: dict[str, Any] = {}
+        self.util = SimpleNamespace(get_node_ip_address=lambda: "10.0.0.7")
 
     def init(self, **settings: Any) -> None:
         if settings["address"] == "nowhere:1":
@@ -35,29 +65,17 @@ class FakeRay(ModuleType):
         self.connected = settings
 
     def cluster_resources(self) -> dict[str, float]:
-        return {"CPU": 2.0}
+        return self.resources
 
     def remote(self, **options: Any) -> Any:
-        assert options["max_restarts"] == options["max_task_retries"] == -1
+        def create(cls: type, *arguments: Any) -> Handle:
+            self.started.append(options)
+            return Handle(self, cls(*arguments))
 
-        def actor_class(cls: type) -> Any:
-            def create(*args: Any) -> Any:
-                actor = cls(*args)
+        return lambda cls: SimpleNamespace(remote=partial(create, cls))
 
-                def call(*sent: Any) -> Any:
-                    sent = pickle.loads(pickle.dumps(sent))  # as on its way to another process
-
-                    def compute() -> Any:
-                        self.computed.append(sent[-1])
-                        return actor.run(*sent)
-
-                    return compute
-
-                return SimpleNamespace(run=SimpleNamespace(remote=call))
-
-            return SimpleNamespace(remote=create)
-
-        return actor_class
+    def wait(self, results: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        return results[:1], results[1:]
 
     def get(self, result: Any) -> Any:
         return result()
@@ -66,11 +84,16 @@ class FakeRay(ModuleType):
         self.connected = {}
 
     def get_runtime_context(self) -> Any:
-        return SimpleNamespace(get_actor_id=lambda: "1", get_assigned_resources=lambda: {"CPU": 1.0})
+        given = {"CPU": 1.0}
+        return SimpleNamespace(
+            get_actor_id=lambda: "1", get_assigned_resources=lambda: given, get_node_id=lambda: "8faeb1c2d3"
+        )
 
 
 @pytest.fixture
 def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+    for name in ("BLIP2RT_NUM_THREADS", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):  # which actors set
+        monkeypatch.setenv(name, "1")
     fake = FakeRay()
     monkeypatch.setitem(sys.modules, "ray", fake)
     return fake
@@ -84,6 +107,39 @@ def test_caption_writes_the_bytes_of_a_local_run(album, run, ray, out):
     assert Path(out).read_bytes() == Path(f"local-{out}").read_bytes()
     assert Path("e1").read_text() == Path("e2").read_text() != ""
     assert not ray.connected, "the connection is closed"
+
+
+def test_work_of_dead_actors_runs_again(album, run, ray, caplog):
+    run("caption", "-r", "album", "--batch-size", 1, "--out", "local.jsonl")
+    ray.deaths = 5
+    assert run("caption", "-r", "album", "--batch-size", 1, "--out", "t.jsonl", "--ray", "auto")[0] == 1
+    assert Path("t.jsonl").read_bytes() == Path("local.jsonl").read_bytes()
+    line = "a worker on node 10.0.0.7 (8faeb1c2) died: its work runs again on another"
+    assert [record.getMessage() for record in caplog.records] == [line] and len(ray.started) > 2
+
+
+def test_actors_that_always_die_are_one_line(album, run, ray):
+    ray.deaths = 1000
+    error = run("caption", "-r", "album", "--ray", "auto")[2]
+    assert "workers die one after another (The actor died): give each more memory" in error
+
+
+def test_workers_have_the_given_size(album, run, ray):
+    index = ["index", "album", "--out", "x", "--batch-size", 1, "--ray", "auto"]
+    run(*index, "--threads", 2)
+    assert ray.started == [{"num_cpus": 2, "num_gpus": 0.0}] and os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    shutil.rmtree("x")
+    ray.started.clear()
+    run(*index, "--workers", 3)
+    assert len(ray.started) == 3 and os.environ["BLIP2RT_NUM_THREADS"] == "1"
+    assert_error(run(*index, "--gpus", 1), "--gpus is of the workers of --ray with --backend trt")
+    with pytest.raises(OptionError, match="--gpus is 1.5: give a whole number, or a fraction"):
+        Workers("auto", gpus=1.5)
+    ray.started.clear()
+    ray.resources = {"CPU": 16.0, "GPU": 2.0}
+    with ActorPool(Workers("auto", threads=2, gpus=0.5), BatchWorker, (None, {}), queued=2) as pool:
+        pool._start_actors()
+    assert ray.started == [{"num_cpus": 2, "num_gpus": 0.5}] * 4
 
 
 def test_pool_guides_in_actors(album, run, ray, tmp_path):
@@ -148,7 +204,7 @@ def test_urls_are_read_without_a_processor(ray, tiny, tmp_path):
         ),
         read_binary_files=rows({"path": "s3://b/x.png", "bytes": b"B"}),
     )
-    with RayExecutor("auto", str(tiny.path), None, {}) as executor:
+    with RayExecutor(Workers("auto"), str(tiny.path), {}) as executor:
         urls = ("s3://b/0.tar", f"file://{tmp_path}/t.parquet", "s3://b/folder")
         found = [(picture.name, picture.source()) for picture in executor.walk(Sources(urls))]
         names = ["s3://b/0.tar/k/1.jpg", "https://u/1", "7", "s3://b/x.png"]
@@ -159,7 +215,7 @@ def test_urls_are_read_without_a_processor(ray, tiny, tmp_path):
 
 
 def test_local_cluster_has_a_bounded_object_store(ray):
-    ray_executor.connect(ray, "local")
+    ray_cluster.connect(ray, "local")
     assert 100 << 20 <= ray.connected["object_store_memory"] <= 4 << 30 and not ray.connected["include_dashboard"]
 
 
@@ -178,17 +234,3 @@ def test_classes_add_columns(ray, tiny, album, model):
     assert not embedded["embedding"][1].any()
     with pytest.raises(OptionError, match="no column 'bytes'"):
         classes.Embedder(str(tiny.path))(batch)
-
-
-def test_capfilt_runs_its_command_once_per_processor(monkeypatch, tmp_path):
-    from blip2rt_train.capfilt import cluster
-
-    ran: list[list[str]] = []
-    fake = FakeRay()
-    fake.remote = lambda **options: lambda work: SimpleNamespace(remote=work)  # type: ignore[method-assign]
-    fake.get = lambda codes: codes  # type: ignore[method-assign]
-    monkeypatch.setitem(sys.modules, "ray", fake)
-    cluster.run_tasks("auto", lambda arguments: int(bool(ran.append(arguments))), ["capfilt", "--ray", ""])
-    assert ran == [["capfilt", "--ray", ""]] * 2 and not fake.connected
-    with pytest.raises(OptionError, match="2 of 2 tasks failed"):
-        cluster.run_tasks("auto", lambda arguments: 2, [])

@@ -3,53 +3,108 @@
 from __future__ import annotations
 
 import os
-import shutil
+import random
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from blip2rt.errors import OptionError
+from blip2rt.integrations.ray_cluster import ActorPool, Call, Workers, import_ray, node_name, take_resources
 from tests.gallery.helpers import POSIX, TIMEOUT
+from tests.seeds import new_seed
 from tests.tiny.image_folders import fill
 
-pytest.importorskip("ray")
+try:
+    ray = import_ray()  # sets the mode of its tokens, which the first import reads
+except OptionError:
+    pytest.skip("Ray is not installed", allow_module_level=True)
 pytestmark = POSIX
-PORT = 6397
 PHOTO = Path(__file__).parents[2] / "docs" / "photo.jpg"
-
-
-@pytest.mark.long(20, "actors of a real Ray")
-def test_nano_and_its_pool_caption_in_actors_as_locally(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("photos").mkdir()
-    shutil.copy(PHOTO, "photos/a.jpg")
-    Image.open(PHOTO).rotate(180).save("photos/b.png")
-    Path("photos/c.jpg").write_bytes(b"not a picture")
-    written, command = [], "caption -r photos --min-confidence 0.5 --batch-size 1 --out t.jsonl".split()
-    for ray in ([], ["--ray", "local"]):
-        arguments = [sys.executable, "-m", "blip2rt", *command, *ray]
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=TIMEOUT)
-        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-        written.append(Path("t.jsonl").read_bytes())
-        Path("t.jsonl").unlink()
-    assert written[0] == written[1] and written[0].count(b"\n") == 2
+ROUNDS = 20  # of a node that dies
 
 
 @pytest.fixture(scope="module")
-def head():
-    """A head node that all tests use."""
-    command = [sys.executable, "-m", "ray.scripts.scripts"]
-    start = ["start", "--head", "--num-cpus=2", "--object-store-memory=150000000", "--disable-usage-stats"]
+def cluster() -> Iterator[Any]:
+    """A head node that runs nothing; see `set_nodes`."""
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 0, "object_store_memory": 100 << 20, "include_dashboard": False}
+    started = Cluster(initialize_head=True, head_node_args=head)
     try:
-        subprocess.run([*command, *start, "--include-dashboard=false", f"--port={PORT}"], check=True, timeout=TIMEOUT)
-        yield f"127.0.0.1:{PORT}"
+        yield started
     finally:
-        subprocess.run([*command, "stop"], check=True, timeout=TIMEOUT)
+        started.shutdown()
+
+
+def add_node(cluster: Any, cpus: int = 1, gpus: int = 0) -> None:
+    """gpus: that Ray believes in."""
+    cluster.add_node(num_cpus=cpus, num_gpus=gpus, object_store_memory=100 << 20)
+
+
+def set_nodes(cluster: Any, count: int, cpus: int = 1, gpus: int = 0) -> None:
+    """Replace the nodes that run workers."""
+    while cluster.worker_nodes:
+        kill_node(cluster)
+    for _ in range(count):
+        add_node(cluster, cpus, gpus)
+
+
+def kill_node(cluster: Any) -> None:
+    """Kill a node that workers run on."""
+    cluster.remove_node(random.choice(list(cluster.worker_nodes)), allow_graceful=False)
+
+
+class Worker:
+    """Tells what it may use."""
+
+    def start(self) -> str:
+        take_resources()
+        return node_name(ray)
+
+    def run(self) -> tuple[str, ...]:
+        time.sleep(1)  # another worker gets the next call
+        return tuple(os.environ[name] for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "BLIP2RT_NUM_THREADS"))
+
+
+@pytest.mark.long(20, "processors and GPUs of a real Ray")
+def test_workers_have_gpus_and_threads_of_their_own(cluster):
+    set_nodes(cluster, 1, cpus=2, gpus=2)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not find this module
+    for gpus, expected in ((1.0, {("0", "1", "1"), ("1", "1", "1")}), (0.0, {("", "1", "1")})):
+        found = set[tuple[str, ...]]()
+        with ActorPool(Workers(cluster.address, gpus=gpus), Worker, (), queued=1) as pool:
+            for call in pool.map(Call(second, ()) for second in range(TIMEOUT)):
+                found.add(call.result)
+                if len(found) == len(expected):
+                    break
+        assert found == expected
+
+
+@pytest.mark.long(30, "actors of a real Ray, on a node that dies")
+def test_nano_and_its_pool_caption_locally_and_on_nodes_that_come_and_go(cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    for turn in range(8):
+        Image.open(PHOTO).rotate(45 * turn).save(f"photos/{turn}.png")
+    Path("photos/bad.jpg").write_bytes(b"not a picture")
+    command = [sys.executable, "-m", "blip2rt", *"caption -r photos --min-confidence 0.5 --batch-size 1".split()]
+    assert subprocess.run([*command, "--out", "local.jsonl"], timeout=TIMEOUT, check=False).returncode == 1
+    set_nodes(cluster, 1, cpus=2)
+    driver = start([*command, "--out", "t.jsonl", "--ray", cluster.address])
+    wait_until(lambda: size_of("t.jsonl") > 0, driver)
+    kill_node(cluster)
+    add_node(cluster)
+    _, error = driver.communicate(timeout=TIMEOUT)
+    assert driver.returncode == 1 and Path("t.jsonl").read_bytes() == Path("local.jsonl").read_bytes(), error
+    assert error.count("died: its work runs again on another") == 1 and "Traceback" not in error
 
 
 def caption(folder: Path, tiny: Path, *arguments: str) -> list[str]:
@@ -57,37 +112,69 @@ def caption(folder: Path, tiny: Path, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "blip2rt", "caption", "-r", str(folder), *common]
 
 
+def start(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def size_of(name: str) -> int:
+    return Path(name).stat().st_size if Path(name).exists() else 0
+
+
+def wait_until(reached: Callable[[], bool], driver: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + TIMEOUT
+    while not reached():
+        assert driver.poll() is None and time.monotonic() < end, driver.communicate()
+        time.sleep(0.02)
+
+
 def workers(name: str = "BatchWorker") -> list[int]:
     found = subprocess.run(["pgrep", "-f", f"ray::{name}"], capture_output=True, text=True, check=False)
     return [int(line) for line in found.stdout.split()]
 
 
-@pytest.mark.slow
-def test_killed_actor_and_driver_lose_nothing(tmp_path, tiny, head, monkeypatch):
+def test_random_deaths_of_nodes_change_no_byte(cluster, tmp_path, tiny, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    random.seed(new_seed())
+    for number in range(12):
+        fill(tmp_path / "album" / str(number), number)
+    subprocess.run(caption(tmp_path / "album", tiny.path), check=False, timeout=TIMEOUT)
+    local = Path("t.jsonl").read_bytes()
+    set_nodes(cluster, 2)
+    seconds = 0.0  # of a run that nothing disturbs
+    for turn in range(1 + ROUNDS):
+        Path("t.jsonl").unlink()
+        began, driver = time.monotonic(), start(caption(tmp_path / "album", tiny.path, "--ray", cluster.address))
+        if turn:
+            time.sleep(random.uniform(0, seconds))
+            kill_node(cluster)
+            add_node(cluster)
+        _, error = driver.communicate(timeout=TIMEOUT)
+        assert Path("t.jsonl").read_bytes() == local and error.count(" died: ") <= 1, error
+        seconds = seconds or time.monotonic() - began
+
+
+def test_killed_actor_and_driver_lose_nothing(tmp_path, tiny, cluster, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number in range(12):
         fill(tmp_path / "album" / str(number), number)
     subprocess.run(caption(tmp_path / "album", tiny.path), check=False, timeout=TIMEOUT)
     local = Path("t.jsonl").read_bytes()
     Path("t.jsonl").unlink()
-    driver = subprocess.Popen(caption(tmp_path / "album", tiny.path, "--ray", head))
-    end = time.monotonic() + TIMEOUT
-    while not (Path("t.jsonl").exists() and Path("t.jsonl").stat().st_size):
-        assert driver.poll() is None and time.monotonic() < end, "the driver ended early"
-        time.sleep(0.05)
+    set_nodes(cluster, 2)
+    command = caption(tmp_path / "album", tiny.path, "--ray", cluster.address)
+    driver = start(command)
+    wait_until(lambda: size_of("t.jsonl") > 0, driver)
     for pid in workers()[:1]:
         os.kill(pid, signal.SIGKILL)
-    size = Path("t.jsonl").stat().st_size
-    while driver.poll() is None and Path("t.jsonl").stat().st_size == size and time.monotonic() < end:
-        time.sleep(0.05)
+    size = size_of("t.jsonl")
+    wait_until(lambda: size_of("t.jsonl") > size, driver)
     driver.kill()
-    driver.wait()
-    subprocess.run(caption(tmp_path / "album", tiny.path, "--ray", head), check=False, timeout=TIMEOUT)
+    driver.communicate()
+    subprocess.run(command, check=False, timeout=TIMEOUT)
     assert Path("t.jsonl").read_bytes() == local
 
 
-@pytest.mark.slow
-def test_killed_capfilt_task_loses_nothing(tmp_path, tiny, head, monkeypatch):
+def test_killed_capfilt_worker_loses_nothing(tmp_path, tiny, cluster, monkeypatch):
     pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shards").mkdir()
@@ -96,24 +183,14 @@ def test_killed_capfilt_task_loses_nothing(tmp_path, tiny, head, monkeypatch):
         with tarfile.open(tmp_path / "shards" / f"{number}.tar", "w") as tar:
             for copy in range(8):
                 tar.add(tmp_path / "album" / str(number) / "a.png", f"{copy}.png")
-    command = [
-        sys.executable,
-        "-m",
-        "blip2rt_train.prepare",
-        "capfilt",
-        "--data",
-        "shards",
-        "--captioner",
-        str(tiny.path),
-    ]
-    subprocess.run([*command, "--batch-size", "1", "--out", "local"], check=True, timeout=TIMEOUT)
-    driver = subprocess.Popen([*command, "--batch-size", "1", "--out", "cluster", "--ray", head])
-    end = time.monotonic() + TIMEOUT
-    while not any(file.stat().st_size for file in Path("cluster").glob("*.jsonl")):
-        assert driver.poll() is None and time.monotonic() < end, "the driver ended early"
-        time.sleep(0.02)
-    for pid in workers("work")[:1]:
+    command = [sys.executable, "-m", "blip2rt_train.prepare", "capfilt", "--data", "shards", "--batch-size", "1"]
+    command += ["--captioner", str(tiny.path)]
+    subprocess.run([*command, "--out", "local"], check=True, timeout=TIMEOUT)
+    set_nodes(cluster, 2)
+    driver = start([*command, "--out", "cluster", "--ray", cluster.address])
+    wait_until(lambda: any(file.stat().st_size for file in Path("cluster").glob("*.jsonl")), driver)
+    for pid in workers("ShardWorker")[:1]:
         os.kill(pid, signal.SIGKILL)
-    assert driver.wait(TIMEOUT) == 0
+    assert driver.communicate(timeout=TIMEOUT) and driver.returncode == 0
     for file in Path("local").iterdir():
         assert (Path("cluster") / file.name).read_bytes() == file.read_bytes()

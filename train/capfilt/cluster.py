@@ -1,34 +1,47 @@
-"""CapFilt on a Ray cluster: `prepare capfilt --ray`. Each task is the command itself, claiming shards one by one."""
+"""CapFilt on a Ray cluster: `prepare capfilt --ray`. Each worker loads the models once and filters shards."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from blip2rt.errors import OptionError
+from blip2rt.integrations.ray_cluster import ActorPool, Call, Workers, import_ray, node_name, take_resources
+
+from ..data.object_storage import Shard
+from ..data.samples import BadSamples
+from ..progress import bar
+from .datasets import FilterOptions, filter_shards
 
 
-def run_tasks(address: str, command: Callable[[list[str]], int], arguments: Sequence[str]) -> None:
-    """Run `command(arguments)` once per processor of a cluster, in this working directory. Raises OptionError.
+class ShardWorker:
+    """The actor. The shard of a worker that dies resumes where it stopped."""
 
-    Every node needs the same file system. Ray repeats a task that dies; its shard resumes where it stopped.
-    """
-    from blip2rt.integrations.ray import import_ray
-    from blip2rt.integrations.ray_executor import connect
+    def __init__(self, folder: str, out: Path, open_options: Callable[[], FilterOptions]) -> None:
+        """folder: where the command was called, on a file system that every node has."""
+        self._folder, self._out, self._open = folder, out, open_options
 
-    ray = import_ray()
-    connect(ray, address)
-    folder = os.getcwd()
+    def start(self) -> str:
+        """Open what all shards share and return this node's name."""
+        os.chdir(self._folder)
+        take_resources()
+        self._options = self._open()
+        return node_name(import_ray())
 
-    def work() -> int:
-        os.chdir(folder)
-        return command(list(arguments))
+    def run(self, shard: Shard) -> tuple[int, dict[str, str]]:
+        """Filter a shard. Return its number of images and all samples that were unusable so far, with the reasons."""
+        return filter_shards([shard], self._out, self._options), self._options.bad.found
 
-    try:
-        count = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        task = ray.remote(num_cpus=1, max_retries=-1)(work)
-        codes = ray.get([task.remote() for _ in range(count)])
-    finally:
-        ray.shutdown()
-    if any(codes):
-        raise OptionError(f"{sum(map(bool, codes))} of {count} tasks failed: run the command without --ray to see why")
+
+def filter_on_cluster(
+    shards: Sequence[Shard], out: Path, workers: Workers, open_options: Callable[[], FilterOptions], bad: BadSamples
+) -> int:
+    """Filter shards on the workers of a cluster and return the number of images. Raises OptionError, BackendError."""
+    images = 0
+    with ActorPool(workers, ShardWorker, (os.getcwd(), out, open_options), queued=1) as pool:
+        for call in bar(pool.map(Call(shard, (shard,)) for shard in shards), total=len(shards), unit="shard"):
+            written, found = call.result
+            images += written
+            for sample, reason in found.items():
+                bad.add(sample, reason)
+    return images

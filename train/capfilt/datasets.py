@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ..data.object_storage import Shard, ShardReader
 from ..data.readers import IMAGES, read_data, read_json
 from ..data.samples import BadSamples, Dataset, Sample, error_text, repeat_answers, table_text, text_fault
 from ..data.shard_index import scan_samples
-from ..data.shards import add_sample, expand_shards, read_row
+from ..data.shards import add_sample, read_row
 from ..evaluation.predictions import Predictions, require_writable, write_atomically
 from ..progress import announce, bar
 from .candidates import CapFilt, Item, choose, store_candidates
@@ -88,14 +88,14 @@ def filter_list(data: str, images: str, out: Path, options: FilterOptions) -> in
     return sum(bool(samples) for _, samples in kept)
 
 
-def filter_shards(pattern: str, out: Path, options: FilterOptions) -> int:
+def filter_shards(shards: Sequence[Shard], out: Path, options: FilterOptions) -> int:
     """Write a shard of the same name for each shard; return the number of images that this process wrote.
 
     A shard that keeps as many captions is skipped. At the end, wait for the shards of other processes, and take over
     those of a process that died.
     """
     out.mkdir(parents=True, exist_ok=True)
-    images, shards = 0, expand_shards(pattern)
+    images = 0
     for wait in (False, True):
         left = []
         for shard in shards:

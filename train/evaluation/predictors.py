@@ -94,14 +94,15 @@ class BundlePredictor(Model):
     """A bundle in the runtime."""
 
     def caption_candidates(self, vision_features: Floats, sampling: Sampling, first_image: int) -> list[list[str]]:
-        """See Captioner; the beams are the bundle's own. Beams and samples share soft prompts, prefill and steps."""
+        """See Captioner; the best is that of `caption`. Beams and samples share soft prompts, prefill and steps."""
         pipeline, tasks = self.pipeline, [self.pipeline.task()]
         if sampling.count:
             drawn: dict[str, Any] = {"num_captions": sampling.count, "num_beams": 1, "do_sample": True, "top_k": 0}
             tasks.append(pipeline.task(**drawn, top_p=sampling.top_p, seed=sampling.seed))
         prefix_embeds, language = self.caption_prefix(vision_features), pipeline.language  # (B, Q, D)
         prompts = [language.encode(tasks[0].prompt)] * len(prefix_embeds)
-        options = [task.settings.changed(first_image=first_image) for task in reversed(tasks)]  # the longest first
+        started = [(task, task.settings.changed(first_image=first_image)) for task in reversed(tasks)]  # longest first
+        options = [task.guided(settings, [vision_features]) for task, settings in started]
         found = pipeline.backend.generate_rounds(prefix_embeds, prompts, options)
         rounds = [
             language.scored(texts, task.settings, True) for texts, task in zip(reversed(found), tasks, strict=True)

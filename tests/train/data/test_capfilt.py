@@ -178,7 +178,8 @@ def test_shards_are_filtered_to_shards_of_the_same_samples(tmp_path: Path) -> No
     write_shard(tmp_path / "in" / "000.tar", first)
     write_shard(tmp_path / "in" / "001.tar", {"b.png": files["blue"], "b.json": json.dumps(answer)})
     out, captioner = tmp_path / "out", Captioner()
-    assert filter_shards(str(tmp_path / "in"), out, work(captioner, own=3, keep=1)) == 3
+    shards = expand_shards(str(tmp_path / "in"))
+    assert filter_shards(shards, out, work(captioner, own=3, keep=1)) == 3
     names = [path.name for path in expand_shards(str(out))]
     assert names == ["000.tar", "001.tar"]
     assert sorted(path.name for path in out.iterdir()) == sorted([*names, *(f"{n}.candidates.jsonl" for n in names)])
@@ -189,8 +190,8 @@ def test_shards_are_filtered_to_shards_of_the_same_samples(tmp_path: Path) -> No
         assert json.load(tar.extractfile("b.json"))["source"] == "http://blue"  # type: ignore[arg-type]
     assert texts_of(out, tmp_path) == [("a red thing",), ("drawn green",), ("drawn blue", "yes")]
     (out / "001.tar").unlink()
-    assert filter_shards(str(tmp_path / "in"), out, work(own=3, keep=1, scorer=None)) == 1, "one shard was there"
-    assert filter_shards(str(tmp_path / "in"), out, work(own=3, keep=2, scorer=None)) == 3, "other captions stay"
+    assert filter_shards(shards, out, work(own=3, keep=1, scorer=None)) == 1, "one shard was there"
+    assert filter_shards(shards, out, work(own=3, keep=2, scorer=None)) == 3, "other captions stay"
     assert len(texts_of(out, tmp_path)[0]) == 2 and captioner.seen == [0, 1, 2]
 
 
@@ -214,7 +215,7 @@ class Slow(Captioner):
 
 
 def _filter_slowly(pattern: str, out: Path, log: Path, seconds: float) -> None:
-    filter_shards(pattern, out, work(Slow(log, seconds), own=1))
+    filter_shards(expand_shards(pattern), out, work(Slow(log, seconds), own=1))
 
 
 def test_processes_share_shards_and_take_over_from_a_killed_one(tmp_path: Path) -> None:
@@ -299,6 +300,17 @@ def test_models_caption_and_rank(kind: str, tmp_path: Path, capsys: pytest.Captu
         assert all(
             abs(scores[sample.text] - dict(each[:2] for each in one[number])[sample.text]) < 1e-3 for sample in samples
         )
+
+
+def test_best_caption_is_that_of_caption_with_its_pool() -> None:
+    predictor, photo = open_predictor(None), Image.open(Path(__file__).parents[3] / "docs" / "photo.jpg")
+    width, height = photo.size
+    corner = photo.crop((width // 2, height // 2, width, height))  # whose caption the pool changes
+    rgb = [predictor.prepare(image) for image in (photo, corner)]
+    written = predictor.caption_candidates(predictor.vision_features(rgb), Sampling(1, 0.9, 0), 0)
+    best = [str(text) for text in predictor.caption(rgb)]  # type: ignore[arg-type]
+    assert [each[0] for each in written] == best
+    assert best != predictor.caption(rgb, pool=False), "the pool guides"  # type: ignore
 
 
 def test_images_are_encoded_once_if_one_model_does_both(tmp_path: Path) -> None:
