@@ -109,7 +109,7 @@ class PrefixLmTexts:
     ) -> SplitTexts:
         """The texts of each image, one row each; `rngs`, one for each image, split captions."""
         image = torch.tensor([image for image, group in enumerate(groups) for _ in group])
-        drawn = rngs or [None] * len(groups)
+        drawn: Sequence[np.random.Generator | None] = rngs or [None] * len(groups)
         rows = [self.split(sample, rng) for group, rng in zip(groups, drawn, strict=True) for sample in group]
         given, learned = ([torch.tensor(ids, dtype=torch.int64) for ids in side] for side in zip(*rows, strict=True))
         mask = pad_sequence([torch.ones_like(ids) for ids in given], batch_first=True)
