@@ -86,16 +86,20 @@ dist: $(DEV)/blip2rt-installed  ## pack libblip2rt with ONNX Runtime into build/
 bench: $(DEV)/blip2rt-installed  ## measure speed and memory of nano on this machine
 	$(DEV)/bin/blip2rt-bench --image docs/photo.jpg
 
-# Builds the core with each sanitizer and runs the stress program and the tests on it. ASan ends a process that runs out
-# of memory or address space, so tests that limit these are left out by name.
+# Builds the core and the C library with each sanitizer, runs both stress programs, every call of the C library in 64
+# threads, and the tests of the core. ASan ends a process that runs out of memory or address space, so tests that limit
+# these are left out by name.
 LIMITING_MEMORY := memory or no_allowed_operator_ends_the_process
 sanitize: $(DEV)/blip2rt-installed  ## test the core under ASan, UBSan and TSan
-	$(RUN) tests.engines.native.tiny_graphs build/tiny
+	rm -rf build/tiny; $(RUN) tests.tiny.bundle build/tiny
+	set -e; export TSAN_OPTIONS="suppressions=tests/engines/native/tsan.supp report_mutex_bugs=0"; \
 	for kind in address,undefined thread; do \
-	  cmake -S . -B build/sanitize-$$kind -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(abspath $(DEV))/bin/python \
-	    -DBLIP2RT_SANITIZE=$$kind >/dev/null && cmake --build build/sanitize-$$kind --target stress && \
-	  TSAN_OPTIONS="suppressions=tests/engines/native/tsan.supp report_mutex_bugs=0" build/sanitize-$$kind/stress $(ORT_LIBRARY) build/tiny 4 100 \
-	    || exit 1; \
+	  cmake -S . -B build/sanitize-$$kind -DPython_EXECUTABLE=$(abspath $(DEV))/bin/python -DBLIP2RT_SANITIZE=$$kind >/dev/null; \
+	  cmake --build build/sanitize-$$kind --target stress; \
+	  build/sanitize-$$kind/stress $(ORT_LIBRARY) build/tiny 4 100; \
+	  cmake -S . -B build/sanitize-c-$$kind -DBLIP2RT_C=ON -DBLIP2RT_C_TESTS=ON -DBLIP2RT_SANITIZE=$$kind >/dev/null; \
+	  cmake --build build/sanitize-c-$$kind --target all_calls; \
+	  build/sanitize-c-$$kind/all_calls build/tiny $(ORT_LIBRARY) docs/photo.jpg 60 64; \
 	done
 	cmake --build build/sanitize-address,undefined
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \

@@ -67,4 +67,6 @@ install(FILES "${CMAKE_CURRENT_BINARY_DIR}/blip2rt.pc" DESTINATION ${CMAKE_INSTA
 if(BLIP2RT_C_TESTS)
   add_executable(image_check tests/c/native/image_check.cpp)
   target_link_libraries(image_check PRIVATE blip2rt_media)
+  add_executable(all_calls tests/c/native/all_calls.c)
+  target_link_libraries(all_calls PRIVATE blip2rt Threads::Threads)
 endif()

@@ -16,7 +16,7 @@ from PIL import Image
 from blip2rt.backends.ort import find_library
 from tests.c.build import ROOT, build, run
 from tests.c.library import CError, CModel, Handle, call, library, make, pairs
-from tests.tiny.bundle import Tiny
+from tests.tiny.bundle import CALIBRATION, Tiny, calibrated, with_likelihood_weight
 
 NOTHING = Handle()
 
@@ -188,15 +188,16 @@ def copied(tiny: Tiny, tmp_path: Path) -> Callable[[str], Path]:
     return lambda name: Path(shutil.copytree(tiny.path, tmp_path / name))
 
 
-def test_a_thousand_captions_leak_nothing(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_thousand_rounds_of_all_calls_leak_nothing(tiny: Tiny, tmp_path: Path) -> None:
     """LeakSanitizer finds what nothing points to; the resident memory shows what is kept."""
     built = build("blip2rt")
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "photo.png")
-    program = tmp_path / "leak_check"
-    source, include = ROOT / "tests" / "c" / "native" / "leak_check.c", ROOT / "engines" / "c" / "include"
+    program = tmp_path / "all_calls"
+    source, include = ROOT / "tests" / "c" / "native" / "all_calls.c", ROOT / "engines" / "c" / "include"
     run(
         "cc",
         "-fsanitize=leak",
+        "-pthread",
         str(source),
         f"-I{include}",
         f"-L{built}",
@@ -205,7 +206,8 @@ def test_a_thousand_captions_leak_nothing(tiny: Tiny, tmp_path: Path) -> None:
         "-o",
         str(program),
     )
-    command = [program, tiny.path, find_library(), tmp_path / "photo.png", "1000"]
+    folder = calibrated(with_likelihood_weight(tiny, tmp_path / "calibrated", 0.4), CALIBRATION)
+    command = [program, folder, find_library(), tmp_path / "photo.png", "1000", "1"]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     early, late = map(int, done.stdout.split())

@@ -21,27 +21,11 @@ from blip2rt.matching.tagger import read_labels
 from blip2rt.native import native
 from blip2rt.requests import Request
 from blip2rt.structured import fill
-from tests.tiny.bundle import E, Tiny, calibrated, with_likelihood_weight
+from tests.tiny.bundle import CALIBRATION, Tiny, calibrated, with_likelihood_weight
 
 pytest.importorskip("blip2rt._native")
 
 PHRASES, SENTENCES = ["a dog", "cat", "red cat"], ["a dog runs on the red grass", "the red cat sits in the blue water"]
-MEAN_TEXT = tuple(np.linspace(-1, 1, E).tolist())
-PHRASE = {"name_cosine": 2.0, "query_1": -0.7, "base_cosine": 0.5, "phrase_likelihood": 0.3, "yes": 0.4}
-PHRASE |= {"yes_blind": -0.2}
-SENTENCE = {"cosine": 1.5, "itm": 0.6, "likelihood": -0.1, "words": 0.05}
-LABEL = {"nearness": 1.3, "told": 2.0}
-CAPTION = {"cosine": 0.7, "likelihood": 0.2, "score": 0.9, "words": -0.1}
-NEARNESS = Logistic(0.0, {"name_cosine": 1.0, "query_0": -0.5})
-CALIBRATION = Calibration(
-    Logistic(0.3, PHRASE),
-    Logistic(-0.2, SENTENCE),
-    Logistic(0.1, LABEL),
-    Logistic(0.4, CAPTION),
-    NEARNESS,
-    tuple(np.linspace(0.5, -0.5, E).tolist()),
-    MEAN_TEXT,
-)
 
 
 @pytest.fixture
@@ -65,7 +49,7 @@ def test_probability_of_a_phrase_equals_numpy(model: blip2rt.Model, photo: Any) 
     yes, blind = model.matcher.yes_odds(features, [f"is there {text}?" for text in full])
     for row, match in enumerate(matches):
         signals = {"name_cosine": cosines[row].max(), "query_1": cosines[row, 1], "yes": yes[row]}
-        signals |= {"base_cosine": float((model.embed_image(images[row]) @ np.array(MEAN_TEXT)).mean())}
+        signals |= {"base_cosine": float((model.embed_image(images[row]) @ np.array(CALIBRATION.mean_text)).mean())}
         signals |= {"phrase_likelihood": likelihoods[row], "yes_blind": blind[row]}
         assert match.probability == pytest.approx(logistic(CALIBRATION.phrase, signals), abs=1e-4)
 

@@ -1,10 +1,15 @@
-"""A tiny bundle of real ONNX graphs with random weights, and the same computation in numpy."""
+"""A tiny bundle of real ONNX graphs with random weights, and the same computation in numpy.
+
+`python -m tests.tiny.bundle FOLDER` writes one that is calibrated.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
+import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,6 +27,16 @@ HEADS, HEAD_DIM, POSITIONS = 2, 8, 64  # one key/value head
 WORDS = "<pad> </s> a dog cat man runs sits red blue on in the grass water Question : Answer what who is".split()
 TEXT_WORDS = "[PAD] [UNK] [CLS] [SEP] a dog cat runs red".split()
 EOS = 1
+_PHRASE = {"name_cosine": 2.0, "query_1": -0.7, "base_cosine": 0.5, "phrase_likelihood": 0.3, "yes": 0.4}
+CALIBRATION = contract.Calibration(
+    phrase=contract.Logistic(0.3, _PHRASE | {"yes_blind": -0.2}),
+    sentence=contract.Logistic(-0.2, {"cosine": 1.5, "itm": 0.6, "likelihood": -0.1, "words": 0.05}),
+    label=contract.Logistic(0.1, {"nearness": 1.3, "told": 2.0}),
+    caption=contract.Logistic(0.4, {"cosine": 0.7, "likelihood": 0.2, "score": 0.9, "words": -0.1}),
+    nearness=contract.Logistic(0.0, {"name_cosine": 1.0, "query_0": -0.5}),
+    label_text=tuple(np.linspace(0.5, -0.5, E).tolist()),
+    mean_text=tuple(np.linspace(-1, 1, E).tolist()),
+)
 
 
 @dataclass
@@ -279,3 +294,9 @@ def save_text_tokenizer(path: Path) -> None:
     )
     tokenizer.enable_padding(length=32)  # a tokenizer's file may set this, and it must have no effect
     tokenizer.save(str(path))
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as temporary:
+        plain = tiny_bundle(Path(temporary) / "tiny", new_seed())
+        calibrated(with_likelihood_weight(plain, Path(sys.argv[1]), 0.4), CALIBRATION)

@@ -2,7 +2,7 @@
 // answer must be the one that a single thread got. Built with ThreadSanitizer, and with AddressSanitizer, by `make
 // sanitize`.
 //
-//   stress LIBONNXRUNTIME FOLDER THREADS ROUNDS     FOLDER: embed.onnx and llm.onnx, as tiny_graphs.py writes them
+//   stress LIBONNXRUNTIME FOLDER THREADS ROUNDS     FOLDER: a bundle, as tests.tiny.bundle writes it
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
