@@ -41,6 +41,7 @@ from blip2rt_train.objectives.stage1 import (
     similarity,
     stage1_losses,
 )
+from blip2rt_train.objectives.stage1_batch import WholeBatch
 
 _BERT_BASE: dict[str, Any] = {"hidden_size": 768, "layers": 12, "heads": 12, "intermediate_size": 3072}
 PAPER = QFormerConfig(**_BERT_BASE, queries=32, vision_width=1408, dropout=0.0, query_gain=None)
@@ -111,8 +112,15 @@ def itg_pass(model: Blip2, vision_features: torch.Tensor, text: TextBatch, dec_t
     return itg_loss(model.lm_head(states, qformer.word_embeddings.weight), targets)
 
 
-def independent_losses(model: Blip2, vision_features: torch.Tensor, text: TextBatch, settings: LossSettings) -> Losses:
-    """ITC, ITM and ITG with a full forward pass each; they share only the similarities for ITM's negatives."""
+def independent_losses(
+    model: Blip2,
+    vision_features: torch.Tensor,
+    text: TextBatch,
+    settings: LossSettings,
+    _batch: WholeBatch | None = None,
+) -> Losses:
+    """ITC, ITM and ITG with a full forward pass each; they share only the similarities for ITM's negatives. A batch on
+    one process only."""
     with _normalized_features(model):
         itc, sim = itc_pass(model, vision_features, text)
         itm = itm_pass(model, vision_features, text, sim)
@@ -147,7 +155,7 @@ def compare_stage1(
     model.to(device)
     features, text = features.to(device), TextBatch(*(value.to(device) for value in vars(text).values()))
     settings = LossSettings(model.config.qformer.vocab_size - 1)
-    ways = [partial(way, model, features, text, settings) for way in (independent_losses, stage1_losses)]
+    ways = [partial(way, model, features, text, settings, WholeBatch()) for way in (independent_losses, stage1_losses)]
     return alternate(model, [lambda way=way: way()["loss"] for way in ways], precision, repeat)  # type: ignore[misc]
 
 

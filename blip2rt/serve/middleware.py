@@ -146,8 +146,8 @@ class RequestMiddleware:
 
 def _head_error(scope: Scope) -> ApiError | None:
     """Return the fault of a head that h11 accepts: it limits incomplete heads only, and prefers Transfer-Encoding."""
-    size = len(scope["raw_path"]) + sum(len(name) + len(value) + 4 for name, value in scope["headers"])
-    if size + len(scope["query_string"]) > MAX_HEAD_BYTES:
+    url = len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"])
+    if url + sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > MAX_HEAD_BYTES:
         message = f"the URL and headers have more than {MAX_HEAD_BYTES:,} bytes: send shorter ones"
         return bad_request(message, code="head_too_large")
     if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
