@@ -25,21 +25,16 @@ from .ray_cluster import import_ray, node_name, take_resources
 
 if TYPE_CHECKING:
     from ..gallery.prefetch import MakeTask
-    from ..model import Model
 
     Batch = dict[str, Any]  # columns, each an array or a list of the batch's length
-
-
-def load_in_actor(model: str | None, **settings: Any) -> Model:
-    """Load a bundle with the threads and the device that Ray gave to this actor."""
-    return load(model, **{**({"backend": "trt"} if take_resources() else {}), **settings})
 
 
 class _ImageColumn:
     """A model, and the column that has its images."""
 
     def __init__(self, model: str | None, image: str, settings: dict[str, Any]) -> None:
-        self.model, self._image = load_in_actor(model, **settings), image
+        backend = {"backend": "trt"} if take_resources() else {}
+        self.model, self._image = load(model, **{**backend, **settings}), image
 
     def _prepare(self, batch: Batch) -> tuple[list[int], list[Any], list[str | None]]:
         """Return the numbers of the readable images, their pixels, and an error or None for every image."""
