@@ -326,7 +326,7 @@ class Labels:
         """Texts, each once; "animal|dog" is the label dog below animal. Raises OptionError with every fault."""
     @staticmethod
     def everyday() -> Labels:
-        """The labels that come with blip2rt. recipes/labels/everyday.py made them from the nouns of captions."""
+        """The labels that come with blip2rt."""
     def __len__(self) -> int: ...
     @property
     def entries(self) -> list[tuple[str, list[str], list[str]]]:

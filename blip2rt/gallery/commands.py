@@ -82,26 +82,16 @@ def index(args: argparse.Namespace, resources: Resources) -> int:
     from .index import MAX_EXACT, Index
     from .index_update import BATCH_SIZE, index_sources, update
 
-    for_clip_retrieval = args.format == "clip-retrieval"
-    folder = args.out / "blip2rt" if for_clip_retrieval else args.out
-    if for_clip_retrieval:
-        from .outputs import clip_retrieval, tables
-
-        tables.load_pyarrow()
-        if not (folder / "index.json").exists():
-            check_empty(args.out, "neither an index nor empty: give another --out", "blip2rt")
     sources = index_sources(args.folder)
     _suggest_usearch(lambda: has_more_than(MAX_EXACT, sources))
     parallelism = flags.parallelism_of(args, sources, BATCH_SIZE)
     model = resources.load(parallelism.threads)
-    with Index.create(folder, args.folder, model) as opened, resources.open_executor() as executor:
+    with Index.create(args.out, args.folder, model) as opened, resources.open_executor() as executor:
         try:
             counts = update(opened, parallelism, args.errors, args.strict, quiet=False, executor=executor)
         except KeyboardInterrupt:
             print_status(f"{len(opened):,} pictures are in the index; the same command resumes")
             raise
-        if for_clip_retrieval:
-            clip_retrieval.export(opened.catalog.all(), opened.vectors, opened.root, args.out)
         print_status(summary(counts, "indexed", args.errors))
     return counts.exit_code
 

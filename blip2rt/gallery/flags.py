@@ -142,8 +142,6 @@ def add_index(command: Parser) -> None:
     )
     group = command.add_argument_group(_FILES)
     group.add_argument("--out", type=path, required=True, metavar="INDEX", help="the folder of the index")
-    layouts = "clip-retrieval also writes img_emb/*.npy and metadata/*.parquet, one vector a picture"
-    group.add_argument("--format", choices=("blip2rt", "clip-retrieval"), default="blip2rt", help=layouts)
     add_errors(group)
     add_parallelism(command.add_argument_group("speed"), 8)
 

@@ -11,7 +11,7 @@ import pytest
 
 from blip2rt.bench import collect, geometry, machine, peers, report
 from blip2rt.bench.cli import main
-from blip2rt.bench.stages import STAGES, Workload
+from blip2rt.bench.stages import STAGES
 from blip2rt.bundle import embedded, read
 from blip2rt.install_hints import pip_install
 from tests.seeds import seed_of
@@ -146,31 +146,14 @@ def remove(monkeypatch, *absent):
 
 
 def test_missing_peers_are_reported_first(capsys, monkeypatch, planned):
-    absent = ("llama_cpp", "nncf")
-    remove(monkeypatch, *absent)
-    given = [f"--peer={name}" for name in ("openvino-int4", "hf-fp32", "llama.cpp-q4", "openvino-int4")]
+    remove(monkeypatch, "nncf")
+    given = [f"--peer={name}" for name in ("openvino-int4", "hf-fp32", "openvino-int4")]
     code, _, err = run(capsys, *given, "--checkpoint", "Salesforce/blip2-opt-2.7b")
-    assert code == 0 and len(err.splitlines()) == 2
-    for line, name, module in zip(err.splitlines(), ("openvino-int4", "llama.cpp-q4"), absent[::-1], strict=True):
-        assert line == f"{name} is not measured: {module} is not installed: {peers.PEERS[name].install}"
+    install = peers.PEERS["openvino-int4"].install
+    assert (code, err) == (0, f"openvino-int4 is not measured: nncf is not installed: {install}\n")
     [plan] = planned
-    assert plan.peers == ("openvino-int4", "hf-fp32", "llama.cpp-q4"), "the table lists them too"
+    assert plan.peers == ("openvino-int4", "hf-fp32"), "the table lists both"
     assert plan.config == "Salesforce/blip2-opt-2.7b", "a hub id"
-
-
-def test_llama_cpp_needs_no_config(capsys, monkeypatch, planned):
-    remove(monkeypatch, "llama_cpp")
-    code, _, err = run(capsys, "--peer", "llama.cpp-q4")
-    assert code == 0 and planned[0].config is None
-    reason = "llama_cpp is not installed: pip install llama-cpp-python gguf onnx"
-    assert err == f"llama.cpp-q4 is not measured: {reason}\n"
-
-
-def test_llama_cpp_runs_on_nanos_sizes():
-    pytest.importorskip("llama_cpp")
-    plan = collect.Plan(Workload(str(embedded()), "", new_tokens=2, repeat=1))
-    got = collect._peer(plan, "llama.cpp-q4")
-    assert set(got["stages"]) == {"prefill", "decode step"}, got
 
 
 def test_no_config_is_created_without_installed_peers(capsys, monkeypatch, planned, tmp_path):

@@ -172,8 +172,6 @@ def test_missing_package_names_its_extra(album, run, monkeypatch):
     monkeypatch.setitem(sys.modules, "usearch.index", None)
     monkeypatch.setattr(index, "MAX_EXACT", 4)
     command = ["index", "album", "--out", "x"]
-    assert_error(run(*command, "--format", "clip-retrieval"), "pip install ", "[parquet]")
-    assert not Path("x").exists()
     for _ in range(2):  # without usearch search is slower, and finds the same
         code, _, err = run(*command)
         assert code == 1 and "more than 4 pictures, each of which is scored in every search" in err.splitlines()[0]

@@ -7,15 +7,13 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from blip2rt.gallery import Index, one_vector
+from blip2rt.gallery import Index
 from blip2rt.gallery.near_duplicates import find_near_duplicates
 from tests.gallery.helpers import POSIX, assert_error
-from tests.seeds import new_seed
-from tests.tiny.image_folders import picture, tree
+from tests.tiny.image_folders import tree
 
 pytestmark = pytest.mark.long(4, "an index of a whole folder, searched by commands")
 
@@ -77,27 +75,6 @@ def test_index_search_and_duplicates_commands(album, run):
     assert "a.png\n" in run("duplicates", "x", "--alike", 0.9999)[1]
 
 
-def test_clip_retrieval_layout(model, album, run):
-    parquet = pytest.importorskip("pyarrow.parquet")
-    assert run("index", "album", "--out", "c", "--format", "clip-retrieval")[0] == 1
-    embeds = np.load("c/img_emb/img_emb_0.npy")
-    paths = parquet.read_table("c/metadata/metadata_0.parquet").to_pydict()["image_path"]
-    assert embeds.dtype == np.float16 and len(paths) == len(embeds) == 10
-    assert np.allclose(embeds, one_vector(model.embed_image(paths)), atol=0.02)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="POSIX names")
-def test_undecodable_names_stay_distinct_in_parquet(run, tmp_path, monkeypatch):
-    parquet = pytest.importorskip("pyarrow.parquet")
-    monkeypatch.chdir(tmp_path)
-    Path("album").mkdir()
-    for name in (b"album/\xff.png", b"album/\xfe.png"):
-        picture(np.random.default_rng(new_seed())).save(os.fsdecode(name))
-    assert run("index", "album", "--out", "c", "--format", "clip-retrieval")[0] == 0
-    paths = parquet.read_table("c/metadata/metadata_0.parquet").to_pydict()["image_path"]
-    assert sorted(Path(path).name for path in paths) == ["\\xfe.png", "\\xff.png"]
-
-
 def test_usage_errors_are_one_line(album, run):
     run("index", "album", "--out", "x")
     Path("full").mkdir()
@@ -121,7 +98,6 @@ def test_usage_errors_are_one_line(album, run):
         (["search", "x", "a dog", "--html", "none/p.html"], ["folder 'none' does not exist"]),
         (["search", "x", "a dog", "--copy-to", "full"], ["full is not empty: give another --copy-to"]),
         (["index", "album", "--out", "x", "--errors", "full/a.png"], ["'full/a.png' is a picture"]),
-        (["index", "album", "--out", "full", "--format", "clip-retrieval"], ["full is neither an index nor empty"]),
     ):
         assert_error(run(*command), *words)
         assert tree(Path()) == before, command

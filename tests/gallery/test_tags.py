@@ -60,7 +60,8 @@ def test_labels_are_printed(call: Tag, bundle: Path, album: Path) -> None:
 
 def test_files_hold_the_labels_and_are_not_written_twice(call: Tag, bundle: Path, album: Path) -> None:
     want = ", ".join(blip2rt.load(bundle).tag(album / "a.png", ["dog", "animal|cat", "place|water|sea"], threshold=0))
-    for flags in (["--write", "txt"], ["--out", "tags.jsonl"], ["--out", "tags.csv"], ["--xmp"]):
+    assert "1 labelled" in call("tag", "album/a.png", *CHOSEN, "--out", "tags.csv")[2]
+    for flags in (["--write", "txt"], ["--out", "tags.jsonl"], ["--xmp"]):
         assert "1 labelled" in call("tag", "album/a.png", *CHOSEN, *flags)[2]
         assert "0 labelled, 1 already done" in call("tag", "album/a.png", *CHOSEN, *flags)[2]
     assert (album / "a.txt").read_text() == f"{want}\n"
@@ -70,7 +71,7 @@ def test_files_hold_the_labels_and_are_not_written_twice(call: Tag, bundle: Path
     with open("tags.csv", newline="") as file:
         [record] = csv.DictReader(file)
     assert record["tags"].split("\n") == want.split(", ")
-    code, _, err = call("tag", "album/b.jpg", "--labels", "labels.txt", "--out", "tags.csv")
+    code, _, err = call("tag", "album/b.jpg", "--labels", "labels.txt", "--out", "tags.jsonl")
     assert code == 2 and "give another file, or --overwrite" in err
     code, _, err = call("caption", "album/b.jpg", "--out", "tags.jsonl")
     assert code == 2 and "was not written by blip2rt" in err

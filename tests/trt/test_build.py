@@ -109,7 +109,7 @@ def test_float32_attention_builds(native_case: Case) -> None:
     """No GPU has a fused kernel for it: TensorRT has to decompose it."""
     found, trt = contract.read(native_case.trt), builder.load_tensorrt("tensorrt_rtx")
     axes = plans.profiles(found, "llm", plans.resolve(found, SIZES))
-    assert builder.build(trt, found.graph("llm"), axes, builder.Settings(("SM86",))).plan
+    assert builder.build(trt, found.graph("llm"), axes, builder.Settings(("SM86",)))
 
 
 @needs_rtx
@@ -155,30 +155,6 @@ def test_a_plan_is_built_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     graph.write_bytes(graph.read_bytes().replace(b"the_activation", b"an_activation_"))
     assert build() not in others
     assert not list(cache.glob(".*"))
-
-
-@needs_rtx
-def test_a_timing_cache_is_written_and_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    where, file = bundle(tmp_path / "b"), tmp_path / "timing.bin"
-    arguments = [str(where), "--gpu", "SM86", "--timing-cache", str(file)]
-    assert main([*arguments, "--cache", str(tmp_path / "one")]) == 0 and file.stat().st_size
-    assert main([*arguments, "--cache", str(tmp_path / "two")]) == 0 and not caplog.records
-    assert not list(tmp_path.glob(".*"))
-
-
-@pytest.mark.parametrize("parsed", [True, False])
-def test_timing_cache_of_another_gpu_is_replaced(parsed: bool, caplog: pytest.LogCaptureFixture) -> None:
-    """Simulates TensorRT's answer; tensorrt-rtx accepts any cache."""
-
-    class Config:
-        def create_timing_cache(self, data: bytes) -> bytes | None:
-            return data if parsed or not data else None
-
-        def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
-            assert cache is not None and not ignore_mismatch
-            return cache == b""
-
-    assert builder._use_timing_cache(Config(), b"another's") == b"" and "starting a new one" in caplog.text
 
 
 @needs_rtx
@@ -240,7 +216,7 @@ def test_plan_file_is_memory_mapped(tmp_path: Path) -> None:
     trt = builder.load_tensorrt("tensorrt_rtx")
     graph, settings = contract.read(bundle(tmp_path / "b")).graph("vision"), builder.Settings(("SM86",))
     plan = tmp_path / "vision.plan"
-    plan.write_bytes(builder.build(trt, graph, [{"B": (1, 1, 1)}], settings).plan)
+    plan.write_bytes(builder.build(trt, graph, [{"B": (1, 1, 1)}], settings))
     log = builder.logger(trt)
     if isinstance(gpu.find(), str):
         with pytest.raises(BackendError, match=r"rejects the plan .*\(.*deserializeCudaEngine.*CUDA"):

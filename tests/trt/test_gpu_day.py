@@ -63,7 +63,6 @@ def test_gpu_day_runs_all_steps_after_a_failure(tmp_path: Path) -> None:
     found = {name: step["found"] for name, step in results["steps"].items()}
     assert found["doctor"]["card"]["sm"] == "SM87" and "captions" in str(found["doctor"]["findings"])
     assert found["kernels"]["compiled"]["architecture"] == "sm_87" and not found["kernels"]["differ"]
-    assert set(Kernels.NAMES) <= {name.partition(",")[0] for name in found["kernels"]["microseconds"]}
     assert found["loop-by-onnxruntime"]["cases"] == 7 and found["loop-by-onnxruntime"]["ms per step"] > 0
     native = found["loop-by-onnxruntime"]["in-place cache"]
     assert native["cases"] == 7 and native["ms per step"] > 0

@@ -40,15 +40,6 @@ class Settings:
 
     gpus: tuple[str, ...] = ()  # compute capabilities to build for, e.g. "SM86" (tensorrt_rtx only); (): this machine's
     workspace: int | None = None  # maximum scratch memory of a layer in bytes; None: TensorRT's choice
-    timing_cache: bytes | None = None  # kernel timings of an earlier build
-
-
-@dataclass
-class BuildResult:
-    """A plan and the timings measured while it was built."""
-
-    plan: memoryview  # TensorRT's own memory: a copy would double the weights
-    timing_cache: bytes | None = None
 
 
 def load_tensorrt(name: str | None = None) -> Any:
@@ -116,8 +107,10 @@ def identity(trt: Any) -> str:
 
 def build(
     trt: Any, graph: Path, profiles: Sequence[Axes], settings: Settings = Settings(), progress: Progress | None = None
-) -> BuildResult:
-    """Build a plan with `profiles`, each of which gives the sizes of the graph's dynamic axes by name.
+) -> memoryview:
+    """Build a plan, in TensorRT's own memory.
+
+    profiles: each gives the sizes of the graph's dynamic axes by name.
 
     progress(phase, done, total) reports TensorRT's phases. Ctrl-C ends the build at its next step. Raises BackendError
     that lists the parser's errors with their nodes, an axis missing from the profiles, or the builder's last error.
@@ -126,12 +119,12 @@ def build(
     return _interruptible(lambda: _build(trt, graph, profiles, settings, progress, stop), stop)
 
 
-def _interruptible(work: Callable[[], BuildResult], stop: threading.Event) -> BuildResult:
+def _interruptible(work: Callable[[], memoryview], stop: threading.Event) -> memoryview:
     """Run `work` in a thread. If this thread is interrupted, set `stop` and wait for the work to end.
 
     TensorRT's calls take minutes, and Python handles Ctrl-C in the main thread only, after they return.
     """
-    built: Future[BuildResult] = Future()
+    built: Future[memoryview] = Future()
 
     def run() -> None:
         try:
@@ -162,7 +155,7 @@ def _build(
     settings: Settings,
     progress: Progress | None,
     stop: threading.Event,
-) -> BuildResult:
+) -> memoryview:
     log = logger(trt)
     builder = create(log, trt.Builder)
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
@@ -177,11 +170,10 @@ def _build(
         _add_profile(builder, config, network, axes, log)
     monitor = _monitor(trt, progress, stop)  # TensorRT does not keep it alive
     config.progress_monitor = monitor
-    cache = _use_timing_cache(config, settings.timing_cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BackendError(f"the build failed: {log.last or 'TensorRT gives no reason'}")
-    return BuildResult(memoryview(plan), None if cache is None else bytes(cache.serialize()))
+    return memoryview(plan)  # a copy would double the weights
 
 
 def _parse(parser: Any, graph: Path, profiles: Sequence[Axes]) -> bool:
@@ -265,17 +257,6 @@ def _add_profile(builder: Any, config: Any, network: Any, axes: Axes, log: Any) 
         raise BackendError(f"the profile gives no size for the axis {', '.join(sorted(missing))}")
     if dynamic and config.add_optimization_profile(profile) < 0:
         raise BackendError(f"TensorRT rejects the sizes {dict(axes)}: {log.last or 'it gives no reason'}")
-
-
-def _use_timing_cache(config: Any, data: bytes | None) -> Any:
-    if data is None:
-        return None
-    cache = config.create_timing_cache(data)
-    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
-        _log.warning("the timing cache belongs to another TensorRT or GPU: starting a new one")
-        cache = config.create_timing_cache(b"")
-        config.set_timing_cache(cache, ignore_mismatch=False)
-    return cache
 
 
 def logger(trt: Any) -> Any:

@@ -54,7 +54,6 @@ def _parser() -> Parser:
     workspace = "maximum scratch memory of a layer, e.g. 512M or 2G (default: TensorRT's choice)"
     add("--workspace", type=positive_byte_size, metavar="SIZE", help=workspace)
     add = parser.add_argument_group("files").add_argument
-    add("--timing-cache", type=path, metavar="FILE", help="store kernel timings in this file between builds")
     cache = "folder of the plans (default: $BLIP2RT_CACHE, or blip2rt/engines in the user's cache)"
     add("--cache", type=path, metavar="FOLDER", help=cache)
     add("--tensorrt", choices=builder.MODULES, help="TensorRT module to build with (default: the first installed)")
@@ -90,7 +89,7 @@ def _run(args: argparse.Namespace) -> int:
     check = None if targets or args.no_test else _plan_check(trt, bundle)
     for device in targets or (plans.this_gpu(trt),):
         for component in bundle.manifest.components:
-            options: dict[str, Any] = {"accept": args.no_test, "timing_cache": args.timing_cache, "check_plan": check}
+            options: dict[str, Any] = {"accept": args.no_test, "check_plan": check}
             options["progress"] = _progress(component)
             print(plans.ensure(trt, bundle, component, sizes, device, cache, _report, **options))
     return 0

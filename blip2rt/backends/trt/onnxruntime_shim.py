@@ -119,14 +119,11 @@ class Builder:
             profiles.append(profile.shapes)
             return len(profiles) - 1
 
-        empty_timing_cache = SimpleNamespace(serialize=lambda: b"")
         return SimpleNamespace(
             profiles=profiles,
             add_optimization_profile=add,
             progress_monitor=None,
             set_memory_pool_limit=lambda pool, size: None,
-            create_timing_cache=lambda data: empty_timing_cache,
-            set_timing_cache=lambda cache, ignore_mismatch: True,
         )
 
     def create_optimization_profile(self) -> Any:

@@ -243,7 +243,7 @@ def check(trt: Any, bundle: Bundle, sizes: PlanSizes, gpus: tuple[str, ...], rep
         try:
             settings = Settings(gpus, sizes.workspace)
             axes = profiles(bundle, component, sizes)
-            plan = builder.build(trt, bundle.checked_graph(component), axes, settings).plan.nbytes
+            plan = builder.build(trt, bundle.checked_graph(component), axes, settings).nbytes
         except (BackendError, BundleError) as error:
             faults.append(f"{component}: {error}")
             continue
@@ -262,7 +262,6 @@ def ensure(
     *,
     check_plan: CheckPlan | None = None,
     accept: bool = False,
-    timing_cache: Path | None = None,
     progress: builder.Progress | None = None,
 ) -> Path:
     """Return the component's plan for `device` from the cache, building it if it is missing or stale.
@@ -277,15 +276,13 @@ def ensure(
     if plan is None:
         report(f"{component}: building for {device}")
         gpus = (device,) if builder.builds_without_gpu(trt) else ()
-        settings = Settings(gpus, sizes.workspace, _read_timing(timing_cache))
+        settings = Settings(gpus, sizes.workspace)
         try:
             built = builder.build(trt, bundle.checked_graph(component), axes, settings, progress)
         except BackendError as error:
             raise BackendError(f"{component}: {error}") from error
-        plan = cache.store(component, source, built.plan)
-        if timing_cache is not None and built.timing_cache is not None:
-            _write_timing(timing_cache, built.timing_cache)
-        report(f"{component}: {plan}, {built.plan.nbytes / 1e6:.1f} MB")
+        plan = cache.store(component, source, built)
+        report(f"{component}: {plan}, {built.nbytes / 1e6:.1f} MB")
         del built  # frees a plan as large as the weights
     else:
         if builder.opens_graphs(trt):
@@ -311,21 +308,3 @@ def ensure(
     elif "left out" in tested:
         report(f"{component}: not tested: {tested['left out']}")
     return plan
-
-
-def _read_timing(path: Path | None) -> bytes | None:
-    if path is None:
-        return None
-    try:
-        return path.read_bytes() if path.exists() else b""
-    except OSError as error:
-        raise BackendError(f"cannot read the timing cache {path}: {error.strerror or error}") from error
-
-
-def _write_timing(path: Path, data: bytes) -> None:
-    from ...bundle.atomic import write_file
-
-    try:
-        write_file(path, data)
-    except OSError as error:
-        raise BackendError(f"cannot write the timing cache {path}: {error.strerror or error}") from error

@@ -14,20 +14,17 @@ class Peer:
     about: str
     module: str
     needs: tuple[str, ...]  # modules
-    from_bundle: bool = False  # builds its model from the bundle's sizes, not from a config of Hugging Face
 
     @property
     def install(self) -> str:
-        return f"pip install {' '.join(_PACKAGES.get(module, module) for module in self.needs)}"
+        return f"pip install {' '.join(self.needs)}"
 
 
-_PACKAGES = {"llama_cpp": "llama-cpp-python"}  # of modules with another name
 _TORCH = ("torch", "transformers")
 PEERS = {
     "hf-fp32": Peer("transformers, eager, float32", "torch_peer", _TORCH),
     "hf-bf16": Peer("transformers, eager, bfloat16", "torch_peer", _TORCH),
     "openvino-int4": Peer("OpenVINO, int4, language model only", "openvino_peer", ("openvino", "nncf", *_TORCH)),
-    "llama.cpp-q4": Peer("llama.cpp, Q4_0, language model only", "llama_cpp_peer", ("llama_cpp", "gguf", "onnx"), True),
 }
 
 

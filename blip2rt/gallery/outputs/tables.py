@@ -1,6 +1,7 @@
 """All descriptions in one file: JSON lines, or CSV or Parquet made from them.
 
-JSON lines grow by complete rows, and rows record which pictures are done. A torn last row is dropped on resume.
+JSON lines grow by complete rows, and rows record which pictures are done. A torn last row is dropped on resume. Other
+formats are converted from them when the run ends, and not continued afterwards.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import csv
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -25,10 +25,9 @@ from . import Description
 COLUMNS = ("image", "caption", "captions", "score", "model", "asked")
 TAG_COLUMNS = ("image", "tags", "probabilities", "model", "asked")
 _LISTS = ("captions", "tags", "probabilities")
-_TEXTS = ("image", "caption", "captions", "tags")
+_TEXTS = ("image", "caption", "captions", "tags", "model")
 Row = dict[str, Any]
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # the beginning of a cell
-_ENCODING: Any = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names are bytes
 
 
 class Table:
@@ -102,7 +101,8 @@ class Table:
                 except (ValueError, TypeError, RecursionError):
                     valid = False
                 if not valid:
-                    raise _foreign(f"{self._path}, line {number},")
+                    place = f"{self._path}, line {number},"
+                    raise OptionError(f"{place} was not written by blip2rt: give another file, or --overwrite")
                 end += len(line)
                 yield row, end
 
@@ -110,10 +110,6 @@ class Table:
 def json_line(row: Row) -> bytes:
     """Encode a row as a line of UTF-8."""
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
-
-
-def _foreign(place: str) -> OptionError:
-    return OptionError(f"{place} was not written by blip2rt: give another file, or --overwrite")
 
 
 class ConvertedTable(Table):
@@ -124,84 +120,47 @@ class ConvertedTable(Table):
         if overwrite:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
+        if os.path.exists(path):
+            raise OptionError(f"{path} exists: give another file, or --overwrite; only .jsonl can be continued")
         super().__init__(path, overwrite, model, asked, columns, ".partial.jsonl")
 
-    def _resume(self) -> None:
-        super()._resume()
-        self._old: set[int] = set()  # names already in the table
-        for row in self._old_rows() if os.path.exists(self._final) else ():
-            self._check(row)
-            self._old.add(hash(row["image"]))
-        self._done |= self._old
-
     def finish(self, failed: bool) -> None:
-        """Write the old and the new rows into one table and put it in place."""
+        """Convert the rows and put the table in place."""
         if failed:
             return
-        if next(self._new_rows(), None) is not None or not os.path.exists(self._final):
-            temporary = Path(f"{self._final}.partial")
-            if temporary.is_symlink():
-                temporary.unlink()
-            try:
-                with names_file(self._final):
-                    self._convert(temporary)
-                with open(temporary, "r+b") as file:
-                    os.fsync(file.fileno())  # before the journal is removed
-                os.replace(temporary, self._final)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+        temporary = Path(f"{self._final}.partial")
+        temporary.unlink(missing_ok=True)  # it may be a link
+        try:
+            with names_file(self._final):
+                self._convert((row for row, _ in self._rows()), temporary)
+            with open(temporary, "r+b") as file:
+                os.fsync(file.fileno())  # before the journal is removed
+            os.replace(temporary, self._final)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
         os.unlink(self._path)
 
-    def _new_rows(self) -> Iterator[Row]:
-        return (row for row, _ in self._rows() if hash(row["image"]) not in self._old)
-
-    def _old_rows(self) -> Iterator[Row]:
-        """Yield the rows of the existing table. Raises OptionError for another file."""
-        raise NotImplementedError
-
-    def _convert(self, target: Path) -> None:
-        """Write the existing table with the new rows behind it."""
+    def _convert(self, rows: Iterator[Row], target: Path) -> None:
         raise NotImplementedError
 
 
 class CsvTable(ConvertedTable):
     """A heading, then one row a picture. Several captions are lines of one field."""
 
-    def _old_rows(self) -> Iterator[Row]:
-        try:
-            with open(self._final, **_ENCODING, newline="") as file:
-                rows = csv.reader(file, strict=True)
-                if tuple(next(rows, ())) != self._columns:
-                    raise _foreign(f"{self._final}, line 1,")
-                for row in rows:
-                    if len(row) != len(self._columns):
-                        raise _foreign(f"{self._final}, line {rows.line_num},")
-                    yield dict(zip(self._columns, map(_without_quote, row), strict=True))
-        except csv.Error:
-            raise _foreign(f"{self._final}, line {rows.line_num},") from None
-
-    def _convert(self, target: Path) -> None:
-        heading = not os.path.exists(self._final)
-        if not heading:
-            shutil.copyfile(self._final, target)
-        with open(target, "w" if heading else "a", **_ENCODING, newline="") as file:
+    def _convert(self, rows: Iterator[Row], target: Path) -> None:
+        with open(target, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             table = csv.writer(file)
-            if heading:
-                table.writerow(self._columns)
-            for row in self._new_rows():
+            table.writerow(self._columns)
+            for row in rows:
                 row |= {name: "\n".join(map(str, row[name])) for name in _LISTS if name in row}
-                row |= {name: _quoted(row[name]) for name in (*_TEXTS, "model") if name in row}
+                row |= {name: _quoted(row[name]) for name in _TEXTS if name in row}
                 table.writerow([row[name] for name in self._columns])
 
 
 def _quoted(cell: str) -> str:
     """Put an apostrophe before what a spreadsheet would run as a formula."""
     return f"'{cell}" if _FORMULA.match(cell) else cell
-
-
-def _without_quote(cell: str) -> str:
-    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 class ParquetTable(ConvertedTable):
@@ -213,28 +172,14 @@ class ParquetTable(ConvertedTable):
         self._arrow = load_pyarrow()
         super().__init__(path, overwrite, model, asked, columns)
 
-    def _old_rows(self) -> Iterator[Row]:
-        try:
-            with self._arrow.parquet.ParquetFile(self._final) as table:
-                if not table.schema_arrow.equals(self._schema()):
-                    raise KeyError("other columns")
-                for batch in table.iter_batches(self.ROWS_PER_GROUP, columns=list(self._columns)):
-                    yield from batch.to_pylist()
-        except (self._arrow.ArrowException, KeyError, OSError):
-            raise _foreign(self._final) from None
-
-    def _convert(self, target: Path) -> None:
-        old = self._old_rows() if os.path.exists(self._final) else iter(())
-        with self._arrow.parquet.ParquetWriter(target, self._schema()) as writer:
-            for rows in (old, self._new_rows()):
-                while group := list(islice(rows, self.ROWS_PER_GROUP)):
-                    writer.write_table(self._arrow.Table.from_pylist(group, self._schema()))
-
-    def _schema(self) -> Any:
+    def _convert(self, rows: Iterator[Row], target: Path) -> None:
         arrow = self._arrow
         types = {"captions": arrow.list_(arrow.string()), "tags": arrow.list_(arrow.string())}
         types |= {"probabilities": arrow.list_(arrow.float64()), "score": arrow.float64()}
-        return arrow.schema([(name, types.get(name, arrow.string())) for name in self._columns])
+        schema = arrow.schema([(name, types.get(name, arrow.string())) for name in self._columns])
+        with arrow.parquet.ParquetWriter(target, schema) as writer:
+            while group := list(islice(rows, self.ROWS_PER_GROUP)):
+                writer.write_table(arrow.Table.from_pylist(group, schema))
 
 
 def load_pyarrow() -> Any:

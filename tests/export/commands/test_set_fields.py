@@ -100,7 +100,7 @@ def test_own_encoder_keeps_its_source(tmp_path: Path, capsys: pytest.CaptureFixt
         (["--set", "qformer_bits=true"], "qformer_bits is 'true': give a whole number"),
         (["--set", "qformer_bits=5"], "qformer_bits is 5: give 0, 4, 8"),
         (["--set", "clean_captions=1"], "clean_captions is '1': give true or false"),
-        (["--set", "vision.mean=[1, 2]"], "vision.mean is '[1, 2]': give a list in JSON"),
+        (["--set", "vision.mean=1"], "vision.mean is '1': give a list in JSON"),
         (["--set", "itm_weight=much", "--set", "nothing=1"], "itm_weight is 'much': give a number; unknown field"),
         (["--set", "qformer.queries=5"], "query_tokens has the shape (1, 4, 16), but (1, 5, 16) would be needed"),
         (["--set", "embed_dim=8"], "do not fit: "),

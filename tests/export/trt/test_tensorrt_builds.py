@@ -119,7 +119,7 @@ def plan(graph: Path) -> memoryview:
     """Build a plan for the three GPUs; a language model also gets a profile of one position."""
     profiles = [{**SIZES, "S": (1, 1, 1)}, SIZES] if graph.stem == "llm" else [SIZES]
     settings = builder.Settings(build.CHECKED)
-    return builder.build(builder.load_tensorrt("tensorrt_rtx"), graph, profiles, settings).plan
+    return builder.build(builder.load_tensorrt("tensorrt_rtx"), graph, profiles, settings)
 
 
 def layers(graph: Path) -> Counter[str]:

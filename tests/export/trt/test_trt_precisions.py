@@ -33,7 +33,7 @@ def check_build(graph: Path, **sizes: tuple[int, int, int]) -> None:
     """Build a plan, which needs no GPU, if tensorrt-rtx is installed."""
     if importlib.util.find_spec("tensorrt_rtx") is not None:
         trt, settings = builder.load_tensorrt("tensorrt_rtx"), builder.Settings(("SM86", "SM89", "SM120"))
-        assert builder.build(trt, graph, [{"B": (1, 2, 3), **sizes}], settings).plan
+        assert builder.build(trt, graph, [{"B": (1, 2, 3), **sizes}], settings)
 
 
 def test_products_with_a_shared_bias_are_merged(tmp_path: Path) -> None:

@@ -310,17 +310,3 @@ def test_only_native_py_imports_the_core():
     direct = ("from .._native", "from ._native", "from . import _native", "import blip2rt._native")
     found = [p.name for p in (ROOT / "blip2rt").rglob("*.py") if any(each in p.read_text("utf-8") for each in direct)]
     assert found == ["native.py"], "which imports its types for mypy"
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_shells_complete_commands_and_options(shell, capsys, tmp_path):
-    code, out, err = run(capsys, "completion", shell)
-    assert (code, err) == (0, "") and all(word in out for word in ("caption", "doctor", "beams"))
-    if shell == "bash":
-        (tmp_path / "completion").write_text(out)
-        asked = "source completion; COMP_WORDS=(blip2rt {}); COMP_CWORD={}; _blip2rt _ {} {}; echo ${{COMPREPLY[@]}}"
-        cases = {"ca": "caption", "caption --be": "--beams", "match --de": "--device", "match --backend tr": "trt"}
-        for words, wanted in (cases | {"completion zs": "zsh", "help doc": "doctor", "caption ph": ""}).items():
-            *before, last = ["blip2rt", *words.split()]
-            command = ["bash", "-c", asked.format(words, len(before), shlex.quote(last), before[-1])]
-            assert subprocess.check_output(command, cwd=tmp_path, text=True).strip() == wanted

@@ -45,7 +45,6 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "blip2rt info": None,
     "blip2rt verify": None,
     "blip2rt pull": None,
-    "blip2rt completion": ("tcsh",),
     "blip2rt help": ("captions",),
     "blip2rt doctor": None,
     "blip2rt-bench": ("--geometry", "huge"),
@@ -56,7 +55,6 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "blip2rt-train prepare": ("shard",),
     "blip2rt-train prepare flickr8k": None,
     "blip2rt-train prepare shards": None,
-    "blip2rt-train prepare list": None,
     "blip2rt-train prepare index": None,
     "blip2rt-train prepare capfilt": ("--data", "x", "--out", "y", "--precision", "int8"),
     "blip2rt-train stage1": None,
@@ -71,7 +69,6 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "blip2rt-train calibrate": None,
     "blip2rt-train average": None,
     "python -m benchmarks.gpu_day": ("--skip", "nothing"),
-    "python -m benchmarks.serve": ("--geometry", "huge"),
     "python -m benchmarks.train": ("--precision", "int8"),
 }
 # What a package's commands import.

@@ -29,7 +29,6 @@ def test_install_command_names_the_checkout(monkeypatch: pytest.MonkeyPatch) -> 
     ("module", "extra", "command"),
     [
         ("usearch.index", "", "blip2rt[gallery]"),
-        ("cryptography", "", "blip2rt[sign]"),
         ("pyarrow", "", "blip2rt[parquet]"),
         ("pi_heif", "", "blip2rt[heic]"),
         ("peft", "train", "blip2rt[lora]"),
