@@ -21,13 +21,13 @@ from ..bundle.atomic import write_file
 from ..bundle.location import locate
 from ..command_line import Parser, nonempty, run, whole
 from ..errors import OptionError
-from . import collect, geometry, machine, peers, report, roofline
+from . import collect, geometry, machine, report, roofline
 from .stages import Workload
 
 _EPILOG = f"""\
 geometries: {", ".join(geometry.GEOMETRIES)}. A bundle of random weights is exported once (this
 needs the extra `export`) and kept in --cache; nano is the embedded model.
-peers: {", ".join(peers.PEERS)}. Each runs alone in its own process, on random
+peers: {", ".join(collect.PEERS)}. Each runs alone in its own process, on random
 weights of the same geometry, or on those of --checkpoint.
 
 examples:
@@ -58,7 +58,7 @@ def _parser() -> Parser:
     cache = "folder for bundles of random weights (default: $BLIP2RT_CACHE, or ~/.cache/blip2rt)"
     group.add_argument("--cache", type=nonempty, metavar="FOLDER", help=cache)
     peer = "also measure this engine; may be repeated"
-    group.add_argument("--peer", action="append", choices=list(peers.PEERS), default=[], metavar="NAME", help=peer)
+    group.add_argument("--peer", action="append", choices=list(collect.PEERS), default=[], metavar="NAME", help=peer)
     checkpoint = "Hugging Face BLIP-2 folder or hub id, for the peers"
     group.add_argument("--checkpoint", type=nonempty, metavar="CKPT", help=checkpoint)
     scaling = "also measure batches of 1 to 16, 1 to 8 callers, 1 and 2 threads"
@@ -85,9 +85,8 @@ def _run(args: argparse.Namespace) -> int:
     _check(args)
     if args.roofline is not None:
         return _roofline(args)
-    for name in dict.fromkeys(args.peer):
-        if reason := collect.absent(name):
-            print(f"{name} is not measured: {reason}", file=sys.stderr)
+    if args.peer and (reason := collect.absent()):
+        print(f"no peer is measured: {reason}", file=sys.stderr)
     signal.signal(signal.SIGTERM, _exit)
     with tempfile.TemporaryDirectory(prefix="blip2rt-bench-", ignore_cleanup_errors=True) as folder:
         os.environ["TMPDIR"] = folder  # for child processes, which may be killed
@@ -186,7 +185,7 @@ def _plan(args: argparse.Namespace, folder: Path) -> collect.Plan:
     image = str(picture(folder / "photograph.jpg")) if args.image is None else args.image
     work = Workload(str(bundle), image, args.batch, args.beams, args.new_tokens, threads, args.repeat)
     config = args.checkpoint
-    if config is None and any(collect.absent(name) is None for name in args.peer):
+    if config is None and args.peer and collect.absent() is None:
         config = str(geometry.config(args.geometry, cache))
     return collect.Plan(work, args.geometry, tuple(dict.fromkeys(args.peer)), config, args.scaling)
 

@@ -6,6 +6,7 @@ Times in the dict are in seconds.
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -15,9 +16,10 @@ from typing import Any
 from ..bundle import Bundle, read
 from ..errors import Blip2rtError
 from ..version import __version__
-from . import machine, peers, worker
+from . import machine, worker
 from .stages import Workload
 
+PEERS = {"hf-fp32": "transformers, eager, float32", "hf-bf16": "transformers, eager, bfloat16"}
 WARM_STARTS = 3
 BATCHES, CALLERS = (1, 2, 4, 8, 16), (1, 2, 4, 8)
 SCALING_RUNS = 3  # calls of each caller
@@ -114,19 +116,19 @@ def _rates(stages: dict[str, Any], work: Workload) -> dict[str, float | None]:
     }
 
 
-def absent(name: str) -> str | None:
-    """Return why a peer cannot be measured and how to install it, or None if it is installed."""
-    missing = peers.missing(name)
-    return f"{', '.join(missing)} is not installed: {peers.PEERS[name].install}" if missing else None
+def absent() -> str | None:
+    """Return why peers cannot be measured and how to install them, or None if they are installed."""
+    missing = [module for module in ("torch", "transformers") if importlib.util.find_spec(module) is None]
+    return f"{', '.join(missing)} is not installed: pip install {' '.join(missing)}" if missing else None
 
 
 def _peer(plan: Plan, name: str) -> dict[str, Any]:
-    if reason := absent(name):
+    if reason := absent():
         return {"error": reason}
-    _say(f"{name}: {peers.PEERS[name].about}")
+    _say(f"{name}: {PEERS[name]}")
     given = {**asdict(plan.work), "name": name, "config": plan.config}
     try:
-        return worker.run_json(name, f"{peers.__name__}.{peers.PEERS[name].module}", given)
+        return worker.run_json(name, "blip2rt.bench.torch_peer", given)
     except Blip2rtError as error:
         return {"error": str(error)}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from blip2rt.bench import collect, geometry, machine, peers, report
+from blip2rt.bench import collect, geometry, machine, report
 from blip2rt.bench.cli import main
 from blip2rt.bench.stages import STAGES
 from blip2rt.bundle import embedded, read
@@ -139,20 +139,19 @@ def planned(monkeypatch):
 
 def remove(monkeypatch, *absent):
     """Hide installed modules, and pretend to have all others."""
-    find = peers.importlib.util.find_spec
+    find = collect.importlib.util.find_spec
     monkeypatch.setattr(
-        peers.importlib.util, "find_spec", lambda name: None if name in absent else find(name) or object()
+        collect.importlib.util, "find_spec", lambda name: None if name in absent else find(name) or object()
     )
 
 
 def test_missing_peers_are_reported_first(capsys, monkeypatch, planned):
-    remove(monkeypatch, "nncf")
-    given = [f"--peer={name}" for name in ("openvino-int4", "hf-fp32", "openvino-int4")]
+    remove(monkeypatch, "transformers")
+    given = [f"--peer={name}" for name in ("hf-bf16", "hf-fp32", "hf-bf16")]
     code, _, err = run(capsys, *given, "--checkpoint", "Salesforce/blip2-opt-2.7b")
-    install = peers.PEERS["openvino-int4"].install
-    assert (code, err) == (0, f"openvino-int4 is not measured: nncf is not installed: {install}\n")
+    assert (code, err) == (0, "no peer is measured: transformers is not installed: pip install transformers\n")
     [plan] = planned
-    assert plan.peers == ("openvino-int4", "hf-fp32"), "the table lists both"
+    assert plan.peers == ("hf-bf16", "hf-fp32"), "the table lists both"
     assert plan.config == "Salesforce/blip2-opt-2.7b", "a hub id"
 
 

@@ -106,7 +106,7 @@ def test_transformers_peer_has_the_same_shapes(tiny_geometry, tmp_path):
     assert set(got["stages"]) == {"image", "vision", "qformer", "first token", "caption", "decode step"}
     import torch
 
-    from blip2rt.bench.peers.torch_peer import build, queries
+    from blip2rt.bench.torch_peer import build, queries
 
     model, manifest = build(str(config), torch.float32), read(path).manifest
     with torch.no_grad():
