@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,13 @@ from blip2rt.modeling.llm import LanguageModelSource
 from blip2rt.modeling.vision import VisionEncoder
 
 _FIXED = ("stage", "vision_trained", "llm.lora_rank", "llm.lora_layers", "llm.adapters")  # they determine the tensors
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list: "a list in JSON"}
+_KINDS: dict[str, tuple[Any, str]] = {  # by the beginning of a field's type
+    "int": (int, "a whole number"),
+    "float": (int | float, "a number"),
+    "bool": (bool, "true or false"),
+    "tuple": (list, "a list in JSON"),
+    "dict": (dict, "an object in JSON"),
+}
 
 
 def change(checkpoint: Checkpoint, assignments: Sequence[str], folder: Path) -> None:
@@ -31,9 +38,9 @@ def change(checkpoint: Checkpoint, assignments: Sequence[str], folder: Path) -> 
         ours = (path / CONFIG).is_file() and (path / WEIGHTS).is_file() and not checkpoint.is_hugging_face
         if not ours:
             raise OptionError(f"--set: {source} is not a checkpoint of blip2rt: give a folder that training wrote")
-        before = Blip2Config.from_json(checkpoint.stored_config)
-    changed, faults = json.loads(json.dumps(before.to_json())), list[str]()
-    fields = {name: value for group, value in changed.items() for name, value in _fields(group, value)}
+        data = checkpoint.stored_config
+        before = Blip2Config.from_json(data)
+    changed, faults, fields = json.loads(json.dumps(data)), list[str](), dict(_fields(before))
     for assignment in assignments:
         with collected(faults):
             _assign(changed, assignment, fields)
@@ -44,14 +51,17 @@ def change(checkpoint: Checkpoint, assignments: Sequence[str], folder: Path) -> 
     (folder / CONFIG).write_text(json.dumps(changed, indent=2) + "\n")
 
 
-def _fields(name: str, value: Any) -> list[tuple[str, Any]]:
-    """The fields of a group by their dotted names, or a field alone; a group that is null has none."""
-    if name not in ("vision", "qformer", "llm"):
-        return [(name, value)]
-    return [(f"{name}.{each}", inner) for each, inner in (value or {}).items() if each != "vit"]
+def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every field of a config by its dotted name, with its type; a group that is None has none."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _fields(value, f"{prefix}{field.name}.")
+        elif field.name not in ("llm", "vit"):
+            yield prefix + field.name, str(field.type)
 
 
-def _assign(data: dict[str, Any], assignment: str, fields: dict[str, Any]) -> None:
+def _assign(data: dict[str, Any], assignment: str, fields: dict[str, str]) -> None:
     """Change one field of a config's JSON. Raises OptionError for an unknown field or a value of another type."""
     name, equals, text = assignment.partition("=")
     if not equals:
@@ -67,21 +77,26 @@ def _assign(data: dict[str, Any], assignment: str, fields: dict[str, Any]) -> No
     value = _value(name, text, fields[name])
     if name in ("qformer_bits", "llm.bits") and value not in (0, 4, 8):
         raise OptionError(f"{name} is {value}: give 0, 4, 8")
-    group, _, last = name.rpartition(".")
-    (data[group] if group else data)[last] = value
+    *groups, last = name.split(".")
+    for group in groups:
+        data = data[group]
+    data[last] = value
 
 
-def _value(name: str, text: str, old: Any) -> Any:
-    """The text as JSON of the old value's type; a text may be any, and null becomes a text. Raises OptionError."""
-    if old is None or isinstance(old, str):
-        return None if text == "null" else text
+def _value(name: str, text: str, hint: str) -> Any:
+    """The text as JSON of a field's type, which a list may be of a tuple's. Raises OptionError."""
+    if text == "null" and hint.endswith("None"):
+        return None
+    kind = hint.partition(" ")[0].partition("[")[0]
+    if kind == "str":
+        return text
     try:
         value = json.loads(text)
     except ValueError:
         value = text
-    kind = type(old)
-    if type(value) is not kind and not (kind is float and type(value) is int):
-        raise OptionError(f"{name} is {text!r}: give {_KINDS.get(kind, 'an object in JSON')}")
+    accepted, described = _KINDS[kind]
+    if not isinstance(value, accepted) or isinstance(value, bool) != (kind == "bool"):
+        raise OptionError(f"{name} is {text!r}: give {described}")
     return value
 
 

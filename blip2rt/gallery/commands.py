@@ -128,13 +128,12 @@ def search(args: argparse.Namespace, resources: Resources) -> int:
     if (args.text is None) == (args.image is None):
         raise OptionError("search takes one query: give TEXT, or --image FILE")
     query = args.text if args.image is None else args.image
-    search_output.check_targets(args.html, args.copy_to)
+    if args.copy_to is not None:
+        check_empty(args.copy_to, "not empty: give another --copy-to")
     with Index.open(args.index, resources.load(args.threads)) as opened:
         hits = opened.search(query, args.count, image=args.image is not None, rerank=args.rerank, exact=args.exact)
         problems = _missing_root(opened)
     show(search_output.format_hits(hits, args.json), end="")
-    if args.html is not None:
-        search_output.write_html(hits, str(query), args.html)
     if args.copy_to is not None:
         problems += search_output.copy_hits(hits, args.copy_to)
     return _report(problems)

@@ -165,7 +165,6 @@ def add_search(command: Parser) -> None:
     group.add_argument("--exact", action="store_true", help="score every picture instead of a shortlist")
     group = command.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="print one JSON object a line")
-    group.add_argument("--html", type=path, metavar="FILE", help="write a page with thumbnails")
     group.add_argument("--copy-to", type=path, metavar="DIR", help="copy the pictures into DIR, by rank")
 
 

@@ -155,9 +155,8 @@ def test_index_of_a_shard(album, run):
         lines = [run("search", index, "a dog", "--rerank", 3)[1].splitlines() for index in pair]
         names = [[(line.split("\t")[0], Path(line.split("\t")[1]).name) for line in each] for each in lines]
         assert names[0] == names[1] and len(names[0]) == 10
-    code, out, err = run("search", "ia.merged", "a dog", "--copy-to", "copies", "--html", "page.html")
+    code, out, err = run("search", "ia.merged", "a dog", "--copy-to", "copies")
     assert (code, err) == (0, "")
-    assert Path("page.html").read_text().count("data:image/jpeg;base64,/9j") == 10
     copied = sorted(path.name.split("-", 1)[1] for path in Path("copies").iterdir())
     assert copied == sorted(Path(line.split("\t")[1]).name for line in out.splitlines())
     assert all((album / name).is_file() or (album / "sub" / name).is_file() for name in copied)

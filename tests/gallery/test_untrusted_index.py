@@ -196,7 +196,7 @@ def test_only_pictures_are_copied(indexed, run):
     execute(
         indexed, *(f"UPDATE files SET path = CAST('{name}' AS BLOB) WHERE row = {i}" for i, name in enumerate(names))
     )
-    code, _, err = run("search", "x", "a dog", "-n", 99, "--exact", "--copy-to", "copies", "--html", "p.html")
+    code, _, err = run("search", "x", "a dog", "-n", 99, "--exact", "--copy-to", "copies")
     assert code == 1 and not [path for path in Path("copies").iterdir() if path.name.endswith(tuple(names))]
     assert "secret.png': it is not a picture" in err and "pipe.png': it is a pipe" in err
 
