@@ -157,17 +157,6 @@ def test_a_plan_is_built_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert not list(cache.glob(".*"))
 
 
-@needs_rtx
-def test_precision_must_match_the_graphs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    where = str(bundle(tmp_path / "b"))
-    assert main([where, "--check", "--gpu", "SM86", "--precision", "vision=fp32"]) == 0
-    capsys.readouterr()
-    assert main([where, "--check", "--precision", "vision=int8, llm=int4"]) == 2
-    said = capsys.readouterr().err
-    assert "vision is fp32, not int8" in said and "blip2rt-export" in said and "'llm': the bundle has vision" in said
-    assert main([where, "--precision", "int8"]) == 2 and "'int8': give graphs" in capsys.readouterr().err
-
-
 def test_progress_is_a_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli._progress("llm") is None
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)

@@ -35,6 +35,7 @@ def _parser() -> Parser:
     parser = Parser(
         description="Build the TensorRT plans of a bundle that blip2rt-export --target trt wrote.",
         renamed={"--model": "", "--num-beams": "--max-beams", "--beams": "--max-beams"},
+        explained={"--precision": "the graphs decide: export them with blip2rt-export --target trt --precision ..."},
     )
     add = parser.add_argument
     add("bundle", type=nonempty, metavar="BUNDLE", help="folder of the bundle")
@@ -42,8 +43,6 @@ def _parser() -> Parser:
     gpus = f"GPUs to build for, with tensorrt-rtx (default: this machine's; with --check {','.join(CHECKED)})"
     add("--gpu", type=nonempty, metavar="SM,...", help=gpus)
     add("--no-test", action="store_true", help="accept plans without comparing them with ONNX Runtime on the CPU")
-    precision = "reject a bundle whose graphs have other precisions, e.g. vision=int8,llm=int4"
-    add("--precision", type=_precisions, default={}, metavar="GRAPH=P,...", help=precision)
     trusted = "allow operators that blip2rt-export does not write, for graphs of your own"
     add("--trusted-graphs", action="store_true", help=trusted)
     add = parser.add_argument_group("sizes").add_argument
@@ -63,7 +62,6 @@ def _parser() -> Parser:
 def _run(args: argparse.Namespace) -> int:
     bundle = replace(contract.read(args.bundle), trusted_graphs=args.trusted_graphs)
     plans.check_target(bundle)
-    plans.check_precision(bundle, args.precision)
     with flags_named(_SIZES):
         sizes = plans.resolve(bundle, plans.PlanSizes(args.max_batch, args.max_beams, args.capacity, args.workspace))
     trt = builder.load_tensorrt(args.tensorrt)
@@ -137,17 +135,6 @@ def _progress(component: str) -> Callable[[str, int, int], None] | None:
             print(f"\r\033[K{component}: {phase} {done}/{total}", end="\r", file=sys.stderr, flush=True)
 
     return show
-
-
-def _precisions(text: str) -> dict[str, str]:
-    """Parse "vision=int8,llm=int4" into {"vision": "int8", "llm": "int4"}."""
-    chosen = {}
-    for item in text.split(","):
-        graph, _, precision = (word.strip() for word in item.partition("="))
-        if not (graph and precision):
-            raise argparse.ArgumentTypeError("give graphs and their precisions, e.g. vision=int8,llm=int4")
-        chosen[graph] = precision
-    return chosen
 
 
 def _report(text: str) -> None:

@@ -77,21 +77,6 @@ def check_target(bundle: Bundle) -> None:
         )
 
 
-def check_precision(bundle: Bundle, wanted: Mapping[str, str]) -> None:
-    """Raise OptionError for components of `wanted` that are missing or have another precision."""
-    components, faults = bundle.manifest.components, []
-    for name, precision in wanted.items():
-        if name not in components:
-            faults.append(f"{name!r}: the bundle has {', '.join(components)}")
-        elif components[name].precision not in (precision, f"{precision}-static"):
-            faults.append(
-                f"{name} is {components[name].precision}, not {precision}: export it again with blip2rt-export "
-                f"--target trt --precision {name}={precision}"
-            )
-    if faults:
-        raise OptionError(f"--precision: {'; '.join(faults)}")
-
-
 def resolve(bundle: Bundle, sizes: PlanSizes) -> PlanSizes:
     """Fill in the default capacity. Raises OptionError that lists every invalid size."""
     llm, faults = bundle.manifest.llm, []
@@ -302,7 +287,7 @@ def ensure(
     elif "wrong" in tested:
         raise BackendError(
             f"{component}: the plan's results differ from the graph's: {tested['wrong']} (TensorRT before 10.8 may "
-            f"build wrong plans with two profiles): use another TensorRT or --precision and delete {plan}, or accept "
+            f"build wrong plans with two profiles): use another TensorRT or precision and delete {plan}, or accept "
             "the plan with blip2rt-build --no-test"
         )
     elif "left out" in tested:
