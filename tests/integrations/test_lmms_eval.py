@@ -1,4 +1,4 @@
-"""blip2rt as a model of evaluation harnesses, against the interfaces that they document."""
+"""blip2rt as a model of lmms-eval, against the interface that it documents."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from PIL import Image
 
 import blip2rt
 from blip2rt.errors import OptionError
-from blip2rt.integrations.harness import question_of
-from blip2rt.integrations.vlmeval import Blip2rt
 from tests.tiny.bundle import Tiny, with_likelihood_weight
 
 CAPTION, ASK = "Provide a one-sentence caption for the provided image.", "who is in the grass?"
@@ -67,12 +65,6 @@ def requests_for(model: Any, images: list[Any], second: Any, prompts: list[str])
     ]
 
 
-def test_questions_lose_their_instructions() -> None:
-    assert question_of(ASK + INSTRUCTIONS) == ASK
-    assert question_of("Look.\n Is it red? Yes or no") == "Is it red?"
-    assert question_of(CAPTION) is None
-
-
 def test_lmms_eval_gets_captions_and_answers(tiny: Tiny, lmms_eval: Any, images: list[Any]) -> None:
     name, path = lmms_eval.manifest
     assert name == "blip2rt" and path == "blip2rt.integrations.lmms_eval.Blip2rt"
@@ -93,6 +85,8 @@ def test_lmms_eval_gets_captions_and_answers(tiny: Tiny, lmms_eval: Any, images:
     greedy = lmms_eval.Blip2rt(str(tiny.path), threads=1, num_beams=1)  # takes precedence over the task's
     one = own.caption(images[0], max_new_tokens=5, num_beams=1)
     assert greedy.generate_until(requests_for(greedy, images[:1], given, prompts)) == [one]
+    with pytest.raises(OptionError, match="unknown beams: choose from backend, threads, num_beams"):
+        lmms_eval.Blip2rt(str(tiny.path), beams=2)
 
 
 def test_lmms_eval_gets_losses(tiny: Tiny, lmms_eval: Any, images: list[Any], tmp_path: Path) -> None:
@@ -105,17 +99,3 @@ def test_lmms_eval_gets_losses(tiny: Tiny, lmms_eval: Any, images: list[Any], tm
     assert model.loglikelihood(targets)[0][0] == pytest.approx(
         -own.likelihoods(own.vision_features(images[:1]), ["red cat"])[0], abs=1e-4
     )
-
-
-def test_vlmevalkit_gets_texts(tiny: Tiny, images: list[Any], tmp_path: Path) -> None:
-    images[0].save(tmp_path / "a.png")
-    part = {"type": "image", "value": str(tmp_path / "a.png")}
-    model, own = Blip2rt(str(tiny.path), threads=1, num_beams=2), blip2rt.load(tiny.path, threads=1)
-    asked = model.generate([part, {"type": "text", "value": ASK + INSTRUCTIONS}], dataset="any")
-    assert asked == own.ask(images[0], ASK, num_beams=2)
-    assert model.generate([{"type": "text", "value": CAPTION}, part]) == own.caption(images[0], num_beams=2)
-    assert not model.use_custom_prompt("any") and not model.is_api
-    with pytest.raises(OptionError, match="the message has no image"):
-        model.generate([{"type": "text", "value": ASK}])
-    with pytest.raises(OptionError, match="unknown beams: choose from backend, device, threads, num_beams"):
-        Blip2rt(str(tiny.path), beams=2)
