@@ -20,9 +20,7 @@ from . import report
 ROOT = Path(__file__).parents[2]
 MODULE = "benchmarks.gpu_day"
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
-NAMES = tuple(
-    "doctor bandwidth kernels sanitize loop-by-onnxruntime loop-by-tensorrt large-fp16 large-int4 training".split()
-)
+NAMES = tuple("doctor bandwidth kernels sanitize loop-by-onnxruntime loop-by-tensorrt large-fp16 large-int4".split())
 _PACKAGE_PREFIXES = ("tensorrt", "onnxruntime", "cuda", "nvidia")  # packages that results depend on
 _LOG_TAIL = 2000  # characters of a failed step's log that its result includes
 

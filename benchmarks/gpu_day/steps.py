@@ -79,24 +79,6 @@ def tensorrt(day: Day) -> dict[str, Any]:
     return {"by": _tensorrt_identity(day), **loops.on_trt(day.out / "bundles")}
 
 
-def training(day: Day) -> dict[str, Any]:
-    """A training step of both stages beside LAVIS' way to compute the same losses."""
-    try:
-        import torch
-
-        from benchmarks import train
-    except ModuleNotFoundError as error:
-        raise Skipped(f"{error.name} is not installed: pip install blip2rt[train]") from error
-    if not (day.stand_in or torch.cuda.is_available()):
-        raise Skipped("PyTorch finds no GPU: install a build of it for CUDA")
-    geometry, batch, where = ("tiny", 2, "cpu") if day.stand_in else ("paper", 64, "cuda")
-    found: dict[str, Any] = {}
-    for name, compare in (("stage 1", train.compare_stage1), ("stage 2", train.compare_stage2)):
-        reference, ours = compare(geometry, batch, 16, "bf16", 5, device=where)
-        found[name] = f"{1000 * ours:.1f} ms, {reference / ours:.2f} x LAVIS' way, {batch / ours:.1f} images/s"
-    return found
-
-
 def _large(precision: str) -> Step:
     def step(day: Day) -> dict[str, Any]:
         try:
@@ -145,5 +127,4 @@ STEPS: dict[str, Step] = {
     "loop-by-tensorrt": tensorrt,
     "large-fp16": _large("fp16"),
     "large-int4": _large("int4"),
-    "training": training,
 }

@@ -57,7 +57,7 @@ def test_gpu_day_runs_all_steps_after_a_failure(tmp_path: Path) -> None:
     if "libnvrtc" in str(results["steps"]["kernels"]["why"]):
         pytest.skip("needs NVRTC: pip install nvidia-cuda-nvrtc")
     assert code == 1 and set(states) == {*day.NAMES}, stderr
-    done = {"doctor", "bandwidth", "kernels", "loop-by-onnxruntime", "large-fp16", "large-int4", "training"}
+    done = {"doctor", "bandwidth", "kernels", "loop-by-onnxruntime", "large-fp16", "large-int4"}
     assert {name for name, state in states.items() if state == day.DONE} == done, stderr
     assert states["sanitize"] == day.FAILED and "2 errors" in results["steps"]["sanitize"]["why"]
     found = {name: step["found"] for name, step in results["steps"].items()}
@@ -67,7 +67,6 @@ def test_gpu_day_runs_all_steps_after_a_failure(tmp_path: Path) -> None:
     native = found["loop-by-onnxruntime"]["in-place cache"]
     assert native["cases"] == 7 and native["ms per step"] > 0
     assert found["large-fp16"]["weight bytes per step"] > 0 and found["large-int4"]["of the limit"] > 0
-    assert "images/s" in found["training"]["stage 1"] and "LAVIS' way" in found["training"]["stage 2"]
     page = (tmp_path / "report.md").read_text()
     assert "No GPU was used" in page and f"onnxruntime {metadata.version('onnxruntime')}" in page
     assert all(f"| {name} |" in page for name in states) and "| sanitize | failed | " in page

@@ -69,7 +69,6 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "blip2rt-train calibrate": None,
     "blip2rt-train average": None,
     "python -m benchmarks.gpu_day": ("--skip", "nothing"),
-    "python -m benchmarks.train": ("--precision", "int8"),
 }
 # What a package's commands import.
 HEAVY = {"blip2rt_export": "onnxscript", "blip2rt_train": "torch", "benchmarks": "onnxscript"}

@@ -14,7 +14,6 @@ import torch
 import transformers
 from torch.nn.functional import cross_entropy
 
-from benchmarks.train import independent_losses
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.llm import LlmConfig
 from blip2rt.modeling.qformer import QFormerConfig
@@ -29,6 +28,7 @@ from tests.tiny.blip2 import build as build_blip2
 from tests.tiny.blip2 import shake
 from tests.tiny.numpy_blip2 import NumpyBlip2
 from tests.train.arguments import sizes
+from tests.train.losses.independent import independent_losses
 
 QUERIES, POSITIONS, FEATURES, VOCAB = 3, 5, 12, 41
 IMAGE_IDS = [0, 1, 0, 2, 3]
