@@ -21,7 +21,7 @@ from ..bundle.atomic import write_file
 from ..bundle.location import locate
 from ..command_line import Parser, nonempty, run, whole
 from ..errors import OptionError
-from . import collect, geometry, machine, report, roofline
+from . import collect, geometry, machine, report
 from .stages import Workload
 
 _EPILOG = f"""\
@@ -34,7 +34,6 @@ examples:
   blip2rt-bench
   blip2rt-bench --geometry blip2-opt-2.7b --peer hf-fp32 --peer hf-bf16 --json opt.json
   blip2rt-bench --model opt --checkpoint Salesforce/blip2-opt-2.7b --peer hf-bf16 --json -
-  blip2rt-bench --geometry blip2-opt-2.7b --roofline all
 """
 
 _HUB_ID = r"(\w[\w.-]*/)?\w[\w.-]*"
@@ -53,7 +52,7 @@ def _parser() -> Parser:
     source.add_argument("--model", type=nonempty, metavar="BUNDLE", help="a bundle's folder (default: nano)")
     random = "a bundle of random weights, see below"
     source.add_argument("--geometry", choices=geometry.GEOMETRIES, metavar="NAME", help=random)
-    precision = f"precisions of a geometry (default: {geometry.PRECISION}; for --roofline {geometry.PRECISION_TRT})"
+    precision = f"precisions of a geometry (default: {geometry.PRECISION})"
     group.add_argument("--precision", type=nonempty, metavar="GROUP=P,...", help=precision)
     cache = "folder for bundles of random weights (default: $BLIP2RT_CACHE, or ~/.cache/blip2rt)"
     group.add_argument("--cache", type=nonempty, metavar="FOLDER", help=cache)
@@ -63,9 +62,6 @@ def _parser() -> Parser:
     group.add_argument("--checkpoint", type=nonempty, metavar="CKPT", help=checkpoint)
     scaling = "also measure batches of 1 to 16, 1 to 8 callers, 1 and 2 threads"
     group.add_argument("--scaling", action="store_true", help=scaling)
-    boards = f"estimate from data sheets instead of measuring ({', '.join(roofline.BOARDS)}, or {roofline.ALL})"
-    choices = [*roofline.BOARDS, roofline.ALL]
-    group.add_argument("--roofline", choices=choices, metavar="BOARD", help=f"{boards}; needs the target trt")
     group = parser.add_argument_group("workload")
     group.add_argument("--image", type=nonempty, metavar="FILE", help="image to caption (default: a synthetic one)")
     group.add_argument("--batch", type=whole(1, 64), default=1, metavar="N", help="images in one call")
@@ -83,8 +79,6 @@ def _parser() -> Parser:
 
 def _run(args: argparse.Namespace) -> int:
     _check(args)
-    if args.roofline is not None:
-        return _roofline(args)
     if args.peer and (reason := collect.absent()):
         print(f"no peer is measured: {reason}", file=sys.stderr)
     signal.signal(signal.SIGTERM, _exit)
@@ -103,24 +97,6 @@ def _exit(number: int, frame: object) -> None:
     """Exit on a signal, leaving every `with` block, which removes files and ends child processes."""
     signal.signal(number, signal.SIG_IGN)  # `timeout` sends it twice
     sys.exit(128 + number)
-
-
-def _roofline(args: argparse.Namespace) -> int:
-    """Print the estimates for boards. Nothing runs, so this needs neither a GPU nor weights."""
-    if args.geometry is not None:
-        precision = geometry.PRECISION_TRT if args.precision is None else args.precision
-        bundle = geometry.bundle(args.geometry, precision, geometry.cache_folder(args.cache), "trt")
-    else:
-        bundle = Path(locate(args.model))
-    names = list(roofline.BOARDS) if args.roofline == roofline.ALL else [args.roofline]
-    table = roofline.estimate(read(bundle), names)
-    report.draw([table], sys.stdout)
-    if args.markdown is not None:
-        _write("markdown", args.markdown, report.markdown_table(table) + "\n")
-    if args.json is not None:
-        rows = [dict(zip(table.head, row, strict=True)) for row in table.rows]
-        _write("json", args.json, json.dumps({"title": table.title, "boards": rows}) + "\n")
-    return 0
 
 
 def _write(flag: str, given: str, content: str) -> None:

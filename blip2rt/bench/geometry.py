@@ -20,7 +20,6 @@ NANO = "nano"  # the embedded model, which needs no export
 GEOMETRIES = ("blip2-opt-2.7b", "blip2-opt-6.7b", "blip2-flan-t5-xl", "blip2-flan-t5-xxl", NANO, "tiny")
 _NEEDED = ("blip2rt_export", "torch", "transformers", "onnx", "onnxscript")  # modules of the exporter
 PRECISION = "vision=int8-dynamic,qformer=int8-dynamic,llm=int4"
-PRECISION_TRT = "vision=fp16,qformer=fp32,llm=int4"
 REVISION = 2  # of the exporter's output; raise it to invalidate cached bundles
 
 
