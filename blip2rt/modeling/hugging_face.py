@@ -16,11 +16,10 @@ from blip2rt.errors import Blip2rtError, boundary
 
 from .bert import GEOMETRY
 from .blip2 import Blip2Config
-from .dequantize import refuse_unknown_method
 from .llm import LanguageModelSource, LlmConfig
 from .preprocessing import with_preprocessing
 from .qformer import QFormerConfig
-from .sources import read_json
+from .sources import read_json, refuse_quantized
 from .vision import VisionConfig, resized
 from .vit import ACTIVATIONS, CLIP_MEAN, CLIP_STD, VitConfig
 
@@ -62,7 +61,7 @@ def read_config(weights: Path, folder: Path, data: dict[str, Any], language: Lan
             f"{folder} holds {kind or 'a model'} of type {data.get('model_type')!r}; supported are {_GENERATIVE} and "
             f"{_RETRIEVAL} of type {MODEL_TYPE!r}, {_INSTRUCT}, LAVIS' .pth files, and checkpoints of blip2rt"
         )
-    refuse_unknown_method(folder)
+    refuse_quantized(folder)
     from transformers import Blip2QFormerConfig, Blip2VisionConfig
 
     vision = Blip2VisionConfig().to_dict() | (data.get("vision_config") or {})

@@ -21,10 +21,9 @@ from blip2rt.errors import Blip2rtError, boundary
 
 from . import streaming
 from .adapters import merge_adapters
-from .dequantize import refuse_unknown_method
 from .peft_folder import base_of
 from .quantize import round_weights
-from .sources import fetch, quick_gguf, require_bounds
+from .sources import fetch, quick_gguf, refuse_quantized, require_bounds
 from .vision import freeze
 from .weights import Weights, has_weights
 
@@ -192,7 +191,7 @@ class LanguageModelSource:
         shown: see streaming.fill.
         """
         config, folder = self.config, Path(self.path)
-        refuse_unknown_method(folder)
+        refuse_quantized(folder)
         with boundary(f"LLM source {config.source!r} cannot be loaded"):
             llm = None
             if folder.is_dir() and has_weights(folder):

@@ -17,8 +17,8 @@ import torch
 
 from blip2rt.errors import Blip2rtError, boundary
 
-from .dequantize import Entry
 from .sources import ADAPTER_CONFIG, CONFIG, fetch, read_json
+from .streaming import Entry
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _MERGE = "merge it with peft's merge_and_unload() and save the result"

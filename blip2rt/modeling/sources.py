@@ -188,3 +188,20 @@ def _quick_reader(base: Any) -> Any:
             return at - start, parts, list(range(count)), [gguf.GGUFValueType.ARRAY, kind]
 
     return Reader
+
+
+def refuse_quantized(folder: Path) -> None:
+    """Raise Blip2rtError if config.json of a folder names a quantization method."""
+    try:
+        data = read_json(folder / CONFIG)
+    except (OSError, ValueError):
+        return  # reported when the config is read
+    sections = [data, *data.values()] if isinstance(data, dict) else []
+    for section in sections:
+        found = section.get("quantization_config") if isinstance(section, dict) else None
+        if found:
+            method = found.get("quant_method") if isinstance(found, dict) else found
+            raise Blip2rtError(
+                f"{folder / CONFIG}: its weights are quantized (quantization_config.quant_method is {method!r}): give "
+                "the original checkpoint, or save the result of transformers' model.dequantize()"
+            )

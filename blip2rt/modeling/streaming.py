@@ -21,6 +21,7 @@ from torch import nn
 
 Reader = Callable[[], torch.Tensor]
 Shown = Callable[[list[tuple[str, nn.Parameter]]], Iterable[tuple[str, nn.Parameter]]]  # what it iterates over
+Entry = tuple[tuple[int, ...], Reader]  # shape, and what reads the tensor
 
 SMALL = 2**20  # elements
 

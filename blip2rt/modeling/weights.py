@@ -1,7 +1,6 @@
 """Named tensors on disk, each read on demand: safetensors (one file or shards) and PyTorch's own format.
 
-Quantized matrices are dequantized as they are read (see dequantize.py). Files are read rather than mapped, so that
-tensors leave the memory after use. Does not know about models.
+Files are read rather than mapped, so that tensors leave the memory after use. Does not know about models.
 """
 
 from __future__ import annotations
@@ -19,20 +18,14 @@ import torch
 
 from blip2rt.errors import Blip2rtError, CapabilityError, boundary
 
-from .dequantize import dequantize
 from .peft_folder import ADAPTER_FILES, base_of, has_adapter, merged, read_adapter_config
 from .sources import parse_json, read_json
+from .streaming import Reader
 
-Reader = Callable[[], torch.Tensor]
 Stored = tuple[tuple[int, ...], Reader, torch.dtype]  # shape, reader, type
 
 _NAMES = "F64:float64 F32:float32 F16:float16 BF16:bfloat16 I64:int64 I32:int32 I16:int16 I8:int8 U8:uint8 BOOL:bool"
-_DTYPES = {
-    name: getattr(torch, dtype)
-    for name, _, dtype in (
-        each.partition(":") for each in f"{_NAMES} F8_E4M3:float8_e4m3fn F8_E5M2:float8_e5m2".split()
-    )
-}
+_DTYPES = {name: getattr(torch, dtype) for name, _, dtype in (each.partition(":") for each in _NAMES.split())}
 _MAX_LISTED = 6  # tensors that an error names
 _FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -62,17 +55,9 @@ class Weights:
                 continue
             self._add({name: (shape, reader) for name, (shape, reader, _) in readers.items()})
             self.dtypes |= {name: dtype for name, (_, _, dtype) in readers.items()}
-        try:
-            known = {name: (shape, self._readers[name]) for name, shape in self.shapes.items()}
-            floats = dequantize(known, self.dtypes)
-            self._add(floats)
-            self.dtypes |= dict.fromkeys(floats, torch.float32)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            faults.append(f"its quantized weights are damaged ({error})")
         if faults:
             raise Blip2rtError(f"{self.source}: {'; '.join(faults)}; copy or download the checkpoint again")
         self.adapted = self._merge_adapter() if has_adapter(self.source) else frozenset[str]()
-        # Only now: integers may be stored as floats, in which they look like NaN.
         self._readers = {name: partial(_finite, self.source, name, read) for name, read in self._readers.items()}
 
     def _merge_adapter(self) -> frozenset[str]:
@@ -97,7 +82,7 @@ class Weights:
         self.shapes |= {name: shape for name, (shape, _) in entries.items()}
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor as it is stored, or dequantized."""
+        """The tensor as it is stored."""
         return self._readers[name]()
 
     def __contains__(self, name: str) -> bool:
@@ -133,16 +118,16 @@ class Weights:
         return readers
 
     def require_floats(self, names: Iterable[str]) -> None:
-        """Raise Blip2rtError if a tensor is an integer, and neither a counter nor a position: it is quantized in an
-        unknown way."""
+        """Raise Blip2rtError if a tensor is quantized: an integer that is neither a counter nor a position, or fp8."""
         allowed = (torch.int64, torch.bool)
-        dtypes = {name: dtype for name in names if not (dtype := self.dtypes[name]).is_floating_point}
-        wrong = [name for name, dtype in dtypes.items() if dtype not in allowed]
+        dtypes = {name: self.dtypes[name] for name in names}
+        floats = {dtype for dtype in dtypes.values() if dtype.is_floating_point and dtype.itemsize > 1}
+        wrong = [name for name, dtype in dtypes.items() if dtype not in (*floats, *allowed)]
         if wrong:
+            kind = str(dtypes[wrong[0]]).removeprefix("torch.")
             more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
             raise Blip2rtError(
-                f"{self.source}: {wrong[0]} is of type {str(dtypes[wrong[0]]).removeprefix('torch.')}{more}, quantized "
-                "by an unknown method: give the original checkpoint"
+                f"{self.source}: {wrong[0]} is of type {kind}{more}, quantized: give the original checkpoint"
             )
 
     def _files(self) -> list[Path]:

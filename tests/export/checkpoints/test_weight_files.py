@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import struct
 from pathlib import Path
 
 import pytest
@@ -63,16 +62,10 @@ def test_weights_that_are_no_numbers_are_rejected(tmp_path: Path, value: float, 
         weights.read("a")
 
 
-def test_both_8_bit_floats_are_read_and_other_types_are_named(tmp_path: Path) -> None:
-    values = torch.tensor([[1.0, -2.0], [0.25, 3.0]])
-    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
-        scale = torch.full((1, 1), 0.5)
-        save_file({"a": values.to(dtype), "a_scale_inv": scale}, tmp_path / "model.safetensors")
-        assert torch.equal(Weights(tmp_path).read("a"), values / 2)
-    header = json.dumps({"a": {"dtype": "F8_E8M0", "shape": [2], "data_offsets": [0, 2]}}).encode()
-    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"xy")
+def test_8_bit_floats_are_rejected_by_name(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2, 2).to(torch.float8_e4m3fn)}, tmp_path / "model.safetensors")
     with pytest.raises(
-        Blip2rtError, match=r"a is of type F8_E8M0, and F64, .* can be read: give the original"
+        Blip2rtError, match=r"a is of type F8_E4M3, and F64, .* can be read: give the original"
     ) as error:
         Weights(tmp_path)
     assert "damaged" not in str(error.value)
