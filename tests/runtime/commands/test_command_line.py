@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "blip2rt explain": ("a.png", "--backend", "tensorrt"),
     "blip2rt fill": ("s.json", "a.png", "--backend", "tensorrt"),
     "blip2rt tag": ("x.jpg", "--backend", "onnx"),
-    "blip2rt index": ("photos", "--out", "x", "--format", "lance"),
+    "blip2rt index": ("photos", "--out", "x", "--backend", "onnx"),
     "blip2rt merge": ("x", "--out", "y", "--backend", "onnx"),
     "blip2rt pool": ("build", "x", "--out", "y", "--backend", "onnx"),
     "blip2rt search": ("x", "a dog", "--backend", "onnx"),
