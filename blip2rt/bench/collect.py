@@ -10,7 +10,6 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ..bundle import Bundle, read
@@ -58,8 +57,6 @@ def collect(plan: Plan) -> dict[str, Any]:
     if step := result["stages"].get("decode step"):
         _add_limit(step, bundle, result["limits"]["read_bytes"])
     result["rates"] = _rates(result["stages"], plan.work)
-    if Path(plan.work.image).read_bytes()[:2] == b"\xff\xd8":
-        result["jpeg"] = worker.run_task("jpeg", asdict(replace(plan.work, batch=1)))
     result["peers"] = {name: _peer(plan, name) for name in plan.peers}
     result["scaling"] = list(_scaling(plan)) if plan.scaling else []
     return result

@@ -76,11 +76,6 @@ def _start(result: dict[str, Any]) -> Table:
         rows.append(("tokens a second", f"{rates['tokens_per_second']:.2f}"))
     rows.append(("captions a second", f"{rates['captions_per_second']:.3f}"))
     rows.append(("time to first token", f"{_ms(rates['time_to_first_token'])} ms"))
-    if "jpeg" in result:
-        jpeg = result["jpeg"]
-        times = f"{_ms(jpeg['exact']['median'])} / {_ms(jpeg['scaled']['median'])} ms"
-        difference = f"mean difference {jpeg['mean_difference']:.2f} of 255"
-        rows.append(("JPEG to pixels, exact / scaled", f"{times}, {difference}"))
     return Table("Start, memory, rates", ("", ""), tuple(rows))
 
 

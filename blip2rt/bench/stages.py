@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import bundle as contract
-from ..image import prepare, to_pixels
+from ..image import to_pixels
 from ..loading import load
 from ..options import Options, merge
 from .machine import peak_rss
@@ -135,15 +135,3 @@ def throughput(work: Workload) -> dict[str, Any]:
     seconds = time.perf_counter() - begin
     captions = work.callers * work.repeat * work.batch
     return {"captions_per_second": captions / seconds, "peak_rss": peak_rss()}
-
-
-def jpeg(work: Workload) -> dict[str, Any]:
-    """Measure JPEG bytes to pixels, decoded exactly and scaled down by the decoder."""
-    spec = contract.read(work.bundle).manifest.image
-    [image] = work.images()[:1]
-    exact, scaled = (prepare(image, spec, scaled=scaled).astype(np.float32) for scaled in (False, True))
-    return {
-        "exact": summary(repeat(lambda: to_pixels([image], spec), work.repeat)),
-        "scaled": summary(repeat(lambda: to_pixels([image], spec, scaled=True), work.repeat)),
-        "mean_difference": float(np.abs(exact - scaled).mean()),
-    }
