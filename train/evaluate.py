@@ -39,7 +39,7 @@ from .evaluation.annotations import (
     read_captions,
     read_questions,
 )
-from .evaluation.metrics import coco_scorers, meteor, require_java
+from .evaluation.metrics import coco_scorers
 from .evaluation.predictions import Predictions, require_writable, write_atomically
 from .evaluation.predictors import Predictor, open_predictor
 from .evaluation.retrieval import evaluate_retrieval
@@ -92,8 +92,6 @@ def _run(args: argparse.Namespace) -> None:
         raise Blip2rtError(f"{args.data} has no {missing} to compare with: {fix}")
     if known and args.task == "caption":
         coco_scorers()  # fail now, not after all predictions
-        if args.meteor:
-            require_java()
     about = {"task": args.task, "model": args.model or "the embedded bundle", "data": str(args.data), **options}
     done = Predictions(args.predictions, about | _depends(args), parallel=_processes())
     predictor = open_predictor(args.model, parts(args), args.precision, prompt)
@@ -110,8 +108,6 @@ def _run(args: argparse.Namespace) -> None:
         scores = Scores({}, [], {})
         if known and args.task == "caption":
             scores = score_captions(items, texts)
-            if args.meteor:
-                scores.columns[ALL]["meteor"] = meteor([item.references for item in items], texts)
         elif known:
             scores = score_answers(VqaQuestions(items, graded), texts)
         if args.results:
@@ -247,7 +243,6 @@ def _parser() -> Parser:
     split = "split of Karpathy's files (default: test)"
     data = _add_task(tasks, "caption", "BLEU, ROUGE-L and CIDEr of captions", captions)
     data.add_argument("--split", type=nonempty, help=split)
-    data.add_argument("--meteor", action="store_true", help="also compute METEOR, by a Java program")
     data = _add_task(tasks, "vqa", "accuracy of answers, zero-shot", questions)
     data.add_argument("--annotations", type=path, metavar="FILE", help="VQAv2's and OK-VQA's answers")
     for name, texts, length, penalty in (("caption", "captions", 30, 1.0), ("vqa", "answers", 10, -1.0)):

@@ -1,8 +1,8 @@
 """Caption metrics: BLEU-4, ROUGE-L and CIDEr of pycocoevalcap.
 
 Texts are tokenized like the COCO evaluation's Penn Treebank tokenizer (lower case, clitics apart, no punctuation), but
-in Python, because that tokenizer is a Java program: both agree on all of Flickr8k's 35,000 captions. METEOR is a Java
-program, too, and computed on request. SPICE also downloads a parser of 400 MB and is left out.
+in Python, because that tokenizer is a Java program: both agree on all of Flickr8k's 35,000 captions. METEOR and SPICE
+are Java programs, too, and left out.
 """
 
 from __future__ import annotations
@@ -10,11 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from blip2rt.errors import Blip2rtError
@@ -64,33 +60,3 @@ def caption_metrics(
         cider, each = cider_scorer.compute_score(truth, candidates)
     scores = {f"bleu{n}": value for n, value in enumerate(bleu, 1)} | {"rouge_l": rouge, "cider": cider}
     return {name: 100 * float(value) for name, value in scores.items()}, [100 * float(value) for value in each]
-
-
-def meteor(references: Sequence[Sequence[str]], captions: Sequence[str]) -> float:
-    """METEOR 1.5 (Denkowski and Lavie 2014), times 100, by pycocoevalcap's jar. Raise Blip2rtError."""
-    from pycocoevalcap.meteor import meteor as wrapper
-
-    require_java()
-    folder = Path(wrapper.__file__).parent
-    with tempfile.TemporaryDirectory() as name:
-        files = [Path(name, "captions"), Path(name, "references")]
-        most = max(
-            map(len, references)
-        )  # the jar wants as many references of each caption; a repeated one adds nothing
-        padded = ([*texts, *[texts[0]] * (most - len(texts))] for texts in references)
-        for file, lines in zip(files, (captions, (text for texts in padded for text in texts)), strict=True):
-            file.write_text("".join(f"{tokenize(line)}\n" for line in lines), encoding="utf-8")
-        options = ["-r", str(most), "-l", "en", "-norm"]
-        command = ["java", "-Xmx2G", "-jar", str(folder / "meteor-1.5.jar"), *map(str, files), *options]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
-    found = re.search(r"^Final score:\s+([\d.]+)$", done.stdout, re.MULTILINE)
-    if found is None:
-        last = (done.stderr.strip() or "no output").splitlines()[-1]
-        raise Blip2rtError(f"METEOR failed ({last}): repair java, or leave out --meteor")
-    return 100 * float(found[1])
-
-
-def require_java() -> None:
-    """Raise Blip2rtError if there is no Java."""
-    if shutil.which("java") is None:
-        raise Blip2rtError("--meteor runs a Java program, and there is no java: install a Java runtime")

@@ -9,10 +9,9 @@ import shutil
 import numpy as np
 import pytest
 
-from blip2rt.errors import Blip2rtError
 from blip2rt.native import native
 from blip2rt_train.evaluation.annotations import in_half
-from blip2rt_train.evaluation.metrics import caption_metrics, meteor, tokenize
+from blip2rt_train.evaluation.metrics import caption_metrics, tokenize
 from blip2rt_train.evaluation.recall import best_rank, recall, recall_at, reranked
 from blip2rt_train.evaluation.truth import chair
 from blip2rt_train.evaluation.vqa import exact_match, normalize_answer, vqa_accuracy
@@ -83,24 +82,6 @@ def test_caption_metrics_by_hand() -> None:
     # Unigram precision 3 of 4 and one word too few of 6: 0.75 * exp(1 - 6 / 4).
     one, _ = caption_metrics([["a dog runs in the snow"]], ["a dog runs fast"])
     assert one["bleu1"] == pytest.approx(75 * np.exp(1 - 6 / 4), abs=1e-3)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("java") is None, reason="METEOR is a Java program")
-def test_meteor_equals_pycocoevalcap() -> None:
-    reference = pytest.importorskip("pycocoevalcap.meteor.meteor").Meteor()
-    references = [["a dog runs in the snow", "dogs are running"], ["two men play ball on the beach"]]
-    captions = ["a dog is running", "a man's ball"]
-    tokens = {i: [tokenize(text) for text in texts] for i, texts in enumerate(references)}
-    want, _ = reference.compute_score(tokens, {i: [tokenize(text)] for i, text in enumerate(captions)})
-    assert meteor(references, captions) == pytest.approx(100 * want, abs=1e-6) and want > 0.2
-
-
-def test_meteor_without_java_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("pycocoevalcap")
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(Blip2rtError, match="--meteor runs a Java program, and there is no java: install"):
-        meteor([["a dog"]], ["a dog"])
 
 
 def test_caption_metrics_as_published() -> None:
