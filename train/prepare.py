@@ -29,7 +29,6 @@ if __name__ == "__main__":  # by its name, so that a package that is missing bel
 
 
 import argparse
-import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
