@@ -18,6 +18,7 @@ from blip2rt_train.objectives.stage1 import (
     next_tokens,
     similarity,
 )
+from blip2rt_train.objectives.stage1_batch import WholeBatch
 
 
 def _normalized_features(model: Blip2) -> Any:
@@ -64,9 +65,10 @@ def itg_pass(model: Blip2, vision_features: torch.Tensor, text: TextBatch, dec_t
 
 
 def independent_losses(
-    model: Blip2, vision_features: torch.Tensor, text: TextBatch, settings: LossSettings
+    model: Blip2, vision_features: torch.Tensor, text: TextBatch, settings: LossSettings, _batch: WholeBatch
 ) -> dict[str, torch.Tensor]:
-    """ITC, ITM and ITG with a full forward pass each; they share only the similarities for ITM's negatives."""
+    """ITC, ITM and ITG with a full forward pass each; they share only the similarities for ITM's negatives. A batch on
+    one process only."""
     with _normalized_features(model):
         itc, sim = itc_pass(model, vision_features, text)
         itm = itm_pass(model, vision_features, text, sim)
