@@ -1,4 +1,4 @@
-"""Ask about presence and number what human captions answer: `presence.py --data TABLE... --out TABLE2 [--captions]`.
+"""Ask what human captions answer, about presence, number and truth: `presence.py --data TABLE... --out TABLE2`.
 
     python recipes/nano/presence.py --data data/coco/dev.tsv --out runs/nano/tables/coco-dev-presence.tsv
 
@@ -7,7 +7,8 @@ absent ones are drawn by how many images have them, and by how often they are se
 things out: a noun counts as absent if no caption of the image has it or a word that suggests it, and as there if two
 have it, or the only one. Numbers are those that two captions agree on; "one" is asked as often as "two". TABLE has the
 columns image and caption; TABLE2 image, caption (the answer), prompt (the question) and kind (frequency,
-co-occurrence or number). A "yes" has the kind of its "no".
+co-occurrence or number; verb, place, clothes or colour of the statements of statements.py). A "yes" has the kind of its
+"no".
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+
+from statements import statements
 
 from blip2rt.command_line import Parser, run, whole
 from blip2rt.errors import Blip2rtError
@@ -119,7 +122,7 @@ def _rows(file: Path, args: argparse.Namespace) -> list[tuple[str, str, str, str
     seen = captions_of(args.seen) if args.seen else {}
     written = {image: texts for image, texts in captions_of(file).items() if image not in seen}
     groups = {image: [native.clean_caption(text) for text in texts] for image, texts in written.items()}
-    rows = list(questions(groups, args.per_image, args.seed))
+    rows = [*questions(groups, args.per_image, args.seed), *statements(groups, args.seed)]
     if args.captions:
         rows += [(image, text, "", "") for image, texts in written.items() for text in texts]
     some = random.Random(args.seed).sample(sorted(written), min(args.limit or len(written), len(written)))

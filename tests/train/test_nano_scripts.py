@@ -191,7 +191,7 @@ def test_tables_leak_no_dev_images(tmp_path: Path) -> None:
 
 
 def test_presence_asks_for_what_captions_say(tmp_path: Path) -> None:
-    """As many nouns that are there as absent ones; none that a caption suggests, and no number that they dispute."""
+    """As many yes as no: nouns that no caption suggests, what captions of others say; no number that they dispute."""
     dogs = ["Two dogs play on a couch.", "two brown dogs rest on the sofa", "Animals sit"]
     buses = ["A red bus in traffic", "a bus beside three men", "a bus and four men"]
     images = {"a.webp": dogs, "b.webp": buses}
@@ -204,7 +204,7 @@ def test_presence_asks_for_what_captions_say(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         lines = [line.split("\t") for line in (tmp_path / "o.tsv").read_text().splitlines()[1:]]
         answers = [line[1] for line in lines]
-        assert answers.count("yes") == answers.count("no") == 4
+        assert answers.count("yes") == answers.count("no") == 6
         asked |= {(image, answer, re.sub(r" in the \w+", "", question)) for image, answer, question, _ in lines}
     assert asked == {
         *(("a.webp", "yes", f"is there a {name}?") for name in ("dog", "couch")),
@@ -212,6 +212,8 @@ def test_presence_asks_for_what_captions_say(tmp_path: Path) -> None:
         *(("b.webp", "yes", f"is there a {name}?") for name in ("bus", "man", "person")),
         *(("b.webp", "no", f"is there a {name}?") for name in ("dog", "couch")),
         ("a.webp", "two", "how many dogs are there?"),
+        *(("a.webp", answer, f"are the dogs {colour}?") for answer, colour in (("yes", "brown"), ("no", "red"))),
+        *(("b.webp", answer, f"is the bus {colour}?") for answer, colour in (("yes", "red"), ("no", "brown"))),
     }
 
 

@@ -2,6 +2,7 @@
 
 Each is a logistic regression of what the graphs say (engines/runtime/signals.h). Truth comes from human captions:
 - phrases: the table's questions whether something is there, answered yes or no (recipes/nano/presence.py writes them);
+- statements: the table's questions whether something is true, such as "is the dog swimming?", from the same script;
 - sentences: an image's own captions, against captions of other images, half of them near by cosine;
 - labels: the everyday ones, right if a caption of the image names them. The cosines and the label's own embedding say
   how near each is; then that is weighed beside whether the model's own caption names it;
@@ -17,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,6 +32,9 @@ from ..evaluation.annotations import CaptionedImage, VqaQuestion
 from ..evaluation.metrics import caption_metrics, coco_scorers
 from ..evaluation.predictors import BundlePredictor
 from ..progress import bar
+
+if TYPE_CHECKING:
+    from blip2rt.native import ShortQuestion
 
 RIGHT_CIDER = 30.0  # of a right caption, beside human captions of its image: less shares hardly a phrase with them
 _RIDGE = 1e-3
@@ -127,13 +132,17 @@ class Fitting:
         self._model, self._items = model, self._rng.sample(list(items), len(items))
         self._asked: dict[Path, list[tuple[str, bool]]] = {}
         self._counted: dict[Path, list[tuple[str, str]]] = {}
+        self._stated: dict[Path, list[tuple[ShortQuestion, bool]]] = {}
         for question in asked:
             short, answers = native.short_question(question.question), set(question.answers)
             if short is not None and short.kind == "number":
                 self._counted.setdefault(question.path, []).append((short.text, question.answers[0]))
-            elif short is not None and short.kind == "presence" and len(answers & {"yes", "no"}) == 1:
+            elif short is not None and len(answers & {"yes", "no"}) == 1:
                 right = ("no" if short.negated else "yes") in answers
-                self._asked.setdefault(question.path, []).append((short.text, right))
+                if short.kind == "presence":
+                    self._asked.setdefault(question.path, []).append((short.text, right))
+                elif short.kind == "statement":
+                    self._stated.setdefault(question.path, []).append((short, right))
         old = model.bundle.manifest.calibration
         self._old_numbers = () if old is None else old.numbers
         self._generates = model.bundle.has(*contract.GENERATIVE)
@@ -176,11 +185,23 @@ class Fitting:
         fits = [phrases.fit("phrases", True), sentences.fit("sentences", True), tags.fit("labels", False)]
         fits += [captions.fit("captions", False)] if self._generates else []
         found = dict(zip(("phrase", "sentence", "label", "caption"), (each for each, _ in fits), strict=False))
+        fits += [self._fit_statements(images)] if self._stated else []
+        found |= {"statement": fits[-1][0]} if self._stated else {}
         numbers, counted = self._count_things(images)
         calibration = Calibration(
             **found, nearness=nearness, label_text=label_text, mean_text=self._mean_text, numbers=numbers
         )
         return calibration, [*(summary for _, summary in fits), *counted]
+
+    def _fit_statements(self, images: Sequence[_Image]) -> tuple[Logistic, str]:
+        """Return what signals of "a dog is swimming", and of "a dog", say about its truth."""
+        statements, names = Examples(), ["cosine", "itm", *(["likelihood"] if self._generates else [])]
+        for image in bar([each for each in images if each.item.path in self._stated], desc="statements", unit="image"):
+            asked = self._stated[image.item.path]
+            signals = self._signals(image, [question.text for question, _ in asked], names)
+            signals["subject_cosine"] = self._signals(image, [each.subject for each, _ in asked], ["cosine"])["cosine"]
+            statements.add(signals, [right for _, right in asked])
+        return statements.fit("statements", True)
 
     def _count_things(self, images: Sequence[_Image]) -> tuple[tuple[str, ...], list[str]]:
         """Return the frequent answers to questions of a number, and how many of these get theirs by likelihood."""

@@ -49,7 +49,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], l
         for i in range(24):
             Image.fromarray(rng.integers(0, 256, (9, 11, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
             lines.append(f"{i}.png\t{captions[i % 4]}\t")
-            for question in ("is there a dog?", "are there cats in the photo?", "is it red?") if asked else ():
+            for question in ("is there a dog?", "are there cats in the photo?", "is the dog running?") if asked else ():
                 lines.append(f"{i}.png\t{rng.choice(['yes', 'no'])}\t{question}")
             lines += [f"{i}.png\t{'red' if i % 3 else 'blue'}\tHow many dogs are there?"] if asked else []
         (tmp_path / "table.tsv").write_text("\n".join(lines) + "\n")
@@ -68,15 +68,17 @@ def test_a_bundle_gets_probabilities(
     source = with_likelihood_weight(tiny, tmp_path / "source", 0.4)
     assert calibrate.main([str(source), *table(True), "--keep-score"]) == 0
     summary = capsys.readouterr().out
-    assert all(f"wrong {what}; by a fit" in summary for what in ("phrases", "sentences", "labels", "captions"))
+    assert all(f"wrong {what}; by a fit" in summary for what in ("phrases", "sentences", "statements", "labels"))
     assert "48 wrong sentences" in summary and "itm_weight" not in summary
     assert "24 questions of a number; the likeliest of red, blue is right for " in summary
     old, new = contract.read(source).manifest, contract.verify(tmp_path / "out").manifest
     assert new.calibration is not None and replace(new, calibration=None) == old
     assert {"yes", "yes_blind", "name_cosine", "query_0"} <= set(new.calibration.phrase.weights)  # type: ignore[union-attr]
-    assert new.calibration.numbers == ("red", "blue")
+    assert new.calibration.numbers == ("red", "blue") and new.calibration.statement is not None
+    assert {"cosine", "itm", "likelihood", "subject_cosine"} == set(new.calibration.statement.weights)
     model, image = blip2rt.load(tmp_path / "out", threads=1), tmp_path / "3.png"
-    assert model.ask(image, "How many cats are there?") in new.calibration.numbers
+    assert model.ask(image, "How many cats are there?") in (*new.calibration.numbers, "none")
+    assert model.ask(image, "is the dog running?") in ("yes", "no")
     match = model.match(image, "a dog")
     assert match.probability != match.itm and model.sees(image, "a dog") == (match.probability > 0.5)
     assert len(model.tag(image, threshold=0)) == 10
