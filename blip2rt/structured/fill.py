@@ -52,6 +52,8 @@ class _Filling:
         if isinstance(form, Flag):
             question = statement(form.name, form.description)
             question = self._instruction or question if form.path == "$" else question
+            if (asked := self._picture.yes_question(question)) is not None:
+                return self._ask(asked) == "yes"
             return not self._collecting and self._picture.says_yes(question)
         return self._text(form, label) if isinstance(form, Text) else self._number(form, label)
 
@@ -117,7 +119,8 @@ class _Filling:
         if not form.name and self._instruction:
             question = self._instruction
         low = form.low if math.isfinite(form.low) else _clamped(form, 0)
-        if form.whole and math.isfinite(form.high) and form.high - low <= _MAX_COUNTED:
+        counts = question.startswith("how many ")  # as any other count: none of what is absent
+        if form.whole and math.isfinite(form.high) and form.high - low <= _MAX_COUNTED and not counts:
             values = range(int(low), int(form.high) + 1)
             known = meanings(form.description)
             return values[self._likeliest(question, [known.get(value, str(value)) for value in values])]

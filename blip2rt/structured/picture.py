@@ -14,6 +14,7 @@ from ..language import Prompt
 from ..native import native
 from ..options import Options, merge
 from ..pipeline import BATCH
+from .questions import MAX_PHRASE_WORDS
 
 if TYPE_CHECKING:
     from ..backends import Floats
@@ -105,12 +106,21 @@ class Picture:
         chances = self.probabilities(choices) if self._pipeline.matcher is not None else []
         return native.best_choice(question, scores.tolist(), chances)
 
-    def says_yes(self, question: str) -> bool:
+    def yes_question(self, statement: str) -> str | None:
+        """The question that a short statement answers, "is there no dog?" for "no dog"; None if it needs generating."""
+        if len(statement.split()) > MAX_PHRASE_WORDS:
+            return None
+        question = statement if statement.endswith("?") else f"is there {statement}?"
+        [task] = self._tasks.of_questions([question], merge(Options(), {}))
+        short = task.short_question
+        return question if short is not None and short.kind in ("presence", "statement", "colour") else None
+
+    def says_yes(self, statement: str) -> bool:
         """Whether a statement is true, or the answer to a question is yes."""
-        statement = native.phrase_of(question) or question
-        if self._pipeline.matcher is None or statement.endswith("?"):
-            return self.likeliest(question, ["no", "yes"]) == 1
-        return self.probabilities([statement])[0] > 0.5
+        phrase = native.phrase_of(statement) or statement
+        if self._pipeline.matcher is None or phrase.endswith("?"):
+            return self.likeliest(statement, ["no", "yes"]) == 1
+        return self.probabilities([phrase])[0] > 0.5
 
     def probabilities(self, texts: Sequence[str]) -> list[float]:
         """Texts -> how probably the picture shows each, 0 to 1; 0 for a text without words."""

@@ -25,13 +25,14 @@ const Words kPersonal = {"gay",         "lesbian",     "homosexual",  "heterosex
                          "autism",      "depression",  "pregnant",    "diabetic",     "diabetes",   "ethnicity",
                          "ethnic",      "ethnicities", "nationality", "caucasian",    "hispanic",   "latino",
                          "immigrant",   "immigrants",  "republican",  "democrat",     "alcoholic",  "hiv"};
-const Words kForeign = {
-    "est",   "une",   "des",     "les",     "qui",     "quoi",   "combien", "quelle", "quel",    "dans", "sur",
-    "wie",   "viele", "ist",     "ein",     "eine",    "das",    "gibt",    "welche", "farbe",   "sind", "auf",
-    "hay",   "que",   "cuantos", "cuántos", "cuántas", "qué",    "esta",    "imagen", "el",      "los",  "las",
-    "il",    "che",   "cosa",    "quanti",  "quante",  "sono",   "c'è",     "nella",  "foto",    "è",    "di",
-    "há",    "uma",   "quantos", "quantas", "imagem",  "não",    "são",     "wat",    "hoeveel", "een",  "het",
-    "c'est", "está",  "dónde",   "où",      "couleur", "animal", "was",     "der",    "im",      "bild", "y"};
+const Words kForeign = {"un",      "est",    "une",     "des",     "les",    "qui",   "quoi",    "combien", "quelle",
+                        "quel",    "dans",   "sur",     "wie",     "viele",  "ist",   "ein",     "eine",    "das",
+                        "gibt",    "welche", "farbe",   "sind",    "auf",    "hay",   "que",     "cuantos", "cuántos",
+                        "cuántas", "qué",    "esta",    "imagen",  "el",     "los",   "las",     "il",      "che",
+                        "cosa",    "quanti", "quante",  "sono",    "c'è",    "nella", "foto",    "è",       "di",
+                        "há",      "uma",    "quantos", "quantas", "imagem", "não",   "são",     "wat",     "hoeveel",
+                        "een",     "het",    "c'est",   "está",    "dónde",  "où",    "couleur", "animal",  "was",
+                        "der",     "im",     "bild",    "y"};
 const Words kShared = {"animal", "was", "foto", "im", "di", "das", "il", "que", "y"};  // words of English texts, too
 const Words kEnglish = {"is",  "are", "the", "what", "how", "do",    "does", "there", "of",   "this",
                         "who", "in",  "you", "any",  "see", "which", "it",   "where", "with", "and"};
@@ -43,7 +44,8 @@ const std::regex& beyond_pictures() {
       "|\\b(who|whom) (took|made|painted|shot|owns|is this|is he|is she|is the photographer)\\b"
       "|\\bwhat is (his|her|their|the (man|woman|person|boy|girl|child|dog|cat)'?s?) names?\\b|\\bnames? of the "
       "(man|woman|person|people|boy|girl|child|dog|cat|photographer|owner)\\b"
-      "|\\b(phone number|email|address of|how much (does|do|did|is|are|would)|what does .* cost|the price|how tall|"
+      "|\\b(phone number|email|address of|how much (does|do|did|is|are|would)|how old|what does .* cost|the price|how "
+      "tall|"
       "how heavy|weigh|weighs)\\b"
       "|\\b(what|which|his|her|their|person's|man's|woman's) race\\b|\\b(in love|having an affair)\\b"
       "|^is (he|she|the (man|woman|person|boy|girl)|this (man|woman|person)) (black|white|brown|straight)$"
@@ -86,9 +88,9 @@ std::optional<std::string> fixed_answer(std::string_view text) {
   if (foreign > 1 && certain > 0 && english == 0) return kEnglishOnly;
   static const Words greetings = {"hello",    "hi",           "hey",    "hello there",
                                   "hi there", "good morning", "thanks", "thank you"};
-  static const Words doubts = {"are you sure", "really", "are you certain"};
+  static const std::regex doubts("are you (sure|certain)\\b.*|really");
   if (greetings.count(joined) != 0) return kGreeting;
-  if (doubts.count(joined) != 0) return kUnsure;
+  if (std::regex_match(joined, doubts)) return kUnsure;
   if (joined.size() <= 300 && std::regex_search(joined, beyond_pictures())) return kUnknown;
   return std::nullopt;
 }

@@ -158,7 +158,7 @@ bool is_colour(const std::string& word) {
 
 // "what color is the bus?" for "is the bus red"
 std::string colour_question(const Tokens& words) {
-  return "what color " + joined(words.begin(), words.end() - 1) + "?";
+  return "what color " + joined(words.begin(), std::find(words.begin(), words.end() - 1, "not")) + "?";
 }
 
 }  // namespace

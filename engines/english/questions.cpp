@@ -121,13 +121,18 @@ std::string without_roles(std::string_view question) {
 // "is there a dog" for "isn't there a dog": that is a yes if there is one. "count the dogs" asks how many there are.
 std::string reworded(const std::string& sentence) {
   static const std::regex rules[] = {
+      std::regex("^(?:(?:hello|hi|hey|please|ok|so|and)\\b,? )+"),
+      std::regex("^(?:(?:can|could|would) you )?(?:please )?tell me\\b,? ?(?:if |whether )?"),
+      std::regex("^there (is|are) (.+?)(?:, (?:right|correct|yes))?$"),
+      std::regex("^(what|who|where|when|how|it|he|she|there)'s\\b"),
       std::regex("^(is|are|was|were|do|does|did)n'?t "),
       std::regex("^(?:count|(?:what is |give |tell me )?(?:the )?(?:number|count) of) (?:all )?(?:the |all )?"
                  "(.+?)(?: (?:here|there|in (?:the|this|that) (?:picture|image|photo)))?$"),
       std::regex("^any (.+?)(?: (?:here|there|around))?$"),
       std::regex(",? (?:yes or no|or not|or no)$"),
   };
-  static const char* const forms[] = {"$1 ", "how many $1 are there", "is there any $1", ""};
+  static const char* const forms[] = {"", "", "$1 there $2", "$1 is", "$1 ", "how many $1 are there", "is there any $1",
+                                      ""};
   std::string text = sentence;
   for (size_t i = 0; i < std::size(rules); ++i) text = std::regex_replace(text, rules[i], forms[i]);
   return text;
@@ -204,11 +209,14 @@ std::string plain_question(std::string_view question) {
 
 std::optional<ShortQuestion> short_question(std::string_view question) {
   using Kind = ShortQuestion::Kind;
-  if (std::optional<std::string> answer = fixed_answer(question)) return ShortQuestion{Kind::kFixed, *answer};
   const std::string text = sentence_of(question);
+  for (const std::string_view asked : {question, std::string_view(text)}) {
+    if (std::optional<std::string> answer = fixed_answer(asked)) return ShortQuestion{Kind::kFixed, *answer};
+  }
   if (text.empty()) return std::nullopt;
   static const std::regex absence(
-      "(?:is|are) there (?:no |not (?:any |an? )?)(.+)|(?:is|are) (?:there )?(nobody|no one|no person|no people)\\b.*");
+      "(?:is|are) there (?:no |without |not (?:any |an? )?)(.+)|(?:is|are) (?:there )?(nobody|no one|no person|no "
+      "people)\\b.*");
   std::smatch found;
   if (std::regex_match(text, found, absence)) {
     const std::string what = found[1].matched && !begins_with(text, "is there no one") ? found[1].str() : "anyone";

@@ -308,6 +308,11 @@ def test_questions_whether_something_is_there(question: str, phrase: str | None)
         ("are the animals in the water?", "statement", "animals are in the water"),
         ("is this picture black and white?", "presence", "black and white"),
         ("is the dog blue?", "colour", "what color is the dog?"),
+        ("is the dog not blue?", "not colour", "what color is the dog?"),
+        ("Hi, please tell me if there is a dog", "presence", "a dog"),
+        ("there is a dog, right?", "presence", "a dog"),
+        ("What's the time?", "fixed", "I cannot tell from the picture."),
+        ("is there without people?", "not presence", "a person"),
         ("How many dogs  are there?", "number", "how many dogs are there?"),
         ("how many people do you see? Answer with a number.", "number", "how many people do you see?"),
         ("Please say how many", None, ""),
@@ -360,6 +365,21 @@ def test_absent_things_are_not_counted_and_answers_do_not_contradict(nano: blip2
     assert nano.ask(image, "Is there no cat?") == "no" and nano.ask(image, "isn't there a cat?") == "yes"
     assert nano.ask(image, "is it a dog or a cat?") == "cat" == nano.ask(image, "### Human: dog or cat")
     assert nano.ask(image, "is the cat flying?") == "no" and nano.ask(image, "is the cat not flying?") == "yes"
+
+
+def test_json_of_nano_does_not_contradict_itself(nano: blip2rt.Model) -> None:
+    flag = {"type": "boolean"}
+    names = {"no_cat": flag, "has_cat": flag, "without_elephants": flag, "elephant": flag, "nobody_visible": flag}
+    count = {"type": "integer", "minimum": 0, "maximum": 10}
+    value = fill(nano, "docs/nano/cat.jpg", {"properties": {**names, "elephant_count": count}})
+    assert value == {
+        "no_cat": False,
+        "has_cat": True,
+        "without_elephants": True,
+        "elephant": False,
+        "nobody_visible": True,
+        "elephant_count": 0,
+    }
 
 
 def test_words_of_phrases() -> None:
