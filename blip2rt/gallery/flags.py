@@ -32,15 +32,15 @@ def add_parallelism(group: argparse._ArgumentGroup, batch_size: int, cluster: bo
     """cluster: whether the command can run on a cluster."""
     batches = f"pictures per batch; on a CPU, two batches run at once and share --threads (default: {batch_size})"
     group.add_argument("--batch-size", type=whole(1, 1024), metavar="N", help=batches)
-    workers = "threads that decode pictures ahead (default: one per core, at most 8)"
+    workers = "threads that decode pictures ahead (default: one per core, at most 8"
     if cluster:
         ray = "run on a Ray cluster: a head node's address, auto, or local; each worker has --threads (default: 1)"
         group.add_argument("--ray", type=nonempty, metavar="ADDRESS", help=ray)
         gpus = "GPUs of each worker of --ray, such as 0.5 (default: 1 for --backend trt, otherwise 0)"
         group.add_argument("--gpus", type=float, metavar="N", help=gpus)
-        workers += "; with --ray, workers (default: as many as fit)"
+        workers += "; with --ray, workers: as many as fit"
     group.set_defaults(ray=None, gpus=None)
-    group.add_argument("--workers", type=whole(1, 256), metavar="N", help=workers)
+    group.add_argument("--workers", type=whole(1, 256), metavar="N", help=f"{workers})")
 
 
 def add_errors(group: argparse._ArgumentGroup) -> None:

@@ -17,7 +17,7 @@ ENCODER_DECODERS = ("t5", "mt5", "umt5")
 COMPARED = frozenset(
     """
     apertus apertus1p5_text arcee audioflamingo3 bert bert-generation biogpt bitnet bloom codegen cohere cohere2
-    ctrl cwm electra ernie ernie4_5 exaone exaone4 falcon fuyu gemma gemma2 gemma3 gemma3_text gemma3n gemma3n_text
+    ctrl cwm electra ernie ernie4_5 exaone exaone4 falcon fuyu gemma gemma2 gemma3 gemma3_text
     glm glm4 glmasr got_ocr2 gpt-sw3 gpt2 gpt_bigcode gpt_neox gptj granite granite_speech granite_speech_plus
     helium hyperclovax internlm3 iquestcoder jais2 llama ministral ministral3 mistral modernbert-decoder moshi
     moss_transcribe_diarize mpt mt5 musicflamingo nanochat olmo olmo2 olmo3 omniasr opt persimmon phi phi3 qwen2
@@ -37,10 +37,11 @@ _UNSUPPORTED = (  # (model types, why)
     ),
     ("afmoe aria_text beam jetmoe".split(), "whose experts no graph expresses: use a model without experts"),
     ("axk1 axk2 bailing_hybrid big_bird".split(), "whose attention no graph expresses: use another model"),
-    (  # traced without an error, but wrong: RoBERTa's positions, for example, start after those of the padding
+    (  # traced without an error, but wrong: RoBERTa's positions, for example, start after those of the padding, and
+        # Gemma 3n reads the ids of new tokens in each layer
         """
-        camembert data2vec-text hunyuan_v1_dense hunyuan_v1_moe roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl
-        xmod
+        camembert data2vec-text gemma3n gemma3n_text hunyuan_v1_dense hunyuan_v1_moe roberta roberta-prelayernorm
+        xlm-roberta xlm-roberta-xl xmod
         """.split(),
         "whose graph would compute something else: use another model",
     ),

@@ -127,6 +127,9 @@ class RandomPicture:
     def likeliest(self, _: str, choices: list[str]) -> int:
         return random.randrange(len(choices))
 
+    def yes_question(self, statement: str) -> str | None:
+        return random.choice([None, f"is there {statement}?"])
+
     def says_yes(self, _: str) -> bool:
         return random.random() < 0.5
 
