@@ -23,8 +23,9 @@ const std::unordered_set<std::string_view>& function_words() {
 
 // Whether a token's text, without a space before it, can be part of a word.
 bool is_word(std::string_view text) {
-  const auto c = text.empty() ? '\0' : text.front();
-  return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '-' || c == '\'' || c < 0;
+  const auto c = static_cast<unsigned char>(text.empty() ? '\0' : text.front());
+  return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '-' || c == '\'' ||
+         c >= 0x80;
 }
 
 }  // namespace
