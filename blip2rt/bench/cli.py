@@ -82,9 +82,16 @@ def _run(args: argparse.Namespace) -> int:
     if args.peer and (reason := collect.absent()):
         print(f"no peer is measured: {reason}", file=sys.stderr)
     signal.signal(signal.SIGTERM, _exit)
+    before = os.environ.get("TMPDIR")
     with tempfile.TemporaryDirectory(prefix="blip2rt-bench-", ignore_cleanup_errors=True) as folder:
         os.environ["TMPDIR"] = folder  # for child processes, which may be killed
-        result = collect.collect(_plan(args, Path(folder)))
+        try:
+            result = collect.collect(_plan(args, Path(folder)))
+        finally:
+            if before is None:
+                del os.environ["TMPDIR"]
+            else:
+                os.environ["TMPDIR"] = before
     report.show(result, sys.stdout)
     if args.markdown is not None:
         _write("markdown", args.markdown, report.markdown(result))

@@ -173,7 +173,7 @@ def test_two_workers_need_two_threads_and_two_batches(album, run, used, monkeypa
     assert "--threads is 0" in run("caption", "album", "--batch-size", 4, "--threads", 0)[2]
     monkeypatch.setattr(system, "physical_cores", lambda: 8)
     for backend, expected in (("ort", Parallelism(4, 3, 2, 4)), ("trt", Parallelism(4, 3, 1, None))):
-        given = argparse.Namespace(backend=backend, threads=None, batch_size=4, workers=3, ray=None)
+        given = argparse.Namespace(backend=backend, threads=None, batch_size=4, workers=3, ray=None, gpus=None)
         assert flags.parallelism_of(given, Sources(("album",)), 16) == expected
 
 

@@ -47,7 +47,7 @@ def matches_the_cpu_loop(case: Case, machine: Machine, turns: int, seed: int = S
         stops, both = rng.random() < 0.2, []
         for backend in (device, native):
             if stops:
-                options |= {"stop_strings": [b"ab", b"c"], "vocabulary": core().Vocabulary(texts)}
+                options |= {"stop_strings": [b"ab", b"c"], "vocabulary": core.Vocabulary(texts)}
             both.append(backend.generate(prefix, prompts, options))
         got, want = both
         what = f"turn {turn}, {options}"

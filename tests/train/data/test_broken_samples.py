@@ -435,26 +435,6 @@ def test_truncated_index_is_rebuilt(tmp_path: Path) -> None:
 # Lists of addresses
 
 
-def test_invalid_url_rows_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [
-        "caption\turl",
-        "http://a/0.jpg\ta dog",
-        "only one",
-        "http://a/1.jpg\t...",
-        "http://a/2.jpg\t",
-        "a\tb",
-        "a cat\thttp://b/1",
-    ]
-    (tmp_path / "list.tsv").write_bytes("\n".join(rows).encode() + b"\nhttp://a/3.jpg\t\xe9\n")
-    arguments = ["list", "--data", str(tmp_path / "list.tsv"), "--out", str(tmp_path / "out.jsonl")]
-    assert prepare.main(arguments) == 0
-    assert "2 rows, 5 skipped" in capsys.readouterr().out
-    written = [{"url": "http://a/0.jpg", "caption": "a dog"}, {"url": "http://b/1", "caption": "a cat"}]
-    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == written
-    assert prepare.main([*arguments, "--max-bad", "4"]) == 2
-    assert "list.tsv, line" in capsys.readouterr().err
-
-
 # Evaluation
 
 

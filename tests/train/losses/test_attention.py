@@ -21,7 +21,7 @@ from blip2rt.modeling.row_noise import RowNoise
 from blip2rt.modeling.vision import VisionConfig
 from blip2rt.modeling.vit import Vit, VitConfig, attention
 from blip2rt_train.model import StartingPoint
-from blip2rt_train.objectives import lm, stage1
+from blip2rt_train.objectives import lm, stage1, stage1_batch
 from blip2rt_train.objectives.packing import Tokens, pack
 from blip2rt_train.objectives.stage1_batch import WholeBatch
 from blip2rt_train.plan import Plan, memory
@@ -93,7 +93,7 @@ def test_step_takes_the_memory_that_a_dry_run_estimates(precision: str, monkeypa
     for module in (vit, qformer):
         monkeypatch.setattr(module, "attention", partial(attention, fused=True))
     # What depends on values: negatives, and which tokens are learned.
-    monkeypatch.setattr(stage1, "hard_negatives", lambda sim, temperature, ids, *_: (ids.roll(1), ids.roll(1)))
+    monkeypatch.setattr(stage1_batch, "hard_negatives", lambda sim, temperature, ids, *_: (ids.roll(1), ids.roll(1)))
     monkeypatch.setattr(
         stage1, "next_tokens", lambda hidden, ids, _: (hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     )
