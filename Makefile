@@ -133,7 +133,7 @@ FUZZED_tokenizer_reader := tests/fuzz/tokenizer_reader.cpp $(filter engines/base
 FUZZED_manifest_reader := tests/fuzz/manifest_reader.cpp $(filter engines/base/% engines/bundle/% engines/ort/%,$(filter-out %/bundle.cpp,$(PLAIN_CORE)))
 
 FUZZED_pool_reader := tests/fuzz/pool_reader.cpp engines/search/guide.cpp \
-  engines/english/answer_words.cpp engines/runtime/caption_pool.cpp \
+  engines/english/answer_words.cpp engines/english/text_forms.cpp engines/runtime/caption_pool.cpp \
   $(filter engines/base/% engines/kernels/int8/%,$(PLAIN_CORE))
 
 fuzz-core: ENTRY := graph_walker

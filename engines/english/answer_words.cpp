@@ -6,6 +6,8 @@
 #include <unordered_set>
 #include <utility>
 
+#include "english/text_forms.h"
+
 namespace blip2rt {
 namespace {
 
@@ -39,10 +41,6 @@ std::string lowered(std::string_view text) {
 template <class List>
 bool contains(const List& list, std::string_view word) {
   return std::find(list.begin(), list.end(), word) != list.end();
-}
-
-bool ends_with(std::string_view word, std::string_view ending) {
-  return word.size() >= ending.size() && word.substr(word.size() - ending.size()) == ending;
 }
 
 std::vector<std::string> words_of(const std::string& question) {

@@ -45,7 +45,8 @@ std::string joined(Tokens::const_iterator from, Tokens::const_iterator to) {
   return text;
 }
 
-bool ends_with(const std::string& word, const std::string& end) {
+// Whether an ending follows a stem of two letters or more.
+bool has_suffix(const std::string& word, const std::string& end) {
   return word.size() > end.size() + 1 && word.compare(word.size() - end.size(), end.size(), end) == 0;
 }
 
@@ -75,7 +76,7 @@ size_t predicate_start(const Tokens& words) {
   }
   if (words.size() > 4 && words[words.size() - 2] == "and") return words.size() - 3;  // "black and white"
   const size_t verb =
-      find([](const std::string& word) { return ends_with(word, "ing") && kNamedIng.count(word) == 0; });
+      find([](const std::string& word) { return has_suffix(word, "ing") && kNamedIng.count(word) == 0; });
   if (verb < words.size()) return words[verb - 1] == "not" ? verb - 1 : verb;
   const size_t other =
       find([](const std::string& word) { return kPrepositions.count(word) != 0 || kArticles.count(word) != 0; });
@@ -84,8 +85,8 @@ size_t predicate_start(const Tokens& words) {
 
 std::string third_person(const std::string& verb) {
   if (verb == "have") return "has";
-  if (ends_with(verb, "y") && verb != "play") return verb.substr(0, verb.size() - 1) + "ies";
-  return verb + (ends_with(verb, "ch") ? "es" : "s");
+  if (has_suffix(verb, "y") && verb != "play") return verb.substr(0, verb.size() - 1) + "ies";
+  return verb + (has_suffix(verb, "ch") ? "es" : "s");
 }
 
 // As captions name it: "a dog" for "the dog". Nothing for "it": "is this a beach?" asks for a beach.

@@ -96,24 +96,11 @@ std::vector<std::string> sentences_of(const std::string& text) {
 
 bool begins_with(std::string_view text, std::string_view start) { return text.substr(0, start.size()) == start; }
 
-bool ends_with(std::string_view text, std::string_view end) {
-  return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
-}
-
-std::string joined(const std::vector<std::string_view>& words) {
-  std::string text;
-  for (const std::string_view word : words) {
-    if (!text.empty()) text += ' ';
-    text += word;
-  }
-  return text;
-}
-
 // In lower case, without the roles that chat templates write, as in "### User: ... Answer:".
 std::string without_roles(std::string_view question) {
   static const std::regex before("^(?:#* ?(?:user|human|question|instruction|q) ?: ?)+"),
       after(" ?#* ?(?:(?:short )?answer|assistant|a) ?:$");
-  std::string text = joined(words_of(lower_text(question)));
+  std::string text = joined_words(words_of(lower_text(question)));
   for (size_t at; (at = text.find("\u2019")) != std::string::npos;) text.replace(at, 3, "'");
   return std::regex_replace(std::regex_replace(text, before, ""), after, "");
 }

@@ -33,19 +33,6 @@ std::string trimmed(const std::string& text, const char* characters, bool left =
   return last == std::string::npos || first > last ? "" : text.substr(first, last + 1 - first);
 }
 
-bool ends_with(std::string_view text, std::string_view end) {
-  return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
-}
-
-std::string joined(const std::vector<std::string_view>& words) {
-  std::string text;
-  for (const std::string_view word : words) {
-    if (!text.empty()) text += ' ';
-    text += word;
-  }
-  return text;
-}
-
 }  // namespace
 
 bool is_phrase(std::string_view text) { return words_of(text).size() <= kPhraseWords; }
@@ -55,7 +42,7 @@ std::string question_of(std::string_view phrase) {
   const std::vector<std::string_view> words = words_of(plain);
   const bool many = !words.empty() && kArticles.count(lower_text(words.front())) == 0 && is_plural(words.back()) &&
                     std::find(words.begin(), words.end(), "of") == words.end();
-  return (many ? "are there " : "is there ") + joined(words) + "?";
+  return (many ? "are there " : "is there ") + joined_words(words) + "?";
 }
 
 std::string with_article(const std::string& phrase) {

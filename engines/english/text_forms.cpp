@@ -49,15 +49,6 @@ bool may_join(std::string_view word) {
   return characters <= 2;
 }
 
-std::string joined_words(const std::vector<std::string_view>& words) {
-  std::string text;
-  for (const std::string_view word : words) {
-    if (!text.empty()) text += ' ';
-    text += word;
-  }
-  return text;
-}
-
 bool is_cased(uint32_t character) {
   const Properties::Category category = properties_of(character).category();
   constexpr uint32_t kFeminine = 0xAA, kMasculine = 0xBA;  // ordinal signs
@@ -96,6 +87,19 @@ std::vector<std::string_view> words_of(std::string_view text) {
   }
   if (start != std::string_view::npos) words.push_back(text.substr(start));
   return words;
+}
+
+std::string joined_words(const std::vector<std::string_view>& words) {
+  std::string text;
+  for (const std::string_view word : words) {
+    if (!text.empty()) text += ' ';
+    text += word;
+  }
+  return text;
+}
+
+bool ends_with(std::string_view text, std::string_view end) {
+  return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
 }
 
 // Python writes a capital sigma at the end of a word as a final one: behind a letter with case, but not before one.

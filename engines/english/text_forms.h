@@ -17,6 +17,11 @@ std::string_view stripped_end(std::string_view text);
 // Words between white space; views of `text`.
 std::vector<std::string_view> words_of(std::string_view text);
 
+// Words with a space between two of them.
+std::string joined_words(const std::vector<std::string_view>& words);
+
+bool ends_with(std::string_view text, std::string_view end);
+
 // In lower case, as Python writes it.
 std::string lower_text(std::string_view text);
 

@@ -191,7 +191,7 @@ def test_tables_leak_no_dev_images(tmp_path: Path) -> None:
 
 
 def test_presence_asks_for_what_captions_say(tmp_path: Path) -> None:
-    """As many yes as no: nouns that no caption suggests, what captions of others say; no number that they dispute."""
+    """Half of the answers are no, about nouns that no caption suggests. Numbers that captions dispute are left out."""
     dogs = ["Two dogs play on a couch.", "two brown dogs rest on the sofa", "Animals sit"]
     buses = ["A red bus in traffic", "a bus beside three men", "a bus and four men"]
     images = {"a.webp": dogs, "b.webp": buses}
