@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from blip2rt import backends
 from blip2rt.command_line import Parser, nonempty, path, run
-from blip2rt.modeling.part_flags import add_parts, parts
+from blip2rt.modeling.sources import add_parts, parts
 
 from .arguments import check
 from .arguments import parse_precision as parse_precision

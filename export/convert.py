@@ -21,8 +21,7 @@ from blip2rt.bundle.atomic import AtomicFolder
 from blip2rt.bundle.location import locate as bundle_folder
 from blip2rt.command_line import Parser, nonempty, path, run
 from blip2rt.errors import Blip2rtError, collected
-from blip2rt.modeling.part_flags import add_parts, parts
-from blip2rt.modeling.sources import is_local, locate
+from blip2rt.modeling.sources import add_parts, is_local, locate, parts
 
 if TYPE_CHECKING:
     from blip2rt.modeling.blip2 import Blip2Config

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from blip2rt.command_line import Parser, flags_named, nonempty, path, whole
 from blip2rt.errors import Blip2rtError, OptionError
-from blip2rt.modeling.part_flags import add_parts, parts
+from blip2rt.modeling.sources import add_parts, parts
 
 from .data.samples import BadSamples
 from .evaluation import report

@@ -32,7 +32,7 @@ def _names() -> dict[str, Path]:
 def _about(file: Path) -> str:
     """The first sentence of a recipe's comment, or of a script's docstring."""
     text = " ".join(line.strip('#" ') for line in file.read_text(encoding="utf-8").splitlines()[:4])
-    return re.split(r"[.:] ", text, maxsplit=1)[0].rstrip(".")
+    return re.split(r"(?<! al)[.:] ", text, maxsplit=1)[0].rstrip(".")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -27,6 +27,6 @@ def test_adapters_are_trained_and_optimum_exports_them(shipped: Environment) -> 
         (shipped.folder / "told" / photo.name).with_suffix(".txt").write_text(f"photo of {photo.stem}\n")
     data, sizes = "--start nano/stage2 --train-table told", "--lora-rank 2 --steps 1 --batch-size 4 --views 1"
     shipped.run(*f"blip2rt-train stage2 --recipe finetune/nano {data} {sizes} --out lora".split())
-    assert json.loads((shipped.folder / "lora" / "config.json").read_text())["llm"]["lora_rank"] == 2
+    assert json.loads((shipped.folder / "lora" / "step-000001" / "config.json").read_text())["llm"]["lora_rank"] == 2
     shipped.run(*"optimum-cli export blip2rt --model lora exported --no-verify".split())
     assert shipped.run("blip2rt", "caption", str(PHOTOS[0]), "--model", "exported").strip()

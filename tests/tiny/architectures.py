@@ -155,6 +155,8 @@ def check(name: str, seed: int, verified: bool = True, head_dim: int = 16) -> tu
     """Compare an architecture's graphs with transformers. Returns a kind of tests.parity.KINDS and the reason."""
     try:
         model = tiny_model(name, seed, head_dim)
+        ids = torch.ones(1, 3, dtype=torch.long)
+        model(input_ids=ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}))
     except Exception as error:  # of transformers, for a configuration that is too small
         return "unbuilt", " ".join(f"{type(error).__name__}: {error}".split())[:150]
     if sum(parameter.numel() for parameter in model.parameters()) > MAX_PARAMETERS:
