@@ -18,8 +18,16 @@ inline std::string joined(const Faults& parts, const char* separator = "; ") {
   return text;
 }
 
+// A text that C reads to its end: U+0000 becomes U+FFFD.
+inline std::string without_nul(std::string text) {
+  for (size_t at = text.find('\0'); at != std::string::npos; at = text.find('\0', at)) text.replace(at, 1, "\uFFFD");
+  return text;
+}
+
 struct Error : std::runtime_error {
-  Error(ErrorKind kind, Faults all) : std::runtime_error(joined(all)), kind(kind), faults(std::move(all)) {}
+  Error(ErrorKind kind, Faults all) : std::runtime_error(without_nul(joined(all))), kind(kind), faults(std::move(all)) {
+    for (std::string& fault : faults) fault = without_nul(std::move(fault));
+  }
   Error(ErrorKind kind, std::string fault) : Error(kind, Faults{std::move(fault)}) {}
   ErrorKind kind;
   Faults faults;

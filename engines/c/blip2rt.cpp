@@ -19,12 +19,6 @@ namespace {
 
 [[maybe_unused]] const bool kIgnoresEnvironment = !(reads_environment = false);  // a library takes options from callers
 
-// A text that C reads to its end: U+0000 becomes U+FFFD.
-std::string without_nul(std::string text) {
-  for (size_t at = text.find('\0'); at != std::string::npos; at = text.find('\0', at)) text.replace(at, 1, "\uFFFD");
-  return text;
-}
-
 OnPiece on_piece_of(blip2rt_callback callback, void* user) {
   if (callback == nullptr) return nullptr;
   return [callback, user](const std::string& piece) { return callback(without_nul(piece).c_str(), user) == 0; };

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import blip2rt
 from blip2rt.backends.ort import find_library
+from blip2rt.errors import BundleError
 from tests.c.build import ROOT, build, run
 from tests.c.library import CError, CModel, Handle, call, library, make, pairs
 from tests.tiny.bundle import CALIBRATION, Tiny, calibrated, with_likelihood_weight
@@ -163,6 +165,7 @@ def test_sixteen_threads_say_what_one_says(model: CModel) -> None:
 def test_damaged_bundles_are_model_errors(tiny: Tiny, tmp_path: Path, copied: Callable[[str], Path]) -> None:
     for name, damage, message in (
         ("blip2rt.json", b"{", "is damaged: not JSON"),
+        ("blip2rt.json", b'{"format": "blip2rt-bundle", "format_version": "\\u0000"}', "'\ufffd', not a whole number"),
         ("blip2rt.json", b'{"format": "x"}', "is not the manifest of a blip2rt bundle"),
         ("vision.onnx", b"", "vision.onnx has 0 bytes instead of"),
         ("tokenizer.json", None, "tokenizer.json is missing"),
@@ -172,6 +175,8 @@ def test_damaged_bundles_are_model_errors(tiny: Tiny, tmp_path: Path, copied: Ca
         with pytest.raises(CError, match=message) as caught:
             CModel(folder)
         assert caught.value.kind == "model"
+        with pytest.raises(BundleError, match=message):
+            blip2rt.load(folder)
     folder = copied("altered")
     data = bytearray((folder / "vision.onnx").read_bytes())
     data[-1] ^= 1
