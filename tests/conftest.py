@@ -105,22 +105,9 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     return (yield)
 
 
-_fixture_errors: dict[int, tuple[str, BaseException]] = {}  # id of an error -> first test whose fixture raised it
-
-
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[Any]:
-    """Show how to repeat a failure; report a fixture that fails for many tests once."""
-    report = yield
-    if report.failed:
-        report.sections.append(("repeat with", repeat(item.nodeid)))
-    if report.failed and report.when == "setup" and call.excinfo is not None:
-        first, _ = _fixture_errors.setdefault(id(call.excinfo.value), (item.nodeid, call.excinfo.value))
-        if first != item.nodeid:
-            report.outcome = "skipped"
-            report.longrepr = (str(item.path), item.location[1] or 0, f"Skipped: its fixture failed, see {first}")
-            return report
-    return unskipped(report)
+def pytest_runtest_makereport() -> Iterator[Any]:
+    return unskipped((yield))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -76,10 +76,6 @@ def test_webcam_captions_numbered_images(frames: Path) -> None:
     assert [line.split("s  ", 1)[1] for line in lines] == [greedy] * 3, "the colour channels are in the right order"
 
 
-def test_webcam_rejects_a_missing_source(tmp_path: Path) -> None:
-    assert run("webcam", "--source", tmp_path / "none.mp4", code=1) == ""
-
-
 def test_readme_picture_is_current(tmp_path: Path) -> None:
     run("picture", PHOTO, tmp_path / "caption.png")
     pictures = tmp_path / "caption.png", ROOT / "docs" / "images" / "caption.png"
@@ -110,14 +106,6 @@ def finetune(opt: Path, out: Path, *more: object) -> str:
     small = ["--steps", 2, "--warmup", 1, "--batch-size", 4, "--views", 1, "--features", out / "features"]
     places = ["--start", opt / "opt", "--run", out / "run", "--out", out / "bundle"]
     return run("finetune", opt / "photos", *places, *small, "--precision", "fp32", *more)
-
-
-def test_finetune_dry_run_trains_nothing(opt: Path, tmp_path: Path) -> None:
-    from blip2rt.modeling.checkpoint import list_checkpoints
-
-    output = finetune(opt, tmp_path, "--dry-run")
-    assert "4 images" in output
-    assert not (tmp_path / "bundle").exists() and not list_checkpoints(tmp_path / "run")
 
 
 @pytest.mark.slow

@@ -134,21 +134,6 @@ def test_nothing_is_imported_from_the_checkout(shipped: Environment) -> None:
     assert checkout == "" and all(Path(found).is_relative_to(shipped.scripts.parent) for found in packages.split())
 
 
-def test_jobs_write_captions(walked: Environment) -> None:
-    rows = [json.loads(line) for line in (walked.folder / "captions.jsonl").read_text().splitlines()]
-    assert len(rows) == 8 and all(isinstance(row["caption"], str) for row in rows)
-    assert {"stage1", "stage2"} <= {path.name for path in (walked.folder / "unpacked").iterdir()}
-
-
-def test_shell_commands_answer_match_and_search(walked: Environment) -> None:
-    model = ["--model", "tiny"]
-    assert walked.run("blip2rt", "ask", "images/0.jpg", "what is it?", *model).endswith("\n")
-    matches = walked.run("blip2rt", "match", "images/0.jpg", "a dog", "a red ball", *model)
-    assert "a dog" in matches and "a red ball" in matches
-    walked.run("blip2rt", "index", "images", "--out", "index", *model)
-    assert ".jpg" in walked.run("blip2rt", "search", "index", "a dog", *model)
-
-
 def test_stdio_answers_a_line_with_a_line(walked: Environment) -> None:
     requests = [{"id": 1, "task": "caption"}, {"id": 2, "task": "match", "texts": ["a dog"]}]
     lines = "".join(json.dumps({**request, "image": "images/0.jpg"}) + "\n" for request in requests)

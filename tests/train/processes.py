@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,25 +44,6 @@ def free_port() -> int:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
     return port
-
-
-def torchrun(nodes: int, module: str, arguments: list[str]) -> None:
-    """Run torchrun on nodes of one process each, all on this machine."""
-    flags = options(nproc_per_node=1, nnodes=nodes, master_addr="127.0.0.1", master_port=free_port())
-    command = [sys.executable, "-m", "torch.distributed.run", *flags]
-    running = [
-        subprocess.Popen(
-            [*command, "--node_rank", str(node), "-m", module, *arguments],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for node in range(nodes)
-    ]
-    for process in running:
-        logs, _ = process.communicate(timeout=TIMEOUT)
-        assert process.returncode == 0, logs[-3000:]
 
 
 def train_together(module: str, arguments: list[str], folder: Path, processes: int = 2, code: int = 0) -> list[str]:

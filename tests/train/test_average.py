@@ -32,7 +32,7 @@ def test_average_of_every_tensor(tmp_path: Path) -> None:
     assert (tmp_path / "e" / "config.json").read_text() == (tmp_path / "a" / "config.json").read_text()
 
 
-@pytest.mark.parametrize("weights", [["1.5"], ["1", "-1"], ["0", "0"], ["1", "2", "3"], ["nan", "1"]])
+@pytest.mark.parametrize("weights", [["1.5"], ["1", "-1"], ["nan", "1"]])
 def test_wrong_weights_are_one_line(tmp_path: Path, weights: list[str], error_of: Any) -> None:
     first = checkpoint(tmp_path / "a", w=torch.zeros(1))
     error = error_of(average.main, [first, first, "--out", tmp_path / "c", "--weights", *weights])

@@ -23,7 +23,6 @@ from .processes import (
     assert_same_moments,
     assert_same_training,
     make_distinct,
-    torchrun,
     train_together,
 )
 
@@ -75,12 +74,6 @@ def test_micro_batches_contrast_with_the_whole_batch(parts: tuple[Path, list[str
     assert stage1.main([*settings, "--accumulate", "4", "--out", str(folder / "four")]) == 0
     assert_same_training(one, folder / "four")
     assert_same_moments(one, folder / "four")
-
-
-def test_two_nodes_equal_two_processes(parts: tuple[Path, list[str]], one: Path) -> None:
-    folder, settings = parts
-    torchrun(2, "blip2rt_train.stage1", [*settings, "--out", str(folder / "nodes")])
-    assert_same_training(one, folder / "nodes")
 
 
 def test_accelerate_trains_the_same(parts: tuple[Path, list[str]], one: Path) -> None:

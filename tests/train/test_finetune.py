@@ -19,28 +19,19 @@ from blip2rt.cli import main as cli
 from blip2rt.errors import Blip2rtError
 from blip2rt.image import to_pixels
 from blip2rt.modeling.checkpoint import Checkpoint
-from blip2rt.modeling.llm import LanguageModelSource, LlmConfig
+from blip2rt.modeling.llm import LlmConfig
 from blip2rt.modeling.vision import layer_numbers
 from blip2rt_export.cli import main as export
 from blip2rt_export.convert import main as convert
 from blip2rt_train import stage1, stage2
 from blip2rt_train.recipe import parse
-from blip2rt_train.warm_start import replaced_llm
 from tests.seeds import new_seed
 from tests.train.arguments import options, sizes, without
 
 from ..tiny import blip2 as tiny_blip2
 from ..tiny.lavis import state_of
 from ..tiny.llm_configs import HIDDEN
-from ..tiny.training import (
-    LLM_WORDS,
-    NANO_STAGE2,
-    WORDS,
-    bert_folder,
-    caption_table,
-    llm_folder,
-    tiny_settings,
-)
+from ..tiny.training import LLM_WORDS, NANO_STAGE2, WORDS, bert_folder, caption_table, llm_folder, tiny_settings
 from .processes import FIVE_STEPS, assert_same_training, train_together
 from .runs import assert_equal, build, interrupt_and_resume, weights
 
@@ -124,16 +115,6 @@ def test_another_llm_has_its_own_token_ids(parts: Path, tmp_path: Path) -> None:
     assert llm_of(parts, "opt", "--llm_source", before.source) == before, "its own LLM changes nothing"
 
 
-def test_another_llm_keeps_the_end_token(parts: Path) -> None:
-    """Texts are kept; token ids are the new tokenizer's."""
-    before = LlmConfig(source=str(parts / "t5"), add_special_tokens=True, end="<|end|>", bos="a", tokenizer="x", bits=4)
-    own = replaced_llm(LanguageModelSource(before), str(parts / "wide")).config
-    prompted = replaced_llm(LanguageModelSource(replace(before, empty_prompt_ids=(7,))), str(parts / "t5")).config
-    assert (prompted.end, prompted.end_ids, prompted.add_special_tokens) == ("<|end|>", (), True)
-    assert prompted.empty_prompt_ids == (1,) and prompted.bos is None
-    assert own == LlmConfig(source=str(parts / "wide"), end="<|end|>", bits=4, lora_alpha=before.lora_alpha)
-
-
 def test_each_layer_learns_at_its_rate(parts: Path) -> None:
     arguments = command(parts, "opt", parts / "rates", *TRAINED, layer_decay=0.5, projection_lr=7e-3)
     trainer = build("stage2", arguments).trainer
@@ -153,23 +134,6 @@ def test_each_layer_learns_at_its_rate(parts: Path) -> None:
     assert {f"vision.{name}" for name in vision} <= rates.keys(), "all of it learns"
     decay = {names[id(p)]: g["weight_decay"] for g in trainer.optimizer.param_groups for p in g["params"]}
     assert decay["vision.body.layers.0.qkv.bias"] == 0 and decay["vision.body.layers.0.qkv.weight"] > 0
-
-
-def test_lower_layers_move_less(parts: Path) -> None:
-    """Adam's first step moves every weight by its learning rate."""
-    common = options(steps=1, warmup=0, weight_decay=0, save_every=1, clip=0)
-    moved: dict[float, list[float]] = {}
-    for decay in (1.0, 0.5):
-        run = finetune(parts, parts / f"decay-{decay}", "opt", *TRAINED, *common, "--layer_decay", str(decay))
-        before = Checkpoint(parts / "opt").load(llm=False).vision
-        after = weights(run)
-        assert before is not None
-        moved[decay] = [
-            float((after[f"vision.body.layers.{i}.fc1.weight"] - before.body.layers[i].fc1.weight).abs().mean())
-            for i in range(3)
-        ]
-    for layer, (whole, less) in enumerate(zip(moved[1.0], moved[0.5], strict=True)):
-        assert less / whole == pytest.approx(0.5 ** (3 - layer), rel=0.05), moved
 
 
 def test_trained_encoder_is_saved_and_exported(parts: Path, tmp_path: Path) -> None:
@@ -278,23 +242,10 @@ def test_vqa_reads_the_question_twice(parts: Path, tmp_path: Path, llm: str) -> 
 
     run = finetune(parts, tmp_path / "run", llm, *vqa)
     assert stage2.main([*arguments, "--out", str(run), "--steps", "5"]) == 0, "it resumes"
-    assert export(["--ckpt", str(run), "--out", str(tmp_path / "bundle"), "--precision", FLOAT]) == 0
-    bundle = blip2rt.load(tmp_path / "bundle", threads=1)
-    model = Checkpoint(run).load()
-    images = tiny_blip2.photographs(2, np.random.default_rng(new_seed()))
-    questions = ["what is red?", "is the dog on the grass"]
-    tokens = stage.questions.tokenizer(questions, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        seen = model.vision_features(pixels_of(images, model.config))
-        want = model.prefix_embeds(model.query_output(seen, tokens["input_ids"], tokens["attention_mask"]))
-    got = bundle.pipeline.prefix_embeds(
-        bundle.pipeline.prepare_each(images), [bundle.pipeline.qformer_question(q) for q in questions]
-    )
-    assert np.abs(got - want.numpy()).max() < 1e-4
-    assert all(isinstance(text, str) for text in bundle.ask(images, questions, num_beams=1, max_new_tokens=3))
+    assert Checkpoint(run).config.question_input, "tests/export/checkpoints/test_instructblip.py exports such"
 
 
-def test_lora_is_merged_on_export(parts: Path, tmp_path: Path) -> None:
+def test_lora_is_merged_on_loading_and_converting(parts: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     lora = ["--lora_rank", "3", "--lora_alpha", "12", "--lora_lr", "0.03", *TRAINED]
     run = finetune(parts, tmp_path / "run", "opt", *lora)
@@ -314,24 +265,6 @@ def test_lora_is_merged_on_export(parts: Path, tmp_path: Path) -> None:
     assert convert([str(run), "--to", "hf", "--out", str(tmp_path / "hf")]) == 0
     with torch.no_grad():
         assert (Checkpoint(tmp_path / "hf").load().llm(inputs_embeds=embeds).logits - got).abs().max() < 1e-5
-    assert export(["--ckpt", str(run), "--out", str(tmp_path / "bundle"), "--precision", FLOAT]) == 0
-    bundle = blip2rt.load(tmp_path / "bundle", threads=1)
-    [image] = tiny_blip2.photographs(1, np.random.default_rng(new_seed()))
-    with torch.no_grad():
-        prefix = merged.prefix_embeds(merged.query_output(merged.vision_features(pixels_of([image], merged.config))))
-        bos = trained.llm.get_input_embeddings()(torch.tensor([[2]]))
-        said = trained.llm.generate(
-            inputs_embeds=torch.cat((prefix, bos), 1),
-            attention_mask=torch.ones(1, prefix.shape[1] + 1),
-            do_sample=False,
-            max_new_tokens=6,
-            min_new_tokens=1,
-            eos_token_id=list(bundle.bundle.manifest.llm.eos_token_ids),
-        )
-    tokenizer = LanguageModelSource(merged.config.llm).tokenizer
-    assert bundle.caption(image, num_beams=1, max_new_tokens=6).split() == (
-        tokenizer.decode(said[0], skip_special_tokens=True).split()
-    )
 
 
 def test_lora_resumes(parts: Path, tmp_path: Path, error_of: Any) -> None:
@@ -343,9 +276,6 @@ def test_lora_resumes(parts: Path, tmp_path: Path, error_of: Any) -> None:
     assert_equal(model.trained_state(), state)
     assert sum(".lora_A" in name for name in state) == 4
     assert "lora_rank 2" in error_of(stage2.main, [*more, "--out", tmp_path / "other", "--lora_rank", "3"])
-    wrong = command(parts, "opt", tmp_path / "w", lora_rank=2)
-    error = error_of(stage2.main, [*wrong, "--lora_layers", "c_attn"])
-    assert "c_attn" in error and "q_proj" in error
 
 
 def test_retrieval_finetune_from_hugging_face(parts: Path, tmp_path: Path) -> None:
@@ -405,8 +335,8 @@ def test_gradient_checkpointing_of_the_encoder_changes_nothing(parts: Path, tmp_
         (["--layer_decay", "0.9"], ["layer_decay 0.9", "--train-vision"]),
         (["--layer_decay", "2", *TRAINED], ["layer_decay is 2.0", "0 to 1"]),
         (["--queries", "9"], ["queries is 9", "has 5"]),
+        (["--lora_rank", "2", "--lora_layers", "c_attn"], ["c_attn", "q_proj"]),
         (["--llm_source", "{wide}"], ["does not fit", "projection.weight"]),
-        (["--lora_rank", "-1"], ["lora_rank is -1", "0 or more"]),
         (["--question_to_qformer"], ["question_to_qformer", "stage1", "qformer_init"]),
         (["--start", "{itm}"], ["stage 1", "stage1"]),
     ],
@@ -476,29 +406,6 @@ def test_two_processes_train_the_encoder_like_one(parts: Path, tmp_path: Path, m
         assert_same_training(tmp_path / "one", tmp_path / "four")
 
 
-def save_lavis(state: dict[str, torch.Tensor], folder: Path, name: str) -> None:
-    """Save LAVIS' file, and its frozen encoder in eva.pth."""
-    frozen = {name: state.pop(name) for name in list(state) if name.startswith("visual_encoder.")}
-    torch.save({"model": state}, folder / name)
-    torch.save(frozen, folder / "eva.pth")
-
-
-def test_lavis_file_is_a_start(parts: Path, tmp_path: Path) -> None:
-    from transformers import Blip2ForConditionalGeneration
-
-    theirs = Blip2ForConditionalGeneration.from_pretrained(parts / "opt")
-    save_lavis(state_of(theirs, "opt_proj"), tmp_path, "caption.pth")
-    theirs.language_model.save_pretrained(tmp_path / "llm")
-    tiny_blip2.llm_tokenizer().save_pretrained(tmp_path / "llm")
-    given = options(vision_weights=tmp_path / "eva.pth", llm_source=tmp_path / "llm", caption_prompt="a photo of")
-    arguments = command(parts, tmp_path / "caption.pth", tmp_path / "out", *given)
-    settings = parse(stage2.Stage2Settings, arguments, "")
-    model = stage2.build_model(settings, stage2.starting_point(settings))
-    assert torch.equal(model.projection.weight, theirs.language_projection.weight)
-    assert torch.equal(model.qformer.query_tokens, theirs.query_tokens)
-    assert model.config.llm is not None and model.config.llm.caption_prompt == "a photo of"
-
-
 @pytest.mark.parametrize("lavis", [False, True])
 def test_stage1_accepts_any_checkpoint_format(parts: Path, tmp_path: Path, lavis: bool) -> None:
     """Hugging Face's folder with its encoder, and LAVIS' file with the frozen encoder beside it."""
@@ -513,7 +420,9 @@ def test_stage1_accepts_any_checkpoint_format(parts: Path, tmp_path: Path, lavis
         vectors = ("dense.bias", "LayerNorm.weight", "LayerNorm.bias")
         for name, shape in (shapes | {f"transform.{name}": (width,) for name in vectors}).items():
             state[f"Qformer.cls.predictions.{name}"] = torch.randn(shape)
-        save_lavis(state, tmp_path, "pretrained.pth")
+        frozen = {name: state.pop(name) for name in list(state) if name.startswith("visual_encoder.")}
+        torch.save({"model": state}, tmp_path / "pretrained.pth")
+        torch.save(frozen, tmp_path / "eva.pth")
         given |= {"stage1": tmp_path / "pretrained.pth", "vision_weights": tmp_path / "eva.pth"}
         given["qformer_init"] = parts / "bert"
     arguments = [*data(parts), *options(**given), "--no-prepend-bos", "--out", str(tmp_path / "out")]

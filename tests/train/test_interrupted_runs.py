@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -18,10 +17,8 @@ from safetensors.torch import load_file
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.checkpoint import list_checkpoints
 from blip2rt_train import stage1
-from blip2rt_train.cli import run_command
 from blip2rt_train.data import shards
 from blip2rt_train.loop import run_folder
-from blip2rt_train.loop.parallel import this_process
 from blip2rt_train.loop.signals import StopSignals
 from blip2rt_train.loop.trainer import Trainer
 from tests.train.shard_files import write_shard
@@ -75,28 +72,6 @@ def test_signal_saves_and_prints_the_resume_command(
         assert [name for name in whole if not torch.equal(whole[name], ended[name])] == []
 
 
-def test_sigterm_before_the_first_step_says_how_to_resume(
-    settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arguments, before = [*settings, "--out", str(tmp_path / "run")], signal.getsignal(signal.SIGTERM)
-
-    def signalled(*given: Any, **options: Any) -> Any:
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-        except Exception:  # noqa: BLE001  # as a library would
-            pytest.fail("a library handles the end of the command")
-
-    monkeypatch.setattr(stage1, "open_trainer", signalled)
-    assert run_command("stage1", arguments) == 143
-    logged = capsys.readouterr().err.splitlines()
-    command = shlex.join(["blip2rt-train", "stage1", *arguments])
-    assert logged[-1] == f"blip2rt-train stage1: ended by SIGTERM before the first step; resume: {command}"
-    monkeypatch.undo()
-    assert signal.getsignal(signal.SIGTERM) == before and run_command("stage1", arguments) == 0
-    logged = [line.partition(" s] ")[2] for line in capsys.readouterr().err.splitlines() if " s] " in line]
-    assert logged[1].startswith("preparing the training on ") and logged[2].startswith("training from step 1,")
-
-
 def test_second_ctrl_c_interrupts_immediately(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,34 +118,6 @@ def test_nodes_without_a_shared_folder_stop_together(settings: list[str], tmp_pa
     step = int(kept.name.removeprefix("step-"))
     for text in train_together("blip2rt_train.stage1", [*arguments, "--steps", str(step + 1)], tmp_path, code=2):
         assert f"is at step {step}, " in text and "node1" in text and "share out among the nodes" in text
-
-
-def test_folders_of_different_trainings_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint = tmp_path / "step-000003"
-    checkpoint.mkdir()
-    (checkpoint / "config.json").write_text("{}")
-    (checkpoint / "trainer.json").write_text(json.dumps({"step": 3, "run": "abc"}))
-    assert run_folder.run_id(tmp_path) == "abc"
-    for other, words in (((3, "abc"), ""), ((3, "xyz"), "different trainings"), ((2, "abc"), "at step 3, there at")):
-        monkeypatch.setattr(
-            this_process(),
-            "gather_objects",
-            lambda value, other=other: [value, (*other, "there")] if isinstance(value, tuple) else [value],
-        )
-        if words:
-            with pytest.raises(Blip2rtError, match=words):
-                run_folder.require_same_run(tmp_path)
-        else:
-            run_folder.require_same_run(tmp_path)
-
-
-def test_fault_of_one_process_raises_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(this_process(), "gather_objects", lambda value: ["", "its disk is full"])
-    with pytest.raises(Blip2rtError, match="its disk is full"):
-        this_process().raise_together()
-    monkeypatch.setattr(this_process(), "gather_objects", lambda value: [value, 7])
-    with pytest.raises(Blip2rtError, match=r"samples of processes \[1\]"):
-        this_process().require_same("samples", 6)
 
 
 def test_missing_and_changed_shards_are_named(tmp_path: Path) -> None:

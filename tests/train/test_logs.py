@@ -15,9 +15,6 @@ pytest.importorskip("torch")
 
 from blip2rt.errors import Blip2rtError
 from blip2rt_train.loop.logs import Log
-from blip2rt_train.loop.parallel import this_process
-from blip2rt_train.loop.trainer import Trainer
-from blip2rt_train.settings import BatchSettings, LogSettings, LoopSettings, OptimizerSettings
 
 LINE = {"step": 10, "loss": 2.5, "samples_per_second": 33.33, "waiting_for_data": 0.024}
 
@@ -45,63 +42,6 @@ def test_log_writes_lines_samples_and_progress(tmp_path: Path, capfd: pytest.Cap
     for step, left in ((10, 2), (5, 0)):  # the lines of steps that will be repeated are dropped
         with Log(tmp_path, True, 20).running(step):
             assert len(lines(tmp_path)) == left
-
-
-def test_plot_shows_dev_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from matplotlib.axes import Axes
-
-    drawn: dict[str, list[float]] = {}
-    original = Axes.plot
-
-    def plot(self: Axes, *points: Any, **style: Any) -> Any:
-        drawn[style["label"]] = list(points[1])
-        return original(self, *points, **style)
-
-    monkeypatch.setattr(Axes, "plot", plot)
-    log = Log(tmp_path, True, 20)
-    for step, loss in ((10, 2.5), (20, 2.0)):
-        log.write({"step": step, "loss": loss})
-        log.write({"step": step, "dev_loss": loss + 1, "dev_t2i_r@1": 30 + step, "dev_query_cosine": 0.5})
-    log.plot()
-    assert drawn.pop("_all") == [2.5, 2.0]
-    assert drawn == {
-        "loss": [2.5, 2.25],
-        "dev_loss": [3.5, 3.0],
-        "dev_t2i_r@1": [40, 50],
-        "dev_query_cosine": [0.5] * 2,
-    }
-
-
-def test_speed_leaves_out_evaluations_and_checkpoints(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    clock = [0.0]
-
-    def takes(seconds: float, result: Any = None) -> Any:
-        def work(*_: Any) -> Any:
-            clock[0] += seconds
-            return result
-
-        return work
-
-    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
-    monkeypatch.setattr(Trainer, "_step", takes(1.0, {"loss": 2.0}))
-    monkeypatch.setattr(Trainer, "_evaluate", takes(50.0))
-    monkeypatch.setattr(Trainer, "_save", takes(100.0))
-    trainer: Any = object.__new__(Trainer)
-    logs = LogSettings(log_every=4, save_every=1, eval_every=3)
-    trainer.settings = LoopSettings(batch=BatchSettings(batch_size=8), optimizer=OptimizerSettings(steps=8), log=logs)
-    trainer.parallel, trainer.step, trainer.out = this_process(), 0, tmp_path
-    trainer.log = Log(tmp_path, True, 8)
-    trainer.run(((step, [None]) for step in range(9)), lambda micro: {}, dict)
-    assert [line["samples_per_second"] for line in lines(tmp_path)] == [8, 8]
-
-
-def test_other_processes_are_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    log = Log(tmp_path, False, 20, "absent")
-    with log.running(0) as bar:
-        log.write(LINE)
-        log.samples(10, {"1.jpg": "a dog"})
-        bar.update()
-    assert not list(tmp_path.iterdir()) and capfd.readouterr().err == ""
 
 
 def test_tensorboard_has_every_number(tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
-"""Scripts of recipes/nano: the tables of its data sets, questions about presence, and GPTQ of its encoder."""
+"""Scripts of recipes/nano: the tables of its data sets, questions about presence, and figures."""
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import re
@@ -12,15 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from blip2rt.bundle.manifest import ImageSpec
-from blip2rt.image import to_pixels
-from blip2rt.modeling.quantize import round_weights
 from blip2rt_train.recipe import parse
 from blip2rt_train.stage_settings import SelfCriticalSettings, Stage1Settings, Stage2Settings
-from tests.seeds import new_seed
-from tests.tiny.training import caption_table
 from tests.train.arguments import options
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -57,15 +50,13 @@ if arguments[0] != "-":
 def test_build_script_names_the_recipes() -> None:
     named = re.findall(r"\$recipes/(\w+)\.yaml", BUILD.read_text())
     assert set(named) == {path.stem for path in BUILD.parent.glob("*.yaml")}
-    web = {**os.environ, "SETS": "web"}
-    done = subprocess.run(["bash", str(BUILD)], check=False, env=web, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, "build.sh: error: SETS is 'web': give all or coco\n")
-    both = {**os.environ, "SETS": "coco", "START": "nano"}
-    done = subprocess.run(["bash", str(BUILD)], check=False, env=both, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, "build.sh: error: START continues all sets: leave out SETS\n")
-    none = {**os.environ, "START": "/none"}
-    done = subprocess.run(["bash", str(BUILD)], check=False, env=none, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, "build.sh: error: START /none is no bundle\n")
+    for given, fault in (
+        ({"SETS": "web"}, "SETS is 'web': give all or coco"),
+        ({"SETS": "coco", "START": "nano"}, "START continues all sets: leave out SETS"),
+        ({"START": "/none"}, "START /none is no bundle"),
+    ):
+        done = subprocess.run(["bash", str(BUILD)], env={**os.environ, **given}, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (2, f"build.sh: error: {fault}\n")
 
 
 @pytest.mark.long(4, "a shell script, killed after each command")
@@ -98,10 +89,7 @@ def test_build_script_resumes_after_each_command(given: dict[str, str], tmp_path
 
 @pytest.mark.parametrize(
     ("name", "missing", "arguments"),
-    [
-        ("clip.py", "out", ["o"]),
-        ("round_encoder.py", "source, --images, --out", ["s", "--images", "i", "--out", "o"]),
-    ],
+    [("clip.py", "out", ["o"]), ("round_encoder.py", "source, --images, --out", ["s", "--images", "i", "--out", "o"])],
 )
 def test_errors_are_one_line(name: str, missing: str, arguments: list[str], tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('torch', name='torch')")
@@ -110,40 +98,6 @@ def test_errors_are_one_line(name: str, missing: str, arguments: list[str], tmp_
     done = run_script(name, *arguments, path=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "torch is not installed: pip install " in done.stderr
-
-
-@pytest.mark.long(7, "an encoder, rounded and measured")
-def test_gptq_beats_nearest_rounding(tmp_path: Path) -> None:
-    """What is written is on the exporter's grid, and nearer to the exact features than every weight's nearest code."""
-    from transformers import CLIPVisionConfig, CLIPVisionModel
-
-    torch.manual_seed(new_seed())
-    size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    model = CLIPVisionModel(CLIPVisionConfig(**size, image_size=32, patch_size=8)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    model.save_pretrained(tmp_path / "exact")
-    caption_table(tmp_path, 12)
-    flags = options(images=tmp_path / "images", count=12, out=tmp_path / "rounded")
-    done = run_script("round_encoder.py", tmp_path / "exact", *flags)
-    assert done.returncode == 0, done.stderr
-    rounded = CLIPVisionModel.from_pretrained(tmp_path / "rounded").state_dict()
-    nearest = copy.deepcopy(model)
-    for module in nearest.modules():
-        if isinstance(module, torch.nn.Linear):
-            round_weights(module, 4, 64)
-    again = CLIPVisionModel.from_pretrained(tmp_path / "rounded").eval()
-    for name, module in again.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            round_weights(module, 4, 64)
-            assert (module.weight - rounded[f"{name}.weight"]).abs().max() < 1e-3, "it ships as it is"
-    clip = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-    seen = [str(path) for path in sorted((tmp_path / "images").iterdir())]
-    pixels = torch.from_numpy(to_pixels(seen, ImageSpec(32, 32, "bicubic", *clip)))
-    with torch.no_grad():
-        exact, near, found = (each(pixel_values=pixels).last_hidden_state for each in (model, nearest, again))
-    assert (found - exact).square().mean() < (near - exact).square().mean()
 
 
 def write_set(folder: Path, files: dict[str, list[str]]) -> None:
@@ -217,23 +171,6 @@ def test_presence_asks_for_what_captions_say(tmp_path: Path) -> None:
     }
 
 
-def test_presence_joins_tables_below_a_folder(tmp_path: Path) -> None:
-    told = "image\tcaption\n" + "".join(f"{i}.webp\t{text}\n" for i, text in enumerate(["a dog", "a bus", "a cat"]))
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "dev.tsv").write_text(told)
-    flags = [*options(out=tmp_path / "o.tsv", root=tmp_path, limit=2), "--captions", "--data"]
-    done = run_script("presence.py", *flags, tmp_path / "one" / "dev.tsv", tmp_path / "two" / "dev.tsv")
-    assert done.returncode == 0, done.stderr
-    rows = [line.split("\t") for line in (tmp_path / "o.tsv").read_text().splitlines()[1:]]
-    assert {row[0].rsplit("/", 1)[0] for row in rows} == {"one/images", "two/images"}
-    assert len({row[0] for row in rows}) == 4 and sum(not row[2] for row in rows) == 4
-    (tmp_path / "seen.tsv").write_text("image\tcaption\n0.webp\ta dog\n")
-    done = run_script("presence.py", *flags, tmp_path / "one" / "dev.tsv", "--seen", tmp_path / "seen.tsv")
-    rows = [line.split("\t") for line in (tmp_path / "o.tsv").read_text().splitlines()[1:]]
-    assert {row[0] for row in rows} == {"one/images/1.webp", "one/images/2.webp"}
-
-
 @pytest.mark.long(10, "nano on photographs")
 def test_judge_counts_on_photographs_outside_the_fit(tmp_path: Path) -> None:
     """Each question and caption of two photographs is counted; those of the third are the fit's."""
@@ -259,17 +196,3 @@ def test_judge_counts_on_photographs_outside_the_fit(tmp_path: Path) -> None:
     assert [line.partition(" %")[0] for line in lines[-6:]] == [
         f"most confident {n}" for n in (10, 25, 50, 75, 90, 100)
     ]
-
-
-def test_pool_of_another_model_is_refused(tmp_path: Path) -> None:
-    bundle, other, out = RECIPES.parent / "blip2rt" / "models" / "nano", tmp_path / "other", tmp_path / "out"
-    other.mkdir()
-    values = bytearray((bundle / "captions.pool").read_bytes())
-    values[20] ^= 1  # of the model's fingerprint
-    (other / "captions.pool").write_bytes(values)
-    done = run_script("pool.py", bundle, *options(coco=tmp_path / "unread.txt", same=other, out=out))
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "is of another model" in done.stderr
-    assert not out.exists()
-    done = run_script("pool.py", bundle, *options(coco=tmp_path / "unread.txt", same=bundle, out=out))
-    assert done.returncode == 0, done.stderr
-    assert (out / "captions.pool").read_bytes() == (bundle / "captions.pool").read_bytes()

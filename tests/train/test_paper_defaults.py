@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
@@ -19,11 +18,8 @@ from blip2rt.modeling.qformer import QFormer, QFormerConfig
 from blip2rt.modeling.row_noise import RowNoise
 from blip2rt_train import stage1, stage2
 from blip2rt_train.data.samples import Sample
-from blip2rt_train.loop.parallel import Parallel
 from blip2rt_train.objectives.lm import LmTexts
-from blip2rt_train.objectives.stage1 import itc_loss, similarity
-from blip2rt_train.objectives.stage1_batch import own_itc_loss
-from blip2rt_train.recipe import flat, parse
+from blip2rt_train.recipe import parse
 from tests.train.arguments import options, sizes
 
 from ..tiny.training import NANO, bert_folder, caption_table, llm_folder
@@ -138,55 +134,6 @@ def test_bos_is_learned_without_a_prompt(tmp_path: Path) -> None:
     learned, given = (LmTexts(language, 4, 9, learn).tokens(Sample(0, "a dog")) for learn in (True, False))
     assert learned.ids == given.ids and (learned.prompt, given.prompt) == (0, 1)
     assert LmTexts(language, 4, 9, True).tokens(Sample(0, "dog", "what?")).prompt > 1, "behind a question it is given"
-
-
-class OneOfTwo(Parallel):
-    """One process of two; the rows of both are known."""
-
-    def __init__(self, rank: int, everyone: list[torch.Tensor]) -> None:
-        self.world, self.rank, self.device = 2, rank, torch.device("cpu")
-        self.everyone = everyone
-
-    def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the rows of both processes."""
-        return next(each for each in self.everyone if torch.equal(each[self.own_rows(len(rows))], rows)).detach()
-
-
-def test_own_gradient_ignores_other_processes() -> None:
-    torch.manual_seed(3)
-    images = F.normalize(torch.randn(6, 3, 8, dtype=torch.float64), dim=-1).float()
-    texts = F.normalize(torch.randn(6, 8, dtype=torch.float64), dim=-1).float()
-    ids, warmth, total = torch.tensor([0, 1, 2, 0, 3, 4]), torch.tensor(0.2), 0.0
-    for rank in range(2):
-        mine = slice(3 * rank, 3 * rank + 3)
-        image, text = images[mine].clone().requires_grad_(), texts[mine].clone().requires_grad_()
-        loss = own_itc_loss(image, text, warmth, ids, OneOfTwo(rank, [images, texts]))
-        total += float(loss.detach()) / 2
-        (slope,) = torch.autograd.grad(loss, text, retain_graph=True)
-        everyone = texts.clone().requires_grad_()
-        logits = similarity(images, everyone).t()[mine] / warmth  # the other half is constant
-        same = (ids[mine, None] == ids[None]).float()
-        target = 0.9 * same / same.sum(1, keepdim=True) + 0.1 / 6
-        (want,) = torch.autograd.grad(F.cross_entropy(logits, target) / 2, everyone)
-        torch.testing.assert_close(slope, want[mine])
-    assert total == pytest.approx(float(itc_loss(similarity(images, texts), warmth, ids)), rel=1e-5)
-
-
-def test_paper_recipes_list_their_differences() -> None:
-    """Each difference of the table is a field of every recipe that has it, and differs from its default there."""
-    table = (RECIPES / "paper" / "README.md").read_text()
-    fields = {line.split("`")[1] for line in table.splitlines() if line.startswith("| `")}
-    seen = set()
-    for path in sorted((RECIPES / "paper").glob("*.yaml")):
-        given = yaml.safe_load(path.read_text())
-        if "base" in given:
-            continue
-        cls: Any = stage1.Stage1Settings if "head_lr" in given else stage2.Stage2Settings
-        known = flat(cls())
-        mine = set(fields & known.keys())
-        assert mine <= given.keys() and all(given[name] != known[name] for name in mine), path
-        seen |= mine
-    assert seen == fields
 
 
 def test_lr_sets_the_rates_of_heads_unless_they_are_given() -> None:

@@ -181,15 +181,6 @@ def test_recipes_of_nano_parse(path: Path) -> None:
     assert len(comments) == 1 and "python" not in comments[0]
 
 
-def test_recipe_inherits_from_its_base(tmp_path: Path) -> None:
-    (tmp_path / "base.yaml").write_text("out: a\ntrain_table: t\nimages: i\nsteps: 7\nwarmup: 1\nlr: 1e-4\nmin_lr: 0\n")
-    (tmp_path / "own.yaml").write_text("base: base.yaml\nout: b\n")
-    settings = parse(stage1.Stage1Settings, ["--recipe", str(tmp_path / "own.yaml"), "--warmup", "2"], "")
-    loop = settings.loop
-    assert (loop.run.out, loop.optimizer.steps, loop.optimizer.warmup) == ("b", 7, 2)
-    assert (loop.optimizer.lr, loop.optimizer.min_lr) == (1e-4, 0.0), "which YAML reads as a text and an integer"
-
-
 def test_recipes_that_ship_are_listed_found_and_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,14 +197,6 @@ def test_recipes_that_ship_are_listed_found_and_copied(
     assert copied == shipped and shipped.loop.batch.batch_size == 8
     assert train(["recipes", "finetune/nano", "--out", "own.yaml"]) == 2
     assert "own.yaml already exists" in capsys.readouterr().err
-
-
-def test_invalid_values_are_named_together(tmp_path: Path, error_of: Any) -> None:
-    wrong = {"steps": 0, "dropout": 2, "precision": "int3", "min_lr": 1, "warmup": -9, "clip": -1, "lr": "nan"}
-    arguments = [text for name, value in wrong.items() for text in (f"--{name}", str(value))]
-    error = error_of(stage1.main, [*tiny_settings(tmp_path), *arguments, "--out", str(tmp_path / "out")])
-    for words in ("steps is 0", "dropout is 2", "'int3'", "warmup is -9", "clip is -1", "lr is nan"):
-        assert words in error, (words, error)
 
 
 def test_faults_of_all_recipes_and_flags_are_named_together(tmp_path: Path, error_of: Any) -> None:
@@ -234,47 +217,35 @@ def test_epochs_decide_the_steps(tmp_path: Path) -> None:
 
     assert optimizer("stage2", "--epochs", "10") == (20, 2), "of 8 images"
     assert optimizer("stage1", "--epochs", "10") == (40, 4), "of 16 captions"
-    recipe = tmp_path / "epochs.yaml"
-    recipe.write_text("epochs: 10\n")
-    assert optimizer("stage2", "--recipe", str(recipe), "--steps", "7") == (7, 5), "the command line wins"
+    (tmp_path / "epochs.yaml").write_text("epochs: 10\n")
     (tmp_path / "own.yaml").write_text("base: epochs.yaml\nsteps: 6\n")
     assert optimizer("stage2", "--recipe", str(tmp_path / "own.yaml")) == (6, 5)
+    assert optimizer("stage2", "--recipe", str(tmp_path / "own.yaml"), "--steps", "7") == (7, 5), (
+        "the command line wins"
+    )
     assert optimizer("stage2", "--steps", "4") == (4, 0) and optimizer("stage2", "--steps", "5") == (5, 0)
     assert optimizer("stage2", "--steps", "30", "--warmup", "50") == (30, 3), "a recipe's warm-up is shortened"
 
 
 WRONG = {
     "lr: fast": "lr is 'fast': give a float",
-    "steps: true": "steps is True: give an int",
     "compile: 1": "compile is 1: give true or false",
-    "train_data: photos": "train_data is 'photos': give a list",
     "train_data: [photos]": "an item of train_data is 'photos': give a mapping",
-    "vision_mean: [a, 0, 0]": "an item of vision_mean is 'a': give a float",
     "vision_std: [0, 1, 1]": "vision_std is (0, 1, 1): give three numbers above 0",
-    "sources: {part: data}": "sources is {'part': 'data'}: give a list",
     "seed: -1": "seed is -1: give 0 to 1,000,000,000",
-    "llm_bits: 3": "llm_bits is 3: give 0, 4 or 8",
     "ask_prompt: 'Q: {x}'": "ask_prompt is 'Q: {x}': give a text with {}",
     "hidden_positions: 1.0": "hidden_positions is 1.0: give 0 to below 1",
     "lr: [": "is not YAML",
-    "a: b: c": "is not YAML",
     "base: wrong.yaml": "is based on itself",
     "- lr": "is not a mapping",
-    "\udce4": "is not YAML",
 }
 
 
 @pytest.mark.parametrize("line", WRONG)
 def test_invalid_recipe_value_is_one_line(line: str, tmp_path: Path, error_of: Any) -> None:
     recipe = tmp_path / "wrong.yaml"
-    recipe.write_bytes(line.encode("utf-8", "surrogateescape"))
+    recipe.write_text(line)
     assert WRONG[line] in error_of(stage2.main, ["--recipe", recipe, "--out", "o", "--train_table", tmp_path])
-
-
-@pytest.mark.parametrize("flags", [["--train-data", "{"], ["--sources", "text"], ["--lr", "fast"], ["--steps", "1.5"]])
-def test_invalid_option_value_is_one_line(flags: list[str], error_of: Any) -> None:
-    error = error_of(stage1.main, [*flags, "--out", "o", "--images", "i"])
-    assert (flags[0].strip("-").replace("-", "_") in error.replace("-", "_") and ": give " in error) or "YAML" in error
 
 
 def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -312,9 +283,6 @@ def test_dry_run_checks_disk_space(tmp_path: Path, error_of: Any, monkeypatch: p
 
 def test_dry_run_names_missing_parts_and_invalid_values(tmp_path: Path, error_of: Any) -> None:
     nowhere = "--llm_source ./no/llm --qformer_init ./no/bert --train_table no/table.tsv --images x".split()
-    error = error_of(stage2.main, [*nowhere, "--dry-run"])
-    for words in ("out is missing", "no/llm", "no/bert", "no/table.tsv"):
-        assert words in error, (words, error)
     error = error_of(stage2.main, [*nowhere, "--steps", "0", "--out", str(tmp_path / "out"), "--dry-run"])
     for words in ("steps is 0", "no/llm", "no/bert", "no/table.tsv"):
         assert words in error, (words, error)
@@ -329,21 +297,11 @@ def test_dry_run_opens_images_from_everywhere(
     assert "8 images opened, 0 cannot be read" in capsys.readouterr().out
     pictures = sorted((tmp_path / "images").glob("*"))
     pictures[-1].write_bytes(b"noise")
-    for more in ([], ["--no-cache-features"]):
-        assert stage1.main([*settings, *more, "--dry-run"]) == 0
-        output = capsys.readouterr().out
-        assert "8 images opened, 1 cannot be read: " in output and pictures[-1].name in output
+    assert stage1.main([*settings, "--no-cache-features", "--dry-run"]) == 0
+    assert "8 images opened, 1 cannot be read: " in capsys.readouterr().out
     for picture in pictures:
         picture.write_bytes(b"noise")
     assert "none of 8 sampled images can be read" in error_of(stage1.main, [*settings, "--dry-run"])
-
-
-def test_missing_sources_are_named(tmp_path: Path, error_of: Any) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("train_data:\n- {path: no/one.csv}\n- {path: no/two.jsonl}\n")
-    settings = without(tiny_settings(tmp_path), "--train_table", "--images")
-    error = error_of(stage1.main, ["--recipe", str(recipe), *settings, "--out", str(tmp_path / "out"), "--dry-run"])
-    assert "no/one.csv" in error and "no/two.jsonl" in error
 
 
 def test_small_data_set_is_noted_in_stage1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -352,5 +310,3 @@ def test_small_data_set_is_noted_in_stage1(tmp_path: Path, capsys: pytest.Captur
     words = "batch_size 12 is more than the 8 images: an image repeats within a batch, lower it"
     assert stage1.main([*settings, "--dry-run"]) == 0
     assert words in capsys.readouterr().out
-    assert stage1.main([*settings, "--steps", "2"]) == 0
-    assert f"note: {words}" in capsys.readouterr().err

@@ -54,16 +54,6 @@ def test_step_updates_exact_weights_with_gradients_of_rounded_ones() -> None:
     torch.testing.assert_close(layer.weight.detach(), exact - 0.1 * other.weight.grad)
 
 
-def test_error_restores_exact_weights() -> None:
-    model = rounded_model({"qformer": nn.Linear(40, 8)})
-    exact = model["qformer"].weight.detach().clone()
-    with pytest.raises(KeyboardInterrupt), Rounding(model).active():  # type: ignore[arg-type]
-        raise KeyboardInterrupt
-    assert torch.equal(model["qformer"].weight, exact)
-    model.config = Blip2Config()
-    assert not Rounding(model).weights  # type: ignore[arg-type]
-
-
 @pytest.mark.long(6, "a whole training")
 def test_stage2_trains_and_evaluates_with_rounded_weights(tmp_path: Path) -> None:
     llm_folder(tmp_path / "llm")
@@ -89,11 +79,6 @@ def test_stage2_trains_and_evaluates_with_rounded_weights(tmp_path: Path) -> Non
     matrices = {id(weight) for weight in stage.trainer.rounding.weights}
     named = {key for key, value in stage.model.named_parameters() if id(value) in matrices}
     assert {name, "projection.weight"} <= named and not any(key.startswith(("llm.", "vision.")) for key in named)
-    seen = []
-    evaluate = lambda: seen.append(stage.model.qformer.layers[0].attention.query.weight.clone()) or {"loss": 0.0}  # noqa: E731
-    with stage.trainer.log.running(0) as bar:
-        stage.trainer._evaluate(evaluate, bar)
-    assert torch.equal(seen[0], rounded(kept[name]))
 
 
 @pytest.mark.parametrize(

@@ -107,32 +107,3 @@ def test_draws_follow_the_softmax(vocabulary: int) -> None:
     chi_square = float(((drawn - expected) ** 2 / expected).sum())
     freedom = vocabulary - 1
     assert chi_square < freedom + 6 * (2 * freedom) ** 0.5 + 15  # about six standard deviations
-
-
-def test_impossible_token_is_never_drawn() -> None:
-    logits = torch.full((5_000, 300), float("-inf"))
-    logits[:, [3, 299]] = 0.0
-    assert set(draw(logits).tolist()) == {3, 299}
-
-
-@torch.no_grad()
-def test_samples_follow_the_llms_logits(settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scaled as Granite's, and capped as Gemma 2's."""
-    training = SelfCriticalTraining(parse(SelfCriticalSettings, [*settings, "--out", str(tmp_path)], ""))
-    _, [micro] = next(iter(training.stage.batches()))
-    config: Any = training.stage.model.llm.config  # type: ignore[union-attr]
-    seen: list[torch.Tensor] = []
-
-    def kept(logits: torch.Tensor) -> torch.Tensor:
-        seen.append(logits.clone())
-        return logits.argmax(1)
-
-    monkeypatch.setattr(self_critical, "draw", kept)
-    for scaling, softcap in ((1.0, None), (4.0, None), (1.0, 0.05)):
-        config.logits_scaling, config.final_logit_softcapping = scaling, softcap
-        seen.append(torch.zeros(0))
-        training.loss(micro)
-    plain, scaled, capped = (seen[i + 1] for i, logits in enumerate(seen) if not len(logits))  # of the first tokens
-    torch.testing.assert_close(scaled, plain / 4)
-    cap = 0.05 / training.sampled.temperature  # logits are capped, then divided by the temperature
-    torch.testing.assert_close(capped, cap * torch.tanh(plain / cap))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from PIL import Image
 
 from blip2rt.install_hints import pip_install
 from blip2rt.modeling.checkpoint import list_checkpoints
-from blip2rt_train import stage1, stage2
+from blip2rt_train import stage1
 from blip2rt_train.cli import COMMANDS
 from blip2rt_train.loop import checkpoint
 
@@ -30,14 +29,10 @@ MISSING = [("stage1", "yaml"), ("prepare", "tqdm"), ("evaluate", "tqdm")]
 MISTAKES = {
     "stage1 --out o --train-table no.tsv --images i --start no/": ("'no.tsv' does not exist", "'no/' does not exist"),
     "stage2 --out o --train-table {} --steps 4 --warmup -1 --lr -1": ("warmup is -1", "lr is -1.0"),
-    "stage2 --device cuda": ("CUDA_VISIBLE_DEVICES",),
     "self-critical --out {}/photo.txt --train-table {}": ("is a file: name a folder",),
-    "prepare shards --bogus": ("--bogus",),
     "evaluate caption --data nowhere": ("'nowhere' does not exist",),
     "average no/a no/b --out o --weights 1": ("give 2 numbers",),
     "calibrate no/ --data nowhere --images {} --out o": ("'nowhere' does not exist", "MODEL 'no/' does not exist"),
-    "calibrate {} --data {}/photo.txt --out o": ("--images is missing: give the folder of the images in",),
-    "questions --bogus": ("--bogus",),
 }
 
 
@@ -63,14 +58,6 @@ def test_infinite_loss_names_the_step_and_saves_its_batch(
     batch = torch.load(kept, weights_only=True)
     assert batch["text"]["token_ids"].shape[0] == 4 and batch["images"]["vision_features"].shape[0] == 4
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000002"]
-
-
-def test_leaking_language_model_is_rejected(settings: list[str], tmp_path: Path, error_of: Any) -> None:
-    folder = tmp_path / "llm"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"model_type": "gemma3_text", "use_bidirectional_attention": True}))
-    error = error_of(stage2.main, [*settings, "--llm_source", folder, "--out", tmp_path / "out"])
-    assert "use_bidirectional_attention" in error
 
 
 def test_full_disk_is_one_line_and_keeps_the_last_checkpoint(
@@ -105,14 +92,8 @@ def test_damaged_checkpoints_are_named(settings: list[str], tmp_path: Path, erro
 def run_without(module: str, folder: Path, *command: str) -> tuple[int, str]:
     """Exit code and stderr of `python -m COMMAND` where the module is not installed."""
     (folder / f"{module}.py").write_text(f"raise ModuleNotFoundError({module!r}, name={module!r})")
-    path = str(folder)
-    done = subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, env=environment)
     return done.returncode, done.stderr
 
 
@@ -133,17 +114,8 @@ def test_missing_package_is_one_line_of_every_command(command: str, module: str,
 
 def test_missing_package_is_one_line_of_the_script(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text("image\tcaption\na.tsv\ta dog\n")
-    command = [
-        "blip2rt_train",
-        "stage1",
-        "--out",
-        "o",
-        "--train-table",
-        str(tmp_path / "a.tsv"),
-        "--images",
-        str(tmp_path),
-    ]
-    ended = run_without("torch", tmp_path, *command)
+    given = ["--train-table", str(tmp_path / "a.tsv"), "--images", str(tmp_path)]
+    ended = run_without("torch", tmp_path, "blip2rt_train", "stage1", "--out", "o", *given)
     assert ended == (2, f"blip2rt-train stage1: error: torch is not installed: {pip_install('train')}\n")
 
 
@@ -159,11 +131,3 @@ def test_mistakes_are_listed_before_torch_is_imported(command: str, tmp_path: Pa
     code, said = run_without("torch", tmp_path, "blip2rt_train", *command.replace("{}", str(tmp_path)).split())
     assert code == 2 and said.count("\n") == 1, said
     assert all(words in said for words in MISTAKES[command]), said
-
-
-def test_evaluation_without_torch_names_the_extra(tmp_path: Path) -> None:
-    Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg")
-    (tmp_path / "photo.txt").write_text("a dog")
-    where = ["--model", "some/checkpoint", "--data", str(tmp_path), "--images", str(tmp_path)]
-    code, said = run_without("torch", tmp_path, "blip2rt_train.evaluate", "retrieval", *where)
-    assert (code, said.count("\n")) == (2, 1) and f"torch is not installed: {pip_install('train')}" in said

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
-import os
 import struct
-import tarfile
 import zlib
 from collections.abc import Callable
 from itertools import product
@@ -31,7 +28,7 @@ from blip2rt_train.data.samples import BadSamples, Sample
 from blip2rt_train.data.sampling import Mixture
 from blip2rt_train.data.shards import Shards, parse_texts
 from blip2rt_train.data.streaming import SampleReader, load_batches, open_sources
-from blip2rt_train.data.transforms import eval_transform, read_image
+from blip2rt_train.data.transforms import eval_transform
 from blip2rt_train.evaluation.annotations import drop_unreadable_images, read_captions, read_questions
 from tests.train.shard_files import write_shard
 
@@ -57,26 +54,14 @@ def images(tmp_path: Path) -> Path:
 # One entry of a JSON list, between two valid ones.
 ENTRIES: dict[str, str] = {
     "a number": "5",
-    "a list": '["0.jpg", "a dog"]',
     "no image": '{"caption": "a dog"}',
     "no caption": '{"image": "0.jpg"}',
-    "a caption of null": '{"image": "0.jpg", "caption": null}',
-    "a caption that is a number": '{"image": "0.jpg", "caption": 5}',
     "a caption of dots": '{"image": "0.jpg", "caption": "..."}',
-    "a caption of spaces": '{"image": "0.jpg", "caption": " \\n "}',
-    "no captions in the list": '{"image": "0.jpg", "captions": []}',
     "objects without text": '{"image": "0.jpg", "captions": [{"sentence": "a dog"}]}',
-    "an image that is a number": '{"image": 7, "caption": "a dog"}',
-    "an image without name": '{"image": "", "caption": "a dog"}',
     "an image that is missing": '{"image": "nowhere.jpg", "caption": "a dog"}',
-    "an image outside of the folder": '{"image": "../images/1.jpg", "caption": "a dog"}',
-    "an image with a null character": '{"image": "0\\u0000.jpg", "caption": "a dog"}',
     "an image with a very long name": f'{{"image": "{LONG}.jpg", "caption": "a dog"}}',
     "half a surrogate": f'{{"image": "0.jpg", "caption": "a dog {SURROGATE}"}}',
-    "a question that is a number": '{"image": "0.jpg", "question": 5, "answer": "two"}',
     "an empty answer": '{"image": "0.jpg", "question": "how many?", "answer": ""}',
-    "counts that are no numbers": '{"image": "0.jpg", "question": "how many?", "answers": {"two": "x"}}',
-    "counts below nothing": '{"image": "0.jpg", "question": "how many?", "answers": {"two": -1}}',
     "counts without end": '{"image": "0.jpg", "question": "how many?", "answers": {"two": 1000000000000}}',
 }
 GOOD = '{"image": "0.jpg", "caption": "a dog"}', '{"image": "1.jpg", "captions": "a cat"}'
@@ -113,20 +98,10 @@ def test_invalid_json_line_is_skipped(images: Path, line: str) -> None:
     assert f"{path}, line 2" in bad.found
 
 
-def test_one_invalid_caption_is_skipped_alone(images: Path) -> None:
-    path = images.parent / "list.jsonl"
-    path.write_text('{"image": "0.jpg", "captions": ["a dog", null, {"caption": "a cat"}]}\n' + GOOD[1])
-    assert f"{path}, line 1, text 2" in assert_skipped(path, images, ["a dog", "a cat", "a cat"]).found
-
-
 COCO: dict[str, tuple[list[Any], list[Any]]] = {  # images, annotations beside the good ones
     "an annotation of null": ([], [None]),
     "an annotation without image": ([], [{"id": 9, "caption": "a dog"}]),
-    "an annotation of a list's image": ([], [{"id": 9, "image_id": [1], "caption": "a dog"}]),
     "an annotation of another image": ([], [{"id": 9, "image_id": 99, "caption": "a dog"}]),
-    "a caption of null": ([], [{"id": 9, "image_id": 1, "caption": None}]),
-    "a caption that is a list": ([], [{"id": 9, "image_id": 1, "caption": ["a dog"]}]),
-    "an image of null": ([None], []),
     "an image without name": ([{"id": 5}], []),
     "an image without id": ([{"file_name": "0.jpg"}], []),
 }
@@ -144,11 +119,7 @@ def test_invalid_coco_annotation_is_skipped(images: Path, kind: str) -> None:
 
 VQA: dict[str, Any] = {
     "null": None,
-    "no question_id": {"image_id": 0, "answers": [{"answer": "no"}]},
     "a question that is not asked": {"question_id": 8, "image_id": 0, "answers": [{"answer": "no"}]},
-    "an image_id that is a text": {"question_id": 1, "image_id": "0", "answers": [{"answer": "no"}]},
-    "no answers": {"question_id": 1, "image_id": 0},
-    "answers of null": {"question_id": 1, "image_id": 0, "answers": [None]},
     "an answer of null": {"question_id": 1, "image_id": 0, "answers": [{"answer": None}]},
 }
 
@@ -169,21 +140,21 @@ def test_invalid_vqa_answer_is_skipped(images: Path, kind: str) -> None:
 
 
 TABLES: dict[str, bytes] = {
-    "one column": b"0.jpg\n",
-    "no caption": b"0.jpg\t\n",
-    "dots": b"0.jpg\t...\n",
-    "no image": b"\ta dog\n",
     "latin-1": b"0.jpg\tun \xe9l\xe9phant\n",
     "a missing image": b"nowhere.jpg\ta dog\n",
     "a name in latin-1": b"\xe9.jpg\ta dog\n",
     "a field without end": b"0.jpg\t" + b"a" * 200_000 + b"\n",
+    "a column too many": b"0.jpg\ta dog\truns\n",  # the end of a text would be lost, or become a question
     "a name that is too long": LONG.encode() + b".jpg\ta dog\n",
 }
 
 
+UNCUT = ("a field without end", "a column too many")  # lines of .token are not cut
+
+
 @pytest.mark.parametrize(
-    ("form", "kind"),  # no reader of tables cuts the lines of .token
-    [pair for pair in product([".tsv", ".csv", ".token"], TABLES) if pair != (".token", "a field without end")],
+    ("form", "kind"),
+    [each for each in product([".tsv", ".csv", ".token"], TABLES) if each[0] != ".token" or each[1] not in UNCUT],
 )
 def test_invalid_table_row_is_skipped(images: Path, kind: str, form: str) -> None:
     header, rows = b"image\tcaption\n", [b"0.jpg\ta dog\n", TABLES[kind], b"1.jpg\ta cat\n"]
@@ -199,13 +170,10 @@ def test_invalid_table_row_is_skipped(images: Path, kind: str, form: str) -> Non
 def test_tables_of_other_encodings_are_one_line(images: Path) -> None:
     for name, content in {
         "list.tsv": "image\tcaption\n0.jpg\ta dog\n".encode("utf-16"),
-        "list.csv": "image,caption\n0.jpg,a dog\n".encode("utf-16"),
         "list.json": "[]".encode("utf-16"),
         "deep.json": b"[" * 100_000,
-        "number.json": b"5",
         "images.json": b'{"images": 5, "annotations": []}',
         "binary.csv": bytes(range(256)),
-        "binary.tsv": bytes(range(256)),
     }.items():
         (images.parent / name).write_bytes(content)
         with pytest.raises(Blip2rtError, match=name) as error:
@@ -213,16 +181,8 @@ def test_tables_of_other_encodings_are_one_line(images: Path) -> None:
         str(error.value).encode()
 
 
-def test_table_with_byte_order_mark_is_read(images: Path) -> None:
-    path = images.parent / "list.tsv"
-    path.write_bytes("\ufeffimage\tcaption\n0.jpg\ta dog\n".encode())
-    assert [sample.text for sample in read_data(path, images).samples] == ["a dog"]
-
-
-@pytest.mark.parametrize("kind", ["none", "empty", "a folder", "latin-1", "dots", "not to be read"])
+@pytest.mark.parametrize("kind", ["none", "empty", "a folder", "latin-1"])
 def test_invalid_text_file_is_skipped(images: Path, kind: str) -> None:
-    if kind == "not to be read" and os.getuid() == 0:
-        pytest.skip("root reads everything")
     for name, text in (("0", "a dog"), ("1", "a cat")):
         (images / f"{name}.txt").write_text(text)
     (images / "2.jpg").write_bytes(picture())
@@ -231,9 +191,7 @@ def test_invalid_text_file_is_skipped(images: Path, kind: str) -> None:
     if kind == "a folder":
         text.mkdir()
     elif kind != "none":
-        text.write_bytes({"empty": b"\n", "latin-1": b"\xe9l\xe9phant", "dots": b"..."}.get(kind, b"a"))
-    if kind == "not to be read":
-        text.chmod(0)
+        text.write_bytes({"empty": b"\n", "latin-1": b"\xe9l\xe9phant"}[kind])
     bad = BadSamples(1)
     assert [sample.text for sample in read_data(images, bad=bad).samples] == ["a dog", "a cat"]
     assert len(bad.found) == 1 and "/2." in next(iter(bad.found))
@@ -250,25 +208,12 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
-def damaged_png() -> bytes:
-    content = picture("PNG")
-    return content[:60] + b"\x00" * 20 + content[80:]
-
-
 PICTURES: dict[str, Callable[[], bytes]] = {
     "nothing": lambda: b"",
     "a text": lambda: b"<html>404</html>",
-    "zeros": lambda: bytes(4096),
     "a header alone": lambda: picture()[:30],
     "a JPEG cut off": lambda: picture(size=(200, 160))[:9000],
-    "a PNG cut off": lambda: picture("PNG")[:-400],
-    "a PNG of damaged numbers": damaged_png,
-    "a GIF cut off": lambda: picture("GIF")[:40],
-    "a WebP cut off": lambda: picture("WEBP")[:60],
-    "a TIFF cut off": lambda: picture("TIFF")[:100],
-    "a BMP cut off": lambda: picture("BMP")[:100],
     "a decompression bomb": bomb,
-    "a tar": lambda: tarfile.TarInfo("a").tobuf(),
 }
 
 
@@ -307,8 +252,7 @@ class Encoder(torch.nn.Module):
 CONFIG = VisionConfig(height=8, width=8, features=3)
 
 
-@pytest.mark.parametrize("kind", ["a JPEG cut off", "a decompression bomb", "nothing", "a text"])
-@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize(("kind", "cached"), [("a JPEG cut off", True), ("a decompression bomb", False)])
 def test_features_are_computed_without_damaged_images(
     images: Path, kind: str, cached: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,18 +288,8 @@ def test_view_of_a_tiny_image_has_pixels() -> None:
 SAMPLES: dict[str, dict[str, bytes | str]] = {
     "no text": {"k.jpg": picture()},
     "no image": {"k.txt": "a bird"},
-    "an empty text": {"k.jpg": picture(), "k.txt": "\n"},
-    "dots": {"k.jpg": picture(), "k.txt": "..."},
-    "a text in latin-1": {"k.jpg": picture(), "k.txt": b"\xe9l\xe9phant"},
     "no JSON": {"k.jpg": picture(), "k.json": "{"},
     "deep JSON": {"k.jpg": picture(), "k.json": "[" * 100_000},
-    "a list": {"k.jpg": picture(), "k.json": "[]"},
-    "no caption": {"k.jpg": picture(), "k.json": '{"url": "x"}'},
-    "captions that are a number": {"k.jpg": picture(), "k.json": '{"captions": 5}'},
-    "an object without text": {"k.jpg": picture(), "k.json": '{"captions": [{"x": "a"}]}'},
-    "a weight of null": {"k.jpg": picture(), "k.json": '{"captions": [{"text": "a", "weight": null}]}'},
-    "a weight of nothing": {"k.jpg": picture(), "k.json": '{"captions": [{"text": "a", "weight": 0}]}'},
-    "a weight that is none": {"k.jpg": picture(), "k.json": '{"captions": [{"text": "a", "weight": NaN}]}'},
     "a weight without end": {"k.jpg": picture(), "k.json": '{"captions": [{"text": "a", "weight": 1e400}]}'},
     "a prompt that is a number": {"k.jpg": picture(), "k.json": '{"captions": [{"text": "a", "prompt": 5}]}'},
     "half a surrogate": {"k.jpg": picture(), "k.json": f'{{"caption": "{SURROGATE}"}}'},
@@ -381,14 +315,6 @@ def test_invalid_shard_sample_is_skipped(tmp_path: Path, kind: str) -> None:
         seen(BadSamples(0))
 
 
-def test_txt_replaces_a_json_without_caption(tmp_path: Path) -> None:
-    path = write_shard(tmp_path / "s" / "0.tar", {"k.jpg": picture(), "k.json": '{"caption": null}', "k.txt": "a bird"})
-    assert Shards(str(path), tmp_path).read(0)[1] == [Sample(0, "a bird")]
-    faults: list[tuple[str, str]] = []
-    Shards(str(path), tmp_path).read(0, faults)
-    assert len(faults) == 1 and "0.tar#0" in faults[0][0]
-
-
 def test_one_invalid_text_is_skipped_alone() -> None:
     content = (
         '{"captions": ["a dog", 5, {"text": "two", "prompt": "how many?", "weight": 3}, {"caption": "a cat"}, null]}'
@@ -401,7 +327,6 @@ def test_one_invalid_text_is_skipped_alone() -> None:
 
 
 def test_damaged_shards_are_named(tmp_path: Path) -> None:
-    good: dict[str, bytes | str] = {"a.jpg": picture(), "a.txt": "a dog"}
     for name, content in {
         "text.tar": b"no tar" * 1000,
         "zipped.tar": zlib.compress(bytes(5000)),
@@ -410,15 +335,6 @@ def test_damaged_shards_are_named(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(Blip2rtError, match=name):
             Shards(str(tmp_path / name), tmp_path / "cache")
-    path = write_shard(tmp_path / "s" / "back.tar", {**good, "b.jpg": picture(), "b.txt": "a cat"})
-    content = bytearray(path.read_bytes())
-    at = content.index(b"b.jpg")
-    content[at + 124 : at + 136] = b"\xff" * 8 + struct.pack(">i", -2048)  # a size below nothing
-    checksum = sum(content[at : at + 148]) + 8 * 32 + sum(content[at + 156 : at + 512])
-    content[at + 148 : at + 156] = f"{checksum:06o}\0 ".encode()
-    path.write_bytes(content)
-    bad = BadSamples(1)
-    assert Shards(str(path), tmp_path / "cache", bad).counts == [1] and "back.tar#" in next(iter(bad.found))
 
 
 def test_truncated_index_is_rebuilt(tmp_path: Path) -> None:
@@ -432,21 +348,14 @@ def test_truncated_index_is_rebuilt(tmp_path: Path) -> None:
         assert Shards(str(path), tmp_path / "cache").counts == [1]
 
 
-# Lists of addresses
-
-
 # Evaluation
 
 
 EVALUATED: dict[str, dict[str, Any]] = {
     "an annotation of null": {"annotations": [None]},
     "a caption of null": {"annotations": [{"image_id": 1, "caption": None}]},
-    "a caption of dots": {"annotations": [{"image_id": 1, "caption": "..."}]},
     "a caption of another image": {"annotations": [{"image_id": 77, "caption": "a dog"}]},
-    "an image_id that is a list": {"annotations": [{"image_id": [1], "caption": "a dog"}]},
     "an image without caption": {"images": [{"id": 3, "file_name": "0.jpg"}]},
-    "an image without name": {"images": [{"id": 3}]},
-    "an image of null": {"images": [None]},
     "an image that is missing": {
         "images": [{"id": 3, "file_name": "x.jpg"}],
         "annotations": [{"image_id": 3, "caption": "a dog"}],
@@ -481,10 +390,7 @@ def test_evaluation_skips_invalid_captions(images: Path, kind: str) -> None:
     "question",
     [
         None,
-        {},
-        {"question_id": 3},
         {"question_id": 3, "question": None, "image_id": 0},
-        {"question_id": [3], "question": "is it?", "image_id": 0},
         {"question_id": 3, "question": "is it?", "image_id": 0},
     ],
 )
@@ -499,31 +405,3 @@ def test_evaluation_skips_invalid_questions(images: Path, question: Any) -> None
     assert [item.id for item in questions.items] == [0, 1] and len(bad.found) == 1
     with pytest.raises(Blip2rtError, match=r"q\.json"):
         read_questions(images.parent / "q.json", images.parent / "a.json", images, BadSamples(0))
-
-
-def test_every_image_format_is_read_upright(tmp_path: Path) -> None:
-    """HEIC, AVIF, TIFF of 16 bits, WebP and GIF beside JPEG; a picture that lies on its side; a damaged one."""
-    kitten = Path(__file__).parents[2] / "gallery" / "kitten.heic"
-    written = {"a.jpg": picture(), "b.webp": picture("WEBP"), "c.gif": picture("GIF")}
-    if importlib.util.find_spec("PIL.AvifImagePlugin"):
-        written["d.avif"] = picture("AVIF")
-    if importlib.util.find_spec("pi_heif"):
-        written["e.HEIC"] = kitten.read_bytes()
-    for name, content in written.items():
-        (tmp_path / name).write_bytes(content)
-    Image.fromarray(np.full((16, 20), 256 * 100, np.uint16)).save(tmp_path / "f.tif")
-    side = Image.Exif()
-    side[0x0112] = 6
-    Image.new("RGB", (20, 16)).save(tmp_path / "g.tiff", exif=side)
-    (tmp_path / "h.heic").write_bytes(kitten.read_bytes()[:200])
-    for image in list(tmp_path.iterdir()):
-        image.with_suffix(".txt").write_text("a dog")
-    bad = BadSamples(1)
-    data, _ = open_features(read_data(tmp_path, "", bad), CONFIG, "", bad, 1, Encoder())
-    assert [path.name for path in data.paths] == [*written, "f.tif", "g.tiff"]
-    [fault] = bad.found
-    assert fault.endswith("h.heic")
-    assert read_image(tmp_path / "f.tif").getpixel((0, 0)) == (100, 100, 100), "not cut off at 255"
-    assert read_image(tmp_path / "g.tiff").size == (16, 20)
-    with pytest.raises(Blip2rtError, match=r"h\.heic"):
-        open_features(read_data(tmp_path, ""), CONFIG, "", BadSamples(0), 1, Encoder())

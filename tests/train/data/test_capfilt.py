@@ -18,12 +18,11 @@ from PIL import Image
 
 from blip2rt.errors import Blip2rtError
 from blip2rt_train import prepare
-from blip2rt_train.capfilt import CapFilt, CaptionPool, FilterOptions, filter_list, filter_shards, open_scorer
+from blip2rt_train.capfilt import CapFilt, CaptionPool, FilterOptions, filter_list, filter_shards
 from blip2rt_train.capfilt.candidates import distinct
 from blip2rt_train.capfilt.scorers import ClipScorer
 from blip2rt_train.data.readers import read_data
 from blip2rt_train.data.samples import BadSamples
-from blip2rt_train.data.shard_index import summarize
 from blip2rt_train.data.shards import Shards, expand_shards
 from blip2rt_train.evaluation.predictors import Sampling, open_predictor
 from tests.tiny import blip2
@@ -120,16 +119,6 @@ def test_best_of_all_candidate_captions_stay(tmp_path: Path) -> None:
         filter_list(*arguments, work())
 
 
-def test_a_log_gets_lines_instead_of_bars(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    table = coloured(tmp_path)
-    arguments = (str(table), str(tmp_path / "images"), tmp_path / "out.tsv")
-    assert filter_list(*arguments, work(Captioner(), pool=pool(tmp_path))) == 3
-    shards = [write_shard(tmp_path / "s" / f"{number}.tar", {"a.jpg": b"", "a.txt": "a dog"}) for number in range(8)]
-    assert len(summarize(shards, tmp_path / "cache", 2)) == 8
-    logged = capfd.readouterr().err
-    assert "\r" not in logged and all(name in logged for name in ("pool: 100%", "out.tsv: 100%", "indices: 100%"))
-
-
 def candidates_of(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(f"{out}.candidates.jsonl").read_text().splitlines()]
 
@@ -142,15 +131,6 @@ def test_existing_captions_are_ranked_without_a_captioner(tmp_path: Path) -> Non
     groups = read_data(tmp_path / "out.tsv", tmp_path / "images").by_image()
     assert [s.text for s in groups[0]] == ["a red thing", "a blue thing"]
     assert [s.text for s in groups[2]] == ["yes"]
-
-
-def test_answers_keep_their_counts(tmp_path: Path) -> None:
-    coloured(tmp_path)
-    images, listed, out = tmp_path / "images", tmp_path / "answers.jsonl", tmp_path / "out.tsv"
-    asked = {"image": "red.png", "question": "is it red?", "answers": {"yes": 9, "no": 1}}
-    listed.write_text(json.dumps(asked) + '\n{"image": "red.png", "caption": "red"}\n')
-    assert filter_list(str(listed), str(images), out, work()) == 1
-    assert set(read_data(out, images).samples) == set(read_data(listed, images).samples)
 
 
 def test_interrupted_run_resumes(tmp_path: Path) -> None:
@@ -245,9 +225,7 @@ def test_processes_share_shards_and_take_over_from_a_killed_one(tmp_path: Path) 
         process.join(60)
     assert [process.exitcode for process in others] == [0, 0]
     batches = log.read_text().splitlines()
-    assert sorted(line.split()[1] for line in batches) == ["1", "1", "2", "2", "2"], (
-        "one batch was lost with its process"
-    )
+    assert sorted(line.split()[1] for line in batches) == ["1", "1", "2", "2", "2"], "one batch was lost"
     assert [len(candidates_of(out / f"{i}.tar")) for i in range(2)] == [5, 5]
     assert len(texts_of(out, tmp_path)) == 6
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")], "nothing is left behind"
@@ -313,23 +291,6 @@ def test_best_caption_is_that_of_caption_with_its_pool() -> None:
     assert best != predictor.caption(rgb, pool=False), "the pool guides"  # type: ignore
 
 
-def test_images_are_encoded_once_if_one_model_does_both(tmp_path: Path) -> None:
-    tiny_bundle(tmp_path / "bundle", 3)
-    predictor = open_predictor(str(tmp_path / "bundle"))
-    encoded, encode = [], predictor.pipeline.backend.vision  # type: ignore[attr-defined]
-
-    def vision(pixels: np.ndarray) -> np.ndarray:
-        encoded.append(len(pixels))
-        return encode(pixels)
-
-    predictor.pipeline.backend.vision = vision  # type: ignore[attr-defined]
-    capfilt = CapFilt(predictor, open_scorer("", predictor), sampling=Sampling(10, 0.9, 0))
-    caption_table(tmp_path, 3)
-    prepared = [capfilt.prepare(path) for path in sorted((tmp_path / "images").iterdir())]
-    assert len(capfilt.candidates(prepared, [[], ["a dog"], []])) == 3
-    assert encoded == [3]
-
-
 def test_clip_ranks(tmp_path: Path) -> None:
     import torch
     from transformers import AutoTokenizer, CLIPConfig, CLIPModel
@@ -340,12 +301,8 @@ def test_clip_ranks(tmp_path: Path) -> None:
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     bert_folder(tmp_path / "bert")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "bert")
-    text = small | {
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": 12,
-        "eos_token_id": tokenizer.sep_token_id,
-        "bos_token_id": tokenizer.cls_token_id,
-    }
+    ids = {"eos_token_id": tokenizer.sep_token_id, "bos_token_id": tokenizer.cls_token_id}
+    text = small | {"vocab_size": len(tokenizer), "max_position_embeddings": 12, **ids}
     config = CLIPConfig(text_config=text, vision_config=small | {"image_size": 32, "patch_size": 16}, projection_dim=8)
     CLIPModel(config).save_pretrained(tmp_path / "clip")
     tokenizer.save_pretrained(tmp_path / "clip")

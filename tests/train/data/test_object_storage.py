@@ -13,7 +13,6 @@ import pytest
 from blip2rt.errors import Blip2rtError
 from blip2rt_train.data import object_storage
 from blip2rt_train.data.samples import BadSamples
-from blip2rt_train.data.shard_index import summarize
 from blip2rt_train.data.shards import Shards
 from tests.tiny.image_folders import GOOD, fill
 
@@ -57,12 +56,6 @@ def test_samples_are_those_of_local_shards(local: Path, remote: str, tmp_path: P
     assert braces.digests == found.digests
 
 
-def test_second_start_reads_no_shard(remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = Shards(remote, tmp_path / "features").digests
-    monkeypatch.setattr(object_storage, "tar_headers", lambda *_: pytest.fail("a shard was indexed again"))
-    assert Shards(remote, tmp_path / "features").digests == before
-
-
 def test_index_beside_the_shards_serves_other_machines(
     remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,21 +70,6 @@ def test_index_beside_the_shards_serves_other_machines(
     assert Shards(remote, tmp_path / "third").read(2) == before.read(2), "a damaged index is built again"
 
 
-def test_changed_shard_is_indexed_again(remote: str, local: Path, tmp_path: Path) -> None:
-    before = Shards(remote, tmp_path / "features").digests
-    fsspec.filesystem("memory").pipe_file("/bucket/00001.tar", (local / "00002.tar").read_bytes())
-    after = Shards(remote, tmp_path / "features").digests
-    assert after[0] == before[0] and after[1] == before[2] != before[1]
-
-
-def test_truncated_shard_yields_its_complete_samples(remote: str, tmp_path: Path) -> None:
-    system = fsspec.filesystem("memory")
-    content = system.cat_file("/bucket/00000.tar")
-    system.pipe_file("/bucket/00000.tar", content[: len(content) // 2])
-    bad = BadSamples(10)
-    assert Shards(remote, tmp_path / "features", bad).counts[0] < 2 and bad.found
-
-
 def test_faults_are_one_line(remote: str, tmp_path: Path) -> None:
     for pattern, words in {
         "memory://none/*.tar": "there are no shards",
@@ -103,32 +81,3 @@ def test_faults_are_one_line(remote: str, tmp_path: Path) -> None:
     fsspec.filesystem("memory").pipe_file("/bucket/00001.tar", b"words" * 1000)
     with pytest.raises(Blip2rtError, match="is not a .tar file"):
         Shards(remote, tmp_path / "features")
-
-
-@pytest.mark.slow
-def test_s3_by_a_stand_in(local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """moto serves S3; several processes index, and read ranges."""
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
-    pytest.importorskip("s3fs")
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "x",
-        "AWS_SECRET_ACCESS_KEY": "x",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    try:
-        system = fsspec.filesystem("s3", skip_instance_cache=True)
-        system.mkdir("bucket")
-        for path in local.iterdir():
-            for copy in range(4):
-                system.put_file(str(path), f"bucket/{copy}{path.name}")
-        found = Shards("s3://bucket/*.tar", tmp_path / "features")
-        expected = Shards(str(local), tmp_path / "unused")
-        assert found.digests == expected.digests * 4
-        assert [found.read(number) for number in range(5)] == [expected.read(number) for number in range(5)]
-        assert len(summarize(found.paths, tmp_path / "features", 2)) == 12
-    finally:
-        server.stop()

@@ -95,13 +95,3 @@ def test_without_questions_only_the_score_is_fitted(
     assert calibrate.main([str(tiny.path), *table(False)]) == 0
     assert "so probabilities were not fitted" in capsys.readouterr().out
     assert contract.read(tmp_path / "out").manifest.calibration is None
-
-
-def test_too_few_examples_are_counted(
-    tiny: Tiny, table: Callable[[bool], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    monkeypatch.setattr(probabilities, "_MIN_EXAMPLES", 1000)
-    source = with_likelihood_weight(tiny, tmp_path / "source", 0.4)
-    assert calibrate.main([str(source), *table(True), "--keep-score"]) == 2
-    assert "are too few to fit a probability: give data for 1000 of each" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Stage 1's losses against independent float64 NumPy, its negatives, and the three masks by perturbation."""
+"""Stage 1's negatives, and the gradients of micro-batches; test_reference_losses.py compares losses and masks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.row_noise import RowNoise
 from blip2rt.modeling.vision import VisionConfig
 from blip2rt_train.objectives.frozen_head import frozen_head_loss
-from blip2rt_train.objectives.stage1 import LossSettings, TextBatch, hard_negatives, query_cosine, stage1_losses
+from blip2rt_train.objectives.stage1 import LossSettings, TextBatch, hard_negatives, stage1_losses
 from blip2rt_train.objectives.stage1_batch import BatchPart, WholeBatch, contrast_batch, contrast_embeds, join_texts
-from tests.seeds import new_seed
+from tests.seeds import new_seed, seed_of
 from tests.train.arguments import sizes
 
 QUERIES, POSITIONS, FEATURES = 4, 9, 24
@@ -49,40 +49,6 @@ def test_negatives_are_other_images_and_prefer_similar_ones() -> None:
         images, texts = hard_negatives(sim, torch.tensor(0.1), ids)
         assert (ids[images] != ids).all() and (ids[texts] != ids).all()
         assert texts[1] == 4 and images[4] == 1
-
-
-def test_unimodal_text_ignores_padding(model: Blip2) -> None:
-    text = text_batch()
-    before = model.text_embeds(text.token_ids, text.text_mask)
-    changed = torch.where(text.text_mask == 0, 17, text.token_ids)
-    torch.testing.assert_close(model.text_embeds(changed, text.text_mask), before)
-
-
-def test_pair_sees_text_and_image_but_no_padding(model: Blip2) -> None:
-    text, image = text_batch(), torch.randn(5, POSITIONS, FEATURES)
-    before = model.itm_logits(image, text.token_ids, text.text_mask)
-    changed = torch.where(text.text_mask == 0, 17, text.token_ids)
-    torch.testing.assert_close(model.itm_logits(image, changed, text.text_mask), before)
-    other_text = text.token_ids.clone()
-    other_text[:, 2] = 60 - other_text[:, 2]
-    assert (model.itm_logits(image, other_text, text.text_mask) - before).abs().amin(1).max() > 1e-6
-    assert (model.itm_logits(image.flip(0), text.token_ids, text.text_mask) - before).abs().max() > 1e-6
-
-
-def test_causal_text_sees_the_image_and_only_the_past(model: Blip2) -> None:
-    text, image = text_batch(), torch.randn(5, POSITIONS, FEATURES)
-
-    def decode(features: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        _, query_kv = model.qformer.encode_image(model.vision_kv(features), 5)
-        return model.qformer.decode_text(ids, text.text_mask, query_kv)
-
-    before = decode(image, text.token_ids)
-    later = text.token_ids.clone()
-    later[:, 2] = 60 - later[:, 2]
-    after = decode(image, later)
-    torch.testing.assert_close(after[:, :2], before[:, :2])
-    assert (after[:, 2] - before[:, 2]).abs().max() > 1e-6
-    assert (decode(image.flip(0), text.token_ids) - before)[:, 0].abs().max() > 1e-6
 
 
 def test_zero_itm_weight_skips_itm(model: Blip2) -> None:
@@ -128,12 +94,6 @@ def test_gradients_of_micro_batches_are_those_of_the_batch(model: Blip2, micros:
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-6, atol=1e-6 * largest)
 
 
-def test_query_cosine_detects_collapse(model: Blip2) -> None:
-    image = torch.randn(5, POSITIONS, FEATURES)
-    assert query_cosine(model.query_output(image)) < 0.9
-    assert query_cosine(torch.ones(2, QUERIES, 8)) == pytest.approx(1.0, abs=1e-5)
-
-
 @pytest.mark.parametrize("softcap", [0.0, 3.0])
 @pytest.mark.parametrize("bias", [False, True])
 def test_frozen_head_loss_is_cross_entropy_with_its_gradient(bias: bool, softcap: float) -> None:
@@ -152,3 +112,34 @@ def test_frozen_head_loss_is_cross_entropy_with_its_gradient(bias: bool, softcap
     (expected_gradient,) = torch.autograd.grad(3 * expected, hidden)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(gradient, expected_gradient)
+
+
+SEED = seed_of(__name__)
+
+
+def test_rows_drop_the_same_numbers_in_any_batch_and_padding() -> None:
+    whole = RowNoise.of_rows(SEED, torch.arange(8)).at(3)
+    part = RowNoise.of_rows(SEED, torch.arange(4, 8)).at(3)
+    x = torch.randn(8, 4, 9, 7)
+    torch.testing.assert_close(part.drop(x[4:, :, :5, :6], 0.3), whole.drop(x, 0.3)[4:, :, :5, :6], rtol=0, atol=0)
+    rows, numbers = torch.tensor([1, 3, 3]), torch.tensor([0, 0, 1])
+    copies = whole.copies(rows + 4, numbers).drop(x[:3], 0.3)
+    torch.testing.assert_close(part.copies(rows, numbers).drop(x[:3], 0.3), copies, rtol=0, atol=0)
+    assert torch.equal(part.order(50), whole.order(50)) and sorted(part.order(50).tolist()) == list(range(50))
+
+
+def test_dropped_numbers_are_independent() -> None:
+    """Of other rows, places, passes and steps; the mean stays."""
+    noise, ones = RowNoise.of_rows(SEED, torch.arange(64)), torch.ones(64, 32, 48)
+    others = [noise.at(1), noise.at(1).at(0), RowNoise.of_rows(SEED + 1, torch.arange(64))]
+    others.append(noise.copies(torch.arange(64), torch.zeros(64)))
+    for share in (0.1, 0.5):
+        found = [each.drop(ones, share) for each in (noise, *others)]
+        for mine in found:
+            assert abs(float(mine.mean()) - 1) < 0.02
+            assert torch.unique(mine).tolist() == [0, torch.tensor(1 / (1 - share))]
+        masks = torch.cat([(each > 0).float().flatten(1) for each in found])  # of 5 x 64 rows
+        apart = masks.corrcoef() - torch.eye(len(masks))
+        assert apart.abs().max() < 0.15  # 5.9 standard deviations
+        along = masks[:, 1:] - masks.mean(), masks[:, :-1] - masks.mean()
+        assert abs(float((along[0] * along[1]).mean())) < 0.002
