@@ -111,17 +111,17 @@ sanitize: $(DEV)/blip2rt-installed  ## test the core under ASan, UBSan and TSan
 
 # An hour per target by default; FUZZ_SECONDS=60 for a quick run, -j2 for two cores. Findings go to build/fuzz.
 FUZZ_SECONDS ?= 3600
-FUZZED := fuzz-core fuzz-text fuzz-pool fuzz-nodes fuzz-operators fuzz-options fuzz-manifest fuzz-tokenizer fuzz-image fuzz-checkpoint
+FUZZED := fuzz-core fuzz-text fuzz-pool fuzz-nodes fuzz-operators fuzz-calls fuzz-manifest fuzz-tokenizer fuzz-image fuzz-checkpoint
 .PHONY: $(FUZZED)
 fuzz: $(FUZZED)  ## fuzz options and untrusted files
-fuzz-options fuzz-operators: fuzz-%: $(DEV)/blip2rt-installed
-	$(RUN) tests.fuzz.$* --seconds $(FUZZ_SECONDS)
+fuzz-operators: $(DEV)/blip2rt-installed
+	$(RUN) tests.fuzz.operators --seconds $(FUZZ_SECONDS)
 fuzz-nodes: $(DEV)/blip2rt-installed  # with the oldest supported ONNX Runtime and the installed one
 	test -d build/onnxruntime-1.23 || \
 	  $(RUN) pip install --quiet --no-deps --target build/onnxruntime-1.23 "onnxruntime==1.23.*"
 	PYTHONPATH=build/onnxruntime-1.23 $(RUN) tests.fuzz.nodes --seconds $(FUZZ_SECONDS)
 	$(RUN) tests.fuzz.nodes --seconds $(FUZZ_SECONDS)
-fuzz-tokenizer fuzz-image fuzz-checkpoint: fuzz-%: $(DEV)/blip2rt-installed
+fuzz-calls fuzz-tokenizer fuzz-image fuzz-checkpoint: fuzz-%: $(DEV)/blip2rt-installed
 	$(RUN) tests.fuzz.files $* --seconds $(FUZZ_SECONDS)
 
 FUZZER ?= $(or $(shell command -v clang++),$(shell command -v clang++-14))

@@ -1,12 +1,9 @@
 """The native core below the loop: ONNX Runtime found and declared rightly, sessions, their inputs and faults."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,39 +13,19 @@ from blip2rt.errors import BundleError
 from tests.engines.native import Runtime, Session, library_path, runtime
 
 onnx = pytest.importorskip("onnx")
-from onnx import TensorProto, helper
+from onnx import parser
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = (
-    os.environ.get("ONNXRUNTIME_INCLUDE", "/nonexistent"),
-    "/usr/include/onnxruntime",
-    "/usr/local/include/onnxruntime",
-)
-HEADERS = [Path(folder) for folder in FOLDERS]
+INSTALLED = "/usr/include/onnxruntime", "/usr/local/include/onnxruntime"
+HEADERS = [Path(folder) for folder in (os.environ.get("ONNXRUNTIME_INCLUDE", "/nonexistent"), *INSTALLED)]
 
 
 def save_graph(path: Path) -> Path:
     """sum (N, 3) = a (N, 3) + b (3); shape = a's shape; flags = ids > 0"""
-    graph = helper.make_graph(
-        [
-            helper.make_node("Add", ["a", "b"], ["sum"]),
-            helper.make_node("Shape", ["a"], ["shape"]),
-            helper.make_node("Greater", ["ids", "zero"], ["flags"]),
-        ],
-        "small",
-        [
-            helper.make_tensor_value_info("a", TensorProto.FLOAT, ["N", 3]),
-            helper.make_tensor_value_info("b", TensorProto.FLOAT, [3]),
-            helper.make_tensor_value_info("ids", TensorProto.INT64, ["M"]),
-        ],
-        [
-            helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["N", 3]),
-            helper.make_tensor_value_info("shape", TensorProto.INT64, [2]),
-            helper.make_tensor_value_info("flags", TensorProto.BOOL, ["M"]),
-        ],
-        [helper.make_tensor("zero", TensorProto.INT64, [], [0])],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), path)
+    source = """<ir_version: 9, opset_import: ["" : 19]>
+        small (float[N, 3] a, float[3] b, int64[M] ids) => (float[N, 3] sum, int64[2] shape, bool[M] flags)
+        <int64 zero = {0}> { sum = Add(a, b)  shape = Shape(a)  flags = Greater(ids, zero) }"""
+    onnx.save(parser.parse_model(source), path)
     return path
 
 
@@ -63,10 +40,6 @@ def feeds(rows: int = 2) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     return Session(runtime(), str(save_graph(tmp_path_factory.mktemp("graph") / "small.onnx")), 1)
-
-
-def test_the_version_is_the_librarys() -> None:
-    assert library_path().endswith(runtime().version) or library_path().endswith("dylib")
 
 
 def test_declarations_match_the_real_header() -> None:
@@ -119,10 +92,8 @@ def test_results_outlive_the_session(tmp_path: Path) -> None:
         ({"c": np.zeros(1)}, "no input named 'c'.*it has a, b, ids"),
         ({"a": np.zeros((2, 3))}, r"'a' is float64 \(2, 3\), but .* takes float32 \(\?, 3\)"),
         ({"a": np.zeros((2, 4), np.float32)}, r"'a' is float32 \(2, 4\)"),
-        ({"a": np.zeros(3, np.float32)}, r"'a' is float32 \(3\)"),
         ({"a": [[1.0, 2.0, 3.0]]}, "'a' must be a numpy array"),
         ({"ids": np.array(["x"])}, "'ids'"),
-        ({"a": None}, "'a' must be a numpy array"),
     ],
 )
 def test_bad_feeds_are_named(session: Session, change: dict[str, object], message: str) -> None:
@@ -159,19 +130,3 @@ def test_a_wrong_library_is_rejected() -> None:
         done = subprocess.run([sys.executable, "-c", code.format(path)], capture_output=True, text=True)
         assert done.returncode == 1
         assert message in done.stderr
-
-
-def test_threads_share_a_session(session: Session) -> None:
-    results: list[bool] = []
-
-    def work(rows: int) -> None:
-        given = feeds(rows)
-        for _ in range(50):
-            results.append(bool((session.run(given)["sum"] == given["a"] + given["b"]).all()))
-
-    threads = [threading.Thread(target=work, args=(rows,)) for rows in range(1, 5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == [True] * 200

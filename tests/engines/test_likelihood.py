@@ -1,7 +1,5 @@
 """Texts are as likely to the native loop as to PyTorch: sums of log-softmax, by random models, texts and batches."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 
@@ -37,25 +35,19 @@ def random_texts(rng: random.Random, case: Case, count: int, longest: int) -> li
     return [[rng.randrange(len(case.texts)) for _ in range(rng.randint(1, longest))] for _ in range(count)]
 
 
+def assert_matches_torch(case: Case, images: list[int], texts: list[list[int]], atol: float = 1e-4) -> None:
+    got = case.generator.likelihoods(case.prefix, case.prompts, images, texts)
+    want = [by_torch(case, image, text) for image, text in zip(images, texts, strict=True)]
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=atol, err_msg=f"seed {case.seed}")
+
+
 def test_likelihoods_match_torch(case: Case) -> None:
-    rng = random.Random(seed := new_seed())
-    for count in (1, 2, 9, 40):
-        texts = random_texts(rng, case, count, 11)
-        images = [rng.randrange(len(case.prompts)) for _ in texts]
-        if rng.random() < 0.5:
-            images.sort()
-        got = case.generator.likelihoods(case.prefix, case.prompts, images, texts)
-        want = [by_torch(case, image, text) for image, text in zip(images, texts, strict=True)]
-        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4, err_msg=f"seed {seed}, {case.seed}")
-
-
-def test_more_texts_than_rows(case: Case) -> None:
-    rng = random.Random(seed := new_seed())
-    texts = random_texts(rng, case, 60, 20)
-    got = case.generator.likelihoods(case.prefix[1:2], case.prompts[1:2], [0] * len(texts), texts)
-    np.testing.assert_allclose(
-        got, [by_torch(case, 1, text) for text in texts], rtol=1e-5, atol=1e-4, err_msg=f"{seed}"
-    )
+    """60 texts of one image are more than the rows of a run."""
+    rng = random.Random(new_seed())
+    for count in (1, 2, 9, 40, 60):
+        texts = random_texts(rng, case, count, 20 if count == 60 else 11)
+        images = [1 if count == 60 else rng.randrange(len(case.prompts)) for _ in texts]
+        assert_matches_torch(case, sorted(images) if rng.random() < 0.5 else images, texts)
 
 
 def test_a_text_longer_than_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,12 +57,9 @@ def test_a_text_longer_than_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(reference.SMALL, "max_position_embeddings", 512)
     case = make_case("t5", tmp_path)
     assert POSITIONS < 300, "so that the case is another"
-    rng = random.Random(seed := new_seed())
+    rng = random.Random(new_seed())
     texts = [[rng.randrange(len(case.texts)) for _ in range(length)] for length in (3, 300, 2, 140)]
-    images = [0, 0, 1, 2]
-    got = case.generator.likelihoods(case.prefix, case.prompts, images, texts)
-    want = [by_torch(case, image, text) for image, text in zip(images, texts, strict=True)]
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-3, err_msg=f"seed {seed}")
+    assert_matches_torch(case, [0, 0, 1, 2], texts, 1e-3)
 
 
 def test_faults_are_named(case: Case) -> None:

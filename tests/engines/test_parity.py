@@ -1,7 +1,5 @@
 """The native loop against Hugging Face `generate` on random (model, options, batch) cases, fresh seeds in every run."""
 
-from __future__ import annotations
-
 import random
 
 import pytest

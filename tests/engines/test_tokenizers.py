@@ -1,7 +1,5 @@
 """The core's tokenizers: parity with the library `tokenizers`, unknown and unsafe parts, damaged files."""
 
-from __future__ import annotations
-
 import json
 import random
 import re
@@ -12,14 +10,24 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from blip2rt.native import native
-from tests.fuzz.tokenizers import compare
 from tests.seeds import new_seed
 from tests.tiny.tokenizers import KINDS, NANO, random_texts
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_random_texts_have_the_ids_of_the_library(kind: str) -> None:
-    compare(KINDS[kind](), 2_000, new_seed())  # `make fuzz` compares for minutes
+    library, rng = KINDS[kind](), random.Random(new_seed())
+    core = native.Tokenizer(library.to_str().encode())
+    assert len(core) == library.get_vocab_size()
+    highest = max(library.get_vocab().values()) + 2
+    for text in random_texts(rng, 2_000):
+        layout = rng.random() < 0.5
+        ids = library.encode(text, add_special_tokens=layout).ids
+        got = core.encode([(text, False)], layout)
+        assert got == ids, f"{text!r}: {got} != {ids}"
+        ids = rng.choice([ids, [rng.randrange(highest) for _ in range(rng.randrange(8))]])
+        decoded, wanted = core.decode(ids, layout), library.decode(ids, skip_special_tokens=layout)
+        assert decoded == wanted, f"{ids}: {decoded!r} != {wanted!r}"
 
 
 @pytest.mark.parametrize("kind", ["llama 3", "t5", "bert", "cased bert"])
@@ -34,16 +42,8 @@ def test_special_tokens_can_be_text_and_texts_can_be_cut(kind: str) -> None:
 
 def test_pieces_are_encoded_apart_and_laid_out_once() -> None:
     core = native.Tokenizer((NANO / "qformer_tokenizer.json").read_bytes())
-    assert core.encode([("a dog [SEP]", False), ("[SEP]", True)], True) == [
-        101,
-        1037,
-        3899,
-        102,
-        1031,
-        19802,
-        1033,
-        102,
-    ]
+    ids = core.encode([("a dog [SEP]", False), ("[SEP]", True)], True)
+    assert " ".join(map(str, ids)) == "101 1037 3899 102 1031 19802 1033 102"
 
 
 @pytest.mark.parametrize("kind", ["gpt-2", "llama 2", "gemma"])
@@ -100,22 +100,6 @@ def test_unknown_parts_are_named(part: str) -> None:
         native.Tokenizer(json.dumps(UNKNOWN[part]).encode())
 
 
-@pytest.mark.parametrize(
-    ("text", "fault"),
-    [
-        (b"", "not JSON: no value at byte 0"),
-        (b'{"a": 1', "not JSON: no '}' at byte 7"),
-        (b'{"a": "\\ud800"}', "not JSON: half a character"),
-        (b"[" * 200, "not JSON: too many nested values"),
-        (b'"\xff"', "not JSON: invalid UTF-8"),
-        (b"[1e999]", "not JSON: no value"),
-    ],
-)
-def test_other_files_are_rejected(text: bytes, fault: str) -> None:
-    with pytest.raises(RuntimeError, match=re.escape(fault)):
-        native.Tokenizer(text)
-
-
 def test_expression_that_backtracks_is_stopped() -> None:
     state = words(pre_tokenizer=pre_tokenizers.Split(Regex("(a*)*b"), "isolated"))
     started = time.process_time()
@@ -124,27 +108,8 @@ def test_expression_that_backtracks_is_stopped() -> None:
     assert time.process_time() - started < 20
 
 
-VALUES = [
-    None,
-    True,
-    False,
-    0,
-    1,
-    3,
-    1.5,
-    -1,
-    "",
-    "a",
-    "▁",
-    "▁▁",
-    " ",
-    "never",
-    "Removed",
-    [],
-    {},
-    ["a", 1],
-    {"String": "d"},
-]
+VALUES = [None, True, False, 0, 1, 3, 1.5, -1, "", "a", "▁", "▁▁", " ", "never", "Removed", [], {}, ["a", 1]]
+VALUES += [{"String": "d"}]
 
 
 def damage(rng: random.Random, value: Any) -> Any:
@@ -162,12 +127,8 @@ def damage(rng: random.Random, value: Any) -> Any:
 
 @pytest.mark.parametrize("kind", ["llama 2", "gemma", "mt5", "word level", "nfkc"])
 def test_damaged_files_are_rejected_or_read_as_the_library_does(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
-    state, rng, opened, text = (
-        json.loads(KINDS[kind]().to_str()),
-        random.Random(new_seed()),
-        0,
-        "a dog, 2 <s> \n\n cats",
-    )
+    state, rng, opened = json.loads(KINDS[kind]().to_str()), random.Random(new_seed()), 0
+    text = "a dog, 2 <s> \n\n cats"
     for _ in range(500):
         part = rng.choice(["normalizer", "pre_tokenizer", "post_processor", "decoder", "added_tokens", "model"])
         data = json.dumps({**state, part: damage(rng, state[part])}).encode()

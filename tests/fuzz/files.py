@@ -1,25 +1,26 @@
 """Fuzz the readers of untrusted files: `python -m tests.fuzz.files TARGET [--seconds N]`.
 
-Each target takes the bytes of one file and may only raise Blip2rtError, in one line. Atheris (libFuzzer for Python)
-guides the bytes by coverage; without it, they are random mutations of the corpus, tests/corpus/TARGET. Findings are
-saved in build/fuzz/TARGET; add them to the corpus once they are fixed.
+Each target takes the bytes of one file and may only raise Blip2rtError, in one line. The bytes are random mutations of
+the corpus, tests/corpus/TARGET; "calls" draws options of captions and damages of a manifest by them. Findings are saved
+in build/fuzz/TARGET; add them to the corpus once they are fixed.
 """
 
-from __future__ import annotations
-
 import argparse
-import importlib.util
-import inspect
+import copy
+import functools
+import json
+import math
 import os
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+import blip2rt
 from blip2rt import bundle as contract
 from blip2rt.bundle.manifest import ImageSpec
 from blip2rt.cli.info import describe
@@ -28,6 +29,7 @@ from blip2rt.image import prepare
 from blip2rt.language import read_tokenizer
 from blip2rt.native import named_failure, native
 from tests.seeds import session_seed
+from tests.tiny.bundle import random_weights, write_bundle
 
 ROOT = Path(__file__).parents[2]
 CORPUS, FOUND = ROOT / "tests" / "corpus", ROOT / "build" / "fuzz"
@@ -39,6 +41,52 @@ def manifest(data: bytes, folder: Path) -> None:
     """blip2rt.json of a bundle."""
     (folder / contract.MANIFEST).write_bytes(data)
     describe(contract.read(folder))
+
+
+JUNK: list[Any] = [None, True, 0, -1, 7, 2**31, -(2**31), 2**63, 2**64, 10**30, -0.0, 0.5, 1e-300, 1e300, math.nan]
+JUNK += [-math.inf, "", "a", "never", "\ud800", [], [[]], [21], [[3], [21]], ["a"], [None], {}, {"a": 1}]
+OPTIONS: dict[str, list[Any]] = {"num_beams": [1, 2, 4], "max_new_tokens": [1, 5, 30], "min_new_tokens": [0, 3]}
+OPTIONS |= {"length_penalty": [-2.0, 0.0, 1.0], "repetition_penalty": [0.5, 3.0], "no_repeat_ngram_size": [0, 1, 2]}
+OPTIONS |= {"max_time": [0.0, 9.0], "do_sample": [True, False], "temperature": [0.1, 9.0], "top_k": [0, 1, 5]}
+OPTIONS |= {"top_p": [0.0, 0.5], "min_p": [0.0, 1.0], "num_captions": [1, 2], "bad_words": ["dog", ["a", "the dog"]]}
+OPTIONS |= {"stop_strings": ["dog", ["a", " on the"]], "forced_prefix": ["a", "the red dog"], "prompt": ["", "a dog"]}
+OPTIONS |= {"early_stopping": [True, False, "never"], "seed": [0, 2**64 - 1], "num_beam": [1]}
+
+
+@functools.cache
+def tiny() -> tuple[Path, blip2rt.Model]:
+    path = Path(tempfile.mkdtemp(prefix="blip2rt-fuzz-")) / "tiny"
+    write_bundle(path, random_weights(np.random.default_rng(session_seed())))
+    return path, blip2rt.load(path, threads=1)
+
+
+def calls(data: bytes, folder: Path) -> None:
+    """Random options of a caption, or a damaged manifest of the tiny bundle."""
+    rng, (path, model) = random.Random(data), tiny()
+    photo = np.full((9, 9, 3), 90, np.uint8)
+    if rng.random() < 0.6:
+        names, junk = rng.sample(sorted(OPTIONS), rng.randint(0, 8)), rng.choice([0, 0, 0.1, 0.5])
+        options = {name: rng.choice(JUNK if rng.random() < junk else OPTIONS[name]) for name in names}
+        assert model.caption(photo, **options) is not None
+        return
+    manifest = json.loads((path / contract.MANIFEST).read_text())
+    for _ in range(rng.randint(1, 3)):
+        node, parent, key = manifest, manifest, ""
+        while isinstance(node, dict | list) and node and (node is manifest or rng.random() < 0.9):
+            key = rng.choice(list(node) if isinstance(node, dict) else list(range(len(node))))
+            parent, node = node, node[key]
+        if rng.random() < 0.3:
+            del parent[key]
+        else:
+            numeric = type(node) is int and rng.random() < 0.5
+            parent[key] = node + rng.choice([-1, 1, 8, 10**4]) if numeric else copy.deepcopy(rng.choice(JUNK))
+    for file in path.iterdir():
+        os.link(file, folder / file.name)
+    (folder / contract.MANIFEST).unlink()
+    (folder / contract.MANIFEST).write_text(json.dumps(manifest))
+    damaged = blip2rt.load(folder, threads=1)
+    damaged.caption(photo, max_new_tokens=3)
+    damaged.match(photo, "a dog")
 
 
 def tokenizer(data: bytes, folder: Path) -> None:
@@ -89,7 +137,7 @@ def checkpoint(data: bytes, folder: Path) -> None:
 
 
 TARGETS: dict[str, Callable[[bytes, Path], None]] = {
-    function.__name__: function for function in (manifest, tokenizer, image, pool, checkpoint)
+    function.__name__: function for function in (manifest, calls, tokenizer, image, pool, checkpoint)
 }
 
 
@@ -104,6 +152,8 @@ def attempt(name: str, data: bytes) -> None:
 
 def seeds(name: str) -> list[bytes]:
     """The corpus of a target, smallest first."""
+    if name == "calls":
+        return [b"0123456789"]
     return sorted((file.read_bytes() for file in (CORPUS / name).iterdir()), key=len)
 
 
@@ -147,33 +197,13 @@ def run_random(name: str, seconds: float, seed: int) -> int:
     return done
 
 
-def run_guided(name: str, seconds: int, seed: int) -> None:
-    """Run libFuzzer for this time. It exits itself, with 1 or more if it found something."""
-    import atheris
-
-    for data in seeds(name):
-        attempt(name, data)  # imports the target's modules
-    for module in [module for key, module in sys.modules.items() if key.partition(".")[0] == "blip2rt"]:
-        for function in vars(module).values():
-            if inspect.isfunction(function) and function.__module__ == module.__name__:
-                atheris.instrument_func(function)
-    (FOUND / name / "corpus").mkdir(parents=True, exist_ok=True)
-    arguments = [sys.argv[0], f"-max_total_time={seconds}", f"-seed={seed}", "-verbosity=0"]
-    arguments += [f"-artifact_prefix={FOUND / name}{os.sep}", str(FOUND / name / "corpus"), str(CORPUS / name)]
-    atheris.Setup(arguments, lambda data: attempt(name, data))
-    atheris.Fuzz()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--seconds", type=int, default=60)
-    parser.add_argument("--random", action="store_true", help="do not use atheris")
     args = parser.parse_args()
     seed = session_seed()
     print(f"{args.target}: seed {seed}", flush=True)
-    if not args.random and importlib.util.find_spec("atheris") is not None:
-        run_guided(args.target, args.seconds, seed)
     print(f"{args.target}: {run_random(args.target, args.seconds, seed)} files, nothing found")
 
 

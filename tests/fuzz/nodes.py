@@ -5,8 +5,6 @@ attributes; those of com.microsoft also have inputs that are not allowed. It run
 ALARM_SECONDS. If the process dies, the last line names the graph, which --first N repeats.
 """
 
-from __future__ import annotations
-
 import argparse
 import random
 import re
@@ -30,27 +28,8 @@ from tests.seeds import session_seed
 TABLE = Path(__file__).parents[2] / "engines" / "graphs" / "allowed_operators.cpp"
 SHAPED = "Expand Gather GatherND ReduceL2 ReduceLogSumExp ReduceMean ReduceSum Reshape Slice Split Squeeze Tile TopK"
 SHAPED += " Unsqueeze"  # operators whose later inputs are sizes, axes or positions
-EXTREME = [
-    0,
-    1,
-    -1,
-    2,
-    3,
-    7,
-    20,
-    1000,
-    5000,
-    2**16,
-    10**6,
-    -(10**6),
-    2**31 - 1,
-    -(2**31),
-    2**31,
-    2**40,
-    2**62,
-    2**63 - 1,
-    -(2**63),
-]
+EXTREME = [0, 1, -1, 2, 3, 7, 20, 1000, 5000, 2**16, 10**6, -(10**6), 2**31 - 1, -(2**31), 2**31, 2**40, 2**62]
+EXTREME += [2**63 - 1, -(2**63)]
 AXES = [0, 1, 1, 1, 2, 2, 3, 4, 5, 17]
 TYPES = [np.float16, np.int32, np.int64, np.int8, np.uint8, np.bool_]
 ALARM_SECONDS, BYTES = 60, 6 << 30

@@ -1,7 +1,5 @@
 """Shared by the tests of the native core: its classes, and the ONNX Runtime of the process."""
 
-from __future__ import annotations
-
 import importlib.util
 from functools import cache
 from pathlib import Path

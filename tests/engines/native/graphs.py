@@ -1,7 +1,5 @@
 """Small random ONNX graphs of each kind that exports have."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +14,7 @@ Constants = dict[str, np.ndarray]
 CONTRIB = ("MatMulNBits", "DynamicQuantizeMatMul", "GroupQueryAttention")  # operators of com.microsoft
 VERSION = tuple(map(int, onnxruntime.__version__.split(".")[:2]))
 OVERFLOWS = VERSION < (1, 30)  # without VNNI, ONNX Runtime sums two 8-bit products in 16 bits
-SAFE_CODE = 63  # the largest code whose sums do not overflow
+LARGEST_CODE = 63 if OVERFLOWS else 127  # whose sums do not overflow
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def int4(rng: np.random.Generator, sizes: Sizes = DEFAULT) -> Model:
 
 def int8(rng: np.random.Generator, sizes: Sizes = DEFAULT) -> Model:
     """x (B, S, K) -> y (B, S, H*hd): DynamicQuantizeMatMul and the attention of a vision transformer."""
-    largest, joined = SAFE_CODE if OVERFLOWS else 127, sizes.joined
+    largest, joined = LARGEST_CODE, sizes.joined
     constants = {
         "codes": rng.integers(-largest, largest + 1, (3 * joined, sizes.k), dtype=np.int8),
         "scales": rng.uniform(0.001, 0.003, 3 * joined).astype(np.float32),

@@ -7,8 +7,6 @@ what comes after it is right. MOST: number of requests of each piece of work, ch
 tests/engines/native/allocations.cpp is preloaded.
 """
 
-from __future__ import annotations
-
 import ctypes
 import random
 import sys
@@ -42,17 +40,9 @@ def works(folder: Path) -> dict[str, Work]:
     asked: dict[str, dict[str, Any]] = {
         "greedy": {"max_new_tokens": 6, "stop_strings": [b"dog", b"a c"], "vocabulary": vocabulary},
         "beams": {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 6, "no_repeat_ngram_size": 2},
-        "sampling": {
-            "do_sample": True,
-            "top_k": 5,
-            "top_p": 0.9,
-            "num_return_sequences": 2,
-            "seed": 3,
-            "bad_words_ids": [[3], [4, 5]],
-            "repetition_penalty": 1.2,
-            "max_new_tokens": 6,
-        },
+        "sampling": {"do_sample": True, "top_k": 5, "top_p": 0.9, "num_return_sequences": 2, "seed": 3},
     }
+    asked["sampling"] |= {"bad_words_ids": [[3], [4, 5]], "repetition_penalty": 1.2, "max_new_tokens": 6}
 
     def answers(options: dict[str, Any]) -> Work:
         return lambda: loaded.generate(prefix, [[2, 3], [4]], options)

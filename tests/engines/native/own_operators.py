@@ -3,8 +3,6 @@
 Every token is scored by a run that reads all before it, without a cache.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -3,8 +3,6 @@
 Tokens may only differ if Hugging Face itself is undecided: if noise of ROUNDING in its logits changes its answer.
 """
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from dataclasses import dataclass, field
@@ -71,7 +69,7 @@ class Case:
         return TEXTS[: self.model.config.vocab_size]
 
 
-def make_case(name: str, folder: Path, seed: int | None = None, images: int = 3, custom_attention: bool = True) -> Case:
+def make_case(name: str, folder: Path, seed: int | None = None, images: int = 3) -> Case:
     """Export a tiny model. seed: None is the same in every file of tests, so that a model's graphs are traced once."""
     seed = seed_of(__name__, name) if seed is None else seed
     torch.manual_seed(seed)
@@ -82,7 +80,7 @@ def make_case(name: str, folder: Path, seed: int | None = None, images: int = 3,
     for parameter in model.parameters():  # biases and norms start at 0 and 1: hide nothing behind that
         parameter.data.add_(torch.randn_like(parameter) * 0.1)
     model.get_output_embeddings().weight.data.mul_(3)  # decided opinions: few near ties
-    return case_of(model, export(model, folder, custom_attention), seed, images)
+    return case_of(model, export(model, folder), seed, images)
 
 
 def case_of(model: Any, generator: Generator, seed: int, images: int) -> Case:
@@ -99,7 +97,7 @@ def case_of(model: Any, generator: Generator, seed: int, images: int) -> Case:
     return case
 
 
-def export(model: Any, folder: Path, custom_attention: bool = True) -> Generator:
+def export(model: Any, folder: Path) -> Generator:
     """The model's graphs in the native loop."""
     parts = {"embed": trace.trace(llm.embed_graph(model))}
     if model.config.is_encoder_decoder:
@@ -108,7 +106,7 @@ def export(model: Any, folder: Path, custom_attention: bool = True) -> Generator
         parts["llm"] = llm.trace_llm(model)
     for name, graph in parts.items():
         trace.save(graph, folder / f"{name}.onnx", None)
-    return open_graphs(model, folder, custom_attention)
+    return open_graphs(model, folder)
 
 
 def open_graphs(model: Any, folder: Path, custom_attention: bool = True) -> Generator:

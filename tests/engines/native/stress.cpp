@@ -1,6 +1,5 @@
-// Threads that share a generator, a generation, a conversation, a batcher, a library, and the end of the process. Every
-// answer must be the one that a single thread got. Built with ThreadSanitizer, and with AddressSanitizer, by `make
-// sanitize`.
+// Threads that share a generation, a batcher, a library, and the end of the process (models and chats: all_calls.c).
+// Every answer must be the one that a single thread got. `make sanitize` builds it with each sanitizer.
 //
 //   stress LIBONNXRUNTIME FOLDER THREADS ROUNDS     FOLDER: a bundle, as tests.tiny.bundle writes it
 #include <algorithm>
@@ -8,7 +7,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
-#include <mutex>
 #include <new>
 #include <random>
 #include <stdexcept>
@@ -59,22 +57,23 @@ std::vector<Request> requests_about(const Generator& generator, const Prefix& pr
 
 using Answers = std::vector<std::vector<std::vector<int64_t>>>;
 
+void add_tokens(Answers& answers, const std::vector<std::vector<Hypothesis>>& results) {
+  for (const auto& image : results) {
+    auto& best = answers.emplace_back();
+    for (const Hypothesis& hypothesis : image) best.push_back(hypothesis.tokens);
+  }
+}
+
 Answers answers_of(const Generator& generator, const Prefix& prefix, int kind) {
   Answers answers;
-  const auto add = [&answers](const std::vector<std::vector<Hypothesis>>& results) {
-    for (const auto& image : results) {
-      auto& best = answers.emplace_back();
-      for (const Hypothesis& hypothesis : image) best.push_back(hypothesis.tokens);
-    }
-  };
-  add(generate(generator, requests_about(generator, prefix, kind), [] {}, nullptr));
+  add_tokens(answers, generate(generator, requests_about(generator, prefix, kind), [] {}, nullptr));
   Chat chat(generator, {prefix.data, 1, prefix.length}, 4, 64);
   for (int turn = 0; turn < 2; ++turn) {
     GenerationOptions options = options_of(kind + turn);
     options.num_return_sequences = 1;
     const auto generation = chat.ask({6, 7 + turn}, options);
     while (!generation->done()) generation->step();
-    add(generation->results());
+    add_tokens(answers, generation->results());
   }
   return answers;
 }
@@ -137,19 +136,10 @@ struct Stress {
     std::printf("%s: %d threads x %d rounds, %d wrong\n", what, threads, times, wrong - before);
   }
 
-  void generators(const Generator& generator) {
-    constexpr int kKinds = 20;
-    std::vector<Answers> want;
-    for (int kind = 0; kind < kKinds; ++kind) want.push_back(answers_of(generator, prefix, kind));
-    together("a generator", rounds, [&](int worker, int round) {
-      const int kind = (worker * 7 + round) % kKinds;
-      if (answers_of(generator, prefix, kind) != want[static_cast<size_t>(kind)]) ++wrong;
-    });
-  }
-
   // Everyone steps and reads one generation. Whoever is refused tries again: together they make one answer.
   void one_generation(const Generator& generator) {
-    const Answers want = answer_alone(generator);
+    Answers want;
+    add_tokens(want, generate(generator, requests_about(generator, prefix, 1), [] {}, nullptr));
     for (int round = 0; round < rounds; ++round) {
       Generation shared(generator, requests_about(generator, prefix, round % 2));
       std::vector<std::thread> workers;
@@ -169,42 +159,11 @@ struct Stress {
         });
       }
       for (std::thread& worker : workers) worker.join();
-      if (round % 2 == 1 && tokens_of(shared.results()) != want) ++wrong;
+      Answers answers;
+      add_tokens(answers, shared.results());
+      if (round % 2 == 1 && answers != want) ++wrong;
     }
     std::printf("a generation: %d threads x %d rounds, %d wrong\n", threads, rounds, wrong.load());
-  }
-
-  // One asks while others step what was asked before. The lock stands for Python's.
-  void one_chat(const Generator& generator) {
-    const Prefix first = {prefix.data, 1, prefix.length};
-    auto chat = std::make_shared<Chat>(generator, first, 4, 64);
-    std::mutex gil;
-    std::shared_ptr<Generation> current;
-    together("a chat", rounds, [&](int worker, int round) {
-      std::shared_ptr<Generation> mine;
-      try {
-        const std::lock_guard<std::mutex> held(gil);
-        if (worker == 0) {
-          if (round % 8 == 0) {
-            current = nullptr;
-            chat = std::make_shared<Chat>(generator, first, 4, 64);
-          }
-          current = chat->ask({6}, options_of(2));
-        }
-        if (current == nullptr) return;
-        mine = current;
-      } catch (const std::runtime_error&) {  // it is being stepped, or full
-        return;
-      }
-      for (int i = 0; i < 4 && !mine->done(); ++i) {
-        try {
-          const Batch::Lock lock(mine->batch());
-          mine->step();
-          mine->results();
-        } catch (const std::runtime_error&) {
-        }
-      }
-    });
   }
 
   // Everyone hands requests to one batcher, whose pool is smaller than what they ask for, and leaves some of them.
@@ -251,20 +210,6 @@ struct Stress {
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(50 + std::random_device()() % 100));
   }
-
- private:
-  static Answers tokens_of(const std::vector<std::vector<Hypothesis>>& results) {
-    Answers answers;
-    for (const auto& image : results) {
-      auto& best = answers.emplace_back();
-      for (const Hypothesis& hypothesis : image) best.push_back(hypothesis.tokens);
-    }
-    return answers;
-  }
-
-  Answers answer_alone(const Generator& generator) const {
-    return tokens_of(generate(generator, requests_about(generator, prefix, 1), [] {}, nullptr));
-  }
 };
 
 }  // namespace
@@ -275,9 +220,7 @@ int main(int argc, char** argv) {
   auto* const stress = new Stress{argv[1], argv[2], std::atoi(argv[3]), std::atoi(argv[4])};  // outlives main
   {
     const Loaded loaded(stress->folder);
-    stress->generators(loaded.generator);
     stress->one_generation(loaded.generator);
-    stress->one_chat(loaded.generator);
     stress->one_batcher(loaded.generator);
   }
   stress->loads();
