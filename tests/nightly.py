@@ -14,7 +14,6 @@ DISTRIBUTED = "more processes and launchers than the two processes that every ch
 NETWORK = "no socket and no stray file: caption and convert stand for the other commands"
 
 NIGHTLY = {
-    r"tests/c/test_library.py::.*\[opt": VARIANT,
     r"tests/c/test_library.py::.*\[instruct": VARIANT,
     r"tests/engines/test_batcher.py::.*\[(wide|llama)": VARIANT,
     r"tests/engines/test_chat.py::.*\[opt": VARIANT,
@@ -31,7 +30,6 @@ NIGHTLY = {
     "tests/export/trt/test_tensorrt_builds.py": TENSORRT,
     "tests/export/trt/test_trt_graphs.py::test_in_place_cache_matches_pytorch": TENSORRT,
     r"tests/runtime/commands/test_privacy.py::test_no_socket_and_no_file\[(?!caption)": NETWORK,
-    r"tests/runtime/commands/test_privacy.py::test_tools_write_to_their_output_only\[(?!convert)": NETWORK,
     "tests/integrations/test_ray_cluster.py::test_(random|killed)": DISTRIBUTED,
     "tests/runtime/test_system.py::test_processors_without_avx2_caption_alike": EMULATED,
     r"tests/train/evaluation/test_evaluate.py::.*\[t5": VARIANT,

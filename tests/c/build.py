@@ -1,7 +1,5 @@
 """Build targets of the C library, once for all tests of a checkout."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os
@@ -56,18 +54,8 @@ def build_sanitized(program: Path, *sources: str) -> Path:
     build("image_check")  # skips the test without the image libraries
     flags = subprocess.run(["pkg-config", "--cflags", "--libs", *PACKAGES], capture_output=True, text=True, check=True)
     files = [str(file) for pattern in sources for file in sorted(ROOT.glob(pattern))]
-    sanitize = "-fsanitize=address,undefined", "-fno-sanitize-recover=all"
-    run(
-        "c++",
-        "-std=c++17",
-        "-O0",
-        *sanitize,
-        f"-I{ROOT / 'engines'}",
-        *files,
-        "-o",
-        str(program),
-        *flags.stdout.split(),
-    )
+    command = f"c++ -std=c++17 -O0 -fsanitize=address,undefined -fno-sanitize-recover=all -I{ROOT}/engines".split()
+    run(*command, *files, "-o", str(program), *flags.stdout.split())
     return program
 
 

@@ -1,7 +1,5 @@
 """libblip2rt through ctypes, as a program without headers would use it."""
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Odd image files: every mode, bit depth and orientation, extreme shapes, and damage."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib

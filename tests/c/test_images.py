@@ -1,7 +1,5 @@
 """engines/media decodes, turns and resizes images exactly as blip2rt.image does."""
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,15 +106,8 @@ def test_damaged_files_read_no_foreign_memory(tmp_path: Path) -> None:
     paths = [tmp_path / str(i) for i in range(400)]
     for path in paths:
         path.write_bytes(odd_images.damaged(rng))
-    resize = "engines/kernels/resize/*.cpp"
-    program = build_sanitized(
-        tmp_path / "check",
-        "engines/media/*.cpp",
-        resize,
-        "engines/base/utf8.cpp",
-        "engines/base/system.cpp",
-        "tests/c/native/image_check.cpp",
-    )
+    sources = "engines/media/*.cpp", "engines/kernels/resize/*.cpp", "engines/base/utf8.cpp", "engines/base/system.cpp"
+    program = build_sanitized(tmp_path / "check", *sources, "tests/c/native/image_check.cpp")
     names = "".join(f"{path}\n" for path in paths).encode()
     done = subprocess.run([program, "16", "16", "bicubic", str(MAX_PIXELS), "0"], input=names, capture_output=True)
     assert done.returncode == 0 and not done.stderr, done.stderr.decode()

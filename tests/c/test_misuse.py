@@ -1,11 +1,10 @@
 """The C API with wrong arguments, freed handles, many threads and many calls."""
 
-from __future__ import annotations
-
 import ctypes
+import shutil
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,25 +38,26 @@ def fault_of(name: str, *arguments: Any) -> str:
 
 
 def test_null_is_an_argument_error(model: CModel) -> None:
-    out, m, f = ctypes.byref(Handle()), model.handle, model.features
-    none = pairs({})
-    assert fault_of("load", None, none, None) == "model is NULL: pass a pointer"
-    assert fault_of("image_file", NOTHING, b"x", out) == "model is NULL: pass a blip2rt_model"
-    assert fault_of("image_file", m, None, out) == "path is NULL: pass a pointer"
-    assert fault_of("image_file", m, b"x", None) == "image is NULL: pass a pointer"
-    assert fault_of("image_bytes", m, None, ctypes.c_size_t(1), out) == "bytes is NULL: pass a pointer"
-    assert "image is NULL" in fault_of("encode", m, NOTHING, out)
-    assert "features is NULL" in fault_of("caption", m, NOTHING, None, none, None, None, out)
-    assert fault_of("caption", m, f, None, none, None, None, None) == "texts is NULL: pass a pointer"
-    assert fault_of("ask", m, f, None, none, None, None, out) == "question is NULL: pass a pointer"
-    assert fault_of("match", m, f, None, None, None, None) == "text is NULL: pass a pointer"
-    assert "chat is NULL" in fault_of("chat_ask", NOTHING, b"x", none, None, None, out)
+    out, m, f, none = ctypes.byref(Handle()), model.handle, model.features, pairs({})
+    for name, arguments, fault in (
+        ("load", (None, none, None), "model is NULL: pass a pointer"),
+        ("image_file", (NOTHING, b"x", out), "model is NULL: pass a blip2rt_model"),
+        ("image_file", (m, None, out), "path is NULL: pass a pointer"),
+        ("image_file", (m, b"x", None), "image is NULL: pass a pointer"),
+        ("image_bytes", (m, None, ctypes.c_size_t(1), out), "bytes is NULL: pass a pointer"),
+        ("encode", (m, NOTHING, out), "image is NULL: pass a blip2rt_image"),
+        ("caption", (m, NOTHING, None, none, None, None, out), "features is NULL: pass a blip2rt_features"),
+        ("caption", (m, f, None, none, None, None, None), "texts is NULL: pass a pointer"),
+        ("ask", (m, f, None, none, None, None, out), "question is NULL: pass a pointer"),
+        ("match", (m, f, None, None, None, None), "text is NULL: pass a pointer"),
+        ("chat_ask", (NOTHING, b"x", none, None, None, out), "chat is NULL: pass a blip2rt_chat"),
+    ):
+        assert fault_of(name, *arguments) == fault
     for name in ("model", "image", "features", "chat", "texts", "error"):
         getattr(library(), f"blip2rt_{name}_free")(NOTHING)
     assert library().blip2rt_texts_get(NOTHING, 0) is None and library().blip2rt_texts_count(NOTHING) == 0
     assert library().blip2rt_error_message(NOTHING) is None
-    status = library().blip2rt_match(NOTHING, NOTHING, None, None, None, None, None)  # without an error to fill
-    assert status == 1
+    assert library().blip2rt_match(NOTHING, NOTHING, None, None, None, None, None) == 1  # without an error to fill
 
 
 def test_freed_and_foreign_handles_are_argument_errors(model: CModel, tiny: Tiny) -> None:
@@ -148,69 +148,39 @@ def test_strides_and_formats(model: CModel, tiny: Tiny) -> None:
 
 def test_sixteen_threads_say_what_one_says(model: CModel) -> None:
     wanted = model.caption(num_captions=2), model.ask("who?"), model.match("a dog")
-    found: list[Any] = []
 
-    def work() -> None:
-        for _ in range(5):
-            found.append((model.caption(num_captions=2), model.ask("who?"), model.match("a dog")))
+    def work(_: int) -> Any:
+        return model.caption(num_captions=2), model.ask("who?"), model.match("a dog")
 
-    threads = [threading.Thread(target=work) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [wanted] * 80
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(work, range(80))) == [wanted] * 80
 
 
-def test_damaged_bundles_are_model_errors(tiny: Tiny, tmp_path: Path, copied: Callable[[str], Path]) -> None:
-    for name, damage, message in (
-        ("blip2rt.json", b"{", "is damaged: not JSON"),
-        ("blip2rt.json", b'{"format": "blip2rt-bundle", "format_version": "\\u0000"}', "'\ufffd', not a whole number"),
-        ("blip2rt.json", b'{"format": "x"}', "is not the manifest of a blip2rt bundle"),
-        ("vision.onnx", b"", "vision.onnx has 0 bytes instead of"),
-        ("tokenizer.json", None, "tokenizer.json is missing"),
-    ):
-        folder = copied(name.replace(".", "") + message[:9])
-        (folder / name).unlink() if damage is None else (folder / name).write_bytes(damage)
-        with pytest.raises(CError, match=message) as caught:
-            CModel(folder)
-        assert caught.value.kind == "model"
-        with pytest.raises(BundleError, match=message):
-            blip2rt.load(folder)
-    folder = copied("altered")
+def test_damaged_bundles_are_model_errors(tiny: Tiny, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny.path, tmp_path / "altered"))
     data = bytearray((folder / "vision.onnx").read_bytes())
     data[-1] ^= 1
     (folder / "vision.onnx").write_bytes(data)
-    with pytest.raises(CError, match=r"the sha256 of vision.onnx differs from the manifest's"):
+    with pytest.raises(CError, match=r"the sha256 of vision.onnx differs from the manifest's") as caught:
         CModel(folder, verify=True)
+    assert caught.value.kind == "model"
+    nul = b'{"format": "blip2rt-bundle", "format_version": "\\u0000"}'
+    for damage, message in ((b"{", "is damaged: not JSON"), (nul, "'\ufffd', not a whole number")):
+        (folder / "blip2rt.json").write_bytes(damage)
+        with pytest.raises(CError, match=message):
+            CModel(folder)
+        with pytest.raises(BundleError, match=message):
+            blip2rt.load(folder)
     CModel(tiny.path, verify=True).close()
-
-
-@pytest.fixture
-def copied(tiny: Tiny, tmp_path: Path) -> Callable[[str], Path]:
-    import shutil
-
-    return lambda name: Path(shutil.copytree(tiny.path, tmp_path / name))
 
 
 def test_a_thousand_rounds_of_all_calls_leak_nothing(tiny: Tiny, tmp_path: Path) -> None:
     """LeakSanitizer finds what nothing points to; the resident memory shows what is kept."""
     built = build("blip2rt")
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "photo.png")
-    program = tmp_path / "all_calls"
-    source, include = ROOT / "tests" / "c" / "native" / "all_calls.c", ROOT / "engines" / "c" / "include"
-    run(
-        "cc",
-        "-fsanitize=leak",
-        "-pthread",
-        str(source),
-        f"-I{include}",
-        f"-L{built}",
-        "-lblip2rt",
-        f"-Wl,-rpath,{built}",
-        "-o",
-        str(program),
-    )
+    program, source = tmp_path / "all_calls", ROOT / "tests" / "c" / "native" / "all_calls.c"
+    flags = f"-fsanitize=leak -pthread -I{ROOT}/engines/c/include -L{built} -lblip2rt -Wl,-rpath,{built}".split()
+    run("cc", str(source), *flags, "-o", str(program))
     folder = calibrated(with_likelihood_weight(tiny, tmp_path / "calibrated", 0.4), CALIBRATION)
     command = [program, folder, find_library(), tmp_path / "photo.png", "1000", "1"]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
