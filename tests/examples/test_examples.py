@@ -1,11 +1,11 @@
 """Every example runs on the embedded model and the photograph of the README."""
 
-from __future__ import annotations
-
 import ast
-import subprocess
-import sys
+import io
+import runpy
+from contextlib import redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from PIL import Image
 
 import blip2rt
 
-pytestmark = pytest.mark.long(16, "each example as a process of its own")
+pytestmark = pytest.mark.long(8, "each example with the embedded model")
 
 ROOT = Path(__file__).parents[2]
 PHOTO = ROOT / "docs" / "photo.jpg"
@@ -22,11 +22,15 @@ CAPTION = "a cup of coffee sitting on a table"
 
 
 def run(name: str, *arguments: object, stdin: str = "", code: int = 0) -> str:
-    """Run examples/NAME.py and return its output."""
-    command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), *map(str, arguments)]
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, cwd=ROOT, timeout=1800)
-    assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
-    return done.stdout
+    """Run examples/NAME.py as a program and return its output."""
+    words, said, left = [name, *map(str, arguments)], io.StringIO(), 0
+    with patch("sys.argv", words), patch("sys.stdin", io.StringIO(stdin)), redirect_stdout(said):
+        try:
+            runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+        except SystemExit as stop:
+            left = 1 if stop.code else 0
+    assert left == code, said.getvalue()
+    return said.getvalue()
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -85,31 +89,21 @@ def test_readme_picture_is_current(tmp_path: Path) -> None:
     assert difference.mean() < 1, "Pillow versions draw letters slightly differently"
 
 
-@pytest.fixture(scope="module")
-def opt(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random BLIP-2 in Hugging Face's format, and a folder of captioned photographs."""
+@pytest.mark.slow
+def test_finetune_creates_a_bundle_that_captions(tmp_path: Path) -> None:
     import torch
 
-    from ..tiny import blip2
+    from tests.tiny import blip2
 
-    folder = tmp_path_factory.mktemp("finetune")
     torch.manual_seed(0)
-    blip2.generative(folder / "opt", blip2.TEXT_CONFIGS["opt"]())
-    (folder / "photos").mkdir()
+    blip2.generative(tmp_path / "opt", blip2.TEXT_CONFIGS["opt"]())
+    photos = tmp_path / "photos"
+    photos.mkdir()
     for i in range(4):
-        Image.open(PHOTO).rotate(90 * i).save(folder / "photos" / f"{i}.jpg")
-        (folder / "photos" / f"{i}.txt").write_text("a cup stands on a red saucer\nthe cup\n")
-    return folder
-
-
-def finetune(opt: Path, out: Path, *more: object) -> str:
-    small = ["--steps", 2, "--warmup", 1, "--batch-size", 4, "--views", 1, "--features", out / "features"]
-    places = ["--start", opt / "opt", "--run", out / "run", "--out", out / "bundle"]
-    return run("finetune", opt / "photos", *places, *small, "--precision", "fp32", *more)
-
-
-@pytest.mark.slow
-def test_finetune_creates_a_bundle_that_captions(opt: Path, tmp_path: Path) -> None:
-    photo = opt / "photos" / "0.jpg"
-    assert finetune(opt, tmp_path).splitlines()[-1].startswith(f"{photo}:")
+        Image.open(PHOTO).rotate(90 * i).save(photos / f"{i}.jpg")
+        (photos / f"{i}.txt").write_text("a cup stands on a red saucer\nthe cup\n")
+    small = "--steps 2 --warmup 1 --batch-size 4 --views 1 --precision fp32".split()
+    places = [f"--{name}={tmp_path / folder}" for name, folder in (("start", "opt"), ("run", "run"), ("out", "bundle"))]
+    output = run("finetune", photos, *places, *small, "--features", tmp_path / "features")
+    assert output.splitlines()[-1].startswith(f"{photos / '0.jpg'}:")
     assert (tmp_path / "bundle" / "blip2rt.json").is_file()

@@ -1,7 +1,5 @@
 """Calls that decode together say what each says alone: from threads, by submit, in streams and chats; what is kept."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import json
@@ -11,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,12 @@ from blip2rt.batching import Batching
 from blip2rt.errors import BackendError, OptionError
 from blip2rt.options import Options
 from blip2rt.pixels.feature_cache import FeatureCache
-from blip2rt.requests import Answer, Request, Usage
+from blip2rt.requests import Answer, Request
 from tests.seeds import new_seed
-from tests.tiny.bundle import POSITIONS, WORDS, Q, Tiny
+from tests.tiny.bundle import WORDS, Q, Tiny
 
-pytest.importorskip("blip2rt._native")
 GREEDY = Options(num_beams=1, max_new_tokens=6)
+Photo = Callable[..., np.ndarray]
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +71,8 @@ def calls_of(model: blip2rt.Model, images: list[np.ndarray]) -> list[Callable[[]
     return calls
 
 
-@pytest.mark.parametrize("sizes", [Batching(), Batching(rows=5, positions=80, read=3), Batching(rows=1)])
-def test_threads_get_the_results_of_one_thread(
-    tiny: Tiny, alone: blip2rt.Model, photo: Callable[..., np.ndarray], sizes: Batching
-) -> None:
+@pytest.mark.parametrize("sizes", [False, Batching(), Batching(rows=5, positions=80, read=3), Batching(rows=1)])
+def test_threads_get_the_results_of_one_thread(tiny: Tiny, alone: blip2rt.Model, photo: Photo, sizes: Any) -> None:
     """Also what does not fit the pool, which runs alone."""
     images = [photo(*size) for size in ((5, 7), (20, 30), (9, 9))]
     want = [call() for call in calls_of(alone, images)]
@@ -92,17 +89,12 @@ def test_threads_get_the_results_of_one_thread(
             if got != want[i]:
                 wrong.append(f"seed {seed}, call {i}: {got!r}, not {want[i]!r}")
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
     assert not wrong, wrong[0]
 
 
-def test_an_answer_comes_in_pieces_and_as_a_whole(
-    alone: blip2rt.Model, model: blip2rt.Model, photo: Callable[..., np.ndarray]
-) -> None:
+def test_an_answer_comes_in_pieces_and_as_a_whole(alone: blip2rt.Model, model: blip2rt.Model, photo: Photo) -> None:
     image = photo()
     want = alone.caption(image, num_beams=1, max_new_tokens=6, scores=True)
     answer = model.submit(Request(image, options=GREEDY))
@@ -121,7 +113,7 @@ def test_an_answer_comes_in_pieces_and_as_a_whole(
     )
 
 
-def test_answers_can_be_awaited(alone: blip2rt.Model, model: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:
+def test_answers_can_be_awaited(alone: blip2rt.Model, model: blip2rt.Model, photo: Photo) -> None:
     images = [photo() for _ in range(5)]
 
     async def one(image: np.ndarray) -> str:
@@ -133,9 +125,7 @@ def test_answers_can_be_awaited(alone: blip2rt.Model, model: blip2rt.Model, phot
     assert asyncio.run(all_of_them()) == [alone.caption(image, num_beams=1, max_new_tokens=6) for image in images]
 
 
-def test_progress_is_reported_from_another_thread(
-    alone: blip2rt.Model, model: blip2rt.Model, photo: Callable[..., np.ndarray]
-) -> None:
+def test_progress_is_reported_from_another_thread(alone: blip2rt.Model, model: blip2rt.Model, photo: Photo) -> None:
     pieces: list[str] = []
     ended = threading.Event()
     image = photo()
@@ -152,7 +142,7 @@ def test_progress_is_reported_from_another_thread(
     assert "".join(pieces) == answer.result()[0].text == alone.caption(image, num_beams=1, max_new_tokens=6)
 
 
-def test_a_failing_listener_ends_only_its_request(model: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:
+def test_a_failing_listener_ends_only_its_request(model: blip2rt.Model, photo: Photo) -> None:
     def on_news(answer: Answer) -> None:
         raise KeyError("mine")
 
@@ -166,7 +156,7 @@ def test_a_failing_listener_ends_only_its_request(model: blip2rt.Model, photo: C
     assert good.result(30)[0].text
 
 
-def test_a_failed_request_keeps_its_error(model: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:
+def test_a_failed_request_keeps_its_error(model: blip2rt.Model, photo: Photo) -> None:
     """on_news meets the failure where it takes pieces; it is the request's all the same."""
     nothing = Options(
         num_beams=1, do_sample=True, min_new_tokens=3, bad_words=[word for word in WORDS if word != "</s>"]
@@ -187,7 +177,7 @@ def test_a_failed_request_keeps_its_error(model: blip2rt.Model, photo: Callable[
         time.sleep(0.1)
 
 
-def test_a_cancelled_answer_keeps_what_it_has(model: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:
+def test_a_cancelled_answer_keeps_what_it_has(model: blip2rt.Model, photo: Photo) -> None:
     long = Options(num_beams=1, max_new_tokens=55, min_new_tokens=55)
     for _ in range(100):  # on a busy machine all is said before this thread gets to cancel
         answers = [model.submit(Request(photo(), options=long)) for _ in range(30)]
@@ -199,20 +189,6 @@ def test_a_cancelled_answer_keeps_what_it_has(model: blip2rt.Model, photo: Calla
         if answers[-1].finish == "cancelled":
             break
     assert answers[-1].finish == "cancelled" and answers[-1].usage.answer < 55
-
-
-def test_cancelling_a_finished_answer_does_nothing(model: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:
-    answer = model.submit(Request(photo(), options=GREEDY))
-    answer.result(30)
-    ended = answer.finish
-    answer.cancel()
-    assert answer.finish == ended and ended in ("stop", "length")
-    longer = Options(num_beams=1, max_new_tokens=50)
-    answers = [model.submit(Request(photo(), options=longer)) for _ in range(20)]
-    found = [(answer.result(30), answer.finish) for answer in answers]
-    for answer in answers:
-        answer.cancel()
-    assert [(answer.result(), answer.finish) for answer in answers] == found
 
 
 def left_in_the_middle(answer: Answer) -> None:
@@ -227,10 +203,7 @@ def let_go(answer: Answer) -> None:
 
 
 @pytest.mark.parametrize("leave", [left_in_the_middle, let_go])
-def test_a_dropped_answer_is_cancelled(
-    tiny: Tiny, photo: Callable[..., np.ndarray], leave: Callable[[Answer], None]
-) -> None:
-    """After its first token. It stands alone, so that what is computed afterwards is its own."""
+def test_a_dropped_answer_is_cancelled(tiny: Tiny, photo: Photo, leave: Callable[[Answer], None]) -> None:
     model = blip2rt.load(tiny.path, threads=1, batching=Batching(rows=1))
     image, most = photo(), 55
     long = Options(num_beams=1, max_new_tokens=most, min_new_tokens=most)
@@ -250,7 +223,7 @@ def test_a_dropped_answer_is_cancelled(
     pytest.fail("nothing was ever left midway: this tests nothing")
 
 
-def test_max_time_is_the_finish_reason(model: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:
+def test_max_time_is_the_finish_reason(model: blip2rt.Model, photo: Photo) -> None:
     answer = model.submit(Request(photo(), options=Options(num_beams=1, max_new_tokens=40, max_time=1e-9)))
     answer.result(30)
     assert answer.finish == "time" and answer.usage.answer <= 1
@@ -259,27 +232,23 @@ def test_max_time_is_the_finish_reason(model: blip2rt.Model, photo: Callable[...
 def test_a_request_without_an_image_is_answered(model: blip2rt.Model) -> None:
     answer = model.submit(Request(prompt="a red dog", options=GREEDY))
     assert answer.result(30) and answer.usage.prompt == 3
-    with pytest.raises(OptionError, match="neither an image nor a prompt"):
-        model.submit(Request())
 
 
-def test_bad_requests_are_rejected(
-    tiny: Tiny, alone: blip2rt.Model, model: blip2rt.Model, photo: Callable[..., np.ndarray]
-) -> None:
+def test_bad_requests_are_rejected(tiny: Tiny, alone: blip2rt.Model, model: blip2rt.Model, photo: Photo) -> None:
     image = photo()
     with pytest.raises(OptionError, match=r"load\(batching=True\) to submit"):
         alone.submit(Request(image))
-    with pytest.raises(OptionError, match="prompt and question are both given"):
-        model.submit(Request(image, prompt="a", question="b"))
-    for wrong in ("photo.jpg", Request(image, options={})):
-        with pytest.raises(OptionError, match="submit takes a blip2rt.requests.Request"):
-            model.submit(wrong)  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match="17 beams or captions are asked for, and 16 fit.*: ask for less"):
-        model.submit(Request(image, options=Options(num_beams=17, max_new_tokens=2)))
-    with pytest.raises(OptionError, match="positions of keys and values are needed, and there are 128"):
-        model.submit(Request(image, options=Options(num_beams=10, max_new_tokens=20)))
-    with pytest.raises(OptionError, match="max_new_tokens is 0"):
-        model.submit(Request(image, options=Options(max_new_tokens=0)))
+    for request, message in (
+        (Request(image, prompt="a", question="b"), "prompt and question are both given"),
+        ("photo.jpg", "submit takes a blip2rt.requests.Request"),
+        (Request(image, options={}), "submit takes a blip2rt.requests.Request"),
+        (Request(image, options=Options(num_beams=17, max_new_tokens=2)), "17 beams or captions are asked for, and 16"),
+        (Request(image, options=Options(num_beams=10, max_new_tokens=20)), "positions of keys and values are needed"),
+        (Request(image, options=Options(max_new_tokens=0)), "max_new_tokens is 0"),
+        (Request(), "neither an image nor a prompt"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            model.submit(request)
     for wrong, message in (
         ({"batching": 3}, "batching is 3: give True, False or"),
         ({"batching": True, "backend": "trt"}, "the backend trt decodes each call by itself: leave out batching"),
@@ -293,27 +262,7 @@ def test_bad_requests_are_rejected(
         Batching(positions=10**12)
 
 
-def test_a_second_question_costs_its_own_tokens(tiny: Tiny, photo: Callable[..., np.ndarray]) -> None:
-    model = blip2rt.load(tiny.path, threads=1, batching=True, cache_bytes=1 << 20)
-    image = photo(20, 30)
-    model.submit(Request(image, question="what is red", options=GREEDY)).result(30)
-    first = model.counters()
-    again = model.submit(Request(image.copy(), question="who runs", options=GREEDY))
-    again.result(30)
-    assert again.usage == Usage(Q + 6, Q + 2, again.usage.answer)  # "Question :" is the template's
-    second = model.counters()
-    assert second["image_misses"] == first["image_misses"] and second["image_hits"] == first["image_hits"] + 1
-    assert (second["hits"], second["misses"]) == (first["hits"] + 1, first["misses"])
-    talk = model.chat(image, num_beams=1)
-    for question in ("what is red", "who runs", "is the cat on grass"):
-        before = model.counters()["kept_positions"]
-        talk.ask(question, max_new_tokens=4)
-        assert model.counters()["kept_positions"] - before >= Q
-    assert 0 < model.counters()["kept_bytes"] <= 3 << 18
-
-
-def test_the_image_cache_needs_no_batching(tiny: Tiny, alone: blip2rt.Model, photo: Callable[..., np.ndarray]) -> None:
-    """Without batching too, for all that images are asked for."""
+def test_the_image_cache_needs_no_batching(tiny: Tiny, alone: blip2rt.Model, photo: Photo) -> None:
     model = blip2rt.load(tiny.path, threads=1, cache_bytes=1 << 20)
     images = [photo() for _ in range(3)]
     for _ in range(2):
@@ -323,6 +272,13 @@ def test_the_image_cache_needs_no_batching(tiny: Tiny, alone: blip2rt.Model, pho
     counters = model.counters()
     assert counters["image_misses"] == 4 + 3 and counters["image_bytes"] > 0
     assert "steps" not in counters
+    model = blip2rt.load(tiny.path, threads=1, batching=True, cache_bytes=1 << 20)
+    for question, kept in (("what is red", 0), ("who runs", Q + 2)):  # "Question :" is the template's
+        answer = model.submit(Request(images[0].copy(), question=question, options=GREEDY))
+        assert answer.result(30) and answer.usage.kept == kept
+    talk = model.chat(images[0], num_beams=1)
+    talk.ask("what is red", max_new_tokens=4)
+    assert model.counters()["kept_positions"] > Q and 0 < model.counters()["kept_bytes"] <= 3 << 18
 
 
 def test_cached_arrays_are_bounded() -> None:
@@ -333,22 +289,16 @@ def test_cached_arrays_are_bounded() -> None:
         return np.stack([np.full(4, number, np.float32) for number in numbers])
 
     kept = FeatureCache(40)  # two arrays and a half
-    names = [b"a", b"b", b"a"]
-    np.testing.assert_array_equal(kept.rows(names, make)[:, 0], [0, 1, 0])
-    assert made == [0, 1] and kept.bytes == 32
-    kept.rows([b"a"], make)
-    kept.rows([b"c"], make)  # b goes
-    assert kept.bytes == 32 and len(made) == 3
-    kept.rows([b"a"], make)
-    assert len(made) == 3
-    kept.rows([b"b"], make)
-    assert len(made) == 4
+    np.testing.assert_array_equal(kept.rows([b"a", b"b", b"a"], make)[:, 0], [0, 1, 0])
+    for name, count in ((b"a", 2), (b"c", 3), (b"a", 3), (b"b", 4)):  # c replaces b
+        kept.rows([name], make)
+        assert len(made) == count and kept.bytes == 32
     assert (kept.hits, kept.misses) == (2, 5)
     FeatureCache(8).rows([b"large"], make)
 
 
 @pytest.mark.long(2, "threads that wait")
-def test_closing_a_model_fails_running_requests(tiny: Tiny, photo: Callable[..., np.ndarray]) -> None:
+def test_closing_a_model_fails_running_requests(tiny: Tiny, photo: Photo) -> None:
     long = Options(num_beams=1, max_new_tokens=50, min_new_tokens=50)
     for _ in range(50):  # on a busy machine all is said before this thread gets to close it
         model = blip2rt.load(tiny.path, threads=1, batching=Batching(rows=1))
@@ -366,18 +316,14 @@ def test_closing_a_model_fails_running_requests(tiny: Tiny, photo: Callable[...,
     del answers
     backend = weakref.ref(model.pipeline.backend)
     del model
-    gc.collect()
     end = time.monotonic() + 60
-    while backend() is not None and time.monotonic() < end:
+    while backend() is not None:
+        assert gc.collect() >= 0 and time.monotonic() < end
         time.sleep(0.05)
-    assert backend() is None
-    assert POSITIONS * 2 == 128  # the pool of the tests above
 
 
 @pytest.mark.parametrize("batching", [False, True])
-def test_an_answer_that_never_started_leaves_no_question(
-    tiny: Tiny, tmp_path: Path, photo: Callable[..., np.ndarray], batching: bool
-) -> None:
+def test_an_answer_never_started_leaves_no_question(tiny: Tiny, tmp_path: Path, photo: Photo, batching: bool) -> None:
     """The next question is the first: with the token that begins a text, and all the room."""
     path = Path(shutil.copytree(tiny.path, tmp_path / "begins"))
     manifest = json.loads((path / "blip2rt.json").read_text())
@@ -392,23 +338,18 @@ def test_an_answer_that_never_started_leaves_no_question(
         assert talk.ask("who runs") == first.ask("who runs")
 
 
-def test_closing_a_model_during_calls_is_named(tiny: Tiny, photo: Callable[..., np.ndarray]) -> None:
-    image, faults = photo(), []
+def test_closing_a_model_during_calls_is_named(tiny: Tiny, photo: Photo) -> None:
+    image = photo()
+
+    def call(model: blip2rt.Model) -> None:
+        with pytest.raises(BackendError, match="closed"):
+            while True:
+                model.caption(image, max_new_tokens=1)
+
     for _ in range(12):
         model = blip2rt.load(tiny.path, threads=1)
-
-        def call(model: blip2rt.Model = model) -> None:
-            try:
-                while True:
-                    model.caption(image, max_new_tokens=1)
-            except Exception as error:  # noqa: BLE001
-                if not isinstance(error, BackendError) or "closed" not in str(error):
-                    faults.append(error)
-
-        threads = [threading.Thread(target=call) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        model.close()
-        for thread in threads:
-            thread.join()
-    assert not faults
+        with ThreadPoolExecutor(4) as pool:
+            running = [pool.submit(call, model) for _ in range(4)]
+            model.close()
+        for each in running:
+            each.result()

@@ -1,7 +1,5 @@
 """Calibrated probabilities: against numpy; yes or no to questions whether something is there, by every door."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import replace
@@ -22,8 +20,6 @@ from blip2rt.native import native
 from blip2rt.requests import Request
 from blip2rt.structured import fill
 from tests.tiny.bundle import CALIBRATION, Tiny, calibrated, with_likelihood_weight
-
-pytest.importorskip("blip2rt._native")
 
 PHRASES, SENTENCES = ["a dog", "cat", "red cat"], ["a dog runs on the red grass", "the red cat sits in the blue water"]
 

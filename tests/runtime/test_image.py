@@ -1,7 +1,5 @@
 """Images: accepted inputs and their pixels, parity with Hugging Face, and rejected inputs."""
 
-from __future__ import annotations
-
 import io
 import os
 import warnings
@@ -62,7 +60,6 @@ def test_pixels_equal_hugging_face(rng, resample):
 
 @pytest.mark.parametrize("resample", ["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"])
 def test_resize_equals_pillow(rng, resample):
-    """Includes one axis alone, single pixels, several strips, and overshooting filters."""
     sizes = rng.choice([1, 2, 3, 7, 50, 51, 224, 400, 511], (60, 4)).tolist()
     sizes += [[130, 1100, 24, 24], [1100, 130, 24, 24], [290, 109, 166, 7], [70, 60, 70, 20], [70, 60, 20, 60]]
     for width, height, *to in sizes:
@@ -164,7 +161,6 @@ def test_alpha_is_put_on_white():
 
 @pytest.mark.parametrize("strip", [1, 100, 1 << 17])
 def test_strips_equal_the_whole_image(rng, monkeypatch, strip):
-    """Alpha and 16 bits are converted some rows at a time."""
     monkeypatch.setattr(modes, "STRIP_PIXELS", strip)
     height, width = rng.integers(1, 40, 2).tolist()
     image = Image.fromarray(rng.integers(0, 256, (height, width, 4), dtype=np.uint8))
@@ -184,15 +180,6 @@ def test_strips_equal_the_whole_image(rng, monkeypatch, strip):
         values = np.zeros((height, width), np.int32)
         values[-1, -1] = 65536
         rgb(Image.fromarray(values))
-
-
-def test_sixteen_bits_are_scaled_to_eight():
-    values = np.array([[0, 257, 32896, 65535]], np.uint16)
-    want = np.array([0, 1, 128, 255])
-    sixteen = Image.fromarray(values)
-    for image in (sixteen, encode(sixteen), encode(sixteen, "TIFF"), Image.fromarray(values.astype(np.int32))):
-        np.testing.assert_array_equal(rgb(image)[0, :, 0], want)
-    np.testing.assert_array_equal(rgb(Image.fromarray((values / 65535).astype(np.float32)))[0, :, 0], want)
 
 
 def test_modes_1_cmyk_and_ycbcr(rng):
@@ -221,11 +208,6 @@ def test_exif_orientation_is_applied(kind, orientation):
     assert np.abs(got - upright).mean() < 4
 
 
-def test_broken_exif_is_ignored():
-    data = bytearray(encode(Image.new("RGB", (4, 4), "red"), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff junk"))
-    assert rgb(bytes(data)).shape == (4, 4, 3)
-
-
 def test_animations_use_their_first_frame():
     frames = [Image.new("RGB", (6, 5), colour) for colour in ("red", "green", "blue")]
     for kind in ("GIF", "PNG", "WEBP", "TIFF"):
@@ -247,28 +229,14 @@ def test_a_hundred_megapixels_raise_no_warning():
         assert (prepare(encode(Image.new("1", (20_000, 5_000), 1)), SPEC, max_pixels=100_000_000) == 255).all()
 
 
-@pytest.mark.long(2, "a picture of that size")
-def test_too_many_pixels_is_one_line():
-    with pytest.raises(ImageError, match="more than 178,956,970 pixels: scale it down"):
-        load_rgb(encode(Image.new("1", (20_000, 20_000))))
-
-
 BAD_ARRAYS = [
-    (
-        np.zeros((4, 4, 3), np.int64),
-        ["dtype int64", "shape (4, 4, 3)", "uint8 in 0..255, float", "array.astype('uint8')"],
-    ),
+    (np.zeros((4, 4, 3), np.int64), ["dtype int64", "shape (4, 4, 3)", "uint8 in 0..255, float", "astype('uint8')"]),
     (np.zeros((4, 4), np.uint16), ["dtype uint16", "(array >> 8).astype('uint8') from 16 bits, or >> 4 from 12"]),
     (np.array([["a"]]), ["dtype <U1"]),
-    (np.array([[None]]), ["dtype object"]),
-    (np.zeros((4, 4), np.complex64), ["dtype complex64"]),
     (np.zeros((2, 5, 7), np.uint8), ["shape (2, 5, 7)"]),
-    (np.zeros((5, 4, 2), np.uint8), ["shape (5, 4, 2)"]),
     (np.zeros((2, 4, 4, 3), np.uint8), ["shape (2, 4, 4, 3)"]),
-    (np.zeros((7,), np.uint8), ["shape (7,)"]),
     (np.zeros((), np.uint8), ["shape ()"]),
     (np.zeros((0, 4, 3), np.uint8), ["no pixels"]),
-    (np.zeros((0, 4, 3), np.float32), ["no pixels"]),
     (np.full((2, 2, 3), 1.5), ["from 1.5 to 1.5"]),
     (np.full((2, 2, 3), -0.1), ["from -0.1"]),
     (np.array([[0.5, np.nan]]), ["from nan to nan"]),
@@ -276,11 +244,11 @@ BAD_ARRAYS = [
 ]
 
 
-@pytest.mark.parametrize(("array", "words"), BAD_ARRAYS)
-def test_bad_arrays_are_named(array, words):
-    with pytest.raises(ImageError) as caught:
-        load_rgb(array)
-    assert all(word in str(caught.value) for word in [*words, "(H, W, 3)"]), str(caught.value)
+def test_bad_arrays_are_named():
+    for array, words in BAD_ARRAYS:
+        with pytest.raises(ImageError) as caught:
+            load_rgb(array)
+        assert all(word in str(caught.value) for word in [*words, "(H, W, 3)"]), str(caught.value)
 
 
 def test_the_first_of_several_pictures_in_a_jpeg_counts():

@@ -1,17 +1,18 @@
 """What `import blip2rt` costs, needs and exports."""
 
-from __future__ import annotations
-
 import inspect
 import pickle
 import subprocess
 import sys
 from dataclasses import fields
+from inspect import signature
+from typing import get_type_hints
 
 import pytest
 from PIL import Image
 
 import blip2rt
+from blip2rt.options import CaptionOptions, Options, TextOptions
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
@@ -51,12 +52,6 @@ def test_a_caption_imports_only_what_one_picture_needs(tiny, tmp_path, photo):
     assert run_python(code).stdout.splitlines()[1:] == [""]
 
 
-def test_version_matches_the_metadata():
-    from importlib.metadata import version
-
-    assert version("blip2rt") == blip2rt.__version__
-
-
 def test_functions_show_every_option_with_its_type():
     assert sorted(dir(blip2rt)) == sorted([*blip2rt.__all__, "__version__"])
     for name, own in (("caption", {"prompt", "raw", "on_timeout"}), ("ask", {"questions", "keep_going", "on_timeout"})):
@@ -76,3 +71,24 @@ def test_every_public_name_exists():
         assert getattr(blip2rt, name) is not None
     with pytest.raises(AttributeError):
         blip2rt.nothing  # noqa: B018
+
+
+def test_typed_keywords_match_options() -> None:
+    assert get_type_hints(TextOptions) | {"num_captions": int} == get_type_hints(Options)
+    assert CaptionOptions.__required_keys__ == frozenset()
+    keys = [line.partition(":")[0] for line in (Options.__doc__ or "").splitlines() if ":" in line]
+    documented = {name.strip() for key in keys for name in key.split(", ")}
+    assert {field.name for field in fields(Options)} <= documented
+
+
+def test_package_functions_match_methods() -> None:
+    for name in ("caption", "ask", "match"):
+        taken = list(signature(getattr(blip2rt, name)).parameters.values())
+        method = list(signature(getattr(blip2rt.Model, name)).parameters.values())[1:]
+        assert taken == method and (name == "match" or "num_beams" in [each.name for each in taken])
+
+
+def test_typing_extensions_is_not_needed() -> None:
+    code = "import sys; sys.modules['typing_extensions'] = None; import blip2rt.backends.ort, blip2rt.backends.trt"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

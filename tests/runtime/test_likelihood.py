@@ -1,9 +1,7 @@
 """Match.score weighs how likely the language model finds a text, where the bundle says so: against numpy; the doors."""
 
-from __future__ import annotations
-
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +15,6 @@ from blip2rt.image import to_pixels
 from blip2rt.matching import Matcher
 from blip2rt.native import native
 from tests.tiny.bundle import EOS, WORDS, D, Q, Tiny, with_likelihood_weight, write_bundle
-
-pytest.importorskip("blip2rt._native")
 
 WEIGHT = 0.37
 TEXTS = ["a dog", "the red cat sits on the grass", "water", "a dog", "the man runs in the blue water on red grass", "a"]
@@ -51,17 +47,6 @@ def test_likelihood_equals_numpy(tiny, model, photo):
     images = [photo(*size) for size in [(5, 7), (20, 30), (8, 12), (1, 1), (40, 3), (9, 9)]]
     for match, image, text in zip(model.match(images, TEXTS), images, TEXTS, strict=True):
         assert match.likelihood == pytest.approx(gain(tiny, model, image, text), abs=1e-3)
-    same = model.match([images[0], images[1], images[0]], [TEXTS[1], TEXTS[0], TEXTS[2]])  # what is kept may be used
-    for match, image, text in zip(same, (images[0], images[1], images[0]), (TEXTS[1], TEXTS[0], TEXTS[2]), strict=True):
-        assert match.likelihood == pytest.approx(gain(tiny, model, image, text), abs=1e-3)
-
-
-def test_one_image_is_paired_with_all_texts(tiny, model, photo):
-    image = photo(17, 11)
-    matches = model.match(image, TEXTS * 4)  # several chunks
-    assert [match.likelihood for match in matches] == pytest.approx(
-        [gain(tiny, model, image, text) for text in TEXTS * 4], abs=1e-3
-    )
 
 
 def test_the_caption_prompt_precedes_the_text(tiny, tmp_path, photo):
@@ -93,14 +78,6 @@ def test_a_weight_of_zero_skips_the_language_model(tiny, photo, monkeypatch):
     monkeypatch.setattr(Matcher, "likelihoods", lambda *given: pytest.fail("it was computed"))
     model = blip2rt.load(tiny.path, threads=1)
     assert model.match(photo(), "a dog").likelihood is None
-
-
-def test_batching_gives_the_same_likelihoods(model, photo):
-    shared = blip2rt.load(model.bundle.path, threads=1, batching=True, cache_bytes=1 << 20)
-    images = [photo(5, 7), photo(6, 6)]
-    for got, want in zip(shared.match(images, TEXTS[:2]), model.match(images, TEXTS[:2]), strict=True):
-        assert asdict(got) == pytest.approx(asdict(want), abs=1e-5)
-    shared.close()
 
 
 def test_the_likelihood_cache_is_bounded(tiny, model, photo):

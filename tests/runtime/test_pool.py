@@ -1,7 +1,5 @@
 """Captions guided by a pool: the guide against its definition, built and plain pools, and every door that takes one."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import json
@@ -29,8 +27,6 @@ from blip2rt.serve.inference import TextJob, generate
 from blip2rt.structured import fill
 from tests.seeds import new_seed
 from tests.tiny.bundle import Tiny, with_likelihood_weight, with_pool
-
-pytest.importorskip("blip2rt._native")
 
 CAPTIONS = ["A dog runs on the red grass.", "the red cat sits in the blue water", "the man runs", "a red dog runs"]
 MORE_CAPTIONS = [

@@ -1,21 +1,24 @@
 """Options of generation, streams and chats of a model."""
 
-from __future__ import annotations
-
+import json
 import random
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import blip2rt
+from blip2rt import bundle as contract
 from blip2rt.errors import ImageError, OptionError
 from blip2rt.image import to_pixels
 from blip2rt.native import native
 from blip2rt.requests import Request
 from tests.tiny import bundle as tiny_bundles
 from tests.tiny.bundle import EOS, WORDS, Tiny
-
-pytest.importorskip("blip2rt._native")
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +113,8 @@ def test_on_token_is_given_every_token(tiny, model, photo):
     assert model.caption(images[0], on_token=lambda *_: False, **options) == first
     with pytest.raises(OptionError, match="on_token with num_beams 3"):
         model.caption(images[0], on_token=print)
+    with pytest.raises(KeyError, match="mine"):
+        model.caption(images[0], on_token=lambda *_: {}["mine"], **options)
 
 
 def test_joined_pieces_are_the_text(model, photo):
@@ -122,7 +127,6 @@ def test_joined_pieces_are_the_text(model, photo):
 
 
 def test_beams_settle_on_tokens_of_the_result(model, photo):
-    """Each token that a step returns stays, and comes as soon as the beams agree on it."""
     backend, early = model.pipeline.backend, 0
     for beams in (2, 3, 4):
         task = model.task(num_beams=beams, max_new_tokens=12, length_penalty=random.choice([-1.0, 0.0, 1.0, 2.0]))
@@ -215,3 +219,43 @@ def test_a_full_chat_and_bad_options_are_named(model, photo):
             chat.ask("what is red", min_new_tokens=2)
     with pytest.raises(OptionError, match="num_beams is 0"):
         model.chat("/no/such.jpg", num_beams=0)
+
+
+FUNCTION_WORDS = {"a", "the", "in", "on", "is", "who"}
+
+
+def test_captions_say_no_content_word_twice_where_the_manifest_asks(tiny: Tiny, tmp_path: Path, photo) -> None:
+    folder = shutil.copytree(tiny.path, tmp_path / "strict")
+    manifest = json.loads((folder / contract.MANIFEST).read_text())
+    manifest["decoding"]["caption"]["no_repeat_words"] = True
+    (folder / contract.MANIFEST).write_text(json.dumps(manifest))
+    strict, free = blip2rt.load(folder, threads=1), blip2rt.load(tiny.path, threads=1)
+    pictures = [photo() for _ in range(8)]
+    options = {"max_new_tokens": 12, "min_new_tokens": 10, "num_beams": 2}
+
+    def repeated(texts: list[str]) -> set[str]:
+        counts = [Counter(re.findall("[a-zA-Z]+", text)) for text in texts]
+        return {word for each in counts for word, count in each.items() if count > 1} - FUNCTION_WORDS
+
+    assert not repeated(strict.caption(pictures, **options))
+    assert not repeated(strict.caption(pictures, max_new_tokens=12, min_new_tokens=10, do_sample=True))
+    assert repeated(free.caption(pictures, **options))
+    assert repeated(strict.ask(pictures, "what is on the grass?", **options))  # answers may
+
+
+@pytest.mark.parametrize(
+    ("text", "again", "other"),
+    [
+        ("a boat with a", " boat", " boats"),
+        ("boat with a", " boat", " dog"),  # the first word has no space before it
+        ("a man wearing a t-shirt and a t-", "shirt", "ree"),
+        ("a man, a", " man", " the"),
+        ("a dog on a", " dog", " on"),
+    ],
+)
+def test_rule_forbids_the_last_token_of_a_repeated_word(text: str, again: str, other: str) -> None:
+    language = blip2rt.load(threads=1).pipeline.language
+    rule = native.RepeatedWords(language.vocabulary)
+    tokens, (forbidden,), (allowed,) = (language.encode_more(each) for each in (text, again, other))
+    logits = rule.forbid(tokens, [0.0] * len(language.vocabulary))
+    assert logits[forbidden] == -np.inf and logits[allowed] == 0

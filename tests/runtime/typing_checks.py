@@ -14,9 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-import blip2rt
 from blip2rt import Chat, ImageError, Match, Model, Scored
-from blip2rt.backends.trt import PlanSizes
 from blip2rt.gallery import Counts, Hit, Index, one_vector
 from blip2rt.options import CaptionOptions, TextOptions
 from blip2rt.results import Tag
@@ -53,15 +51,6 @@ def captions(model: Model, one_or_many: Path | list[Path]) -> None:
     model.caption("a.jpg", beams=5)  # type: ignore[call-overload]
     model.caption("a.jpg", num_beams="five")  # type: ignore[call-overload]
     model.caption("a.jpg", "a photo of")  # type: ignore[call-overload]
-
-
-def captions_one_by_one(model: Model, paths: Iterator[Path]) -> None:
-    assert_type(model.caption_each(paths), Iterator[Scored])
-    assert_type(model.caption_each(["a.jpg"], num_captions=2), Iterator[list[Scored]])
-    assert_type(model.caption_each(["a.jpg"], keep_going=True), Iterator[Scored | ImageError])
-    assert_type(model.caption_each(["a.jpg"], keep_going=True, num_captions=2), Iterator[list[Scored] | ImageError])
-    assert_type(model.caption_each(["a.jpg"], max_time=1, on_timeout=None), Iterator[Any])
-    model.caption_each(3)  # type: ignore[call-overload]
 
 
 def answers(model: Model) -> None:
@@ -110,28 +99,12 @@ def labels(model: Model) -> None:
 
 
 def embeddings(model: Model) -> None:
-    assert_type(model.embed_image("a.jpg"), Floats)
     assert_type(model.embed_image(["a.jpg"]), Floats)
     assert_type(model.embed_text("a dog"), Floats)
-    assert_type(model.embed_text(["a dog"]), Floats)
     features = model.vision_features(["a.jpg"])
-    assert_type(features, Floats)
-    assert_type(model.embed_features(features), Floats)
     assert_type(model.match_features(features, ["a dog"]), list[Match])
-    assert_type(model.itm_logits(features, ["a dog"]), Floats)
-    assert_type(model.match_scores(model.itm_logits(features, ["a dog"]), features), NDArray[np.float64])
     model.embed_text(b"a dog")  # type: ignore[arg-type]
     model.embed_image(3)  # type: ignore[call-overload]
-
-
-def the_embedded_model() -> None:
-    assert_type(blip2rt.caption("a.jpg"), Scored)
-    assert_type(blip2rt.caption(["a.jpg"], num_captions=2, do_sample=True), list[list[Scored]])
-    assert_type(blip2rt.ask(["a.jpg"], "who?", max_new_tokens=5), list[Scored])
-    assert_type(blip2rt.match("a.jpg", "a dog"), Match)
-    assert_type(blip2rt.match("a.jpg", ["a dog"]), list[Match])
-    blip2rt.caption("a.jpg", beams=5)  # type: ignore[call-overload]
-    blip2rt.match("a.jpg")  # type: ignore[call-overload]
 
 
 def the_gallery(model: Model, picture: Image.Image) -> None:
@@ -151,16 +124,6 @@ def the_gallery(model: Model, picture: Image.Image) -> None:
     index.search(3)  # type: ignore[arg-type]
     index.search("a dog", reranked=3)  # type: ignore[call-arg]
     Index.create("photos.index")  # type: ignore[call-arg]
-
-
-def loading() -> None:
-    assert_type(blip2rt.load(), Model)
-    assert_type(blip2rt.load(Path("bundle"), threads=2, device="cpu", scaled_jpeg=True), Model)
-    assert_type(blip2rt.load("bundle", backend="trt", plan_sizes=PlanSizes(max_batch=4)), Model)
-    blip2rt.load("bundle", "trt")  # type: ignore[call-arg]
-    blip2rt.load(threads="2")  # type: ignore[arg-type]
-    blip2rt.load(plan_sizes=4)  # type: ignore[arg-type]
-    blip2rt.load(verbose=True)  # type: ignore[call-arg]
 
 
 def options_handed_on(model: Model) -> None:

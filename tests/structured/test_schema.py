@@ -1,7 +1,5 @@
 """JSON filled from pictures: every result is valid under its schema, and what cannot be filled is named."""
 
-from __future__ import annotations
-
 import json
 import random
 from typing import Any
@@ -20,13 +18,7 @@ from blip2rt.structured.questions import count_question, meanings, named_chance,
 pytestmark = pytest.mark.long(6, "random schemas: answers are valid under each")
 
 NAMES = ["title", "colour", "is_new", "labels", "count", "confidence", "hasDog", "x", "objects", "time_of_day", "näme"]
-DESCRIPTIONS = [
-    "What colour is it?",
-    "Whether a dog is there",
-    "0 = good, 1 = bad, 2 = worst",
-    "The number of cars",
-    "",
-]
+DESCRIPTIONS = ["What colour is it?", "Whether a dog is there", "0 = good, 1 = bad, 2 = worst", "Number of cars", ""]
 DEFINITIONS = {
     "Car": {"type": "object", "properties": {"colour": {"type": "string"}, "next": {"$ref": "#/$defs/Car"}}},
     "Mood": {"enum": ["calm", "wild", None, 3, True]},
@@ -157,7 +149,6 @@ def is_judged_valid(schema: Any, value: Any) -> bool:
 
 @pytest.mark.parametrize("count", [500, 10_000])
 def test_whatever_a_schema_accepts_is_valid(count: int) -> None:
-    """jsonschema judges what a picture that says anything fills in."""
     filled = 0
     for _ in range(count):
         schema = {"$defs": DEFINITIONS, **random_schema(3)}
@@ -195,29 +186,18 @@ def test_any_schema_is_filled_validly(model: Any, photo: Any) -> None:
     ("schema", "wrong"),
     [
         ({"type": "string", "pattern": "^a"}, "$: pattern is not supported"),
-        ({"type": "string", "format": "date-time"}, "$: format is not supported"),
         ({"type": "string", "minLength": 500}, "$: minLength is 500"),
         ({"type": "string", "minLength": 5, "maxLength": 2}, "$: maxLength is below minLength"),
-        ({"type": "string", "maxLength": -1}, "$: maxLength is -1"),
         ({"type": "date"}, "$: JSON Schema has no type 'date'"),
         ({"type": "integer", "minimum": 1.2, "maximum": 1.8}, "$: no number is within its limits"),
-        ({"type": "number", "minimum": "1"}, "$: minimum is '1', not a number"),
         ({"type": "number", "minimum": float("nan")}, "$: the schema is not JSON"),
         ({"type": []}, "$: JSON Schema has no type []"),
-        ({"enum": [1], "type": {}}, "$: JSON Schema has no type {}"),
         ({"$anchor": "a", "$ref": "#a"}, "$: $ref '#a' is outside the schema"),
         ({"type": "string", "anyOf": [{"type": "integer"}]}, "$: type stands in two schemas"),
-        (
-            {"properties": {"a": {}}, "allOf": [{"additionalProperties": False}]},
-            "$: additionalProperties stands in two",
-        ),
         ({"type": "array", "items": {"enum": [1, 1.0]}, "uniqueItems": True, "minItems": 2}, "cannot all be different"),
         ({"enum": ["word " * 600, "word " * 601]}, "$: enum has 6,005 characters: give 4,000 at most"),
-        ({"type": "number", "multipleOf": 2}, "$: multipleOf is not supported"),
         ({"type": "array", "minItems": 99}, "$: minItems is 99"),
         ({"type": "array", "uniqueItems": True, "minItems": 2}, "cannot all be different"),
-        ({"type": "array", "prefixItems": [{}]}, "$: prefixItems is not supported"),
-        ({"type": "object", "patternProperties": {}}, "$: patternProperties is not supported"),
         ({"type": "object", "required": ["a"], "additionalProperties": False}, "$.a: it is required"),
         ({"type": "object", "required": "a"}, "required a list"),
         (
@@ -229,14 +209,11 @@ def test_any_schema_is_filled_validly(model: Any, photo: Any) -> None:
         ({"enum": list(range(100))}, "$: enum has 100 values"),
         ({"oneOf": [{"type": "string"}, {"type": "null"}]}, "$: oneOf is not supported"),
         ({"allOf": [{}, {}]}, "$: allOf of several schemas"),
-        ({"not": {}}, "$: not is not supported"),
-        ({"if": {}}, "$: if is not supported"),
         ({"$ref": "#/$defs/X"}, "$ref #/$defs/X names nothing"),
         ({"$ref": "https://example.com/a"}, "is outside the schema"),
         ({"$ref": "#"}, "$: its schema contains itself"),
         ({"anyOf": []}, "$: anyOf must be a list"),
         (False, "$: its schema is False"),
-        ([], "$: its schema is []"),
         ("json", "$: its schema is 'json'"),
         ({"minLength": 1, "minimum": 1}, "$: minimum does not fit"),
     ],

@@ -1,15 +1,15 @@
 """The bundle's contract: round trip, atomic writing, and damaged bundles."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import blip2rt
 from blip2rt import bundle as contract
 from blip2rt.bundle.manifest import from_json, to_json
 from blip2rt.bundle.writer import BundleWriter
@@ -70,11 +70,9 @@ def test_unknown_fields_are_ignored(tmp_path):
     ("change", "words"),
     [
         (lambda d: d.update(format_version=2), ["version 2", "newer blip2rt"]),
-        (lambda d: d.update(format_version="1"), ["format_version is '1'"]),
         (lambda d: d.update(format="other"), ["not the manifest"]),
         (lambda d: d.pop("image"), ["image is missing"]),
         (lambda d: (d.pop("name"), d["image"].update(height="x")), ["name is missing", "image.height is 'x', not int"]),
-        (lambda d: d["components"].clear(), ["component vision is missing"]),
         (lambda d: d["components"]["vision"].update(inputs=[]), ["vision lacks the inputs pixels"]),
         (lambda d: d["files"].update({"../x": FILE}), ["leads outside"]),
         (lambda d: d["files"].update(a=FILE, c=FILE), ["a is missing", "c is missing"]),
@@ -86,21 +84,14 @@ def test_unknown_fields_are_ignored(tmp_path):
         (lambda d: d["image"].update(height=10**6), ["image.height is 1000000, not from 1 to 16,384"]),
         (lambda d: d.update(name="x" * 10**6), ["name has 1,000,000 characters, more than 100,000"]),
         (lambda d: d["files"].update({f"{i}": FILE for i in range(10_001)}), ["files has 10,002 entries, more than"]),
-        (
-            lambda d: d.update(decoding={"caption": {"num_beams": 10**9}}),
-            ["num_beams is 1000000000, not from 1 to"],
-        ),
         (lambda d: d.update(decoding={"caption": {"length_penalty": 1e9}}), ["length_penalty from -100 to 100"]),
         (lambda d: d["image"].update(resample="\x1b[2J\u202e"), ["'\\x1b[2J\\u202e': choose"]),
         (lambda d: d.update(question=QUESTION), ["q.json is used"]),
-        (lambda d: d.update(question=QUESTION | {"max_text_length": 0}), ["question.max_text_length is 0"]),
-        (lambda d: d.update(question=QUESTION | {"max_text_length": 100_000}), ["not from 1 to 1,024"]),
+        (lambda d: d.update(question=QUESTION | {"max_text_length": 0}), ["max_text_length is 0, not from 1 to 1,024"]),
         (lambda d: d.update(target="tpu"), ["target is 'tpu': this blip2rt knows ort, trt"]),
         (lambda d: d["components"]["vision"]["outputs"][0].update(shape=["B", 5]), ["has 3 axes, but vision writes"]),
         (lambda d: d["components"]["vision"]["outputs"][0].update(shape=[None]), ["[0] is None, not int or str"]),
-        (lambda d: d["verification"][0].update(cosine="high"), ["verification[0].cosine is 'high', not float"]),
         (lambda d: d["image"].update(height=True), ["image.height is True, not int"]),
-        (lambda d: d["image"].update(height=10**30), ["not an int of 64 bits"]),
         (lambda d: d.update({f"{i}": 1 for i in range(10_001)}), ["the manifest has 10,0", " entries, more than"]),
     ],
 )
@@ -152,7 +143,6 @@ def test_control_characters_are_shown_as_escapes(tmp_path):
 
 
 def test_verify_checks_the_manifest(tmp_path):
-    """A valid change is detected; older manifests without a checksum are accepted."""
     file = write(tmp_path / "b") / contract.MANIFEST
     contract.verify(tmp_path / "b")
     whole = file.read_text()
@@ -204,3 +194,17 @@ def test_interrupt_during_setup_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt), BundleWriter(tmp_path / "b"):
         raise AssertionError("it never began")
     assert os.listdir(tmp_path) == []
+
+
+# Written by 0.1's exporter: a tiny Llama in int4, with heads of 12 that its graph pads.
+WRITTEN = Path(__file__).parents[2] / "corpus" / "bundle_0_1"
+
+
+def test_a_bundle_that_0_1_wrote_captions(photo: Any) -> None:
+    onnx = pytest.importorskip("onnx")
+    kinds = {node.op_type for node in onnx.load(WRITTEN / "llm.onnx", load_external_data=False).graph.node}
+    assert {"Pad", "GroupQueryAttention", "SkipSimplifiedLayerNormalization", "MatMulNBits"} <= kinds
+    contract.verify(WRITTEN)
+    with blip2rt.load(WRITTEN, threads=1) as model:
+        assert model.caption(photo(), max_new_tokens=5)
+        assert len(model.caption(photo(), num_beams=3, num_captions=3)) == 3

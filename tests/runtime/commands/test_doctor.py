@@ -1,13 +1,10 @@
 """`blip2rt doctor` on this machine and on simulated ones."""
 
-from __future__ import annotations
-
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -50,7 +47,6 @@ def test_missing_or_broken_core_is_reported(error: Exception, state: str, monkey
 
 
 def test_missing_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless GPU packages are installed."""
     monkeypatch.setattr(gpu, "_LIBRARIES", ("libnothing.so",))
     version = doctor._version
     monkeypatch.setattr(doctor, "_version", lambda package: version(package) if package == "onnxruntime" else None)
@@ -85,16 +81,12 @@ def test_missing_driver_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["driver"].state == "missing" and "libcuda" in found["driver"].text and "GPU" not in found
 
 
-def without_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builder, "MODULES", ("a_tensorrt_that_is_not_there",))
-
-
 def test_jetson_is_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     release = tmp_path / "nv_tegra_release"
     release.write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n")
     monkeypatch.setattr(gpu, "_RELEASE", release)
     monkeypatch.setattr(gpu, "find", lambda: ORIN)
-    without_tensorrt(monkeypatch)
+    monkeypatch.setattr(builder, "MODULES", ("a_tensorrt_that_is_not_there",))
     found = lines(doctor.examine())
     assert "Jetson Linux 36.4.3" in found["machine"].text
     assert "SM87" in found["GPU"].text and "shared" in found["GPU"].text and "12.6" in found["driver"].text
@@ -102,9 +94,8 @@ def test_jetson_is_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 def test_onnxruntime_replaces_unsupported_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No TensorRT, and one that does not support the GPU."""
     monkeypatch.setattr(gpu, "find", lambda: H100)
-    without_tensorrt(monkeypatch)
+    monkeypatch.setattr(builder, "MODULES", ("a_tensorrt_that_is_not_there",))
     assert lines(doctor.examine())["TensorRT"].state == "missing"
     monkeypatch.setattr(doctor, "_version", lambda package: "1.30" if package == "onnxruntime-gpu" else None)
     for lacking in ("a_tensorrt_that_is_not_there is not installed", "tensorrt_rtx 1.7.0 does not support SM90"):
@@ -119,18 +110,8 @@ def test_onnxruntime_replaces_unsupported_tensorrt(monkeypatch: pytest.MonkeyPat
     assert lines(doctor.examine())["TensorRT"].text == "tensorrt_rtx 1.7.0"
 
 
-def test_broken_tensorrt_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "a_tensorrt.py").write_text("import a_part_of_it")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(builder, "MODULES", ("a_tensorrt",))
-    monkeypatch.setattr(gpu, "find", lambda: H100)
-    found = lines(doctor.examine())["TensorRT"]
-    assert found.state == "broken" and found.text == "a_tensorrt is installed but lacks a_part_of_it"
-    assert found.fix == "pip install --force-reinstall a_tensorrt"
-
-
-@pytest.mark.parametrize("other", ["onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml"])
-def test_two_onnx_runtimes_are_reported(other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_onnx_runtimes_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = "onnxruntime-openvino"
     monkeypatch.setattr(doctor, "_version", lambda package: "1.0" if package in ("onnxruntime", other) else None)
     text, code = doctor.report(doctor.examine())
     assert code == 2 and "overwrite each other" in text
@@ -143,17 +124,3 @@ def test_little_memory_suggests_swap(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"MemTotal": 4 << 30, "MemAvailable": 1 << 30, "SwapTotal": 0}
     monkeypatch.setattr(doctor, "proc_bytes", lambda file, key: sizes[key])
     assert "swapon" in lines(doctor.examine())["memory"].fix
-
-
-def test_failing_driver_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The driver's own message if there is no device."""
-
-    def describe(code: int, text: Any) -> int:
-        text._obj.value = b"no CUDA-capable device is detected"
-        return 0
-
-    library = SimpleNamespace(cuInit=lambda flags: 100, cuGetErrorString=describe)
-    monkeypatch.setattr(gpu, "_load", lambda: library)
-    assert gpu.find() == (
-        "the NVIDIA driver is installed but cuInit fails with error 100 (no CUDA-capable device is detected)"
-    )

@@ -1,11 +1,7 @@
 """Install commands in errors match how blip2rt was installed."""
 
-from __future__ import annotations
-
-import io
 import json
 import shlex
-import sys
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 
 from blip2rt import install_hints
-from blip2rt.command_line import run
 
 ROOT = Path(__file__).parents[3]
 
@@ -29,8 +24,6 @@ def test_install_command_names_the_checkout(monkeypatch: pytest.MonkeyPatch) -> 
     ("module", "extra", "command"),
     [
         ("usearch.index", "", "blip2rt[gallery]"),
-        ("pyarrow", "", "blip2rt[parquet]"),
-        ("pi_heif", "", "blip2rt[heic]"),
         ("peft", "train", "blip2rt[lora]"),
         ("torch", "train", "blip2rt[train]"),
         ("yaml", "train", "blip2rt[train]"),
@@ -41,15 +34,7 @@ def test_a_missing_module_is_installed_by_its_extra(
     module: str, extra: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(install_hints, "_origin", lambda: ("blip2rt", ""))
-    assert shlex.split(install_hints.install_module(module, extra)) == ["pip", "install", command]
-
-    def work() -> int:
-        raise ModuleNotFoundError(name=module)
-
-    said = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", said)
-    assert run("blip2rt", work, extra=extra) == 2
-    assert said.getvalue() == f"blip2rt: error: {module} is not installed: pip install {shlex.quote(command)}\n"
+    assert install_hints.install_module(module, extra) == f"pip install {shlex.quote(command)}"
 
 
 @pytest.mark.parametrize(
@@ -70,7 +55,6 @@ def test_a_missing_module_is_installed_by_its_extra(
 def test_install_command_names_the_origin(
     origin: object, wanted: str, nano: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An index, a missing folder, a repository, a folder with a space in its name."""
     here = tmp_path / "a checkout"
     (here / "packages" / "nano").mkdir(parents=True)
     if origin == "here":

@@ -1,7 +1,5 @@
 """Damaged bundles: every command reports them in one line."""
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -69,9 +67,7 @@ def complaint(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", [MANIFEST, "tokenizer.json", "qformer_tokenizer.json", "llm.onnx", "vision.onnx"])
-def test_damaged_file_is_one_line(
-    copy: Path, picture: str, name: str, damage: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_file_is_one_line(copy: Path, picture: str, name: str, damage: str, capfd: Any) -> None:
     put(copy, name, DAMAGES[damage]((copy / name).read_bytes()))
     commands = {"caption": ["caption", picture, "--model", str(copy)]}
     if name == "qformer_tokenizer.json":
@@ -85,9 +81,7 @@ def test_damaged_file_is_one_line(
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
 @pytest.mark.parametrize("kind", ["pipe", "zero", "loop"])
 @pytest.mark.parametrize("name", [MANIFEST, "tokenizer.json", "llm.onnx"])
-def test_pipes_and_endless_files_do_not_block(
-    copy: Path, picture: str, name: str, kind: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_pipes_and_endless_files_do_not_block(copy: Path, picture: str, name: str, kind: str, capfd: Any) -> None:
     (copy / name).unlink(missing_ok=True)
     if kind == "pipe":
         os.mkfifo(copy / name)
@@ -107,9 +101,7 @@ def test_pipes_and_endless_files_do_not_block(
     ],
     ids=["names", "list", "faults", "components"],
 )
-def test_many_entries_are_rejected_quickly(
-    copy: Path, change: dict[str, Any], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_many_entries_are_rejected_quickly(copy: Path, change: dict[str, Any], capfd: Any) -> None:
     manifest = json.loads((copy / MANIFEST).read_text()) | change
     (copy / MANIFEST).write_text(json.dumps(manifest, separators=(",", ":")))
     started = time.process_time()
@@ -165,9 +157,7 @@ def test_verify_names_every_graph_that_loading_would_reject(copy: Path, capfd: p
 EVIL = "\x1b]0;title\x07\x9b2J\u202e\x7f\x08"
 
 
-def test_captions_cannot_control_the_terminal(
-    copy: Path, picture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_captions_cannot_control_the_terminal(copy: Path, picture: str, capsys: Any, monkeypatch: Any) -> None:
     """A malicious vocabulary; files and pipes get the text as it is."""
     tokenizer = json.loads((copy / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]

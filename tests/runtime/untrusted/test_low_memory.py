@@ -1,7 +1,5 @@
 """`ulimit -v` below what a caption takes ends in one line on standard error, not in silence."""
 
-from __future__ import annotations
-
 import resource
 import subprocess
 import sys
@@ -23,7 +21,7 @@ library_tokenizer.LibraryTokenizer(b"{}", "b")
 """
 
 
-@pytest.mark.parametrize("megabytes", [280, 330, 400, 460, 550])
+@pytest.mark.parametrize("megabytes", [280, 400, 550])
 def test_small_address_spaces_are_reported_in_one_line(megabytes: int) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))

@@ -1,15 +1,12 @@
 """Untrusted texts: special tokens can be read as text, and length costs nothing."""
 
-from __future__ import annotations
-
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 import blip2rt
 from blip2rt.bundle.manifest import LlmSpec, RetrievalSpec
@@ -45,28 +42,6 @@ def test_callers_special_tokens_are_text(file: Path) -> None:
     assert plain.encode(f"a{END}") == plain.encode("a") + plain.encode("<|im_") + plain.encode("end|>")
 
 
-def test_special_token_across_template_and_text_is_text(file: Path) -> None:
-    prompt = Prompt("a <|im_", "end|>", "")
-    end = open_llm_tokenizer(file, SPEC).encode_more(Prompt(END))
-    assert end[0] in open_llm_tokenizer(file, SPEC).encode(prompt)
-    assert end[0] not in open_llm_tokenizer(file, SPEC, special_tokens=False).encode(prompt)
-
-
-def test_plain_texts_have_the_same_tokens(file: Path) -> None:
-    prompt = Prompt(f"{START}user\n", "what colour is the dog?", f"{END}\n")
-    assert open_llm_tokenizer(file, SPEC, False).encode(prompt) == open_llm_tokenizer(file, SPEC).encode(prompt)
-
-
-def test_tokenizer_layout_is_kept(file: Path) -> None:
-    tokenizer = Tokenizer.from_file(str(file))
-    bos = tokenizer.token_to_id(START)
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{START} $A", special_tokens=[(START, bos)])
-    tokenizer.save(str(file))
-    spec = replace(SPEC, add_special_tokens=True)
-    ids = open_llm_tokenizer(file, spec, special_tokens=False).encode(f"a{END}")
-    assert ids[0] == bos and bos not in ids[1:] and len(ids) == 1 + len(f"a{END}")
-
-
 def test_long_text_is_rejected_before_encoding(file: Path) -> None:
     started = time.process_time()
     with pytest.raises(OptionError, match="a text has 4,000,000 characters, too many for the model"):
@@ -81,13 +56,6 @@ def test_qformer_text_is_cut_before_encoding() -> None:
     ids, _ = tokenizer.encode(["dog " * 1_000_000])
     assert ids.shape == (1, 32) and (ids == tokenizer.encode(["dog " * 100])[0]).all()
     assert time.process_time() - started < 1
-
-
-def test_qformer_special_tokens_are_text() -> None:
-    nano = NANO / "qformer_tokenizer.json"
-    spec = RetrievalSpec("t", 32, 0)
-    assert (open_qformer_tokenizer(nano, spec).encode(["a [SEP] b"])[0] == 102).sum() == 2
-    assert (open_qformer_tokenizer(nano, spec, special_tokens=False).encode(["a [SEP] b"])[0] == 102).sum() == 1
 
 
 def test_load_passes_image_limits(photo: Any, tmp_path: Path) -> None:
