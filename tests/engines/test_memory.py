@@ -12,7 +12,6 @@ import pytest
 from blip2rt.native import native
 from tests.compiled import compiled
 from tests.engines.native import library_path
-from tests.seeds import new_seed
 from tests.tiny.bundle import HEAD_DIM, WORDS, D, Q, Tiny
 
 ROOT = Path(__file__).parents[2]
@@ -28,9 +27,9 @@ prefix = np.random.default_rng(0).normal(size=(2, 3, geometry[-2])).astype(np.fl
 library = ctypes.CDLL(None)
 def allocations(options, tokens):
     given = {**options, "max_new_tokens": tokens, "stop_strings": [b"@@@"], "vocabulary": vocabulary}
-    library.fail_allocation(ctypes.c_long(0), 0)
+    library.count_allocations()
     generator.generate(prefix, [[2, 3], [4]], given)
-    return library.allocations(ctypes.byref(ctypes.c_long()))
+    return library.allocations()
 for way in ways:
     allocations(way, 45)  # grows scratch buffers, which stay
     few, many = allocations(way, 5), allocations(way, 45)
@@ -64,17 +63,31 @@ def test_nothing_is_allocated_per_token(tiny: Tiny, preloaded: dict[str, str]) -
     assert done.returncode == 0 and Q == 3, done.stderr  # the prefix length of the script
 
 
-@pytest.mark.long(6, "each allocation of a call fails once")
-@pytest.mark.parametrize("most", [25, pytest.param(0, marks=pytest.mark.slow)], ids=["sample", "every"])
-def test_failing_allocations_raise_memory_errors(tiny: Tiny, preloaded: dict[str, str], most: int) -> None:
-    """Each allocation of the core fails once: the result is MemoryError or right, never a crash or a hang."""
-    pytest.importorskip("onnx")
-    seed = new_seed()
-    command = [sys.executable, "-m", "tests.engines.native.out_of_memory", str(tiny.path), str(seed), str(most)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=preloaded, timeout=3000)
-    last = done.stdout.splitlines()[-1:]
-    assert done.returncode == 0, f"seed {seed}, {last}: {done.returncode} {done.stderr[-3000:]}"
-    assert last[0].startswith("in all ")
+LIMITED = """
+import resource, sys
+import numpy as np
+from blip2rt._native import Generator, Runtime, Session
+library, folder, *geometry = sys.argv[1:]
+embed, llm = (Session(Runtime(library), f"{folder}/{name}.onnx", 1) for name in ("embed", "llm"))
+generator, prefix = Generator(embed, llm, *map(int, geometry)), np.ones((64, 3, int(geometry[-2])), np.float32)
+want, told = generator.generate(prefix[:1], [[2]], {"max_new_tokens": 3}), set()
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+for extra in range(0, 300, 25):
+    resource.setrlimit(resource.RLIMIT_AS, (used + (extra << 20), resource.RLIM_INFINITY))
+    try:
+        generator.begin(prefix, [[2]] * 64, {"max_new_tokens": 30000, "num_beams": 3})
+    except (MemoryError, RuntimeError) as error:
+        told.add(type(error).__name__)
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert told and generator.generate(prefix[:1], [[2]], {"max_new_tokens": 3}) == want, told
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_AS")
+def test_running_out_of_memory_is_an_error(tiny: Tiny) -> None:
+    arguments = [library_path(), tiny.path, 1, 1, HEAD_DIM, D, len(WORDS)]
+    done = subprocess.run([sys.executable, "-c", LIMITED, *map(str, arguments)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 RESIDENT = r"""
