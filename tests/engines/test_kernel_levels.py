@@ -36,10 +36,8 @@ work(Namespace(seed=int(sys.argv[1]), first=0, count=24, seconds=1e9, sound=True
 
 
 def run(level: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "BLIP2RT_KERNELS": level}
-    )
+    command, env = [sys.executable, *map(str, arguments)], {**os.environ, "BLIP2RT_KERNELS": level}
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
 
 
 @pytest.mark.long(8, "a process for each level")

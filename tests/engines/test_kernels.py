@@ -67,7 +67,7 @@ def test_old_processors_run_only_their_kernels(processor: str) -> None:
 
 def run_check(
     kind: str, compiler: list[str], runner: list[str], cases: Sequence[str] = ()
-) -> subprocess.CompletedProcess[str]:
+) -> subprocess.CompletedProcess:
     """Run a check program, which prints the kernels that it found right."""
     for program in compiler[:1] + runner[:1]:
         if shutil.which(program) is None:

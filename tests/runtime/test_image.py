@@ -1,7 +1,6 @@
 """Images: accepted inputs and their pixels, parity with Hugging Face, and rejected inputs."""
 
 import io
-import os
 import warnings
 from pathlib import Path
 
@@ -108,17 +107,15 @@ def test_pixels_are_shared_with_pillow(rng):
         native.Resize((9, 20), (5, 6), "bicubic").add_lent(grey, schema)
 
 
-@pytest.mark.parametrize("kind", ["bool_", "int16", "uint8"])
+@pytest.mark.parametrize("kind", ["bool_", "int16"])
 def test_only_bytes_are_shared(kind):
     """Booleans are bits in Arrow: the core would read past their end."""
     arrow = pytest.importorskip("pyarrow")
     flat = arrow.array([1] * 4 * 180, arrow.uint8()).cast(getattr(arrow, kind)())
-    picture, rows = native.Resize((9, 20), (5, 6), "bicubic"), arrow.FixedSizeListArray.from_arrays(flat, 4)
-    if kind == "uint8":
-        picture.add_lent(*rows.__arrow_c_array__())
-    else:
-        with pytest.raises(ValueError, match="four bytes a pixel"):
-            picture.add_lent(*rows.__arrow_c_array__())
+    with pytest.raises(ValueError, match="four bytes a pixel"):
+        native.Resize((9, 20), (5, 6), "bicubic").add_lent(
+            *arrow.FixedSizeListArray.from_arrays(flat, 4).__arrow_c_array__()
+        )
 
 
 def test_all_input_types_give_the_same_pixels(rng, tmp_path):
@@ -192,15 +189,15 @@ def test_modes_1_cmyk_and_ycbcr(rng):
     assert rgb(Image.new("HSV", (3, 3))).shape == (3, 3, 3)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+INVERSE = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_90 TRANSVERSE ROTATE_270".split()
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
 def test_exif_orientation_is_applied(kind, orientation):
     upright = np.zeros((16, 32, 3), np.uint8)
     upright[:8, :16] = 255  # white in the top left corner
-    inverse = " FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_90 TRANSVERSE ROTATE_270".split(" ")
-    image = Image.fromarray(upright)
-    if orientation > 1:
-        image = image.transpose(Image.Transpose[inverse[orientation - 1]])
+    image = Image.fromarray(upright).transpose(Image.Transpose[INVERSE[orientation - 2]])
     exif = Image.Exif()
     exif[0x0112] = orientation
     got = rgb(encode(image, kind, exif=exif)).astype(int)
@@ -210,7 +207,7 @@ def test_exif_orientation_is_applied(kind, orientation):
 
 def test_animations_use_their_first_frame():
     frames = [Image.new("RGB", (6, 5), colour) for colour in ("red", "green", "blue")]
-    for kind in ("GIF", "PNG", "WEBP", "TIFF"):
+    for kind in ("GIF", "PNG", "WEBP", "TIFF", "MPO"):
         data = encode(frames[0], kind, save_all=True, append_images=frames[1:])
         pixel = rgb(data)[2, 2].astype(int)
         assert np.abs(pixel - (255, 0, 0)).max() < 12, kind
@@ -249,15 +246,6 @@ def test_bad_arrays_are_named():
         with pytest.raises(ImageError) as caught:
             load_rgb(array)
         assert all(word in str(caught.value) for word in [*words, "(H, W, 3)"]), str(caught.value)
-
-
-def test_the_first_of_several_pictures_in_a_jpeg_counts():
-    first, second = (Image.effect_noise((64, 48), 90).convert("RGB") for _ in range(2))
-    file = io.BytesIO()
-    first.save(file, "MPO", save_all=True, append_images=[second])
-    with Image.open(file) as opened:
-        assert opened.format == "MPO"
-        assert np.array_equal(load_rgb(file.getvalue()), opened)
 
 
 def bad_files(folder: Path) -> dict[str, tuple[object, str]]:
@@ -303,15 +291,6 @@ def test_bad_files_are_one_line(tmp_path):
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 6000, name
         if isinstance(image, Path):
             assert str(image) in str(caught.value), name
-
-
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission_is_one_line(tmp_path):
-    file = tmp_path / "x.png"
-    file.write_bytes(encode(Image.new("L", (2, 2))))
-    file.chmod(0)
-    with pytest.raises(ImageError, match="Permission denied"):
-        load_rgb(file)
 
 
 def _large(rng, kind: str) -> Image.Image:

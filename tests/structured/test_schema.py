@@ -310,10 +310,6 @@ def test_booleans_and_numbers_ask() -> None:
     assert count_question("number_of_people", "") == "how many people are there?"
     assert count_question("count", "") == "how many things are there?"
     assert count_question("n", "The number of cars in view") == "how many cars in view are there?"
-    assert meanings("Threat: 0 = normal, 1 = suspicious, 2 = critical threat.") == {
-        0: "normal",
-        1: "suspicious",
-        2: "critical threat",
-    }
+    assert meanings("A: 0 = normal, 1 = odd, 2 = critical threat.") == {0: "normal", 1: "odd", 2: "critical threat"}
     assert [number_in(text) for text in ("there are two", "-3.5 m", "no", "12 of 20")] == [2, -3.5, 0, 12]
     assert split("a cat, the dog and some grass") == ["cat", "dog", "grass"]

@@ -39,9 +39,7 @@ DEFAULT = Sizes()
 def op(kind: str, inputs: str, outputs: str, **attributes: Any) -> onnx.NodeProto:
     """A node. Names are separated by spaces; `_` is an omitted input."""
     names = ["" if name == "_" else name for name in inputs.split()]
-    return helper.make_node(
-        kind, names, outputs.split(), domain="com.microsoft" if kind in CONTRIB else None, **attributes
-    )
+    return helper.make_node(kind, names, outputs.split(), domain="com.microsoft" * (kind in CONTRIB), **attributes)
 
 
 def value(name: str, shape: list[Any], dtype: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:

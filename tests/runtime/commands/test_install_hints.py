@@ -30,9 +30,7 @@ def test_install_command_names_the_checkout(monkeypatch: pytest.MonkeyPatch) -> 
         ("no_extra_has_it", "", "no-extra-has-it"),
     ],
 )
-def test_a_missing_module_is_installed_by_its_extra(
-    module: str, extra: str, command: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_modules_are_of_an_extra(module: str, extra: str, command: str, monkeypatch) -> None:
     monkeypatch.setattr(install_hints, "_origin", lambda: ("blip2rt", ""))
     assert install_hints.install_module(module, extra) == f"pip install {shlex.quote(command)}"
 
