@@ -111,7 +111,7 @@ sanitize: $(DEV)/blip2rt-installed  ## test the core under ASan, UBSan and TSan
 
 # An hour per target by default; FUZZ_SECONDS=60 for a quick run, -j2 for two cores. Findings go to build/fuzz.
 FUZZ_SECONDS ?= 3600
-FUZZED := fuzz-core fuzz-text fuzz-pool fuzz-nodes fuzz-operators fuzz-calls fuzz-manifest fuzz-tokenizer fuzz-image fuzz-checkpoint
+FUZZED := fuzz-core fuzz-text fuzz-pool fuzz-nodes fuzz-operators fuzz-calls fuzz-manifest fuzz-image fuzz-checkpoint
 .PHONY: $(FUZZED)
 fuzz: $(FUZZED)  ## fuzz options and untrusted files
 fuzz-operators: $(DEV)/blip2rt-installed
@@ -121,7 +121,7 @@ fuzz-nodes: $(DEV)/blip2rt-installed  # with the oldest supported ONNX Runtime a
 	  $(RUN) pip install --quiet --no-deps --target build/onnxruntime-1.23 "onnxruntime==1.23.*"
 	PYTHONPATH=build/onnxruntime-1.23 $(RUN) tests.fuzz.nodes --seconds $(FUZZ_SECONDS)
 	$(RUN) tests.fuzz.nodes --seconds $(FUZZ_SECONDS)
-fuzz-calls fuzz-tokenizer fuzz-image fuzz-checkpoint: fuzz-%: $(DEV)/blip2rt-installed
+fuzz-calls fuzz-image fuzz-checkpoint: fuzz-%: $(DEV)/blip2rt-installed
 	$(RUN) tests.fuzz.files $* --seconds $(FUZZ_SECONDS)
 
 FUZZER ?= $(or $(shell command -v clang++),$(shell command -v clang++-14))

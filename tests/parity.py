@@ -22,7 +22,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.fuzz import options
+from tests.fuzz import files
 from tests.tiny import architectures
 
 KINDS = {
@@ -138,7 +138,7 @@ def main() -> int:
     args = parser.parse_args()
     seed = random.randrange(2**31) if args.seed is None else args.seed
     print(f"seed {seed}", flush=True)
-    fuzzed = options.run(args.seconds, seed)
+    fuzzed = files.run_random("calls", args.seconds, seed)
 
     def write(found: Found) -> None:
         if args.report is not None:

@@ -6,7 +6,7 @@ from tests.fuzz import files
 from tests.seeds import new_seed
 
 
-@pytest.mark.long(14, "thousands of random calls: rare combinations crash")
+@pytest.mark.long(7, "thousands of random calls: rare combinations crash")
 @pytest.mark.parametrize("target", list(files.TARGETS))
 def test_damaged_files_and_random_calls_raise_no_crash(target: str) -> None:
     pytest.importorskip("torch" if target == "checkpoint" else "onnx")
