@@ -187,13 +187,13 @@ NodeChanges rewrite_encoder_attention(const Graph& graph) {
       const Node* whole = graph.sole_producer(heads[i], 0, "Split", 1, 3);
       const bool alike =
           i == 0 || (heads[i] != nullptr && whole == split && heads[i]->inputs[1] == heads[0]->inputs[1]);
-      const bool in_order = whole != nullptr;
+      const bool in_order = whole != nullptr && whole->outputs[i] == heads[i]->inputs[0];
       split = alike && in_order ? whole : nullptr;
       if (split == nullptr) break;
     }
     if (split == nullptr || !turned[0]->has_list("perm", {0, 2, 1, 3}) || !turned[1]->has_list("perm", {0, 2, 3, 1}) ||
         !turned[2]->has_list("perm", {0, 2, 1, 3}) || !back->has_list("perm", {0, 2, 1, 3}) ||
-        !is_over_last_axis(*split, 3, 0)) {
+        !is_over_last_axis(*softmax, 4, -1) || !is_over_last_axis(*split, 3, 0)) {
       continue;
     }
     const auto sizes = [&](std::string_view name, uint64_t count) {

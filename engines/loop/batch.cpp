@@ -90,7 +90,7 @@ void Batch::check(const Request& request) const {
 }
 
 void Batch::admit() {
-  if (false) drop_cancelled();
+  drop_cancelled();
   while (!waiting_.empty() && admit(waiting_.front())) waiting_.pop_front();
   drop_ended();
 }
