@@ -16,7 +16,7 @@ import pytest
 import blip2rt
 from blip2rt.bundle.checksum import EMPTY, KEY, insert_checksum
 from blip2rt.bundle.fingerprint import fingerprint
-from blip2rt.errors import GalleryError
+from blip2rt.errors import GalleryError, OptionError
 from blip2rt.gallery import Index, index
 from blip2rt.gallery.catalog import Catalog
 from blip2rt.gallery.vectors import Vectors
@@ -57,6 +57,11 @@ def test_search_returns_the_nearest(model, album):
         assert [hit.probability for hit in reranked] == pytest.approx(
             [match.probability for _, match in best], abs=1e-4
         )
+        query = model.embed_text("A dog") - 0.8 * model.embed_text("red cat")
+        fewer = opened.search("A dog without any red cat.", 10)
+        assert [hit.score for hit in fewer] == pytest.approx(sorted((embeds @ query).max(axis=1))[::-1], abs=0.04)
+        with pytest.raises(OptionError, match="rerank cannot exclude 'people'"):
+            opened.search("a beach with no people", rerank=4)
 
 
 def test_cancelled_reranking_leaves_out_the_rest(model, album):
