@@ -12,7 +12,7 @@ import threading
 import time
 from asyncio import FIRST_COMPLETED
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -74,15 +74,6 @@ class AdmissionQueue:
         """Return the deadline, in monotonic time, of a request that starts now."""
         return time.monotonic() + self._limits.deadline_seconds
 
-    async def wait_for(self, deadline: float | None, work: Awaitable[T]) -> T:
-        """Await something other than the model until the deadline; cancel it afterwards. Raises ApiError."""
-        task = asyncio.ensure_future(work)
-        try:
-            await self._wait(task, deadline or self.deadline())
-            return task.result()
-        finally:
-            task.cancel()
-
     async def run(self, function: Callable[[CancelEvent], T], deadline: float | None = None) -> T:
         """Run a function in a thread when a slot is free. Cancelling this sets its event. Raises ApiError."""
         cancelled, deadline = CancelEvent(), deadline or self.deadline()
@@ -140,7 +131,7 @@ class AdmissionQueue:
         arrival = time.monotonic()
         if self._slots.locked():
             ahead = self._mean_seconds * (self.waiting + 1) / self._parallel
-            too_long = self.waiting > 0 and ahead > (self._limits.max_wait_seconds or deadline - arrival)
+            too_long = self.waiting > 0 and ahead > deadline - arrival
             if too_long or self.waiting >= self._limits.waiting:
                 self._metrics.refused.labels("queue").inc()
                 message = f"{self.waiting} requests are already waiting, about {ahead:.0f} s: try again later"

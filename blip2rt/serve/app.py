@@ -20,7 +20,7 @@ from .errors import CLIENT_GONE, ApiError, api_error
 from .logs import LOG
 from .metrics import CONTENT_TYPE
 from .middleware import RequestMiddleware
-from .protocols import embeddings, ollama, openai, responses, routes
+from .protocols import ollama, openai, routes
 from .service import Call, Service
 
 _PAGES = Path(__file__).parent / "pages"
@@ -72,8 +72,6 @@ ENDPOINTS = [
     Endpoint("/ready", _ready, summary="200 when the model is loaded, 503 before and while it is stuck"),
     Endpoint("/metrics", _metrics, summary="Metrics for Prometheus"),
     *openai.ENDPOINTS,
-    *embeddings.ENDPOINTS,
-    *responses.ENDPOINTS,
     *routes.ENDPOINTS,
     *ollama.ENDPOINTS,
 ]

@@ -9,11 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 from ..structured.questions import extract_question
-
-I = TypeVar("I")  # noqa: E741  # a reference to an image
 
 GREETING = "Hello! Send me a picture, and I will describe it or answer a question about it."
 NO_IMAGE = "there is no picture, and this model only answers about pictures: send one, as a part of type image_url"
@@ -24,24 +21,24 @@ _MAX_GREETING_WORDS = 6
 
 
 @dataclass(frozen=True)
-class Turn(Generic[I]):
+class Turn:
     """One message: its role, the texts of its parts, and its images."""
 
     role: str
     texts: tuple[str, ...] = ()
-    images: tuple[I, ...] = ()
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class ChatPrompt(Generic[I]):
+class ChatPrompt:
     """What the model is asked. Without a question the reply is a caption, without an image it is GREETING."""
 
-    image: I | None
+    image: str | None
     question: str | None = None
     history: tuple[tuple[str, str], ...] = ()  # earlier questions about the same image, with their answers
 
 
-def chat_prompt(turns: Sequence[Turn[I]], with_history: bool, may_greet: bool = True) -> ChatPrompt[I]:
+def chat_prompt(turns: Sequence[Turn], with_history: bool, may_greet: bool = True) -> ChatPrompt:
     """Reduce a conversation to a prompt. with_history: whether the model can continue a conversation.
 
     may_greet: whether a greeting needs no picture. Raises ValueError if a picture is missing.
@@ -59,14 +56,14 @@ def chat_prompt(turns: Sequence[Turn[I]], with_history: bool, may_greet: bool = 
     return ChatPrompt(image, question, tuple(_answered_questions(turns[shown:last])))
 
 
-def greets(turns: Sequence[Turn[I]]) -> bool:
+def greets(turns: Sequence[Turn]) -> bool:
     """Whether the last user message has no words, or only checks that somebody answers."""
     texts = next((turn.texts for turn in reversed(turns) if turn.role == "user"), ())
     words = " ".join(texts).split()
     return not words or (len(words) <= _MAX_GREETING_WORDS and _GREETS.match(" ".join(words)) is not None)
 
 
-def _answered_questions(turns: Sequence[Turn[I]]) -> list[tuple[str, str]]:
+def _answered_questions(turns: Sequence[Turn]) -> list[tuple[str, str]]:
     """Pair questions with their answers. Requests for captions are left out."""
     pairs: list[tuple[str, str]] = []
     question: str | None = None

@@ -59,11 +59,6 @@ def can_chat(model: Model) -> bool:
     return True
 
 
-def count_text_tokens(model: Model, texts: Sequence[str]) -> int:
-    """Count the Q-Former's tokens of texts that are embedded."""
-    return int(model.matcher.tokenizer.encode(texts)[1].sum()) if texts else 0
-
-
 def batches(items: Sequence[T], cancelled: CancelEvent) -> Iterator[Sequence[T]]:
     """Yield BATCH items at a time until cancelled."""
     for start in range(0, len(items), BATCH):

@@ -22,7 +22,6 @@ from .metrics import Metrics
 from .settings import Settings
 
 _NO_KEY_NEEDED = ("/", "/health", "/ready", "/docs", "/coffee.jpg", "/camera.jpg", "/openapi.json", "/api/version")
-_AZURE_PATH = re.compile("/openai(?:/v1|/deployments/[^/]+)/(.+)")
 MAX_HEAD_BYTES = 1 << 16  # request line and headers
 _POLLED = ("/health", "/ready", "/metrics")  # called every few seconds: logged at DEBUG
 _SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
@@ -92,9 +91,7 @@ class RequestMiddleware:
             self._record(scope, context, status or CLIENT_GONE)
 
     def _route_path(self, path: str) -> str:
-        """Return the route that a client means whose base URL is Azure's, lacks /v1, or has it twice."""
-        if found := _AZURE_PATH.match(path):
-            path = f"/v1/{found[1]}"
+        """Return the route that a client means whose base URL lacks /v1, or has it twice."""
         for prefix, base in (("/v1/v1/", "/v1/"), ("/v1/api/", "/api/"), ("/models/", "/v1/models/")):
             if path.startswith(prefix):
                 path = base + path.removeprefix(prefix)
@@ -124,8 +121,7 @@ class RequestMiddleware:
 
     def _has_key(self, headers: Headers) -> bool:
         kind, _, token = headers.get("authorization", "").partition(" ")
-        other = headers.get("x-api-key") or headers.get("api-key", "")  # the second is Azure's
-        key = (token.strip() if kind.lower() == "bearer" else other).encode()
+        key = (token.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")).encode()
         return sum(hmac.compare_digest(key, known) for known in self._keys) > 0  # compare all: constant time
 
     def _record(self, scope: Scope, context: RequestContext, status: int) -> None:

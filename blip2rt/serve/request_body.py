@@ -1,8 +1,10 @@
-"""Read a request's body within limits of size and time, as JSON or a form, into a pydantic model."""
+"""Read a request's body within limits of size and time, as JSON or a form, into a pydantic model; decode its images."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import re
 import time
 from collections.abc import AsyncIterator
@@ -24,6 +26,7 @@ _MAX_JSON_VALUES = 10_000  # about: collecting a million validation errors takes
 _FIELD_NAME = re.compile("[a-z_]+")
 _MAX_ERRORS, _MAX_FAULTS = 100, 5  # of the errors, examined and reported
 _GIVE = re.compile("^Input should be( greater| less)?")
+_SEND = "send the picture as a data URI (data:image/jpeg;base64,...)"
 _FIXES = {"Field required": "it is missing: send it"}
 
 
@@ -152,25 +155,9 @@ class _InMemoryParser(MultiPartParser):
     spool_max_size = 1 << 40
 
 
-def parse_image(kind: type[M], request: Request, body: bytes) -> M:
-    """Parse a body that is an image file; other fields are in the query string. Raises ApiError."""
-    if "image" not in kind.model_fields:
-        kinds = request.headers["content-type"][:50]
-        raise ApiError(415, f"this route does not take {kinds}: send JSON with the picture as a data URI", "not_json")
-    try:
-        return kind.model_validate({**request.query_params, "image": body})
-    except ValidationError as error:
-        raise _validation_error(error) from None
-
-
 def is_form(request: Request) -> bool:
     """Whether the body is a form."""
     return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
-
-
-def is_image(request: Request) -> bool:
-    """Whether the body is an image file."""
-    return request.headers.get("content-type", "").lower().startswith("image/")
 
 
 def _validation_error(error: ValidationError) -> ApiError:
@@ -196,3 +183,31 @@ def _field_path(loc: tuple[int | str, ...]) -> str:
     types = ("str", "bytes", "int", "float", "bool")
     keep = (each for each in loc if isinstance(each, int) or (each not in types and _FIELD_NAME.fullmatch(each)))
     return ".".join(map(str, keep))
+
+
+def image_bytes(reference: str | bytes, param: str) -> bytes:
+    """Return the bytes of an image: as they are, of a data URI, or of base64. Nothing is fetched, and no file is read.
+
+    Raises ApiError, which names the field `param`.
+    """
+    if isinstance(reference, bytes):
+        return reference
+    start = reference[:8].lower()
+    if start.startswith(("http:", "https:", "file:")):
+        raise _invalid_image("URLs are not fetched", param)
+    if start.startswith("data:"):
+        kind, _, reference = reference.partition(",")
+        if not kind[-20:].lower().rstrip().endswith(";base64"):
+            raise _invalid_image("the data URI is not base64", param)
+    try:  # either alphabet, with or without padding and line breaks
+        text = reference.encode("ascii").translate(bytes.maketrans(b"-_", b"+/"), b" \t\r\n").rstrip(b"=")
+        decoded = base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise _invalid_image("the image is not base64", param) from None
+    if not decoded:
+        raise _invalid_image("the image is empty", param)
+    return decoded
+
+
+def _invalid_image(problem: str, param: str) -> ApiError:
+    return bad_request(f"{problem}: {_SEND}", param, "invalid_image")

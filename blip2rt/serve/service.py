@@ -21,12 +21,11 @@ from ..version import __version__
 from .admission import AdmissionQueue, CancelEvent
 from .chat_prompt import GREETING, Turn, chat_prompt
 from .errors import CLIENT_GONE, ApiError, api_error, bad_request, client_gone
-from .images import image_bytes
 from .inference import Answer, Piece, TextJob, can_chat, can_generate, generate, prepare, shares_steps
 from .logs import LOG
 from .metrics import Metrics
 from .middleware import RequestContext
-from .request_body import BodyReader, is_form, is_image, parse_form, parse_image, parse_json
+from .request_body import BodyReader, image_bytes, is_form, parse_form, parse_json
 from .settings import Settings
 
 M = TypeVar("M", bound=BaseModel)
@@ -137,22 +136,17 @@ class Call:
         if is_form(self.request):
             parsed = await parse_form(kind, self.request, body, self.limits.images)
         else:
-            parsed = parse_image(kind, self.request, body) if is_image(self.request) else parse_json(kind, body)
+            parsed = parse_json(kind, body)
         if (size := count_characters(parsed)) > self.limits.prompt_chars:
             message = f"the texts have {size:,} characters, and {self.limits.prompt_chars:,} are allowed: shorten them"
             raise bad_request(message, code="prompt_too_long")
         return parsed
 
-    async def image(self, reference: str | bytes, param: str = "image") -> bytes:
-        """Return the bytes of an image that the request names in the field `param`. Raises ApiError."""
-        found = image_bytes(reference, self.service.settings.media, self.limits, param)
-        return await self._unless_gone(self.service.queue.wait_for(self.context.deadline, found))
-
     async def run(self, function: Callable[[CancelEvent], T]) -> T:
         """Run a function of the model in the queue's threads. Raises ApiError."""
         return await self._unless_gone(self.service.queue.run(function, self.context.deadline))
 
-    async def chat(self, turns: Sequence[Turn[str]], job: TextJob, writer: AnswerWriter, stream: bool) -> Response:
+    async def chat(self, turns: Sequence[Turn], job: TextJob, writer: AnswerWriter, stream: bool) -> Response:
         """Answer a conversation. Raises ApiError. A greeting without an image gets the writer's greeting."""
         as_text = job.form is None
         try:
@@ -162,11 +156,11 @@ class Call:
         job = replace(job, question=prompt.question, history=prompt.history)
         if prompt.image is None:
             return await self._greet(turns, job, writer, stream)
-        image = await self.image(prompt.image, "messages")
+        image = image_bytes(prompt.image, "messages")
         self.context.log_fields["images"] = sum(len(turn.images) for turn in turns)
         return await self.respond(replace(job, image=image), writer, stream)
 
-    async def _greet(self, turns: Sequence[Turn[str]], job: TextJob, writer: AnswerWriter, stream: bool) -> Response:
+    async def _greet(self, turns: Sequence[Turn], job: TextJob, writer: AnswerWriter, stream: bool) -> Response:
         """Reply to a client that only checks whether the server answers. Checks options as for an image.
 
         The model reads nothing, so `usage` counts words.

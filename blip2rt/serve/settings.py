@@ -21,7 +21,7 @@ class Limits:
     prompt_chars: int = 32_000  # of all texts in a request
     new_tokens: int = 256  # per answer
     sequences: int = 8  # answers and beams
-    inputs: int = 256  # texts and images to embed, or texts to match
+    inputs: int = 256  # texts to match
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,6 @@ class QueueLimits:
     waiting: int = 64
     deadline_seconds: float = 120.0  # for a request, including its wait
     drain_seconds: float = 30.0  # for accepted requests at shutdown
-    max_wait_seconds: float | None = None  # a request that would wait longer is rejected; None: the deadline
 
 
 @dataclass(frozen=True)
@@ -45,15 +44,6 @@ class Access:
 
 
 @dataclass(frozen=True)
-class MediaAccess:
-    """Which images a request may name instead of sending them."""
-
-    domains: tuple[str, ...] = ()  # host or host:port
-    folders: tuple[Path, ...] = ()
-    seconds: float = 10.0  # to fetch one image
-
-
-@dataclass(frozen=True)
 class Settings:
     """All settings of a server except its model."""
 
@@ -62,9 +52,8 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     queue: QueueLimits = field(default_factory=QueueLimits)
     access: Access = field(default_factory=Access)
-    media: MediaAccess = field(default_factory=MediaAccess)
     cache_bytes: int = 256 * MEBI  # cache for repeated images and prompt prefixes
-    drain_delay: float = 5.0  # seconds between SIGTERM and the drain: /ready fails, and requests are still accepted
+    drain_delay: int = 5  # seconds between SIGTERM and the drain: /ready fails, and requests are still accepted
     keep_alive: int = 75  # seconds that an idle connection stays open: longer than a proxy keeps it
     index: Path | None = None  # gallery index for /v1/search
     log_prompts: bool = False

@@ -139,8 +139,6 @@ class _Filling:
         values = self._items(form, item, label)
         unique = list({json.dumps(value, sort_keys=True): value for value in values}.values())
         least = form.min_items
-        if len(unique) < least and isinstance(item, Flag):
-            unique.append(not unique[0])
         while len(unique) < least:  # only where items may repeat
             unique.append(values[len(unique) % len(values)] if values else self.value(item, label))
         return unique[: int(min(most, max(least, len(unique))))]

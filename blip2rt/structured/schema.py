@@ -26,7 +26,7 @@ MAX_MIN_ITEMS = 16
 MAX_MIN_LENGTH = 200  # characters; BLIP-2's texts are short
 
 _KEYWORDS = {
-    "object": "properties required maxProperties".split(),
+    "object": "properties required".split(),
     "array": "items minItems maxItems uniqueItems".split(),
     "string": "minLength maxLength".split(),
     "number": "minimum maximum exclusiveMinimum exclusiveMaximum".split(),
@@ -34,9 +34,9 @@ _KEYWORDS = {
 _KEYWORDS["integer"] = _KEYWORDS["number"]
 _REJECTED_TEXT = frozenset("pattern format contentEncoding contentMediaType".split())
 _REJECTED = frozenset(
-    "not if then else oneOf allOf anyOf multipleOf patternProperties propertyNames minProperties dependentRequired "
-    "dependentSchemas dependencies contains minContains maxContains prefixItems additionalItems unevaluatedItems "
-    "unevaluatedProperties $dynamicRef $recursiveRef $id".split()
+    "not if then else oneOf allOf anyOf multipleOf patternProperties propertyNames minProperties maxProperties "
+    "dependentRequired dependentSchemas dependencies contains minContains maxContains prefixItems additionalItems "
+    "unevaluatedItems unevaluatedProperties $dynamicRef $recursiveRef $id".split()
 )
 _KNOWN = _REJECTED.union(_REJECTED_TEXT, *_KEYWORDS.values())
 _VALIDATING = _KNOWN | {"type", "enum", "const", "additionalProperties", "$ref"}
@@ -206,9 +206,6 @@ class _Reader:
             except _CannotFill:
                 if name in required:
                     raise
-        most = _whole(schema, "maxProperties", field)
-        if most is not None and most < len(filled):
-            raise _CannotFill(f"{field}: maxProperties is less than its properties: leave it out")
         return Object(*field.parts, tuple(filled))
 
     def _array(self, schema: dict[str, Any], field: Field, place: _Place) -> Array:
@@ -225,8 +222,7 @@ class _Reader:
             if least:
                 raise
         self._count(field, max(least - 1, 0) * (self._fields - before))
-        room = _distinct(item) if schema.get("uniqueItems") else math.inf
-        if least > room:
+        if least > 1 and schema.get("uniqueItems"):
             raise _CannotFill(f"{field}: its items cannot all be different: lower minItems")
         return Array(*field.parts, item, least, most)
 
@@ -270,13 +266,6 @@ def _number(schema: dict[str, Any], field: Field, whole: bool) -> Number:
     return Number(*field.parts, whole, low, high)
 
 
-def _distinct(item: Form | None) -> float:
-    """How many different items there are at most. What is derived from a picture may repeat: then 1."""
-    if isinstance(item, Choice):
-        return len(item.values)
-    return 2 if isinstance(item, Flag) else 1
-
-
 def _whole(schema: dict[str, Any], keyword: str, field: Field) -> int | None:
     value = schema.get(keyword)
     if value is None:
@@ -287,13 +276,9 @@ def _whole(schema: dict[str, Any], keyword: str, field: Field) -> int | None:
 
 
 def _joined(schema: dict[str, Any], part: dict[str, Any], place: _Place) -> dict[str, Any]:
-    """Two schemas that apply together -> one. Raises _CannotFill if it is not just the keywords of both."""
-    both = [key for key in part if key in _VALIDATING and key in schema and _key(part[key]) != _key(schema[key])]
-    for one, other in ((schema, part), (part, schema)):
-        if "additionalProperties" in one and "properties" in other and "properties" not in one:
-            both.append("additionalProperties")  # it is about the properties of its own schema
-    if both:
-        raise _CannotFill(f"{place}: {both[0]} stands in two schemas that apply together: merge them")
+    """A schema and what it refers to -> one. Raises _CannotFill if it has more than descriptions of its own."""
+    if both := [key for key in schema if key in _VALIDATING]:
+        raise _CannotFill(f"{place}: {both[0]} stands beside $ref, allOf or anyOf: move it there")
     return {**part, **schema}
 
 

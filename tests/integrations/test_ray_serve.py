@@ -44,7 +44,7 @@ def test_replica_loads_at_startup_and_answers(tiny: Tiny) -> None:
 
 def test_flags_are_those_of_the_server() -> None:
     args = ray_serve.parse("--api-key 'k' --max-tokens 9 --replicas 2 8 --threads 3")
-    assert (args.api_key, args.max_tokens, args.replicas, args.threads) == (["k"], 9, [2, 8], 3)
+    assert (args.api_keys, args.new_tokens, args.replicas, args.threads) == (["k"], 9, [2, 8], 3)
     for flags in ("--replicas 2", "--threads 0", "--max-tokenz 3"):
         with pytest.raises((UsageError, SystemExit)):
             ray_serve.parse(flags)

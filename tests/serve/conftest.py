@@ -12,7 +12,7 @@ for package in ("starlette", "uvicorn", "prometheus_client", "python_multipart",
     pytest.importorskip(package)
 
 import blip2rt
-from tests.serve.server_process import CAT, TIMEOUT, ServerProcess, png
+from tests.serve.server_process import CAT, TIMEOUT, AppClient, ServerProcess, png
 
 
 @pytest.fixture(scope="package")
@@ -55,6 +55,29 @@ def start(tiny: Any) -> Iterator[Callable[..., ServerProcess]]:
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture
+def app(tiny: Any) -> Iterator[Callable[..., AppClient]]:
+    """A function that opens the application of a tiny model, which runs in this process."""
+    opened: list[AppClient] = []
+
+    def open_app(*arguments: object, **more: Any) -> AppClient:
+        opened.append(AppClient(tiny.path, *arguments, **more))
+        return opened[-1]
+
+    yield open_app
+    for each in opened:
+        each.close()
+
+
+@pytest.fixture(scope="package")
+def limited(tiny: Any) -> Iterator[ServerProcess]:
+    """A tiny model with small limits."""
+    limits = ("--max-body", "50K", "--max-pixels", 10_000, "--max-prompt", 300, "--body-seconds", 3)
+    server = ServerProcess("--model", tiny.path, "--threads", 1, *limits)
+    yield server
+    assert server.stop() == 0
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
-"""A server as users start it: a process that is called over a socket."""
+"""A server as users start it, a process that is called over a socket, and its application called in this process."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import http.client
 import io
 import json
+import logging
 import os
 import signal
 import socket
@@ -20,7 +22,13 @@ from typing import Any
 from PIL import Image
 
 import blip2rt
+from blip2rt.command_line import Parser
 from blip2rt.gallery import Index
+from blip2rt.serve import cli
+from blip2rt.serve.app import make_app
+from blip2rt.serve.inference import open_model
+from blip2rt.serve.logs import LOG, JsonFormatter
+from blip2rt.serve.service import Service
 
 ROOT = Path(__file__).parents[2]
 PHOTO, CAT = ROOT / "docs" / "photo.jpg", ROOT / "tests" / "cat.jpg"  # Chelsea by Stéfan van der Walt (CC0)
@@ -65,7 +73,93 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-class ServerProcess:
+class Caller:
+    """Calls a server. Subclasses send the request."""
+
+    log: list[dict[str, Any]]
+
+    def call(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Response:
+        raise NotImplementedError
+
+    def get(self, path: str, **headers: str) -> Response:
+        return self.call("GET", path, None, headers)
+
+    def post(self, path: str, body: Any, **headers: str) -> Response:
+        """POST an object as JSON, or bytes as they are."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self.call("POST", path, data, {"Content-Type": "application/json", **headers})
+
+    def post_form(self, path: str, body: bytes) -> Response:
+        """POST a form with the boundary b."""
+        return self.post(path, body, Content_Type="multipart/form-data; boundary=b")
+
+    def logged(self, start: str, **fields: Any) -> dict[str, Any] | None:
+        """Return the first log line with this start and these fields."""
+        lines = [line for line in list(self.log) if line["message"].startswith(start)]
+        return next((line for line in lines if fields.items() <= line.items()), None)
+
+    def metric(self, name: str, **headers: str) -> float:
+        """Return a metric; its name includes the labels as they are written."""
+        for line in self.get("/metrics", **headers).body.decode().splitlines():
+            if line.startswith(f"{name} "):
+                return float(line.split()[-1])
+        return 0.0
+
+
+class AppClient(Caller):
+    """The application of `blip2rt serve` with these arguments, without a socket."""
+
+    def __init__(self, model: Path, *arguments: object, ready: bool = True) -> None:
+        parser = Parser()
+        cli.add_options(parser)
+        settings = cli.settings_from(parser.parse_args(list(map(str, arguments))))
+        self.service, self.log = Service(open_model(str(model), settings, threads=1), settings), []
+        self._app, self._loop = make_app(self.service), asyncio.new_event_loop()
+        self._handler = logging.Handler()
+        self._handler.emit = lambda record: self.log.append(json.loads(JsonFormatter().format(record)))  # type: ignore[method-assign]
+        LOG.addHandler(self._handler)
+        LOG.setLevel(logging.INFO)
+        if ready:
+            self.load()
+
+    def load(self) -> None:
+        self._loop.run_until_complete(self.service.load())
+
+    def call(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Response:
+        return self._loop.run_until_complete(respond(self._app, method, path, body or b"", headers))
+
+    def close(self) -> None:
+        LOG.removeHandler(self._handler)
+        self.service.close()
+        self._loop.close()
+
+
+async def respond(
+    app: Any, method: str, path: str, body: bytes, headers: dict[str, str], leave: asyncio.Event | None = None
+) -> Response:
+    """Return an application's response to a request whose client disconnects when `leave` is set."""
+    unread, sent, (place, _, query) = [body], list[Any](), path.partition("?")
+
+    async def receive() -> dict[str, Any]:
+        if unread:
+            return {"type": "http.request", "body": unread.pop(), "more_body": False}
+        await (leave or asyncio.Event()).wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    named = {name.replace("_", "-").lower(): value for name, value in headers.items()}
+    pairs = {"host": "localhost", "content-length": str(len(body)), **named}.items()
+    scope = {"type": "http", "method": method, "path": place, "query_string": query.encode(), "http_version": "1.1"}
+    scope |= {"scheme": "http", "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1)}
+    await app(scope | {"headers": [(name.encode(), value.encode()) for name, value in pairs]}, receive, send)
+    start, *parts = sent
+    found = {name.decode(): value.decode() for name, value in start["headers"]}
+    return Response(start["status"], found, b"".join(part.get("body", b"") for part in parts))
+
+
+class ServerProcess(Caller):
     """`blip2rt serve` on a free port, with its log as objects. delayed: its model loads after release()."""
 
     def __init__(self, *arguments: object, env: dict[str, str] | None = None, delayed: bool = False) -> None:
@@ -99,11 +193,7 @@ class ServerProcess:
     def wait_for_log(self, start: str, **fields: Any) -> dict[str, Any]:
         """Return the first log line with this start and these fields."""
 
-        def find() -> Any:
-            lines = [line for line in list(self.log) if line["message"].startswith(start)]
-            return next((line for line in lines if fields.items() <= line.items()), None)
-
-        return self._wait(find)
+        return self._wait(lambda: self.logged(start, **fields))
 
     def wait_ready(self) -> None:
         self._wait(lambda: self.get("/ready").status == 200)
@@ -114,18 +204,6 @@ class ServerProcess:
             assert time.monotonic() < end and self.process.poll() is None, (self.log[-5:], self.other_lines)
             time.sleep(0.02)
         return value
-
-    def get(self, path: str, **headers: str) -> Response:
-        return self.call("GET", path, None, headers)
-
-    def post(self, path: str, body: Any, **headers: str) -> Response:
-        """POST an object as JSON, or bytes as they are."""
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return self.call("POST", path, data, {"Content-Type": "application/json", **headers})
-
-    def post_form(self, path: str, body: bytes) -> Response:
-        """POST a form with the boundary b."""
-        return self.post(path, body, Content_Type="multipart/form-data; boundary=b")
 
     def call(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Response:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT)
@@ -147,13 +225,6 @@ class ServerProcess:
         data = json.dumps(body).encode()
         head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(data)}\r\n\r\n"
         return self.connect(head.encode() + data)
-
-    def metric(self, name: str, **headers: str) -> float:
-        """Return a metric; its name includes the labels as they are written."""
-        for line in self.get("/metrics", **headers).body.decode().splitlines():
-            if line.startswith(f"{name} "):
-                return float(line.split()[-1])
-        return 0.0
 
     def wait_for_metric(self, name: str, least: float) -> None:
         """Wait until a metric has at least this value; with 0, until it is 0."""

@@ -1,22 +1,32 @@
-"""The request queue: slots, deadlines, cancellation and shutdown."""
+"""The request queue and the application, without a socket: slots, deadlines, cancellation, unexpected errors."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import logging
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import blip2rt
+from blip2rt import gallery
+from blip2rt.gallery import Hit
 from blip2rt.serve.admission import AdmissionQueue, CancelEvent
+from blip2rt.serve.app import make_app
 from blip2rt.serve.errors import ApiError
 from blip2rt.serve.metrics import Metrics
-from blip2rt.serve.settings import QueueLimits
+from blip2rt.serve.protocols import routes
+from blip2rt.serve.service import Service
+from blip2rt.serve.settings import QueueLimits, Settings
 from tests.seeds import new_seed
+from tests.serve.server_process import PHOTO, Response, data_uri, respond
 
 
 def with_queue(scenario: Callable[[AdmissionQueue], Awaitable[Any]], parallel: int = 2, deadline: float = 60.0) -> Any:
@@ -145,3 +155,122 @@ def test_errors_and_cancellation_lose_no_slot() -> None:
         await asyncio.gather(*(queue.run(lambda _: both.wait(60)) for _ in range(2)))
 
     with_queue(scenario)
+
+
+@pytest.fixture
+def service(tiny: Any) -> Iterator[Service]:
+    service = Service(blip2rt.load(tiny.path, threads=1), Settings(queue=QueueLimits(parallel=1)))
+    yield service
+    service.close()
+
+
+async def call(service: Service, path: str, body: Any = None, leave: asyncio.Event | None = None) -> Response:
+    method, sent = ("GET", b"") if body is None else ("POST", json.dumps(body).encode())
+    return await respond(make_app(service), method, path, sent, {}, leave)
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/api/tags"])
+def test_unexpected_errors_are_logged_and_not_sent(service, monkeypatch, caplog, path):
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("a secret of this machine")
+
+    monkeypatch.setattr(service.metrics, "text", fail)
+    monkeypatch.setattr("blip2rt.serve.protocols.ollama._model_info", fail)
+    monkeypatch.setattr(logging.getLogger("blip2rt"), "propagate", True)
+    found = asyncio.run(call(service, path))
+    assert found.status == 500 and found.message(path) == "the server failed: its log says why"
+    assert found.headers["content-type"] == "application/json" and "x-request-id" in found.headers
+    logged = [str(record.exc_info[1]) for record in caplog.records if record.exc_info]
+    assert logged == ["a secret of this machine"]
+
+
+class DisconnectingClient:
+    """A client that disconnects once the work has begun. Create it inside the running event loop."""
+
+    def __init__(self) -> None:
+        self._loop, self._begun, self._gone = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+    def wrap(self, name: str, function: Callable[..., Any], calls: list[str]) -> Callable[..., Any]:
+        """Record the calls of a function, and let the client disconnect during the first one."""
+
+        def wrapped(*arguments: Any) -> Any:
+            calls.append(name)
+            self._loop.call_soon_threadsafe(self._begun.set)
+            assert self._gone.wait(60)
+            return function(*arguments)
+
+        return wrapped
+
+    async def call(self, service: Service, path: str, body: Any) -> None:
+        """Call, disconnect, and wait for the work to end."""
+        await call(service, path, body, self._begun)
+        while len(asyncio.all_tasks()) > 1:  # being cancelled
+            await asyncio.sleep(0)
+        self._gone.set()
+        while service.queue.running:
+            await asyncio.sleep(0.01)
+
+
+PICTURE, TEXTS = data_uri(PHOTO.read_bytes()), ["a dog"] * 20
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "first"),
+    [
+        ("/v1/match", {"image": PICTURE, "texts": TEXTS}, "match_features"),
+        ("/blip2itm", {"image": PICTURE, "txt": "a dog"}, "image_embeds"),
+        ("/v1/search", {"text": "a dog"}, "_thumbnail"),
+    ],
+)
+def test_disconnecting_ends_the_work_after_one_step(tiny, monkeypatch, path, body, first):
+    monkeypatch.setattr(gallery, "Index", FakeIndex)
+    index = Path("an.index") if path == "/v1/search" else None
+    service = Service(blip2rt.load(tiny.path, threads=1), Settings(queue=QueueLimits(parallel=1), index=index))
+    calls: list[str] = []
+
+    async def main() -> None:
+        await service.load()
+        client = DisconnectingClient()
+        model: Any = service.model
+        owners = ((model.pipeline.backend, ("image_embeds", "text_embeds")), (model, ("match_features",)))
+        for owner, names in (*owners, (routes, ("_thumbnail",))):
+            for name in names if hasattr(owner, first) else ():
+                monkeypatch.setattr(owner, name, client.wrap(name, getattr(owner, name), calls))
+        await client.call(service, path, body)
+
+    asyncio.run(main())
+    service.close()
+    assert calls == [first]
+
+
+class FakeIndex(contextlib.nullcontext[None]):
+    """An index whose ten pictures all match."""
+
+    def __len__(self) -> int:
+        return 10
+
+    @classmethod
+    def open(cls, *_: Any) -> Any:
+        return contextlib.nullcontext(cls())
+
+    def search(self, *_: Any, cancelled: Callable[[], bool], **__: Any) -> list[Hit]:
+        assert not cancelled()
+        return [Hit(PHOTO, "photo.jpg", 0.5) for _ in range(len(self))]
+
+
+def test_waiting_streams_stay_open(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that waits for its turn sends its headers and comments, so that a proxy does not give it up."""
+    monkeypatch.setattr("blip2rt.serve.service._SILENCE_SECONDS", 0.02)
+
+    async def main() -> Response:
+        await service.load()
+        door = threading.Event()
+        running = asyncio.ensure_future(service.queue.run(lambda _: door.wait(60)))
+        asyncio.get_running_loop().call_later(0.2, door.set)
+        found = await call(service, "/v1/caption", {"image": PICTURE, "stream": True})
+        await running
+        return found
+
+    found = asyncio.run(main())
+    assert found.status == 200 and found.body.startswith(b": waiting\n\n: waiting\n\n")
+    assert found.body.endswith(b"data: [DONE]\n\n") and b'"caption"' in found.body

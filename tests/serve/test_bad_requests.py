@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import gzip
 import json
 import random
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from blip2rt.serve.request_body import image_bytes
 from tests.seeds import new_seed
-from tests.serve.server_process import PHOTO, ServerProcess, chat, data_uri, encoded, png, read_all
+from tests.serve.server_process import PHOTO, ServerProcess, chat, encoded, png, read_all
 
 pytestmark = pytest.mark.long(10, "a real server process: it survives each bad request")
+
+
+SEND = "send the picture as a data URI (data:image/jpeg;base64,...)"
 
 
 def user(content: bytes) -> bytes:
@@ -31,7 +35,7 @@ MALFORMED = [
 ]
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/caption", "/v1/embeddings", "/api/chat", "/blip2itm"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/caption", "/v1/match", "/api/chat", "/blip2itm"])
 def test_malformed_bodies_are_rejected(nano: ServerProcess, path: str) -> None:
     for body in MALFORMED:
         found = nano.post(path, body)
@@ -47,7 +51,6 @@ def test_many_invalid_values_do_not_block_the_server(nano: ServerProcess) -> Non
     begun = time.monotonic()
     for path, body in (
         ("/v1/chat/completions", user(b"[%b]")),
-        ("/v1/embeddings", b'{"input":[%b]}'),
         ("/v1/match", b'{"image":"","texts":[%b]}'),
         ("/api/chat", b'{"format":{"a":[%b]}}'),
     ):
@@ -157,11 +160,9 @@ def test_wrong_fields_are_named(nano: ServerProcess, cat: bytes) -> None:
         ("/v1/caption", {"image": 3}, "image"),
         ("/v1/caption", {"image": "", "bad_words": {}}, "bad_words"),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": 7}]}, "messages.0.content"),
-        ("/v1/embeddings", {"input": 7}, "input"),
-        ("/api/embed", {"input": 3.5}, "input"),
     ):
         found = nano.post(path, body)
-        assert found.status == 400 and (path == "/api/embed" or found.error["param"] == place), found.body
+        assert found.status == 400 and found.error["param"] == place, found.body
         assert found.message(path).startswith(f"{place}: give a valid"), found.body
     body = {"image": encoded(cat), "min_new_tokens": 5, "max_new_tokens": 2}
     assert "min_new_tokens is 5, more than max_new_tokens, 2" in nano.post("/v1/caption", body).error["message"]
@@ -173,6 +174,38 @@ def test_wrong_fields_are_named(nano: ServerProcess, cat: bytes) -> None:
     ):
         found = nano.post(path, {"image": encoded(cat), **more})
         assert found.status == 400 and found.error["param"] == place
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("data:image/png,%41%41", "the data URI is not base64"),
+        ("data:image/png;base64", "the image is empty"),
+        ("data:text/html;base64,%41", "the image is not base64"),
+        *((text, "the image is not base64") for text in ("photo.jpg!", "ä", "a", "gopher://127.0.0.1/")),
+        *((text, "the image is empty") for text in ("", "====")),
+        *((url, "URLs are not fetched") for url in ("HTTP://127.0.0.1/a.png", "https://a.org/a.png", "file:///etc/a")),
+    ],
+)
+def test_pictures_are_bytes_or_base64(nano: ServerProcess, reference: str, message: str) -> None:
+    content = [{"type": "image_url", "image_url": {"url": reference}}]
+    for path, body, param in (
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": content}]}, "messages"),
+        ("/v1/caption", {"image": reference}, "image"),
+        ("/api/generate", {"prompt": "what is it?", "images": [reference]}, ""),
+        ("/blip2itm", {"image": reference, "txt": "a"}, "image"),
+    ):
+        found = nano.post(path, body)
+        assert found.status == 400 and found.message(path) == f"{message}: {SEND}", path
+        assert not param or (found.error["code"], found.error["param"]) == ("invalid_image", param)
+
+
+def test_base64_has_many_spellings() -> None:
+    data = bytes(range(256))
+    plain, urlsafe = (encode(data).decode() for encode in (base64.b64encode, base64.urlsafe_b64encode))
+    texts = [plain, plain.rstrip("="), urlsafe, f" {plain[:99]}\r\n{plain[99:]}\n"]
+    texts += [f"{start}{plain}" for start in ("DATA:image/jpg;charset=x;BASE64,", "data:;base64,")]
+    assert {image_bytes(text, "image") for text in texts} == {data}
 
 
 def test_unknown_paths_and_methods_are_rejected(nano: ServerProcess) -> None:
@@ -203,11 +236,6 @@ def test_options_are_checked_without_an_image(nano: ServerProcess, streamed: boo
         assert nano.post("/api/generate", more).status == 400
 
 
-@pytest.fixture
-def limited(start: Callable[..., ServerProcess]) -> ServerProcess:
-    return start("--max-body", "50K", "--max-pixels", 10_000, "--max-prompt", 300)
-
-
 def test_bodies_and_images_are_limited(limited: ServerProcess, small: bytes) -> None:
     for size in (60_000, 500_000):
         found = limited.post("/v1/caption", json.dumps({"image": "A" * size}).encode())
@@ -219,8 +247,6 @@ def test_bodies_and_images_are_limited(limited: ServerProcess, small: bytes) -> 
     message = limited.post("/v1/caption", {"image": large}).error["message"]
     assert "more than 10,000" in message and "--max-pixels N" in message
     assert limited.post("/v1/caption", {"image": encoded(small)}).status == 200
-    found = limited.post("/v1/embeddings", {"input": [data_uri(b"x")] * 65})
-    assert found.error["message"] == "input: more than 64 pictures: send fewer"
     assert limited.metric("blip2rt_body_bytes") == 0
 
 
@@ -236,8 +262,6 @@ def test_texts_are_limited(limited: ServerProcess, small: bytes) -> None:
         ("/v1/ask", {"question": half, "bad_words": half}),
         ("/v1/match", {"text": half, "texts": [half]}),
         ("/blip2itm", {"txt": long}),
-        ("/v1/embeddings", {"input": [half, half]}),
-        ("/api/embed", {"input": long}),
         ("/v1/chat/completions", chat(half, half)),
         ("/v1/chat/completions", chat(half, small, stop=[half])),
         ("/v1/chat/completions", {"messages": [{"role": "system", "content": long}]}),
@@ -250,4 +274,3 @@ def test_texts_are_limited(limited: ServerProcess, small: bytes) -> None:
         assert found.status == 400 and "characters, and 300 are allowed" in found.message(path), (path, found.body)
     found = limited.post("/v1/caption", {**image, "bad_words": ["a"] * 257})
     assert found.error["message"].startswith("bad_words: give 256 strings at most")
-    assert limited.post("/v1/embeddings", {"input": data_uri(small)}).status == 200, "an image is not a text"

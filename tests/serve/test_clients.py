@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from blip2rt.serve.errors import ApiError
 from blip2rt.serve.protocols.ollama import _Writer
-from tests.serve.server_process import CAT, ServerProcess, data_uri, encoded, parts, png
+from tests.serve.server_process import CAT, ServerProcess, encoded, parts, png
 
 pytestmark = pytest.mark.long(12, "clients' own libraries against a real server")
 
@@ -148,18 +147,6 @@ def test_openai_lists_models(openai: Any) -> None:
         openai.models.retrieve("gpt-9")
 
 
-def test_openai_embeds_texts_and_images(openai: Any, model: Any, cat: bytes) -> None:
-    inputs = ["a cat on a towel", "two men play tennis", data_uri(cat)]
-    found = openai.embeddings.create(model="nano", input=inputs)  # the package asks for base64
-    vectors = np.array([each.embedding for each in found.data])
-    np.testing.assert_allclose(vectors[:2], model.embed_text(inputs[:2]), atol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    assert vectors[2] @ vectors[0] > vectors[2] @ vectors[1]
-    plain = openai.embeddings.create(model="nano", input=inputs[0], encoding_format="float")
-    np.testing.assert_allclose(plain.data[0].embedding, model.embed_text(inputs[0]), atol=1e-6)
-    assert plain.usage.prompt_tokens == 7  # [CLS] a cat on a towel [SEP]
-
-
 def test_openai_raises_its_own_errors(create: Any, cat: bytes) -> None:
     bad_request = pytest.importorskip("openai").BadRequestError
     for more, message in (
@@ -214,13 +201,10 @@ def test_ollama_describes_the_model(ollama: Any, model: Any) -> None:
     [listed] = ollama.list().models
     assert listed.model == "nano:latest" and listed.size > 50e6 and len(listed.digest) == 64
     shown = ollama.show("nano")
-    assert set(shown.capabilities) == {"completion", "vision", "embedding"}
+    assert set(shown.capabilities) == {"completion", "vision"}
     assert shown.modelinfo["blip2.context_length"] == 1024 and shown.details.family == "blip2"
     assert [each.model for each in ollama.ps().models] == ["nano:latest"]
     assert ollama.generate(model="nano").done_reason == "load"
-    vectors = ollama.embed(model="nano", input=["a cat", "a dog"]).embeddings
-    np.testing.assert_allclose(vectors, model.embed_text(["a cat", "a dog"]), atol=1e-6)
-    assert ollama.embed(model="nano", input="").embeddings == ollama.embed(model="nano", input=[]).embeddings == []
 
 
 def test_ollama_raises_its_own_errors(ollama: Any, cat: bytes) -> None:

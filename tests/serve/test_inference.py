@@ -143,9 +143,7 @@ def test_history_that_does_not_fit_is_dropped(model: Any, small: bytes, monkeypa
         (["ends with o"], [" on", "over"], "ends with o", False),
     ],
 )
-def test_texts_are_cut_before_the_first_stop_string(
-    pieces: list[str], stops: list[str], text: str, stopped: bool
-) -> None:
+def test_texts_are_cut_before_the_first_stop_string(pieces, stops, text, stopped):
     class Stream:
         push = staticmethod(pieces.__getitem__)
 

@@ -160,9 +160,7 @@ def test_caption_does_not_interrupt_an_answer(page: webdriver.Chrome) -> None:
         ("a man with a camera", "a man is holding a camera in front of a field", ["camera", "no", "yes"]),
     ],
 )
-def test_suggested_questions_are_answered_rightly(
-    page: webdriver.Chrome, example: str, caption: str, answers: list[str]
-) -> None:
+def test_suggested_questions_are_answered_rightly(page, example, caption, answers):
     page.find_element(By.CSS_SELECTOR, f"#examples [aria-label='Example: {example}']").click()
     wait(page, lambda: text(page, "caption") == caption)
     for number in range(3):

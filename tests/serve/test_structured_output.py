@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from blip2rt.serve.errors import ApiError
 from blip2rt.serve.structured_output import form_in, schema_like
 from blip2rt.structured import Form, fill
-from tests.serve.server_process import ServerProcess, data_uri, encoded, parts
+from tests.serve.server_process import ServerProcess, encoded, parts
 
 pytestmark = pytest.mark.long(12, "clients' own libraries against a real server")
 
@@ -77,6 +77,7 @@ def test_frigate_reviews(nano: ServerProcess, model: Any, cat: bytes) -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "review_metadata", "strict": True, "schema": FRIGATE}}
     review = content_of(nano.post(CHAT, {"model": "gpt-4o", "messages": messages, "response_format": wanted}))
     jsonschema.validate(review, FRIGATE)
+    assert review == fill(model, cat, FRIGATE)
     assert review["title"] == model.caption(cat) and review["potential_threat_level"] == 0
     assert review["observations"][0] == model.caption(cat) and review["other_concerns"] is None
     bare = {name: {"type": FRIGATE["properties"][name]["type"]} for name in ("scene", "confidence")}  # type: ignore[index]
@@ -108,7 +109,7 @@ def test_llm_vision_structures(nano: ServerProcess, cat: bytes) -> None:
 
 
 def test_photoprism_labels(nano: ServerProcess, cat: bytes) -> None:
-    """Ollama: an example in the prompt and format "json". OpenAI: /v1/responses with a schema."""
+    """Ollama: an example in the prompt and format "json"."""
     example = '{"labels":[{"name":"sunset","confidence":0.72,"topicality":0.64}]}'
     prompt = f"Return label objects with name (single-word noun), confidence and topicality. Respond like {example}."
     options = {"temperature": 0.1, "top_p": 0.9, "stop": ["\n\n"]}
@@ -116,18 +117,6 @@ def test_photoprism_labels(nano: ServerProcess, cat: bytes) -> None:
     found = nano.post("/api/generate", {**body, "suffix": "", "stream": False, "images": [encoded(cat)]}).json
     labels = json.loads(found["response"])["labels"]
     assert "cat" in [label["name"] for label in labels] and all(0 <= label["confidence"] <= 1 for label in labels)
-    unit = {"type": "number", "minimum": 0, "maximum": 1}
-    label = {"name": text_schema(1), "confidence": unit, "topicality": unit}
-    item = {"type": "object", "properties": label, "required": [*label], "additionalProperties": False}
-    properties = {"labels": {"type": "array", "items": item, "default": []}}
-    schema = {"type": "object", "properties": properties, "required": ["labels"], "additionalProperties": False}
-    image = {"type": "input_image", "image_url": data_uri(cat), "detail": "low"}
-    ask = {"role": "user", "type": "message", "content": [{"type": "input_text", "text": "Analyze the image."}, image]}
-    wanted = {"format": {"type": "json_schema", "name": "labels", "schema": schema, "strict": True}}
-    found = nano.post("/v1/responses", {"model": "gpt-5-mini", "input": [ask], "text": wanted}).json
-    text = found["output"][0]["content"][0]["text"]
-    jsonschema.validate(json.loads(text), schema)
-    assert found["status"] == "completed" and "cat" in [each["name"] for each in json.loads(text)["labels"]]
 
 
 def test_openai_parses_and_calls_tools(nano: ServerProcess, model: Any, cat: bytes) -> None:
@@ -139,11 +128,11 @@ def test_openai_parses_and_calls_tools(nano: ServerProcess, model: Any, cat: byt
     assert (animal.species, animal.colour, animal.count) == (model.ask(cat, "What animal is it?"), "white", 1)
     assert found.usage.completion_tokens > 0 and found.choices[0].finish_reason == "stop"
     tools = [package.pydantic_function_tool(Animal)]
-    for choice in ("required", {"type": "function", "function": {"name": "Animal"}}):
-        called = client.chat.completions.create(model="nano", messages=messages, tools=tools, tool_choice=choice)
-        [call] = called.choices[0].message.tool_calls
-        assert Animal.model_validate_json(call.function.arguments) == animal and call.function.name == "Animal"
-        assert called.choices[0].message.content is None and called.choices[0].finish_reason == "tool_calls"
+    choice = {"type": "function", "function": {"name": "Animal"}}
+    called = client.chat.completions.create(model="nano", messages=messages, tools=tools, tool_choice=choice)
+    [call] = called.choices[0].message.tool_calls
+    assert Animal.model_validate_json(call.function.arguments) == animal and call.function.name == "Animal"
+    assert called.choices[0].message.content is None and called.choices[0].finish_reason == "tool_calls"
     stream = client.chat.completions.create(
         model="nano", messages=messages, tools=tools, tool_choice="required", stream=True
     )
@@ -152,12 +141,6 @@ def test_openai_parses_and_calls_tools(nano: ServerProcess, model: Any, cat: byt
     assert Animal.model_validate_json(arguments) == animal
     plain = client.chat.completions.create(model="nano", messages=messages, tools=tools, tool_choice="auto")
     assert plain.choices[0].message.tool_calls is None and plain.choices[0].message.content
-    answer = client.responses.parse(
-        model="nano",
-        input=[{"role": "user", "content": [{"type": "input_image", "image_url": data_uri(cat)}]}],
-        text_format=Animal,
-    )
-    assert answer.output_parsed == animal
 
 
 def test_ollama_formats(nano: ServerProcess, model: Any, cat: bytes) -> None:
@@ -172,10 +155,8 @@ def test_ollama_formats(nano: ServerProcess, model: Any, cat: bytes) -> None:
     assert json.loads(asked.response) == {"answer": model.ask(cat, "What animal is it?")}
 
 
-def test_the_server_fills_what_python_fills(nano: ServerProcess, model: Any, cat: bytes) -> None:
-    wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": FRIGATE}}
-    body = {"messages": [{"role": "user", "content": parts(cat)}], "response_format": wanted}
-    assert content_of(nano.post(CHAT, body)) == fill(model, cat, FRIGATE)
+def test_formats_of_other_clients(nano: ServerProcess, model: Any, cat: bytes) -> None:
+    body = {"messages": [{"role": "user", "content": parts(cat)}]}
     for name in ("schema", "value"):  # llama.cpp, huggingface_hub
         wanted = {"type": "json_object", name: {"type": "object", "properties": {"animal": {"type": "string"}}}}
         assert content_of(nano.post(CHAT, {**body, "response_format": wanted})) == {"animal": "cat"}
@@ -184,44 +165,25 @@ def test_the_server_fills_what_python_fills(nano: ServerProcess, model: Any, cat
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "param", "message"),
+    ("body", "param", "message"),
     [
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}}, "", "type 'x'"),
+        ({"response_format": {"type": "json_object"}, "n": 2}, "n", "one JSON object"),
+        ({"tool_choice": "sometimes"}, "tool_choice", "none, auto, required"),
         (
-            CHAT,
-            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}},
-            "response_format",
-            "type 'x'",
-        ),
-        (CHAT, {"response_format": {"type": "json_object"}, "n": 2}, "n", "one JSON object"),
-        (CHAT, {"tool_choice": "sometimes"}, "tool_choice", "none, auto, required"),
-        (
-            CHAT,
             {"tool_choice": "required", "tools": [{"function": {"name": "f", "parameters": {"not": {}}}}]},
             "tools: f",
             "$: not",
         ),
-        (
-            "/v1/responses",
-            {"text": {"format": {"type": "json_schema", "schema": {"pattern": "a"}}}},
-            "text.format",
-            "pattern",
-        ),
-        ("/v1/responses", {"tool_choice": "required"}, "tool_choice", "calls no tools"),
     ],
     ids=str,
 )
-def test_wrong_schemas_are_named(
-    nano: ServerProcess, cat: bytes, path: str, body: Any, param: str, message: str
-) -> None:
-    field = "messages" if path == CHAT else "input"
-    kinds = {"text": "input_text", "image_url": "input_image"} if path != CHAT else {}
-    content = [{**part, "type": kinds.get(part["type"], part["type"])} for part in parts("x", cat)]
-    found = nano.post(path, {field: [{"role": "user", "content": content}], **body})
-    assert found.status == 400 and found.error["param"] == param and message in found.error["message"]
-    hello = nano.post(
-        CHAT, {"messages": [{"role": "user", "content": "Hi"}], "response_format": {"type": "json_object"}}
-    )
-    assert hello.status == 400 and hello.error["code"] == "image_missing", "a greeting is no JSON"
+def test_wrong_schemas_are_named(nano: ServerProcess, cat: bytes, body: Any, param: str, message: str) -> None:
+    found = nano.post(CHAT, {"messages": [{"role": "user", "content": parts("x", cat)}], **body})
+    assert found.status == 400 and found.error["param"] == (param or "response_format")
+    assert message in found.error["message"]
+    hello = {"messages": [{"role": "user", "content": "Hi"}], "response_format": {"type": "json_object"}}
+    assert nano.post(CHAT, hello).error["code"] == "image_missing", "a greeting is no JSON"
 
 
 def test_a_lone_surrogate_is_answered(nano: ServerProcess, cat: bytes) -> None:

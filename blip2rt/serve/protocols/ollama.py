@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import time
 from datetime import datetime, timezone
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, Field
 
 from ...version import __version__
@@ -17,7 +16,6 @@ from ..errors import ApiError
 from ..inference import Answer, Piece, TextJob, can_generate
 from ..service import AnswerWriter, Call, Service, sampling_options, string_list
 from ..structured_output import form_in, form_of
-from .embeddings import ImageInput, MarkImages, TextInput, embed
 from .openai import check_image_count
 
 
@@ -71,20 +69,6 @@ class ShowRequest(BaseModel):
     name: str | None = None
 
 
-class EmbedRequest(BaseModel):
-    """POST /api/embed. An input {"image": base64} is a picture."""
-
-    model: str | None = None
-    input: Annotated[str | ImageInput | TextInput | list[str | ImageInput | TextInput], MarkImages]
-
-
-class EmbeddingsRequest(BaseModel):
-    """POST /api/embeddings, which Ollama has replaced by /api/embed."""
-
-    model: str | None = None
-    prompt: str
-
-
 async def _generate(call: Call, body: GenerateRequest) -> Any:
     turns = [Turn("user", (body.prompt or "",), tuple(body.images or ()))]
     load_only = not body.prompt and not body.images
@@ -96,7 +80,7 @@ async def _chat(call: Call, body: ChatRequest) -> Any:
     return await _respond(call, body, turns, _Writer(call.service, "message", not turns))
 
 
-async def _respond(call: Call, body: TextRequest, turns: list[Turn[str]], writer: _Writer) -> Any:
+async def _respond(call: Call, body: TextRequest, turns: list[Turn], writer: _Writer) -> Any:
     form = None
     if body.format == "json":
         form = form_in([text for turn in turns for text in turn.texts], "format")
@@ -120,7 +104,7 @@ async def _ps(call: Call) -> Any:
 async def _show(call: Call, _: ShowRequest) -> Any:
     service, bundle = call.service, call.model.bundle
     manifest = bundle.manifest
-    capabilities = ["completion", "vision"] * can_generate(call.model) + ["embedding"] * bundle.has("text_embed")
+    capabilities = ["completion", "vision"] * can_generate(call.model)
     info: dict[str, Any] = {"general.architecture": "blip2", "general.basename": manifest.name}
     info["blip2.bytes"] = _folder_bytes(service)
     if manifest.llm is not None:
@@ -142,24 +126,9 @@ async def _version(_: Call) -> Any:
     return {"version": __version__}
 
 
-async def _embed(call: Call, body: EmbedRequest) -> Any:
-    start = time.monotonic()
-    inputs = body.input if isinstance(body.input, list) else [body.input]
-    vectors, tokens = ([], 0) if body.input in ("", []) else await embed(call, inputs)
-    counts = {"total_duration": _nanoseconds(time.monotonic() - start), "load_duration": 0, "prompt_eval_count": tokens}
-    return {"model": _tag(call.service), "embeddings": list(map(np.ndarray.tolist, vectors)), **counts}
-
-
-async def _embeddings(call: Call, body: EmbeddingsRequest) -> Any:
-    vectors, _ = await embed(call, [body.prompt])
-    return {"embedding": vectors[0].tolist()}
-
-
 ENDPOINTS = [
     Endpoint("/api/generate", _generate, GenerateRequest, "Ollama's generate"),
     Endpoint("/api/chat", _chat, ChatRequest, "Ollama's chat"),
-    Endpoint("/api/embed", _embed, EmbedRequest, "Ollama's embeddings"),
-    Endpoint("/api/embeddings", _embeddings, EmbeddingsRequest, "Ollama's earlier route for one embedding"),
     Endpoint("/api/tags", _tags, summary="The model, as Ollama lists it"),
     Endpoint("/api/ps", _ps, summary="The loaded model, as Ollama lists it"),
     Endpoint("/api/show", _show, ShowRequest, "Describe the model"),

@@ -18,15 +18,13 @@ from ..inference import Answer, Piece, TextJob
 from ..service import AnswerWriter, Call, Service, given_options, sampling_options, string_list
 from ..structured_output import form_in, form_of
 
-_TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
-_IMAGE_PARTS = ("image_url", "input_image")
 _OPTIONS = (
     "num_beams repetition_penalty length_penalty min_new_tokens no_repeat_ngram_size max_time".split()
 )  # named as in blip2rt.Options
 
 
 class ImageUrl(BaseModel):
-    """A data URI, or a URL that the server may fetch."""
+    """A data URI."""
 
     url: str
 
@@ -121,9 +119,9 @@ class ChatRequest(BaseModel):
 
 
 async def _chat(call: Call, body: ChatRequest) -> Any:
-    turns = turns_of(call, body.messages)
+    turns = _turns(call, body.messages)
     tool = _required_tool(body)
-    form = tool[1] if tool else format_form(body.response_format, turns, "response_format")
+    form = tool[1] if tool else _format_form(body.response_format, turns)
     job = TextJob(options=_options(call, body), stop_strings=string_list(body.stop), form=form)
     if form is not None and (body.n or 1) > 1:
         raise bad_request("n: a picture has one JSON object: leave n out", "n")
@@ -168,15 +166,15 @@ def _model_info(service: Service) -> dict[str, Any]:
     return {"id": service.name, "object": "model", "created": service.created, "owned_by": "blip2rt", **length}
 
 
-def format_form(wanted: ResponseFormat | None, turns: Sequence[Turn[str]], param: str) -> Form | None:
+def _format_form(wanted: ResponseFormat | None, turns: Sequence[Turn]) -> Form | None:
     """Return the form that a response format asks for, or None for text. Raises ApiError."""
     if wanted is None or wanted.type == "text":
         return None
     nested = None if wanted.json_schema is None else wanted.json_schema.schema_
     for schema in (nested, wanted.schema_, wanted.value):
         if schema is not None:
-            return form_of(schema, param)
-    return form_in([text for turn in turns for text in turn.texts], param)
+            return form_of(schema, "response_format")
+    return form_in([text for turn in turns for text in turn.texts], "response_format")
 
 
 def _required_tool(body: ChatRequest) -> tuple[str, Form] | None:
@@ -197,18 +195,18 @@ def _required_tool(body: ChatRequest) -> tuple[str, Form] | None:
     raise wrong
 
 
-def turns_of(call: Call, messages: Sequence[ChatMessage]) -> list[Turn[str]]:
+def _turns(call: Call, messages: Sequence[ChatMessage]) -> list[Turn]:
     """Convert messages to turns. Raises ApiError for parts that are neither texts nor images."""
     turns = []
     for number, message in enumerate(messages):
         content = message.content or []
         parts = [Part(type="text", text=content)] if isinstance(content, str) else content
         for part in parts:
-            if part.type not in _TEXT_PARTS and (part.type not in _IMAGE_PARTS or part.image_url is None):
+            if part.type not in ("text", "refusal") and (part.type != "image_url" or part.image_url is None):
                 wrong = f"messages.{number}: a part of type {part.type[:50]!r} cannot be read: send text and image_url"
                 raise bad_request(wrong, "messages", "unsupported_value")
-        texts = tuple(part.text or "" for part in parts if part.type in _TEXT_PARTS)
-        urls = [part.image_url for part in parts if part.type in _IMAGE_PARTS and part.image_url is not None]
+        texts = tuple(part.text or "" for part in parts if part.type != "image_url")
+        urls = [part.image_url for part in parts if part.image_url is not None]
         turns.append(Turn(message.role, texts, tuple(url.url if isinstance(url, ImageUrl) else url for url in urls)))
     check_image_count(call, sum(len(turn.images) for turn in turns), "messages")
     return turns

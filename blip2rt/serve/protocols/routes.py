@@ -22,6 +22,7 @@ from ...image import load_rgb
 from ..endpoints import Endpoint
 from ..errors import ApiError, bad_request
 from ..inference import Answer, CancelEvent, Piece, TextJob, batches
+from ..request_body import image_bytes
 from ..service import AnswerWriter, Call, given_options, sampling_options, string_list
 from .openai import check_sequence_count, usage
 
@@ -129,7 +130,7 @@ async def _respond(call: Call, body: TextRequest, key: str, question: str | None
     rated = getattr(body, "scores", False)
     if rated:
         call.model.matcher.require_confidence()
-    job = TextJob(await call.image(body.image), question, prompt, (), options, stops, rated=rated)
+    job = TextJob(image_bytes(body.image, "image"), question, prompt, (), options, stops, rated=rated)
     return await call.respond(job, _TextWriter(key), body.stream)
 
 
@@ -138,7 +139,7 @@ async def _tags(call: Call, body: TagsRequest) -> Any:
     if len(labels) > _MAX_LABELS:
         raise bad_request(f"labels: there are {len(labels):,}: give at most {_MAX_LABELS:,}", "labels")
     tagger = call.model.matcher.tagger(labels or None, body.top, body.threshold)
-    image = await call.image(body.image)
+    image = image_bytes(body.image, "image")
 
     def compute(cancelled: CancelEvent) -> list[dict[str, Any]]:
         features = call.model.vision_features(image)[None]
@@ -153,7 +154,7 @@ async def _match(call: Call, body: MatchRequest) -> Any:
     if not texts or len(texts) > call.limits.inputs:
         raise bad_request(f"text: give 1 to {call.limits.inputs} texts", "text")
     _check_words(texts, "text")
-    image = await call.image(body.image)
+    image = image_bytes(body.image, "image")
 
     def compute(cancelled: CancelEvent) -> list[dict[str, Any]]:
         features = call.model.vision_features(image)[None]
@@ -169,7 +170,7 @@ async def _match(call: Call, body: MatchRequest) -> Any:
 
 async def _itm(call: Call, body: ItmRequest) -> Any:
     _check_words([body.txt], "txt")
-    image = await call.image(body.image)
+    image = image_bytes(body.image, "image")
 
     def compute(cancelled: CancelEvent) -> float:
         picture: Any = image
@@ -187,7 +188,7 @@ async def _search(call: Call, body: SearchRequest) -> Any:
         raise ApiError(501, "this server has no index: start it with --index", "no_index")
     if (body.text is None) == (body.image is None):
         raise bad_request("text, image: give one of them", "text")
-    query: Any = body.text if body.image is None else await call.image(body.image)
+    query: Any = body.text if body.image is None else image_bytes(body.image, "image")
 
     def compute(cancelled: CancelEvent) -> list[dict[str, Any]]:
         from ...gallery import Index
