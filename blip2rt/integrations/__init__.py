@@ -1,4 +1,4 @@
-"""Engines that run or evaluate blip2rt: Ray, Ray Serve, Triton and lmms-eval. Each module imports its engine.
+"""Engines that run blip2rt: Ray, Ray Serve and Triton. Each module imports its engine.
 
 docs/scale.md says which engine to use for which job.
 """

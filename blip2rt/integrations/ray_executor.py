@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from ..errors import OptionError
-from ..gallery.prefetch import Batch, cut_batches
+from ..gallery.prefetch import Batch, cut_batches, decode
 from ..gallery.sources import Failure, Picture, Sources, is_url
 from ..gallery.walk import walk
-from .ray import BatchWorker
-from .ray_cluster import ActorPool, Call, Workers, last_line
+from ..loading import load
+from .ray_cluster import ActorPool, Call, Workers, import_ray, last_line, node_name, take_resources
 
 if TYPE_CHECKING:
     from ..gallery.prefetch import MakeTask
@@ -66,6 +66,39 @@ class RayExecutor(ActorPool):
             batch, (errors, found) = done.item, done.result or ((), [])
             _add_results(batch, errors)
             yield batch, found if batch.has_work else []
+
+
+class BatchWorker:
+    """The actor of `caption --ray` and `index --ray`: decodes pictures, and captions or embeds them."""
+
+    def __init__(self, model: str | None, settings: dict[str, Any]) -> None:
+        self._path, self._settings = model, settings
+
+    def start(self) -> str:
+        """Load the model and return this node's name."""
+        take_resources()
+        self._model = load(self._path, **self._settings)
+        return node_name(import_ray())
+
+    def run(self, pictures: Sequence[Any], make_task: MakeTask | None, first: int) -> tuple[list[str | None], Any]:
+        """Return an error or None for each picture, and what the graphs make of the readable ones.
+
+        make_task: makes a task for this actor's model, since tasks hold open sessions and cannot be sent; None: embed.
+        first: number of the first picture, for its random numbers.
+        """
+        errors, rgb = list[str | None](), list[Any]()
+        for picture in pictures:
+            found = decode(self._model, picture)
+            if isinstance(found, Failure):  # may name the path, which is absolute here
+                errors.append(found.reason.replace(repr(picture.path)[1:-1], repr(picture.name)[1:-1]))
+            else:
+                rgb.append(found)
+                errors.append(None)
+        if not rgb:
+            return errors, None
+        if make_task is None:
+            return errors, self._model.embed(rgb)
+        return errors, self._model.generate(rgb, make_task(self._model), first)
 
 
 def _add_results(batch: Batch[Any], errors: Sequence[str | None]) -> None:

@@ -11,16 +11,13 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from blip2rt.errors import OptionError
 from blip2rt.gallery.sources import Sources
-from blip2rt.integrations import ray as classes
 from blip2rt.integrations import ray_cluster
-from blip2rt.integrations.ray import BatchWorker
 from blip2rt.integrations.ray_cluster import ActorPool, Workers
-from blip2rt.integrations.ray_executor import RayExecutor
+from blip2rt.integrations.ray_executor import BatchWorker, RayExecutor
 from tests.gallery.helpers import assert_error
 
 
@@ -142,15 +139,6 @@ def test_workers_have_the_given_size(album, run, ray):
     assert ray.started == [{"num_cpus": 2, "num_gpus": 0.5}] * 4
 
 
-def test_pool_guides_in_actors(album, run, ray, tmp_path):
-    """A task that is guided holds sessions, which no process can send."""
-    Path("pool.txt").write_text("a dog runs\na cat sits\n")
-    common = ["caption", "-r", "album", "--batch-size", 3, "--num-beams", 2, "--pool", "pool.txt"]
-    run(*common, "--out", "local.jsonl")
-    run(*common, "--out", "t.jsonl", "--ray", "auto")
-    assert Path("t.jsonl").read_bytes() == Path("local.jsonl").read_bytes() != b""
-
-
 def test_resumed_run_computes_only_what_is_missing(album, run, ray):
     for name in ("bad.jpg", "cut.png"):  # the next run tries failures again
         (album / name).unlink()
@@ -161,14 +149,6 @@ def test_resumed_run_computes_only_what_is_missing(album, run, ray):
     ray.computed.clear()
     run(*arguments)
     assert Path("t.jsonl").read_bytes() == whole and ray.computed == [6, 9]
-
-
-def test_shards_and_sidecars_are_those_of_a_local_run(album, run, ray):
-    shutil.copytree("album", "copy")
-    run("caption", "-r", "album", "--write", "txt")
-    run("caption", "-r", "copy", "--write", "txt", "--ray", "auto")
-    for path in Path("album").rglob("*.txt"):
-        assert (Path("copy") / path.relative_to("album")).read_bytes() == path.read_bytes()
 
 
 def test_index_has_the_vectors_of_a_local_run(album, run, ray):
@@ -183,7 +163,6 @@ def test_bad_addresses_and_urls_are_one_line(album, run, ray, monkeypatch):
         run("caption", "-r", "album", "--ray", "nowhere:1"), "--ray 'nowhere:1' cannot be reached", "Ray is not"
     )
     assert_error(run("caption", "s3://bucket/a.tar"), "is a URL: give --ray")
-    assert_error(run("caption", "s3://bucket/a.tar", "--ray", "auto", "--out", "f"), "is a URL, and --out is a folder")
     monkeypatch.setitem(sys.modules, "ray", None)
     assert_error(run("caption", "-r", "album", "--ray", "auto"), "--ray needs Ray: pip install")
 
@@ -217,20 +196,3 @@ def test_urls_are_read_without_a_processor(ray, tiny, tmp_path):
 def test_local_cluster_has_a_bounded_object_store(ray):
     ray_cluster.connect(ray, "local")
     assert 100 << 20 <= ray.connected["object_store_memory"] <= 4 << 30 and not ray.connected["include_dashboard"]
-
-
-def test_classes_add_columns(ray, tiny, album, model):
-    paths = np.array([str(album / name) for name in ("a.png", "bad.jpg", "b.jpg")], object)
-    batch = {"path": paths, "text": np.array(["a dog"] * 3, object)}
-    captioned = classes.Captioner(str(tiny.path), image="path")(batch)
-    good = [album / "a.png", album / "b.jpg"]
-    assert [captioned["caption"][i] for i in (0, 2)] == [str(text) for text in model.caption(good)]
-    assert captioned["caption"][1] is None and "bad.jpg" in captioned["error"][1] and captioned["error"][0] is None
-    assert np.isnan(captioned["score"][1]) and captioned["captions"][0] == [captioned["caption"][0]]
-    matched = classes.Matcher(str(tiny.path), image="path")(batch)
-    assert matched["cosine"][2] == pytest.approx(model.match(album / "b.jpg", "a dog").cosine, abs=1e-5)
-    embedded = classes.Embedder(str(tiny.path), image="path")(batch)
-    assert np.allclose(embedded["embedding"][[0, 2]], model.embed_image(good), atol=1e-5)
-    assert not embedded["embedding"][1].any()
-    with pytest.raises(OptionError, match="no column 'bytes'"):
-        classes.Embedder(str(tiny.path))(batch)
