@@ -44,7 +44,7 @@ NIGHTLY = {
     r"tests/structured/test_schema.py::test_whatever_a_schema_accepts_is_valid\[10000": (
         "10,000 random schemas; every change runs 500"
     ),
-    "tests/trt/test_gpu_day.py::test_(interrupted|bundles|step|wheels|results)": TENSORRT,
+    "tests/trt/test_gpu_day.py::test_(gpu_day|failed)": TENSORRT,
 }
 
 

@@ -25,10 +25,7 @@ GPU = gpu.Gpu("Orin", (8, 7), 8 << 30, (12, 6), True, 16)
 
 @dataclass
 class Case:
-    """The same tiny model as a bundle of either target, in float32.
-
-    "native": its graph writes the cache in place; "FAMILY, native": the same, exported.
-    """
+    """A tiny model as a bundle of either target, in float32. "native", "FAMILY, native": its cache is in place."""
 
     ort: Path
     trt: Path

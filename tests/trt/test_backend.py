@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("onnx")
-
 import blip2rt
 from benchmarks.gpu_day import loops
 from benchmarks.gpu_day.kernels import random_options
@@ -31,10 +29,7 @@ def scores(answers: Any) -> np.ndarray:
 
 
 def matches_the_cpu_loop(case: Case, machine: Machine, turns: int, seed: int = SEED) -> tuple[Any, Any, Any, int]:
-    """Compare tokens and scores for random options.
-
-    Return the device's backend, its log cleared, its inputs, and how often rounding did not decide.
-    """
+    """Compare random options. Return the backend, its log cleared, its inputs, and how often no tie decided."""
     rng, native, device = random.Random(seed), case.native(), machine.load(case)
     prefix, prompts = case.inputs(3)
     vocab = read(case.ort).manifest.llm.vocab_size
@@ -71,9 +66,7 @@ def test_random_options_match_the_cpu_loop(case: Case, machine: Machine, turn: i
 
 
 def test_in_place_cache_matches_the_cpu_loop(native_case: Case, machine: Machine) -> None:
-    """For one image and several, with and without beams. Nothing is scattered, and prompts are spread over rows only if
-    rows are not images.
-    """
+    """Nothing is scattered, and prompts are spread over rows only if rows are not images."""
     device, prefix, prompts, _ = matches_the_cpu_loop(native_case, machine, 10)
     device.generate(prefix[:2], prompts[:2], {"max_new_tokens": 6, "eos_token_ids": []})
     assert set(machine.driver.launched) == {"choose"} and "graph" in machine.driver.calls
@@ -90,9 +83,7 @@ def test_exported_in_place_cache_matches_the_cpu_loop(exported_case: Case, machi
     assert "scatter" not in machine.driver.launched and "graph" in machine.driver.calls
 
 
-def test_model_gives_the_same_text_as_on_the_cpu(
-    tiny_case: Case, machine: Machine, photo: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_model_gives_the_same_text_as_on_the_cpu(tiny_case, machine, photo, caplog):
     """From pixels to text: in batches larger than the plans', streamed, with questions and in a conversation."""
     device = blip2rt.load(tiny_case.trt, backend="trt", plan_sizes=SIZES)
     assert "building for Orin" in caplog.text  # the first load builds and logs it
@@ -182,9 +173,7 @@ def test_garbage_collected_model_frees_all_memory(tiny_case: Case, machine: Mach
     assert holds(machine) == (0, 0, 0, 0)
 
 
-def test_generation_is_collected_while_another_acquires_a_lane(
-    tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_generation_is_collected_while_another_acquires_a_lane(tiny_case, machine, monkeypatch):
     prefix, prompts = tiny_case.inputs(1)
     device = machine.load(tiny_case)
     left: list[Any] = [device.begin(prefix, prompts, {"max_new_tokens": 5})]
@@ -199,9 +188,7 @@ def test_generation_is_collected_while_another_acquires_a_lane(
     assert not thread.is_alive()
 
 
-def test_device_failure_is_reported_over_cleanup_failures(
-    tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_device_failure_is_reported_over_cleanup_failures(tiny_case, machine, monkeypatch):
     prefix, prompts = tiny_case.inputs(1)
     device = machine.load(tiny_case)
 

@@ -1,15 +1,16 @@
-"""Errors of the backend trt on a machine that lacks something."""
+"""Errors of the backend trt on a machine that lacks something; inputs and outputs of its graphs."""
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
-pytest.importorskip("onnx")
+import pytest
 
 from blip2rt import backends
 from blip2rt.backends.trt import PlanSizes, cuda, gpu
 from blip2rt.bundle import read
 from blip2rt.errors import BackendError, OptionError
+from blip2rt.native import native
 from tests.trt.gpu_stand_in import Driver, Nvrtc
 from tests.trt.machine import SIZES, Case, Machine
 
@@ -67,9 +68,7 @@ def test_outdated_driver_gives_one_line(tiny_case: Case, machine: Machine) -> No
         machine.load(tiny_case)
 
 
-def test_missing_gpu_driver_or_bindings_gives_one_line(
-    tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_gpu_driver_or_bindings_gives_one_line(tiny_case, machine, monkeypatch):
     monkeypatch.setattr("blip2rt.backends.trt.gpu.find", lambda: "no NVIDIA driver is installed")
     with pytest.raises(BackendError, match="no GPU to build for"):
         machine.load(tiny_case)
@@ -109,3 +108,51 @@ def test_simulated_tensorrt_calls_exist() -> None:
         assert hasattr(trt.ICudaEngine, name)
     assert hasattr(trt.ExecutionContextAllocationStrategy, "USER_MANAGED") and hasattr(trt.TensorIOMode, "INPUT")
     assert str(trt.DataType.HALF) == "DataType.HALF" and hasattr(trt.Runtime, "deserialize_cuda_engine")
+
+
+onnx = pytest.importorskip("onnx")
+
+
+def shape(value: Any) -> list[int | str]:
+    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+def dtype(value: Any) -> str:
+    return str(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+
+
+def test_graph_inputs_and_outputs_match_onnx(native_case: Case) -> None:
+    for component in read(native_case.trt).manifest.components:
+        file = native_case.trt / f"{component}.onnx"
+        graph = onnx.load(file, load_external_data=False).graph
+        for got, want in zip(native.graph_tensors(file.read_bytes()), (graph.input, graph.output), strict=True):
+            assert got == [(value.name, dtype(value), shape(value)) for value in want]
+
+
+def test_fixing_axes_changes_nothing_else(native_case: Case) -> None:
+    text = (native_case.trt / "llm.onnx").read_bytes()
+    fixed, model = native.with_axis_sizes(text, {"T": 300, "S": 1}), onnx.load_from_string(text)
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in ("T", "S"):
+                dim.dim_value = {"T": 300, "S": 1}[dim.dim_param]
+    assert onnx.load_from_string(fixed) == model
+    assert native.with_axis_sizes(text, {}) == text
+
+
+def test_in_place_cache_has_a_fixed_length_before_parsing(native_case: Case, machine: Machine) -> None:
+    """The plans' length, while axes that vary between profiles stay dynamic."""
+    seen: list[bytes] = []
+    real = machine.trt.OnnxParser
+
+    def parser(network: Any, log: Any) -> Any:
+        made = real(network, log)
+        parse = made.parse
+        made.parse = lambda model, path: seen.append(model) or parse(model, path)
+        return made
+
+    machine.trt.OnnxParser = parser  # type: ignore[method-assign]
+    machine.load(native_case)
+    [model] = seen
+    ends = {name: shape for name, _, shape in native.graph_tensors(model)[0]}
+    assert ends["past_key_0"][0] == "B" and ends["past_key_0"][2] == 48 and ends["inputs_embeds"][:2] == ["B", "S"]

@@ -92,9 +92,7 @@ def wrong_volume(graph: onnx.GraphProto) -> None:
 @pytest.mark.parametrize(
     ("change", "words"), [(unknown_op, "Nonsense"), (mixed_types, "Half and Float"), (wrong_volume, "changes volume")]
 )
-def test_broken_graph_gives_one_line_with_its_node(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, change, words: str
-) -> None:
+def test_broken_graph_gives_one_line_with_its_node(tmp_path, capsys, caplog, change, words):
     assert main([str(bundle(tmp_path / "b", change)), "--check", "--gpu", "SM86"]) == 2
     told, said = capsys.readouterr()
     assert told == "1 of 1 graphs do not build for SM86\n"
@@ -212,7 +210,8 @@ def test_plan_file_is_memory_mapped(tmp_path: Path) -> None:
             lane.Plan(trt, builder.create(log, trt.Runtime), plan, "vision", log)
 
 
-def test_plan_of_a_killed_build_is_not_loaded(tmp_path: Path) -> None:
+def test_plan_of_a_killed_build_or_altered_is_not_loaded(tmp_path: Path) -> None:
+    """Not even if its size and its time are those of the old one, or if only the stored hash was altered."""
     cache, origin = PlanCache(tmp_path), {"gpu": "SM86"}
     plan = cache.store("llm", origin, b"plan")
     assert cache.find("llm", origin) == plan and cache.find("llm", {"gpu": "SM89"}) is None
@@ -221,11 +220,6 @@ def test_plan_of_a_killed_build_is_not_loaded(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BackendError, match="BLIP2RT_CACHE"):
         PlanCache(tmp_path / "file" / "cache").store("llm", origin, b"plan")
-
-
-def test_altered_plan_is_not_loaded(tmp_path: Path) -> None:
-    """Not even if its size and its time are those of the old one, or if only the stored hash was altered."""
-    cache, origin = PlanCache(tmp_path), {"gpu": "SM86"}
     plan = cache.store("llm", origin, b"plan")
     times = plan.stat()
     plan.write_bytes(b"evil")
@@ -248,22 +242,22 @@ def test_altered_plan_is_not_loaded(tmp_path: Path) -> None:
     ],
 )
 @needs_rtx
-def test_invalid_options_give_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
-) -> None:
+def test_invalid_options_give_one_line(tmp_path, capsys, arguments, words):
     code = main([str(bundle(tmp_path / "b")), *arguments])
     lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert code == 2 and len(lines) == 1 and words in lines[0]
 
 
-def test_bundle_for_onnx_runtime_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_targets_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(bundle(tmp_path / "b", target="ort")), "--check"]) == 2
     assert "--target trt" in capsys.readouterr().err
+    manifest = bundle(tmp_path / "b") / contract.MANIFEST
+    manifest.write_text(manifest.read_text().replace('"target": "trt"', '"target": "abc"'))
+    with pytest.raises(BundleError, match="target is 'abc'.*ort, trt"):
+        contract.read(tmp_path / "b")
 
 
-def test_other_gpus_need_tensorrt_rtx(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_gpus_need_tensorrt_rtx(tmp_path, monkeypatch, capsys):
     """With tensorrt, a plan for this machine's GPU must not be stored as another GPU's."""
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__name__="tensorrt", __version__="10.3"))  # type: ignore[misc]
     where, cache = bundle(tmp_path / "b"), tmp_path / "cache"
@@ -308,10 +302,3 @@ def test_tensors_with_shared_data_are_counted_separately(tmp_path: Path) -> None
     file = tmp_path / "llm.onnx"
     file.write_bytes(helper.make_model(helper.make_graph([], "llm", [], [], same)).SerializeToString())
     assert plans.graph_bytes(file) == 8000 + file.stat().st_size
-
-
-def test_an_unknown_target_is_named(tmp_path: Path) -> None:
-    manifest = bundle(tmp_path / "b") / contract.MANIFEST
-    manifest.write_text(manifest.read_text().replace('"target": "trt"', '"target": "abc"'))
-    with pytest.raises(BundleError, match="target is 'abc'.*ort, trt"):
-        contract.read(tmp_path / "b")

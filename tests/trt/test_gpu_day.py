@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu_day` on a simulated driver, with real processes, cuda-bindings and NVRTC."""
+"""`python -m benchmarks.gpu_day` and every driver call, with cuda-bindings on simulated drivers, and NVRTC."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("onnx")
+from benchmarks.gpu_day import day, kernels
+from blip2rt.backends.trt.search import Kernels
+from tests.compiled import compiled
+
 pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings: the extra trt-cu12 or trt-cu13")
 
-from benchmarks.gpu_day import day, kernels, steps
-from blip2rt.backends.trt import gpu
-from blip2rt.backends.trt.search import Kernels
 
-pytestmark = pytest.mark.long(19, "every step of the GPU day as a process, against the stand-in")
+pytestmark = pytest.mark.long(3, "every step of the GPU day as a process, against the stand-in")
 
 ROOT = Path(__file__).parents[2]
 # Called like compute-sanitizer: options, then the command to watch.
@@ -72,30 +72,6 @@ def test_gpu_day_runs_all_steps_after_a_failure(tmp_path: Path) -> None:
     assert all(f"| {name} |" in page for name in states) and "| sanitize | failed | " in page
 
 
-def test_steps_are_skipped_if_tensorrt_does_not_support_the_card(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """tensorrt-rtx on an H100: the large steps use ONNX Runtime instead, or say what both lack."""
-    from tests.trt.gpu_stand_in import Driver, TensorRT
-
-    today, taken = day.Day(tmp_path, "little"), []
-    monkeypatch.setattr(steps.builder, "load_tensorrt", lambda name=None: TensorRT(Driver(), rtx=True))
-    monkeypatch.setattr(gpu, "find", lambda: gpu.Gpu("NVIDIA H100", (9, 0), 80 << 30, (13, 0), False, 132))
-    monkeypatch.setattr(steps.loops, "on_trt", lambda folder: taken.append("loop") or {})
-    monkeypatch.setattr(steps.large, "step", lambda today, precision, by: {"by": by})
-    monkeypatch.setattr(steps, "_use_onnxruntime", lambda today: "onnxruntime")
-    with pytest.raises(day.Skipped, match="tensorrt_rtx 1.7.0 does not support SM90"):
-        steps.STEPS["loop-by-tensorrt"](today)
-    assert steps.STEPS["large-int4"](today) == {"by": "onnxruntime"} and not taken
-
-    def lacks(today: day.Day) -> str:
-        raise day.Skipped("ONNX Runtime has no CUDA provider")
-
-    monkeypatch.setattr(steps, "_use_onnxruntime", lacks)
-    with pytest.raises(day.Skipped, match="does not support SM90.*; ONNX Runtime has no CUDA provider"):
-        steps.STEPS["large-fp16"](today)
-
-
 def test_failed_steps_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A crash and a timeout."""
     today = day.Day(tmp_path, "little")
@@ -117,3 +93,21 @@ def test_wrong_kernel_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "open_kernels", lambda cuda: (Kernels(cuda, b"stand-in of sm_87"), {}))
     for left_out in Kernels.NAMES:
         assert any(left_out in each for each in kernels.check(cuda, 2)["differ"]), left_out
+
+
+pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings: the extra trt-cu12 or trt-cu13")
+ROOT = Path(__file__).parents[2]
+
+
+def test_driver_calls_match_the_bindings(tmp_path: Path) -> None:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    command = [compiler, "-std=c11", "-Wall", "-Werror", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1"]
+    library = compiled(command, [ROOT / "tests" / "trt" / "native" / "libcuda.c"], ".so")
+    (tmp_path / "libcuda.so.1").symlink_to(library)
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.trt.native.every_call"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.endswith(": ok\n"), done.stderr

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from benchmarks.gpu_day import device

@@ -11,8 +11,6 @@ import numpy as np
 import onnxruntime
 import pytest
 
-pytest.importorskip("onnx")
-
 from benchmarks.gpu_day.loops import tokens
 from blip2rt import backends
 from blip2rt.backends.trt import builder, cuda_libraries, gpu, onnxruntime_shim, plans
@@ -21,14 +19,12 @@ from blip2rt.errors import BackendError
 from tests.tiny import trt as tiny_trt
 from tests.tiny.bundle import D, Q
 from tests.trt.gpu_stand_in import Driver, TensorRT
-from tests.trt.machine import SEED, Case, Machine, installed
+from tests.trt.machine import SEED, Machine, installed
 
 H100 = gpu.Gpu("NVIDIA H100", (9, 0), 80 << 30, (13, 0), False, 132)
 
 
-def test_onnxruntime_replaces_a_missing_tensorrt(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_onnxruntime_replaces_a_missing_tensorrt(monkeypatch, caplog):
     """Only with a CUDA provider. blip2rt-build accepts TensorRT only."""
     monkeypatch.setattr(builder, "MODULES", ("a_tensorrt_that_is_not_there",))
     if onnxruntime_shim.CUDA not in onnxruntime.get_available_providers():
@@ -45,9 +41,7 @@ def test_onnxruntime_replaces_a_missing_tensorrt(
         builder.load_tensorrt()
 
 
-def test_onnxruntime_replaces_a_tensorrt_without_support_for_the_card(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tiny_case: Case
-) -> None:
+def test_onnxruntime_replaces_a_tensorrt_without_support_for_the_card(monkeypatch, caplog, tiny_case):
     """For example tensorrt-rtx on an H100, or for fp32 on Turing. Supported cards keep TensorRT."""
     bundle = read(tiny_case.trt)
     assert {component.precision for component in bundle.manifest.components.values()} == {"fp32"}
@@ -96,9 +90,7 @@ def executing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     return found
 
 
-def test_bundle_moved_over_another_is_not_confused_with_it(
-    executing: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bundle_moved_over_another_is_not_confused_with_it(executing, tmp_path, monkeypatch):
     """Plans contain the absolute path of their graph and a hash of it."""
     monkeypatch.chdir(tmp_path)
     options = {"max_new_tokens": 8, "eos_token_ids": []}

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("onnx")
-
 from benchmarks.gpu_day.loops import SIZES, tokens
 from blip2rt.backends.trt import PlanSizes, cache, cli, plan_check, plans
 from blip2rt.bundle import read
@@ -45,9 +43,7 @@ def test_a_plan_is_tested_after_its_build(tiny_case: Case, machine: Machine) -> 
     assert len(machine.trt.contexts) == runs  # checked only once
 
 
-def test_wrong_plan_is_rejected(
-    tiny_case: Case, machine: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_plan_is_rejected(tiny_case, machine, capsys, monkeypatch):
     """As TensorRT 10.3 may build with two profiles. It stays rejected in later processes until it is accepted."""
     machine.trt.wrong_profile = 1
     for _ in range(2):
@@ -60,17 +56,13 @@ def test_wrong_plan_is_rejected(
     assert machine.load(tiny_case) and machine.trt.builds == builds
 
 
-def test_plan_check_is_skipped_without_host_memory(
-    tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_plan_check_is_skipped_without_host_memory(tiny_case, machine, monkeypatch, caplog):
     monkeypatch.setattr(plan_check, "_free_memory", lambda: 1000)
     machine.load(tiny_case)
     assert "MB are free" in metadata_of("llm")["tested"]["left out"] and "llm: not tested" in caplog.text
 
 
-def test_plan_check_is_postponed_without_gpu_memory(
-    tiny_case: Case, machine: Machine, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_plan_check_is_postponed_without_gpu_memory(tiny_case, machine, caplog):
     """Other programs may free it later."""
     room, machine.driver.memory = machine.driver.memory, 1000
     machine.load(tiny_case)
@@ -81,9 +73,7 @@ def test_plan_check_is_postponed_without_gpu_memory(
 
 
 @pytest.mark.parametrize("fault", [BackendError("the plan cannot be run"), KeyboardInterrupt()])
-def test_interrupted_plan_check_is_repeated_by_the_next_load(
-    tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch, fault: BaseException
-) -> None:
+def test_interrupted_plan_check_is_repeated_by_the_next_load(tiny_case, machine, monkeypatch, fault):
     """After a failure or Ctrl-C the plan exists without a verdict."""
     machine.trt.wrong_profile = 1
 
@@ -104,9 +94,7 @@ def test_interrupted_plan_check_is_repeated_by_the_next_load(
     assert machine.trt.builds == builds
 
 
-def test_untested_plan_is_tested_by_the_first_load(
-    tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_untested_plan_is_tested_by_the_first_load(tiny_case, machine, monkeypatch, capsys):
     """For example one built for another GPU. --no-test skips the test for good and says so."""
     command = [str(tiny_case.trt), *SIZE_FLAGS]
     machine.trt.wrong_profile = 1
@@ -124,9 +112,7 @@ def test_untested_plan_is_tested_by_the_first_load(
     assert machine.load(tiny_case)
 
 
-def test_read_only_cache_folder_does_not_fail(
-    tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_read_only_cache_folder_does_not_fail(tiny_case, machine, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(cli, "_plan_check", lambda trt, bundle: None)
         assert cli.main([str(tiny_case.trt), *SIZE_FLAGS]) == 0
@@ -145,8 +131,8 @@ def test_a_plan_is_hashed_once(tiny_case: Case, machine: Machine, monkeypatch: p
     """And again when its file changes."""
     machine.load(tiny_case)
     hashed: list[Path] = []
-    real = cache._hash_file
-    monkeypatch.setattr(cache, "_hash_file", lambda path: hashed.append(path) or real(path))
+    real = cache.sha256_of
+    monkeypatch.setattr(cache, "sha256_of", lambda path: hashed.append(path) or real(path))
     machine.load(tiny_case)
     assert not hashed
     [plan] = cache.default_folder().glob("llm-*.plan")
@@ -187,9 +173,7 @@ def test_host_arrays_stay_alive_until_copied(tiny_case: Case, machine: Machine) 
         ("machine", "refuses_while_collecting"),
     ],
 )
-def test_steps_are_captured_or_enqueued(
-    tiny_case: Case, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture, machine_kind: str, fault: str
-) -> None:
+def test_steps_are_captured_or_enqueued(tiny_case, request, caplog, machine_kind, fault):
     """tensorrt-rtx allocates nothing while it runs, has its kernels before a capture, and is asked before one."""
     machine, (prefix, prompts) = request.getfixturevalue(machine_kind), tiny_case.inputs(2)
     setattr(machine.trt, fault or "none", True)
@@ -226,9 +210,7 @@ def test_kernels_are_compiled_once(tiny_case: Case, rtx_machine: Machine) -> Non
 
 @pytest.mark.parametrize("kind", ["tiny", "native", pytest.param("t5", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("sizes", [SIZES, PlanSizes(max_batch=1, max_beams=1, capacity=64)])
-def test_memory_estimate_matches_a_generations_allocations(
-    kind: str, machine: Machine, sizes: PlanSizes, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_memory_estimate_matches_a_generations_allocations(kind, machine, sizes, tmp_path_factory):
     """From pixels to tokens, with and without an in-place cache."""
     case = case_of(kind, tmp_path_factory)
     bundle = read(case.trt)

@@ -8,13 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("onnx")
-
 from benchmarks.gpu_day.loops import tokens
 from blip2rt.backends.trt import decoder, lane, sizes
 from blip2rt.errors import BackendError
 from tests.trt.gpu_stand_in import Context, Driver, Misuse
-from tests.trt.machine import Case, Machine
 
 
 def moved(name: str, offset: int) -> Any:
@@ -72,9 +69,7 @@ FAULTS: dict[str, tuple[Any, str, Any]] = {
 
 
 @pytest.mark.parametrize(("owner", "name", "replaced"), FAULTS.values(), ids=FAULTS)
-def test_injected_fault_is_detected(
-    tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, replaced: Any
-) -> None:
+def test_injected_fault_is_detected(tiny_case, machine, monkeypatch, owner, name, replaced):
     prefix, prompts = tiny_case.inputs(2)
 
     def use() -> None:
@@ -88,9 +83,7 @@ def test_injected_fault_is_detected(
         use()
 
 
-def test_cache_written_elsewhere_is_detected(
-    native_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cache_written_elsewhere_is_detected(native_case, machine, monkeypatch):
     """TensorRT writes it in place, so input and output share one address."""
     (prefix, prompts), device = native_case.inputs(1), machine.load(native_case)
     monkeypatch.setattr(lane.Runner, "set", moved("present_key_1", 256)(lane.Runner.set))
@@ -99,9 +92,7 @@ def test_cache_written_elsewhere_is_detected(
 
 
 @pytest.mark.parametrize("kernel", ["scatter", "choose", "reorder"])
-def test_missing_kernel_is_detected(
-    tiny_case: Case, machine: Machine, monkeypatch: pytest.MonkeyPatch, kernel: str
-) -> None:
+def test_missing_kernel_is_detected(tiny_case, machine, monkeypatch, kernel):
     prefix, prompts = tiny_case.inputs(2)
     # Otherwise a model with random weights may repeat one token for any input.
     options = {"max_new_tokens": 10, "num_beams": 4, "num_return_sequences": 4, "eos_token_ids": []}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...bundle.atomic import write_file
+from ...bundle.checksum import sha256_of
 from ...errors import BackendError
 from ...system import user_cache
 
@@ -47,7 +48,7 @@ class PlanCache:
             stamp = [*_stamp(plan), metadata.get("sha256")]
             if metadata.get("stamp") == stamp:
                 return plan
-            if metadata.get("sha256") != _hash_file(plan):
+            if metadata.get("sha256") != sha256_of(plan).hex():
                 return None
         except OSError:
             return None
@@ -101,11 +102,3 @@ def _stamp(path: Path) -> list[int]:
     """Size and times of a file. The second time changes even if a program restores the first."""
     found = path.stat()
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
-
-
-def _hash_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
