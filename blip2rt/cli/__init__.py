@@ -144,10 +144,10 @@ def _fill(args: argparse.Namespace) -> int:
 
 
 def _gallery(name: str, args: argparse.Namespace) -> int:
-    """Run `caption`, `tag`, `index`, `merge`, `search` or `duplicates`."""
+    """Run `caption`, `tag`, `index`, `merge` or `search`."""
     from ..gallery import commands
 
-    status: int = getattr(commands, name)(args, commands.Resources(partial(_load, args), partial(_executor, args)))
+    status: int = getattr(commands, name)(args, partial(_load, args), partial(_executor, args))
     return status
 
 
@@ -216,7 +216,7 @@ def _help(args: argparse.Namespace) -> int:
 
 _OWN = (_caption, _ask, _match, _fill, _explain, _info, _verify, _pool, _pull, _doctor, _stdio, _help)
 HANDLERS: dict[str, Handler] = {
-    **{name: partial(_gallery, name) for name in ("tag", "index", "merge", "search", "duplicates")},
+    **{name: partial(_gallery, name) for name in ("tag", "index", "merge", "search")},
     **{handler.__name__[1:]: handler for handler in _OWN},
 }
 

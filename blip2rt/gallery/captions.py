@@ -19,9 +19,8 @@ from ..errors import Blip2rtError, one_line
 from ..results import finish_reason, too_late
 from .flags import XMP_NAMES
 from .outputs import DISK_FULL, Description, Sink
-from .outputs.settings import OutputSettings
-from .outputs.tables import COLUMNS, open_table
-from .outputs.templates import CaptionTemplate
+from .outputs.settings import OutputSettings, check_template, rendered
+from .outputs.tables import COLUMNS, Table
 from .prefetch import Batch, Executor, Parallelism, map_ordered, prefetch
 from .progress import Counts, FailureLog, ProgressLine, failure_line, print_status, summary
 from .sources import Failure, Picture, Sources
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
     from ..results import Scored
     from ..tasks import GenerationTask
 
+Plan = Callable[[Picture], "list[Sink] | Failure | None"]
+PLAIN = "{caption}"  # a template
 BATCH_SIZE = 16  # chosen by the measurement in benchmarks/LOG.md
 
 
@@ -43,7 +44,7 @@ class TextSettings:
     prompt: str | None
     question: str | None
     options: Mapping[str, Any]
-    template: CaptionTemplate
+    template: str = PLAIN  # of --template
     min_confidence: float | None = None
     unsure: str = "maybe"  # below it: "maybe", to write so, or "silent", to write nothing
     pool: str | None = None  # file of captions that guide; "none": not even the bundle's
@@ -62,10 +63,8 @@ class TextSettings:
     @property
     def flags(self) -> str:
         """The flags that shape the text, quoted for a shell."""
-        template = self.template
-        given = {"--ask": self.question, "--prompt": self.prompt, "--prefix": template.prefix}
-        text = "" if template.template == CaptionTemplate.template else template.template
-        given |= {"--suffix": template.suffix, "--template": text, "--pool": self.pool}
+        template = "" if self.template == PLAIN else self.template
+        given = {"--ask": self.question, "--prompt": self.prompt, "--template": template, "--pool": self.pool}
         if self.min_confidence is not None:
             given |= {"--min-confidence": f"{self.min_confidence:g}", "--unsure": self.unsure}
         return shlex.join([word for flag, value in given.items() if value for word in (flag, value)])
@@ -86,7 +85,7 @@ class StrictError(Blip2rtError):
 
 def caption(model: Model, job: Job, texts: TextSettings, executor: Executor | None = None) -> int:
     """Describe pictures and return the exit code. executor: what runs the graphs, instead of this process."""
-    texts.template.validate()
+    check_template(texts.template)
     if texts.min_confidence is not None:
         model.matcher.require_confidence()
     return execute(_CaptionRun(model, job, texts, executor))
@@ -102,13 +101,16 @@ def execute(run: Run) -> int:
         failures = FailureLog(outputs.errors, line, outputs.json)
         stack.callback(failures.close)
         try:
-            for part, sinks in _parts(run, printer, stack):
-                for batch, results in run.batches(part, partial(_plan, sinks)):
-                    line.clear() if printer is not None else None
-                    run.write(batch, results, failures)
-                    line.show()
-                for sink in sinks:
-                    sink.finish(counts.exit_code == 2)
+            sinks: list[Sink] = []
+            for sink in [printer] if printer is not None else _open_sinks(run, outputs):
+                stack.callback(sink.close)
+                sinks.append(sink)
+            for batch, results in run.batches(partial(_plan, sinks)):
+                line.clear() if printer is not None else None
+                run.write(batch, results, failures)
+                line.show()
+            for sink in sinks:
+                sink.finish(counts.exit_code == 2)
         except KeyboardInterrupt:
             line.close()
             if printer is None:
@@ -121,25 +123,6 @@ def execute(run: Run) -> int:
     return counts.exit_code
 
 
-def _parts(run: Run, printer: Printer | None, stack: contextlib.ExitStack) -> Iterator[tuple[Sources, list[Sink]]]:
-    """Yield sources with their sinks: each shard with its copy, or all."""
-    sources, outputs = run.job.sources, run.job.outputs
-    sinks: list[Sink]
-    if outputs.into_shards:
-        from .outputs.shards import CaptionedShard, copy_targets
-
-        assert outputs.out is not None
-        for path, target in copy_targets(sources, outputs.out):
-            sinks = [CaptionedShard(path, target, outputs.sidecar or ".txt", outputs.overwrite)]
-            stack.callback(sinks[0].close)
-            yield Sources((path,)), sinks
-        return
-    sinks = [printer] if printer is not None else list(_open_sinks(run, outputs))
-    for sink in sinks:
-        stack.callback(sink.close)
-    yield sources, sinks
-
-
 def _open_sinks(run: Run, outputs: OutputSettings) -> Iterator[Sink]:
     if outputs.sidecar is not None:
         from .outputs.sidecars import TextSidecar
@@ -148,7 +131,7 @@ def _open_sinks(run: Run, outputs: OutputSettings) -> Iterator[Sink]:
     if outputs.xmp:
         yield run.open_xmp(outputs.overwrite, outputs.xmp == XMP_NAMES[0])
     if outputs.out is not None:
-        yield open_table(outputs.out, outputs.overwrite, run.name, run.flags, run.columns)
+        yield Table(outputs.out, outputs.overwrite, run.name, run.flags, run.columns)
 
 
 def _plan(sinks: Sequence[Sink], picture: Picture) -> list[Sink] | Failure | None:
@@ -174,11 +157,9 @@ class Run:
         self.model, self.name, self.job, self.flags = model, model.bundle.manifest.name, job, flags
         self.counts = Counts()
 
-    def batches(
-        self, sources: Sources, plan: Callable[[Picture], list[Sink] | Failure | None]
-    ) -> Iterator[tuple[Batch[list[Sink]], Any]]:
+    def batches(self, plan: Plan) -> Iterator[tuple[Batch[list[Sink]], Any]]:
         """Yield batches in order, each with the results of its images."""
-        batches = prefetch(self.model, walk(sources), plan, self.job.parallelism)
+        batches = prefetch(self.model, walk(self.job.sources), plan, self.job.parallelism)
         return map_ordered(batches, self.describe, self.job.parallelism.workers)
 
     def compute(self, images: list[RGB], first_image: int) -> Sequence[Any]:
@@ -245,12 +226,10 @@ class _CaptionRun(Run):
         self._texts, self._executor, self._task = texts, executor, self._make_task(model)
         self.verb = "captioned" if texts.question is None else "answered"
 
-    def batches(
-        self, sources: Sources, plan: Callable[[Picture], list[Sink] | Failure | None]
-    ) -> Iterator[tuple[Batch[list[Sink]], Any]]:
+    def batches(self, plan: Plan) -> Iterator[tuple[Batch[list[Sink]], Any]]:
         if self._executor is None:
-            return super().batches(sources, plan)
-        pictures, batch_size = self._executor.walk(sources), self.job.parallelism.batch_size
+            return super().batches(plan)
+        pictures, batch_size = self._executor.walk(self.job.sources), self.job.parallelism.batch_size
         return self._executor.run(pictures, plan, batch_size, self._make_task)
 
     def compute(self, images: list[RGB], first_image: int) -> Sequence[list[Scored] | None]:
@@ -262,20 +241,17 @@ class _CaptionRun(Run):
             return Failure(name, str(too_late(self._task.settings.max_time)))
         first, texts = result[0], self._texts
         self.counts.cut += finish_reason(first, self._task.settings) == "time"
-        captions = [texts.template.render(texts.hedged(text), name) for text in result]
+        captions = [rendered(texts.template, texts.hedged(text), name) for text in result]
         details = (round(first.score, 4), self.name, sum(first.timings), first.truncated, first.confidence)
         return Description(name, captions, *details)
 
 
-class Printer:
+class Printer(Sink):
     """Standard output: the caption of a single image, else name<TAB>caption lines."""
 
     def __init__(self, as_json: bool, single: str | None) -> None:
         """single: the name of the only image, which needs no name in front."""
         self._json, self._single = as_json, single
-
-    def needs(self, picture: Picture) -> bool | Failure:
-        return True
 
     def write(self, picture: Picture, description: Description) -> None:
         if self._json:
@@ -283,9 +259,3 @@ class Printer:
             return
         for caption in description.captions:
             show(caption if self._single == picture.name else f"{one_line(picture.name)}\t{caption}", flush=True)
-
-    def finish(self, failed: bool) -> None:
-        pass
-
-    def close(self) -> None:
-        pass

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import GalleryError, OptionError
+from ..errors import GalleryError
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (row INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, size INTEGER NOT NULL,
@@ -139,21 +139,6 @@ class Catalog:
                 self._db.execute("DELETE FROM free WHERE row = ?", [file.row])
                 values = (file.row, os.fsencode(file.path), file.size, file.time, file.hash)
                 self._db.execute("INSERT INTO files (row, path, size, time, hash) VALUES (?, ?, ?, ?, ?)", values)
-
-    def fill(self, files: Iterable[File]) -> None:
-        """Store many pictures in an empty catalog that no other process reads yet.
-
-        Raises OptionError if two have the same path.
-        """
-        insert = "INSERT INTO files (row, path, size, time, hash) VALUES (?, ?, ?, ?, ?)"
-        values = ((file.row, os.fsencode(file.path), file.size, file.time, file.hash) for file in files)
-        with self._sqlite_errors():
-            self._db.executescript("PRAGMA synchronous = OFF; PRAGMA cache_size = -500000; BEGIN")
-            try:
-                self._db.executemany(insert, values)
-            except sqlite3.IntegrityError:
-                raise OptionError("a picture is in two of the indexes: index and merge each folder once") from None
-            self._db.execute("COMMIT")
 
     def move(self, file: File, path: str, time: int) -> None:
         """Record a new path or time of a picture whose bytes are the same."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .prefetch import Parallelism
     from .sources import Sources
 
-FLAGS = {name: "--" + name.replace("_", "-") for name in ("template", "overwrite", "out", "caption_extension")}
+FLAGS = {name: f"--{name}" for name in ("template", "overwrite", "out", "write")}
 XMP_NAMES = ("photo.xmp", "photo.jpg.xmp")
 _FILES = "files (finished pictures are skipped)"
 _CREATED = "the folder made by `blip2rt index`"
@@ -52,12 +52,12 @@ def add_errors(group: argparse._ArgumentGroup) -> None:
 def add_files(command: Parser, what: str = "description", whole: str = "captions") -> None:
     """Add the flags for output files. what: what goes into a sidecar; whole: what --overwrite replaces."""
     group = command.add_argument_group(_FILES)
-    group.add_argument("--write", choices=("txt",), help="write photo.txt next to photo.jpg")
-    group.add_argument("--caption-extension", type=nonempty, metavar="EXT", help="write photo.EXT instead")
+    sidecar = "write photo.EXT next to photo.jpg, as in --write txt"
+    group.add_argument("--write", type=nonempty, metavar="EXT", help=sidecar)
     group.add_argument("--xmp", action="store_true", help=f"write the {what} to photo.xmp; keep its other fields")
     xmp_name = "name of the sidecar, for photo.jpg; digiKam and darktable read photo.jpg.xmp (default: photo.xmp)"
     group.add_argument("--xmp-name", choices=XMP_NAMES, metavar="NAME", help=xmp_name)
-    table = "write one .jsonl, .csv or .parquet FILE; for shards (.tar), a folder of captioned copies"
+    table = "write one .jsonl, .csv or .parquet FILE"
     group.add_argument("--out", type=nonempty, metavar="FILE", help=table)
     group.add_argument("--overwrite", action="store_true", help=f"replace existing {whole}")
     add_errors(group)
@@ -70,8 +70,6 @@ def add_outputs(command: Parser) -> None:
     group.add_argument("--ask", type=nonempty, metavar="QUESTION", help="write answers to a question, not captions")
     about = "captions of other pictures that guide: a caption a line, or made by `blip2rt pool build`; none: no pool"
     group.add_argument("--pool", type=nonempty, metavar="FILE", help=about)
-    group.add_argument("--prefix", default="", metavar="TEXT", help="text before each caption")
-    group.add_argument("--suffix", default="", metavar="TEXT", help="text after each caption")
     template = "the whole text, with {caption}, {stem}, {name} and {folder}"
     group.add_argument("--template", default="{caption}", metavar="TEXT", help=template)
     confidence = "hedge captions whose calibrated probability of being right is below P"
@@ -83,7 +81,7 @@ def add_outputs(command: Parser) -> None:
 
 def writes(args: argparse.Namespace) -> bool:
     """Whether captions go to files."""
-    return bool(args.write or args.caption_extension or args.xmp or args.xmp_name or args.out)
+    return bool(args.write or args.xmp or args.xmp_name or args.out)
 
 
 def sources_of(args: argparse.Namespace) -> Sources:
@@ -148,10 +146,7 @@ def add_index(command: Parser) -> None:
 
 def add_merge(command: Parser) -> None:
     command.add_argument("indexes", nargs="+", type=path, metavar="INDEX", help=_CREATED)
-    group = command.add_argument_group("files")
-    group.add_argument("--out", type=path, required=True, metavar="NEW", help="the folder of the merged index")
-    captions = "table made by `blip2rt caption --out`; `search` then ranks by captions, too"
-    group.add_argument("--captions", type=path, metavar="FILE", help=captions)
+    command.add_argument("--out", type=path, required=True, metavar="NEW", help="the folder of the merged index")
 
 
 def add_search(command: Parser) -> None:
@@ -165,19 +160,10 @@ def add_search(command: Parser) -> None:
     group.add_argument("--exact", action="store_true", help="score every picture instead of a shortlist")
     group = command.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="print one JSON object a line")
-    group.add_argument("--copy-to", type=path, metavar="DIR", help="copy the pictures into DIR, by rank")
-
-
-def add_duplicates(command: Parser) -> None:
-    command.add_argument("index", type=path, metavar="INDEX", help=_CREATED)
-    similarity = "minimum similarity of two pictures; 1 is identical"
-    command.add_argument("--alike", type=float, default=0.96, metavar="X", help=similarity)
-    command.add_argument("--json", action="store_true", help="print one JSON object a group")
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {  # command -> what it does, what adds its flags
     "index": ("embed a folder of pictures, for search", add_index),
-    "merge": ("merge indexes into one, with captions to search by", add_merge),
+    "merge": ("merge indexes into one", add_merge),
     "search": ("find pictures of an index by a text or a picture", add_search),
-    "duplicates": ("find near duplicates in an index", add_duplicates),
 }

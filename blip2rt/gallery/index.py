@@ -1,9 +1,8 @@
 """A searchable index of picture embeddings.
 
 An index is a folder: index.json (index_manifest.py), files.db (catalog.py), vectors.i8 and shortlist.usearch
-(vectors.py). One with captions (caption_search.py) is read-only. The score of a text with a picture is the largest
-cosine over the picture's vectors (section 3.1 of the paper). The score of two pictures is the mean cosine of their
-vectors from the same query.
+(vectors.py). The score of a text with a picture is the largest cosine over the picture's vectors (section 3.1 of the
+paper). The score of two pictures is the mean cosine of their vectors from the same query.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +24,6 @@ from ..bundle.fingerprint import fingerprint
 from ..bundle.regular_files import require_regular
 from ..errors import CapabilityError, GalleryError, ImageError, OptionError
 from . import index_manifest
-from .caption_search import FILE_NAME, CaptionSearch, fuse
 from .catalog import Catalog, damaged
 from .output_files import check_empty
 from .sources import is_shard
@@ -45,8 +42,6 @@ SHORTLIST = "shortlist.usearch"
 MAX_EXACT = 4096  # largest index that is searched without a shortlist
 MIN_CANDIDATES = 200  # shortlisted pictures whose exact score is computed
 CANDIDATES_PER_HIT, CANDIDATES_PER_ROOT = 10, 3  # per result, and per square root of the pictures
-FUSED = 10  # pictures per hit that each of two rankings contributes
-NEIGHBOUR_BLOCK = 64  # pictures whose neighbours are searched at once
 RERANK_BATCH = 8
 _EXCLUDING = re.compile(r"(.+?),? (?:without|but no|but not|with no)(?: any| an?| the)? (.+)", re.IGNORECASE)
 _EXCLUDED_WEIGHT = 0.8  # the best of 0.2 to 1 for 30 pairs of nouns: recipes/nano/LOG.md
@@ -90,14 +85,10 @@ class Index:
                     require_regular(path / name, follow=False)
             except OSError as error:
                 raise damaged(path / name, str(error.strerror)) from None
-        with contextlib.ExitStack() as stack:
-            self.catalog = Catalog(path / "files.db", write)
-            stack.callback(self.catalog.close)
-            if self.catalog.row_count > len(self.vectors):
-                missing = self.catalog.row_count - len(self.vectors)
-                raise damaged(path / "vectors.i8", f"it lacks {missing:,} pictures")
-            self._captions = CaptionSearch(path, self.catalog.row_count) if os.path.lexists(path / FILE_NAME) else None
-            stack.pop_all()
+        self.catalog = Catalog(path / "files.db", write)
+        if (missing := self.catalog.row_count - len(self.vectors)) > 0:
+            self.catalog.close()
+            raise damaged(path / "vectors.i8", f"it lacks {missing:,} pictures")
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], model: Model | None = None, *, write: bool = False) -> Index:
@@ -120,8 +111,6 @@ class Index:
         real = Path(os.path.realpath(folder), manifest["root"])
         if os.path.realpath(root) != os.path.realpath(real):  # the path of the index contains a symbolic link
             root = Path(os.path.normpath(real))
-        if write and os.path.lexists(folder / FILE_NAME):
-            raise OptionError(f"{folder} has captions and cannot be changed: update its parts, and merge them again")
         return cls(folder, root, shape, model, write)
 
     @classmethod
@@ -168,8 +157,6 @@ class Index:
     def close(self) -> None:
         """Close the files."""
         self.catalog.close()
-        if self._captions is not None:
-            self._captions.close()
 
     def add(self) -> Counts:
         """Update the index with the new, changed, moved and removed pictures of its folder. Return the counts.
@@ -194,10 +181,8 @@ class Index:
     ) -> list[Hit]:
         """Return the pictures that best match a text or, with image=True, a picture; best first.
 
-        Hit.score: the largest cosine over the picture's vectors; for a picture query, the mean cosine. If the index has
-        captions, a text is ranked by them, too: the order is that of both ranks together, and not that of the scores.
-        "a beach without people" searches for "a beach" and subtracts 0.8 of the embedding of "people"; it cannot be
-        reranked.
+        Hit.score: the largest cosine over the picture's vectors; for a picture query, the mean cosine. "a beach without
+        people" searches for "a beach" and subtracts 0.8 of the embedding of "people"; it cannot be reranked.
         rerank: rescore this many of the best with the matching head, which reads text and picture together. Their score
         is Match.score, and they precede all others, whatever the numbers are.
         exact: score every picture instead of a shortlist.
@@ -217,25 +202,13 @@ class Index:
         embeds = self.model.embed_image(query) if image else self.model.embed_text(text)
         if excluded:
             embeds = embeds - np.float32(_EXCLUDED_WEIGHT) * self.model.embed_text(excluded)
-        if image or self._captions is None:
-            rows, scores = self.nearest(embeds, needed, exact)
-        else:
-            rows, scores = self._fused(text, embeds, needed, exact)
+        rows, scores = self.nearest(embeds, needed, exact)
         files = self.catalog.at(rows.tolist())
         found = [(files[row], float(score)) for row, score in zip(rows.tolist(), scores, strict=True) if row in files]
         hits = [Hit(self.root / file.path, file.path, score) for file, score in found[:needed]]
         if rerank:
             hits = self._reranked(hits[:rerank], str(query), cancelled) + hits[rerank:]
         return hits[:count]
-
-    def _fused(self, text: str, embeds: Floats, count: int, exact: bool) -> tuple[NDArray[np.int64], Floats]:
-        """Return rows that vectors and captions rank first together, and their scores. Both rank at the same time."""
-        assert self._captions is not None
-        with ThreadPoolExecutor(1, "blip2rt-captions") as pool:
-            by_words = pool.submit(self._captions.nearest, text, FUSED * count)
-            near, _ = self.nearest(embeds, FUSED * count, exact)
-            rows = np.array(fuse(near.tolist(), by_words.result())[:count], np.int64)
-        return rows, scores_of(self.vectors.read(rows), embeds)
 
     def nearest(self, query: Floats, count: int, exact: bool = False) -> tuple[NDArray[np.int64], Floats]:
         """Return rows and scores nearest to the embeds of a text (E,) or a picture (Q, E), nearest first."""
@@ -261,18 +234,6 @@ class Index:
                 embeds = self.vectors.read(part)
             yield part, embeds
 
-    def neighbours(self, vectors: Floats, count: int) -> list[NDArray[np.int64]]:
-        """Return about `count` nearest rows for each of the vectors (B, E), one vector a picture, in no order."""
-        if self._shortlist is not None:
-            return [self._shortlist.nearest(vector, count) for vector in vectors]
-        rows, means = self._means
-        found: list[NDArray[np.int64]] = []
-        for start in range(0, len(vectors), NEIGHBOUR_BLOCK):
-            scores = vectors[start : start + NEIGHBOUR_BLOCK] @ means.T  # (NEIGHBOUR_BLOCK, N)
-            near = np.argpartition(scores, -min(count, len(rows)), axis=1)[:, -count:]
-            found.extend(rows[near])
-        return found
-
     def used_rows(self) -> NDArray[np.int64]:
         """Return the rows of its pictures, in ascending order."""
         return np.setdiff1d(np.arange(self.catalog.row_count, dtype=np.int64), self._free_rows, assume_unique=True)
@@ -290,12 +251,6 @@ class Index:
     @cached_property
     def _free_rows(self) -> NDArray[np.int64]:
         return np.array(self.catalog.free_rows(), np.int64)
-
-    @cached_property
-    def _means(self) -> tuple[NDArray[np.int64], Floats]:
-        """The used rows (N,) and one vector of each (N, E)."""
-        read = [(part, one_vector(embeds)) for part, embeds in self.blocks(self.used_rows())]
-        return np.concatenate([part for part, _ in read]), np.concatenate([means for _, means in read])
 
     @cached_property
     def _shortlist(self) -> Shortlist | None:
@@ -326,7 +281,7 @@ class Index:
             self.refresh()
             return
         shortlist.remove(free)
-        for rows, embeds in self.vectors.blocks(np.array(new, np.int64)):
+        for rows, embeds in self.blocks(np.array(new, np.int64)):
             shortlist.add(rows.tolist(), one_vector(embeds))
         if new or not path.exists():
             shortlist.save()

@@ -18,7 +18,6 @@ from .catalog import damaged
 FILE_NAME = "index.json"
 PARTIAL_NAME = partial_of(Path(FILE_NAME)).name  # all that remains if the first run was killed immediately
 FORMAT, VERSION = "blip2rt-index", 3  # 1 had no checksums of vectors, 2 none of the shortlist
-_PACKED = 4  # compressed vectors, which development versions wrote
 _MAX_BYTES = 1 << 20
 
 
@@ -62,8 +61,6 @@ def read(folder: Path) -> dict[str, Any]:
     if not valid:
         raise damaged(folder / FILE_NAME, "its content is invalid")
     version = manifest.get("version")
-    if version == _PACKED:
-        raise GalleryError(f"{folder} is packed, which is no longer read: `blip2rt merge PARTS --out NEW` rebuilds it")
     if version != VERSION:
         fix = "create it again with `blip2rt index`, or upgrade blip2rt if the index is newer"
         raise GalleryError(f"{folder} has version {version!r}, but this blip2rt reads {VERSION}: {fix}")

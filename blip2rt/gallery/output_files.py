@@ -63,10 +63,10 @@ def check_empty(folder: Path, problem: str, allowed: str | None = None) -> None:
 def normalized_extension(extension: str) -> str:
     """Return the extension of a sidecar with its dot. Raises OptionError for a path or the extension of a picture."""
     if not extension.strip(".") or os.path.basename(extension) != extension:
-        raise OptionError(f"caption_extension is {extension!r}: give an extension such as .txt or .caption")
+        raise OptionError(f"write is {extension!r}: give an extension such as .txt or .caption")
     extension = extension if extension.startswith(".") else f".{extension}"
     if extension.lower() in EXTENSIONS:
-        raise OptionError(f"caption_extension is {extension!r}, an extension of pictures: give .txt or .caption")
+        raise OptionError(f"write is {extension!r}, an extension of pictures: give .txt or .caption")
     return extension
 
 

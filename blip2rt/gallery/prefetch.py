@@ -112,7 +112,7 @@ def prefetch(
     queue: deque[tuple[Batch[T], list[Future[Rgb | Failure]]]] = deque()
     try:
         for batch in cut_batches(walked, plan, parallelism.batch_size):
-            queue.append((batch, [pool.submit(_decode, model, entry.picture) for entry in batch.needed]))
+            queue.append((batch, [pool.submit(decode, model, entry.picture) for entry in batch.needed]))
             if len(queue) > MAX_BATCHES_AHEAD:
                 yield _collect(*queue.popleft())
         while queue:
@@ -121,7 +121,8 @@ def prefetch(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _decode(model: Model, picture: Picture) -> Rgb | Failure:
+def decode(model: Model, picture: Picture) -> Rgb | Failure:
+    """Return the pixels of a picture, or why there are none."""
     try:
         return model.prepare(picture.source())
     except ImageError as error:

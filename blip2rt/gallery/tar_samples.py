@@ -16,14 +16,11 @@ BLOCK = 512
 
 @dataclass(frozen=True)
 class TarMember:
-    """A member of a shard: the range from its headers to its last block, and the range of a file's bytes."""
+    """A file of a shard: its name, and the range of its bytes."""
 
     name: str
-    start: int
-    end: int
     offset: int
     size: int
-    is_file: bool  # not a folder, a link or a sparse file
 
     @property
     def key(self) -> str:
@@ -33,19 +30,20 @@ class TarMember:
 
 
 def read_members(path: str) -> Iterator[TarMember]:
-    """Yield the members of a shard. Raises OSError for anything but an uncompressed tar file.
+    """Yield the files of a shard, but no folders, links and sparse files.
 
-    A truncated shard yields its complete members first, then raises OSError.
+    Raises OSError for anything but an uncompressed tar file. A truncated shard yields its complete files first.
     """
     size, end = os.stat(path).st_size, 0
     if size == 0:
         return
     try:
-        for info, start, after in tar_headers(path):
+        for info, _, after in tar_headers(path):
             if after > size:
                 break
             end = after
-            yield TarMember(info.name, start, end, info.offset_data, info.size, is_plain(info))
+            if is_plain(info):
+                yield TarMember(info.name, info.offset_data, info.size)
     except OSError:
         if end == 0:
             raise
@@ -56,7 +54,7 @@ def read_members(path: str) -> Iterator[TarMember]:
 
 
 def read_samples(path: str) -> Iterator[list[TarMember]]:
-    """Yield the members of a shard grouped by sample. Raises OSError as `read_members` does."""
+    """Yield the files of a shard grouped by sample. Raises OSError as `read_members` does."""
     sample: list[TarMember] = []
     try:
         for member in read_members(path):
@@ -74,12 +72,11 @@ def read_samples(path: str) -> Iterator[list[TarMember]]:
 
 def find_image(path: str, sample: list[TarMember]) -> TarMember | None:
     """Return the picture of a sample, identified by its file name or else by its first bytes."""
-    files = [member for member in sample if member.is_file]
-    named = [member for member in files if has_image_name(member.name)]
+    named = [member for member in sample if has_image_name(member.name)]
     if named:
         return named[0]
     with open(path, "rb") as file:
-        for member in files:
+        for member in sample:
             file.seek(member.offset)
             if format_of(file.read(min(HEAD, member.size))):
                 return member
@@ -95,7 +92,7 @@ def picture_at(path: Path) -> Path | bytes:
         if is_shard(str(shard)):
             name = path.relative_to(shard).as_posix()
             for member in read_members(str(shard)):
-                if member.is_file and member.name == name:
+                if member.name == name:
                     return bytes(Picture(name, str(shard), member.offset, member.size).source())  # type: ignore[arg-type]
             raise FileNotFoundError(2, "the shard has no such picture", str(path))
     return path

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,12 +89,6 @@ class Vectors:
             raise damaged(self._path, f"pictures with wrong checksums: {bad:,}")
         floats: Floats = records["codes"].astype(np.float32) * records["scales"][..., None]
         return floats
-
-    def blocks(self, rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Floats]]:
-        """Yield rows in blocks, each with its image_embeds (b, Q, E)."""
-        for start in range(0, len(rows), BLOCK):
-            part = rows[start : start + BLOCK]
-            yield part, self.read(part)
 
     def __len__(self) -> int:
         return os.stat(self._path).st_size // self._type.itemsize if self._path.exists() else 0

@@ -2,8 +2,7 @@
 
 Pictures in a folder are recognised by content: a file whose first bytes are not those of an image is ignored, unless
 it has an image's extension. Names that begin with a dot are ignored. A folder's files come before its subfolders,
-sorted by name. Each folder is entered once, whatever links lead to it, also by `**` in a pattern. Anything unreadable
-is a Failure in its place.
+sorted by name. Each folder is entered once, whatever links lead to it. Anything unreadable is a Failure in its place.
 """
 
 from __future__ import annotations
@@ -18,12 +17,10 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import IO
 
-from ..untrusted.image_format import HEAD, format_of, has_image_name, read_head
+from ..untrusted.image_format import format_of, has_image_name, read_head
 from .sources import Failure, Picture, Sources, is_glob, is_shard
 
-_SEPARATOR = f"[{re.escape(os.sep + (os.altsep or ''))}]"
 _MAGIC = re.compile(r"[*?\[]")
-_ANY_FOLDERS = re.compile(rf"(?:^|(?<={_SEPARATOR}))\*\*(?:{_SEPARATOR}+|$)")  # ** as a whole component
 
 
 def walk(sources: Sources) -> Iterator[Picture | Failure]:
@@ -45,34 +42,6 @@ def has_more_than(count: int, sources: Sources) -> bool:
     if sources.single or sources.once:
         return not sources.single
     return next(islice(walk(sources), count, None), None) is not None
-
-
-def expand(path: str) -> Iterator[str | Failure]:
-    """Yield the matches of a pattern, or a failure if there are none; any other path itself.
-
-    A pattern with two `**` may match a file twice.
-    """
-    found = None
-    for found in _glob(path) if is_glob(path) else [path]:
-        yield found
-    if found is None:
-        yield Failure(path, f"no file matches {path!r}: quote the pattern, and check its folder")
-
-
-def _glob(pattern: str) -> Iterator[str | Failure]:
-    """Do what glob.iglob does, but follow no circular link with `**`."""
-    head, *rest = _ANY_FOLDERS.split(pattern, maxsplit=1)
-    if not rest:
-        yield from sorted(glob.iglob(pattern), key=os.fsencode)
-        return
-    entered: set[tuple[int, int]] = set()
-    bases = sorted(filter(os.path.isdir, glob.iglob(os.path.dirname(head))), key=os.fsencode) if head else [""]
-    for base in bases:
-        for item in _list_folders(base, True, entered):
-            if isinstance(item, Failure):
-                yield item
-            else:
-                yield from _glob(os.path.join(glob.escape(item[0]), rest[0] or "*"))
 
 
 def _list_folders(
@@ -119,29 +88,25 @@ class _Walker:
             yield from shard_pictures(path)
         elif is_glob(path) and not literal:
             base = os.path.dirname(path[: _MAGIC.search(path).start()]) or os.curdir  # type: ignore[union-attr]
-            for match in expand(path):
-                if isinstance(match, Failure):
-                    yield match
-                else:
-                    found = self._folder(match, base) if os.path.isdir(match) else self._file(match, base, matched=True)
-                    yield from found
+            if "**" in path:
+                yield Failure(path, f"{path!r} has **: give the folder, and -r for its subfolders")
+            elif not (matches := sorted(glob.iglob(path), key=os.fsencode)):
+                yield Failure(path, f"no file matches {path!r}: quote the pattern, and check its folder")
+            else:
+                for match in matches:
+                    if is_shard(match):
+                        yield from self.path(match)
+                    else:
+                        yield from self._folder(match, base) if os.path.isdir(match) else self._file(match, base, True)
         else:
             self._is_new(path)
             yield Picture(path, path)
 
     def standard_input(self) -> Iterator[Picture | Failure]:
-        """An image, or a list of paths with more than one line. A single line is ambiguous and rejected."""
         if sys.stdin is None:
             yield Failure("-", "- is standard input, which is closed: give a file, or pipe the image in")
-            return
-        data = sys.stdin.buffer.read()
-        if format_of(data[:HEAD]) or not _is_text(data):
-            yield Picture("-", "-", data=data)
-        elif b"\n" not in data and b"\0" not in data:
-            yield Failure("-", "standard input is text, not an image: give a list of paths with --from-file -")
         else:
-            for path in _split_list([data]):
-                yield from self.path(path, literal=True)
+            yield Picture("-", "-", data=sys.stdin.buffer.read())
 
     def _folder(self, path: str, base: str) -> Iterator[Picture | Failure]:
         """base: the folder that the user named."""
@@ -177,16 +142,6 @@ class _Walker:
             return False
         self._visited.add(key)
         return True
-
-
-def _is_text(data: bytes) -> bool:
-    """Whether bytes can be a list of paths."""
-    if not data.strip():
-        return False
-    try:
-        return all(letter >= " " or letter in "\0\t\r\n" for letter in data[:4096].decode("utf-8", "surrogateescape"))
-    except ValueError:
-        return False
 
 
 def _open_list(name: str) -> IO[bytes]:

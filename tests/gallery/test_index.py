@@ -136,10 +136,9 @@ def test_index_and_folder_can_be_moved_together(model, album, tmp_path):
 def test_moved_folder_is_reported_and_can_be_reset(album, run):
     run("index", "album", "--out", "x")
     album.rename("elsewhere")
-    for command in (["search", "x", "a dog"], ["duplicates", "x"]):
-        code, _, err = run(*command)
-        assert code == 1 and err.count("\n") == 1, err
-        assert "album, the folder of x, does not exist" in err and "`blip2rt index DIR --out x`" in err
+    code, _, err = run("search", "x", "a dog")
+    assert code == 1 and err.count("\n") == 1, err
+    assert "album, the folder of x, does not exist" in err and "`blip2rt index DIR --out x`" in err
     _, _, err = run("index", "elsewhere", "--out", "x")
     assert "0 indexed, 10 already done, 2 failed" in err
     code, out, err = run("search", "x", "a dog")
@@ -162,7 +161,7 @@ def test_damaged_index_is_one_error_line_or_repaired(album, run, monkeypatch):
             shutil.rmtree("x", ignore_errors=True)
             shutil.copytree("good", "x")
             Path("x", name).unlink() if damage is None else Path("x", name).write_bytes(damage)
-            for command in (["search", "x", "a dog", "-n", 10], ["duplicates", "x"], ["index", "album", "--out", "x"]):
+            for command in (["search", "x", "a dog", "-n", 10], ["index", "album", "--out", "x"]):
                 code, out, err = run(*command)
                 if code == 2:
                     assert out == "" and err.count("\n") == 1, (name, command, err)
@@ -229,7 +228,7 @@ def test_killed_writer_resumes_to_the_same_index(tiny, tmp_path):
         fill(tmp_path / place / "album", seed, 60)
     command = ["index", "album", "--out", "x", "--model", tiny.path, "--batch-size", 4]
     start(*command, cwd=tmp_path / "whole").communicate(timeout=TIMEOUT)
-    for _ in range(8):
+    for _ in range(5):
         process = start(*command, cwd=tmp_path / "killed")
         time.sleep(rng.uniform(0.3, 0.9))
         process.send_signal(rng.choice([signal.SIGKILL, signal.SIGINT]))

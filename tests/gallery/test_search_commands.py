@@ -1,66 +1,28 @@
-"""The commands `blip2rt index`, `search` and `duplicates`."""
+"""The commands `blip2rt index`, `search` and `merge`."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from blip2rt.gallery import Index
-from blip2rt.gallery.near_duplicates import find_near_duplicates
-from tests.gallery.helpers import POSIX, assert_error
+from blip2rt.gallery import Index, index
+from tests.gallery.helpers import assert_error
 from tests.tiny.image_folders import tree
 
-pytestmark = pytest.mark.long(4, "an index of a whole folder, searched by commands")
+pytestmark = pytest.mark.long(7, "an index of a whole folder, searched by commands")
 
 
-def test_near_duplicates_are_grouped(model, album):
-    shutil.copy(album / "a.png", album / "sub" / "same.png")
-    Image.open(album / "b.jpg").save(album / "b2.png")
-    with Index.create("x", album, model) as opened:
-        opened.add()
-        groups = [sorted(file.path for file in group) for group in find_near_duplicates(opened, 0.9999)]
-    assert ["a.png", "sub/same.png"] in groups and ["b.jpg", "b2.png"] in groups
-
-
-@POSIX
-def test_deleting_all_but_the_first_duplicate_keeps_every_picture(album, run):
-    for folder in ("album/sub", "links"):
-        Path(folder).mkdir(exist_ok=True)
-    shutil.copy("album/b.jpg", "album/sub/a-copy.jpg")
-    os.link("album/a.png", "album/0-hard.png")
-    os.symlink("a.png", "album/0-soft.png")
-    os.symlink("0-soft.png", "album/00-link-to-link.png")
-    for name in ("gone.png", "changed.png"):
-        shutil.copy("album/a.png", f"album/sub/{name}")
-    shutil.copy("album/b.jpg", "links/outside.jpg")
-    os.symlink("../links/outside.jpg", "album/0-outside.jpg")
-    run("index", "album", "--out", "x")
-    Path("album/sub/gone.png").unlink()
-    shutil.copy("album/b.jpg", "album/sub/changed.png")
-    out = run("duplicates", "x", "--alike", 0.9999)[1]
-    groups = [group.splitlines() for group in out.split("\n\n")]
-    [group] = [group for group in groups if any("b.jpg" in path for path in group)]
-    assert [str(Path(path).relative_to("album")) for path in group] == [
-        "b.jpg",
-        "sub/a-copy.jpg",
-        "0-outside.jpg",
-    ]
-    assert not any(".png" in path for group in groups for path in group), "a.png has no copy, only links"
-
-
-def test_index_search_and_duplicates_commands(album, run):
+def test_index_and_search_commands(album, run):
     code, out, err = run("index", "album", "--out", "x", "--errors", "e.tsv")
     assert (code, out, err) == (1, "", "blip2rt: 10 indexed, 2 failed (listed in e.tsv)\n")
     assert "0 indexed, 10 already done" in run("index", "album", "--out", "x")[2]
-    code, out, err = run("search", "x", "a dog", "-n", 3, "--json", "--copy-to", "best")
+    code, out, err = run("search", "x", "a dog", "-n", 3, "--json")
     hits = [json.loads(line) for line in out.splitlines()]
     assert code == 0 and err == "" and len(hits) == 3 and all(Path(hit["image"]).is_file() for hit in hits)
-    assert [path.name[:3] for path in sorted(Path("best").iterdir())] == ["01-", "02-", "03-"]
     assert "album/b.jpg\n" in run("search", "x", "--image", "album/b.jpg")[1]
     assert "probability" in run("search", "x", "a dog", "--rerank", 4, "--json")[1]
     out = run("search", "x", "a dog", "-n", 4, "--rerank", 2)[1]
@@ -69,7 +31,6 @@ def test_index_search_and_duplicates_commands(album, run):
     shutil.copy("album/a.png", "album/zz.png")
     assert "1 indexed, 10 already done" in run("index", "album", "--out", "x")[2]
     assert "11 indexed, 2 failed" in run("index", "album", "--out", "y")[2], "a copy is new"
-    assert "a.png\n" in run("duplicates", "x", "--alike", 0.9999)[1]
 
 
 def test_usage_errors_are_one_line(album, run):
@@ -90,8 +51,6 @@ def test_usage_errors_are_one_line(album, run):
         (["index", "album"], ["missing: --out"]),
         (["index", "album", "--out", "full"], ["full is neither an index nor empty"]),
         (["index", "album/sub", "--out", "x"], ["not of album/sub"]),
-        (["duplicates", "x", "--alike", "2"], ["--alike is 2"]),
-        (["search", "x", "a dog", "--copy-to", "full"], ["full is not empty: give another --copy-to"]),
         (["index", "album", "--out", "x", "--errors", "full/a.png"], ["'full/a.png' is a picture"]),
     ):
         assert_error(run(*command), *words)
@@ -102,3 +61,43 @@ def test_usage_errors_are_one_line(album, run):
     for damage in ("{}", "no JSON", "[]"):
         Path("x/index.json").write_text(damage)
         assert "is damaged" in run("search", "x", "a")[2]
+
+
+def test_merged_index_finds_what_its_parts_find(album, run, model, monkeypatch):
+    monkeypatch.setattr(index, "MAX_EXACT", 4)  # so that there is a shortlist
+    more = album.parent / "more"
+    more.mkdir()
+    shutil.move(album / "sub", more / "sub")
+    for name in ("album", "more"):
+        run("index", name, "--out", f"{name}.index")
+    (album / "a.png").unlink()
+    run("index", "album", "--out", "album.index")  # leaves a free row
+    assert run("merge", "album.index", "more.index", "--out", "x")[0] == 0
+    parts = [
+        line for name in ("album", "more") for line in run("search", f"{name}.index", "a dog", "-n", 20)[1].splitlines()
+    ]
+    found = run("search", "x", "a dog", "-n", 20)[1].splitlines()
+    assert sorted(parts) == sorted(found) and len(found) == 9
+    assert all(Path(line.split("\t")[1]).is_file() for line in found)
+    assert run("merge", "x", "--out", "y")[0] == 0 and run("search", "y", "a dog", "-n", 20)[1].splitlines() == found
+    assert len(Index.open("y", model).search("a dog", 3, rerank=2)) == 3
+    code, out, err = run("merge", "x", "more.index", "--out", "z")
+    assert (code, out) == (0, "") and "9 pictures in z" in err, "a picture in two of the indexes is one"
+    assert_error(run("merge", "album.index", "--out", "x"), "not empty")
+
+
+def test_index_of_a_shard(album, run):
+    with tarfile.open("s.tar", "w") as tar:
+        for path in sorted(album.rglob("*")):
+            if path.is_file() and not path.name.startswith("."):
+                tar.add(path, path.name)
+    code, _, err = run("index", "s.tar", "--out", "ia")
+    assert code == 1 and "10 indexed, 2 failed" in err
+    assert "10 already done" in run("index", "s.tar", "--out", "ia")[2]
+    run("index", "album", "--out", "ib")
+    for name in ("ia", "ib"):
+        run("merge", name, "--out", f"{name}.merged")
+    for pair in (("ia", "ib"), ("ia.merged", "ib.merged")):
+        lines = [run("search", index, "a dog", "--rerank", 3)[1].splitlines() for index in pair]
+        names = [[(line.split("\t")[0], Path(line.split("\t")[1]).name) for line in each] for each in lines]
+        assert names[0] == names[1] and len(names[0]) == 10

@@ -1,20 +1,24 @@
-"""Truncated shards, and copies with all members."""
+"""Walking folders, links and patterns; pictures in shards; truncated and malicious shards."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import tarfile
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.gallery.helpers import assert_error
+from blip2rt.gallery.sources import Sources
+from blip2rt.gallery.walk import walk
+from tests.gallery.helpers import POSIX, assert_error
 from tests.seeds import new_seed
-from tests.tiny.image_folders import picture, shard, tree
+from tests.tiny.image_folders import GOOD, fill, picture, shard
 
 TRUNCATED = "the shard is truncated or damaged"
 
@@ -59,29 +63,8 @@ def test_truncated_shard_is_a_failure(whole, run):
         assert [json.loads(row)["image"] for row in rows] == [f"cut.tar/{i}.png" for i in range(known)]
 
 
-def test_copy_of_a_truncated_shard_stays_hidden(whole, run):
-    rng = random.Random(new_seed())
-    command = ["caption", "in/s.tar", "--out", "copies"]
-    Path("in").mkdir()
-    Path("in/s.tar").write_bytes(whole)
-    assert run(*command)[0] == 0
-    expected = tree(Path("copies"))
-    for size in (rng.randrange(1, len(whole) - 10240) for _ in range(4)):
-        Path("copies/s.tar").unlink()
-        Path("in/s.tar").write_bytes(whole[: size // 512 * 512 + 7])
-        for _ in range(2):
-            code, _, err = run(*command)
-            assert code != 0 and "1 failed" in err and not Path("copies/s.tar").exists(), (size, err)
-        Path("in/s.tar").write_bytes(whole)
-        assert run(*command)[0] == 0 and tree(Path("copies")) == expected, size
-
-
-def unpacked(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tuple:
-    data = tar.extractfile(member).read() if member.isreg() else b""
-    return member.name, member.type, member.linkname, member.mode, data
-
-
-def test_folders_and_links_are_copied_unchanged(whole, run):
+def test_folders_and_links_are_no_pictures(model, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(new_seed())
     with tarfile.open("odd.tar", "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "words"}) as tar:
         folder, link, hard = tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
@@ -91,46 +74,24 @@ def test_folders_and_links_are_copied_unchanged(whole, run):
             info, data = tarfile.TarInfo(name), png(rng) if name.endswith("png") and not kind else b""
             info.type, info.size, info.linkname = kind or tarfile.REGTYPE, len(data), "a/0.png" if kind else ""
             tar.addfile(info, io.BytesIO(data))
-    code, _, err = run("caption", "odd.tar", "--out", "copies")
-    assert code == 0 and "2 captioned" in err
-    with tarfile.open("odd.tar") as old, tarfile.open("copies/odd.tar") as new:
-        assert old.pax_headers == new.pax_headers == {"comment": "words"}
-        unchanged = [[unpacked(tar, m) for m in tar if not m.name.endswith(".txt")] for tar in (old, new)]
-        assert unchanged[0] == unchanged[1] and len(unchanged[0]) == 8
-        texts = sorted(name for name in new.getnames() if name.endswith("txt"))
-        assert texts == ["a/0.txt", "a/2" + "x" * 200 + ".txt"]
-    copy = Path("copies/odd.tar")
-    data, sizes = copy.read_bytes(), random.Random(new_seed())
-    for size in [0, 1, *(sizes.randrange(len(data)) for _ in range(8))]:
-        copy.unlink()
-        copy.with_name(".odd.tar.partial").write_bytes(data[:size])
-        run("caption", "odd.tar", "--out", "copies")
-        assert copy.read_bytes() == data, size
+    code, out, err = run("caption", "odd.tar")
+    assert (code, err) == (0, "")
+    names = [line.split("\t")[0] for line in out.splitlines()]
+    assert names == ["odd.tar/a/0.png", "odd.tar/a/2" + "x" * 200 + ".png"]
 
 
-def test_shards_are_copied_with_captions(model, album, run, tmp_path):
+def test_pictures_of_shards_are_captioned_into_a_table(model, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     shard(tmp_path / "s.tar", new_seed(), 6)
-    code, _, err = run("caption", "s*.tar", "--out", "copies")
-    assert code == 1 and "4 captioned, 1 failed" in err
-    with tarfile.open("s.tar") as old, tarfile.open("copies/s.tar") as new:
-        want = [name for name in old.getnames() if name not in ("0002.txt", "0003.txt")]
-        assert sorted(new.getnames()) == sorted(want)
-        for name in new.getnames():
-            data = new.extractfile(name).read()
-            if name.endswith(".txt"):
-                picture = old.extractfile(name.replace(".txt", ".png")).read()
-                assert data.decode() == model.caption(picture) + "\n"
-            else:
-                assert data == old.extractfile(name).read()
-    assert "already done" in run("caption", "s.tar", "--out", "copies")[2]
-    assert "s.tar/0000.png\t" in run("caption", "s.tar")[1]
-    assert_error(run("caption", "s.tar", "album", "--out", "copies"), "'album' is not a shard")
-    assert_error(run("caption", "sh/none.tar", "--out", "copies"), "no such file: 'sh/none.tar'")
-    assert run("caption", "s.tar", "--out", "copies.v1")[0] == 1
-    assert tree(Path("copies.v1")) == tree(Path("copies"))
     Path("bad.tar").write_bytes(b"x" * 2000)
-    code, _, err = run("caption", "*.tar", "--out", "copies")
-    assert code == 1 and "bad.tar" in err and "1 failed" in err
+    command = ["caption", "*.tar", "--out", "o.jsonl"]
+    code, _, err = run(*command)
+    assert code == 1 and "bad.tar" in err and "4 captioned, 2 failed" in err
+    with tarfile.open("s.tar") as tar:
+        for row in map(json.loads, Path("o.jsonl").read_text().splitlines()):
+            assert row["caption"] == model.caption(tar.extractfile(row["image"].removeprefix("s.tar/")).read())
+    assert "4 already done" in run(*command)[2]
+    assert_error(run("caption", "s.tar", "--out", "copies"), "out is 'copies': give a file that ends with .jsonl")
 
 
 def record(key: str, value: object) -> bytes:
@@ -186,5 +147,31 @@ def test_malicious_headers_end_their_shard_only(whole, run, name):
     assert names == [f"{shard}.tar/{i}.png" for shard in ("bad", "s") for i in range(4)]
     assert (code, err.count("\n")) == ((0, 0) if name == "sparse" else (1, 1)), err  # a sparse file is left out
     assert len(open_index(Path("bad.tar"), Path("cache")).rows) == 4
-    assert run("caption", "bad.tar", "--out", "copies")[0] == code
     assert time.process_time() - started < 20
+
+
+@POSIX
+def test_links_and_several_names_of_a_file(album, run):
+    (album / "sub" / "loop").symlink_to("..")
+    (album / "sub" / "self").symlink_to("self")
+    (album / "sub" / "gone.png").symlink_to("nowhere.png")
+    os.link(album / "a.png", album / "sub" / "hard.png")
+    os.mkfifo(album / "sub" / "pipe.png")
+    code, out, err = run("caption", "-r", "album", "album/sub", "album/*.png")
+    names = [line.split("\t")[0] for line in out.splitlines()]
+    assert code == 1 and len(names) == len(set(names)) == len(GOOD) + 2
+    assert "album/sub/hard.png" in names and "gone.png' is a link to a missing file" in err and "pipe" not in err
+
+
+def test_walk_memory_does_not_grow_with_name_length(tmp_path):
+    """A walk over 5,000 names keeps only a hash of each."""
+    fill(tmp_path / "album", new_seed())
+    for i in range(5_000):
+        os.link(tmp_path / "album" / "a.png", tmp_path / "album" / f"{i:06d} {'name' * 20}.png")
+    tracemalloc.start()
+    count, walked = 0, walk(Sources((str(tmp_path / "album"),)))
+    for _ in walked:
+        count += 1
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 5_000 + len(GOOD) + 2 and peak < 2 << 20

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from blip2rt.gallery.outputs import Description
-from blip2rt.gallery.outputs.tables import open_table
+from blip2rt.gallery.outputs.tables import Table
 from blip2rt.gallery.sources import Picture
 from tests.gallery.helpers import assert_error, rows
 from tests.seeds import new_seed
@@ -28,7 +28,7 @@ EVERY_TABLE = pytest.mark.parametrize("ending", ["jsonl", "csv", pytest.param("p
 
 def filled(path: Path, asked: str, rng: random.Random, words: tuple[str, ...] = WORDS) -> bytes:
     """A table of six random rows."""
-    table = open_table(str(path), True, "tiny", asked)
+    table = Table(str(path), True, "tiny", asked)
     for i in range(6):
         captions = [rng.choice(words) for _ in range(rng.randint(1, 3))]
         table.write(Picture("", ""), Description(f"{rng.choice(words)}{i}.png", captions, -1.5, "tiny"))
@@ -43,9 +43,9 @@ def test_truncated_rows_keep_complete_ones(tmp_path, journal, asked):
     path = tmp_path / ("t.csv" if journal else "t.jsonl")
     data = filled(tmp_path / "t.jsonl", asked, random.Random(new_seed()))
     ends, collected = [0, *(i + 1 for i, byte in enumerate(data) if byte == ord("\n"))], Path(f"{path}{journal}")
-    for size in range(len(data)):
+    for size in range(random.randrange(4), len(data), 4):
         collected.write_bytes(data[:size])
-        open_table(str(path), False, "tiny", asked).close()
+        Table(str(path), False, "tiny", asked).close()
         assert collected.read_bytes() == data[: max(end for end in ends if end <= size)], size
 
 
@@ -53,7 +53,7 @@ def test_parquet_is_synced_before_its_journal_is_removed(tmp_path, monkeypatch):
     pytest.importorskip("pyarrow")
     path, order = tmp_path / "t.parquet", []
     sync, unlink = os.fsync, os.unlink
-    table = open_table(str(path), False, "tiny", "")
+    table = Table(str(path), False, "tiny", "")
     table.write(Picture("", ""), Description("a.png", ["a"], -1.5, "tiny"))
     monkeypatch.setattr(os, "fsync", lambda file: (order.append(os.fstat(file).st_ino), sync(file)))
     monkeypatch.setattr(os, "unlink", lambda name: (order.append(os.path.basename(name)), unlink(name)))
@@ -132,7 +132,7 @@ def test_table_rejects_other_text_flags(album, run):
     assert "1 already done" in run(*asking)[2]
     for other, words in (
         (command, "not plain captions"),
-        ([*asking, "--prefix", "x"], "not texts of --ask 'what is red' --prefix x"),
+        ([*asking, "--template", "x {caption}"], "not texts of --ask 'what is red' --template 'x {caption}'"),
         ([*command, "--prompt", "a"], "not texts of --prompt a"),
         ([*command, "--template", "{stem}: {caption}"], "{stem}"),
     ):
@@ -145,7 +145,7 @@ def test_table_rejects_other_text_flags(album, run):
 def test_csv_has_no_formulas(tmp_path, text):
     """A spreadsheet takes a cell that begins with an apostrophe as text."""
     path, model = str(tmp_path / "t.csv"), f"{text}model"
-    table = open_table(path, False, model, "")
+    table = Table(path, False, model, "")
     table.write(Picture("", ""), Description(f"{text}.png", [text, "more"], -1.5, model))
     table.finish(False)
     table.close()

@@ -43,7 +43,7 @@ def test_sidecars_stay_in_the_folder(album, run, flags):
     outside = Path("outside")
     album.joinpath("sub").rename(outside)
     (album / "sub").symlink_to(outside.resolve())
-    for source in (["-r", "album"], ["album/**/*.png"]):
+    for source in (["-r", "album"], ["album/*/*.png"]):
         code, _, err = run("caption", *source, *flags)
         assert code in (1, 2) and "is behind a link that leads out of" in err, (source, err)
     assert sorted(tree(outside)) == ["inner.png"]
@@ -66,7 +66,7 @@ def test_odd_sidecars_do_not_block(album, run, flags, kind):
     for overwrite in ([], ["--overwrite"]):
         code, _, err = run("caption", "album/a.png", *flags, *overwrite)
         assert code == 2 and err.count("\n") == 2 and target.name in err, err
-        assert ("--xmp-name" if "--xmp" in flags else "--caption-extension") in err
+        assert ("--xmp-name" if "--xmp" in flags else "--write") in err
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_odd_sidecars_do_not_block(album, run, flags, kind):
             f"<a {' '.join(f'xmlns:p{i}={chr(34)}u:{i}{chr(34)}' for i in range(9**5))}/>"
         ),
         "deep": RDF.format("<a>" * 200_000 + "</a>" * 200_000),
-        "elements": RDF.format("<a/>" * 1_000_000),
-        "nested descriptions": RDF.format("<dc:description>" * 190 + "<a/>" * 190_000 + "</dc:description>" * 190),
+        "elements": RDF.format("<a/>" * 300_000),
+        "nested descriptions": RDF.format("<dc:description>" * 190 + "<a/>" * 50_000 + "</dc:description>" * 190),
         "entities": f'<!DOCTYPE a [<!ENTITY b "{"c" * 9999}">]>{RDF.format("&b;" * 9999)}',
         "encoding": f'<?xml version="1.0" encoding="rot13"?>{RDF.format("")}',
         "long": " " * (17 << 20),
@@ -105,7 +105,7 @@ def test_namespaces_are_forgotten(album, run):
 def test_lines_of_a_list_are_no_patterns(album, run, monkeypatch):
     """Otherwise a list from others could walk the whole file system."""
     (album / "[ab].png").write_bytes((album / "a.png").read_bytes())
-    Path("list").write_text("album/[ab].png\n/**/*.jpg\nalbum/*.bmp\n")
+    Path("list").write_text("album/[ab].png\n/*/*.jpg\nalbum/*.bmp\n")
     code, out, err = run("caption", "--from-file", "list")
     assert code == 1 and [line.split("\t")[0] for line in out.splitlines()] == ["album/[ab].png"]
     assert err.count("no such file") == 2

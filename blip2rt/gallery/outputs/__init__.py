@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from ...errors import utf8_name
 from ...results import Tag
@@ -52,14 +51,16 @@ class TagDescription(Description):
         return row | parents | {"model": self.model}
 
 
-class Sink(Protocol):
+class Sink:
     """An output for descriptions."""
 
     def needs(self, picture: Picture) -> bool | Failure:
         """Return whether the picture still has to be written, or why it cannot be."""
+        return True
 
     def write(self, picture: Picture, description: Description) -> None:
         """Write it completely or not at all. Raises OSError."""
+        raise NotImplementedError
 
     def finish(self, failed: bool) -> None:
         """Bring the output into its final form, unless the run was interrupted. failed: every picture failed."""

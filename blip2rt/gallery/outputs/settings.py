@@ -1,14 +1,17 @@
-"""Where the results of `caption` and `tag` go."""
+"""Where the results of `caption` and `tag` go, and the text around them."""
 
 from __future__ import annotations
 
 import os
+import string
 from dataclasses import dataclass
 
 from ...errors import OptionError
 from ..flags import XMP_NAMES
 from ..sources import Sources
 from .tables import TABLES
+
+FIELDS = ("caption", "stem", "name", "folder")  # of a template
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,6 @@ class OutputSettings:
     json: bool = False  # print JSON objects
     errors: str | None = None  # file that lists failures
     strict: bool = False  # stop at the first failure
-
-    @property
-    def into_shards(self) -> bool:
-        """Whether `out` is a folder for copies of shards: it does not have the extension of a table."""
-        return self.out is not None and os.path.splitext(self.out)[1].lower() not in TABLES
 
     @property
     def printed(self) -> bool:
@@ -47,9 +45,29 @@ def check_outputs(outputs: OutputSettings, sources: Sources) -> None:
         raise OptionError("overwrite is given, but nothing is written: give --write, --xmp or --out")
     if outputs.json and not outputs.printed:
         raise OptionError("--json prints captions, but they go to files: give --out FILE.jsonl")
-    if outputs.into_shards and not any(path.endswith(".tar") for path in sources.paths):
+    if outputs.out is not None and os.path.splitext(outputs.out)[1].lower() not in TABLES:
         raise OptionError(f"out is {outputs.out!r}: give a file that ends with {', '.join(TABLES)}")
-    if outputs.xmp and outputs.into_shards:
-        raise OptionError(f"--xmp writes next to pictures, but --out {outputs.out!r} copies shards: leave out --xmp")
     if outputs.xmp == XMP_NAMES[0] and (outputs.sidecar or "").lower().lstrip(".") == "xmp":
-        raise OptionError("--xmp and --caption-extension '.xmp' would write the same file: leave out one of them")
+        raise OptionError("--xmp and --write xmp would write the same file: leave out one of them")
+
+
+def check_template(template: str) -> None:
+    """Raise OptionError for a template with unknown fields or without the caption."""
+    try:
+        parsed = [each for each in string.Formatter().parse(template) if each[1] is not None]
+    except ValueError as error:
+        raise OptionError(f"template is {template!r}: {error}; write {{{{ for a brace") from None
+    unknown = [
+        f"{field}:{spec}" if spec else field for _, field, spec, kind in parsed if field not in FIELDS or spec or kind
+    ]
+    if unknown or "caption" not in [field for _, field, _, _ in parsed]:
+        problem = f"{{{unknown[0]}}} is not a field" if unknown else "{caption} is missing"
+        choices = ", ".join(f"{{{field}}}" for field in FIELDS)
+        raise OptionError(f"template is {template!r}: {problem}; choose from {choices}")
+
+
+def rendered(template: str, caption: str, name: str) -> str:
+    """Return the text to write for a caption of the picture `name`, on one line."""
+    folder, file = os.path.split(name)
+    stem, folder = os.path.splitext(file)[0], os.path.basename(folder)
+    return " ".join(template.format(caption=caption, stem=stem, name=file, folder=folder).splitlines())

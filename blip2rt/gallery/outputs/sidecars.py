@@ -8,13 +8,13 @@ from pathlib import Path
 from ...bundle.atomic import write_file
 from ..output_files import normalized_extension, sidecar_problem
 from ..sources import Failure, Picture
-from . import Description
+from . import Description, Sink
 
 
-class Sidecar:
+class Sidecar(Sink):
     """A file next to each picture, with the picture's name and another extension. Subclasses give the content."""
 
-    option = "--caption-extension"  # renames the file
+    option = "--write"  # names the file
 
     def __init__(self, extension: str, overwrite: bool, replace_extension: bool = True) -> None:
         """replace_extension: photo.txt next to photo.jpg, and not photo.jpg.txt."""
@@ -47,12 +47,6 @@ class Sidecar:
     def write(self, picture: Picture, description: Description) -> None:
         target = self._target(picture)
         write_file(Path(target), self._content(target, description).encode("utf-8", "surrogateescape"), follow=False)
-
-    def finish(self, failed: bool) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
     def _target(self, picture: Picture) -> str:
         return (os.path.splitext(picture.path)[0] if self._replace else picture.path) + self._extension

@@ -11,7 +11,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,23 +20,33 @@ from ...errors import OptionError, names_file, utf8_name
 from ...install_hints import pip_install
 from ..output_files import AppendOnlyFile, check_writable
 from ..sources import Failure, Picture
-from . import Description
+from . import Description, Sink
 
 COLUMNS = ("image", "caption", "captions", "score", "model", "asked")
 TAG_COLUMNS = ("image", "tags", "probabilities", "model", "asked")
 _LISTS = ("captions", "tags", "probabilities")
 _TEXTS = ("image", "caption", "captions", "tags", "model")
 Row = dict[str, Any]
+_ROWS_PER_GROUP = 10_000  # of Parquet
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # the beginning of a cell
 
 
-class Table:
-    """JSON lines in one file, whose picture names tell what is done. asked: the flags that shape the texts."""
+class Table(Sink):
+    """JSON lines, whose picture names tell what is done; another format is made of them when the run ends."""
 
-    def __init__(
-        self, path: str, overwrite: bool, model: str, asked: str, columns: tuple[str, ...] = COLUMNS, journal: str = ""
-    ) -> None:
-        """journal: suffix of the file that collects rows, if it is not the table itself."""
+    def __init__(self, path: str, overwrite: bool, model: str, asked: str, columns: tuple[str, ...] = COLUMNS) -> None:
+        """path: ends with one of TABLES. asked: the flags that shape the texts. Raises OptionError."""
+        self._convert = TABLES[os.path.splitext(path)[1].lower()]
+        if self._convert is _write_parquet:
+            load_pyarrow()
+        if self._convert is not None:
+            check_writable(path)
+            if overwrite:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+            if os.path.exists(path):
+                raise OptionError(f"{path} exists: give another file, or --overwrite; only .jsonl can be continued")
+        journal = "" if self._convert is None else ".partial.jsonl"
         self._final, self._path, self._columns = path, path + journal, columns
         self._remove_if_empty = not os.path.exists(self._path)
         self._file = AppendOnlyFile(self._path, truncate=overwrite, named=not journal)
@@ -59,9 +69,25 @@ class Table:
         self._file.append(json_line(description.row() | {"asked": self._asked}))
 
     def finish(self, failed: bool) -> None:
-        if not failed:
-            self._remove_if_empty = False
-            self._file.sync()
+        """Sync the rows, and convert them to the final format."""
+        if failed:
+            return
+        self._remove_if_empty = False
+        self._file.sync()
+        if self._convert is None:
+            return
+        temporary = Path(f"{self._final}.partial")
+        temporary.unlink(missing_ok=True)  # it may be a link
+        try:
+            with names_file(self._final):
+                self._convert((row for row, _ in self._rows()), temporary, self._columns)
+            with open(temporary, "r+b") as file:
+                os.fsync(file.fileno())  # before the journal is removed
+            os.replace(temporary, self._final)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        os.unlink(self._path)
 
     def close(self) -> None:
         if self._remove_if_empty and self._file.size == 0:
@@ -112,50 +138,15 @@ def json_line(row: Row) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
-class ConvertedTable(Table):
-    """A table of another format, written at the end from JSON lines that are collected next to it."""
-
-    def __init__(self, path: str, overwrite: bool, model: str, asked: str, columns: tuple[str, ...] = COLUMNS) -> None:
-        check_writable(path)
-        if overwrite:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-        if os.path.exists(path):
-            raise OptionError(f"{path} exists: give another file, or --overwrite; only .jsonl can be continued")
-        super().__init__(path, overwrite, model, asked, columns, ".partial.jsonl")
-
-    def finish(self, failed: bool) -> None:
-        """Convert the rows and put the table in place."""
-        if failed:
-            return
-        temporary = Path(f"{self._final}.partial")
-        temporary.unlink(missing_ok=True)  # it may be a link
-        try:
-            with names_file(self._final):
-                self._convert((row for row, _ in self._rows()), temporary)
-            with open(temporary, "r+b") as file:
-                os.fsync(file.fileno())  # before the journal is removed
-            os.replace(temporary, self._final)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        os.unlink(self._path)
-
-    def _convert(self, rows: Iterator[Row], target: Path) -> None:
-        raise NotImplementedError
-
-
-class CsvTable(ConvertedTable):
+def _write_csv(rows: Iterator[Row], target: Path, columns: Sequence[str]) -> None:
     """A heading, then one row a picture. Several captions are lines of one field."""
-
-    def _convert(self, rows: Iterator[Row], target: Path) -> None:
-        with open(target, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(self._columns)
-            for row in rows:
-                row |= {name: "\n".join(map(str, row[name])) for name in _LISTS if name in row}
-                row |= {name: _quoted(row[name]) for name in _TEXTS if name in row}
-                table.writerow([row[name] for name in self._columns])
+    with open(target, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(columns)
+        for row in rows:
+            row |= {name: "\n".join(map(str, row[name])) for name in _LISTS if name in row}
+            row |= {name: _quoted(row[name]) for name in _TEXTS if name in row}
+            table.writerow([row[name] for name in columns])
 
 
 def _quoted(cell: str) -> str:
@@ -163,23 +154,14 @@ def _quoted(cell: str) -> str:
     return f"'{cell}" if _FORMULA.match(cell) else cell
 
 
-class ParquetTable(ConvertedTable):
-    """Parquet. Needs pyarrow."""
-
-    ROWS_PER_GROUP = 10_000
-
-    def __init__(self, path: str, overwrite: bool, model: str, asked: str, columns: tuple[str, ...] = COLUMNS) -> None:
-        self._arrow = load_pyarrow()
-        super().__init__(path, overwrite, model, asked, columns)
-
-    def _convert(self, rows: Iterator[Row], target: Path) -> None:
-        arrow = self._arrow
-        types = {"captions": arrow.list_(arrow.string()), "tags": arrow.list_(arrow.string())}
-        types |= {"probabilities": arrow.list_(arrow.float64()), "score": arrow.float64()}
-        schema = arrow.schema([(name, types.get(name, arrow.string())) for name in self._columns])
-        with arrow.parquet.ParquetWriter(target, schema) as writer:
-            while group := list(islice(rows, self.ROWS_PER_GROUP)):
-                writer.write_table(arrow.Table.from_pylist(group, schema))
+def _write_parquet(rows: Iterator[Row], target: Path, columns: Sequence[str]) -> None:
+    arrow = load_pyarrow()
+    types = {"captions": arrow.list_(arrow.string()), "tags": arrow.list_(arrow.string())}
+    types |= {"probabilities": arrow.list_(arrow.float64()), "score": arrow.float64()}
+    schema = arrow.schema([(name, types.get(name, arrow.string())) for name in columns])
+    with arrow.parquet.ParquetWriter(target, schema) as writer:
+        while group := list(islice(rows, _ROWS_PER_GROUP)):
+            writer.write_table(arrow.Table.from_pylist(group, schema))
 
 
 def load_pyarrow() -> Any:
@@ -192,13 +174,6 @@ def load_pyarrow() -> Any:
     return pyarrow
 
 
-TABLES = {".jsonl": Table, ".csv": CsvTable, ".parquet": ParquetTable}
-
-
-def open_table(path: str, overwrite: bool, model: str, asked: str, columns: tuple[str, ...] = COLUMNS) -> Table:
-    """Open the table for the extension of `path`. Raises OptionError for another extension."""
-    kind = TABLES.get(os.path.splitext(path)[1].lower())
-    if kind is None:
-        choices = ", ".join(TABLES)
-        raise OptionError(f"out is {path!r}: give a file that ends with {choices}, or a folder for shards")
-    return kind(path, overwrite, model, asked, columns)
+# What writes a file of rows, by its extension; None: the rows are the file.
+Convert = Callable[[Iterator[Row], Path, Sequence[str]], None]
+TABLES: dict[str, Convert | None] = {".jsonl": None, ".csv": _write_csv, ".parquet": _write_parquet}
