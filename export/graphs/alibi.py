@@ -1,15 +1,13 @@
 """Support models whose code bypasses transformers' attention interface: BLOOM, MPT and Falcon.
 
 Inside `intercepted_attention` their attention layers call the tracing function; linear biases are computed here.
-BLOOM and MPT: distance of key from query times the head's slope; this differs from their own code by a constant for
-each query, which softmax cancels. Falcon: position of the key times the slope, rounded to bfloat16, read from the
-table that its own code fills.
+A bias is the distance of key from query times the head's slope; this differs from their own code by a constant for
+each query, which softmax cancels. Falcon with ALiBi rounds its biases to bfloat16 and is rejected.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -32,32 +30,6 @@ def slopes(llm: Any) -> Tensor | None:
         return None
     table = table.reshape(config.num_attention_heads, 2).float()
     return table[:, 1] - table[:, 0]
-
-
-def rounded_biases(llm: Any, positions: int) -> Tensor | None:
-    """Return Falcon's bias of each head and key (H * positions), to add to scaled scores; None without alibi.
-
-    It is a vector so that no precision quantizes it: only matrices are quantized.
-    """
-    config = llm.config.get_text_config()
-    if not has_rounded_biases(config):
-        return None
-    heads = config.num_attention_heads
-    build = sys.modules[type(llm).__module__].build_alibi_tensor
-    table: Tensor = build(torch.ones(1, positions, dtype=torch.int64), heads, torch.float32)
-    return table.reshape(-1) / math.sqrt(config.hidden_size // heads)
-
-
-def lookup(table: Tensor, heads: int, positions: int) -> Tensor:
-    """table (H * P) -> (1,H,1,positions); positions beyond the table repeat each head's last entry"""
-    known = len(table) // heads
-    places = torch.arange(heads)[:, None] * known + torch.arange(positions).clamp(max=known - 1)
-    return table[places][None, :, None]
-
-
-def has_rounded_biases(config: Any) -> bool:
-    """Whether a model of this config rounds its biases to bfloat16."""
-    return bool(config.model_type == "falcon" and config.alibi)
 
 
 def bias(slope: Tensor, position_ids: Tensor, positions: int) -> Tensor:
@@ -127,9 +99,8 @@ def _falcon(module: Any, attend: Attend) -> Callable[..., Any]:
         fused = module.query_key_value(hidden_states).unflatten(-1, (kv_heads, groups + 2, module.head_dim))
         query = fused[..., :-2, :].flatten(2, 3).transpose(1, 2)
         key, value = (fused[..., part, :].transpose(1, 2) for part in (-2, -1))
-        if not module.config.alibi:
-            rotate = sys.modules[type(module).__module__].apply_rotary_pos_emb  # may be replaced
-            query, key = rotate(query, key, *position_embeddings)
+        rotate = sys.modules[type(module).__module__].apply_rotary_pos_emb  # may be replaced
+        query, key = rotate(query, key, *position_embeddings)
         mixed, _weights = attend(module, query, key, value, None, scaling=module.head_dim**-0.5)
         return module.dense(mixed.flatten(2)), None
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from blip2rt.modeling.llm import sees_both_ways
 
-from . import alibi, bidirectional
+from . import bidirectional
 from .rotary import rope_length_limit
 
 ENCODER_DECODERS = ("t5", "mt5", "umt5")
@@ -57,7 +57,9 @@ def unsupported_reason(config: Any, target: str, verified: bool, positions: int 
     for kinds, why in _UNSUPPORTED:
         if kind in kinds:
             return f"{stem}, {why}"
-    if target == "trt" and (kind in _ATTENTION_BIAS or alibi.has_rounded_biases(config)):
+    if kind == "falcon" and config.alibi:
+        return f"{stem} with ALiBi, whose biases are rounded to bfloat16: use a model without alibi"
+    if target == "trt" and kind in _ATTENTION_BIAS:
         return f"{stem}, whose attention biases only the target ort supports: leave out --target trt"
     if sees_both_ways(config) and (kind not in bidirectional.FAMILIES or target == "trt"):
         fix = "leave out --target trt" if kind in bidirectional.FAMILIES else "use another model"

@@ -205,12 +205,12 @@ class _Attention:
 class _Decoder(nn.Module):
     """The llm graph as a module: its arguments are the graph's inputs."""
 
-    def __init__(self, llm: Any, layers: int, rotary: Rotary, positions: int) -> None:
+    def __init__(self, llm: Any, layers: int, rotary: Rotary) -> None:
         super().__init__()
         self.llm, self.layers, self.rotary, self.causal_masks = llm, layers, rotary, builds_causal_masks(llm)
         for name, table in zip(("cos", "sin"), rotary.tables, strict=False):
             self.register_buffer(name, table)
-        self.slopes, self.rounded = alibi.slopes(llm), alibi.rounded_biases(llm, positions)
+        self.slopes = alibi.slopes(llm)
         self.bidirectional = sees_both_ways(llm.config)
 
     def forward(
@@ -220,10 +220,6 @@ class _Decoder(nn.Module):
         bias, capacity = None, past[0].shape[2]
         if self.slopes is not None:
             bias = truncate_keys(alibi.bias(self.slopes, position_ids, capacity), total_sequence_length)
-        if self.rounded is not None:
-            heads = self.llm.config.get_text_config().num_attention_heads
-            bias = truncate_keys(alibi.lookup(self.rounded, heads, capacity), total_sequence_length)
-            bias = bias + torch.zeros(1, 1, position_ids.shape[1], 1)  # (1,H,S,T), whatever T has become
         attention = _Attention(self, past, (seqlens_k, total_sequence_length), bias)
         if self.bidirectional:
             attention.bidirectional = BidirectionalPrompt(position_ids, last_index)
@@ -287,7 +283,7 @@ def trace_llm(llm: Any, max_positions: int = 1024) -> ir.Model:
     positions = min(max_positions, shape.max_positions)
     with custom_attention(llm), fixed_rope_tables(llm):
         rotary = Rotary(llm, shape.head_dim, positions)
-        decoder = _Decoder(llm, shape.layers, rotary, positions)
+        decoder = _Decoder(llm, shape.layers, rotary)
         with rotary.bypassed():
             model = trace.trace(trace.GraphSpec(LLM, decoder, example, outputs, axes))
     fuse.fuse_decoder(model)

@@ -78,8 +78,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model_type, chang
         "falcon",
         {"multi_query": False, "num_kv_heads": HEADS, "parallel_attn": False, "bias": True},
     ),
-    "falcon with alibi": ("falcon", {"alibi": True}),
-    "falcon with alibi and new heads": ("falcon", {"alibi": True, "new_decoder_architecture": True, "num_kv_heads": 2}),
     "phi3 with longrope": ("phi3", _longrope(64)),
     "phi3 with longrope that changes": ("phi3", _longrope(32)),
     "llama with dynamic rope": ("llama", {"rope_parameters": {**_SCALED, "rope_type": "dynamic"}}),

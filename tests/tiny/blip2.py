@@ -26,8 +26,7 @@ from blip2rt.modeling.vision import VisionEncoder
 from . import training as tiny_training
 from .llm_configs import CONFIGS, IMAGE, SLOW_CONFIGS, SPECIAL, WORDS
 
-TEXT_CONFIGS = {name: CONFIGS[name] for name in ("opt", "llama", "qwen2", "gemma", "t5")}
-NEWER_TEXT_CONFIGS = {name: CONFIGS[name] for name in ("gemma2", "gemma3", "qwen3")} | SLOW_CONFIGS
+TEXT_CONFIGS = CONFIGS | SLOW_CONFIGS
 VISION = {"hidden_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 72}
 VISION |= {"image_size": 28, "patch_size": 7}
 QFORMER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}

@@ -19,13 +19,8 @@ VOCAB = IMAGE + 6
 HIDDEN = 64
 
 _IDS = {"vocab_size": VOCAB, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
-_SMALL = {
-    **_IDS,
-    "hidden_size": HIDDEN,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 96,
-}
+_SMALL = {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 96}
+_SMALL |= _IDS
 _GATED = {"intermediate_size": 128, **_SMALL}
 _OPT = {"ffn_dim": 128, "word_embed_proj_dim": HIDDEN, "dropout": 0.0, **_SMALL}
 _GEMMA = {"query_pre_attn_scalar": 20, "sliding_window": 4, "head_dim": 16, "num_key_value_heads": 2, **_GATED}
@@ -60,18 +55,8 @@ CONFIGS: dict[str, Any] = {
 SLOW_CONFIGS: dict[str, Any] = {  # only for slow tests
     "gpt_neox": lambda: transformers.GPTNeoXConfig(**_GATED),  # its tensors are renamed
     "falcon": lambda: transformers.FalconConfig(**_FALCON),
-    "falcon_alibi": lambda: transformers.FalconConfig(
-        alibi=True, multi_query=False, parallel_attn=False, bias=True, **_FALCON
-    ),
     "gemma3_both_ways": lambda: transformers.Gemma3TextConfig(  # each side has half of the window
         use_bidirectional_attention=True, **{**_GEMMA3, "sliding_window": 10}
     ),
     "bloom": lambda: transformers.BloomConfig(hidden_size=HIDDEN, n_layer=2, n_head=4, **_IDS),
-    "mt5": lambda: transformers.MT5Config(**_GATED_T5),
-    "umt5": lambda: transformers.UMT5Config(**_GATED_T5),
 }
-
-
-def projected_opt() -> Any:
-    """OPT whose embeddings are narrower than its layers, as opt-350m. transformers' own BLIP-2 cannot run it."""
-    return transformers.OPTConfig(**{**_OPT, "word_embed_proj_dim": 32, "do_layer_norm_before": False})

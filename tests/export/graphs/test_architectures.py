@@ -5,22 +5,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import transformers
 
 from blip2rt.errors import Blip2rtError
 from blip2rt_export import targets
+from blip2rt_export.checks import verify
 from blip2rt_export.graphs import compatibility, masks
 from blip2rt_export.language import trace_graphs
 from tests import parity
+from tests.export.commands_in_process import export
 from tests.seeds import seed_of
-from tests.tiny import architectures
-from tests.tiny.language_models import write
+from tests.tiny import architectures, onnx_validity
+from tests.tiny import blip2 as tiny_blip2
+from tests.tiny.language_models import build, write
 
 pytestmark = pytest.mark.long(40, "each architecture's graphs, traced and run")
 
@@ -44,6 +47,8 @@ def test_unsupported_architectures_are_rejected_before_tracing() -> None:
         for verified in (True, False):
             wrong = compatibility.unsupported_reason(config, "ort", verified)
             assert wrong is not None and f"type {name!r}" in wrong and "\n" not in wrong
+    falcon = transformers.FalconConfig(alibi=True)
+    assert "with ALiBi" in str(compatibility.unsupported_reason(falcon, "ort", True))
 
 
 def test_untested_architectures_must_be_verified() -> None:
@@ -79,72 +84,23 @@ def test_moshi_equals_its_uncached_forward_pass() -> None:
     assert kind in ("equal", "tie"), reason
 
 
-def longrope_gemma() -> Any:
-    """Gemma 3 whose kinds of layers change their rotation at different lengths."""
-    config = architectures.tiny_config("gemma3_text")
-    factors = {"short_factor": [1.1] * 8, "long_factor": [4.0] * 8}
-    limits = {"full_attention": 48, "sliding_attention": 8}
-    config.rope_parameters = {
-        kind: {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": limit, **factors}
-        for kind, limit in limits.items()
-    }
-    return config
-
-
-def test_smallest_limit_of_all_layers_counts() -> None:
-    wrong = compatibility.unsupported_reason(longrope_gemma(), "ort", True, architectures.MAX_POSITIONS)
-    assert wrong is not None and "give --max-positions 8" in wrong
-
-
-def test_rotation_of_a_row_does_not_depend_on_longer_rows(tmp_path: Path) -> None:
-    """As transformers alone, whatever the length of the others in its batch."""
-    torch.manual_seed(SEED)
-    model = transformers.AutoModelForCausalLM.from_config(longrope_gemma()).eval()
-    graphs = write(trace_graphs(targets.ORT, model, 48), tmp_path, targets.ORT)
-    rng = np.random.default_rng(SEED)
-    rows = [rng.normal(size=(length, architectures.WIDTH)).astype(np.float32) for length in (3, 30)]
-    tokens = np.zeros((2, 12), np.int64)
-    together, alone = graphs.run(rows, tokens)[1][0], graphs.run(rows[:1], tokens[:1])[1][0]
-    assert np.abs(together[:5] - alone[:5]).max() < 1e-4 * np.abs(alone).max()
-
-
-CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("llama", {"is_causal": False}),
-    "mistral with a window": ("mistral with a window", {"is_causal": False}),
-    "bert": ("bert", {"is_decoder": False}),
-}
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_masks_that_are_not_causal_are_rejected(name: str) -> None:
-    """Also without a verification."""
-    kind, changes = CONFIGS[name]
-    config = architectures.tiny_config(kind)
+@pytest.mark.parametrize(("name", "field"), [("mistral with a window", "is_causal"), ("bert", "is_decoder")])
+def test_masks_that_are_not_causal_are_rejected(name: str, field: str) -> None:
+    config = architectures.tiny_config(name)
     auto = transformers.AutoModelForCausalLM
     masks.require_causal_masks(auto.from_config(config))
-    for field, value in changes.items():
-        setattr(config, field, value)
+    setattr(config, field, False)
     with pytest.raises(Blip2rtError, match="is not causal in layers 0, 1, or has other windows than its layers ask"):
         masks.require_causal_masks(auto.from_config(config))
 
 
-@pytest.mark.parametrize(
-    ("name", "word"), [("falcon with alibi", "biases"), ("gemma3_text in both directions", "see later ones")]
-)
+@pytest.mark.parametrize(("name", "word"), [("bloom", "biases"), ("gemma3_text in both directions", "see later ones")])
 def test_settings_without_tensorrt_support_are_rejected_before_tracing(name: str, word: str) -> None:
     config = architectures.tiny_config(name)
     for verified in (True, False):
         assert compatibility.unsupported_reason(config, "ort", verified) is None
         wrong = compatibility.unsupported_reason(config, "trt", verified)
         assert wrong is not None and word in wrong and wrong.endswith(": leave out --target trt")
-
-
-def test_other_bidirectional_models_are_rejected() -> None:
-    for name in ("gemma", "gemma2"):
-        if name in architectures.names():
-            config = transformers.AutoConfig.for_model(name)
-            config.use_bidirectional_attention = True
-            assert "see later ones" in str(compatibility.unsupported_reason(config, "ort", True)), name
 
 
 def test_tracing_failure_is_a_one_line_error() -> None:
@@ -155,3 +111,32 @@ def test_tracing_failure_is_a_one_line_error() -> None:
     with pytest.raises(Blip2rtError) as caught:
         list(trace_graphs(Target(), object(), 8))
     assert "cannot be traced" in str(caught.value) and "\n" not in str(caught.value)
+
+
+NAME = "gemma3_both_ways"
+EXACT = 5e-6  # of the largest logit
+
+
+def test_graphs_equal_transformers(tmp_path: Path) -> None:
+    """Rows of different length, with hidden padding; windows narrower and wider than the rows."""
+    model = build(NAME, SEED)
+    assert model.config.sliding_window == 6
+    graphs = write(trace_graphs(targets.ORT, model, 64), tmp_path, targets.ORT)
+    for seed in range(3):
+        rng = np.random.default_rng(SEED + seed)
+        rows = [rng.normal(size=(length, model.config.hidden_size)).astype(np.float32) for length in (3, 14, 7, 1)]
+        tokens, got = graphs.run(rows)
+        want = verify.llm_logits(model, rows, tokens, None)
+        assert np.abs(got - want).max() < EXACT * np.abs(want).max()
+        model.config.use_bidirectional_attention = False
+        other = verify.llm_logits(model, rows, tokens, None)
+        model.config.use_bidirectional_attention = True
+        assert np.abs(got - other).max() > 100 * EXACT * np.abs(want).max(), "causal masks give other logits"
+
+
+def test_manifest_declares_bidirectional_prompts(tmp_path: Path) -> None:
+    """tests/engines compare the texts of such graphs with generate."""
+    checkpoint = tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS[NAME]())
+    bundle = export(checkpoint, tmp_path / "bundle")
+    assert not onnx_validity.faults(bundle)
+    assert json.loads((bundle / "blip2rt.json").read_text())["llm"]["bidirectional_prompt"] is True
