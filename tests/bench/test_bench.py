@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from blip2rt.bench import collect, geometry, machine, report
+import blip2rt
+from blip2rt._native import processor_kernels
+from blip2rt.bench import collect, geometry, report
 from blip2rt.bench.cli import main
 from blip2rt.bench.stages import STAGES
-from blip2rt.bundle import embedded, read
+from blip2rt.bundle import MANIFEST, embedded, read
 from blip2rt.install_hints import pip_install
+from tests.engines.native import Session, runtime
 from tests.seeds import seed_of
 
-pytestmark = pytest.mark.long(16, "whole measurements, from the command to tables and plots")
+pytestmark = pytest.mark.long(55, "whole measurements, from the command to tables and plots")
 
 ROOT = Path(__file__).parents[2]
 SEED = seed_of(__name__)
@@ -57,21 +65,6 @@ def test_embedded_model_is_measured(measured):
         assert label in out and label in page
 
 
-@pytest.mark.parametrize("median, shown", [(1e-9, "faster: cached weights, or a busy machine"), (1e9, " x")])
-def test_memorys_rate_is_the_best_of_three_moments(monkeypatch, median, shown):
-    """A step faster than its limit shows no ratio."""
-    moments = [{"read_bytes": 1e9}, {"read_bytes": 2e9}, {"read_bytes": 1e9}]
-    stage = {"runs": 1, "p10": 1.0, "p90": 1.0, "median": median}
-    stages = {name: {**stage} for name in ("decode step", "first token", "caption")}
-    start = {"load": 1.0, "first_caption": 1.0, "peak_rss": 1}
-    tasks = {"start": lambda: start, "stages": lambda: {"stages": stages, "peak_rss": 1}, "rates": moments.pop}
-    monkeypatch.setattr(collect.worker, "run_task", lambda task, given: tasks[task]())
-    monkeypatch.setattr(collect.machine, "drop_cached", lambda folder: False)
-    result = collect.collect(collect.Plan(collect.Workload(str(embedded()), __file__)))
-    assert result["limits"] == {"read_bytes": 2e9}
-    assert report.tables(result)[0].rows[0][-1].endswith(shown)
-
-
 def test_peers_and_scaling_have_tables(measured):
     stages = measured[1]["stages"]
     slower = {name: {**stages[name], "median": 2 * stages[name]["median"]} for name in ("vision", "caption")}
@@ -87,26 +80,19 @@ def test_peers_and_scaling_have_tables(measured):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--geometry", "huge"], "blip2-opt-2.7b"),
         (["--model", "nowhere"], "nowhere"),
         (["--model", "x", "--geometry", "nano"], "--geometry"),
         (["--batch", "0"], "'0'"),
         (["--repeat", "many"], "'many'"),
-        (["--threads", "-1"], "'-1'"),
         (["--new-tokens", "999999"], "999999"),
         (["--peer", "hf-int3", "--geometry", "tiny"], "hf-bf16"),
         (["--peer", "hf-fp32"], "--geometry"),
         (["--precision", "llm=int4"], "--geometry"),
         (["--checkpoint", "x"], "--peer"),
-        (["--checkpoint", "./no/such", "--peer", "hf-fp32"], "./no/such"),
         (["--checkpoint", "tests", "--peer", "hf-fp32"], "config.json"),
-        (["--checkpoint", __file__, "--peer", "hf-fp32"], "config.json"),
         *(([flag, ""], f"{flag} is '': give a value") for flag in TEXT_FLAGS),
         (["--image", "no.jpg"], "no.jpg"),
-        (["--image", "tests"], "--image tests is a folder"),
         (["--image", __file__], "not an image"),
-        (["--json", "no/such/folder.json"], "does not exist"),
-        (["--nonsense"], "--nonsense"),
     ],
 )
 def test_usage_errors_are_one_line(capsys, monkeypatch, arguments, words):
@@ -155,28 +141,6 @@ def test_missing_peers_are_reported_first(capsys, monkeypatch, planned):
     assert plan.config == "Salesforce/blip2-opt-2.7b", "a hub id"
 
 
-def test_no_config_is_created_without_installed_peers(capsys, monkeypatch, planned, tmp_path):
-    monkeypatch.setattr(geometry, "bundle", lambda *_: embedded())
-    remove(monkeypatch, "torch")
-    code, _, err = run(capsys, "--geometry", "tiny", "--cache", tmp_path, "--peer", "hf-fp32")
-    assert (code, err.count("\n"), planned[0].config) == (0, 1, None)
-
-
-def test_threads_default_to_the_environment_variable(capsys, monkeypatch, planned):
-    """As in blip2rt.load: --threads has precedence, and a wrong value is rejected before anything is created."""
-    monkeypatch.setattr("blip2rt.backends.ort.cores", lambda: 8)
-    monkeypatch.setenv("BLIP2RT_NUM_THREADS", "3")
-    assert run(capsys)[0] == 0 and run(capsys, "--threads", "2")[0] == 0
-    monkeypatch.setenv("BLIP2RT_NUM_THREADS", "")
-    assert run(capsys)[0] == 0
-    assert [plan.work.threads for plan in planned] == [3, 2, machine.cores()]
-    monkeypatch.setenv("BLIP2RT_NUM_THREADS", "many")
-    monkeypatch.setattr(geometry, "bundle", None)
-    code, out, err = run(capsys, "--geometry", "tiny")
-    assert (code, out) == (2, "")
-    assert err.startswith("blip2rt-bench: error: BLIP2RT_NUM_THREADS is 'many'") and err.count("\n") == 1
-
-
 def test_markdown_and_json_go_to_stdout(capsys, planned, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(capsys, "--json", "-", "--markdown", "-") == (0, "tables\n**Markdown**\n{}\n", "")
@@ -189,3 +153,98 @@ def test_markdown_and_json_go_to_stdout(capsys, planned, tmp_path, monkeypatch):
 def test_unwritable_output_is_one_line(capsys, planned, flag):
     want = f"blip2rt-bench: error: {flag} /dev/full: No space left on device\n"
     assert run(capsys, flag, "/dev/full") == (2, "tables\n", want)
+
+
+def _assert_ended(process: subprocess.Popen[str], temporary: Path) -> None:
+    """SIGTERM ends it and its child, which shares its stdin; no file remains."""
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(900) == 128 + signal.SIGTERM
+    assert not [*temporary.glob("blip2rt-*"), *temporary.glob("tmp*")]
+    with pytest.raises(BrokenPipeError):
+        os.write(process.stdin.fileno(), b"unread")
+
+
+def _start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+    (tmp_path / "tmp").mkdir()
+    command = [sys.executable, "-m", "blip2rt.bench", "--threads", "1", *arguments]
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, **pipes, text=True, cwd=ROOT, env=environment)
+
+
+def _children(parent: int) -> list[bytes]:
+    """The command lines of a process' children."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            if int(stat.read_bytes().rpartition(b")")[2].split()[1]) == parent:
+                found.append((stat.parent / "cmdline").read_bytes())
+    return found
+
+
+def test_sigterm_ends_the_worker_and_removes_files(tmp_path):
+    with _start(tmp_path, "--new-tokens", "2", "--repeat", "10000") as process:
+        while process.stderr.readline() != "measuring the stages\n":
+            assert process.poll() is None
+        while Path("/proc").is_dir() and not any(b"worker\0stages" in each for each in _children(process.pid)):
+            assert process.poll() is None
+        _assert_ended(process, tmp_path / "tmp")
+
+
+def test_revision_invalidates_cached_bundles(tmp_path, monkeypatch):
+    made = []
+
+    def make(geometry, path, precision, target):
+        path.mkdir()
+        (path / MANIFEST).touch()
+        made.append(path)
+
+    monkeypatch.setattr(geometry, "_exporter", lambda geometry: SimpleNamespace(make=make))
+    old = tmp_path / f"tiny-{blip2rt.__version__}-llm-int4"
+    make("tiny", old, "", "ort")
+    first = geometry.bundle("tiny", "llm=int4", tmp_path)
+    assert geometry.bundle("tiny", "llm = int4", tmp_path) == first
+    monkeypatch.setattr(geometry, "REVISION", geometry.REVISION + 1)
+    assert made == [old, first] and geometry.bundle("tiny", "llm=int4", tmp_path) == made[2] != first
+
+
+@pytest.fixture(scope="module")
+def tiny_geometry(tmp_path_factory):
+    """The bundle as the command creates it, and its cache."""
+    pytest.importorskip("onnxscript")
+    cache = tmp_path_factory.mktemp("cache")
+    return geometry.bundle("tiny", "vision=int8-dynamic,qformer=int8-dynamic,llm=int4", cache), cache
+
+
+def test_synthetic_bundle_is_complete_and_captions(tiny_geometry, photo):
+    from blip2rt.bundle import verify
+
+    path, cache = tiny_geometry
+    manifest = verify(path).manifest
+    precisions = {name: component.precision for name, component in manifest.components.items()}
+    int8 = dict.fromkeys(("vision", "qformer", "attention"), "int8-dynamic")
+    assert precisions == {**int8, "llm": "int4", "embed": "int4"}
+    scored = blip2rt.load(path).caption(photo(), num_beams=1, min_new_tokens=5, max_new_tokens=5, scores=True)
+    assert np.isfinite(scored.score)
+    assert geometry.bundle("tiny", "vision=int8-dynamic,qformer=int8-dynamic,llm=int4", cache) == path, "it is cached"
+
+
+def test_exported_graphs_use_every_kernel(tiny_geometry):
+    path, _ = tiny_geometry
+    found = {
+        kernel
+        for name in ("vision", "llm")
+        for kernel in Session(runtime(), str(path / f"{name}.onnx"), 1, custom_int8=name == "vision").custom_kernels
+    }
+    assert found == set(processor_kernels())
+    assert {kernel for kernel in found if kernel.startswith("int8 ")} <= set(
+        blip2rt.load(path).pipeline.backend._session("qformer").custom_kernels
+    )
+
+
+def test_wrong_precision_is_one_line(capsys, tmp_path):
+    pytest.importorskip("onnxscript")
+    code = main(["--geometry", "tiny", "--cache", str(tmp_path), "--precision", "llm=int5"])
+    out, err = capsys.readouterr()
+    assert code == 2 and out == ""
+    assert "llm=int5" in err.splitlines()[-1] and "Traceback" not in err

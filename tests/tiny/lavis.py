@@ -65,9 +65,9 @@ def split(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return {n: t for n, t in state.items() if not n.startswith("visual_encoder.")}, encoder
 
 
-def stage2(folder: Path, **qformer: int) -> tuple[Any, Path, Path, ExternalParts]:
+def stage2(folder: Path) -> tuple[Any, Path, Path, ExternalParts]:
     """Return a transformers model, its .pth files (trained tensors only; all tensors), and its frozen parts."""
-    hf = blip2.generative(folder / "hf", blip2.TEXT_CONFIGS["opt"](), qformer=QFORMER | qformer)
+    hf = blip2.generative(folder / "hf", blip2.TEXT_CONFIGS["opt"](), qformer=QFORMER)
     model = transformers.Blip2ForConditionalGeneration.from_pretrained(hf).eval()
     state = state_of(model, "opt_proj")
     trained, encoder = split(state)

@@ -35,7 +35,7 @@ from ..tiny.training import LLM_WORDS, NANO_STAGE2, WORDS, bert_folder, caption_
 from .processes import FIVE_STEPS, assert_same_training, train_together
 from .runs import assert_equal, build, interrupt_and_resume, weights
 
-pytestmark = pytest.mark.long(120, "finetuned, exported and run: what is trained arrives in the bundle")
+pytestmark = pytest.mark.long(90, "finetuned, exported and run: what is trained arrives in the bundle")
 
 STEPS = sizes(
     "steps=4 warmup=1 batch_size=4 save_every=2 log_every=1 min_lr=0 workers=0 texts_per_image=2 eval_every=4"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,29 +28,19 @@ SAME: dict[str, dict[str, Any]] = {  # accepted, with transformers' pixels
     "blip": {**BLIP_SQUARE},
     "no type": {"size": SQUARE},
     "an old name": {"feature_extractor_type": "BlipFeatureExtractor", "size": SQUARE},
-    "a fast name": {"image_processor_type": f"{BLIP}Fast", "size": SQUARE},
     "size as a number": {"image_processor_type": BLIP, "size": SIZE},
-    "resample without mean": {**BLIP_SQUARE, "resample": 0},
     "lanczos": {**BLIP_SQUARE, "resample": 1, "image_mean": [0.1, 0.2, 0.3]},
-    "ViT without resample": {**VIT_SQUARE, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
-    "Siglip": {"image_processor_type": SIGLIP, "size": SQUARE},
     "a mean for all colours": {**BLIP_SQUARE, "image_mean": 0.4, "image_std": 0.3},
-    "mean of null": {**BLIP_SQUARE, "image_std": [0.3, 0.2, 0.1]},
     "no normalization": {**BLIP_SQUARE, "do_normalize": False},
     "no rescaling": {**BLIP_SQUARE, "do_rescale": False, "image_mean": [120.0, 110, 100], "image_std": [60.0, 50, 40]},
     "another factor": {**VIT_SQUARE, "rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3},
     "neither": {**BLIP_SQUARE, "do_rescale": False, "do_normalize": False},
     "CLIP that does not crop": {**CLIP_SQUARE, "do_center_crop": False},
-    "CLIP that crops nothing": {**CLIP_SQUARE, "crop_size": SQUARE},
-    "do_convert_rgb": {**BLIP_SQUARE, "do_convert_rgb": False},
 }
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "CLIP without do_center_crop": ({**CLIP_SQUARE}, "do_center_crop is True"),
-    "CLIP": ({"image_processor_type": CLIP}, "do_center_crop is True"),
     "CLIP's size as a number": ({"image_processor_type": CLIP, "size": SIZE, "do_center_crop": False}, "proportions"),
-    "the shortest edge": ({"image_processor_type": BLIP, "size": {"shortest_edge": SIZE}}, "proportions"),
     "cropping": ({**BLIP_SQUARE, "do_center_crop": True, "crop_size": {"height": 20, "width": 20}}, "do_center_crop"),
-    "padding": ({**BLIP_SQUARE, "do_pad": True, "pad_size": {"height": 30, "width": 30}}, "do_pad"),
     "no resizing": ({**BLIP_SQUARE, "do_resize": False}, "do_resize is False"),
     "another size": ({"image_processor_type": BLIP, "size": 56}, "--image-size 56"),
     "a size that is no square": (
@@ -59,15 +48,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "size is 56 x 70.*set size to height 28 and width 28$",
     ),
     "another processor": ({"image_processor_type": "PixtralImageProcessor", "size": SQUARE}, "'PixtralImageProcessor'"),
-    "a processor that is none": ({"image_processor_type": "Nothing", "size": SQUARE}, "'Nothing'"),
     "two means": ({**BLIP_SQUARE, "image_mean": [0.5, 0.5]}, "image_mean is"),
-    "a mean that is a text": ({**BLIP_SQUARE, "image_mean": "no"}, "image_mean is"),
-    "a spread of nothing": ({**BLIP_SQUARE, "image_std": 0}, "image_std is"),
     "resample of null": ({**BLIP_SQUARE, "resample": None}, "resample is null"),
     "a filter by name": ({**BLIP_SQUARE, "resample": "bicubic"}, r"resample is 'bicubic': set it to .*3 \(bicubic\)"),
     "a factor of 0": ({**BLIP_SQUARE, "rescale_factor": 0}, "rescale_factor is 0: set it to a number above 0"),
-    "a filter that is none": ({**BLIP_SQUARE, "resample": 9}, "resample is 9"),
-    "a size that is a text": ({"image_processor_type": BLIP, "size": "large"}, "size|values"),
 }
 
 
@@ -82,11 +66,10 @@ def pictures() -> list[Image.Image]:
     return [*made, Image.fromarray(rng.integers(0, 256, (40, 30), np.uint8)).convert("RGB")]
 
 
-@pytest.mark.parametrize("inner", [True, False])
 @pytest.mark.parametrize("kind", SAME)
-def test_pixels_match_transformers(tmp_path: Path, kind: str, inner: bool) -> None:
+def test_pixels_match_transformers(tmp_path: Path, kind: str) -> None:
     data = SAME[kind]
-    write(tmp_path, data, inner)
+    write(tmp_path, data, inner=False)
     config = with_preprocessing(CONFIG, tmp_path)
     spec = ImageSpec(config.height, config.width, config.resample, config.mean, config.std)
     name = data.get("image_processor_type", BLIP).removesuffix("Fast")
@@ -116,17 +99,3 @@ def test_processor_config_overrides_preprocessor_config(tmp_path: Path) -> None:
     assert with_preprocessing(CONFIG, tmp_path).resample == "nearest"
     (tmp_path / "preprocessor_config.json").unlink()
     assert with_preprocessing(CONFIG, tmp_path) == CONFIG
-
-
-def test_torchvision_is_close_to_pillow(tmp_path: Path) -> None:
-    """transformers' default resizes with torchvision; docs/export.md states the difference."""
-    pytest.importorskip("torchvision")
-    write(tmp_path, {**BLIP_SQUARE}, inner=True)
-    config = replace(with_preprocessing(CONFIG, tmp_path), mean=(0.0,) * 3, std=(1.0,) * 3)
-    spec = ImageSpec(config.height, config.width, config.resample, config.mean, config.std)
-    theirs = transformers.BlipImageProcessor(size=SQUARE, do_normalize=False)
-    edge = np.zeros((200, 300, 3), np.uint8)
-    edge[:, 150:] = 255
-    for image in (*pictures(), Image.fromarray(edge)):
-        want = np.asarray(theirs(image, return_tensors="np")["pixel_values"])
-        assert np.abs(to_pixels([image], spec) - want).max() * 255 < 32

@@ -1,4 +1,4 @@
-"""InstructBLIP, whose queries read the prompt: Hugging Face folders as bundles, and LAVIS' Vicuna files."""
+"""Q-Formers that read the question: InstructBLIP (Hugging Face, LAVIS' Vicuna), and our own checkpoints."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ import torch
 import transformers
 
 import blip2rt
-from blip2rt.errors import Blip2rtError
+from blip2rt.errors import Blip2rtError, CapabilityError
+from blip2rt.image import to_pixels
+from blip2rt.modeling.bert import BertSource
 from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.sources import ExternalParts
-from blip2rt_export import describe
+from blip2rt_export import convert, describe
 from tests.export.commands_in_process import export
-from tests.seeds import seed_of
+from tests.seeds import new_seed, seed_of
 from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import lavis as tiny_lavis
-from tests.tiny import onnx_validity
+from tests.tiny import onnx_validity, question_input
 
 pytestmark = pytest.mark.long(40, "whole exports: the question reaches the Q-Former in the bundle")
 
@@ -129,14 +131,49 @@ def test_lavis_vicuna_files_match_transformers(tmp_path: Path) -> None:
     assert (got - want).abs().max() < 1e-4
     spec, prompts = describe.llm_spec(opened, ours.llm, tmp_path, 64)
     assert spec.eos_token_ids == (1,) and [each[0] for each in prompts.plain] == [1] * 3 and prompts.plain[0] == [1]
-    others = (prompts.test[1:], prompts.calibration[1:])
-    unknown = tiny_blip2.llm_tokenizer().unk_token_id
-    assert all(len(ids) > 4 and unknown not in ids for some in others for ids in some)
-    assert not set(map(tuple, others[0])) & set(map(tuple, others[1]))
 
 
-def test_file_without_a_projection_is_rejected(tmp_path: Path) -> None:
-    state = {"query_tokens": torch.zeros(1, 5, 32), "Qformer.bert.encoder.layer.0.x": torch.zeros(1)}
-    torch.save({"model": state}, tmp_path / "odd.pth")
-    with pytest.raises(Blip2rtError, match="no projection of stage 2"):
-        Checkpoint(tmp_path / "odd.pth", ExternalParts(vision=None)).load()
+QUESTIONS = ["What is red?", "is the man in the snow with a dog and two cats", "a dog"]
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, blip2rt.Model]:
+    """Our checkpoint, in PyTorch and as a bundle."""
+    torch.manual_seed(SEED)
+    return question_input.export_model(tmp_path_factory.mktemp("question"))
+
+
+@torch.no_grad()
+def pytorch_prefix(model: Any, pixels: np.ndarray, texts: list[str]) -> Any:
+    """Compute PyTorch's prefix for texts as the Q-Former reads them."""
+    tokens = BertSource(model.config.qformer_init).tokenizer(
+        texts, padding=True, truncation=True, max_length=9, return_tensors="pt"
+    )
+    seen = model.vision_features(torch.from_numpy(pixels))
+    return model.prefix_embeds(model.query_output(seen, tokens["input_ids"], tokens["attention_mask"]))
+
+
+def test_answers_equal_pytorch(own: tuple[Path, Any, blip2rt.Model]) -> None:
+    _, reference, model = own
+    images = tiny_blip2.photographs(3, np.random.default_rng(SEED))
+    pixels = to_pixels(images, model.bundle.manifest.image)
+    read = ["the what is red?", "the is the man in the snow with a dog and two cats", "the a dog"]
+    want = pytorch_prefix(reference, pixels, read)
+    got = model.pipeline.prefix_embeds(
+        model.pipeline.prepare_each(images), [model.pipeline.qformer_question(question) for question in QUESTIONS]
+    )
+    assert np.abs(got - want.numpy()).max() < 1e-4
+    other = pytorch_prefix(reference, pixels, ["the blue"] * 3)
+    assert (other - want).abs().max() > 1e-2, "the question changes nothing: this tests nothing"
+    answers = model.ask(images, QUESTIONS, num_beams=1, max_new_tokens=8)
+    assert model.ask(images[0], QUESTIONS, num_beams=1, max_new_tokens=8)[0] == answers[0]
+    pieces = model.stream(images[1], question=QUESTIONS[1], num_beams=1, max_new_tokens=8)
+    assert "".join(pieces) == answers[1]
+
+
+def test_unsupported_uses_are_one_line_errors(own: tuple[Path, Any, blip2rt.Model], tmp_path: Path) -> None:
+    folder, _, model = own
+    with pytest.raises(CapabilityError, match="cannot chat: its Q-Former reads the question together"):
+        model.chat(tiny_blip2.photographs(1, np.random.default_rng(new_seed()))[0])
+    with pytest.raises(Blip2rtError, match="question_input"):
+        convert.convert(Checkpoint(folder / "ckpt"), "hf", tmp_path / "hf", "float32")

@@ -5,7 +5,6 @@ The .pth files are made from transformers' models by the names that LAVIS' conve
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +53,6 @@ def test_stage_2_equals_hugging_face(stage2: tuple[Any, Path, Path, ExternalPart
     ours = Checkpoint(whole if finetuned else trained, parts).load()
     assert ours.config.vision.vit.layers == tiny_blip2.VISION["num_hidden_layers"]
     pixels = torch.randn(2, 3, 28, 28)
-    for got, want in zip(outputs(ours, pixels), theirs(model, pixels), strict=True):
-        assert (got - want).abs().max() < 1e-4
-
-
-@pytest.mark.parametrize("frequency", [1, 3, 4])
-def test_cross_attention_frequency_is_read_from_the_tensors(frequency: int, tmp_path: Path) -> None:
-    torch.manual_seed(SEED)
-    sizes = {"num_hidden_layers": 4, "cross_attention_frequency": frequency}
-    model, trained, _, parts = tiny_lavis.stage2(tmp_path, **sizes)
-    ours, pixels = Checkpoint(trained, parts).load(), torch.randn(2, 3, 28, 28)
     for got, want in zip(outputs(ours, pixels), theirs(model, pixels), strict=True):
         assert (got - want).abs().max() < 1e-4
 
@@ -171,30 +160,10 @@ def test_missing_parts_are_named(stage2: tuple[Any, Path, Path, ExternalParts]) 
         Checkpoint(str(parts.vision)).load()
 
 
-@pytest.mark.parametrize(("projection", "fits"), [("opt_proj", ["opt"]), ("t5_proj", ["t5"]), ("llm_proj", ["llama"])])
 def test_language_model_of_another_kind_is_rejected(
-    stage2: tuple[Any, Path, Path, ExternalParts], tmp_path: Path, projection: str, fits: list[str]
+    stage2: tuple[Any, Path, Path, ExternalParts], tmp_path: Path
 ) -> None:
-    state = {name.replace("opt_proj", projection): values for name, values in torch.load(stage2[2])["model"].items()}
-    torch.save({"model": state}, tmp_path / "trained.pth")
-    tiny_blip2.llm_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    for name in ("opt", "t5", "llama", "gemma"):
-        folder = shutil.copytree(tmp_path / "tokenizer", tmp_path / name)
-        tiny_blip2.TEXT_CONFIGS[name]().save_pretrained(folder)
-        parts = ExternalParts(llm=str(folder), vision_heads=4, qformer_heads=2)
-        if name in fits:
-            assert Checkpoint(tmp_path / "trained.pth", parts).config.llm is not None
-        else:
-            with pytest.raises(Blip2rtError, match=f"{projection} is of .*: give --llm FOLDER with one of these"):
-                Checkpoint(tmp_path / "trained.pth", parts).load()
-
-
-def test_code_in_a_pth_never_runs(tmp_path: Path) -> None:
-    class Evil:
-        def __reduce__(self) -> Any:
-            return Path.touch, (tmp_path / "ran",)
-
-    torch.save({"model": {"query_tokens": Evil()}}, tmp_path / "evil.pth")
-    with pytest.raises(Blip2rtError):
-        Checkpoint(tmp_path / "evil.pth").load()
-    assert not (tmp_path / "ran").exists()
+    tiny_blip2.llm_tokenizer().save_pretrained(tmp_path)
+    tiny_blip2.TEXT_CONFIGS["t5"]().save_pretrained(tmp_path)
+    with pytest.raises(Blip2rtError, match="opt_proj is of .*: give --llm FOLDER with one of these"):
+        Checkpoint(stage2[2], ExternalParts(llm=str(tmp_path), vision_heads=4, qformer_heads=2)).load()

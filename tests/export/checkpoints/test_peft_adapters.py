@@ -19,7 +19,7 @@ from tests.tiny import blip2 as tiny_blip2
 from tests.tiny.llm_configs import IMAGE, VOCAB
 
 peft = pytest.importorskip("peft")
-pytestmark = pytest.mark.long(40, "adapters as peft writes them, exported and compared")
+pytestmark = pytest.mark.long(12, "adapters as peft writes them, exported and compared")
 
 SEED = seed_of(__name__)
 ALL = r".*(q_proj|fc1|qkv|patch_embedding|attention\.query|\.dense|language_projection)"
@@ -89,11 +89,10 @@ def test_merged_adapters_equal_peft(name: str, base: Path, tmp_path: Path) -> No
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("wide", [False, True])
-def test_adapters_of_a_language_model_equal_peft(wide: bool, tmp_path: Path) -> None:
+def test_adapters_of_a_language_model_equal_peft(tmp_path: Path) -> None:
     """GPT-2 stores its matrices transposed, square ones too."""
     torch.manual_seed(SEED)
-    config = transformers.GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_inner=64 if wide else 32)
+    config = transformers.GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_inner=32)
     model = transformers.GPT2LMHeadModel(config).eval()
     model.save_pretrained(tmp_path / "base")
     tiny_blip2.llm_tokenizer().save_pretrained(tmp_path / "base")
@@ -107,11 +106,8 @@ def test_adapters_of_a_language_model_equal_peft(wide: bool, tmp_path: Path) -> 
 
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "kind": ({"peft_type": "IA3"}, "holds an adapter of kind 'IA3', supported is 'LORA': merge it with peft"),
-    "dora": ({"use_dora": True}, "adapter_config.json: use_dora is 'True', which is not supported: merge it"),
     "pissa": ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4', which is not supported"),
-    "tokens": ({"trainable_token_indices": [3]}, "trainable_token_indices is '[3]', which is not supported"),
     "no base": ({"base_model_name_or_path": None}, "holds only an adapter of peft (LoRA) for None: set base_model_"),
-    "lost base": ({"base_model_name_or_path": "/lost/base"}, "for '/lost/base', which cannot be read ('/lost/base' "),
     "expression": ({"alpha_pattern": {"(a": 1}}, "alpha_pattern has '(a', which is no regular expression"),
 }
 
@@ -126,15 +122,3 @@ def test_unsupported_adapters_are_rejected(name: str, base: Path, tmp_path: Path
     with pytest.raises(Blip2rtError) as caught:
         Checkpoint(tmp_path).load()
     assert message in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_an_adapter_of_another_base_is_rejected(base: Path, tmp_path: Path) -> None:
-    plain = transformers.Blip2ForConditionalGeneration.from_pretrained(base)
-    adapt(plain, tmp_path / "lora", target_modules=["q_proj"])
-    other = tiny_blip2.generative(tmp_path / "llama", tiny_blip2.TEXT_CONFIGS["llama"]())
-    file = tmp_path / "lora" / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(other)}))
-    with pytest.raises(
-        Blip2rtError, match=r"its base has no layer or tensor for language_model.model.decoder.layers.0"
-    ):
-        Checkpoint(tmp_path / "lora").load()

@@ -64,15 +64,6 @@ def test_named_tokenizer_gives_the_same_bundle(generative: Path, tmp_path: Path)
     assert whole.file("tokenizer.json").read_bytes() == named.file("tokenizer.json").read_bytes()
 
 
-def test_convert_writes_the_named_tokenizer(generative: Path, tmp_path: Path) -> None:
-    out = tmp_path / "hf"
-    arguments = ["--to", "hf", "--out", str(out), "--tokenizer", str(generative)]
-    assert convert.main([str(bare(generative, tmp_path)), *arguments]) == 0
-    text = "a dog on the beach"
-    ids = [transformers.AutoTokenizer.from_pretrained(each)(text)["input_ids"] for each in (generative, out)]
-    assert ids[0] == ids[1] and len(ids[0]) > 3
-
-
 def test_retrieval_checkpoint_takes_a_named_tokenizer(
     retrieval: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

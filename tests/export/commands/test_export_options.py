@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-import torch
+import transformers
 
 from blip2rt import bundle
 from blip2rt.errors import OptionError
 from blip2rt_export import cli, targets
-from blip2rt_export.parameters import parameters
-from tests.export.commands_in_process import convert, export
+from blip2rt_export.checks.generation_config import generation_notes
+from tests.export.commands_in_process import export
 
 pytestmark = pytest.mark.long(9, "whole exports with each option")
 
@@ -53,16 +55,6 @@ def test_unavailable_sizes_are_reported(exported: tuple[Path, str]) -> None:
     assert "note: --image-size 30 is not a multiple of the patch size 7" in told and "give 28 or 35" in told
 
 
-def test_bundle_of_a_hugging_face_checkpoint_converts_to_ours(exported: tuple[Path, str], tmp_path: Path) -> None:
-    """Exporting that checkpoint gives the same graph."""
-    path, _ = exported
-    ours = convert(path, tmp_path / "ours", "--to", "ours")
-    again = export(ours / "stage2", tmp_path / "b", "--no-verify", precision="fp32")
-    one, two = (parameters(bundle.read(each).graph("qformer"), "module.model.") for each in (path, again))
-    assert one.keys() == two.keys() and len(one) > 40
-    assert all(torch.equal(value, two[name]) for name, value in one.items())
-
-
 def test_dry_run_names_sizes_and_what_the_bundle_lacks(
     llama_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,15 +64,7 @@ def test_dry_run_names_sizes_and_what_the_bundle_lacks(
             (copy / file.name).symlink_to(file)
     assert cli.main(["--checkpoint", str(copy), "--out", str(tmp_path / "b"), "--precision", "fp32", "--dry-run"]) == 0
     said = capsys.readouterr().out
-    words = [
-        "vision ",
-        "qformer ",
-        "llm ",
-        "fp32",
-        "nothing was written",
-        "cannot match or embed",
-        "no image processor",
-    ]
+    words = ["vision ", "llm ", "fp32", "nothing was written", "cannot match or embed", "no image processor"]
     assert all(word in said for word in words), said
     assert not (tmp_path / "b").exists()
 
@@ -90,14 +74,26 @@ def test_mistakes_of_an_export_are_listed_before_torch_is_imported(tmp_path: Pat
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     for words, faults in (
-        (
-            f"cli --checkpoint {tmp_path}/no --out {tmp_path}/full --precision llm=int3",
-            ("is not a bundle", "llm may be"),
-        ),
-        ("cli --checkpoint a/b --out o --device cuda", ("--target chooses",)),
+        (f"cli --checkpoint no/ --out {tmp_path}/full --precision llm=int3", ("is not a bundle", "llm may be")),
         (f"convert {tmp_path}/no --to hf --out {tmp_path}/full", ("is not empty", "/no' does not exist")),
     ):
         environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
         command = [sys.executable, "-m", *f"blip2rt_export.{words}".split()]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 2 and all(fault in done.stderr for fault in faults), done.stderr
+
+
+def test_ignored_settings_are_reported(tmp_path: Path) -> None:
+    config = transformers.LlamaConfig(sequence_bias=[[[3, 4], -10.0]], guidance_scale=1.5)
+    file = {"num_beams": 5, "repetition_penalty": 1.2, "suppress_tokens": [7], "top_k": 50}
+    (tmp_path / "generation_config.json").write_text(json.dumps(file))
+    options, others = generation_notes(SimpleNamespace(config=config, generation_config=None), str(tmp_path))
+    assert all(text in options for text in ("num_beams 5", "repetition_penalty 1.2")) and "top_k" not in options
+    for text in ("sequence_bias [[[3, 4], -10.0]]", "guidance_scale 1.5", "suppress_tokens [7]"):
+        assert text in others
+
+
+def test_default_settings_are_not_reported(tmp_path: Path) -> None:
+    config = transformers.LlamaConfig()
+    default = SimpleNamespace(config=config, generation_config=transformers.GenerationConfig.from_model_config(config))
+    assert generation_notes(default, str(tmp_path)) == []

@@ -22,12 +22,10 @@ from blip2rt.modeling.blip2 import Blip2Config, TrainableModel
 from blip2rt.modeling.checkpoint import Checkpoint, save_model
 from blip2rt.modeling.quantize import round_weights
 from blip2rt.modeling.vision import VisionEncoder
-from blip2rt.modeling.vit import VitConfig
 from blip2rt_export import bundle_extras
 from tests.export.both_stages import Made
 from tests.export.commands_in_process import FLOAT, convert, export
 from tests.seeds import new_seed
-from tests.tiny import blip2 as tiny_blip2
 from tests.tiny.bundle import calibrated, with_pool
 
 pytestmark = pytest.mark.long(40, "bundle to checkpoint and back, whole")
@@ -87,9 +85,8 @@ def assert_extras(stages: list[Path], exported: Path, finetuned: Path) -> None:
     assert restored.calibration is None and "vision is fp32, not int8-static: give --precision" in note
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8w"])
 @torch.no_grad()
-def test_trained_encoder_is_recovered(made: Made, precision: str, tmp_path: Path) -> None:
+def test_trained_encoder_is_recovered(made: Made, tmp_path: Path) -> None:
     """Its batch norms are folded into its convolutions, as in the graph."""
     config = Checkpoint(made.stage2).config
     trained = TrainableModel(Blip2Config(vision=config.vision, vision_trained=True))
@@ -104,7 +101,7 @@ def test_trained_encoder_is_recovered(made: Made, precision: str, tmp_path: Path
     for name, each in (("was", trained), ("stage2", model)):
         (tmp_path / name).mkdir()
         save_model(each, tmp_path / name)
-    precision = f"vision={precision},qformer=fp32,llm=fp32"
+    precision = "vision=int8w,qformer=fp32,llm=fp32"
     export(tmp_path / "stage2", tmp_path / "b", precision=precision)
     shutil.rmtree(tmp_path / "was")
     ours = convert(tmp_path / "b", tmp_path / "ours", "--to", "ours")
@@ -118,31 +115,6 @@ def test_trained_encoder_is_recovered(made: Made, precision: str, tmp_path: Path
     assert np.corrcoef(exact.ravel(), wanted.ravel())[0, 1] > 0.99
     export(ours / "stage2", tmp_path / "again", precision=precision)
     assert (tmp_path / "again" / "stage2.json").read_bytes() == (tmp_path / "b" / "stage2.json").read_bytes()
-
-
-@torch.no_grad()
-def test_trained_vision_transformer_is_recovered(made: Made, tmp_path: Path) -> None:
-    """From an int4 bundle, and again from a bundle of the recovered checkpoint."""
-    config = Checkpoint(made.stage1).config
-    vit = VitConfig(width=64, layers=2, heads=2, mlp_width=128, patch=16, activation="quick_gelu", pre_norm=True)
-    vision = replace(config.vision, source="vit", weights=None, height=32, width=32, positions=5, features=64, vit=vit)
-    qformer = replace(config.qformer, vision_width=64)
-    model = tiny_blip2.build(replace(config, vision=vision, qformer=qformer, vision_trained=True), llm=False)
-    for values in model.state_dict().values():  # equal tensors would be merged into one constant
-        if values.ndim:
-            values.add_(0.05 * torch.randn_like(values))
-    source = tmp_path / "was"
-    source.mkdir()
-    save_model(model, source)
-    for name in ("first", "second"):
-        bundle = export(source, tmp_path / f"{name}.bundle", precision="vision=int4,retrieval=fp32")
-        assert json.loads((bundle / "stage1.json").read_text())["vision"]["weights"] == "encoder"
-        source = convert(bundle, tmp_path / name, "--to", "ours") / "stage1"
-        got = Checkpoint(source).load(llm=False)
-        pixels = np.random.default_rng(new_seed()).normal(size=(2, 3, 32, 32)).astype(np.float32)
-        [wanted] = onnxruntime.InferenceSession(bundle / "vision.onnx").run(None, {"pixels": pixels})
-        np.testing.assert_allclose(got.vision_features(torch.from_numpy(pixels)), wanted, atol=0.05)
-        assert np.corrcoef(got.vision_features(torch.from_numpy(pixels)).ravel(), wanted.ravel())[0, 1] > 0.999
 
 
 def test_unsuitable_bundles_are_rejected(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

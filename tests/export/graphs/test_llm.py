@@ -1,26 +1,30 @@
-"""The llm and embed graphs against Hugging Face: random tiny models, rows of different length, prefill and steps."""
+"""The graphs of language models, T5 too, against Hugging Face: rows of different length, prefill and steps."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
+from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.quantize import round_weights
 from blip2rt_export import targets
 from blip2rt_export.checks.sessions import session
 from blip2rt_export.checks.stepper import Stepper
-from blip2rt_export.graphs import trace
+from blip2rt_export.checks.verify import run
+from blip2rt_export.graphs import t5, trace
 from blip2rt_export.precision.quantizer import BlockFormat, Quantizer
 from blip2rt_export.precision.weight_only import quantize_weights
-from tests.seeds import seed_of
+from tests.seeds import new_seed, seed_of
 from tests.tiny import onnx_validity
 from tests.tiny.language_models import build, write
 from tests.tiny.llm_configs import CONFIGS, HIDDEN, VOCAB
 
-pytestmark = pytest.mark.long(22, "each architecture's graphs, traced and run")
+pytestmark = pytest.mark.long(36, "each architecture's graphs, traced and run")
 
 SEED = seed_of(__name__)
 SWEPT = ("gemma2", "mistral", "qwen3")  # `make parity` compares them too
@@ -96,3 +100,61 @@ def test_embedding_with_an_odd_number_of_blocks(width: int, bits: int, tmp_path:
     got = session(tmp_path / "e.onnx", 1).run(None, {"ids": ids})[0]
     round_weights(table, bits, 32)
     assert np.abs(got - spec.run({"ids": ids})["out"]).max() < 1e-6
+
+
+def write_graphs(model: Any, folder: Path, precision: str = "fp32") -> None:
+    write(targets.ORT.llm_graphs(model, 64), folder, targets.ORT, precision, block=16)
+
+
+def make_stepper(folder: Path, embeds: np.ndarray, mask: np.ndarray, capacity: int) -> Stepper:
+    """Run the encoder, and open the decoder with its output."""
+    encoded = run(folder / "encoder.onnx", {"inputs_embeds": embeds, "attention_mask": mask})
+    return Stepper(session(folder / "llm.onnx", 1), len(embeds), capacity, {**encoded, "encoder_mask": mask})
+
+
+def look_up(folder: Path, tokens: np.ndarray) -> np.ndarray:
+    return run(folder / "embed.onnx", {"token_ids": tokens})["token_embeds"]
+
+
+@pytest.mark.parametrize("name", ["t5", "tied"])
+@torch.no_grad()
+def test_graphs_equal_hugging_face(name: str, tmp_path: Path) -> None:
+    """Teacher-forced steps after image and prompt went through the encoder."""
+    model = build(name, SEED)
+    write_graphs(model, tmp_path)
+    rng = np.random.default_rng(SEED)
+    batch, longest, steps = 3, 20, 16  # beyond the largest relative distance
+    lengths = [longest, 7, 11]
+    embeds = rng.normal(size=(batch, longest, HIDDEN)).astype(np.float32)
+    mask = (np.arange(longest)[None] < np.array(lengths)[:, None]).astype(np.int64)
+    stepper = make_stepper(tmp_path, embeds, mask, steps + 1)
+    last_key = stepper.encoded[f"cross_key_{model.config.num_decoder_layers - 1}"]
+    assert last_key.shape == (batch, 4, longest, 16)
+    tokens = rng.integers(0, VOCAB, (batch, steps))
+    tokens[:, 0] = 0
+    want = model(
+        inputs_embeds=torch.from_numpy(embeds),
+        attention_mask=torch.from_numpy(mask),
+        decoder_input_ids=torch.from_numpy(tokens),
+    ).logits.numpy()
+    got = stepper.prefill(look_up(tmp_path, tokens[:, :1]), np.ones(batch, np.int64))
+    for step in range(steps):
+        assert np.abs(got - want[:, step]).max() < 1e-4 * max(1, np.abs(want).max()), f"step {step}"
+        if step + 1 < steps:
+            got = stepper.step(look_up(tmp_path, tokens[:, step + 1 : step + 2]))
+
+
+def test_int4_does_not_quantize_relative_biases(tmp_path: Path) -> None:
+    write_graphs(build("t5", new_seed()), tmp_path, "int4")
+    operators = [node.op_type for node in onnx.load(tmp_path / "llm.onnx", load_external_data=False).graph.node]
+    assert "MatMulNBits" in operators and "GatherBlockQuantized" not in operators
+
+
+def test_decoder_without_a_start_token_is_rejected() -> None:
+    model = build("t5", SEED)
+    assert t5.start_token(model) == 0
+    model.config.decoder_start_token_id, model.generation_config.decoder_start_token_id = None, 3
+    assert t5.start_token(model) == 3
+    model.generation_config.decoder_start_token_id = None
+    with pytest.raises(Blip2rtError, match="decoder_start_token_id"):
+        t5.start_token(model)

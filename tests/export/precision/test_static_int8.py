@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from onnx import helper, numpy_helper
 from PIL import Image
 
 import blip2rt
 from blip2rt.cli.info import describe
-from blip2rt_export.checks import calibration, verify
 from blip2rt_export.checks.calibration import batch_ranges
 from blip2rt_export.checks.sessions import session as open_session
-from blip2rt_export.graph_exporter import GraphExporter
 from blip2rt_export.graphs import trace
 from blip2rt_export.graphs.vision import held_out
 from blip2rt_export.precision import smoothquant, static
 from blip2rt_export.precision.activations import Range
-from blip2rt_export.precision.apply import apply as to_precision
 from blip2rt_export.precision.quantizer import BlockFormat, Quantizer, matrices
-from blip2rt_export.precision.storage import stored_precision
 from tests.export.commands_in_process import export
 from tests.seeds import seed_of
 from tests.tiny import blip2 as tiny_blip2
@@ -56,53 +50,14 @@ def products(graph: Path, folder: Path) -> dict[str, int]:
     return {op_type: found.count(op_type) for op_type in ("MatMul", "MatMulIntegerToFloat")}
 
 
-def record_inputs(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, set[bytes]], dict[str, set[bytes]]]:
-    """Record what each component is calibrated on and verified on: pixels, features, embeddings of prompts."""
-    calibrated: dict[str, set[bytes]] = {"vision": set(), "qformer": set(), "attention": set(), "llm": set()}
-    verified: dict[str, set[bytes]] = {name: set() for name in calibrated}
-    calibrate, compare = GraphExporter.calibrate, GraphExporter.compare
-    language_ranges, llm_logits = calibration.language_ranges, verify.llm_logits
-
-    def recorded_calibrate(exporter: Any, name: str, model: Any, batches: Any) -> Any:
-        batches = list(batches)
-        calibrated[name] |= {row.tobytes() for batch in batches for row in next(iter(batch.values()))}
-        return calibrate(exporter, name, model, batches)
-
-    def recorded_compare(exporter: Any, name: str, inputs: Any, want: Any) -> Any:
-        if name in verified:
-            verified[name] |= {row.tobytes() for row in next(iter(inputs.values()))}
-        return compare(exporter, name, inputs, want)
-
-    def recorded_ranges(models: Any, folder: Path, rows: Any, *more: Any) -> Any:
-        calibrated["llm"] |= {row.tobytes() for row in rows}
-        return language_ranges(models, folder, rows, *more)
-
-    def recorded_logits(llm: Any, rows: Any, *more: Any) -> Any:
-        verified["llm"] |= {row.tobytes() for row in rows}
-        return llm_logits(llm, rows, *more)
-
-    monkeypatch.setattr(GraphExporter, "calibrate", recorded_calibrate)
-    monkeypatch.setattr(GraphExporter, "compare", recorded_compare)
-    monkeypatch.setattr(calibration, "language_ranges", recorded_ranges)
-    monkeypatch.setattr(verify, "llm_logits", recorded_logits)
-    return calibrated, verified
-
-
 @pytest.mark.parametrize("name", ["opt", "t5"])
-def test_int8_static_covers_every_component(
-    name: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calibrated, verified = record_inputs(monkeypatch)
+def test_int8_static_covers_every_component(name: str, images: Path, tmp_path: Path) -> None:
     torch.manual_seed(SEED)
     checkpoint = tiny_blip2.generative(tmp_path / "hf", tiny_blip2.TEXT_CONFIGS[name]())
     precision = "vision=int8-static,qformer=int8,llm=int8-static"
     out = export(checkpoint, tmp_path / "bundle", "--calibration", images, precision=precision)
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
     assert not onnx_validity.faults(out)
-    for part in ("vision", "qformer", "llm"):
-        assert calibrated[part] and verified[part] and not calibrated[part] & verified[part], part
-    rows = sorted(map(len, verified["llm"]))
-    assert len(rows) > 10 and rows[1] > rows[0], "a caption's prompt, and longer questions"
     model = blip2rt.load(out, threads=1)
     assert isinstance(model.caption(next(images.iterdir()), num_beams=1), str)
     checks = {check.component: check for check in model.bundle.manifest.verification}
@@ -119,38 +74,6 @@ def test_int8_static_covers_every_component(
 def traced(linear: torch.nn.Linear) -> trace.ir.Model:
     example = {"x": torch.zeros(2, linear.in_features)}
     return trace.trace(trace.GraphSpec("p", linear, example, ["y"], {"x": {0: "B"}}))
-
-
-def test_stored_precision_is_detected(tmp_path: Path) -> None:
-    def made(precision: str, width: int = 48, ranges: dict[str, Range] | None = None) -> str:
-        model = traced(torch.nn.Linear(width, width, bias=False))
-        to_precision(model, precision, Quantizer(BlockFormat(32)), ranges or {})
-        return stored_precision(model, precision)
-
-    [name] = static.operands(traced(torch.nn.Linear(48, 48)))
-    assert made("int8-static") == "int8w", "no range was seen"
-    assert made("int8-static", ranges={name: seen(-1, 1, 0.5)}) == "int8-static"
-    for precision in ("fp32", "int4", "int8w", "int8-dynamic"):
-        assert made(precision) == precision
-    assert made("fp16", 4) == "fp32" and made("fp16", 300) == "fp16", "small weights stay as they are"
-
-
-def test_products_with_shared_weights_can_be_opened() -> None:
-    """ONNX Runtime cannot avoid overflowing sums there."""
-    constants = {"codes": np.full((8, 4), 3, np.int8), "scales": np.full(4, 0.5, np.float32)}
-    kind = {"domain": "com.microsoft"}
-    nodes = [helper.make_node("DynamicQuantizeMatMul", ["x", "codes", "scales"], [name], **kind) for name in "ab"]
-    graph = helper.make_graph(
-        [*nodes, helper.make_node("Add", ["a", "b"], ["y"])],
-        "shared",
-        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["B", 8])],
-        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["B", 4])],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    opsets = [helper.make_opsetid("", 19), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
-    [y] = open_session(model.SerializeToString()).run(None, {"x": np.ones((1, 8), np.float32)})
-    np.testing.assert_allclose(y, 2 * 8 * 3 * 0.5, rtol=1e-5)
 
 
 def test_photographs_are_held_out() -> None:

@@ -29,7 +29,7 @@ from blip2rt_train.data.sampling import Mixture
 from blip2rt_train.data.shards import Shards, parse_texts
 from blip2rt_train.data.streaming import SampleReader, load_batches, open_sources
 from blip2rt_train.data.transforms import eval_transform
-from blip2rt_train.evaluation.annotations import drop_unreadable_images, read_captions, read_questions
+from blip2rt_train.evaluation.annotations import drop_unreadable_images, read_captions
 from tests.train.shard_files import write_shard
 
 SURROGATE, LONG = "\\ud800", "x" * 300
@@ -115,28 +115,6 @@ def test_invalid_coco_annotation_is_skipped(images: Path, kind: str) -> None:
     listed = [{"id": 1, "file_name": "0.jpg"}, *more_images, {"id": 2, "file_name": "1.jpg"}]
     path.write_text(json.dumps({"images": listed, "annotations": [good[0], *more, good[1]]}))
     assert_skipped(path, images, ["a dog", "cat"])
-
-
-VQA: dict[str, Any] = {
-    "null": None,
-    "a question that is not asked": {"question_id": 8, "image_id": 0, "answers": [{"answer": "no"}]},
-    "an answer of null": {"question_id": 1, "image_id": 0, "answers": [{"answer": None}]},
-}
-
-
-@pytest.mark.parametrize("kind", VQA)
-def test_invalid_vqa_answer_is_skipped(images: Path, kind: str) -> None:
-    folder = images / "train2014"
-    folder.mkdir()
-    for number in (0, 1):
-        (folder / f"COCO_train2014_{number:012d}.jpg").write_bytes(picture())
-    good = [{"question_id": i, "image_id": i, "answers": [{"answer": "yes"}]} for i in (0, 1)]
-    path = images.parent / "v2_mscoco_train2014_annotations.json"
-    path.write_text(json.dumps({"data_subtype": "train2014", "annotations": [good[0], VQA[kind], good[1]]}))
-    questions = [{"question_id": i, "image_id": i, "question": "is it?"} for i in (0, 1)]
-    other = images.parent / "v2_OpenEnded_mscoco_train2014_questions.json"
-    other.write_text(json.dumps({"questions": [*questions, None, {"question_id": 5}]}))
-    assert_skipped(path, images, ["yes", "yes"])
 
 
 TABLES: dict[str, bytes] = {
@@ -384,24 +362,3 @@ def test_evaluation_skips_invalid_captions(images: Path, kind: str) -> None:
     assert found(bad) == [["a dog"], ["a cat"]] and len(bad.found) == 1
     with pytest.raises(Blip2rtError, match=r"coco\.json|2\.jpg"):
         found(BadSamples(0))
-
-
-@pytest.mark.parametrize(
-    "question",
-    [
-        None,
-        {"question_id": 3, "question": None, "image_id": 0},
-        {"question_id": 3, "question": "is it?", "image_id": 0},
-    ],
-)
-def test_evaluation_skips_invalid_questions(images: Path, question: Any) -> None:
-    ten = [{"answer": "yes"}] * 10
-    questions = [{"question_id": i, "image_id": i, "image": f"{i}.jpg", "question": "is it?"} for i in (0, 1)]
-    (images.parent / "q.json").write_text(json.dumps({"questions": [questions[0], question, questions[1]]}))
-    answers = [{"question_id": i, "answers": ten} for i in (0, 1)]
-    (images.parent / "a.json").write_text(json.dumps({"annotations": answers}))
-    bad = BadSamples(1)
-    questions = read_questions(images.parent / "q.json", images.parent / "a.json", images, bad)
-    assert [item.id for item in questions.items] == [0, 1] and len(bad.found) == 1
-    with pytest.raises(Blip2rtError, match=r"q\.json"):
-        read_questions(images.parent / "q.json", images.parent / "a.json", images, BadSamples(0))

@@ -96,14 +96,15 @@ def test_stage1_gradients_are_those_of_the_losses(
 ) -> None:
     """By central differences in random directions: shared passes detach nothing that learns."""
     monkeypatch.setattr(torch, "multinomial", lambda weights, *_, **__: weights.argmax(1, keepdim=True))
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # ITG moves the queries' gradients by 1 % only
     model, (images, _, text) = build(1, paper).double(), batch(rng)
-    parameters, step = list(model.parameters()), 1e-3  # losses are float32
+    parameters, step = list(model.parameters()), 1e-5
 
     def loss() -> torch.Tensor:
         return stage1_losses(model, images.double(), text, LossSettings(VOCAB - 1), WholeBatch())["loss"]
 
     gradients = torch.autograd.grad(loss(), parameters)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
+    for parameter, gradient in random.sample(list(zip(parameters, gradients, strict=True)), 40):
         ways, kept = (torch.randn_like(gradient), gradient), parameter.detach().clone()
         direction = sum(way / max(way.norm(), 1e-9) for way in ways)
         values = []
@@ -112,7 +113,7 @@ def test_stage1_gradients_are_those_of_the_losses(
             values.append(float(loss().detach()))
         parameter.data = kept
         found = (values[0] - values[1]) / (2 * step)
-        assert found == pytest.approx(float((gradient * direction).sum()), rel=0.03, abs=3e-3)
+        assert found == pytest.approx(float((gradient * direction).sum()), rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("paper", [True, False])

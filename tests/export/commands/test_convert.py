@@ -1,21 +1,25 @@
-"""`blip2rt-convert CKPT --set FIELD=VALUE` changes fields and no tensors; mistakes are one-line errors."""
+"""`blip2rt-convert`: --set changes fields and no tensors; in folders of --to hf, Hugging Face's files decide."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from blip2rt.modeling.blip2 import Blip2, Blip2Config, TrainableModel
+from blip2rt.errors import Blip2rtError
+from blip2rt.modeling.blip2 import Blip2, Blip2Config
 from blip2rt.modeling.checkpoint import CONFIG, WEIGHTS, Checkpoint, save_model
 from blip2rt.modeling.llm import LanguageModelSource, LlmConfig
 from blip2rt.modeling.qformer import QFormerConfig
-from blip2rt.modeling.vision import VisionConfig, VisionEncoder
+from blip2rt.modeling.vision import VisionConfig
 from tests.export.commands_in_process import convert
+from tests.tiny import blip2 as tiny_blip2
 from tests.tiny.training import llm_folder
 
 QFORMER = QFormerConfig(
@@ -75,40 +79,19 @@ def test_stage_2_has_language_model_fields(tmp_path: Path, capsys: pytest.Captur
     assert "llm.bits is 5: give 0, 4, 8" in capsys.readouterr().err
 
 
-def test_own_encoder_keeps_its_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A checkpoint that contains its own encoder does not fit another one."""
-    config = Blip2Config(vision=VisionConfig("timm:test_efficientnet", height=64, width=64, positions=4, features=256))
-    model = TrainableModel(Blip2Config(vision=config.vision, vision_trained=True))
-    model.vision = VisionEncoder(config.vision)
-    (tmp_path / "encoder").mkdir()
-    save_model(model, tmp_path / "encoder")
-    out = convert(tmp_path / "encoder", tmp_path / "out", "--set", "vision.resample=bilinear")
-    assert tensors(out) == tensors(tmp_path / "encoder")
-    convert(tmp_path / "encoder", tmp_path / "other", "--set", "vision.source=timm:test_convnext", status=2)
-    assert "do not fit: vision." in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--set", "qformer_bit=4"], "unknown field 'qformer_bit': did you mean qformer_bits?"),
-        (["--set", "vision.wieghts=x"], "unknown field 'vision.wieghts': did you mean vision.weights?"),
         (["--set", "llm.bits=4"], "unknown field 'llm.bits'"),
-        (["--set", "vision=null"], "unknown field 'vision'"),
         (["--set", "qformer_bits"], "'qformer_bits' has no value: give FIELD=VALUE"),
         (["--set", "qformer_bits=four"], "qformer_bits is 'four': give a whole number"),
-        (["--set", "qformer_bits=true"], "qformer_bits is 'true': give a whole number"),
         (["--set", "qformer_bits=5"], "qformer_bits is 5: give 0, 4, 8"),
-        (["--set", "clean_captions=1"], "clean_captions is '1': give true or false"),
         (["--set", "vision.mean=1"], "vision.mean is '1': give a list in JSON"),
         (["--set", "itm_weight=much", "--set", "nothing=1"], "itm_weight is 'much': give a number; unknown field"),
         (["--set", "qformer.queries=5"], "query_tokens has the shape (1, 4, 16), but (1, 5, 16) would be needed"),
-        (["--set", "embed_dim=8"], "do not fit: "),
-        (["--set", "learned_positions=false"], "vision_positions has the shape (1, 9, 12), but none would be needed"),
         (["--set", "vision_trained=true"], "vision_trained determines the checkpoint"),
-        (["--set", "stage=2"], "stage determines the checkpoint"),
         (["--set", "itm_weight=2", "--to", "hf"], "--set needs a checkpoint of ours"),
-        ([], "--to"),
     ],
 )
 def test_invalid_field_is_a_one_line_error(
@@ -129,3 +112,74 @@ def test_other_checkpoints_are_rejected(tmp_path: Path, capsys: pytest.CaptureFi
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1
         assert not (tmp_path / "out").exists()
+
+
+OWN, PROCESSOR = "blip2rt_config.json", "processor_config.json"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A converted folder, with one field that Hugging Face's format cannot store."""
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("converted")
+    source = tiny_blip2.generative(path / "source", tiny_blip2.TEXT_CONFIGS["opt"]())
+    (source / OWN).write_text(json.dumps({"llm": {"caption_prompt": "a photo of"}}))
+    return convert(source, path / "hf", "--to", "hf")
+
+
+def edited(folder: Path, out: Path, file: str, keys: tuple[str, ...], value: Any) -> Path:
+    shutil.copytree(folder, out)
+    data = inner = json.loads((out / file).read_text())
+    for key in keys[:-1]:
+        inner = inner[key]
+    assert inner[keys[-1]] != value
+    inner[keys[-1]] = value
+    (out / file).write_text(json.dumps(data))
+    return out
+
+
+def test_only_fields_that_config_json_lacks_are_stored(folder: Path) -> None:
+    own = json.loads((folder / OWN).read_text())
+    assert own.keys() == {"llm.caption_prompt", "qformer_init", "sources"}
+    assert Checkpoint(folder).config.llm.caption_prompt == "a photo of"
+
+
+EDITS: dict[str, tuple[str, tuple[str, ...], Any]] = {
+    "mean": (PROCESSOR, ("image_processor", "image_mean"), [0.1, 0.2, 0.3]),
+    "filter": (PROCESSOR, ("image_processor", "resample"), 2),
+    "end": (CONFIG, ("text_config", "eos_token_id"), 7),
+    "empty prompt": (CONFIG, ("text_config", "bos_token_id"), 5),
+    "epsilon": (CONFIG, ("vision_config", "layer_norm_eps"), 1e-3),
+    "image token": (CONFIG, ("image_token_index",), 3),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_edits_of_their_files_take_effect(name: str, folder: Path, tmp_path: Path) -> None:
+    copy = edited(folder, tmp_path / "copy", *EDITS[name])
+    got = Checkpoint(copy).config
+    assert got.llm.caption_prompt == "a photo of"
+    (copy / OWN).unlink()
+    want = Checkpoint(copy).config
+    llm = replace(want.llm, caption_prompt="a photo of")
+    assert got == replace(want, llm=llm, qformer_init=got.qformer_init, sources=got.sources)
+    assert replace(got, vision=replace(got.vision, weights=str(folder))) != Checkpoint(folder).config
+
+
+def whole(folder: Path) -> dict[str, Any]:
+    """The whole config, as release 0.1 stored it."""
+    return asdict(Checkpoint(folder).config)
+
+
+def test_folders_of_release_0_1_are_read_unless_they_contradict(folder: Path, tmp_path: Path) -> None:
+    before = Checkpoint(folder).config
+    copy = edited(folder, tmp_path / "copy", OWN, ("llm.caption_prompt",), "x")
+    (copy / OWN).write_text(json.dumps(whole(folder) | {"itm_weight": 0.5}))
+    moved = replace(before.llm, source=str(copy))
+    got = Checkpoint(copy).config
+    assert got == replace(before, itm_weight=0.5, llm=moved, vision=replace(before.vision, weights=str(copy)))
+    again = edited(copy, tmp_path / "again", *EDITS["mean"])
+    with pytest.raises(
+        Blip2rtError, match=r"blip2rt_config.json: vision.mean is \[0.48.*, but \[0.1, 0.2, 0.3\] by the"
+    ):
+        Checkpoint(again).config  # noqa: B018
