@@ -216,7 +216,7 @@ def _help(args: argparse.Namespace) -> int:
 
 _OWN = (_caption, _ask, _match, _fill, _explain, _info, _verify, _pool, _pull, _doctor, _stdio, _help)
 HANDLERS: dict[str, Handler] = {
-    **{name: partial(_gallery, name) for name in ("tag", "index", "merge", "search")},
+    **{name: partial(_gallery, name) for name in ("tag", "index", "merge", "search", "duplicates")},
     **{handler.__name__[1:]: handler for handler in _OWN},
 }
 

@@ -1,4 +1,4 @@
-"""The commands `blip2rt caption`, `tag`, `index`, `merge` and `search`."""
+"""The commands `blip2rt caption`, `tag`, `index`, `merge`, `search` and `duplicates`."""
 
 from __future__ import annotations
 
@@ -122,6 +122,23 @@ def search(args: argparse.Namespace, load: Load, _: Open) -> int:
         hits = opened.search(query, args.count, image=args.image is not None, rerank=args.rerank, exact=args.exact)
         problems = _missing_root(opened)
     show(_format_hits(hits, args.json), end="")
+    return _report(problems)
+
+
+def duplicates(args: argparse.Namespace, load: Load, _: Open) -> int:
+    """Print groups of near duplicates: one path a line, and an empty line after each group."""
+    from .index import Index
+    from .near_duplicates import find_near_duplicates
+    from .outputs.tables import json_line
+
+    if not 0 < args.alike <= 1:
+        raise OptionError(f"--alike is {args.alike}: give a number above 0 and up to 1")
+    with Index.open(args.index, load(args.threads)) as opened:
+        groups, problems = find_near_duplicates(opened, args.alike), _missing_root(opened)
+        for group in groups:
+            paths = [str(opened.root / file.path) for file in group]
+            listed = json_line({"images": [*map(utf8_name, paths)]}).decode() if args.json else ""
+            show(listed or "".join(f"{one_line(path)}\n" for path in [*paths, ""]), end="")
     return _report(problems)
 
 

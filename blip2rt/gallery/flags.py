@@ -162,8 +162,16 @@ def add_search(command: Parser) -> None:
     group.add_argument("--json", action="store_true", help="print one JSON object a line")
 
 
+def add_duplicates(command: Parser) -> None:
+    command.add_argument("index", type=path, metavar="INDEX", help=_CREATED)
+    similarity = "minimum similarity of two pictures; 1 is identical (default: 0.96)"
+    command.add_argument("--alike", type=float, default=0.96, metavar="X", help=similarity)
+    command.add_argument("--json", action="store_true", help="print one JSON object a group")
+
+
 COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {  # command -> what it does, what adds its flags
     "index": ("embed a folder of pictures, for search", add_index),
     "merge": ("merge indexes into one", add_merge),
     "search": ("find pictures of an index by a text or a picture", add_search),
+    "duplicates": ("find near duplicates in an index", add_duplicates),
 }

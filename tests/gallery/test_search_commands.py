@@ -1,8 +1,9 @@
-"""The commands `blip2rt index`, `search` and `merge`."""
+"""The commands `blip2rt index`, `search`, `merge` and `duplicates`."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -10,10 +11,32 @@ from pathlib import Path
 import pytest
 
 from blip2rt.gallery import Index, index
-from tests.gallery.helpers import assert_error
+from tests.gallery.helpers import POSIX, assert_error
 from tests.tiny.image_folders import tree
 
 pytestmark = pytest.mark.long(7, "an index of a whole folder, searched by commands")
+
+
+@POSIX
+def test_deleting_all_but_the_first_duplicate_keeps_every_picture(album, run):
+    for folder in ("album/sub", "links"):
+        Path(folder).mkdir(exist_ok=True)
+    shutil.copy("album/b.jpg", "album/sub/a-copy.jpg")
+    os.link("album/a.png", "album/0-hard.png")
+    os.symlink("a.png", "album/0-soft.png")
+    os.symlink("0-soft.png", "album/00-link-to-link.png")
+    for name in ("gone.png", "changed.png"):
+        shutil.copy("album/a.png", f"album/sub/{name}")
+    shutil.copy("album/b.jpg", "links/outside.jpg")
+    os.symlink("../links/outside.jpg", "album/0-outside.jpg")
+    run("index", "album", "--out", "x")
+    Path("album/sub/gone.png").unlink()
+    shutil.copy("album/b.jpg", "album/sub/changed.png")
+    out = run("duplicates", "x", "--alike", 0.9999)[1]
+    groups = [group.splitlines() for group in out.split("\n\n")]
+    assert ["album/b.jpg", "album/sub/a-copy.jpg", "album/0-outside.jpg"] in groups
+    assert not any(".png" in path for group in groups for path in group), "a.png has no copy, only links"
+    assert_error(run("duplicates", "x", "--alike", 2), "--alike is 2")
 
 
 def test_index_and_search_commands(album, run):
