@@ -39,8 +39,8 @@ def find_near_duplicates(index: Index, min_similarity: float = MIN_SIMILARITY) -
     for row, file in files.items():
         parent[find(row)] = find(by_hash.setdefault(file.hash, row))
     blocks = [(part, one_vector(embeds)) for part, embeds in index.blocks(rows)]
-    means = [part for part, _ in blocks], [vectors for _, vectors in blocks]
-    rows, vectors = (np.concatenate(each) if each else np.empty((0, 1), np.int64) for each in means)
+    rows = np.concatenate([part for part, _ in blocks] or [rows])
+    vectors = np.concatenate([means for _, means in blocks] or [np.empty((0, 1), np.float32)])
     for start in range(0, len(rows), BLOCK):
         near = np.argpartition(-(vectors[start : start + BLOCK] @ vectors.T), min(NEIGHBOURS, len(rows)) - 1)
         for row, others in zip(rows[start : start + BLOCK].tolist(), rows[near[:, :NEIGHBOURS]], strict=True):
