@@ -56,6 +56,7 @@ _FLAGS = {
     "max_new_tokens": "--max-new-tokens",
     "min_new_tokens": "--min-new-tokens",
     "length_penalty": "--length-penalty",
+    "repetition_penalty": "--repetition-penalty",
 }
 
 
@@ -214,6 +215,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         "max_new_tokens": args.max_new_tokens,
         "min_new_tokens": args.min_new_tokens,
         "length_penalty": args.length_penalty,
+        "repetition_penalty": args.repetition_penalty,
     }
 
 
@@ -295,6 +297,8 @@ def _add_decoding(parser: Parser, texts: str, length: int, penalty: float) -> No
     group.add_argument("--min-new-tokens", type=int, default=1, metavar="N", help="shortest text, in tokens")
     favours = "with beams, above 0 favours longer texts and below 0 shorter ones"
     group.add_argument("--length-penalty", type=float, default=penalty, metavar="X", help=favours)
+    repeats = "above 1 makes tokens of the prompt and the text so far less likely"
+    group.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help=repeats)
     group.add_argument("--batch-size", type=whole(1), default=8, metavar="N", help="images or questions per call")
     group.add_argument("--results", type=path, metavar="FILE", help=f"write {texts} in the official servers' format")
 

@@ -82,18 +82,29 @@ class Generator:
     @torch.compiler.set_stance("force_eager")  # a compiled block would be compiled again for the cache
     def _generate(self, prefix: torch.Tensor, prompts: Sequence[str], options: dict[str, Any]) -> list[str]:
         """Texts after soft prompts (B, Q, D). options: `generate`'s, and `seed`, which sets PyTorch's generators."""
-        embeds, mask = self._inputs(prefix, [prompt_ids(self.tokenizer, self.config, prompt) for prompt in prompts])
+        ids = [prompt_ids(self.tokenizer, self.config, prompt) for prompt in prompts]
+        embeds, mask = self._inputs(prefix, ids)
         given: dict[str, Any] = {"do_sample": False, "eos_token_id": list(self.ends), "pad_token_id": self.ends[0]}
         start = 0
         if self.llm.config.is_encoder_decoder:
             given["decoder_start_token_id"], start = self.llm.config.decoder_start_token_id, 1
+        elif options.get("repetition_penalty", 1.0) != 1.0:
+            given |= self._counted(ids, mask.shape[1])
+            start = mask.shape[1] * ("input_ids" in given)
         given |= options
         with torch.random.fork_rng():
             if (seed := given.pop("seed", None)) is not None:
                 torch.manual_seed(seed)
-            ids = self.llm.generate(inputs_embeds=embeds, attention_mask=mask, **given)
-        rows = [self._answer(row[start:]) for row in ids.tolist()]
+            found = self.llm.generate(inputs_embeds=embeds, attention_mask=mask, **given)
+        rows = [self._answer(row[start:]) for row in found.tolist()]
         return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+
+    def _counted(self, prompts: list[list[int]], length: int) -> dict[str, torch.Tensor]:
+        """input_ids (B, length) of image and prompt, which repetition penalties count as in the runtime; {}: none."""
+        image = self.config.image_token_id
+        fill = [] if image is None or image >= self.llm.config.vocab_size else [image]
+        rows = [(fill or ids[:1]) * (length - len(ids)) + ids for ids in prompts]
+        return {"input_ids": torch.tensor(rows, device=self.llm.device)} if rows[0] else {}
 
     def _answer(self, ids: list[int]) -> list[int]:
         """The tokens before the end."""

@@ -20,10 +20,11 @@ _TOKEN = re.compile(
     r"""https?://\S+ | [\w.]+@\w+(?:\.\w+)+ | \w+(?:\.\w+)*\.(?:com|org|net|edu|gov)\b  # addresses
     | (?:[a-z]\.)+[a-z]\.? | \b(?:[a-z]|mr|mrs|ms|dr|st|jr|sr|prof|vs|ft|mt|no(?=\.\s))\.
     | n't\b | '(?:s|re|ve|ll|d|m)\b | o'clock\b | 'n'
-    | \d+(?:[.,:/]\d+)+ | \w+?(?=n't\b) | \w+(?:[-/]\w+)*
+    | \d+(?:[.,:/⁄]\d+)+ | \w+?(?=n't\b) | \w+(?:[-/]\w+)*
     | [#&=$%@*+<>()\[\]{}]""",
     re.VERBOSE,
 )
+_SIGNS = str.maketrans({"’": "'", "¼": " 1/4 ", "½": " 1/2 ", "¾": " 3/4 ", "⅓": " 1/3 ", "⅔": " 2/3 "})
 _SPELLINGS = {"cannot": "can not", "gonna": "gon na", "wanna": "wan na", "gotta": "got ta", "gimme": "gim me"} | dict(
     zip("()[]{}", "-lrb- -rrb- -lsb- -rsb- -lcb- -rcb-".split(), strict=True)
 )
@@ -31,7 +32,7 @@ _SPELLINGS = {"cannot": "can not", "gonna": "gon na", "wanna": "wan na", "gotta"
 
 def tokenize(text: str) -> str:
     """Return the tokens of a caption, joined by spaces."""
-    return " ".join(_SPELLINGS.get(token, token) for token in _TOKEN.findall(text.lower().replace("’", "'")))
+    return " ".join(_SPELLINGS.get(token, token) for token in _TOKEN.findall(text.lower().translate(_SIGNS)))
 
 
 def coco_scorers() -> tuple[Any, Any, Any]:

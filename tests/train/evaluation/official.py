@@ -23,7 +23,9 @@ def official_formats(folder: Path, seed: int) -> Path:
     for i, photo in enumerate(photographs(IMAGES, rng), 1):
         photo.save(folder / "images" / f"{i}.jpg")
     coco = {
-        "images": [{"id": i, "file_name": f"{i}.jpg", "domain": ("in-domain", "near-domain")[i % 2]} for i in captions],
+        "images": [
+            {"id": i, "file_name": f"{i}.jpg", "domain": f"{'in near out'.split()[i % 3]}-domain"} for i in captions
+        ],
         "annotations": [{"image_id": i, "id": i, "caption": text} for i, texts in captions.items() for text in texts],
     }
     write(folder / "nocaps.json", coco)

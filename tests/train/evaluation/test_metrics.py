@@ -55,6 +55,7 @@ WRITTEN = [
     "It's 5 o'clock (left) at 5:30 p.m. on St. Mary's, no. 8 & #13!",
     'He said "hello"; they cannot pay $5.00 or 10,000 at www.shop.com...',
     "gonna go up 1/2 mile -- Mr. Smith's avrovulcan.com sign, Washington D.C.",
+    "cut ½ mile, 2½ miles, 1½-inch; ¼ ¾ ⅓ ⅔ ⅛ or 1⁄2 of",
     "rock 'n' roll; RIF=ding 50% [off] a U.S. flag",
 ]
 
@@ -62,6 +63,7 @@ WRITTEN = [
 def test_tokens_follow_the_treebank() -> None:
     assert tokenize(WRITTEN[0]) == "a man 's dog does n't run it 's a t-shirt"
     assert tokenize("we can't (now)") == "we ca n't -lrb- now -rrb-"
+    assert tokenize("2½-inch") == "2 1/2 inch"
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="the reference's tokenizer is a Java program")
