@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,29 +26,44 @@ from .data.samples import BadSamples, Sample
 from .data.sampling import Mixture, sample_images
 from .data.streaming import SampleReader, Source, load_batches, open_sources
 from .data.transforms import eval_transform, read_image
+from .gpus import GPUS
+from .known_parts import with_known_parts
 from .loop.rounding import check_rounding
 from .loop.trainer import autocast_dtype, check_batch
 from .model import open_checkpoint, vision_config
-from .plan import FROZEN, Plan, count_parameters, memory, rates, step_seconds, trained
+from .plan import FROZEN, Plan, count_parameters, memory, rates, step_flops, step_seconds, trained
 from .progress import announce
-from .settings import TrainSettings
+from .settings import RunSettings, TrainSettings
 
 GB = 1e9
 PROGRAM_BYTES = 0.9e9  # Python, PyTorch and buffers in main memory: 0.82 GB with tiny models, 0.95 with small ones
 SAMPLED_IMAGES = 64  # decoded, to see whether they can be
 _UNLIMITED = 1 << 60
+_DATA = (  # measured with 12,900 shards; a picture of 256 pixels takes about 25 kB
+    "not read; a million images in shards are about 25 GB, and their index 48 MB, which takes 53 s of one CPU once"
+)
 
 
-def dry_run(plan: Plan) -> str:
-    """The description. Raises Blip2rtError, which lists all faults."""
-    gpus, batch, steps = plan.loop.run.dry_run, plan.loop.batch, plan.loop.optimizer.steps
-    announce("checking the data and the parts of the model")
-    found, data = faults(plan, gpus)
+def dry_run(settings: TrainSettings, make: Callable[[Any], Plan]) -> str:
+    """The description of a training that `make` plans. Raises Blip2rtError, which lists all faults."""
+    if not settings.loop.run.gpu:
+        announce("checking the data and the parts of the model")
+        return _described(planned(settings, make))
+    with tempfile.TemporaryDirectory() as folder:  # of configs, which are read when they are needed
+        return _described(make(with_known_parts(settings, Path(folder))))
+
+
+def _described(plan: Plan) -> str:
+    run, batch, steps = plan.loop.run, plan.loop.batch, plan.loop.optimizer.steps
+    gpus = run.gpus or run.dry_run
+    if run.gpu:
+        check_batch(batch, gpus)
+    found, data = ([], _DATA) if run.gpu else faults(plan, gpus)
     if found:
         raise Blip2rtError("; ".join(dict.fromkeys(found)))
     counts = count_parameters(plan.point, plan.train_vision)
     need = memory(plan, counts, gpus)
-    if _is_local(gpus) and not torch.cuda.is_available():
+    if _is_local(run) and not torch.cuda.is_available():
         need["program"] = PROGRAM_BYTES
     lines = [
         f"{part:<20}{count / 1e6:>10.1f} M  {'frozen' if part in FROZEN else 'trained'}"
@@ -61,37 +77,48 @@ def dry_run(plan: Plan) -> str:
             f"trained: {trained(counts) / 1e6:.1f} M, frozen: {frozen / 1e6:.1f} M",
             "peak learning rates:",
             *rates(plan, counts),
-            f"memory{_of_each(gpus)}, estimated: {sum(need.values()) / GB:.1f} GB ({parts}){_available(gpus)}",
+            f"memory{_of_each(run)}, estimated: {sum(need.values()) / GB:.1f} GB ({parts}){_available(run)}",
             f"a step: {batch.batch_size} images ({batch.batch_size // gpus} a GPU in {batch.accumulate} "
             f"micro-batches), at most {batch.batch_size * plan.texts * plan.tokens} tokens of text",
-            f"{steps:,} steps: {steps * batch.batch_size:,} images{_duration(plan, counts, gpus)}",
+            f"{steps:,} steps: {steps * batch.batch_size:,} images{_duration(plan, counts)}",
+            f"checkpoints: {_checkpoint_bytes(plan) / GB:.1f} GB each, at most {plan.loop.log.keep + 1} at a time",
             f"data: {data}",
         ]
     )
 
 
-def _is_local(gpus: int) -> bool:
-    """Whether the training is planned for this machine, rather than for several GPUs elsewhere."""
-    return gpus <= max(1, torch.cuda.device_count())
+def _is_local(run: RunSettings) -> bool:
+    """Whether the training is planned for this machine, rather than for GPUs elsewhere."""
+    return not run.gpu and (run.gpus or run.dry_run) <= max(1, torch.cuda.device_count())
 
 
-def _of_each(gpus: int) -> str:
-    return "" if gpus == 1 and not torch.cuda.is_available() else f" of one of {gpus} GPUs"
+def _of_each(run: RunSettings) -> str:
+    gpus = run.gpus or run.dry_run
+    return "" if gpus == 1 and not run.gpu and not torch.cuda.is_available() else f" of one of {gpus} GPUs"
 
 
-def _available(gpus: int) -> str:
-    if not _is_local(gpus):
+def _available(run: RunSettings) -> str:
+    if run.gpu:
+        return f"; an {run.gpu} has {GPUS[run.gpu].memory / GB:.0f} GB"
+    if not _is_local(run):
         return ""
     if torch.cuda.is_available():
         return f"; a GPU here has {torch.cuda.mem_get_info()[1] / GB:.1f} GB"
     return f"; this machine has {total_memory() / GB:.1f} GB"
 
 
-def _duration(plan: Plan, counts: dict[str, int], gpus: int) -> str:
-    """How long the steps take on this machine."""
-    if not _is_local(gpus):
+def _duration(plan: Plan, counts: dict[str, int]) -> str:
+    """How long the steps take on the GPUs that are planned, or on this machine."""
+    run, steps = plan.loop.run, plan.loop.optimizer.steps
+    gpus = run.gpus or run.dry_run
+    if run.gpu:
+        flops = step_flops(plan, counts)
+        hours = steps * flops / (GPUS[run.gpu].flops * run.mfu) / 3600
+        spent = f"{hours / gpus / 24:.1f} days, {hours:,.0f} GPU hours on {gpus} {run.gpu} at MFU {run.mfu:g}"
+        return f" of {flops / plan.loop.batch.batch_size / 1e9:,.0f} GFLOPs: {spent}"
+    if not _is_local(run):
         return ""
-    seconds, steps = step_seconds(plan, counts) / gpus, plan.loop.optimizer.steps
+    seconds = step_seconds(plan, counts) / gpus
     each = f"{seconds:.1f}" if seconds < 10 else f"{seconds:.0f}"
     total = seconds * steps
     shown = f"{total / 60:.0f} minutes" if total < 5400 else f"{total / 3600:.1f} hours"
@@ -212,10 +239,15 @@ def _sampled(sources: list[Source], truncation: Callable[[list[Sample]], str] | 
     return [opened] if truncation is None else [opened, truncation(texts)]
 
 
+def _checkpoint_bytes(plan: Plan) -> float:
+    """Bytes of the trained weights and their two moments."""
+    return 12.0 * trained(count_parameters(plan.point, plan.train_vision))
+
+
 def _check_disk(plan: Plan) -> None:
     out, keep = Path(plan.loop.run.out), plan.loop.log.keep
     out.mkdir(parents=True, exist_ok=True)
-    need = 12.0 * trained(count_parameters(plan.point, plan.train_vision)) * (keep + 1)
+    need = _checkpoint_bytes(plan) * (keep + 1)
     free = shutil.disk_usage(out).free
     if need > free:
         raise Blip2rtError(

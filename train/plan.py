@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from blip2rt.modeling.adapters import adapted_layers
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
@@ -55,16 +56,26 @@ def empty_model(point: StartingPoint, train_vision: bool = False) -> Blip2:
     return model
 
 
-def count_parameters(point: StartingPoint, train_vision: bool = False) -> dict[str, int]:
-    """Parameters of each part.
+def parts_of(model: nn.Module) -> dict[str, int]:
+    """Parameters of each part of a model.
 
     Trained ones are named after their module, `encoder` or `adapters` (of the LLM); frozen are `vision`, `llm` and
     `unused`.
     """
     counts: dict[str, int] = {}
-    for name, parameter in empty_model(point, train_vision).named_parameters():
-        part = _part(name) if parameter.requires_grad else "unused"
+    for name, parameter in model.named_parameters():
+        part = name.partition(".")[0]
+        if parameter.requires_grad:
+            part = {"vision": "encoder", "llm": "adapters"}.get(part, part)
+        elif part not in FROZEN:
+            part = "unused"
         counts[part] = counts.get(part, 0) + parameter.numel()
+    return counts
+
+
+def count_parameters(point: StartingPoint, train_vision: bool = False) -> dict[str, int]:
+    """Parameters of each part, as `parts_of` names them, of a model that is not loaded."""
+    counts = parts_of(empty_model(point, train_vision))
     if not train_vision:
         counts["vision"] = encoder_shape(point.config.vision)[2]
     if point.language_model is not None:
@@ -126,16 +137,33 @@ def memory(plan: Plan, counts: dict[str, int], gpus: int) -> dict[str, float]:
     }
 
 
+def step_flops(plan: Plan, counts: dict[str, int]) -> float:
+    """Multiplications and additions of a step, forward and backward, once each. Texts fill half of their limit."""
+    config, q, batch = plan.config, plan.config.qformer, plan.loop.batch.batch_size
+    text, vision = plan.texts * plan.tokens / 2, config.vision
+    encoder = 6 * counts["encoder"] if "encoder" in counts else 2 * counts.get("vision", 0) * plan.data.encodes
+    each = float(encoder) * vision.positions
+    crossing = -(-q.layers // q.cross_attention_frequency)
+    layer = 4 * q.hidden_size**2 + 2 * q.hidden_size * q.intermediate_size
+    key_value = 2 * vision.positions * vision.features * q.hidden_size * crossing  # of one image
+    if config.stage == 1:  # queries, text and ITG by themselves; three pairs for ITM, two of them with the own image
+        tokens, images = q.queries + 2 * text + 3 * (q.queries + text), 2
+        each += 6.0 * text * q.hidden_size * q.vocab_size
+    else:
+        tokens, images = q.queries + text * config.question_input, 1
+    each += 6.0 * (tokens * (q.layers * layer + 2 * crossing * q.hidden_size**2) + images * key_value)
+    passes = 3 if "adapters" in counts else 2  # forwards, backwards to activations and to weights
+    if (language := plan.point.language_model) is not None:
+        seen = q.queries + text
+        if language.encoder_decoder:  # each half of the weights sees half of the text
+            seen = (q.queries + text) / 2
+        each += 2.0 * passes * counts.get("llm", 0) * seen
+    return batch * each
+
+
 def step_seconds(plan: Plan, counts: dict[str, int]) -> float:
     """Estimated seconds of a step on this machine, from the speed of a matrix product of its precision here."""
-    config, batch = plan.config, plan.loop.batch.batch_size
-    tokens = batch * (config.qformer.queries + plan.texts * plan.tokens / 2)  # texts fill half of the limit
-    passes = 3 if "adapters" in counts else 2  # forwards, backwards to activations and to weights
-    work = 2.0 * passes * counts.get("llm", 0) * tokens
-    work += 6.0 * (trained(counts) - counts.get("encoder", 0)) * batch * (config.qformer.queries + plan.texts)
-    encoding = 6 * counts["encoder"] if "encoder" in counts else 2 * counts.get("vision", 0) * plan.data.encodes
-    work += float(encoding) * batch * config.vision.positions
-    return work / (EFFICIENCY * _matmul_speed(autocast_dtype(plan.loop.machine.precision)))
+    return step_flops(plan, counts) / (EFFICIENCY * _matmul_speed(autocast_dtype(plan.loop.machine.precision)))
 
 
 def _matmul_speed(dtype: torch.dtype, side: int = 1024) -> float:

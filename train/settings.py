@@ -9,6 +9,7 @@ from typing import Any
 
 from blip2rt.modeling.sources import list_checkpoints
 
+from .gpus import GPUS
 from .recipe import Check, Given, option
 
 POSITIVE = Check("a number above 0", lambda value: 0 < value < math.inf)
@@ -43,9 +44,19 @@ class RunSettings:
         metavar="WHEN",
     )
     dry_run: int = option(0, "check all and estimate the size on N GPUs", bare=1, check=NOT_NEGATIVE)
+    gpus: int = option(0, "of --dry-run, instead of its N", check=NOT_NEGATIVE)
+    gpu: str = option(
+        "",
+        "with --dry-run, plan the training for these GPUs from its settings alone, without data and weights",
+        check=one_of("", *GPUS),
+        metavar="a100|h100|orin",
+    )
+    mfu: float = option(0.35, "share of the GPUs' peak that the plan assumes (the paper: 0.11 and more)", check=SHARE)
 
     def faults(self) -> list[str]:
         found = [] if self.out else [missing("out")]
+        if (self.gpu or self.gpus) and not self.dry_run:
+            found.append("gpus and gpu describe a dry run: give --dry-run")
         if self.resume == "never" and self.out and list_checkpoints(self.out):
             found.append(f"out {self.out!r} has checkpoints, resume is never: give another folder, or --resume auto")
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,15 @@ from .data.loaders import open_bad_samples
 from .data.readers import read_data
 from .data.samples import Dataset
 from .data.sampling import sample_images
-from .dry_run import dry_run, planned
+from .dry_run import dry_run
 from .early_checks import open_settings
 from .loop.parallel import this_process
 from .loop.run_folder import lock_folder
 from .loop.trainer import Trainer
-from .plan import Plan
+from .plan import Plan, parts_of, step_flops
 from .progress import announce
 from .recipe import flat
-from .settings import DataSettings, LoopSettings
+from .settings import DataSettings
 
 
 def stage_main(name: str, argv: list[str] | None, plan: Callable[[Any], Plan], train: Callable[[Any], Path]) -> int:
@@ -34,7 +34,7 @@ def stage_main(name: str, argv: list[str] | None, plan: Callable[[Any], Plan], t
     def work() -> object:
         settings = open_settings(name, argv)
         if settings.loop.run.dry_run:
-            return dry_run(planned(settings, plan))
+            return dry_run(settings, plan)
         with lock_folder(settings.loop.run.out, flat(settings)):
             if this_process().main:
                 announce("reading data and the model that the training starts from")
@@ -48,18 +48,11 @@ def trained_encoder(model: Blip2, train_vision: bool) -> VisionEncoder | None:
     return model.vision if train_vision else None
 
 
-def open_trainer(
-    model: Blip2,
-    loop: LoopSettings,
-    peaks: Mapping[str, float],
-    record: dict[str, Any],
-    *,
-    train_vision: bool,
-    llm: nn.Module | None = None,
-) -> Trainer:
+def open_trainer(model: Blip2, plan: Plan, record: dict[str, Any], llm: nn.Module | None = None) -> Trainer:
     """A trainer, prepared for what is trained and what is frozen."""
-    trainer = Trainer(model, loop, peaks, record)
-    encoder = trained_encoder(model, train_vision)
+    trainer = Trainer(model, plan.loop, plan.peaks(model), record)
+    trainer.flops = step_flops(plan, parts_of(model))
+    encoder = trained_encoder(model, plan.train_vision)
     trained = [module for module in (llm, model.qformer, encoder) if module is not None]
     trainer.prepare(trained, frozen=[llm, None if encoder else model.vision])
     return trainer

@@ -124,8 +124,8 @@ class Stage1:
             print(f"note: {self.loader.note}", file=sys.stderr)
         self.model = build_model(settings, point)
         self.tokenizer = point.bert.tokenizer
-        peaks, self.train_vision = peak_rates(settings, self.model), settings.vision.train_vision
-        self.trainer = open_trainer(self.model, loop, peaks, flat(settings), train_vision=self.train_vision)
+        self.train_vision = settings.vision.train_vision
+        self.trainer = open_trainer(self.model, plan(settings, point), flat(settings))
         self.batch = WholeBatch(this_process(), self.trainer.generator)
         self.dev = Dev(self, data) if data.dev_table else None
 
@@ -140,7 +140,8 @@ class Stage1:
         for step, rows in self.loader.steps(self.trainer.step):
             hardness = min(1.0, step / ramp) if ramp else 1.0
             texts = [self.text_batch([group[0].text for group in part.groups], part.image_ids) for part in rows]
-            shares = this_process().loss_weights([int(text.text_mask[:, 1:].sum()) for text in texts])
+            counts = [int(text.text_mask[:, 1:].sum()) for text in texts]
+            shares, self.trainer.tokens = this_process().loss_weights(counts), sum(counts)
             images = [to_device(part, device) for part in rows]
             parts = zip(images, texts, shares, self.trainer.noise(step), strict=True)
             yield step, [MicroBatch(*micro, hardness) for micro in parts]
@@ -254,9 +255,9 @@ class Dev:
         return float(itm_loss(torch.cat(logits).float(), len(rows))[1])
 
 
-def plan(settings: Stage1Settings) -> Plan:
-    """The training that a dry run describes."""
-    point = starting_point(settings)
+def plan(settings: Stage1Settings, point: StartingPoint | None = None) -> Plan:
+    """The training in numbers; point: where it starts, if that is known."""
+    point = point or starting_point(settings)
     return Plan(
         point=point,
         loop=settings.loop,

@@ -177,9 +177,7 @@ class Stage2:
         self.texts = _texts(settings.text, self.point)
         self.lm_loss: Callable[..., dict[str, torch.Tensor]] = self.texts.loss
         self.questions = QformerTokenizer(config, self.point.bert) if config.question_input else None
-        peaks, record = peak_rates(settings, self.model), record or flat(settings)
-        train_vision, llm = settings.vision.train_vision, self.model.llm
-        self.trainer = open_trainer(self.model, loop, peaks, record, train_vision=train_vision, llm=llm)
+        self.trainer = open_trainer(self.model, plan(settings, self.point), record or flat(settings), self.model.llm)
         self.dev = Dev(self, data) if data.dev_table else None
 
     @property
@@ -198,7 +196,8 @@ class Stage2:
             numbers = [part.tolist() for part in self.trainer.micro_rows()]
             rngs = [[np.random.default_rng((self.seed, step, 2, row)) for row in part] for part in numbers]
             packed = [self.pack(part.groups, own) for part, own in zip(rows, rngs, strict=True)]
-            shares = this_process().loss_weights([len(texts.target) for texts, _ in packed])
+            counts = [len(texts.target) for texts, _ in packed]
+            shares, self.trainer.tokens = this_process().loss_weights(counts), sum(counts)
             images = [to_device(part, self.trainer.device) for part in rows]
             parts = zip(images, packed, shares, self.trainer.noise(step), strict=True)
             yield step, [MicroBatch(image, text[0], share, text[1], noise) for image, text, share, noise in parts]
@@ -253,18 +252,18 @@ class Dev:
             yield self.groups[start : start + 20], self.vision.get(images).to(self.stage.trainer.device)
 
 
-def plan(settings: Stage2Settings) -> Plan:
-    """The training that a dry run describes."""
-    point = starting_point(settings)
+def plan(settings: Stage2Settings, point: StartingPoint | None = None) -> Plan:
+    """The training in numbers; point: where it starts, if that is known."""
+    start = point or starting_point(settings)
     return Plan(
-        point=point,
+        point=start,
         loop=settings.loop,
         data=settings.data,
         train_vision=settings.vision.train_vision,
         peaks=lambda model: peak_rates(settings, model),
         texts=settings.text.texts_per_image,
         tokens=settings.text.max_text_tokens,
-        truncation=lambda samples: truncation_report(_texts(settings.text, point), samples),
+        truncation=lambda samples: truncation_report(_texts(settings.text, start), samples),
     )
 
 

@@ -16,7 +16,7 @@ pytest.importorskip("torch")
 from blip2rt.errors import Blip2rtError
 from blip2rt_train.loop.logs import Log
 
-LINE = {"step": 10, "loss": 2.5, "samples_per_second": 33.33, "waiting_for_data": 0.024}
+LINE = {"step": 10, "loss": 2.5, "images_per_second": 33.33, "waiting_for_data": 0.024}
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
@@ -34,7 +34,7 @@ def test_log_writes_lines_samples_and_progress(tmp_path: Path, capfd: pytest.Cap
         bar.refresh()
     assert lines(tmp_path) == [LINE, {"step": 10, "samples": {"1.jpg": "a dog"}}]
     shown = capfd.readouterr().err
-    assert "samples/s=33.3" in shown and "waiting=2%" in shown and "10/20 [00:00<" in shown
+    assert "images/s=33.3" in shown and "waiting=2%" in shown and "10/20 [00:00<" in shown
     log.plot()
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     with (tmp_path / "metrics.jsonl").open("a") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from blip2rt_train import stage1, stage2
 from blip2rt_train.cli import main as train
 from blip2rt_train.early_checks import open_settings
 from blip2rt_train.extras import self_critical
+from blip2rt_train.known_parts import KNOWN, known_config
 from blip2rt_train.plan import count_parameters, memory, rates, trained
 from blip2rt_train.recipe import parse
 from blip2rt_train.settings import MachineSettings
@@ -27,15 +29,6 @@ pytestmark = pytest.mark.long(30, "each recipe starts a training")
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
-OPT = {"vocab_size": 50272, "num_hidden_layers": 32, "num_attention_heads": 32, "max_position_embeddings": 2048}
-T5 = sizes("vocab_size=32128 d_kv=64 num_layers=24")
-T5 |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
-LLMS: dict[str, Any] = {
-    "opt-2.7b": lambda: transformers.OPTConfig(hidden_size=2560, word_embed_proj_dim=2560, ffn_dim=10240, **OPT),
-    "opt-6.7b": lambda: transformers.OPTConfig(hidden_size=4096, word_embed_proj_dim=4096, ffn_dim=16384, **OPT),
-    "flan-t5-xl": lambda: transformers.T5Config(d_model=2048, d_ff=5120, num_heads=32, **T5),
-    "flan-t5-xxl": lambda: transformers.T5Config(d_model=4096, d_ff=10240, num_heads=64, **T5),
-}
 # The paper's table 2: trainable parameters in millions (XXL only with ViT-g, OPT-6.7B only with ViT-g).
 PAPER = sizes("vit-l-opt-2.7b=104 vit-g-opt-2.7b=107 vit-g-opt-6.7b=108")
 PAPER |= sizes("vit-l-flan-t5-xl=103 vit-g-flan-t5-xl=107 vit-g-flan-t5-xxl=108")
@@ -45,9 +38,8 @@ PAPER |= sizes("vit-l-flan-t5-xl=103 vit-g-flan-t5-xl=107 vit-g-flan-t5-xxl=108"
 def geometries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The configs, and nothing else, of what the paper's recipes name."""
     folder = tmp_path_factory.mktemp("geometries")
-    transformers.BertConfig().save_pretrained(folder / "bert")
-    for name, build in LLMS.items():
-        build().save_pretrained(folder / name)
+    for source in KNOWN:
+        known_config(source, folder / source.split("/")[1].replace("bert-base-uncased", "bert"))
     for size in "gl":
         recipe = str(RECIPES / "paper" / f"stage1-vit-{size}.yaml")
         settings = parse(stage1.Stage1Settings, ["--recipe", recipe, "--qformer_init", str(folder / "bert")], "")
@@ -261,6 +253,27 @@ def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert words in output, (words, output)
     assert not list(out.glob("step-*")) and not (tmp_path / "features").exists()
     assert stage2.main([*settings, *encoder, *llm, "--out", str(out), "--steps", "2"]) == 0, "and it does train"
+
+
+@pytest.mark.parametrize(("recipe", "paper"), [("stage1-vit-g", 6), ("stage2-vit-g-flan-t5-xxl", 3)])
+def test_plan_needs_neither_data_nor_weights(
+    recipe: str, paper: float, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer days than the paper's "less than six" and "less than three" on 16 A100, whose MFU was lower."""
+    monkeypatch.chdir(tmp_path)
+    words = [recipe[:6], "--recipe", f"paper/{recipe}", "--dry-run", "--gpus", "16", "--gpu", "a100"]
+    assert train(words) == 0
+    output = capsys.readouterr().out
+    found = re.search(r"of ([\d,]+) GFLOPs: ([\d.]+) days, ([\d,]+) GPU hours on 16 a100 at MFU 0.35", output)
+    need = re.search(r"estimated: ([\d.]+) GB .*; an a100 has 40 GB", output)
+    assert found and need and float(need[1]) < 40, output
+    days = float(found[2])
+    assert 0.35 * days / paper > 0.1 and days < paper
+    assert int(found[3].replace(",", "")) == pytest.approx(16 * 24 * days, rel=0.05)
+    assert "index 48 MB" in output and re.search(r"checkpoints: [\d.]+ GB each", output)
+    assert train([*words, "--gpus", "11"]) == 2
+    assert "cannot be divided among 11 processes" in capsys.readouterr().err
+    assert train([*words[:3], "--gpu", "h100"]) == 2 and "describe a dry run" in capsys.readouterr().err
 
 
 def test_dry_run_names_all_mistakes(tmp_path: Path, error_of: Any) -> None:

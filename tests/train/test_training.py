@@ -53,6 +53,9 @@ def test_stage1_writes_checkpoint_metrics_and_plot(stage1_run: Path) -> None:
     lines = [json.loads(line) for line in (stage1_run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
     assert {"itc", "itm", "itg", "query_cosine", "lr"} <= lines[0].keys()
+    assert (
+        all(lines[0][f"{each}_per_second"] > 0 for each in ("images", "tokens", "tflops")) and lines[0]["peak_gb"] > 0
+    )
     assert any("dev_t2i_r@1" in line and "dev_itm_accuracy" in line for line in lines)
     assert max(line["query_cosine"] for line in lines if "query_cosine" in line) < 0.95, "queries do not collapse"
     assert_samples(lines)

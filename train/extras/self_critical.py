@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
         settings = open_settings("self-critical", argv)
         stage2 = settings.stage2
         if stage2.loop.run.dry_run:
-            return dry_run(plan(stage2))
+            return dry_run(stage2, plan)
         with lock_folder(stage2.loop.run.out, flat(settings)):
             return SelfCriticalTraining(settings).run()
 

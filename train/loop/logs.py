@@ -29,7 +29,7 @@ _PANELS = {  # of loss.png: the measures of each
     "temperature": ("temperature",),
     "query cosine, accuracy": ("query_cosine", "dev_query_cosine", "itm_accuracy", "dev_itm_accuracy"),
     "learning rate, gradient norm": ("lr", "gradient_norm"),
-    "samples per second": ("samples_per_second",),
+    "images per second": ("images_per_second",),
 }
 
 
@@ -68,9 +68,9 @@ class Log:
 
     def write(self, line: dict[str, float]) -> None:
         """Write one line of metrics, which holds its step."""
-        if "samples_per_second" in line:
+        if "images_per_second" in line:
             waiting = 100 * line["waiting_for_data"]
-            self.speed = {"samples/s": f"{line['samples_per_second']:.3g}", "waiting": f"{waiting:.0f}%"}
+            self.speed = {"images/s": f"{line['images_per_second']:.3g}", "waiting": f"{waiting:.0f}%"}
         self._append(line)
         for writer in self._writers:
             writer.numbers(line)

@@ -23,7 +23,9 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.blip2 import TrainableModel
 from blip2rt.modeling.row_noise import RowNoise
 from blip2rt.modeling.vision import layer_numbers, longest_list
+from blip2rt.system import peak_memory
 
+from ..gpus import gpu_named
 from ..progress import announce
 from ..settings import BatchSettings, LoopSettings, OptimizerSettings, RunSettings
 from . import checkpoint as checkpoints
@@ -120,6 +122,8 @@ class Trainer:
         self.device = self.parallel.device
         check_batch(settings.batch, self.parallel.world)
         check_rounding(model.config, settings.machine.shard)
+        self.flops = 0.0  # of a step, in all processes
+        self.tokens = 0  # of the texts of this process's newest step
         self.out = Path(settings.run.out)
         self.out.mkdir(parents=True, exist_ok=True)
         self.peaks, self.record = peaks, record
@@ -186,7 +190,7 @@ class Trainer:
                     break
                 waited += time.perf_counter() - waiting
                 metrics = self._step(step, partial(self._backward, loss, micros, prepare))
-                window.append(metrics)
+                window.append(metrics | {"tokens": float(self.tokens)})
                 self.step = step + 1
                 bar.update()
                 bar.set_postfix(loss=f"{metrics['loss']:.3f}", **self.log.speed)
@@ -278,12 +282,24 @@ class Trainer:
         optimizer = self.settings.optimizer
         rate = learning_rate(self.step - 1, optimizer.lr, optimizer)
         line = {"step": self.step, "lr": rate} | dict(zip(window[0], means, strict=True))
+        self.log.write(
+            line | self._speed(seconds / len(window), line.pop("tokens")) | {"waiting_for_data": waited / seconds}
+        )
+
+    def _speed(self, seconds: float, tokens: float) -> dict[str, float]:
+        """Measures of a step of so many seconds and text tokens a process; FLOPs and memory are those of a device."""
+        flops = self.flops / self.parallel.world / seconds
         speed = {
-            "seconds_per_step": seconds / len(window),
-            "samples_per_second": len(window) * self.settings.batch.batch_size / seconds,
-            "waiting_for_data": waited / seconds,
+            "seconds_per_step": seconds,
+            "images_per_second": self.settings.batch.batch_size / seconds,
+            "tokens_per_second": tokens * self.parallel.world / seconds,
+            "tflops_per_second": flops / 1e12,
         }
-        self.log.write(line | speed)
+        if self.device.type != "cuda":
+            return speed | {"peak_gb": peak_memory() / 1e9}
+        gpu = gpu_named(torch.cuda.get_device_name(self.device))
+        peak = {"peak_gb": torch.cuda.max_memory_allocated(self.device) / 1e9}
+        return speed | peak | ({} if gpu is None else {"mfu": flops / gpu.flops})
 
     def _evaluate(self, evaluate: Callable[[], dict[str, float]], bar: tqdm[Any]) -> None:
         self.model.eval()
