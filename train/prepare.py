@@ -43,7 +43,7 @@ from blip2rt.command_line import Parser, nonempty, whole
 from blip2rt.errors import Blip2rtError, OptionError
 
 from .data.flickr8k import write_tables
-from .data.object_storage import Shard
+from .data.object_storage import Shard, is_remote
 from .data.readers import read_data
 from .data.samples import BadSamples, Dataset, error_text
 from .data.shard_index import summarize
@@ -132,6 +132,8 @@ def _capfilt(args: argparse.Namespace) -> None:
         raise OptionError(f"--top-p is {args.top_p}: give a number above 0, at most 1")
     if not args.ray and (args.workers, args.threads, args.gpus) != (None, 1, 0.0):
         raise OptionError("--workers, --threads and --gpus are of a cluster: give --ray ADDRESS, or leave them out")
+    if is_remote(args.out):
+        raise OptionError(f"--out {args.out!r} is a URL: give a local folder, and upload it afterwards")
     options, out = _filter_options(args), Path(args.out)
     of_shards = args.data.endswith(".tar") or any(Path(args.data).glob("*.tar"))
     if args.ray:

@@ -249,6 +249,8 @@ def nonempty(value: str) -> str:
 
 def path(value: str) -> Path:
     """Argument type of a file or a folder."""
+    if "://" in value:
+        raise argparse.ArgumentTypeError("give a local path")
     return Path(nonempty(value))
 
 

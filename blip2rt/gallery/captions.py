@@ -229,8 +229,7 @@ class _CaptionRun(Run):
     def batches(self, plan: Plan) -> Iterator[tuple[Batch[list[Sink]], Any]]:
         if self._executor is None:
             return super().batches(plan)
-        pictures, batch_size = self._executor.walk(self.job.sources), self.job.parallelism.batch_size
-        return self._executor.run(pictures, plan, batch_size, self._make_task)
+        return self._executor.run(walk(self.job.sources), plan, self.job.parallelism.batch_size, self._make_task)
 
     def compute(self, images: list[RGB], first_image: int) -> Sequence[list[Scored] | None]:
         """Return the texts of each image; None if max_time passed before the first word."""

@@ -86,15 +86,12 @@ def writes(args: argparse.Namespace) -> bool:
 
 def sources_of(args: argparse.Namespace) -> Sources:
     from ..errors import OptionError
-    from .sources import Sources, is_url
+    from .sources import Sources
 
     if not args.images and not args.from_file:
         raise OptionError(f"no pictures: give PATH or --from-file (see blip2rt {args.command} --help)")
     if [*args.images, *args.from_file].count("-") > 1:
         raise OptionError("- is given twice, but standard input can be read once: give it once")
-    urls = [each for each in args.images if is_url(each)]
-    if urls and args.ray is None:
-        raise OptionError(f"{urls[0]!r} is a URL: give --ray local or --ray ADDRESS to read it, or copy it here")
     return Sources(tuple(args.images), tuple(args.from_file), args.recursive)
 
 

@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ..errors import ImageError
-from .sources import Failure, Picture, Sources
+from .sources import Failure, Picture
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,9 +85,7 @@ class Parallelism:
 
 
 class Executor(Protocol):
-    """Finds, decodes and computes pictures elsewhere: see integrations.ray_executor."""
-
-    def walk(self, sources: Sources) -> Iterator[Picture | Failure]: ...
+    """Decodes and computes pictures elsewhere: see integrations.ray_executor."""
 
     def run(
         self,

@@ -6,11 +6,16 @@ import glob
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from ..errors import OptionError, reason
+from ..install_hints import pip_install
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture to read: a file, bytes inside a shard, or bytes from standard input."""
+    """A picture to read: a file or URL, bytes inside a shard, or bytes from standard input."""
 
     name: str  # shown to the user and written to outputs
     path: str
@@ -23,6 +28,8 @@ class Picture:
         """The image argument for a model: a path or bytes. Raises OSError."""
         if self.data is not None:
             return self.data
+        if is_url(self.path):
+            return read_url(self.path, self.offset, self.size)
         if self.size < 0:
             return self.path
         with open(self.path, "rb") as file:
@@ -32,7 +39,7 @@ class Picture:
     @property
     def in_file(self) -> bool:
         """Whether the picture has a file of its own, which can have a sidecar."""
-        return self.data is None and self.size < 0
+        return self.data is None and self.size < 0 and not is_url(self.path)
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ def _holds_many(path: str) -> bool:
 
 
 def is_url(path: str) -> bool:
-    """Whether a path is a URL, such as s3://bucket/shards, which only --ray reads."""
+    """Whether a path is a URL, such as s3://bucket/shards."""
     return "://" in path and not os.path.lexists(path)
 
 
@@ -84,3 +91,35 @@ def is_shard(path: str) -> bool:
 def is_glob(path: str) -> bool:
     """Whether a path is a pattern and not the name of an existing file."""
     return glob.has_magic(path) and not os.path.lexists(path)
+
+
+def read_url(url: str, offset: int = 0, size: int = -1) -> bytes:
+    """Return an object or a range of it. Raise OSError."""
+    try:
+        with file_system(url).open_input_file(split_url(url)[1]) as file:
+            file.seek(offset)
+            return bytes(file.read(None if size < 0 else size))
+    except (OSError, ValueError) as error:
+        raise OSError(0, reason(error), url) from None
+
+
+def split_url(url: str) -> tuple[str, str, str]:
+    """Return the scheme, the path that pyarrow takes, and the options with their question mark."""
+    scheme, _, rest = url.partition("://")
+    path, mark, query = rest.partition("?")
+    return scheme, path.rstrip("/") or "/", mark + query
+
+
+def file_system(url: str) -> Any:
+    """Return pyarrow's file system of a URL. Raise OptionError if pyarrow is missing."""
+    scheme, path, query = split_url(url)
+    return _opened(scheme, "" if scheme == "file" else path.partition("/")[0], query)
+
+
+@lru_cache(maxsize=8)
+def _opened(scheme: str, bucket: str, query: str) -> Any:
+    try:
+        from pyarrow import fs
+    except ImportError:
+        raise OptionError(f"{scheme}:// needs pyarrow: {pip_install('parquet')}") from None
+    return fs.FileSystem.from_uri(f"{scheme}://{bucket}/{query}")[0]

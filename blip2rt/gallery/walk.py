@@ -18,7 +18,7 @@ from itertools import islice
 from typing import IO
 
 from ..untrusted.image_format import format_of, has_image_name, read_head
-from .sources import Failure, Picture, Sources, is_glob, is_shard
+from .sources import Failure, Picture, Sources, is_glob, is_shard, is_url
 
 _MAGIC = re.compile(r"[*?\[]")
 
@@ -82,6 +82,10 @@ class _Walker:
         """literal: the path comes from a list, whose lines are not patterns."""
         if os.path.isdir(path):
             yield from self._folder(path, path)
+        elif is_url(path):
+            from .remote import walk_url
+
+            yield from walk_url(path, self._recursive)
         elif is_shard(path):
             from .tar_samples import shard_pictures
 

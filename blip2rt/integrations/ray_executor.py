@@ -1,35 +1,28 @@
 """Runs the batches of `caption --ray` and `index --ray` on the actors of a Ray cluster.
 
 The driver walks the sources, skips what the outputs have, and writes in order: resuming, failures and bytes are those
-of a local run, because the batches are. Actors read files by their paths, so every node needs the same file system;
-URLs are read by Ray's own readers.
+of a local run, because the batches are. Actors read files by their paths, so every node needs the same file system.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ..errors import OptionError
 from ..gallery.prefetch import Batch, cut_batches, decode
-from ..gallery.sources import Failure, Picture, Sources, is_url
-from ..gallery.walk import walk
+from ..gallery.sources import Failure, Picture, is_url
 from ..loading import load
-from .ray_cluster import ActorPool, Call, Workers, import_ray, last_line, node_name, take_resources
+from .ray_cluster import ActorPool, Call, Workers, import_ray, node_name, take_resources
 
 if TYPE_CHECKING:
     from ..gallery.prefetch import MakeTask
 
 T = TypeVar("T")
 
-_READ_TASK = {"num_cpus": 0}  # the actors hold every processor
 _NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
-_NAMES = ("image", "name", "path", "url", "__key__", "key")  # columns of a Parquet file, the first that is there
-_BYTES = ("bytes", "image", "jpg", "jpeg", "png", "webp")  # bytes, or structs with a field `bytes`
 
 
 class RayExecutor(ActorPool):
@@ -38,16 +31,6 @@ class RayExecutor(ActorPool):
     def __init__(self, workers: Workers, model: str | None, settings: dict[str, Any]) -> None:
         path = None if model is None else os.path.abspath(model)
         super().__init__(workers, BatchWorker, (path, settings), queued=2)
-
-    def walk(self, sources: Sources) -> Iterator[Picture | Failure]:
-        """Yield the pictures of `sources`, as gallery.walk does, and those of URLs."""
-        for path in sources.paths:
-            if is_url(path):
-                yield from _read_url(self.ray, path)
-            else:
-                yield from walk(Sources((path,), (), sources.recursive))
-        if sources.lists:
-            yield from walk(Sources((), sources.lists, sources.recursive))
 
     def run(
         self,
@@ -113,59 +96,5 @@ def _add_results(batch: Batch[Any], errors: Sequence[str | None]) -> None:
 
 def _absolute(picture: Picture) -> Picture:
     """The picture as an actor finds it, whose working directory is another."""
-    path = picture.path if picture.data is not None else os.path.abspath(picture.path)
+    path = picture.path if picture.data is not None or is_url(picture.path) else os.path.abspath(picture.path)
     return Picture(picture.name, path, picture.offset, picture.size, picture.data)
-
-
-def _read_url(ray: Any, url: str) -> Iterator[Picture]:
-    """Read pictures of shards (.tar) and files by Ray's readers, and of tables (.parquet)."""
-    name = url.partition("?")[0].rstrip("*").rstrip("/")  # after ?: options of the file system
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    try:
-        if name.endswith(".tar"):
-            data = ray.data.read_webdataset(url, decoder=None, include_paths=True, ray_remote_args=_READ_TASK)
-            yield from filter(None, map(_from_sample, data.iter_rows()))
-        elif name.endswith(".parquet"):
-            yield from map(_from_row, _table_rows(url))
-        else:
-            for row in ray.data.read_binary_files(url, include_paths=True, ray_remote_args=_READ_TASK).iter_rows():
-                yield Picture(row["path"], row["path"], data=row["bytes"])
-    except (OSError, ValueError, ImportError) as error:
-        fix = "check the URL, its credentials, and that its file system's package is installed"
-        raise OptionError(f"cannot read {url!r} ({last_line(error)}): {fix}") from None
-
-
-def _table_rows(url: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a Parquet file or folder. Ray's own reader waits for a processor, and the actors hold all."""
-    from pyarrow import dataset, fs
-
-    system, path = fs.FileSystem.from_uri(url)
-    table = dataset.dataset(path, filesystem=system, format="parquet")
-    for batch in table.to_batches(batch_size=64, batch_readahead=1, fragment_readahead=1):
-        yield from batch.to_pylist()
-
-
-def _from_sample(sample: dict[str, Any]) -> Picture | None:
-    """The picture of a shard's sample, if it has one, named as in a local run: shard, key, extension."""
-    from ..untrusted.image_format import has_image_name
-
-    for extension, value in sample.items():
-        if isinstance(value, bytes) and has_image_name(f"x.{extension}"):
-            name = f"{sample['path']}/{sample['__key__']}.{extension}"
-            return Picture(name, name, data=value)
-    return None
-
-
-def _from_row(row: dict[str, Any]) -> Picture:
-    data = next((_bytes_of(row[name]) for name in _BYTES if _bytes_of(row.get(name)) is not None), None)
-    name = next((row[name] for name in _NAMES if isinstance(row.get(name), str)), None)
-    if data is None or name is None:
-        columns = ", ".join(row)
-        raise ValueError(f"it has the columns {columns}: name them {_BYTES[0]} and {_NAMES[0]}")
-    return Picture(name, name, data=data)
-
-
-def _bytes_of(value: Any) -> bytes | None:
-    if isinstance(value, dict):
-        value = value.get("bytes")
-    return value if isinstance(value, bytes) else None

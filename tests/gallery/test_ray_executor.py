@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 
 from blip2rt.errors import OptionError
-from blip2rt.gallery.sources import Sources
 from blip2rt.integrations import ray_cluster
 from blip2rt.integrations.ray_cluster import ActorPool, Workers
-from blip2rt.integrations.ray_executor import BatchWorker, RayExecutor
+from blip2rt.integrations.ray_executor import BatchWorker
 from tests.gallery.helpers import assert_error
 
 
@@ -162,35 +161,8 @@ def test_bad_addresses_and_urls_are_one_line(album, run, ray, monkeypatch):
     assert_error(
         run("caption", "-r", "album", "--ray", "nowhere:1"), "--ray 'nowhere:1' cannot be reached", "Ray is not"
     )
-    assert_error(run("caption", "s3://bucket/a.tar"), "is a URL: give --ray")
     monkeypatch.setitem(sys.modules, "ray", None)
     assert_error(run("caption", "-r", "album", "--ray", "auto"), "--ray needs Ray: pip install")
-
-
-def test_urls_are_read_without_a_processor(ray, tiny, tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet")
-    given = [{"image": {"bytes": b"P"}, "url": "https://u/1"}, {"png": b"Q", "key": "7"}]
-    columns = {name: [row.get(name) for row in given] for name in ("image", "url", "png", "key")}
-    parquet.write_table(parquet.core.pa.table(columns), tmp_path / "t.parquet")
-
-    def rows(*rows: dict[str, Any]) -> Any:
-        return lambda url, **options: SimpleNamespace(iter_rows=lambda: iter(rows))
-
-    ray.data = SimpleNamespace(
-        read_webdataset=rows(
-            {"path": "s3://b/0.tar", "__key__": "k/1", "json": b"{}", "jpg": b"J"},
-            {"path": "s3://b/0.tar", "__key__": "k/2", "json": b"{}", "jpg": None},
-        ),
-        read_binary_files=rows({"path": "s3://b/x.png", "bytes": b"B"}),
-    )
-    with RayExecutor(Workers("auto"), str(tiny.path), {}) as executor:
-        urls = ("s3://b/0.tar", f"file://{tmp_path}/t.parquet", "s3://b/folder")
-        found = [(picture.name, picture.source()) for picture in executor.walk(Sources(urls))]
-        names = ["s3://b/0.tar/k/1.jpg", "https://u/1", "7", "s3://b/x.png"]
-        assert found == list(zip(names, [b"J", b"P", b"Q", b"B"], strict=True))
-        parquet.write_table(parquet.core.pa.table({"caption": ["x"]}), tmp_path / "t.parquet")
-        with pytest.raises(OptionError, match="it has the columns caption"):
-            list(executor.walk(Sources((f"file://{tmp_path}/t.parquet",))))
 
 
 def test_local_cluster_has_a_bounded_object_store(ray):

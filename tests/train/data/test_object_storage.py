@@ -6,15 +6,22 @@ import json
 import pickle
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 
 from blip2rt.errors import Blip2rtError
+from blip2rt_train import prepare
 from blip2rt_train.data import object_storage
 from blip2rt_train.data.samples import BadSamples
 from blip2rt_train.data.shards import Shards
+from blip2rt_train.evaluation.predictions import Predictions
+from tests.object_store import put
+from tests.object_store import s3 as s3
+from tests.tiny.bundle import tiny_bundle
 from tests.tiny.image_folders import GOOD, fill
+from tests.train.arguments import options
 
 
 @pytest.fixture
@@ -81,3 +88,35 @@ def test_faults_are_one_line(remote: str, tmp_path: Path) -> None:
     fsspec.filesystem("memory").pipe_file("/bucket/00001.tar", b"words" * 1000)
     with pytest.raises(Blip2rtError, match="is not a .tar file"):
         Shards(remote, tmp_path / "features")
+
+
+@pytest.mark.long(9, "moto's server, and CapFilt")
+def test_shards_of_a_bucket_are_indexed_and_filtered(
+    local: Path, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CapFilt writes what it writes of local shards, also if killed."""
+    put(s3, {f"{copy}/{path.name}": path for copy in range(4) for path in local.glob("*.tar")})
+    found = Shards("s3://bucket/*/*.tar", tmp_path / "features")
+    expected = Shards(str(local), tmp_path / "unused")
+    assert found.digests == expected.digests * 4
+    assert [found.read(number) for number in range(5)] == [expected.read(number) for number in range(5)]
+    tiny_bundle(tmp_path / "model", 3)
+    common = ["capfilt", *options(captioner=tmp_path / "model", own=2, keep=1), "--batch-size", "1", "--data"]
+    assert prepare.main([*common, str(local), "--out", str(tmp_path / "local")]) == 0
+    original, calls = Predictions.add, list[int]()
+
+    def add(self: Predictions, *given: Any) -> None:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        original(self, *given)
+
+    remote = [*common, "s3://bucket/0/*.tar", "--out", str(tmp_path / "remote")]
+    monkeypatch.setattr(Predictions, "add", add)
+    assert prepare.main(remote) == 130
+    monkeypatch.setattr(Predictions, "add", original)
+    assert prepare.main(remote) == 0
+    for path in local.glob("*.tar"):
+        written = [(tmp_path / out / path.name).read_bytes() for out in ("local", "remote")]
+        assert written[0] == written[1] != path.read_bytes()
+    assert prepare.main([*common, str(local), "--out", "s3://bucket/out"]) == 2

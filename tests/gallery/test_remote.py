@@ -1,0 +1,71 @@
+"""`caption` on object storage: the texts of local pictures, resuming, errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blip2rt.backends.ort import Backend
+from blip2rt.errors import OptionError
+from blip2rt.gallery.sources import Sources
+from blip2rt.gallery.walk import walk
+from tests.gallery.helpers import assert_error, rows
+from tests.object_store import put
+from tests.object_store import s3 as s3
+from tests.seeds import new_seed
+from tests.tiny.image_folders import shard
+
+pytest.importorskip("pyarrow.fs")
+
+
+def texts(path: str, prefix: str = "") -> dict[str, list[str]]:
+    return {row["image"].removeprefix(prefix): row["captions"] for row in rows(Path(path))}
+
+
+@pytest.mark.long(8, "moto's server, and pyarrow's client")
+def test_pictures_of_a_bucket_are_captioned_in_place(
+    album: Path, run: Any, s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after a batch, the same command resumes."""
+    shard(Path("0.tar"), new_seed(), 5)
+    names = [path.as_posix() for path in map(Path, Path().glob("album/**/*")) if path.is_file()]
+    put(s3, {name: Path(name) for name in [*names, "0.tar"]})
+    for local, url in ((("-r", "album"), ("-r", "s3://bucket/album")), (("0.tar",), ("s3://bucket/*.tar",))):
+        assert run("caption", *local, "--batch-size", 1, "--out", "local.jsonl", "--overwrite")[0] == 1
+        original, calls = Backend.generate, list[int]()
+
+        def generate(self: Any, *given: Any, original: Any = original, calls: list[int] = calls) -> Any:
+            calls.append(1)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return original(self, *given)
+
+        monkeypatch.setattr(Backend, "generate", generate)
+        out = ["--batch-size", 1, "--out", f"{len(url)}.jsonl"]
+        assert run("caption", *url, *out)[0] == 130
+        monkeypatch.setattr(Backend, "generate", original)
+        code, _, err = run("caption", *url, *out)
+        assert code == 1 and "already done" in err, "damaged pictures fail, as locally"
+        wanted = texts("local.jsonl")
+        wanted.pop("album/no ending", None)  # without an ending, it would have to be opened
+        assert texts(str(out[-1]), "s3://bucket/") == wanted != {}
+    assert_error(run("caption", "s3://bucket/0.tar", "--out", "folder"), "give a file that ends with")
+    assert_error(run("caption", "-r", "s3://none/album", "--out", "x.csv"), "cannot read 's3://none/album'", "check")
+    code, _, err = run("caption", "s3://bucket/album/a.png", "--write", "txt")
+    assert code == 2 and "cannot have a sidecar file" in err
+
+
+def test_tables_have_bytes_and_names(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    given = [{"image": {"bytes": b"P"}, "url": "https://u/1"}, {"png": b"Q", "key": "7"}]
+    columns = {name: [row.get(name) for row in given] for name in ("image", "url", "png", "key")}
+    parquet.write_table(parquet.core.pa.table(columns), tmp_path / "t.parquet")
+    found: list[Any] = list(walk(Sources((f"file://{tmp_path}/t.parquet",))))
+    assert [(picture.name, picture.source()) for picture in found] == [("https://u/1", b"P"), ("7", b"Q")]
+    parquet.write_table(parquet.core.pa.table({"caption": ["x"]}), tmp_path / "t.parquet")
+    [failure] = walk(Sources((f"file://{tmp_path}",)))
+    assert "it has the columns caption" in failure.reason  # type: ignore[union-attr]
+    with pytest.raises(OptionError, match="cannot read 'abcd://b' .*: check"):
+        list(walk(Sources(("abcd://b",))))
