@@ -21,7 +21,7 @@ from ..version import __version__
 from .admission import AdmissionQueue, CancelEvent
 from .chat_prompt import GREETING, Turn, chat_prompt
 from .errors import CLIENT_GONE, ApiError, api_error, bad_request, client_gone
-from .inference import Answer, Piece, TextJob, can_chat, can_generate, generate, prepare, shares_steps
+from .inference import Answer, Piece, TextJob, can_chat, generate, shares_steps
 from .logs import LOG
 from .metrics import Metrics
 from .middleware import RequestContext
@@ -155,18 +155,13 @@ class Call:
             raise bad_request(str(error), "messages", "image_missing") from None
         job = replace(job, question=prompt.question, history=prompt.history)
         if prompt.image is None:
-            return await self._greet(turns, job, writer, stream)
+            return self._greet(turns, job, writer, stream)
         image = image_bytes(prompt.image, "messages")
         self.context.log_fields["images"] = sum(len(turn.images) for turn in turns)
         return await self.respond(replace(job, image=image), writer, stream)
 
-    async def _greet(self, turns: Sequence[Turn], job: TextJob, writer: AnswerWriter, stream: bool) -> Response:
-        """Reply to a client that only checks whether the server answers. Checks options as for an image.
-
-        The model reads nothing, so `usage` counts words.
-        """
-        if can_generate(self.model):
-            await asyncio.to_thread(prepare, self.model, job, self.limits.new_tokens)
+    def _greet(self, turns: Sequence[Turn], job: TextJob, writer: AnswerWriter, stream: bool) -> Response:
+        """Reply to a client that only checks whether the server answers. `usage` counts words: the model reads none."""
         texts = [writer.greeting] * (job.options.get("num_captions") or 1)
         words = sum(len(text.split()) for turn in turns for text in turn.texts)
         answer = Answer(texts, ["stop"] * len(texts), words, len(writer.greeting.split()) * len(texts))

@@ -164,7 +164,7 @@ def test_openapi_describes_the_routes(nano: ServerProcess) -> None:
         for method in methods:
             found = nano.call(method.upper(), path.replace("{name}", "nano"), b"{}" if method == "post" else None, {})
             assert found.status not in (404, 405), path
-    assert len(document["paths"]) == 18 and "/" not in document["paths"]
+    assert len(document["paths"]) == 17 and "/" not in document["paths"]
 
 
 def test_pages_load_nothing_from_elsewhere(nano: ServerProcess) -> None:

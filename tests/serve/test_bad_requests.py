@@ -168,8 +168,8 @@ def test_wrong_fields_are_named(nano: ServerProcess, cat: bytes) -> None:
     assert "min_new_tokens is 5, more than max_new_tokens, 2" in nano.post("/v1/caption", body).error["message"]
     for path, more, place in (
         ("/v1/ask", {"question": " "}, "question"),
-        ("/v1/match", {"texts": ["?!"]}, "text"),
-        ("/v1/match", {}, "text"),
+        ("/v1/match", {"texts": ["?!"]}, "texts"),
+        ("/v1/match", {}, "texts"),
         ("/blip2itm", {"txt": "?!"}, "txt"),
     ):
         found = nano.post(path, {"image": encoded(cat), **more})
@@ -216,24 +216,15 @@ def test_unknown_paths_and_methods_are_rejected(nano: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_options_are_checked_without_an_image(nano: ServerProcess, streamed: bool) -> None:
-    for more in (
-        {"n": 150_000},
-        {"num_beams": 9},
-        {"min_new_tokens": 5, "max_tokens": 2},
-        {"stop": ["x"] * 17},
-        {"stop": "x" * 201},
-        {"top_k": 2**40, "temperature": 1},
-    ):
+def test_limits_hold_without_an_image(nano: ServerProcess, streamed: bool) -> None:
+    for more in ({"n": 150_000}, {"num_beams": 9}, {"stop": ["x"] * 17}, {"stop": "x" * 201}):
         found = nano.post("/v1/chat/completions", chat("Hi", **more, stream=streamed))
         assert found.status == 400 and found.error["type"] == "invalid_request_error", (more, found.body[:200])
     found = nano.post("/v1/chat/completions", chat("Hi there", n=8)).json
     assert len(found["choices"]) == 8 and found["usage"]["prompt_tokens"] == 2, "words: the model reads nothing"
-    for options in ({"top_k": 2**40, "temperature": 1}, {"stop": ["x"] * 17}):
-        more = {"options": options, "stream": streamed}
-        message = {"role": "user", "content": "Hi"}
-        assert nano.post("/api/chat", {"messages": [message], **more}).status == 400
-        assert nano.post("/api/generate", more).status == 400
+    more = {"options": {"stop": ["x"] * 17}, "stream": streamed}
+    assert nano.post("/api/chat", {"messages": [{"role": "user", "content": "Hi"}], **more}).status == 400
+    assert nano.post("/api/generate", more).status == 400
 
 
 def test_bodies_and_images_are_limited(limited: ServerProcess, small: bytes) -> None:
@@ -260,7 +251,7 @@ def test_texts_are_limited(limited: ServerProcess, small: bytes) -> None:
         *(("/v1/caption", {name: [half, half]}) for name in ("bad_words", "stop_strings")),
         ("/v1/caption", {"prompt": half, "forced_prefix": half}),
         ("/v1/ask", {"question": half, "bad_words": half}),
-        ("/v1/match", {"text": half, "texts": [half]}),
+        ("/v1/match", {"texts": [half, half]}),
         ("/blip2itm", {"txt": long}),
         ("/v1/chat/completions", chat(half, half)),
         ("/v1/chat/completions", chat(half, small, stop=[half])),

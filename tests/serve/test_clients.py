@@ -203,7 +203,6 @@ def test_ollama_describes_the_model(ollama: Any, model: Any) -> None:
     shown = ollama.show("nano")
     assert set(shown.capabilities) == {"completion", "vision"}
     assert shown.modelinfo["blip2.context_length"] == 1024 and shown.details.family == "blip2"
-    assert [each.model for each in ollama.ps().models] == ["nano:latest"]
     assert ollama.generate(model="nano").done_reason == "load"
 
 

@@ -31,7 +31,7 @@ def test_requests_are_rejected_while_the_model_loads(app: Callable[..., AppClien
         CHAT: chat("Hi"),
         "/v1/caption": image,
         "/v1/ask": {**image, "question": "who?"},
-        "/v1/match": {**image, "text": "a"},
+        "/v1/match": {**image, "texts": "a"},
         "/blip2itm": {**image, "txt": "a"},
         "/api/generate": {"prompt": "Hi"},
         "/api/chat": {"messages": []},

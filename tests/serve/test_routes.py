@@ -111,7 +111,7 @@ def test_curl_sends_forms_and_json(nano: ServerProcess, model: Any, cat: bytes) 
     assert form("/v1/caption")["caption"] == model.caption(cat)
     asked = form("/v1/ask", "question=what animal is it?", "num_beams=1")
     assert asked["answer"] == model.ask(cat, "what animal is it?", num_beams=1)
-    matched = form("/v1/match", "text=a dog", "text=a cat")
+    matched = form("/v1/match", "texts=a dog", "texts=a cat")
     assert [each["text"] for each in matched["matches"]] == ["a cat", "a dog"]
     body = json.dumps({"model": "nano", "images": [encoded(cat)], "stream": False}).encode()
     assert json.loads(curl("-d", "@-", f"{nano.url}/api/generate", data=body))["response"] == model.caption(cat)

@@ -96,11 +96,6 @@ async def _tags(call: Call) -> Any:
     return {"models": [_model_info(call.service)]}
 
 
-async def _ps(call: Call) -> Any:
-    entry = {**_model_info(call.service), "expires_at": "9999-12-31T23:59:59Z", "size_vram": 0}
-    return {"models": [entry] if call.service.ready else []}
-
-
 async def _show(call: Call, _: ShowRequest) -> Any:
     service, bundle = call.service, call.model.bundle
     manifest = bundle.manifest
@@ -130,7 +125,6 @@ ENDPOINTS = [
     Endpoint("/api/generate", _generate, GenerateRequest, "Ollama's generate"),
     Endpoint("/api/chat", _chat, ChatRequest, "Ollama's chat"),
     Endpoint("/api/tags", _tags, summary="The model, as Ollama lists it"),
-    Endpoint("/api/ps", _ps, summary="The loaded model, as Ollama lists it"),
     Endpoint("/api/show", _show, ShowRequest, "Describe the model"),
     Endpoint("/api/version", _version, summary="The version of blip2rt"),
 ]

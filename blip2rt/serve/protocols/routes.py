@@ -87,8 +87,7 @@ class MatchRequest(BaseModel):
     """POST /v1/match. One text or several."""
 
     image: str | bytes
-    text: str | list[str] = Field(default_factory=list)
-    texts: str | list[str] = Field(default_factory=list)
+    texts: str | list[str]
 
 
 class ItmRequest(BaseModel):
@@ -150,10 +149,10 @@ async def _tags(call: Call, body: TagsRequest) -> Any:
 
 
 async def _match(call: Call, body: MatchRequest) -> Any:
-    texts = [text for field in (body.text, body.texts) for text in ([field] if isinstance(field, str) else field)]
+    texts = [body.texts] if isinstance(body.texts, str) else body.texts
     if not texts or len(texts) > call.limits.inputs:
-        raise bad_request(f"text: give 1 to {call.limits.inputs} texts", "text")
-    _check_words(texts, "text")
+        raise bad_request(f"texts: give 1 to {call.limits.inputs} texts", "texts")
+    _check_words(texts, "texts")
     image = image_bytes(body.image, "image")
 
     def compute(cancelled: CancelEvent) -> list[dict[str, Any]]:
