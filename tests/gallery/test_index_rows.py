@@ -112,7 +112,7 @@ def test_shortlist_search_equals_exact_search(model, album, monkeypatch):
 
 @pytest.mark.long(3, "recall over thousands of vectors")
 def test_shortlist_loses_less_than_a_point_of_recall(model, album, monkeypatch):
-    """R@10 of 400 vectors near one of 2,000 pictures, with a shortlist and without."""
+    """R@10 of 500 vectors near one of 1,500 pictures, with a shortlist and without."""
     pytest.importorskip("usearch")
     monkeypatch.setattr(index, "MAX_EXACT", 1000)
     rng = np.random.default_rng(new_seed())
@@ -120,14 +120,14 @@ def test_shortlist_loses_less_than_a_point_of_recall(model, album, monkeypatch):
     queries, size = 8, 64
     with Index(Path("x"), album, (queries, size), model, write=True) as opened:
         topics = rng.normal(size=(60, 1, size))  # pictures lie in heaps, and so do the vectors of one
-        embeds = topics[rng.integers(60, size=2000)] + 0.8 * rng.normal(size=(2000, 1, size))
-        embeds = embeds + 0.5 * rng.normal(size=(2000, queries, size))
+        embeds = topics[rng.integers(60, size=1500)] + 0.8 * rng.normal(size=(1500, 1, size))
+        embeds = embeds + 0.5 * rng.normal(size=(1500, queries, size))
         embeds /= np.linalg.norm(embeds, axis=-1, keepdims=True)
-        opened.vectors.write(range(2000), embeds.astype(np.float32))
-        opened.catalog.put(File(row, f"{row}.png", 1, 1, str(row).encode()) for row in range(2000))
+        opened.vectors.write(range(1500), embeds.astype(np.float32))
+        opened.catalog.put(File(row, f"{row}.png", 1, 1, str(row).encode()) for row in range(1500))
         opened.refresh()
-        targets = rng.choice(2000, 400, replace=False)
-        query_vectors = embeds[targets, rng.integers(queries, size=400)] + rng.normal(size=(400, size)) * 2 / size**0.5
+        targets = rng.choice(1500, 500, replace=False)
+        query_vectors = embeds[targets, rng.integers(queries, size=500)] + rng.normal(size=(500, size)) * 2 / size**0.5
         query_vectors = (query_vectors / np.linalg.norm(query_vectors, axis=-1, keepdims=True)).astype(np.float32)
         pairs = list(zip(targets, query_vectors, strict=True))
         found = [np.mean([row in opened.nearest(vector, 10, exact)[0] for row, vector in pairs]) for exact in (0, 1)]
