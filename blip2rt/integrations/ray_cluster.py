@@ -63,20 +63,19 @@ def last_line(error: Exception) -> str:
     return one_line(lines[-1].strip()) if lines else type(error).__name__
 
 
-def take_resources() -> float:
-    """Limit this process to the processors and GPUs of its actor, if it is one, and return the number of GPUs.
+def take_resources() -> None:
+    """Limit this process to the processors and GPUs of its actor, if it is one.
 
     Call it before torch starts: without a GPU of its own, an actor must not find cuda:0.
     """
     context = import_ray().get_runtime_context()
     if context.get_actor_id() is None:
-        return 0
+        return
     resources = context.get_assigned_resources()
-    threads, gpus = str(max(1, int(resources.get("CPU", 1)))), float(resources.get("GPU", 0))
+    threads = str(max(1, int(resources.get("CPU", 1))))
     os.environ.update({"BLIP2RT_NUM_THREADS": threads, "OMP_NUM_THREADS": threads})
-    if not gpus:
+    if not resources.get("GPU"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    return gpus
 
 
 @dataclass(frozen=True)
