@@ -306,6 +306,11 @@ def test_questions_whether_something_is_there(question: str, phrase: str | None)
         ("is the dog blue?", "colour", "what color is the dog?"),
         ("is the dog not blue?", "not colour", "what color is the dog?"),
         ("Hi, please tell me if there is a dog", "presence", "a dog"),
+        ("is thre a dgo in the pictrue", "presence", "a dgo"),  # too short to correct
+        ("are ther brwon hosres?", "presence", "brown horses"),
+        ("is three a dog?", "presence", "a dog"),
+        ("is the man waering a hat?", "statement", "a man is wearing a hat"),
+        ("is there a small coach?", "presence", "a small coach"),  # neither stall nor couch
         ("there is a dog, right?", "presence", "a dog"),
         ("What's the time?", "fixed", "I cannot tell from the picture."),
         ("is there without people?", "not presence", "a person"),
