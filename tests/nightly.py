@@ -35,11 +35,10 @@ NIGHTLY = {
     "tests/train/test_distributed.py::test_accelerate_trains_the_same": DISTRIBUTED,
     r"tests/train/test_distributed.py::test_stage1_gathers_itc_and_negatives_from_all_processes\[trained": DISTRIBUTED,
     r"tests/train/test_distributed.py::test_stage2_weighs_tokens_equally\[all": DISTRIBUTED,
-    "tests/train/test_finetune.py::test_other_grid_interpolates_learned_positions": VARIANT,
     r"tests/train/test_finetune.py::test_recipe_finetunes_a_hugging_face_checkpoint\[(vqa|retrieval)": VARIANT,
     r"tests/train/test_finetune.py::test_timm_and_hugging_face_encoders_train\[hf": VARIANT,
     r"tests/train/test_finetune.py::test_two_processes_train_the_encoder_like_one\[.*stage1": DISTRIBUTED,
-    r"tests/train/test_training_flags.py::test_half_precision_trains_similarly\[fp16": VARIANT,
+    r"tests/train/test_distributed.py::test_half_precision_trains_similarly\[fp16": VARIANT,
     r"tests/structured/test_schema.py::test_whatever_a_schema_accepts_is_valid\[10000": (
         "10,000 random schemas; every change runs 500"
     ),

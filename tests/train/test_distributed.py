@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from blip2rt.modeling.checkpoint import list_checkpoints
 from blip2rt_train import stage1, stage2
@@ -25,8 +27,9 @@ from .processes import (
     make_distinct,
     train_together,
 )
+from .runs import STAGES, assert_equal, interrupt_and_resume, weights
 
-pytestmark = pytest.mark.long(80, "several processes train as one")
+pytestmark = pytest.mark.long(95, "whole trainings in several processes and precisions, compared with one")
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +133,67 @@ def test_indivisible_batch_is_one_line(parts: tuple[Path, list[str]], error_of: 
     error = error_of(stage1.main, [*settings, "--out", folder / "odd", "--accumulate", "3"])
     assert "batch_size 8" in error and "accumulate 3" in error
     check_batch(BatchSettings(batch_size=12, accumulate=3), 2)
+
+
+@pytest.fixture(scope="module")
+def six_steps(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    folder = tmp_path_factory.mktemp("six_steps")
+    llm_folder(folder / "llm")
+    settings = [*tiny_settings(folder), "--save_every", "3", "--keep", "9"]
+    make_distinct(folder)
+    return folder, settings
+
+
+def trained(six_steps: tuple[Path, list[str]], stage: str, name: str, flags: list[str]) -> Path:
+    """Return the folder of a training of six steps, trained once per name."""
+    out = six_steps[0] / f"{stage}-{name}"
+    if not out.exists():
+        assert STAGES[stage].main([*arguments(six_steps, stage), *flags, "--out", str(out)]) == 0
+    return out
+
+
+def arguments(six_steps: tuple[Path, list[str]], stage: str) -> list[str]:
+    folder, settings = six_steps
+    own = [*NANO_STAGE2, "--llm_source", str(folder / "llm"), "--end", "<|end|>"]
+    return [*settings, *own] if stage == "stage2" else settings
+
+
+def losses(run: Path) -> torch.Tensor:
+    """(6, 2): loss and norm of the gradient at every step."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return torch.tensor([[line["loss"], line["gradient_norm"]] for line in lines if "loss" in line])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_recomputed_activations_are_equal_bit_for_bit(six_steps: tuple[Path, list[str]], stage: str) -> None:
+    flags = ["--dropout", "0.3"]  # drawn again alike
+    plain = weights(trained(six_steps, stage, "dropout", flags))
+    again = weights(trained(six_steps, stage, "recompute", [*flags, "--recompute"]))
+    assert_equal(plain, again)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 0.005), ("bf16", 0.03)])
+def test_half_precision_trains_similarly(
+    six_steps: tuple[Path, list[str]], stage: str, precision: str, tolerance: float
+) -> None:
+    single = losses(trained(six_steps, stage, "plain", ["--dropout", "0"]))
+    half = losses(trained(six_steps, stage, precision, ["--dropout", "0", "--precision", precision]))
+    assert not torch.equal(single, half)
+    torch.testing.assert_close(half[:, 0], single[:, 0], rtol=tolerance, atol=0)
+    apart = (half[:, 1] / single[:, 1] - 1).abs()
+    # The median: where two queries of an image are equally near to a text, rounding decides which of them has ITC's
+    # gradient, and one step's norm is another while its loss is not.
+    assert apart.median() < 5 * tolerance
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_fp16_resumes_bit_for_bit_scaler_and_all(six_steps: tuple[Path, list[str]], stage: str) -> None:
+    folder, _ = six_steps
+    whole = trained(six_steps, stage, "fp16", ["--dropout", "0", "--precision", "fp16"])
+    out = folder / f"{stage}-fp16-resumed"
+    interrupt_and_resume(stage, [*arguments(six_steps, stage), "--dropout", "0", "--precision", "fp16"], out)
+    assert_equal(weights(out), weights(whole))
+    scalers = [json.loads((list_checkpoints(run)[-1] / "trainer.json").read_text())["scaler"] for run in (out, whole)]
+    assert scalers[0] == scalers[1] and scalers[0]["scale"] > 1
+    assert torch.equal(losses(out), losses(whole))

@@ -59,9 +59,9 @@ class Pair:
         return self.processor.tokenizer.decode(said, skip_special_tokens=True).strip()
 
 
-def made(name: str, folder: Path) -> Pair:
+def made(folder: Path) -> Pair:
     torch.manual_seed(SEED)
-    checkpoint = tiny_blip2.instruct(folder / "hf", tiny_blip2.TEXT_CONFIGS[name]())
+    checkpoint = tiny_blip2.instruct(folder / "hf", tiny_blip2.TEXT_CONFIGS["llama"]())
     bundle = export(checkpoint, folder / "bundle")
     reference = transformers.InstructBlipForConditionalGeneration.from_pretrained(checkpoint).float().eval()
     processor = transformers.AutoProcessor.from_pretrained(checkpoint)
@@ -89,18 +89,12 @@ def check(pair: Pair) -> None:
 
 
 def test_hugging_face_folders_match_generate(tmp_path: Path) -> None:
-    pair = made("llama", tmp_path)
+    pair = made(tmp_path)
     assert not onnx_validity.faults(tmp_path / "bundle")
     check(pair)
     shutil.rmtree(pair.folder / "qformer_tokenizer")
     with pytest.raises(Blip2rtError, match="qformer_tokenizer.*give --qformer-tokenizer FOLDER"):
         describe.require_tokenizers(Checkpoint(pair.folder))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["opt", "t5"])
-def test_other_language_models_match_generate(name: str, tmp_path: Path) -> None:
-    check(made(name, tmp_path))
 
 
 @torch.no_grad()

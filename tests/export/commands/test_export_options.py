@@ -13,10 +13,12 @@ import pytest
 import transformers
 
 from blip2rt import bundle
+from blip2rt.bundle.atomic import AtomicFolder
 from blip2rt.errors import OptionError
 from blip2rt_export import cli, targets
 from blip2rt_export.checks.generation_config import generation_notes
-from tests.export.commands_in_process import export
+from blip2rt_export.convert import main as convert_main
+from tests.export.commands_in_process import FLOAT, export
 
 pytestmark = pytest.mark.long(9, "whole exports with each option")
 
@@ -97,3 +99,26 @@ def test_default_settings_are_not_reported(tmp_path: Path) -> None:
     config = transformers.LlamaConfig()
     default = SimpleNamespace(config=config, generation_config=transformers.GenerationConfig.from_model_config(config))
     assert generation_notes(default, str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("command", ["convert", "export"])
+def test_output_appears_when_it_is_complete(
+    command: str, llama_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tests/runtime/bundle/test_atomic.py kills writers of such folders at random moments."""
+    out = tmp_path / "out"
+    words = [str(llama_checkpoint), "--to", "hf"]
+    if command == "export":
+        words = ["--checkpoint", str(llama_checkpoint), "--precision", FLOAT, "--no-verify", "--overwrite"]
+        export(llama_checkpoint, out, "--no-verify", "--name", "old")
+    before = [path.name for path in tmp_path.iterdir()]
+
+    def interrupted(self: AtomicFolder) -> None:
+        assert len(list(self.folder.iterdir())) > 3
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AtomicFolder, "finish", interrupted)
+    main = cli.main if command == "export" else convert_main
+    assert main([*words, "--out", str(out)]) == 130
+    assert [path.name for path in tmp_path.iterdir()] == before
+    assert command == "convert" or bundle.verify(out).manifest.name == "old"
