@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import signal
 import tarfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from blip2rt.errors import Blip2rtError
 from blip2rt_train import prepare
 from blip2rt_train.capfilt import CapFilt, CaptionPool, FilterOptions, filter_list, filter_shards
 from blip2rt_train.capfilt.candidates import distinct
+from blip2rt_train.capfilt.datasets import claim
 from blip2rt_train.capfilt.scorers import ClipScorer
 from blip2rt_train.data.readers import read_data
 from blip2rt_train.data.samples import BadSamples
@@ -180,54 +179,20 @@ def texts_of(out: Path, folder: Path) -> list[tuple[str, ...]]:
     return [tuple(sample.text for sample in shards.read(number)[1]) for number in range(sum(shards.counts))]
 
 
-class Slow(Captioner):
-    """Writes a line before each batch, and takes its time."""
-
-    def __init__(self, log: Path, seconds: float) -> None:
-        super().__init__()
-        self.log, self.seconds = log, seconds
-
-    def caption_candidates(self, features: np.ndarray, sampling: Sampling, first_image: int) -> list[list[str]]:
-        with self.log.open("a") as file:
-            file.write(f"{os.getpid()} {len(features)}\n")
-        time.sleep(self.seconds)
-        return super().caption_candidates(features, sampling, first_image)
-
-
-def _filter_slowly(pattern: str, out: Path, log: Path, seconds: float) -> None:
-    filter_shards(expand_shards(pattern), out, work(Slow(log, seconds), own=1))
-
-
-def test_processes_share_shards_and_take_over_from_a_killed_one(tmp_path: Path) -> None:
-    table = coloured(tmp_path)
-    listed = tmp_path / "listed.tsv"
-    listed.write_text(table.read_text() + "red.png\tred\t\n")
-    arguments = ["--data", str(table), "--images", str(tmp_path / "images"), "--per-shard", "3"]
-    for name in ("x", "y"):
-        assert prepare.main(["shards", *arguments, "--out", str(tmp_path / name)]) == 0
-    (tmp_path / "in").mkdir()
-    for i, name in enumerate(("x", "y")):
-        (tmp_path / name / "000000.tar").rename(tmp_path / "in" / f"{i}.tar")
-    log, out, context = tmp_path / "log", tmp_path / "out", multiprocessing.get_context("fork")
-    given = (str(tmp_path / "in"), out, log)
-    hung = context.Process(target=_filter_slowly, args=(*given, 600))  # hangs in the first batch of 0.tar
-    hung.start()
-    while not log.exists():
-        time.sleep(0.01)
-    others = [context.Process(target=_filter_slowly, args=(*given, 0.1)) for _ in range(2)]
-    for process in others:
-        process.start()
-    while not (out / "1.tar").exists():  # one of them; both wait for 0.tar afterwards
-        time.sleep(0.01)
-    assert hung.pid is not None
-    os.kill(hung.pid, signal.SIGKILL)
-    for process in (hung, *others):
-        process.join(60)
-    assert [process.exitcode for process in others] == [0, 0]
-    batches = log.read_text().splitlines()
-    assert sorted(line.split()[1] for line in batches) == ["1", "1", "2", "2", "2"], "one batch was lost"
-    assert [len(candidates_of(out / f"{i}.tar")) for i in range(2)] == [5, 5]
-    assert len(texts_of(out, tmp_path)) == 6
+def test_claimed_shards_are_left_to_others_until_these_end(tmp_path: Path) -> None:
+    coloured(tmp_path)
+    sample = {"a.png": (tmp_path / "images" / "red.png").read_bytes(), "a.txt": "a red thing"}
+    shards = [write_shard(tmp_path / "in" / f"{i}.tar", sample) for i in range(2)]
+    (out := tmp_path / "out").mkdir()
+    with ThreadPoolExecutor(1) as pool:
+        with claim(out / "0.tar"):
+            done = pool.submit(filter_shards, shards, out, work(Captioner(), own=1))
+            while not (out / "1.tar").exists():
+                assert not done.done(), done.result()
+                time.sleep(0.01)
+            assert not (out / "0.tar").exists()
+        assert done.result(60) == 2
+    assert len(texts_of(out, tmp_path)) == 2
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")], "nothing is left behind"
 
 
