@@ -22,7 +22,6 @@ NIGHTLY = {
     r"tests/engines/test_sampling.py::.*\[opt": VARIANT,
     r"tests/export/checkpoints/test_hugging_face_variants.py::test_larger_images_interpolate_positions\[490": VARIANT,
     r"tests/export/checkpoints/test_lavis.py::test_stage_2_equals_hugging_face\[True": VARIANT,
-    r"tests/export/checkpoints/test_tokenizers.py::.*\[t5": VARIANT,
     r"tests/export/commands/test_export.py::test_activation_bits_with_int4_weights\[None": VARIANT,
     r"tests/export/graphs/test_llm.py::test_int4_graph_equals_dequantized_weights\[opt": VARIANT,
     r"tests/export/graphs/test_llm.py::test_graphs_equal_hugging_face\[tied": VARIANT,

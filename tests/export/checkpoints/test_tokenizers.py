@@ -14,7 +14,7 @@ from blip2rt_export import cli, convert
 from tests.export.commands_in_process import FLOAT, export
 from tests.tiny import blip2 as tiny_blip2
 
-pytestmark = pytest.mark.long(18, "whole exports with each kind of tokenizer")
+pytestmark = pytest.mark.long(12, "whole exports with each kind of tokenizer")
 
 
 def bare(folder: Path, tmp_path: Path) -> Path:
@@ -25,17 +25,6 @@ def bare(folder: Path, tmp_path: Path) -> Path:
     return copy
 
 
-@pytest.fixture(scope="module", params=["llama", "t5"])
-def generative(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizers") / request.param
-    return tiny_blip2.generative(folder, tiny_blip2.TEXT_CONFIGS[request.param]())
-
-
-@pytest.fixture(scope="module")
-def retrieval(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_blip2.retrieval(tmp_path_factory.mktemp("tokenizers") / "retrieval")
-
-
 def complaint(capsys: pytest.CaptureFixture[str]) -> str:
     lines = [line for line in capsys.readouterr().err.splitlines() if ": error: " in line]
     assert len(lines) == 1
@@ -43,9 +32,9 @@ def complaint(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_checkpoint_without_a_tokenizer_is_rejected(
-    generative: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    llama_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    copy, out = bare(generative, tmp_path), tmp_path / "out"
+    copy, out = bare(llama_checkpoint, tmp_path), tmp_path / "out"
     for main, words in ((cli.main, []), (convert.main, ["--to", "hf"])):
         checkpoint = [str(copy)] if words else ["--checkpoint", str(copy)]
         assert main([*checkpoint, "--out", str(out), *words]) == 2
@@ -54,20 +43,19 @@ def test_checkpoint_without_a_tokenizer_is_rejected(
         assert not out.exists()
 
 
-def test_named_tokenizer_gives_the_same_bundle(generative: Path, tmp_path: Path) -> None:
-    copy = bare(generative, tmp_path)
+def test_named_tokenizer_gives_the_same_bundle(llama_checkpoint: Path, tmp_path: Path) -> None:
+    copy = bare(llama_checkpoint, tmp_path)
     outs = tmp_path / "whole", tmp_path / "named"
-    export(generative, outs[0], "--name", "n")
-    export(copy, outs[1], "--name", "n", "--tokenizer", generative)
+    export(llama_checkpoint, outs[0], "--name", "n")
+    export(copy, outs[1], "--name", "n", "--tokenizer", llama_checkpoint)
     whole, named = map(bundle.read, outs)
     assert whole.manifest.llm == named.manifest.llm and whole.manifest.prompts == named.manifest.prompts
     assert whole.file("tokenizer.json").read_bytes() == named.file("tokenizer.json").read_bytes()
 
 
-def test_retrieval_checkpoint_takes_a_named_tokenizer(
-    retrieval: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    copy, out = bare(retrieval, tmp_path), tmp_path / "out"
+def test_retrieval_checkpoint_takes_a_named_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    retrieval, out = tiny_blip2.retrieval(tmp_path / "retrieval"), tmp_path / "out"
+    copy = bare(retrieval, tmp_path)
     words = ["--checkpoint", str(copy), "--out", str(out), "--precision", FLOAT]
     assert cli.main(words) == 2
     assert "has no tokenizer" in complaint(capsys)
@@ -76,10 +64,10 @@ def test_retrieval_checkpoint_takes_a_named_tokenizer(
 
 
 def test_tokenizer_larger_than_the_model_is_rejected(
-    generative: Path, tmp_path: Path, export_error: Callable[..., str]
+    llama_checkpoint: Path, tmp_path: Path, export_error: Callable[..., str]
 ) -> None:
     larger = tmp_path / "larger"
     words = {word: i for i, word in enumerate([*tiny_blip2.SPECIAL, *(f"w{i}" for i in range(500))])}
     backend = tiny_blip2.Tokenizer(tiny_blip2.models.WordLevel(words, unk_token="<unk>"))
     transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>").save_pretrained(larger)
-    assert "has 504 words and the language model" in export_error(generative, "--tokenizer", str(larger))
+    assert "has 504 words and the language model" in export_error(llama_checkpoint, "--tokenizer", str(larger))

@@ -38,20 +38,12 @@ def test_single_precision_applies_to_every_supporting_group() -> None:
             cli.parse_precision(wrong, ort)
 
 
-@pytest.fixture(scope="module")
-def exported(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A bundle exported with sizes that the model does not have, and the command's output."""
-    folder = tmp_path_factory.mktemp("choices")
-    with pytest.MonkeyPatch.context() as patch:
-        told: list[str] = []
-        patch.setattr("builtins.print", lambda *texts, **_: told.extend(map(str, texts)))
-        export(llama_checkpoint, folder / "b", "--max-positions", 10000, "--image-size", 30, precision="fp32")
-    return folder / "b", "\n".join(told)
-
-
-def test_unavailable_sizes_are_reported(exported: tuple[Path, str]) -> None:
-    path, told = exported
-    llm = bundle.read(path).manifest.llm
+def test_unavailable_sizes_are_reported(
+    llama_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ["--max-positions", 10000, "--image-size", 30]
+    llm = bundle.read(export(llama_checkpoint, tmp_path / "b", *sizes, precision="fp32")).manifest.llm
+    told = "".join(capsys.readouterr())
     assert llm is not None
     assert f"note: --max-positions is 10,000, but the language model and the bundle have {llm.max_positions:,}" in told
     assert "note: --image-size 30 is not a multiple of the patch size 7" in told and "give 28 or 35" in told
