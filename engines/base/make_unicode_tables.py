@@ -91,7 +91,7 @@ def properties() -> list[int]:
     """All properties of each character in one number; unicode.h has the same layout."""
     pictures = regex.compile(r"\p{Extended_Pictographic}")
     bert = normalizers.BertNormalizer(clean_text=False, handle_chinese_chars=False, strip_accents=True, lowercase=False)
-    decompose, stripped = normalizers.NFD().normalize_str, normalizers.StripAccents().normalize_str
+    decompose = normalizers.NFD().normalize_str
     clean = normalizers.BertNormalizer(
         clean_text=True, handle_chinese_chars=False, strip_accents=False, lowercase=False
     )
@@ -104,28 +104,26 @@ def properties() -> list[int]:
         splits(pre_tokenizers.Punctuation(), 3),
         [clean.normalize_str(f"a{character}a") == "aa" for character in CHARACTERS],
         [decompose(character) == character and bert.normalize_str(f"a{character}") == "a" for character in CHARACTERS],
-        [stripped(f"a{character}") == "a" for character in CHARACTERS],
     ]
     graphemes = list(map(as_in_library, CHARACTERS, classes(GRAPHEMES, "GCB")))
     graphemes = [12 if not g and pictures.match(c) else g for g, c in zip(graphemes, CHARACTERS, strict=True)]
     numbers = categories()
     for i, flag in enumerate(flags):
         numbers = [number | hit << (5 + i) for number, hit in zip(numbers, flag, strict=True)]
-    for shift, column in ((14, graphemes), (18, classes(CONJUNCTS, "InCB")), (20, combining_classes())):
+    for shift, column in ((13, graphemes), (17, classes(CONJUNCTS, "InCB")), (19, combining_classes())):
         numbers = [number | value << shift for number, value in zip(numbers, column, strict=True)]
     return numbers
 
 
 def mappings() -> Iterator[list[int]]:
-    """(kind, code, length, codes...) of lower case, and of canonical and compatible decomposition and composition."""
-    lower, nfd, nfkd = (make().normalize_str for make in (normalizers.Lowercase, normalizers.NFD, normalizers.NFKD))
-    nfc = normalizers.NFC().normalize_str
-    for kind, function in enumerate((lower, nfd, nfkd)):
+    """(kind, code, length, codes...) of lower case, and of canonical decomposition and composition."""
+    lower, nfd, nfc = (make().normalize_str for make in (normalizers.Lowercase, normalizers.NFD, normalizers.NFC))
+    for kind, function in enumerate((lower, nfd)):
         last = 0
         for character in CHARACTERS:
             mapped = function(character)
             hangul = 0xAC00 <= ord(character) < 0xD7A4
-            if mapped == character or hangul or (kind == 2 and mapped == nfd(character)):
+            if mapped == character or hangul:
                 continue
             composes = kind == 1 and len(mapped) > 1 and nfc(mapped) == character
             assert len(mapped) < 32
@@ -155,7 +153,7 @@ def lines(name: str, numbers: Iterable[int]) -> Iterator[str]:
 
 def main() -> None:
     numbers = properties()
-    kinds = sorted(set(numbers), key=numbers.count, reverse=True)
+    kinds = sorted(set(numbers), key=lambda number: (-numbers.count(number), number))
     ranges, last = [], None
     for character, number in zip(CHARACTERS, numbers, strict=True):
         if number != last or ord(character) == 0xE000:

@@ -59,7 +59,7 @@ struct Ranges {
 using Text = std::u32string;
 
 struct Mappings {
-  enum Kind { kLower, kCanonical, kCompatible, kKinds };
+  enum Kind { kLower, kCanonical, kKinds };
 
   Mappings() {
     std::vector<const std::pair<const uint32_t, Text>*> composed;
@@ -94,14 +94,11 @@ struct Mappings {
     return found == pairs.end() ? 0 : found->second;
   }
 
-  void decompose(uint32_t character, bool compatible, Text& to) const {
-    for (const Kind kind : {kCompatible, kCanonical}) {
-      if (kind == kCompatible && !compatible) continue;
-      const auto found = maps[kind].find(character);
-      if (found != maps[kind].end()) {
-        to += found->second;
-        return;
-      }
+  void decompose(uint32_t character, Text& to) const {
+    const auto found = maps[kCanonical].find(character);
+    if (found != maps[kCanonical].end()) {
+      to += found->second;
+      return;
     }
     const uint32_t syllable = character - 0xAC00;
     if (syllable >= 11172) {
@@ -201,12 +198,12 @@ std::string lower_case(std::string_view text) {
   return lower;
 }
 
-std::string normal_form(std::string_view text, bool compatible, bool composed) {
+std::string normal_form(std::string_view text, bool composed) {
   if (std::all_of(text.begin(), text.end(), [](char byte) { return static_cast<uint8_t>(byte) < 0x80; })) {
     return std::string(text);
   }
   Text parts;
-  for (size_t at = 0; at < text.size();) mappings().decompose(next_character(text, at), compatible, parts);
+  for (size_t at = 0; at < text.size();) mappings().decompose(next_character(text, at), parts);
   sort_marks(parts);
   if (composed) parts = composed_form(parts);
   std::string form;

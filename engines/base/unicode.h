@@ -91,18 +91,17 @@ struct Properties {
   bool punctuation() const { return bits >> 10 & 1; }
   bool control() const { return bits >> 11 & 1; }  // removed by BertNormalizer's clean_text
   bool accent() const { return bits >> 12 & 1; }   // removed by BertNormalizer's strip_accents
-  bool mark() const { return bits >> 13 & 1; }     // removed by StripAccents
-  Grapheme grapheme() const { return static_cast<Grapheme>(bits >> 14 & 15); }
-  Conjunct conjunct() const { return static_cast<Conjunct>(bits >> 18 & 3); }
-  uint8_t combining_class() const { return static_cast<uint8_t>(bits >> 20); }
+  Grapheme grapheme() const { return static_cast<Grapheme>(bits >> 13 & 15); }
+  Conjunct conjunct() const { return static_cast<Conjunct>(bits >> 17 & 3); }
+  uint8_t combining_class() const { return static_cast<uint8_t>(bits >> 19); }
 };
 
 Properties properties_of(uint32_t character);
 
 std::string lower_case(std::string_view text);
 
-// NFD, NFC, NFKD or NFKC.
-std::string normal_form(std::string_view text, bool compatible, bool composed);
+// NFC, or NFD if not `composed`.
+std::string normal_form(std::string_view text, bool composed);
 
 // Returns the end of the grapheme cluster that begins at `at`.
 size_t grapheme_end(std::string_view text, size_t at);

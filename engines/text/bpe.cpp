@@ -18,13 +18,16 @@ class Bpe : public TokenModel {
   explicit Bpe(Json model)
       : TokenModel(model["vocab"]),
         unknown_(optional_text(model["unk_token"])),
-        prefix_(optional_text(model["continuing_subword_prefix"])),
-        suffix_(optional_text(model["end_of_word_suffix"])),
         fuses_unknown_(is_true(model["fuse_unk"])),
         byte_fallback_(is_true(model["byte_fallback"])),
         ignores_merges_(is_true(model["ignore_merges"])) {
     if (model["dropout"] && model["dropout"].number() != 0) {
       throw TokenizerError(TokenizerError::kUnknown, "a model with dropout");
+    }
+    for (const char* affix : {"continuing_subword_prefix", "end_of_word_suffix"}) {
+      if (!optional_text(model[affix]).empty()) {
+        throw TokenizerError(TokenizerError::kUnknown, std::string("a BPE model with ") + affix);
+      }
     }
     read_merges(model["merges"]);
   }
@@ -92,8 +95,7 @@ class Bpe : public TokenModel {
         if (!(++at != merge.end())) unknown(left);
         right = (*at).text();
       }
-      if (right.size() < prefix_.size()) unknown(right);
-      both.assign(left).append(right.substr(prefix_.size()));
+      both.assign(left).append(right);
       add_merge({id(left), id(right), id(both)});
     }
   }
@@ -123,15 +125,10 @@ class Bpe : public TokenModel {
       symbols.push_back({static_cast<uint32_t>(id), at - 1, at + 1, false});
     };
     bool pending = false;  // an unknown token, which the library adds late
-    std::string text;
     for (size_t at = 0; at < word.size();) {
       const size_t start = at;
       next_character(word, at);
-      std::string_view part = word.substr(start, at - start);
-      if ((start > 0 && !prefix_.empty()) || (at == word.size() && !suffix_.empty())) {
-        text = (start > 0 ? prefix_ : "") + std::string(part) + (at == word.size() ? suffix_ : "");
-        part = text;
-      }
+      const std::string_view part = word.substr(start, at - start);
       const uint32_t found = vocabulary_.id(part);
       if (found != ModelVocabulary::kNone) {
         if (std::exchange(pending, false)) add(unknown_id());
@@ -186,7 +183,7 @@ class Bpe : public TokenModel {
     }
   }
 
-  const std::string unknown_, prefix_, suffix_;
+  const std::string unknown_;
   const bool fuses_unknown_, byte_fallback_, ignores_merges_;
   HashIndex index_;
   std::vector<Merge> merges_;  // by rank

@@ -110,19 +110,13 @@ Decoder metaspace_from(Json state) {
 
 Decoder strip_from(Json state) {
   const std::string content(state["content"].text());
-  const size_t start = state["start"].whole(), stop = state["stop"].whole();
-  if (count_characters(content) != 1) unknown_part("a Strip with " + quoted(content));
+  const size_t start = state["start"].whole();
+  if (count_characters(content) != 1 || state["stop"].whole() != 0) unknown_part("a Strip with " + quoted(content));
   return {[=](Tokens& tokens) {
     for (std::string& token : tokens) {
-      size_t begin = 0, end = token.size();
+      size_t begin = 0;
       for (size_t i = 0; i < start && token.compare(begin, content.size(), content) == 0; ++i) begin += content.size();
-      for (size_t i = 0; i < stop; ++i) {
-        if (end == 0 || end < begin) throw TokenizerError(TokenizerError::kText, "these tokens cannot be decoded");
-        if (end < content.size() || token.compare(end - content.size(), content.size(), content) != 0) break;
-        end -= content.size();
-      }
-      if (end < begin) throw TokenizerError(TokenizerError::kText, "these tokens cannot be decoded");
-      token = token.substr(begin, end - begin);
+      token.erase(0, begin);
     }
   }};
 }
@@ -144,14 +138,6 @@ Decoder replacement_from(Json state) {
     }
   };
   return {run, std::max(1.0, growth)};
-}
-
-Decoder bpe_from(Json state) {
-  const std::string suffix(state["suffix"].text());
-  if (suffix.empty()) unknown_part("a BPEDecoder without a suffix");
-  return {[=](Tokens& tokens) {
-    for (size_t i = 0; i < tokens.size(); ++i) replace_all(tokens[i], suffix, i + 1 == tokens.size() ? "" : " ");
-  }};
 }
 
 Decoder sequence_from(Json state) {
@@ -192,7 +178,6 @@ Decoder decoder_from(Json state) {
   if (type == "Metaspace") return metaspace_from(state);
   if (type == "Strip") return strip_from(state);
   if (type == "Replace") return replacement_from(state);
-  if (type == "BPEDecoder") return bpe_from(state);
   unknown_part("the decoder " + quoted(type));
 }
 

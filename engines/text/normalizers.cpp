@@ -12,6 +12,7 @@ namespace {
 
 // Keeps the characters for which `map` returns one other than 0xFFFFFFFF.
 constexpr uint32_t kDropped = UINT32_MAX;
+constexpr double kMostDecomposed = 4;  // characters that a canonical decomposition makes of one
 
 template <class Map>
 void map_characters(Piece& piece, const Map& map) {
@@ -59,7 +60,7 @@ Normalizer bert_from(Json state) {
     if (cleans) clean_text(piece);
     if (surrounds) surround_chinese(piece);
     if (strips) {
-      piece.text = normal_form(piece.text, false, false);
+      piece.text = normal_form(piece.text, false);
       map_characters(piece, [](uint32_t c) { return properties_of(c).accent() ? kDropped : c; });
     }
     if (lowers) piece.text = lower_case(piece.text);
@@ -190,24 +191,6 @@ Normalizer replacement_from(Json state) {
   return {[finder, content](Piece& piece) { replace(finder, content, piece); }, std::max(1.0, growth)};
 }
 
-Normalizer normal_form_from(bool compatible, bool composed) {
-  const auto run = [=](Piece& piece) { piece.text = normal_form(piece.text, compatible, composed); };
-  return {run, 18};
-}
-
-uint32_t nmt(uint32_t c) {
-  if ((c >= 1 && c <= 8) || c == 0xB || (c >= 0xE && c <= 0x1F) || c == 0x7F || c == 0x8F || c == 0x9F) return kDropped;
-  constexpr uint32_t kSpaces[] = {9, 0xA, 0xC, 0xD, 0x1680, 0x2028, 0x2029, 0x2581, 0xFEFF, 0xFFFD};
-  const bool space = std::find(std::begin(kSpaces), std::end(kSpaces), c) != std::end(kSpaces);
-  return space || (c >= 0x200B && c <= 0x200F) ? ' ' : c;
-}
-
-void spell_bytes(Piece& piece) {
-  std::string text;
-  for (const char byte : piece.text) append_utf8(letter_of(static_cast<uint8_t>(byte)), text);
-  piece.text = std::move(text);
-}
-
 Normalizer sequence_from(Json state) {
   std::vector<Normalizer> all;
   double growth = 1;
@@ -227,18 +210,9 @@ Normalizer normalizer_from(Json state) {
   if (!state) return {[](Piece&) {}};
   const std::string_view type = state["type"].text();
   if (type == "Sequence") return sequence_from(state);
-  if (type == "NFC") return normal_form_from(false, true);
-  if (type == "NFD") return normal_form_from(false, false);
-  if (type == "NFKC") return normal_form_from(true, true);
-  if (type == "NFKD") return normal_form_from(true, false);
+  if (type == "NFC") return {[](Piece& piece) { piece.text = normal_form(piece.text, true); }, kMostDecomposed};
   if (type == "BertNormalizer") return bert_from(state);
   if (type == "Lowercase") return {[](Piece& piece) { piece.text = lower_case(piece.text); }};
-  if (type == "StripAccents") {
-    return {
-        [](Piece& piece) { map_characters(piece, [](uint32_t c) { return properties_of(c).mark() ? kDropped : c; }); }};
-  }
-  if (type == "Nmt") return {[](Piece& piece) { map_characters(piece, nmt); }};
-  if (type == "ByteLevel") return {spell_bytes};
   if (type == "Replace") return replacement_from(state);
   if (type == "Strip") {
     const bool left = state["strip_left"].flag(), right = state["strip_right"].flag();

@@ -18,7 +18,7 @@ struct Piece {
 };
 using Pieces = std::vector<Piece>;
 
-// The longest text that one character may become in a normalizer or decoder; NFKC alone makes 18 of one.
+// The longest text that one character may become in a normalizer or decoder.
 constexpr double kMaxGrowth = 64;
 
 // Changes a part's text. `growth`: how many characters it makes of one at most.

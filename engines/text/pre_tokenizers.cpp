@@ -60,13 +60,9 @@ void split_each(Pieces& pieces, const Split& split) {
   pieces = std::move(result);
 }
 
-PreTokenizer splitter(Finder finder, Behavior behavior, bool inverted = false) {
+PreTokenizer splitter(Finder finder, Behavior behavior) {
   return [=](Pieces& pieces) {
-    split_each(pieces, [&](const Piece& piece) {
-      std::vector<Range> ranges = finder(piece.text);
-      for (Range& range : ranges) range.match ^= inverted;
-      return arranged(std::move(ranges), behavior);
-    });
+    split_each(pieces, [&](const Piece& piece) { return arranged(finder(piece.text), behavior); });
   };
 }
 
@@ -216,7 +212,8 @@ PreTokenizer pre_tokenizer_from(Json state) {
   if (type == "ByteLevel") return byte_level_from(state);
   if (type == "Metaspace") return metaspace_from(state);
   if (type == "Split") {
-    return splitter(finder_from(state["pattern"]), behavior_from(state["behavior"]), state["invert"].flag());
+    if (state["invert"].flag()) unknown_part("an inverted Split");
+    return splitter(finder_from(state["pattern"]), behavior_from(state["behavior"]));
   }
   if (type == "Whitespace") return whitespace();
   if (type == "WhitespaceSplit") return splitter(characters(is_space), Behavior::kRemoved);

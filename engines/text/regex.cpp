@@ -61,11 +61,10 @@ class RegexMatcher {
 bool Regex::contains(const Set& set, uint32_t character) const {
   for (const Item& item : set.items) {
     const Properties properties = properties_of(character);
-    const bool found = item.set >= 0 ? contains(sets_[static_cast<size_t>(item.set)], character)
-                       : item.word   ? properties.regex_word()
-                       : item.space  ? properties.regex_space()
-                                     : character >= item.low && character <= item.high &&
-                                           (item.categories >> properties.category() & 1) != 0;
+    const bool found = item.word    ? properties.regex_word()
+                       : item.space ? properties.regex_space()
+                                    : character >= item.low && character <= item.high &&
+                                          (item.categories >> properties.category() & 1) != 0;
     if (found != item.negated) return !set.negated;
   }
   return set.negated;

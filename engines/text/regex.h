@@ -27,7 +27,6 @@ class Regex {
   struct Item {
     uint32_t low = 0, high = 0x10FFFF, categories = UINT32_MAX;
     bool word = false, space = false, negated = false;
-    int set = -1;  // a nested set instead
   };
   struct Set {
     std::vector<Item> items;

@@ -121,7 +121,7 @@ class RegexParser {
     if (take(".")) {
       set = {{Item{'\n', '\n'}}, true};
     } else if (take("[")) {
-      set = bracket(depth);
+      set = bracket();
     } else {
       set.items = {item(false)};
       fold(set);
@@ -157,13 +157,13 @@ class RegexParser {
     } else if (!take("*")) {
       return;
     }
-    const bool lazy = !counted && take("?"), possessive = !counted && !lazy && take("+");
+    const bool possessive = !counted && take("+");
     if (next_is("?") || next_is("+") || next_is("*") || next_is("{")) unknown();
-    expand(start, least, most, lazy);
+    expand(start, least, most);
     if (possessive) enclose(start, Regex::kAtomic);
   }
 
-  void expand(uint32_t start, uint32_t least, uint32_t most, bool lazy) {
+  void expand(uint32_t start, uint32_t least, uint32_t most) {
     const std::vector<Regex::Instruction> body(program().begin() + start, program().end());
     program().resize(start);
     const auto copy = [&] {
@@ -173,23 +173,20 @@ class RegexParser {
         add(each.op, each.first, each.second);
       }
     };
-    const auto split = [&](uint32_t at, uint32_t inner, uint32_t outer) {
-      program()[at].first = lazy ? outer : inner;
-      program()[at].second = lazy ? inner : outer;
-    };
+    const auto split = [&](uint32_t head) { program()[head].first = head + 1, program()[head].second = here(); };
     for (uint32_t i = 0; i < least; ++i) copy();
     if (most == UINT32_MAX) {
       const uint32_t head = add(Regex::kSplit);
       copy();
       add(Regex::kJump, 0, head);
-      return split(head, head + 1, here());
+      return split(head);
     }
     std::vector<uint32_t> heads;
     for (uint32_t i = least; i < most; ++i) {
       heads.push_back(add(Regex::kSplit));
       copy();
     }
-    for (const uint32_t head : heads) split(head, head + 1, here());
+    for (const uint32_t head : heads) split(head);
   }
 
   uint32_t count() {
@@ -202,18 +199,11 @@ class RegexParser {
   uint32_t peek() const { return at_ < pattern_.size() ? static_cast<uint8_t>(pattern_[at_]) : 0; }
 
   // Reads a set after its '['.
-  Set bracket(int depth) {
-    if (depth > kMaxDepth) unknown();
+  Set bracket() {
     Set set;
     set.negated = take("^");
     for (bool first = true; first || !next_is("]"); first = false) {
-      if (at_ >= pattern_.size() || next_is("&&") || next_is("[:") || (first && next_is("]"))) unknown();
-      if (take("[")) {
-        regex_.sets_.push_back(bracket(depth + 1));
-        set.items.push_back({});
-        set.items.back().set = static_cast<int>(regex_.sets_.size() - 1);
-        continue;
-      }
+      if (at_ >= pattern_.size() || next_is("&&") || next_is("[") || (first && next_is("]"))) unknown();
       Item low = item(true);
       if (low.low == low.high && next_is("-") && pattern_.substr(at_, 2) != "-]") {
         ++at_;
@@ -270,26 +260,9 @@ class RegexParser {
     }
     constexpr std::string_view kNames = "rntfv", kCharacters = "\r\n\t\f\v";
     const size_t which = name < 128 ? kNames.find(static_cast<char>(name)) : std::string_view::npos;
-    uint32_t code = which != std::string_view::npos ? static_cast<uint32_t>(kCharacters[which]) : name;
-    if (name == 'x' || name == 'u') {
-      code = hex(name);
-    } else if (which == std::string_view::npos && (is_letter(name) || is_digit(name))) {
-      unknown();
-    }
+    if (which == std::string_view::npos && (is_letter(name) || is_digit(name))) unknown();
+    const uint32_t code = which != std::string_view::npos ? static_cast<uint32_t>(kCharacters[which]) : name;
     return {code, code};
-  }
-
-  // Reads the digits of \xHH, \x{H...} or \uHHHH.
-  uint32_t hex(uint32_t kind) {
-    const bool braces = kind == 'x' && take("{");
-    const size_t most = braces ? 8 : kind == 'x' ? 2 : 4;
-    uint32_t code = 0;
-    size_t digits = 0;
-    for (; digits < most && (is_digit(peek()) || ((peek() | 32) >= 'a' && (peek() | 32) <= 'f')); ++digits, ++at_) {
-      code = code * 16 + (is_digit(peek()) ? peek() - '0' : (peek() | 32) - 'a' + 10);
-    }
-    if (digits == 0 || (!braces && digits != most) || (braces && !take("}")) || code > 0x10FFFF) unknown();
-    return code;
   }
 
   std::string_view pattern_;

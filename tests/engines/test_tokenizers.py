@@ -81,6 +81,7 @@ def words(**parts: Any) -> dict[str, Any]:
 UNKNOWN = {
     "the decoder 'CTC'": words(decoder=decoders.CTC()),
     "the pre-tokenizer 'UnicodeScripts'": words(pre_tokenizer=pre_tokenizers.UnicodeScripts()),
+    "the normalizer 'NFKC'": words(normalizer=normalizers.NFKC()),
     r"the regular expression '\p{Han}'": words(pre_tokenizer=pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated")),
     "the regular expression '(?<=a)b'": words(normalizer=normalizers.Replace(Regex("(?<=a)b"), "c")),
     "the model 'Other'": {**words(), "model": {"type": "Other", "vocab": {}}},
@@ -125,7 +126,7 @@ def damage(rng: random.Random, value: Any) -> Any:
     return changed
 
 
-@pytest.mark.parametrize("kind", ["llama 2", "gemma", "mt5", "word level", "nfkc"])
+@pytest.mark.parametrize("kind", ["llama 2", "gemma", "mt5", "word level", "nfc"])
 def test_damaged_files_are_rejected_or_read_as_the_library_does(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
     state, rng, opened = json.loads(KINDS[kind]().to_str()), random.Random(new_seed()), 0
     text = "a dog, 2 <s> \n\n cats"

@@ -27,7 +27,6 @@ REGEXES = {
     + r"?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     + CONTRACTIONS
     + r"?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    "bloom": r" ?[^(\s|[.,!?…。，、।۔،])]+",
 }
 CORPUS = (Path(blip2rt.__file__).read_text() + "The dogs aren't running; naïve cafés, ﬁne 3.5 ① 日本語 ｱ й.\n") * 20
 
@@ -52,11 +51,6 @@ def _byte_level(pre: Any, normalizer: Any = None, **changed: Any) -> Tokenizer:
 def _split(name: str, normalizer: Any = None, **changed: Any) -> Tokenizer:
     pre = [pre_tokenizers.Split(Regex(REGEXES[name]), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
     return _byte_level(pre_tokenizers.Sequence(pre), normalizer, **changed)
-
-
-def _falcon() -> Tokenizer:
-    pre = [pre_tokenizers.Punctuation("contiguous"), pre_tokenizers.ByteLevel(False), pre_tokenizers.Digits(False)]
-    return _byte_level(pre_tokenizers.Sequence([*pre, pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated")]))
 
 
 def _llama_3() -> Tokenizer:
@@ -203,9 +197,7 @@ def _cased_bert() -> Tokenizer:
 def _word_level() -> Tokenizer:
     words = {word: i for i, word in enumerate(["<unk>", "a", "dog", ".", "the", "é"])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
-    )
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase(), normalizers.Strip()])
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return tokenizer
 
@@ -232,12 +224,10 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "gpt-2": _bpe,
     "opt": _opt,
     "starcoder": _starcoder,
-    "falcon": _falcon,
     "llama 3": _llama_3,
     "qwen 2": lambda: _split("qwen 2", normalizers.NFC()),
     "gpt-4": lambda: _split("gpt-4"),
     "gpt-4o": lambda: _split("gpt-4o"),
-    "bloom": lambda: _split("bloom"),
     "llama 2": _sentencepiece,
     "llama 2 with metaspace": _llama_metaspace,
     "gemma": lambda: _sentencepiece(gemma=True),
@@ -247,9 +237,6 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "cased bert": _cased_bert,
     "word level": _word_level,
     "nfc": lambda: _bytes(normalizers.NFC()),
-    "nfd": lambda: _bytes(normalizers.NFD(), normalizers.Nmt()),
-    "nfkc": lambda: _bytes(normalizers.Lowercase(), normalizers.NFKC(), normalizers.Strip()),
-    "nfkd": lambda: _bytes(normalizers.NFKD(), normalizers.StripAccents()),
 }
 
 WORDS = "a dog the dogs aren't IT'S don't 3.5 12345 Running naïve café ﬁne İstanbul".split()
