@@ -1,7 +1,5 @@
 """`blip2rt-convert`: a checkpoint of any format -> a folder that transformers loads; a bundle -> checkpoints of ours.
 
-With --set, a checkpoint of ours -> the same one with changed fields in its config.
-
 Tensors are copied one by one. What Hugging Face's format cannot store (the temperature, ITG's head, our config) goes to
 extra files, which transformers ignores and blip2rt reads.
 """
@@ -12,7 +10,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,14 +45,9 @@ def _parser() -> Parser:
     parser.add_argument("ckpt", type=nonempty, metavar="CKPT", help=source)
     formats = (
         "hf: Hugging Face's format; ours: turn a bundle into the checkpoints DIR/stage1 and DIR/stage2, rounded as "
-        "shipped, to continue training (default: ours with --set)"
+        "shipped, to continue training"
     )
-    parser.add_argument("--to", choices=("hf", "ours"), help=formats)
-    fields = (
-        "write a checkpoint of ours with a changed field in its config and the same tensors, e.g. qformer_bits=4 or "
-        "vision.weights=PATH; may be repeated"
-    )
-    parser.add_argument("--set", type=nonempty, action="append", default=[], metavar="FIELD=VALUE", help=fields)
+    parser.add_argument("--to", choices=("hf", "ours"), required=True, help=formats)
     parser.add_argument("--out", type=path, required=True, metavar="DIR", help="folder to write, atomically")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of the weights")
     add_parts(parser)
@@ -63,12 +56,9 @@ def _parser() -> Parser:
 
 def _run(argv: list[str] | None) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    parser = _parser()
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     if args.ckpt == "nano":
         args.ckpt = str(bundle_folder(args.ckpt))
-    if not args.to and not args.set:
-        parser.error("--to is missing: give --to hf or --to ours")
     found: list[str] = []
     with collected(found):
         _require_empty(args.out)
@@ -79,11 +69,11 @@ def _run(argv: list[str] | None) -> None:
         raise Blip2rtError("; ".join(found))
     from blip2rt.modeling.checkpoint import Checkpoint  # imports torch, which takes seconds
 
-    for folder in convert(Checkpoint(args.ckpt, parts(args)), args.to or "ours", args.out, args.dtype, args.set):
+    for folder in convert(Checkpoint(args.ckpt, parts(args)), args.to, args.out, args.dtype):
         print(folder)
 
 
-def convert(checkpoint: Checkpoint, to: str, out: Path, dtype: str, fields: Sequence[str] = ()) -> list[Path]:
+def convert(checkpoint: Checkpoint, to: str, out: Path, dtype: str) -> list[Path]:
     """Return the written folders; the source of `checkpoint` may be a bundle.
 
     Raises Blip2rtError: `out` exists, or the source cannot be read or converted.
@@ -91,16 +81,6 @@ def convert(checkpoint: Checkpoint, to: str, out: Path, dtype: str, fields: Sequ
     source = checkpoint.source
     is_bundle = (Path(source) / bundle.MANIFEST).is_file()
     _require_empty(out)
-    if fields:
-        if to != "ours":
-            raise Blip2rtError(f"--set needs a checkpoint of ours: leave --to {to} out, and convert the result")
-        if is_bundle:
-            raise Blip2rtError(f"--set: {source} is a bundle: --to ours, then --set on that folder's stage1 or stage2")
-        from .change import change
-
-        with _atomic(out) as folder:
-            change(checkpoint, fields, folder)
-        return [out]
     if is_bundle:
         if to != "ours":
             raise Blip2rtError(

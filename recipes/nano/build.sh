@@ -62,9 +62,8 @@ rewarded() { # ROUND STEPS SEED START TABLE...: train captions by CIDEr, with th
   mapfile -t last < <(find "$out/$run" -maxdepth 1 -name 'step-*' | sort | tail -n 7 | head -n 6)
   step "mean of $run" "$out/$run-mean/config.json" \
     "$python" -m train.extras.average "${last[@]}" --out "$out/$run-mean"
-  step "$4 in int4" "$out/$4-rounded" "$python" -m export.convert "$out/$4" --set qformer_bits=4 --out "$out/$4-rounded"
   step "mean$1" "$out/mean$1/config.json" \
-    "$python" -m train.extras.average "$out/$run-mean" "$out/$4-rounded" --out "$out/mean$1"
+    "$python" -m train.extras.average "$out/$run-mean" "$out/$4" --out "$out/mean$1"
 }
 
 bundle() { # ROUND: export the means and the retrieval model, encoder included, and fit Match.score and probabilities

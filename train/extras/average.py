@@ -23,8 +23,6 @@ from blip2rt.modeling.sources import CONFIG, WEIGHTS, locate
 if TYPE_CHECKING:
     import torch
 
-_MUST_EQUAL = ("stage", "qformer_bits", "qformer_block")  # fields of Blip2Config, besides tensor shapes
-
 
 def average(sources: Sequence[str], weights: Sequence[float] | None, out: Path) -> Path:
     """Write the weighted mean of every tensor (None: equal weights), with the first checkpoint's config. Raise
@@ -39,15 +37,6 @@ def average(sources: Sequence[str], weights: Sequence[float] | None, out: Path) 
             raise OptionError(f"{source} has no {WEIGHTS}: give checkpoints of this project")
     from safetensors.torch import save_file  # imported after the first checks: takes seconds
 
-    from blip2rt.modeling.checkpoint import Checkpoint
-
-    checkpoints = [Checkpoint(folder) for folder in folders]
-    for field in _MUST_EQUAL:
-        values = [getattr(checkpoint.config, field) for checkpoint in checkpoints]
-        for source, value in zip(sources, values, strict=True):
-            if value != values[0]:
-                differ = f"{field} is {values[0]} in {sources[0]} and {value} in {source}"
-                raise OptionError(f"{differ}: give checkpoints with the same {field}")
     mean = _tensors(folders[0])
     dtypes = {name: tensor.dtype for name, tensor in mean.items()}
     mean = {name: tensor.double() * (weights[0] / sum(weights)) for name, tensor in mean.items()}
