@@ -73,7 +73,6 @@ def _parser() -> Parser:
     group = parser.add_argument_group("output")
     json_help = "write all results; - writes them as the last line of standard output"
     group.add_argument("--json", type=nonempty, metavar="FILE", help=json_help)
-    group.add_argument("--markdown", type=nonempty, metavar="FILE", help="write the tables; - is standard output")
     return parser
 
 
@@ -93,10 +92,8 @@ def _run(args: argparse.Namespace) -> int:
             else:
                 os.environ["TMPDIR"] = before
     report.show(result, sys.stdout)
-    if args.markdown is not None:
-        _write("markdown", args.markdown, report.markdown(result))
-    if args.json is not None:  # after Markdown: the last line of standard output
-        _write("json", args.json, json.dumps(result, indent=None if args.json == "-" else 2) + "\n")
+    if args.json is not None:
+        _write(args.json, json.dumps(result, indent=None if args.json == "-" else 2) + "\n")
     return 0
 
 
@@ -106,15 +103,15 @@ def _exit(number: int, frame: object) -> None:
     sys.exit(128 + number)
 
 
-def _write(flag: str, given: str, content: str) -> None:
-    """Write to a file, or to standard output for -. Raises OptionError."""
+def _write(given: str, content: str) -> None:
+    """Write the JSON to a file, or to standard output for -. Raises OptionError."""
     if given == "-":
         print(content, end="", flush=True)
         return
     try:
         write_file(Path(given), content.encode())
     except OSError as error:
-        raise OptionError(f"--{flag} {given}: {error.strerror or error}") from error
+        raise OptionError(f"--json {given}: {error.strerror or error}") from error
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -131,14 +128,12 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _output_faults(args: argparse.Namespace) -> Iterator[str]:
-    for flag in ("json", "markdown"):
-        given = getattr(args, flag)
-        if given in (None, "-"):
-            continue
-        if not Path(given).resolve().parent.is_dir():
-            yield f"--{flag} {given}: folder {Path(given).resolve().parent} does not exist: give another path"
-        elif Path(given).is_dir():
-            yield f"--{flag} {given} is a folder: name a file"
+    if args.json in (None, "-"):
+        return
+    if not Path(args.json).resolve().parent.is_dir():
+        yield f"--json {args.json}: folder {Path(args.json).resolve().parent} does not exist: give another path"
+    elif Path(args.json).is_dir():
+        yield f"--json {args.json} is a folder: name a file"
 
 
 def _peer_faults(args: argparse.Namespace) -> Iterator[str]:

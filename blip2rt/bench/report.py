@@ -1,4 +1,4 @@
-"""The result as tables, in plain columns or in Markdown."""
+"""The result as tables in plain columns."""
 
 from __future__ import annotations
 
@@ -124,15 +124,3 @@ def draw(found: Sequence[Table], out: TextIO) -> None:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
         print("", table.title, *(line.rstrip() for line in lines), sep="\n", file=out)
-
-
-def markdown(result: dict[str, Any]) -> str:
-    """Return the heading and all tables in Markdown."""
-    return "\n\n".join(["  \n".join(heading(result)), *map(markdown_table, tables(result))]) + "\n"
-
-
-def markdown_table(table: Table) -> str:
-    """Return a table in Markdown with its title above."""
-    rows = ["| " + " | ".join(row) + " |" for row in (table.head, *table.rows)]
-    rows.insert(1, "|" + "---|" * len(table.head))
-    return "\n".join([f"**{table.title}**", "", *rows])

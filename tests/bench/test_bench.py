@@ -28,7 +28,7 @@ pytestmark = pytest.mark.long(55, "whole measurements, from the command to table
 
 ROOT = Path(__file__).parents[2]
 SEED = seed_of(__name__)
-TEXT_FLAGS = "--model --precision --cache --image --checkpoint --json --markdown".split()
+TEXT_FLAGS = "--model --precision --cache --image --checkpoint --json".split()
 
 
 def run(capsys, *arguments: object) -> tuple[int, str, str]:
@@ -37,19 +37,18 @@ def run(capsys, *arguments: object) -> tuple[int, str, str]:
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
-    """One run on the embedded model: (stdout, its JSON, Markdown)."""
-    folder = tmp_path_factory.mktemp("bench")
-    work = ["--repeat", "2", "--new-tokens", "4", "--threads", "1"]
-    outputs = ["--markdown", folder / "page.md", "--json", "-"]
-    command = [sys.executable, "-m", "blip2rt.bench", *work, *outputs]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT, check=False)
+def measured():
+    """One run on the embedded model: (stdout, its JSON)."""
+    work = ["--repeat", "2", "--new-tokens", "4", "--threads", "1", "--json", "-"]
+    done = subprocess.run(
+        [sys.executable, "-m", "blip2rt.bench", *work], capture_output=True, text=True, cwd=ROOT, check=False
+    )
     assert done.returncode == 0, done.stderr
-    return done.stdout, json.loads(done.stdout.splitlines()[-1]), (folder / "page.md").read_text()
+    return done.stdout, json.loads(done.stdout.splitlines()[-1])
 
 
 def test_embedded_model_is_measured(measured):
-    out, result, page = measured
+    out, result = measured
     assert set(result["stages"]) == set(STAGES)
     for stage in result["stages"].values():
         assert 0 < stage["p10"] <= stage["median"] <= stage["p90"]
@@ -62,10 +61,10 @@ def test_embedded_model_is_measured(measured):
     assert result["start"]["peak_rss"] > 0 and result["start"]["warm"]["load"] > 0
     assert result["machine"]["versions"]["python"].startswith(f"{sys.version_info[0]}.{sys.version_info[1]}")
     for label in report.LABELS.values():
-        assert label in out and label in page
+        assert label in out
 
 
-def test_peers_and_scaling_have_tables(measured):
+def test_peers_and_scaling_have_tables(capsys, measured):
     stages = measured[1]["stages"]
     slower = {name: {**stages[name], "median": 2 * stages[name]["median"]} for name in ("vision", "caption")}
     loads = [(kind, size) for kind in ("batch", "callers") for size in (1, 2)]
@@ -73,8 +72,10 @@ def test_peers_and_scaling_have_tables(measured):
     points = [{"kind": kind, "size": size, "captions_per_second": size / 2, **same} for kind, size in loads]
     peers = {"hf-fp32": {"stages": slower, "peak_rss": 10**9}, "hf-bf16": {"error": "torch is not installed"}}
     result = {**measured[1], "peers": peers, "scaling": points}
-    page = report.markdown(result)
-    assert "(2.0 x)" in page and "torch is not installed" in page and "| 1 | callers | 2 | 1.000 | 100 MB |" in page
+    report.show(result, sys.stdout)
+    page = capsys.readouterr().out
+    assert "(2.0 x)" in page and "torch is not installed" in page
+    assert ["1", "callers", "2", "1.000", "100", "MB"] in [line.split() for line in page.splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,6 @@ def planned(monkeypatch):
 
     monkeypatch.setattr(collect, "collect", collected)
     monkeypatch.setattr(report, "show", lambda result, out: print("tables", file=out))
-    monkeypatch.setattr(report, "markdown", lambda result: "**Markdown**\n")
     return plans
 
 
@@ -141,18 +141,11 @@ def test_missing_peers_are_reported_first(capsys, monkeypatch, planned):
     assert plan.config == "Salesforce/blip2-opt-2.7b", "a hub id"
 
 
-def test_markdown_and_json_go_to_stdout(capsys, planned, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert run(capsys, "--json", "-", "--markdown", "-") == (0, "tables\n**Markdown**\n{}\n", "")
-    assert run(capsys, "--markdown", "-") == (0, "tables\n**Markdown**\n", "")
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-@pytest.mark.parametrize("flag", ["--json", "--markdown"])
-def test_unwritable_output_is_one_line(capsys, planned, flag):
-    want = f"blip2rt-bench: error: {flag} /dev/full: No space left on device\n"
-    assert run(capsys, flag, "/dev/full") == (2, "tables\n", want)
+def test_unwritable_output_is_one_line(capsys, planned):
+    want = "blip2rt-bench: error: --json /dev/full: No space left on device\n"
+    assert run(capsys, "--json", "/dev/full") == (2, "tables\n", want)
+    assert run(capsys, "--json", "-") == (0, "tables\n{}\n", "")
 
 
 def _assert_ended(process: subprocess.Popen[str], temporary: Path) -> None:
