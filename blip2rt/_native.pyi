@@ -695,7 +695,6 @@ class Generator:
         vocab_size: int,
         encoder: Session | None = None,
         decoder_start_token_id: int = 0,
-        bidirectional_prompt: bool = False,
     ) -> None: ...
     def generate(
         self,

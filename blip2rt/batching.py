@@ -182,8 +182,7 @@ class Batcher:
         """Raise OptionError for a request about an image that never fits the pool."""
         faults = self._faults(self._spec.prefix_length, prompt, options)
         if faults:
-            given = "rows=..., positions=..." + (", read=..." if self._spec.bidirectional_prompt else "")
-            raise OptionError(f"{'; '.join(faults)}: ask for less, or load(batching=Batching({given}))")
+            raise OptionError(f"{'; '.join(faults)}: ask for less, or load(batching=Batching(rows=..., positions=...))")
 
     def listen(self, call: Call, tell: Callable[[], None]) -> None:
         """Call `tell` on all progress of `call` until it is done, from a separate thread. It must be quick.
@@ -242,12 +241,6 @@ class Batcher:
             faults.append(f"{rows} beams or captions are asked for, and {self._sizes.rows} fit")
         if positions > self._positions:
             faults.append(f"{positions} positions of keys and values are needed, and there are {self._positions}")
-        whole = read + len(options.forced_prefix)
-        if self._spec.bidirectional_prompt and whole > self._sizes.read:
-            faults.append(
-                f"image and prompt have {whole} positions, which this model reads at once, and a step reads "
-                f"{self._sizes.read}"
-            )
         return faults
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import torch
 
 from blip2rt.bundle import EMBED, ENCODER, LLM, QFORMER, VISION, LlmSpec
@@ -26,11 +25,10 @@ from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.llm import LlmConfig
 
 from . import describe, targets
-from .checks import calibration, greedy, verify
+from .checks import greedy, verify
 from .graph_exporter import GraphExporter
-from .graphs import compatibility, llm, masks, t5
+from .graphs import compatibility, llm, t5
 from .options import LlmOptions
-from .precision.activations import NO_RANGES, Ranges
 from .precision.quantizer import BITS
 
 INT16_ACTIVATIONS_BELOW = 1_000_000_000  # parameters: smaller models need 16-bit activations with int4 weights
@@ -44,7 +42,7 @@ class Language:
     model: Any  # Hugging Face's
     config: LlmConfig
     spec: LlmSpec
-    prompts: describe.Prompts
+    prompts: list[list[int]]  # token ids, to test it with
 
     @property
     def start(self) -> int | None:
@@ -64,32 +62,22 @@ def read(checkpoint: Checkpoint, language: Any, folder: Path, max_positions: int
     return Language(language, checkpoint.config.llm, spec, prompts)
 
 
-def write(
-    exporter: GraphExporter, language: Language, precision: str, options: LlmOptions, prefixes: np.ndarray | None
-) -> None:
-    """Trace and write every graph. prefixes: prefix_embeds (n,Q,D) of photographs, needed to calibrate int8-static."""
+def write(exporter: GraphExporter, language: Language, precision: str, options: LlmOptions) -> None:
+    """Trace and write every graph."""
     config = language.config
     if config.bits and config.bits != BITS.get(precision):
         exporter.progress.line(f"llm: trained against {config.bits}-bit weights, exported as {precision}")
     exporter.progress.line("llm: tracing")
     traced = trace_graphs(exporter.target, language.model, options.max_positions)
-    seen: dict[str, Ranges] = {}
-    if precision == "int8-static":
-        assert prefixes is not None
-        graphs = dict(traced)
-        seen = _measure_ranges(exporter, language, graphs, prefixes)
-        traced = iter(graphs.items())
     activations = options.activations or (16 if language.size < INT16_ACTIVATIONS_BELOW else 8)
     with exporter.group("llm", precision, config.block, activations) as group:
         for name, graph in traced:
-            exporter.write(name, graph, group, seen.get(name, NO_RANGES))
+            exporter.write(name, graph, group)
 
 
 def trace_graphs(target: targets.Target, model: Any, max_positions: int) -> targets.NamedGraphs:
     """Trace the graphs of a language model, one after the other. Raises Blip2rtError if that fails."""
     try:
-        if not model.config.is_encoder_decoder:
-            masks.require_causal_masks(model)
         yield from target.llm_graphs(model, max_positions)
     except Blip2rtError:
         raise
@@ -98,17 +86,6 @@ def trace_graphs(target: targets.Target, model: Any, max_positions: int) -> targ
             f"{type(model).__name__} cannot be traced ({compatibility.error_summary(error)}): "
             "use another language model"
         ) from error
-
-
-def _measure_ranges(
-    exporter: GraphExporter, language: Language, traced: dict[str, ir.Model], prefixes: np.ndarray
-) -> dict[str, Ranges]:
-    """Return the ranges of each graph, over the photographs' prefixes and the model's answers to them."""
-    exporter.progress.line("llm: calibrating int8")
-    prompts = language.prompts.calibration
-    prompts = (prompts * len(prefixes))[: max(len(prefixes), len(prompts))]
-    rows = _prompt_embeds(language.model, prompts, prefixes)
-    return calibration.language_ranges(traced, exporter.folder, rows, language.start, exporter.target.operands)
 
 
 @torch.no_grad()
@@ -129,8 +106,7 @@ def verify_graphs(
     precision: of all groups. prefixes: prefix_embeds (3,Q,D) of the same images, from PyTorch and from the graphs.
     """
     exporter.progress.line("llm: verifying")
-    # int8-static depends on measured ranges: verify it with more prompts, as long as those of users.
-    prompts = language.prompts.test if precision["llm"] == "int8-static" else language.prompts.plain
+    prompts = language.prompts
     inputs = [np.concatenate([each[[n % len(each)]] for n in range(len(prompts))]) for each in prefixes]
     rows, end_to_end = (_prompt_embeds(language.model, prompts, each) for each in inputs)
     encoder = None if language.start is None else exporter.graph(ENCODER)
@@ -178,10 +154,7 @@ def _compare(
     random = greedy.random_text(language.spec.vocab_size)
     forced = np.tile(random, (count, 1))
     tokens, got = graphs.run(rows, None if core is None else core.texts())
-    if core is None or language.spec.bidirectional_prompt:  # there, forced tokens would be part of the prompt
-        after = graphs.run(rows, forced)[1][:, greedy.FORCED].argmax(-1)
-    else:
-        after = core.after(random)
+    after = graphs.run(rows, forced)[1][:, greedy.FORCED].argmax(-1) if core is None else core.after(random)
     both = np.concatenate((tokens, forced))
     want, want_after = np.split(verify.llm_logits(language.model, rows[:half] * 4, both, language.start), 2)
     precisions = "/".join(map(exporter.precision, (VISION, QFORMER, LLM)))

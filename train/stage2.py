@@ -48,7 +48,6 @@ from .objectives.lm import (
     QformerTexts,
     QformerTokenizer,
     check_llm,
-    needs_single_texts,
     truncation_report,
 )
 from .objectives.packing import PackedTexts
@@ -77,7 +76,7 @@ def starting_point(settings: Stage2Settings) -> StartingPoint:
     else:
         point = _new_stage2(settings, stage1)
     assert point.language_model is not None
-    check_llm(point.config, point.language_model, settings.text.texts_per_image)
+    check_llm(point.language_model)
     source, cached = settings.origin.start or prefix.stage1, settings.data.cache_features
     return replace(point, config=with_trained_vision(point.config, settings.vision.train_vision, cached, source))
 
@@ -180,12 +179,6 @@ class Stage2:
         self.trainer = open_trainer(self.model, plan(settings, self.point), record or flat(settings), self.model.llm)
         self.dev = Dev(self, data) if data.dev_table else None
 
-    @property
-    def single_texts(self) -> bool:
-        """Whether texts cannot be packed."""
-        assert self.point.language_model is not None
-        return needs_single_texts(self.point.config, self.point.language_model.text_config)
-
     def run(self) -> Path:
         """Train. Return the last checkpoint's folder."""
         return self.trainer.run(self.batches(), self.loss, self.dev.evaluate if self.dev else None)
@@ -230,8 +223,7 @@ class Dev:
         read, self.vision = open_dev(data, stage.model, stage.trainer.out, captions=False)
         assert stage.point.language_model is not None
         self.generator = Generator(stage.model, stage.point.language_model, stage.point.bert)
-        longest = 1 if stage.single_texts else None
-        self.groups, self.paths = [first_answers(group)[:longest] for group in read.by_image()[:count]], read.paths
+        self.groups, self.paths = [first_answers(group) for group in read.by_image()[:count]], read.paths
 
     def evaluate(self) -> dict[str, float]:
         """Measures by name; logs a few greedy captions."""

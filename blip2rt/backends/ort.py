@@ -183,7 +183,7 @@ class Backend(backends.Backend):
                 shape = (spec.layers, spec.kv_heads, spec.head_dim, spec.hidden_size, spec.vocab_size)
                 with named_failure():
                     start = spec.decoder_start_token_id or 0
-                    self._generator = native.Generator(embed, llm, *shape, encoder, start, spec.bidirectional_prompt)
+                    self._generator = native.Generator(embed, llm, *shape, encoder, start)
             return self._generator
 
     def _run(self, component: str, output: str, feeds: Mapping[str, NDArray[Any]]) -> Floats:

@@ -66,7 +66,6 @@ class LlmSpec:
     decoder_start_token_id: int | None = None  # first token of the decoder; required if encoder_decoder
     image_token_id: int | None = None  # the image's positions for repetition rules; None: none
     clean_up_tokenization_spaces: bool = False  # remove spaces before punctuation, like its tokenizer
-    bidirectional_prompt: bool = False  # image and prompt attend both ways, and are read in one run
 
 
 @dataclass(frozen=True)

@@ -301,15 +301,14 @@ def _dtype_name(config: Any) -> str:
     return "dtype" if hasattr(config, "dtype") else "torch_dtype"  # the name in older releases
 
 
-def has_alibi(config: Any) -> bool:
-    """Whether attention adds biases by position (ALiBi), by a transformers config."""
+def attention_fault(config: Any) -> str | None:
+    """Why a language model can be neither trained through nor exported, by a transformers config; None if it can."""
     text = config.get_text_config()
-    return text.model_type in ("bloom", "mpt") or (text.model_type == "falcon" and bool(text.alibi))
-
-
-def sees_both_ways(config: Any) -> bool:
-    """Whether positions attend to later ones, by a transformers config; true of some Gemma 3 models."""
-    return bool(getattr(config.get_text_config(), "use_bidirectional_attention", None))
+    if text.model_type in ("bloom", "falcon", "mpt"):
+        return "whose attention bypasses transformers' interface"
+    if getattr(text, "use_bidirectional_attention", None) or not getattr(text, "is_causal", True):
+        return "whose positions see later ones"
+    return None
 
 
 def embedding_scale(llm: nn.Module) -> float:

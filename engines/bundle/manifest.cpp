@@ -49,7 +49,6 @@ static void read_fields(Fields& fields, LlmSpec& into) {
   fields.optional("decoder_start_token_id", into.decoder_start_token_id);
   fields.optional("image_token_id", into.image_token_id);
   fields.optional("clean_up_tokenization_spaces", into.clean_up_tokenization_spaces);
-  fields.optional("bidirectional_prompt", into.bidirectional_prompt);
 }
 
 static void read_text_fields(Fields& fields, QFormerTextSpec& into) {

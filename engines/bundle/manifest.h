@@ -51,7 +51,7 @@ struct LlmSpec {
   std::optional<std::vector<int64_t>> empty_prompt_ids;
   bool encoder_decoder = false;
   std::optional<int64_t> decoder_start_token_id, image_token_id;
-  bool clean_up_tokenization_spaces = false, bidirectional_prompt = false;
+  bool clean_up_tokenization_spaces = false;
 };
 
 // How text enters the Q-Former: to be matched, or as a question.

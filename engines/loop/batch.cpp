@@ -78,11 +78,6 @@ void Batch::check(const Request& request) const {
   }
   int prompt_length = 0;
   positions_of(request, prompt_length);
-  if (generator_.shape().bidirectional_prompt && prompt_length > sizes_.read) {
-    throw std::runtime_error("image and prompt have " + std::to_string(prompt_length) +
-                             " positions, which this model reads at once, and a step reads " +
-                             std::to_string(sizes_.read));
-  }
   if (generator_.encoder() != nullptr && encoder_length_of(request) > encoder_pool_.capacity()) {
     throw std::runtime_error("image and prompt have more positions than the " + std::to_string(sizes_.positions) +
                              " that there are");

@@ -64,7 +64,6 @@ void Batch::encode() {
 // Chooses whose prompts this step reads, and how much of each. Returns whether it reads nothing else, all of them as
 // rows of one matrix. Otherwise each position becomes a row beside the answers.
 bool Batch::choose_readers() {
-  const bool whole = generator_.shape().bidirectional_prompt;  // positions see later ones: one run reads all of them
   readers_.clear();
   int left = sizes_.read, longest = 0;
   bool decodes = false;
@@ -72,23 +71,21 @@ bool Batch::choose_readers() {
     one.first_row = -1;
     decodes = decodes || one.fed >= 0;
     const int unread = one.prompt_length() - one.read;
-    if (one.fed >= 0 || !one.encoded || left == 0 || (whole && unread > left)) continue;
+    if (one.fed >= 0 || !one.encoded || left == 0) continue;
     one.span = std::min(unread, left);
     left -= one.span;
     longest = std::max(longest, one.span);
     readers_.push_back(&one);
   }
-  if (readers_.empty() || (decodes && !whole)) return false;
+  if (readers_.empty() || decodes) return false;
   // Padding stays within the request's own positions, and within those that the model has: a span that does not begin
   // at 0 may end close to the last one.
   const auto has_room = [longest](const Running* one) {
     const int end = one->read + longest;
     return end <= one->count && (one->read == 0 || end <= one->prompt_length() + one->options().max_new_tokens);
   };
-  const bool fits = static_cast<int64_t>(readers_.size()) * longest <= sizes_.read &&
-                    std::all_of(readers_.begin(), readers_.end(), has_room);
-  if (whole && !fits) readers_.resize(1);
-  return whole || fits;
+  return static_cast<int64_t>(readers_.size()) * longest <= sizes_.read &&
+         std::all_of(readers_.begin(), readers_.end(), has_room);
 }
 
 void Batch::read_spans() {

@@ -229,11 +229,6 @@ void Chat::remember() {
   current_ = nullptr;
   if (outcome.tokens_chosen == 0 || outcome.results.empty()) return;
   const std::vector<int64_t>& answer = outcome.results.front().tokens;
-  if (!generator_.reuses_prefixes()) {
-    pending_ = question_;
-    pending_.insert(pending_.end(), answer.begin(), answer.end());
-    return;
-  }
   const auto cached = answer.begin() + outcome.answer_cached;
   pending_.assign(cached, answer.end());
   for (const auto* said : {&image_, &question_}) history_.insert(history_.end(), said->begin(), said->end());

@@ -76,8 +76,7 @@ std::vector<std::vector<Hypothesis>> generate_rounds(const Generator& generator,
                                                      std::vector<std::vector<Request>> rounds,
                                                      const std::function<void()>& before_step);
 
-// A conversation about one image. What was said stays in the batch's pool, so a question costs only its own tokens. If
-// the positions of the model's prompts see each other, everything that was said is read again.
+// A conversation about one image. What was said stays in the batch's pool, so a question costs only its own tokens.
 class Chat {
  public:
   // Copies the prefix (1, length, hidden_size). `max_rows`: the most beams of an answer. `capacity`: positions of

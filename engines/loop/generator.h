@@ -14,7 +14,6 @@ struct LlmShape {
   int head_dim;
   int hidden_size;
   int vocab_size;
-  bool bidirectional_prompt = false;  // a prompt's positions see later ones, too: one run must read all of them
 };
 
 // The heads of an encoder-decoder's attention to its encoder.
@@ -45,7 +44,7 @@ class Generator {
   const Session* encoder() const { return encoder_; }
   const LlmShape& shape() const { return shape_; }
   // Whether keys and values of a prompt's first positions can be kept for later prompts.
-  bool reuses_prefixes() const { return encoder_ == nullptr && !shape_.bidirectional_prompt; }
+  bool reuses_prefixes() const { return encoder_ == nullptr; }
   const CrossShape& cross_shape() const { return cross_shape_; }
   int64_t decoder_start_token_id() const { return decoder_start_token_id_; }
 

@@ -157,11 +157,6 @@ std::vector<double> likelihoods(const Generator& generator, const Prefix& prefix
   const ActiveCall call;
   check_prompts(prefix, prompts, generator);
   check_texts(images, texts, prompts, generator.shape().vocab_size);
-  if (generator.shape().bidirectional_prompt) {
-    throw std::runtime_error(
-        "the positions of this model's prompt see each other, and cannot be rows of their own: only caption, ask and "
-        "chat read it whole");
-  }
   std::vector<double> sums(texts.size());
   if (texts.empty()) return sums;
   size_t all = 0, longest = 0;  // positions of images with their texts

@@ -11,8 +11,8 @@ namespace blip2rt {
 
 // Returns for each text the sum of its tokens' log-probabilities behind [prefix][prompt] of its image: texts[i] is of
 // image images[i]. An image whose texts follow each other is read once. Calls `before_run` before every run of the
-// graph; what it throws ends the call. Throws if the positions of the model's prompts see each other. Holds no state
-// between calls: any number of threads may call it.
+// graph; what it throws ends the call. Holds no state between calls: any number of threads
+// may call it.
 std::vector<double> likelihoods(const Generator& generator, const Prefix& prefix, const Prompts& prompts,
                                 const std::vector<size_t>& images, const Prompts& texts,
                                 const std::function<void()>& before_run);

@@ -151,14 +151,13 @@ void bind_loop(nb::module_& m) {
       .def(
           "__init__",
           [](Generator* self, const Session& embed, const Session& llm, int layers, int kv_heads, int head_dim,
-             int hidden_size, int vocab_size, const Session* encoder, int64_t decoder_start_token_id,
-             bool bidirectional_prompt) {
-            const LlmShape shape = {layers, kv_heads, head_dim, hidden_size, vocab_size, bidirectional_prompt};
+             int hidden_size, int vocab_size, const Session* encoder, int64_t decoder_start_token_id) {
+            const LlmShape shape = {layers, kv_heads, head_dim, hidden_size, vocab_size};
             new (self) Generator(embed, llm, shape, encoder, decoder_start_token_id);
           },
           "embed"_a, "llm"_a, "layers"_a, "kv_heads"_a, "head_dim"_a, "hidden_size"_a, "vocab_size"_a,
-          "encoder"_a = nb::none(), "decoder_start_token_id"_a = 0, "bidirectional_prompt"_a = false,
-          nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 9>())
+          "encoder"_a = nb::none(), "decoder_start_token_id"_a = 0, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(),
+          nb::keep_alive<1, 9>())
       .def("generate", &generate_all, "prefix_embeds"_a, "prompts"_a, "options"_a = nb::dict(),
            "on_token"_a = nb::none())
       .def("generate_rounds", &rounds_of, "prefix_embeds"_a, "prompts"_a, "rounds"_a)

@@ -78,8 +78,8 @@ const Generator& Graphs::generator() {
   if (generator_ == nullptr) {
     const LlmSpec& spec = *bundle_.manifest.llm;
     const auto size = [](int64_t number) { return static_cast<int>(number); };  // the manifest's limits fit
-    const LlmShape shape{size(spec.layers),      size(spec.kv_heads),   size(spec.head_dim),
-                         size(spec.hidden_size), size(spec.vocab_size), spec.bidirectional_prompt};
+    const LlmShape shape{size(spec.layers), size(spec.kv_heads), size(spec.head_dim), size(spec.hidden_size),
+                         size(spec.vocab_size)};
     const Session &embed = session("embed"), &llm = session("llm");
     const Session* encoder = spec.encoder_decoder ? &session("encoder") : nullptr;
     try {

@@ -8,24 +8,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from blip2rt.modeling.llm import sees_both_ways
+from blip2rt.modeling.llm import attention_fault
 
-from . import bidirectional
 from .rotary import rope_length_limit
 
-ENCODER_DECODERS = ("t5", "mt5", "umt5")
+ENCODER_DECODERS = ("t5", "mt5")
 COMPARED = frozenset(
     """
-    apertus apertus1p5_text arcee audioflamingo3 bert bert-generation biogpt bitnet bloom codegen cohere cohere2
-    ctrl cwm electra ernie ernie4_5 exaone exaone4 falcon fuyu gemma gemma2 gemma3 gemma3_text
+    apertus apertus1p5_text arcee audioflamingo3 biogpt bitnet codegen cohere cohere2
+    ctrl cwm ernie4_5 exaone exaone4 fuyu gemma gemma2 gemma3 gemma3_text
     glm glm4 glmasr got_ocr2 gpt-sw3 gpt2 gpt_bigcode gpt_neox gptj granite granite_speech granite_speech_plus
     helium hyperclovax internlm3 iquestcoder jais2 llama ministral ministral3 mistral modernbert-decoder moshi
-    moss_transcribe_diarize mpt mt5 musicflamingo nanochat olmo olmo2 olmo3 omniasr opt persimmon phi phi3 qwen2
-    qwen2_audio qwen3 qwen3_asr roc_bert seed_oss smollm3 stablelm starcoder2 t5 umt5 vaultgemma vibevoice_asr
+    moss_transcribe_diarize mt5 musicflamingo nanochat olmo olmo2 olmo3 omniasr opt persimmon phi phi3 qwen2
+    qwen2_audio qwen3 qwen3_asr seed_oss smollm3 stablelm starcoder2 t5 vaultgemma vibevoice_asr
     voxtral
     """.split()
 )
-_ATTENTION_BIAS = ("bloom", "mpt", "umt5")  # graphs for TensorRT have no such biases
 _UNSUPPORTED = (  # (model types, why)
     (
         """
@@ -36,6 +34,10 @@ _UNSUPPORTED = (  # (model types, why)
         "which keeps a state besides keys and values: use a plain decoder",
     ),
     ("afmoe aria_text beam jetmoe".split(), "whose experts no graph expresses: use a model without experts"),
+    (
+        "bert bert-generation electra ernie roc_bert".split(),
+        "which is trained to encode texts: use a model that writes them",
+    ),
     ("axk1 axk2 bailing_hybrid big_bird".split(), "whose attention no graph expresses: use another model"),
     (  # traced without an error, but wrong: RoBERTa's positions, for example, start after those of the padding, and
         # Gemma 3n reads the ids of new tokens in each layer
@@ -48,7 +50,7 @@ _UNSUPPORTED = (  # (model types, why)
 )
 
 
-def unsupported_reason(config: Any, target: str, verified: bool, positions: int = 0) -> str | None:
+def unsupported_reason(config: Any, verified: bool, positions: int = 0) -> str | None:
     """Say why a language model of this config cannot be exported for `positions`; None if no reason is known."""
     kind = config.model_type
     stem = f"the language model is of type {kind!r}"
@@ -57,13 +59,9 @@ def unsupported_reason(config: Any, target: str, verified: bool, positions: int 
     for kinds, why in _UNSUPPORTED:
         if kind in kinds:
             return f"{stem}, {why}"
-    if kind == "falcon" and config.alibi:
-        return f"{stem} with ALiBi, whose biases are rounded to bfloat16: use a model without alibi"
-    if target == "trt" and kind in _ATTENTION_BIAS:
-        return f"{stem}, whose attention biases only the target ort supports: leave out --target trt"
-    if sees_both_ways(config) and (kind not in bidirectional.FAMILIES or target == "trt"):
-        fix = "leave out --target trt" if kind in bidirectional.FAMILIES else "use another model"
-        return f"{stem}, whose prompt positions see later ones (use_bidirectional_attention): {fix}"
+    fault = attention_fault(config)
+    if fault is not None:
+        return f"{stem}, {fault}: use another model"
     limit = rope_length_limit(config)
     if limit is not None and min(positions, config.max_position_embeddings) > limit:
         return (

@@ -23,11 +23,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from blip2rt.bundle import EMBED, LLM
 from blip2rt.errors import Blip2rtError
-from blip2rt.modeling.llm import sees_both_ways
 from blip2rt.native import native
 
-from . import alibi, fuse, trace
-from .bidirectional import BidirectionalPrompt
+from . import fuse, trace
 from .rotary import Rotary, fixed_rope_tables
 
 HEAD_MULTIPLE = 8  # GroupQueryAttention takes head widths that are multiples of this
@@ -57,13 +55,11 @@ def geometry(llm: Any) -> Geometry:
     """Read the geometry of a causal LM from its config and its embedding table."""
     config = llm.config.get_text_config()
     heads = config.num_attention_heads
-    kv_heads = alibi.falcon_kv_heads(config) if config.model_type == "falcon" else None
-    if config.model_type == "gpt_bigcode" and config.multi_query:
-        kv_heads = 1
-    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+    shared = config.model_type == "gpt_bigcode" and config.multi_query
+    limit = getattr(config, "max_position_embeddings", None)
     return Geometry(
         layers=config.num_hidden_layers,
-        kv_heads=kv_heads or getattr(config, "num_key_value_heads", None) or heads,
+        kv_heads=1 if shared else getattr(config, "num_key_value_heads", None) or heads,
         head_dim=padded_head_dim(getattr(config, "head_dim", None) or config.hidden_size // heads),
         hidden_size=llm.get_input_embeddings().weight.shape[1],
         vocab_size=llm.get_output_embeddings().weight.shape[0],
@@ -133,8 +129,7 @@ def last_logits(
     ALL_ATTENTION_FUNCTIONS.register(_NAME, attention)
     handle = llm.get_output_embeddings().register_forward_pre_hook(gather_last)
     try:
-        with alibi.intercepted_attention(llm, attention):
-            logits: Tensor = llm(inputs_embeds=inputs_embeds, position_ids=position_ids, use_cache=False).logits
+        logits: Tensor = llm(inputs_embeds=inputs_embeds, position_ids=position_ids, use_cache=False).logits
     finally:
         handle.remove()
     if len(attention.present) != layers:
@@ -148,13 +143,10 @@ def last_logits(
 class _Attention:
     """The attention function of one trace: gives each layer its past and collects its present."""
 
-    def __init__(
-        self, decoder: _Decoder, past: Sequence[Tensor], lengths: tuple[Tensor, Tensor], bias: Tensor | None
-    ) -> None:
-        self.decoder, self.lengths, self.bias = decoder, lengths, bias
+    def __init__(self, decoder: _Decoder, past: Sequence[Tensor], lengths: tuple[Tensor, Tensor]) -> None:
+        self.decoder, self.lengths = decoder, lengths
         self.past = list(zip(past[::2], past[1::2], strict=True))
         self.tables = tuple(decoder.buffers(recurse=False))
-        self.bidirectional: BidirectionalPrompt | None = None
         self.present: dict[int, Sequence[Tensor]] = {}
 
     def __call__(
@@ -171,8 +163,6 @@ class _Attention:
         layer, (batch, heads, length, width) = module.layer_idx, query.shape
         window, softcap = options.pop("sliding_window", None), options.pop("softcap", None)
         masked = attention_mask is not None and not self.decoder.causal_masks
-        if self.bidirectional is not None and softcap is not None:
-            options["softcap"] = softcap
         reject_unsupported(layer, options, masked, self.present, len(self.past))
         scale = float(width**-0.5 if scaling is None else scaling)
         attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": key.shape[1], "scale": scale}
@@ -187,18 +177,14 @@ class _Attention:
             query, key, value = (nn.functional.pad(each, (0, fill)) for each in (query, key, value))
         flat = [each.transpose(1, 2).reshape(batch, length, -1) for each in (query, key, value)]
         past = self.past[layer]
-        extra = tables if self.bias is None else (*(tables or (None, None)), None, self.bias)
         out, *self.present[layer] = torch.onnx.ops.symbolic_multi_out(
             "com.microsoft::GroupQueryAttention",
-            (*flat, *past, *self.lengths, *extra),
+            (*flat, *past, *self.lengths, *tables),
             attributes,
             dtypes=(query.dtype, key.dtype, value.dtype),
             shapes=(flat[0].shape, past[0].shape, past[1].shape),
             version=1,
         )
-        if self.bidirectional is not None:
-            assert not tables, "queries and keys are rotated already"
-            out = self.bidirectional.attend(out, query, key, value, scale, window)
         return out.reshape(batch, length, heads, width + fill)[..., :width], None
 
 
@@ -210,30 +196,14 @@ class _Decoder(nn.Module):
         self.llm, self.layers, self.rotary, self.causal_masks = llm, layers, rotary, builds_causal_masks(llm)
         for name, table in zip(("cos", "sin"), rotary.tables, strict=False):
             self.register_buffer(name, table)
-        self.slopes = alibi.slopes(llm)
-        self.bidirectional = sees_both_ways(llm.config)
 
     def forward(
         self, inputs_embeds: Tensor, position_ids: Tensor, last_index: Tensor, *inputs: Tensor
     ) -> tuple[Tensor, ...]:
         seqlens_k, total_sequence_length, *past = inputs
-        bias, capacity = None, past[0].shape[2]
-        if self.slopes is not None:
-            bias = truncate_keys(alibi.bias(self.slopes, position_ids, capacity), total_sequence_length)
-        attention = _Attention(self, past, (seqlens_k, total_sequence_length), bias)
-        if self.bidirectional:
-            attention.bidirectional = BidirectionalPrompt(position_ids, last_index)
+        attention = _Attention(self, past, (seqlens_k, total_sequence_length))
         logits = last_logits(self.llm, attention, self.layers, inputs_embeds, position_ids, last_index)
         return logits, *(tensor for layer in range(self.layers) for tensor in attention.present[layer])
-
-
-def truncate_keys(bias: Tensor, count: Tensor) -> Tensor:
-    """bias (B,H,S,T) -> (B,H,S,count), as GroupQueryAttention requires. Tracing sees the longer shape."""
-    start, axis = torch.tensor([0]), torch.tensor([3])
-    end = count.to(torch.int64).reshape(1)
-    inputs = (bias, start, end, axis)
-    cut: Tensor = torch.onnx.ops.symbolic("Slice", inputs, dtype=bias.dtype, shape=bias.shape, version=13)
-    return cut
 
 
 @contextlib.contextmanager
@@ -280,9 +250,8 @@ def trace_llm(llm: Any, max_positions: int = 1024) -> ir.Model:
     shape = geometry(llm)
     inputs, outputs = native.component_tensors(LLM, shape.layers)
     example, axes = example_inputs(inputs, shape)
-    positions = min(max_positions, shape.max_positions)
     with custom_attention(llm), fixed_rope_tables(llm):
-        rotary = Rotary(llm, shape.head_dim, positions)
+        rotary = Rotary(llm, shape.head_dim, min(max_positions, shape.max_positions))
         decoder = _Decoder(llm, shape.layers, rotary)
         with rotary.bypassed():
             model = trace.trace(trace.GraphSpec(LLM, decoder, example, outputs, axes))

@@ -1,4 +1,4 @@
-"""T5 (an encoder-decoder), mT5 and UMT5 -> the graphs `encoder` and `llm`.
+"""T5 (an encoder-decoder) and mT5 -> the graphs `encoder` and `llm`.
 
 encoder: inputs_embeds (B,S,D), attention_mask (B,S) -> cross_key_i, cross_value_i (B,H,S,hd) of each decoder layer i
 llm:     inputs_embeds (B,S,D), position_ids (B,S), last_index (B), seqlens_k (B), total_sequence_length (),
@@ -12,7 +12,6 @@ layers are transformers' modules; attention is written out here, independent of 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +26,7 @@ from blip2rt.modeling import quantize
 from blip2rt.native import native
 
 from . import fuse, trace
-from .llm import Geometry, example_inputs, padded_head_dim, truncate_keys
+from .llm import Geometry, example_inputs, padded_head_dim
 
 _MASKED = torch.finfo(torch.float32).min
 # Self-attention of a decoder layer: (layer, its attention module, hidden states (B,S,D)) -> (B,S,H*hd)
@@ -105,38 +104,17 @@ def head_scale(t5: Any) -> float:
     return float(t5.config.d_model) ** -0.5 if scaled else 1.0
 
 
-def _has_own_direction(attention: Any) -> bool:
-    """Whether the module itself knows if its buckets are bidirectional, as UMT5's do."""
-    return len(inspect.signature(attention._relative_position_bucket).parameters) == 1
-
-
-class LayerBiases(nn.Module):
-    """Relative position biases of all layers. T5 shares one; UMT5 has one for each layer."""
-
-    def __init__(self, blocks: Any, bidirectional: bool) -> None:
-        super().__init__()
-        first, *others = [block.layer[0].SelfAttention for block in blocks]
-        own = [attention.has_relative_attention_bias for attention in others]
-        assert all(own) or not any(own), "either one bias for all layers, or one for each"
-        self.layers = len(blocks)
-        each = [first, *others] if any(own) else [first]
-        self.biases = nn.ModuleList(RelativeBias(attention, bidirectional) for attention in each)
-
-    def forward(self, distance: Tensor, finish: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """distance (B,S,K) of keys from queries -> the bias (B,H,S,K) of each layer, passed through `finish`."""
-        biases = [finish(bias(distance)) for bias in self.biases]
-        return biases if len(biases) == self.layers else biases * self.layers
-
-
 class RelativeBias(nn.Module):
     """T5's bias by distance, as a table (H, 1 + 2 * furthest); larger distances share the furthest one's bucket."""
 
-    def __init__(self, attention: Any, bidirectional: bool) -> None:
+    def __init__(self, stack: Any, bidirectional: bool) -> None:
+        """stack: T5's encoder or decoder, whose first layer has the bias of all."""
         super().__init__()
+        attention = stack.block[0].layer[0].SelfAttention
         self.furthest = int(attention.relative_attention_max_distance)
         distance = torch.arange(-self.furthest, self.furthest + 1)  # of key from query
         settings = (bidirectional, attention.relative_attention_num_buckets, self.furthest)
-        bucket = attention._relative_position_bucket(distance, *(() if _has_own_direction(attention) else settings))
+        bucket = attention._relative_position_bucket(distance, *settings)
         self.register_buffer("table", attention.relative_attention_bias.weight.detach()[bucket].T.contiguous())
         self.table: Tensor
 
@@ -188,14 +166,13 @@ class _Encoder(nn.Module):
         super().__init__()
         self.encoder = t5.encoder
         self.crossing = nn.ModuleList(block.layer[1].EncDecAttention for block in t5.decoder.block)
-        self.biases = LayerBiases(t5.encoder.block, bidirectional=True)
+        self.bias = RelativeBias(t5.encoder, bidirectional=True)
 
     def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         x = inputs_embeds
         positions = torch.arange(x.shape[1])
-        distance, masked = (positions[None, :] - positions[:, None])[None], mask_bias(attention_mask)
-        biases = self.biases(distance, lambda bias: bias + masked)
-        for block, bias in zip(self.encoder.block, biases, strict=True):
+        bias = self.bias((positions[None, :] - positions[:, None])[None]) + mask_bias(attention_mask)
+        for block in self.encoder.block:
             attention, normed = block.layer[0].SelfAttention, block.layer[0].layer_norm(x)
             mixed = attend(*project_heads(normed, attention), bias)
             x = x + attention.o(unpad_heads(mixed, attention))
@@ -235,7 +212,7 @@ class _Decoder(T5Decoder):
 
     def __init__(self, t5: Any) -> None:
         super().__init__(t5)
-        self.biases = LayerBiases(t5.decoder.block, bidirectional=False)
+        self.bias = RelativeBias(t5.decoder, bidirectional=False)
 
     def forward(
         self, inputs_embeds: Tensor, position_ids: Tensor, last_index: Tensor, *inputs: Tensor
@@ -243,7 +220,7 @@ class _Decoder(T5Decoder):
         seqlens_k, total_sequence_length, *tensors, encoder_mask = inputs
         past, cross = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
         distance = torch.arange(past[0].shape[2])[None, None, :] - position_ids[:, :, None]
-        biases = self.biases(distance, lambda bias: truncate_keys(bias, total_sequence_length))
+        bias = _truncate_keys(self.bias(distance), total_sequence_length)
         present: list[Tensor] = []
 
         def self_attend(layer: int, attention: Any, x: Tensor) -> Tensor:
@@ -252,7 +229,7 @@ class _Decoder(T5Decoder):
             lengths = seqlens_k, total_sequence_length
             mixed, *new = torch.onnx.ops.symbolic_multi_out(
                 "com.microsoft::GroupQueryAttention",
-                (query, key, value, old_key, old_value, *lengths, None, None, None, biases[layer]),
+                (query, key, value, old_key, old_value, *lengths, None, None, None, bias),
                 {"num_heads": attention.n_heads, "kv_num_heads": attention.n_heads, "scale": 1.0},
                 dtypes=(query.dtype, key.dtype, value.dtype),
                 shapes=(query.shape, old_key.shape, old_value.shape),
@@ -262,6 +239,13 @@ class _Decoder(T5Decoder):
             return mixed
 
         return self.logits(inputs_embeds, last_index, cross, encoder_mask, self_attend), *present
+
+
+def _truncate_keys(bias: Tensor, count: Tensor) -> Tensor:
+    """bias (B,H,S,T) -> (B,H,S,count), as GroupQueryAttention requires. Tracing sees the longer shape."""
+    inputs = (bias, torch.tensor([0]), count.to(torch.int64).reshape(1), torch.tensor([3]))
+    cut: Tensor = torch.onnx.ops.symbolic("Slice", inputs, dtype=bias.dtype, shape=bias.shape, version=13)
+    return cut
 
 
 def _last_hidden(hidden: Tensor, last_index: Tensor) -> Tensor:

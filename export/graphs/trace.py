@@ -28,8 +28,6 @@ from blip2rt.bundle import TensorInfo
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import streaming
 
-from . import translations
-
 OPSET = 20  # the newest that every supported ONNX Runtime (1.23 and later) can run
 IR_VERSION = 10
 ALIGNMENT = 64  # a cache line; ONNX Runtime rounds down to a page itself when it maps the file
@@ -109,7 +107,6 @@ def capture(spec: GraphSpec, opset: int) -> ir.Model:
         dynamic_shapes=(shapes,),
         opset_version=opset,
         dynamo=True,
-        custom_translation_table=translations.TABLE,
         verbose=False,
         optimize=False,
     )

@@ -36,7 +36,7 @@ class _Decoder(t5.T5Decoder):
 
     def __init__(self, model: Any, kind: CacheKind) -> None:
         super().__init__(model)
-        self.relative_bias = t5.RelativeBias(model.decoder.block[0].layer[0].SelfAttention, bidirectional=False)
+        self.relative_bias = t5.RelativeBias(model.decoder, bidirectional=False)
         self.kind = kind
 
     def forward(

@@ -87,7 +87,6 @@ def test_random_interleavings_match_separate_calls(case: Case, rows: int, positi
     rng = random.Random(seed)
     requests = random_requests(rng, case, REQUESTS)
     want = [alone.generator.generate(alone.prefix, alone.prompts, options) for alone, options in requests]
-    read = max(read, 16) if case.reads_whole else read
     batcher = Batcher(case.generator, rows, positions, read, rng.choice([0, 20_000, 10_000_000]))
     got: list[Any] = [None] * REQUESTS
     delays = [rng.random() * 0.004 for _ in requests]

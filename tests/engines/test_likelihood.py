@@ -13,10 +13,8 @@ pytest.importorskip("onnxscript")
 from tests.engines.native.reference import CONFIGS, POSITIONS, Case, inputs, make_case
 from tests.seeds import new_seed
 
-BOTH_WAYS = "gemma3"
 
-
-@pytest.fixture(scope="module", params=sorted(set(CONFIGS) - {BOTH_WAYS}))
+@pytest.fixture(scope="module", params=sorted(CONFIGS))
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     return make_case(request.param, tmp_path_factory.mktemp(request.param), images=5)
 
@@ -74,10 +72,3 @@ def test_faults_are_named(case: Case) -> None:
     ):
         with pytest.raises(RuntimeError, match=words):
             likelihoods(case.prefix, case.prompts, images, texts)
-
-
-@pytest.mark.long(3, "a traced graph")
-def test_bidirectional_prompts_are_rejected(tmp_path: Path) -> None:
-    case = make_case(BOTH_WAYS, tmp_path)
-    with pytest.raises(RuntimeError, match="positions of this model's prompt see each other"):
-        case.generator.likelihoods(case.prefix, case.prompts, [0], [[1]])

@@ -33,16 +33,12 @@ def build(name: str, seed: int) -> Any:
     return model
 
 
-def write(
-    graphs, folder: Path, target: targets.Target, precision: str = "fp32", ranges=None, block: int = 32
-) -> LlmGraphs:
+def write(graphs, folder: Path, target: targets.Target, precision: str = "fp32", block: int = 32) -> LlmGraphs:
     """Write (name, graph) pairs of a language model as in a bundle, and check them."""
     folder.mkdir(exist_ok=True)
-    ranges = ranges or {}
     with contextlib.closing(trace.DataFile(folder, "llm.data")) as data:
         for name, graph in graphs:
-            quantizer = Quantizer(BlockFormat(block), data.store_large)
-            target.apply(graph, precision, quantizer, ranges.get(name, {}))
+            target.apply(graph, precision, Quantizer(BlockFormat(block), data.store_large))
             trace.save(graph, folder / f"{name}.onnx", data)
     assert data_is_used(folder), precision
     assert not onnx_validity.faults(folder), precision

@@ -25,7 +25,6 @@ _GATED = {"intermediate_size": 128, **_SMALL}
 _OPT = {"ffn_dim": 128, "word_embed_proj_dim": HIDDEN, "dropout": 0.0, **_SMALL}
 _GEMMA = {"query_pre_attn_scalar": 20, "sliding_window": 4, "head_dim": 16, "num_key_value_heads": 2, **_GATED}
 _GEMMA3 = {**_GEMMA, "layer_types": ["sliding_attention", "full_attention"]}
-_FALCON = {"hidden_dropout": 0.0, "attention_dropout": 0.0, **_SMALL}
 _BUCKETS = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12}
 _T5 = {**_IDS, **_BUCKETS, "d_model": HIDDEN, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}
 _T5 |= {"dropout_rate": 0.0, "decoder_start_token_id": 0, "bos_token_id": 1}
@@ -54,9 +53,4 @@ CONFIGS: dict[str, Any] = {
 
 SLOW_CONFIGS: dict[str, Any] = {  # only for slow tests
     "gpt_neox": lambda: transformers.GPTNeoXConfig(**_GATED),  # its tensors are renamed
-    "falcon": lambda: transformers.FalconConfig(**_FALCON),
-    "gemma3_both_ways": lambda: transformers.Gemma3TextConfig(  # each side has half of the window
-        use_bidirectional_attention=True, **{**_GEMMA3, "sliding_window": 10}
-    ),
-    "bloom": lambda: transformers.BloomConfig(hidden_size=HIDDEN, n_layer=2, n_head=4, **_IDS),
 }

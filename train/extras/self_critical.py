@@ -46,15 +46,10 @@ class SelfCriticalTraining:
 
     def __init__(self, settings: SelfCriticalSettings) -> None:
         self.stage = stage = Stage2(settings.stage2, flat(settings))
-        if (
-            not isinstance(stage.texts, LmTexts)
-            or isinstance(stage.loader, StreamingLoader)
-            or stage.questions
-            or stage.single_texts
-        ):
+        if not isinstance(stage.texts, LmTexts) or isinstance(stage.loader, StreamingLoader) or stage.questions:
             raise OptionError(
-                "captions cannot be sampled here: give a decoder-only LLM without ALiBi, a Q-Former that reads no "
-                "questions, and a train_table with cached features, whose captions are the references"
+                "captions cannot be sampled here: give a decoder-only LLM, a Q-Former that reads no questions, and "
+                " a train_table with cached features, whose captions are the references"
             )
         groups, cider = stage.loader.groups, settings.cider
         lacking = sum(all(sample.prompt for sample in group) for group in groups)

@@ -15,7 +15,7 @@ import torch
 from blip2rt.errors import OptionError
 from blip2rt.modeling.bert import BertSource
 from blip2rt.modeling.blip2 import Blip2, Blip2Config
-from blip2rt.modeling.llm import LanguageModelSource, LlmConfig, has_alibi, sees_both_ways
+from blip2rt.modeling.llm import LanguageModelSource, LlmConfig, attention_fault
 from blip2rt.modeling.row_noise import RowNoise
 from blip2rt.native import native
 
@@ -113,30 +113,11 @@ def query_output(
     return model.qformer.encode_pair(questions.token_ids, questions.text_mask, vision_kv, noise)
 
 
-def needs_single_texts(config: Blip2Config, text_config: Any) -> bool:
-    """Whether texts cannot be packed behind one soft prompt: the LLM's attention has biases by position (ALiBi), and
-    ignores position_ids."""
-    return has_alibi(text_config) and not config.question_input
-
-
-def check_llm(config: Blip2Config, language: LanguageModelSource, texts_per_image: int) -> None:
-    """Raise OptionError if the LLM cannot be trained with that many packed texts."""
-    text, source = language.text_config, language.config.source
-    if has_alibi(text) and text.model_type != "mpt":
-        raise OptionError(
-            f"llm_source is {source!r}, whose attention has biases by position (ALiBi), and transformers' "
-            f"{text.model_type} takes no packed texts: give another"
-        )
-    if needs_single_texts(config, text) and texts_per_image > 1:
-        raise OptionError(
-            f"texts_per_image is {texts_per_image}, but {source!r} (MPT) ignores position ids, so that a packed text "
-            "would follow the others: give --texts-per-image 1"
-        )
-    if sees_both_ways(text):
-        raise OptionError(
-            f"llm_source is {source!r}, whose positions attend to later ones (use_bidirectional_attention): it would "
-            "read the word that it has to predict; give another"
-        )
+def check_llm(language: LanguageModelSource) -> None:
+    """Raise OptionError if the LLM cannot be trained through."""
+    fault = attention_fault(language.text_config)
+    if fault is not None:
+        raise OptionError(f"llm_source is {language.config.source!r}, {fault}: give another")
 
 
 def head_input(llm: Any, hidden: torch.Tensor) -> torch.Tensor:

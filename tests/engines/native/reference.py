@@ -17,7 +17,6 @@ import transformers
 from tokenizers import Tokenizer, decoders, models
 
 from blip2rt._native import Vocabulary
-from blip2rt.modeling.llm import sees_both_ways
 from blip2rt_export.graphs import llm, t5, trace
 from tests.engines.native import Generator, Session, runtime
 from tests.seeds import seed_of
@@ -30,14 +29,14 @@ LONGEST = 3 if int(transformers.__version__.split(".")[0]) >= 5 else 1
 SMALL = {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": POSITIONS}
 SMALL |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
 _LLAMA = {"vocab_size": 83, "intermediate_size": 48, "num_key_value_heads": 1, "head_dim": 16}
-_GEMMA = _LLAMA | {"query_pre_attn_scalar": 16, "use_bidirectional_attention": True, "sliding_window": 6}
+_GEMMA = _LLAMA | {"query_pre_attn_scalar": 16, "sliding_window": 6}
 _OPT = {"vocab_size": 83, "ffn_dim": 48, "word_embed_proj_dim": HIDDEN, "dropout": 0.0}
 _T5: dict[str, Any] = {"vocab_size": 83, "d_model": HIDDEN, "d_kv": 16, "d_ff": 48, "num_layers": 2, "num_heads": 2}
 _T5 |= {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12, "dropout_rate": 0.0}
 _T5 |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0}
 _LAYERS = ["sliding_attention", "full_attention"]
 CONFIGS = {
-    "gemma3": lambda: transformers.Gemma3TextConfig(**_GEMMA, layer_types=_LAYERS, **SMALL),  # bidirectional prompts
+    "gemma3": lambda: transformers.Gemma3TextConfig(**_GEMMA, layer_types=_LAYERS, **SMALL),
     "llama": lambda: transformers.LlamaConfig(**_LLAMA, **SMALL),
     "opt": lambda: transformers.OPTConfig(**_OPT, **SMALL),
     "t5": lambda: transformers.T5Config(**_T5, eos_token_id=None, pad_token_id=0),
@@ -57,11 +56,6 @@ class Case:
     prompts: list[list[int]]
     seed: int
     said: list[int] = field(default_factory=list)  # tokens which the model likes to say, the likeliest first
-
-    @property
-    def reads_whole(self) -> bool:
-        """Whether a prompt's positions see each other, so that it is read in one run."""
-        return sees_both_ways(self.model.config)
 
     @property
     def texts(self) -> list[str]:
@@ -118,8 +112,7 @@ def open_graphs(model: Any, folder: Path, custom_attention: bool = True) -> Gene
     sizes = (shape.layers, shape.kv_heads, shape.head_dim, shape.hidden_size, shape.vocab_size)
     encoder = sessions.get("encoder")
     start = getattr(model.config, "decoder_start_token_id", None) or 0
-    whole = sees_both_ways(model.config)
-    return Generator(sessions["embed"], sessions["llm"], *sizes, encoder, start, bidirectional_prompt=whole)
+    return Generator(sessions["embed"], sessions["llm"], *sizes, encoder, start)
 
 
 @cache

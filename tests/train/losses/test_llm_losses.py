@@ -14,17 +14,13 @@ import transformers
 from torch.nn import functional as F
 
 from blip2rt.errors import OptionError
-from blip2rt.modeling.blip2 import Blip2Config
 from blip2rt.modeling.llm import LanguageModelSource, LlmConfig
-from blip2rt.modeling.qformer import QFormerConfig
-from blip2rt.modeling.vision import VisionConfig
 from blip2rt_train.data.samples import Sample
 from blip2rt_train.objectives import lm
-from blip2rt_train.objectives.lm import LmTexts, check_llm, lm_loss, needs_single_texts, next_logits, truncation_report
+from blip2rt_train.objectives.lm import LmTexts, check_llm, lm_loss, next_logits, truncation_report
 from blip2rt_train.objectives.packing import Tokens, pack
 from blip2rt_train.objectives.prefix_lm import PrefixLmTexts, open_texts
 from tests.seeds import new_seed
-from tests.tiny.llm_configs import CONFIGS, SLOW_CONFIGS
 from tests.tiny.training import LLM_WORDS, llm_folder, t5_folder
 from tests.train.arguments import sizes
 
@@ -39,10 +35,6 @@ SCALED: dict[str, Any] = {
     "cohere2": lambda: transformers.Cohere2Config(logit_scale=0.25, **SMALL),
     "gemma2": lambda: transformers.Gemma2Config(final_logit_softcapping=1.5, head_dim=16, **SMALL),
 }
-
-
-def mpt() -> Any:
-    return transformers.MptConfig(d_model=HIDDEN, n_heads=4, n_layers=2, max_seq_len=96, vocab_size=WORDS)
 
 
 def random_llm(config: Any, attention: str = "eager") -> Any:
@@ -60,7 +52,7 @@ def random_texts(count: int) -> list[Tokens]:
     ]
 
 
-@pytest.mark.parametrize(("name", "attention"), [*((name, "eager") for name in [*SCALED, "mpt"]), ("llama", "sdpa")])
+@pytest.mark.parametrize(("name", "attention"), [*((name, "eager") for name in SCALED), ("llama", "sdpa")])
 def test_loss_equals_cross_entropy_of_the_llms_logits(
     name: str, attention: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,10 +60,10 @@ def test_loss_equals_cross_entropy_of_the_llms_logits(
     seed = new_seed()
     torch.manual_seed(seed)
     random.seed(seed)
-    llm = random_llm(mpt() if name == "mpt" else SCALED[name](), attention)
+    llm = random_llm(SCALED[name](), attention)
     prefix = torch.randn(2, QUERIES, HIDDEN)
     monkeypatch.setattr(lm, "query_output", lambda *given: prefix)
-    groups = [random_texts(1 if name == "mpt" else 1 + row) for row in range(2)]
+    groups = [random_texts(1 + row) for row in range(2)]
     model: Any = SimpleNamespace(llm=llm, prefix_embeds=lambda query_output: query_output)
     found = lm_loss(model, prefix, pack(groups, QUERIES, 1))["loss"]
 
@@ -87,34 +79,18 @@ def test_loss_equals_cross_entropy_of_the_llms_logits(
     torch.testing.assert_close(found, torch.cat(losses).mean(), atol=1e-5, rtol=1e-4)
 
 
-def stage2(llm: Path, asks: bool = False) -> tuple[Blip2Config, LanguageModelSource]:
-    qformer = QFormerConfig(hidden_size=32, layers=2, heads=4, intermediate_size=48, queries=QUERIES, vision_width=24)
-    llm_config = LlmConfig(source=str(llm))
-    config = Blip2Config(2, VisionConfig(), qformer, llm_config, question_input=asks)
-    return config, LanguageModelSource(llm_config)
-
-
-def single(config: Blip2Config, language: LanguageModelSource) -> bool:
-    return needs_single_texts(config, language.text_config)
-
-
-def test_unsupported_llm_is_rejected(tmp_path: Path) -> None:
-    SLOW_CONFIGS["bloom"]().save_pretrained(tmp_path)
-    with pytest.raises(OptionError, match=r"llm_source is '.*', whose attention has biases .*: give another"):
-        check_llm(*stage2(tmp_path), 1)
-
-
-def test_only_mpt_reads_one_text_per_image(tmp_path: Path) -> None:
-    for name, config in {"llama": CONFIGS["llama"], "falcon": SLOW_CONFIGS["falcon"]}.items():  # without ALiBi
-        config().save_pretrained(tmp_path / name)
-        check_llm(*stage2(tmp_path / name), 3)
-        assert not single(*stage2(tmp_path / name))
-    mpt().save_pretrained(tmp_path)
-    check_llm(*stage2(tmp_path), 1)
-    check_llm(*stage2(tmp_path, asks=True), 2)  # each text has a soft prompt of its own
-    assert single(*stage2(tmp_path)) and not single(*stage2(tmp_path, asks=True))
-    with pytest.raises(OptionError, match=r"texts_per_image is 2, but .*: give --texts-per-image 1"):
-        check_llm(*stage2(tmp_path), 2)
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (transformers.BloomConfig, "bypasses transformers' interface"),
+        (lambda: transformers.Gemma3TextConfig(use_bidirectional_attention=True), "see later ones"),
+        (lambda: transformers.LlamaConfig(is_causal=False), "see later ones"),
+    ],
+)
+def test_unsupported_llm_is_rejected(config: Any, why: str, tmp_path: Path) -> None:
+    config().save_pretrained(tmp_path)
+    with pytest.raises(OptionError, match=rf"llm_source is '.*', whose .*{why}: give another"):
+        check_llm(LanguageModelSource(LlmConfig(source=str(tmp_path))))
 
 
 def test_truncated_text_has_no_end_token(tmp_path: Path) -> None:
