@@ -14,21 +14,13 @@ from blip2rt.modeling.sources import fetch, is_local, locate
 from .triton import check_repository
 
 _FLOATS = ("fp32", "fp16")
-_WEIGHTS = ("int8", "int8-dynamic", "int8w", "int4")
-_STATIC = (*_FLOATS, "int8", "int8-static")
 
 Precisions = Mapping[str, tuple[str, ...]]  # group -> choices
 
-ORT_PRECISIONS: Precisions = {
-    **dict.fromkeys(("vision", "qformer", "llm"), (*_FLOATS, "int8-static", *_WEIGHTS)),
-    "retrieval": (*_FLOATS, *_WEIGHTS),
-}
-TRT_PRECISIONS: Precisions = {
-    "vision": _STATIC,
-    "qformer": _STATIC,
-    "llm": (*_STATIC, "int4"),
-    "retrieval": _FLOATS,
-}
+ORT_PRECISIONS: Precisions = dict.fromkeys(
+    ("vision", "qformer", "llm", "retrieval"), (*_FLOATS, "int8", "int8-dynamic", "int8w", "int4")
+)
+TRT_PRECISIONS: Precisions = {**dict.fromkeys(ORT_PRECISIONS, _FLOATS), "llm": (*_FLOATS, "int4")}
 PRECISIONS = {"ort": ORT_PRECISIONS, "trt": TRT_PRECISIONS, "trt-native": TRT_PRECISIONS}  # as --target has them
 
 
@@ -56,8 +48,6 @@ def check(args: argparse.Namespace) -> None:
                 find(source)
     if args.card is not None and not args.card.is_file():
         found.append(f"--card {args.card} is not a file: name one")
-    if args.calibration is not None and not args.calibration.is_dir():
-        found.append(f"--calibration {args.calibration} is not a folder: give one with a hundred or more photographs")
     if found:
         raise OptionError("; ".join(dict.fromkeys(found)))
 

@@ -8,9 +8,8 @@ are rounded in place to verify the graphs against them.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -24,16 +23,12 @@ from blip2rt.version import __version__
 
 from . import bundle_extras, describe, language, targets, unpack
 from .checks import verify
-from .checks.generation_config import generation_notes
 from .checks.verdict import verdict
 from .graph_exporter import BLOCK, GraphExporter
-from .graphs import qformer, trace, vision
+from .graphs import qformer, vision
 from .options import ExportOptions, ExportPlan, LlmOptions, resolve
-from .precision.activations import NO_RANGES
 from .precision.quantizer import BITS, EncodeMatrix, round_to_nearest
 from .progress import Progress
-
-CALIBRATION_IMAGES = 24  # for the ranges of graphs after the image encoder
 
 Arrays = dict[str, np.ndarray]
 
@@ -55,17 +50,11 @@ class Features:
 
     want: Arrays  # of the test images, by PyTorch; empty without verification
     got: Arrays  # the same, by the graph
-    calibration: list[np.ndarray]  # of other photographs, if a graph that reads features is int8-static
 
     @property
     def inputs(self) -> Arrays:
         """Inputs to verify graphs with."""
         return self.want or {"vision_features": np.zeros(0, np.float32)}
-
-    @property
-    def batches(self) -> Iterator[np.ndarray]:
-        """The full batches of the calibration."""
-        return (each for each in self.calibration if len(each) == 3)
 
 
 def export(
@@ -87,7 +76,7 @@ def export(
         features = _vision(exporter, models[0], image, plan)
         llm = question = retrieval = None
         if plan.stage1 is not None:
-            _group(exporter, "retrieval", plan.precision["retrieval"], models[-1], features, texts[-1].test)
+            _group(exporter, "retrieval", plan.precision["retrieval"], models[-1], features, texts[-1])
         if plan.stage2 is not None:
             llm = _generative(exporter, models[0], plan.stage2, features, texts[0], plan.precision, options.llm)
         for model in models:
@@ -127,7 +116,7 @@ def export(
         return Result(writer.finish(manifest), exporter.comparisons, exporter.sizes, notes, summary)
 
 
-def _load(plan: ExportPlan, progress: Progress) -> tuple[list[Any], list[describe.QformerTexts]]:
+def _load(plan: ExportPlan, progress: Progress) -> tuple[list[Any], list[Arrays]]:
     """Load the models of stage 2 and stage 1, if they are given, and texts for their Q-Formers. The first model has the
     image encoder."""
     models: list[Any] = []
@@ -137,34 +126,20 @@ def _load(plan: ExportPlan, progress: Progress) -> tuple[list[Any], list[describ
             progress.line(f"loading {checkpoint.source}")
             models.append(checkpoint.load(vision=not models, streamed=True))
             describe.require_tokenizers(checkpoint)  # before hours of work
-            texts.append(describe.qformer_texts(checkpoint, plan.calibrates_text))
+            texts.append(describe.qformer_texts(checkpoint))
     return models, texts
 
 
 def _vision(exporter: GraphExporter, model: Any, image: ImageSpec, plan: ExportPlan) -> Features:
     """Write `vision`: pixels (B,3,h,w) -> vision_features (B,N,C). The model loses its encoder."""
     encoder, model.vision = model.vision, None
-    part, precision = vision.vision_graph(encoder, image), plan.precision["vision"]
-    files, shown = vision.held_out(plan.photographs)
-    batches, some = (vision.pixel_batches(each, image) for each in (files, files[:CALIBRATION_IMAGES]))  # read lazily
+    part = vision.vision_graph(encoder, image)
     noise = np.random.default_rng().uniform(-1, 1, (3, 3, image.height, image.width)).astype(np.float32)
-    inputs = {"pixels": vision.pixels(shown, image) if shown else noise}
-    want = exporter.reference(part, inputs)
-    graph, seen = exporter.trace(part), NO_RANGES
-    signature = trace.signature(graph)
-    if precision == "int8-static":
-        exporter.progress.line(f"vision: calibrating int8 on {len(files)} images")
-        if exporter.target is targets.ORT and vision.is_convolutional(graph):
-            graph = vision.quantize_int8(graph, exporter.folder, files, image)
-        else:
-            seen = exporter.calibrate("vision", graph, batches)
-    with exporter.group("vision", precision) as group:
-        exporter.write("vision", graph, group, seen, signature)
-    got, calibration = exporter.compare("vision", inputs, want), list[np.ndarray]()
-    if plan.calibrates_text:
-        exporter.progress.line("vision: features of photographs for calibration")
-        calibration = [exporter.run("vision", each)["vision_features"] for each in some]
-    return Features(want, got, calibration)
+    inputs = {"pixels": noise}
+    want, graph = exporter.reference(part, inputs), exporter.trace(part)
+    with exporter.group("vision", plan.precision["vision"]) as group:
+        exporter.write("vision", graph, group)
+    return Features(want, exporter.compare("vision", inputs, want))
 
 
 def _generative(
@@ -172,7 +147,7 @@ def _generative(
     model: Any,
     checkpoint: Checkpoint,
     features: Features,
-    texts: describe.QformerTexts,
+    texts: Arrays,
     precision: dict[str, str],
     options: LlmOptions,
 ) -> LlmSpec:
@@ -180,20 +155,16 @@ def _generative(
     language.py. The model loses its language model."""
     assert checkpoint.language_model is not None
     llm, model.llm = model.llm, None
-    wants = _group(exporter, "qformer", precision["qformer"], model, features, texts.test, texts.calibration)
+    wants = _group(exporter, "qformer", precision["qformer"], model, features, texts)
 
     def prefixes(seen: np.ndarray, read: Arrays) -> np.ndarray:
         """vision_features (3,N,C), the question -> prefix_embeds (3,Q,D), by the graph."""
         return exporter.run("qformer", {"vision_features": seen, **read})["prefix_embeds"]
 
     known = language.read(checkpoint, llm, exporter.folder, options.max_positions)
-    exporter.notes += generation_notes(llm, checkpoint.language_model.path)
-    static = precision["llm"] == "int8-static"
-    batches = zip(features.batches, cycle(texts.calibration), strict=False) if static else ()
-    photographs = [prefixes(*each) for each in batches]
-    language.write(exporter, known, precision["llm"], options, np.concatenate(photographs) if static else None)
+    language.write(exporter, known, precision["llm"], options)
     if exporter.verified:
-        both = wants["qformer"]["prefix_embeds"], prefixes(features.got["vision_features"], texts.test)
+        both = wants["qformer"]["prefix_embeds"], prefixes(features.got["vision_features"], texts)
         language.verify_graphs(exporter, known, precision, both)
     return known.spec
 
@@ -208,7 +179,6 @@ def _group(
     model: Any,
     features: Features,
     text: Arrays,
-    others: Sequence[Arrays] = (),
 ) -> dict[str, Arrays]:
     """Write the graphs of a Q-Former, and verify them with `text`. Return PyTorch's outputs of each.
 
@@ -216,21 +186,13 @@ def _group(
     image_embed: vision_features (B,N,C) -> image_embeds (B,Q,E)
     text_embed:  token_ids (B,L), text_mask (B,L) -> text_embeds (B,E)
     itm:         vision_features (B,N,C), token_ids (B,L), text_mask (B,L) -> itm_logits (B,2)
-
-    others: texts for calibration.
     """
     inputs = {**features.inputs, **text}
     parts = [part for part in _PARTS[name](model) if part.name != ATTENTION or exporter.target is targets.ORT]
     wants = {part.name: exporter.reference(part, inputs) for part in parts}
     with exporter.group(name, precision) as group:
         for part in parts:
-            graph, seen = exporter.trace(part), NO_RANGES
-            if precision == "int8-static":
-                exporter.progress.line(f"{part.name}: calibrating int8")
-                pairs = zip(features.batches, cycle(others), strict=False)
-                batches = ({**each, "vision_features": seen_features} for seen_features, each in pairs)
-                seen = exporter.calibrate(part.name, graph, batches)
-            exporter.write(part.name, graph, group, seen)
+            exporter.write(part.name, exporter.trace(part), group)
     for part in parts:
         exporter.compare(part.name, inputs, wants[part.name])
     if precision in BITS and exporter.verified:

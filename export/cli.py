@@ -31,20 +31,18 @@ Blip2ForImageTextRetrieval, or a .pth file of LAVIS. One that generates gives th
 (caption, ask); one that matches, alone or as --retrieval-checkpoint, gives image_embed, text_embed, itm (match, embed).
 
 precisions: fp32; fp16 (stored so, computed in fp32); int8w (8-bit weights, computed in fp32); int4 (4-bit block-wise
-weights); int8-dynamic (8-bit weights and activations, the latter as they come); int8-static, not for retrieval (the
-same, calibrated with --calibration); int8 (static with --calibration, else dynamic). Every graph is compared with
+weights); int8 or int8-dynamic (8-bit weights and activations, the latter as they come). Every graph is compared with
 PyTorch, and all together; one that deviates too far fails the export.
 Default: vision=int8w,qformer=int4,llm=int4,retrieval=int4.
 
 --target trt makes the graphs for TensorRT, strongly typed, with a cache of fixed capacity. precisions there: fp32; fp16
-(computed so, with norms, softmax and sums in fp32); int8 (8-bit weights and activations, with --calibration, not for
-retrieval); int4, for llm (4-bit block-wise weights, computed in fp16).
+(computed so, with norms, softmax and sums in fp32); int4, for llm (4-bit block-wise weights, computed in fp16).
 Default: vision=fp16,qformer=fp32,llm=fp16,retrieval=fp32.
 
 examples:
   blip2rt-export --checkpoint Salesforce/blip2-opt-2.7b --out opt --precision vision=int8,qformer=int8,llm=int4
   blip2rt-export --checkpoint blip2_pretrained_opt2.7b.pth --vision eva_vit_g.pth --llm opt-2.7b/ --out opt
-  blip2rt-export --checkpoint runs/nano/stage2 --retrieval-checkpoint runs/nano/stage1 --out nano --calibration photos/
+  blip2rt-export --checkpoint runs/nano/stage2 --retrieval-checkpoint runs/nano/stage1 --out nano
 """
 
 
@@ -58,8 +56,11 @@ def _parser() -> Parser:
     parser = Parser(
         description="Checkpoint -> bundle of ONNX graphs, verified against PyTorch.",
         epilog=_EPILOG,
-        renamed={"--ckpt": "--checkpoint", "--retrieval-ckpt": "--retrieval-checkpoint", "--calib": "--calibration"},
-        explained={"--device": "exports run on the CPU; --target chooses what the bundle runs on"},
+        renamed={"--ckpt": "--checkpoint", "--retrieval-ckpt": "--retrieval-checkpoint"},
+        explained={
+            "--device": "exports run on the CPU; --target chooses what the bundle runs on",
+            **dict.fromkeys(("--calibration", "--calib"), "no precision is calibrated on photographs: leave it out"),
+        },
     )
     add = parser.add_argument
     add("--checkpoint", type=nonempty, required=True, metavar="CKPT", help="checkpoint: folder, .pth file or hub id")
@@ -85,8 +86,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "see below"
     )
     add("--precision", default="", metavar="GROUP=P,...", help=precision)
-    calibration = "photographs to calibrate int8 on, and to verify graphs with"
-    add("--calibration", type=path, metavar="FOLDER", help=calibration)
     size = "image size, to which position embeddings are interpolated (default: the checkpoint's)"
     add("--image-size", type=int, metavar="PIXELS", help=size)
     positions = "maximum of prefix, prompt and new tokens together"
@@ -121,7 +120,6 @@ def export(args: argparse.Namespace) -> None:
         out=args.out,
         target=target,
         precision=parse_precision(args.precision, target.precisions),
-        calib=args.calibration,
         llm=options.LlmOptions(args.max_positions, args.llm_activations),
         info=options.BundleInfo(args.name, args.card, args.length_penalty),
         overwrite=args.overwrite,

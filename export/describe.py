@@ -6,7 +6,6 @@ Does not know about graphs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +16,12 @@ from blip2rt.errors import Blip2rtError
 from blip2rt.language import open_llm_tokenizer
 from blip2rt.modeling.blip2 import Blip2Config
 from blip2rt.modeling.checkpoint import Checkpoint
-from blip2rt.modeling.llm import LanguageModelSource, sees_both_ways
+from blip2rt.modeling.llm import LanguageModelSource
 
 from .graphs import llm, t5
 
 TOKENIZER, QFORMER_TOKENIZER, QUESTION_TOKENIZER = "tokenizer.json", "qformer_tokenizer.json", "question_tokenizer.json"
-_TEXTS = ("a dog", "two people are walking on a beach at sunset", "red", "the man in a blue shirt rides a bike")
-_CALIBRATION_QUESTIONS = tuple(
-    (
-        "how many people are there? / what is on the table? / is it raining? / where was this taken? / what is the "
-        "man holding in his left hand? / which animal sits beside the window? / what does the sign say? / is the "
-        "woman in the red dress smiling? / what kind of food is on the plate? / are these cars parked or moving? / "
-        "what time of day could it be, and why do you think so? / who wears a hat? / can you see the sky? / what is "
-        "this made of? / how many wheels does the truck have? / what sport do they play? / is this indoors? / which "
-        "of the two bottles is full? / what brand is the laptop? / whose bag lies on the chair? / why are they "
-        "standing in line? / what number is on the front of the train? / is there a bridge behind the boat?"
-    ).split(" / ")
-)
-_TEST_QUESTIONS = tuple(
-    (
-        "what colour is the dog? / does anybody look at the camera? / what are the children doing near the water? / "
-        "how old is this building? / why is there so much snow on the road? / what hangs on the wall? / is the cat "
-        "asleep? / which fruit has been cut? / what is the person on the bike carrying on her back? / are the "
-        "lights on? / how far away are the mountains?"
-    ).split(" / ")
-)
+_TEXTS = ("a dog", "two people are walking on a beach at sunset", "red")  # to verify graphs with
 
 
 def image_spec(config: Any) -> ImageSpec:
@@ -83,20 +63,12 @@ def size_notes(image: ImageSpec, llm: LlmSpec | None, patch: int, size: int | No
     return notes
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """Token ids of prompts to test a language model with; each group includes a caption's, or an empty one.
-
-    Words that the tokenizer does not know, such as one of another language, are replaced by random known ones.
+def llm_spec(
+    checkpoint: Checkpoint, language: Any, folder: Path, max_positions: int
+) -> tuple[LlmSpec, list[list[int]]]:
+    """Return the llm section, and token ids of three prompts to test it with, one of them empty. Write the tokenizer
+    into `folder`. language: the loaded language model.
     """
-
-    plain: list[list[int]]  # three, and one of them empty
-    test: list[list[int]]  # realistic ones: a caption's and questions
-    calibration: list[list[int]]  # the same with other questions
-
-
-def llm_spec(checkpoint: Checkpoint, language: Any, folder: Path, max_positions: int) -> tuple[LlmSpec, Prompts]:
-    """Return the llm section, and prompts. Write the tokenizer into `folder`. language: the loaded language model."""
     source = checkpoint.language_model
     assert source is not None, "only stage 2 has a language model"
     config, tokenizer, ends = source.config, source.tokenizer, source.end_token_ids
@@ -123,7 +95,6 @@ def llm_spec(checkpoint: Checkpoint, language: Any, folder: Path, max_positions:
         decoder_start_token_id=t5.start_token(language) if encoder_decoder else None,
         image_token_id=_image_token(config.image_token_id, shape.vocab_size, encoder_decoder),
         clean_up_tokenization_spaces=_cleans_up(tokenizer),
-        bidirectional_prompt=sees_both_ways(language.config),
     )
     ours = open_llm_tokenizer(folder / TOKENIZER, spec)
     texts = ("", config.caption_prompt, config.ask_prompt.replace("{}", "what colour is the dog?"))
@@ -132,17 +103,7 @@ def llm_spec(checkpoint: Checkpoint, language: Any, folder: Path, max_positions:
             f"the tokenizer of {config.source} lays prompts out differently from its tokenizer.json; save it with "
             "transformers' fast tokenizer"
         )
-
-    others = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
-    rng = np.random.default_rng(0)
-
-    def filled(questions: Iterable[str]) -> list[list[int]]:
-        asked = [ours.encode(config.ask_prompt.replace("{}", question)) for question in questions]
-        for ids in asked:
-            ids[:] = [int(rng.choice(others)) if token == tokenizer.unk_token_id else token for token in ids]
-        return [ours.encode(config.caption_prompt), *asked]
-
-    return spec, Prompts([ours.encode(text) for text in texts], filled(_TEST_QUESTIONS), filled(_CALIBRATION_QUESTIONS))
+    return spec, [ours.encode(text) for text in texts]
 
 
 def _image_token(token: int | None, vocab_size: int, encoder_decoder: bool) -> int | None:
@@ -229,27 +190,10 @@ def question_spec(checkpoint: Checkpoint, folder: Path) -> QuestionSpec | None:
     )
 
 
-@dataclass(frozen=True)
-class QformerTexts:
-    """Texts that a Q-Former reads: token_ids and text_mask (3,L) of each batch; empty if it reads none."""
-
-    test: dict[str, np.ndarray]
-    calibration: list[dict[str, np.ndarray]]
-
-
-def qformer_texts(checkpoint: Checkpoint, calibrated: bool) -> QformerTexts:
-    """Captions of unequal length; questions for a stage 2 that is calibrated."""
+def qformer_texts(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    """token_ids and text_mask (3,L) of texts that a Q-Former reads, of unequal length; empty if it reads none."""
     config = checkpoint.config
-    if config.stage == 2 and not config.question_input:
-        return QformerTexts({}, [{}])
-    if config.stage == 1 or not calibrated:
-        return QformerTexts(_tokenize(checkpoint, _TEXTS[:3]), [{}])
-    test, texts = (
-        [config.question_prompt.replace("{}", question) for question in questions]
-        for questions in (_TEST_QUESTIONS[:3], _CALIBRATION_QUESTIONS)
-    )
-    batches = [texts[start : start + 3] for start in range(0, len(texts), 3)]
-    return QformerTexts(_tokenize(checkpoint, test), [_tokenize(checkpoint, batch) for batch in batches])
+    return {} if config.stage == 2 and not config.question_input else _tokenize(checkpoint, _TEXTS)
 
 
 def _tokenize(checkpoint: Checkpoint, texts: Sequence[str]) -> dict[str, np.ndarray]:

@@ -6,29 +6,26 @@ Keeps what the manifest and the report say about each graph.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from blip2rt.bundle import EMBED, ENCODER, LLM, Component, TensorInfo
+from blip2rt.bundle import EMBED, ENCODER, LLM, Component
 from blip2rt.errors import Blip2rtError
 from blip2rt.native import native
 
-from .checks import calibration, verify
+from .checks import verify
 from .graphs import trace
 from .graphs.trace import DataFile, GraphSpec
-from .precision.activations import NO_RANGES, Ranges
 from .precision.quantizer import BlockFormat, EncodeMatrix, Quantizer, round_to_nearest
 from .precision.storage import stored_precision
 from .progress import Progress
 from .targets import Target
 
 BLOCK = 64  # block size of the Q-Former's weights; the checkpoint has the language model's
-
-Signature = tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]  # inputs, outputs
 
 
 @dataclass(frozen=True)
@@ -77,24 +74,15 @@ class GraphExporter:
         self.progress.line(f"{spec.name}: tracing")
         return trace.trace(spec, self.target.opset)
 
-    def calibrate(self, name: str, model: ir.Model, batches: Iterable[verify.Arrays]) -> Ranges:
-        """Measure the ranges that int8 needs, by running the float32 graph on batches of its inputs."""
-        return calibration.batch_ranges(model, self.folder, name, batches, self.target.operands)
-
-    def write(
-        self, name: str, model: ir.Model, group: Group, seen: Ranges = NO_RANGES, signature: Signature | None = None
-    ) -> None:
-        """Bring a graph to the group's precision and write it.
-
-        seen: measured ranges of its activations. signature: its inputs and outputs, if the graph has lost their shapes.
-        """
+    def write(self, name: str, model: ir.Model, group: Group) -> None:
+        """Bring a graph to the group's precision and write it."""
         self.progress.line(f"{name}: writing in {group.precision}")
 
         def show(done: int, total: int) -> None:
             self.progress.bar(name, done, total)
 
-        self.target.apply(model, group.precision, Quantizer(group.blocks, group.data.store_large, show), seen)
-        inputs, outputs = signature or trace.signature(model)
+        self.target.apply(model, group.precision, Quantizer(group.blocks, group.data.store_large, show))
+        inputs, outputs = trace.signature(model)
         self.sizes[name] = trace.save(model, self.graph(name), group.data)
         precision = stored_precision(model, group.precision)
         if precision != group.precision:

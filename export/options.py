@@ -14,7 +14,7 @@ from blip2rt.modeling.blip2 import Blip2Config
 from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.sources import NO_PARTS, ExternalParts
 
-from .graphs import compatibility, vision
+from .graphs import compatibility
 from .targets import ORT, Target
 
 
@@ -53,7 +53,6 @@ class ExportOptions:
     out: Path
     target: Target = ORT
     precision: Mapping[str, str] = field(default_factory=dict)  # group -> precision; others have the target's default
-    calib: Path | None = None  # a folder of photographs
     llm: LlmOptions = LlmOptions()
     info: BundleInfo = BundleInfo()
     overwrite: bool = False
@@ -66,15 +65,9 @@ class ExportPlan:
 
     stage2: Checkpoint | None
     stage1: Checkpoint | None
-    precision: dict[str, str]  # group -> fp32, fp16, int8-static, int8-dynamic, int8w or int4
-    photographs: list[Path]
+    precision: dict[str, str]  # group -> fp32, fp16, int8-dynamic, int8w or int4
     name: str  # of the bundle
     notes: tuple[str, ...] = ()  # what the bundle will lack, and what was assumed
-
-    @property
-    def calibrates_text(self) -> bool:
-        """Whether the Q-Former or the language model is int8-static."""
-        return "int8-static" in (self.precision["qformer"], self.precision["llm"])
 
 
 def resolve(options: ExportOptions) -> ExportPlan:
@@ -82,11 +75,6 @@ def resolve(options: ExportOptions) -> ExportPlan:
     faults: list[str] = []
     stage2, stage1 = _open(options.source, faults)
     precision = {group: _precision(group, options) for group in options.target.defaults}
-    static = [group for group, chosen in precision.items() if chosen == "int8-static"]
-    if static and options.calib is None:
-        instead = "fp16" if options.target.name == "trt" else "int8-dynamic"
-        groups = ", ".join(f"{group}=int8-static" for group in static)
-        faults.append(f"{groups} needs photographs to calibrate on: give --calibration FOLDER, or {instead}")
     if options.llm.activations is not None and (precision["llm"] != "int4" or options.target is not ORT):
         faults.append(
             f"--llm-activations {options.llm.activations} applies to llm=int4 for the target ort, but llm is "
@@ -96,16 +84,13 @@ def resolve(options: ExportOptions) -> ExportPlan:
         faults.append(f"--card {options.info.card} is not a file: name one")
     if stage2 is not None and stage2.language_model is not None:
         with collected(faults):
-            target, config = options.target.name, stage2.language_model.text_config
-            fault = compatibility.unsupported_reason(config, target, options.verify, options.llm.max_positions)
+            config = stage2.language_model.text_config
+            fault = compatibility.unsupported_reason(config, options.verify, options.llm.max_positions)
             faults += [] if fault is None else [f"{stage2.source}: {fault}"]
-    photographs: list[Path] = []
-    with collected(faults):
-        photographs = [] if options.calib is None else vision.photographs(options.calib)
     if faults:
         raise Blip2rtError("; ".join(faults))
     name = options.info.name or options.out.resolve().name
-    return ExportPlan(stage2, stage1, precision, photographs, name, tuple(_notes(stage2, stage1)))
+    return ExportPlan(stage2, stage1, precision, name, tuple(_notes(stage2, stage1)))
 
 
 def _notes(stage2: Checkpoint | None, stage1: Checkpoint | None) -> Iterator[str]:
@@ -120,15 +105,9 @@ def _notes(stage2: Checkpoint | None, stage1: Checkpoint | None) -> Iterator[str
 
 
 def _precision(group: str, options: ExportOptions) -> str:
-    """The precision of a group. int8 is static with photographs to calibrate on, or if the target has nothing else, and
-    dynamic otherwise."""
-    target = options.target
-    chosen = options.precision.get(group, target.defaults[group])
-    if chosen != "int8":
-        return chosen
-    dynamic = "int8-dynamic" in target.precisions[group]
-    static = group in target.calibrated and (options.calib is not None or not dynamic)
-    return "int8-static" if static else "int8-dynamic"
+    """The precision of a group; int8 is int8-dynamic."""
+    chosen = options.precision.get(group, options.target.defaults[group])
+    return "int8-dynamic" if chosen == "int8" else chosen
 
 
 def _open(source: ModelSource, faults: list[str]) -> tuple[Checkpoint | None, Checkpoint | None]:

@@ -20,7 +20,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import Blip2Config, Blip2Processor, BlipImageProcessor, OPTConfig, PreTrainedTokenizerFast, T5Config
 
-from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import streaming
 from blip2rt.modeling.blip2 import Blip2
 from blip2rt.modeling.checkpoint import Checkpoint
@@ -194,18 +193,12 @@ def make(geometry: str, out: Path, precision: str, target: str) -> assemble.Resu
         options = ExportOptions(
             ModelSource(geometry), out, TARGETS[target], chosen, info=BundleInfo(geometry), overwrite=True, verify=False
         )
-        plan = ExportPlan(RandomCheckpoint(Path(name), geometry), None, chosen, [], geometry)
+        plan = ExportPlan(RandomCheckpoint(Path(name), geometry), None, chosen, geometry)
         encode = RandomBlocks(text.vocab_size if text.tie_word_embeddings else None)
         return assemble.export(options, Progress(), plan, encode)
 
 
 def _precision(given: str, target: str) -> dict[str, str]:
-    """Parse GROUP=P,... Raises Blip2rtError for int8-static: random weights cannot be calibrated."""
+    """Parse GROUP=P,..."""
     precision = parse_precision(given, {group: TARGETS[target].precisions[group] for group in PRECISION[target]})
-    instead = "int8-dynamic" if target == "ort" else "fp16"
-    static = {"int8-static"} if target == "ort" else {"int8-static", "int8"}
-    if static & set(precision.values()):
-        raise Blip2rtError(f"--precision: int8-static needs a real encoder to calibrate: give vision={instead}")
-    if precision.get("vision") == "int8":
-        precision["vision"] = "int8-dynamic"
-    return {**PRECISION[target], **precision}
+    return PRECISION[target] | {group: "int8-dynamic" if each == "int8" else each for group, each in precision.items()}

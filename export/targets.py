@@ -17,11 +17,8 @@ from blip2rt.bundle import EMBED, ENCODER, LLM
 
 from . import trt
 from .arguments import ORT_PRECISIONS, TRT_PRECISIONS
-from .checks.calibration import Operands
 from .checks.sessions import session, unfused_session
 from .graphs import llm, t5, trace
-from .precision import static
-from .precision.activations import Ranges
 from .precision.apply import apply
 from .precision.quantizer import Quantizer
 
@@ -36,10 +33,8 @@ class Target:
     opset: int
     precisions: Mapping[str, tuple[str, ...]]  # group -> choices
     defaults: Mapping[str, str]
-    calibrated: tuple[str, ...]  # groups that int8 calibrates on photographs
-    operands: Operands  # graph -> the values whose ranges calibration measures
     llm_graphs: Callable[[Any, int], NamedGraphs]  # (language model, max_positions)
-    apply: Callable[[ir.Model, str, Quantizer, Ranges], None]  # bring a graph to a precision, in place
+    apply: Callable[[ir.Model, str, Quantizer], None]  # bring a graph to a precision, in place
     open: Callable[[Path], Any]  # open a graph in ONNX Runtime to verify it
 
 
@@ -68,8 +63,6 @@ ORT = Target(
     opset=trace.OPSET,
     precisions=ORT_PRECISIONS,
     defaults={"vision": "int8w", "qformer": "int4", "llm": "int4", "retrieval": "int4"},
-    calibrated=("vision", "qformer", "llm"),
-    operands=static.operands,
     llm_graphs=_ort_graphs,
     apply=apply,
     open=session,
@@ -79,8 +72,6 @@ TRT = Target(
     opset=trt.llm.OPSET,
     precisions=TRT_PRECISIONS,
     defaults={"vision": "fp16", "qformer": "fp32", "llm": "fp16", "retrieval": "fp32"},
-    calibrated=("vision", "qformer", "llm"),
-    operands=trt.precision.operands,
     llm_graphs=_trt_graphs,
     apply=trt.precision.apply,
     open=unfused_session,

@@ -39,9 +39,7 @@ class CoreTokens:
 
         shape = (spec.layers, spec.kv_heads, spec.head_dim, spec.hidden_size, spec.vocab_size)
         encoder, start = opened(graphs.encoder), graphs.start or 0
-        self._generator = native.Generator(
-            opened(graphs.embed), opened(graphs.llm), *shape, encoder, start, spec.bidirectional_prompt
-        )
+        self._generator = native.Generator(opened(graphs.embed), opened(graphs.llm), *shape, encoder, start)
 
     def texts(self) -> np.ndarray:
         """tokens (B,STEPS) after each prompt"""

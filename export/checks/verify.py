@@ -7,7 +7,6 @@ graph computing in float32 must also agree with a model that holds the very weig
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ import torch
 
 from blip2rt.bundle import ITM, ITM_LOGITS, SEQLENS_K
 from blip2rt.modeling import streaming
-from blip2rt.modeling.llm import sees_both_ways
 
 from .sessions import session
 from .stepper import Stepper, TrtStepper
@@ -30,7 +28,6 @@ MAX_ERROR = 1e-3  # relative to the largest value, if graph and PyTorch have the
 MIN_COSINE = {  # with the model as trained, where no model has the same weights
     "fp16": 0.9999,
     "int8w": 0.99,
-    "int8-static": 0.95,
     "int8-dynamic": 0.95,
     "int4": 0.9,
 }
@@ -167,25 +164,10 @@ def llm_logits(language: Any, rows: Sequence[np.ndarray], tokens: np.ndarray, st
                 decoder_input_ids=torch.from_numpy(ids),
                 use_cache=False,
             ).logits.numpy()
-        if sees_both_ways(language.config):
-            return np.stack([_cached_logits(language, *each) for each in zip(rows, tokens, strict=True)])
         table = language.get_input_embeddings()(torch.from_numpy(tokens)).numpy()
         padded, _ = _pad([np.concatenate((row, table[b, :-1])) for b, row in enumerate(rows)])
         logits = language(inputs_embeds=torch.from_numpy(padded), use_cache=False).logits
     return np.stack([logits[b, len(row) - 1 :][:STEPS].numpy() for b, row in enumerate(rows)])
-
-
-def _cached_logits(language: Any, row: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """The same for one row (S,D) and its tokens (STEPS), as in generate: read it whole, then token by token."""
-    import transformers
-
-    cache = transformers.DynamicCache(config=language.config.get_text_config())
-    name = "cache" if "cache" in inspect.signature(language.forward).parameters else "past_key_values"
-    logits, embeds = [], torch.from_numpy(row)[None]
-    for token in tokens:
-        logits.append(language(inputs_embeds=embeds, use_cache=True, **{name: cache}).logits[0, -1].numpy())
-        embeds = language.get_input_embeddings()(torch.tensor([[int(token)]]))
-    return np.stack(logits)
 
 
 def _pad(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

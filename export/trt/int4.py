@@ -90,6 +90,5 @@ class Int4Products:
 
 def is_matrix(node: ir.Node) -> bool:
     """Whether the node multiplies by a constant matrix (K,N)."""
-    tensor = trace.constant(node.inputs[1])
-    assert tensor is not None
-    return node.op_type == "MatMul" and len(tensor.shape) == 2
+    tensor = trace.constant(node.inputs[1]) if node.op_type == "MatMul" else None
+    return tensor is not None and len(tensor.shape) == 2

@@ -51,8 +51,8 @@ def export_stages(folder: Path) -> Made:
     paths = [save(config, folder / f"stage{config.stage}") for config in (first, second)]
     made = Made(*paths, folder / "images", folder / "exact", folder / "small")
     assert main(made.arguments(made.exact, "--precision", FLOAT)) == 0
-    precision = "vision=int8,qformer=int8w"
-    assert main(made.arguments(made.small, "--precision", precision, "--calib", str(made.images))) == 0
+    precision = "vision=fp16,qformer=int8w"
+    assert main(made.arguments(made.small, "--precision", precision)) == 0
     return made
 
 

@@ -85,10 +85,10 @@ def test_quantized_bundle_runs_and_reports_its_precisions(made: Made) -> None:
     manifest = bundle.manifest
     precisions = {name: component.precision for name, component in manifest.components.items()}
     int4 = dict.fromkeys(("llm", "embed", "image_embed", "text_embed", "itm"), "int4")
-    assert precisions == {"vision": "int8-static", "qformer": "int8w", "attention": "int8w", **int4}
+    assert precisions == {"vision": "fp16", "qformer": "int8w", "attention": "int8w", **int4}
     checks = {check.component: check for check in manifest.verification}
     assert set(checks) == {*precisions, "all"}
-    assert checks["all"].precision == "int8-static/int8w/int4" and 0 <= checks["all"].agreement <= 1
+    assert checks["all"].precision == "fp16/int8w/int4" and 0 <= checks["all"].agreement <= 1
     assert -1 <= checks["all"].cosine < checks["llm"].cosine + 0.1, "three roundings are no better than one of them"
     assert [source.name for source in manifest.sources] == ["random numbers"]
     assert manifest.decoding["caption"].num_beams == 3
@@ -130,11 +130,11 @@ ERRORS = [
     (["--ckpt", "{stage1}", "--retrieval-ckpt", "{stage1}"], "stage 2"),
     (["--ckpt", "{stage2}", "--retrieval-ckpt", "{stage2}"], "give stage 1"),
     (["--precision", "vision=int4,head=fp16,llm"], "head=fp16"),
-    (["--precision", "vision=int8-static"], "--calib"),
-    (["--target", "trt", "--precision", "llm=int8"], "llm=int8-static needs photographs"),
-    (["--target", "trt", "--precision", "llm=int8w"], "llm may be fp32, fp16, int8, int8-static, int4"),
+    (["--precision", "vision=int8-static"], "vision may be fp32, fp16, int8, int8-dynamic, int8w, int4"),
+    (["--target", "trt", "--precision", "llm=int8"], "llm may be fp32, fp16, int4"),
     (["--llm-activations", "16", "--precision", "llm=fp16"], "--llm-activations 16 applies to llm=int4"),
     (["--image-size", "0"], "cannot read 0 x 0 pixels"),
+    (["--calib", "photos"], "no precision is calibrated on photographs: leave it out"),
     (["--out", "{exact}"], "exists already"),
     (["--out", "{images}", "--overwrite"], "not a bundle"),
 ]

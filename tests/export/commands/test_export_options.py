@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import transformers
 
 from blip2rt import bundle
 from blip2rt.bundle.atomic import AtomicFolder
 from blip2rt.errors import OptionError
 from blip2rt_export import cli, targets
-from blip2rt_export.checks.generation_config import generation_notes
 from blip2rt_export.convert import main as convert_main
 from tests.export.commands_in_process import FLOAT, export
 
@@ -29,8 +25,7 @@ def test_single_precision_applies_to_every_supporting_group() -> None:
     ort, trt = targets.ORT.precisions, targets.TRT.precisions
     for precision in ("fp32", "fp16", "int8", "int8w", "int4", "int8-dynamic"):
         assert cli.parse_precision(precision, ort) == dict.fromkeys(GROUPS, precision)
-    assert cli.parse_precision("int8-static", ort) == dict.fromkeys(GROUPS[:3], "int8-static")
-    assert cli.parse_precision("int8", trt) == dict.fromkeys(GROUPS[:3], "int8")
+    assert cli.parse_precision("fp16,llm=int4", trt) == {**dict.fromkeys(GROUPS, "fp16"), "llm": "int4"}
     for text in ("int8,llm=int4", "llm=int4,int8"):
         assert cli.parse_precision(text, ort) == {**dict.fromkeys(GROUPS, "int8"), "llm": "int4"}
     for wrong in ("int3", "llm", "llm=int3", "words=int8"):
@@ -75,22 +70,6 @@ def test_mistakes_of_an_export_are_listed_before_torch_is_imported(tmp_path: Pat
         command = [sys.executable, "-m", *f"blip2rt_export.{words}".split()]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 2 and all(fault in done.stderr for fault in faults), done.stderr
-
-
-def test_ignored_settings_are_reported(tmp_path: Path) -> None:
-    config = transformers.LlamaConfig(sequence_bias=[[[3, 4], -10.0]], guidance_scale=1.5)
-    file = {"num_beams": 5, "repetition_penalty": 1.2, "suppress_tokens": [7], "top_k": 50}
-    (tmp_path / "generation_config.json").write_text(json.dumps(file))
-    options, others = generation_notes(SimpleNamespace(config=config, generation_config=None), str(tmp_path))
-    assert all(text in options for text in ("num_beams 5", "repetition_penalty 1.2")) and "top_k" not in options
-    for text in ("sequence_bias [[[3, 4], -10.0]]", "guidance_scale 1.5", "suppress_tokens [7]"):
-        assert text in others
-
-
-def test_default_settings_are_not_reported(tmp_path: Path) -> None:
-    config = transformers.LlamaConfig()
-    default = SimpleNamespace(config=config, generation_config=transformers.GenerationConfig.from_model_config(config))
-    assert generation_notes(default, str(tmp_path)) == []
 
 
 @pytest.mark.parametrize("command", ["convert", "export"])

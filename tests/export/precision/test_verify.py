@@ -28,7 +28,7 @@ def test_itm_is_judged_by_its_logit_difference() -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "share"), [("fp16", 0.0141), ("int8w", 0.141), ("int8-static", 0.312), ("int4", 0.436)]
+    ("precision", "share"), [("fp16", 0.0141), ("int8w", 0.141), ("int8-dynamic", 0.312), ("int4", 0.436)]
 )
 def test_itm_error_limit_is_a_share_of_the_logit_difference(precision: str, share: float) -> None:
     rng = np.random.default_rng(new_seed())

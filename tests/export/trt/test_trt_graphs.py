@@ -1,4 +1,4 @@
-"""The language model's graphs of the target trt in ONNX Runtime, against the target ort: floats, int8, int4."""
+"""The language model's graphs of the target trt in ONNX Runtime, against the target ort: floats, int4."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ import torch
 from blip2rt.backends.trt import builder
 from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise
 from blip2rt_export import targets
-from blip2rt_export.checks.calibration import language_ranges
 from blip2rt_export.checks.sessions import session, unfused_session
 from blip2rt_export.checks.stepper import TrtStepper
 from blip2rt_export.checks.verify import LlmGraphs, llm_logits, mean_cosine
@@ -25,7 +24,6 @@ from blip2rt_export.graph_exporter import GraphExporter
 from blip2rt_export.graphs import trace
 from blip2rt_export.precision.quantizer import BlockFormat, Quantizer
 from blip2rt_export.progress import Progress
-from blip2rt_export.trt import precision as trt_precision
 from tests.seeds import seed_of
 from tests.tiny import language_models
 from tests.tiny.language_models import write
@@ -138,30 +136,6 @@ def test_fp16_graph_is_typed_and_close_to_float32(name: str, exact: Callable[[st
     ends = {value.name for value in (*proto.graph.input, *proto.graph.output)}
     cached = ("past_key", "past_value", "cross_", "new_")
     assert all((types[name] == half) == name.startswith(cached) for name in ends if types[name] in (half, full))
-
-
-@pytest.mark.parametrize("name", ["opt", *slow("llama", "t5")])
-def test_int8_graph_is_symmetric_and_close_to_float32(
-    name: str, exact: Callable[[str], LlmGraphs], tmp_path: Path
-) -> None:
-    """8-bit weights and activations; the limit of the cosine is for random models."""
-    rows = prompts(build(name))
-    tokens, want = exact(name).run(rows)
-    traced = dict(targets.TRT.llm_graphs(build(name), 64))
-    ranges = language_ranges(traced, tmp_path, rows, exact(name).start, trt_precision.operands)
-    assert not list(tmp_path.iterdir())
-    assert all(seen.low < seen.high for each in ranges.values() for seen in each.values())
-    own = write(traced.items(), tmp_path, targets.TRT, "int8-static", ranges)
-    _, got = own.run(rows, tokens)
-    assert mean_cosine(got, want) > 0.98
-    proto = onnx.load(own.llm)
-    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
-    ends = [node for node in proto.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
-    assert {node.op_type for node in ends} == {"QuantizeLinear", "DequantizeLinear"}
-    for node in ends:
-        assert (tensors[node.input[1]] > 0).all() and not tensors[node.input[2]].any()
-    channels = [node for node in ends if node.input[0] in tensors]
-    assert channels and all(tensors[node.input[1]].shape == (tensors[node.input[0]].shape[1],) for node in channels)
 
 
 @pytest.mark.parametrize("name", ["opt", *slow("llama", "t5")])
