@@ -404,11 +404,8 @@ class Tokenizer:
     def added_tokens(self) -> list[tuple[int, str, bool]]:
         """Added tokens by id: (id, text, whether it is special)."""
 
-def open_tokenizer(file: bytes, library: Callable[[bytes], object]) -> Tokenizer:
-    """Open the tokenizer.json at a path. Raises BundleError.
-
-    library: opens the bytes of one with a part that the core does not know, as an object with Tokenizer's functions.
-    """
+def open_tokenizer(file: bytes) -> Tokenizer:
+    """Open the tokenizer.json at a path. Raises BundleError."""
 
 class LlmTokenizer:
     """Prompts -> token ids of the language model, and back to text. Raises BundleError when its file fails."""
@@ -621,9 +618,6 @@ def kernel_levels() -> list[str]:
 
 def missing_instructions() -> str:
     """Return an instruction set that NumPy and ONNX Runtime need and the processor lacks; "" if it has all."""
-
-def announce_abort(descriptor: int, line: str) -> None:
-    """Write a line to a file descriptor if the process aborts from now on. A negative descriptor ends that."""
 
 class SearchBatch:
     """The searches of a batch of images, in one block of memory that a GPU can continue."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from . import backends
 from .backends import Backend, Generation, OnToken, Sequences
 from .bundle import Bundle, LlmSpec, QuestionSpec, RetrievalSpec
-from .errors import BundleError, OptionError, boundary, utf8_name
+from .errors import OptionError, utf8_name
 from .native import native
 from .options import TextOptions
 from .results import Scored, too_late
@@ -51,17 +51,10 @@ class Prompt(NamedTuple):
 def read_tokenizer(file: Path) -> Tokenizer:
     """An untrusted tokenizer.json without padding and truncation. Raises BundleError.
 
-    The library `tokenizers` applies one with a part that the core does not know. Files that could blow up a short text
-    are rejected: normalizers that replace a letter by a page, templates that repeat the text.
+    Files that could blow up a short text are rejected: normalizers that replace a letter by a page, templates that
+    repeat the text.
     """
-
-    def library(data: bytes) -> object:
-        from .untrusted.library_tokenizer import LibraryTokenizer  # an import that most bundles never need
-
-        return LibraryTokenizer(data, str(file))
-
-    with boundary(f"{file} is not a tokenizer", BundleError):
-        return native.open_tokenizer(os.fsencode(file), library)
+    return native.open_tokenizer(os.fsencode(file))
 
 
 def open_llm_tokenizer(file: Path, spec: LlmSpec, special_tokens: bool = True) -> LlmTokenizer:

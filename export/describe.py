@@ -17,6 +17,7 @@ from blip2rt.language import open_llm_tokenizer
 from blip2rt.modeling.blip2 import Blip2Config
 from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.llm import LanguageModelSource
+from blip2rt.native import native
 
 from .graphs import llm, t5
 
@@ -145,11 +146,13 @@ def _foreign(source: LanguageModelSource) -> str:
 
 
 def _fault(load: Callable[[], Any], flag: str) -> str:
-    """The fault of a tokenizer that cannot be loaded, and the flag to name another; else ""."""
+    """The fault of a tokenizer that cannot be loaded, here or in a bundle, and the flag to name another; else ""."""
     try:
-        load()
+        native.Tokenizer(load().backend_tokenizer.to_str().encode())
     except Blip2rtError as error:
         return f"{error}, or give {flag} FOLDER"
+    except RuntimeError as error:
+        return f"a bundle cannot have this tokenizer ({error}): give {flag} FOLDER"
     return ""
 
 

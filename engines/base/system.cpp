@@ -187,10 +187,6 @@ void sleep_until_exit() {
   for (;;) Sleep(INFINITE);
 }
 
-bool write_bytes(int descriptor, const char* bytes, size_t size) {
-  return _write(descriptor, bytes, static_cast<unsigned>(size)) >= 0;
-}
-
 #else
 
 PathString native_path(const std::string& path) { return path; }
@@ -232,8 +228,6 @@ int process_id() { return getpid(); }
 void sleep_until_exit() {
   for (;;) pause();
 }
-
-bool write_bytes(int descriptor, const char* bytes, size_t size) { return write(descriptor, bytes, size) >= 0; }
 
 #endif
 

@@ -94,7 +94,4 @@ int process_id();
 // Holds a thread until the process ends.
 [[noreturn]] void sleep_until_exit();
 
-// Writes to a file descriptor; safe in a signal handler.
-bool write_bytes(int descriptor, const char* bytes, size_t size);
-
 }  // namespace blip2rt

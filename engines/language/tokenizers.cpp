@@ -54,22 +54,20 @@ std::vector<std::string> split(std::string_view text, const std::vector<std::str
 
 }  // namespace
 
-std::unique_ptr<Tokenizer> open_tokenizer(const std::string& file, const OpenTokenizer& unknown) {
+std::unique_ptr<Tokenizer> open_tokenizer(const std::string& file) {
+  const auto error_of = [&](const char* fault, const std::exception& error) {
+    return Error(ErrorKind::kModel, file + fault + error.what());
+  };
   try {
-    const std::string json = read_regular(file, kMaxTokenizerBytes);
-    try {
-      auto tokenizer = std::make_unique<Tokenizer>(json);
-      tokenizer->decode(tokenizer->encode(TextPiece{kProbe}, true), false);
-      return tokenizer;
-    } catch (const TokenizerError& error) {
-      if (error.kind != TokenizerError::kUnknown || !unknown) throw;
-    }
-    return unknown(json);
+    auto tokenizer = std::make_unique<Tokenizer>(read_regular(file, kMaxTokenizerBytes));
+    tokenizer->decode(tokenizer->encode(TextPiece{kProbe}, true), false);
+    return tokenizer;
+  } catch (const TokenizerError& error) {
+    if (error.kind == TokenizerError::kUnknown) throw error_of(" needs what no supported tokenizer has: ", error);
+    throw error_of(error.kind == TokenizerError::kUnsafe ? " is not a safe tokenizer: " : " is not a tokenizer: ",
+                   error);
   } catch (const std::runtime_error& error) {
-    const auto* fault = dynamic_cast<const TokenizerError*>(&error);
-    const bool unsafe = fault != nullptr && fault->kind == TokenizerError::kUnsafe;
-    throw Error(ErrorKind::kModel,
-                file + (unsafe ? " is not a safe tokenizer: " : " is not a tokenizer: ") + error.what());
+    throw error_of(" is not a tokenizer: ", error);
   }
 }
 

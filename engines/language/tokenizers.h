@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -91,10 +90,8 @@ class QFormerTokenizer {
   bool special_tokens_;
 };
 
-// Opens a tokenizer.json. `unknown`: opens the bytes of one that has a part which is not known here; without it, none
-// is opened. Throws Error.
-using OpenTokenizer = std::function<std::unique_ptr<Tokenizer>(const std::string& json)>;
-std::unique_ptr<Tokenizer> open_tokenizer(const std::string& file, const OpenTokenizer& unknown = nullptr);
+// Opens a tokenizer.json. Throws Error.
+std::unique_ptr<Tokenizer> open_tokenizer(const std::string& file);
 
 // Throws Error unless a text is UTF-8.
 void check_text(const std::string& text);

@@ -1,15 +1,12 @@
-// The tokenizers of a bundle, over the core's reader or, for a part that it does not know, the library `tokenizers`.
+// The tokenizers of a bundle.
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
-#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
 #include <optional>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -30,49 +27,6 @@ Prompt read_prompt(nb::handle source) {
 }
 
 namespace {
-
-// blip2rt.untrusted.library_tokenizer, with the functions of the core's Tokenizer.
-class LibraryTokenizer : public Tokenizer {
- public:
-  explicit LibraryTokenizer(nb::object object) : object_(std::move(object)) {}
-
-  Ids encode(const std::vector<TextPiece>& pieces, bool layout, size_t max_tokens) const override {
-    const HeldGil held;
-    std::vector<std::pair<std::string, bool>> texts;
-    for (const TextPiece& piece : pieces) texts.emplace_back(piece.text, piece.plain);
-    const std::optional<size_t> most = max_tokens == SIZE_MAX ? std::nullopt : std::optional(max_tokens);
-    return nb::cast<Ids>(object_.attr("encode")(texts, layout, most));
-  }
-  std::string decode(const int64_t* ids, size_t count, bool skip_special) const override {
-    const HeldGil held;
-    return nb::cast<std::string>(object_.attr("decode")(Ids(ids, ids + count), skip_special));
-  }
-  std::vector<std::string> token_bytes(size_t size) const override {
-    const HeldGil held;
-    std::vector<std::string> texts;
-    for (const nb::handle text : object_.attr("token_bytes")(size)) {
-      const auto bytes = nb::cast<nb::bytes>(text);
-      texts.emplace_back(bytes.c_str(), bytes.size());
-    }
-    return texts;
-  }
-  std::vector<AddedToken> added_tokens() const override {
-    const HeldGil held;
-    std::vector<AddedToken> tokens;
-    for (const auto& [id, text, special] :
-         nb::cast<std::vector<std::tuple<int64_t, std::string, bool>>>(object_.attr("added_tokens"))) {
-      tokens.push_back({id, text, special, false, false, false, false});
-    }
-    return tokens;
-  }
-  size_t settled(const int64_t* ids, size_t count) const override {
-    const HeldGil held;
-    return nb::cast<size_t>(object_.attr("settled")(Ids(ids, ids + count)));
-  }
-
- private:
-  nb::object object_;
-};
 
 template <class T>
 void read_field(nb::handle spec, const char* name, T& into) {
@@ -190,15 +144,12 @@ void bind_llm_tokenizer(nb::module_& m) {
 void bind_tokenizers(nb::module_& m) {
   m.def(
       "open_tokenizer",
-      [](const nb::bytes& file, const nb::callable& library) {
+      [](const nb::bytes& file) {
         const std::string path(file.c_str(), file.size());
         const ReleasedGil released;
-        return open_tokenizer(path, [&library](const std::string& json) {
-          const HeldGil held;
-          return std::make_unique<LibraryTokenizer>(library(nb::bytes(json.data(), json.size())));
-        });
+        return open_tokenizer(path);
       },
-      "file"_a, "library"_a);
+      "file"_a);
   bind_llm_tokenizer(m);
   nb::class_<QFormerTokenizer>(m, "QFormerTokenizer")
       .def(

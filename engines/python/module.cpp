@@ -1,7 +1,6 @@
 // The module blip2rt._native: the core as Python sees it. Checks arguments, releases the GIL and handles Ctrl-C.
 #include <nanobind/nanobind.h>
 
-#include "base/abort_notice.h"
 #include "graphs/graph_file.h"
 #include "ort/active_call.h"
 #include "python/bind.h"
@@ -18,7 +17,6 @@ NB_MODULE(_native, m) {
   nb::register_exception_translator(&translate_error);
   nb::exception<GraphError>(m, "GraphError", nb::module_::import_("blip2rt.errors").attr("BundleError"));
   Py_AtExit(wait_for_calls);
-  m.def("announce_abort", &announce_abort, "descriptor"_a, "line"_a);
   bind_kernels(m);
   bind_graphs(m);
   bind_search(m);

@@ -82,7 +82,6 @@ Tokenizer::Tokenizer(std::string json) try : parts_(std::make_unique<const Parts
   throw TokenizerError(TokenizerError::kInvalid, error.what());
 }
 
-Tokenizer::Tokenizer() = default;
 Tokenizer::~Tokenizer() = default;
 
 Tokenizer::Ids Tokenizer::encode(TextPiece piece, bool layout, size_t max_tokens) const {

@@ -14,43 +14,39 @@
 
 namespace blip2rt {
 
-// Any thread may call its functions. Token ids are int64_t, as in the loop. Python overrides the virtual ones for files
-// that have a part which is not known here.
+// Any thread may call its functions. Token ids are int64_t, as in the loop.
 class Tokenizer {
  public:
   using Ids = std::vector<int64_t>;
 
   // Opens the bytes of a tokenizer.json. Its padding and truncation are ignored. Throws TokenizerError.
   explicit Tokenizer(std::string json);
-  virtual ~Tokenizer();
+  ~Tokenizer();
 
   // Encodes UTF-8 text. `layout`: add the post-processor's special tokens, such as [CLS] ... [SEP]. At most
   // `max_tokens` are returned, the layout's included; the text is cut on the right. Throws TokenizerError.
   Ids encode(TextPiece piece, bool layout, size_t max_tokens = SIZE_MAX) const;
 
   // Encodes consecutive pieces, each on its own, and lays out the whole.
-  virtual Ids encode(const std::vector<TextPiece>& pieces, bool layout, size_t max_tokens = SIZE_MAX) const;
+  Ids encode(const std::vector<TextPiece>& pieces, bool layout, size_t max_tokens = SIZE_MAX) const;
 
   // Decodes ids to UTF-8 text; unknown ids add nothing. Incomplete characters become U+FFFD.
-  virtual std::string decode(const int64_t* ids, size_t count, bool skip_special) const;
+  std::string decode(const int64_t* ids, size_t count, bool skip_special) const;
   std::string decode(const Ids& ids, bool skip_special) const { return decode(ids.data(), ids.size(), skip_special); }
 
   // The bytes that each of the tokens 0 to size - 1 adds to a text: a token may hold half a character. A special token
   // has the bytes of its name, an unknown id none.
-  virtual std::vector<std::string> token_bytes(size_t size) const;
+  std::vector<std::string> token_bytes(size_t size) const;
 
   // The number of tokens, added ones included.
   size_t size() const;
   std::optional<int64_t> id_of(std::string_view token) const;
   std::optional<std::string> token_of(int64_t id) const;
-  virtual std::vector<AddedToken> added_tokens() const;
+  std::vector<AddedToken> added_tokens() const;
 
   // The length of the longest prefix of `ids` whose text later tokens cannot change: a trailing run of byte tokens is
   // decoded as a whole.
-  virtual size_t settled(const int64_t* ids, size_t count) const;
-
- protected:
-  Tokenizer();  // of a class that overrides all virtual functions
+  size_t settled(const int64_t* ids, size_t count) const;
 
  private:
   struct Parts;

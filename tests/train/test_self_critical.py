@@ -110,10 +110,10 @@ def test_draws_follow_the_softmax(vocabulary: int) -> None:
     assert chi_square < freedom + 6 * (2 * freedom) ** 0.5 + 15  # about six standard deviations
 
 
-def checkpoint(folder: Path, qformer_bits: int | None = None, **tensors: torch.Tensor) -> str:
+def checkpoint(folder: Path, **tensors: torch.Tensor) -> str:
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(Blip2Config(qformer_bits=qformer_bits).to_json()))
+    (folder / "config.json").write_text(json.dumps(Blip2Config().to_json()))
     return str(folder)
 
 
@@ -136,15 +136,12 @@ def test_wrong_weights_are_one_line(tmp_path: Path, weights: list[str], error_of
 
 
 def test_checkpoints_that_do_not_fit_are_rejected(tmp_path: Path, error_of: Any) -> None:
-    """Rounded and exact weights part in a training against int4, and their mean is neither."""
     first, other = checkpoint(tmp_path / "a", w=torch.zeros(1)), checkpoint(tmp_path / "b", w=torch.zeros(2))
-    rounded = checkpoint(tmp_path / "r", qformer_bits=4, w=torch.zeros(1))
     damaged = checkpoint(tmp_path / "d", w=torch.zeros(1))
     Path(damaged, "config.json").write_text('{"stage": 2')
     for second, words in (
         (other, "different models (w)"),
         (tmp_path / "none", "none"),
-        (rounded, "qformer_bits is None in"),
         (damaged, f"{damaged}: its config.json is damaged"),
     ):
         assert words in error_of(average.main, [first, second, "--out", tmp_path / "c"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import transformers
+from tokenizers import normalizers
 
 from blip2rt import bundle
 from blip2rt_export import cli, convert
@@ -63,11 +64,17 @@ def test_retrieval_checkpoint_takes_a_named_tokenizer(tmp_path: Path, capsys: py
     assert bundle.read(out).file("qformer_tokenizer.json").stat().st_size > 100
 
 
-def test_tokenizer_larger_than_the_model_is_rejected(
+def test_tokenizer_that_does_not_fit_is_rejected(
     llama_checkpoint: Path, tmp_path: Path, export_error: Callable[..., str]
 ) -> None:
+    """It has more words than the model, or a part that the core does not know."""
     larger = tmp_path / "larger"
     words = {word: i for i, word in enumerate([*tiny_blip2.SPECIAL, *(f"w{i}" for i in range(500))])}
     backend = tiny_blip2.Tokenizer(tiny_blip2.models.WordLevel(words, unk_token="<unk>"))
     transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>").save_pretrained(larger)
     assert "has 504 words and the language model" in export_error(llama_checkpoint, "--tokenizer", str(larger))
+    backend.normalizer = normalizers.NFKC()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>").save_pretrained(larger)
+    assert "a bundle cannot have this tokenizer (the normalizer 'NFKC')" in export_error(
+        llama_checkpoint, "--tokenizer", str(larger)
+    )
