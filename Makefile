@@ -252,7 +252,7 @@ LOWEST := tests/runtime/test_pipeline.py tests/runtime/test_text.py tests/runtim
   tests/runtime/bundle/test_bundle.py tests/engines/test_untrusted_graphs.py
 test-lowest: build/locked/built  ## test the runtime on the oldest supported releases
 	$(PYTHON) -m venv --clear .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet -r requirements/lowest.txt pytest "onnx<1.18"
+	.venv-lowest/bin/python -m pip install --quiet -r requirements/lowest.txt pytest tokenizers==0.20.0 "onnx<1.18"
 	.venv-lowest/bin/python -m pip install --quiet --no-deps build/locked/*.whl
 	.venv-lowest/bin/python tests/importable.py
 	CI= .venv-lowest/bin/pytest -p no:cacheprovider $(LOWEST) \
@@ -261,7 +261,7 @@ test-lowest: build/locked/built  ## test the runtime on the oldest supported rel
 # No cache: the newest releases of everything.
 test-newest:  ## test the runtime on the newest releases of its dependencies
 	$(PYTHON) -m venv --clear .venv-newest
-	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager . ./packages/nano pytest onnx
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager . ./packages/nano pytest onnx tokenizers
 	.venv-newest/bin/python tests/importable.py
 	CI= .venv-newest/bin/pytest -p no:cacheprovider $(LOWEST)
 
