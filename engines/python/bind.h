@@ -3,7 +3,12 @@
 
 #include <nanobind/nanobind.h>
 
+#include "python/gil.h"
+
 namespace blip2rt {
+
+// Of a function that touches no object of Python: it runs without the GIL, between reading arguments and its result.
+using WithoutGil = nanobind::call_guard<ReleasedGil>;
 
 void bind_kernels(nanobind::module_& m);
 void bind_graphs(nanobind::module_& m);

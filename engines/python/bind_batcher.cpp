@@ -181,17 +181,10 @@ void bind_batcher(nb::module_& m) {
       .def("submit", &PythonBatcher::submit, "prefix_embeds"_a, "prompts"_a, "options"_a = nb::dict(),
            "images"_a = nb::list(), "each_token"_a = false, nb::keep_alive<0, 1>())
       .def(
-          "news",
-          [](PythonBatcher& self, double seconds) {
-            const ReleasedGil released;
-            return self.progress->wait(seconds);
-          },
+          "news", [](PythonBatcher& self, double seconds) { return self.progress->wait(seconds); }, WithoutGil(),
           "seconds"_a)
-      .def("close",
-           [](PythonBatcher& self) {
-             const ReleasedGil released;
-             self.batcher->close();
-           })
+      .def(
+          "close", [](PythonBatcher& self) { self.batcher->close(); }, WithoutGil())
       .def_prop_ro("counters", &PythonBatcher::counters);
 }
 

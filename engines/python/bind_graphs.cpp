@@ -167,10 +167,9 @@ void bind_graphs(nb::module_& m) {
   m.def(
       "check_graph",
       [](const std::string& graph_path, const AllowedFiles& files, bool trusted) {
-        const ReleasedGil released;
         read_graph(graph_path, files, trusted ? OperatorRules::kTrusted : OperatorRules::kEveryEngine);
       },
-      "graph_path"_a, "files"_a = nb::none(), "trusted"_a = false);
+      WithoutGil(), "graph_path"_a, "files"_a = nb::none(), "trusted"_a = false);
 
   nb::class_<Runtime>(m, "Runtime")
       .def(

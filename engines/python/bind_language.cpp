@@ -16,7 +16,6 @@
 #include "english/text_forms.h"
 #include "language/dialogue.h"
 #include "python/bind.h"
-#include "python/gil.h"
 #include "python/python_types.h"
 
 namespace nb = nanobind;
@@ -153,24 +152,16 @@ void bind_model(nb::module_& m) {
           },
           "file"_a, "tokenizer"_a, "manifest"_a, "special_tokens"_a = true, nb::keep_alive<1, 3>())
       .def_prop_ro("tokenizer", &Language::tokenizer)
-      .def(
-          "settings",
-          [](const Language& self, const std::string& task, const CallerOptions& options,
-             const std::vector<Prompt>& prompts, int64_t used) {
-            const ReleasedGil released;
-            return self.settings(task, options, prompts, used);
-          },
-          "task"_a, "options"_a, "prompts"_a, "used"_a = 0)
+      .def("settings", &Language::settings, WithoutGil(), "task"_a, "options"_a, "prompts"_a, "used"_a = 0)
       .def("forced_prefix", &Language::forced_prefix, "options"_a, "after_prompt"_a)
       .def(
           "text_of",
           [](const Language& self, const Ids& token_ids, double score, const GenerationOptions& options,
              bool single_line, bool timed_out) -> TextTuple {
-            const ReleasedGil released;
             Text text = self.text_of(token_ids, score, options, single_line, timed_out);
             return {std::move(text.text), text.score, std::move(text.tokens), text.truncated};
           },
-          "token_ids"_a, "score"_a, "options"_a, "single_line"_a = false, "timed_out"_a = false)
+          WithoutGil(), "token_ids"_a, "score"_a, "options"_a, "single_line"_a = false, "timed_out"_a = false)
       .def("need_guidable", &Language::need_guidable, "prompt"_a)
       .def("need_chat", &Language::need_chat);
   bind_prompts(bound);

@@ -250,12 +250,8 @@ struct PythonPool {
 void bind_pool(nb::module_& m) {
   nb::class_<PythonPool>(m, "CaptionPool")
       .def(
-          "__init__",
-          [](PythonPool* self, const std::string& path) {
-            const ReleasedGil released;
-            new (self) PythonPool{CaptionPool::open(path)};
-          },
-          "path"_a)
+          "__init__", [](PythonPool* self, const std::string& path) { new (self) PythonPool{CaptionPool::open(path)}; },
+          WithoutGil(), "path"_a)
       .def_static(
           "of_bytes",
           [](const nb::bytes& data) { return PythonPool{CaptionPool::of_bytes({data.c_str(), data.size()})}; },
@@ -294,21 +290,19 @@ void bind_pool(nb::module_& m) {
       .def(
           "guide",
           [](const PythonPool& self, const Floats& image_embeds, int64_t end) {
-            const ReleasedGil released;
             return PythonGuide{
                 self.shared->guide(image_embeds.data(), image_embeds.shape(0), image_embeds.shape(1), end)};
           },
-          "image_embeds"_a.noconvert(), "end"_a)
+          WithoutGil(), "image_embeds"_a.noconvert(), "end"_a)
       .def(
           "answer_guide",
           [](const PythonPool& self, const Floats& image_embeds, const std::string& question, const TokenText& asked,
              const PythonVocabulary* vocabulary) {
-            const ReleasedGil released;
             return PythonGuide{self.shared->answer_guide(image_embeds.data(), image_embeds.shape(0),
                                                          image_embeds.shape(1), question, asked,
                                                          vocabulary == nullptr ? nullptr : vocabulary->shared.get())};
           },
-          "image_embeds"_a.noconvert(), "question"_a, "asked"_a, "vocabulary"_a.none());
+          WithoutGil(), "image_embeds"_a.noconvert(), "question"_a, "asked"_a, "vocabulary"_a.none());
 }
 
 }  // namespace

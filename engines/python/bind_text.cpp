@@ -54,13 +54,8 @@ void bind_text(nb::module_& m) {
           },
           "json"_a)
       .def("encode", &encode, "pieces"_a, "layout"_a, "max_tokens"_a = nb::none())
-      .def(
-          "decode",
-          [](const Tokenizer& self, const Ids& ids, bool skip_special) {
-            const ReleasedGil released;
-            return self.decode(ids, skip_special);
-          },
-          "ids"_a, "skip_special"_a)
+      .def("decode", nb::overload_cast<const Ids&, bool>(&Tokenizer::decode, nb::const_), WithoutGil(), "ids"_a,
+           "skip_special"_a)
       .def("token_bytes", &token_bytes, "size"_a)
       .def(
           "settled", [](const Tokenizer& self, const Ids& ids) { return self.settled(ids.data(), ids.size()); },

@@ -107,20 +107,8 @@ void bind_llm_tokenizer(nb::module_& m) {
             new (self) LlmTokenizer(file, borrowed(tokenizer), llm_spec_of(spec), special_tokens);
           },
           "file"_a, "tokenizer"_a, "spec"_a, "special_tokens"_a = true, nb::keep_alive<1, 3>())
-      .def(
-          "encode",
-          [](const LlmTokenizer& self, const Prompt& prompt) {
-            const ReleasedGil released;
-            return self.encode(prompt);
-          },
-          "prompt"_a)
-      .def(
-          "encode_more",
-          [](const LlmTokenizer& self, const Prompt& prompt) {
-            const ReleasedGil released;
-            return self.encode_more(prompt);
-          },
-          "prompt"_a)
+      .def("encode", nb::overload_cast<const Prompt&>(&LlmTokenizer::encode, nb::const_), WithoutGil(), "prompt"_a)
+      .def("encode_more", &LlmTokenizer::encode_more, WithoutGil(), "prompt"_a)
       .def("decode", &LlmTokenizer::line, "ids"_a)
       .def("text", &LlmTokenizer::text, "ids"_a)
       .def(
