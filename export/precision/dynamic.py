@@ -19,7 +19,7 @@ def quantize_matmul(model: ir.Model, node: ir.Node, _: int, quantizer: Quantizer
     assert tensor is not None and weight is not None and weight.name is not None
     codes_name, scales_name = f"{weight.name}.codes", f"{weight.name}.scales"
     if codes_name not in model.graph.initializers:
-        codes, scales = channel_codes(np.asarray(tensor.numpy()), 1, np.dtype(np.float32))
+        codes, scales = channel_codes(np.asarray(tensor.numpy()), 1)
         quantizer.add(model, codes_name, np.ascontiguousarray(codes.T))
         quantizer.add(model, scales_name, scales)
     initializers = model.graph.initializers

@@ -74,13 +74,13 @@ class Quantizer:
         return (codes - _INT4_OFFSET).reshape(len(codes), -1).T, scales.T, offsets.T
 
 
-def channel_codes(weight: np.ndarray, axis: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+def channel_codes(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """weight -> int8 codes of the same shape, scales (size of `axis`); codes * scales approximate the weight"""
     others = tuple(i for i in range(weight.ndim) if i != axis)
     largest = np.abs(weight).max(others, keepdims=True)
-    scales = np.where(largest > 0, largest / INT8_MAX, 1).astype(dtype)
-    scales = np.maximum(scales, np.finfo(dtype).tiny)
-    codes = np.clip(np.rint(weight / scales.astype(np.float32)), -INT8_MAX, INT8_MAX).astype(np.int8)
+    scales = np.where(largest > 0, largest / INT8_MAX, 1).astype(np.float32)
+    scales = np.maximum(scales, np.finfo(np.float32).tiny)
+    codes = np.clip(np.rint(weight / scales), -INT8_MAX, INT8_MAX).astype(np.int8)
     return codes, scales.reshape(-1)
 
 

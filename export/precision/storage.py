@@ -35,7 +35,7 @@ def store_int8(model: ir.Model, quantizer: Quantizer) -> None:
     """
     first = next(iter(model.graph))
     for value, array in _weights(model, 4 * _MIN_INT8_SIZE):
-        integers, scales = channel_codes(array, 0, np.dtype(np.float32))
+        integers, scales = channel_codes(array, 0)
         codes = quantizer.add(model, f"{value.name}.codes", integers)
         scale = quantizer.add(model, f"{value.name}.scales", scales.reshape(-1, *[1] * (array.ndim - 1)))
         restore = ir.node("Mul", [cast(model, first, codes), scale], name=f"{value.name}.restore")

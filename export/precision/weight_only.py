@@ -20,14 +20,6 @@ from .quantizer import DOMAIN, Quantizer, cast, matrices, matrix, replace_node
 ACCURACY_INT8, ACCURACY_FP16 = 4, 2  # accuracy_level of MatMulNBits: what activations may be rounded to
 
 
-def quantize_tables(model: ir.Model, bits: int, quantizer: Quantizer) -> None:
-    """Quantize every constant table of Gather nodes in place."""
-    for node in matrices(model, "Gather"):
-        quantize_gather(model, node, bits, quantizer)
-    trace.drop_unused(model)
-    model.graph.opset_imports[DOMAIN] = 1
-
-
 def quantize_matmul(model: ir.Model, node: ir.Node, bits: int, quantizer: Quantizer) -> None:
     """MatMul with a constant (K,N) -> MatMulNBits"""
     activation, weight = node.inputs
