@@ -394,12 +394,6 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], skip_special: bool) -> str: ...
     def token_bytes(self, size: int) -> list[bytes]:
         """Return the bytes that tokens 0 to size - 1 add to a text; special tokens add their names."""
-    def settled(self, ids: Sequence[int]) -> int:
-        """Return how many of the first ids make a text that later ones do not change."""
-    def id_of(self, token: str) -> int | None: ...
-    def token_of(self, id: int) -> str | None: ...
-    def __len__(self) -> int:
-        """Return the number of tokens, added ones included."""
     @property
     def added_tokens(self) -> list[tuple[int, str, bool]]:
         """Added tokens by id: (id, text, whether it is special)."""

@@ -57,14 +57,6 @@ void bind_text(nb::module_& m) {
       .def("decode", nb::overload_cast<const Ids&, bool>(&Tokenizer::decode, nb::const_), WithoutGil(), "ids"_a,
            "skip_special"_a)
       .def("token_bytes", &token_bytes, "size"_a)
-      .def(
-          "settled", [](const Tokenizer& self, const Ids& ids) { return self.settled(ids.data(), ids.size()); },
-          "ids"_a)
-      .def(
-          "id_of", [](const Tokenizer& self, const std::string& token) { return self.id_of(token); }, "token"_a)
-      .def(
-          "token_of", [](const Tokenizer& self, int64_t id) { return self.token_of(id); }, "id"_a)
-      .def("__len__", &Tokenizer::size)
       .def_prop_ro("added_tokens", &added_tokens);
 }
 

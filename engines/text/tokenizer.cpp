@@ -1,6 +1,7 @@
 #include "text/tokenizer.h"
 
 #include <algorithm>
+#include <optional>
 #include <string>
 
 #include "base/json.h"
@@ -139,26 +140,6 @@ std::vector<std::string> Tokenizer::token_bytes(size_t size) const {
   all.reserve(size);
   for (size_t id = 0; id < size; ++id) all.push_back(bytes_of(static_cast<int64_t>(id)));
   return all;
-}
-
-size_t Tokenizer::size() const {
-  size_t count = parts_->model->vocabulary().size();
-  for (const AddedToken& token : parts_->added->all())
-    count += !parts_->model->vocabulary().has(static_cast<uint64_t>(token.id));
-  return count;
-}
-
-std::optional<int64_t> Tokenizer::id_of(std::string_view token) const {
-  for (const AddedToken& added : parts_->added->all()) {
-    if (added.content == token) return added.id;
-  }
-  const uint32_t id = parts_->model->vocabulary().id(token);
-  return id == ModelVocabulary::kNone ? std::nullopt : std::optional<int64_t>(id);
-}
-
-std::optional<std::string> Tokenizer::token_of(int64_t id) const {
-  const auto text = parts_->text_of(id);
-  return text ? std::optional<std::string>(*text) : std::nullopt;
 }
 
 std::vector<AddedToken> Tokenizer::added_tokens() const { return parts_->added->all(); }

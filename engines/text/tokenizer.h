@@ -5,9 +5,7 @@
 
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "text/tokenizer_types.h"
@@ -38,10 +36,6 @@ class Tokenizer {
   // has the bytes of its name, an unknown id none.
   std::vector<std::string> token_bytes(size_t size) const;
 
-  // The number of tokens, added ones included.
-  size_t size() const;
-  std::optional<int64_t> id_of(std::string_view token) const;
-  std::optional<std::string> token_of(int64_t id) const;
   std::vector<AddedToken> added_tokens() const;
 
   // The length of the longest prefix of `ids` whose text later tokens cannot change: a trailing run of byte tokens is
