@@ -53,7 +53,7 @@ test-compat: $(COMPAT)/blip2rt-installed  ## test the exporter with the oldest s
 	$(COMPAT)/bin/pytest $(EXPORTED)
 
 # The report in build/ names the cases that another release changes or breaks.
-PARITY_lowest := "transformers==4.57.*"
+PARITY_lowest := "transformers==5.0.*"
 PARITY_newest := --upgrade transformers tokenizers onnx onnxscript onnxruntime
 PARITY_next := --pre $(PARITY_newest)
 parity-lowest parity-newest parity-next: parity-%:  ## make parity with other releases of the compared packages
@@ -221,7 +221,7 @@ $(DEV)/nano-installed: $(DEV)/dependencies-installed $(NANO)
 
 $(COMPAT)/blip2rt-installed: pyproject.toml CMakeLists.txt $(CORE)
 	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
-	$(COMPAT)/bin/python -m pip install --quiet ".[export]" pytest "transformers==4.57.*"
+	$(COMPAT)/bin/python -m pip install --quiet ".[export]" pytest "transformers==5.0.*"
 	$(COMPAT)/bin/python tests/importable.py
 	touch $@
 

@@ -180,7 +180,7 @@ def hugging_face_config(checkpoint: Checkpoint, tokenizer: Any, dtype: str) -> A
         image_text_hidden_size=config.embed_dim,
         **more,
     )
-    setattr(theirs, "dtype" if hasattr(theirs, "dtype") else "torch_dtype", dtype)  # the name in older releases
+    theirs.dtype = dtype
     theirs.architectures = ["Blip2ForImageTextRetrieval" if language is None else "Blip2ForConditionalGeneration"]
     return theirs
 

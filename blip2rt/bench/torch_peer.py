@@ -34,9 +34,8 @@ def build(folder: str, dtype: torch.dtype) -> Any:
     """Build the whole model with its own or random weights."""
     stored = not Path(folder).is_dir() or any(Path(folder).glob("*.safetensors")) or any(Path(folder).glob("*.bin"))
     if stored:
-        kind: dict[str, Any] = {"dtype" if transformers.__version__ >= "5" else "torch_dtype": dtype}
         whole = transformers.Blip2ForConditionalGeneration
-        return whole.from_pretrained(folder, **kind, trust_remote_code=False).eval()
+        return whole.from_pretrained(folder, dtype=dtype, trust_remote_code=False).eval()
     config = transformers.Blip2Config.from_pretrained(folder, trust_remote_code=False)
     return random_weights(lambda: transformers.Blip2ForConditionalGeneration(config), dtype)
 

@@ -257,7 +257,7 @@ class LanguageModelSource:
     def _pretrained(self) -> nn.Module:
         location, options = pretrained_location(self.path)
         text = self.text_config
-        values = {**options, **self.config.overrides, _dtype_name(text): torch.float32}
+        values = {**options, **self.config.overrides, "dtype": torch.float32}
         with quick_gguf(self.path), _without_progress_bar():
             return _auto_class(text).from_pretrained(location, **values, trust_remote_code=False)
 
@@ -293,12 +293,8 @@ def _auto_class(config: Any) -> Any:
 
 
 def _in_float32(config: Any) -> Any:
-    setattr(config, _dtype_name(config), torch.float32)
+    config.dtype = torch.float32
     return config
-
-
-def _dtype_name(config: Any) -> str:
-    return "dtype" if hasattr(config, "dtype") else "torch_dtype"  # the name in older releases
 
 
 def attention_fault(config: Any) -> str | None:

@@ -162,8 +162,7 @@ class _Attention:
         """query (B,H,S,hd), key and value (B,Hkv,S,hd) -> (B,S,H,hd)"""
         layer, (batch, heads, length, width) = module.layer_idx, query.shape
         window, softcap = options.pop("sliding_window", None), options.pop("softcap", None)
-        masked = attention_mask is not None and not self.decoder.causal_masks
-        reject_unsupported(layer, options, masked, self.present, len(self.past))
+        reject_unsupported(layer, options, attention_mask is not None, self.present, len(self.past))
         scale = float(width**-0.5 if scaling is None else scaling)
         attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": key.shape[1], "scale": scale}
         if window is not None:
@@ -193,7 +192,7 @@ class _Decoder(nn.Module):
 
     def __init__(self, llm: Any, layers: int, rotary: Rotary) -> None:
         super().__init__()
-        self.llm, self.layers, self.rotary, self.causal_masks = llm, layers, rotary, builds_causal_masks(llm)
+        self.llm, self.layers, self.rotary = llm, layers, rotary
         for name, table in zip(("cos", "sin"), rotary.tables, strict=False):
             self.register_buffer(name, table)
 
@@ -217,30 +216,6 @@ def custom_attention(llm: Any) -> Iterator[None]:
     finally:
         config._attn_implementation = before
         ALL_ATTENTION_FUNCTIONS._global_mapping.pop(_NAME, None)
-
-
-@torch.no_grad()
-def builds_causal_masks(llm: Any) -> bool:
-    """Whether the model builds its own masks and they are plain causal ones, as GroupQueryAttention's.
-
-    Some models do so in older releases of transformers.
-    """
-    if not any(hasattr(module, "_update_causal_mask") for module in llm.modules()):
-        return False
-    masks: list[Tensor | None] = []
-
-    def record(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **_: Any
-    ) -> Any:
-        masks.append(attention_mask)
-        return query.transpose(1, 2), None
-
-    ALL_ATTENTION_FUNCTIONS.register(_NAME, record)
-    length = 4
-    llm(inputs_embeds=torch.zeros(1, length, llm.get_input_embeddings().weight.shape[1]), use_cache=False)
-    past = torch.ones(length, length, dtype=torch.bool).tril()
-    seen = [None if mask is None else (mask if mask.dtype == torch.bool else mask == 0)[0, 0] for mask in masks]
-    return all(mask is not None and torch.equal(mask[:, :length], past) for mask in seen)
 
 
 def trace_llm(llm: Any, max_positions: int = 1024) -> ir.Model:

@@ -17,7 +17,6 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-import transformers
 from torch import Tensor, nn
 
 from blip2rt.bundle import ENCODER, LLM
@@ -98,10 +97,7 @@ def trace_decoder(t5: Any) -> ir.Model:
 
 def head_scale(t5: Any) -> float:
     """Return the factor that scales hidden states before the output matrix."""
-    scaled = getattr(t5.config, "scale_decoder_outputs", None)
-    if scaled is None:  # transformers 4 scales if embeddings are tied; since 5, mT5 never does
-        scaled = t5.config.tie_word_embeddings and int(transformers.__version__.split(".")[0]) < 5
-    return float(t5.config.d_model) ** -0.5 if scaled else 1.0
+    return float(t5.config.d_model) ** -0.5 if getattr(t5.config, "scale_decoder_outputs", False) else 1.0
 
 
 class RelativeBias(nn.Module):

@@ -37,8 +37,8 @@ def add_top_k(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 class _Attention:
     """The attention function of one trace: hands each layer to the cache."""
 
-    def __init__(self, cache: ReadOnlyCache | InPlaceCache, positions: int, causal_masks: bool) -> None:
-        self.cache, self.positions, self.causal_masks, self.present = cache, positions, causal_masks, cache.present
+    def __init__(self, cache: ReadOnlyCache | InPlaceCache, positions: int) -> None:
+        self.cache, self.positions, self.present = cache, positions, cache.present
 
     def __call__(
         self,
@@ -53,8 +53,7 @@ class _Attention:
         """query (B,H,S,hd), key and value (B,Hkv,S,hd) -> (B,S,H,hd)"""
         layer, width = module.layer_idx, query.shape[-1]
         window, softcap = options.pop("sliding_window", None), options.pop("softcap", None)
-        masked = attention_mask is not None and not self.causal_masks
-        ort_llm.reject_unsupported(layer, options, masked, self.present, len(self.cache.past))
+        ort_llm.reject_unsupported(layer, options, attention_mask is not None, self.present, len(self.cache.past))
         if window is not None and window < self.positions:
             raise Blip2rtError(
                 f"this language model has a sliding window of {window} positions, which the llm graph of the target "
@@ -73,13 +72,12 @@ class _Decoder(nn.Module):
     def __init__(self, llm: Any, layers: int, positions: int, kind: CacheKind) -> None:
         super().__init__()
         self.llm, self.layers, self.positions, self.kind = llm, layers, positions, kind
-        self.causal_masks = ort_llm.builds_causal_masks(llm)
 
     def forward(
         self, inputs_embeds: Tensor, position_ids: Tensor, last_index: Tensor, *inputs: Tensor
     ) -> tuple[Tensor, ...]:
         cache = self.kind(position_ids, last_index, inputs)
-        attention = _Attention(cache, self.positions, self.causal_masks)
+        attention = _Attention(cache, self.positions)
         logits = ort_llm.last_logits(self.llm, attention, self.layers, inputs_embeds, position_ids, last_index)
         return *add_top_k(logits), *cache.outputs()
 
