@@ -56,6 +56,6 @@ def _config(source: str, folder: Path) -> str:
         return known_config(source, folder)
     from huggingface_hub import snapshot_download
 
-    with boundary(f"the config of {source!r} cannot be downloaded: give a folder with it"):
+    with boundary(f"{source!r} is no folder with a config, and none can be downloaded"):
         found: str = snapshot_download(source, allow_patterns="config.json")
     return found
