@@ -120,7 +120,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int | None]]:
     return seen
 
 
-@pytest.mark.parametrize("output", [["--out", "o.jsonl"], ["--out", "o.csv"], ["--write", "txt"], []])
+@pytest.mark.parametrize("output", [["--out", "o.csv"], ["--write", "txt"], []])
 def test_outputs_do_not_depend_on_the_number_of_workers(tmp_path, run, used, monkeypatch, output):
     """Including failures, skipped pictures and sampled texts."""
     seed, results = new_seed(), {}
