@@ -123,24 +123,6 @@ def planned(monkeypatch):
     return plans
 
 
-def remove(monkeypatch, *absent):
-    """Hide installed modules, and pretend to have all others."""
-    find = collect.importlib.util.find_spec
-    monkeypatch.setattr(
-        collect.importlib.util, "find_spec", lambda name: None if name in absent else find(name) or object()
-    )
-
-
-def test_missing_peers_are_reported_first(capsys, monkeypatch, planned):
-    remove(monkeypatch, "transformers")
-    given = [f"--peer={name}" for name in ("hf-bf16", "hf-fp32", "hf-bf16")]
-    code, _, err = run(capsys, *given, "--checkpoint", "Salesforce/blip2-opt-2.7b")
-    assert (code, err) == (0, "no peer is measured: transformers is not installed: pip install transformers\n")
-    [plan] = planned
-    assert plan.peers == ("hf-bf16", "hf-fp32"), "the table lists both"
-    assert plan.config == "Salesforce/blip2-opt-2.7b", "a hub id"
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_unwritable_output_is_one_line(capsys, planned):
     want = "blip2rt-bench: error: --json /dev/full: No space left on device\n"

@@ -20,8 +20,6 @@ from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.native import native
 from blip2rt_train import stage1
 from blip2rt_train.evaluation import retrieval
-from blip2rt_train.evaluation.annotations import read_captions
-from blip2rt_train.evaluation.predictions import Predictions
 from blip2rt_train.evaluation.predictors import open_predictor
 from blip2rt_train.evaluation.retrieval import Candidates
 from blip2rt_train.extras import calibrate, probabilities
@@ -162,23 +160,6 @@ def test_bundle_gets_both_weights(
     log_odds = np.log(plain.probability / (1 - plain.probability))
     want = plain.cosine / temperature + new.retrieval.itm_weight * log_odds
     assert match.score == pytest.approx(want + new.retrieval.likelihood_weight * match.likelihood, abs=1e-3)
-
-
-def test_evaluation_ranks_by_the_bundles_weights(tiny: Tiny, pictures: list[str], tmp_path: Path) -> None:
-    items = read_captions(tmp_path / "table.tsv", tmp_path)[:20]
-    found = {}
-    for weight in (0.0, 30.0):
-        folder = tmp_path / str(weight)
-        with_likelihood_weight(tiny, folder, weight)
-        kept = Predictions(None, {})
-        found[weight] = retrieval.evaluate_retrieval(open_predictor(str(folder)), items, 20, kept).columns["all"]
-        assert ("likelihood" in kept.found["t2i 3"]) == (weight > 0)
-    model, texts = blip2rt.load(folder, threads=1), [item.references[0] for item in items]
-    scores = np.array([[match.score for match in model.match([item.path for item in items], text)] for text in texts])
-    own = scores.diagonal()
-    assert found[30.0]["match_t2i_r@1"] == pytest.approx(100 * (scores.max(1) <= own).mean(), abs=0.01)
-    assert found[30.0]["match_i2t_r@1"] == pytest.approx(100 * (scores.max(0) <= own).mean(), abs=0.01)
-    assert found[0.0]["itc_t2i_r@1"] == found[30.0]["itc_t2i_r@1"]
 
 
 def test_unlikely_texts_do_not_lower_the_likelihood_weight() -> None:
