@@ -153,6 +153,14 @@ size_t shared_start(const std::string& predicate, const std::string& other) {
   return named && article != std::string::npos ? article + 1 : 0;
 }
 
+// What captions name where something is "indoors": that word they seldom say.
+std::string as_named(const std::string& place) {
+  static const std::map<std::string, std::string> names = {
+      {"indoors", "a room"}, {"inside", "a room"}, {"outdoors", "a landscape"}, {"outside", "a landscape"}};
+  const auto name = names.find(place);
+  return name == names.end() ? place : name->second;
+}
+
 bool is_colour(const std::string& word) {
   return std::find(colours().begin(), colours().end(), word) != colours().end();
 }
@@ -214,8 +222,9 @@ std::optional<ShortQuestion> choice_question(const std::string& text) {
   for (const std::string& option : offered) {
     if (option.empty() || words_of(option).size() > kMaxOption || tokens_of(option)[0] == "does") return std::nullopt;
     found.choices.push_back(without_article(option));
-    if (clause) found.statements.push_back(clause->stating(shared + option));
-    if (!clause && !wh_question) found.statements.push_back({ShortQuestion::Kind::kPresence, option});
+    const std::string stated = clause && !clause->subject.empty() ? shared + option : as_named(shared + option);
+    if (clause) found.statements.push_back(clause->stating(stated));
+    if (!clause && !wh_question) found.statements.push_back({ShortQuestion::Kind::kPresence, stated});
   }
   if (found.choices.size() < 2) return std::nullopt;
   if (std::all_of(offered.begin(), offered.end(), is_colour)) {

@@ -365,6 +365,8 @@ def test_absent_things_are_not_counted_and_answers_do_not_contradict(nano: blip2
     assert nano.ask(image, "how many elephants are there?") == "none"
     assert nano.ask(image, "Is there no cat?") == "no" and nano.ask(image, "isn't there a cat?") == "yes"
     assert nano.ask(image, "is it a dog or a cat?") == "cat" == nano.ask(image, "### Human: dog or cat")
+    place = "is it indoors or outdoors?"
+    assert (nano.ask("docs/photo.jpg", place), nano.ask("docs/nano/camera.jpg", place)) == ("indoors", "outdoors")
     assert nano.ask(image, "is the cat flying?") == "no" and nano.ask(image, "is the cat not flying?") == "yes"
 
 
