@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -100,6 +103,22 @@ def test_resume_continues_bit_for_bit(parts: tuple[Path, list[str]], stage1_run:
     assert_equal(weights(out), weights(whole))
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines() if '"lr"' in line]
     assert steps == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_sigkill_at_any_time_loses_nothing(parts: tuple[Path, list[str]], stage1_run: Path) -> None:
+    folder, settings = parts
+    out = folder / "killed"
+    command = [sys.executable, "-m", "blip2rt_train.stage1", *settings, "--out", str(out), "--save-every", "1"]
+    command += ["--keep", "9"]
+    for saved in range(1, 4):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        while len(list_checkpoints(out)) < saved and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    assert subprocess.run(command, check=False).returncode == 0
+    assert_equal(weights(out), weights(stage1_run))
 
 
 def test_learning_rate_warms_up_and_follows_a_cosine() -> None:
