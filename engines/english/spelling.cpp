@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "english/labels.h"
-#include "english/questions.h"
 #include "english/statements.h"
 #include "english/text_forms.h"
 
@@ -19,17 +18,17 @@ constexpr size_t kMinLetters = 4;
 
 const Words kAsked = {"there",  "picture", "image", "photo", "photograph", "many",   "people",
                       "person", "what",    "which", "color", "colour",     "anyone", "someone"};
-const Words kSaid = {"this",    "that",     "does",    "with",     "near",    "behind",   "inside",  "outside",
-                     "indoors", "outdoors", "wearing", "riding",   "sitting", "standing", "walking", "running",
-                     "playing", "holding",  "eating",  "swimming", "jumping", "sleeping", "smiling", "looking",
-                     "flying",  "surfing",  "skiing",  "through",  "across",  "carrying", "here",    "three",
-                     "able",    "lost",     "sing",    "cast",     "host",    "arts",     "acts",    "tries"};
+const Words kSaid = {
+    "this",    "that",     "does",    "with",     "near",    "behind",  "inside",  "outside", "indoors", "outdoors",
+    "wearing", "riding",   "sitting", "standing", "walking", "running", "playing", "holding", "eating",  "swimming",
+    "jumping", "sleeping", "smiling", "looking",  "flying",  "surfing", "skiing",  "through", "across",  "carrying",
+    "here",    "three",    "able",    "lost",     "sing",    "cast",    "host",    "arts",    "acts",    "tries",
+    "yellow",  "green",    "blue",    "purple",   "pink",    "brown",   "black",   "white",   "gray"};
 
 const Words& known_words() {
   static const Words words = [] {
     Words all(kSaid);
     all.insert(kAsked.begin(), kAsked.end());
-    all.insert(colours().begin(), colours().end());
     for (const Label& label : Labels::everyday()->all()) {
       std::vector<std::string> names = label.synonyms;
       names.push_back(label.name);
