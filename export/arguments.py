@@ -20,7 +20,11 @@ Precisions = Mapping[str, tuple[str, ...]]  # group -> choices
 ORT_PRECISIONS: Precisions = dict.fromkeys(
     ("vision", "qformer", "llm", "retrieval"), (*_FLOATS, "int8", "int8-dynamic", "int8w", "int4")
 )
-TRT_PRECISIONS: Precisions = {**dict.fromkeys(ORT_PRECISIONS, _FLOATS), "llm": (*_FLOATS, "int4")}
+TRT_PRECISIONS: Precisions = {
+    **dict.fromkeys(("vision", "qformer"), (*_FLOATS, "int8")),
+    "llm": (*_FLOATS, "int8", "int4"),
+    "retrieval": _FLOATS,
+}
 PRECISIONS = {"ort": ORT_PRECISIONS, "trt": TRT_PRECISIONS, "trt-native": TRT_PRECISIONS}  # as --target has them
 
 

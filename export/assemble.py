@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -17,18 +18,22 @@ import numpy as np
 from blip2rt.bundle import ATTENTION, Bundle, ImageSpec, LlmSpec, Manifest, Verification
 from blip2rt.bundle.writer import BundleWriter
 from blip2rt.errors import Blip2rtError
+from blip2rt.image import to_pixels
 from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.quantize import round_weights
 from blip2rt.version import __version__
 
 from . import bundle_extras, describe, language, targets, unpack
-from .checks import verify
+from .checks import calibration, verify
 from .checks.verdict import verdict
 from .graph_exporter import BLOCK, GraphExporter
 from .graphs import qformer, vision
 from .options import ExportOptions, ExportPlan, LlmOptions, resolve
+from .precision.activations import NO_RANGES
 from .precision.quantizer import BITS, EncodeMatrix, round_to_nearest
 from .progress import Progress
+
+CALIBRATION_IMAGES = 24  # for the ranges of graphs after the image encoder
 
 Arrays = dict[str, np.ndarray]
 
@@ -50,6 +55,7 @@ class Features:
 
     want: Arrays  # of the test images, by PyTorch; empty without verification
     got: Arrays  # the same, by the graph
+    calibration: list[np.ndarray]  # of photographs, by the graph, if a graph that reads features is int8-static
 
     @property
     def inputs(self) -> Arrays:
@@ -133,13 +139,22 @@ def _load(plan: ExportPlan, progress: Progress) -> tuple[list[Any], list[Arrays]
 def _vision(exporter: GraphExporter, model: Any, image: ImageSpec, plan: ExportPlan) -> Features:
     """Write `vision`: pixels (B,3,h,w) -> vision_features (B,N,C). The model loses its encoder."""
     encoder, model.vision = model.vision, None
-    part = vision.vision_graph(encoder, image)
+    part, precision = vision.vision_graph(encoder, image), plan.precision["vision"]
+    files, shown = plan.photographs[:-3], plan.photographs[-3:]
     noise = np.random.default_rng().uniform(-1, 1, (3, 3, image.height, image.width)).astype(np.float32)
-    inputs = {"pixels": noise}
-    want, graph = exporter.reference(part, inputs), exporter.trace(part)
-    with exporter.group("vision", plan.precision["vision"]) as group:
-        exporter.write("vision", graph, group)
-    return Features(want, exporter.compare("vision", inputs, want))
+    inputs = {"pixels": to_pixels(list(shown), image) if shown else noise}
+    want, graph, seen = exporter.reference(part, inputs), exporter.trace(part), NO_RANGES
+    if precision == "int8-static":
+        exporter.progress.line(f"vision: calibrating int8 on {len(files)} photographs")
+        seen = calibration.batch_ranges(graph, exporter.folder, "vision", vision.pixel_batches(files, image))
+    with exporter.group("vision", precision) as group:
+        exporter.write("vision", graph, group, seen)
+    got, features = exporter.compare("vision", inputs, want), list[np.ndarray]()
+    if plan.calibrates_text:
+        exporter.progress.line("vision: features of photographs for calibration")
+        some = vision.pixel_batches(files[:CALIBRATION_IMAGES], image)
+        features = [exporter.run("vision", each)["vision_features"] for each in some]
+    return Features(want, got, features)
 
 
 def _generative(
@@ -155,14 +170,16 @@ def _generative(
     language.py. The model loses its language model."""
     assert checkpoint.language_model is not None
     llm, model.llm = model.llm, None
-    wants = _group(exporter, "qformer", precision["qformer"], model, features, texts)
+    questions = describe.calibration_texts(checkpoint)
+    wants = _group(exporter, "qformer", precision["qformer"], model, features, texts, questions)
 
     def prefixes(seen: np.ndarray, read: Arrays) -> np.ndarray:
         """vision_features (3,N,C), the question -> prefix_embeds (3,Q,D), by the graph."""
         return exporter.run("qformer", {"vision_features": seen, **read})["prefix_embeds"]
 
     known = language.read(checkpoint, llm, exporter.folder, options.max_positions)
-    language.write(exporter, known, precision["llm"], options)
+    calibrated = zip(features.calibration, cycle(questions), strict=False) if precision["llm"] == "int8-static" else ()
+    language.write(exporter, known, precision["llm"], options, [prefixes(*each) for each in calibrated])
     if exporter.verified:
         both = wants["qformer"]["prefix_embeds"], prefixes(features.got["vision_features"], texts)
         language.verify_graphs(exporter, known, precision, both)
@@ -179,8 +196,9 @@ def _group(
     model: Any,
     features: Features,
     text: Arrays,
+    others: Sequence[Arrays] = (),
 ) -> dict[str, Arrays]:
-    """Write the graphs of a Q-Former, and verify them with `text`. Return PyTorch's outputs of each.
+    """Write the graphs of a Q-Former, calibrated with `others` and verified with `text`. Return PyTorch's outputs.
 
     Those of retrieval are
     image_embed: vision_features (B,N,C) -> image_embeds (B,Q,E)
@@ -192,7 +210,13 @@ def _group(
     wants = {part.name: exporter.reference(part, inputs) for part in parts}
     with exporter.group(name, precision) as group:
         for part in parts:
-            exporter.write(part.name, exporter.trace(part), group)
+            graph, seen = exporter.trace(part), NO_RANGES
+            if precision == "int8-static":
+                exporter.progress.line(f"{part.name}: calibrating int8")
+                pairs = zip(features.calibration, cycle(others), strict=False)
+                batches = ({**read, "vision_features": each} for each, read in pairs)
+                seen = calibration.batch_ranges(graph, exporter.folder, part.name, batches)
+            exporter.write(part.name, graph, group, seen)
     for part in parts:
         exporter.compare(part.name, inputs, wants[part.name])
     if precision in BITS and exporter.verified:

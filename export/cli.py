@@ -36,7 +36,8 @@ PyTorch, and all together; one that deviates too far fails the export.
 Default: vision=int8w,qformer=int4,llm=int4,retrieval=int4.
 
 --target trt makes the graphs for TensorRT, strongly typed, with a cache of fixed capacity. precisions there: fp32; fp16
-(computed so, with norms, softmax and sums in fp32); int4, for llm (4-bit block-wise weights, computed in fp16).
+(computed so, with norms, softmax and sums in fp32); int8 (8-bit weights and activations, with --calibration, not for
+retrieval); int4, for llm (4-bit block-wise weights, computed in fp16).
 Default: vision=fp16,qformer=fp32,llm=fp16,retrieval=fp32.
 
 examples:
@@ -56,11 +57,8 @@ def _parser() -> Parser:
     parser = Parser(
         description="Checkpoint -> bundle of ONNX graphs, verified against PyTorch.",
         epilog=_EPILOG,
-        renamed={"--ckpt": "--checkpoint", "--retrieval-ckpt": "--retrieval-checkpoint"},
-        explained={
-            "--device": "exports run on the CPU; --target chooses what the bundle runs on",
-            **dict.fromkeys(("--calibration", "--calib"), "no precision is calibrated on photographs: leave it out"),
-        },
+        renamed={"--ckpt": "--checkpoint", "--retrieval-ckpt": "--retrieval-checkpoint", "--calib": "--calibration"},
+        explained={"--device": "exports run on the CPU; --target chooses what the bundle runs on"},
     )
     add = parser.add_argument
     add("--checkpoint", type=nonempty, required=True, metavar="CKPT", help="checkpoint: folder, .pth file or hub id")
@@ -86,6 +84,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "see below"
     )
     add("--precision", default="", metavar="GROUP=P,...", help=precision)
+    calibration = "photographs to calibrate int8 on, with --target trt"
+    add("--calibration", type=path, metavar="FOLDER", help=calibration)
     size = "image size, to which position embeddings are interpolated (default: the checkpoint's)"
     add("--image-size", type=int, metavar="PIXELS", help=size)
     positions = "maximum of prefix, prompt and new tokens together"
@@ -120,6 +120,7 @@ def export(args: argparse.Namespace) -> None:
         out=args.out,
         target=target,
         precision=parse_precision(args.precision, target.precisions),
+        calibration=args.calibration,
         llm=options.LlmOptions(args.max_positions, args.llm_activations),
         info=options.BundleInfo(args.name, args.card, args.length_penalty),
         overwrite=args.overwrite,

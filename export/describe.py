@@ -23,6 +23,12 @@ from .graphs import llm, t5
 
 TOKENIZER, QFORMER_TOKENIZER, QUESTION_TOKENIZER = "tokenizer.json", "qformer_tokenizer.json", "question_tokenizer.json"
 _TEXTS = ("a dog", "two people are walking on a beach at sunset", "red")  # to verify graphs with
+_QUESTIONS = (  # to calibrate int8 with
+    "how many people are there? / what is on the table? / is it raining? / where was this taken? / what is the man "
+    "holding in his left hand? / which animal sits beside the window? / what does the sign say? / is the woman in the "
+    "red dress smiling? / what kind of food is on the plate? / are these cars parked or moving? / what time of day "
+    "could it be, and why do you think so? / who wears a hat?"
+).split(" / ")
 
 
 def image_spec(config: Any) -> ImageSpec:
@@ -105,6 +111,14 @@ def llm_spec(
             "transformers' fast tokenizer"
         )
     return spec, [ours.encode(text) for text in texts]
+
+
+def calibration_prompts(checkpoint: Checkpoint, spec: LlmSpec, folder: Path) -> list[list[int]]:
+    """Token ids of a caption's prompt and of questions, by the tokenizer in `folder`."""
+    assert checkpoint.language_model is not None
+    config, ours = checkpoint.language_model.config, open_llm_tokenizer(folder / TOKENIZER, spec)
+    asked = [config.ask_prompt.replace("{}", question) for question in _QUESTIONS]
+    return [ours.encode(text) for text in (config.caption_prompt, *asked)]
 
 
 def _image_token(token: int | None, vocab_size: int, encoder_decoder: bool) -> int | None:
@@ -197,6 +211,15 @@ def qformer_texts(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     """token_ids and text_mask (3,L) of texts that a Q-Former reads, of unequal length; empty if it reads none."""
     config = checkpoint.config
     return {} if config.stage == 2 and not config.question_input else _tokenize(checkpoint, _TEXTS)
+
+
+def calibration_texts(checkpoint: Checkpoint) -> list[dict[str, np.ndarray]]:
+    """token_ids and text_mask (3,L) of questions that a Q-Former of stage 2 reads; an empty one if it reads none."""
+    config = checkpoint.config
+    if not config.question_input:
+        return [{}]
+    texts = [config.question_prompt.replace("{}", question) for question in _QUESTIONS]
+    return [_tokenize(checkpoint, texts[start : start + 3]) for start in range(0, len(texts), 3)]
 
 
 def _tokenize(checkpoint: Checkpoint, texts: Sequence[str]) -> dict[str, np.ndarray]:

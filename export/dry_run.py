@@ -14,7 +14,7 @@ from blip2rt.modeling.vision import encoder_shape
 
 from .options import ExportOptions, ExportPlan
 
-_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8w": 1.0, "int8-dynamic": 1.0, "int4": 0.54}
+_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8w": 1.0, "int8-dynamic": 1.0, "int8-static": 1.0, "int4": 0.54}
 
 
 def describe(options: ExportOptions, plan: ExportPlan) -> list[str]:

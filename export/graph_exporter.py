@@ -1,4 +1,4 @@
-"""Export one graph at a time into a bundle's folder: trace, calibrate, write, run, verify.
+"""Export one graph at a time into a bundle's folder: trace, write, run, verify.
 
 Keeps what the manifest and the report say about each graph.
 """
@@ -20,6 +20,7 @@ from blip2rt.native import native
 from .checks import verify
 from .graphs import trace
 from .graphs.trace import DataFile, GraphSpec
+from .precision.activations import NO_RANGES, Ranges
 from .precision.quantizer import BlockFormat, EncodeMatrix, Quantizer, round_to_nearest
 from .precision.storage import stored_precision
 from .progress import Progress
@@ -74,14 +75,14 @@ class GraphExporter:
         self.progress.line(f"{spec.name}: tracing")
         return trace.trace(spec, self.target.opset)
 
-    def write(self, name: str, model: ir.Model, group: Group) -> None:
-        """Bring a graph to the group's precision and write it."""
+    def write(self, name: str, model: ir.Model, group: Group, seen: Ranges = NO_RANGES) -> None:
+        """Bring a graph to the group's precision and write it. seen: measured ranges of its activations, for int8."""
         self.progress.line(f"{name}: writing in {group.precision}")
 
         def show(done: int, total: int) -> None:
             self.progress.bar(name, done, total)
 
-        self.target.apply(model, group.precision, Quantizer(group.blocks, group.data.store_large, show))
+        self.target.apply(model, group.precision, Quantizer(group.blocks, group.data.store_large, show, seen))
         inputs, outputs = trace.signature(model)
         self.sizes[name] = trace.save(model, self.graph(name), group.data)
         precision = stored_precision(model, group.precision)

@@ -25,10 +25,11 @@ from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.llm import LlmConfig
 
 from . import describe, targets
-from .checks import greedy, verify
+from .checks import calibration, greedy, verify
 from .graph_exporter import GraphExporter
 from .graphs import compatibility, llm, t5
 from .options import LlmOptions
+from .precision.activations import NO_RANGES, Ranges
 from .precision.quantizer import BITS
 
 INT16_ACTIVATIONS_BELOW = 1_000_000_000  # parameters: smaller models need 16-bit activations with int4 weights
@@ -43,6 +44,7 @@ class Language:
     config: LlmConfig
     spec: LlmSpec
     prompts: list[list[int]]  # token ids, to test it with
+    questions: list[list[int]]  # token ids of other prompts, to calibrate it with
 
     @property
     def start(self) -> int | None:
@@ -59,20 +61,31 @@ def read(checkpoint: Checkpoint, language: Any, folder: Path, max_positions: int
     """Describe `language`, the loaded language model of a checkpoint. Write its tokenizer into `folder`."""
     spec, prompts = describe.llm_spec(checkpoint, language, folder, max_positions)
     assert checkpoint.config.llm is not None
-    return Language(language, checkpoint.config.llm, spec, prompts)
+    questions = describe.calibration_prompts(checkpoint, spec, folder)
+    return Language(language, checkpoint.config.llm, spec, prompts, questions)
 
 
-def write(exporter: GraphExporter, language: Language, precision: str, options: LlmOptions) -> None:
-    """Trace and write every graph."""
+def write(
+    exporter: GraphExporter, language: Language, precision: str, options: LlmOptions, prefixes: Sequence[np.ndarray]
+) -> None:
+    """Trace and write every graph. prefixes: prefix_embeds (3,Q,D) of photographs, to calibrate int8-static."""
     config = language.config
     if config.bits and config.bits != BITS.get(precision):
         exporter.progress.line(f"llm: trained against {config.bits}-bit weights, exported as {precision}")
     exporter.progress.line("llm: tracing")
     traced = trace_graphs(exporter.target, language.model, options.max_positions)
+    seen: dict[str, Ranges] = {}
+    if precision == "int8-static":
+        exporter.progress.line("llm: calibrating int8")
+        graphs, images = dict(traced), np.concatenate(prefixes)
+        prompts = (language.questions * len(images))[: max(len(images), len(language.questions))]
+        rows = _prompt_embeds(language.model, prompts, images)
+        seen = calibration.language_ranges(graphs, exporter.folder, rows, language.start)
+        traced = iter(graphs.items())
     activations = options.activations or (16 if language.size < INT16_ACTIVATIONS_BELOW else 8)
     with exporter.group("llm", precision, config.block, activations) as group:
         for name, graph in traced:
-            exporter.write(name, graph, group)
+            exporter.write(name, graph, group, seen.get(name, NO_RANGES))
 
 
 def trace_graphs(target: targets.Target, model: Any, max_positions: int) -> targets.NamedGraphs:

@@ -5,7 +5,7 @@ Does not know about graphs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from blip2rt.modeling.blip2 import Blip2Config
 from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.sources import NO_PARTS, ExternalParts
 
-from .graphs import compatibility
+from .graphs import compatibility, vision
 from .targets import ORT, Target
 
 
@@ -53,6 +53,7 @@ class ExportOptions:
     out: Path
     target: Target = ORT
     precision: Mapping[str, str] = field(default_factory=dict)  # group -> precision; others have the target's default
+    calibration: Path | None = None  # a folder of photographs
     llm: LlmOptions = LlmOptions()
     info: BundleInfo = BundleInfo()
     overwrite: bool = False
@@ -65,9 +66,15 @@ class ExportPlan:
 
     stage2: Checkpoint | None
     stage1: Checkpoint | None
-    precision: dict[str, str]  # group -> fp32, fp16, int8-dynamic, int8w or int4
+    precision: dict[str, str]  # group -> fp32, fp16, int8-static, int8-dynamic, int8w or int4
     name: str  # of the bundle
+    photographs: Sequence[Path] = ()  # to calibrate int8-static on, and three to verify it with
     notes: tuple[str, ...] = ()  # what the bundle will lack, and what was assumed
+
+    @property
+    def calibrates_text(self) -> bool:
+        """Whether the Q-Former or the language model is int8-static."""
+        return "int8-static" in (self.precision["qformer"], self.precision["llm"])
 
 
 def resolve(options: ExportOptions) -> ExportPlan:
@@ -75,6 +82,15 @@ def resolve(options: ExportOptions) -> ExportPlan:
     faults: list[str] = []
     stage2, stage1 = _open(options.source, faults)
     precision = {group: _precision(group, options) for group in options.target.defaults}
+    photographs: list[Path] = []
+    static = [f"{group}=int8" for group, chosen in precision.items() if chosen == "int8-static"]
+    if static and options.calibration is None:
+        faults.append(f"{', '.join(static)} needs photographs to calibrate on: give --calibration FOLDER, or fp16")
+    elif options.calibration is not None and not static:
+        faults.append("--calibration is for --target trt with --precision int8: give both, or leave it out")
+    elif options.calibration is not None:
+        with collected(faults):
+            photographs = vision.photographs(options.calibration)
     if options.llm.activations is not None and (precision["llm"] != "int4" or options.target is not ORT):
         faults.append(
             f"--llm-activations {options.llm.activations} applies to llm=int4 for the target ort, but llm is "
@@ -90,7 +106,7 @@ def resolve(options: ExportOptions) -> ExportPlan:
     if faults:
         raise Blip2rtError("; ".join(faults))
     name = options.info.name or options.out.resolve().name
-    return ExportPlan(stage2, stage1, precision, name, tuple(_notes(stage2, stage1)))
+    return ExportPlan(stage2, stage1, precision, name, photographs, tuple(_notes(stage2, stage1)))
 
 
 def _notes(stage2: Checkpoint | None, stage1: Checkpoint | None) -> Iterator[str]:
@@ -105,9 +121,9 @@ def _notes(stage2: Checkpoint | None, stage1: Checkpoint | None) -> Iterator[str
 
 
 def _precision(group: str, options: ExportOptions) -> str:
-    """The precision of a group; int8 is int8-dynamic."""
+    """The precision of a group; int8 is int8-dynamic for the target ort, else int8-static."""
     chosen = options.precision.get(group, options.target.defaults[group])
-    return "int8-dynamic" if chosen == "int8" else chosen
+    return {"int8": "int8-dynamic" if options.target is ORT else "int8-static"}.get(chosen, chosen)
 
 
 def _open(source: ModelSource, faults: list[str]) -> tuple[Checkpoint | None, Checkpoint | None]:

@@ -199,6 +199,9 @@ def make(geometry: str, out: Path, precision: str, target: str) -> assemble.Resu
 
 
 def _precision(given: str, target: str) -> dict[str, str]:
-    """Parse GROUP=P,..."""
-    precision = parse_precision(given, {group: TARGETS[target].precisions[group] for group in PRECISION[target]})
+    """Parse GROUP=P,... Random weights cannot be calibrated, so int8 is int8-dynamic."""
+    choices = {group: TARGETS[target].precisions[group] for group in PRECISION[target]}
+    if target != "ort":
+        choices = {group: tuple(each for each in allowed if each != "int8") for group, allowed in choices.items()}
+    precision = parse_precision(given, choices)
     return PRECISION[target] | {group: "int8-dynamic" if each == "int8" else each for group, each in precision.items()}

@@ -1,1 +1,1 @@
-"""Run exported graphs and compare them with PyTorch."""
+"""Run exported graphs: compare them with PyTorch, and measure the ranges of their activations."""

@@ -12,7 +12,7 @@ SAME, SIMILAR = 0.95, 0.85  # share of greedy tokens that agree
 CLOSE = 0.98  # cosine of a graph that is not to blame
 _GROUPS = {VISION: "vision", QFORMER: "qformer", LLM: "llm", EMBED: "llm", ENCODER: "llm"}
 _GROUPS |= dict.fromkeys((IMAGE_EMBED, TEXT_EMBED, ITM), "retrieval")
-_BETTER = {"int4": "int8", **dict.fromkeys(("int8", "int8w", "int8-dynamic"), "fp16"), "fp16": "fp32"}
+_BETTER = {"int4": "int8", **dict.fromkeys(("int8", "int8w", "int8-dynamic", "int8-static"), "fp16"), "fp16": "fp32"}
 
 
 def verdict(rows: Sequence[Comparison], choices: Mapping[str, tuple[str, ...]]) -> str:

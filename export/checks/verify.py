@@ -28,6 +28,7 @@ MAX_ERROR = 1e-3  # relative to the largest value, if graph and PyTorch have the
 MIN_COSINE = {  # with the model as trained, where no model has the same weights
     "fp16": 0.9999,
     "int8w": 0.99,
+    "int8-static": 0.95,
     "int8-dynamic": 0.95,
     "int4": 0.9,
 }

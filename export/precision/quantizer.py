@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -12,9 +12,11 @@ import torch
 from blip2rt.modeling.quantize import QuantizedWeight, quantize_blockwise, unpacked
 
 from ..graphs import trace
+from .activations import Ranges
 
 DOMAIN = "com.microsoft"
 BITS = {"int4": 4, "int8w": 8}
+_FLOAT32 = np.dtype(np.float32)
 INT8_MAX = 127  # of symmetric int8
 _INT4_OFFSET = 8  # unsigned int4 codes minus this are symmetric around 0
 StoreTensor = Callable[[ir.TensorProtocol], ir.TensorProtocol]  # trace.DataFile.store_large, which frees the memory
@@ -46,6 +48,7 @@ class Quantizer:
     blocks: BlockFormat
     store: StoreTensor = lambda tensor: tensor
     progress: Progress = lambda done, total: None
+    ranges: Ranges = field(default_factory=dict)  # of activations, for int8-static
 
     def add(self, model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
         """Add a stored initializer to the graph."""
@@ -74,13 +77,13 @@ class Quantizer:
         return (codes - _INT4_OFFSET).reshape(len(codes), -1).T, scales.T, offsets.T
 
 
-def channel_codes(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+def channel_codes(weight: np.ndarray, axis: int, dtype: np.dtype = _FLOAT32) -> tuple[np.ndarray, np.ndarray]:
     """weight -> int8 codes of the same shape, scales (size of `axis`); codes * scales approximate the weight"""
     others = tuple(i for i in range(weight.ndim) if i != axis)
     largest = np.abs(weight).max(others, keepdims=True)
-    scales = np.where(largest > 0, largest / INT8_MAX, 1).astype(np.float32)
-    scales = np.maximum(scales, np.finfo(np.float32).tiny)
-    codes = np.clip(np.rint(weight / scales), -INT8_MAX, INT8_MAX).astype(np.int8)
+    scales = np.where(largest > 0, largest / INT8_MAX, 1).astype(dtype)
+    scales = np.maximum(scales, np.finfo(dtype).tiny)
+    codes = np.clip(np.rint(weight / scales.astype(np.float32)), -INT8_MAX, INT8_MAX).astype(np.int8)
     return codes, scales.reshape(-1)
 
 

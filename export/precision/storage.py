@@ -15,6 +15,7 @@ from .quantizer import Quantizer, cast, channel_codes
 
 _FP16_MAX = 65504.0
 _MIN_INT8_SIZE = 50_000  # weights of a tensor that is worth storing as int8
+_INT8_OPERATORS = {"int8-static": "QuantizeLinear", "int8-dynamic": "DynamicQuantizeMatMul"}
 NIBBLES = ".nibbles"  # suffix of a table that packs several 4-bit codes into each integer
 
 
@@ -61,7 +62,7 @@ def stored_precision(model: ir.Model, requested: str) -> str:
     A graph without anything to quantize keeps its precision.
     """
     operators = {node.op_type for node in model.graph}
-    if requested == "int8-dynamic" and "DynamicQuantizeMatMul" in operators:
+    if _INT8_OPERATORS.get(requested) in operators:
         return requested
     blocks = [node for node in model.graph if node.op_type in ("MatMulNBits", "GatherBlockQuantized")]
     bits = {node.attributes["bits"].as_int() if "bits" in node.attributes else 4 for node in blocks}

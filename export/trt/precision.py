@@ -4,6 +4,11 @@ The rule is that of autocast. What tensor cores compute (MatMul and Conv, with t
 only move or select values keep the type of their input. Everything else (softmax, norms, residual sums, rotation, the
 choice of tokens) computes in float32. Inputs and outputs stay float32, except keys and values.
 
+int8-static: in addition, the constant weights of those products are int8 with a scale for each output channel, behind a
+DequantizeLinear; the other operand passes through QuantizeLinear and DequantizeLinear with one scale. All are symmetric
+with zero point 0, as TensorRT requires. Products of two activations stay float16, and so do those whose operand has
+outliers even after smoothing (see smoothquant.py).
+
 int4: see int4.py. Such a graph is of opset 21, the first with 4-bit integers and blocks. Products of one operand, as q,
 k and v, are merged first (merge_matmuls.py). A graph without products, as embed, gets a 4-bit table
 (embedding_table.py).
@@ -11,16 +16,22 @@ k and v, are merged first (merge_matmuls.py). A graph without products, as embed
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import onnx_ir as ir
 
+from blip2rt.bundle import PIXELS
+
 from ..graphs import trace
-from ..precision.quantizer import Quantizer, matrices
+from ..precision import smoothquant
+from ..precision.activations import NO_RANGES, Ranges
+from ..precision.quantizer import INT8_MAX, Quantizer, channel_codes, matrices
 from . import embedding_table, merge_matmuls
 from .graph_editor import FLOAT, HALF, GraphEditor
 from .int4 import Int4Products, is_matrix
 
-_PRODUCTS = ("MatMul", "Conv")
+_PRODUCTS = {"MatMul": 1, "Conv": 0}  # operator -> axis of the output channels in its weight
 _MOVES = set(
     "Reshape Transpose Slice Concat Split Squeeze Unsqueeze Expand Tile Pad Gather GatherND Identity Flatten Relu Clip "
     "Neg MaxPool".split()
@@ -33,7 +44,7 @@ _INT4_OPSET = 21  # differs from 19 only in types, for the operators of our grap
 
 
 def apply(model: ir.Model, precision: str, quantizer: Quantizer) -> None:
-    """Bring the graph to `precision` in place: fp32, fp16 or int4."""
+    """Bring the graph to `precision` in place: fp32, fp16, int4, or int8-static with the quantizer's ranges."""
     if precision == "fp32":
         return
     products = [node for node in model.graph if _is_product(node) and is_matrix(node)]
@@ -43,7 +54,10 @@ def apply(model: ir.Model, precision: str, quantizer: Quantizer) -> None:
         trace.drop_unused(model)
         return
     typing = _TypingPass(model, quantizer)
-    if precision == "int4":
+    if precision == "int8-static":
+        typing.ranges = smoothquant.apply(model, [node for node, _ in quantizable(model)], quantizer.ranges)
+        typing.quantized = {node for node, operand in quantizable(model) if operand in typing.ranges}
+    elif precision == "int4":
         model.graph.opset_imports[""] = max(_INT4_OPSET, model.graph.opset_imports[""])
         wide = [node for node in products if _needs_float32(node)]
         typing.quantized = {*merge_matmuls.merge(model, [node for node in products if node not in wide]), *wide}
@@ -52,12 +66,27 @@ def apply(model: ir.Model, precision: str, quantizer: Quantizer) -> None:
     trace.drop_unused(model)
 
 
+def quantizable(model: ir.Model) -> Iterator[tuple[ir.Node, str]]:
+    """Yield products with a constant weight, and the name of their other operand, whose range int8 needs.
+
+    Excluded are the first product, which reads pixels, and depthwise convolutions: these have too few products to
+    average out rounding errors, and are limited by memory anyway.
+    """
+    for node in model.graph:
+        if not _is_product(node) or trace.constant(node.inputs[1]) is None or _is_depthwise(node):
+            continue
+        operand = node.inputs[0]
+        if operand is not None and operand.name not in (None, PIXELS):
+            yield node, str(operand.name)
+
+
 class _TypingPass:
     """Types all values in one pass from inputs to outputs; each value is typed before it is read."""
 
     def __init__(self, model: ir.Model, quantizer: Quantizer) -> None:
         self.graph, self.editor = model.graph, GraphEditor(model, quantizer)
         self.quantized: set[ir.Node] = set()
+        self.ranges: Ranges = NO_RANGES  # int8 only
         self.int4: Int4Products | None = None
         self.grids: dict[ir.Value, ir.Value] = {}  # value -> its DequantizeLinear
 
@@ -120,6 +149,8 @@ class _TypingPass:
                 new = self._quantized_weight(node, value, dtype)
             else:
                 new = self.editor.cast(value, dtype, node)
+            if quantized and index == 0 and self.int4 is None:
+                new = self._quantize(node, value, new, dtype)
             if new is not value:
                 node.replace_input_with(index, new)
         for output in node.outputs:
@@ -129,14 +160,32 @@ class _TypingPass:
             if output.dtype == FLOAT:
                 output.type = ir.TensorType(dtype)  # a new object: clones of a graph share theirs
 
+    def _quantize(self, before: ir.Node, source: ir.Value, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """value -> QuantizeLinear -> DequantizeLinear, shared by all readers"""
+        if source not in self.grids:
+            name, constant = str(source.name), self.editor.constant
+            largest = max(-self.ranges[name].low, self.ranges[name].high)
+            step = np.array(largest / INT8_MAX if largest > 0 else 1, dtype.numpy())
+            scale = constant(f"{name}.scale", np.maximum(step, np.finfo(step.dtype).tiny))
+            zero = constant(f"{name}.zero", np.array(0, np.int8))
+            node = ir.node("QuantizeLinear", [value, scale, zero], name=f"{name}.codes")
+            codes = self.editor.insert(node, before, ir.DataType.INT8, value.shape)
+            grid = ir.node("DequantizeLinear", [codes, scale, zero], name=f"{name}.grid")
+            self.grids[source] = self.editor.insert(grid, before, dtype, value.shape)
+        return self.grids[source]
+
     def _quantized_weight(self, before: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         if value not in self.grids:
             tensor = trace.constant(value)
-            assert tensor is not None and self.int4 is not None
-            codes, scales = self.int4.weight(value, tensor, dtype)
+            assert tensor is not None
+            attributes = {"axis": _PRODUCTS[before.op_type]}
+            if self.int4 is None:
+                codes, scales = channel_codes(np.asarray(tensor.numpy()), attributes["axis"], dtype.numpy())
+            else:
+                codes, scales = self.int4.weight(value, tensor, dtype)
+                attributes = {"axis": 0, "block_size": self.int4.block}
             arrays = {"codes": codes, "scales": scales, "zeros": np.zeros(scales.shape, codes.dtype)}
             inputs = [self.editor.constant(f"{value.name}.{name}", array) for name, array in arrays.items()]
-            attributes = {"axis": 0, "block_size": self.int4.block}
             node = ir.node("DequantizeLinear", inputs, attributes, name=f"{value.name}.grid")
             self.grids[value] = self.editor.insert(node, before, dtype, ir.Shape(codes.shape))
         return self.grids[value]
@@ -148,6 +197,12 @@ def _is_product(node: ir.Node) -> bool:
         return False
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
     return not (node.op_type == "MatMul" and shape is not None and len(shape) > 0 and shape[-1] == 1)
+
+
+def _is_depthwise(node: ir.Node) -> bool:
+    """Whether each output channel of a convolution reads one input channel."""
+    weight = trace.constant(node.inputs[1])
+    return node.op_type == "Conv" and weight is not None and weight.shape.numpy()[1] == 1
 
 
 def _needs_float32(node: ir.Node) -> bool:

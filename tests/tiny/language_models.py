@@ -33,12 +33,15 @@ def build(name: str, seed: int) -> Any:
     return model
 
 
-def write(graphs, folder: Path, target: targets.Target, precision: str = "fp32", block: int = 32) -> LlmGraphs:
+def write(
+    graphs, folder: Path, target: targets.Target, precision: str = "fp32", ranges=None, block: int = 32
+) -> LlmGraphs:
     """Write (name, graph) pairs of a language model as in a bundle, and check them."""
     folder.mkdir(exist_ok=True)
     with contextlib.closing(trace.DataFile(folder, "llm.data")) as data:
         for name, graph in graphs:
-            target.apply(graph, precision, Quantizer(BlockFormat(block), data.store_large))
+            quantizer = Quantizer(BlockFormat(block), data.store_large, ranges=(ranges or {}).get(name, {}))
+            target.apply(graph, precision, quantizer)
             trace.save(graph, folder / f"{name}.onnx", data)
     assert data_is_used(folder), precision
     assert not onnx_validity.faults(folder), precision

@@ -25,6 +25,7 @@ def test_single_precision_applies_to_every_supporting_group() -> None:
     ort, trt = targets.ORT.precisions, targets.TRT.precisions
     for precision in ("fp32", "fp16", "int8", "int8w", "int4", "int8-dynamic"):
         assert cli.parse_precision(precision, ort) == dict.fromkeys(GROUPS, precision)
+    assert cli.parse_precision("int8", trt) == dict.fromkeys(GROUPS[:3], "int8")
     assert cli.parse_precision("fp16,llm=int4", trt) == {**dict.fromkeys(GROUPS, "fp16"), "llm": "int4"}
     for text in ("int8,llm=int4", "llm=int4,int8"):
         assert cli.parse_precision(text, ort) == {**dict.fromkeys(GROUPS, "int8"), "llm": "int4"}

@@ -1,6 +1,7 @@
 """Every graph of the target trt is parsed and built by tensorrt-rtx for three GPUs, without a GPU.
 
-The graphs of tiny random models are traced once and brought to each precision.
+The graphs of tiny random models are traced once and brought to each precision, with made-up ranges for int8: what
+compiles does not depend on them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,7 +24,9 @@ from blip2rt.backends.trt import cli as build
 from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt_export import describe, targets
 from blip2rt_export.graphs import qformer, trace, vision
+from blip2rt_export.precision.activations import Range
 from blip2rt_export.precision.quantizer import BlockFormat, Quantizer
+from blip2rt_export.trt import precision as trt_precision
 from tests.seeds import seed_of
 from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import language_models
@@ -76,7 +80,9 @@ def write(models: dict[str, Any], precision: str, folder: Path) -> list[Path]:
     """Write the graphs in `precision`."""
     with contextlib.closing(trace.DataFile(folder, "weights.data")) as data:
         for name, model in models.items():
-            targets.TRT.apply(model, precision, Quantizer(BlockFormat(64), data.store_large))
+            seen = Range(*np.array([[-3.0], [3.0], [1.0]]), 1.0)
+            ranges = {operand: seen for _, operand in trt_precision.quantizable(model)}
+            targets.TRT.apply(model, precision, Quantizer(BlockFormat(64), data.store_large, ranges=ranges))
             trace.save(model, folder / f"{name}.onnx", data)
     return sorted(folder.glob("*.onnx"))
 
@@ -88,7 +94,7 @@ def plan(graph: Path) -> memoryview:
     return builder.build(builder.load_tensorrt("tensorrt_rtx"), graph, profiles, settings)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int4"])
+@pytest.mark.parametrize("precision", ["fp16", "int8-static", "int4"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_tensorrt_builds_language_models(name: str, precision: str, traced: Callable[..., Any], tmp_path: Path) -> None:
     files = write(traced(name), precision, tmp_path)
@@ -96,11 +102,13 @@ def test_tensorrt_builds_language_models(name: str, precision: str, traced: Call
     assert all(plan(file) for file in files)
     proto = onnx.load(tmp_path / "llm.onnx", load_external_data=False)
     types = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
-    weights = {types[node.input[0]] for node in proto.graph.node if node.op_type == "DequantizeLinear"}
-    assert weights == ({onnx.TensorProto.INT4} if precision == "int4" else set())
+    weights = {types.get(node.input[0]) for node in proto.graph.node if node.op_type == "DequantizeLinear"}
+    weights.discard(None)  # of activations
+    stored = {"int8-static": {onnx.TensorProto.INT8}, "int4": {onnx.TensorProto.INT4}}
+    assert weights == stored.get(precision, set())
 
 
-NATIVE = [("opt", "fp16"), ("llama", "fp16"), ("qwen2", "fp16"), ("t5", "int4")]
+NATIVE = [("opt", "fp16"), ("llama", "fp16"), ("llama", "int8-static"), ("qwen2", "fp16"), ("t5", "int4")]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +125,7 @@ def test_tensorrt_builds_in_place_caches(name: str, precision: str, traced: Call
 
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [("image", "fp16"), ("image", "fp32")]
+    [("image", "fp16"), ("image", "int8-static"), ("image", "fp32")]
     + [pytest.param("retrieval", each, marks=pytest.mark.slow) for each in ("fp16", "fp32")],
 )
 def test_tensorrt_builds_image_and_text_graphs(

@@ -1,4 +1,4 @@
-"""The language model's graphs of the target trt in ONNX Runtime, against the target ort: floats, int4."""
+"""The language model's graphs of the target trt in ONNX Runtime, against the target ort: floats, int8, int4."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import torch
 from blip2rt.backends.trt import builder
 from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise
 from blip2rt_export import targets
+from blip2rt_export.checks.calibration import batch_ranges, language_ranges
 from blip2rt_export.checks.sessions import session, unfused_session
 from blip2rt_export.checks.stepper import TrtStepper
 from blip2rt_export.checks.verify import LlmGraphs, llm_logits, mean_cosine
@@ -139,6 +140,30 @@ def test_fp16_graph_is_typed_and_close_to_float32(name: str, exact: Callable[[st
 
 
 @pytest.mark.parametrize("name", ["opt", *slow("llama", "t5")])
+def test_int8_graph_is_symmetric_and_close_to_float32(
+    name: str, exact: Callable[[str], LlmGraphs], tmp_path: Path
+) -> None:
+    """8-bit weights and activations; the limit of the cosine is for random models."""
+    rows = prompts(build(name))
+    tokens, want = exact(name).run(rows)
+    traced = dict(targets.TRT.llm_graphs(build(name), 64))
+    ranges = language_ranges(traced, tmp_path, rows, exact(name).start)
+    assert not list(tmp_path.iterdir())
+    assert all(seen.low < seen.high for each in ranges.values() for seen in each.values())
+    own = write(traced.items(), tmp_path, targets.TRT, "int8-static", ranges)
+    _, got = own.run(rows, tokens)
+    assert mean_cosine(got, want) > 0.98
+    proto = onnx.load(own.llm)
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    ends = [node for node in proto.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert {node.op_type for node in ends} == {"QuantizeLinear", "DequantizeLinear"}
+    for node in ends:
+        assert (tensors[node.input[1]] > 0).all() and not tensors[node.input[2]].any()
+    channels = [node for node in ends if node.input[0] in tensors]
+    assert channels and all(tensors[node.input[1]].shape == (tensors[node.input[0]].shape[1],) for node in channels)
+
+
+@pytest.mark.parametrize("name", ["opt", *slow("llama", "t5")])
 def test_int4_graph_has_merged_products_in_int4(name: str, exact: Callable[[str], LlmGraphs], tmp_path: Path) -> None:
     """test_int4_pads_incomplete_blocks_and_odd_columns compares the numbers with rounded weights."""
     rows = prompts(build(name))
@@ -218,3 +243,23 @@ def test_int4_pads_incomplete_blocks_and_odd_columns(width: int, tmp_path: Path)
     np.testing.assert_allclose(got, want, atol=0.02)  # in float16 against float32
     for name in ("llm", "embed"):
         check_build(tmp_path / f"{name}.onnx", S=(1, 5, 8))
+
+
+def test_int8_convolutions_are_accurate_and_build(tmp_path: Path) -> None:
+    """Scales are for the first axis of the weights; the stem and the depthwise convolution stay float16."""
+    torch.manual_seed(SEED)
+    pixels, layer, relu = torch.randn(2, 3, 17, 21), torch.nn.Conv2d, torch.nn.ReLU6()
+    layers = layer(3, 16, 3, stride=2), relu, layer(16, 16, 3, padding=1, groups=16), relu, layer(16, 16, 1)
+    encoder = torch.nn.Sequential(*layers, torch.nn.Flatten(2)).eval()
+    part = trace.GraphSpec("vision", encoder, {"pixels": pixels}, ["vision_features"], {"pixels": {0: "B"}})
+    model = trace.trace(part, targets.TRT.opset)
+    ranges = batch_ranges(model, tmp_path, "vision", [{"pixels": pixels.numpy()}])
+    assert len(ranges) == 1
+    targets.TRT.apply(model, "int8-static", Quantizer(BlockFormat(32), ranges=ranges))
+    trace.save(model, tmp_path / "vision.onnx", None)
+    got = unfused_session(tmp_path / "vision.onnx", 1).run(None, {"pixels": pixels.numpy()})[0]
+    assert mean_cosine(got, part.run({"pixels": pixels.numpy()})["vision_features"]) > 0.999
+    nodes = onnx.load(tmp_path / "vision.onnx").graph.node
+    axes = [node.attribute[0].i for node in nodes if node.op_type == "DequantizeLinear" and node.attribute]
+    assert axes == [0]
+    check_build(tmp_path / "vision.onnx")
