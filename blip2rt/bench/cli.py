@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import signal
 import sys
 import tempfile
@@ -28,15 +27,13 @@ _EPILOG = f"""\
 geometries: {", ".join(geometry.GEOMETRIES)}. A bundle of random weights is exported once (this
 needs the extra `export`) and kept in --cache; nano is the embedded model.
 peers: {", ".join(collect.PEERS)}. Each runs alone in its own process, on random
-weights of the same geometry, or on those of --checkpoint.
+weights of the same geometry.
 
 examples:
   blip2rt-bench
   blip2rt-bench --geometry blip2-opt-2.7b --peer hf-fp32 --peer hf-bf16 --json opt.json
-  blip2rt-bench --model opt --checkpoint Salesforce/blip2-opt-2.7b --peer hf-bf16 --json -
+  blip2rt-bench --model opt --threads 2 --json -
 """
-
-_HUB_ID = r"(\w[\w.-]*/)?\w[\w.-]*"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,12 +53,8 @@ def _parser() -> Parser:
     group.add_argument("--precision", type=nonempty, metavar="GROUP=P,...", help=precision)
     cache = "folder for bundles of random weights (default: $BLIP2RT_CACHE, or ~/.cache/blip2rt)"
     group.add_argument("--cache", type=nonempty, metavar="FOLDER", help=cache)
-    peer = "also measure this engine; may be repeated"
+    peer = "also measure this engine, with --geometry; may be repeated"
     group.add_argument("--peer", action="append", choices=list(collect.PEERS), default=[], metavar="NAME", help=peer)
-    checkpoint = "Hugging Face BLIP-2 folder or hub id, for the peers"
-    group.add_argument("--checkpoint", type=nonempty, metavar="CKPT", help=checkpoint)
-    scaling = "also measure batches of 1 to 16, 1 to 8 callers, 1 and 2 threads"
-    group.add_argument("--scaling", action="store_true", help=scaling)
     group = parser.add_argument_group("workload")
     group.add_argument("--image", type=nonempty, metavar="FILE", help="image to caption (default: a synthetic one)")
     group.add_argument("--batch", type=whole(1, 64), default=1, metavar="N", help="images in one call")
@@ -116,7 +109,9 @@ def _write(given: str, content: str) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     """Check the flags before minutes of measuring. Raises OptionError with all faults at once."""
-    faults = [*_output_faults(args), *_peer_faults(args)]
+    faults = list(_output_faults(args))
+    if args.peer and args.geometry in (None, geometry.NANO):
+        faults.append("--peer needs a model that transformers supports: give --geometry, but not nano")
     if args.precision is not None and args.geometry in (None, geometry.NANO):
         faults.append("--precision applies to a bundle of random weights: give --geometry, but not nano")
     if args.image is not None and Path(args.image).is_dir():
@@ -136,21 +131,6 @@ def _output_faults(args: argparse.Namespace) -> Iterator[str]:
         yield f"--json {args.json} is a folder: name a file"
 
 
-def _peer_faults(args: argparse.Namespace) -> Iterator[str]:
-    if args.checkpoint is None:
-        if args.peer and args.geometry in (None, geometry.NANO):
-            fix = "give --geometry (not nano), or --checkpoint with the Hugging Face checkpoint of --model"
-            yield f"--peer needs a model that transformers supports: {fix}"
-        return
-    if not args.peer:
-        yield f"--checkpoint {args.checkpoint} is for peers of transformers' models: give --peer"
-    folder = Path(args.checkpoint)
-    hub = not folder.exists() and re.fullmatch(_HUB_ID, args.checkpoint)
-    if not hub and not (folder / "config.json").is_file():
-        fix = "give the folder of a Hugging Face BLIP-2 checkpoint, or a hub id such as Salesforce/blip2-opt-2.7b"
-        yield f"--checkpoint {args.checkpoint} has no config.json: {fix}"
-
-
 def _plan(args: argparse.Namespace, folder: Path) -> collect.Plan:
     threads = usable_threads(args.threads or num_threads() or machine.cores())
     cache = geometry.cache_folder(args.cache)
@@ -162,10 +142,8 @@ def _plan(args: argparse.Namespace, folder: Path) -> collect.Plan:
     _check_bundle(bundle, args)
     image = str(picture(folder / "photograph.jpg")) if args.image is None else args.image
     work = Workload(str(bundle), image, args.batch, args.beams, args.new_tokens, threads, args.repeat)
-    config = args.checkpoint
-    if config is None and args.peer and collect.absent() is None:
-        config = str(geometry.config(args.geometry, cache))
-    return collect.Plan(work, args.geometry, tuple(dict.fromkeys(args.peer)), config, args.scaling)
+    config = str(geometry.config(args.geometry, cache)) if args.peer and collect.absent() is None else None
+    return collect.Plan(work, args.geometry, tuple(dict.fromkeys(args.peer)), config)
 
 
 def _check_bundle(path: Path, args: argparse.Namespace) -> None:

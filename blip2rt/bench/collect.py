@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime
 import importlib.util
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,19 +19,16 @@ from .stages import Workload
 
 PEERS = {"hf-fp32": "transformers, eager, float32", "hf-bf16": "transformers, eager, bfloat16"}
 WARM_STARTS = 3
-BATCHES, CALLERS = (1, 2, 4, 8, 16), (1, 2, 4, 8)
-SCALING_RUNS = 3  # calls of each caller
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure. config: the folder or hub id from which peers build their model."""
+    """What to measure. config: the folder from which peers build their model."""
 
     work: Workload
     geometry: str | None = None
     peers: tuple[str, ...] = ()
     config: str | None = None
-    scaling: bool = False
 
 
 def collect(plan: Plan) -> dict[str, Any]:
@@ -58,7 +54,6 @@ def collect(plan: Plan) -> dict[str, Any]:
         _add_limit(step, bundle, result["limits"]["read_bytes"])
     result["rates"] = _rates(result["stages"], plan.work)
     result["peers"] = {name: _peer(plan, name) for name in plan.peers}
-    result["scaling"] = list(_scaling(plan)) if plan.scaling else []
     return result
 
 
@@ -128,15 +123,3 @@ def _peer(plan: Plan, name: str) -> dict[str, Any]:
         return worker.run_json(name, "blip2rt.bench.torch_peer", given)
     except Blip2rtError as error:
         return {"error": str(error)}
-
-
-def _scaling(plan: Plan) -> Iterator[dict[str, Any]]:
-    """Measure batches and callers with one thread, and with two if there are two cores."""
-    for threads in sorted({1, min(2, machine.cores())}):
-        base = replace(plan.work, threads=threads, repeat=min(plan.work.repeat, SCALING_RUNS), batch=1)
-        for kind, sizes in (("batch", BATCHES), ("callers", CALLERS)):
-            for size in sizes:
-                _say(f"{kind} {size}, {threads} thread{'s' * (threads > 1)}")
-                changed: dict[str, Any] = {kind: size}
-                got = worker.run_task("throughput", asdict(replace(base, **changed)))
-                yield {"threads": threads, "kind": kind, "size": size, **got}

@@ -46,8 +46,6 @@ def tables(result: dict[str, Any]) -> list[Table]:
     found = [_stages(result), _start(result)]
     if result["peers"]:
         found.append(_peers(result))
-    if result["scaling"]:
-        found.append(_scaling(result))
     return found
 
 
@@ -96,14 +94,6 @@ def _peers(result: dict[str, Any]) -> Table:
 
 def _ratio(theirs: dict[str, float] | None, ours: dict[str, float]) -> str:
     return "" if theirs is None else f"{_ms(theirs['median'])} ({theirs['median'] / ours['median']:.1f} x)"
-
-
-def _scaling(result: dict[str, Any]) -> Table:
-    rows = []
-    for point in result["scaling"]:
-        speed, memory = f"{point['captions_per_second']:.3f}", f"{point['peak_rss'] / 1e6:.0f} MB"
-        rows.append((str(point["threads"]), point["kind"], str(point["size"]), speed, memory))
-    return Table("Scaling", ("threads", "load", "number", "captions a second", "peak memory"), tuple(rows))
 
 
 def _ms(seconds: float) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ class Workload:
     new_tokens: int = 20
     threads: int = 1
     repeat: int = 10
-    callers: int = 1
 
     def options(self) -> dict[str, Any]:
         """Options that force exactly new_tokens tokens, so that all engines do the same work."""
@@ -117,21 +115,3 @@ def stages(work: Workload) -> dict[str, Any]:
         "stages": {name: summary(times[name]) for name in STAGES if times[name]},
         "peak_rss": peak_rss(),
     }
-
-
-def throughput(work: Workload) -> dict[str, Any]:
-    """Measure captions a second of `callers` threads that share a model, each with its own batches."""
-    model = load(work.bundle, threads=work.threads)
-    images = [work.images() for _ in range(work.callers)]
-    model.caption(images[0], **work.options())
-
-    def call(own: list[bytes]) -> None:
-        for _ in range(work.repeat):
-            model.caption(own, **work.options())
-
-    begin = time.perf_counter()
-    with ThreadPoolExecutor(work.callers) as pool:
-        list(pool.map(call, images))
-    seconds = time.perf_counter() - begin
-    captions = work.callers * work.repeat * work.batch
-    return {"captions_per_second": captions / seconds, "peak_rss": peak_rss()}

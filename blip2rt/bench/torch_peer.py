@@ -2,8 +2,8 @@
 
     python -m blip2rt.bench.torch_peer JSON
 
-JSON: name, config (a folder with config and processor; its weights are loaded, or random ones if it has none), and the
-fields of stages.Workload. Measures the stages of stages.py.
+JSON: name, config (a folder with config and processor; weights are random), and the fields of stages.Workload. Measures
+the stages of stages.py.
 """
 
 from __future__ import annotations
@@ -31,11 +31,7 @@ _NOISE = 1 << 22
 
 
 def build(folder: str, dtype: torch.dtype) -> Any:
-    """Build the whole model with its own or random weights."""
-    stored = not Path(folder).is_dir() or any(Path(folder).glob("*.safetensors")) or any(Path(folder).glob("*.bin"))
-    if stored:
-        whole = transformers.Blip2ForConditionalGeneration
-        return whole.from_pretrained(folder, dtype=dtype, trust_remote_code=False).eval()
+    """Build the whole model with random weights."""
     config = transformers.Blip2Config.from_pretrained(folder, trust_remote_code=False)
     return random_weights(lambda: transformers.Blip2ForConditionalGeneration(config), dtype)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import Blip2rtError
 
-TASKS = ("start", "stages", "throughput")
+TASKS = ("start", "stages")
 
 
 def run_json(what: str, module: str, *arguments: Any) -> dict[str, Any]:
