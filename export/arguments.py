@@ -1,7 +1,5 @@
 """What can be known of an export before torch is imported, which takes seconds: precisions, and paths."""
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ the language model's in language.py. Models are taken apart on the way: after it
 are rounded in place to verify the graphs against them.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@
 them back if its graphs embed alike.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace

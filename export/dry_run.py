@@ -1,7 +1,5 @@
 """Describe an export without doing it: every part with its precision and size, read from configs only."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

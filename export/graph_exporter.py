@@ -3,8 +3,6 @@
 Keeps what the manifest and the report say about each graph.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ encoder: inputs_embeds (B,S,D), attention_mask (B,S) -> cross_key_i, cross_value
 Images arrive as prefix_embeds (n,Q,D).
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

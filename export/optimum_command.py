@@ -4,8 +4,6 @@ It is installed as optimum/commands/register/register_blip2rt.py, where optimum 
 Every optimum-cli command imports it, so its imports are light.
 """
 
-from __future__ import annotations
-
 import sys
 from argparse import ArgumentParser
 

@@ -1,7 +1,5 @@
 """Read trained tensors back from exported graphs, by our names and as they were rounded."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

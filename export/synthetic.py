@@ -5,8 +5,6 @@ other precisions one tensor at a time passes through float32. `write_config` wri
 processor, from which transformers builds the same model.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 import zlib

@@ -3,8 +3,6 @@
 Everything else (the list of graphs, tracing, verification, the manifest) is shared.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial

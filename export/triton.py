@@ -1,7 +1,5 @@
 """Writes a model repository of NVIDIA Triton around a bundle; blip2rt.integrations.triton runs it there."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

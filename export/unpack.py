@@ -4,8 +4,6 @@ The trained parts are in the graphs, rounded as shipped, including a trained enc
 in the bundle names the sources of other encoders and of the language model.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 from dataclasses import replace

@@ -7,8 +7,6 @@ containers: zig's C++ compiler links against the glibc 2.28 of manylinux, for bo
 and patchelf. Python 3.12 builds the wheel of every later version (abi3).
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import platform

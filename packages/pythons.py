@@ -1,7 +1,5 @@
 """Find the Pythons of this machine: on PATH, of pyenv and of uv."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -4,8 +4,6 @@ python packages/release_notes.py 0.2.0            # `Unreleased` for a developme
 python packages/release_notes.py --check-tag v0.2.0
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import sys

@@ -8,8 +8,6 @@ photograph is captioned with a PATH that has only the environment, in a network 
 may make one, and with a home that cannot be written.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

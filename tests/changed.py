@@ -4,8 +4,6 @@ A test file is chosen if its imports reach a changed module, or if its folder ha
 inside functions do not count, since the command line reaches everything by them. C++ has no imports: see ENGINES.
 """
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys

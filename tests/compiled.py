@@ -1,7 +1,5 @@
 """Compile C++ of the tests once, cached in build/tests by a hash of the inputs."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """Fixtures of the runtime's tests, and the seed of every test."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import shlex

@@ -3,8 +3,6 @@
 CONTRIBUTING.md sums them up. A test that is slow by itself has the mark in its own file.
 """
 
-from __future__ import annotations
-
 import re
 
 TENSORRT = "NVIDIA's builder, whose graphs tests/export/trt/test_trt_graphs.py checks without it"

@@ -1,7 +1,5 @@
 """moto's server as a bucket named `bucket`, on this machine."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ weights. Exits with status 1 and names the cases if any is wrong or failed. Seve
 bounded memory. The report is updated during the sweep, so an interrupted run leaves what it has.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import platform

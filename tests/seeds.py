@@ -3,8 +3,6 @@
 A test's numbers depend on the seed and on the test's own name, so one test alone repeats what it did among all others.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import random

@@ -1,7 +1,5 @@
 """Tests that CI may skip, and why. Any other skip is an error there: a missing package would hide what it tests."""
 
-from __future__ import annotations
-
 import re
 
 ALLOWED = {  # a pattern of the skip's reason -> why

@@ -1,7 +1,5 @@
 """Conventions of the tests: imports, and the source of random numbers."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The seed that a failure prints repeats its random numbers."""
 
-from __future__ import annotations
-
 import random
 
 from . import seeds

@@ -4,8 +4,6 @@ Exit status: 0 on success, 2 for a user error or a missing package (one line nam
 SIGTERM.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import shlex

@@ -3,8 +3,6 @@
 Parameters are counted on tensors without storage; weights are neither read nor drawn.
 """
 
-from __future__ import annotations
-
 import functools
 import shutil
 import tempfile

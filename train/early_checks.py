@@ -1,7 +1,5 @@
 """What can be known before torch is imported, which takes seconds: settings, paths, data, and the number of steps."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path

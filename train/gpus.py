@@ -1,7 +1,5 @@
 """What GPUs can do, and how much of it a training achieves. Does not import torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

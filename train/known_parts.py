@@ -1,7 +1,5 @@
 """The paper's parts as configs without weights, so that a training can be planned before anything is downloaded."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 Without `start` the settings describe it; warm_start.py continues a checkpoint. Does not know about data or steps.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, replace
 

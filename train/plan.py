@@ -3,8 +3,6 @@
 Parameters are counted on tensors without storage.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The recipes that ship with blip2rt: `blip2rt-train recipes` lists them, `blip2rt-train recipes NAME` copies one."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from pathlib import Path

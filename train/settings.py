@@ -1,7 +1,5 @@
 """Settings of a training, in groups, one for each part of it."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What both stages share: the command's main(), the trainer, and the images of dev_table."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

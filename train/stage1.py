@@ -8,8 +8,6 @@ in objectives/stage1.py:
 - ITG, image-grounded text generation: the text is predicted from the queries (`itg_loss`).
 """
 
-from __future__ import annotations
-
 from .cli import run_command
 
 if __name__ == "__main__":  # by name, so that an import error below becomes one line

@@ -5,8 +5,6 @@ The Q-Former's output becomes a soft prompt for a frozen LLM; queries, Q-Former 
 is trained too, a prompt, and questions that the queries read.
 """
 
-from __future__ import annotations
-
 from .cli import run_command
 
 if __name__ == "__main__":  # by name, so that an import error below becomes one line

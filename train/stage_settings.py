@@ -1,7 +1,5 @@
 """Settings of each stage, beside those that both share."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from .recipe import Check, option

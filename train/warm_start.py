@@ -1,7 +1,5 @@
 """Continue a checkpoint of any format; the fields that recipe and command line give change its config."""
 
-from __future__ import annotations
-
 import os
 import sys
 from dataclasses import replace

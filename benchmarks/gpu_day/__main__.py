@@ -1,7 +1,5 @@
 """`python -m benchmarks.gpu_day`: run the steps and write the report. See the package's docstring."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

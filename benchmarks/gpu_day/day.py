@@ -1,7 +1,5 @@
 """Runs the steps in order, each in its own process, and collects their results."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Opens the card through the driver, and measures its memory bandwidth."""
 
-from __future__ import annotations
-
 import time
 from contextlib import closing
 from typing import Any

@@ -3,8 +3,6 @@
 python -m benchmarks.gpu_day.kernels --turns 3     # the process that compute-sanitizer runs
 """
 
-from __future__ import annotations
-
 import argparse
 import ctypes
 import random

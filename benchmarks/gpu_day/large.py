@@ -1,7 +1,5 @@
 """Compares a large language model's step with the time that the card's bandwidth needs for its weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Compares the device loop with the CPU's loop on a small model, and times it."""
 
-from __future__ import annotations
-
 import logging
 import statistics
 import time

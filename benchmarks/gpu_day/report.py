@@ -1,7 +1,5 @@
 """Formats gpu_day.json as Markdown."""
 
-from __future__ import annotations
-
 from typing import Any
 
 

@@ -1,7 +1,5 @@
 """A simulated NVIDIA driver (tests/trt/native/libcuda_kernels.cpp) for runs without a GPU."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

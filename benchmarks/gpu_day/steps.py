@@ -1,7 +1,5 @@
 """The steps by name, in order."""
 
-from __future__ import annotations
-
 import importlib.util
 import shutil
 import subprocess

@@ -4,8 +4,6 @@ The graph is written once with additional outputs: minimum, maximum and mean mag
 that will be quantized. Nothing large is kept in memory, whatever the model's size.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path

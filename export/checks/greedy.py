@@ -4,8 +4,6 @@ Half of the share is about the graphs' own texts, half about random ones: greedy
 agree by themselves. Graphs of the target ort choose with the core's kernels, which will run them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

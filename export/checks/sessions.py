@@ -1,7 +1,5 @@
 """Open graphs in ONNX Runtime, on the CPU, to verify and calibrate them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import onnxruntime as ort

@@ -3,8 +3,6 @@
 Stepper runs graphs of the target ort, TrtStepper those of trt and trt-native.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

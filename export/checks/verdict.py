@@ -1,7 +1,5 @@
 """What an export's comparison with PyTorch means, and which precision to try if the bundle deviates much."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from blip2rt.bundle import EMBED, ENCODER, IMAGE_EMBED, ITM, LLM, QFORMER, TEXT_EMBED, VISION

@@ -4,8 +4,6 @@ There are two comparisons. The graph as shipped against the model as trained is 
 graph computing in float32 must also agree with a model that holds the very weights stored in the graph.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

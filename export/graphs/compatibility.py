@@ -4,8 +4,6 @@
 the comparison at the end of an export decides, and --no-verify is rejected.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from blip2rt.modeling.llm import attention_fault

@@ -7,8 +7,6 @@ three MatMuls of one x for q, k and v   -> one MatMul and GroupQueryAttention's 
 Graphs stay valid ONNX without custom operators. A pattern that does not match is left as it is, which only costs speed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

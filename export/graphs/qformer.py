@@ -11,8 +11,6 @@ text_embed:  token_ids (B,L), text_mask (B,L) -> text_embeds (B,E)
 itm:         vision_features (B,N,C), token_ids (B,L), text_mask (B,L) -> itm_logits (B,2)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, cast
 

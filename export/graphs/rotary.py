@@ -4,8 +4,6 @@ This needs a model whose own function provably rotates halves by one static tabl
 which is slower and equally correct. The operator counts positions from a row's length, as position_ids do.
 """
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from collections.abc import Iterator

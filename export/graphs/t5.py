@@ -10,8 +10,6 @@ com.microsoft::GroupQueryAttention, in place as elsewhere, with T5's relative po
 layers are transformers' modules; attention is written out here, independent of any release's cache and masks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ A graph is an `onnx_ir.Model` whose initializers alias PyTorch's memory, or stay
 graphs may share.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """The image encoder as the graph `vision`: pixels (B,3,h,w) -> vision_features (B,N,C), batch norms folded."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 

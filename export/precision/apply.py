@@ -3,8 +3,6 @@
 fp32; fp16 (storage.py); int4 and int8w (weight_only.py); int8-dynamic (dynamic.py).
 """
 
-from __future__ import annotations
-
 import onnx_ir as ir
 
 from blip2rt.errors import Blip2rtError

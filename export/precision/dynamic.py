@@ -3,8 +3,6 @@
 A matrix has a scale for each column. Embedding tables become int8w.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import onnx_ir as ir
 

@@ -1,7 +1,5 @@
 """Shared by all precisions: which nodes hold weights, how weights become integers, where new tensors are stored."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 

@@ -5,8 +5,6 @@ models some channels are a hundred times as large as others. One scale for all o
 resolution, while weights have a scale for each column.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -3,8 +3,6 @@
 ONNX Runtime folds these nodes when it loads the graph.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

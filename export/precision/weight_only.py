@@ -5,8 +5,6 @@ com.microsoft::GatherBlockQuantized. Both read the codes of blip2rt.modeling.qua
 embedding and head have the same codes and scales, so the data file stores them once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

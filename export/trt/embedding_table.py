@@ -5,8 +5,6 @@ int32 holds six codes, as many as float32 represents exactly. Row r of the table
     words[r] -> floor(w / 16^i) - 16 floor(w / 16^(i+1)) for i = 0 to 5 -> codes -> (codes - zeros[r]) * scales[r]
 """
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Insert typed nodes, casts and constants into a graph for TensorRT."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx_ir as ir
 

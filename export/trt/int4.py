@@ -6,8 +6,6 @@ a product becomes two: x @ s (q - 8), whose weights are 4-bit, and the sums of x
 TensorRT 10 reads 4-bit weights with an even N only: a column of zeros is added to an odd one, and its product dropped.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import onnx_ir as ir
 

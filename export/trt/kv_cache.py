@@ -11,8 +11,6 @@ position_ids[b, 0] on (TensorScatter), and attention reads only valid slots (Att
 sees slot j if j <= p. Shorter rows of a prompt write meaningless slots after their end, which the next step overwrites.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 

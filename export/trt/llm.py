@@ -7,8 +7,6 @@ llm: inputs_embeds (B,S,D), position_ids (B,S), last_index (B), [past_mask (B,T)
 Shapes and addresses are the same in every step, as a captured CUDA graph requires.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import onnx_ir as ir

@@ -4,8 +4,6 @@ With int4 each product has a second one (see int4.py), so merging q, k and v lea
 within an output channel, so merging changes no weight.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

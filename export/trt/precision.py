@@ -14,8 +14,6 @@ k and v, are merged first (merge_matmuls.py). A graph without products, as embed
 (embedding_table.py).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -7,8 +7,6 @@ llm: inputs_embeds (B,S,D), position_ids (B,S), last_index (B), [past_mask (B,T)
 The encoder is that of graphs/t5.py, made of primitive operators already. Slot j of the cache holds position j.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import onnx_ir as ir

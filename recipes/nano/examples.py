@@ -6,8 +6,6 @@ Prints a Markdown table of the first COUNT images by file name: nano's caption, 
 labels, and a human caption.
 """
 
-from __future__ import annotations
-
 import argparse
 from itertools import islice
 from pathlib import Path

@@ -8,8 +8,6 @@ one of another image; how many numbers are right; precision and recall of labels
 and, of the most confident captions, how many are wrong (CIDEr below RIGHT_CIDER).
 """
 
-from __future__ import annotations
-
 import argparse
 import random
 from collections import Counter

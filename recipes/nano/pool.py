@@ -8,8 +8,6 @@ not copied: the bundle writes three of each image, guided by what people wrote a
 --same takes the pool of an older bundle instead, which must embed texts alike.
 """
 
-from __future__ import annotations
-
 import argparse
 import random
 import shutil

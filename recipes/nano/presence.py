@@ -11,8 +11,6 @@ co-occurrence or number; verb, place, clothes or colour of the statements of sta
 "no".
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import random

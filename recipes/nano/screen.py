@@ -7,8 +7,6 @@ The package is MIT-licensed, its weights BSD-2-Clause (Yahoo 2016), whose author
 finds pornography only: no violence, no drawings, and not whether people agreed to be shown.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from blip2rt.bundle.atomic import write_file

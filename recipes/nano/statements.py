@@ -4,8 +4,6 @@ What is true of an image is what a caption says of a subject. What is false is w
 of its words, nor a word that suggests one, may be in the image's own captions.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence

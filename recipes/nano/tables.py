@@ -8,8 +8,6 @@ can be rewarded by CIDEr; the others are in coco-untold.tsv. Pascal has no dev s
 table. A table with an image of a dev split is rejected.
 """
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """blip2rt-bench: results, output and errors. No test asserts a time."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

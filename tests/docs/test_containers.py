@@ -1,7 +1,5 @@
 """The files in docker/, as far as they can be checked without Docker and systemd."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Documentation: links, file names and options are valid, commands run, the site builds."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import io

@@ -1,7 +1,5 @@
 """The commands of docs/own-data.md, run on drawn pictures, give a bundle that captions others better."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

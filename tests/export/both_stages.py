@@ -1,7 +1,5 @@
 """Tiny random checkpoints of both stages, and the bundles exported from them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Export and convert in this process."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from blip2rt_export import cli

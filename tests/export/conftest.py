@@ -1,7 +1,5 @@
 """Fixtures of the exporter's tests, which are not collected without the packages of the export extra."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from importlib.util import find_spec

@@ -1,7 +1,5 @@
 """What the gallery's tests share: a folder of pictures, and the command in this process."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

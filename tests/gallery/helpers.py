@@ -1,7 +1,5 @@
 """Helpers of the gallery's tests: expected errors, rows of a table."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

@@ -1,7 +1,5 @@
 """`blip2rt caption`: selection, texts, sidecars, errors."""
 
-from __future__ import annotations
-
 import io
 import os
 import shutil

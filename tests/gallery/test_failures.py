@@ -1,7 +1,5 @@
 """Failures, interruptions, full disks and permissions."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

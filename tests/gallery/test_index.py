@@ -1,7 +1,5 @@
 """An index: search, updates, damage, interrupted writers."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

@@ -1,7 +1,5 @@
 """Rows of an index: free ones, concurrent writers, memory."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`caption` on object storage: the texts of local pictures, resuming, errors."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

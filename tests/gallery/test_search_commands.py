@@ -1,7 +1,5 @@
 """The commands `blip2rt index`, `search`, `merge` and `duplicates`."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Walking folders, links and patterns; pictures in shards; truncated and malicious shards."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """Tables resume after truncation, reject damage without loss, and are synced."""
 
-from __future__ import annotations
-
 import csv
 import importlib.util
 import json

@@ -1,7 +1,5 @@
 """`blip2rt tag` in every output, captions that are not certain, and XMP sidecars."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Callable

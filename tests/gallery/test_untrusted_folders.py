@@ -1,7 +1,5 @@
 """Folders from others: nothing is written outside of them, and odd files next to pictures do not block or crash."""
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path

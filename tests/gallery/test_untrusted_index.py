@@ -1,7 +1,5 @@
 """Indexes from others: damaged or malicious files give one line, and nothing outside of them is read or written."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

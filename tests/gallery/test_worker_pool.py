@@ -1,7 +1,5 @@
 """Several batches run at once with identical results."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import threading

@@ -1,7 +1,5 @@
 """`caption --ray` and `capfilt --ray` on Ray itself: the bytes of local runs, whatever is killed."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal

@@ -1,7 +1,5 @@
 """The application that Ray Serve runs, and its flags. Ray itself is not needed."""
 
-from __future__ import annotations
-
 import asyncio
 
 import pytest

@@ -1,7 +1,5 @@
 """The models of Triton's Python backend, against a stand-in of its documented interface and tritonclient's protobuf."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """Servers that several test modules call."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A server as users start it, a process that is called over a socket, and its application called in this process."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import http.client

@@ -1,7 +1,5 @@
 """The request queue and the application, without a socket: slots, deadlines, cancellation, unexpected errors."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """Malformed, oversized and meaningless requests: each is rejected with a status and a message."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import gzip

@@ -1,7 +1,5 @@
 """How a chat is reduced to a prompt."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

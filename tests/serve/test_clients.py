@@ -1,7 +1,5 @@
 """Other people's clients: the packages openai and ollama, and the requests of home automation."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

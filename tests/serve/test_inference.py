@@ -1,7 +1,5 @@
 """Generation for requests: texts as the library's, ended at stop strings and when cancelled, and what fits."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

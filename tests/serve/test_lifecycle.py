@@ -1,7 +1,5 @@
 """Start, shutdown and load: signals, slow and disconnecting clients, a full queue, deadlines, many callers."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import random

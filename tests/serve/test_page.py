@@ -1,7 +1,5 @@
 """The web page in Chromium, with its fake webcam and a keyboard."""
 
-from __future__ import annotations
-
 import base64
 import csv
 import io

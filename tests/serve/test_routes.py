@@ -1,7 +1,5 @@
 """Our own routes, and curl calling them; search in an index; other base URLs, chats without pictures, wrong fields."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

@@ -1,7 +1,5 @@
 """JSON answers: the requests of Frigate, LLM Vision and PhotoPrism, and the clients' own helpers for schemas."""
 
-from __future__ import annotations
-
 import json
 from typing import Any, Literal
 

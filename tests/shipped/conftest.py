@@ -1,7 +1,5 @@
 """The environment that all tests of this folder use."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.shipped.environment import Environment, make_environment

@@ -1,7 +1,5 @@
 """An environment as users have it: our wheels and their dependencies, without checkout and compiler."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import venv

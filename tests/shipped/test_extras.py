@@ -1,7 +1,5 @@
 """Each extra with nano, as users install it: what needs the extra works."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -3,8 +3,6 @@
 The models are tiny. What `make dist` packs is tested in tests/c/test_install.py.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import re

@@ -1,7 +1,5 @@
 """What the extras lora and optimum do with nano's checkpoint. At night, since it takes minutes."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import shutil

@@ -4,8 +4,6 @@ One set of small values serves all: a configuration takes those that it has fiel
 built this way are reported as unbuilt.
 """
 
-from __future__ import annotations
-
 import contextlib
 import inspect
 import json

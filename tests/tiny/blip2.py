@@ -1,7 +1,5 @@
 """Tiny random BLIP-2 models in Hugging Face's format, saved by transformers with their processors."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -3,8 +3,6 @@
 `python -m tests.tiny.bundle FOLDER` writes one that is calibrated.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

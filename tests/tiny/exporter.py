@@ -1,7 +1,5 @@
 """blip2rt-export with cached traces: `python -m tests.tiny.exporter FOLDER ARGUMENTS...`; FOLDER is the cache."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Folders of images as users have them (good and broken files, odd names, links), and `blip2rt` in a process."""
 
-from __future__ import annotations
-
 import io
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Tiny random language models of every family in llm_configs.py, and their exported graphs."""
 
-from __future__ import annotations
-
 import contextlib
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """LAVIS checkpoints of tiny random transformers models, with the tensor names that LAVIS' conversion documents."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

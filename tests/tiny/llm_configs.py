@@ -4,8 +4,6 @@ All tests use these, so that a graph of one shape is traced once (tests/tiny/tra
 blocks of 64 weights, as int4 of both targets needs.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import transformers

@@ -3,8 +3,6 @@
 A tie may occur anywhere in a search, not only at its end: dropping a beam early drops all its continuations.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

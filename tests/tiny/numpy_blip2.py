@@ -3,8 +3,6 @@
 Weights come by name from our PyTorch model; nothing else is shared with it.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

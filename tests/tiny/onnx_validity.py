@@ -1,7 +1,5 @@
 """Check that files are valid ONNX for tools other than our runtime, and have only operators that `load` allows."""
 
-from __future__ import annotations
-
 import tempfile
 from collections import Counter
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A tiny random model whose Q-Former also reads the question: our checkpoint and its bundle."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Small tokenizers of every kind that bundles hold, and random texts for them."""
 
-from __future__ import annotations
-
 import functools
 import random
 import struct

@@ -4,8 +4,6 @@ A graph depends on the module's classes, settings and shapes, not on the values 
 from a file and gets the weights of the current module.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib

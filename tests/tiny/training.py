@@ -1,7 +1,5 @@
 """Tiny random inputs of a training, in the real formats: BERT and LLM folders, captioned photographs, settings."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

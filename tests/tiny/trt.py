@@ -3,8 +3,6 @@
 It has more tokens than a step's top-k. Vision and Q-Former are those of tests/tiny/bundle.py.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Command-line arguments and configs of tests, in short form."""
 
-from __future__ import annotations
-
 from typing import Any
 
 

@@ -1,7 +1,5 @@
 """Run trainings in several processes, and compare two trainings."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import multiprocessing

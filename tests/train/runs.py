@@ -1,7 +1,5 @@
 """Trainings of either stage in this process: what they learned, and an interruption with a resume."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Shards of tests."""
 
-from __future__ import annotations
-
 import io
 import tarfile
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Two processes (gloo) train as one does, dropout included: the same losses and weights, whatever divides the batch."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

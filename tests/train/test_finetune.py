@@ -1,7 +1,5 @@
 """Finetunes on tiny models: the encoder learns layer by layer, questions reach the queries, LoRA leaves no trace."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace

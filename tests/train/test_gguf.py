@@ -1,7 +1,5 @@
 """transformers reads a GGUF file through our reader: the same values, far fewer numpy arrays."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Interrupted trainings: signals, the folder lock, nodes without a shared folder, changed shards."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import shutil

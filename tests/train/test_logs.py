@@ -1,7 +1,5 @@
 """Training logs: JSON lines, TensorBoard if installed, wandb on request."""
 
-from __future__ import annotations
-
 import json
 import sys
 from importlib.machinery import ModuleSpec

@@ -1,7 +1,5 @@
 """Scripts of recipes/nano: the tables of its data sets, questions about presence, and figures."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

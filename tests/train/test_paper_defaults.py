@@ -1,7 +1,5 @@
 """Without a recipe, initialization, dropout and targets are the paper's and the reference's."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

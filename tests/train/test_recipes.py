@@ -1,7 +1,5 @@
 """Recipes and dry runs: the paper's sizes on tensors without storage, mistakes named together before any step."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Training against weights as they will ship."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

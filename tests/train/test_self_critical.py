@@ -1,7 +1,5 @@
 """Captions are drawn from the distribution that the model has, and learned by their advantage."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

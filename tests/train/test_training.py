@@ -1,7 +1,5 @@
 """Both stages end to end on tiny parts: training, frozen parts, and exact resume after an interruption."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Faults that end a training (a NaN loss, a full disk, a damaged checkpoint), and packages that are not installed."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Fixtures: bundles and the simulated machine."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

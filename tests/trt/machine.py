@@ -1,7 +1,5 @@
 """A tiny model as a bundle of either target, and the simulated machine that the backend trt finds."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

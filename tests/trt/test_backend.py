@@ -1,7 +1,5 @@
 """The backend trt on a simulated machine (tests/trt/gpu_stand_in.py) gives the CPU loop's results."""
 
-from __future__ import annotations
-
 import gc
 import random
 import threading

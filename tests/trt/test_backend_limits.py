@@ -1,7 +1,5 @@
 """Errors of the backend trt on a machine that lacks something; inputs and outputs of its graphs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

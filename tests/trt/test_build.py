@@ -1,7 +1,5 @@
 """blip2rt-build with tensorrt_rtx, which needs no GPU: --check, parser errors, the plan cache."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

@@ -1,7 +1,5 @@
 """`python -m benchmarks.gpu_day` and every driver call, with cuda-bindings on simulated drivers, and NVRTC."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

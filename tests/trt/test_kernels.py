@@ -3,8 +3,6 @@
 It also copies keys and values as numpy does, and NVRTC, if installed, compiles it for every supported GPU.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """ONNX Runtime in place of TensorRT, as far as possible without a GPU: its CPU provider on the simulated driver."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

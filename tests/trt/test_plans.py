@@ -1,7 +1,5 @@
 """Plans on the simulated machine (tests/trt/gpu_stand_in.py): checks after a build, metadata, tensorrt-rtx, memory."""
 
-from __future__ import annotations
-
 import gc
 import json
 import math

@@ -1,7 +1,5 @@
 """The simulated driver (tests/trt/gpu_stand_in.py) detects injected faults."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

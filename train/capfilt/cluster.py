@@ -1,7 +1,5 @@
 """CapFilt on a Ray cluster: `prepare capfilt --ray`. Each worker loads the models once and filters shards."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 Processes share a data set by claiming one shard at a time; the system releases the claim of a process that dies.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -3,12 +3,10 @@
 View 0 is the image as the runtime sees it; the others are random resized crops, every second one mirrored.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -150,7 +148,7 @@ def cached_features(paths: list[Path], config: VisionConfig, folder: str | Path,
     faults = _faults_file(folder, key)
     missing = [view for view, file in enumerate(files) if not file.exists()]
     if missing:
-        encoder = VisionEncoder(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        encoder = cast(Any, VisionEncoder(config)).to(memory_format=torch.channels_last)
         for view in missing:
             found = _compute(encoder, paths, config, view, files[view])
             if found:

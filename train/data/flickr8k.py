@@ -4,8 +4,6 @@
 name per line.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from blip2rt.errors import Blip2rtError

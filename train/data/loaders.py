@@ -3,8 +3,6 @@
 Knows data and steps, nothing about losses.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial

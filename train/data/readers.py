@@ -3,8 +3,6 @@
 `read_data(path, images)` returns a Dataset; unusable rows are counted in BadSamples and left out. Pixels are not read.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Callable, Iterator

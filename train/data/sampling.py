@@ -4,8 +4,6 @@ Everything is a function of the seed and the step, whatever the number of proces
 even on other machines, sees what an uninterrupted one would have seen.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 

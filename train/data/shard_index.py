@@ -3,8 +3,6 @@
 A training starts from one file of summaries, and loads an index when it first reads from its shard.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -4,8 +4,6 @@ With a shard's index (shard_index.py) any sample is a single read, so the order 
 step, and a resumed training reads only what it needs.
 """
 
-from __future__ import annotations
-
 import glob
 import io
 import json

@@ -5,8 +5,6 @@ that train.data.readers reads. Questions: VQAv2's and OK-VQA's pairs of files, G
 function raises Blip2rtError for invalid data.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -4,8 +4,6 @@ Stage 2 uses transformers' `generate`, with prompts and texts laid out as in bli
 its bundle agree; stage 1 uses its ITG head.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ in Python, because that tokenizer is a Java program: both agree on all of Flickr
 are Java programs, too, and left out.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import re

@@ -3,8 +3,6 @@
 `t2i_r@k`: share of texts whose image is among their k best; `i2t_r@k`: share of images with one of their texts there.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 RANKS = (1, 5, 10)

@@ -3,8 +3,6 @@
 A click on a column's head sorts its table; pictures can be sorted by score and by name.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import json

@@ -1,7 +1,5 @@
 """Results of an evaluation: measures in total and per group, and rows for the report."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -2,8 +2,6 @@
 1809.02156). Human captions stand in for annotated objects, so that any captioned data set will do.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

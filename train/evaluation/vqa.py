@@ -2,8 +2,6 @@
 GQA's exact match.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Arguments of `calibrate`. Imports no torch, so that mistakes are found at once."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from blip2rt.command_line import Parser, nonempty, path, whole

@@ -9,8 +9,6 @@ texts too, and the mean_prefix, which shows no image. If the data also asks whet
 calibrated probabilities, too (probabilities.py).
 """
 
-from __future__ import annotations
-
 from ..cli import run_command, run_main
 
 if __name__ == "__main__":  # before the imports, so that a missing package is reported in one line

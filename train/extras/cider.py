@@ -3,8 +3,6 @@
 Document frequencies come from all references given at the start, so that captions can be scored one at a time.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ Captions imply answers: "a brown dog" tells the dog's colour, "two men" their nu
 captions and adds rows of answer and question, for stage 2.
 """
 
-from __future__ import annotations
-
 from ..cli import run_command, run_main
 
 if __name__ == "__main__":  # before the imports, so that a missing package is reported in one line

@@ -4,8 +4,6 @@ A finetune of stage 2 (Rennie et al. 2017): captions are sampled, and weighted b
 the image's other samples. Everything but the loss is stage 2's; questions are trained by likelihood in the same step.
 """
 
-from __future__ import annotations
-
 from ..cli import run_command, run_main
 
 if __name__ == "__main__":  # before the imports, so that a missing package is reported in one line

@@ -3,8 +3,6 @@
 All randomness follows from the seed and the step, so the step also restores random states and the data position.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Whether a training may continue what its folder holds. Imports no torch, so that a conflict is found at once."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import fields

@@ -1,7 +1,5 @@
 """Memory settings of the C library."""
 
-from __future__ import annotations
-
 import ctypes
 import sys
 

@@ -103,7 +103,7 @@ class Parallel:
                 "--shard trained or --shard all"
             )
         self.rank, self.device = self._accelerator.process_index, self._accelerator.device
-        self._patient = distributed.new_group(backend="gloo", timeout=PATIENCE)  # for objects
+        self._patient: Any = distributed.new_group(backend="gloo", timeout=PATIENCE)  # for objects
 
     @property
     def main(self) -> bool:

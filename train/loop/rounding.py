@@ -3,8 +3,6 @@
 Training compensates for the rounding (straight-through estimator, Bengio et al. 2013).
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 

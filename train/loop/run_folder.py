@@ -1,7 +1,5 @@
 """A training's folder: one run at a time writes to it, and all processes belong to the same run."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket

@@ -1,7 +1,5 @@
 """Ctrl-C and SIGTERM: a training finishes the current step, saves a checkpoint and ends."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """Cross-entropy after a frozen output layer, without its logits in memory."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -4,8 +4,6 @@ Every text attends to the prefix and itself, at the positions that it would have
 all of them. Does not know about images or models.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ A text is split at random: the first part joins the soft prompt in the LLM's enc
 question stays whole before its answer. Does not know about data or steps.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

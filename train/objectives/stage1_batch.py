@@ -5,8 +5,6 @@ micro-batch on each process. With several, `contrast_batch` computes ITC and its
 micro-batch is a `BatchPart`. The losses themselves are in stage1.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -3,8 +3,6 @@
 Random tiny models, saved by transformers, new ones in every run; BLIP2RT_TEST_SEED draws those of another run.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Hugging Face checkpoints beside the plain BLIP-2: retrieval, larger images, streamed weights, other tensors."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

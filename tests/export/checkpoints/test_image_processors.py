@@ -1,7 +1,5 @@
 """Hugging Face's image processors: our pixels equal those of transformers, or the setting is rejected in one line."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

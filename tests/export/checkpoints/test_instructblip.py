@@ -1,7 +1,5 @@
 """Q-Formers that read the question: InstructBLIP (Hugging Face, LAVIS' Vicuna), and our own checkpoints."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """All faults of a checkpoint are reported together in one line, before a bundle is started."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

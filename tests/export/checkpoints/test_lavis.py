@@ -3,8 +3,6 @@
 The .pth files are made from transformers' models by the names that LAVIS' conversion to Hugging Face documents.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

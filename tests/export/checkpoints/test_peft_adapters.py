@@ -1,7 +1,5 @@
 """Adapters that peft saved for BLIP-2 or its language model equal peft's own outputs; other kinds are named."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A checkpoint without a tokenizer is rejected unless one is named."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

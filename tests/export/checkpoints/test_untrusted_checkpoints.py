@@ -1,7 +1,5 @@
 """Untrusted checkpoints: their code never runs, and damaged files are one-line errors."""
 
-from __future__ import annotations
-
 import ast
 import io
 import json

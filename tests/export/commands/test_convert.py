@@ -1,7 +1,5 @@
 """`blip2rt-convert --to hf`: in its folders, Hugging Face's files decide."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import asdict, replace

@@ -1,7 +1,5 @@
 """Random tiny checkpoints of both stages -> blip2rt-export -> bundles, compared with PyTorch; errors."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import onnx

@@ -1,7 +1,5 @@
 """Options of the export command, and sizes that the model does not have."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """`blip2rt-convert BUNDLE --to ours` recovers the checkpoints that a bundle was exported from."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace

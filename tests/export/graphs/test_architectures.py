@@ -3,8 +3,6 @@
 `make parity` runs the same sweep, and writes docs/inside/parity.md.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

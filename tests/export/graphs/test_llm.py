@@ -1,7 +1,5 @@
 """The graphs of language models, T5 too, against Hugging Face: rows of different length, prefill and steps."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

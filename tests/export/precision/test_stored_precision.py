@@ -1,7 +1,5 @@
 """The precision that a graph has, and products that share their weights."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx
 import torch

@@ -1,7 +1,5 @@
 """How exported graphs are compared with PyTorch."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

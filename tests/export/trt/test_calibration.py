@@ -1,7 +1,5 @@
 """int8 for TensorRT: ranges measured on photographs, SmoothQuant, and whole exports."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

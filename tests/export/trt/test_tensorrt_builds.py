@@ -4,8 +4,6 @@ The graphs of tiny random models are traced once and brought to each precision, 
 compiles does not depend on them.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator

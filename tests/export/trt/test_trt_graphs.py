@@ -1,7 +1,5 @@
 """The language model's graphs of the target trt in ONNX Runtime, against the target ort: floats, int8, int4."""
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 from collections import Counter

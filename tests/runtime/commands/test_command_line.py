@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "blip2rt merge": ("x", "--out", "y", "--backend", "onnx"),
     "blip2rt pool": ("build", "x", "--out", "y", "--backend", "onnx"),
     "blip2rt search": ("x", "a dog", "--backend", "onnx"),
+    "blip2rt duplicates": ("x", "--backend", "onnx"),
     "blip2rt serve": ("--backend", "onnx"),
     "blip2rt stdio": ("--backend", "onnx"),
     "blip2rt info": None,

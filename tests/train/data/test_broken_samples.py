@@ -1,7 +1,5 @@
 """Broken samples of every kind: counted, listed with their file's name, left out up to `max_bad`; never a traceback."""
 
-from __future__ import annotations
-
 import io
 import json
 import struct

@@ -1,7 +1,5 @@
 """Captioning and filtering: ranking, kept captions, tables and shards, resuming."""
 
-from __future__ import annotations
-
 import json
 import tarfile
 import time

@@ -1,7 +1,5 @@
 """Lists of every format, shards, the order of samples, bad samples, and exact resume on `train_data`."""
 
-from __future__ import annotations
-
 import io
 import json
 import random

@@ -1,7 +1,5 @@
 """Shards in object storage: the samples of local ones, indexed once; faults are one line."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import tarfile

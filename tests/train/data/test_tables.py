@@ -1,7 +1,5 @@
 """Several tables with cached features: drawing by weight, exact resume, errors."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

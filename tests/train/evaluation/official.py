@@ -1,7 +1,5 @@
 """Random photographs in the official formats of captions and questions, and faulty versions of such files."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Calibration recovers the weights that data were drawn with, and changes nothing else."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from dataclasses import replace

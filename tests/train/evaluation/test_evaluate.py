@@ -3,8 +3,6 @@
 Random tiny models and photographs, new ones in every run.
 """
 
-from __future__ import annotations
-
 import html
 import json
 import re

@@ -1,7 +1,5 @@
 """Metrics against values worked out by hand, and the rules that make questions from captions."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import random

@@ -1,7 +1,5 @@
 """recipes/paper/reproduce.sh: its commands evaluate tiny models on every benchmark, and the table shows the totals."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

@@ -1,7 +1,5 @@
 """The fused attention of GPUs against the written-out one, and the memory of a step against a dry run's estimate."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

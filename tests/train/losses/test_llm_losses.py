@@ -1,7 +1,5 @@
 """Stage 2's loss is that of the LLM's own logits, of whole texts and of cut ones; LLMs that take no packed texts."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,8 +1,6 @@
 """Every loss of both stages against float64 NumPy (tests/tiny/numpy_blip2.py) on whole models, and what learns. The
 language model of a reference is transformers' own, in float64, one text at a time."""
 
-from __future__ import annotations
-
 import copy
 import random
 from pathlib import Path

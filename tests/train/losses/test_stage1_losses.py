@@ -1,7 +1,5 @@
 """Stage 1's negatives, and the gradients of micro-batches; test_reference_losses.py compares losses and masks."""
 
-from __future__ import annotations
-
 import random
 
 import pytest

@@ -4,8 +4,6 @@
 release of cuda-bindings it was, and fails where that is none of RELEASES, such as "<13".
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import importlib
