@@ -1,7 +1,5 @@
 """Arguments of a model's methods: one thing or several as lists; signatures for help(), and as coroutines."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import os

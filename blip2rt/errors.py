@@ -1,7 +1,5 @@
 """Errors for users: one line that names the value, the choices and the fix. Every module may raise them."""
 
-from __future__ import annotations
-
 import contextlib
 import operator
 import re

@@ -3,8 +3,6 @@
 Imports happen in the functions, because only errors need them.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 # The two packages share files, so one must go first. Installing blip2rt later brings onnxruntime back.

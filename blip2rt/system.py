@@ -4,8 +4,6 @@ Where a system lacks something, the functions do the next best. No other module 
 os.sched_* and os.register_at_fork.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable, Collection

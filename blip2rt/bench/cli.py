@@ -3,8 +3,6 @@
 Exit status: 0 on success, 2 for an error (one line), 130 if interrupted, 143 on SIGTERM.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -3,8 +3,6 @@
 Times in the dict are in seconds.
 """
 
-from __future__ import annotations
-
 import datetime
 import importlib.util
 import sys

@@ -3,8 +3,6 @@
 The exporter, which creates them, needs the extra `export`; measuring does not.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import sys

@@ -3,8 +3,6 @@
 Memory reads are measured with numpy.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import platform

@@ -1,7 +1,5 @@
 """The result as tables in plain columns."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO

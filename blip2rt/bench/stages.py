@@ -1,7 +1,5 @@
 """The measurements of a bundle, run in a worker process. Each returns an object for JSON, with times in seconds."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ JSON: name, config (a folder with config and processor; weights are random), and
 the stages of stages.py.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import sys

@@ -4,8 +4,6 @@ Tasks are the functions of stages.py, and `rates` of machine.py. `run_json` star
 a peer, and returns the printed object.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -3,8 +3,6 @@
 Detects damage, not authorship.
 """
 
-from __future__ import annotations
-
 import os
 
 KEY, EMPTY = "manifest_sha256", "0" * 64

@@ -1,7 +1,5 @@
 """A hash that identifies what a bundle's embeddings depend on, so that stored ones are used with the same model."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 

@@ -1,7 +1,5 @@
 """Names of bundles -> their folders."""
 
-from __future__ import annotations
-
 import os
 
 from ..errors import BundleError

@@ -1,7 +1,5 @@
 """Names that export and the runtime share: components and tensors. The core knows which belong together."""
 
-from __future__ import annotations
-
 FORMAT = "blip2rt-bundle"
 FORMAT_VERSION = 1
 MANIFEST = "blip2rt.json"

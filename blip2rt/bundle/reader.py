@@ -1,7 +1,5 @@
 """Bundles on disk, which the core reads and checks (engines/bundle). Loads no graph."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 from collections.abc import Callable

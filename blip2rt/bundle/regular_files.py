@@ -1,7 +1,5 @@
 """Open files of an untrusted folder: regular ones only, without waiting for a pipe, bounded by the bytes read."""
 
-from __future__ import annotations
-
 import errno
 import os
 import stat

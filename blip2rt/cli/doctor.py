@@ -4,8 +4,6 @@ Opens what the runtime opens, and captions a picture. Checks NVIDIA's driver and
 imports TensorRT if there is a GPU. Exit status 0 if a picture was captioned, otherwise 2.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import platform

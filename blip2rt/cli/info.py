@@ -1,7 +1,5 @@
 """`blip2rt info`: describe a bundle by its manifest and its pool's header. Opens no graph."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any

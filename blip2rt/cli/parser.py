@@ -1,7 +1,5 @@
 """The parser of the command `blip2rt`. Imports little, because every call builds it."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields

@@ -1,7 +1,5 @@
 """One argument parser for every command. Knows no command."""
 
-from __future__ import annotations
-
 import argparse
 import re
 import sys

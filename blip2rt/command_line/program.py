@@ -1,7 +1,5 @@
 """Run a command: errors become one line on standard error and an exit status."""
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import errno

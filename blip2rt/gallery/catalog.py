@@ -3,8 +3,6 @@
 A picture is in the index once its transaction is committed. Paths are relative to the index's root, and bytes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sqlite3

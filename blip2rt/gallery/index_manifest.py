@@ -1,7 +1,5 @@
 """index.json: the root folder of an index, and the model that made it."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

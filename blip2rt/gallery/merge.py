@@ -1,7 +1,5 @@
 """Merges indexes into one: `blip2rt merge`."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path

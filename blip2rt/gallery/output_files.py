@@ -1,7 +1,5 @@
 """Output files: checks before anything is written, and files that grow. A picture is never overwritten."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -1,7 +1,5 @@
 """Progress of a run: a line on the terminal, the log of failures, a summary."""
 
-from __future__ import annotations
-
 import json
 import sys
 import threading

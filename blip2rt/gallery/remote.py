@@ -3,8 +3,6 @@
 After `?`, a URL has options of its file system, such as region. They are left out of names.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator
 from fnmatch import fnmatch

@@ -1,7 +1,5 @@
 """Reads WebDataset shards: .tar files of samples, such as `key.jpg` with `key.txt` or `key.json`."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass

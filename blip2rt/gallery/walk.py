@@ -5,8 +5,6 @@ it has an image's extension. Names that begin with a dot are ignored. A folder's
 sorted by name. Each folder is entered once, whatever links lead to it. Anything unreadable is a Failure in its place.
 """
 
-from __future__ import annotations
-
 import codecs
 import glob
 import os

@@ -5,8 +5,6 @@ Triton's image needs blip2rt installed. Inputs (B, 1): IMAGE (the bytes of a fil
 Outputs (B, 1): TEXT and SCORE. A streamed request has one image, and gets one TEXT per piece.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -4,8 +4,6 @@ Training adds them through peft. Loading a checkpoint merges them into the LLM's
 and exporter need no support for them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 BERT's layers initialise the queries' and the text's branch; queries and cross-attention start fresh.
 """
 
-from __future__ import annotations
-
 from functools import cached_property
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ layers, freezing, caching, export) follows from the module. To add a source, add
 it without weights, and to `load_encoder`, which builds it with its weights.
 """
 
-from __future__ import annotations
-
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path

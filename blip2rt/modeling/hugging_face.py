@@ -5,8 +5,6 @@ Reads JSON files, not tensors. `blip2rt-convert` stores what Hugging Face's form
 transformers ignores.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -4,8 +4,6 @@ Stage 1, stage 2 and finetuned ones, with EVA-CLIP ViT-g/14 or CLIP ViT-L/14. Th
 shapes. Does not know about forward passes.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import replace

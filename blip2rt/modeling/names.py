@@ -4,8 +4,6 @@
 image encoder, STYLES has the names of each project: to read another one's weights, add its names.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ An image is resized to one size with a Pillow filter, then scaled and normalised
 rejected. transformers' own class fills in the values that the JSON lacks or sets to null.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -10,8 +10,6 @@ fresh queries of a small Q-Former collapse into one vector.
 Training passes `noise`, which decides what dropout drops of each row; without it, nothing is dropped.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -5,8 +5,6 @@ point, `w = scale * (code - zero_point)`: the layout of ONNX Runtime's MatMulNBi
 (4 bits), so a model that was trained against its dequantized weights ships exactly these.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -3,8 +3,6 @@
 Also reads their JSON, which is untrusted, and speeds up transformers' reader of GGUF. Does not know about models.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import functools

@@ -10,8 +10,6 @@ A bound parameter is a NaN of the right shape that takes no memory: it can be tr
 ones are read immediately, since they are small in total, and tracing may fold them.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any

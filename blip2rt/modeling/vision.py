@@ -4,8 +4,6 @@ The paper's vision transformers, any timm model with `forward_features`, or a Hu
 grid (B, C, h', w') is flattened to a sequence row by row. Does not know about queries or text.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import cache
 

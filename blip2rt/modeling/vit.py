@@ -4,8 +4,6 @@
 Their weights are read from the checkpoints of several projects, whose names are in names.py.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Files are read rather than mapped, so that tensors leave the memory after use. Does not know about models.
 """
 
-from __future__ import annotations
-
 import math
 import pickle
 import struct

@@ -4,8 +4,6 @@ A request waits for a free slot, runs in a worker thread, and frees the slot whe
 disconnects, its CancelEvent is set.
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 import threading

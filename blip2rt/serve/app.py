@@ -1,7 +1,5 @@
 """The ASGI application: collects the endpoints of all APIs, and adds pages, health checks, error handlers and CORS."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 from typing import Any

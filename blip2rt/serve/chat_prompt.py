@@ -4,8 +4,6 @@ The rules are in docs/serve.md, "How a chat becomes a prompt". A sentence ends a
 question mark before a space or the end. Pure functions: texts in, texts out.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

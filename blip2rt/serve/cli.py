@@ -1,7 +1,5 @@
 """The command `blip2rt serve`: its options, and the Settings they make. Imports no HTTP package until it runs."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import re

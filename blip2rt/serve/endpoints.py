@@ -1,7 +1,5 @@
 """Declare a route: path, handler, request model and summary in one Endpoint, from which OpenAPI is generated."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Errors of requests: their status, and their JSON in the formats of OpenAI and Ollama."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ..errors import BackendError, Blip2rtError, CapabilityError, ImageError, OptionError

@@ -1,7 +1,5 @@
 """Logs as JSON lines on stderr. Prompts, answers and images are not logged unless --log-prompts is given."""
 
-from __future__ import annotations
-
 import json
 import logging
 import sys

@@ -1,7 +1,5 @@
 """ASGI middleware around every request: access control, request id, log line and metrics."""
 
-from __future__ import annotations
-
 import hmac
 import ipaddress
 import logging

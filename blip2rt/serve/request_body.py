@@ -1,7 +1,5 @@
 """Read a request's body within limits of size and time, as JSON or a form, into a pydantic model; decode its images."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import binascii

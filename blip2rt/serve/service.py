@@ -1,7 +1,5 @@
 """What all routes share: a Service holds the model and its queue, a Call handles one request."""
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import json

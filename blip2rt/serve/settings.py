@@ -1,7 +1,5 @@
 """The server's settings, in small groups. Imports no HTTP package."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What a request wants filled: a JSON Schema, a tool's parameters, or the JSON that its texts describe."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

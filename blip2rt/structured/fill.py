@@ -4,8 +4,6 @@ Texts are captions or answers, choices are what the language model finds likelie
 pass over the form collects the questions, so that they are asked in batches.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

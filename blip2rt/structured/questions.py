@@ -1,7 +1,5 @@
 """The question in a text, and the question that a field of a form asks. Pure functions of texts."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

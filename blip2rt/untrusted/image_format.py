@@ -1,7 +1,5 @@
 """Recognise image formats by a file's first bytes, and files that take long to decode. image.py decodes."""
 
-from __future__ import annotations
-
 import os
 import re
 from typing import IO

@@ -1,7 +1,5 @@
 """Check that memory is left before a library runs that aborts without it."""
 
-from __future__ import annotations
-
 import mmap
 
 from ..system import is_address_space_limited

@@ -1,7 +1,5 @@
 """Read the headers of an untrusted tar file. Its members are read by their positions, never by tarfile."""
 
-from __future__ import annotations
-
 import os
 import tarfile
 from collections.abc import Iterator

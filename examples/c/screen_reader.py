@@ -4,8 +4,6 @@ As an add-on, this file is globalPlugins/pictures.py, with the library beside it
 library is not built yet; `Captioner` runs wherever the library does: `python screen_reader.py LIBRARY PHOTO`.
 """
 
-from __future__ import annotations
-
 import ctypes
 import sys
 import threading

@@ -4,8 +4,6 @@ Works with both of NVIDIA's modules: `tensorrt` builds for this machine's GPU, `
 Graphs are strongly typed: their tensors, not builder flags, decide what is float16, int8 or float32.
 """
 
-from __future__ import annotations
-
 import importlib
 import logging
 import threading

@@ -5,8 +5,6 @@ repeat these inputs and hold the plan's SHA-256; a plan whose metadata or hash d
 is recomputed only if the file's size or times or the stored hash have changed, because plans can have gigabytes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

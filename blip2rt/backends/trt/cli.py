@@ -3,8 +3,6 @@
 Exit status: 0 success, 2 invalid input or a graph that does not build, 130 interrupted.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

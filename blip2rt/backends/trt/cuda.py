@@ -3,8 +3,6 @@
 Wraps NVIDIA's cuda-bindings, whose functions return (error, values...).
 """
 
-from __future__ import annotations
-
 import ctypes
 import importlib
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Loads NVIDIA's libraries from pip's packages (nvidia/*/lib), for a library that needs them and cannot find them."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import importlib.util

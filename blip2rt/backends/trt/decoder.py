@@ -5,8 +5,6 @@ new keys and values into the cache unless the llm graph does so itself; `choose`
 the CPU loop's source (engines/search/search_block.h); `reorder` moves beams that changed places.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import gc

@@ -3,8 +3,6 @@
 A lane allocates them once: allocating page-locked memory waits for all work on the device.
 """
 
-from __future__ import annotations
-
 import ctypes
 from typing import Any
 

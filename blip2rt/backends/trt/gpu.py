@@ -1,7 +1,5 @@
 """Describes this machine's NVIDIA GPU through the driver library, without the CUDA toolkit or Python packages."""
 
-from __future__ import annotations
-
 import ctypes
 from dataclasses import dataclass
 from pathlib import Path

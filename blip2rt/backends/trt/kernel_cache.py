@@ -3,8 +3,6 @@
 Only tensorrt-rtx compiles at run time; tensorrt compiles everything when it builds the plan.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 from pathlib import Path

@@ -4,8 +4,6 @@ The host launches decoding steps and checks, one step behind, whether all answer
 step. The core's SearchBatch holds the search state: the host creates it, the device advances it, the host reads it.
 """
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Sequence

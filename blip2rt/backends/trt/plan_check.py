@@ -3,8 +3,6 @@
 Some builders produce plans that run but give wrong results, such as TensorRT 10.3 with two profiles.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path

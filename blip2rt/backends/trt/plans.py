@@ -3,8 +3,6 @@
 builder.py does what concerns TensorRT itself.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import math

@@ -1,7 +1,5 @@
 """Where captions are written. The outputs themselves record which pictures are done."""
 
-from __future__ import annotations
-
 import errno
 from collections.abc import Sequence
 from dataclasses import dataclass

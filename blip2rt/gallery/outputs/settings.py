@@ -1,7 +1,5 @@
 """Where the results of `caption` and `tag` go, and the text around them."""
 
-from __future__ import annotations
-
 import os
 import string
 from dataclasses import dataclass

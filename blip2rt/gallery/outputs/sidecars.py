@@ -1,7 +1,5 @@
 """Captions in files next to the pictures."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -4,8 +4,6 @@ JSON lines grow by complete rows, and rows record which pictures are done. A tor
 formats are converted from them when the run ends, and not continued afterwards.
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import json

@@ -2,8 +2,6 @@
 in the hierarchies of Lightroom and digiKam. Other fields are preserved.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

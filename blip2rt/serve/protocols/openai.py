@@ -1,7 +1,5 @@
 """OpenAI's API: chat completions and models. Fields without a meaning for BLIP-2 are ignored."""
 
-from __future__ import annotations
-
 import time
 import uuid
 from collections.abc import Mapping, Sequence

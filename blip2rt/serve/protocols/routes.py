@@ -3,8 +3,6 @@
 To add a route: write a request model and a handler, and add an Endpoint to ENDPOINTS below.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import os
