@@ -62,10 +62,7 @@ class Features:
 
 
 def export(
-    options: ExportOptions,
-    progress: Progress,
-    plan: ExportPlan | None = None,
-    encode: EncodeMatrix = round_to_nearest,
+    options: ExportOptions, progress: Progress, plan: ExportPlan | None = None, encode: EncodeMatrix = round_to_nearest
 ) -> Result:
     """Write the bundle, or nothing and raise Blip2rtError.
 

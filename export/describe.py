@@ -224,7 +224,4 @@ def _tokenize(checkpoint: Checkpoint, texts: Sequence[str]) -> dict[str, np.ndar
     """token_ids and text_mask (B,L) of texts that the Q-Former reads."""
     length, tokenizer = checkpoint.config.max_text_length, checkpoint.bert.tokenizer
     encoded = tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="np")
-    return {
-        "token_ids": encoded["input_ids"].astype(np.int64),
-        "text_mask": encoded["attention_mask"].astype(np.int64),
-    }
+    return {"token_ids": encoded["input_ids"].astype(np.int64), "text_mask": encoded["attention_mask"].astype(np.int64)}

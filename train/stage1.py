@@ -33,14 +33,7 @@ from .evaluation.generation import itg_captions
 from .evaluation.recall import recall
 from .loop.parallel import this_process
 from .loop.trainer import vision_peaks
-from .model import (
-    StartingPoint,
-    fresh_config,
-    initialize_fresh,
-    open_checkpoint,
-    training_mode,
-    with_trained_vision,
-)
+from .model import StartingPoint, fresh_config, initialize_fresh, open_checkpoint, training_mode, with_trained_vision
 from .objectives.stage1 import (
     LossSettings,
     TextBatch,

@@ -41,13 +41,7 @@ from .model import (
     training_mode,
     with_trained_vision,
 )
-from .objectives.lm import (
-    LmTexts,
-    QformerTexts,
-    QformerTokenizer,
-    check_llm,
-    truncation_report,
-)
+from .objectives.lm import LmTexts, QformerTexts, QformerTokenizer, check_llm, truncation_report
 from .objectives.packing import PackedTexts
 from .objectives.prefix_lm import PrefixLmTexts, SplitTexts, open_texts
 from .plan import Plan

@@ -139,11 +139,7 @@ class Backend(ABC):
         """prefix_embeds (1, Q, D), largest number of beams, positions in all -> a conversation about one image."""
 
     def likelihoods(
-        self,
-        prefix_embeds: Floats,
-        prompts: Sequence[list[int]],
-        images: Sequence[int],
-        texts: Sequence[list[int]],
+        self, prefix_embeds: Floats, prompts: Sequence[list[int]], images: Sequence[int], texts: Sequence[list[int]]
     ) -> NDArray[np.float64]:
         """prefix_embeds (B, Q, D), B prompts, T texts, the image of each -> log p(text | image, prompt) (T)"""
         raise CapabilityError(

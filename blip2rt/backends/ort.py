@@ -152,11 +152,7 @@ class Backend(backends.Backend):
         return self.batcher if fits else None
 
     def likelihoods(
-        self,
-        prefix_embeds: Floats,
-        prompts: Sequence[list[int]],
-        images: Sequence[int],
-        texts: Sequence[list[int]],
+        self, prefix_embeds: Floats, prompts: Sequence[list[int]], images: Sequence[int], texts: Sequence[list[int]]
     ) -> NDArray[np.float64]:
         generator = self._open_generator()
         with named_failure():

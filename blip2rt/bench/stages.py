@@ -109,7 +109,4 @@ def stages(work: Workload) -> dict[str, Any]:
     times["detokenize"] = repeat(lambda: [language.tokenizer.decode(token_ids) for _ in images], work.repeat)
     times["first token"] = repeat(first_token, work.repeat)
     times["caption"] = repeat(lambda: model.caption(images, **work.options()), work.repeat)
-    return {
-        "stages": {name: summary(times[name]) for name in STAGES if times[name]},
-        "peak_rss": peak_rss(),
-    }
+    return {"stages": {name: summary(times[name]) for name in STAGES if times[name]}, "peak_rss": peak_rss()}

@@ -103,13 +103,7 @@ class MatchingCalls:
     ) -> list[list[Tag] | ImageError]: ...
     @shown("list[Tag] | list[list[Tag]]")
     def tag(
-        self,
-        images: Inputs,
-        labels: Labels = None,
-        *,
-        top: int = 10,
-        threshold: float = 0.3,
-        keep_going: bool = False,
+        self, images: Inputs, labels: Labels = None, *, top: int = 10, threshold: float = 0.3, keep_going: bool = False
     ) -> Any:
         """Image -> labels that it shows, list of images -> a list of labels for each, likeliest first.
 

@@ -350,11 +350,7 @@ def test_short_questions(question: str, kind: str | None, text: str) -> None:
 
 def test_plain_questions() -> None:
     plain = native.plain_question
-    for question in (
-        "What colour is the dog",
-        "### User: what colour is the dog?",
-        "Q: what colour is the DOG?",
-    ):
+    for question in ("What colour is the dog", "### User: what colour is the dog?", "Q: what colour is the DOG?"):
         assert plain(question) == "what colour is the dog?"
     assert plain("Describe the picture.") == "describe the picture"
     assert plain(" What is it? Where is it? ") == "What is it? Where is it?"

@@ -134,10 +134,7 @@ def test_files_of_any_kind_are_read_or_reported(tmp_path: Path) -> None:
         for readable in (memoryview(spaced)[::2], pipe):
             np.testing.assert_array_equal(prepare(readable, spec), prepare(data, spec))
     (tmp_path / "a.txt").write_text("words")
-    with (
-        (tmp_path / "a.txt").open() as text,
-        pytest.raises(ImageError, match="gives str, not bytes: open it"),
-    ):
+    with (tmp_path / "a.txt").open() as text, pytest.raises(ImageError, match="gives str, not bytes: open it"):
         prepare(text, spec)  # type: ignore[arg-type]
     with pytest.raises(ImageError, match="cannot read the open file"):
         prepare(pipe, spec)

@@ -13,17 +13,7 @@ from blip2rt import cli
 from blip2rt.bundle.writer import BundleWriter
 from blip2rt.errors import CapabilityError, OptionError
 from blip2rt.image import to_pixels
-from tests.tiny.bundle import (
-    WORDS,
-    C,
-    N,
-    Q,
-    Tiny,
-    build_graphs,
-    make_manifest,
-    parse_graph,
-    save_llm_tokenizer,
-)
+from tests.tiny.bundle import WORDS, C, N, Q, Tiny, build_graphs, make_manifest, parse_graph, save_llm_tokenizer
 
 onnx = pytest.importorskip("onnx")
 GRID = (2, 3)

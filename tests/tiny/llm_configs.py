@@ -50,5 +50,5 @@ CONFIGS: dict[str, Any] = {
 }
 
 SLOW_CONFIGS: dict[str, Any] = {  # only for slow tests
-    "gpt_neox": lambda: transformers.GPTNeoXConfig(**_GATED),  # its tensors are renamed
+    "gpt_neox": lambda: transformers.GPTNeoXConfig(**_GATED)  # its tensors are renamed
 }

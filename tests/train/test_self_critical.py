@@ -135,9 +135,6 @@ def test_wrong_weights_are_one_line(tmp_path: Path, weights: list[str], error_of
 
 def test_checkpoints_that_do_not_fit_are_rejected(tmp_path: Path, error_of: Any) -> None:
     first, other = checkpoint(tmp_path / "a", w=torch.zeros(1)), checkpoint(tmp_path / "b", w=torch.zeros(2))
-    for second, words in (
-        (other, "different models (w)"),
-        (tmp_path / "none", "none"),
-    ):
+    for second, words in ((other, "different models (w)"), (tmp_path / "none", "none")):
         assert words in error_of(average.main, [first, second, "--out", tmp_path / "c"])
     assert not (tmp_path / "c").exists()

@@ -120,7 +120,4 @@ def chair(references: Sequence[Sequence[str]], captions: Sequence[str]) -> dict[
     texts = list(map(clean, captions))
     wrong = [len(invented(text, list(map(clean, human)))) for text, human in zip(texts, references, strict=True)]
     nouns = sum(len(named(text)) for text in texts)
-    return {
-        "chair_captions": 100 * sum(map(bool, wrong)) / len(texts),
-        "chair_nouns": 100 * sum(wrong) / max(nouns, 1),
-    }
+    return {"chair_captions": 100 * sum(map(bool, wrong)) / len(texts), "chair_nouns": 100 * sum(wrong) / max(nouns, 1)}

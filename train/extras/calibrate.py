@@ -35,13 +35,7 @@ from blip2rt.pipeline import BATCH
 from blip2rt.results import MatchWeights
 
 from ..data.samples import BadSamples
-from ..evaluation.annotations import (
-    CaptionedImage,
-    VqaQuestion,
-    drop_unreadable_images,
-    read_captions,
-    read_questions,
-)
+from ..evaluation.annotations import CaptionedImage, VqaQuestion, drop_unreadable_images, read_captions, read_questions
 from ..evaluation.predictors import BundlePredictor, Predictor, open_predictor
 from ..evaluation.retrieval import Candidates, candidates
 from .arguments import calibrate_parser
