@@ -53,7 +53,7 @@ def dry_run(settings: TrainSettings, make: Callable[[Any], Plan]) -> str:
 
 def _described(plan: Plan) -> str:
     run, batch, steps = plan.loop.run, plan.loop.batch, plan.loop.optimizer.steps
-    gpus = run.gpus or run.dry_run
+    gpus = run.gpus
     if run.gpu:
         check_batch(batch, gpus)
     found, data = ([], _DATA) if run.gpu else faults(plan, gpus)
@@ -87,12 +87,12 @@ def _described(plan: Plan) -> str:
 
 def _is_local(run: RunSettings) -> bool:
     """Whether the training is planned for this machine, rather than for GPUs elsewhere."""
-    return not run.gpu and (run.gpus or run.dry_run) <= max(1, torch.cuda.device_count())
+    return not run.gpu and run.gpus <= max(1, torch.cuda.device_count())
 
 
 def _of_each(run: RunSettings) -> str:
-    gpus = run.gpus or run.dry_run
-    return "" if gpus == 1 and not run.gpu and not torch.cuda.is_available() else f" of one of {gpus} GPUs"
+    alone = run.gpus == 1 and not run.gpu and not torch.cuda.is_available()
+    return "" if alone else f" of one of {run.gpus} GPUs"
 
 
 def _available(run: RunSettings) -> str:
@@ -108,7 +108,7 @@ def _available(run: RunSettings) -> str:
 def _duration(plan: Plan, counts: dict[str, int]) -> str:
     """How long the steps take on the GPUs that are planned, or on this machine."""
     run, steps = plan.loop.run, plan.loop.optimizer.steps
-    gpus = run.gpus or run.dry_run
+    gpus = run.gpus
     if run.gpu:
         flops = step_flops(plan, counts)
         hours = steps * flops / (GPUS[run.gpu].flops * run.mfu) / 3600

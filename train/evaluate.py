@@ -231,7 +231,7 @@ def _report(args: argparse.Namespace, about: dict[str, Any], scores: Scores) -> 
     if args.report:
         title = f"{args.task}: {about['model']} on {args.data.name}"
         tables = {"": scores.columns} if scores.tables is None else scores.tables
-        write_atomically(args.report, report.render(title, about, tables, scores.rows, args.report_rows, changes))
+        write_atomically(args.report, report.render(title, about, tables, scores.rows, args.report_rows))
     print(text, end="")
     for name, (before, after) in changes.items():
         print(f"{name}: {before:g} -> {after:g} ({after - before:+.2f})")
@@ -240,7 +240,7 @@ def _report(args: argparse.Namespace, about: dict[str, Any], scores: Scores) -> 
 def _parser() -> Parser:
     parser = Parser(description=(__doc__ or "").splitlines()[0])
     tasks = parser.add_subparsers(dest="task", metavar="TASK", required=True)
-    captions = "COCO's, NoCaps' or Karpathy's JSON, Flickr's tables, or a list: .tsv, .csv, .jsonl, a folder"
+    captions = "COCO's, NoCaps' or Karpathy's JSON, or a list: .tsv, .csv, .jsonl, a folder"
     questions = "questions: VQAv2's, OK-VQA's or GQA's JSON, or a list with the column question"
     split = "split of Karpathy's files (default: test)"
     data = _add_task(tasks, "caption", "BLEU, ROUGE-L and CIDEr of captions", captions)
@@ -279,7 +279,7 @@ def _add_task(tasks: Any, name: str, about: str, data: str) -> argparse._Argumen
     output = parser.add_argument_group("output")
     output.add_argument("--json", type=path, metavar="FILE", help="write the totals to FILE")
     output.add_argument("--report", type=path, metavar="FILE.html", help="write a page with pictures")
-    compare = "show the changes since an earlier --json, in the report as a chart"
+    compare = "show the changes since an earlier --json"
     output.add_argument("--compare", type=path, metavar="FILE", help=compare)
     rows = "pictures in the report, the worst ones"
     output.add_argument("--report-rows", type=whole(1), default=200, metavar="N", help=rows)

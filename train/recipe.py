@@ -45,15 +45,14 @@ def option(
     *,
     check: Check | None = None,
     metavar: str | None = None,
-    bare: int | None = None,
     replaces: str = "",
 ) -> Any:
     """Declare a field with its help.
 
-    bare: the value if the option is given without one. replaces: the field that this one overrides where it is given
+    replaces: the field that this one overrides where it is given
     later: on the command line, or in a recipe based on another.
     """
-    described = {"help": help, "check": check, "metavar": metavar, "bare": bare, "replaces": replaces}
+    described = {"help": help, "check": check, "metavar": metavar, "replaces": replaces}
     return dataclasses.field(default=default, metadata=described)
 
 
@@ -170,8 +169,7 @@ def _parser(cls: type, description: str) -> Parser:
 
 def _add(parser: argparse._ActionsContainer, field: dataclasses.Field[Any], hint: Any) -> None:
     name, described = f"--{field.name.replace('_', '-')}", field.metadata
-    default = "" if described["bare"] is not None else _default(field.default)
-    text = f"{described['help']}{default}".replace("%", "%%")
+    text = f"{described['help']}{_default(field.default)}".replace("%", "%%")
     metavar = described["metavar"] or {int: "N", float: "X", str: "TEXT"}.get(hint)
     if hint is bool:
         parser.add_argument(name, action=argparse.BooleanOptionalAction, help=text)
@@ -179,8 +177,6 @@ def _add(parser: argparse._ActionsContainer, field: dataclasses.Field[Any], hint
         numbers = hint == tuple[float, ...]
         parse_item, metavar = (float, "X") if numbers else (_yaml, metavar or "ITEM")
         parser.add_argument(name, nargs="*", type=parse_item, metavar=metavar, help=text)
-    elif described["bare"] is not None:
-        parser.add_argument(name, nargs="?", const=described["bare"], type=hint, metavar=metavar, help=text)
     else:
         parser.add_argument(name, type=hint, metavar=metavar, help=text)
 

@@ -41,8 +41,8 @@ class RunSettings:
         check=one_of("auto", "always", "never"),
         metavar="WHEN",
     )
-    dry_run: int = option(0, "check all and estimate the size on N GPUs", bare=1, check=NOT_NEGATIVE)
-    gpus: int = option(0, "of --dry-run, instead of its N", check=NOT_NEGATIVE)
+    dry_run: bool = option(False, "check all and estimate the size")
+    gpus: int = option(1, "with --dry-run, plan the training for so many GPUs", check=POSITIVE)
     gpu: str = option(
         "",
         "with --dry-run, plan the training for these GPUs from its settings alone, without data and weights",
@@ -53,7 +53,7 @@ class RunSettings:
 
     def faults(self) -> list[str]:
         found = [] if self.out else [missing("out")]
-        if (self.gpu or self.gpus) and not self.dry_run:
+        if (self.gpu or self.gpus > 1) and not self.dry_run:
             found.append("gpus and gpu describe a dry run: give --dry-run")
         if self.resume == "never" and self.out and list_checkpoints(self.out):
             found.append(f"out {self.out!r} has checkpoints, resume is never: give another folder, or --resume auto")

@@ -190,9 +190,7 @@ class Stage1:
         )
 
     def _loss_settings(self, hardness: float) -> LossSettings:
-        contrast = self.contrast
-        whole = contrast.itc_gradient == "whole"
-        return LossSettings(self.tokenizer.bos_token_id, contrast.itm_weight, hardness, whole)
+        return LossSettings(self.tokenizer.bos_token_id, self.contrast.itm_weight, hardness)
 
 
 class Dev:

@@ -91,7 +91,6 @@ def _new_stage2(settings: Stage2Settings, stage1: Checkpoint | None) -> Starting
         vision_norm_eps=base.vision_norm_eps,
         learned_positions=base.learned_positions,
         question_input=prefix.question_to_qformer,
-        question_prompt=prefix.question_prompt,
         normalize_prefix=prefix.normalize_prefix,
         qformer_bits=qformer.qformer_bits,
         qformer_block=qformer.qformer_block,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from .recipe import Check, option
-from .settings import NOT_NEGATIVE, POSITIVE, LlmSettings, TrainSettings, one_of
+from .settings import NOT_NEGATIVE, POSITIVE, LlmSettings, TrainSettings
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,6 @@ class ContrastSettings:
     )
     itm_std: float = option(
         0.0, "standard deviation of ITM's fresh head; 0: as PyTorch draws a layer", check=NOT_NEGATIVE
-    )
-    itc_gradient: str = option(
-        "whole",
-        "with several processes, ITC's gradient reaches each row from all (whole) or, as in LAVIS, its own (own)",
-        check=one_of("own", "whole"),
-        metavar="WHAT",
     )
     head_lr: float = option(1e-4, "peak learning rate of projections and heads; lr if unset", check=NOT_NEGATIVE)
 
@@ -51,7 +45,6 @@ class PrefixSettings:
     question_to_qformer: bool = option(
         False, "the queries read the question, or a caption's prompt, too, as in the paper's VQA finetune"
     )
-    question_prompt: str = option("{}", "the text that they read; {} is the question")
     projection_lr: float = option(1e-4, "peak learning rate of the projection; lr if unset", check=NOT_NEGATIVE)
 
 

@@ -19,7 +19,7 @@ from .recipe import Given
 from .settings import VisionSettings
 
 # Fields that change a checkpoint's config: of the model, and (ours: theirs) of its language model.
-_MODEL = "learned_positions normalize_prefix max_text_length question_prompt qformer_bits qformer_block"
+_MODEL = "learned_positions normalize_prefix max_text_length qformer_bits qformer_block"
 _LLM = {"llm_source": "source", "llm_bits": "bits", "llm_block": "block"} | {
     name: name for name in ("prepend_bos", "caption_prompt", "ask_prompt", "no_repeat_words")
 }

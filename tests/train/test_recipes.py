@@ -243,7 +243,7 @@ def test_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     encoder = ["--vision_source", "timm:test_vit", "--vision_size", "160", *encoder_weights(tmp_path, "test_vit")]
     llm = [*NANO_STAGE2, "--llm_source", str(t5_folder(tmp_path / "t5")), "--end", "<|end|>"]
     out = tmp_path / "out"
-    assert stage2.main([*settings, *encoder, *llm, "--out", str(out), "--dry-run", "2"]) == 0
+    assert stage2.main([*settings, *encoder, *llm, "--out", str(out), "--dry-run", "--gpus", "2"]) == 0
     output = capsys.readouterr().out
     batch = "4 images (2 a GPU in 1 micro-batches)"
     cut = "max_text_tokens 40 cuts 0 of 16 texts"
@@ -279,7 +279,7 @@ def test_dry_run_names_all_mistakes(tmp_path: Path, error_of: Any) -> None:
     llm = llm_folder(tmp_path / "llm")
     (llm / "model.safetensors").unlink()
     (tmp_path / "table.tsv").write_text("image\tcaption\n")
-    arguments = [*NANO_STAGE2, *options(llm_source=llm, end="the end", vision_positions=5, dry_run=3)]
+    arguments = [*NANO_STAGE2, *options(llm_source=llm, end="the end", vision_positions=5, gpus=3), "--dry-run"]
     error = error_of(stage2.main, [*settings, *arguments, "--out", str(tmp_path / "out")])
     for words in ("batch_size 4", "3 processes", "but timm:test_efficientnet gives 4 x 256", "no rows", "'the end'"):
         assert words in error, (words, error)

@@ -1,7 +1,6 @@
 """Shards in object storage (s3://, gs://, ...) through fsspec. A sample is a range of its object; nothing is cached.
 
-A whole object is read once, to index it. The index is kept in the training's `features` folder, and beside the object
-if one may write there.
+A whole object is read once, to index it. The index is kept in the training's `features` folder.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import hashlib
 import os
 import posixpath
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -69,18 +67,6 @@ class RemoteShard:
     def read(self, size: int, offset: int) -> bytes:
         """Return a range of the object."""
         return bytes(_file_system(self.url).cat_file(self.url, start=offset, end=offset + size))
-
-    def read_beside(self, name: str) -> bytes | None:
-        """Return another object of the folder; None if it cannot be read."""
-        try:
-            return bytes(_file_system(self.url).cat_file(f"{self.folder}/{name}"))
-        except Exception:  # noqa: BLE001  # each file system raises its own; the index is built then
-            return None
-
-    def write_beside(self, name: str, content: bytes) -> None:
-        """Write another object of the folder, if that is allowed."""
-        with suppress(Exception):  # each file system raises its own
-            _file_system(self.url).pipe_file(f"{self.folder}/{name}", content)
 
 
 Shard = Path | RemoteShard

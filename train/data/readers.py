@@ -1,4 +1,4 @@
-"""Lists of images and texts: TSV and CSV tables, JSON lines, COCO's JSON, Flickr's tables, folders with .txt files.
+"""Lists of images and texts: TSV and CSV tables, JSON lines, COCO's JSON, folders with .txt files.
 
 `read_data(path, images)` returns a Dataset; unusable rows are counted in BadSamples and left out. Pixels are not read.
 """
@@ -20,8 +20,8 @@ _MAX_COUNT = 10_000  # of one answer
 _MAX_TEXT_BYTES = 16 << 20  # of photo.txt
 
 _NAMES = {
-    "image": ("image", "file_name", "filename", "image_path", "image_name", "filepath", "path"),
-    "text": ("caption", "text", "comment", "answer"),
+    "image": ("image", "file_name", "filename", "image_path", "filepath", "path"),
+    "text": ("caption", "text", "answer"),
     "prompt": ("prompt", "question"),
 }
 
@@ -42,8 +42,8 @@ def read_data(path: str | Path, images: str | Path = "", bad: BadSamples | None 
         rows = _READERS[path.suffix.lower()](path, bad)
     else:
         raise Blip2rtError(
-            f"data {str(path)!r}: choose a .tsv, .csv, .jsonl or COCO .json file, Flickr's .token file, a folder of "
-            "images with .txt files, or shards (.tar, in train_data)"
+            f"data {str(path)!r}: choose a .tsv, .csv, .jsonl or COCO .json file, a folder of images with .txt "
+            "files, or shards (.tar, in train_data)"
         )
     try:
         return dataset_of(path, rows, Path(images), bad)
@@ -93,11 +93,10 @@ def _folder(path: Path, bad: BadSamples) -> Iterator[Row]:
 
 
 def _table(path: Path, bad: BadSamples) -> Iterator[Row]:
-    """Read a table with a header: a TSV without quotes, a CSV, or Flickr30k's results.csv, which is separated by |."""
+    """Read a table with a header: a TSV without quotes, or a CSV."""
     with _open(path) as file:
-        separator = "\t" if path.suffix.lower() == ".tsv" else "|" if "|" in file.readline() else ","
+        separator = "\t" if path.suffix.lower() == ".tsv" else ","
         quoting: Any = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
-        file.seek(0)
         reader = csv.DictReader(file, delimiter=separator, quoting=quoting, skipinitialspace=separator != "\t")
         try:
             columns = {kind: _column(path, kind, reader.fieldnames or ()) for kind in _NAMES}
@@ -120,18 +119,6 @@ def table_rows(path: Path, reader: Any, bad: BadSamples) -> Iterator[tuple[str, 
             bad.add(f"{path}, line {reader.line_num}", str(error))
             continue
         yield f"{path}, line {reader.line_num}", row
-
-
-def _tokens(path: Path, bad: BadSamples) -> Iterator[Row]:
-    """Read the lines `name.jpg#0<TAB>caption` of Flickr8k and Flickr30k."""
-    with _open(path) as file:
-        lines = file.read().splitlines()
-    for number, line in enumerate(lines, 1):
-        name, tab, text = line.partition("\t")
-        if tab and "#" in name:
-            yield Row(f"{path}, line {number}", name.rpartition("#")[0], text)
-        elif line.strip():
-            bad.add(f"{path}, line {number}", "it is not image#number<TAB>caption")
 
 
 def _column(path: Path, kind: str, have: Any) -> str | None:
@@ -194,9 +181,8 @@ def _inner(text: Any) -> Any:
 
 
 def _coco(path: Path, bad: BadSamples) -> Iterator[Row]:
-    """Read COCO's `{"images": [...], "annotations": [...]}`, Karpathy's splits train and restval, the annotations of
-    VQAv2 and OK-VQA with the questions file in the same folder, or a list of objects with an image and captions, or
-    with a question and answers.
+    """Read COCO's `{"images": [...], "annotations": [...]}`, the annotations of VQAv2 and OK-VQA with the questions
+    file in the same folder, or a list of objects with an image and captions, or with a question and answers.
     """
     data = read_json_file(path)
     if isinstance(data, list):
@@ -208,9 +194,6 @@ def _coco(path: Path, bad: BadSamples) -> Iterator[Row]:
         return
     if isinstance(data, dict) and "images" not in data and "data_subtype" in data and "annotations" in data:
         yield from _vqa(path, data, bad)
-        return
-    if isinstance(data, dict) and isinstance(data.get("images"), list) and "annotations" not in data:
-        yield from _karpathy(path, data["images"], bad)
         return
     if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in ("images", "annotations")):
         raise Blip2rtError(f"{path} is not in COCO's format: it needs the lists images and annotations")
@@ -228,19 +211,6 @@ def _coco(path: Path, bad: BadSamples) -> Iterator[Row]:
             bad.add(place, "it has no caption, or its image is not listed")
         else:
             yield Row(place, name, entry["caption"])
-
-
-def _karpathy(path: Path, images: list[Any], bad: BadSamples) -> Iterator[Row]:
-    """Read the training splits of Karpathy's dataset_coco.json, dataset_flickr8k.json and dataset_flickr30k.json."""
-    for number, image in enumerate(images):
-        entry = image if isinstance(image, dict) else {}
-        name, sentences, place = entry.get("filename"), entry.get("sentences"), f"{path}, image {number}"
-        if not isinstance(name, str) or not isinstance(sentences, list) or "split" not in entry:
-            bad.add(place, "it has no filename, sentences or split")
-        elif entry["split"] in ("train", "restval"):
-            full, flat = str(Path(str(entry.get("filepath") or ""), name)), (Path(name).name,)
-            for i, each in enumerate(sentences, 1):
-                yield Row(f"{place}, sentence {i}", full, _inner(each), other_names=flat)
 
 
 def _vqa(path: Path, data: dict[str, Any], bad: BadSamples) -> Iterator[Row]:
@@ -279,4 +249,4 @@ def _vqa(path: Path, data: dict[str, Any], bad: BadSamples) -> Iterator[Row]:
 
 
 _READERS: dict[str, Callable[[Path, BadSamples], Iterator[Row]]] = {".jsonl": _json_lines, ".json": _coco}
-_READERS |= dict.fromkeys((".tsv", ".csv"), _table) | dict.fromkeys((".token", ".txt"), _tokens)
+_READERS |= dict.fromkeys((".tsv", ".csv"), _table)

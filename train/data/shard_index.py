@@ -68,19 +68,10 @@ def open_index(shard: Shard, cache: Path) -> Index:
     file = _index_folder(shard, cache) / f"{shard.stem}-{name}.index.npz"
     with suppress(*_DAMAGED):
         return _load_index(file.read_bytes())
-    content = shard.read_beside(file.name) if isinstance(shard, RemoteShard) else None
-    index = None
-    if content is not None:
-        with suppress(*_DAMAGED):
-            index = _load_index(content)
-    if content is None or index is None:
-        index = _scan(shard)
-        content = _dump_index(index)
-        if isinstance(shard, RemoteShard):
-            shard.write_beside(file.name, content)
+    index = _scan(shard)
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f".{os.getpid()}-{file.name}")
-    unfinished.write_bytes(content)
+    unfinished.write_bytes(_dump_index(index))
     unfinished.rename(file)
     return index
 
@@ -108,8 +99,6 @@ def summarize(shards: Sequence[Shard], cache: Path, processes: int | None = None
     processes: by default as many as there are processors.
     """
     known = {folder: _read_summaries(folder) for folder in {_index_folder(shard, cache) for shard in shards}}
-    for first in {shard.folder: shard for shard in shards if isinstance(shard, RemoteShard)}.values():
-        known[cache] = _parse_summaries(first.read_beside(SUMMARIES) or b"") | known[cache]
     found: dict[Shard, Summary] = {}
     for shard, version in zip(shards, _versions(shards), strict=True):
         summary = known[_index_folder(shard, cache)].get(_key(shard))
@@ -129,17 +118,7 @@ def summarize(shards: Sequence[Shard], cache: Path, processes: int | None = None
         others = {name: vars(summary) for name, summary in _read_summaries(folder).items()}
         folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / SUMMARIES, json.dumps(others | names).encode())
-    _share({shard: found[shard] for shard in missing if isinstance(shard, RemoteShard)})
     return [found[shard] for shard in shards]
-
-
-def _share(made: dict[RemoteShard, Summary]) -> None:
-    """Add summaries to those beside shards in object storage, for other machines."""
-    for folder in {shard.folder for shard in made}:
-        own = {shard.url: vars(summary) for shard, summary in made.items() if shard.folder == folder}
-        first = next(shard for shard in made if shard.folder == folder)
-        others = _parse_summaries(first.read_beside(SUMMARIES) or b"")
-        first.write_beside(SUMMARIES, json.dumps({name: vars(each) for name, each in others.items()} | own).encode())
 
 
 def _versions(shards: Sequence[Shard]) -> list[tuple[int, int]]:
@@ -167,16 +146,9 @@ def _summarize(shard: Shard, cache: Path) -> Summary:
 
 def _read_summaries(folder: Path) -> dict[str, Summary]:
     try:
-        return _parse_summaries((folder / SUMMARIES).read_bytes())
-    except OSError:
-        return {}
-
-
-def _parse_summaries(content: bytes) -> dict[str, Summary]:
-    try:
-        found = read_json(content.decode())
+        found = read_json((folder / SUMMARIES).read_text(encoding="utf-8"))
         return {name: Summary(**{**each, "faults": [tuple(f) for f in each["faults"]]}) for name, each in found.items()}
-    except (ValueError, TypeError, KeyError, AttributeError):  # missing or damaged
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # missing or damaged
         return {}
 
 

@@ -1,7 +1,4 @@
-"""A self-contained HTML page of an evaluation: totals, then pictures with references and predictions, worst first.
-
-A click on a column's head sorts its table; pictures can be sorted by score and by name.
-"""
+"""A self-contained HTML page of an evaluation: totals, then pictures with references and predictions, worst first."""
 
 import base64
 import io
@@ -23,31 +20,12 @@ _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}caption{text-align:left;font-weight:600}
 td,th{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:right}td:first-child,th:first-child{text-align:left}
-.sorts th{cursor:pointer}.about td{text-align:left}select{float:right}
+.about td{text-align:left}
 article{display:flex;gap:1rem;border-top:1px solid #ddd;padding:1rem 0}
 img{max-width:220px;max-height:220px;border-radius:4px;flex:none;align-self:flex-start}ul{margin:.3rem 0;color:#666}
 .prediction{font-weight:600}.score{float:right;color:#a00;margin-left:1rem}.note{color:#666}
 .small img{max-width:90px;max-height:90px}
-.bar{width:24rem}.bar i{display:block;height:.8rem;background:#bbb}.bar .after{background:#36c}
 """
-_SCRIPT = """
-const value = cell => isNaN(parseFloat(cell.textContent)) ? cell.textContent : parseFloat(cell.textContent);
-const sorted = (items, key, down) => [...items].sort((a, b) => {
-  const [x, y] = [key(a), key(b)];
-  return (x < y ? -1 : x > y ? 1 : 0) * (down ? -1 : 1);
-});
-document.querySelectorAll(".sorts th").forEach(head => head.onclick = () => {
-  const body = head.closest("table").tBodies[0], column = head.cellIndex, down = head.dataset.down !== "1";
-  head.dataset.down = down ? "1" : "";
-  body.append(...sorted(body.rows, row => value(row.cells[column]), down));
-});
-document.querySelectorAll("select").forEach(choice => choice.onchange = () => {
-  const part = choice.closest("section"), name = choice.value === "name";
-  const key = row => name ? row.dataset.name : parseFloat(row.dataset.score);
-  part.append(...sorted(part.querySelectorAll("article"), key, choice.value === "best"));
-});
-"""
-
 
 Table = Mapping[str, Mapping[str, float]]  # column -> measure -> value
 
@@ -66,15 +44,8 @@ class Row:
     section: str = ""  # rows are grouped by it
 
 
-def render(
-    title: str,
-    about: Mapping[str, object],
-    tables: Mapping[str, Table],
-    rows: Sequence[Row],
-    most: int,
-    compared: Mapping[str, tuple[float, float]] | None = None,
-) -> str:
-    """Render the page. tables: by title; most: rows shown per section; compared: measures before and after."""
+def render(title: str, about: Mapping[str, object], tables: Mapping[str, Table], rows: Sequence[Row], most: int) -> str:
+    """Render the page. tables: by title; most: rows shown per section."""
     sections: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: row.score):
         sections.setdefault(row.section, []).append(row)
@@ -84,8 +55,7 @@ def render(
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>{escape(title)}</title><style>{_STYLE}</style>"
         f"<h1>{escape(title)}</h1><table class=about>{facts}</table>"
-        f"{_chart(compared or {})}{''.join(_table(*table) for table in tables.items())}"
-        f"{parts}<script>{_SCRIPT}</script></html>\n"
+        f"{''.join(_table(*table) for table in tables.items())}{parts}</html>\n"
     )
 
 
@@ -93,9 +63,8 @@ def _section(name: str, rows: Sequence[Row], most: int) -> str:
     """Render the rows of a section, worst first."""
     shown = "".join(map(_article, rows[:most]))
     left = f"<p class=note>{len(rows) - most} better ones are not shown.</p>" if most < len(rows) else ""
-    choice = "<select><option value=worst>worst first<option value=best>best first<option value=name>by name</select>"
     head = f"<h2>{escape(name)}: worst first</h2>" if name else "<h2>Worst first</h2>"
-    return f"<section>{head}{choice}{left}{shown}</section>"
+    return f"<section>{head}{left}{shown}</section>"
 
 
 def _table(title: str, table: Table) -> str:
@@ -106,7 +75,7 @@ def _table(title: str, table: Table) -> str:
         for name in measures
     )
     caption = f"<caption>{escape(title)}</caption>" if title else ""
-    return f"<table class=sorts>{caption}<thead><tr><th>{head}</thead><tbody>{body}</tbody></table>"
+    return f"<table>{caption}<thead><tr><th>{head}</thead><tbody>{body}</tbody></table>"
 
 
 def changes(file: Path, totals: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
@@ -124,21 +93,6 @@ def changes(file: Path, totals: Mapping[str, Any]) -> dict[str, tuple[float, flo
     return {name: (before[name], totals[name]) for name in shared if isinstance(before.get(name), float)}
 
 
-def _chart(pairs: Mapping[str, tuple[float, float]]) -> str:
-    """Render a bar before and a bar after for each measure."""
-    longest = max((value for pair in pairs.values() for value in pair), default=0) or 1
-
-    def line(label: str, value: float, style: str) -> str:
-        bar = f"<i class={style} style='width:{100 * max(value, 0) / longest:.1f}%'></i>"
-        return f"<td>{label}<td class=bar>{bar}<td>{value:.2f}"
-
-    lines = "".join(
-        f"<tr><td rowspan=2>{escape(name)}{line('before', before, 'before')}<tr>{line('after', after, 'after')}"
-        for name, (before, after) in pairs.items()
-    )
-    return f"<table class=chart><caption>Before and after</caption>{lines}</table>" if pairs else ""
-
-
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
@@ -147,8 +101,7 @@ def _article(row: Row) -> str:
     references = "".join(f"<li>{escape(text)}" for text in row.references)
     found = "".join(_picture(path, _SMALL) for path in row.found)
     return (
-        f'<article data-score={row.score:g} data-name="{escape(row.title or row.image.name)}">'
-        f"{_picture(row.image, _SIDE)}<div><span class=score>{escape(row.shown)}</span>"
+        f"<article>{_picture(row.image, _SIDE)}<div><span class=score>{escape(row.shown)}</span>"
         f"<div class=note>{escape(row.title)}</div><div class=prediction>{escape(row.prediction)}</div>"
         f"<div class=small>{found}</div><ul>{references}</ul></div></article>"
     )

@@ -1,4 +1,4 @@
-"""Average the weights of checkpoints: `blip2rt-train average A B [C ...] --weights 0.3 0.7 --out D`.
+"""Average the weights of checkpoints: `blip2rt-train average A B [C ...] --out D`.
 
 The mean of a model and its longer-trained version, or of the last checkpoints of a noisy training, is often better on
 unseen images than each (Izmailov et al. 2018; Wortsman et al. 2022).
@@ -24,13 +24,8 @@ if TYPE_CHECKING:
     import torch
 
 
-def average(sources: Sequence[str], weights: Sequence[float] | None, out: Path) -> Path:
-    """Write the weighted mean of every tensor (None: equal weights), with the first checkpoint's config. Raise
-    Blip2rtError.
-    """
-    weights = [1.0] * len(sources) if weights is None else weights
-    if len(weights) != len(sources) or min(weights) < 0 or not sum(weights) > 0:
-        raise OptionError(f"weights are {list(weights)}: give {len(sources)} numbers of 0 or more, one per checkpoint")
+def average(sources: Sequence[str], out: Path) -> Path:
+    """Write the mean of every tensor, with the first checkpoint's config. Raise Blip2rtError."""
     folders = [locate(source) for source in sources]
     for source, folder in zip(sources, folders, strict=True):
         if not (folder / WEIGHTS).is_file():
@@ -39,8 +34,8 @@ def average(sources: Sequence[str], weights: Sequence[float] | None, out: Path) 
 
     mean = _tensors(folders[0])
     dtypes = {name: tensor.dtype for name, tensor in mean.items()}
-    mean = {name: tensor.double() * (weights[0] / sum(weights)) for name, tensor in mean.items()}
-    for source, folder, weight in zip(sources[1:], folders[1:], weights[1:], strict=True):
+    mean = {name: tensor.double() / len(sources) for name, tensor in mean.items()}
+    for source, folder in zip(sources[1:], folders[1:], strict=True):
         state = _tensors(folder)
         mismatched = [
             n for n in mean.keys() | state.keys() if n not in mean or n not in state or mean[n].shape != state[n].shape
@@ -50,7 +45,7 @@ def average(sources: Sequence[str], weights: Sequence[float] | None, out: Path) 
                 f"{sources[0]} and {source} are of different models ({', '.join(sorted(mismatched)[:3])}): give others"
             )
         for name, tensor in mean.items():
-            tensor.add_(state[name].double(), alpha=weight / sum(weights))
+            tensor.add_(state[name].double(), alpha=1 / len(sources))
     out.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.to(dtypes[name]) for name, tensor in mean.items()}, out / WEIGHTS)
     (out / CONFIG).write_bytes((folders[0] / CONFIG).read_bytes())
@@ -70,13 +65,12 @@ def _parser() -> Parser:
     about = "checkpoints, or folders of trainings (their newest)"
     parser.add_argument("checkpoints", nargs="+", type=nonempty, metavar="CKPT", help=about)
     parser.add_argument("--out", type=path, required=True, metavar="FOLDER", help="folder to write")
-    parser.add_argument("--weights", nargs="*", type=float, metavar="X", help="one per checkpoint (default: equal)")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         args = _parser().parse_args(argv)
-        print(average(args.checkpoints, args.weights, args.out))
+        print(average(args.checkpoints, args.out))
 
     return run_main(work)

@@ -258,22 +258,18 @@ class Trainer:
             with self.parallel.accumulating(self.wrapped) if number < len(micros) else contextlib.nullcontext():
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                     losses = self.wrapped(loss, micro)
-                self._check(losses["loss"], micro)
+                self._check(losses["loss"])
                 self.scaler.scale(losses["loss"] / len(micros)).backward()
             for name, value in losses.items():
                 total[name] = total.get(name, 0.0) + value.detach() / len(micros)
         return total
 
-    def _check(self, loss: torch.Tensor, micro: Any) -> None:
-        """Raise Blip2rtError in all processes if a loss is not finite; save the batch for inspection."""
+    def _check(self, loss: torch.Tensor) -> None:
+        """Raise Blip2rtError in all processes if a loss is not finite."""
         value = float(loss.detach())
         if not self.parallel.sum(not math.isfinite(value)):
             return
-        file = self.out / f"bad-batch-step-{self.step + 1}-process-{self.parallel.rank}.pt"
-        torch.save(micro_tensors(micro), file)
-        raise Blip2rtError(
-            f"the loss is {value} at step {self.step + 1}, its batch is in {file}: lower lr or use --precision fp32"
-        )
+        raise Blip2rtError(f"the loss is {value} at step {self.step + 1}: lower lr or use --precision fp32")
 
     def _log_window(self, window: list[dict[str, float]], seconds: float, waited: float) -> None:
         """Log means over all processes and the steps since the last line."""
@@ -327,15 +323,3 @@ def check_batch(batch: BatchSettings, world: int) -> None:
             f"batch_size {batch.batch_size} cannot be divided among {world} processes x accumulate "
             f"{batch.accumulate}: choose a multiple of {max(parts, 1)}"
         )
-
-
-def micro_tensors(micro: Any) -> dict[str, Any]:
-    """Return a micro-batch's tensors by field, for torch.save."""
-    fields = vars(micro) if hasattr(micro, "__dict__") else dict(enumerate(micro))
-    found: dict[str, Any] = {}
-    for name, value in fields.items():
-        if isinstance(value, torch.Tensor):
-            found[str(name)] = value.detach().cpu()
-        elif hasattr(value, "__dict__"):
-            found[str(name)] = micro_tensors(value)
-    return found

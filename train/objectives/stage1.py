@@ -40,14 +40,10 @@ def similarity(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.T
 
 def itc_loss(sim: torch.Tensor, temperature: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
     """Image-text contrast over sim (B, B), both ways; captions of one image share the target, smoothed by 0.1."""
-    target, logits = itc_target(image_ids, image_ids), sim / temperature
+    same = (image_ids[:, None] == image_ids[None, :]).float()
+    target = (1 - LABEL_SMOOTHING) * same / same.sum(1, keepdim=True) + LABEL_SMOOTHING / len(image_ids)
+    logits = sim / temperature
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
-
-
-def itc_target(own: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
-    """The smoothed target (b, B) of rows that belong to the images own (b), over image_ids (B)."""
-    same = (own[:, None] == image_ids[None, :]).float()
-    return (1 - LABEL_SMOOTHING) * same / same.sum(1, keepdim=True) + LABEL_SMOOTHING / len(image_ids)
 
 
 @torch.no_grad()
@@ -107,14 +103,11 @@ def query_cosine(query_output: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class LossSettings:
-    """dec_token_id: begins ITG's texts; hardness: see hard_negatives; whole_gradient: ITC's gradient reaches each row
-    from all processes, otherwise from its own.
-    """
+    """dec_token_id: begins ITG's texts; hardness: see hard_negatives."""
 
     dec_token_id: int
     itm_weight: float = 1.0
     hardness: float = 1.0
-    whole_gradient: bool = True
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from blip2rt.modeling.blip2 import Blip2
 from blip2rt.modeling.row_noise import RowNoise
 
 from ..loop.parallel import Parallel, this_process
-from .stage1 import Embeds, LossSettings, Pairs, TextBatch, hard_negatives, itc_loss, itc_target, similarity
+from .stage1 import Embeds, LossSettings, Pairs, TextBatch, hard_negatives, itc_loss, similarity
 
 
 def join_texts(texts: Sequence[TextBatch]) -> TextBatch:
@@ -27,23 +27,6 @@ def join_texts(texts: Sequence[TextBatch]) -> TextBatch:
         for parts in ([text.token_ids for text in texts], [text.text_mask for text in texts])
     )
     return TextBatch(ids, masks, torch.cat([text.image_ids for text in texts]))
-
-
-def own_itc_loss(
-    image_embeds: torch.Tensor,
-    text_embeds: torch.Tensor,
-    temperature: torch.Tensor,
-    image_ids: torch.Tensor,
-    parallel: Parallel,
-) -> torch.Tensor:
-    """itc_loss of this process's rows (b, Q, E) and (b, E) against those of all processes, which get no gradient.
-
-    image_ids (B): of all rows. The mean over processes is itc_loss, with a part of its gradient.
-    """
-    target = itc_target(image_ids[parallel.own_rows(len(text_embeds)).to(image_ids.device)], image_ids)
-    to_texts = similarity(image_embeds, parallel.gather(text_embeds.detach()))
-    to_images = similarity(parallel.gather(image_embeds.detach()), text_embeds).t()
-    return (F.cross_entropy(to_texts / temperature, target) + F.cross_entropy(to_images / temperature, target)) / 2
 
 
 @dataclass(frozen=True)
@@ -74,13 +57,9 @@ class WholeBatch:
         parallel, images, texts = self.parallel, *embeds
         ids, mask = parallel.gather_padded(text.token_ids), parallel.gather_padded(text.text_mask)
         everyone = TextBatch(ids, mask, parallel.gather(text.image_ids))
-        whole, negatives = settings.whole_gradient or parallel.world == 1, (everyone.image_ids, everyone.image_ids)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and whole):
-            sim = similarity(parallel.gather(images), parallel.gather(texts))
-        if whole:
-            itc = itc_loss(sim, temperature, everyone.image_ids)
-        else:
-            itc = own_itc_loss(images, texts, temperature, everyone.image_ids, parallel)
+        negatives = (everyone.image_ids, everyone.image_ids)
+        sim = similarity(parallel.gather(images), parallel.gather(texts))
+        itc = itc_loss(sim, temperature, everyone.image_ids)
         if settings.itm_weight:
             negatives = hard_negatives(sim, temperature, everyone.image_ids, settings.hardness, self.generator)
         return everyone, itc, negatives

@@ -277,20 +277,6 @@ def test_answers_are_drawn_by_frequency(tmp_path: Path) -> None:
         read_data(tmp_path / "v2_mscoco_train2014_annotations.json", tmp_path)
 
 
-def test_karpathys_training_splits_are_read(tmp_path: Path) -> None:
-    (tmp_path / "train2014").mkdir()
-    (tmp_path / "train2014" / "1.jpg").write_bytes(jpeg())
-    (tmp_path / "2.jpg").write_bytes(jpeg())
-    dogs = {"filepath": "train2014", "filename": "1.jpg", "sentences": [{"raw": "a dog"}, {"raw": ""}]}
-    images = [{**dogs, "split": "restval"}, {"filename": "2.jpg", "split": "train", "sentences": [{"raw": "a cat"}]}]
-    images += [{"filename": "3.jpg", "split": "test", "sentences": [{"raw": "a cow"}]}, {"filename": "4.jpg"}]
-    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
-    bad = BadSamples(2)
-    data = read_data(tmp_path / "dataset_coco.json", tmp_path, bad)
-    assert data.samples == [Sample(0, "a dog"), Sample(1, "a cat")] and data.paths[0].parent.name == "train2014"
-    assert len(bad.found) == 2
-
-
 def test_bad_samples_count_across_resumes(tmp_path: Path) -> None:
     BadSamples(9, tmp_path / "bad.tsv").add("a  b.jpg", "no\nimage")
     bad = BadSamples(1, tmp_path / "bad.tsv", resume=True)

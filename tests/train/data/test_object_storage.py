@@ -11,7 +11,6 @@ import pytest
 
 from blip2rt.errors import Blip2rtError
 from blip2rt_train import prepare
-from blip2rt_train.data import object_storage
 from blip2rt_train.data.samples import BadSamples
 from blip2rt_train.data.shards import Shards
 from blip2rt_train.evaluation.predictions import Predictions
@@ -59,20 +58,6 @@ def test_samples_are_those_of_local_shards(local: Path, remote: str, tmp_path: P
         assert found.read(number) == expected.read(number) == copied.read(number)
     braces = Shards("memory://bucket/{00000..00002}.tar", tmp_path / "features")
     assert braces.digests == found.digests
-
-
-def test_index_beside_the_shards_serves_other_machines(
-    remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = Shards(remote, tmp_path / "features")
-    system = fsspec.filesystem("memory")
-    [name] = [name for name in system.ls("/bucket", detail=False) if "00001" in name and name.endswith(".npz")]
-    monkeypatch.setattr(object_storage, "tar_headers", lambda *_: pytest.fail("a shard was indexed again"))
-    there = Shards(remote, tmp_path / "another")
-    assert there.digests == before.digests and there.read(4) == before.read(4)
-    monkeypatch.undo()
-    system.pipe_file(name, b"damaged")
-    assert Shards(remote, tmp_path / "third").read(2) == before.read(2), "a damaged index is built again"
 
 
 def test_faults_are_one_line(remote: str, tmp_path: Path) -> None:

