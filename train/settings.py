@@ -126,7 +126,6 @@ class LogSettings:
     save_every: int = option(200, "steps between checkpoints", check=POSITIVE)
     eval_every: int = option(400, "steps between evaluations", check=POSITIVE)
     keep: int = option(2, "checkpoints to keep", check=POSITIVE)
-    wandb: str = option("", "Weights & Biases project; WANDB_MODE=offline logs to out", metavar="PROJECT")
 
 
 @dataclass(frozen=True)

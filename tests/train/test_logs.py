@@ -1,17 +1,13 @@
-"""Training logs: JSON lines, TensorBoard if installed, wandb on request."""
+"""Training logs: JSON lines, TensorBoard if installed."""
 
 import json
-import sys
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 
 pytest.importorskip("torch")
 
-from blip2rt.errors import Blip2rtError
 from blip2rt_train.loop.logs import Log
 
 LINE = {"step": 10, "loss": 2.5, "images_per_second": 33.33, "waiting_for_data": 0.024}
@@ -56,31 +52,3 @@ def test_tensorboard_has_every_number(tmp_path: Path) -> None:
     assert [event.value for event in events.Scalars("dev/loss")] == [3.25]
     [text] = events.Tensors("samples/1.jpg/text_summary")
     assert b"a dog on grass" in text.tensor_proto.string_val[0]
-
-
-def test_wandb_has_every_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A resumed training continues its run."""
-    wandb = MagicMock(__spec__=ModuleSpec("wandb", None, origin="wandb.py"))
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    with Log(tmp_path, True, 20, "blip2", {"lr": 0.1}).running(0):
-        pass
-    log = Log(tmp_path, True, 20, "blip2", {"lr": 0.1})
-    with pytest.raises(KeyboardInterrupt), log.running(0):
-        log.write({**LINE, "dev_loss": 3.0})
-        log.samples(10, {"1.jpg": "a dog"})
-        raise KeyboardInterrupt
-    first, again = (each.kwargs for each in wandb.init.call_args_list)
-    assert first["id"] == again["id"] and first["resume"] == "allow" and first["project"] == "blip2"
-    assert first["config"]["lr"] == 0.1 and first["dir"] == str(tmp_path)
-    run, table = wandb.init.return_value, wandb.Table
-    numbers, texts = (each.args[0] for each in run.log.call_args_list)
-    assert numbers == {**LINE, "dev/loss": 3.0} and texts == {"step": 10, "samples": table.return_value}
-    table.assert_called_once_with(columns=["step", "image", "text"], data=[[10, "1.jpg", "a dog"]])
-    run.define_metric.assert_called_with("*", step_metric="step")
-    assert run.finish.call_count == 2
-
-
-def test_missing_wandb_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(Blip2rtError, match="wandb is 'mine' and not installed: pip install wandb"):
-        Log(tmp_path, True, 20, "mine")

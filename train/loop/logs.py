@@ -1,14 +1,12 @@
-"""Training logs: metrics.jsonl, the progress bar, loss.png, TensorBoard if installed, and wandb on request."""
+"""Training logs: metrics.jsonl, the progress bar, loss.png, and TensorBoard if installed."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import json
 import math
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,27 +34,18 @@ _PANELS = {  # of loss.png: the measures of each
 class Log:
     """The log of one process; only the main process writes."""
 
-    def __init__(
-        self, out: Path, main: bool, steps: int, wandb: str = "", record: Mapping[str, Any] | None = None
-    ) -> None:
-        """steps: total steps of the training; wandb: project that also receives the log and `record`, all settings.
-
-        Raise Blip2rtError if wandb is requested but not installed.
-        """
+    def __init__(self, out: Path, main: bool, steps: int) -> None:
+        """steps: total steps of the training."""
         self.out, self.main, self.steps = out, main, steps
-        self.wandb, self.record = wandb, dict(record or {})
         self.speed: dict[str, str] = {}  # from the last line, for the progress bar
         self._writers: list[Any] = []
-        spec = importlib.util.find_spec("wandb") if main and wandb else None
-        if main and wandb and (spec is None or spec.origin is None):  # a folder of its runs is not the package
-            raise Blip2rtError(f"wandb is {wandb!r} and not installed: pip install wandb, or leave it empty")
 
     @contextlib.contextmanager
     def running(self, step: int) -> Iterator[tqdm[Any]]:
         """Show the progress bar from `step` on and open every log; drop the lines of steps that will be repeated."""
         if self.main:
             self._drop_after(step)
-            self._writers = [*_tensorboard(self.out, step), *_wandb(self.out, self.wandb, self.record)]
+            self._writers = list(_tensorboard(self.out, step))
         name = self.out.name
         try:
             with bar(total=self.steps, initial=step, unit="step", desc=name, disable=not self.main) as shown:
@@ -132,36 +121,6 @@ def _tensorboard(out: Path, step: int) -> Iterator[_TensorBoard]:
         from torch.utils.tensorboard import SummaryWriter
 
         yield _TensorBoard(SummaryWriter(str(out / "tensorboard"), purge_step=step))
-
-
-class _Wandb:
-    """A Weights & Biases run, which a resumed training continues."""
-
-    def __init__(self, run: Any, table: Any) -> None:
-        self.run, self.table = run, table
-
-    def numbers(self, line: dict[str, float]) -> None:
-        self.run.log({name.replace("dev_", "dev/"): value for name, value in line.items()})
-
-    def texts(self, step: int, texts: dict[str, str]) -> None:
-        rows = [[step, name, text] for name, text in texts.items()]
-        self.run.log({"step": step, "samples": self.table(columns=["step", "image", "text"], data=rows)})
-
-    def close(self) -> None:
-        self.run.finish()
-
-
-def _wandb(out: Path, project: str, record: dict[str, Any]) -> Iterator[_Wandb]:
-    if not project:
-        return
-    import wandb
-
-    file = out / "wandb.id"
-    if not file.exists():
-        write_file(file, uuid.uuid4().hex[:12].encode())
-    run = wandb.init(project=project, name=out.name, id=file.read_text(), resume="allow", dir=str(out), config=record)
-    run.define_metric("*", step_metric="step")
-    yield _Wandb(run, wandb.Table)
 
 
 def plot_losses(out: Path) -> None:

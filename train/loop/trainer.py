@@ -131,7 +131,7 @@ class Trainer:
         # With PyTorch's initial 2**16 the first steps overflow and are skipped; the scale grows by itself.
         self.scaler = torch.amp.GradScaler(self.device.type, 2.0**10, enabled=self.dtype == torch.float16)
         self.generator = torch.Generator(self.device)  # equal in all processes
-        self.log = Log(self.out, self.parallel.main, settings.optimizer.steps, settings.log.wandb, record)
+        self.log = Log(self.out, self.parallel.main, settings.optimizer.steps)
 
     def prepare(self, layered: Sequence[nn.Module], frozen: Sequence[nn.Module | None]) -> None:
         """Compile or wrap layers as the settings say, load the newest checkpoint, and move the model to the device.
