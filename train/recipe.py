@@ -40,12 +40,7 @@ class Check:
 
 
 def option(
-    default: Any,
-    help: str,
-    *,
-    check: Check | None = None,
-    metavar: str | None = None,
-    replaces: str = "",
+    default: Any, help: str, *, check: Check | None = None, metavar: str | None = None, replaces: str = ""
 ) -> Any:
     """Declare a field with its help.
 
