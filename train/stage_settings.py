@@ -81,9 +81,6 @@ class CiderSettings:
     cider_samples: int = option(
         5, "captions sampled per image and rewarded by CIDEr", check=Check("2 or more", lambda count: count > 1)
     )
-    cider_temperature: float = option(
-        0.6, "sampling temperature; a low one is close to what a search finds", check=POSITIVE
-    )
 
 
 @dataclass(frozen=True)

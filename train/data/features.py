@@ -6,12 +6,12 @@ View 0 is the image as the runtime sees it; the others are random resized crops,
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from blip2rt.bundle.atomic import write_file
@@ -25,7 +25,6 @@ from .samples import BadSamples, Dataset, error_text
 from .transforms import read_image, to_pixels
 
 _BATCH = 16
-_SAVE_EVERY = 16  # batches
 
 
 class _Views(TorchDataset[tuple[torch.Tensor, str]]):
@@ -171,23 +170,15 @@ def unreadable(paths: list[Path], config: VisionConfig, folder: str | Path) -> d
 
 @torch.no_grad()
 def _compute(encoder: VisionEncoder, paths: list[Path], config: VisionConfig, view: int, file: Path) -> dict[str, str]:
-    """Compute one view's file, renamed when complete. Return the faults of images, by index.
-
-    An interrupted run resumes: its progress is saved beside the file.
-    """
+    """Compute one view's file, renamed when complete. Return the faults of images, by index."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder.to(device)
     dtype = autocast_dtype("auto")  # bf16 takes seven times as long where the hardware lacks it
-    partial, progress = file.with_suffix(".partial"), file.with_suffix(".progress.json")
-    shape = (len(paths), config.positions, config.features)
-    done, found = _progress(partial, progress, shape)
-    if not done:
-        progress.unlink(missing_ok=True)  # it belongs to another file
-    mode: Literal["r+", "w+"] = "r+" if done else "w+"
-    out = np.lib.format.open_memmap(partial, mode=mode, dtype=np.float16, shape=shape)
-    loader = DataLoader(Subset(_Views(paths, config, view), range(done, len(paths))), _BATCH)
-    with bar(total=len(paths), initial=done, desc=f"features, view {view}", unit="img") as shown:
-        for number, (pixels, faults) in enumerate(loader, 1):
+    partial, shape = file.with_suffix(".partial"), (len(paths), config.positions, config.features)
+    out = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
+    done, found = 0, dict[str, str]()
+    with bar(total=len(paths), desc=f"features, view {view}", unit="img") as shown:
+        for pixels, faults in DataLoader(_Views(paths, config, view), _BATCH):
             found |= {str(done + i): fault for i, fault in enumerate(faults) if fault}
             pixels = pixels.to(device, memory_format=torch.channels_last)
             with torch.autocast(device, dtype, enabled=dtype != torch.float32):
@@ -195,21 +186,6 @@ def _compute(encoder: VisionEncoder, paths: list[Path], config: VisionConfig, vi
             out[done : done + len(pixels)] = features.float().cpu().numpy()
             done += len(pixels)
             shown.update(len(pixels))
-            if number % _SAVE_EVERY == 0:
-                out.flush()
-                write_file(progress, json.dumps({"done": done, "faults": found}).encode())
     out.flush()
     partial.rename(file)
-    progress.unlink(missing_ok=True)
     return found
-
-
-def _progress(partial: Path, progress: Path, shape: tuple[int, ...]) -> tuple[int, dict[str, str]]:
-    """Return the number of images that an interrupted run has finished, 0 to start over, and their faults."""
-    try:
-        saved = json.loads(progress.read_text())
-        if np.load(partial, mmap_mode="r").shape == shape:
-            return int(saved["done"]), dict(saved["faults"])
-    except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
-        pass
-    return 0, {}

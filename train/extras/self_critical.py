@@ -36,6 +36,7 @@ from ..stage_settings import SelfCriticalSettings as SelfCriticalSettings
 from .cider import CiderReward
 
 _MAX_NEW_TOKENS = 20
+_TEMPERATURE = 0.6  # of sampling; a low one is close to what a search finds
 _END = "</s>"  # counts as a word, or captions learn to break off
 
 
@@ -49,11 +50,11 @@ class SelfCriticalTraining:
                 "captions cannot be sampled here: give a decoder-only LLM, a Q-Former that reads no questions, and "
                 " a train_table with cached features, whose captions are the references"
             )
-        groups, cider = stage.loader.groups, settings.cider
+        groups = stage.loader.groups
         lacking = sum(all(sample.prompt for sample in group) for group in groups)
         if lacking:
             raise OptionError(f"{lacking} images of the tables have no caption as a reference: leave them out")
-        self.sampled = SelfCritical(stage.model, stage.texts, groups, cider.cider_samples, cider.cider_temperature)
+        self.sampled = SelfCritical(stage.model, stage.texts, groups, settings.cider.cider_samples)
 
     def run(self) -> Path:
         """Train. Return the last checkpoint's folder."""
@@ -76,13 +77,11 @@ class SelfCriticalTraining:
 class SelfCritical:
     """Samples captions and computes the loss of one step."""
 
-    def __init__(
-        self, model: Blip2, texts: LmTexts, groups: list[list[Sample]], samples: int, temperature: float = 1.0
-    ) -> None:
+    def __init__(self, model: Blip2, texts: LmTexts, groups: list[list[Sample]], samples: int) -> None:
         """groups: the samples of every training image; their captions are the references."""
         assert samples > 1, "each sample is compared with the others"
         self.reward = CiderReward(_references(groups))
-        self.model, self.texts, self.samples, self.temperature = model, texts, samples, temperature
+        self.model, self.texts, self.samples = model, texts, samples
         self.prompt = texts.given(texts.config.caption_prompt)
 
     def loss(
@@ -91,7 +90,7 @@ class SelfCritical:
         """Return the loss on features (B, N, C) of `images`: a sample is weighted by its reward minus the mean of the
         others.
         """
-        rows = self._generate(features, self.samples, lambda logits: draw(logits / self.temperature))
+        rows = self._generate(features, self.samples, lambda logits: draw(logits / _TEMPERATURE))
         sampled = [rows[i : i + self.samples] for i in range(0, len(rows), self.samples)]
         rewards = torch.tensor(
             [
@@ -103,7 +102,7 @@ class SelfCritical:
         prompt_length = len(self.prompt)
         tokens = [
             [
-                Tokens(self.prompt + ids, prompt_length, weight, self.temperature)
+                Tokens(self.prompt + ids, prompt_length, weight, _TEMPERATURE)
                 for ids, weight in zip(row, weights, strict=True)
             ]
             + [self.texts.tokens(sample) for sample in group if sample.prompt]

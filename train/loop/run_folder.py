@@ -50,18 +50,8 @@ def require_same_run(out: Path) -> None:
 
     Nodes without a shared folder start together; to resume, each needs a copy of the newest checkpoint.
     """
-    step, run = _newest(out)
-    first, *others = this_process().gather_objects((step, run, f"{out} on {socket.gethostname()}"))
-    fault = ""
-    for step, run, place in others:
-        if step != first[0]:
-            fault = f"{first[2]} is at step {first[0]}, {place} at step {step}: share out among the nodes, or copy the "
-            fault += f"checkpoint of step {max(step, first[0])} to each"
-        elif run != first[1]:
-            fault = f"{first[2]} and {place} hold different trainings: share out among the nodes, or give another one"
-        if fault:
-            break
-    this_process().raise_together(fault)
+    what = f"the newest checkpoints in {out} (share it among the nodes, or copy one to each)"
+    this_process().require_same(what, _newest(out))
 
 
 def _newest(out: Path) -> tuple[int, str]:
