@@ -15,7 +15,7 @@ import torch
 from blip2rt.errors import Blip2rtError, OptionError, collected, reason
 from blip2rt.modeling.bert import BertSource
 from blip2rt.modeling.llm import LanguageModelSource, LlmConfig
-from blip2rt.modeling.vision import VisionConfig, VisionEncoder, encoder_shape
+from blip2rt.modeling.vision import VisionEncoder
 from blip2rt.modeling.weights import has_weights
 from blip2rt.system import total_memory
 
@@ -162,7 +162,7 @@ def faults(plan: Plan, gpus: int) -> tuple[list[str], str]:
         lambda: check_batch(plan.loop.batch, gpus),
         lambda: check_rounding(point.config, machine.shard),
         lambda: autocast_dtype(machine.precision),
-        lambda: _check_vision(point.config.vision),
+        lambda: VisionEncoder(point.config.vision, streamed=True),
     ]
     if not point.stage1 and (not point.start or point.lacks_text_branch):
         checks.append(point.bert.require_weights)
@@ -179,16 +179,6 @@ def faults(plan: Plan, gpus: int) -> tuple[list[str], str]:
     with collected(found):
         _check_disk(plan)
     return found, data
-
-
-def _check_vision(config: VisionConfig) -> None:
-    VisionEncoder(config, streamed=True)
-    positions, features, _ = encoder_shape(config)
-    if (positions, features) != (config.positions, config.features):
-        raise Blip2rtError(
-            f"vision_positions x vision_features is {config.positions} x {config.features}, but {config.source} gives "
-            f"{positions} x {features}: leave them out"
-        )
 
 
 def _check_llm(language: LanguageModelSource) -> None:

@@ -15,7 +15,7 @@ from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.llm import LanguageModelSource, LlmConfig
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.sources import ExternalParts
-from blip2rt.modeling.vision import VisionConfig, encoder_shape
+from blip2rt.modeling.vision import VisionConfig, measured
 from blip2rt.modeling.vit import CLIP_L, EVA_G
 
 from .recipe import Given
@@ -86,14 +86,9 @@ def vision_config(vision: VisionSettings) -> VisionConfig:
         width=vision.vision_size,
         mean=(r, g, b),
         std=(r_std, g_std, b_std),
-        positions=vision.vision_positions,
-        features=vision.vision_features,
         vit=vit,
     )
-    if config.positions and config.features:
-        return config
-    positions, features, _ = encoder_shape(config)
-    return replace(config, positions=config.positions or positions, features=config.features or features)
+    return measured(config)
 
 
 def fresh_config(settings: TrainSettings, *, text_branch: bool) -> tuple[Blip2Config, BertSource]:

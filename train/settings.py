@@ -217,8 +217,6 @@ class VisionSettings:
     vision_std: tuple[float, ...] = option(
         (0.26862954, 0.26130258, 0.27577711), "pixel standard deviation of each colour (CLIP's)", check=DEVIATIONS
     )
-    vision_positions: int = option(0, "positions N of the encoder's output; 0: the encoder's", check=NOT_NEGATIVE)
-    vision_features: int = option(0, "width C of the encoder's output; 0: the encoder's", check=NOT_NEGATIVE)
     train_vision: bool = option(False, "train the encoder too, as in the paper's finetunes")
 
 

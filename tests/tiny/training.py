@@ -113,7 +113,7 @@ def tiny_settings(folder: Path) -> list[str]:
         "qformer_init": folder / "bert",
     }
     options = (
-        "--vision_source timm:test_efficientnet --vision_size 64 --vision_positions 4 --vision_features 256 "
+        "--vision_source timm:test_efficientnet --vision_size 64 "
         "--queries 4 --views 2 --steps 6 --warmup 2 --batch_size 4 --save_every 3 --eval_every 6 --log_every 1 "
         "--precision fp32"
     ).split()

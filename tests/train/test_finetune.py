@@ -193,7 +193,6 @@ def test_timm_and_hugging_face_encoders_train(parts: Path, tmp_path: Path, sourc
         config = CLIPVisionConfig(**size, image_size=64, patch_size=32)
         CLIPVisionModel(config).save_pretrained(tmp_path / "clip")
         settings += options(vision_source=f"hf:{tmp_path / 'clip'}", vision_weights="")
-        settings += options(vision_positions=5, vision_features=24)
     settings += [
         *NANO_STAGE2,
         *options(workers=0, llm_source=tmp_path / "llm", end="<|end|>", layer_decay=0.8),

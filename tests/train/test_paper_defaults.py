@@ -36,7 +36,7 @@ def defaults(tmp_path: Path, *more: str) -> stage1.Stage1Settings:
         state[f"cls.predictions.{name}"] = torch.randn(shape)
     save_file(state, weights)
     given = options(train_table=caption_table(tmp_path, 2), images=tmp_path / "images", out=tmp_path / "out")
-    given += options(vision_source="timm:test_efficientnet", vision_positions=4, vision_features=256)
+    given += options(vision_source="timm:test_efficientnet")
     given += options(vision_weights="pretrained")
     return parse(stage1.Stage1Settings, [*given, *options(qformer_init=bert), *more], "")
 
@@ -66,8 +66,9 @@ def test_new_stage1_is_initialized_like_the_reference(tmp_path: Path) -> None:
 
 def test_new_stage2_follows_the_paper(tmp_path: Path) -> None:
     settings: Any = defaults(tmp_path)
-    arguments = options(out="o", train_table=tmp_path, vision_source="timm:x", vision_weights="pretrained")
-    arguments += options(vision_positions=4, vision_features=8)
+    arguments = options(
+        out="o", train_table=tmp_path, vision_source="timm:test_efficientnet", vision_weights="pretrained"
+    )
     bert, llm = settings.qformer.qformer_init, llm_folder(tmp_path / "llm")
     arguments += options(qformer_init=bert, llm_source=llm)
     config = stage2.starting_point(parse(stage2.Stage2Settings, arguments, "")).config

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from blip2rt.modeling.vision import VisionConfig, VisionEncoder
+from blip2rt.modeling.vision import VisionConfig
 from blip2rt_train import stage1
 from blip2rt_train.data import features
 from blip2rt_train.data.loaders import LoaderSettings, TableLoader, open_loader
@@ -90,32 +90,6 @@ def test_mixed_tables_report_mistakes(tmp_path: Path, error_of: Any) -> None:
         (["--train_table", "", "--train_data", given], "train_data and train_tables are both given"),
     ):
         assert words in error_of(stage1.main, [*settings, "--train_tables", given, *more])
-
-
-def test_interrupted_feature_cache_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "_BATCH", 2)
-    monkeypatch.setattr(features, "_SAVE_EVERY", 2)
-    caption_table(tmp_path, 9)
-    paths = sorted((tmp_path / "images").glob("*.jpg"))
-    paths[1].write_bytes(b"no image")
-    vision = VisionConfig("timm:test_efficientnet", height=64, width=64, positions=4, features=256)
-    encoder, seen = VisionEncoder(vision), list[int]()
-    monkeypatch.setattr(features, "VisionEncoder", lambda config: encoder)
-    [whole] = features.cached_features(paths, vision, tmp_path / "whole")
-
-    def forward(pixels: torch.Tensor) -> torch.Tensor:
-        seen.append(len(pixels))
-        if len(seen) == 4:  # six images were done, four of them kept
-            raise KeyboardInterrupt
-        return VisionEncoder.forward(encoder, pixels)
-
-    monkeypatch.setattr(encoder, "forward", forward)
-    with pytest.raises(KeyboardInterrupt):
-        features.cached_features(paths, vision, tmp_path / "two")
-    [found] = features.cached_features(paths, vision, tmp_path / "two")
-    assert sum(seen[4:]) == 5 and np.array_equal(found, whole)
-    assert list(features.unreadable(paths, vision, tmp_path / "two")) == [1]
-    assert not list((tmp_path / "two").glob("*.p*")), "nothing else is left"
 
 
 def test_replaced_images_are_encoded_again(tmp_path: Path) -> None:
