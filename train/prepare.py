@@ -130,11 +130,22 @@ def _capfilt(args: argparse.Namespace) -> None:
         raise Blip2rtError("nothing gives captions and nothing ranks them: give --captioner, or --scorer with --pool")
     if not 0 < args.top_p <= 1:
         raise OptionError(f"--top-p is {args.top_p}: give a number above 0, at most 1")
+    if not args.ray and (args.workers, args.threads, args.gpus) != (None, 1, 0.0):
+        raise OptionError("--workers, --threads and --gpus are of a cluster: give --ray ADDRESS, or leave them out")
     if is_remote(args.out):
         raise OptionError(f"--out {args.out!r} is a URL: give a local folder, and upload it afterwards")
     options, out = _filter_options(args), Path(args.out)
     of_shards = args.data.endswith(".tar") or any(Path(args.data).glob("*.tar"))
-    if of_shards:
+    if args.ray:
+        from blip2rt.integrations.ray_cluster import Workers
+
+        from .capfilt.cluster import filter_on_cluster
+
+        if not of_shards:
+            raise OptionError(f"--ray shares shards, but --data {args.data!r} has none: make some with prepare shards")
+        workers = Workers(args.ray, args.workers, args.threads, args.gpus)
+        images = filter_on_cluster(expand_shards(args.data), out, workers, partial(_filter_options, args), options.bad)
+    elif of_shards:
         images = capfilt.filter_shards(expand_shards(args.data), out, options)
     else:
         images = capfilt.filter_list(args.data, args.images, out, options)
@@ -205,6 +216,10 @@ def _parser() -> Parser:
     add("--batch-size", "N", "images per call", 16, whole(1))
     add("--precision", None, "of checkpoints", None, choices=("fp32", "bf16", "fp16"))
     add("--seed", "N", "seed of the sampling", 0, whole(0))
+    add("--ray", "ADDRESS", "share the shards among the workers of a Ray cluster, of one file system")
+    add("--workers", "N", "workers of --ray (default: as many as fit)", None, whole(1))
+    add("--threads", "N", "processors of each worker", 1, whole(1))
+    add("--gpus", "N", "GPUs of each worker, such as 0.5, for checkpoints", 0.0, float)
     return parser
 
 

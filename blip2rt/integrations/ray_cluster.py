@@ -1,4 +1,4 @@
-"""A pool of Ray actors that survives the loss of its nodes: behind `caption` and `index` with --ray.
+"""A pool of Ray actors that survives the loss of its nodes: behind `caption`, `index` and `prepare capfilt` with --ray.
 
 The driver hands out calls in order, at most a few per actor. If an actor or its node dies, its calls run again on
 another. Actors that no node has room for wait; a node that joins later gets them. Knows neither images nor models.

@@ -1,10 +1,11 @@
-"""`caption --ray` on Ray itself: the bytes of local runs, whatever is killed."""
+"""`caption --ray` and `capfilt --ray` on Ray itself: the bytes of local runs, whatever is killed."""
 
 import os
 import random
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -170,3 +171,25 @@ def test_killed_actor_and_driver_lose_nothing(tmp_path, tiny, cluster, monkeypat
     driver.communicate()
     subprocess.run(command, check=False, timeout=TIMEOUT)
     assert Path("t.jsonl").read_bytes() == local
+
+
+def test_killed_capfilt_worker_loses_nothing(tmp_path, tiny, cluster, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shards").mkdir()
+    for number in range(3):
+        fill(tmp_path / "album" / str(number), number)
+        with tarfile.open(tmp_path / "shards" / f"{number}.tar", "w") as tar:
+            for copy in range(8):
+                tar.add(tmp_path / "album" / str(number) / "a.png", f"{copy}.png")
+    command = [sys.executable, "-m", "blip2rt_train.prepare", "capfilt", "--data", "shards", "--batch-size", "1"]
+    command += ["--captioner", str(tiny.path)]
+    subprocess.run([*command, "--out", "local"], check=True, timeout=TIMEOUT)
+    set_nodes(cluster, 2)
+    driver = start([*command, "--out", "cluster", "--ray", cluster.address])
+    wait_until(lambda: any(file.stat().st_size for file in Path("cluster").glob("*.jsonl")), driver)
+    for pid in workers("ShardWorker")[:1]:
+        os.kill(pid, signal.SIGKILL)
+    assert driver.communicate(timeout=TIMEOUT) and driver.returncode == 0
+    for file in Path("local").iterdir():
+        assert (Path("cluster") / file.name).read_bytes() == file.read_bytes()
