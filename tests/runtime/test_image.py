@@ -208,7 +208,8 @@ def test_exif_orientation_is_applied(kind, orientation):
 def test_animations_use_their_first_frame():
     frames = [Image.new("RGB", (6, 5), colour) for colour in ("red", "green", "blue")]
     for kind in ("GIF", "PNG", "WEBP", "TIFF", "MPO"):
-        data = encode(frames[0], kind, save_all=True, append_images=frames[1:])
+        more = frames[1:2] if kind == "MPO" else frames[1:]  # Pillow 10 writes no valid MPO of three
+        data = encode(frames[0], kind, save_all=True, append_images=more)
         pixel = rgb(data)[2, 2].astype(int)
         assert np.abs(pixel - (255, 0, 0)).max() < 12, kind
 

@@ -77,7 +77,7 @@ def test_stage2_trains_only_the_query_branch(
     out = parts[0] / "stage2"
     assert stage2.main([*stage2_settings(parts, stage1_run), "--out", str(out), "--eval_every", "3"]) == 0
     shown = capfd.readouterr().err
-    assert "samples/s=" in shown and "waiting=" in shown
+    assert "images/s=" in shown and "waiting=" in shown
     assert_samples([json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()])
     trained, before = weights(out), weights(stage1_run)
     assert not [name for name in trained if name.startswith(("llm.", "vision.")) or "text" in name]
