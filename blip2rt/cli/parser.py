@@ -16,6 +16,7 @@ Handler = Callable[[argparse.Namespace], int]
 # Options whose flag has another name than the field; the field's name is accepted, too.
 _SHORT = {"num_beams": "--beams", "do_sample": "--sample", "bad_words": "--bad-word", "stop_strings": "--stop-string"}
 _ALIASES = {"--" + field.replace("_", "-"): flag for field, flag in _SHORT.items()}
+_EXPLAINED = dict.fromkeys(("--prefix", "--suffix"), 'give --template "photo of {caption}"')
 _FIELDS = [*(field.name for field in fields(Options)), "threads", "device", "max_pixels"]
 FLAGS = {name: "--" + name.replace("_", "-") for name in _FIELDS} | _SHORT | gallery_flags.FLAGS
 
@@ -98,7 +99,8 @@ def build_parser(handlers: Mapping[str, Handler], words: Sequence[str] = ()) -> 
             command.set_defaults(run=handlers.get(name))
             add_arguments(command)
 
-    add("caption", "describe images and folders of them", _add_caption, description=_CAPTION, renamed=_ALIASES)
+    more = {"renamed": _ALIASES, "explained": _EXPLAINED}
+    add("caption", "describe images and folders of them", _add_caption, description=_CAPTION, **more)
     add("ask", "answer a question about images", _add_ask, renamed=_ALIASES)
     add("match", "score how well texts describe an image", _add_match, description=_MATCH)
     add("explain", "draw where an image shows a word", _add_explain, description=_EXPLAIN)
