@@ -40,7 +40,7 @@ test-changed: $(DEV)/blip2rt-installed  ## the tests that the changes since BASE
 	files="$$($(RUN) tests.changed $(BASE))" && test -z "$$files" || $(TESTS) $$files
 
 # Skips files marked `long`, whose measured seconds on one core are in the mark.
-test-fast: $(DEV)/blip2rt-installed  ## the quick tests, about three minutes
+test-fast: $(DEV)/blip2rt-installed  ## the quick tests, about two minutes
 	$(TESTS) -m "not slow and not gpu and not long"
 
 parity: $(DEV)/blip2rt-installed  ## compare every architecture with transformers, as tiny models; writes docs/inside/parity.md
