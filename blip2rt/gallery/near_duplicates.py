@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 MIN_SIMILARITY = 0.96  # mean cosine of two near duplicates; docs/inside/benchmarks.md shows what other values find
 NEIGHBOURS = 20  # by mean vectors, whose query vectors are compared
-BLOCK = 64  # pictures whose similarities to all are in memory at a time
 
 
 def find_near_duplicates(index: Index, min_similarity: float = MIN_SIMILARITY) -> list[list[File]]:
@@ -41,12 +40,11 @@ def find_near_duplicates(index: Index, min_similarity: float = MIN_SIMILARITY) -
     blocks = [(part, one_vector(embeds)) for part, embeds in index.blocks(rows)]
     rows = np.concatenate([part for part, _ in blocks] or [rows])
     vectors = np.concatenate([means for _, means in blocks] or [np.empty((0, 1), np.float32)])
-    for start in range(0, len(rows), BLOCK):
-        near = np.argpartition(-(vectors[start : start + BLOCK] @ vectors.T), min(NEIGHBOURS, len(rows)) - 1)
-        for row, others in zip(rows[start : start + BLOCK].tolist(), rows[near[:, :NEIGHBOURS]], strict=True):
-            [(_, [query])] = index.blocks(np.array([row]))
-            for read, embeds in index.blocks(others):
-                for other in read[scores_of(embeds, query) >= min_similarity].tolist():
+    for part, embeds in index.blocks(rows):
+        near = np.argpartition(-(one_vector(embeds) @ vectors.T), min(NEIGHBOURS, len(rows)) - 1)[:, :NEIGHBOURS]
+        for row, query, others in zip(part.tolist(), embeds, rows[near], strict=True):
+            for read, other_embeds in index.blocks(others):
+                for other in read[scores_of(other_embeds, query) >= min_similarity].tolist():
                     parent[find(row)] = find(other)
     groups: dict[int, list[File]] = {}
     for row in rows.tolist():
