@@ -42,7 +42,7 @@ class RunSettings:
         metavar="WHEN",
     )
     dry_run: bool = option(False, "check all and estimate the size")
-    gpus: int = option(1, "with --dry-run, plan the training for so many GPUs", check=POSITIVE)
+    gpus: int = option(1, "number of GPUs that --dry-run plans the training for", check=POSITIVE)
     gpu: str = option(
         "",
         "with --dry-run, plan the training for these GPUs from its settings alone, without data and weights",

@@ -283,7 +283,7 @@ class Trainer:
         )
 
     def _speed(self, seconds: float, tokens: float) -> dict[str, float]:
-        """Measures of a step of so many seconds and text tokens a process; FLOPs and memory are those of a device."""
+        """Speed, and per device FLOPs and peak memory, of a step. seconds: its time. tokens: this process's text."""
         flops = self.flops / self.parallel.world / seconds
         speed = {
             "seconds_per_step": seconds,
