@@ -63,7 +63,11 @@ parity-lowest parity-newest parity-next: parity-%:  ## make parity with other re
 	.venv-parity-$*/bin/python -m pip install --quiet $(PARITY_$*)
 	OMP_NUM_THREADS=1 PYTHONSAFEPATH=1 .venv-parity-$*/bin/python -m tests.parity --report build/parity-$*.md
 
-lint: $(DEV)/blip2rt-installed
+# The types of the native core for mypy and editors, as the bindings declare them.
+blip2rt/_native.pyi: $(DEV)/blip2rt-installed
+	cd build && $(abspath $(DEV))/bin/python -m nanobind.stubgen --quiet --module blip2rt._native --output-file ../$@
+
+lint: blip2rt/_native.pyi
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	! grep -rnE '^ *(from|import) (train|export)\>' blip2rt train export tests benchmarks recipes --include='*.py'  # installed, they have other names

@@ -134,7 +134,7 @@ class Batcher:
     """The core's batcher, opened at its first request. Any thread may use it."""
 
     def __init__(self, open_batcher: Callable[..., Any], spec: LlmSpec, sizes: Batching, kept_bytes: int) -> None:
-        """open_batcher(rows, positions, read, kept_bytes) -> the core's Batcher, see blip2rt/_native.pyi.
+        """open_batcher(rows, positions, read, kept_bytes) -> the core's Batcher, see engines/loop/batcher.h.
 
         kept_bytes: size of the cache of prompt prefixes.
         """

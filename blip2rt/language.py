@@ -81,7 +81,7 @@ class Language:
         file = bundle.file(self.spec.tokenizer)
         core = native.Language(utf8_name(str(file)), read_tokenizer(file), bundle.manifest, special_tokens)
         self.core, self.tokenizer = core, core.tokenizer
-        # The core's functions, as _native.pyi documents them.
+        # The core's functions: engines/language/language.h documents them.
         self.caption_prompt, self.ask_prompt, self.settings = core.caption_prompt, core.ask_prompt, core.settings
         self.encode, self.encode_more = core.tokenizer.encode, core.tokenizer.encode_more
         self.caption_tokens, self.forced_prefix, self.need_chat = (

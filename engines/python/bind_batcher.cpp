@@ -160,12 +160,14 @@ struct PythonBatcher {
 
 void bind_batcher(nb::module_& m) {
   nb::class_<Submitted>(m, "Submitted")
-      .def("wait", &Submitted::wait, "seconds"_a)
-      .def("take", &Submitted::take)
+      .def("wait", &Submitted::wait, "seconds"_a,
+           "Wait until all requests have ended or, with each_token, a token has arrived. Return whether that is so.")
+      .def("take", &Submitted::take, "Return (image, draw, token id) of each token that settled since the last call.")
       .def("cancel", &Submitted::cancel)
       .def("watch", &Submitted::watch, "number"_a)
       .def("results", &Submitted::results)
-      .def("lengths", &Submitted::lengths)
+      .def("lengths", &Submitted::lengths,
+           "Return, for each image, the positions of image and prompt, and how many were cached. Once done.")
       .def_prop_ro("done", &Submitted::done)
       .def("cut", &Submitted::cut, "image"_a, "tokens"_a)
       .def_prop_ro("timed_out", &Submitted::timed_out);
@@ -177,15 +179,23 @@ void bind_batcher(nb::module_& m) {
             new (self) PythonBatcher(generator, {rows, positions, read, kept_bytes});
           },
           "generator"_a, "rows"_a, "positions"_a, "read"_a = BatchSizes().read, "kept_bytes"_a = 0,
-          nb::keep_alive<1, 2>())
+          nb::keep_alive<1, 2>(),
+          "rows, positions: sizes of the pool of keys and values. read: most positions of prompts that a step reads. "
+          "kept_bytes: size of the cache of prompt prefixes.")
       .def("submit", &PythonBatcher::submit, "prefix_embeds"_a, "prompts"_a, "options"_a = nb::dict(),
-           "images"_a = nb::list(), "each_token"_a = false, nb::keep_alive<0, 1>())
+           "images"_a = nb::list(), "each_token"_a = false, nb::keep_alive<0, 1>(),
+           "Answer B prompts after prefix_embeds (B, Q, D), as Generator.generate does. Return at once. images: names "
+           "of the prefixes in the cache; an empty name is not cached. Raises RuntimeError for bad options, and for "
+           "requests that never fit rows and positions.")
       .def(
           "news", [](PythonBatcher& self, double seconds) { return self.progress->wait(seconds); }, WithoutGil(),
           "seconds"_a)
       .def(
           "close", [](PythonBatcher& self) { self.batcher->close(); }, WithoutGil())
-      .def_prop_ro("counters", &PythonBatcher::counters);
+      .def_prop_ro("counters", &PythonBatcher::counters,
+                   "steps, tokens, requests: totals. waiting, running: requests now. rows, positions: of the pool, in "
+                   "use. hits, misses: named images with and without a cached prefix; kept_positions: read from the "
+                   "cache; kept_bytes: size of the cache.");
 }
 
 }  // namespace blip2rt

@@ -81,31 +81,40 @@ std::vector<TensorTuple> tuples_of(const std::vector<TensorSpec>& tensors) {
 }  // namespace
 
 void bind_bundle(nb::module_& m) {
-  m.def("read_bundle", &read, "folder"_a, "files"_a = true, "tensors"_a = false);
+  m.def("read_bundle", &read, "folder"_a, "files"_a = true, "tensors"_a = false,
+        "Read and check a bundle. Return its manifest, JSON without faults. Raises BundleError with every fault. "
+        "folder: a path as os.fsencode returns it. files: check the files' sizes. tensors: compare the inputs and "
+        "outputs of every graph with the manifest.");
   m.def("check_graphs", &check_all_graphs, "folder"_a, "trusted"_a);
-  m.def("readable_files", &readable, "graph"_a, "sizes"_a);
+  m.def("readable_files", &readable, "graph"_a, "sizes"_a,
+        "Files of a bundle -> those that a graph may read, by their names in its folder, with their sizes.");
   m.def(
       "component_tensors",
       [](const std::string& component, int64_t layers, bool encoder_decoder, const std::string& target, bool in_place) {
         TensorNames names = component_tensors(component, {layers, encoder_decoder, in_place, target});
         return std::pair(std::move(names.inputs), std::move(names.outputs));
       },
-      "component"_a, "layers"_a = 0, "encoder_decoder"_a = false, "target"_a = "ort", "in_place"_a = false);
-  m.def("verify_bundle", &verify_files, "folder"_a, "progress"_a);
-  m.def("manifest_faults", &faults_of, "manifest"_a);
+      "component"_a, "layers"_a = 0, "encoder_decoder"_a = false, "target"_a = "ort", "in_place"_a = false,
+      "Return the names of a graph's inputs and outputs, each layer's key before its value. in_place: whether an llm "
+      "graph of the target trt writes the cache itself.");
+  m.def("verify_bundle", &verify_files, "folder"_a, "progress"_a,
+        "Compare the sha256 of every file. Raises BundleError with every altered file. progress: called with the bytes "
+        "of each piece of a file.");
+  m.def("manifest_faults", &faults_of, "manifest"_a, "Return everything that is wrong with the bytes of a manifest.");
   m.def(
       "graph_tensors",
       [](const nb::bytes& model) {
         const GraphTensors found = read_graph_tensors({model.c_str(), model.size()});
         return std::pair(tuples_of(found.inputs), tuples_of(found.outputs));
       },
-      "model"_a);
+      "model"_a, "Return the inputs and outputs of a model's bytes. Raises RuntimeError if they are no model.");
   m.def(
       "with_axis_sizes",
       [](const nb::bytes& model, const std::map<std::string, uint64_t>& sizes) {
         return bytes_of(with_axis_sizes({model.c_str(), model.size()}, sizes));
       },
-      "model"_a, "sizes"_a);
+      "model"_a, "sizes"_a,
+      "Replace named axes of a model's inputs and outputs by sizes. Raises RuntimeError if the bytes are no model.");
 }
 
 }  // namespace blip2rt

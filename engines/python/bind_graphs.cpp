@@ -169,7 +169,10 @@ void bind_graphs(nb::module_& m) {
       [](const std::string& graph_path, const AllowedFiles& files, bool trusted) {
         read_graph(graph_path, files, trusted ? OperatorRules::kTrusted : OperatorRules::kEveryEngine);
       },
-      WithoutGil(), "graph_path"_a, "files"_a = nb::none(), "trusted"_a = false);
+      WithoutGil(), "graph_path"_a, "files"_a = nb::none(), "trusted"_a = false,
+      "Raise GraphError if a graph's file is damaged, uses the core's own operators, or refers to other files. files: "
+      "the files next to the graph that it may read, and their sizes; None allows every regular file there. trusted: "
+      "allow operators that exports do not write, which can end the process.");
 
   nb::class_<Runtime>(m, "Runtime")
       .def(
@@ -191,12 +194,22 @@ void bind_graphs(nb::module_& m) {
             new (self) Session(graph_path, intra_op_threads, ops, files, trusted);
           },
           "runtime"_a, "graph_path"_a, "intra_op_threads"_a = 0, "custom_int4"_a = true, "custom_int8"_a = false,
-          "custom_attention"_a = true, "files"_a = nb::none(), "trusted"_a = false)
-      .def_prop_ro("inputs", [](const Session& self) { return port_tuples(self.inputs()); })
+          "custom_attention"_a = true, "files"_a = nb::none(), "trusted"_a = false,
+          "Load a graph. Raises RuntimeError with ONNX Runtime's message, or GraphError like check_graph. "
+          "intra_op_threads: 0 leaves the number to ONNX Runtime, which takes one per physical core. custom_int4, "
+          "custom_int8, custom_attention: run such nodes with the core's operators if it has a kernel for them. int8 "
+          "pays off with hundreds of rows; it includes an encoder's attention, in bfloat16.")
+      .def_prop_ro(
+          "inputs", [](const Session& self) { return port_tuples(self.inputs()); },
+          "(name, dtype, shape); -1 for a dynamic axis.")
       .def_prop_ro("outputs", [](const Session& self) { return port_tuples(self.outputs()); })
-      .def_prop_ro("custom_kernels", [](const Session& self) { return self.custom_kernels(); })
-      .def("release_weights", &Session::release_weights)
-      .def("run", &run, "feeds"_a, "outputs"_a = nb::none());
+      .def_prop_ro(
+          "custom_kernels", [](const Session& self) { return self.custom_kernels(); },
+          "The kernels that run in place of ONNX Runtime's, such as \"int4 avx512\".")
+      .def("release_weights", &Session::release_weights,
+           "Take the mapped weights out of the process's memory, until a run reads them from the system's cache.")
+      .def("run", &run, "feeds"_a, "outputs"_a = nb::none(),
+           "Run the graph on arrays by name. Return outputs by name; None returns all of them.");
 }
 
 }  // namespace blip2rt

@@ -46,6 +46,8 @@ bool has_four_bytes(const ArrowSchema& schema) {
          std::string_view(schema.children[0]->format) == "C";
 }
 
+using Pixels = nb::ndarray<nb::numpy, uint8_t>;
+
 // Does not call Python: if the interpreter exits, a thread that waits there is unwound.
 class PythonResize {
  public:
@@ -58,7 +60,7 @@ class PythonResize {
   void add_lent(const nb::object& schema, const nb::object& rows);
 
   // Returns (height, width, 3) uint8 when all rows were added.
-  nb::object result() const;
+  Pixels result() const;
 
  private:
   void add_bytes(const uint8_t* data, size_t size);
@@ -91,7 +93,7 @@ void PythonResize::add_bytes(const uint8_t* data, size_t size) {
   picture_.add(data, size / picture_.row_bytes());
 }
 
-nb::object PythonResize::result() const {
+Pixels PythonResize::result() const {
   const Size size = picture_.to();
   auto pixels = std::make_unique<uint8_t[]>(size.width * size.height * 3);
   {
@@ -103,27 +105,34 @@ nb::object PythonResize::result() const {
   const size_t shape[] = {size.height, size.width, 3};
   nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<uint8_t*>(p); });
   pixels.release();
-  return nb::cast(nb::ndarray<nb::numpy, uint8_t>(data, 3, shape, owner));
+  return Pixels(data, 3, shape, owner);
 }
 
 }  // namespace
 
 void bind_kernels(nb::module_& m) {
-  m.def("kernels", [] {
-    nb::dict headers;
-    for (const KernelSource& header : kKernelHeaders) headers[header.name] = header.text;
-    return std::pair<std::string, nb::dict>(kKernels.text, headers);
-  });
+  m.def(
+      "kernels",
+      [] {
+        nb::dict headers;
+        for (const KernelSource& header : kKernelHeaders) headers[header.name] = header.text;
+        return std::pair<std::string, nb::dict>(kKernels.text, headers);
+      },
+      "Return the source of the GPU kernels, and the headers that it includes, by name.");
 
   m.def("processor_kernels", &processor_kernels);
   m.def("kernel_levels", &kernel_levels);
   m.def("missing_instructions", &missing_instructions);
   nb::class_<PythonResize>(m, "Resize")
       .def(nb::init<std::pair<size_t, size_t>, std::pair<size_t, size_t>, const std::string&>(), "from_size"_a,
-           "to_size"_a, "filter"_a)
-      .def("add", &PythonResize::add, "rows"_a)
-      .def("add_lent", &PythonResize::add_lent, "schema"_a, "rows"_a)
-      .def("result", &PythonResize::result);
+           "to_size"_a, "filter"_a,
+           "Start without rows. Raises ValueError. from_size, to_size: (width, height), at least 1. filter: \"box\", "
+           "\"bilinear\", \"hamming\", \"bicubic\" or \"lanczos\", with Pillow's meaning.")
+      .def("add", &PythonResize::add, "rows"_a,
+           "Add the next whole rows from the top, four bytes a pixel (RGBX). Raises ValueError.")
+      .def("add_lent", &PythonResize::add_lent, "schema"_a, "rows"_a,
+           "Add rows from the capsules of `__arrow_c_array__`, four bytes a pixel, without a copy. Raises ValueError.")
+      .def("result", &PythonResize::result, "Return (height, width, 3). Raises ValueError if rows are missing.");
 }
 
 }  // namespace blip2rt

@@ -102,10 +102,6 @@ LanguageSpec language_spec_of(nb::handle manifest) {
   return spec;
 }
 
-nb::object prompt_object(const Prompt& prompt) {
-  return nb::module_::import_("blip2rt.language").attr("Prompt")(prompt.before, prompt.text, prompt.after);
-}
-
 using TextTuple = std::tuple<std::string, double, Ids, bool>;
 
 void bind_prompts(nb::class_<Language>& bound) {
@@ -113,14 +109,11 @@ void bind_prompts(nb::class_<Language>& bound) {
       .def(
           "caption_prompt",
           [](const Language& self, const std::optional<CallerText>& prompt) {
-            return prompt_object(self.caption_prompt(prompt ? &prompt->utf8 : nullptr));
+            return self.caption_prompt(prompt ? &prompt->utf8 : nullptr);
           },
           "prompt"_a.none())
       .def(
-          "ask_prompt",
-          [](const Language& self, const CallerText& question) {
-            return prompt_object(self.ask_prompt(question.utf8));
-          },
+          "ask_prompt", [](const Language& self, const CallerText& question) { return self.ask_prompt(question.utf8); },
           "question"_a)
       .def(
           "qformer_question",
@@ -152,7 +145,9 @@ void bind_model(nb::module_& m) {
           },
           "file"_a, "tokenizer"_a, "manifest"_a, "special_tokens"_a = true, nb::keep_alive<1, 3>())
       .def_prop_ro("tokenizer", &Language::tokenizer)
-      .def("settings", &Language::settings, WithoutGil(), "task"_a, "options"_a, "prompts"_a, "used"_a = 0)
+      .def("settings", &Language::settings, WithoutGil(), "task"_a, "options"_a, "prompts"_a, "used"_a = 0,
+           "Options for a task (\"caption\", \"ask\") and the prompts that it continues. Raises OptionError with every "
+           "fault. used: positions that a conversation has taken, besides the image's and the prompts'.")
       .def("forced_prefix", &Language::forced_prefix, "options"_a, "after_prompt"_a)
       .def(
           "text_of",
@@ -161,7 +156,8 @@ void bind_model(nb::module_& m) {
             Text text = self.text_of(token_ids, score, options, single_line, timed_out);
             return {std::move(text.text), text.score, std::move(text.tokens), text.truncated};
           },
-          WithoutGil(), "token_ids"_a, "score"_a, "options"_a, "single_line"_a = false, "timed_out"_a = false)
+          WithoutGil(), "token_ids"_a, "score"_a, "options"_a, "single_line"_a = false, "timed_out"_a = false,
+          "A generated text: (text, score, tokens, truncated), as in blip2rt.Scored. timed_out: max_time ended it.")
       .def("need_guidable", &Language::need_guidable, "prompt"_a)
       .def("need_chat", &Language::need_chat);
   bind_prompts(bound);
@@ -170,10 +166,12 @@ void bind_model(nb::module_& m) {
 void bind_dialogue(nb::module_& m) {
   using Turn = Dialogue::Turn;
   nb::class_<Turn>(m, "Turn")
-      .def_prop_ro("prompt", [](const Turn& self) { return prompt_object(self.task.prompt); })
+      .def_prop_ro("prompt", [](const Turn& self) { return self.task.prompt; })
       .def_prop_ro("options", [](const Turn& self) { return self.task.options; })
       .def_prop_ro("until", [](const Turn& self) { return self.task.until; })
-      .def_prop_ro("token_ids", [](const Turn& self) { return self.ids; });
+      .def_prop_ro(
+          "token_ids", [](const Turn& self) { return self.ids; },
+          "Of the question, and of what was said before and never read.");
   nb::class_<Dialogue>(m, "Dialogue")
       .def(nb::init<const Language&, CallerOptions>(), "language"_a, "options"_a, nb::keep_alive<1, 2>())
       .def_prop_ro("max_beams", &Dialogue::max_beams)
@@ -209,18 +207,18 @@ const char* name_of(ShortQuestion::Kind kind) {
 void bind_language(nb::module_& m) {
   m.def("asks_for_plural", &asks_for_plural, "question"_a);
   nb::class_<ShortQuestion>(m, "ShortQuestion")
-      .def_prop_ro("kind", [](const ShortQuestion& question) { return name_of(question.kind); })
+      .def_prop_ro(
+          "kind", [](const ShortQuestion& question) { return name_of(question.kind); },
+          "What `text` is: presence (\"a dog\"), statement (\"a dog is swimming\"), colour (\"what color is the "
+          "dog?\"), number (\"how many dogs are there?\"), choice (a question that names its answers), or fixed (the "
+          "answer).")
       .def_ro("text", &ShortQuestion::text)
       .def_ro("subject", &ShortQuestion::subject)
-      .def_ro("negated", &ShortQuestion::negated)
+      .def_ro("negated", &ShortQuestion::negated, "Whether a yes says that it is not so.")
       .def_ro("choices", &ShortQuestion::choices);
   m.def(
-      "short_question",
-      [](const CallerText& question) -> nb::object {
-        const std::optional<ShortQuestion> found = short_question(question.utf8);
-        return found ? nb::cast(*found) : nb::none();
-      },
-      "question"_a);
+      "short_question", [](const CallerText& question) { return short_question(question.utf8); }, "question"_a,
+      "Read a question; None if its answer must be generated.");
   m.def("plain_question", [](const CallerText& question) { return plain_question(question.utf8); }, "question"_a);
   m.def("phrase_of", [](const CallerText& question) { return phrase_of(question.utf8); }, "question"_a);
   m.def("is_phrase", [](const CallerText& text) { return is_phrase(text.utf8); }, "text"_a);
@@ -237,12 +235,18 @@ void bind_language(nb::module_& m) {
           "__init__",
           [](CallerOptions* self, const std::map<std::string, nb::object>& given, const CallerOptions* defaults,
              bool captions) { new (self) CallerOptions(options_of(given, defaults, captions)); },
-          "given"_a, "defaults"_a = nb::none(), "captions"_a = false)
+          "given"_a, "defaults"_a = nb::none(), "captions"_a = false,
+          "Options by name, over `defaults`; None is not given. captions: also raw and pool. Raises OptionError for "
+          "unknown names, which also lists the faults of the others.")
       .def_prop_ro("raw", &CallerOptions::raw)
-      .def_prop_ro("pool", [](const CallerOptions& self) -> nb::object {
-        const std::string pool = self.pool();
-        return pool.empty() ? nb::none() : pool == "false" ? nb::object(nb::bool_(false)) : nb::cast(pool);
-      });
+      .def_prop_ro(
+          "pool",
+          [](const CallerOptions& self) -> nb::object {
+            const std::string pool = self.pool();
+            return pool.empty() ? nb::none() : pool == "false" ? nb::object(nb::bool_(false)) : nb::cast(pool);
+          },
+          nb::sig("def pool(self) -> str | typing.Literal[False] | None"),
+          "A file, False for no pool, or None for the bundle's.");
   bind_model(m);
   bind_dialogue(m);
 }

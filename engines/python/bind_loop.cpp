@@ -126,14 +126,17 @@ struct PythonChat {
 
 void bind_loop(nb::module_& m) {
   nb::class_<PythonGeneration>(m, "Generation")
-      .def("step", &step)
+      .def("step", &step,
+           "Choose the next token of each running answer. Return (image, draw, token id) of each settled one.")
       .def("close", [](const PythonGeneration& self) { self.held->close(); })
       .def_prop_ro("done", [](const PythonGeneration& self) { return self.held->done(); })
-      .def_prop_ro("seconds",
-                   [](const PythonGeneration& self) {
-                     const Batch::Lock lock(self.held->batch());
-                     return std::pair(self.held->times().steps, self.held->times().graphs);
-                   })
+      .def_prop_ro(
+          "seconds",
+          [](const PythonGeneration& self) {
+            const Batch::Lock lock(self.held->batch());
+            return std::pair(self.held->times().steps, self.held->times().graphs);
+          },
+          "Seconds of all steps after the first, and the part of them that the graphs take.")
       .def("results",
            [](const PythonGeneration& self) {
              const Batch::Lock lock(self.held->batch());
@@ -159,11 +162,18 @@ void bind_loop(nb::module_& m) {
           "encoder"_a = nb::none(), "decoder_start_token_id"_a = 0, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(),
           nb::keep_alive<1, 9>())
       .def("generate", &generate_all, "prefix_embeds"_a, "prompts"_a, "options"_a = nb::dict(),
-           "on_token"_a = nb::none())
-      .def("generate_rounds", &rounds_of, "prefix_embeds"_a, "prompts"_a, "rounds"_a)
+           "on_token"_a = nb::none(),
+           "Answer B prompts after prefix_embeds (B, Q, D). on_token(image, draw, token id): called for every token of "
+           "greedy search and sampling; False ends the call.")
+      .def("generate_rounds", &rounds_of, "prefix_embeds"_a, "prompts"_a, "rounds"_a,
+           "Answer B prompts with each round's options: B answers of the first round, then of the next. Prompts are "
+           "read once, and the rounds share their steps, unless the model is an encoder-decoder or its prompt sees "
+           "itself in both directions.")
       .def("begin", &begin, "prefix_embeds"_a, "prompts"_a, "options"_a = nb::dict(), nb::keep_alive<0, 1>(),
            nb::keep_alive<0, 2>())
-      .def("likelihoods", &likelihoods_of, "prefix_embeds"_a, "prompts"_a, "images"_a, "texts"_a);
+      .def("likelihoods", &likelihoods_of, "prefix_embeds"_a, "prompts"_a, "images"_a, "texts"_a,
+           "Return the sum of each text's log-probabilities after its image: prefix_embeds (B, Q, D), B prompts. "
+           "images: the number of each text's image. An image is read once if its texts follow each other.");
 
   nb::class_<PythonChat>(m, "Chat")
       .def(

@@ -152,9 +152,14 @@ void bind_signals(nb::module_& m) {
              const std::vector<double>& mean_text) {
             new (self) Signals(utf8_of(texts), std::vector(texts.size(), names), mean_text);
           },
-          "texts"_a, "names"_a, "mean_text"_a)
-      .def_prop_ro("runs", &runs_of)
-      .def("add", &add_output, "run"_a, "values"_a.noconvert())
+          "texts"_a, "names"_a, "mean_text"_a,
+          "names: of the signals of each text. mean_text (E): what base_cosine compares images with.")
+      .def_prop_ro("runs", &runs_of,
+                   "What the caller computes: the output, the pairs whose images it reads, and the texts. image_embeds "
+                   "(Q * E) of pairs, text_embeds (E) of texts; itm_logits (2), likelihoods (1) and yes_odds (2: with "
+                   "the image and without) of pairs and a text for each.")
+      .def("add", &add_output, "run"_a, "values"_a.noconvert(),
+           "Add the output of a run: a row for each of its pairs or texts.")
       .def("values", &values_of, "name"_a);
   nb::class_<Calibrator>(m, "Calibrator")
       .def(
@@ -168,11 +173,11 @@ void bind_signals(nb::module_& m) {
       .def_prop_ro("rates_labels", &Calibrator::rates_labels)
       .def(
           "short_question",
-          [](const Calibrator& self, const CallerText& question, const GenerationOptions& options) -> nb::object {
-            const std::optional<ShortQuestion> found = self.short_question(question.utf8, options);
-            return found ? nb::cast(*found) : nb::none();
+          [](const Calibrator& self, const CallerText& question, const GenerationOptions& options) {
+            return self.short_question(question.utf8, options);
           },
-          "question"_a, "options"_a)
+          "question"_a, "options"_a,
+          "Read a question; None if its answer must be generated, or if options shape the words of the answer.")
       .def(
           "match_signals",
           [](const Calibrator& self, const Texts& texts) { return self.match_signals(utf8_of(texts)); }, "texts"_a)
@@ -185,14 +190,19 @@ void bind_signals(nb::module_& m) {
             return self.caption_signals(utf8_of(texts), scores);
           },
           "texts"_a, "scores"_a)
-      .def("matches", &matches_of, "signals"_a)
+      .def("matches", &matches_of, "signals"_a,
+           "The fields of blip2rt.Match for each text of match_signals, whose runs were added.")
       .def("probabilities", &Calibrator::probabilities, "signals"_a)
       .def("confidence", &Calibrator::confidence, "signals"_a)
-      .def("short_answers", &answers_of, "asked"_a, "measure"_a, "score"_a);
+      .def("short_answers", &answers_of, "asked"_a, "measure"_a, "score"_a,
+           "A question about each image -> the answer to each and its log-probability. measure: runs what signals of "
+           "texts need, of which each has the number of its image. score: the number of an image, a question and "
+           "answers -> their answer_scores.");
 }
 
 void bind_answers(nb::module_& m) {
-  m.def("answer_scores", &answer_scores, "given"_a, "without"_a);
+  m.def("answer_scores", &answer_scores, "given"_a, "without"_a,
+        "log p(answer | image, question), log p(answer | question) or nothing -> how likely each answer is");
   m.def(
       "best_choice",
       [](const CallerText& question, const std::vector<double>& scores, const std::vector<double>& probabilities) {
@@ -200,16 +210,21 @@ void bind_answers(nb::module_& m) {
       },
       "question"_a, "scores"_a, "probabilities"_a);
   nb::class_<GainRun>(m, "GainRun")
-      .def_ro("prefixes", &GainRun::prefixes)
+      .def_ro("prefixes", &GainRun::prefixes,
+              "The image of each prompt; the number behind the last image is the mean_prefix.")
       .def_ro("prompts", &GainRun::prompts)
       .def_ro("images", &GainRun::images)
       .def_ro("texts", &GainRun::texts);
   nb::class_<ImageGain>(m, "ImageGain")
       .def(nb::init<size_t>(), "capacity"_a = 8192)
       .def("__len__", &ImageGain::size)
-      .def("texts", &ImageGain::texts, "count"_a, "images"_a, "prompt"_a, "texts"_a)
-      .def("questions", &ImageGain::questions, "count"_a, "images"_a, "asked"_a, "answers"_a, "shares"_a)
-      .def("finish", &ImageGain::finish, "run"_a, "logs"_a);
+      .def("texts", &ImageGain::texts, "count"_a, "images"_a, "prompt"_a, "texts"_a,
+           "B texts behind one prompt, and the image of each, of `count` images -> what must be read")
+      .def("questions", &ImageGain::questions, "count"_a, "images"_a, "asked"_a, "answers"_a, "shares"_a,
+           "The same for the odds of two answers to B questions. shares: what all questions begin with is read once "
+           "for each image; not in an encoder-decoder.")
+      .def("finish", &ImageGain::finish, "run"_a, "logs"_a,
+           "The log-probabilities of a run's texts -> values with the image and without (B)");
 }
 
 void bind_labels(nb::module_& m) {
@@ -222,7 +237,7 @@ void bind_labels(nb::module_& m) {
           "texts"_a)
       .def_static("everyday", [] { return PythonLabels{Labels::everyday()}; })
       .def("__len__", [](const PythonLabels& self) { return self.held->all().size(); })
-      .def_prop_ro("entries", &entries_of)
+      .def_prop_ro("entries", &entries_of, "Name, parents from the most general on, and synonyms of each label.")
       .def_prop_ro("embedded", [](const PythonLabels& self) { return embedded_texts(*self.held); })
       .def(
           "named_in",
@@ -230,7 +245,7 @@ void bind_labels(nb::module_& m) {
             const std::vector<bool> named = self.held->named_in(captions);
             return std::vector<int>(named.begin(), named.end());
           },
-          "captions"_a);
+          "captions"_a, "1 for each label that captions of a picture name, by any of its words or plurals, else 0.");
   nb::class_<Tagger>(m, "Tagger")
       .def(
           "__init__",
@@ -239,8 +254,10 @@ void bind_labels(nb::module_& m) {
           },
           "labels"_a, "calibration"_a, "top"_a, "threshold"_a)
       .def_prop_ro("reads_captions", &Tagger::reads_captions)
-      .def("nearness", &nearness_of, "image_embeds"_a.noconvert(), "label_embeds"_a.noconvert())
-      .def("tags", &tags_of, "image_embeds"_a.noconvert(), "label_embeds"_a.noconvert(), "caption"_a);
+      .def("nearness", &nearness_of, "image_embeds"_a.noconvert(), "label_embeds"_a.noconvert(),
+           "image_embeds (Q, E), label_embeds (L, E) -> how near each label is: its largest cosine unless calibrated")
+      .def("tags", &tags_of, "image_embeds"_a.noconvert(), "label_embeds"_a.noconvert(), "caption"_a,
+           "The numbers of the labels that a picture shows, with their probabilities, the likeliest first.");
 }
 
 struct PythonPool {
@@ -267,14 +284,15 @@ void bind_pool(nb::module_& m) {
                 {fingerprint, projection.shape(0), vocab_size, values(projection), values(codes), texts});
             return nb::bytes(file.data(), file.size());
           },
-          "fingerprint"_a, "projection"_a.noconvert(), "codes"_a.noconvert(), "texts"_a, "vocab_size"_a)
+          "fingerprint"_a, "projection"_a.noconvert(), "codes"_a.noconvert(), "texts"_a, "vocab_size"_a,
+          "projection (E, D), and the codes (N, D) and token ids of N captions -> a file's contents")
       .def_static(
           "with_fingerprint",
           [](const nb::bytes& data, const std::string& fingerprint) {
             const std::string file = CaptionPool::with_fingerprint({data.c_str(), data.size()}, fingerprint);
             return nb::bytes(file.data(), file.size());
           },
-          "data"_a, "fingerprint"_a)
+          "data"_a, "fingerprint"_a, "A file's contents for another model with equal embeddings and tokens")
       .def_static(
           "is_pool",
           [](const nb::bytes& beginning) { return CaptionPool::is_pool({beginning.c_str(), beginning.size()}); },
@@ -286,14 +304,16 @@ void bind_pool(nb::module_& m) {
           [](const PythonPool& self, const Floats& image_embeds) {
             return self.shared->nearest(image_embeds.data(), image_embeds.shape(0), image_embeds.shape(1));
           },
-          "image_embeds"_a.noconvert())
+          "image_embeds"_a.noconvert(),
+          "image_embeds (Q, E) -> the token ids of the captions nearest to the image, best first")
       .def(
           "guide",
           [](const PythonPool& self, const Floats& image_embeds, int64_t end) {
             return PythonGuide{
                 self.shared->guide(image_embeds.data(), image_embeds.shape(0), image_embeds.shape(1), end)};
           },
-          WithoutGil(), "image_embeds"_a.noconvert(), "end"_a)
+          WithoutGil(), "image_embeds"_a.noconvert(), "end"_a,
+          "image_embeds (Q, E) and the token that ends captions -> the guide of the image's caption")
       .def(
           "answer_guide",
           [](const PythonPool& self, const Floats& image_embeds, const std::string& question, const TokenText& asked,
@@ -302,7 +322,9 @@ void bind_pool(nb::module_& m) {
                                                          image_embeds.shape(1), question, asked,
                                                          vocabulary == nullptr ? nullptr : vocabulary->shared.get())};
           },
-          WithoutGil(), "image_embeds"_a.noconvert(), "question"_a, "asked"_a, "vocabulary"_a.none());
+          WithoutGil(), "image_embeds"_a.noconvert(), "question"_a, "asked"_a, "vocabulary"_a.none(),
+          "image_embeds (Q, E), a question and its tokens -> the guide of its answer vocabulary: None unless the "
+          "question asks for a plural.");
 }
 
 }  // namespace

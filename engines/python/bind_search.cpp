@@ -121,6 +121,12 @@ std::string change(GenerationOptions& options, const Items& given) {
   return faults;
 }
 
+GenerationOptions changed(GenerationOptions options, const nb::kwargs& given) {
+  const std::string faults = change(options, given);
+  if (!faults.empty()) throw std::runtime_error("bad generation options: " + faults);
+  return options;
+}
+
 }  // namespace
 
 GenerationOptions options_from(nb::handle given, size_t vocab_size) {
@@ -169,7 +175,8 @@ void bind_guides(nb::module_& m) {
             const std::shared_ptr<const float> shared(values, values->data());
             new (self) PythonGuide{std::make_shared<const Guide>(texts, shared, rarity.size(), end)};
           },
-          "texts"_a, "rarity"_a, "end"_a)
+          "texts"_a, "rarity"_a, "end"_a,
+          "texts: token ids, each followed by `end`; rarity (V): what tokens weigh when texts are compared")
       .def(
           "apply",
           [](const PythonGuide& self, const TokenText& tokens, std::vector<float> logits) {
@@ -179,7 +186,7 @@ void bind_guides(nb::module_& m) {
             self.shared->apply(tokens.data(), static_cast<int>(tokens.size()), logits.data(), scratch.data());
             return logits;
           },
-          "tokens"_a, "logits"_a)
+          "tokens"_a, "logits"_a, "Logits (V) of the token after others -> guided logits (V)")
       .def(
           "agreement",
           [](const PythonGuide& self, const TokenText& tokens) {
@@ -198,11 +205,13 @@ void bind_guides(nb::module_& m) {
           },
           "tokens"_a)
       .def("__len__", [](const PythonVocabulary& self) { return self.shared->size(); })
-      .def_prop_ro("ends",
-                   [](nb::handle_t<PythonVocabulary> self) {
-                     const auto& ends = nb::cast<const PythonVocabulary&>(self).shared->ends();
-                     return bytes_of(ends.data(), ends.size() * sizeof(ends[0]), self);
-                   })
+      .def_prop_ro(
+          "ends",
+          [](nb::handle_t<PythonVocabulary> self) {
+            const auto& ends = nb::cast<const PythonVocabulary&>(self).shared->ends();
+            return bytes_of(ends.data(), ends.size() * sizeof(ends[0]), self);
+          },
+          "The bytes of tokens + 1 uint64 numbers: token i has the bytes [ends[i], ends[i + 1]).")
       .def_prop_ro("bytes", [](nb::handle_t<PythonVocabulary> self) {
         const auto& bytes = nb::cast<const PythonVocabulary&>(self).shared->bytes();
         return bytes_of(bytes.data(), bytes.size(), self);
@@ -220,26 +229,17 @@ void bind_guides(nb::module_& m) {
             self.forbid(tokens.data(), static_cast<int>(tokens.size()), logits.data());
             return logits;
           },
-          "tokens"_a, "logits"_a);
+          "tokens"_a, "logits"_a,
+          "Logits (V) of the token after others -> the same, minus infinity where a word would be repeated");
 }
 
 void bind_options(nb::module_& m) {
   using Options = GenerationOptions;
   nb::class_<Options>(m, "GenerationOptions")
-      .def("__init__",
-           [](Options* self, const nb::kwargs& given) {
-             Options options;
-             const std::string faults = change(options, given);
-             if (!faults.empty()) throw std::runtime_error("bad generation options: " + faults);
-             new (self) Options(std::move(options));
-           })
-      .def("changed",
-           [](const Options& self, const nb::kwargs& given) {
-             Options options = self;
-             const std::string faults = change(options, given);
-             if (!faults.empty()) throw std::runtime_error("bad generation options: " + faults);
-             return options;
-           })
+      .def(
+          "__init__", [](Options* self, const nb::kwargs& given) { new (self) Options(changed({}, given)); },
+          nb::sig("def __init__(self, **given: object) -> None"))
+      .def("changed", &changed, nb::sig("def changed(self, **given: object) -> GenerationOptions"))
       .def_ro("num_beams", &Options::num_beams)
       .def_ro("num_return_sequences", &Options::num_return_sequences)
       .def_ro("max_new_tokens", &Options::max_new_tokens)
@@ -269,22 +269,29 @@ void bind_search(nb::module_& m) {
             new (self) SearchBatch(images, given, vocab_size, options_from(options, vocab_size), before);
           },
           "images"_a, "given"_a, "vocab_size"_a, "options"_a, "before"_a = std::vector<std::vector<int64_t>>())
-      .def_prop_ro("memory",
-                   [](nb::handle_t<SearchBatch> self) {
-                     const auto& memory = nb::cast<SearchBatch&>(self).memory();
-                     return bytes_of(memory.data(), memory.size() * sizeof(memory[0]), self);
-                   })
-      .def_prop_ro("plan", &plan_of)
+      .def_prop_ro(
+          "memory",
+          [](nb::handle_t<SearchBatch> self) {
+            const auto& memory = nb::cast<SearchBatch&>(self).memory();
+            return bytes_of(memory.data(), memory.size() * sizeof(memory[0]), self);
+          },
+          "The answers' blocks, to be copied to the device and overwritten with the result.")
+      .def_prop_ro("plan", &plan_of,
+                   "Parameters for the device: images (of each answer), beams, stride (bytes of a block), ...")
       .def_prop_ro("options", &SearchBatch::options)
       .def(
           "advance",
           [](SearchBatch& self, nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> scores, bool last) {
             self.advance(scores.data(), last);
           },
-          "scores"_a.noconvert(), "last"_a = false)
+          "scores"_a.noconvert(), "last"_a = false,
+          "Take a step of every answer on the CPU. Overwrites scores (rows, V). An answer has 1 row in the first step, "
+          "then one row for each beam. last: no step follows.")
       .def("check", &SearchBatch::check)
       .def_prop_ro("done", &SearchBatch::done)
-      .def("added", [](SearchBatch& self) { return added_of(self.added()); })
+      .def(
+          "added", [](SearchBatch& self) { return added_of(self.added()); },
+          "Return (image, draw, token id) of each token that settled since the last call.")
       .def("results", [](const SearchBatch& self) { return sequences_of(self.results()); });
 }
 

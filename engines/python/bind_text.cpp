@@ -53,11 +53,14 @@ void bind_text(nb::module_& m) {
             new (self) Tokenizer(std::move(bytes));
           },
           "json"_a)
-      .def("encode", &encode, "pieces"_a, "layout"_a, "max_tokens"_a = nb::none())
+      .def("encode", &encode, "pieces"_a, "layout"_a, "max_tokens"_a = nb::none(),
+           "Return the ids of consecutive (text, whether special tokens in it are plain text). layout: add the tokens "
+           "around a text, such as [CLS] ... [SEP]. Raises RuntimeError if a text has no ids.")
       .def("decode", nb::overload_cast<const Ids&, bool>(&Tokenizer::decode, nb::const_), WithoutGil(), "ids"_a,
            "skip_special"_a)
-      .def("token_bytes", &token_bytes, "size"_a)
-      .def_prop_ro("added_tokens", &added_tokens);
+      .def("token_bytes", &token_bytes, "size"_a,
+           "Return the bytes that tokens 0 to size - 1 add to a text; special tokens add their names.")
+      .def_prop_ro("added_tokens", &added_tokens, "Added tokens by id: (id, text, whether it is special).");
 }
 
 }  // namespace blip2rt

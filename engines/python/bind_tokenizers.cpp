@@ -106,8 +106,12 @@ void bind_llm_tokenizer(nb::module_& m) {
              bool special_tokens) {
             new (self) LlmTokenizer(file, borrowed(tokenizer), llm_spec_of(spec), special_tokens);
           },
-          "file"_a, "tokenizer"_a, "spec"_a, "special_tokens"_a = true, nb::keep_alive<1, 3>())
-      .def("encode", nb::overload_cast<const Prompt&>(&LlmTokenizer::encode, nb::const_), WithoutGil(), "prompt"_a)
+          "file"_a, "tokenizer"_a, "spec"_a, "special_tokens"_a = true, nb::keep_alive<1, 3>(),
+          "file: names the tokenizer in errors. spec: a bundle.manifest.LlmSpec. special_tokens: whether "
+          "\"<|im_end|>\" in a caller's text is that token.")
+      .def("encode", nb::overload_cast<const Prompt&>(&LlmTokenizer::encode, nb::const_), WithoutGil(), "prompt"_a,
+           "A prompt -> its token ids, with the special tokens of the model's prompts. Raises OptionError. A str is a "
+           "caller's text without a template.")
       .def("encode_more", &LlmTokenizer::encode_more, WithoutGil(), "prompt"_a)
       .def("decode", &LlmTokenizer::line, "ids"_a)
       .def("text", &LlmTokenizer::text, "ids"_a)
@@ -115,12 +119,14 @@ void bind_llm_tokenizer(nb::module_& m) {
           "written",
           [](const LlmTokenizer& self, const Ids& ids) { return self.decode(ids.data(), ids.size(), false); }, "ids"_a)
       .def("shown", &LlmTokenizer::shown, "ids"_a)
-      .def_prop_ro("turns",
-                   [](const LlmTokenizer& self) {
-                     nb::dict turns;
-                     for (const auto& [id, name] : self.turns()) turns[nb::int_(id)] = name;
-                     return turns;
-                   })
+      .def_prop_ro(
+          "turns",
+          [](const LlmTokenizer& self) {
+            nb::dict turns;
+            for (const auto& [id, name] : self.turns()) turns[nb::int_(id)] = name;
+            return turns;
+          },
+          "Special tokens that begin or end a chat turn, by id, except stop tokens.")
       .def("vocabulary", [](const LlmTokenizer& self) {
         const ReleasedGil released;
         return PythonVocabulary{self.vocabulary()};
@@ -147,7 +153,9 @@ void bind_tokenizers(nb::module_& m) {
             new (self) QFormerTokenizer(file, borrowed(tokenizer), text_spec_of(spec), special_tokens);
           },
           "file"_a, "tokenizer"_a, "spec"_a, "special_tokens"_a = true, nb::keep_alive<1, 3>())
-      .def("encode", &encode_rows, "texts"_a)
+      .def("encode", &encode_rows, "texts"_a,
+           "B texts -> token_ids (B, L) int64, text_mask (B, L) int64, 1 for a token and 0 for padding. L is the "
+           "longest text's length in tokens; texts too long for the model are cut. Raises OptionError.")
       .def(
           "written", [](const QFormerTokenizer& self, const CallerText& text) { return self.written(text.utf8); },
           "text"_a);

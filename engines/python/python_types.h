@@ -46,11 +46,14 @@ namespace nanobind::detail {
 
 template <>
 struct type_caster<blip2rt::Prompt> {
-  NB_TYPE_CASTER(blip2rt::Prompt, const_name("Prompt | str"))
+  NB_TYPE_CASTER(blip2rt::Prompt, io_name("blip2rt.language.Prompt | str", "blip2rt.language.Prompt"))
   template <class Flags>
   bool from_python(handle source, Flags, cleanup_list*) {
     value = blip2rt::read_prompt(source);
     return true;
+  }
+  static handle from_cpp(const blip2rt::Prompt& prompt, rv_policy, cleanup_list*) {
+    return module_::import_("blip2rt.language").attr("Prompt")(prompt.before, prompt.text, prompt.after).release();
   }
 };
 
