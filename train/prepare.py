@@ -1,7 +1,5 @@
-r"""Prepare data for a training: `blip2rt-train prepare flickr8k|shards|index|capfilt` (each has a --help).
+r"""Prepare data for a training: `blip2rt-train prepare shards|index|capfilt` (each has a --help).
 
-    blip2rt-train prepare flickr8k --source data/flickr8k
-        Flickr8k's own text files -> train.tsv, dev.tsv and test.tsv beside them
     blip2rt-train prepare shards --data captions.json --images coco/train2014 --out DIR
         a list of images and texts (see readers.py) -> DIR/000000.tar, 000001.tar, ..., with their indices
     blip2rt-train prepare index --data 'shards/*.tar'
@@ -42,7 +40,6 @@ from blip2rt.bundle.atomic import AtomicFolder
 from blip2rt.command_line import Parser, nonempty, whole
 from blip2rt.errors import Blip2rtError, OptionError
 
-from .data.flickr8k import write_tables
 from .data.object_storage import Shard, is_remote
 from .data.readers import read_data
 from .data.samples import BadSamples, Dataset, error_text
@@ -90,12 +87,6 @@ def _readable(order: Iterable[int], data: Dataset, bad: BadSamples) -> Iterator[
             bad.add(str(data.paths[image]), error_text(error))
             continue
         yield image, content
-
-
-def _flickr8k(args: argparse.Namespace) -> None:
-    source = Path(args.source)
-    images, out = Path(args.images or source / "images"), Path(args.out or source)
-    print("\n".join(write_tables(source, images, out)))
 
 
 def _skipped(bad: BadSamples) -> str:
@@ -187,10 +178,6 @@ def _parser() -> Parser:
             made.add_argument("--max-bad", type=whole(0), default=1000, metavar="N", help="allowed unusable samples")
         return partial(_add, made)
 
-    add = command("flickr8k", _flickr8k, "Flickr8k's own text files -> tables of images and captions")
-    add("--source", "FOLDER", "folder of Flickr8k.token.txt and Flickr_8k.*Images.txt", required=True)
-    add("--images", "FOLDER", "folder of the photographs (default: images in --source)")
-    add("--out", "FOLDER", "folder for train.tsv, dev.tsv and test.tsv (default: --source)")
     listed = ".tsv, .csv, .jsonl, COCO .json, or a folder of images with .txt files"
     add = command("shards", _shards, "a list of images and texts -> shards", listed)
     add("--images", "FOLDER", "folder of the images in the list")

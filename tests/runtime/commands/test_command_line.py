@@ -51,7 +51,6 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "blip2rt-convert": ("x", "--out", "y", "--to", "lavis"),
     "blip2rt-train": ("stage3",),
     "blip2rt-train prepare": ("shard",),
-    "blip2rt-train prepare flickr8k": None,
     "blip2rt-train prepare shards": None,
     "blip2rt-train prepare index": None,
     "blip2rt-train prepare capfilt": ("--data", "x", "--out", "y", "--precision", "int8"),

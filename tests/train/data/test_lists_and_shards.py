@@ -101,37 +101,6 @@ def test_prepare_writes_shards_with_all_texts(images: Path) -> None:
     assert prepare.main(["index", "--data", str(out), "--cache", str(images.parent / "cache")]) == 0
 
 
-PARTS = {"train": ("b.jpg", "a.jpg"), "dev": ("c.jpg",), "test": ("d.jpg",)}
-
-
-def flickr8k(folder: Path, end: str, last: str) -> Path:
-    """Write Flickr8k's files: captions with '#', one without an image, lines that end in `end`."""
-    rows = [f"{name}.jpg#{i}\tA {name} # {i} , sat" for name in "abcd" for i in range(5)] + ["a.jpg.1#0\tnowhere"]
-    (folder / "images").mkdir(parents=True)
-    (folder / "Flickr8k.token.txt").write_bytes((end.join(rows) + last).encode())
-    for part, names in PARTS.items():
-        (folder / f"Flickr_8k.{part}Images.txt").write_bytes((end.join(names) + last).encode())
-        for name in names:
-            (folder / "images" / name).write_bytes(jpeg(1))
-    return folder
-
-
-@pytest.mark.parametrize(("end", "last"), [("\n", "\n"), ("\r\n", "")])
-def test_flickr8k_tables_keep_their_bytes(tmp_path: Path, end: str, last: str) -> None:
-    """nano was trained on these bytes."""
-    source, out = flickr8k(tmp_path / "flickr8k", end, last), tmp_path / "tables"
-    assert prepare.main(["flickr8k", "--source", str(source), "--out", str(out)]) == 0
-    kept = end.removesuffix("\n")
-    for part, names in PARTS.items():
-        rows = [f"{name}\tA {name[0]} # {i} , sat{kept}\n" for name in names for i in range(5)]
-        table = (out / f"{part}.tsv").read_bytes()
-        assert table == b"image\tcaption\n" + "".join(rows).encode()
-        assert [s.text for s in read_data(str(out / f"{part}.tsv"), str(source / "images")).samples] == [
-            f"A {name[0]} # {i} , sat" for name in names for i in range(5)
-        ]
-    assert sorted(path.name for path in out.iterdir()) == ["dev.tsv", "test.tsv", "train.tsv"]
-
-
 def test_epoch_has_every_sample_once_from_few_shards_at_a_time() -> None:
     rng = random.Random(new_seed())
     counts = [rng.randint(0, 9) for _ in range(60)]
