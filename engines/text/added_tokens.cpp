@@ -7,6 +7,16 @@
 #include "base/utf8.h"
 
 namespace blip2rt {
+namespace {
+
+bool is_blank(std::string_view text) {
+  for (size_t at = 0; at < text.size();) {
+    if (!properties_of(next_character(text, at)).space()) return false;
+  }
+  return true;
+}
+
+}  // namespace
 
 AddedTokens::AddedTokens(Json list, const ModelVocabulary& model, const Normalizer& normalizer) {
   if (list) {
@@ -45,6 +55,8 @@ void AddedTokens::add(Set& set, bool normalized) {
     if (all_[i].normalized != normalized) continue;
     const std::string& text = shown_[i];
     if (text.empty() || !set.texts.add(text)) unknown_part("two added tokens " + quoted(text));
+    // In a run of spaces, each match of such a token would read the rest of the run.
+    if ((all_[i].lstrip || all_[i].rstrip) && is_blank(text)) unknown_part("a blank added token that strips spaces");
     set.tokens.push_back(static_cast<uint32_t>(i));
     set.starts[static_cast<uint8_t>(text[0])] = true;
     set.lengths.push_back(text.size());
@@ -83,7 +95,7 @@ Pieces AddedTokens::split_by(const Set& set, const Piece& piece, bool plain) con
     }
     const AddedToken& token = all_[set.tokens[found]];
     if (plain && token.special) continue;
-    size_t begin = at, end = next;
+    size_t begin = at, end = next;  // the library looks for the next token at `next`, even if `end` is beyond it
     if (token.single_word && ((begin > 0 && character_at(previous_start(text, begin)).word()) ||
                               (end < text.size() && character_at(end).word()))) {
       continue;
@@ -93,9 +105,8 @@ Pieces AddedTokens::split_by(const Set& set, const Piece& piece, bool plain) con
     }
     while (token.rstrip && end < text.size() && character_at(end).space()) next_character(text, end);
     add_text(begin);
-    pieces.push_back({std::string(text.substr(begin, end - begin)), false, token.id});
+    pieces.push_back({{}, false, token.id});
     done = end;
-    next = std::max(next, end);
   }
   add_text(text.size());
   return pieces;

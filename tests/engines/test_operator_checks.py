@@ -219,9 +219,10 @@ def test_sums_before_a_norm_broadcast(rows: int, tmp_path: Path) -> None:
     node.domain = "com.microsoft"
     rng = np.random.default_rng(new_seed())
     x, w, more = (rng.normal(size=size).astype(np.float32) for size in ((1, 3, 8), 8, (rows, 3, 8)))
-    ports = [graphs.value("x", ["A", "S", 8])], [graphs.value(name, None) for name in ("y", "sum")]
-    path = save(graphs.model([node], *ports, {"w": w, "more": more}), tmp_path)
-    got = Session(runtime(), path, 1).run({"x": x})
+    inputs = [graphs.value(name, [size, "S", 8]) for name, size in (("x", "A"), ("more", "M"))]
+    outputs = [graphs.value(name, None) for name in ("y", "sum")]
+    path = save(graphs.model([node], inputs, outputs, {"w": w}), tmp_path)
+    got = Session(runtime(), path, 1).run({"x": x, "more": more})
     added = x + more
     np.testing.assert_array_equal(got["sum"], added)
     np.testing.assert_allclose(got["y"], w * added / np.sqrt((added**2).mean(-1, keepdims=True) + 1e-5), rtol=1e-4)

@@ -66,7 +66,9 @@ def words(**parts: Any) -> dict[str, Any]:
     return dict(json.loads(tokenizer.to_str()))
 
 
+BLANK = {"id": 2, "content": "\n", "special": False, "normalized": False, "single_word": False, "lstrip": False}
 UNKNOWN = {
+    "a blank added token that strips spaces": {**words(), "added_tokens": [{**BLANK, "rstrip": True}]},
     "the decoder 'CTC'": words(decoder=decoders.CTC()),
     "the pre-tokenizer 'UnicodeScripts'": words(pre_tokenizer=pre_tokenizers.UnicodeScripts()),
     "the normalizer 'NFKC'": words(normalizer=normalizers.NFKC()),
