@@ -18,7 +18,7 @@ CREATE TABLE IF NOT EXISTS files (row INTEGER PRIMARY KEY, path BLOB NOT NULL UN
 CREATE INDEX IF NOT EXISTS by_hash ON files (hash);
 CREATE INDEX IF NOT EXISTS by_listed ON files (listed) WHERE listed = 0;
 CREATE TABLE IF NOT EXISTS free (row INTEGER PRIMARY KEY);
-CREATE TABLE IF NOT EXISTS shortlist (hash BLOB NOT NULL, stamp BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS shortlist (stamp BLOB NOT NULL);
 """
 _TABLES = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name"
 _SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")
@@ -150,16 +150,16 @@ class Catalog:
             for file in self.at(rows).values():
                 self._delete(file)
 
-    def record_shortlist(self, rows: Sequence[int], digest: bytes, stamp: bytes) -> None:
-        """Record that the shortlist's file, with a hash and a stamp, includes more rows."""
+    def record_shortlist(self, rows: Sequence[int], stamp: bytes) -> None:
+        """Record that the shortlist's file, with its new stamp, includes more rows."""
         with self._transaction():
             self._db.executemany("UPDATE files SET listed = 1 WHERE row = ?", [(row,) for row in rows])
             self._db.execute("DELETE FROM shortlist")
-            self._db.execute("INSERT INTO shortlist VALUES (?, ?)", [digest, stamp])
+            self._db.execute("INSERT INTO shortlist VALUES (?)", [stamp])
 
-    def shortlist_record(self) -> tuple[object, object]:
-        """Return the hash and the stamp of the shortlist's file."""
-        return next(((digest, stamp) for digest, stamp in self._read("SELECT * FROM shortlist")), (None, None))
+    def shortlist_stamp(self) -> object:
+        """Return the stamp of the shortlist's file; None if there was none."""
+        return next((stamp for (stamp,) in self._read("SELECT stamp FROM shortlist")), None)
 
     def _delete(self, file: File | None) -> None:
         if file is not None:

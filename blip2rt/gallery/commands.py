@@ -119,6 +119,8 @@ def search(args: argparse.Namespace, load: Load, _: Open) -> int:
         raise OptionError("search takes one query: give TEXT, or --image FILE")
     query = args.text if args.image is None else args.image
     with Index.open(args.index, load(args.threads)) as opened:
+        if opened.scores_all and not args.exact:
+            print_status("no shortlist of this machine, so every picture is scored: `blip2rt index` builds one")
         hits = opened.search(query, args.count, image=args.image is not None, rerank=args.rerank, exact=args.exact)
         problems = _missing_root(opened)
     show(_format_hits(hits, args.json), end="")

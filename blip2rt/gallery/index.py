@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import bundle as contract
-from ..bundle.checksum import sha256_of
 from ..bundle.fingerprint import fingerprint
 from ..bundle.regular_files import require_regular
 from ..errors import CapabilityError, GalleryError, ImageError, OptionError
@@ -28,7 +27,7 @@ from .catalog import Catalog, damaged
 from .output_files import check_empty
 from .sources import is_shard
 from .tar_samples import picture_at
-from .vectors import BLOCK, Shortlist, Vectors, has_usearch, is_intact, one_vector, scores_of, stamp_of
+from .vectors import BLOCK, Shortlist, Vectors, has_usearch, one_vector, scores_of, stamp_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -248,6 +247,11 @@ class Index:
         found = found[(found >= 0) & (found < self.catalog.row_count)]
         return np.setdiff1d(found, self._free_rows, assume_unique=True)
 
+    @property
+    def scores_all(self) -> bool:
+        """Whether each search scores all of many pictures, since this machine has built no shortlist of them."""
+        return self.catalog.row_count > MAX_EXACT and has_usearch() and self._shortlist is None
+
     @cached_property
     def _free_rows(self) -> NDArray[np.int64]:
         return np.array(self.catalog.free_rows(), np.int64)
@@ -258,20 +262,19 @@ class Index:
         if not path.exists() or self.catalog.row_count <= MAX_EXACT or not has_usearch():
             return None
         with contextlib.suppress(RuntimeError):  # damaged: score every picture until `add` rebuilds it
-            if is_intact(path, self._shape[1], *self.catalog.shortlist_record()):
+            if stamp_of(path) == self.catalog.shortlist_stamp():  # usearch may crash on a file of others
                 return Shortlist(path, self._shape[1], view=True)
         return None
 
     def refresh(self) -> None:
         """Bring the shortlist up to date with the catalog and drop cached values."""
-        for name in ("_free_rows", "_means", "_shortlist"):
+        for name in ("_free_rows", "_shortlist"):
             self.__dict__.pop(name, None)
         path, new, free = self.path / SHORTLIST, self.catalog.not_in_shortlist(), self.catalog.free_rows()
         if self.catalog.row_count <= MAX_EXACT or not has_usearch():
             return
-        digest, stamp = self.catalog.shortlist_record()
         many_free = 5 * len(free) > self.catalog.row_count  # they slow a graph down
-        if not path.exists() or many_free or not is_intact(path, self._shape[1], digest, stamp):
+        if not path.exists() or many_free or stamp_of(path) != self.catalog.shortlist_stamp():
             path.unlink(missing_ok=True)
             new = [file.row for file in self.catalog.all()]
         try:
@@ -285,8 +288,7 @@ class Index:
             shortlist.add(rows.tolist(), one_vector(embeds))
         if new or not path.exists():
             shortlist.save()
-        if new or stamp != stamp_of(path):  # the latter in a copied folder
-            self.catalog.record_shortlist(new, sha256_of(path), stamp_of(path))
+            self.catalog.record_shortlist(new, stamp_of(path))
 
     def _reranked(self, hits: Sequence[Hit], text: str, cancelled: Callable[[], bool]) -> list[Hit]:
         """Order hits by Match.score. Pictures that can no longer be read are left out."""

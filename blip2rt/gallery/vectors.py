@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..bundle.checksum import sha256_of
 from ..bundle.regular_files import open_regular
 from ..errors import GalleryError, OptionError, boundary, names_file
 from ..install_hints import pip_install
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 BLOCK = 4096  # pictures scored at once
 CONNECTIVITY = 16  # links of a node of the shortlist, twice as many at the lowest level
-_BASE_LIST, _LIST = 4 + 8 * CONNECTIVITY, 4 + 4 * CONNECTIVITY  # bytes of a node's lists of links
-_MAX_LEVEL = 32
 
 
 def one_vector(image_embeds: Floats) -> Floats:
@@ -160,60 +157,6 @@ class Shortlist:
 
 
 def stamp_of(path: Path) -> bytes:
-    """Identify a file as it is on this machine: a copy or a change has another stamp."""
+    """Identify a file as this machine wrote it: a change or a copy, such as a stranger's, has another stamp."""
     status = os.stat(path)
-    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}".encode()
-
-
-def is_intact(path: Path, size: int, digest: object, stamp: object) -> bool:
-    """Whether a shortlist can be opened: it was written here, or has its hash and no link that leads out of bounds."""
-    return stamp == stamp_of(path) or (sha256_of(path) == digest and _is_sound(path, size))
-
-
-def _is_sound(path: Path, size: int) -> bool:
-    """Whether an untrusted shortlist has valid levels, and links that lead to nodes: usearch checks neither.
-
-    Format 2 of usearch: the number of vectors and their size, int8 vectors, 64 bytes of header, 5 numbers about the
-    graph, the levels, and for each node its key, its level, and for each level a list: its length, and room for links.
-    """
-    empty = np.frombuffer(_new_graph(size).save(), np.uint8)[8:]
-    data: NDArray[np.uint8] = np.memmap(path, np.uint8, "r")
-    count, columns = data[:8].view("<u4").tolist() if len(data) > len(empty) else (0, 0)
-    head, levels_at = 8 + count * columns, 8 + count * columns + len(empty)
-    if count == 0 or columns != size or len(data) < levels_at + 2 * count:
-        return False
-    header, (nodes, *degrees, highest, entry) = (
-        data[head:levels_at],
-        data[levels_at - 40 : levels_at].view("<u8").tolist(),
-    )
-    same = [*range(9), *range(13, 17), *range(33, 64)]  # all but the end of the version, and the counts
-    levels = data[levels_at : levels_at + 2 * count].view("<i2").astype(np.int64)
-    if (
-        (header[same] != empty[same]).any()
-        or (nodes, *degrees) != (count, *empty[-32:-16].view("<u8").tolist())
-        or not (entry < count and levels[entry] == highest <= _MAX_LEVEL)
-        or not 0 <= levels.min() <= levels.max() <= highest
-    ):
-        return False
-    sizes = 10 + _BASE_LIST + levels * _LIST
-    starts = levels_at + 2 * count + np.cumsum(sizes) - sizes
-    if starts[-1] + sizes[-1] != len(data):
-        return False
-    own_levels = (
-        data[part[:, None] + (8, 9)].view("<i2")[:, 0] for part in np.split(starts, range(BLOCK, count, BLOCK))
-    )
-    if (np.concatenate(list(own_levels)) != levels).any():
-        return False
-    lists = [(starts + 10, _BASE_LIST, 0)]
-    lists += [(starts + 10 + _BASE_LIST + (i - 1) * _LIST, _LIST, i) for i in range(1, highest + 1)]
-    return all(_are_valid(data, at[levels >= level], length, levels >= level) for at, length, level in lists)
-
-
-def _are_valid(data: NDArray[np.uint8], places: NDArray[np.int64], size: int, nodes: NDArray[np.bool_]) -> bool:
-    """Whether lists of `size` bytes fit their room, and have links to nodes of their level only."""
-    for first in range(0, len(places), BLOCK):
-        lists = data[places[first : first + BLOCK, None] + np.arange(size)].view("<u4")
-        links = lists[:, 1:][np.arange(size // 4 - 1) < lists[:, :1]]
-        if (lists[:, 0] >= size // 4).any() or (links >= len(nodes)).any() or not nodes[links].all():
-            return False
-    return True
+    return f"{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}".encode()
