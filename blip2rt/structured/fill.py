@@ -15,6 +15,7 @@ from .questions import (
     ANSWER_WORDS,
     LABEL_WORDS,
     SURE_WORDS,
+    UNSAFE,
     count_question,
     list_question,
     meanings,
@@ -27,6 +28,7 @@ from .schema import MAX_FIELDS
 
 _MAX_COUNTED = 20  # largest range from which a whole number is chosen; in wider ones it is read from an answer
 _VARIANTS = 3  # captions that a long text may use
+_LEAST_UNSAFE = 0.85  # probability: of 593 ordinary photographs, none is so likely; most unsafe ones are not, either
 _LIST_ITEMS = 5  # of a list that may be longer
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 _DIGITS = re.compile(r"-?\d+(\.\d+)?")
@@ -50,6 +52,8 @@ class _Filling:
         if isinstance(form, Flag):
             question = statement(form.name, form.description)
             question = self._instruction or question if form.path == "$" else question
+            if question == UNSAFE:
+                return not self._collecting and self._picture.probabilities([UNSAFE])[0] > _LEAST_UNSAFE
             if (asked := self._picture.yes_question(question)) is not None:
                 return self._ask(asked) == "yes"
             return not self._collecting and self._picture.says_yes(question)

@@ -58,7 +58,7 @@ _SHOWS = re.compile(
     r"|( (is|are|be))? (visible|present|detected|seen|shown|found)( in .*)?$",
     re.IGNORECASE,
 )
-_PLAINLY = {"nsfw": "a naked person"}
+UNSAFE = "sexual content"  # what "nsfw" states
 _MEANING = re.compile(r"(-?\d+)\s*(?:=|:|is|means|–|—)\s*([a-z][\w' -]{0,60})", re.IGNORECASE)
 
 
@@ -125,7 +125,7 @@ def statement(name: str, description: str) -> str:
     if condition == clause:  # no condition: the name says more
         condition = " ".join(words_of(name)) or clause or "something"
     condition = _SHOWS.sub("", _SHOWS.sub("", condition)) or condition
-    return _PLAINLY.get(condition, condition)
+    return UNSAFE if condition == "nsfw" else condition
 
 
 def named_chance(name: str) -> str | None:

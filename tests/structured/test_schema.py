@@ -290,6 +290,7 @@ def test_booleans_and_numbers_ask() -> None:
     assert statement("x", "Whether a person is visible in the picture") == "a person"
     assert statement("x", "True if there is an animal.") == "an animal"
     assert statement("x", "Whether the picture was taken indoors") == statement("isIndoors", "") == "indoors"
+    assert statement("nsfw", "") == statement("is_nsfw", "") == "sexual content"
     assert statement("x", "Is the door open?").startswith("Is the door open")
     assert (named_chance("confidence"), named_chance("dog_probability")) == (None, "dog")
     assert count_question("number_of_people", "") == "how many people are there?"
