@@ -81,7 +81,7 @@ class Tasks:
     def of_questions(self, questions: Sequence[str], options: CallerOptions) -> list[GenerationTask]:
         """Questions -> their tasks, with settings that fit the longest. Raises OptionError."""
         if self._short_answers is not None:
-            questions = list(map(native.plain_question, questions))
+            questions = [native.plain_question(self._language.core.respelled(question)) for question in questions]
         prompts = [self._language.ask_prompt(question) for question in questions]
         settings = self._language.settings("ask", options, prompts)
         return [self.checked(prompt, question, settings) for prompt, question in zip(prompts, questions, strict=True)]
@@ -99,6 +99,8 @@ class Tasks:
             self._language.core.qformer_question(question),
             settings,
             single_line=False,
-            short_question=self._short_answers.short_question(question, settings) if self._short_answers else None,
+            short_question=self._short_answers.short_question(self._language.core.respelled(question), settings)
+            if self._short_answers
+            else None,
             guides=None if settings.do_sample or settings.forced_prefix else self._answer_guides,
         )

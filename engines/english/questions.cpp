@@ -5,7 +5,6 @@
 #include <set>
 
 #include "base/unicode.h"
-#include "english/spelling.h"
 #include "english/statements.h"
 #include "english/text_forms.h"
 
@@ -111,7 +110,10 @@ std::string reworded(const std::string& sentence) {
   static const std::regex rules[] = {
       std::regex("^(?:(?:hello|hi|hey|please|ok|so|and)\\b,? )+"),
       std::regex("^(?:(?:can|could|would) you )?(?:please )?tell me\\b,? ?(?:if |whether )?"),
-      std::regex("^is three "),
+      std::regex("^is three |^is (?:thee|tere|ther|thre) "),
+      std::regex("^are (?:thee|tere|ther|thre) "),
+      std::regex("^wh?a?t "),
+      std::regex("^how (?:man|may|mny) "),
       std::regex("^there (is|are) (.+?)(?:, (?:right|correct|yes))?$"),
       std::regex("^(what|who|where|when|how|it|he|she|there)'s\\b"),
       std::regex("^(is|are|was|were|do|does|did)n'?t "),
@@ -120,8 +122,18 @@ std::string reworded(const std::string& sentence) {
       std::regex("^any (.+?)(?: (?:here|there|around))?$"),
       std::regex(",? (?:yes or no|or not|or no)$"),
   };
-  static const char* const forms[] = {
-      "", "", "is there ", "$1 there $2", "$1 is", "$1 ", "how many $1 are there", "is there any $1", ""};
+  static const char* const forms[] = {"",
+                                      "",
+                                      "is there ",
+                                      "are there ",
+                                      "what ",
+                                      "how many ",
+                                      "$1 there $2",
+                                      "$1 is",
+                                      "$1 ",
+                                      "how many $1 are there",
+                                      "is there any $1",
+                                      ""};
   std::string text = sentence;
   for (size_t i = 0; i < std::size(rules); ++i) text = std::regex_replace(text, rules[i], forms[i]);
   return text;
@@ -139,7 +151,7 @@ std::string sentence_of(std::string_view question) {
   std::string text = asked[0];
   if (begins_with(text, "please ")) text.erase(0, 7);
   if (ends_with(text, " please")) text.resize(text.size() - 7);
-  return reworded(respelled(trimmed(text, ", ", false)));
+  return reworded(trimmed(text, ", ", false));
 }
 
 std::optional<std::string> phrase_in(const std::string& text) {

@@ -1,12 +1,13 @@
 // Corrects misspelt words of questions. Knows English, no model.
 #pragma once
 
+#include <functional>
 #include <string>
 
 namespace blip2rt {
 
-// Returns "is there a horse" for "is thre a hosre": corrects unknown words with two neighbouring letters swapped, and
-// words like "there" that lack a letter. Words of fewer than four letters stay. `text`: in lower case.
-std::string respelled(const std::string& text);
+// Returns "is there a horse?" for "is there a hrse?": corrects words that are none, if adding a letter or swapping two
+// neighbouring ones makes one word of labels or of questions, and one only. `is_word`: tells words in lower case.
+std::string respelled(const std::string& text, const std::function<bool(const std::string& word)>& is_word);
 
 }  // namespace blip2rt

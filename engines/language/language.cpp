@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "english/spelling.h"
 #include "english/text_forms.h"
 
 namespace blip2rt {
@@ -44,6 +45,11 @@ Prompt Language::ask_prompt(const std::string& question) const {
   const size_t at = form.find("{}");
   if (at == std::string::npos) return {form, std::string(text), ""};
   return {form.substr(0, at), std::string(text), form.substr(at + 2)};
+}
+
+std::string Language::respelled(const std::string& text) const {
+  return blip2rt::respelled(
+      text, [&](const std::string& word) { return tokenizer_.encode_more({"", " " + word, ""}).size() == 1; });
 }
 
 std::string Language::qformer_question(const std::string& question) const {

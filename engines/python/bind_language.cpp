@@ -119,6 +119,8 @@ void bind_prompts(nb::class_<Language>& bound) {
           "qformer_question",
           [](const Language& self, const CallerText& question) { return self.qformer_question(question.utf8); },
           "question"_a)
+      .def(
+          "respelled", [](const Language& self, const CallerText& text) { return self.respelled(text.utf8); }, "text"_a)
       .def_prop_ro("next_question", &Language::next_question)
       .def(
           "caption_tokens",

@@ -104,7 +104,7 @@ std::vector<double> Model::output(Features& features, const Run& run) {
 std::optional<Text> Model::short_answer(Features& features, const std::string& question,
                                         const GenerationOptions& options) {
   const std::optional<ShortQuestion> asked =
-      calibrator_ ? calibrator_->short_question(question, options) : std::nullopt;
+      calibrator_ ? calibrator_->short_question(language().respelled(question), options) : std::nullopt;
   if (!asked) return std::nullopt;
   const auto measure = [&](Signals& signals, const std::vector<size_t>&) { this->measure(features, signals); };
   const auto score = [&](size_t, const std::string& text, const std::vector<std::string>& answers) {

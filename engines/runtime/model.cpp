@@ -195,7 +195,7 @@ Texts Model::ask(Features& features, const std::string& question, const CallerOp
   const Clock::time_point start = Clock::now();
   const LanguageModel& language = this->language();
   const bool judges = calibrator_ && calibrator_->rates_statements();
-  const Prompt prompt = language.ask_prompt(judges ? plain_question(question) : question);
+  const Prompt prompt = language.ask_prompt(judges ? plain_question(language.respelled(question)) : question);
   Task task{prompt, language.settings("ask", options, {prompt}), false};
   if (std::optional<Text> text = short_answer(features, question, task.options)) {
     if (on_piece) on_piece(text->text);
