@@ -89,7 +89,9 @@ def report(found: Found, fuzzed: int, seed: int) -> str:
     narrow = f" Transformers cannot build with heads of 12: {', '.join(wide)}." if wide else ""
     fuzzer = f"The fuzzer of options made {fuzzed:,} calls and damaged bundles; each worked or gave a one-line error."
     lines = ["# Parity with transformers", "", *_wrapped(introduction), ""]
-    when = f"Run on {date.today():%-d %B %Y} with Python {platform.python_version()}, {releases}; seed {seed}."
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=_ROOT, capture_output=True, text=True).stdout
+    when = f"Run on {date.today():%-d %B %Y} at commit {commit.strip()} with Python {platform.python_version()}"
+    when += f", {releases}; seed {seed}."
     lines += [*_wrapped(when), ""]
     lines += [f"| cases | {len(cases())} | meaning |", "| -- | -- | -- |"]
     lines += [f"| {kind} | {counts[kind]} | {meaning} |" for kind, meaning in KINDS.items()]
