@@ -98,17 +98,19 @@ sanitize: $(DEV)/blip2rt-installed  ## test the core under ASan, UBSan and TSan
 	rm -rf build/tiny; $(RUN) tests.tiny.bundle build/tiny
 	set -e; export TSAN_OPTIONS="suppressions=tests/engines/native/tsan.supp report_mutex_bugs=0"; \
 	for kind in address,undefined thread; do \
-	  cmake -S . -B build/sanitize-$$kind -DPython_EXECUTABLE=$(abspath $(DEV))/bin/python -DBLIP2RT_SANITIZE=$$kind >/dev/null; \
-	  cmake --build build/sanitize-$$kind --target stress; \
-	  build/sanitize-$$kind/stress $(ORT_LIBRARY) build/tiny 4 100; \
-	  cmake -S . -B build/sanitize-c-$$kind -DBLIP2RT_C=ON -DBLIP2RT_C_TESTS=ON -DBLIP2RT_SANITIZE=$$kind >/dev/null; \
-	  cmake --build build/sanitize-c-$$kind --target all_calls; \
-	  build/sanitize-c-$$kind/all_calls build/tiny $(ORT_LIBRARY) docs/photo.jpg 60 64; \
+	  folder=build/sanitize-$${kind%,*}; \
+	  cmake -S . -B $$folder -DPython_EXECUTABLE=$(abspath $(DEV))/bin/python -DBLIP2RT_SANITIZE=$$kind >/dev/null; \
+	  cmake --build $$folder --target stress --parallel $(shell nproc); \
+	  $$folder/stress $(ORT_LIBRARY) build/tiny 4 100; \
+	  cmake -S . -B $$folder/c -DBLIP2RT_C=ON -DBLIP2RT_C_TESTS=ON -DBLIP2RT_SANITIZE=$$kind \
+	    -DBLIP2RT_CORE=$(abspath .)/$$folder/libblip2rt_core.a >/dev/null; \
+	  cmake --build $$folder/c --target all_calls --parallel $(shell nproc); \
+	  $$folder/c/all_calls build/tiny $(ORT_LIBRARY) docs/photo.jpg 60 64; \
 	done
-	cmake --build build/sanitize-address,undefined
+	cmake --build build/sanitize-address --parallel $(shell nproc)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
-	  BLIP2RT_NATIVE="$$(ls build/sanitize-address,undefined/_native*.so)" \
+	  BLIP2RT_NATIVE="$$(ls build/sanitize-address/_native*.so)" \
 	  $(RUN) pytest tests/engines --ignore tests/engines/test_memory.py --ignore tests/engines/test_kernels.py \
 	  -k "not ($(LIMITING_MEMORY))" \
 	  tests/runtime/bundle/test_bundle.py tests/runtime/test_pipeline.py tests/runtime/test_batching.py tests/runtime/test_fuzz.py
