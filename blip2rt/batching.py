@@ -21,7 +21,7 @@ from .native import Sequences, Token, named_failure
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .native import GenerationOptions
+    from .native import GenerationOptions, Prompts
 
     Floats: TypeAlias = NDArray[np.float32]
 
@@ -156,16 +156,14 @@ class Batcher:
                 self._closing()
             self._native = None
 
-    def generate(self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: GenerationOptions) -> Sequences:
+    def generate(self, prefix_embeds: Floats, prompts: Prompts, options: GenerationOptions) -> Sequences:
         """prefix_embeds (B, Q, D), B prompts -> Sequences"""
         call = self.submit(prefix_embeds, prompts, options, each_token=False)
         while not call.wait():
             pass
         return call.results()
 
-    def submit(
-        self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: GenerationOptions, *, each_token: bool
-    ) -> Call:
+    def submit(self, prefix_embeds: Floats, prompts: Prompts, options: GenerationOptions, *, each_token: bool) -> Call:
         """prefix_embeds (B, Q, D), B prompts -> a call, at once. Raises BackendError.
 
         each_token: whether Call.wait returns at every token, or only when all texts have ended.
@@ -217,7 +215,7 @@ class Batcher:
         counters: dict[str, int] = dict.fromkeys(_COUNTERS, 0) if self._native is None else self._native.counters
         return counters
 
-    def fits(self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: GenerationOptions) -> bool:
+    def fits(self, prefix_embeds: Floats, prompts: Prompts, options: GenerationOptions) -> bool:
         """Whether the pool can hold the request about each image."""
         return not any(self._faults(prefix_embeds.shape[1], prompt, options) for prompt in prompts)
 

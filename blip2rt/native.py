@@ -10,7 +10,7 @@ import importlib.util
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Token: TypeAlias = tuple[int, int, int]  # number of the image, number of the draw, token id
+Prompts: TypeAlias = Sequence[list[int]]  # the token ids of each
 Sequences: TypeAlias = list[list[tuple[list[int], float]]]  # for each image its best: new token ids, score
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..batching import Batcher
-    from ..native import GenerationOptions
+    from ..native import GenerationOptions, Prompts
 
     Floats: TypeAlias = NDArray[np.float32]
     Ints: TypeAlias = NDArray[np.int64]
@@ -116,22 +116,18 @@ class Backend(ABC):
 
     @abstractmethod
     def generate(
-        self,
-        prefix_embeds: Floats,
-        prompts: Sequence[list[int]],
-        options: GenerationOptions,
-        on_token: OnToken | None = None,
+        self, prefix_embeds: Floats, prompts: Prompts, options: GenerationOptions, on_token: OnToken | None = None
     ) -> Sequences:
         """prefix_embeds (B, Q, D), B prompts -> Sequences. engines/search/options.h documents the options."""
 
     def generate_rounds(
-        self, prefix_embeds: Floats, prompts: Sequence[list[int]], rounds: Sequence[GenerationOptions]
+        self, prefix_embeds: Floats, prompts: Prompts, rounds: Sequence[GenerationOptions]
     ) -> list[Sequences]:
         """`generate` with each round's options; a backend may read the prompts once for all of them."""
         return [self.generate(prefix_embeds, prompts, options) for options in rounds]
 
     @abstractmethod
-    def begin(self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: GenerationOptions) -> Generation:
+    def begin(self, prefix_embeds: Floats, prompts: Prompts, options: GenerationOptions) -> Generation:
         """Begin what `generate` does. The caller steps it."""
 
     @abstractmethod
@@ -139,7 +135,7 @@ class Backend(ABC):
         """prefix_embeds (1, Q, D), largest number of beams, positions in all -> a conversation about one image."""
 
     def likelihoods(
-        self, prefix_embeds: Floats, prompts: Sequence[list[int]], images: Sequence[int], texts: Sequence[list[int]]
+        self, prefix_embeds: Floats, prompts: Prompts, images: Sequence[int], texts: Prompts
     ) -> NDArray[np.float64]:
         """prefix_embeds (B, Q, D), B prompts, T texts, the image of each -> log p(text | image, prompt) (T)"""
         raise CapabilityError(

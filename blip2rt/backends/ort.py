@@ -33,7 +33,7 @@ from ..untrusted.memory import require_address_space
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..native import GenerationOptions
+    from ..native import GenerationOptions, Prompts
     from . import Floats, OnToken, Sequences, Token
 
 FORKED = (
@@ -98,11 +98,7 @@ class Backend(backends.Backend):
                 begun.wait()  # from here on the core works without the GIL
 
     def generate(
-        self,
-        prefix_embeds: Floats,
-        prompts: Sequence[list[int]],
-        options: GenerationOptions,
-        on_token: OnToken | None = None,
+        self, prefix_embeds: Floats, prompts: Prompts, options: GenerationOptions, on_token: OnToken | None = None
     ) -> Sequences:
         batcher = self._batcher_for(prefix_embeds, prompts, options)
         if batcher is not None and on_token is None:
@@ -119,7 +115,7 @@ class Backend(backends.Backend):
         return sequences
 
     def generate_rounds(
-        self, prefix_embeds: Floats, prompts: Sequence[list[int]], rounds: Sequence[GenerationOptions]
+        self, prefix_embeds: Floats, prompts: Prompts, rounds: Sequence[GenerationOptions]
     ) -> list[Sequences]:
         if self.batcher is not None:
             return super().generate_rounds(prefix_embeds, prompts, rounds)
@@ -128,9 +124,7 @@ class Backend(backends.Backend):
             sequences: Sequences = generator.generate_rounds(prefix_embeds, list(prompts), list(rounds))
         return [sequences[start : start + images] for start in range(0, len(sequences), images)]
 
-    def begin(
-        self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: GenerationOptions
-    ) -> backends.Generation:
+    def begin(self, prefix_embeds: Floats, prompts: Prompts, options: GenerationOptions) -> backends.Generation:
         if (batcher := self._batcher_for(prefix_embeds, prompts, options)) is not None:
             return SharedGeneration(batcher.submit(prefix_embeds, prompts, options, each_token=True))
         generator = self._open_generator()
@@ -144,15 +138,13 @@ class Backend(backends.Backend):
         with named_failure():
             return CoreChat(native.Chat(generator, prefix_embeds, max_rows, capacity))
 
-    def _batcher_for(
-        self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: GenerationOptions
-    ) -> Batcher | None:
+    def _batcher_for(self, prefix_embeds: Floats, prompts: Prompts, options: GenerationOptions) -> Batcher | None:
         """The batcher, unless the call is too large for its pool."""
         fits = self.batcher is not None and self.batcher.fits(prefix_embeds, prompts, options)
         return self.batcher if fits else None
 
     def likelihoods(
-        self, prefix_embeds: Floats, prompts: Sequence[list[int]], images: Sequence[int], texts: Sequence[list[int]]
+        self, prefix_embeds: Floats, prompts: Prompts, images: Sequence[int], texts: Prompts
     ) -> NDArray[np.float64]:
         generator = self._open_generator()
         with named_failure():

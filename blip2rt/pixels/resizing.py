@@ -23,32 +23,10 @@ def resize(rgb: Image.Image, size: tuple[int, int], resample: str) -> NDArray[np
     if resample == "nearest" or _vertical_first(rgb.size, size):
         return np.asarray(rgb.resize(size, Image.Resampling[resample.upper()]))
     picture = native.Resize(rgb.size, size, resample)
-    shared, rows = shared_pixels(rgb), max(1, STRIP_PIXELS // rgb.width)
-    if shared is not None:
-        picture.add_lent(*shared)
-        return picture.result()
+    rows = max(1, STRIP_PIXELS // rgb.width)
     for top in range(0, rgb.height, rows):
-        strip = rgb.crop((0, top, rgb.width, min(top + rows, rgb.height)))  # fits the processor's cache
-        if (shared := shared_pixels(strip)) is not None:
-            picture.add_lent(*shared)
-        else:
-            picture.add(strip.tobytes("raw", "RGBX"))
+        picture.add(rgb.crop((0, top, rgb.width, min(top + rows, rgb.height))).tobytes("raw", "RGBX"))
     return picture.result()
-
-
-def shared_pixels(rgb: Image.Image) -> tuple[object, object] | None:
-    """Pillow's pixels as an Arrow schema and array, without a copy.
-
-    None for releases before 11.2, images of several blocks (more than 4 megapixels), and padded rows, which 12.3 does
-    not declare.
-    """
-    if Image.core.get_alignment() > 1:
-        return None
-    try:
-        schema, rows = rgb.__arrow_c_array__()
-    except (AttributeError, ValueError):
-        return None
-    return schema, rows
 
 
 def _vertical_first(size: tuple[int, int], to: tuple[int, int]) -> bool:

@@ -1,10 +1,4 @@
-// Mixes blocks of 64 bytes into the state, with the processor's instructions for it if it has them.
 #include "base/sha256.h"
-
-#if defined(__x86_64__)
-#include <cpuid.h>
-#include <immintrin.h>
-#endif
 
 #include <algorithm>
 #include <cstring>
@@ -53,58 +47,14 @@ void mix_block(std::array<uint32_t, 8>& state, const uint8_t* block) {
   for (size_t i = 0; i < state.size(); ++i) state[i] += mixed[i];
 }
 
-#if defined(__x86_64__)
-bool supports_sha() {
-  constexpr unsigned kSse41 = 1u << 19, kSha = 1u << 29;
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & kSse41) != 0 && __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 &&
-         (b & kSha) != 0;
-}
-
-// The processor's instructions keep the state as (f, e, b, a) and (h, g, d, c), and do two rounds at once.
-__attribute__((target("sha,sse4.1"))) void mix_by_instructions(uint32_t* state, const uint8_t* blocks, size_t count) {
-  const auto load = [](const void* from) { return _mm_loadu_si128(static_cast<const __m128i*>(from)); };
-  const __m128i swap = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
-  __m128i low = _mm_shuffle_epi32(load(state), 0xB1), high = _mm_shuffle_epi32(load(state + 4), 0x1B);
-  __m128i feba = _mm_alignr_epi8(low, high, 8), hgdc = _mm_blend_epi16(high, low, 0xF0);
-  for (; count > 0; --count, blocks += 64) {
-    const __m128i feba_before = feba, hgdc_before = hgdc;
-    __m128i words[4];
-    for (int i = 0; i < 16; ++i) {
-      __m128i& next = words[i % 4];
-      if (i < 4) {
-        next = _mm_shuffle_epi8(load(blocks + 16 * i), swap);
-      } else {
-        const __m128i last = words[(i + 3) % 4], shifted = _mm_alignr_epi8(last, words[(i + 2) % 4], 4);
-        next = _mm_sha256msg2_epu32(_mm_add_epi32(_mm_sha256msg1_epu32(next, words[(i + 1) % 4]), shifted), last);
-      }
-      const __m128i keyed = _mm_add_epi32(next, load(kRounds + 4 * i));
-      hgdc = _mm_sha256rnds2_epu32(hgdc, feba, keyed);
-      feba = _mm_sha256rnds2_epu32(feba, hgdc, _mm_shuffle_epi32(keyed, 0x0E));
-    }
-    feba = _mm_add_epi32(feba, feba_before);
-    hgdc = _mm_add_epi32(hgdc, hgdc_before);
-  }
-  low = _mm_shuffle_epi32(feba, 0x1B);
-  high = _mm_shuffle_epi32(hgdc, 0xB1);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(state), _mm_blend_epi16(low, high, 0xF0));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(state + 4), _mm_alignr_epi8(high, low, 8));
-}
-#endif
-
 }  // namespace
 
 void Sha256::add(const void* data, size_t size) {
   const auto* bytes = static_cast<const uint8_t*>(data);
   while (size > 0) {
-    const size_t used = size_ % block_.size(), blocks = used == 0 ? size / block_.size() : 0;
-    const size_t count = blocks > 0 ? blocks * block_.size() : std::min(size, block_.size() - used);
-    if (blocks > 0) {
-      mix(bytes, blocks);
-    } else {
-      std::memcpy(&block_[used], bytes, count);
-      if (used + count == block_.size()) mix(block_.data(), 1);
-    }
+    const size_t used = size_ % block_.size(), count = std::min(size, block_.size() - used);
+    std::memcpy(&block_[used], bytes, count);
+    if (used + count == block_.size()) mix_block(state_, block_.data());
     size_ += count;
     bytes += count;
     size -= count;
@@ -124,14 +74,6 @@ std::string Sha256::digits() {
     for (int shift = 28; shift >= 0; shift -= 4) digits += "0123456789abcdef"[word >> shift & 15];
   }
   return digits;
-}
-
-void Sha256::mix(const uint8_t* blocks, size_t count) {
-#if defined(__x86_64__)
-  static const bool has_instructions = supports_sha();
-  if (has_instructions) return mix_by_instructions(state_.data(), blocks, count);
-#endif
-  for (; count > 0; --count, blocks += block_.size()) mix_block(state_, blocks);
 }
 
 }  // namespace blip2rt

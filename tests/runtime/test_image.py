@@ -14,7 +14,6 @@ from blip2rt.errors import ImageError
 from blip2rt.image import SCALED_TOLERANCE, load_rgb, prepare, resize, to_pixels
 from blip2rt.native import native
 from blip2rt.pixels import modes
-from blip2rt.pixels.resizing import shared_pixels
 from tests.seeds import seed_of
 
 SEED = seed_of(__name__)
@@ -84,38 +83,6 @@ def test_invalid_rows_are_rejected():
         picture.result()
     picture.add(b"\x07" * 8)
     assert picture.result().shape == (1, 1, 3)
-
-
-@pytest.mark.skipif(not hasattr(Image.Image, "__arrow_c_array__"), reason="Pillow lends pixels from 11.2 on")
-def test_pixels_are_shared_with_pillow(rng):
-    picture = Image.fromarray(rng.integers(0, 256, (20, 9, 3), dtype=np.uint8))
-    want = np.asarray(picture.resize((5, 6), Image.Resampling.BICUBIC))
-    assert shared_pixels(picture) is not None
-    np.testing.assert_array_equal(resize(picture, (5, 6), "bicubic"), want)
-    try:
-        Image.core.set_alignment(32)  # as with PILLOW_ALIGNMENT=32, which 12.3 does not declare
-        copy = picture.copy()
-        assert shared_pixels(copy) is None
-        np.testing.assert_array_equal(resize(copy, (5, 6), "bicubic"), want)
-    finally:
-        Image.core.set_alignment(1)
-    assert shared_pixels(Image.new("RGB", (3000, 2000))) is None
-    schema, grey = Image.new("L", (9, 20)).__arrow_c_array__()
-    with pytest.raises(ValueError, match="four bytes a pixel"):
-        native.Resize((9, 20), (5, 6), "bicubic").add_lent(schema, grey)
-    with pytest.raises(ValueError, match="incorrect name"):
-        native.Resize((9, 20), (5, 6), "bicubic").add_lent(grey, schema)
-
-
-@pytest.mark.parametrize("kind", ["bool_", "int16"])
-def test_only_bytes_are_shared(kind):
-    """Booleans are bits in Arrow: the core would read past their end."""
-    arrow = pytest.importorskip("pyarrow")
-    flat = arrow.array([1] * 4 * 180, arrow.uint8()).cast(getattr(arrow, kind)())
-    with pytest.raises(ValueError, match="four bytes a pixel"):
-        native.Resize((9, 20), (5, 6), "bicubic").add_lent(
-            *arrow.FixedSizeListArray.from_arrays(flat, 4).__arrow_c_array__()
-        )
 
 
 def test_all_input_types_give_the_same_pixels(rng, tmp_path):

@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -151,15 +151,6 @@ def calibrated(folder: Path, calibration: contract.Calibration) -> Path:
     manifest = json.loads((folder / contract.MANIFEST).read_text())
     (folder / contract.MANIFEST).write_text(json.dumps(manifest | {"calibration": asdict(calibration)}))
     return folder
-
-
-def write_trt_encoder(path: Path) -> None:
-    """Write a bundle of the target trt that only has a random image encoder."""
-    onnx = _onnx()
-    graph = build_graphs(onnx, random_weights(np.random.default_rng(new_seed())))[contract.VISION]
-    with BundleWriter(path) as writer:
-        onnx.save(graph, writer.folder / f"{contract.VISION}.onnx")
-        writer.finish(replace(make_manifest({contract.VISION: graph}, False, False), target="trt"))
 
 
 def make_manifest(graphs: dict[str, Any], generative: bool, retrieval: bool) -> contract.Manifest:

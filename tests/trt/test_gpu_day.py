@@ -93,10 +93,6 @@ def test_wrong_kernel_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
         assert any(left_out in each for each in kernels.check(cuda, 2)["differ"]), left_out
 
 
-pytest.importorskip("cuda.bindings.driver", reason="needs cuda-bindings: the extra trt-cu12 or trt-cu13")
-ROOT = Path(__file__).parents[2]
-
-
 def test_driver_calls_match_the_bindings(tmp_path: Path) -> None:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ from .sizes import Sizes, check_capacity
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ...native import GenerationOptions
+    from ...native import GenerationOptions, Prompts
     from .. import Floats, OnToken, Sequences
 
 _log = logging.getLogger("blip2rt")
@@ -80,11 +80,7 @@ class Backend(backends.Backend):
             self._kernels = None
 
     def generate(
-        self,
-        prefix_embeds: Floats,
-        prompts: Sequence[list[int]],
-        options: GenerationOptions,
-        on_token: OnToken | None = None,
+        self, prefix_embeds: Floats, prompts: Prompts, options: GenerationOptions, on_token: OnToken | None = None
     ) -> Sequences:
         generation = self.begin(prefix_embeds, prompts, options)
         try:
@@ -98,7 +94,7 @@ class Backend(backends.Backend):
         finally:
             generation.close()
 
-    def begin(self, prefix_embeds: Floats, prompts: Sequence[list[int]], options: GenerationOptions) -> PlanGeneration:
+    def begin(self, prefix_embeds: Floats, prompts: Prompts, options: GenerationOptions) -> PlanGeneration:
         sizes = self._sizes()
         group_size, options = self._group_size(sizes, prefix_embeds, prompts, options)
         forced = options.forced_prefix
@@ -117,9 +113,7 @@ class Backend(backends.Backend):
         check_capacity(self._sizes(), max_rows, prefix_embeds.shape[1], 1)
         return backends.ReplaySession(self.begin, prefix_embeds)
 
-    def _counted_prompts(
-        self, positions: int, prompts: Sequence[list[int]], options: GenerationOptions
-    ) -> list[list[int]]:
+    def _counted_prompts(self, positions: int, prompts: Prompts, options: GenerationOptions) -> list[list[int]]:
         """Tokens before each answer that penalties count: image and prompt, or none."""
         if not options.counts_prompt:
             return []
@@ -127,7 +121,7 @@ class Backend(backends.Backend):
         return [[image] * (positions if image >= 0 else 0) + prompt for prompt in prompts]
 
     def _group_size(
-        self, sizes: Sizes, prefix_embeds: Floats, prompts: Sequence[list[int]], options: GenerationOptions
+        self, sizes: Sizes, prefix_embeds: Floats, prompts: Prompts, options: GenerationOptions
     ) -> tuple[int, GenerationOptions]:
         """How many images run at once, and the checked options. Raises OptionError if not even one fits the plans."""
         try:

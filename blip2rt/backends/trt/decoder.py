@@ -17,7 +17,7 @@ import numpy as np
 
 from ... import bundle as contract
 from ...errors import BackendError
-from ...native import native
+from ...native import Prompts, native
 from .done_flags import DoneFlags
 from .lane import DeviceTensor, Lane, Plan
 from .search import LAYOUT, Kernels, SearchMemory
@@ -106,7 +106,7 @@ class Decoder:
         shape = (rows, heads, self._encoder_length, width)
         return {name: DeviceTensor(address + i * stride, shape, self.sizes.dtype) for i, name in enumerate(names)}
 
-    def embed(self, prompts: Sequence[list[int]]) -> np.ndarray[Any, Any]:
+    def embed(self, prompts: Prompts) -> np.ndarray[Any, Any]:
         """B prompts -> their embeddings (B, S, D), S being the longest length. Padding has arbitrary values."""
         longest = max(map(len, prompts))
         if longest == 0:

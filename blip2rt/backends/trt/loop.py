@@ -6,11 +6,11 @@ step. The core's SearchBatch holds the search state: the host creates it, the de
 
 import time
 from collections import deque
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from ...native import Prompts
 from .decoder import Decoder, SearchMemory
 from .done_flags import STEPS_AHEAD
 
@@ -23,7 +23,7 @@ class DeviceGeneration:
         decoder: Decoder,
         batch: Any,
         prefix: np.ndarray[Any, Any],
-        prompts: Sequence[list[int]],
+        prompts: Prompts,
         forced_prefix: list[int],
         vocabulary: Any,
     ) -> None:
@@ -92,7 +92,7 @@ class DeviceGeneration:
             self._search.mark_last_step()
         decoder.begin(self._search, lengths[images], images)
 
-    def _prefix_and_prompts(self, prompts: Sequence[list[int]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    def _prefix_and_prompts(self, prompts: Prompts) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Embeddings of [prefix][prompt] for each image (B, S, D), and their lengths (B)."""
         embeds = np.concatenate([self._prefix, self._decoder.embed(prompts)], axis=1)
         return embeds, np.array([self._prefix.shape[1] + len(prompt) for prompt in prompts])

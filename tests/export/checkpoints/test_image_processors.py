@@ -19,7 +19,7 @@ from tests.seeds import new_seed
 SIZE = 28
 CONFIG = VisionConfig(height=SIZE, width=SIZE, mean=(9.0, 9.0, 9.0), std=(9.0, 9.0, 9.0), resample="box")
 SQUARE = {"height": SIZE, "width": SIZE}
-BLIP, CLIP, VIT, SIGLIP = (f"{name}ImageProcessor" for name in ("Blip", "CLIP", "ViT", "Siglip"))
+BLIP, CLIP, VIT = (f"{name}ImageProcessor" for name in ("Blip", "CLIP", "ViT"))
 BLIP_SQUARE, CLIP_SQUARE, VIT_SQUARE = ({"image_processor_type": name, "size": SQUARE} for name in (BLIP, CLIP, VIT))
 
 SAME: dict[str, dict[str, Any]] = {  # accepted, with transformers' pixels
