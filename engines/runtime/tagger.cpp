@@ -4,6 +4,7 @@
 #include <limits>
 #include <numeric>
 #include <set>
+#include <string_view>
 
 #include "base/error.h"
 #include "english/statements.h"
@@ -65,7 +66,13 @@ std::vector<Tag> Tagger::tags(const std::vector<double>& nearness, const std::st
   std::stable_sort(likely.begin(), likely.end(),
                    [](const Tag& one, const Tag& other) { return one.probability > other.probability; });
   std::set<std::string> implied;
-  for (const Tag& tag : likely) implied.insert(labels[tag.label].parents.begin(), labels[tag.label].parents.end());
+  for (const Tag& tag : likely) {
+    const Label& label = labels[tag.label];
+    implied.insert(label.parents.begin(), label.parents.end());
+    constexpr std::string_view kOf = " of ";
+    const size_t of = label.name.find(kOf);  // "group of people"
+    if (of != std::string::npos) implied.insert(label.name.substr(of + kOf.size()));
+  }
   std::vector<Tag> tags;
   for (const Tag& tag : likely) {
     if (tags.size() < top_ && implied.count(labels[tag.label].name) == 0) tags.push_back(tag);

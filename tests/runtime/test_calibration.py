@@ -160,6 +160,7 @@ def test_labels_equal_numpy(model: blip2rt.Model, photo: Any) -> None:
         assert [tag for tag in found if tag != "animal"] == [tag for tag in tags if tag.probability >= level]
         assert not {"animal", "cat"} <= set(found)
         assert model.tag(image, LABELS, threshold=1) == []
+        assert model.tag(image, ["people", "group of people"], threshold=0) == ["group of people"]
 
 
 def test_everyday_labels_are_the_default(model: blip2rt.Model, photo: Any) -> None:
