@@ -77,14 +77,20 @@ inline void check(blip2rt_status status, blip2rt_error* raw) {
   throw Error(status, message == nullptr ? "out of memory" : message, std::move(faults));
 }
 
+// Calls a function that writes a value.
+template <class Value, class Call>
+Value value_of(Call call) {
+  Value value{};
+  blip2rt_error* error = nullptr;
+  const blip2rt_status status = call(&value, &error);
+  check(status, error);
+  return value;
+}
+
 // Calls a function that makes a handle.
 template <class Handle, class Call>
 Owned<Handle> make(Call call) {
-  Handle* handle = nullptr;
-  blip2rt_error* error = nullptr;
-  const blip2rt_status status = call(&handle, &error);
-  check(status, error);
-  return Owned<Handle>(handle);
+  return Owned<Handle>(value_of<Handle*>(call));
 }
 
 // A text as the C functions take it.
@@ -94,27 +100,15 @@ inline const char* c_text(const std::string& text) {
   throw Error(BLIP2RT_BAD_ARGUMENT, fault, {fault});
 }
 
-// The options as the C functions take them.
-class Pairs {
- public:
-  explicit Pairs(const Options& options) {
-    for (const auto& [key, value] : options) {
-      texts_.push_back(detail::c_text(key));
-      texts_.push_back(detail::c_text(value));
-    }
-    texts_.push_back(nullptr);
-  }
-  operator const char* const*() const { return texts_.data(); }
-
- private:
-  std::vector<const char*> texts_;
-};
-
-// Strings as the C functions take them.
+// Options or strings as the C functions take them.
 class Strings {
  public:
+  explicit Strings(const Options& options) {
+    for (const auto& [key, value] : options) texts_.insert(texts_.end(), {c_text(key), c_text(value)});
+    texts_.push_back(nullptr);
+  }
   explicit Strings(const std::vector<std::string>& strings) {
-    for (const std::string& each : strings) texts_.push_back(detail::c_text(each));
+    for (const std::string& each : strings) texts_.push_back(c_text(each));
     texts_.push_back(nullptr);
   }
   operator const char* const*() const { return texts_.data(); }
@@ -157,23 +151,18 @@ std::vector<Text> texts_of(const OnPiece& on_piece, Call call) {
 
 }  // namespace detail
 
-class Image {
+template <class Handle>
+class Owner {
  public:
-  explicit Image(detail::Owned<blip2rt_image> handle) : handle_(std::move(handle)) {}
-  blip2rt_image* get() const { return handle_.get(); }
+  explicit Owner(detail::Owned<Handle> handle) : handle_(std::move(handle)) {}
+  Handle* get() const { return handle_.get(); }
 
  private:
-  detail::Owned<blip2rt_image> handle_;
+  detail::Owned<Handle> handle_;
 };
 
-class Features {
- public:
-  explicit Features(detail::Owned<blip2rt_features> handle) : handle_(std::move(handle)) {}
-  blip2rt_features* get() const { return handle_.get(); }
-
- private:
-  detail::Owned<blip2rt_features> handle_;
-};
+using Image = Owner<blip2rt_image>;
+using Features = Owner<blip2rt_features>;
 
 class Chat {
  public:
@@ -181,7 +170,7 @@ class Chat {
   Text ask(const std::string& question, const Options& options = {}, const OnPiece& on_piece = nullptr) {
     return detail::texts_of(on_piece,
                             [&](auto... rest) {
-                              return blip2rt_chat_ask(handle_.get(), detail::c_text(question), detail::Pairs(options),
+                              return blip2rt_chat_ask(handle_.get(), detail::c_text(question), detail::Strings(options),
                                                       rest...);
                             })
         .front();
@@ -222,45 +211,38 @@ class Model {
   std::vector<Text> caption(const Features& features, const Options& options = {}, const OnPiece& on_piece = nullptr,
                             const char* prompt = nullptr) const {
     return detail::texts_of(on_piece, [&](auto... rest) {
-      return blip2rt_caption(handle_.get(), features.get(), prompt, detail::Pairs(options), rest...);
+      return blip2rt_caption(handle_.get(), features.get(), prompt, detail::Strings(options), rest...);
     });
   }
   std::vector<Text> ask(const Features& features, const std::string& question, const Options& options = {},
                         const OnPiece& on_piece = nullptr) const {
     return detail::texts_of(on_piece, [&](auto... rest) {
-      return blip2rt_ask(handle_.get(), features.get(), detail::c_text(question), detail::Pairs(options), rest...);
+      return blip2rt_ask(handle_.get(), features.get(), detail::c_text(question), detail::Strings(options), rest...);
     });
   }
   Chat chat(const Features& features, const Options& options = {}) const {
     return Chat(detail::make<blip2rt_chat>([&](auto... outputs) {
-      return blip2rt_chat_begin(handle_.get(), features.get(), detail::Pairs(options), outputs...);
+      return blip2rt_chat_begin(handle_.get(), features.get(), detail::Strings(options), outputs...);
     }));
   }
 
   Match match(const Features& features, const std::string& text) const {
-    Match match{};
-    blip2rt_error* error = nullptr;
-    const blip2rt_status status = blip2rt_match(handle_.get(), features.get(), detail::c_text(text), &match.score,
-                                                &match.probability, &match.cosine, &error);
-    detail::check(status, error);
-    return match;
+    return detail::value_of<Match>([&](Match* match, blip2rt_error** error) {
+      return blip2rt_match(handle_.get(), features.get(), detail::c_text(text), &match->score, &match->probability,
+                           &match->cosine, error);
+    });
   }
   double sees(const Features& features, const std::string& statement) const {
-    double probability = 0;
-    blip2rt_error* error = nullptr;
-    const blip2rt_status status =
-        blip2rt_sees(handle_.get(), features.get(), detail::c_text(statement), &probability, &error);
-    detail::check(status, error);
-    return probability;
+    return detail::value_of<double>([&](auto... outputs) {
+      return blip2rt_sees(handle_.get(), features.get(), detail::c_text(statement), outputs...);
+    });
   }
   // The number of the choice that answers a question best.
   size_t choose(const Features& features, const std::string& question, const std::vector<std::string>& choices) const {
-    size_t index = 0;
-    blip2rt_error* error = nullptr;
-    const blip2rt_status status = blip2rt_choose(handle_.get(), features.get(), detail::c_text(question),
-                                                 detail::Strings(choices), &index, &error);
-    detail::check(status, error);
-    return index;
+    return detail::value_of<size_t>([&](auto... outputs) {
+      return blip2rt_choose(handle_.get(), features.get(), detail::c_text(question), detail::Strings(choices),
+                            outputs...);
+    });
   }
   // Labels, with their probabilities as scores. No labels: the everyday ones.
   std::vector<Text> tag(const Features& features, const std::vector<std::string>& labels = {}, size_t top = 10,
@@ -286,7 +268,7 @@ class Model {
  private:
   Model(const char* folder, const Options& options)
       : handle_(detail::make<blip2rt_model>(
-            [&](auto... outputs) { return blip2rt_load(folder, detail::Pairs(options), outputs...); })) {}
+            [&](auto... outputs) { return blip2rt_load(folder, detail::Strings(options), outputs...); })) {}
 
   // Asks for the sizes, then for the values.
   template <class Call>
