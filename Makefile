@@ -179,7 +179,7 @@ compilers:  ## check the core with every installed compiler and for aarch64
 	set -e; for compiler in $(COMPILERS); do \
 	  echo "$$compiler: $(words $(PLAIN_CORE)) files"; printf '%s\n' $(PLAIN_CORE) | xargs -P $(shell nproc) -n 4 $$compiler $(WARNINGS) -fsyntax-only; \
 	done
-	$(MAKE) $(addprefix zig-,$(ZIG_TARGETS))
+	$(if $(strip $(ZIG_TARGETS)),$(MAKE) $(addprefix zig-,$(ZIG_TARGETS)))
 
 # Tools of releases, among them zig's compiler, which has the headers of other systems.
 ZIG_TARGETS ?= x86_64-windows-gnu aarch64-windows-gnu x86_64-macos aarch64-macos x86_64-linux-musl aarch64-linux-musl
