@@ -14,8 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import backends
-from . import bundle as contract
 from .batching import Batching
+from .bundle import read
 from .bundle.location import locate
 from .errors import OptionError, is_whole
 from .image import MAX_PIXELS, ImageSettings
@@ -82,7 +82,7 @@ def load(
         raise OptionError(f"cache_bytes is {cache_bytes!r}: give a number of bytes, or 0 for no cache")
     images = ImageSettings(scaled_jpeg, max_pixels, color)
     folder = locate(bundle)
-    opened = replace(contract.read(folder, tensors=True), trusted_graphs=trusted_graphs)
+    opened = replace(read(folder, tensors=True), trusted_graphs=trusted_graphs)
     sizes = Batching() if batching is True else batching or None
     prefix_bytes = cache_bytes - cache_bytes // 4 if sizes and opened.manifest.llm is not None else 0
     shared: dict[str, Any] = {"batching": sizes, "cache_bytes": prefix_bytes or None}

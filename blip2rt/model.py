@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import numpy as np
 
-from . import bundle as contract
 from .arguments import as_list, awaited, one_by_one, pairs, shown
+from .bundle import GENERATIVE, RETRIEVAL
 from .errors import ImageError, OptionError
 from .image import ImageLike, ImageSettings
 from .language import Chat
@@ -72,7 +72,7 @@ class Model(MatchingCalls):
         own_pool = bundle.manifest.retrieval is not None and bundle.manifest.retrieval.pool is not None
         if own_pool and bundle.manifest.target == "ort":
             pipeline.own_guides, pipeline.answer_guides = matcher.own_guides, matcher.answer_guides
-        pipeline.matcher = matcher if matcher.is_calibrated and bundle.has(*contract.GENERATIVE) else None
+        pipeline.matcher = matcher if matcher.is_calibrated and bundle.has(*GENERATIVE) else None
         # The single steps: checked options, decoded images, and what the graphs make of them.
         self.task, self.prepare, self.generate = pipeline.task, pipeline.prepare, pipeline.generate
         self.features, self.embed, self.embed_features = pipeline.vision_features, matcher.embed, matcher.image_embeds
@@ -102,14 +102,14 @@ class Model(MatchingCalls):
         """Load every graph and run it once, so that the first call is as fast as later ones."""
         spec = self.bundle.manifest.image
         image = np.zeros((spec.height, spec.width, 3), np.uint8)
-        if self.bundle.has(*contract.GENERATIVE):
+        if self.bundle.has(*GENERATIVE):
             self.caption(image, max_new_tokens=2)
-        if self.bundle.has(*contract.RETRIEVAL):
+        if self.bundle.has(*RETRIEVAL):
             self.match(image, "a photo")
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Token ids -> the caption that they spell. Raises CapabilityError without a language model."""
-        self.pipeline.require(contract.GENERATIVE, "decode")
+        self.pipeline.require(GENERATIVE, "decode")
         return self.pipeline.language.decode(token_ids)
 
     @overload
@@ -239,7 +239,7 @@ class Model(MatchingCalls):
         of `caption`.
         """
         pipeline = self.pipeline
-        pipeline.require(contract.GENERATIVE, "stream")
+        pipeline.require(GENERATIVE, "stream")
         question, chosen = options.pop("question", None), merge(Options(), options, captions=True)
         task = self.matcher.with_pool(pipeline.task_of(prompt, question, chosen), chosen.pool)
         if task.settings.num_return_sequences > 1:

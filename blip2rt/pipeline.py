@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import bundle as contract
 from .backends import Backend, OnToken
-from .bundle import Bundle
+from .bundle import GENERATIVE, LLM, VISION, Bundle
 from .errors import CapabilityError, ImageError, OptionError
 from .image import ImageLike, ImageSettings, normalize, prepare
 from .language import Language, Prompt, open_qformer_tokenizer
@@ -310,7 +309,7 @@ class Pipeline:
 
     def tasks(self, action: str) -> Tasks:
         """What makes tasks. Raises CapabilityError if the bundle cannot do `action`, such as "ask"."""
-        self.require(contract.GENERATIVE, action)
+        self.require(GENERATIVE, action)
         return self._tasks
 
     @cached_property
@@ -327,7 +326,7 @@ class Pipeline:
         """Raise CapabilityError if the bundle lacks one of the components."""
         missing = [name for name in components if not self.bundle.has(name)]
         if missing:
-            stage = 2 if missing[0] in contract.GENERATIVE else 1
+            stage = 2 if missing[0] in GENERATIVE else 1
             raise CapabilityError(
                 f"bundle {self.bundle.manifest.name!r} cannot {action}: it lacks {', '.join(missing)}; "
                 f"export it again with a stage-{stage} checkpoint"
@@ -336,7 +335,7 @@ class Pipeline:
     @cached_property
     def language(self) -> Language:
         """The language model with its tokenizer."""
-        self.backend.preload(contract.VISION, contract.LLM)  # they open while the tokenizer is read
+        self.backend.preload(VISION, LLM)  # they open while the tokenizer is read
         return Language(self.bundle, self.backend, self.special_tokens)
 
     @cached_property

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from blip2rt import bundle as contract
+from blip2rt.bundle import read
 from blip2rt.bundle.atomic import AtomicFolder
 from blip2rt.errors import OptionError
 
@@ -51,7 +51,7 @@ def write_repository(repository: Path, bundle: Path) -> Path:
 
     Return the folder of the first.
     """
-    kind = "KIND_GPU" if contract.read(bundle).manifest.target == "trt" else "KIND_CPU"
+    kind = "KIND_GPU" if read(bundle).manifest.target == "trt" else "KIND_CPU"
     whole, stream = _names(bundle)
     shared = {
         "policy": "model_transaction_policy { decoupled: true }",

@@ -23,8 +23,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from .. import bundle as contract
 from ..bundle import Bundle
+from ..bundle import names as graph_names
 from ..errors import BackendError, CapabilityError, OptionError
 from ..native import Sequences, Token
 
@@ -151,44 +151,44 @@ class Backend(ABC):
 
     def vision(self, pixels: Floats) -> Floats:
         """pixels (B, 3, H, W) -> vision_features (B, N, C)"""
-        return self._run(contract.VISION, contract.VISION_FEATURES, {contract.PIXELS: pixels})
+        return self._run(graph_names.VISION, graph_names.VISION_FEATURES, {graph_names.PIXELS: pixels})
 
     def prefix_embeds(self, vision_features: Floats, question: tuple[Ints, Ints] | None = None) -> Floats:
         """vision_features (B, N, C) -> prefix_embeds (B, Q, D)
 
         question: token_ids, text_mask (B, L), for a Q-Former that reads it, and for no other.
         """
-        return self._run(contract.QFORMER, contract.PREFIX_EMBEDS, _qformer_feeds(vision_features, question))
+        return self._run(graph_names.QFORMER, graph_names.PREFIX_EMBEDS, _qformer_feeds(vision_features, question))
 
     def attention_maps(self, vision_features: Floats, question: tuple[Ints, Ints] | None = None) -> Floats:
         """vision_features (B, N, C) and the question -> attention_maps (B, Q, rows, columns)"""
-        return self._run(contract.ATTENTION, contract.ATTENTION_MAPS, _qformer_feeds(vision_features, question))
+        return self._run(graph_names.ATTENTION, graph_names.ATTENTION_MAPS, _qformer_feeds(vision_features, question))
 
     def image_embeds(self, vision_features: Floats) -> Floats:
         """vision_features (B, N, C) -> image_embeds (B, Q, E), rows of unit length"""
-        feeds = {contract.VISION_FEATURES: vision_features}
-        return self._run(contract.IMAGE_EMBED, contract.IMAGE_EMBEDS, feeds)
+        feeds = {graph_names.VISION_FEATURES: vision_features}
+        return self._run(graph_names.IMAGE_EMBED, graph_names.IMAGE_EMBEDS, feeds)
 
     def text_embeds(self, token_ids: Ints, text_mask: Ints) -> Floats:
         """token_ids, text_mask (B, L) -> text_embeds (B, E), of unit length"""
-        feeds = {contract.TOKEN_IDS: token_ids, contract.TEXT_MASK: text_mask}
-        return self._run(contract.TEXT_EMBED, contract.TEXT_EMBEDS, feeds)
+        feeds = {graph_names.TOKEN_IDS: token_ids, graph_names.TEXT_MASK: text_mask}
+        return self._run(graph_names.TEXT_EMBED, graph_names.TEXT_EMBEDS, feeds)
 
     def itm_logits(self, vision_features: Floats, token_ids: Ints, text_mask: Ints) -> Floats:
         """vision_features (B, N, C), token_ids, text_mask (B, L) -> itm_logits (B, 2)"""
         feeds: dict[str, NDArray[Any]] = {
-            contract.VISION_FEATURES: vision_features,
-            contract.TOKEN_IDS: token_ids,
-            contract.TEXT_MASK: text_mask,
+            graph_names.VISION_FEATURES: vision_features,
+            graph_names.TOKEN_IDS: token_ids,
+            graph_names.TEXT_MASK: text_mask,
         }
-        return self._run(contract.ITM, contract.ITM_LOGITS, feeds)
+        return self._run(graph_names.ITM, graph_names.ITM_LOGITS, feeds)
 
 
 def _qformer_feeds(vision_features: Floats, question: tuple[Ints, Ints] | None) -> dict[str, NDArray[Any]]:
     """The inputs of the Q-Former."""
-    feeds: dict[str, NDArray[Any]] = {contract.VISION_FEATURES: vision_features}
+    feeds: dict[str, NDArray[Any]] = {graph_names.VISION_FEATURES: vision_features}
     if question is not None:
-        feeds[contract.TOKEN_IDS], feeds[contract.TEXT_MASK] = question
+        feeds[graph_names.TOKEN_IDS], feeds[graph_names.TEXT_MASK] = question
     return feeds
 
 

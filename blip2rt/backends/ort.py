@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import backends
-from .. import bundle as contract
 from ..batching import Batcher, Batching, Call
-from ..bundle import Bundle
+from ..bundle import COMPONENTS, EMBED, ENCODER, LLM, QFORMER, VISION, Bundle
 from ..errors import BackendError, OptionError
 from ..native import ForkGate, fork_safe_lock, kernel_level, named_failure, native
 from ..system import usable_cpus
@@ -65,7 +64,7 @@ class Backend(backends.Backend):
             kernel_level()
         self._sessions: dict[str, Any] = {}
         self._generator: Any = None
-        self._locks = {name: threading.Lock() for name in contract.COMPONENTS}
+        self._locks = {name: threading.Lock() for name in COMPONENTS}
         self._generator_lock = threading.Lock()
 
         self._process = os.getpid()
@@ -164,8 +163,8 @@ class Backend(backends.Backend):
             if self._generator is None:
                 spec = self._bundle.manifest.llm
                 assert spec is not None
-                embed, llm = self._session(contract.EMBED), self._session(contract.LLM)
-                encoder = self._session(contract.ENCODER) if spec.encoder_decoder else None
+                embed, llm = self._session(EMBED), self._session(LLM)
+                encoder = self._session(ENCODER) if spec.encoder_decoder else None
                 for session in [*self._sessions.values()]:  # memory peaks while the language model is read at first
                     session.release_weights()
                 shape = (spec.layers, spec.kv_heads, spec.head_dim, spec.hidden_size, spec.vocab_size)
@@ -213,8 +212,8 @@ class Backend(backends.Backend):
                         self._sessions[component] = native.Session(
                             runtime,
                             str(graph),
-                            1 if component == contract.EMBED else self._threads,  # it copies a few rows
-                            custom_int8=component in (contract.VISION, contract.QFORMER),
+                            1 if component == EMBED else self._threads,  # it copies a few rows
+                            custom_int8=component in (VISION, QFORMER),
                             files=files,
                             trusted=self._bundle.trusted_graphs,
                         )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import bundle as contract
+from ..bundle import EMBED, ENCODER, LLM, QFORMER, VISION
 from ..image import to_pixels
 from ..loading import load
 from ..options import Options, merge
@@ -60,7 +60,7 @@ def start(work: Workload) -> dict[str, Any]:
     """Measure loading every graph, the first caption and the peak memory of this fresh process."""
     begin = time.perf_counter()
     model = load(work.bundle, threads=work.threads)
-    for component in (contract.VISION, contract.QFORMER, contract.EMBED, contract.ENCODER, contract.LLM):
+    for component in (VISION, QFORMER, EMBED, ENCODER, LLM):
         if model.bundle.has(component):
             model.pipeline.backend._session(component)  # type: ignore[attr-defined]
     loaded = time.perf_counter()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .. import bundle as contract
+from ..bundle import IMAGE_EMBED, TEXT_EMBED
 from ..bundle.fingerprint import fingerprint
 from ..bundle.regular_files import require_regular
 from ..errors import CapabilityError, GalleryError, ImageError, OptionError
@@ -135,9 +135,9 @@ class Index:
         check_empty(folder, "neither an index nor empty: give another --out", index_manifest.PARTIAL_NAME)
         model = model or _load_embedded()
         name = model.bundle.manifest.name
-        if not model.bundle.has(contract.IMAGE_EMBED, contract.TEXT_EMBED):
+        if not model.bundle.has(IMAGE_EMBED, TEXT_EMBED):
             raise CapabilityError(
-                f"bundle {name!r} cannot index: it lacks {contract.IMAGE_EMBED} or {contract.TEXT_EMBED}; export it "
+                f"bundle {name!r} cannot index: it lacks {IMAGE_EMBED} or {TEXT_EMBED}; export it "
                 "again with a stage-1 checkpoint"
             )
         folder.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .. import bundle as contract
+from ..bundle import IMAGE_EMBED
 from ..bundle.atomic import partial_of, write_file
 from ..bundle.fingerprint import fingerprint
 from ..bundle.reader import Bundle
@@ -37,7 +37,7 @@ def fields_of(bundle: Bundle) -> dict[str, Any]:
 
 def shape_of(bundle: Bundle) -> tuple[int, int]:
     """Return the queries and the size of the vectors that a bundle makes of a picture."""
-    *_, queries, size = bundle.manifest.components[contract.IMAGE_EMBED].outputs[-1].shape
+    *_, queries, size = bundle.manifest.components[IMAGE_EMBED].outputs[-1].shape
     return int(queries), int(size)
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
-from .. import bundle as contract
 from ..arguments import as_list, awaited, pairs, shown, texts_of
+from ..bundle import IMAGE_EMBED, RETRIEVAL, TEXT_EMBED, VISION
 from ..errors import ImageError, OptionError, check_probability
 from ..image import ImageLike
 from ..native import native
@@ -51,7 +51,7 @@ class MatchingCalls:
 
         Texts too long for the model are cut. keep_going: return a bad image's ImageError in place of its match.
         """
-        self.pipeline.require(contract.RETRIEVAL, "match")
+        self.pipeline.require(RETRIEVAL, "match")
         many_images, many_texts, single = pairs(images, texts, "texts")
         _check_words(many_texts)
 
@@ -121,9 +121,7 @@ class MatchingCalls:
     def vision_features(self, images: Inputs) -> Floats:
         """Image -> (N, C) float32, list of images -> (B, N, C): match_features takes them, without the encoder."""
         many, single = as_list(images)
-        features = self.pipeline.stack(
-            contract.VISION, self.pipeline.map_features(many, False, lambda _, features: features)
-        )
+        features = self.pipeline.stack(VISION, self.pipeline.map_features(many, False, lambda _, features: features))
         return features[0] if single else features
 
     @overload
@@ -138,19 +136,19 @@ class MatchingCalls:
 
         keep_going: return a list of (Q, E) for a list, with a bad image's ImageError in place of its embedding.
         """
-        self.pipeline.require((contract.IMAGE_EMBED,), "embed_image")
+        self.pipeline.require((IMAGE_EMBED,), "embed_image")
         many, single = as_list(images)
         found = self.pipeline.map_features(many, keep_going, lambda _, features: self.matcher.image_embeds(features))
         if single:
             return found[0]
-        return found if keep_going else self.pipeline.stack(contract.IMAGE_EMBED, found)
+        return found if keep_going else self.pipeline.stack(IMAGE_EMBED, found)
 
     @shown()
     def embed_text(self, texts: Texts) -> Floats:
         """Text -> (E,) float32 of unit length, list of texts -> (B, E). Texts too long for the model are cut."""
-        self.pipeline.require((contract.TEXT_EMBED,), "embed_text")
+        self.pipeline.require((TEXT_EMBED,), "embed_text")
         many, single = texts_of(texts, "texts")
-        embeds = self.pipeline.stack(contract.TEXT_EMBED, self.matcher.text_embeds(many))
+        embeds = self.pipeline.stack(TEXT_EMBED, self.matcher.text_embeds(many))
         return embeds[0] if single else embeds
 
     @property

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .. import bundle as contract
+from ..bundle import GENERATIVE, IMAGE_EMBED, RETRIEVAL
 from ..bundle.manifest import RetrievalSpec
 from ..errors import CapabilityError
 from ..language import Prompt, open_qformer_tokenizer
@@ -36,7 +36,7 @@ class Evidence:
 
     def image_embeds(self, vision_features: Floats) -> Floats:
         """vision_features (B, N, C) -> image_embeds (B, Q, E), rows of unit length"""
-        self.pipeline.require((contract.IMAGE_EMBED,), "embed_features")
+        self.pipeline.require((IMAGE_EMBED,), "embed_features")
         return self.backend.image_embeds(vision_features)
 
     def embed(self, prepared: Sequence[NDArray[np.uint8]]) -> Floats:
@@ -59,7 +59,7 @@ class Evidence:
 
     def itm_logits(self, vision_features: Floats, texts: Sequence[str]) -> Floats:
         """vision_features (B, N, C), B texts -> (B, 2), pairwise: the matching head's "no match" and "match"."""
-        self.pipeline.require(contract.RETRIEVAL, "match")
+        self.pipeline.require(RETRIEVAL, "match")
         return self.backend.itm_logits(vision_features, *self.tokenizer.encode(texts))
 
     def likelihoods(self, vision_features: Floats, texts: Sequence[str]) -> Numbers:
@@ -127,7 +127,7 @@ class Evidence:
 
     def caption_prefix(self, vision_features: Floats) -> Floats:
         """vision_features (B, N, C) -> prefix_embeds (B, Q, D) of captions"""
-        self.pipeline.require(contract.GENERATIVE, "make prefix_embeds")
+        self.pipeline.require(GENERATIVE, "make prefix_embeds")
         prompt = self.pipeline.language.caption_prompt(None).whole
         questions = self.pipeline.question_tokens([prompt] * len(vision_features))
         return self.backend.prefix_embeds(vision_features, questions)
@@ -142,7 +142,7 @@ class Evidence:
         return open_qformer_tokenizer(self.bundle.file(self._spec.tokenizer), self._spec, self.pipeline.special_tokens)
 
     def _require_likelihood(self, action: str) -> None:
-        self.pipeline.require((*contract.RETRIEVAL, *contract.GENERATIVE), action)
+        self.pipeline.require((*RETRIEVAL, *GENERATIVE), action)
         if self._spec.mean_prefix is None:
             raise CapabilityError(
                 f"bundle {self.bundle.manifest.name!r} cannot {action}: it lacks retrieval.mean_prefix; "

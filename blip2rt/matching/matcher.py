@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .. import bundle as contract
+from ..bundle import RETRIEVAL
 from ..bundle.manifest import Calibration
 from ..errors import CapabilityError, OptionError
 from ..language import Prompt
@@ -42,7 +42,7 @@ class Matcher(Evidence):
         """vision_features (B, N, C), B texts -> B matches, pairwise"""
         if not len(vision_features) and not texts:
             return []
-        self.pipeline.require(contract.RETRIEVAL, "match")
+        self.pipeline.require(RETRIEVAL, "match")
         signals = self.measure(self._calibrator.match_signals(texts), vision_features)
         return [Match(*row) for row in self._calibrator.matches(signals)]
 
@@ -131,7 +131,7 @@ class Matcher(Evidence):
     def _guided_by(self, task: GenerationTask, path: str | os.PathLike[str]) -> GenerationTask:
         from .pool import read_pool  # few callers have one
 
-        self.pipeline.require(contract.RETRIEVAL, "guide captions by a pool")
+        self.pipeline.require(RETRIEVAL, "guide captions by a pool")
         self.pipeline.language.core.need_guidable(task.prompt)
         if self.bundle.manifest.target != "ort":
             raise OptionError("a pool guides searches on the CPU: leave it out with TensorRT")
@@ -170,7 +170,7 @@ class Matcher(Evidence):
 
     def require_calibration(self, action: str) -> Calibration:
         """Return the calibration of matches. Raises CapabilityError."""
-        self.pipeline.require(contract.RETRIEVAL, action)
+        self.pipeline.require(RETRIEVAL, action)
         calibration = self.bundle.manifest.calibration
         if calibration is None or not self._calibrator.rates_statements:
             raise self._uncalibrated(action)
@@ -189,7 +189,7 @@ class Matcher(Evidence):
     @property
     def weights(self) -> MatchWeights:
         """How Match.score weighs its parts."""
-        self.pipeline.require(contract.RETRIEVAL, "match")
+        self.pipeline.require(RETRIEVAL, "match")
         return MatchWeights(self._spec.temperature, self._spec.itm_weight, self._spec.likelihood_weight)
 
     def scores(

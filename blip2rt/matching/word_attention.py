@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .. import bundle as contract
+from ..bundle import ATTENTION, GENERATIVE
 from ..errors import CapabilityError, OptionError
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ def word_attention(pipeline: Pipeline, image: NDArray[np.uint8], text: str) -> l
 
 def require_maps(pipeline: Pipeline) -> None:
     """Raise CapabilityError if the bundle has no attention maps."""
-    pipeline.require(contract.GENERATIVE, "explain a caption")
-    if not pipeline.bundle.has(contract.ATTENTION):
+    pipeline.require(GENERATIVE, "explain a caption")
+    if not pipeline.bundle.has(ATTENTION):
         raise CapabilityError(
             f"bundle {pipeline.bundle.manifest.name!r} cannot explain a caption: it lacks attention; export it again "
             "for ONNX Runtime with this version"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import backends
-from .. import bundle as contract
+from ..bundle import GENERATIVE
 from ..errors import CapabilityError
 from ..language import Prompt
 from ..loading import load
@@ -46,13 +46,13 @@ def shares_steps(model: Model) -> bool:
 
 def can_generate(model: Model) -> bool:
     """Whether the bundle has a language model."""
-    return all(map(model.bundle.has, contract.GENERATIVE))
+    return all(map(model.bundle.has, GENERATIVE))
 
 
 def can_chat(model: Model) -> bool:
     """Whether the model can continue a conversation."""
     try:
-        model.pipeline.require(contract.GENERATIVE, "chat")
+        model.pipeline.require(GENERATIVE, "chat")
         model.pipeline.language.need_chat()
     except CapabilityError:
         return False

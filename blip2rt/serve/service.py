@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from .. import bundle as contract
+from ..bundle import MANIFEST
 from ..model import Model
 from ..version import __version__
 from .admission import AdmissionQueue, CancelEvent
@@ -42,7 +42,7 @@ class Service:
         self.model, self.settings = model, settings
         self.metrics = Metrics()
         self.bodies = BodyReader(settings.limits, self.metrics)
-        manifest = model.bundle.path / contract.MANIFEST
+        manifest = model.bundle.path / MANIFEST
         self.name = model.bundle.manifest.name
         self.metrics.add_model(__version__, model=self.name, target=model.bundle.manifest.target)
         self.digest = hashlib.sha256(manifest.read_bytes()).hexdigest()

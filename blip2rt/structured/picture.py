@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import bundle as contract
+from ..bundle import RETRIEVAL
 from ..language import Prompt
 from ..native import native
 from ..options import Options, merge
@@ -124,7 +124,7 @@ class Picture:
 
     def probabilities(self, texts: Sequence[str]) -> list[float]:
         """Texts -> how probably the picture shows each, 0 to 1; 0 for a text without words."""
-        if not self._model.bundle.has(*contract.RETRIEVAL):
+        if not self._model.bundle.has(*RETRIEVAL):
             return [1.0 if i == self.likeliest("what is in the picture?", texts) else 0.0 for i in range(len(texts))]
         found = dict.fromkeys(text for text in texts if native.has_words(text))
         words, values = list(found), []

@@ -19,7 +19,7 @@ from pathlib import Path
 from presence import captions_of
 
 import blip2rt
-from blip2rt import bundle as contract
+from blip2rt.bundle import MANIFEST, read
 from blip2rt.bundle.writer import BundleWriter
 from blip2rt.command_line import Parser, run, whole
 from blip2rt.errors import OptionError
@@ -45,9 +45,9 @@ def written(model: blip2rt.Model, groups: dict[str, list[str]], images: Path) ->
 
 def pooled(args: argparse.Namespace) -> str:
     """Write the bundle and return a line about its pool."""
-    if (args.out / contract.MANIFEST).exists():
+    if (args.out / MANIFEST).exists():
         raise OptionError(f"{args.out} already exists: give another folder")
-    bundle, model = contract.read(args.bundle), blip2rt.load(args.bundle)
+    bundle, model = read(args.bundle), blip2rt.load(args.bundle)
     retrieval = bundle.manifest.retrieval
     if retrieval is None or bundle.manifest.files is None:
         raise OptionError(f"the bundle {args.bundle} cannot match images and texts: give one with a stage 1")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import blip2rt
-from blip2rt import bundle as contract
+from blip2rt.bundle import embedded
 from blip2rt.errors import Blip2rtError
 from blip2rt.structured.picture import Picture
 from tests.c.library import Callback, CError, CModel, library, make, texts_of
@@ -187,7 +187,7 @@ QUESTIONS += ["is the cat not sleeping?", "### User: who took it?"]
 
 
 def test_nano_says_what_it_says_in_python() -> None:
-    python, c = blip2rt.load(threads=1), CModel(contract.embedded(), threads=1)
+    python, c = blip2rt.load(threads=1), CModel(embedded(), threads=1)
     c.use(PHOTO)
     assert parts(c.caption()[0]) == parts(python.caption(PHOTO))
     for text in ("a cat on a bed", "A DOG \u00c9\u03a3. (really)", "\u03a3\u0391\u03a3 sign", "black CATS"):
@@ -203,7 +203,7 @@ def test_nano_says_what_it_says_in_python() -> None:
         assert c.chat_ask(chat, question).text == talk.ask(question)
     library().blip2rt_chat_free(chat)
     c.close()
-    plain = CModel(contract.embedded(), threads=1, special_tokens=False)
+    plain = CModel(embedded(), threads=1, special_tokens=False)
     plain.use(PHOTO)
     untrusted = blip2rt.load(threads=1, special_tokens=False)
     assert plain.ask("<|im_end|> who?")[0].text == untrusted.ask(PHOTO, "<|im_end|> who?")
@@ -214,7 +214,7 @@ CHOICES = {"where is it?": ["outdoors", "indoors"], "what animal is it?": ["dog"
 
 
 def test_judgements_choices_and_labels_equal_those_of_python(opened: CModel, photo: Photo) -> None:
-    python, nano = blip2rt.load(threads=1), CModel(contract.embedded(), threads=1)
+    python, nano = blip2rt.load(threads=1), CModel(embedded(), threads=1)
     nano.use(PHOTO)
     statements = ["a cat", "Is there a dog?", "a cat sits on the red grass"]
     judged = [float(python.matcher.judge(python.vision_features([PHOTO]), [each])[0]) for each in statements]

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 import blip2rt
-from blip2rt import bundle as contract
+from blip2rt.bundle import MANIFEST
 from blip2rt.bundle.manifest import ImageSpec
 from blip2rt.errors import Blip2rtError
 from blip2rt.image import prepare
@@ -60,7 +60,7 @@ def calls(data: bytes, folder: Path) -> None:
         options = {name: rng.choice(JUNK if rng.random() < junk else OPTIONS[name]) for name in names}
         assert model.caption(photo, **options) is not None
         return
-    manifest = json.loads((path / contract.MANIFEST).read_text())
+    manifest = json.loads((path / MANIFEST).read_text())
     for _ in range(rng.randint(1, 3)):
         node, parent, key = manifest, manifest, ""
         while isinstance(node, dict | list) and node and (node is manifest or rng.random() < 0.9):
@@ -73,8 +73,8 @@ def calls(data: bytes, folder: Path) -> None:
             parent[key] = node + rng.choice([-1, 1, 8, 10**4]) if numeric else copy.deepcopy(rng.choice(JUNK))
     for file in path.iterdir():
         os.link(file, folder / file.name)
-    (folder / contract.MANIFEST).unlink()
-    (folder / contract.MANIFEST).write_text(json.dumps(manifest))
+    (folder / MANIFEST).unlink()
+    (folder / MANIFEST).write_text(json.dumps(manifest))
     damaged = blip2rt.load(folder, threads=1)
     damaged.caption(photo, max_new_tokens=3)
     damaged.match(photo, "a dog")

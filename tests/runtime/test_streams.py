@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import blip2rt
-from blip2rt import bundle as contract
+from blip2rt.bundle import MANIFEST
 from blip2rt.errors import ImageError, OptionError
 from blip2rt.image import to_pixels
 from blip2rt.native import native
@@ -226,9 +226,9 @@ FUNCTION_WORDS = {"a", "the", "in", "on", "is", "who"}
 
 def test_captions_say_no_content_word_twice_where_the_manifest_asks(tiny: Tiny, tmp_path: Path, photo) -> None:
     folder = shutil.copytree(tiny.path, tmp_path / "strict")
-    manifest = json.loads((folder / contract.MANIFEST).read_text())
+    manifest = json.loads((folder / MANIFEST).read_text())
     manifest["decoding"]["caption"]["no_repeat_words"] = True
-    (folder / contract.MANIFEST).write_text(json.dumps(manifest))
+    (folder / MANIFEST).write_text(json.dumps(manifest))
     strict, free = blip2rt.load(folder, threads=1), blip2rt.load(tiny.path, threads=1)
     pictures = [photo() for _ in range(8)]
     options = {"max_new_tokens": 12, "min_new_tokens": 10, "num_beams": 2}

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 import blip2rt
-from blip2rt import bundle as contract
 from blip2rt import cli
+from blip2rt.bundle import ATTENTION, GENERATIVE, VISION
 from blip2rt.bundle.writer import BundleWriter
 from blip2rt.errors import CapabilityError, OptionError
 from blip2rt.image import to_pixels
@@ -30,8 +30,8 @@ def explaining(tiny: Tiny, tmp_path: Path) -> Path:
             attention_maps = Expand (maps, shape)
         }}"""
     constants = {"maps": np.eye(Q, N, dtype=np.float32).reshape(1, Q, *GRID), "rest": np.array([Q, *GRID])}
-    graphs = {name: build_graphs(onnx, tiny.weights)[name] for name in (contract.VISION, *contract.GENERATIVE)}
-    graphs[contract.ATTENTION] = parse_graph(onnx, source, constants, 19, 9)
+    graphs = {name: build_graphs(onnx, tiny.weights)[name] for name in (VISION, *GENERATIVE)}
+    graphs[ATTENTION] = parse_graph(onnx, source, constants, 19, 9)
     with BundleWriter(tmp_path / "explaining") as writer:
         for name, graph in graphs.items():
             onnx.save(graph, writer.folder / f"{name}.onnx")

@@ -15,7 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from blip2rt import bundle as contract
+from blip2rt.bundle.manifest import (
+    Calibration,
+    Component,
+    Decoding,
+    ImageSpec,
+    LlmSpec,
+    Logistic,
+    Manifest,
+    RetrievalSpec,
+    Source,
+    TensorInfo,
+    Verification,
+)
+from blip2rt.bundle.names import GENERATIVE, MANIFEST, RETRIEVAL, VISION
 from blip2rt.bundle.writer import BundleWriter
 from tests.seeds import new_seed
 
@@ -26,12 +39,12 @@ WORDS = "<pad> </s> a dog cat man runs sits red blue on in the grass water Quest
 TEXT_WORDS = "[PAD] [UNK] [CLS] [SEP] a dog cat runs red".split()
 EOS = 1
 _PHRASE = {"name_cosine": 2.0, "query_1": -0.7, "base_cosine": 0.5, "phrase_likelihood": 0.3, "yes": 0.4}
-CALIBRATION = contract.Calibration(
-    phrase=contract.Logistic(0.3, _PHRASE | {"yes_blind": -0.2}),
-    sentence=contract.Logistic(-0.2, {"cosine": 1.5, "itm": 0.6, "likelihood": -0.1, "words": 0.05}),
-    label=contract.Logistic(0.1, {"nearness": 1.3, "told": 2.0}),
-    caption=contract.Logistic(0.4, {"cosine": 0.7, "likelihood": 0.2, "score": 0.9, "words": -0.1}),
-    nearness=contract.Logistic(0.0, {"name_cosine": 1.0, "query_0": -0.5}),
+CALIBRATION = Calibration(
+    phrase=Logistic(0.3, _PHRASE | {"yes_blind": -0.2}),
+    sentence=Logistic(-0.2, {"cosine": 1.5, "itm": 0.6, "likelihood": -0.1, "words": 0.05}),
+    label=Logistic(0.1, {"nearness": 1.3, "told": 2.0}),
+    caption=Logistic(0.4, {"cosine": 0.7, "likelihood": 0.2, "score": 0.9, "words": -0.1}),
+    nearness=Logistic(0.0, {"name_cosine": 1.0, "query_0": -0.5}),
     label_text=tuple(np.linspace(0.5, -0.5, E).tolist()),
     mean_text=tuple(np.linspace(-1, 1, E).tolist()),
 )
@@ -104,7 +117,7 @@ def _onnx() -> Any:
 def write_bundle(path: Path, weights: dict[str, np.ndarray], generative: bool = True, retrieval: bool = True) -> None:
     onnx = _onnx()
     graphs = build_graphs(onnx, weights)
-    names = [contract.VISION, *contract.GENERATIVE * generative, *contract.RETRIEVAL * retrieval]
+    names = [VISION, *GENERATIVE * generative, *RETRIEVAL * retrieval]
     with BundleWriter(path) as writer:
         for name in names:
             onnx.save(graphs[name], writer.folder / f"{name}.onnx")
@@ -120,11 +133,11 @@ def with_likelihood_weight(tiny: Tiny, path: Path, weight: float, **prompts: str
     shutil.copytree(tiny.path, path, dirs_exist_ok=True)
     mean = np.random.default_rng(tiny.seed).normal(size=(Q, D)).astype("<f4")
     mean.tofile(path / "mean_prefix.data")
-    manifest = json.loads((path / contract.MANIFEST).read_text())
+    manifest = json.loads((path / MANIFEST).read_text())
     manifest["retrieval"] |= {"likelihood_weight": weight, "mean_prefix": "mean_prefix.data"}
     manifest["files"]["mean_prefix.data"] = {"size": mean.nbytes, "sha256": hashlib.sha256(mean.tobytes()).hexdigest()}
     manifest["prompts"] |= prompts
-    (path / contract.MANIFEST).write_text(json.dumps(manifest))
+    (path / MANIFEST).write_text(json.dumps(manifest))
     return path
 
 
@@ -137,27 +150,27 @@ def with_pool(folder: Path, captions: Sequence[str]) -> Path:
     text.write_text("\n".join(captions))
     build_pool(text, pool, blip2rt.load(folder, threads=1).matcher)
     text.unlink()
-    manifest = json.loads((folder / contract.MANIFEST).read_text())
+    manifest = json.loads((folder / MANIFEST).read_text())
     manifest["retrieval"]["pool"] = pool.name
     data = pool.read_bytes()
     manifest["files"][pool.name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     manifest["manifest_sha256"] = ""
-    (folder / contract.MANIFEST).write_text(json.dumps(manifest))
+    (folder / MANIFEST).write_text(json.dumps(manifest))
     return folder
 
 
-def calibrated(folder: Path, calibration: contract.Calibration) -> Path:
+def calibrated(folder: Path, calibration: Calibration) -> Path:
     """Put a calibration into a bundle's manifest."""
-    manifest = json.loads((folder / contract.MANIFEST).read_text())
-    (folder / contract.MANIFEST).write_text(json.dumps(manifest | {"calibration": asdict(calibration)}))
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"calibration": asdict(calibration)}))
     return folder
 
 
-def make_manifest(graphs: dict[str, Any], generative: bool, retrieval: bool) -> contract.Manifest:
-    def tensors(values: Any) -> tuple[contract.TensorInfo, ...]:
+def make_manifest(graphs: dict[str, Any], generative: bool, retrieval: bool) -> Manifest:
+    def tensors(values: Any) -> tuple[TensorInfo, ...]:
         types = {1: "float32", 6: "int32", 7: "int64", 10: "float16"}
         return tuple(
-            contract.TensorInfo(
+            TensorInfo(
                 value.name,
                 types[value.type.tensor_type.elem_type],
                 tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim),
@@ -168,21 +181,21 @@ def make_manifest(graphs: dict[str, Any], generative: bool, retrieval: bool) -> 
     sizes = {"layers": 1, "kv_heads": 1, "head_dim": HEAD_DIM, "hidden_size": D, "vocab_size": len(WORDS)}
     tokens = {"bos_token_id": None, "prepend_bos": False, "eos_token_ids": (EOS,), "pad_token_id": 0}
     lengths = {"max_positions": POSITIONS, "prefix_length": Q}
-    llm = contract.LlmSpec(**sizes, **lengths, **tokens, tokenizer="tokenizer.json")
-    return contract.Manifest(
+    llm = LlmSpec(**sizes, **lengths, **tokens, tokenizer="tokenizer.json")
+    return Manifest(
         name="tiny",
         created_by="the tests",
         components={
-            name: contract.Component(f"{name}.onnx", "fp32", tensors(model.graph.input), tensors(model.graph.output))
+            name: Component(f"{name}.onnx", "fp32", tensors(model.graph.input), tensors(model.graph.output))
             for name, model in graphs.items()
         },
-        image=contract.ImageSpec(HEIGHT, WIDTH, "bicubic", (0.5, 0.4, 0.3), (0.5, 0.6, 0.7)),
+        image=ImageSpec(HEIGHT, WIDTH, "bicubic", (0.5, 0.4, 0.3), (0.5, 0.6, 0.7)),
         llm=llm if generative else None,
-        retrieval=contract.RetrievalSpec("qformer_tokenizer.json", 6, 0) if retrieval else None,
+        retrieval=RetrievalSpec("qformer_tokenizer.json", 6, 0) if retrieval else None,
         prompts={"caption": "", "ask": "Question : {} Answer :"} if generative else {},
-        decoding={"caption": contract.Decoding(3, 8), "ask": contract.Decoding(2, 4)} if generative else {},
-        sources=(contract.Source("all", "random numbers", "CC0-1.0", "the tests"),),
-        verification=(contract.Verification("vision", "fp32", 0.0, 1.0),),
+        decoding={"caption": Decoding(3, 8), "ask": Decoding(2, 4)} if generative else {},
+        sources=(Source("all", "random numbers", "CC0-1.0", "the tests"),),
+        verification=(Verification("vision", "fp32", 0.0, 1.0),),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from blip2rt import bundle as contract
+from blip2rt.bundle import TOP_K
 from blip2rt.bundle.writer import BundleWriter
 from blip2rt.native import native
 from tests.tiny.bundle import D, Q, build_graphs, make_manifest, parse_graph, random_weights, save_llm_tokenizer
@@ -90,7 +90,7 @@ _READ_ONLY_MASK = """
 def llm(weights: dict[str, np.ndarray], target: str, half: bool = False, in_place: bool = False) -> onnx.ModelProto:
     """Build the graph `llm` of docs/inside/bundle.md. Target trt: with a float16 cache (half), or written in place."""
     trt, cache = target == "trt", "float16" if half else "float"
-    length, top = "S" if trt and not in_place else "T", contract.TOP_K
+    length, top = "S" if trt and not in_place else "T", TOP_K
     nodes = [_IN_PLACE_MASK if in_place else _READ_ONLY_MASK if trt else ""]
     attention = _IN_PLACE_ATTENTION if in_place else _READ_ONLY_ATTENTION if trt else _ORT_ATTENTION
     numbers = {"heads": HEADS, "kv_heads": KV_HEADS, "scale": WIDTH**-0.5, "cache": 10 if half else 1}

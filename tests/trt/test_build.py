@@ -20,10 +20,10 @@ onnx = pytest.importorskip("onnx")
 
 from onnx import helper, numpy_helper
 
-from blip2rt import bundle as contract
 from blip2rt.backends.trt import builder, cli, gpu, lane, plans
 from blip2rt.backends.trt.cache import PlanCache
 from blip2rt.backends.trt.cli import main
+from blip2rt.bundle import MANIFEST, Bundle, Component, TensorInfo, read
 from blip2rt.bundle.writer import BundleWriter
 from blip2rt.errors import BackendError, BundleError, OptionError
 from tests.seeds import new_seed
@@ -103,7 +103,7 @@ def test_broken_graph_gives_one_line_with_its_node(tmp_path, capsys, caplog, cha
 @needs_rtx
 def test_float32_attention_builds(native_case: Case) -> None:
     """No GPU has a fused kernel for it: TensorRT has to decompose it."""
-    found, trt = contract.read(native_case.trt), builder.load_tensorrt("tensorrt_rtx")
+    found, trt = read(native_case.trt), builder.load_tensorrt("tensorrt_rtx")
     axes = plans.profiles(found, "llm", plans.resolve(found, SIZES))
     assert builder.build(trt, found.graph("llm"), axes, builder.Settings(("SM86",)))
 
@@ -174,7 +174,7 @@ def test_ctrl_c_stops_a_build_at_its_next_step(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGINT, ctrl_c)
-    graph, seen = contract.read(bundle(tmp_path / "b")).graph("vision"), []
+    graph, seen = read(bundle(tmp_path / "b")).graph("vision"), []
     trt, profile, settings = builder.load_tensorrt("tensorrt_rtx"), {"B": (1, 1, 1)}, builder.Settings(cli.CHECKED)
     builder.build(trt, graph, [profile], settings, lambda *step: seen.append(step))
     whole, interrupted = len(seen), []
@@ -199,7 +199,7 @@ def test_ctrl_c_stops_a_build_at_its_next_step(tmp_path: Path) -> None:
 def test_plan_file_is_memory_mapped(tmp_path: Path) -> None:
     """The real runtime accepts a mapped file; without a GPU it reports that instead."""
     trt = builder.load_tensorrt("tensorrt_rtx")
-    graph, settings = contract.read(bundle(tmp_path / "b")).graph("vision"), builder.Settings(("SM86",))
+    graph, settings = read(bundle(tmp_path / "b")).graph("vision"), builder.Settings(("SM86",))
     plan = tmp_path / "vision.plan"
     plan.write_bytes(builder.build(trt, graph, [{"B": (1, 1, 1)}], settings))
     log = builder.logger(trt)
@@ -249,10 +249,10 @@ def test_invalid_options_give_one_line(tmp_path, capsys, arguments, words):
 def test_other_targets_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(bundle(tmp_path / "b", target="ort")), "--check"]) == 2
     assert "--target trt" in capsys.readouterr().err
-    manifest = bundle(tmp_path / "b") / contract.MANIFEST
+    manifest = bundle(tmp_path / "b") / MANIFEST
     manifest.write_text(manifest.read_text().replace('"target": "trt"', '"target": "abc"'))
     with pytest.raises(BundleError, match="target is 'abc'.*ort, trt"):
-        contract.read(tmp_path / "b")
+        read(tmp_path / "b")
 
 
 def test_other_gpus_need_tensorrt_rtx(tmp_path, monkeypatch, capsys):
@@ -270,11 +270,8 @@ def test_sizes_follow_the_bundle(tmp_path: Path) -> None:
         onnx.save(graph, tmp_path / f"{name}.onnx", save_as_external_data=True, location="llm.data", size_threshold=64)
     manifest = replace(make_manifest({}, True, True), target="trt")
     ports = {"llm": ("past_key_0", "float16", ("B", 1, "T", 8)), "embed": ("token_ids", "int64", ("B", "S"))}
-    components = {
-        name: contract.Component(f"{name}.onnx", "fp16", (contract.TensorInfo(*port),), ())
-        for name, port in ports.items()
-    }
-    tiny = contract.Bundle(tmp_path, replace(manifest, components=components))
+    components = {name: Component(f"{name}.onnx", "fp16", (TensorInfo(*port),), ()) for name, port in ports.items()}
+    tiny = Bundle(tmp_path, replace(manifest, components=components))
     wanted = plans.resolve(tiny, plans.PlanSizes(max_batch=2, max_beams=3))
     assert wanted.capacity == 64  # the model's maximum
     sizes, one = plans.estimate(tiny, wanted), 2 * 8 * 3 * 4 * 4 + (tmp_path / "llm.onnx").stat().st_size

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from blip2rt import backends
-from blip2rt import bundle as contract
+from blip2rt.bundle import MANIFEST, read
 from blip2rt.bundle.location import locate
 from blip2rt.errors import Blip2rtError
 from blip2rt.install_hints import pip_install
@@ -80,7 +80,7 @@ def open_predictor(
     parts: what LAVIS' files leave out. precision: of a checkpoint, fp32, bf16 or fp16; None: fp32 on CPUs, else bf16.
     prompt: replaces the model's own, for questions if it contains {}, otherwise for captions. Raise Blip2rtError.
     """
-    if source is None or (Path(source) / contract.MANIFEST).is_file():
+    if source is None or (Path(source) / MANIFEST).is_file():
         return _bundle(source, prompt)
     try:
         from .torch_predictor import TorchPredictor
@@ -111,7 +111,7 @@ class BundlePredictor(Model):
 
 
 def _bundle(source: str | None, prompt: str | None) -> Captioner:
-    bundle = contract.read(locate(source))
+    bundle = read(locate(source))
     if prompt is not None:
         prompts = {**bundle.manifest.prompts, "ask" if "{}" in prompt else "caption": prompt}
         bundle = replace(bundle, manifest=replace(bundle.manifest, prompts=prompts))

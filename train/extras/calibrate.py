@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from blip2rt import backends
-from blip2rt import bundle as contract
+from blip2rt.bundle import MANIFEST, read
 from blip2rt.bundle.writer import BundleWriter
 from blip2rt.errors import Blip2rtError, OptionError
 from blip2rt.modeling.checkpoint import CONFIG, WEIGHTS, Checkpoint
@@ -111,7 +111,7 @@ def calibrate(
     split: of a file that has several; None: "val", because "test" must stay unseen.
     keep_score: fit a bundle's probabilities only.
     """
-    checkpoint = None if (Path(model) / contract.MANIFEST).is_file() else Checkpoint(model)
+    checkpoint = None if (Path(model) / MANIFEST).is_file() else Checkpoint(model)
     if checkpoint is None:
         _check_bundle(model, out)
     elif not (checkpoint.path / WEIGHTS).is_file() or checkpoint.config.stage != 1:
@@ -126,7 +126,7 @@ def calibrate(
             "something is there, with the answers yes and no"
         )
     if not keep_score:
-        _require_enough(len(items[:limit]), checkpoint is None and contract.read(model).manifest.llm is not None, data)
+        _require_enough(len(items[:limit]), checkpoint is None and read(model).manifest.llm is not None, data)
     fitted_on = CalibrationData(items, len(items[:limit]), min(best, len(items)), asked, keep_score)
     if checkpoint is None:
         summary = _calibrate_bundle(model, out, fitted_on)
@@ -161,15 +161,15 @@ def _calibrate_checkpoint(checkpoint: Checkpoint, out: Path, data: CalibrationDa
 
 
 def _check_bundle(path: str, out: Path) -> None:
-    if contract.read(path).manifest.retrieval is None:
+    if read(path).manifest.retrieval is None:
         raise OptionError(f"the bundle {path} cannot match images and texts: give one with a stage 1")
-    if (out / contract.MANIFEST).exists():
+    if (out / MANIFEST).exists():
         raise OptionError(f"{out} already exists: give another folder")
 
 
 def _calibrate_bundle(path: str, out: Path, data: CalibrationData) -> str:
     """Write a copy of the bundle with new weights in its manifest, and its mean_prefix."""
-    bundle = contract.read(path)
+    bundle = read(path)
     manifest, retrieval = bundle.manifest, bundle.manifest.retrieval
     assert retrieval is not None and manifest.files is not None
     with BundleWriter(out) as writer:

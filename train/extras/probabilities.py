@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from blip2rt import bundle as contract
+from blip2rt.bundle import GENERATIVE
 from blip2rt.bundle.manifest import Calibration, Logistic
 from blip2rt.errors import Blip2rtError
 from blip2rt.native import native
@@ -145,7 +145,7 @@ class Fitting:
                     self._stated.setdefault(question.path, []).append((short, right))
         old = model.bundle.manifest.calibration
         self._old_numbers = () if old is None else old.numbers
-        self._generates = model.bundle.has(*contract.GENERATIVE)
+        self._generates = model.bundle.has(*GENERATIVE)
 
     def fit(self) -> tuple[Calibration, list[str]]:
         """Return the calibration, and a line about each part of it. Raise Blip2rtError if there is too little data."""

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ... import backends
-from ... import bundle as contract
-from ...bundle import Bundle
+from ...bundle import EMBED, ENCODER, LLM, Bundle
 from ...errors import BackendError
 from ...native import native
 from . import builder, plans
@@ -181,9 +180,9 @@ class Backend(backends.Backend):
     def _decoder(self, lane: DecoderLane) -> Decoder:
         """The lane's decoder, created at its first generation."""
         if lane.decoder is None:
-            names = [contract.EMBED, contract.LLM]
-            if self._bundle.has(contract.ENCODER):
-                names.append(contract.ENCODER)
+            names = [EMBED, LLM]
+            if self._bundle.has(ENCODER):
+                names.append(ENCODER)
             loaded = {name: self._plan(name) for name in names}
             lane.decoder = Decoder(lane, self._open_kernels(), loaded, self._sizes())
         return lane.decoder

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ... import bundle as contract
+from ...bundle import Bundle, read
 from ...command_line import Parser, complain, flags_named, nonempty, path, positive_byte_size, run
 from ...errors import BackendError
 from . import builder, cuda, gpu, plans
@@ -58,7 +58,7 @@ def _parser() -> Parser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    bundle = replace(contract.read(args.bundle), trusted_graphs=args.trusted_graphs)
+    bundle = replace(read(args.bundle), trusted_graphs=args.trusted_graphs)
     plans.check_target(bundle)
     with flags_named(_SIZES):
         sizes = plans.resolve(bundle, plans.PlanSizes(args.max_batch, args.max_beams, args.capacity, args.workspace))
@@ -91,7 +91,7 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plan_check(trt: Any, bundle: contract.Bundle) -> PlanCheck | None:
+def _plan_check(trt: Any, bundle: Bundle) -> PlanCheck | None:
     """The check of plans on this machine's GPU; None, with a message, if the driver or its bindings are missing."""
     llm = bundle.manifest.llm
     try:
@@ -101,7 +101,7 @@ def _plan_check(trt: Any, bundle: contract.Bundle) -> PlanCheck | None:
         return None
 
 
-def _memory_estimate(bundle: contract.Bundle, sizes: plans.PlanSizes) -> str:
+def _memory_estimate(bundle: Bundle, sizes: plans.PlanSizes) -> str:
     """The expected device memory, in words."""
     needed, device = plans.estimate(bundle, sizes), gpu.find()
     parts = {

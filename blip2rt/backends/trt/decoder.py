@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import bundle as contract
+from ...bundle import names as graph_names
 from ...errors import BackendError
 from ...native import Prompts, native
 from .done_flags import DoneFlags
@@ -34,9 +34,9 @@ class Decoder:
     def __init__(self, lane: Lane, kernels: Kernels, plans: Mapping[str, Plan], sizes: Sizes) -> None:
         self.lane, self.sizes = lane, sizes
         self._kernels, self._plans = kernels, plans
-        self._embed = lane.runner(plans[contract.EMBED], _STEP)
-        self._llm_step = lane.runner(plans[contract.LLM], _STEP)
-        self._llm_prompt = lane.runner(plans[contract.LLM], _PROMPT)
+        self._embed = lane.runner(plans[graph_names.EMBED], _STEP)
+        self._llm_step = lane.runner(plans[graph_names.LLM], _STEP)
+        self._llm_prompt = lane.runner(plans[graph_names.LLM], _PROMPT)
         if sizes.width * sizes.dtype.itemsize % 4:
             raise BackendError(
                 f"an attention head of {sizes.width} {sizes.dtype} values is not a multiple of 4 bytes: export again"
@@ -80,15 +80,15 @@ class Decoder:
         small, large = lane.address("cross.images"), lane.address("cross.rows")
         self._cross_images = self._cross(small, self._cross_strides[0], images)
         self._cross_rows = self._cross(large, self._cross_strides[1], len(sources))
-        encoder = lane.runner(self._plans[contract.ENCODER])
+        encoder = lane.runner(self._plans[graph_names.ENCODER])
         inputs = {
-            contract.INPUTS_EMBEDS: lane.upload("encoder.embeds", embeds),
-            contract.ATTENTION_MASK: lane.upload("encoder.mask", mask),
+            graph_names.INPUTS_EMBEDS: lane.upload("encoder.embeds", embeds),
+            graph_names.ATTENTION_MASK: lane.upload("encoder.mask", mask),
         }
         encoder.set({**inputs, **self._cross_images})
         encoder.enqueue()
-        self._cross_images[contract.ENCODER_MASK] = lane.upload("encoder.mask", mask)
-        self._cross_rows[contract.ENCODER_MASK] = lane.upload("encoder.mask.rows", mask[sources])
+        self._cross_images[graph_names.ENCODER_MASK] = lane.upload("encoder.mask", mask)
+        self._cross_rows[graph_names.ENCODER_MASK] = lane.upload("encoder.mask.rows", mask[sources])
         per_image, per_row = self._cross_strides
         self._spread(len(sources), small, large, per_image, per_row, row_bytes)
 
@@ -101,7 +101,7 @@ class Decoder:
 
     def _cross(self, address: int, stride: int, rows: int) -> dict[str, DeviceTensor]:
         heads, width = self.sizes.cross or (0, 0)
-        kinds = (contract.CROSS_KEY, contract.CROSS_VALUE)
+        kinds = (graph_names.CROSS_KEY, graph_names.CROSS_VALUE)
         names = [name.format(layer) for layer in range(self.sizes.layers) for name in kinds]
         shape = (rows, heads, self._encoder_length, width)
         return {name: DeviceTensor(address + i * stride, shape, self.sizes.dtype) for i, name in enumerate(names)}
@@ -112,8 +112,8 @@ class Decoder:
         if longest == 0:
             return np.zeros((len(prompts), 0, self.sizes.hidden), np.float32)
         ids = np.array([prompt + [0] * (longest - len(prompt)) for prompt in prompts], np.int64)
-        outputs = self.lane.run(self._plans[contract.EMBED], {contract.TOKEN_IDS: ids}, _PROMPT)
-        return self.lane.download(outputs[contract.TOKEN_EMBEDS])
+        outputs = self.lane.run(self._plans[graph_names.EMBED], {graph_names.TOKEN_IDS: ids}, _PROMPT)
+        return self.lane.download(outputs[graph_names.TOKEN_EMBEDS])
 
     def read(self, embeds: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any], sources: np.ndarray[Any, Any]) -> None:
         """Read prompts: embeds (B, S, D), lengths (B) -> keys and values of every row, logits of every image.
@@ -129,9 +129,9 @@ class Decoder:
         separate = sizes.in_place and not np.array_equal(sources, np.arange(images))
         cache = self._in_place_cache(images, separate) if sizes.in_place else self._prompt_masks(images)
         inputs = {
-            contract.INPUTS_EMBEDS: lane.upload("prompt.embeds", embeds),
-            contract.POSITION_IDS: lane.upload("prompt.positions", positions),
-            contract.LAST_INDEX: last_index,
+            graph_names.INPUTS_EMBEDS: lane.upload("prompt.embeds", embeds),
+            graph_names.POSITION_IDS: lane.upload("prompt.positions", positions),
+            graph_names.LAST_INDEX: last_index,
         }
         cross = self._cross_images if sizes.cross else {}
         self._llm_prompt.set({**inputs, **cache, **cross, **self._outputs(images, length, "prompt.logits")})
@@ -149,11 +149,11 @@ class Decoder:
         closed = lane.tensor("mask.closed", (images, sizes.capacity), np.float32)
         for each in (mask, closed):
             lane.cuda.fill(each.address, int(_MASKED.view(np.uint32)), each.size // 4, lane.stream)
-        return {contract.PAST_MASK: closed, **self._past_cache(images)}
+        return {graph_names.PAST_MASK: closed, **self._past_cache(images)}
 
     def _past_cache(self, rows: int) -> dict[str, DeviceTensor]:
         sizes = self.sizes
-        names = native.component_tensors(contract.LLM, sizes.layers, target="trt")[0][4:]
+        names = native.component_tensors(graph_names.LLM, sizes.layers, target="trt")[0][4:]
         shape = (rows, sizes.heads, sizes.capacity, sizes.width)
         return self._tensors(names, self._cache, self._cache_stride, shape)
 
@@ -165,7 +165,7 @@ class Decoder:
     def _in_place_cache(self, rows: int, separate: bool) -> dict[str, DeviceTensor]:
         """Bindings of a cache that the graph updates in place. separate: the prompts' cache, not the rows'."""
         sizes = self.sizes
-        inputs, outputs = native.component_tensors(contract.LLM, sizes.layers, target="trt", in_place=True)
+        inputs, outputs = native.component_tensors(graph_names.LLM, sizes.layers, target="trt", in_place=True)
         start, stride = (self._fresh, self._fresh_stride) if separate else (self._cache, self._cache_stride)
         shape = (rows, sizes.heads, sizes.capacity, sizes.width)
         return self._tensors(inputs[3:], start, stride, shape) | self._tensors(outputs[4:], start, stride, shape)
@@ -173,13 +173,13 @@ class Decoder:
     def _outputs(self, rows: int, length: int, logits: str) -> dict[str, DeviceTensor]:
         """Bindings of the outputs of a step or prompt, except an in-place cache."""
         sizes, lane = self.sizes, self.lane
-        names = () if sizes.in_place else native.component_tensors(contract.LLM, sizes.layers, target="trt")[1][4:]
+        names = () if sizes.in_place else native.component_tensors(graph_names.LLM, sizes.layers, target="trt")[1][4:]
         shape = (rows, sizes.heads, length, sizes.width)
         return {
-            contract.LOGITS: lane.tensor(logits, (rows, sizes.vocab), np.float32),
-            contract.TOP_LOGITS: lane.tensor("top.logits", (rows, sizes.k), np.float32),
-            contract.TOP_TOKENS: lane.tensor("top.tokens", (rows, sizes.k), np.int64),
-            contract.LOG_SUM_EXP: lane.tensor("top.sum", (rows, 1), np.float32),
+            graph_names.LOGITS: lane.tensor(logits, (rows, sizes.vocab), np.float32),
+            graph_names.TOP_LOGITS: lane.tensor("top.logits", (rows, sizes.k), np.float32),
+            graph_names.TOP_TOKENS: lane.tensor("top.tokens", (rows, sizes.k), np.int64),
+            graph_names.LOG_SUM_EXP: lane.tensor("top.sum", (rows, 1), np.float32),
             **self._tensors(names, self._fresh, self._fresh_stride, shape),
         }
 
@@ -210,17 +210,17 @@ class Decoder:
         self._choose(lane.address("prompt.logits"), first.address)
         step_embeds = lane.tensor("step.embeds", (rows, 1, sizes.hidden), np.float32)
         tokens = lane.tensor("tokens", (rows, 1), np.int64)
-        changed = self._embed.set({contract.TOKEN_IDS: tokens, contract.TOKEN_EMBEDS: step_embeds})
+        changed = self._embed.set({graph_names.TOKEN_IDS: tokens, graph_names.TOKEN_EMBEDS: step_embeds})
         inputs = {
-            contract.INPUTS_EMBEDS: step_embeds,
-            contract.POSITION_IDS: lane.tensor("positions", (rows, 1), np.int64),
-            contract.LAST_INDEX: lane.tensor("step.last_index", (rows,), np.int64),  # zeros
+            graph_names.INPUTS_EMBEDS: step_embeds,
+            graph_names.POSITION_IDS: lane.tensor("positions", (rows, 1), np.int64),
+            graph_names.LAST_INDEX: lane.tensor("step.last_index", (rows,), np.int64),  # zeros
         }
         if sizes.in_place:
             cache = self._in_place_cache(rows, separate=False)
         else:
             mask = lane.tensor("mask", (rows, sizes.capacity), np.float32)
-            cache = {contract.PAST_MASK: mask, **self._past_cache(rows)}
+            cache = {graph_names.PAST_MASK: mask, **self._past_cache(rows)}
         cross = self._cross_rows if sizes.cross else {}
         changed |= self._llm_step.set({**inputs, **cache, **cross, **self._outputs(rows, 1, "logits")})
         key = (rows, search.beams, lane.version)

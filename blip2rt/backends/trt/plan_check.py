@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import bundle as contract
+from ...bundle import EMBED, LAST_INDEX, LLM, PAST_KEY, PAST_MASK, POSITION_IDS, TOKEN_IDS
 from ...errors import BackendError
 from . import builder
 from .builder import Axes
@@ -62,12 +62,12 @@ class PlanCheck:
         findings: dict[str, Any] = {"by": f"onnxruntime {onnxruntime.__version__} on the CPU", "profiles": []}
         rng = np.random.default_rng(0)
         for number, axes in enumerate(profiles):
-            tokens = self._vocab if plan.name == contract.EMBED else 2  # the Q-Former has another vocabulary
+            tokens = self._vocab if plan.name == EMBED else 2  # the Q-Former has another vocabulary
             ports = session.get_inputs()
             feeds = {each.name: _values(rng, each, axes, tokens) for each in ports}
-            if plan.name == contract.LLM and contract.PAST_MASK not in feeds:  # as if half of the cache were filled
-                shape = feeds[contract.PAST_KEY.format(0)].shape
-                feeds[contract.POSITION_IDS] += min(shape[2] // 2, shape[2] - feeds[contract.POSITION_IDS].shape[1])
+            if plan.name == LLM and PAST_MASK not in feeds:  # as if half of the cache were filled
+                shape = feeds[PAST_KEY.format(0)].shape
+                feeds[POSITION_IDS] += min(shape[2] // 2, shape[2] - feeds[POSITION_IDS].shape[1])
             expected = _run(session, feeds)
             tensors = lane.run(plan, feeds, number)
             actual = {name: lane.download(tensor) for name, tensor in tensors.items()}
@@ -87,13 +87,13 @@ class _OrtFailure(Exception):
 def _values(rng: np.random.Generator, port: Any, axes: Axes, tokens: int) -> np.ndarray[Any, Any]:
     """Random values for an input, of the profile's optimum size. tokens: number of token ids."""
     shape = tuple(_size(axis, axes) if isinstance(axis, str) else int(axis) for axis in port.shape)
-    if port.name == contract.POSITION_IDS:
+    if port.name == POSITION_IDS:
         return np.broadcast_to(np.arange(shape[-1]), shape).astype(np.int64)  # a copy
-    if port.name == contract.LAST_INDEX:
+    if port.name == LAST_INDEX:
         return np.full(shape, _size("S", axes) - 1, np.int64)
-    if port.name == contract.PAST_MASK:  # as if half of the cache were filled
+    if port.name == PAST_MASK:  # as if half of the cache were filled
         return np.broadcast_to(np.where(np.arange(shape[-1]) < shape[-1] / 2, 0, _MASKED), shape).astype(np.float32)
-    if port.name == contract.TOKEN_IDS:
+    if port.name == TOKEN_IDS:
         return rng.integers(0, tokens, shape)
     if "int" in port.type:  # masks
         return np.ones(shape, np.int32 if "int32" in port.type else np.int64)

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import bundle as contract
-from ...bundle import Bundle
+from ...bundle import EMBED, ENCODER, LLM, QFORMER, VISION, Bundle
 from ...errors import BackendError, BundleError, OptionError
 from . import builder, gpu
 from .builder import Axes, Settings
@@ -99,15 +98,15 @@ def profiles(bundle: Bundle, component: str, sizes: PlanSizes) -> list[Axes]:
     """The optimization profiles of a component. llm and embed have two: a step and a prompt."""
     manifest = bundle.manifest
     rows = sizes.max_batch * sizes.max_beams
-    if component in (contract.LLM, contract.ENCODER, contract.EMBED):
+    if component in (LLM, ENCODER, EMBED):
         llm, capacity = manifest.llm, sizes.capacity
         assert llm is not None and capacity is not None
         optimum = min(llm.prefix_length + 8, capacity)
         prompt = (1, 1 if llm.encoder_decoder else optimum, capacity)
         length = (1, optimum, capacity)
-        if component == contract.ENCODER:
+        if component == ENCODER:
             return [{"B": _up_to(sizes.max_batch), "S": length}]
-        if component == contract.EMBED:
+        if component == EMBED:
             return [{"B": _up_to(rows), "S": (1, 1, 1)}, {"B": _up_to(sizes.max_batch), "S": length}]
         fixed: dict[str, tuple[int, int, int]] = {"T": (capacity,) * 3, "S_enc": length}
         # Beams and draws of an image share its prompt.
@@ -145,7 +144,7 @@ def _buffers(bundle: Bundle, sizes: PlanSizes) -> int:
     """Bytes of the inputs and outputs of all plans but the language model's, whose buffers are counted separately."""
     needed = 0
     for name, component in bundle.manifest.components.items():
-        if name not in (contract.LLM, contract.ENCODER):
+        if name not in (LLM, ENCODER):
             axes = profiles(bundle, name, sizes)[-1]
             for port in (*component.inputs, *component.outputs):
                 shape = (axes[axis][2] if isinstance(axis, str) else axis for axis in port.shape)
@@ -159,7 +158,7 @@ def _scratch(bundle: Bundle, sizes: PlanSizes) -> int:
     Counts float32 attention scores, feed-forward activations of four times the width, and unpacked embedding rows.
     """
     needed, manifest = [0], bundle.manifest
-    for component in (contract.VISION, contract.QFORMER):
+    for component in (VISION, QFORMER):
         if component in manifest.components:
             outputs = manifest.components[component].outputs
             rows, width = (size if isinstance(size, int) else 1 for size in outputs[0].shape[-2:])
@@ -182,7 +181,7 @@ def graph_bytes(graph: Path) -> int:
 def runner(bundle: Bundle) -> Any:
     """TensorRT or its replacement for this machine's GPU. Raises BackendError."""
     found, components = gpu.find(), bundle.manifest.components.items()
-    fp32 = [name for name, component in components if component.precision == "fp32" and name != contract.EMBED]
+    fp32 = [name for name, component in components if component.precision == "fp32" and name != EMBED]
     return builder.load_runner(None if isinstance(found, str) else found.sm, fp32)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import bundle as contract
+from ...bundle import CROSS_KEY, LLM, PAST_KEY, PAST_MASK, TOP_K
 from ...bundle.manifest import Manifest
 from ...errors import OptionError
 
@@ -46,9 +46,9 @@ class Sizes:
     def of(cls, manifest: Manifest, images: int, rows: int, capacity: int) -> Sizes:
         spec = manifest.llm
         assert spec is not None
-        ports = {tensor.name: tensor for tensor in manifest.components[contract.LLM].inputs}
-        past = ports[contract.PAST_KEY.format(0)]
-        cross = ports[contract.CROSS_KEY.format(0)].shape if spec.encoder_decoder else None
+        ports = {tensor.name: tensor for tensor in manifest.components[LLM].inputs}
+        past = ports[PAST_KEY.format(0)]
+        cross = ports[CROSS_KEY.format(0)].shape if spec.encoder_decoder else None
         return cls(
             layers=spec.layers,
             heads=int(past.shape[1]),
@@ -56,13 +56,13 @@ class Sizes:
             dtype=np.dtype(past.dtype),
             hidden=spec.hidden_size,
             vocab=spec.vocab_size,
-            k=min(contract.TOP_K, spec.vocab_size),
+            k=min(TOP_K, spec.vocab_size),
             images=images,
             rows=rows,
             capacity=capacity,
             cross=None if cross is None else (int(cross[1]), int(cross[3])),
             start=spec.decoder_start_token_id or 0,
-            in_place=contract.PAST_MASK not in ports,
+            in_place=PAST_MASK not in ports,
         )
 
 

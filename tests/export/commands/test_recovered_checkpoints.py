@@ -13,8 +13,7 @@ import pytest
 import torch
 
 import blip2rt
-from blip2rt import bundle as contract
-from blip2rt.bundle import Calibration, Logistic
+from blip2rt.bundle import Calibration, Logistic, read
 from blip2rt.matching.pool import read_pool
 from blip2rt.modeling.blip2 import Blip2Config, TrainableModel
 from blip2rt.modeling.checkpoint import Checkpoint, save_model
@@ -69,7 +68,7 @@ def with_extras(bundle: Path, path: Path) -> Path:
 
 def assert_extras(stages: list[Path], exported: Path, finetuned: Path) -> None:
     """An export has the extras again, except those that do not fit a finetuned language side or other graphs."""
-    manifest = contract.read(exported).manifest
+    manifest = read(exported).manifest
     assert manifest.calibration == CALIBRATION and manifest.retrieval is not None
     assert manifest.retrieval.pool == "captions.pool"
     read_pool(exported / "captions.pool", blip2rt.load(exported, threads=1).matcher)  # refuses another model's

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 import blip2rt
-from blip2rt import bundle as contract
-from blip2rt.bundle.manifest import from_json, to_json
+from blip2rt.bundle.manifest import Component, ImageSpec, Manifest, Source, TensorInfo, Verification, from_json, to_json
+from blip2rt.bundle.names import MANIFEST
+from blip2rt.bundle.reader import embedded, read, verify
 from blip2rt.bundle.writer import BundleWriter
 from blip2rt.cli.info import describe
 from blip2rt.errors import BundleError
@@ -20,21 +21,21 @@ FILE = {"size": 1, "sha256": ""}
 QUESTION = {"tokenizer": "q.json", "max_text_length": 9, "pad_token_id": 0}
 
 
-def minimal_manifest() -> contract.Manifest:
+def minimal_manifest() -> Manifest:
     """A bundle of the vision component alone."""
-    pixels = contract.TensorInfo("pixels", "float32", ("B", 3, 4, 6))
-    features = contract.TensorInfo("vision_features", "float32", ("B", 5, 8))
-    return contract.Manifest(
+    pixels = TensorInfo("pixels", "float32", ("B", 3, 4, 6))
+    features = TensorInfo("vision_features", "float32", ("B", 5, 8))
+    return Manifest(
         name="tiny",
         created_by="test",
-        components={"vision": contract.Component("vision.onnx", "fp32", (pixels,), (features,))},
-        image=contract.ImageSpec(4, 6, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        components={"vision": Component("vision.onnx", "fp32", (pixels,), (features,))},
+        image=ImageSpec(4, 6, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         llm=None,
         retrieval=None,
         prompts={},
         decoding={},
-        sources=(contract.Source("vision", "none", "Apache-2.0", "here"),),
-        verification=(contract.Verification("vision", "fp32", 0.0),),
+        sources=(Source("vision", "none", "Apache-2.0", "here"),),
+        verification=(Verification("vision", "fp32", 0.0),),
     )
 
 
@@ -46,13 +47,13 @@ def write(path: Path, content: bytes = b"graph", overwrite: bool = False) -> Pat
 
 
 def edit(path: Path, change) -> None:
-    data = json.loads((path / contract.MANIFEST).read_text())
+    data = json.loads((path / MANIFEST).read_text())
     change(data)
-    (path / contract.MANIFEST).write_text(json.dumps(data))
+    (path / MANIFEST).write_text(json.dumps(data))
 
 
 def test_bundle_round_trip(tmp_path):
-    bundle = contract.verify(write(tmp_path / "deep" / "b"))
+    bundle = verify(write(tmp_path / "deep" / "b"))
     assert replace(bundle.manifest, files=None) == minimal_manifest()
     assert bundle.size == 5 and bundle.graph("vision").read_bytes() == b"graph"
     assert bundle.has("vision") and not bundle.has("vision", "llm")
@@ -63,7 +64,7 @@ def test_bundle_round_trip(tmp_path):
 def test_unknown_fields_are_ignored(tmp_path):
     write(tmp_path / "b")
     edit(tmp_path / "b", lambda d: d.update(novelty=[1], image={**d["image"], "more": 1}))
-    contract.read(tmp_path / "b")
+    read(tmp_path / "b")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_damaged_manifest_is_one_line(tmp_path, change, words):
     write(tmp_path / "b")
     edit(tmp_path / "b", change)
     with pytest.raises(BundleError) as caught:
-        contract.read(tmp_path / "b")
+        read(tmp_path / "b")
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -121,52 +122,52 @@ def test_damaged_manifest_is_one_line(tmp_path, change, words):
 )
 def test_text_that_readers_could_take_differently_is_rejected(tmp_path, old, new, words):
     write(tmp_path / "b")
-    text = json.dumps(json.loads((tmp_path / "b" / contract.MANIFEST).read_text()))
+    text = json.dumps(json.loads((tmp_path / "b" / MANIFEST).read_text()))
     assert old in text
-    (tmp_path / "b" / contract.MANIFEST).write_text(text.replace(old, new))
+    (tmp_path / "b" / MANIFEST).write_text(text.replace(old, new))
     with pytest.raises(BundleError, match=re.escape(words)):
-        contract.read(tmp_path / "b")
+        read(tmp_path / "b")
 
 
 def test_huge_manifest_is_not_read(tmp_path):
     write(tmp_path / "b")
-    os.truncate(tmp_path / "b" / contract.MANIFEST, 1 << 30)
+    os.truncate(tmp_path / "b" / MANIFEST, 1 << 30)
     with pytest.raises(BundleError, match="it has more than 4,194,304 bytes"):
-        contract.read(tmp_path / "b")
+        read(tmp_path / "b")
 
 
 def test_control_characters_are_shown_as_escapes(tmp_path):
     write(tmp_path / "b")
     edit(tmp_path / "b", lambda d: d.update(name="a\x1b]0;b\x07c\u202ed"))
-    shown = describe(contract.read(tmp_path / "b"))
+    shown = describe(read(tmp_path / "b"))
     assert shown.startswith("a\\x1b]0;b\\x07c\\u202ed") and "\x1b" not in shown
 
 
 def test_verify_checks_the_manifest(tmp_path):
-    file = write(tmp_path / "b") / contract.MANIFEST
-    contract.verify(tmp_path / "b")
+    file = write(tmp_path / "b") / MANIFEST
+    verify(tmp_path / "b")
     whole = file.read_text()
     file.write_text(whole.replace('"name": "', '"name": "n', 1))
     with pytest.raises(BundleError, match=r"altered: the sha256 of blip2rt.json differs"):
-        contract.verify(tmp_path / "b")
+        verify(tmp_path / "b")
     file.write_text(re.sub(r'  "manifest_sha256": "[0-9a-f]{64}",\n', "", whole))
-    contract.verify(tmp_path / "b")
-    assert "manifest_sha256" in (contract.embedded() / contract.MANIFEST).read_text()
-    assert contract.verify(contract.embedded()).manifest.name == "nano"
+    verify(tmp_path / "b")
+    assert "manifest_sha256" in (embedded() / MANIFEST).read_text()
+    assert verify(embedded()).manifest.name == "nano"
 
 
 def test_non_bundles_are_reported(tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "cut").mkdir()
-    (tmp_path / "cut" / contract.MANIFEST).write_text('{"format": "blip2')
+    (tmp_path / "cut" / MANIFEST).write_text('{"format": "blip2')
     for path in (5, b"x", ["a"]):
         with pytest.raises(BundleError, match="give its folder's path"):
-            contract.read(path)
+            read(path)
     with pytest.raises(BundleError, match="cannot read .*name too long"):
-        contract.read("x" * 5000)
+        read("x" * 5000)
     for name, words in {"file": "is a file", "none": "no such folder", ".": "has no", "cut": "not JSON"}.items():
         with pytest.raises(BundleError, match=words):
-            contract.read(tmp_path / name)
+            read(tmp_path / name)
 
 
 def test_overwrite_replaces_bundles_only(tmp_path):
@@ -174,7 +175,7 @@ def test_overwrite_replaces_bundles_only(tmp_path):
     with pytest.raises(BundleError, match="exists already"):
         write(path, b"other")
     write(path, b"other", overwrite=True)
-    assert (contract.verify(path).path / "vision.onnx").read_bytes() == b"other"
+    assert (verify(path).path / "vision.onnx").read_bytes() == b"other"
     (tmp_path / "home").mkdir()
     write(tmp_path / "home")
     (tmp_path / "precious").mkdir()
@@ -204,7 +205,7 @@ def test_a_bundle_that_0_1_wrote_captions(photo: Any) -> None:
     onnx = pytest.importorskip("onnx")
     kinds = {node.op_type for node in onnx.load(WRITTEN / "llm.onnx", load_external_data=False).graph.node}
     assert {"Pad", "GroupQueryAttention", "SkipSimplifiedLayerNormalization", "MatMulNBits"} <= kinds
-    contract.verify(WRITTEN)
+    verify(WRITTEN)
     with blip2rt.load(WRITTEN, threads=1) as model:
         assert model.caption(photo(), max_new_tokens=5)
         assert len(model.caption(photo(), num_beams=3, num_captions=3)) == 3

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import blip2rt
-from blip2rt import bundle as contract
+from blip2rt.bundle import MANIFEST, verify
 from blip2rt.bundle.checksum import KEY, sha256_of
 from blip2rt.bundle.hub import HubName
 from blip2rt.errors import BundleError
@@ -118,7 +118,7 @@ def test_a_model_is_downloaded_once_and_then_read_without_network(hub: Hub, tiny
     expected = blip2rt.load(tiny.path).caption(str(photograph))
     done = hub.run("caption", photograph, "--model", "hf://user/repo")
     assert (done.returncode, done.stdout) == (0, f"{expected}\n"), done.stderr
-    assert contract.verify(hub.folder(FIRST)) and not (hub.folder(FIRST) / ".cache").exists()
+    assert verify(hub.folder(FIRST)) and not (hub.folder(FIRST) / ".cache").exists()
     for env in ({}, {"BLIP2RT_OFFLINE": "1"}):
         done = hub.run("caption", photograph, "--model", "hf://user/repo", **env)
         assert (done.stdout, hub.requests) == (f"{expected}\n", [])
@@ -150,15 +150,15 @@ def test_an_interrupted_download_resumes(hub: Hub) -> None:
     assert f"bytes of {largest.name}: run it again to resume" in said and not hub.folder(FIRST).exists()
     hub.cut_after = None
     done = hub.run("pull", "hf://user/repo")
-    assert done.returncode == 0 and contract.verify(hub.folder(FIRST)), done.stderr
+    assert done.returncode == 0 and verify(hub.folder(FIRST)), done.stderr
     asked = {path.rpartition("/")[2]: more for method, path, more in hub.requests if "resolve" in path}
     assert asked.pop(largest.name) == f"bytes={largest.stat().st_size - 100}-"
-    assert asked == {contract.MANIFEST: None} | asked and not any(asked.values())
+    assert asked == {MANIFEST: None} | asked and not any(asked.values())
     assert "config.json" not in asked, "finished files are not asked for again"
 
 
 def test_a_full_disk_is_one_line_before_the_download(hub: Hub) -> None:
-    file = hub.commits[FIRST] / contract.MANIFEST
+    file = hub.commits[FIRST] / MANIFEST
     manifest = json.loads(file.read_text())
     del manifest[KEY]
     manifest["files"]["tokenizer.json"]["size"] = 1 << 60

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import blip2rt
-from blip2rt import bundle as contract
+from blip2rt.bundle import MANIFEST, embedded, read
 from blip2rt.cli import main
 from tests.tiny.image_folders import start
 
@@ -134,11 +134,11 @@ def test_info_describes_a_bundle(tiny, capsys):
         assert word in out
     assert "nano" in run(capsys, "info")[1], "the default"
     data = json.loads(run(capsys, "info", tiny.path, "--json")[1])
-    assert data["name"] == "tiny" and data["size"] == contract.read(tiny.path).size
+    assert data["name"] == "tiny" and data["size"] == read(tiny.path).size
 
 
 def test_verify_finds_damage(tiny, tmp_path, capsys):
-    assert run(capsys, "verify")[1].startswith(f"{contract.embedded()}: "), "the default"
+    assert run(capsys, "verify")[1].startswith(f"{embedded()}: "), "the default"
     path = shutil.copytree(tiny.path, tmp_path / "copy")
     code, out, _ = run(capsys, "verify", path)
     assert code == 0 and "9 files" in out
@@ -203,9 +203,9 @@ def test_installed_nano_is_found_without_an_import(monkeypatch, tmp_path):
     folder = tmp_path / "blip2rt_nano" / "nano"
     folder.mkdir(parents=True)
     (folder.parent / "__init__.py").write_text("raise ImportError")
-    (folder / contract.MANIFEST).touch()
+    (folder / MANIFEST).touch()
     monkeypatch.syspath_prepend(tmp_path)
-    assert contract.embedded() == folder
+    assert embedded() == folder
 
 
 def test_a_process_captions_files_of_any_name(tiny, folder):

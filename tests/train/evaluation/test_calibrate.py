@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import blip2rt
-from blip2rt import bundle as contract
+from blip2rt.bundle import read, verify
 from blip2rt.image import to_pixels
 from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.native import native
@@ -140,8 +140,8 @@ def test_bundle_gets_both_weights(
     out = tmp_path / "out"
     assert calibrate.main([str(tiny.path), *pictures, "--out", str(out), "--best", "60"]) == 0
     assert "likelihood_weight 0 -> " in capsys.readouterr().out
-    contract.verify(out)
-    old, new = (contract.read(path).manifest for path in (tiny.path, out))
+    verify(out)
+    old, new = (read(path).manifest for path in (tiny.path, out))
     assert old.retrieval is not None and new.retrieval is not None
     temperature = old.retrieval.temperature
     assert new.retrieval.itm_weight == pytest.approx(0.2 / 14 / temperature, rel=0.1)
@@ -226,7 +226,7 @@ def test_a_bundle_gets_probabilities(
     assert all(f"wrong {what}; by a fit" in summary for what in ("phrases", "sentences", "statements", "labels"))
     assert "48 wrong sentences" in summary and "itm_weight" not in summary
     assert "24 questions of a number; the likeliest of red, blue is right for " in summary
-    old, new = contract.read(source).manifest, contract.verify(tmp_path / "out").manifest
+    old, new = read(source).manifest, verify(tmp_path / "out").manifest
     assert new.calibration is not None and replace(new, calibration=None) == old
     assert {"yes", "yes_blind", "name_cosine", "query_0"} <= set(new.calibration.phrase.weights)  # type: ignore[union-attr]
     assert new.calibration.numbers == ("red", "blue") and new.calibration.statement is not None
@@ -249,4 +249,4 @@ def test_without_questions_only_the_score_is_fitted(
     monkeypatch.setattr(calibrate, "_learn", lambda *given: (blip2rt.load(tiny.path).match_weights, "weights"))
     assert calibrate.main([str(tiny.path), *table(False)]) == 0
     assert "so probabilities were not fitted" in capsys.readouterr().out
-    assert contract.read(tmp_path / "out").manifest.calibration is None
+    assert read(tmp_path / "out").manifest.calibration is None
