@@ -132,7 +132,7 @@ fuzz-calls fuzz-image fuzz-checkpoint: fuzz-%: $(DEV)/blip2rt-installed
 
 FUZZER ?= $(or $(shell command -v clang++),$(shell command -v clang++-14))
 FUZZED_graph_walker := tests/fuzz/graph_walker.cpp \
-  $(filter engines/base/% engines/graphs/%,$(filter-out %/session.cpp,$(PLAIN_CORE))) build/fuzz/kernels.o
+  $(filter engines/base/% engines/graphs/%,$(filter-out %/session.cpp %/ort_graph.cpp,$(PLAIN_CORE))) build/fuzz/kernels.o
 
 FUZZED_tokenizer_reader := tests/fuzz/tokenizer_reader.cpp $(filter engines/base/% engines/text/%,$(PLAIN_CORE))
 

@@ -4,9 +4,9 @@
 #include <functional>
 #include <stdexcept>
 
+#include "base/tensor.h"
 #include "base/utf8.h"
 #include "graphs/protobuf.h"
-#include "ort/ort_api.h"
 
 namespace blip2rt {
 namespace {

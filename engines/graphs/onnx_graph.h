@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "ort/ort_api.h"
+#include "base/tensor.h"
 
 namespace blip2rt {
 

@@ -11,14 +11,6 @@
 namespace blip2rt {
 namespace {
 
-// A view of numbers that a vector holds. The vector must keep its memory while the view is used.
-template <class T>
-Value view_of(std::vector<T>& data, const std::vector<int64_t>& shape, DType dtype) {
-  size_t count = 1;
-  for (int64_t axis : shape) count *= static_cast<size_t>(axis);
-  return view(data.data(), count * sizeof(T), shape, dtype);
-}
-
 int longest_of(const std::vector<PromptSpan>& spans) {
   int longest = 0;
   for (const PromptSpan& span : spans) longest = std::max(longest, span.length());
@@ -67,10 +59,10 @@ void Decoder::embed_tokens(std::vector<int64_t>& ids, std::vector<float>& embeds
   embeds.resize(ids.size() * static_cast<size_t>(shape_.hidden_size));
   if (ids.empty()) return;
   const auto count = static_cast<int64_t>(ids.size());
-  Binding binding(generator_.embed());
-  binding.input("token_ids", view_of(ids, {1, count}, DType::kInt64));
-  binding.output("token_embeds", view_of(embeds, {1, count, shape_.hidden_size}, DType::kFloat32));
-  binding.run();
+  const auto binding = generator_.embed().bind();
+  binding->input("token_ids", {ids.data(), {1, count}, DType::kInt64});
+  binding->output("token_embeds", {embeds.data(), {1, count, shape_.hidden_size}});
+  binding->run();
 }
 
 // Returns the spans' embeddings (spans, length, hidden_size), padded with 0.
@@ -107,13 +99,13 @@ void Decoder::encode(const std::vector<PromptSpan>& spans) {
   std::optional<KvCache> own;
   if (!fills_pool) own.emplace(CacheShape{pool.layers, 1, pool.heads, length, pool.head_dim});
   KvCache& output = fills_pool ? *encoder_cache_ : *own;
-  Binding binding(*generator_.encoder());
-  binding.input("inputs_embeds", view_of(embeds, {rows, length, shape_.hidden_size}, DType::kFloat32));
-  binding.input("attention_mask", view_of(mask, {rows, length}, DType::kInt64));
+  const auto binding = generator_.encoder()->bind();
+  binding->input("inputs_embeds", {embeds.data(), {rows, length, shape_.hidden_size}});
+  binding->input("attention_mask", {mask.data(), {rows, length}, DType::kInt64});
   for (int i = 0; i < shape_.layers * 2; ++i) {
-    binding.output(encoder_names_[static_cast<size_t>(i)].c_str(), output.tensor(i / 2, i % 2, rows));
+    binding->output(encoder_names_[static_cast<size_t>(i)].c_str(), output.tensor(i / 2, i % 2, rows));
   }
-  binding.run();
+  binding->run();
   // A cache of one row has the layout of save().
   if (own) encoder_cache_->load(spans[0].context.encoder_start, 0, length, length, own->data());
 }
@@ -145,18 +137,18 @@ void Decoder::score_row(Inputs& inputs, int row) {
 }
 
 void Decoder::bind(Binding& binding, Inputs& inputs, int rows, int length) {
-  binding.input("inputs_embeds", view_of(inputs.embeds, {rows, length, shape_.hidden_size}, DType::kFloat32));
-  binding.input("position_ids", view_of(inputs.position_ids, {rows, length}, DType::kInt64));
-  binding.input("last_index", view_of(inputs.last_index, {rows}, DType::kInt64));
-  binding.input("seqlens_k", view_of(inputs.seqlens, {rows}, DType::kInt32));
-  binding.input("total_sequence_length", view(&inputs.total_length, sizeof inputs.total_length, {}, DType::kInt32));
+  binding.input("inputs_embeds", {inputs.embeds.data(), {rows, length, shape_.hidden_size}});
+  binding.input("position_ids", {inputs.position_ids.data(), {rows, length}, DType::kInt64});
+  binding.input("last_index", {inputs.last_index.data(), {rows}, DType::kInt64});
+  binding.input("seqlens_k", {inputs.seqlens.data(), {rows}, DType::kInt32});
+  binding.input("total_sequence_length", {&inputs.total_length, {}, DType::kInt32});
   const auto count = static_cast<size_t>(rows);
-  binding.input(kCacheRows, view(inputs.cache_rows.data(), count * sizeof(CacheRow), {rows, 4}, DType::kInt32));
+  binding.input(kCacheRows, {inputs.cache_rows.data(), {rows, 4}, DType::kInt32});
   const auto scored = static_cast<int64_t>(inputs.logit_rows.size());
-  if (selects_logits_) binding.input(kLogitRows, view_of(inputs.logit_rows, {scored}, DType::kInt32));
-  binding.output("logits", view_of(logits_, {scored, shape_.vocab_size}, DType::kFloat32));
+  if (selects_logits_) binding.input(kLogitRows, {inputs.logit_rows.data(), {scored}, DType::kInt32});
+  binding.output("logits", {logits_.data(), {scored, shape_.vocab_size}});
   for (int i = 0; i < shape_.layers * 2; ++i) {
-    const Value buffer = cache_.tensor(i / 2, i % 2, rows);
+    const TensorView buffer = cache_.tensor(i / 2, i % 2, rows);
     binding.input(cache_names_[static_cast<size_t>(i) * 2].c_str(), buffer);
     binding.output(cache_names_[static_cast<size_t>(i) * 2 + 1].c_str(), buffer);
   }
@@ -165,8 +157,8 @@ void Decoder::bind(Binding& binding, Inputs& inputs, int rows, int length) {
     binding.input(encoder_names_[static_cast<size_t>(i)].c_str(), encoder_cache_->tensor(i / 2, i % 2, rows));
   }
   inputs.encoder_mask.assign(count * static_cast<size_t>(inputs.encoder_length), 1);
-  binding.input("encoder_mask", view_of(inputs.encoder_mask, {rows, inputs.encoder_length}, DType::kInt64));
-  binding.input(kEncoderRows, view(inputs.encoder_rows.data(), count * sizeof(EncoderRow), {rows, 2}, DType::kInt32));
+  binding.input("encoder_mask", {inputs.encoder_mask.data(), {rows, inputs.encoder_length}, DType::kInt64});
+  binding.input(kEncoderRows, {inputs.encoder_rows.data(), {rows, 2}, DType::kInt32});
 }
 
 void Decoder::read(const std::vector<PromptSpan>& spans) {
@@ -177,9 +169,9 @@ void Decoder::read(const std::vector<PromptSpan>& spans) {
     set_row(inputs, i, spans[i].context, spans[i].length(), length);
     score_row(inputs, static_cast<int>(i));
   }
-  Binding binding(generator_.llm());
-  bind(binding, inputs, static_cast<int>(spans.size()), length);
-  binding.run();
+  const auto binding = generator_.llm().bind();
+  bind(*binding, inputs, static_cast<int>(spans.size()), length);
+  binding->run();
 }
 
 void Decoder::clear() {
@@ -219,9 +211,9 @@ void Decoder::embed_rows() {
   }
   if (embed_bound_rows_ != rows_) {
     embed_bound_rows_ = 0;
-    embed_.emplace(generator_.embed());
-    embed_->input("token_ids", view_of(tokens_, {rows_, 1}, DType::kInt64));
-    embed_->output("token_embeds", view_of(inputs_.embeds, {rows_, 1, shape_.hidden_size}, DType::kFloat32));
+    embed_ = generator_.embed().bind();
+    embed_->input("token_ids", {tokens_.data(), {rows_, 1}, DType::kInt64});
+    embed_->output("token_embeds", {inputs_.embeds.data(), {rows_, 1, shape_.hidden_size}});
     embed_bound_rows_ = rows_;
   }
   embed_->run();
@@ -232,7 +224,7 @@ void Decoder::step() {
   const size_t scored = inputs_.logit_rows.size();
   if (bound_rows_ != rows_ || bound_logits_ != scored || bound_encoder_length_ != inputs_.encoder_length) {
     bound_rows_ = 0;
-    llm_.emplace(generator_.llm());
+    llm_ = generator_.llm().bind();
     bind(*llm_, inputs_, rows_, 1);
     bound_rows_ = rows_;
     bound_logits_ = scored;

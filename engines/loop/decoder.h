@@ -6,7 +6,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -118,7 +117,7 @@ class Decoder {
   double graph_seconds_ = 0;
   int bound_rows_ = 0, bound_encoder_length_ = 0, embed_bound_rows_ = 0;
   size_t bound_logits_ = 0;
-  std::optional<Binding> llm_, embed_;  // of step()
+  std::unique_ptr<Binding> llm_, embed_;  // of step()
 };
 
 }  // namespace blip2rt

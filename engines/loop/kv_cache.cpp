@@ -29,10 +29,8 @@ KvCache::KvCache(const CacheShape& shape)
                                          2 * static_cast<int>(sizeof(float))})),
               [](void* memory) { ::operator delete(memory); }) {}
 
-Value KvCache::tensor(int layer, int which, int rows) {
-  const size_t bytes = row_size_ * static_cast<size_t>(rows) * sizeof(float);
-  return view(at(layer * 2 + which, 0, 0), bytes, {rows, shape_.heads, shape_.capacity, shape_.head_dim},
-              DType::kFloat32);
+TensorView KvCache::tensor(int layer, int which, int rows) {
+  return {at(layer * 2 + which, 0, 0), {rows, shape_.heads, shape_.capacity, shape_.head_dim}};
 }
 
 float* KvCache::at(int buffer, int head, int position) {

@@ -8,7 +8,7 @@
 #include <optional>
 #include <vector>
 
-#include "ort/ort_api.h"
+#include "base/tensor.h"
 
 namespace blip2rt {
 
@@ -26,7 +26,7 @@ class KvCache {
 
   // Returns one layer's keys (which = 0) or values (which = 1) as a tensor (rows, heads, capacity, head_dim). Our
   // attention reads the number of rows from the graph's other inputs, so the tensor may claim more rows than exist.
-  Value tensor(int layer, int which, int rows);
+  TensorView tensor(int layer, int which, int rows);
 
   // Copies `count` positions of row 0 from position `from` to position `to`, in every layer. They must not overlap.
   void copy_positions(int from, int to, int count);

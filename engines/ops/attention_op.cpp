@@ -1,4 +1,4 @@
-// Runs the attention kernels on ONNX Runtime's threads and tensors.
+// Runs the attention kernels on a run's threads and tensors.
 #include "ops/attention_op.h"
 
 #include <algorithm>
@@ -21,7 +21,7 @@ void require(bool holds, const char* what) {
 // Limits far above real sizes, so that products of sizes do not overflow.
 constexpr int64_t kMaxHeads = 1 << 16, kMaxWidth = 1 << 16, kMaxPositions = 1 << 20;
 
-bool has_axes(const Tensor& tensor, std::initializer_list<size_t> axes) {
+bool has_axes(const TensorView& tensor, std::initializer_list<size_t> axes) {
   size_t i = 0;
   for (size_t wanted : axes) {
     if (i >= tensor.rank || static_cast<size_t>(tensor.axes[i++]) != wanted) return false;
@@ -29,9 +29,7 @@ bool has_axes(const Tensor& tensor, std::initializer_list<size_t> axes) {
   return tensor.rank == axes.size();
 }
 
-size_t axis(const Tensor& tensor, size_t index) { return static_cast<size_t>(tensor.axes[index]); }
-
-void run(OrtKernelContext* context, const Attention& a) {
+void attend(OperatorRun& run, const Attention& a) {
   if (a.rows == 0 || a.length == 0) return;
   const AttentionKernel& kernel = *attention_kernel();
   const size_t blocks = (a.rows * a.length * a.group_size() + kQueryBlock - 1) / kQueryBlock;
@@ -39,12 +37,12 @@ void run(OrtKernelContext* context, const Attention& a) {
   constexpr size_t kMinPartProducts = 32 * 1024;
   const auto part_size = [&](size_t work) { return std::max<size_t>(1, kMinPartProducts / std::max<size_t>(1, work)); };
   if (a.key != nullptr) {
-    parallel_for(context, a.rows * a.kv_heads, part_size(a.length * a.width), [&](size_t first, size_t last) {
+    parallel_for(run, a.rows * a.kv_heads, part_size(a.length * a.width), [&](size_t first, size_t last) {
       for (size_t i = first; i < last; ++i) kernel.append(a, i % a.rows, i / a.rows);
     });
   }
   const size_t floats = AttentionKernel::scratch_floats(a);
-  parallel_for(context, a.kv_heads * blocks, part_size(kQueryBlock * a.max_visible() * a.width),
+  parallel_for(run, a.kv_heads * blocks, part_size(kQueryBlock * a.max_visible() * a.width),
                [&](size_t first, size_t last) {
                  thread_local Buffer scratch;
                  float* memory = scratch.get<float>(floats);
@@ -52,7 +50,7 @@ void run(OrtKernelContext* context, const Attention& a) {
                });
 }
 
-struct AttentionOp {
+struct AttentionOp final : Operator {
   enum Input : size_t { kQuery, kKey, kValue, kPastKey, kPastValue, kRows, kCos, kSin, kBias };
   static constexpr const char* kName = kAttention;
   static constexpr DType kInputs[] = {DType::kFloat32, DType::kFloat32, DType::kFloat32,
@@ -63,59 +61,59 @@ struct AttentionOp {
   size_t heads, kv_heads, window;
   float scale, softcap;
 
-  explicit AttentionOp(const OrtKernelInfo* info)
-      : heads(size_attribute(info, "num_heads", kMaxHeads)),
-        kv_heads(size_attribute(info, "kv_num_heads", kMaxHeads)),
-        window(static_cast<size_t>(std::max<int64_t>(0, attribute(info, "local_window_size")))),
-        scale(float_attribute(info, "scale")),
-        softcap(float_attribute(info, "softcap")) {
+  explicit AttentionOp(const OperatorAttributes& info)
+      : heads(info.size("num_heads", kMaxHeads)),
+        kv_heads(info.size("kv_num_heads", kMaxHeads)),
+        window(static_cast<size_t>(std::max<int64_t>(0, info.integer("local_window_size")))),
+        scale(info.number("scale")),
+        softcap(info.number("softcap")) {
     require(heads % kv_heads == 0, "num_heads is not a multiple of kv_num_heads");
   }
 
-  void compute(OrtKernelContext* context) const {
-    const Tensor query = input(context, kQuery), key = input(context, kKey), value = input(context, kValue);
-    const Tensor past_key = input(context, kPastKey), past_value = input(context, kPastValue);
-    const Tensor rows = input(context, kRows);
+  void compute(OperatorRun& run) const override {
+    const TensorView query = run.input(kQuery), key = run.input(kKey), value = run.input(kValue);
+    const TensorView past_key = run.input(kPastKey), past_value = run.input(kPastValue);
+    const TensorView rows = run.input(kRows);
     require(query.rank == 3 && past_key.rank == 4 && past_value.rank == 4, "query or past has too few axes");
-    require(axis(past_key, 1) == kv_heads && std::equal(past_key.axes, past_key.axes + 4, past_value.axes),
+    require(past_key.size(1) == kv_heads && std::equal(past_key.axes, past_key.axes + 4, past_value.axes),
             "past has the wrong shape");
-    const size_t width = axis(past_key, 3), of_queries = heads * width, of_keys = kv_heads * width;
+    const size_t width = past_key.size(3), of_queries = heads * width, of_keys = kv_heads * width;
     require(width > 0 && width <= kMaxWidth && width % Attention::kWidthMultiple == 0,
             "head width is not a multiple of 8");
-    require(axis(query, 2) == of_queries + (key ? 0 : 2 * of_keys), "query has the wrong width");
-    require(key.is_present == value.is_present, "there are keys without values, or values without keys");
-    require(!key || (has_axes(key, {axis(query, 0), axis(query, 1), of_keys}) &&
-                     has_axes(value, {axis(query, 0), axis(query, 1), of_keys})),
+    require(query.size(2) == of_queries + (key ? 0 : 2 * of_keys), "query has the wrong width");
+    require(!key == !value, "there are keys without values, or values without keys");
+    require(!key || (has_axes(key, {query.size(0), query.size(1), of_keys}) &&
+                     has_axes(value, {query.size(0), query.size(1), of_keys})),
             "key or value does not fit query");
-    require(has_axes(rows, {axis(query, 0), 4}), "cache_rows is not (B, 4)");
+    require(has_axes(rows, {query.size(0), 4}), "cache_rows is not (B, 4)");
 
     Attention a = {};
-    a.rows = axis(query, 0);
-    a.length = axis(query, 1);
+    a.rows = query.size(0);
+    a.length = query.size(1);
     a.heads = heads;
     a.kv_heads = kv_heads;
     a.width = width;
     a.query = query.as<float>();
-    a.query_strides = {a.length * axis(query, 2), axis(query, 2), width};
+    a.query_strides = {a.length * query.size(2), query.size(2), width};
     a.key = key ? key.as<float>() : a.query + of_queries;
     a.value = key ? value.as<float>() : a.key + of_keys;
     a.key_strides = key ? Strides{a.length * of_keys, of_keys, width} : a.query_strides;
-    a.capacity = axis(past_key, 2);
+    a.capacity = past_key.size(2);
     a.cache_rows = rows.as<CacheRow>();
     a.scale = scale == 0 ? 1.0f / std::sqrt(static_cast<float>(width)) : scale;
     a.softcap = softcap;
     a.window = window;
     const int64_t out_axes[] = {query.axes[0], query.axes[1], static_cast<int64_t>(of_queries)};
-    a.out = output(context, 0, out_axes, 3);
+    a.out = run.output(0, out_axes, 3);
     a.out_strides = {a.length * of_queries, of_queries, width};
-    a.keys = output(context, 1, past_key.axes, past_key.rank);
-    a.values = output(context, 2, past_value.axes, past_value.rank);
+    a.keys = run.output(1, past_key.axes, past_key.rank);
+    a.values = run.output(2, past_value.axes, past_value.rank);
     // They must be the loop's own memory, whose rows cache_rows refers to.
     require(a.keys == past_key.data && a.values == past_value.data, "present and past are different memory");
     check_rows(a);
-    set_rotation(a, input(context, kCos), input(context, kSin));
-    set_bias(a, input(context, kBias));
-    run(context, a);
+    set_rotation(a, run.input(kCos), run.input(kSin));
+    set_bias(a, run.input(kBias));
+    attend(run, a);
   }
 
   // Only the loop knows which rows exist, but no row may end after the cache's capacity.
@@ -133,30 +131,29 @@ struct AttentionOp {
     }
   }
 
-  static void set_rotation(Attention& a, const Tensor& cos, const Tensor& sin) {
+  static void set_rotation(Attention& a, const TensorView& cos, const TensorView& sin) {
     if (!cos && !sin) return;
     require(cos.rank == 2 && sin.rank == 2 && std::equal(cos.axes, cos.axes + 2, sin.axes) &&
-                2 * axis(cos, 1) <= a.width && a.max_visible() <= axis(cos, 0),
+                2 * cos.size(1) <= a.width && a.max_visible() <= cos.size(0),
             "the rotation tables are too short or too wide");
-    a.rotary_dims = 2 * axis(cos, 1);
+    a.rotary_dims = 2 * cos.size(1);
     a.cos = cos.as<float>();
     a.sin = sin.as<float>();
   }
 
-  static void set_bias(Attention& a, const Tensor& bias) {
+  static void set_bias(Attention& a, const TensorView& bias) {
     if (!bias) return;
-    require(bias.rank == 4 && (axis(bias, 0) == 1 || axis(bias, 0) == a.rows) &&
-                (axis(bias, 1) == 1 || axis(bias, 1) == a.heads) && axis(bias, 2) == a.length &&
-                a.max_visible() <= axis(bias, 3),
+    require(bias.rank == 4 && (bias.size(0) == 1 || bias.size(0) == a.rows) &&
+                (bias.size(1) == 1 || bias.size(1) == a.heads) && bias.size(2) == a.length &&
+                a.max_visible() <= bias.size(3),
             "attention_bias has the wrong shape");
-    const size_t of_head = a.length * axis(bias, 3);
+    const size_t of_head = a.length * bias.size(3);
     a.bias = bias.as<float>();
-    a.bias_strides = {axis(bias, 0) == 1 ? 0 : axis(bias, 1) * of_head, axis(bias, 3),
-                      axis(bias, 1) == 1 ? 0 : of_head};
+    a.bias_strides = {bias.size(0) == 1 ? 0 : bias.size(1) * of_head, bias.size(3), bias.size(1) == 1 ? 0 : of_head};
   }
 };
 
-struct CrossAttentionOp {
+struct CrossAttentionOp final : Operator {
   enum Input : size_t { kQuery, kKey, kValue, kBias, kRows };
   static constexpr const char* kName = kCrossAttention;
   static constexpr DType kInputs[] = {DType::kFloat32, DType::kFloat32, DType::kFloat32, DType::kFloat32,
@@ -164,49 +161,49 @@ struct CrossAttentionOp {
   static constexpr size_t kOutputs = 1;
   static bool optional(size_t) { return false; }
 
-  explicit CrossAttentionOp(const OrtKernelInfo*) {}
+  explicit CrossAttentionOp(const OperatorAttributes&) {}
 
-  void compute(OrtKernelContext* context) const {
-    const Tensor query = input(context, kQuery), key = input(context, kKey), value = input(context, kValue);
-    const Tensor bias = input(context, kBias), rows = input(context, kRows);
+  void compute(OperatorRun& run) const override {
+    const TensorView query = run.input(kQuery), key = run.input(kKey), value = run.input(kValue);
+    const TensorView bias = run.input(kBias), rows = run.input(kRows);
     require(query.rank == 4 && key.rank == 4 && value.rank == 4 && std::equal(key.axes, key.axes + 4, value.axes) &&
-                axis(key, 1) == axis(query, 1) && axis(key, 3) == axis(query, 3) && axis(key, 2) > 0 &&
-                axis(key, 2) <= INT32_MAX && axis(key, 3) > 0 && axis(key, 3) <= kMaxWidth &&
-                axis(key, 3) % Attention::kWidthMultiple == 0,
+                key.size(1) == query.size(1) && key.size(3) == query.size(3) && key.size(2) > 0 &&
+                key.size(2) <= INT32_MAX && key.size(3) > 0 && key.size(3) <= kMaxWidth &&
+                key.size(3) % Attention::kWidthMultiple == 0,
             "query, key and value of the encoder do not fit");
-    require(bias.rank == 4 && axis(bias, 0) == axis(query, 0) && axis(bias, 1) == 1 && axis(bias, 2) == 1 &&
-                has_axes(rows, {axis(query, 0), 2}),
+    require(bias.rank == 4 && bias.size(0) == query.size(0) && bias.size(1) == 1 && bias.size(2) == 1 &&
+                has_axes(rows, {query.size(0), 2}),
             "the encoder's mask or encoder_rows does not fit");
     Attention a = {};
-    a.rows = axis(query, 0);
-    a.heads = a.kv_heads = axis(query, 1);
-    a.length = axis(query, 2);
-    a.width = axis(query, 3);
+    a.rows = query.size(0);
+    a.heads = a.kv_heads = query.size(1);
+    a.length = query.size(2);
+    a.width = query.size(3);
     a.query = query.as<float>();
     a.query_strides = a.out_strides = {a.heads * a.length * a.width, a.width, a.length * a.width};
     a.keys = key.as<float>();
     a.values = value.as<float>();
-    a.capacity = axis(key, 2);
+    a.capacity = key.size(2);
     a.scale = 1;
     a.bias = bias.as<float>();
-    a.bias_strides = {axis(bias, 3), 0, 0};
-    a.out = output(context, 0, query.axes, query.rank);
+    a.bias_strides = {bias.size(3), 0, 0};
+    a.out = run.output(0, query.axes, query.rank);
     thread_local Buffer memory;
     CacheRow* where = memory.get<CacheRow>(std::max<size_t>(1, a.rows));
     const size_t of_row = a.heads * a.capacity;
     for (size_t row = 0; row < a.rows; ++row) {
       const int32_t start = rows.as<int32_t>()[2 * row], length = rows.as<int32_t>()[2 * row + 1];
       where[row] = {start, length, 0, 0};
-      require(start >= 0 && length > 0 && static_cast<size_t>(length) <= axis(bias, 3) &&
+      require(start >= 0 && length > 0 && static_cast<size_t>(length) <= bias.size(3) &&
                   static_cast<size_t>(start) % of_row + static_cast<size_t>(length) <= a.capacity,
               "encoder_rows points outside the encoder's output");
     }
     a.cache_rows = where;
-    run(context, a);
+    attend(run, a);
   }
 };
 
-struct EncoderAttentionOp {
+struct EncoderAttentionOp final : Operator {
   static constexpr const char* kName = kEncoderAttention;
   static constexpr DType kInputs[] = {DType::kFloat32};
   static constexpr size_t kOutputs = 1;
@@ -215,26 +212,26 @@ struct EncoderAttentionOp {
   size_t positions, heads, width;
   float scale;
 
-  explicit EncoderAttentionOp(const OrtKernelInfo* info)
-      : num_images(attribute(info, "images")),
-        positions(size_attribute(info, "positions", kMaxPositions)),
-        heads(size_attribute(info, "num_heads", kMaxHeads)),
-        width(size_attribute(info, "width", kMaxWidth)),
-        scale(float_attribute(info, "scale")) {}
+  explicit EncoderAttentionOp(const OperatorAttributes& info)
+      : num_images(info.integer("images")),
+        positions(info.size("positions", kMaxPositions)),
+        heads(info.size("num_heads", kMaxHeads)),
+        width(info.size("width", kMaxWidth)),
+        scale(info.number("scale")) {}
 
-  void compute(OrtKernelContext* context) const {
-    const Tensor qkv = input(context, 0);
+  void compute(OperatorRun& run) const override {
+    const TensorView qkv = run.input(0);
     const size_t of_position = heads * width;
-    require(qkv.rank == 3 && axis(qkv, 2) == 3 * of_position, "query, key and value have the wrong width");
-    require(axis(qkv, 0) * axis(qkv, 1) % positions == 0, "positions are not a multiple of an image's");
-    const size_t images = axis(qkv, 0) * axis(qkv, 1) / positions;
+    require(qkv.rank == 3 && qkv.size(2) == 3 * of_position, "query, key and value have the wrong width");
+    require(qkv.size(0) * qkv.size(1) % positions == 0, "positions are not a multiple of an image's");
+    const size_t images = qkv.size(0) * qkv.size(1) / positions;
     require(num_images == -1 || static_cast<size_t>(num_images) == images, "the number of images is wrong");
     EncoderAttention a = {positions, heads, width, qkv.as<float>(), scale, nullptr};
     const int64_t out_axes[] = {static_cast<int64_t>(images), static_cast<int64_t>(positions),
                                 static_cast<int64_t>(of_position)};
-    a.out = output(context, 0, out_axes, 3);
+    a.out = run.output(0, out_axes, 3);
     const EncoderAttentionKernel* kernel = encoder_attention_kernel();
-    parallel_for(context, images * heads, 1, [&](size_t part, size_t) {
+    parallel_for(run, images * heads, 1, [&](size_t part, size_t) {
       thread_local Buffer scratch;
       EncoderAttention of_image = a;
       of_image.qkv += part / heads * a.positions * 3 * of_position;
@@ -246,10 +243,8 @@ struct EncoderAttentionOp {
 
 }  // namespace
 
-void add_attention_ops(OrtCustomOpDomain* domain) {
-  check(ort().CustomOpDomain_Add(domain, custom_op<AttentionOp>()));
-  check(ort().CustomOpDomain_Add(domain, custom_op<CrossAttentionOp>()));
-  check(ort().CustomOpDomain_Add(domain, custom_op<EncoderAttentionOp>()));
+std::vector<OperatorType> attention_types() {
+  return {operator_type<AttentionOp>(), operator_type<CrossAttentionOp>(), operator_type<EncoderAttentionOp>()};
 }
 
 }  // namespace blip2rt

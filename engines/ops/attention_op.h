@@ -1,7 +1,9 @@
 // The custom operators Attention, CrossAttention and EncoderAttention, which run kernels/attention.
 #pragma once
 
-#include "ort/ort_api.h"
+#include <vector>
+
+#include "ops/custom_op.h"
 
 namespace blip2rt {
 
@@ -29,6 +31,6 @@ constexpr char kEncoderRows[] = "encoder_rows";
 // positions, num_heads, width (hd), scale.
 constexpr char kEncoderAttention[] = "EncoderAttention";
 
-void add_attention_ops(OrtCustomOpDomain* domain);
+std::vector<OperatorType> attention_types();
 
 }  // namespace blip2rt

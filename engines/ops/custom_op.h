@@ -1,129 +1,71 @@
-// Turns C++ classes into custom operators of ONNX Runtime, with access to its threads and tensors.
+// Turns our operators into custom operators of ONNX Runtime.
 #pragma once
 
-#include <algorithm>
-#include <atomic>
 #include <exception>
 #include <iterator>
-#include <memory>
 #include <new>
-#include <stdexcept>
-#include <string>
+#include <vector>
 
+#include "ops/operator.h"
 #include "ort/ort_api.h"
 
 namespace blip2rt {
 
-// A reusable buffer of one thread. It grows on demand, so that a token allocates nothing.
-class Buffer {
+// One of our operators, for both runtimes.
+struct OperatorType {
+  const char* name;
+  std::vector<DType> inputs;
+  bool (*optional)(size_t input);
+  size_t outputs;  // float32
+  std::unique_ptr<Operator> (*make)(const OperatorAttributes& attributes);
+  const OrtCustomOp* (*custom_op)();
+};
+
+class OrtRun : public OperatorRun {
  public:
-  template <class T>
-  T* get(size_t count) {
-    constexpr size_t kLine = static_cast<size_t>(kAlignment);
-    const size_t bytes = (count * sizeof(T) + kLine - 1) / kLine * kLine;
-    if (bytes > size_) {
-      memory_.reset();
-      size_ = 0;
-      memory_.reset(::operator new(bytes, kAlignment));
-      size_ = bytes;
-    }
-    return static_cast<T*>(memory_.get());
+  explicit OrtRun(OrtKernelContext* context) : context_(context) {}
+
+  TensorView input(size_t index) const override {
+    const OrtValue* value = nullptr;
+    check(ort().KernelContext_GetInput(context_, index, &value));
+    return value == nullptr ? TensorView() : view_of(value);
+  }
+
+  float* output(size_t index, const int64_t* axes, size_t rank) override {
+    OrtValue* value = nullptr;
+    void* data = nullptr;
+    check(ort().KernelContext_GetOutput(context_, index, axes, rank, &value));
+    check(ort().GetTensorMutableData(value, &data));
+    return static_cast<float*>(data);
+  }
+
+  void run_parts(size_t parts, void (*work)(void* data, size_t part), void* data) override {
+    check(ort().KernelContext_ParallelFor(context_, work, parts, 0, data));
   }
 
  private:
-  static constexpr std::align_val_t kAlignment{64};
-  struct Free {
-    void operator()(void* memory) const { ::operator delete(memory, kAlignment); }
-  };
-  std::unique_ptr<void, Free> memory_;
-  size_t size_ = 0;
+  OrtKernelContext* context_;
 };
 
-// Calls work(first, last) on ONNX Runtime's threads for parts of [0, count) with `part_size` items each. Rethrows the
-// first exception after all parts have ended: none may pass through ONNX Runtime.
-template <class F>
-void parallel_for(OrtKernelContext* context, size_t count, size_t part_size, const F& work) {
-  struct Parts {
-    const F* work;
-    size_t count, part_size;
-    std::atomic_flag failed = ATOMIC_FLAG_INIT;
-    std::exception_ptr failure = nullptr;  // the first one
-  } parts = {&work, count, part_size};
-  const auto one = [](void* data, size_t part) {
-    Parts& p = *static_cast<Parts*>(data);
-    try {
-      (*p.work)(part* p.part_size, std::min(p.count, (part + 1) * p.part_size));
-    } catch (...) {
-      if (!p.failed.test_and_set()) p.failure = std::current_exception();
-    }
-  };
-  check(ort().KernelContext_ParallelFor(context, one, (count + part_size - 1) / part_size, 0, &parts));
-  if (parts.failure) std::rethrow_exception(parts.failure);
-}
+class OrtAttributes : public OperatorAttributes {
+ public:
+  explicit OrtAttributes(const OrtKernelInfo* info) : info_(info) {}
 
-// An input tensor of an operator.
-struct Tensor {
-  static constexpr size_t kMaxAxes = 8;  // an array, because a vector would allocate per token
-  void* data = nullptr;
-  int64_t axes[kMaxAxes] = {};
-  size_t rank = 0;
-  bool is_present = false;  // false if an optional input is missing
-
-  explicit operator bool() const { return is_present; }
-  template <class T>
-  T* as() const {
-    return static_cast<T*>(data);
+  int64_t integer(const char* name) const override {
+    int64_t value = 0;
+    check(ort().KernelInfoGetAttribute_int64(info_, name, &value));
+    return value;
   }
+
+  float number(const char* name) const override {
+    float value = 0;
+    check(ort().KernelInfoGetAttribute_float(info_, name, &value));
+    return value;
+  }
+
+ private:
+  const OrtKernelInfo* info_;
 };
-
-inline Tensor input(OrtKernelContext* context, size_t index) {
-  Tensor tensor;
-  const OrtValue* value = nullptr;
-  check(ort().KernelContext_GetInput(context, index, &value));
-  if (value == nullptr) return tensor;
-  tensor.is_present = true;
-  check(ort().GetTensorMutableData(const_cast<OrtValue*>(value), &tensor.data));
-  OrtTensorTypeAndShapeInfo* raw = nullptr;
-  check(ort().GetTensorTypeAndShape(value, &raw));
-  TensorTypeAndShapeInfo info(raw);
-  check(ort().GetDimensionsCount(raw, &tensor.rank));
-  if (tensor.rank > Tensor::kMaxAxes) throw std::runtime_error("an operator's input has more than 8 axes");
-  check(ort().GetDimensions(raw, tensor.axes, tensor.rank));
-  return tensor;
-}
-
-inline float* output(OrtKernelContext* context, size_t index, const int64_t* axes, size_t rank) {
-  OrtValue* value = nullptr;
-  void* data = nullptr;
-  check(ort().KernelContext_GetOutput(context, index, axes, rank, &value));
-  check(ort().GetTensorMutableData(value, &data));
-  return static_cast<float*>(data);
-}
-
-inline int64_t attribute(const OrtKernelInfo* info, const char* name) {
-  int64_t value = 0;
-  check(ort().KernelInfoGetAttribute_int64(info, name, &value));
-  return value;
-}
-
-// Returns an attribute between 1 and `max`. Throws std::runtime_error.
-inline size_t size_attribute(const OrtKernelInfo* info, const char* name, int64_t max) {
-  const int64_t size = attribute(info, name);
-  if (size < 1 || size > max) throw std::runtime_error(std::string("an operator has an invalid ") + name);
-  return static_cast<size_t>(size);
-}
-
-// Returns an attribute that is an address in this process. The rewriting of graphs checks what is there.
-template <class T>
-const T* address_attribute(const OrtKernelInfo* info, const char* name) {
-  return reinterpret_cast<const T*>(static_cast<uintptr_t>(attribute(info, name)));
-}
-
-inline float float_attribute(const OrtKernelInfo* info, const char* name) {
-  float value = 0;
-  check(ort().KernelInfoGetAttribute_float(info, name, &value));
-  return value;
-}
 
 template <class F>
 OrtStatus* catch_errors(const F& work) {
@@ -141,7 +83,7 @@ OrtStatus* catch_errors(const F& work) {
 }
 
 // Creates the operator for a class Op with kName, kInputs (their types), optional(index), kOutputs (number of float32
-// outputs), a constructor from OrtKernelInfo, and compute(OrtKernelContext*).
+// outputs), and a constructor from OperatorAttributes.
 template <class Op>
 const OrtCustomOp* custom_op() {
   static const CustomOp op = [] {
@@ -158,16 +100,25 @@ const OrtCustomOp* custom_op() {
     made.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return 0; };  // required
     made.GetInputMemoryType = [](const OrtCustomOp*, size_t) { return 0; };       // the provider's memory
     made.CreateKernelV2 = [](const OrtCustomOp*, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
-      return catch_errors([&] { *kernel = new Op(info); });
+      return catch_errors([&] { *kernel = new Op(OrtAttributes(info)); });
     };
     made.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
-      return catch_errors([&] { static_cast<const Op*>(kernel)->compute(context); });
+      return catch_errors([&] {
+        OrtRun run(context);
+        static_cast<const Op*>(kernel)->compute(run);
+      });
     };
     made.GetStartVersion = [](const OrtCustomOp*) { return 1; };
     made.GetEndVersion = [](const OrtCustomOp*) { return 1; };
     return made;
   }();
   return reinterpret_cast<const OrtCustomOp*>(&op);
+}
+
+template <class Op>
+OperatorType operator_type() {
+  const auto make = [](const OperatorAttributes& of) -> std::unique_ptr<Operator> { return std::make_unique<Op>(of); };
+  return {Op::kName, {std::begin(Op::kInputs), std::end(Op::kInputs)}, Op::optional, Op::kOutputs, make, custom_op<Op>};
 }
 
 }  // namespace blip2rt

@@ -1,4 +1,4 @@
-// Registers GatherRow, which copies one position of each row.
+// GatherRow copies one position of each row.
 #include "ops/gather_op.h"
 
 #include <algorithm>
@@ -9,17 +9,17 @@
 namespace blip2rt {
 namespace {
 
-struct GatherRowOp {
+struct GatherRowOp final : Operator {
   enum Input : size_t { kHidden, kIndex, kRows };
   static constexpr const char* kName = kGatherRow;
   static constexpr DType kInputs[] = {DType::kFloat32, DType::kInt64, DType::kInt32};
   static constexpr size_t kOutputs = 1;
   static bool optional(size_t input) { return input == kRows; }
 
-  explicit GatherRowOp(const OrtKernelInfo*) {}
+  explicit GatherRowOp(const OperatorAttributes&) {}
 
-  void compute(OrtKernelContext* context) const {
-    const Tensor hidden = input(context, kHidden), index = input(context, kIndex), rows = input(context, kRows);
+  void compute(OperatorRun& run) const override {
+    const TensorView hidden = run.input(kHidden), index = run.input(kIndex), rows = run.input(kRows);
     const int64_t *axes = hidden.axes, *of_index = index.axes;
     if (hidden.rank != 3 || (index.rank != 2 && index.rank != 3) || of_index[0] != axes[0] || of_index[1] != 1 ||
         of_index[index.rank - 1] != 1) {
@@ -28,7 +28,7 @@ struct GatherRowOp {
     if (rows && rows.rank != 1) throw std::runtime_error("logit_rows has the wrong shape");
     const int64_t count = rows ? rows.axes[0] : axes[0];
     const int64_t out_axes[] = {count, index.rank == 3 ? 1 : axes[2], axes[2]};
-    float* out = output(context, 0, out_axes, index.rank);
+    float* out = run.output(0, out_axes, index.rank);
     for (int64_t i = 0; i < count; ++i) {
       const int64_t row = rows ? rows.as<int32_t>()[i] : i;
       if (row < 0 || row >= axes[0]) throw std::runtime_error("logit_rows is outside the batch");
@@ -42,6 +42,6 @@ struct GatherRowOp {
 
 }  // namespace
 
-void add_gather_op(OrtCustomOpDomain* domain) { check(ort().CustomOpDomain_Add(domain, custom_op<GatherRowOp>())); }
+OperatorType gather_row_type() { return operator_type<GatherRowOp>(); }
 
 }  // namespace blip2rt

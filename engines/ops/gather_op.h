@@ -2,7 +2,7 @@
 // inputs differ in their first axis.
 #pragma once
 
-#include "ort/ort_api.h"
+#include "ops/custom_op.h"
 
 namespace blip2rt {
 
@@ -13,6 +13,6 @@ constexpr char kGatherRow[] = "GatherRow";
 // Input of the language model's graph, int32 (R): the rows whose logits the loop needs.
 constexpr char kLogitRows[] = "logit_rows";
 
-void add_gather_op(OrtCustomOpDomain* domain);
+OperatorType gather_row_type();
 
 }  // namespace blip2rt

@@ -1,4 +1,4 @@
-// Runs the int4 and int8 kernels on ONNX Runtime's threads and tensors.
+// Runs the int4 and int8 kernels on a run's threads and tensors.
 #include "ops/matmul_op.h"
 
 #include <string>
@@ -16,15 +16,15 @@ struct Product {
   const float* x;
   float* out;
 
-  Product(OrtKernelContext* context, size_t n, size_t k) {
-    Tensor tensor = input(context, 0);
+  Product(OperatorRun& run, size_t n, size_t k) {
+    TensorView tensor = run.input(0);
     if (tensor.rank == 0 || static_cast<size_t>(tensor.axes[tensor.rank - 1]) != k) {
       throw std::runtime_error("a product's input has the wrong width");
     }
     for (size_t i = 0; i + 1 < tensor.rank; ++i) rows *= static_cast<size_t>(tensor.axes[i]);
     tensor.axes[tensor.rank - 1] = static_cast<int64_t>(n);
     x = tensor.as<float>();
-    out = output(context, 0, tensor.axes, tensor.rank);
+    out = run.output(0, tensor.axes, tensor.rank);
   }
 };
 
@@ -34,14 +34,14 @@ constexpr int64_t kMaxSize = int64_t{1} << 31, kMaxThreads = 1 << 16;
 // Calls work(first, last) for `min_parts` to `max_parts` parts of `tiles`. Every thread gets the same number of parts,
 // at least two if possible, so that other threads can help a late one.
 template <class F>
-void parallel_for_tiles(OrtKernelContext* context, size_t threads, size_t tiles, size_t min_parts, size_t max_parts,
+void parallel_for_tiles(OperatorRun& run, size_t threads, size_t tiles, size_t min_parts, size_t max_parts,
                         const F& work) {
   const size_t parts_per_thread = std::max<size_t>(2, (min_parts + threads - 1) / threads);
   const size_t parts = std::min({tiles, max_parts, threads * parts_per_thread});
-  parallel_for(context, parts, 1, [&](size_t part, size_t) { work(tiles * part / parts, tiles * (part + 1) / parts); });
+  parallel_for(run, parts, 1, [&](size_t part, size_t) { work(tiles * part / parts, tiles * (part + 1) / parts); });
 }
 
-struct MatMulInt4 {
+struct MatMulInt4 final : Operator {
   static constexpr const char* kName = kMatMulInt4;
   static constexpr DType kInputs[] = {DType::kFloat32};
   static constexpr size_t kOutputs = 1;
@@ -50,15 +50,14 @@ struct MatMulInt4 {
   bool split;  // 16-bit activations
   size_t threads;
 
-  explicit MatMulInt4(const OrtKernelInfo* info)
-      : matrix{size_attribute(info, "N", kMaxSize),         size_attribute(info, "K", kMaxSize),
-               size_attribute(info, "block_size", 128),     address_attribute<uint8_t>(info, "codes"),
-               address_attribute<uint16_t>(info, "scales"), address_attribute<uint8_t>(info, "zeros")},
-        split(attribute(info, "split") != 0),
-        threads(size_attribute(info, "threads", kMaxThreads)) {}
+  explicit MatMulInt4(const OperatorAttributes& info)
+      : matrix{info.size("N", kMaxSize),       info.size("K", kMaxSize),         info.size("block_size", 128),
+               info.address<uint8_t>("codes"), info.address<uint16_t>("scales"), info.address<uint8_t>("zeros")},
+        split(info.integer("split") != 0),
+        threads(info.size("threads", kMaxThreads)) {}
 
-  void compute(OrtKernelContext* context) const {
-    const Product product(context, matrix.n, matrix.k);
+  void compute(OperatorRun& run) const override {
+    const Product product(run, matrix.n, matrix.k);
     if (product.rows == 0) return;
     thread_local Buffer values, scales;
     const size_t blocks = Int4Input::scales_size(matrix, product.rows);
@@ -67,14 +66,14 @@ struct MatMulInt4 {
     int8_t* planes = values.get<int8_t>((split ? 2 : 1) * plane);
     const Int4Input quantized = {product.rows, planes, split ? planes + plane : nullptr, of_blocks, of_blocks + blocks};
     const Int4Kernel* kernel = int4_kernel();
-    parallel_for(context, product.rows, Int4Input::kQuantizeRows, [&](size_t first, size_t last) {
+    parallel_for(run, product.rows, Int4Input::kQuantizeRows, [&](size_t first, size_t last) {
       kernel->quantize(product.x, first, last - first, matrix, quantized);
     });
     // A part is long enough to be worth a thread, and short enough to balance the load.
     constexpr size_t kMaxPartBytes = 256 * 1024, kMinPartBytes = 16 * 1024;
     const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile, together = kernel->tiles_at_once;
     const size_t bytes = matrix.n * matrix.blocks() * matrix.block / 2;
-    parallel_for_tiles(context, threads, (tiles + together - 1) / together, bytes / kMaxPartBytes + 1,
+    parallel_for_tiles(run, threads, (tiles + together - 1) / together, bytes / kMaxPartBytes + 1,
                        bytes / kMinPartBytes + 1, [&](size_t first, size_t last) {
                          thread_local Buffer scratch;
                          kernel->multiply(matrix, quantized, product.out, first * together,
@@ -84,7 +83,7 @@ struct MatMulInt4 {
   }
 };
 
-struct MatMulInt8 {
+struct MatMulInt8 final : Operator {
   static constexpr const char* kName = kMatMulInt8;
   static constexpr DType kInputs[] = {DType::kFloat32};
   static constexpr size_t kOutputs = 1;
@@ -92,38 +91,33 @@ struct MatMulInt8 {
   Int8Matrix matrix;
   size_t threads;
 
-  explicit MatMulInt8(const OrtKernelInfo* info)
-      : matrix{size_attribute(info, "N", kMaxSize), size_attribute(info, "K", kInt8MaxDepth),
-               address_attribute<int8_t>(info, "codes"), address_attribute<float>(info, "scales"),
-               address_attribute<float>(info, "bias")},
-        threads(size_attribute(info, "threads", kMaxThreads)) {}
+  explicit MatMulInt8(const OperatorAttributes& info)
+      : matrix{info.size("N", kMaxSize), info.size("K", kInt8MaxDepth), info.address<int8_t>("codes"),
+               info.address<float>("scales"), info.address<float>("bias")},
+        threads(info.size("threads", kMaxThreads)) {}
 
-  void compute(OrtKernelContext* context) const {
-    const Product product(context, matrix.n, matrix.k);
+  void compute(OperatorRun& run) const override {
+    const Product product(run, matrix.n, matrix.k);
     if (product.rows == 0) return;
     thread_local Buffer values, scales, zeros;
     const Int8Kernel* kernel = int8_kernel();
     const size_t width = kernel->row_stride(matrix.k);
     const Int8Input quantized = {product.rows, width, values.get<uint8_t>(kernel->values_size(product.rows, matrix.k)),
                                  scales.get<float>(product.rows), zeros.get<int32_t>(product.rows)};
-    parallel_for(context, product.rows, kernel->kRows, [&](size_t first, size_t last) {
+    parallel_for(run, product.rows, kernel->kRows, [&](size_t first, size_t last) {
       kernel->quantize(product.x, first, last - first, matrix.k, quantized);
     });
     const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile, together = kernel->tiles_per_call(matrix.k);
-    parallel_for_tiles(context, threads, tiles, (tiles + together - 1) / together, tiles,
-                       [&](size_t first, size_t last) {
-                         thread_local Buffer scratch;
-                         kernel->multiply(matrix, quantized, product.out, first, last,
-                                          scratch.get<uint8_t>(kernel->scratch_size(matrix.k)));
-                       });
+    parallel_for_tiles(run, threads, tiles, (tiles + together - 1) / together, tiles, [&](size_t first, size_t last) {
+      thread_local Buffer scratch;
+      kernel->multiply(matrix, quantized, product.out, first, last,
+                       scratch.get<uint8_t>(kernel->scratch_size(matrix.k)));
+    });
   }
 };
 
 }  // namespace
 
-void add_matmul_ops(OrtCustomOpDomain* domain) {
-  check(ort().CustomOpDomain_Add(domain, custom_op<MatMulInt4>()));
-  check(ort().CustomOpDomain_Add(domain, custom_op<MatMulInt8>()));
-}
+std::vector<OperatorType> matmul_types() { return {operator_type<MatMulInt4>(), operator_type<MatMulInt8>()}; }
 
 }  // namespace blip2rt

@@ -1,7 +1,9 @@
 // The custom operators MatMulInt4 and MatMulInt8, which run kernels/int4 and kernels/int8.
 #pragma once
 
-#include "ort/ort_api.h"
+#include <vector>
+
+#include "ops/custom_op.h"
 
 namespace blip2rt {
 
@@ -14,6 +16,6 @@ constexpr char kMatMulInt4[] = "MatMulInt4";
 // kernels/int8/matmul.h. Attributes: N, K, bias (1: there is one), threads (of the session).
 constexpr char kMatMulInt8[] = "MatMulInt8";
 
-void add_matmul_ops(OrtCustomOpDomain* domain);
+std::vector<OperatorType> matmul_types();
 
 }  // namespace blip2rt

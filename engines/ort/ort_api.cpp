@@ -119,10 +119,10 @@ void check(OrtStatus* status) {
   throw std::runtime_error(message);
 }
 
-Value view(void* data, size_t bytes, const std::vector<int64_t>& shape, DType dtype) {
+Value value_of(const TensorView& view) {
   OrtValue* value = nullptr;
-  check(ort().CreateTensorWithDataAsOrtValue(loaded->cpu_memory, data, bytes, shape.data(), shape.size(),
-                                             static_cast<int>(dtype), &value));
+  check(ort().CreateTensorWithDataAsOrtValue(loaded->cpu_memory, view.data, view.bytes(), view.axes, view.rank,
+                                             static_cast<int>(view.dtype), &value));
   return Value(value);
 }
 
@@ -138,26 +138,19 @@ TensorInfo tensor_info(const OrtTensorTypeAndShapeInfo* info) {
   return result;
 }
 
-TensorInfo tensor_info(const OrtValue* value) {
+TensorView view_of(const OrtValue* value) {
   OrtTensorTypeAndShapeInfo* raw = nullptr;
   check(ort().GetTensorTypeAndShape(value, &raw));
   TensorTypeAndShapeInfo info(raw);
-  return tensor_info(info.get());
-}
-
-const char* dtype_name(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat32: return "float32";
-    case DType::kUInt8: return "uint8";
-    case DType::kInt8: return "int8";
-    case DType::kInt32: return "int32";
-    case DType::kInt64: return "int64";
-    case DType::kBool: return "bool";
-    case DType::kFloat16: return "float16";
-    case DType::kFloat64: return "float64";
-    case DType::kUndefined: break;
-  }
-  return "unsupported";
+  TensorView view;
+  int dtype = 0;
+  check(ort().GetTensorMutableData(const_cast<OrtValue*>(value), &view.data));
+  check(ort().GetTensorElementType(raw, &dtype));
+  check(ort().GetDimensionsCount(raw, &view.rank));
+  if (view.rank > TensorView::kMaxAxes) throw std::runtime_error("a tensor has more than 8 axes");
+  check(ort().GetDimensions(raw, view.axes, view.rank));
+  view.dtype = static_cast<DType>(dtype);
+  return view;
 }
 
 }  // namespace blip2rt

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/system.h"
+#include "base/tensor.h"
 
 struct OrtAllocator;
 struct OrtApi;
@@ -33,21 +34,6 @@ struct OrtTypeInfo;
 struct OrtValue;
 
 namespace blip2rt {
-
-// ONNXTensorElementDataType of the C API: the types that our graphs use.
-enum class DType : int {
-  kUndefined = 0,
-  kFloat32 = 1,
-  kUInt8 = 2,
-  kInt8 = 3,
-  kInt32 = 6,
-  kInt64 = 7,
-  kBool = 9,
-  kFloat16 = 10,
-  kFloat64 = 11,
-};
-
-const char* dtype_name(DType dtype);
 
 // The oldest API version with every slot below. ONNX Runtime 1.23 and later support it.
 inline constexpr uint32_t kApiVersion = 20;
@@ -176,22 +162,16 @@ BLIP2RT_OWNED(OrtTensorTypeAndShapeInfo, TensorTypeAndShapeInfo)
 BLIP2RT_OWNED(OrtSessionOptions, SessionOptions)
 BLIP2RT_OWNED(OrtIoBinding, IoBinding)
 #undef BLIP2RT_OWNED
-
-// Creates a tensor over the caller's memory, which must outlive it.
-Value view(void* data, size_t bytes, const std::vector<int64_t>& shape, DType dtype);
-
-inline Value view(float* data, const std::vector<int64_t>& shape) {
-  size_t count = 1;
-  for (int64_t axis : shape) count *= static_cast<size_t>(axis);
-  return view(data, count * sizeof(float), shape, DType::kFloat32);
-}
-
-struct TensorInfo {
-  DType dtype = DType::kUndefined;
-  std::vector<int64_t> shape;  // -1 for a dynamic axis
+struct SessionDeleter {
+  void operator()(OrtSession* session) const { ort().ReleaseSession(session); }
 };
+using OwnedSession = std::unique_ptr<OrtSession, SessionDeleter>;
+
+// Creates a tensor over the view's memory, which must outlive it.
+Value value_of(const TensorView& view);
 
 TensorInfo tensor_info(const OrtTensorTypeAndShapeInfo* info);
-TensorInfo tensor_info(const OrtValue* value);
+// Views a tensor of ONNX Runtime.
+TensorView view_of(const OrtValue* value);
 
 }  // namespace blip2rt

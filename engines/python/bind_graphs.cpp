@@ -67,7 +67,7 @@ std::string port_names(const std::vector<Port>& ports) {
 struct Feed {
   const Port* port;
   Array array;
-  Value value;
+  TensorView view;
 };
 
 Feed make_feed(const Session& session, const std::string& name, nb::handle object) {
@@ -92,18 +92,17 @@ Feed make_feed(const Session& session, const std::string& name, nb::handle objec
                              session.path() + " takes " + dtype_name(port->tensor.dtype) + " " +
                              shape_text(port->tensor.shape));
   }
-  Value value = view(const_cast<void*>(array.data()), array.nbytes(), shape, dtype);
-  return {port, std::move(array), std::move(value)};
+  const TensorView view(const_cast<void*>(array.data()), shape, dtype);
+  return {port, std::move(array), view};
 }
 
 // Wraps a tensor without a copy: the array owns it.
-nb::object to_numpy(Value value) {
-  const TensorInfo info = tensor_info(value.get());
-  void* data = nullptr;
-  check(ort().GetTensorMutableData(value.get(), &data));
-  std::vector<size_t> shape(info.shape.begin(), info.shape.end());
-  nb::capsule owner(value.release(), [](void* p) noexcept { ort().ReleaseValue(static_cast<OrtValue*>(p)); });
-  return nb::cast(nb::ndarray<nb::numpy>(data, shape.size(), shape.data(), owner, nullptr, dtype_of(info.dtype)));
+nb::object to_numpy(OwnedTensor tensor) {
+  const TensorView& view = tensor.view;
+  const std::vector<size_t> shape(view.axes, view.axes + view.rank);
+  auto owned = std::make_unique<std::shared_ptr<void>>(std::move(tensor.memory));
+  nb::capsule owner(owned.release(), [](void* p) noexcept { delete static_cast<std::shared_ptr<void>*>(p); });
+  return nb::cast(nb::ndarray<nb::numpy>(view.data, shape.size(), shape.data(), owner, nullptr, dtype_of(view.dtype)));
 }
 
 // Runs a session on arrays by name; checks each against the graph's inputs. Releases the GIL while it runs.
@@ -122,12 +121,9 @@ nb::dict run(const Session& session, const nb::dict& feeds, const std::optional<
       throw std::runtime_error("input '" + port.name + "' of " + session.path() + " is missing");
     }
   }
-  std::vector<const char*> input_names, output_names;
-  std::vector<const OrtValue*> inputs;
-  for (const Feed& feed : held) {
-    input_names.push_back(feed.port->name.c_str());
-    inputs.push_back(feed.value.get());
-  }
+  std::vector<const char*> output_names;
+  NamedTensors inputs;
+  for (const Feed& feed : held) inputs.emplace_back(feed.port->name.c_str(), feed.view);
   if (outputs) {
     for (const std::string& name : *outputs) {
       const Port* port = session.find_output(name);
@@ -140,10 +136,10 @@ nb::dict run(const Session& session, const nb::dict& feeds, const std::optional<
   } else {
     for (const Port& port : session.outputs()) output_names.push_back(port.name.c_str());
   }
-  std::vector<Value> values;
+  std::vector<OwnedTensor> values;
   {
     const ReleasedGil released;
-    values = session.run(input_names, inputs, output_names);
+    values = session.run(inputs, output_names);
   }
   nb::dict result;
   for (size_t i = 0; i < values.size(); ++i) result[output_names[i]] = to_numpy(std::move(values[i]));

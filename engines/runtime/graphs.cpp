@@ -45,23 +45,15 @@ Tensor Graphs::run(const std::string& component, const char* output, const std::
     const std::lock_guard lock(mutex_);
     session = &this->session(component);
   }
-  std::vector<const char*> names;
-  std::vector<const OrtValue*> values;
-  for (const Feed& feed : feeds) {
-    names.push_back(feed.name);
-    values.push_back(feed.value.get());
-  }
+  NamedTensors inputs;
+  for (const Feed& feed : feeds) inputs.emplace_back(feed.name, feed.view);
   try {
     if (session->is_loop_only()) throw std::runtime_error("it is run by the loop alone");
-    const std::vector<Value> outputs = session->run(names, values, {output});
-    const TensorInfo info = tensor_info(outputs[0].get());
-    if (info.dtype != DType::kFloat32) throw std::runtime_error(std::string(output) + " is not float32");
-    void* data = nullptr;
-    check(ort().GetTensorMutableData(outputs[0].get(), &data));
-    size_t count = 1;
-    for (const int64_t axis : info.shape) count *= static_cast<size_t>(axis);
-    const auto* floats = static_cast<const float*>(data);
-    return {info.shape, std::vector<float>(floats, floats + count)};
+    const OwnedTensor made = std::move(session->run(inputs, {output})[0]);
+    const TensorView& view = made.view;
+    if (view.dtype != DType::kFloat32) throw std::runtime_error(std::string(output) + " is not float32");
+    const auto* floats = view.as<float>();
+    return {{view.axes, view.axes + view.rank}, std::vector<float>(floats, floats + view.count())};
   } catch (const std::runtime_error& error) {
     throw Error(ErrorKind::kBackend, session->path() + " failed: " + error.what());
   }

@@ -22,13 +22,13 @@ struct Tensor {
 // A tensor that a graph reads: borrows its values.
 struct Feed {
   Feed(const char* name, const Tensor& tensor)
-      : name(name), value(view(const_cast<float*>(tensor.values.data()), tensor.shape)) {}
+      : name(name), view(const_cast<float*>(tensor.values.data()), tensor.shape) {}
   Feed(const char* name, const std::vector<int64_t>& ids, size_t rows = 1)  // (rows, length)
       : name(name),
-        value(view(const_cast<int64_t*>(ids.data()), ids.size() * sizeof(int64_t),
-                   {static_cast<int64_t>(rows), static_cast<int64_t>(ids.size() / rows)}, DType::kInt64)) {}
+        view(const_cast<int64_t*>(ids.data()), {static_cast<int64_t>(rows), static_cast<int64_t>(ids.size() / rows)},
+             DType::kInt64) {}
   const char* name;
-  Value value;
+  TensorView view;
 };
 
 class Graphs {
