@@ -51,8 +51,9 @@ def load(
     bundle: a folder; None or "nano" for the embedded model; or hf://USER/REPOSITORY[@REVISION] for one on the Hugging
         Face Hub, which the first call downloads and later ones open from the cache (blip2rt.bundle.hub).
 
-    backend: "ort" (ONNX Runtime) or "trt" (TensorRT, docs/jetson.md; needs a bundle exported for it).
-    device: "cpu" for ort, "cuda" for trt; None is the backend's own.
+    backend: "ort" (ONNX Runtime), "core" (the same bundles without ONNX Runtime) or "trt" (TensorRT,
+        docs/jetson.md; needs a bundle exported for it).
+    device: "cpu" for ort and core, "cuda" for trt; None is the backend's own.
     threads: for ort, threads of each operator; None uses BLIP2RT_NUM_THREADS, or else every physical core.
     plan_sizes: for trt, the sizes to build plans for (blip2rt.backends.trt.PlanSizes). Building takes minutes, once.
     engines: what plan_sizes was called in 0.1.

@@ -1,4 +1,4 @@
-"""Backends run a bundle's graphs: ort (ONNX Runtime) and trt (TensorRT).
+"""Backends run a bundle's graphs: ort (ONNX Runtime), core (the core itself) and trt (TensorRT).
 
 To add a backend called NAME:
 
@@ -107,6 +107,7 @@ class Backend(ABC):
     """Runs a bundle. Graphs load at first use. Any thread may call any method."""
 
     devices: ClassVar[tuple[str, ...]]  # what it runs on, for load(device=)
+    target: ClassVar[str]  # of the bundles that it runs
     batches: ClassVar[bool] = False  # whether it takes the keyword `batching`, for load(batching=)
     batcher: Batcher | None = None  # decodes the calls of all threads together; None: each call decodes by itself
 
@@ -216,10 +217,10 @@ def create(name: str, bundle: Bundle, *, device: str | None = None, **keywords: 
         others = [other for other in names() if device in get(other).devices]
         instead = f"; {device} needs the backend {others[0]} and a bundle exported for it" if others else ""
         raise OptionError(f"device is {device!r}: the backend {name} runs on {', '.join(backend.devices)}{instead}")
-    if bundle.manifest.target != name:
+    if bundle.manifest.target != backend.target:
         raise BackendError(
             f"{bundle.path} was exported for {bundle.manifest.target}, which the backend {name} cannot run: choose the "
-            f"backend {bundle.manifest.target}, or export it with blip2rt-export --target {name}"
+            f"backend {bundle.manifest.target}, or export it with blip2rt-export --target {backend.target}"
         )
     given = {keyword: value for keyword, value in keywords.items() if value is not None}
     faults = [_foreign(keyword) for keyword in given if keyword not in _keywords(name)]
@@ -241,4 +242,4 @@ def _foreign(keyword: str) -> str:
     owners = [name for name in names() if keyword in _keywords(name)]
     if not owners:
         return f"no backend takes {keyword}: leave it out"
-    return f"{keyword} are the backend {' and '.join(owners)}'s: leave them out, or give backend={owners[0]!r}"
+    return f"{keyword} are the backend {' and '.join(owners)}'s: leave them out, or give backend={owners[-1]!r}"

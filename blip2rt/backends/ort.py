@@ -49,7 +49,8 @@ _runtime: Any = None
 class Backend(backends.Backend):
     """A bundle's graphs, each opened at its first use."""
 
-    devices, batches = ("cpu",), True
+    devices, target, batches = ("cpu",), "ort", True
+    _title = "ONNX Runtime"  # in messages
 
     def __init__(
         self, bundle: Bundle, *, threads: int | None = None, batching: Batching | None = None, cache_bytes: int = 0
@@ -72,6 +73,10 @@ class Backend(backends.Backend):
         if batching is not None and bundle.manifest.llm is not None:
             # The batcher must not keep this backend alive: its thread ends with the last reference to it.
             self.batcher = Batcher(_weakly(self._open_batcher), bundle.manifest.llm, batching, cache_bytes)
+
+    def _open_runtime(self) -> Any:
+        """The process's ONNX Runtime. None where it is not installed: the core runs the graphs itself."""
+        return open_runtime() if _package_folders() else None
 
     def close(self) -> None:
         self._closed = True
@@ -205,7 +210,7 @@ class Backend(backends.Backend):
             if component not in self._sessions:
                 graph = self._bundle.graph(component)
                 try:
-                    runtime, files = open_runtime(), self._bundle.readable_files(component)
+                    runtime, files = self._open_runtime(), self._bundle.readable_files(component)
                     if begun is not None:
                         begun.set()
                     with _opening:
@@ -213,15 +218,15 @@ class Backend(backends.Backend):
                             runtime,
                             str(graph),
                             1 if component == EMBED else self._threads,  # it copies a few rows
-                            custom_int8=component in (VISION, QFORMER),
+                            custom_int8=runtime is None or component in (VISION, QFORMER),
                             files=files,
                             trusted=self._bundle.trusted_graphs,
                         )
                 except MemoryError:
-                    raise BackendError(f"ONNX Runtime cannot load {graph}: out of memory") from None
+                    raise BackendError(f"{self._title} cannot load {graph}: out of memory") from None
                 except RuntimeError as error:
                     raise BackendError(
-                        f"ONNX Runtime cannot load {graph} (check: blip2rt verify {graph.parent}): {error}"
+                        f"{self._title} cannot load {graph} (check: blip2rt verify {graph.parent}): {error}"
                     ) from error
             return self._sessions[component]
 
@@ -372,13 +377,19 @@ def open_runtime() -> Any:
 
 def find_library() -> Path:
     """The shared library inside the installed wheel (onnxruntime or onnxruntime-gpu). Raises BackendError."""
-    spec = importlib.util.find_spec("onnxruntime")  # finds, does not import
-    if spec is None or not spec.submodule_search_locations:
+    folders = _package_folders()
+    if not folders:
         raise BackendError("ONNX Runtime is not installed: pip install onnxruntime")
     patterns = {"win32": "onnxruntime.dll", "darwin": "libonnxruntime*.dylib"}
     pattern = patterns.get(sys.platform, "libonnxruntime.so*")
-    for folder in spec.submodule_search_locations:
+    for folder in folders:
         found = sorted((Path(folder) / "capi").glob(pattern))
         if found:
             return found[0]
     raise BackendError(f"the installed onnxruntime has no capi/{pattern}: pip install --force-reinstall onnxruntime")
+
+
+def _package_folders() -> list[str]:
+    """The folders of the package onnxruntime; none if it is not installed."""
+    spec = importlib.util.find_spec("onnxruntime")  # finds, does not import
+    return [] if spec is None else list(spec.submodule_search_locations or [])

@@ -94,10 +94,10 @@ blip2rt_status blip2rt_load(const char* folder, const char* const* options, blip
   return guarded(error, [&] {
     clear(model, "model");
     std::string runtime;
-    const ModelOptions chosen = load_options(options, runtime);
+    ModelOptions chosen = load_options(options, runtime);
     const std::string path = folder == nullptr ? own_folder() + BLIP2RT_NANO : folder;
     if (path.empty()) throw Error(ErrorKind::kModel, "the bundle is '': give its folder, or NULL for nano");
-    load_runtime(runtime);
+    if (!chosen.core) chosen.core = !load_runtime(runtime);
     give<Models>(model, std::make_shared<Model>(path, chosen));
   });
 }

@@ -7,8 +7,9 @@
 
 enum { MAX_OPTIONS = 64 };
 
-static const char* const load_options[] = {"threads",        "onnxruntime",    "max_pixels", "scaled_jpeg",
-                                           "special_tokens", "trusted_graphs", "verify",     NULL};
+static const char* const load_options[] = {"threads",     "onnxruntime",    "max_pixels",
+                                           "scaled_jpeg", "special_tokens", "trusted_graphs",
+                                           "verify",      "runtime",        NULL};
 
 /* By the least number of words that follow. */
 static const char* const commands[] = {"caption", "tag", "ask", "match", "sees", "choose", NULL};
@@ -24,7 +25,8 @@ static const char usage[] =
     "caption prints a line for each image, ask one for each question, match one for each text with its score and\n"
     "probability, sees one for each statement with its probability. choose prints the best answer, tag a line for\n"
     "each label with its probability, of everyday labels unless some are given. Options of generation are those of\n"
-    "blip2rt_caption, such as -o num_beams=5 or -o pool=FILE; -o onnxruntime=FILE names ONNX Runtime's library.\n"
+    "blip2rt_caption, such as -o num_beams=5 or -o pool=FILE; -o onnxruntime=FILE names ONNX Runtime's library,\n"
+    "-o runtime=core does without it.\n"
     "Without --model, nano is used. Options may stand anywhere before \"--\".\n"
     "\n"
     "Exit status: 0 success, 1 some images, questions or texts failed, 2 all failed or a mistake in the arguments.\n";

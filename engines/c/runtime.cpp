@@ -13,7 +13,7 @@ namespace blip2rt {
 namespace {
 
 constexpr const char* kLoadOptions[] = {"threads",        "onnxruntime",    "max_pixels", "scaled_jpeg",
-                                        "special_tokens", "trusted_graphs", "verify"};
+                                        "special_tokens", "trusted_graphs", "verify",     "runtime"};
 
 #if defined(_WIN32)
 constexpr const char* kOnnxRuntime = "onnxruntime.dll";
@@ -23,16 +23,26 @@ constexpr const char* kOnnxRuntime = "libonnxruntime.dylib";
 constexpr const char* kOnnxRuntime = "libonnxruntime.so.1";
 #endif
 
+bool has_library(const std::string& name) {
+  try {
+    load_library(name);
+    return true;
+  } catch (const std::runtime_error&) {
+    return false;
+  }
+}
+
 }  // namespace
 
-void load_runtime(std::string path) {
+bool load_runtime(std::string path) {
   static std::mutex mutex;
   static bool loaded = false;
   const std::lock_guard lock(mutex);
-  if (loaded && path.empty()) return;
+  if (loaded && path.empty()) return true;
   if (path.empty()) {
     const std::string beside = own_folder() + kOnnxRuntime;
     path = file_status(beside).kind == FileKind::kRegular ? beside : kOnnxRuntime;
+    if (path == kOnnxRuntime && !has_library(path)) return false;
   }
   try {
     load_onnxruntime(path);
@@ -40,7 +50,7 @@ void load_runtime(std::string path) {
     throw Error(ErrorKind::kBackend,
                 std::string(error.what()) + ": install ONNX Runtime, or name its library by the option onnxruntime");
   }
-  loaded = true;
+  return loaded = true;
 }
 
 ModelOptions load_options(const char* const* pairs, std::string& runtime) {
@@ -61,6 +71,11 @@ ModelOptions load_options(const char* const* pairs, std::string& runtime) {
               "a whole number from 1 to 1024, or leave it out for all cores");
     } else if (name == "onnxruntime") {
       runtime = value;
+    } else if (name == "runtime") {
+      options.core = value == "core";
+      if (!options.core && value != "onnxruntime") {
+        faults.push_back("runtime is " + shown(value) + ": choose from core, onnxruntime");
+      }
     } else if (name == "max_pixels") {
       require(parse_whole(value, 1, kMostPixels), options.images.max_pixels,
               "a number of pixels from 1 to 178,956,970");

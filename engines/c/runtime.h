@@ -7,8 +7,9 @@
 
 namespace blip2rt {
 
-// Loads ONNX Runtime for the process. `path` is empty, or names the library. Throws Error.
-void load_runtime(std::string path);
+// Loads ONNX Runtime for the process. `path` is empty, or names the library. Returns false if it is empty and there is
+// no library. Throws Error.
+bool load_runtime(std::string path);
 
 // Reads the options of blip2rt_load. `runtime` receives the path of ONNX Runtime, if it is among them. Throws Error
 // with all faults.

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "executor/core_graph.h"
 #include "graphs/graph_file.h"
 #include "graphs/session.h"
 #include "ort/ort_api.h"
@@ -183,15 +184,17 @@ void bind_graphs(nb::module_& m) {
   nb::class_<Session>(m, "Session")
       .def(
           "__init__",
-          [](Session* self, const Runtime&, const std::string& graph_path, int intra_op_threads, bool custom_int4,
-             bool custom_int8, bool custom_attention, const AllowedFiles& files, bool trusted) {
+          [](Session* self, const Runtime* runtime, const std::string& graph_path, int intra_op_threads,
+             bool custom_int4, bool custom_int8, bool custom_attention, const AllowedFiles& files, bool trusted) {
             const ReleasedGil released;
             const CustomOps ops = {custom_int4, custom_int8, custom_attention};
-            new (self) Session(graph_path, intra_op_threads, ops, files, trusted);
+            new (self) Session(graph_path, intra_op_threads, ops, files, trusted,
+                               runtime == nullptr ? open_with_executor : open_with_onnxruntime);
           },
-          "runtime"_a, "graph_path"_a, "intra_op_threads"_a = 0, "custom_int4"_a = true, "custom_int8"_a = false,
-          "custom_attention"_a = true, "files"_a = nb::none(), "trusted"_a = false,
+          nb::arg("runtime").none(), "graph_path"_a, "intra_op_threads"_a = 0, "custom_int4"_a = true,
+          "custom_int8"_a = false, "custom_attention"_a = true, "files"_a = nb::none(), "trusted"_a = false,
           "Load a graph. Raises RuntimeError with ONNX Runtime's message, or GraphError like check_graph. "
+          "runtime None: the core's executor runs it. "
           "intra_op_threads: 0 leaves the number to ONNX Runtime, which takes one per physical core. custom_int4, "
           "custom_int8, custom_attention: run such nodes with the core's operators if it has a kernel for them. int8 "
           "pays off with hundreds of rows; it includes an encoder's attention, in bfloat16.")

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/system.h"
+#include "executor/core_graph.h"
 
 namespace blip2rt {
 namespace {
@@ -23,18 +24,20 @@ const Session& Graphs::session(const std::string& component) {
   if (session != nullptr) return *session;
   const std::string path = bundle_.graph(component);
   try {
-    if (sessions_.size() == 1) require_address_space(bundle_.bytes());
+    if (sessions_.size() == 1 && !core_) require_address_space(bundle_.bytes());
     CustomOps ops;
-    ops.int8 = component == "vision" || component == "qformer";
+    ops.int8 = core_ || component == "vision" || component == "qformer";
     const int threads = component == "embed" ? 1 : threads_;  // it copies a few rows
-    session = std::make_unique<Session>(path, threads, ops, bundle_.readable_files(component), trusted_);
+    session = std::make_unique<Session>(path, threads, ops, bundle_.readable_files(component), trusted_,
+                                        core_ ? open_with_executor : open_with_onnxruntime);
   } catch (const GraphError& error) {
     std::string message = error.what();
     const size_t fix = message.rfind("load it with ");
     if (fix != std::string::npos) message.replace(fix, std::string::npos, "load it with trusted_graphs");
     throw Error(ErrorKind::kModel, std::move(message));
   } catch (const std::runtime_error& error) {
-    throw Error(ErrorKind::kBackend, "ONNX Runtime cannot load " + path + ": " + error.what());
+    throw Error(ErrorKind::kBackend,
+                (core_ ? "the core" : "ONNX Runtime") + (" cannot load " + path) + ": " + error.what());
   }
   return *session;
 }

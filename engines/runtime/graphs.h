@@ -34,7 +34,9 @@ struct Feed {
 class Graphs {
  public:
   // `bundle` must outlive the graphs. threads 0: one for each physical core.
-  Graphs(const Bundle& bundle, int threads, bool trusted) : bundle_(bundle), threads_(threads), trusted_(trusted) {}
+  // core: the executor runs them, not ONNX Runtime.
+  Graphs(const Bundle& bundle, int threads, bool trusted, bool core)
+      : bundle_(bundle), threads_(threads), trusted_(trusted), core_(core) {}
 
   // Runs a graph and returns one output. Throws Error.
   Tensor run(const std::string& component, const char* output, const std::vector<Feed>& feeds);
@@ -50,7 +52,7 @@ class Graphs {
 
   const Bundle& bundle_;
   const int threads_;
-  const bool trusted_;
+  const bool trusted_, core_;
   std::mutex mutex_;  // while a graph is opened
   std::map<std::string, std::unique_ptr<Session>> sessions_;
   std::unique_ptr<Generator> generator_;

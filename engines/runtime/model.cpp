@@ -61,7 +61,7 @@ Model::Model(const std::string& folder, const ModelOptions& options)
     : bundle_(opened(folder)),
       options_(options),
       number_(next_number()),
-      graphs_(bundle_, options.threads, options.trusted_graphs),
+      graphs_(bundle_, options.threads, options.trusted_graphs, options.core),
       calibrator_(calibrator_of(bundle_.manifest)) {
   if (options.verify) verify(bundle_);
 }

@@ -28,6 +28,7 @@ struct ModelOptions {
   int threads = 0;  // of each operator; 0: one for each physical core
   ImageRules images;
   bool special_tokens = true, trusted_graphs = false, verify = false;
+  bool core = false;  // the executor runs the graphs, not ONNX Runtime
 };
 
 // A picture, resized for a model.
@@ -46,7 +47,7 @@ struct Features {
 
 class Model {
  public:
-  // Opens a bundle. ONNX Runtime must be loaded. Throws Error.
+  // Opens a bundle. ONNX Runtime must be loaded, unless the executor runs the graphs. Throws Error.
   Model(const std::string& folder, const ModelOptions& options);
 
   // These throw ImageError, too.

@@ -13,7 +13,7 @@ LAYERS = (
     ("python", "c"),
     ("runtime",),
     ("loop", "media", "language"),
-    ("text", "bundle", "english"),
+    ("text", "bundle", "english", "executor"),
     ("graphs",),
     ("ops",),
     ("kernels", "search", "ort"),

@@ -43,12 +43,12 @@ def test_keywords_of_other_backends_are_named(tiny: Tiny) -> None:
     with pytest.raises(OptionError, match="plan_sizes are the backend trt's"):
         load(tiny.path, engines=PlanSizes())
     on_trt = replace(bundle, manifest=replace(bundle.manifest, target="trt"))
-    with pytest.raises(OptionError, match=r"^threads are the backend ort's: leave them out, or give backend='ort'$"):
+    with pytest.raises(OptionError, match=r"^threads are the backend core and ort's: leave them out, or give backend='ort'$"):
         backends.create("trt", on_trt, threads=2)
 
 
 def test_unknown_names_and_other_targets_are_rejected(tiny: Tiny) -> None:
-    with pytest.raises(BackendError, match="no backend 'abacus': choose from ort, trt"):
+    with pytest.raises(BackendError, match="no backend 'abacus': choose from core, ort, trt"):
         backends.create("abacus", read(tiny.path))
     with pytest.raises(BackendError, match="was exported for ort, which the backend trt cannot run"):
         backends.create("trt", read(tiny.path))

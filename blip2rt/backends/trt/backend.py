@@ -43,7 +43,7 @@ _log = logging.getLogger("blip2rt")
 class Backend(backends.Backend):
     """One bundle's plans on the first GPU."""
 
-    devices = ("cuda",)
+    devices, target = ("cuda",), "trt"
 
     def __init__(self, bundle: Bundle, *, plan_sizes: PlanSizes | None = None) -> None:
         """plan_sizes: the sizes that plans are built for; None means PlanSizes().

@@ -1,0 +1,63 @@
+// A planned graph: its values are numbered, its operators are functions in the order in which they run, and each step
+// knows which values end with it. Shapes are those of a run: an operator computes its outputs' shapes and asks for
+// their memory.
+//
+//     file -> plan.cpp -> PlannedGraph -> run.cpp -> outputs; operators.h: the operators; core_graph.cpp: for Session
+#pragma once
+
+#include <cstddef>
+#include <deque>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/tensor.h"
+#include "graphs/session.h"
+#include "ops/operator.h"
+
+namespace blip2rt {
+
+class NodeRun;
+
+// Runs an operator with its attributes. It keeps no state, so any number of threads may run it.
+using Compute = std::function<void(NodeRun& run)>;
+
+constexpr size_t kNoValue = SIZE_MAX;  // of an optional input or output that is missing
+
+struct Step {
+  std::string title;  // of the node, for messages
+  Compute compute;
+  std::vector<size_t> inputs, outputs;  // numbers of values
+  std::vector<size_t> last;             // values that no later step reads
+};
+
+struct PlannedGraph {
+  std::vector<Port> inputs, outputs;
+  std::vector<size_t> input_values, output_values;
+  std::vector<TensorView> constants;  // by value; without a type for values that a run computes
+  std::vector<Step> steps;
+  size_t threads = 1;
+  std::deque<std::string> folded;  // memory of constants that were computed at load
+};
+
+// Throws std::runtime_error, in one line that names the operator, for what the executor cannot run. `weights` must
+// outlive the graph.
+PlannedGraph plan_graph(const std::string& model, Weights& weights, size_t threads);
+
+// The values of one run. They are the caller's memory, constants or blocks of an arena.
+struct Slot {
+  TensorView view;
+  struct Block* block = nullptr;  // of the arena; nullptr: other memory, which is not overwritten
+};
+
+// Runs a graph. `fed`: an input of each port. `bound`: of each output port, the caller's memory, or a view without
+// type. Returns the outputs that are `wanted`, in memory of their own. Throws std::runtime_error and std::bad_alloc.
+std::vector<OwnedTensor> run_graph(const PlannedGraph& graph, const std::vector<TensorView>& fed,
+                                   const std::vector<TensorView>& bound, const std::vector<bool>& wanted);
+
+// Runs one step. `targets`: by value, memory of the caller that an output shall have. Throws likewise.
+void run_step(const PlannedGraph& graph, const Step& step, std::vector<Slot>& slots, class Arena& arena,
+              const std::vector<TensorView>& targets);
+
+}  // namespace blip2rt

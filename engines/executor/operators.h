@@ -1,0 +1,34 @@
+// The operators that the executor runs, one function per kind: it reads and checks the attributes, and returns what
+// computes the outputs.
+#pragma once
+
+#include "executor/graph.h"
+#include "executor/node_run.h"
+#include "graphs/onnx_graph.h"
+
+namespace blip2rt {
+
+struct OperatorKind {
+  std::string_view domain, name;
+  Compute (*make)(const Node& node);
+};
+
+// Elementwise, with broadcasting (elementwise.cpp).
+std::vector<OperatorKind> elementwise_kinds();
+// Shapes and copies (shapes.cpp).
+std::vector<OperatorKind> shape_kinds();
+// Tables and choices (tables.cpp).
+std::vector<OperatorKind> table_kinds();
+// Norms, softmax and reductions (norms.cpp).
+std::vector<OperatorKind> norm_kinds();
+// Products (products.cpp).
+std::vector<OperatorKind> product_kinds();
+
+// Returns an axis counted from 0. Throws if a tensor of `rank` axes does not have it.
+inline size_t axis_of(int64_t axis, size_t rank) {
+  const auto count = static_cast<int64_t>(rank);
+  require(axis >= -count && axis < count, "an axis is out of range");
+  return static_cast<size_t>(axis < 0 ? axis + count : axis);
+}
+
+}  // namespace blip2rt

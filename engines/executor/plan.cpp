@@ -1,0 +1,211 @@
+// Plans a graph: numbers its values, makes its operators, computes what depends on constants alone, and finds where
+// each value is read last.
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <set>
+#include <stdexcept>
+
+#include "base/utf8.h"
+#include "executor/operators.h"
+#include "graphs/protobuf.h"
+#include "ops/domain.h"
+
+namespace blip2rt {
+namespace {
+
+// The attributes of one of our operators.
+class NodeAttributes : public OperatorAttributes {
+ public:
+  explicit NodeAttributes(const Node& node) : node_(node) {}
+  int64_t integer(const char* name) const override { return found(node_.ints, name); }
+  float number(const char* name) const override { return found(node_.floats, name); }
+
+ private:
+  template <class T>
+  static T found(const std::map<std::string_view, T>& attributes, const char* name) {
+    const auto entry = attributes.find(name);
+    if (entry == attributes.end()) throw std::runtime_error(std::string("it has no attribute ") + name);
+    return entry->second;
+  }
+
+  const Node& node_;
+};
+
+Compute own_operator(const Node& node) {
+  for (const OperatorType& type : operator_types()) {
+    if (node.op_type != type.name) continue;
+    const std::shared_ptr<const Operator> op = type.make(NodeAttributes(node));
+    require(node.outputs.size() == type.outputs && node.inputs.size() <= type.inputs.size(),
+            "it has too many inputs, or the wrong number of outputs");
+    return [op, &type](NodeRun& run) {
+      for (size_t i = 0; i < type.inputs.size(); ++i) {
+        const DType given = run.input(i).dtype;
+        require(given == type.inputs[i] || (given == DType::kUndefined && type.optional(i)),
+                "an input is missing or has the wrong type");
+      }
+      op->compute(run);
+    };
+  }
+  throw std::runtime_error("the core has no such operator");
+}
+
+Compute make_operator(const Node& node) {
+  static const std::vector<OperatorKind> kinds = [] {
+    std::vector<OperatorKind> all;
+    for (const auto& some : {elementwise_kinds(), norm_kinds(), product_kinds(), shape_kinds(), table_kinds()}) {
+      all.insert(all.end(), some.begin(), some.end());
+    }
+    return all;
+  }();
+  if (node.domain == kDomain) return own_operator(node);
+  for (const OperatorKind& kind : kinds) {
+    if (node.domain == kind.domain && node.op_type == kind.name) return kind.make(node);
+  }
+  throw std::runtime_error("the executor does not know this operator");
+}
+
+std::string title_of(const Node& node) {
+  const std::string_view name = node.name.empty() && !node.outputs.empty() ? node.outputs[0] : node.name;
+  return "node " + quoted(name) + " (" + std::string(single_line(node.op_type)) + ")";
+}
+
+// Reads a ValueInfoProto; the field numbers are those of onnx.proto.
+Port read_port(std::string_view value) {
+  Port port;
+  protobuf::Field field, type, tensor, shape, axis;
+  for (protobuf::Reader reader(value); reader.next(field);) {
+    if (field.number == 1) port.name = field.bytes;
+    if (field.number != 2) continue;
+    for (protobuf::Reader types(field.bytes); types.next(type);) {
+      if (type.number != 1) continue;
+      for (protobuf::Reader tensors(type.bytes); tensors.next(tensor);) {
+        if (tensor.number == 1) port.tensor.dtype = static_cast<DType>(tensor.value);
+        if (tensor.number != 2) continue;
+        for (protobuf::Reader shapes(tensor.bytes); shapes.next(shape);) {
+          if (shape.number != 1) continue;
+          int64_t size = -1;
+          for (protobuf::Reader axes(shape.bytes); axes.next(axis);) {
+            if (axis.number == 1) size = static_cast<int64_t>(axis.value);
+          }
+          port.tensor.shape.push_back(size);
+        }
+      }
+    }
+  }
+  return port;
+}
+
+class Planner {
+ public:
+  Planner(PlannedGraph& planned, Weights& weights) : planned_(planned), weights_(weights) {}
+
+  void plan(const std::string& bytes) {
+    const OnnxModel model(bytes);
+    if (model.has_functions) throw std::runtime_error("it has functions, which the executor does not know");
+    const Graph graph(model.graph);
+    if (graph.has_graph) throw std::runtime_error("it has subgraphs, which the executor does not know");
+    read_ports(model.graph);
+    for (const Port& port : planned_.inputs) planned_.input_values.push_back(new_value(port.name));
+    for (const auto& [name, constant] : graph.constants) {
+      if (graph.use_counts.count(name) != 0) add_constant(name, constant);
+    }
+    for (const Node& node : graph.nodes) add_step(node);
+    for (const Port& port : planned_.outputs) planned_.output_values.push_back(value_of(port.name));
+    find_last_reads();
+  }
+
+ private:
+  void read_ports(std::string_view graph) {
+    constexpr uint32_t kInput = 11, kOutput = 12;
+    protobuf::Field field;
+    for (protobuf::Reader reader(graph); reader.next(field);) {
+      if (field.number == kInput) planned_.inputs.push_back(read_port(field.bytes));
+      if (field.number == kOutput) planned_.outputs.push_back(read_port(field.bytes));
+    }
+    for (const Port& port : planned_.inputs) {
+      if (element_size(port.tensor.dtype) == 0 || port.tensor.shape.size() > TensorView::kMaxAxes) {
+        throw std::runtime_error(quoted(port.name) + " has a type or rank that the executor does not support");
+      }
+    }
+  }
+
+  size_t new_value(std::string_view name) {
+    const size_t value = planned_.constants.size();
+    if (!values_.emplace(name, value).second) throw std::runtime_error("it has two values " + quoted(name));
+    planned_.constants.emplace_back();
+    return value;
+  }
+
+  size_t value_of(std::string_view name) const {
+    const auto found = values_.find(name);
+    if (found == values_.end()) throw std::runtime_error(quoted(name) + " is read before it is computed");
+    return found->second;
+  }
+
+  void add_constant(std::string_view name, const Constant& constant) {
+    const void* address = weights_.address(constant);
+    const bool is_known = element_size(constant.dtype) > 0 || static_cast<int>(constant.dtype) == 21;  // uint4
+    if (address == nullptr || !is_known || constant.shape.size() > TensorView::kMaxAxes) {
+      throw std::runtime_error("the constant " + quoted(name) + " has a form that the executor does not support");
+    }
+    const std::vector<int64_t> shape(constant.shape.begin(), constant.shape.end());
+    planned_.constants[new_value(name)] = TensorView(const_cast<void*>(address), shape, constant.dtype);
+  }
+
+  void add_step(const Node& node) {
+    Step step;
+    step.title = title_of(node);
+    for (const std::string_view name : node.inputs) step.inputs.push_back(name.empty() ? kNoValue : value_of(name));
+    try {
+      step.compute = make_operator(node);
+    } catch (const std::runtime_error& error) {
+      throw std::runtime_error(step.title + ": " + error.what());
+    }
+    for (const std::string_view name : node.outputs) step.outputs.push_back(name.empty() ? kNoValue : new_value(name));
+    const auto is_constant = [&](size_t value) { return value == kNoValue || planned_.constants[value]; };
+    if (std::all_of(step.inputs.begin(), step.inputs.end(), is_constant)) return fold(step);
+    planned_.steps.push_back(std::move(step));
+  }
+
+  // Computes the outputs of a step, which depend on constants alone.
+  void fold(const Step& step) {
+    std::vector<Slot> slots(planned_.constants.size());
+    for (size_t i = 0; i < slots.size(); ++i) slots[i].view = planned_.constants[i];
+    Arena arena;
+    run_step(planned_, step, slots, arena, std::vector<TensorView>(slots.size()));
+    for (const size_t value : step.outputs) {
+      if (value == kNoValue) continue;
+      TensorView& view = planned_.constants[value] = slots[value].view;
+      if (slots[value].block == nullptr) continue;
+      view.data = planned_.folded.emplace_back(view.as<char>(), view.bytes()).data();
+    }
+  }
+
+  void find_last_reads() {
+    std::set<size_t> ended(planned_.output_values.begin(), planned_.output_values.end());
+    for (size_t i = planned_.steps.size(); i-- > 0;) {
+      Step& step = planned_.steps[i];
+      for (const auto* list : {&step.inputs, &step.outputs}) {
+        for (const size_t value : *list) {
+          if (value != kNoValue && ended.insert(value).second) step.last.push_back(value);
+        }
+      }
+    }
+  }
+
+  PlannedGraph& planned_;
+  Weights& weights_;
+  std::map<std::string, size_t, std::less<>> values_;
+};
+
+}  // namespace
+
+PlannedGraph plan_graph(const std::string& model, Weights& weights, size_t threads) {
+  PlannedGraph planned;
+  planned.threads = threads;
+  Planner(planned, weights).plan(model);
+  return planned;
+}
+
+}  // namespace blip2rt

@@ -1,0 +1,279 @@
+// Operators that compute shapes, or copy elements to other places.
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <numeric>
+
+#include "executor/broadcast.h"
+#include "executor/operators.h"
+
+namespace blip2rt {
+namespace {
+
+constexpr size_t kPartBytes = 64 * 1024;
+
+size_t product(const TensorView& x, size_t first, size_t last) {
+  size_t count = 1;
+  for (size_t i = first; i < last; ++i) count *= x.size(i);
+  return count;
+}
+
+// A shape of these axes, of the type of a tensor.
+TensorView with_axes(const TensorView& like, const std::vector<int64_t>& axes) {
+  return TensorView(nullptr, axes, like.dtype);
+}
+
+Compute shape(const Node& node) {
+  const int64_t start = node.number("start", 0), end = node.number("end", INT64_MAX);
+  return [=](NodeRun& run) {
+    const TensorView x = run.input(0);
+    const auto rank = static_cast<int64_t>(x.rank);
+    const auto bounded = [=](int64_t axis) { return std::clamp<int64_t>(axis < 0 ? axis + rank : axis, 0, rank); };
+    const int64_t first = bounded(start), last = std::max(first, bounded(end));
+    const TensorView out = run.output(0, shaped(DType::kInt64, {static_cast<size_t>(last - first)}));
+    std::copy(x.axes + first, x.axes + last, out.as<int64_t>());
+  };
+}
+
+Compute reshape(const Node& node) {
+  const bool keeps_zero = node.number("allowzero", 0) != 0;
+  return [=](NodeRun& run) {
+    const TensorView x = run.input(0);
+    std::vector<int64_t> axes = run.list(1);
+    size_t known = 1, unknown = axes.size();
+    for (size_t i = 0; i < axes.size(); ++i) {
+      if (axes[i] == 0 && !keeps_zero) {
+        require(i < x.rank, "a size is copied from an axis that the input lacks");
+        axes[i] = x.axes[i];
+      }
+      if (axes[i] == -1) {
+        require(unknown == axes.size(), "two sizes are -1");
+        unknown = i;
+      } else {
+        require(axes[i] >= 0 && !__builtin_mul_overflow(known, static_cast<size_t>(axes[i]), &known),
+                "a size is negative or too large");
+      }
+    }
+    if (unknown < axes.size()) {
+      require(known > 0 && x.count() % known == 0, "the sizes do not fit");
+      axes[unknown] = static_cast<int64_t>(x.count() / known);
+    }
+    run.share(0, 0, with_axes(x, axes));
+  };
+}
+
+// Returns the axes that an operator names, counted from 0, without repetitions.
+std::vector<bool> named_axes(const std::vector<int64_t>& axes, size_t rank) {
+  std::vector<bool> named(rank);
+  for (const int64_t each : axes) {
+    const size_t axis = axis_of(each, rank);
+    require(!named[axis], "an axis is named twice");
+    named[axis] = true;
+  }
+  return named;
+}
+
+Compute squeeze(const Node&) {
+  return [](NodeRun& run) {
+    const TensorView x = run.input(0);
+    std::vector<bool> dropped(x.rank);
+    if (run.input(1)) {
+      dropped = named_axes(run.list(1), x.rank);
+    } else {
+      for (size_t i = 0; i < x.rank; ++i) dropped[i] = x.axes[i] == 1;
+    }
+    std::vector<int64_t> axes;
+    for (size_t i = 0; i < x.rank; ++i) {
+      if (!dropped[i]) axes.push_back(x.axes[i]);
+    }
+    run.share(0, 0, with_axes(x, axes));
+  };
+}
+
+Compute unsqueeze(const Node&) {
+  return [](NodeRun& run) {
+    const TensorView x = run.input(0);
+    const std::vector<int64_t> added = run.list(1);
+    const std::vector<bool> is_new = named_axes(added, x.rank + added.size());
+    std::vector<int64_t> axes;
+    size_t next = 0;
+    for (const bool one : is_new) axes.push_back(one ? 1 : x.axes[next++]);
+    run.share(0, 0, with_axes(x, axes));
+  };
+}
+
+Compute identity(const Node&) {
+  return [](NodeRun& run) { run.share(0, 0, run.input(0)); };
+}
+
+Compute concat(const Node& node) {
+  const int64_t given = node.number("axis", 0);
+  return [=](NodeRun& run) {
+    TensorView shape = run.input(0);
+    const size_t axis = axis_of(given, shape.rank);
+    for (size_t n = 1; n < run.inputs(); ++n) {
+      const TensorView x = run.input(n, shape.dtype);
+      require(x.rank == shape.rank, "the inputs have different axes");
+      for (size_t i = 0; i < x.rank; ++i) require(i == axis || x.axes[i] == shape.axes[i], "the shapes do not fit");
+      shape.axes[axis] += x.axes[axis];
+    }
+    const TensorView out = run.output(0, shape);
+    const size_t item = element_size(out.dtype), outer = product(out, 0, axis);
+    const size_t stride = product(out, axis, out.rank) * item;
+    char* to = out.as<char>();
+    for (size_t n = 0; n < run.inputs(); ++n) {
+      const TensorView x = run.input(n);
+      const size_t bytes = product(x, axis, x.rank) * item;
+      for (size_t i = 0; i < outer && bytes > 0; ++i) std::memcpy(to + i * stride, x.as<char>() + i * bytes, bytes);
+      to += bytes;
+    }
+  };
+}
+
+Compute split(const Node& node) {
+  const int64_t given = node.number("axis", 0);
+  return [=](NodeRun& run) {
+    const TensorView x = run.input(0);
+    const size_t axis = axis_of(given, x.rank), parts = run.outputs();
+    const auto whole = x.axes[axis], count = static_cast<int64_t>(parts), each = (whole + count - 1) / count;
+    std::vector<int64_t> sizes(parts, each);
+    sizes.back() = whole - each * (count - 1);
+    if (run.input(1)) sizes = run.list(1);
+    require(sizes.size() == parts, "the numbers of parts and outputs differ");
+    int64_t sum = 0;
+    for (const int64_t size : sizes)
+      require(size >= 0 && size <= whole && (sum += size) <= whole, "the sizes do not fit");
+    require(sum == whole, "the sizes do not fit");
+    const size_t item = element_size(x.dtype), outer = product(x, 0, axis), rest = product(x, axis + 1, x.rank) * item;
+    const char* from = x.as<char>();
+    for (size_t n = 0; n < parts; ++n) {
+      TensorView shape = x;
+      shape.axes[axis] = sizes[n];
+      char* to = run.output(n, shape).as<char>();
+      const size_t bytes = static_cast<size_t>(sizes[n]) * rest, stride = x.size(axis) * rest;
+      for (size_t i = 0; i < outer && bytes > 0; ++i) std::memcpy(to + i * bytes, from + i * stride, bytes);
+      from += bytes;
+    }
+  };
+}
+
+// Copies `count` elements that lie `stride` elements apart.
+template <class T>
+void gather_strided(const char* from, size_t stride, size_t count, char* to) {
+  const T* source = reinterpret_cast<const T*>(from);
+  for (size_t i = 0; i < count; ++i) reinterpret_cast<T*>(to)[i] = source[i * stride];
+}
+
+void copy_strided(size_t item, const char* from, size_t stride, size_t count, char* to) {
+  if (stride == 1) {
+    std::memcpy(to, from, count * item);
+    return;
+  }
+  switch (item) {
+    case 1: return gather_strided<uint8_t>(from, stride, count, to);
+    case 2: return gather_strided<uint16_t>(from, stride, count, to);
+    case 4: return gather_strided<uint32_t>(from, stride, count, to);
+    default: return gather_strided<uint64_t>(from, stride, count, to);
+  }
+}
+
+// Copies elements from where `strides`, counted from `from`, say to an output.
+void copy_view(NodeRun& run, const char* from, const int64_t* strides, const TensorView& out) {
+  const size_t item = element_size(out.dtype), inner = out.rank == 0 ? 1 : out.size(out.rank - 1);
+  if (out.count() == 0) return;
+  const auto step = out.rank == 0 ? size_t{1} : static_cast<size_t>(strides[out.rank - 1]);
+  parallel_for(run, out.count() / inner, std::max<size_t>(1, kPartBytes / (inner * item)),
+               [&](size_t first, size_t last) {
+                 for (size_t row = first; row < last; ++row) {
+                   int64_t offset = 0;
+                   size_t rest = row;
+                   for (size_t axis = out.rank; axis-- > 1;) {
+                     offset += static_cast<int64_t>(rest % out.size(axis - 1)) * strides[axis - 1];
+                     rest /= out.size(axis - 1);
+                   }
+                   copy_strided(item, from + offset * static_cast<int64_t>(item), step, inner,
+                                out.as<char>() + row * inner * item);
+                 }
+               });
+}
+
+void set_strides(const TensorView& x, int64_t* strides) {
+  int64_t stride = 1;
+  for (size_t axis = x.rank; axis-- > 0; stride *= x.axes[axis]) strides[axis] = stride;
+}
+
+Compute transpose(const Node& node) {
+  const auto found = node.lists.find("perm");
+  const std::vector<uint64_t> given = found == node.lists.end() ? std::vector<uint64_t>() : found->second;
+  return [=](NodeRun& run) {
+    const TensorView x = run.input(0);
+    std::vector<int64_t> order(given.begin(), given.end());
+    for (size_t i = x.rank; given.empty() && i-- > 0;) order.push_back(static_cast<int64_t>(i));
+    require(order.size() == x.rank, "perm does not fit the input");
+    (void)named_axes(order, x.rank);
+    int64_t of_input[TensorView::kMaxAxes], strides[TensorView::kMaxAxes];
+    set_strides(x, of_input);
+    TensorView shape = x;
+    for (size_t i = 0; i < x.rank; ++i) {
+      const size_t axis = axis_of(order[i], x.rank);
+      shape.axes[i] = x.axes[axis];
+      strides[i] = of_input[axis];
+    }
+    copy_view(run, x.as<char>(), strides, run.output(0, shape));
+  };
+}
+
+Compute expand(const Node&) {
+  return [](NodeRun& run) {
+    const TensorView x = run.input(0);
+    const Broadcast loops(std::array<TensorView, 2>{x, TensorView(nullptr, run.list(1), x.dtype)});
+    TensorView shape = loops.shape;
+    shape.dtype = x.dtype;
+    const TensorView out = run.output(0, shape);
+    int64_t of_input[TensorView::kMaxAxes], strides[TensorView::kMaxAxes] = {};
+    set_strides(x, of_input);
+    for (size_t i = 0; i < x.rank; ++i) strides[shape.rank - x.rank + i] = x.axes[i] == 1 ? 0 : of_input[i];
+    copy_view(run, x.as<char>(), strides, out);
+  };
+}
+
+Compute slice(const Node&) {
+  return [](NodeRun& run) {
+    const TensorView x = run.input(0);
+    const std::vector<int64_t> starts = run.list(1), ends = run.list(2);
+    std::vector<int64_t> axes(starts.size()), steps(starts.size(), 1);
+    std::iota(axes.begin(), axes.end(), 0);
+    if (run.input(3)) axes = run.list(3);
+    if (run.input(4)) steps = run.list(4);
+    require(starts.size() == ends.size() && starts.size() == axes.size() && starts.size() == steps.size(),
+            "starts, ends, axes and steps have different lengths");
+    (void)named_axes(axes, x.rank);
+    TensorView shape = x;
+    int64_t strides[TensorView::kMaxAxes], offset = 0;
+    set_strides(x, strides);
+    for (size_t i = 0; i < axes.size(); ++i) {
+      const size_t axis = axis_of(axes[i], x.rank);
+      const int64_t size = x.axes[axis], step = steps[i];
+      require(step > 0 && step <= INT32_MAX, "a step is not positive");
+      const auto bounded = [=](int64_t at) { return std::clamp<int64_t>(at < 0 ? at + size : at, 0, size); };
+      const int64_t first = bounded(starts[i]), last = std::max(first, bounded(ends[i]));
+      shape.axes[axis] = (last - first + step - 1) / step;
+      offset += first * strides[axis];
+      strides[axis] *= step;
+    }
+    const auto item = static_cast<int64_t>(element_size(x.dtype));
+    copy_view(run, x.as<char>() + offset * item, strides, run.output(0, shape));
+  };
+}
+
+}  // namespace
+
+std::vector<OperatorKind> shape_kinds() {
+  return {
+      {"", "Concat", concat},       {"", "Expand", expand},       {"", "Identity", identity}, {"", "Reshape", reshape},
+      {"", "Shape", shape},         {"", "Slice", slice},         {"", "Split", split},       {"", "Squeeze", squeeze},
+      {"", "Transpose", transpose}, {"", "Unsqueeze", unsqueeze},
+  };
+}
+
+}  // namespace blip2rt

@@ -1,0 +1,148 @@
+"""The core's executor computes what ONNX Runtime computes, and refuses in one line what it does not know."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import blip2rt
+from blip2rt.backends import ort
+from tests.engines.native import Generator, GraphError, Session, runtime
+from tests.seeds import new_seed
+from tests.tiny.bundle import Tiny
+
+onnx = pytest.importorskip("onnx")
+
+from tests.engines.native import graphs
+
+PHOTOS = sorted((Path(__file__).parents[2] / "docs" / "nano").glob("*.jpg"))
+SIZES = {"B": 2, "S": 7, "L": 5, "T": 16}
+
+
+def feeds_of(path: Path, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Random inputs of a graph: floats, token ids below 8, and a mask that hides the end of the last row."""
+    feeds = {}
+    for port in onnx.load(path, load_external_data=False).graph.input:
+        tensor = port.type.tensor_type
+        shape = [axis.dim_value or SIZES.get(axis.dim_param, 3) for axis in tensor.shape.dim]
+        if tensor.elem_type == onnx.TensorProto.FLOAT:
+            feeds[port.name] = rng.standard_normal(shape).astype(np.float32)
+        elif "mask" in port.name:
+            feeds[port.name] = np.ones(shape, np.int64)
+            feeds[port.name][-1, -2:] = 0
+        else:
+            feeds[port.name] = rng.integers(0, 8, shape).astype(np.int64)
+    return feeds
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_graph_gives_what_onnxruntime_gives(tiny: Tiny, threads: int) -> None:
+    rng = np.random.default_rng(new_seed())
+    compared = 0
+    for path in sorted(tiny.path.glob("*.onnx")):
+        theirs, ours = (Session(engine, str(path), threads) for engine in (runtime(), None))
+        assert (ours.inputs, ours.outputs) == (theirs.inputs, theirs.outputs), path
+        if path.name == "llm.onnx":
+            continue
+        feeds = feeds_of(path, rng)
+        want, got = theirs.run(feeds), ours.run(feeds)
+        for name, value in want.items():
+            np.testing.assert_allclose(got[name], value, rtol=1e-4, atol=1e-4, err_msg=path.name)
+            compared += 1
+    assert compared > 5
+
+
+def open_model(folder: Path, engine: Any, shape: tuple[int, ...]) -> Generator:
+    sessions = {path.stem: Session(engine, str(path), 1, custom_int8=True) for path in folder.glob("*.onnx")}
+    return Generator(sessions["embed"], sessions["llm"], *shape, sessions.get("encoder"), 0)
+
+
+@pytest.mark.long(30, "exports twelve tiny language models")
+@pytest.mark.parametrize("precision", ["fp32", "int8-dynamic", "int4"])
+@pytest.mark.parametrize("name", ["opt", "llama", "t5"])
+def test_language_models_say_the_same(name: str, precision: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from blip2rt_export import targets
+    from blip2rt_export.graphs import trace
+    from blip2rt_export.language import trace_graphs
+    from blip2rt_export.precision.quantizer import BlockFormat, Quantizer
+    from tests.tiny.architectures import tiny_model
+
+    seed = new_seed()
+    with contextlib.closing(trace.DataFile(tmp_path, "llm.data")) as data:
+        for part, graph in trace_graphs(targets.ORT, tiny_model(name, seed), 64):
+            targets.ORT.apply(graph, precision, Quantizer(BlockFormat(32), data.store_large))
+            trace.save(graph, tmp_path / f"{part}.onnx", data)
+    inputs = {port: shape for port, _, shape in Session(runtime(), str(tmp_path / "llm.onnx")).inputs}
+    past, width = inputs["past_key_0"], inputs["inputs_embeds"][2]
+    outputs = dict((port, shape) for port, _, shape in Session(runtime(), str(tmp_path / "llm.onnx")).outputs)
+    shape = (sum(port.startswith("past_key") for port in inputs), past[1], past[3], width, outputs["logits"][1])
+    theirs, ours = (open_model(tmp_path, engine, shape) for engine in (runtime(), None))
+    rng = np.random.default_rng(seed)
+    for beams in (1, 2, 3):
+        prefix = rng.standard_normal((2, 5, width)).astype(np.float32) * 0.5
+        options = {"max_new_tokens": 12, "num_beams": beams}
+        want, got = (model.generate(prefix, [[3, 4, 5], [6]], options) for model in (theirs, ours))
+        assert [[tokens for tokens, _ in image] for image in got] == [[tokens for tokens, _ in image] for image in want]
+
+
+def test_a_bundle_runs_without_onnxruntime(tiny: Tiny, photo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = photo()
+    want = blip2rt.load(tiny.path).caption(picture, num_beams=2)
+    assert blip2rt.load(tiny.path, backend="core").caption(picture, num_beams=2) == want
+    monkeypatch.setattr(ort, "_package_folders", list)
+    assert blip2rt.load(tiny.path).caption(picture, num_beams=2) == want
+
+
+@pytest.mark.long(15, "captions twelve photographs twice")
+def test_nano_describes_photographs_like_onnxruntime() -> None:
+    """In int4 a rounding error of one activation moves a text now and then, as between two processors."""
+    theirs, ours = blip2rt.load(), blip2rt.load(backend="core")
+    same = sum(theirs.caption(photo).text == ours.caption(photo).text for photo in PHOTOS)
+    assert same >= len(PHOTOS) * 2 // 3
+
+
+def test_an_unknown_operator_is_refused_by_name(tmp_path: Path) -> None:
+    x = graphs.value("x", ["B", 4])
+    path = tmp_path / "odd.onnx"
+    path.write_bytes(
+        graphs.model([graphs.op("Cos", "x", "y")], [x], [graphs.value("y", ["B", 4])], {}).SerializeToString()
+    )
+    with pytest.raises(GraphError, match=r"odd.onnx is rejected: node 'y' \(Cos\): the executor does not know .* ONNX"):
+        Session(None, str(path))
+    assert Session(runtime(), str(path))
+
+
+def test_shapes_that_do_not_fit_are_an_error(tmp_path: Path) -> None:
+    ports = [graphs.value(name, ["A", name]) for name in "xy"]
+    path = tmp_path / "sum.onnx"
+    model = graphs.model([graphs.op("Add", "x y", "z")], ports, [graphs.value("z", ["A", "x"])], {})
+    path.write_bytes(model.SerializeToString())
+    session = Session(None, str(path))
+    x, y = np.ones((2, 3), np.float32), np.ones((2, 4), np.float32)
+    with pytest.raises(RuntimeError, match=r"^node 'z' \(Add\): the shapes do not fit each other$"):
+        session.run({"x": x, "y": y})
+    assert session.run({"x": x, "y": x})["z"].tolist() == (x + x).tolist()
+
+
+def test_a_fork_gets_an_error_and_may_load_again(tiny: Tiny) -> None:
+    code = (
+        "import os, sys, numpy as np, blip2rt\n"
+        "picture = np.zeros((20, 30, 3), np.uint8)\n"
+        "model = blip2rt.load(sys.argv[1], backend='core', threads=2)\n"
+        "want = str(model.caption(picture))\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    try: model.caption(picture)\n"
+        "    except blip2rt.Blip2rtError as error: print('forked' in str(error), flush=True)\n"
+        "    again = blip2rt.load(sys.argv[1], backend='core', threads=2)\n"
+        "    os._exit(str(again.caption(picture)) != want)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tiny.path], capture_output=True, text=True, env=os.environ)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
