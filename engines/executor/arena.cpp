@@ -98,7 +98,7 @@ void Arena::reset() {
   buffer_.reset();
   gaps_.clear();
   capacity_ = 0;
-  buffer_.reset(new (kAlignment, std::nothrow) char[wanted]);
+  buffer_.reset(static_cast<char*>(::operator new(wanted, kAlignment, std::nothrow)));
   if (buffer_ == nullptr) return;
   capacity_ = wanted;
   gaps_.push_back({0, wanted});

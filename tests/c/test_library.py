@@ -102,6 +102,16 @@ def test_texts_and_messages_equal_those_of_python(pair: tuple[Any, CModel], phot
     assert said > 10
 
 
+def test_the_core_runs_graphs_without_onnxruntime(tiny: Tiny, opened: CModel, photo: Photo) -> None:
+    core, image = CModel(tiny.path, threads=2, runtime="core"), photo()
+    for model in (opened, core):
+        model.use(image)
+    assert [each.tokens for each in core.caption(num_beams=2)] == [each.tokens for each in opened.caption(num_beams=2)]
+    core.close()
+    with pytest.raises(CError, match="^runtime is 'abacus': choose from core, onnxruntime$"):
+        CModel(tiny.path, runtime="abacus")
+
+
 def test_pieces_are_those_of_a_stream(pair: tuple[Any, CModel], photo: Photo) -> None:
     python, c = pair
     image = photo()

@@ -80,7 +80,7 @@ def test_language_models_say_the_same(name: str, precision: str, tmp_path: Path)
             trace.save(graph, tmp_path / f"{part}.onnx", data)
     inputs = {port: shape for port, _, shape in Session(runtime(), str(tmp_path / "llm.onnx")).inputs}
     past, width = inputs["past_key_0"], inputs["inputs_embeds"][2]
-    outputs = dict((port, shape) for port, _, shape in Session(runtime(), str(tmp_path / "llm.onnx")).outputs)
+    outputs = {port: shape for port, _, shape in Session(runtime(), str(tmp_path / "llm.onnx")).outputs}
     shape = (sum(port.startswith("past_key") for port in inputs), past[1], past[3], width, outputs["logits"][1])
     theirs, ours = (open_model(tmp_path, engine, shape) for engine in (runtime(), None))
     rng = np.random.default_rng(seed)

@@ -1,8 +1,9 @@
-"""Fuzz ONNX Runtime and the core's executor with allowed operators: `python -m tests.fuzz.nodes [--seconds N] [--seed S] [--first N]`.
+"""Fuzz ONNX Runtime and the executor by operators: `python -m tests.fuzz.nodes [--seconds N] [--seed S] [--first N]`.
 
 Each graph has one or two random operators that untrusted graphs may have, with odd shapes, types, numbers and
 attributes; those of com.microsoft also have inputs that are not allowed. It runs or fails with an error, within
-ALARM_SECONDS, and what both run gives the same. If the process dies, the last line names the graph, which --first N repeats.
+ALARM_SECONDS. If both run it, they must agree. If the process dies, the last line names the graph, which --first N
+repeats.
 """
 
 import argparse
