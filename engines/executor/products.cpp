@@ -40,7 +40,7 @@ void multiply(NodeRun& run, const Products& p, const X& x_of, const Out& out_of,
       float* packed = scratch.get<float>(p.k * loops.panel);
       for (; done < columns; done += loops.panel) {
         const size_t some = std::min(loops.panel, columns - done);
-        std::fill_n(packed, p.k * loops.panel, 0.0f);
+        if (some < loops.panel) std::fill_n(packed, p.k * loops.panel, 0.0f);
         pack(i, column + done, some, packed);
         loops.multiply({x_of(i), p.k, p.rows, p.k, packed, loops.panel, out_of(i) + column + done, p.n, some});
       }
@@ -221,7 +221,7 @@ Compute conv(const Node& node) {
           const int64_t row = place / sizes[1] * c.strides[0] + down * c.dilations[0] - c.pads[0];
           const int64_t col = place % sizes[1] * c.strides[1] + across * c.dilations[1] - c.pads[1];
           const bool inside = row >= 0 && row < x.axes[2] && col >= 0 && col < x.axes[3];
-          if (inside) to[j] = from[(channel * x.axes[2] + row) * x.axes[3] + col];
+          to[j] = inside ? from[(channel * x.axes[2] + row) * x.axes[3] + col] : 0;
         }
       }
     };

@@ -15,14 +15,14 @@ bool same_axes(const TensorView& a, const TensorView& b) {
   return a.rank == b.rank && std::equal(a.axes, a.axes + a.rank, b.axes);
 }
 
-// Throws for a negative axis, and for more bytes than a process can have.
+// Throws for a negative axis, and for more bytes than any export needs.
 void check_size(const TensorView& shape) {
   size_t bytes = element_size(shape.dtype);
   require(bytes > 0, "the executor does not support the type of an output");
   for (size_t i = 0; i < shape.rank; ++i) {
     require(shape.axes[i] >= 0, "an output would have a negative size");
     if (shape.axes[i] == 0) return;
-    if (__builtin_mul_overflow(bytes, shape.size(i), &bytes) || bytes > size_t{1} << 40) throw std::bad_alloc();
+    if (__builtin_mul_overflow(bytes, shape.size(i), &bytes) || bytes > size_t{1} << 34) throw std::bad_alloc();
   }
 }
 

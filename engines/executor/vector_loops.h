@@ -31,11 +31,12 @@ inline float total(const Floats& lanes) {
   return sum;
 }
 
-// Replaces v by e^v, with a relative error of 2e-7: a series for |r| <= log(2) / 2, times a power of two. NaN stays.
+// Replaces v by e^v, with a relative error of 2e-7: a series for |r| <= log(2) / 2, times a power of two. Writes 0
+// below e^-87 and infinity above e^88. NaN stays.
 inline void exponential(Floats& v) {
   constexpr float kLeast = -87.0f, kMost = 88.0f, kLog2e = 1.44269504f, kLn2High = 0.693359375f,
                   kLn2Low = -2.12194440e-4f, kRounding = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const Floats least = kLeast - Floats{}, most = kMost - Floats{};
+  const Floats zero = {}, least = kLeast - zero, most = kMost - zero, infinite = __builtin_inff() - zero, x = v;
   v = v < least ? least : v;
   v = v > most ? most : v;
   const Floats power = (v * kLog2e + kRounding) - kRounding;
@@ -51,6 +52,8 @@ inline void exponential(Floats& v) {
   Floats scale;
   std::memcpy(&scale, &bits, sizeof scale);
   v = e * scale;
+  v = x < least ? zero : v;
+  v = x > most ? infinite : v;
 }
 
 inline void sigmoid(Floats& v) {
@@ -167,7 +170,17 @@ float sum(const float* x, size_t count) {
 
 void softmax(const float* x, size_t count, float* out) {
   float largest = x[0];
-  for (size_t i = 1; i < count; ++i) largest = x[i] > largest ? x[i] : largest;
+  size_t i = 0;
+  if (count >= kLanes) {
+    Floats best, v;
+    load(x, best);
+    for (i = kLanes; i + kLanes <= count; i += kLanes) {
+      load(x + i, v);
+      best = v > best ? v : best;
+    }
+    for (size_t lane = 0; lane < kLanes; ++lane) largest = best[lane] > largest ? best[lane] : largest;
+  }
+  for (; i < count; ++i) largest = x[i] > largest ? x[i] : largest;
   each(x, count, out, [&](Floats& v) {
     v -= largest;
     exponential(v);
