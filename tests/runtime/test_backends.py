@@ -43,7 +43,9 @@ def test_keywords_of_other_backends_are_named(tiny: Tiny) -> None:
     with pytest.raises(OptionError, match="plan_sizes are the backend trt's"):
         load(tiny.path, engines=PlanSizes())
     on_trt = replace(bundle, manifest=replace(bundle.manifest, target="trt"))
-    with pytest.raises(OptionError, match=r"^threads are the backend core and ort's: leave them out, or give backend='ort'$"):
+    with pytest.raises(
+        OptionError, match=r"^threads are the backend core and ort's: leave them out, or give backend='ort'$"
+    ):
         backends.create("trt", on_trt, threads=2)
 
 
