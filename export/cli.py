@@ -10,7 +10,6 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from blip2rt import backends
 from blip2rt.command_line import Parser, nonempty, path, run
 from blip2rt.modeling.sources import add_parts, parts
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 # transformers' progress bars would break up our lines.
 _QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
-TARGET_NAMES = (*backends.names(), "trt-native")  # targets.TARGETS' keys, without importing it for --help
+TARGET_NAMES = ("ort", "trt", "trt-native")  # targets.TARGETS' keys, without importing it for --help
 
 _EPILOG = """\
 CKPT is a folder that training wrote, a Hugging Face folder or hub id of Blip2ForConditionalGeneration or

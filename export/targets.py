@@ -27,7 +27,7 @@ NamedGraphs = Iterator[tuple[str, ir.Model]]  # (name, graph), each traced when 
 class Target:
     """The runtime that a bundle is exported for."""
 
-    name: str  # one of blip2rt.backends.names(); two targets may share a backend
+    name: str  # a bundle's target, see blip2rt.backends.Backend; two targets may share it
     opset: int
     precisions: Mapping[str, tuple[str, ...]]  # group -> choices
     defaults: Mapping[str, str]
