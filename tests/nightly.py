@@ -41,7 +41,6 @@ NIGHTLY = {
     ),
     "tests/trt/test_build.py::test_(check|broken|float32|failed|a_plan|ctrl_c|plan_file|invalid)": TENSORRT,
     "tests/trt/test_gpu_day.py::test_(gpu_day|failed)": TENSORRT,
-    "tests/trt/test_stand_in.py": "faults of the simulated driver, which no change touches before a GPU has run",
 }
 
 

@@ -126,7 +126,9 @@ def _onnxruntime(device: gpu.Gpu | str) -> Finding:
         fix = remove + ("onnxruntime" if isinstance(device, str) else ONNXRUNTIME_GPU.partition(" install ")[2])
         return Finding("ONNX Runtime", _BROKEN, f"{' and '.join(have)} overwrite each other", fix, needed=True)
     if not have:
-        return Finding("ONNX Runtime", _MISSING, "not installed", "pip install onnxruntime", needed=True)
+        return Finding(
+            "ONNX Runtime", _MISSING, "not installed: the core runs graphs itself", "pip install onnxruntime"
+        )
     try:
         ort.open_runtime()
     except (Blip2rtError, ImportError) as error:
