@@ -17,7 +17,7 @@ from blip2rt.install_hints import pip_install
 
 from . import streaming
 from .peft_folder import has_adapter
-from .sources import fetch, resolve
+from .sources import fetch, resolve, without_progress_bar
 from .vit import Vit, VitConfig, vit_readers
 from .weights import Weights
 
@@ -109,7 +109,7 @@ class _HuggingFaceEncoder(nn.Module):
         from transformers import AutoConfig, AutoModel
 
         super().__init__()
-        with boundary(f"vision source hf:{name} cannot be loaded"):
+        with boundary(f"vision source hf:{name} cannot be loaded"), without_progress_bar():
             if has_adapter(Path(fetch(name))):
                 raise ValueError("it holds an adapter of peft: merge it with merge_and_unload() and save the result")
             if pretrained:

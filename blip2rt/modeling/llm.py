@@ -5,9 +5,7 @@ Does not know about images.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +21,7 @@ from . import streaming
 from .adapters import merge_adapters
 from .peft_folder import base_of
 from .quantize import round_weights
-from .sources import fetch, quick_gguf, refuse_quantized, require_bounds
+from .sources import fetch, quick_gguf, refuse_quantized, require_bounds, without_progress_bar
 from .vision import freeze
 from .weights import Weights, has_weights
 
@@ -244,7 +242,7 @@ class LanguageModelSource:
         names = [name for name in weights.shapes if name.startswith(_BLIP2_PREFIX)]
         state = {name[len(_BLIP2_PREFIX) :]: weights.read(name).float() for name in names}
         try:
-            with _without_progress_bar():
+            with without_progress_bar():
                 llm, found = kind.from_pretrained(
                     None, config=text, state_dict=state, output_loading_info=True, trust_remote_code=False
                 )
@@ -258,20 +256,8 @@ class LanguageModelSource:
         location, options = pretrained_location(self.path)
         text = self.text_config
         values = {**options, **self.config.overrides, "dtype": torch.float32}
-        with quick_gguf(self.path), _without_progress_bar():
+        with quick_gguf(self.path), without_progress_bar():
             return _auto_class(text).from_pretrained(location, **values, trust_remote_code=False)
-
-
-@contextlib.contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """Hide transformers' progress bar, which would break up a command's output."""
-    shown = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers.utils.logging.enable_progress_bar()
 
 
 def empty_llm(config: Any) -> Any:

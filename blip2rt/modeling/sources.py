@@ -218,6 +218,20 @@ def _quick_reader(base: Any) -> Any:
     return Reader
 
 
+@contextlib.contextmanager
+def without_progress_bar() -> Iterator[None]:
+    """Hide transformers' progress bar, which would break up a command's output."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def refuse_quantized(folder: Path) -> None:
     """Raise Blip2rtError if config.json of a folder names a quantization method."""
     try:

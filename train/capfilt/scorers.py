@@ -63,11 +63,12 @@ class ClipScorer:
         from transformers import AutoTokenizer, CLIPModel
 
         from blip2rt.bundle.manifest import ImageSpec
-        from blip2rt.modeling.sources import fetch
+        from blip2rt.modeling.sources import fetch, without_progress_bar
 
         try:
             path = fetch(source)
-            self.model: Any = CLIPModel.from_pretrained(path, trust_remote_code=False).eval()
+            with without_progress_bar():
+                self.model: Any = CLIPModel.from_pretrained(path, trust_remote_code=False).eval()
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
