@@ -1,6 +1,7 @@
 // Operators that combine the elements of an axis: norms, softmax, sums.
 #include <algorithm>
 #include <cmath>
+#include <set>
 
 #include "executor/operators.h"
 #include "executor/vectors.h"
@@ -25,7 +26,8 @@ Compute normalization(const Node& node) {
     size_t width = 1;
     for (size_t i = axis; i < x.rank; ++i) width *= x.size(i);
     const TensorView bias = run.input(2) ? run.floats(2) : TensorView();
-    require(weight.count() == width && (!bias || bias.count() == width), "the weights do not fit the input");
+    const auto fits = [&](const TensorView& each) { return each.count() == width && each.rank <= x.rank - axis; };
+    require(fits(weight) && (!bias || fits(bias)), "the weights do not fit the input");
     const float* from = x.as<float>();
     float* to = run.output_over(0, x).as<float>();
     if (x.count() == 0) return;
@@ -90,13 +92,11 @@ Compute reduction(const Node& node) {
     const TensorView x = run.floats(0);
     const std::vector<int64_t> axes = run.input(1) ? run.list(1) : listed;
     require(!axes.empty() && x.rank > 0, "the executor needs the axes of a reduction");
-    size_t first = x.rank, last = 0;
-    for (const int64_t each : axes) {
-      const size_t axis = axis_of(each, x.rank);
-      first = std::min(first, axis);
-      last = std::max(last, axis + 1);
-    }
-    require(last - first == axes.size(), "the executor reduces neighbouring axes only");
+    std::set<size_t> reduced;
+    for (const int64_t each : axes) reduced.insert(axis_of(each, x.rank));
+    const size_t first = *reduced.begin(), last = *reduced.rbegin() + 1;
+    require(last - first == axes.size() && reduced.size() == axes.size(),
+            "the executor reduces neighbouring axes only");
     size_t outer = 1, count = 1, inner = 1;
     TensorView shape;
     shape.dtype = DType::kFloat32;
