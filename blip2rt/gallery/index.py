@@ -262,7 +262,7 @@ class Index:
         if not path.exists() or self.catalog.row_count <= MAX_EXACT or not has_usearch():
             return None
         with contextlib.suppress(RuntimeError):  # damaged: score every picture until `add` rebuilds it
-            if stamp_of(path) == self.catalog.shortlist_stamp():  # usearch may crash on a file of others
+            if stamp_of(path) == self.catalog.shortlist_stamp():  # usearch may crash on an untrusted file
                 return Shortlist(path, self._shape[1], view=True)
         return None
 

@@ -1,7 +1,6 @@
 // Operators that combine the elements of an axis: norms, softmax, sums.
 #include <algorithm>
 #include <cmath>
-#include <set>
 
 #include "executor/operators.h"
 #include "executor/vectors.h"
@@ -92,10 +91,10 @@ Compute reduction(const Node& node) {
     const TensorView x = run.floats(0);
     const std::vector<int64_t> axes = run.input(1) ? run.list(1) : listed;
     require(!axes.empty() && x.rank > 0, "the executor needs the axes of a reduction");
-    std::set<size_t> reduced;
-    for (const int64_t each : axes) reduced.insert(axis_of(each, x.rank));
-    const size_t first = *reduced.begin(), last = *reduced.rbegin() + 1;
-    require(last - first == axes.size() && reduced.size() == axes.size(),
+    const std::vector<bool> reduced = named_axes(axes, x.rank);
+    const auto begin = std::find(reduced.begin(), reduced.end(), true);
+    const auto first = static_cast<size_t>(begin - reduced.begin()), last = first + axes.size();
+    require(std::count(begin, std::find(begin, reduced.end(), false), true) == static_cast<ptrdiff_t>(axes.size()),
             "the executor reduces neighbouring axes only");
     size_t outer = 1, count = 1, inner = 1;
     TensorView shape;

@@ -31,4 +31,15 @@ inline size_t axis_of(int64_t axis, size_t rank) {
   return static_cast<size_t>(axis < 0 ? axis + count : axis);
 }
 
+// Returns, for each axis, whether an operator names it. Throws for an axis that is out of range or named twice.
+inline std::vector<bool> named_axes(const std::vector<int64_t>& axes, size_t rank) {
+  std::vector<bool> named(rank);
+  for (const int64_t each : axes) {
+    const size_t axis = axis_of(each, rank);
+    require(!named[axis], "an axis is named twice");
+    named[axis] = true;
+  }
+  return named;
+}
+
 }  // namespace blip2rt

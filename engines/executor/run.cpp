@@ -48,12 +48,10 @@ const TensorView* NodeRun::target_of(size_t output, const TensorView& shape) con
 }
 
 TensorView NodeRun::output(size_t index, const TensorView& shape) {
-  if (index >= step_.outputs.size()) throw std::runtime_error("the node lacks an output");
+  require(index < step_.outputs.size(), "the node lacks an output");
   check_size(shape);
   TensorView view = shape;
-  if (step_.outputs[index] == kNoValue) {  // nobody reads it, but the operator writes it
-    throw std::runtime_error("an output has no name");
-  }
+  require(step_.outputs[index] != kNoValue, "an output has no name");  // unused, but the operator writes it
   Slot& slot = slots_[step_.outputs[index]];
   if (const TensorView* target = target_of(index, shape)) {
     view.data = target->data;

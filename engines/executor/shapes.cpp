@@ -62,17 +62,6 @@ Compute reshape(const Node& node) {
   };
 }
 
-// Returns the axes that an operator names, counted from 0, without repetitions.
-std::vector<bool> named_axes(const std::vector<int64_t>& axes, size_t rank) {
-  std::vector<bool> named(rank);
-  for (const int64_t each : axes) {
-    const size_t axis = axis_of(each, rank);
-    require(!named[axis], "an axis is named twice");
-    named[axis] = true;
-  }
-  return named;
-}
-
 Compute squeeze(const Node&) {
   return [](NodeRun& run) {
     const TensorView x = run.input(0);
