@@ -129,21 +129,6 @@ class Language:
 
         return [[one(image, token_ids, score) for token_ids, score in best] for image, best in enumerate(sequences)]
 
-    def likelihoods(
-        self,
-        prefix_embeds: Floats,
-        images: Sequence[int],
-        texts: Sequence[str],
-        max_tokens: int | None = None,
-        complete: bool = True,
-    ) -> NDArray[np.float64]:
-        """prefix_embeds (B, Q, D), T texts, the image of each -> log p(text | image) (T), as the bundle's captions.
-
-        max_tokens: of a text with its stop token; the rest is cut off. complete: whether the stop token counts.
-        """
-        prompt_ids, token_ids = self.caption_tokens(texts, prefix_embeds.shape[1], max_tokens, complete)
-        return self._backend.likelihoods(prefix_embeds, [prompt_ids] * len(prefix_embeds), images, token_ids)
-
     def answer_likelihoods(
         self, prefix_embeds: Floats, questions: Sequence[str], answers: Sequence[str]
     ) -> NDArray[np.float64]:

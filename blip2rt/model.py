@@ -20,7 +20,7 @@ from .bundle import GENERATIVE, RETRIEVAL
 from .errors import ImageError, OptionError
 from .image import ImageLike, ImageSettings
 from .language import Chat
-from .matching import Matcher, MatchingCalls, require_maps, word_attention
+from .matching import Matcher, MatchingCalls
 from .options import AskOptions, CallOptions, CaptionOptions, Options, StreamOptions, TextOptions, check_call, merge
 from .pipeline import Pipeline
 from .pixels.feature_cache import FeatureCache
@@ -29,7 +29,7 @@ from .results import Scored, Stopwatch, shaped, too_late
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from .backends import Backend, Floats
+    from .backends import Backend
     from .bundle import Bundle
     from .language import Prompt
     from .native import GenerationOptions
@@ -254,17 +254,6 @@ class Model(MatchingCalls):
             raise too_late(task.settings.max_time)
         tidied = question is None and not chosen.raw
         return pipeline.language.stream(prefix_embeds, task.prompt, settings, tidied)
-
-    @shown("list[tuple[str, numpy.ndarray]]")
-    def attention(self, image: ImageLike, text: str | None = None) -> list[tuple[str, Floats]]:
-        """Image -> each word of its caption, or of `text`, with the map (rows, columns) float32 of where it is seen.
-
-        A map is the cross-attention of the queries that the word depends on; its sum is 1. Takes about as long as one
-        caption for each query. Raises CapabilityError for bundles without the component `attention`.
-        """
-        require_maps(self.pipeline)
-        prepared = self.prepare(image)
-        return word_attention(self.pipeline, prepared, self.caption(prepared) if text is None else text)
 
     def submit(self, request: Request, *, on_news: Callable[[Answer], object] | None = None) -> Answer:
         """Queue a request, to be decoded in one batch with others. Return once its image has been encoded.

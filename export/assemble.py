@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from blip2rt.bundle import ATTENTION, Bundle, ImageSpec, LlmSpec, Manifest, Verification
+from blip2rt.bundle import Bundle, ImageSpec, LlmSpec, Manifest, Verification
 from blip2rt.bundle.writer import BundleWriter
 from blip2rt.errors import Blip2rtError
 from blip2rt.image import to_pixels
@@ -21,7 +21,7 @@ from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.quantize import round_weights
 from blip2rt.version import __version__
 
-from . import bundle_extras, describe, language, targets, unpack
+from . import bundle_extras, describe, language, unpack
 from .checks import calibration, verify
 from .checks.verdict import verdict
 from .graph_exporter import BLOCK, GraphExporter
@@ -201,7 +201,7 @@ def _group(
     itm:         vision_features (B,N,C), token_ids (B,L), text_mask (B,L) -> itm_logits (B,2)
     """
     inputs = {**features.inputs, **text}
-    parts = [part for part in _PARTS[name](model) if part.name != ATTENTION or exporter.target is targets.ORT]
+    parts = _PARTS[name](model)
     wants = {part.name: exporter.reference(part, inputs) for part in parts}
     with exporter.group(name, precision) as group:
         for part in parts:

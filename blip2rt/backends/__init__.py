@@ -161,10 +161,6 @@ class Backend(ABC):
         """
         return self._run(graph_names.QFORMER, graph_names.PREFIX_EMBEDS, _qformer_feeds(vision_features, question))
 
-    def attention_maps(self, vision_features: Floats, question: tuple[Ints, Ints] | None = None) -> Floats:
-        """vision_features (B, N, C) and the question -> attention_maps (B, Q, rows, columns)"""
-        return self._run(graph_names.ATTENTION, graph_names.ATTENTION_MAPS, _qformer_feeds(vision_features, question))
-
     def image_embeds(self, vision_features: Floats) -> Floats:
         """vision_features (B, N, C) -> image_embeds (B, Q, E), rows of unit length"""
         feeds = {graph_names.VISION_FEATURES: vision_features}

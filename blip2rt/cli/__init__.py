@@ -116,14 +116,6 @@ def _match(args: argparse.Namespace) -> int:
     return 0
 
 
-def _explain(args: argparse.Namespace) -> int:
-    """Write a picture of where the model sees the words of a caption."""
-    from .explain import explain
-
-    print(explain(_load(args), args))
-    return 0
-
-
 def _fill(args: argparse.Namespace) -> int:
     """Print the JSON of each image. A bad image does not stop the others."""
     from ..structured import fill, read
@@ -214,7 +206,7 @@ def _help(args: argparse.Namespace) -> int:
     return 0
 
 
-_OWN = (_caption, _ask, _match, _fill, _explain, _info, _verify, _pool, _pull, _doctor, _stdio, _help)
+_OWN = (_caption, _ask, _match, _fill, _info, _verify, _pool, _pull, _doctor, _stdio, _help)
 HANDLERS: dict[str, Handler] = {
     **{name: partial(_gallery, name) for name in ("tag", "index", "merge", "search", "duplicates")},
     **{handler.__name__[1:]: handler for handler in _OWN},

@@ -29,9 +29,6 @@ probability  that the text is true of the image, 0 to 1, calibrated
 itm          probability of a match by the matching head alone, 0 to 1
 cosine       between the text's embedding and the image's nearest one, -1 to 1
 likelihood   log p(text | image) - log p(text), by the language model, if the bundle weighs it"""
-_EXPLAIN = """Draw where an image shows each word of its caption, or one WORD, as a heat map:
-the attention of the queries that the word depends on. Words such as "a" depend
-on the caption more than on the image."""
 _FILL = """Fill a JSON Schema from images: one JSON object a line, which is valid under the schema.
 Each field asks its description or, without one, its name."""
 _TAG = """Label pictures: comma-separated labels a picture, likeliest first, or files.
@@ -103,7 +100,6 @@ def build_parser(handlers: Mapping[str, Handler], words: Sequence[str] = ()) -> 
     add("caption", "describe images and folders of them", _add_caption, description=_CAPTION, **more)
     add("ask", "answer a question about images", _add_ask, renamed=_ALIASES)
     add("match", "score how well texts describe an image", _add_match, description=_MATCH)
-    add("explain", "draw where an image shows a word", _add_explain, description=_EXPLAIN)
     add("fill", "fill a JSON Schema from images", _add_fill, description=_FILL)
     add("tag", "label pictures and folders of them", _add_tag, description=_TAG)
     for name, (about, add_arguments) in gallery_flags.COMMANDS.items():
@@ -124,16 +120,6 @@ def _add_match(command: Parser) -> None:
     command.add_argument("texts", nargs="+", metavar="TEXT", help="a text, in quotes; several are ranked")
     _add_model(command)
     _add_output(command)
-
-
-def _add_explain(command: Parser) -> None:
-    command.add_argument("image", type=nonempty, metavar="IMAGE", help=_ONE_IMAGE)
-    command.add_argument("word", nargs="?", metavar="WORD", help="one word of the caption (default: each)")
-    command.add_argument("--text", type=nonempty, metavar="TEXT", help="a caption (default: the model's own)")
-    about = "PNG file to write (default: IMAGE's name with -explained.png, in this folder)"
-    command.add_argument("--out", type=path, metavar="FILE", help=about)
-    command.add_argument("--overwrite", action="store_true", help="replace the file")
-    _add_model(command)
 
 
 def _add_fill(command: Parser) -> None:

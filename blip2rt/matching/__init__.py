@@ -2,6 +2,5 @@
 
 from .calls import MatchingCalls
 from .matcher import Matcher
-from .word_attention import require_maps, word_attention
 
-__all__ = ["Matcher", "MatchingCalls", "require_maps", "word_attention"]
+__all__ = ["Matcher", "MatchingCalls"]

@@ -71,12 +71,6 @@ class Attention(nn.Module):
         key, value = (_projected(source, linear, *affine) for linear in (self.key, self.value))
         return self.split(key), self.split(value)
 
-    def probabilities(self, x: torch.Tensor, key_value: KeyValue) -> torch.Tensor:
-        """How much each of x (B, T, width) attends to each key, without a mask: (B, T, S), the mean over heads."""
-        key = key_value[0]
-        scores = self.split(self.query(x)) @ key.transpose(-1, -2) * key.shape[-1] ** -0.5
-        return scores.softmax(-1).mean(1)
-
     def forward(
         self, x: torch.Tensor, key_value: KeyValue, mask: torch.Tensor | None, noise: RowNoise | None
     ) -> torch.Tensor:

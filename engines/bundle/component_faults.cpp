@@ -53,7 +53,7 @@ TensorNames required_tensors(const Manifest& manifest, const std::string& name) 
   if (manifest.llm) kind.encoder_decoder = manifest.llm->encoder_decoder;
   kind.in_place = manifest.components.at(name).output("present_key_0") != nullptr;
   TensorNames tensors = component_tensors(name, kind);
-  if (manifest.question && (name == "qformer" || name == "attention")) {
+  if (manifest.question && name == "qformer") {
     tensors.inputs.insert(tensors.inputs.end(), {"token_ids", "text_mask"});
   }
   return tensors;
@@ -125,7 +125,6 @@ TensorNames llm_tensors(const ComponentKind& kind) {
 TensorNames component_tensors(const std::string& name, const ComponentKind& kind) {
   if (name == "vision") return {{"pixels"}, {"vision_features"}};
   if (name == "qformer") return {{"vision_features"}, {"query_output", "prefix_embeds"}};
-  if (name == "attention") return {{"vision_features"}, {"attention_maps"}};
   if (name == "embed") return {{"token_ids"}, {"token_embeds"}};
   if (name == "image_embed") return {{"vision_features"}, {"image_embeds"}};
   if (name == "text_embed") return {{"token_ids", "text_mask"}, {"text_embeds"}};

@@ -101,10 +101,9 @@ void check_images(Faults& faults, const Manifest& manifest) {
   const TensorSpec* features = vision.output("vision_features");
   const Expected positions = {"axis 1 of vision_features", fixed(features, 1)};
   const Expected width = {"axis 2 of vision_features", fixed(features, 2)};
-  for (const char* reader : {"qformer", "attention", "image_embed", "itm"}) {
+  for (const char* reader : {"qformer", "image_embed", "itm"}) {
     Tensors(faults, manifest, reader).reads("vision_features", {any, positions, width});
   }
-  Tensors(faults, manifest, "attention").writes("attention_maps", {any, any, any, any});
 }
 
 // A signal query_N is the cosine with one query.

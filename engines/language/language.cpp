@@ -142,19 +142,19 @@ Text Language::text_of(const Ids& tokens, double score, const GenerationOptions&
 }
 
 std::pair<Ids, std::vector<Ids>> Language::caption_tokens(const std::vector<std::string>& texts, int64_t prefix_length,
-                                                          std::optional<int64_t> max_tokens, bool complete) const {
+                                                          int64_t max_tokens) const {
   const Prompt prompt = caption_prompt(nullptr);
   Ids prompt_ids = tokenizer_.encode(prompt);
   const bool decoder_only = !spec().encoder_decoder;
   const std::string before = decoder_only && !prompt.whole().empty() ? " " : "";  // as captions are in training
   const int64_t read = decoder_only ? prefix_length + static_cast<int64_t>(prompt_ids.size()) : 1;
   const int64_t room = spec().max_positions - read;
-  const auto most = static_cast<size_t>(std::max<int64_t>(std::min(max_tokens.value_or(room), room) - 1, 0));
+  const auto most = static_cast<size_t>(std::max<int64_t>(std::min(max_tokens, room) - 1, 0));
   std::vector<Ids> all;
   for (const std::string& text : texts) {
     Ids& ids = all.emplace_back(tokenizer_.encode_more({before, text, ""}));
     ids.resize(std::min(ids.size(), most));
-    if (complete && !spec().eos_token_ids.empty()) ids.push_back(spec().eos_token_ids.front());
+    if (!spec().eos_token_ids.empty()) ids.push_back(spec().eos_token_ids.front());
   }
   return {std::move(prompt_ids), std::move(all)};
 }

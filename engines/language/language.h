@@ -75,9 +75,9 @@ class Language {
                bool timed_out) const;
 
   // The tokens of the bundle's own prompt, and of texts as its captions behind prefix_embeds (1, prefix_length, D).
-  // `max_tokens`: of a text with its stop token; the rest is cut off. `complete`: whether a stop token ends it.
+  // `max_tokens`: of a text with its stop token; the rest is cut off.
   std::pair<Ids, std::vector<Ids>> caption_tokens(const std::vector<std::string>& texts, int64_t prefix_length,
-                                                  std::optional<int64_t> max_tokens, bool complete) const;
+                                                  int64_t max_tokens) const;
 
   // The tokens of questions, and of answers with a stop token. Throws Error if an answer does not fit behind a
   // question.

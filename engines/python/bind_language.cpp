@@ -124,9 +124,10 @@ void bind_prompts(nb::class_<Language>& bound) {
       .def_prop_ro("next_question", &Language::next_question)
       .def(
           "caption_tokens",
-          [](const Language& self, const Texts& texts, int64_t prefix_length, std::optional<int64_t> max_tokens,
-             bool complete) { return self.caption_tokens(utf8_of(texts), prefix_length, max_tokens, complete); },
-          "texts"_a, "prefix_length"_a, "max_tokens"_a = nb::none(), "complete"_a = true)
+          [](const Language& self, const Texts& texts, int64_t prefix_length, int64_t max_tokens) {
+            return self.caption_tokens(utf8_of(texts), prefix_length, max_tokens);
+          },
+          "texts"_a, "prefix_length"_a, "max_tokens"_a)
       .def(
           "answer_tokens",
           [](const Language& self, const Texts& questions, const Texts& answers) {

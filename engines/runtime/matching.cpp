@@ -227,8 +227,8 @@ Model::Compared Model::likelihoods(Features& features, const std::vector<std::st
   require_likelihood("tell how likely a text is");
   std::vector<std::string> written;
   for (const std::string& text : texts) written.push_back(text_tokenizer().written(text));
-  const auto [prompt, ids] = language().caption_tokens(written, language().spec().prefix_length,
-                                                       bundle_.manifest.retrieval->max_text_length, true);
+  const auto [prompt, ids] =
+      language().caption_tokens(written, language().spec().prefix_length, bundle_.manifest.retrieval->max_text_length);
   return compared(features, gain_.texts(1, std::vector<size_t>(texts.size()), prompt, ids));
 }
 

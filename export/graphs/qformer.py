@@ -2,8 +2,6 @@
 
 A stage-2 checkpoint has one graph; with question_input it also reads the question's token_ids and text_mask (B,L):
 qformer:     vision_features (B,N,C) -> query_output (B,Q,H), prefix_embeds (B,Q,D)
-and for ONNX Runtime a second one that shares its weights, if the encoder's positions form a grid:
-attention:   vision_features (B,N,C) -> attention_maps (B,Q,rows,columns)
 
 A stage-1 checkpoint has three:
 image_embed: vision_features (B,N,C) -> image_embeds (B,Q,E)
@@ -12,15 +10,13 @@ itm:         vision_features (B,N,C), token_ids (B,L), text_mask (B,L) -> itm_lo
 """
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from blip2rt.bundle import ATTENTION, QFORMER, RETRIEVAL, TEXT_MASK, TOKEN_IDS, VISION_FEATURES
+from blip2rt.bundle import QFORMER, RETRIEVAL, TEXT_MASK, TOKEN_IDS, VISION_FEATURES
 from blip2rt.modeling.blip2 import Blip2
-from blip2rt.modeling.qformer import Layer
-from blip2rt.modeling.vision import VisionConfig
 from blip2rt.native import native
 
 from .trace import GraphSpec
@@ -30,7 +26,7 @@ _AXES = {VISION_FEATURES: {0: "B"}, TOKEN_IDS: {0: "B", 1: "L"}, TEXT_MASK: {0: 
 
 def generative_graphs(model: Blip2) -> list[GraphSpec]:
     """The graphs of a stage-2 model."""
-    return [_graph(name, model) for name in (QFORMER, ATTENTION) if name == QFORMER or patch_grid(model.config.vision)]
+    return [_graph(QFORMER, model)]
 
 
 def retrieval_graphs(model: Blip2) -> list[GraphSpec]:
@@ -40,7 +36,7 @@ def retrieval_graphs(model: Blip2) -> list[GraphSpec]:
 
 def _graph(name: str, model: Blip2) -> GraphSpec:
     config, (inputs, outputs) = model.config, native.component_tensors(name)
-    if name in (QFORMER, ATTENTION) and config.question_input:
+    if name == QFORMER and config.question_input:
         inputs += [TOKEN_IDS, TEXT_MASK]
     text_mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     example = {
@@ -68,40 +64,12 @@ def _qformer(model: Blip2, vision_features: Tensor, *question: Tensor) -> tuple[
     return query_output, model.prefix_embeds(query_output)
 
 
-def patch_grid(vision: VisionConfig) -> tuple[int, int] | None:
-    """Rows and columns of patches, which are the last of an encoder's positions; None if they form no grid."""
-    for others in range(9):  # [CLS] and registers
-        count = vision.positions - others
-        rows = round((max(count, 0) * vision.height / vision.width) ** 0.5)
-        if rows and count % rows == 0 and rows * vision.width == count // rows * vision.height:
-            return rows, count // rows
-    return None
-
-
-def _attention(model: Blip2, vision_features: Tensor, *question: Tensor) -> Tensor:
-    """The mean over heads and layers of how much each query attends to each patch."""
-    found, grid = list[Tensor](), patch_grid(model.config.vision)
-    assert grid is not None
-    hooks = []
-    for layer in model.qformer.layers:
-        crossing = cast(Layer, layer).cross_attention
-        if crossing is not None:
-            hooks.append(
-                crossing.register_forward_pre_hook(lambda it, given: found.append(it.probabilities(*given[:2])))
-            )
-    model.query_output(vision_features, *question)
-    for hook in hooks:
-        hook.remove()
-    return torch.stack(found).mean(0)[..., -grid[0] * grid[1] :].unflatten(-1, grid)
-
-
 def _image_embed(model: Blip2, vision_features: Tensor) -> Tensor:
     return model.image_embeds(model.query_output(vision_features))
 
 
 _FORWARD: dict[str, Callable[..., Any]] = {
     QFORMER: _qformer,
-    ATTENTION: _attention,
     RETRIEVAL[0]: _image_embed,
     RETRIEVAL[1]: Blip2.text_embeds,
     RETRIEVAL[2]: Blip2.itm_logits,

@@ -188,7 +188,7 @@ def test_synthetic_bundle_is_complete_and_captions(tiny_geometry, photo):
     path, cache = tiny_geometry
     manifest = verify(path).manifest
     precisions = {name: component.precision for name, component in manifest.components.items()}
-    int8 = dict.fromkeys(("vision", "qformer", "attention"), "int8-dynamic")
+    int8 = dict.fromkeys(("vision", "qformer"), "int8-dynamic")
     assert precisions == {**int8, "llm": "int4", "embed": "int4"}
     scored = blip2rt.load(path).caption(photo(), num_beams=1, min_new_tokens=5, max_new_tokens=5, scores=True)
     assert np.isfinite(scored.score)

@@ -83,7 +83,7 @@ def test_quantized_bundle_runs_and_reports_its_precisions(made: Made) -> None:
     manifest = bundle.manifest
     precisions = {name: component.precision for name, component in manifest.components.items()}
     int4 = dict.fromkeys(("llm", "embed", "image_embed", "text_embed", "itm"), "int4")
-    assert precisions == {"vision": "fp16", "qformer": "int8w", "attention": "int8w", **int4}
+    assert precisions == {"vision": "fp16", "qformer": "int8w", **int4}
     checks = {check.component: check for check in manifest.verification}
     assert set(checks) == {*precisions, "all"}
     assert checks["all"].precision == "fp16/int8w/int4" and 0 <= checks["all"].agreement <= 1

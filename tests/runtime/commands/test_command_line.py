@@ -30,7 +30,6 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "blip2rt caption": ("a.png", "--backend", "onnx"),
     "blip2rt ask": ("a.png", "who?", "--backend", "gpu"),
     "blip2rt match": ("a.png", "a dog", "--backend", "tensorrt"),
-    "blip2rt explain": ("a.png", "--backend", "tensorrt"),
     "blip2rt fill": ("s.json", "a.png", "--backend", "tensorrt"),
     "blip2rt tag": ("x.jpg", "--backend", "onnx"),
     "blip2rt index": ("photos", "--out", "x", "--backend", "onnx"),
