@@ -101,11 +101,13 @@ sanitize: $(DEV)/blip2rt-installed  ## test the core under ASan, UBSan and TSan
 	  folder=build/sanitize-$${kind%,*}; \
 	  cmake -S . -B $$folder -DPython_EXECUTABLE=$(abspath $(DEV))/bin/python -DBLIP2RT_SANITIZE=$$kind >/dev/null; \
 	  cmake --build $$folder --target stress --parallel $(shell nproc); \
-	  $$folder/stress $(ORT_LIBRARY) build/tiny 4 100; \
 	  cmake -S . -B $$folder/c -DBLIP2RT_C=ON -DBLIP2RT_C_TESTS=ON -DBLIP2RT_SANITIZE=$$kind \
 	    -DBLIP2RT_CORE=$(abspath .)/$$folder/libblip2rt_core.a >/dev/null; \
 	  cmake --build $$folder/c --target all_calls --parallel $(shell nproc); \
-	  $$folder/c/all_calls build/tiny $(ORT_LIBRARY) docs/photo.jpg 60 64; \
+	  for runtime in $(ORT_LIBRARY) core; do \
+	    $$folder/stress $$runtime build/tiny 4 100; \
+	    $$folder/c/all_calls build/tiny $$runtime docs/photo.jpg 60 64; \
+	  done; \
 	done
 	cmake --build build/sanitize-address --parallel $(shell nproc)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \

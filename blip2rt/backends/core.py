@@ -10,7 +10,5 @@ from . import ort
 class Backend(ort.Backend):
     """A bundle's graphs, each opened at its first use."""
 
-    _title = "the core"
-
     def _open_runtime(self) -> Any:
         return None

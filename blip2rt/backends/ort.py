@@ -50,7 +50,6 @@ class Backend(backends.Backend):
     """A bundle's graphs, each opened at its first use."""
 
     devices, target, batches = ("cpu",), "ort", True
-    _title = "ONNX Runtime"  # in messages
 
     def __init__(
         self, bundle: Bundle, *, threads: int | None = None, batching: Batching | None = None, cache_bytes: int = 0
@@ -208,9 +207,10 @@ class Backend(backends.Backend):
         with self._locks[component]:
             self._check_process()  # another thread may have closed the model meanwhile
             if component not in self._sessions:
-                graph = self._bundle.graph(component)
+                graph, files = self._bundle.graph(component), self._bundle.readable_files(component)
+                runtime = self._open_runtime()
+                title = "the core" if runtime is None else "ONNX Runtime"
                 try:
-                    runtime, files = self._open_runtime(), self._bundle.readable_files(component)
                     if begun is not None:
                         begun.set()
                     with _opening:
@@ -223,10 +223,10 @@ class Backend(backends.Backend):
                             trusted=self._bundle.trusted_graphs,
                         )
                 except MemoryError:
-                    raise BackendError(f"{self._title} cannot load {graph}: out of memory") from None
+                    raise BackendError(f"{title} cannot load {graph}: out of memory") from None
                 except RuntimeError as error:
                     raise BackendError(
-                        f"{self._title} cannot load {graph} (check: blip2rt verify {graph.parent}): {error}"
+                        f"{title} cannot load {graph} (check: blip2rt verify {graph.parent}): {error}"
                     ) from error
             return self._sessions[component]
 

@@ -2,7 +2,8 @@
 // knows which values end with it. Shapes are those of a run: an operator computes its outputs' shapes and asks for
 // their memory.
 //
-//     file -> plan.cpp -> PlannedGraph -> run.cpp -> outputs; operators.h: the operators; core_graph.cpp: for Session
+//     file -> plan.cpp, fuse.cpp -> PlannedGraph -> run.cpp -> outputs; operators.h: the operators; core_graph.cpp: for
+//     Session
 #pragma once
 
 #include <cstddef>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "base/tensor.h"
+#include "executor/vectors.h"
 #include "graphs/session.h"
 #include "ops/operator.h"
 
@@ -25,18 +27,29 @@ using Compute = std::function<void(NodeRun& run)>;
 
 constexpr size_t kNoValue = SIZE_MAX;  // of an optional input or output that is missing
 
+// What follows a product, element by element: activation(x + bias) * factor + residual. Operands are values; factor and
+// residual have the shape of the product.
+struct Ending {
+  size_t width = 0;  // of the product; 0: nothing follows
+  Activation activation = Activation::kNone;
+  float beta = 1;
+  size_t bias = kNoValue, factor = kNoValue, residual = kNoValue;
+};
+
 struct Step {
   std::string title;  // of the node, for messages
   Compute compute;
   std::vector<size_t> inputs, outputs;  // numbers of values
   std::vector<size_t> last;             // values that no later step reads
+  Ending ending;
+  size_t fused = kNoValue, replaced = 1;  // PlannedGraph::fused: does the work of as many steps from this one on
 };
 
 struct PlannedGraph {
   std::vector<Port> inputs, outputs;
   std::vector<size_t> input_values, output_values;
   std::vector<TensorView> constants;  // by value; without a type for values that a run computes
-  std::vector<Step> steps;
+  std::vector<Step> steps, fused;
   size_t threads = 1;
   std::deque<std::string> folded;  // memory of constants that were computed at load
 };

@@ -62,6 +62,8 @@ class NodeRun final : public OperatorRun {
   void run_parts(size_t parts, void (*work)(void* data, size_t part), void* data) override {
     run_on_threads(parts, graph_.threads, work, data);
   }
+  bool finishes() const override { return step_.ending.width > 0; }
+  void finish(size_t first, size_t last) override;
   size_t threads() const { return graph_.threads; }
 
  private:

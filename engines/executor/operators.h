@@ -21,8 +21,13 @@ std::vector<OperatorKind> shape_kinds();
 std::vector<OperatorKind> table_kinds();
 // Norms, softmax and reductions (norms.cpp).
 std::vector<OperatorKind> norm_kinds();
+// Attention of an image encoder (float_attention.cpp).
+std::vector<OperatorKind> attention_kinds();
 // Products (products.cpp).
 std::vector<OperatorKind> product_kinds();
+
+// qkv (.., 3 * num_heads * width) -> (images, positions, num_heads * width): EncoderAttention of ops/, in floats.
+constexpr char kFloatAttention[] = "FloatAttention";
 
 // Returns an axis counted from 0. Throws if a tensor of `rank` axes does not have it.
 inline size_t axis_of(int64_t axis, size_t rank) {

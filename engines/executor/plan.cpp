@@ -7,8 +7,10 @@
 #include <stdexcept>
 
 #include "base/utf8.h"
+#include "executor/fuse.h"
 #include "executor/operators.h"
 #include "graphs/protobuf.h"
+#include "graphs/rewrite_attention.h"
 #include "ops/domain.h"
 
 namespace blip2rt {
@@ -53,15 +55,16 @@ Compute own_operator(const Node& node) {
 Compute make_operator(const Node& node) {
   static const std::vector<OperatorKind> kinds = [] {
     std::vector<OperatorKind> all;
-    for (const auto& some : {elementwise_kinds(), norm_kinds(), product_kinds(), shape_kinds(), table_kinds()}) {
+    for (const auto& some :
+         {attention_kinds(), elementwise_kinds(), norm_kinds(), product_kinds(), shape_kinds(), table_kinds()}) {
       all.insert(all.end(), some.begin(), some.end());
     }
     return all;
   }();
-  if (node.domain == kDomain) return own_operator(node);
   for (const OperatorKind& kind : kinds) {
     if (node.domain == kind.domain && node.op_type == kind.name) return kind.make(node);
   }
+  if (node.domain == kDomain) return own_operator(node);
   throw std::runtime_error("the executor does not know this operator");
 }
 
@@ -110,8 +113,18 @@ class Planner {
     for (const auto& [name, constant] : graph.constants) {
       if (graph.use_counts.count(name) != 0) add_constant(name, constant);
     }
-    for (const Node& node : graph.nodes) add_step(node);
+    const NodeChanges attention = rewrite_encoder_attention(graph, kFloatAttention);
+    for (const Node& node : graph.nodes) {
+      const auto change = node.outputs.empty() ? attention.end() : attention.find(node.outputs[0]);
+      if (change == attention.end()) {
+        add_step(node);
+      } else {
+        protobuf::Field field;
+        for (protobuf::Reader reader(change->second); reader.next(field);) add_step(Node(field.bytes));
+      }
+    }
     for (const Port& port : planned_.outputs) planned_.output_values.push_back(value_of(port.name));
+    fuse_endings(planned_, nodes_);
     find_last_reads();
   }
 
@@ -166,6 +179,7 @@ class Planner {
     const auto is_constant = [&](size_t value) { return value == kNoValue || planned_.constants[value]; };
     if (std::all_of(step.inputs.begin(), step.inputs.end(), is_constant)) return fold(step);
     planned_.steps.push_back(std::move(step));
+    nodes_.push_back(node);
   }
 
   // Computes the outputs of a step, which depend on constants alone.
@@ -192,11 +206,20 @@ class Planner {
         }
       }
     }
+    for (size_t i = 0; i < planned_.steps.size(); ++i) {
+      const Step& first = planned_.steps[i];
+      for (size_t n = 0; first.fused != kNoValue && n < first.replaced; ++n) {
+        const std::vector<size_t>& last = planned_.steps[i + n].last;
+        std::vector<size_t>& of_fused = planned_.fused[first.fused].last;
+        of_fused.insert(of_fused.end(), last.begin(), last.end());
+      }
+    }
   }
 
   PlannedGraph& planned_;
   Weights& weights_;
   std::map<std::string, size_t, std::less<>> values_;
+  std::vector<Node> nodes_;  // of each step
 };
 
 }  // namespace

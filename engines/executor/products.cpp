@@ -36,6 +36,7 @@ void multiply(NodeRun& run, const Products& p, const X& x_of, const Out& out_of,
       if (const float* matrix = p.rows <= kFewRows ? matrix_of(i) : nullptr) {
         product.b = matrix + column;
         done = loops.multiply_few(product);
+        run.finish(column, column + done);
       }
       float* packed = scratch.get<float>(p.k * loops.panel);
       for (; done < columns; done += loops.panel) {
@@ -43,6 +44,7 @@ void multiply(NodeRun& run, const Products& p, const X& x_of, const Out& out_of,
         if (some < loops.panel) std::fill_n(packed, p.k * loops.panel, 0.0f);
         pack(i, column + done, some, packed);
         loops.multiply({x_of(i), p.k, p.rows, p.k, packed, loops.panel, out_of(i) + column + done, p.n, some});
+        run.finish(column + done, column + done + some);
       }
       first += many;
     }

@@ -93,6 +93,15 @@ void NodeRun::share(size_t output, size_t input, const TensorView& shape) {
   to.view.data = from.view.data;
 }
 
+void NodeRun::finish(size_t first, size_t last) {
+  if (!finishes()) return;
+  const Ending& ending = step_.ending;
+  const TensorView& out = slots_[step_.outputs[0]].view;
+  const auto at = [&](size_t value) { return value == kNoValue ? nullptr : slots_[value].view.as<float>() + first; };
+  vector_loops().finish({ending.activation, ending.beta, at(ending.bias), at(ending.factor), at(ending.residual),
+                         out.as<float>() + first, ending.width, out.count() / ending.width, last - first});
+}
+
 void run_step(const PlannedGraph& graph, const Step& step, std::vector<Slot>& slots, Arena& arena,
               const std::vector<TensorView>& targets) {
   try {
@@ -104,6 +113,22 @@ void run_step(const PlannedGraph& graph, const Step& step, std::vector<Slot>& sl
   for (const size_t value : step.last) let_go(slots[value], arena);
 }
 
+namespace {
+
+// Returns whether the operands of a product's ending have the shape of the product.
+bool fits(const Step& fused, const std::vector<Slot>& slots) {
+  TensorView made = slots[fused.inputs[0]].view;
+  if (made.rank == 0) return false;
+  made.axes[made.rank - 1] = static_cast<int64_t>(fused.ending.width);
+  for (const size_t value : {fused.ending.factor, fused.ending.residual}) {
+    if (value == kNoValue) continue;
+    if (slots[value].view.dtype != DType::kFloat32 || !same_axes(slots[value].view, made)) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
 std::vector<OwnedTensor> run_graph(const PlannedGraph& graph, const std::vector<TensorView>& fed,
                                    const std::vector<TensorView>& bound, const std::vector<bool>& wanted) {
   std::vector<Slot> slots(graph.constants.size());
@@ -112,7 +137,12 @@ std::vector<OwnedTensor> run_graph(const PlannedGraph& graph, const std::vector<
   for (size_t i = 0; i < fed.size(); ++i) slots[graph.input_values[i]].view = fed[i];
   for (size_t i = 0; i < bound.size(); ++i) targets[graph.output_values[i]] = bound[i];
   LeasedArena arena;
-  for (const Step& step : graph.steps) run_step(graph, step, slots, *arena, targets);
+  for (size_t i = 0; i < graph.steps.size();) {
+    const Step* step = &graph.steps[i];
+    const bool fuses = step->fused != kNoValue && fits(graph.fused[step->fused], slots);
+    i += fuses ? step->replaced : 1;
+    run_step(graph, fuses ? graph.fused[step->fused] : *step, slots, *arena, targets);
+  }
   for (size_t i = 0; i < bound.size(); ++i) {  // of an output that no step computes
     const TensorView& made = slots[graph.output_values[i]].view;
     if (!bound[i] || bound[i].data == made.data) continue;

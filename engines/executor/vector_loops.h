@@ -80,6 +80,18 @@ inline void error_function(Floats& v) {
   v = v < zero ? -found : found;
 }
 
+inline void gelu(Floats& v) {
+  Floats e = v * 0.70710678f;
+  error_function(e);
+  v = v * 0.5f * (e + 1.0f);
+}
+
+inline void gelu_tanh(Floats& v) {
+  Floats t = (v * v * v * 0.044715f + v) * 0.79788456f;
+  hyperbolic_tangent(t);
+  v = v * 0.5f * (t + 1.0f);
+}
+
 template <class F>
 inline void each(const float* x, size_t count, float* out, const F& apply) {
   size_t i = 0;
@@ -96,24 +108,13 @@ inline void each(const float* x, size_t count, float* out, const F& apply) {
 }
 
 void unary(Unary kind, const float* x, size_t count, float* out) {
-  constexpr float kHalfRoot = 0.70710678f, kGeluScale = 0.79788456f, kGeluCube = 0.044715f;
   const Floats zero = {};
   switch (kind) {
     case Unary::kAbs: return each(x, count, out, [&](Floats& v) { v = v < zero ? -v : v; });
     case Unary::kErf: return each(x, count, out, [](Floats& v) { error_function(v); });
     case Unary::kExp: return each(x, count, out, [](Floats& v) { exponential(v); });
-    case Unary::kGelu:
-      return each(x, count, out, [](Floats& v) {
-        Floats e = v * kHalfRoot;
-        error_function(e);
-        v = v * 0.5f * (e + 1.0f);
-      });
-    case Unary::kGeluTanh:
-      return each(x, count, out, [](Floats& v) {
-        Floats t = (v * v * v * kGeluCube + v) * kGeluScale;
-        hyperbolic_tangent(t);
-        v = v * 0.5f * (t + 1.0f);
-      });
+    case Unary::kGelu: return each(x, count, out, [](Floats& v) { gelu(v); });
+    case Unary::kGeluTanh: return each(x, count, out, [](Floats& v) { gelu_tanh(v); });
     case Unary::kNeg: return each(x, count, out, [](Floats& v) { v = -v; });
     case Unary::kRelu: return each(x, count, out, [&](Floats& v) { v = v < zero ? zero : v; });
     case Unary::kSigmoid: return each(x, count, out, [](Floats& v) { sigmoid(v); });
@@ -256,8 +257,60 @@ size_t multiply_few(const FloatProduct& p) {
   return column;
 }
 
+// Computes `columns` outputs of a row, whole vectors. Separate pointers, because the compiler reads fields again and
+// again.
+template <class F>
+inline void finish_row(float* x, const float* bias, const float* factor, const float* residual, size_t columns,
+                       const F& activate) {
+  for (size_t i = 0; i < columns; i += kLanes) {
+    Floats v, b = {}, f, r;
+    load(x + i, v);
+    if (bias != nullptr) load(bias + i, b);
+    v += b;
+    activate(v);
+    if (factor != nullptr) load(factor + i, f), v *= f;
+    if (residual != nullptr) load(residual + i, r), v += r;
+    store(v, x + i);
+  }
+}
+
+template <class F>
+inline void finish_rows(const FloatEnding& e, const F& activate) {
+  const size_t whole = e.columns / kLanes * kLanes, left = e.columns - whole;
+  const auto at = [&](const float* operand, size_t i) { return operand == nullptr ? nullptr : operand + i; };
+  for (size_t row = 0; row < e.rows; ++row) {
+    const size_t begin = row * e.stride, end = begin + whole;
+    finish_row(e.x + begin, e.bias, at(e.factor, begin), at(e.residual, begin), whole, activate);
+    if (left == 0) continue;
+    const float* from[4] = {e.x + end, at(e.bias, whole), at(e.factor, end), at(e.residual, end)};
+    float copy[4][kLanes] = {};
+    for (size_t i = 0; i < 4; ++i) {
+      if (from[i] != nullptr) std::memcpy(copy[i], from[i], left * sizeof(float));
+    }
+    finish_row(copy[0], from[1] == nullptr ? nullptr : copy[1], from[2] == nullptr ? nullptr : copy[2],
+               from[3] == nullptr ? nullptr : copy[3], kLanes, activate);
+    std::memcpy(e.x + end, copy[0], left * sizeof(float));
+  }
+}
+
+void finish(const FloatEnding& e) {
+  const Floats zero = {};
+  switch (e.activation) {
+    case Activation::kNone: return finish_rows(e, [](Floats&) {});
+    case Activation::kGelu: return finish_rows(e, [](Floats& v) { gelu(v); });
+    case Activation::kGeluTanh: return finish_rows(e, [](Floats& v) { gelu_tanh(v); });
+    case Activation::kRelu: return finish_rows(e, [&](Floats& v) { v = v < zero ? zero : v; });
+    case Activation::kSwish:
+      return finish_rows(e, [&](Floats& v) {
+        Floats s = v * e.beta;
+        sigmoid(s);
+        v *= s;
+      });
+  }
+}
+
 #define BLIP2RT_VECTOR_LOOPS(name) \
-  {name, kPanelVectors * kLanes, unary, binary, softmax, normalize, sum, multiply, multiply_few}
+  {name, kPanelVectors * kLanes, unary, binary, softmax, normalize, sum, multiply, multiply_few, finish}
 
 }  // namespace
 }  // namespace blip2rt

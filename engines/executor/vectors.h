@@ -18,6 +18,17 @@ struct FloatProduct {
   size_t out_stride, columns;
 };
 
+// What follows a product, element by element: activation(x + bias) * factor + residual. Operands without an address are
+// left out. Rows of x, factor and residual are `stride` apart.
+enum class Activation { kNone, kGelu, kGeluTanh, kRelu, kSwish };
+struct FloatEnding {
+  Activation activation;
+  float beta;  // kSwish is x * sigmoid(beta * x)
+  const float *bias, *factor, *residual;
+  float* x;
+  size_t stride, rows, columns;
+};
+
 struct VectorLoops {
   const char* name;
   size_t panel;  // columns of `multiply`
@@ -33,6 +44,7 @@ struct VectorLoops {
   void (*multiply)(const FloatProduct& product);
   // Any number of columns, of which whole vectors are computed; returns how many. Fast for few rows.
   size_t (*multiply_few)(const FloatProduct& product);
+  void (*finish)(const FloatEnding& ending);
 };
 
 // Returns the loops for this processor, at most those that BLIP2RT_KERNELS names.

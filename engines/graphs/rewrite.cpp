@@ -101,7 +101,9 @@ std::string rewritten_graph(const OnnxModel& model, const CustomOps& ops, Weight
   if (!cache.empty() && model.opset >= kOldest) cross = rewrite_cross_attention(graph);
   Products products = replace_products(graph, ops, weights);
   // int8 products cost more precision than bfloat16 attention, so a user who accepts them accepts both.
-  if (products.int8 && model.opset >= kOldest) encoder = rewrite_encoder_attention(graph);
+  if (products.int8 && encoder_attention_kernel() != nullptr && model.opset >= kOldest) {
+    encoder = rewrite_encoder_attention(graph, kEncoderAttention);
+  }
   if (!cache.empty()) kernels.push_back(attention_name());
   if (products.int4) kernels.push_back(int4_name());
   if (products.int8) kernels.push_back(int8_name());

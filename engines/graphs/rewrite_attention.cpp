@@ -5,7 +5,6 @@
 #include <cmath>
 #include <set>
 
-#include "kernels/attention/encoder_attention.h"
 #include "ops/attention_op.h"
 #include "ops/domain.h"
 #include "ops/gather_op.h"
@@ -166,9 +165,8 @@ NodeChanges rewrite_cross_attention(const Graph& graph) {
   return 2 * found == used ? changes : NodeChanges();
 }
 
-NodeChanges rewrite_encoder_attention(const Graph& graph) {
+NodeChanges rewrite_encoder_attention(const Graph& graph, std::string_view type) {
   NodeChanges changes;
-  if (encoder_attention_kernel() == nullptr) return changes;
   for (const Node& node : graph.nodes) {
     if (!node.is("Reshape") || node.inputs.size() != 2 || node.outputs.size() != 1) {
       continue;
@@ -213,7 +211,7 @@ NodeChanges rewrite_encoder_attention(const Graph& graph) {
     }
     for (const Node* dropped : {back, sum, softmax, scaled, scores, split}) changes[dropped->outputs[0]] = "";
     for (size_t i = 0; i < 3; ++i) changes[turned[i]->outputs[0]] = changes[heads[i]->outputs[0]] = "";
-    changes[node.outputs[0]] = write_node(node, kDomain, kEncoderAttention, {split->inputs[0]},
+    changes[node.outputs[0]] = write_node(node, kDomain, type, {split->inputs[0]},
                                           {{"images", static_cast<uint64_t>(shape[0])},
                                            {"positions", static_cast<uint64_t>(shape[1])},
                                            {"num_heads", static_cast<uint64_t>(shape[2])},

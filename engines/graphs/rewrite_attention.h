@@ -20,8 +20,9 @@ NodeChanges rewrite_cache_attention(const Graph& graph);
 // or in none if one layer differs.
 NodeChanges rewrite_cross_attention(const Graph& graph);
 
-// Replaces the attention of a vision transformer by EncoderAttention: Split in three, Reshape into heads and Transpose
-// of each, MatMul(Softmax(MatMul(query, key) * scale), value), Transpose and Reshape back. Leaves other patterns alone.
-NodeChanges rewrite_encoder_attention(const Graph& graph);
+// Replaces the attention of a vision transformer by a node of our own `type`, such as EncoderAttention: Split in three,
+// Reshape into heads and Transpose of each, MatMul(Softmax(MatMul(query, key) * scale), value), Transpose and Reshape
+// back. Leaves other patterns alone.
+NodeChanges rewrite_encoder_attention(const Graph& graph, std::string_view type);
 
 }  // namespace blip2rt

@@ -41,6 +41,13 @@ void parallel_for_tiles(OperatorRun& run, size_t threads, size_t tiles, size_t m
   parallel_for(run, parts, 1, [&](size_t part, size_t) { work(tiles * part / parts, tiles * (part + 1) / parts); });
 }
 
+// Returns how many tiles are multiplied before they are finished: as many as stay in the first-level cache.
+size_t finished_at_once(size_t rows, const Int4Kernel& kernel) {
+  constexpr size_t kFloats = 8 * 1024;
+  const size_t columns = kernel.tile * kernel.tiles_at_once;
+  return std::max<size_t>(1, kFloats / (rows * columns)) * kernel.tiles_at_once;
+}
+
 struct MatMulInt4 final : Operator {
   static constexpr const char* kName = kMatMulInt4;
   static constexpr DType kInputs[] = {DType::kFloat32};
@@ -76,9 +83,15 @@ struct MatMulInt4 final : Operator {
     parallel_for_tiles(run, threads, (tiles + together - 1) / together, bytes / kMaxPartBytes + 1,
                        bytes / kMinPartBytes + 1, [&](size_t first, size_t last) {
                          thread_local Buffer scratch;
-                         kernel->multiply(matrix, quantized, product.out, first * together,
-                                          std::min(tiles, last * together),
-                                          scratch.get<uint8_t>(kernel->scratch_size(matrix)));
+                         uint8_t* memory = scratch.get<uint8_t>(kernel->scratch_size(matrix));
+                         first *= together;
+                         last = std::min(tiles, last * together);
+                         const size_t step = run.finishes() ? finished_at_once(product.rows, *kernel) : last - first;
+                         for (; first < last; first += step) {
+                           const size_t end = std::min(last, first + step);
+                           kernel->multiply(matrix, quantized, product.out, first, end, memory);
+                           run.finish(first * kernel->tile, std::min(matrix.n, end * kernel->tile));
+                         }
                        });
   }
 };
@@ -112,6 +125,7 @@ struct MatMulInt8 final : Operator {
       thread_local Buffer scratch;
       kernel->multiply(matrix, quantized, product.out, first, last,
                        scratch.get<uint8_t>(kernel->scratch_size(matrix.k)));
+      run.finish(first * kernel->tile, std::min(matrix.n, last * kernel->tile));
     });
   }
 };

@@ -45,6 +45,10 @@ class OperatorRun {
   virtual float* output(size_t index, const int64_t* axes, size_t rank) = 0;
   // Calls work(data, part) for each of `parts` parts, on any threads.
   virtual void run_parts(size_t parts, void (*work)(void* data, size_t part), void* data) = 0;
+  // Whether something follows a product in its end. If so, finish() computes it in place, for columns `first` to `last`
+  // of all rows of output 0. Products call it when these columns are computed, while they are in the cache.
+  virtual bool finishes() const { return false; }
+  virtual void finish(size_t first, size_t last) { (void)first, (void)last; }
 
  protected:
   ~OperatorRun() = default;

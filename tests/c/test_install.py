@@ -92,6 +92,14 @@ def test_wrong_arguments_are_one_line(prefix: Path, arguments: list[str], messag
     assert done.stderr.startswith("blip2rt-c: error: ") and message in done.stderr and done.stderr.count("\n") == 1
 
 
+def test_graphs_run_without_onnxruntime_where_none_is_found(prefix: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(prefix, tmp_path / "copy", symlinks=True, ignore=shutil.ignore_patterns("libonnxruntime*"))
+    done = bare(copy / "bin" / "blip2rt-c", "caption", PHOTO)
+    assert (done.stdout, done.stderr) == (CAPTION + "\n", "")
+    done = bare(copy / "bin" / "blip2rt-c", "caption", "-o", "onnxruntime=/no.so", PHOTO)
+    assert done.returncode == 2 and "cannot load ONNX Runtime: " in done.stderr
+
+
 def test_examples_in_c_and_cpp(prefix: Path, tmp_path: Path) -> None:
     done = bare(compiled(prefix, EXAMPLES / "caption.c", tmp_path / "caption"), PHOTO, "what is in the cup?")
     *captions, answer = done.stdout.splitlines()

@@ -107,6 +107,33 @@ def test_nano_describes_photographs_like_onnxruntime() -> None:
     assert same >= len(PHOTOS) * 2 // 3
 
 
+SWISH = {"Swish": [("Sigmoid", "b", "s"), ("Mul", "b s", "a")]}
+SWISH["QuickGELU"] = [("Mul", "b beta", "c"), ("Sigmoid", "c", "s"), ("Mul", "b s", "a")]
+
+
+@pytest.mark.parametrize("activation", ["Relu", "Gelu", "Swish", "QuickGELU"])
+def test_what_follows_a_product_gives_what_onnxruntime_gives(activation: str, tmp_path: Path) -> None:
+    """Bias, activation, factor and residual are computed in the product's end, unless their shapes differ from its."""
+    rng = np.random.default_rng(new_seed())
+    steps = [("MatMul", "x w", "p"), ("Add", "p bias", "b"), *SWISH.get(activation, [(activation, "b", "a")])]
+    steps += [("Mul", "f a", "m"), ("Add", "m r", "y")]
+    constants = {"w": rng.standard_normal((40, 37)), "bias": rng.standard_normal(37), "beta": np.array(1.702)}
+    model = graphs.model(
+        [graphs.op(*step) for step in steps],
+        [graphs.value(name, [name, "n", size]) for name, size in (("x", 40), ("f", 37), ("r", 37))],
+        [graphs.value("y", ["y", "z", 37])],
+        {name: value.astype(np.float32) for name, value in constants.items()},
+    )
+    model.opset_import[0].version = 20
+    (tmp_path / "chain.onnx").write_bytes(model.SerializeToString())
+    theirs, ours = (Session(engine, str(tmp_path / "chain.onnx"), 2) for engine in (runtime(), None))
+    for batches in ((1, 1, 1), (2, 2, 2), (2, 1, 2), (2, 2, 1), (1, 2, 2)):
+        for rows in (1, 3, 41):
+            shapes = zip("xfr", batches, (40, 37, 37), strict=True)
+            feeds = {name: rng.standard_normal((batch, rows, size)).astype(np.float32) for name, batch, size in shapes}
+            np.testing.assert_allclose(ours.run(feeds)["y"], theirs.run(feeds)["y"], rtol=1e-4, atol=1e-4)
+
+
 def test_an_unknown_operator_is_refused_by_name(tmp_path: Path) -> None:
     x = graphs.value("x", ["B", 4])
     path = tmp_path / "odd.onnx"

@@ -1,6 +1,6 @@
-/* Makes every call of the library, again and again: all_calls FOLDER ONNXRUNTIME IMAGE COUNT THREADS. The threads share
- * a model and an image. Run with sanitizers or valgrind. Prints the resident memory after a tenth of the rounds of one
- * thread and at the end, in KiB. */
+/* Makes every call of the library, again and again: all_calls FOLDER RUNTIME IMAGE COUNT THREADS. RUNTIME: ONNX
+ * Runtime's library, or core. The threads share a model and an image. Run with sanitizers or valgrind. Prints the
+ * resident memory after a tenth of the rounds of one thread and at the end, in KiB. */
 #include <blip2rt.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -127,11 +127,13 @@ static void* work(void* given) {
 int main(int argc, char** argv) {
   shared use = {0};
   pthread_t* threads;
-  int i, count, rounds;
+  int i, count, rounds, core;
   if (argc != 6) return 2;
   use.folder = argv[1];
   use.image = argv[3];
-  use.load[0] = "threads", use.load[1] = "1", use.load[2] = "onnxruntime", use.load[3] = argv[2];
+  core = strcmp(argv[2], "core") == 0;
+  use.load[0] = "threads", use.load[1] = core ? "2" : "1";
+  use.load[2] = core ? "runtime" : "onnxruntime", use.load[3] = argv[2];
   rounds = atoi(argv[4]);
   count = atoi(argv[5]);
   load(&use, &use.model, &use.features);

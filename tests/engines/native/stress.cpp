@@ -1,7 +1,8 @@
 // Threads that share a generation, a batcher, a library, and the end of the process (models and chats: all_calls.c).
 // Every answer must be the one that a single thread got. `make sanitize` builds it with each sanitizer.
 //
-//   stress LIBONNXRUNTIME FOLDER THREADS ROUNDS     FOLDER: a bundle, as tests.tiny.bundle writes it
+//   stress RUNTIME FOLDER THREADS ROUNDS     RUNTIME: ONNX Runtime's library, or core; FOLDER: a bundle of
+//                                            tests.tiny.bundle
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
@@ -13,10 +14,12 @@
 #include <thread>
 #include <utility>
 
+#include "executor/core_graph.h"
 #include "loop/batcher.h"
 #include "loop/generation.h"
 #include "loop/generator.h"
 #include "ort/active_call.h"
+#include "ort/ort_api.h"
 
 namespace {
 
@@ -108,9 +111,9 @@ struct Loaded {
   Session embed, llm;
   Generator generator;
 
-  explicit Loaded(const std::string& folder)
-      : embed(folder + "/embed.onnx", 1),
-        llm(folder + "/llm.onnx", 1),
+  Loaded(const std::string& folder, bool core)
+      : embed(folder + "/embed.onnx", 1, {}, {}, false, core ? open_with_executor : open_with_onnxruntime),
+        llm(folder + "/llm.onnx", core ? 2 : 1, {}, {}, false, core ? open_with_executor : open_with_onnxruntime),
         generator(embed, llm, {1, 1, 8, kWidth, kVocab}) {}
 };
 
@@ -121,6 +124,7 @@ struct Stress {
   std::vector<float> values = prefix_embeds();
   Prefix prefix = {values.data(), kImages, kLength};
   std::atomic<int> wrong{0};
+  bool core = std::string(library) == "core";
 
   // Calls work(thread, round), on all threads at once.
   template <class F>
@@ -184,11 +188,11 @@ struct Stress {
   }
 
   void loads() {
-    const Loaded first(folder);
+    const Loaded first(folder, core);
     const Answers want = answers_of(first.generator, prefix, 3);
     together("loading", std::max(1, rounds / 10), [&](int, int) {
-      load_onnxruntime(library);
-      const Loaded loaded(folder);
+      if (!core) load_onnxruntime(library);
+      const Loaded loaded(folder, core);
       if (answers_of(loaded.generator, prefix, 3) != want) ++wrong;
     });
   }
@@ -197,10 +201,10 @@ struct Stress {
   void leave_at_work() {
     for (int worker = 0; worker < threads; ++worker) {
       std::thread([this, worker] {
-        const Loaded loaded(folder);
+        const Loaded loaded(folder, core);
         for (int round = worker;; ++round) {
           try {
-            if (round % 20 == 0) const Loaded another(folder);
+            if (round % 20 == 0) const Loaded another(folder, core);
             answers_of(loaded.generator, prefix, round % 20);
           } catch (const std::runtime_error&) {  // between two calls the process has ended: Python's thread would sleep
             std::this_thread::sleep_for(std::chrono::hours(1));
@@ -216,10 +220,10 @@ struct Stress {
 
 int main(int argc, char** argv) {
   if (argc != 5) return 2;
-  load_onnxruntime(argv[1]);
   auto* const stress = new Stress{argv[1], argv[2], std::atoi(argv[3]), std::atoi(argv[4])};  // outlives main
+  if (!stress->core) load_onnxruntime(stress->library);
   {
-    const Loaded loaded(stress->folder);
+    const Loaded loaded(stress->folder, stress->core);
     stress->one_generation(loaded.generator);
     stress->one_batcher(loaded.generator);
   }

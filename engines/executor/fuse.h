@@ -1,0 +1,15 @@
+// Finds what follows a product element by element, to be computed in the product's end.
+#pragma once
+
+#include <vector>
+
+#include "executor/graph.h"
+#include "graphs/onnx_graph.h"
+
+namespace blip2rt {
+
+// Orders the steps of a graph so that such a chain follows its product, and adds a step to `fused` that does the work
+// of both. `nodes`: of each step, in the order of the steps before and after.
+void fuse_endings(PlannedGraph& graph, std::vector<Node>& nodes);
+
+}  // namespace blip2rt
