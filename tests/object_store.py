@@ -7,6 +7,8 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from blip2rt.gallery import sources
+
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
@@ -23,6 +25,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     system = fsspec.filesystem("s3", skip_instance_cache=True)
     system.mkdir("bucket")
     yield system
+    sources._opened.cache_clear()  # clients of this server
     server.stop()
 
 

@@ -44,7 +44,7 @@ from .evaluation.predictions import Predictions, require_writable, write_atomica
 from .evaluation.predictors import Predictor, open_predictor
 from .evaluation.retrieval import evaluate_retrieval
 from .evaluation.scores import ALL, Scores, score_answers, score_captions
-from .progress import bar
+from .progress import announce, bar
 from .recipe import DEVICE
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ def _run(args: argparse.Namespace) -> None:
         coco_scorers()  # fail now, not after all predictions
     about = {"task": args.task, "model": args.model or "the embedded bundle", "data": str(args.data), **options}
     done = Predictions(args.predictions, about | _depends(args), parallel=_processes())
+    announce(f"loading {about['model']}")
     predictor = open_predictor(args.model, parts(args), args.precision, prompt)
     started = time.perf_counter()
     texts: list[str] = []

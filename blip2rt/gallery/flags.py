@@ -133,7 +133,7 @@ def add_tag(command: Parser) -> None:
 
 def add_index(command: Parser) -> None:
     command.add_argument(
-        "folder", type=path, metavar="DIR", help="the folder of pictures, with its subfolders; or a shard"
+        "folder", type=nonempty, metavar="DIR", help="folder of pictures, with its subfolders; or a shard; or a URL"
     )
     group = command.add_argument_group(_FILES)
     group.add_argument("--out", type=path, required=True, metavar="INDEX", help="the folder of the index")

@@ -25,7 +25,7 @@ from ..errors import CapabilityError, GalleryError, ImageError, OptionError
 from . import index_manifest
 from .catalog import Catalog, damaged
 from .output_files import check_empty
-from .sources import is_shard
+from .sources import UrlPath, is_shard, is_url
 from .tar_samples import picture_at
 from .vectors import BLOCK, Shortlist, Vectors, has_usearch, one_vector, scores_of, stamp_of
 
@@ -106,6 +106,8 @@ class Index:
         shape = index_manifest.shape_of(model.bundle)
         if (manifest["queries"], manifest["size"]) != shape:
             raise damaged(folder / index_manifest.FILE_NAME, "its vectors have another shape than the model's")
+        if "://" in manifest["root"]:
+            return cls(folder, UrlPath(manifest["root"]), shape, model, write)
         root = Path(os.path.normpath(folder / manifest["root"]))
         real = Path(os.path.realpath(folder), manifest["root"])
         if os.path.realpath(root) != os.path.realpath(real):  # the path of the index contains a symbolic link
@@ -116,12 +118,16 @@ class Index:
     def create(cls, path: str | os.PathLike[str], root: str | os.PathLike[str], model: Model | None = None) -> Index:
         """Open an index for writing, and create it if necessary. root: the folder of its pictures, or a shard (.tar).
 
+        The root may also be the URL of either.
+
         An index whose folder no longer exists is changed to `root`.
 
         Example: `Index.create("photos.index", "photos").add()`.
         """
-        folder, root = Path(path), Path(root)
-        if not root.is_dir() and not is_shard(str(root)):
+        folder, root = Path(path), UrlPath(root) if is_url(str(root)) else Path(root)
+        if set(str(root)) & {*"*?"} and isinstance(root, UrlPath):
+            raise OptionError(f"{str(root)!r} is a pattern or has options: give a folder or a shard (.tar)")
+        if not isinstance(root, UrlPath) and not root.is_dir() and not is_shard(str(root)):
             raise OptionError(f"{str(root)!r} is not a folder, nor a shard (.tar): give the folder of the pictures")
         if (folder / index_manifest.FILE_NAME).exists():
             index = cls.open(folder, model, write=True)

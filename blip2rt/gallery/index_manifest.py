@@ -12,6 +12,7 @@ from ..bundle.reader import Bundle
 from ..bundle.regular_files import read_bounded
 from ..errors import GalleryError
 from .catalog import damaged
+from .sources import UrlPath
 
 FILE_NAME = "index.json"
 PARTIAL_NAME = partial_of(Path(FILE_NAME)).name  # all that remains if the first run was killed immediately
@@ -66,7 +67,9 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def _relative(root: Path, folder: Path) -> str:
-    """The root relative to the index, so that both can be moved together."""
+    """The root relative to the index, so that both can be moved together; a URL as it is."""
+    if isinstance(root, UrlPath):
+        return str(root)
     try:
         return os.path.relpath(os.path.realpath(root), os.path.realpath(folder))
     except ValueError:  # on another drive

@@ -2,7 +2,7 @@
 
 A picture with the same size and time is skipped; one with new bytes is embedded. Bytes that the index already knows
 under another path need no graph. Pictures that are gone leave the index, unless their folder could not be read. An
-empty folder removes nothing: it may not be mounted. The root may also be a shard.
+empty folder removes nothing: it may not be mounted. The root may also be a shard, or a URL.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def update(
     return counts
 
 
-def index_sources(root: Path) -> Sources:
+def index_sources(root: Path | str) -> Sources:
     """Return where an index looks for its pictures."""
     return Sources((str(root),), recursive=True)
 
@@ -147,8 +147,8 @@ class _Changes:
         catalog, path = self._index.catalog, os.path.relpath(picture.name, self._index.root)
         known = catalog.by_path(path)
         try:
-            status = os.stat(picture.path)
-            if known is not None and (known.size, known.time) == (status.st_size, status.st_mtime_ns):
+            size, time = picture.stamp()
+            if known is not None and (known.size, known.time) == (size, time):
                 self.mark_present([known])
                 return None
             source = picture.source()
@@ -158,9 +158,9 @@ class _Changes:
             return Failure.unreadable(picture.name, error)
         if known is not None and known.hash == digest:
             self.mark_present([known])
-            catalog.move(known, path, status.st_mtime_ns)
+            catalog.move(known, path, time)
             return None
-        file = File(-1, path, status.st_size, status.st_mtime_ns, digest)
+        file = File(-1, path, size, time, digest)
         return None if self._reuse_vectors(file) else file
 
     def _reuse_vectors(self, file: File) -> bool:

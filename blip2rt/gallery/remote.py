@@ -25,8 +25,9 @@ def walk_url(url: str, recursive: bool) -> Iterator[Picture | Failure]:
     """
     scheme, path, query = split_url(url)
     try:
-        system, found, pattern = file_system(url), [path], "*" in path
-        kind = "Directory" if pattern else system.get_file_info(path).type.name
+        system, pattern = file_system(url), "*" in path
+        found = [] if pattern else [system.get_file_info(path)]
+        kind = "Directory" if pattern else found[0].type.name
         if kind == "NotFound":
             raise FileNotFoundError(2, "there is no such object or folder", url)
         if kind == "Directory":
@@ -34,22 +35,22 @@ def walk_url(url: str, recursive: bool) -> Iterator[Picture | Failure]:
 
             base = path.partition("*")[0].rpartition("/")[0] if pattern else path
             entries = system.get_file_info(fs.FileSelector(base, recursive=recursive or pattern))
-            found = sorted(each.path for each in entries if each.is_file and "/." not in each.path)
-            found = [each for each in found if (_matches(each, path) if pattern else _is_known(each))]
+            found = sorted((each for each in entries if each.is_file and "/." not in each.path), key=lambda e: e.path)
+            found = [each for each in found if (_matches(each.path, path) if pattern else _is_known(each.path))]
     except (OSError, ValueError) as error:
         fix = "check the URL, its options and its credentials"
         raise OptionError(f"cannot read {url!r} ({reason(error)}): {fix}") from None
     if not found:
         yield Failure(url, f"{url!r} has no pictures, .tar or .parquet files")
     for each in found:
-        name = f"{scheme}://{each}"
+        name = f"{scheme}://{each.path}"
         try:
-            yield from _pictures(name, f"{name}{query}")
+            yield from _pictures(name, f"{name}{query}", (each.size, each.mtime_ns))
         except (OSError, ValueError) as error:
             yield Failure(name, f"cannot read {name!r}: {reason(error)}")
 
 
-def _pictures(name: str, url: str) -> Iterator[Picture]:
+def _pictures(name: str, url: str, stamp: tuple[int, int]) -> Iterator[Picture]:
     if name.endswith(".tar"):
         path, last = split_url(url)[1], ""
         with file_system(url).open_input_file(path) as file:
@@ -57,7 +58,7 @@ def _pictures(name: str, url: str) -> Iterator[Picture]:
                 key = info.name.rpartition("/")[0] + "/" + info.name.rpartition("/")[2].partition(".")[0]
                 if is_plain(info) and key != last and has_image_name(info.name) and end <= file.size():
                     last = key  # one picture per sample
-                    yield Picture(f"{name}/{info.name}", url, info.offset_data, info.size)
+                    yield Picture(f"{name}/{info.name}", url, info.offset_data, info.size, remote_stamp=stamp)
     elif name.endswith(".parquet"):
         from pyarrow import dataset
 
@@ -65,7 +66,7 @@ def _pictures(name: str, url: str) -> Iterator[Picture]:
         for batch in table.to_batches(batch_size=64, batch_readahead=1, fragment_readahead=1):
             yield from map(_from_row, batch.to_pylist())
     else:
-        yield Picture(name, url)
+        yield Picture(name, url, remote_stamp=stamp)
 
 
 def _from_row(row: dict[str, Any]) -> Picture:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from ..errors import OptionError, reason
@@ -23,6 +24,7 @@ class Picture:
     size: int = -1  # of the bytes inside a shard; -1: the whole file
     data: bytes | None = None
     folder: str = ""  # the folder in which the walk found it; "": named by the user
+    remote_stamp: tuple[int, int] | None = None  # size and time of a URL's object
 
     def source(self) -> str | bytes:
         """The image argument for a model: a path or bytes. Raises OSError."""
@@ -36,10 +38,28 @@ class Picture:
             file.seek(self.offset)
             return file.read(self.size)
 
+    def stamp(self) -> tuple[int, int]:
+        """Size and time (ns) of its file, or of its shard. Raises OSError."""
+        if self.remote_stamp is not None:
+            return self.remote_stamp
+        status = os.stat(self.path)
+        return status.st_size, status.st_mtime_ns
+
     @property
     def in_file(self) -> bool:
         """Whether the picture has a file of its own, which can have a sidecar."""
         return self.data is None and self.size < 0 and not is_url(self.path)
+
+
+class UrlPath(type(Path())):  # type: ignore[misc]  # the system's class
+    """The URL of an object or a folder as a path, whose text keeps both slashes."""
+
+    def __str__(self) -> str:
+        return str(super().__str__()).replace("\\", "/").replace(":/", "://", 1)
+
+    def exists(self, **options: bool) -> bool:
+        """Whether it exists, which only a walk finds out."""
+        return True
 
 
 @dataclass(frozen=True)

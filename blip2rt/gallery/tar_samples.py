@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ..untrusted.image_format import HEAD, format_of, has_image_name
 from ..untrusted.tar_headers import is_plain, tar_headers
-from .sources import Failure, Picture, is_shard
+from .remote import walk_url
+from .sources import Failure, Picture, UrlPath, is_shard, read_url
 
 BLOCK = 512
 
@@ -86,6 +87,14 @@ def picture_at(path: Path) -> Path | bytes:
 
     Raises OSError. The headers of the shard are read up to the picture.
     """
+    if isinstance(path, UrlPath):
+        shard, inside, _ = str(path).partition(".tar/")
+        if not inside:
+            return read_url(shard)
+        for each in walk_url(f"{shard}.tar", False):
+            if isinstance(each, Picture) and each.name == str(path):
+                return read_url(each.path, each.offset, each.size)
+        raise FileNotFoundError(2, "the shard has no such picture", str(path))
     for shard in path.parents:
         if is_shard(str(shard)):
             name = path.relative_to(shard).as_posix()

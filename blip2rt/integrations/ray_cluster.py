@@ -193,6 +193,8 @@ class ActorPool:
             raise BackendError(f"workers die one after another ({reason}): give each more memory, or see Ray's logs")
         if node := self._nodes.pop(actor, ""):
             self._report(node, f"a worker on node {node} died: its work runs again on another")
+        elif call is None:
+            self._report("start", "a worker died before it was ready: another one starts")
 
     def _report(self, node: str, line: str) -> None:
         """Print a line, once for each node."""

@@ -1,4 +1,4 @@
-"""`caption` on object storage: the texts of local pictures, resuming, errors."""
+"""`caption` and `index` on object storage: the results of local pictures, resuming, errors."""
 
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,37 @@ def test_pictures_of_a_bucket_are_captioned_in_place(
         assert texts(str(out[-1]), "s3://bucket/") == wanted != {}
     assert_error(run("caption", "s3://bucket/0.tar", "--out", "folder"), "give a file that ends with")
     assert_error(run("caption", "-r", "s3://none/album", "--out", "x.csv"), "cannot read 's3://none/album'", "check")
-    code, _, err = run("caption", "s3://bucket/album/a.png", "--write", "txt")
-    assert code == 2 and "cannot have a sidecar file" in err
+    assert_error(run("caption", "-r", "s3://bucket/album", "--write", "txt"), "cannot have sidecar files", "give --out")
+
+
+@pytest.mark.long(8, "moto's server, and pyarrow's client")
+def test_a_bucket_is_indexed_in_place(run: Any, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after a batch, the same command resumes."""
+    monkeypatch.chdir(tmp_path)
+    Path("shards").mkdir()
+    shard(Path("shards/0.tar"), new_seed(), 5)
+    put(s3, {"shards/0.tar": Path("shards/0.tar")})
+    original = Backend.image_embeds
+    for number, (local, url) in enumerate((("shards/0.tar", "s3://bucket/shards/0.tar"), ("", "s3://bucket/shards"))):
+        assert local == "" or run("index", local, "--out", "local", "--batch-size", 1)[0] == 1
+        calls, out = list[int](), f"remote{number}"
+
+        def embed(self: Any, *given: Any, calls: list[int] = calls) -> Any:
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return original(self, *given)
+
+        monkeypatch.setattr(Backend, "image_embeds", embed)
+        assert run("index", url, "--out", out, "--batch-size", 1)[0] == 130
+        monkeypatch.setattr(Backend, "image_embeds", original)
+        code, _, err = run("index", url, "--out", out, "--batch-size", 1)
+        assert code == 1 and " already " in err, "a damaged picture fails, as locally"
+        assert Path(out, "vectors.i8").read_bytes() == Path("local/vectors.i8").read_bytes()
+        expected = run("search", "local", "a dog", "--rerank", 2)[1].replace("shards/", "s3://bucket/shards/")
+        assert run("search", out, "a dog", "--rerank", 2)[1] == expected != ""
+    assert_error(run("merge", "local", out, "--out", "both"), "is an index of s3://bucket/shards")
+    assert_error(run("index", "s3://bucket/*.tar", "--out", "x"), "is a pattern", "give a folder")
 
 
 def test_tables_have_bytes_and_names(tmp_path: Path) -> None:

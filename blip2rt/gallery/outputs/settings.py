@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ...errors import OptionError
 from ..flags import XMP_NAMES
-from ..sources import Sources
+from ..sources import Sources, is_url
 from .tables import TABLES
 
 FIELDS = ("caption", "stem", "name", "folder")  # of a template
@@ -39,6 +39,8 @@ def check_outputs(outputs: OutputSettings, sources: Sources) -> None:
         first = known.setdefault(os.path.realpath(name), flag)
         if first != flag:
             raise OptionError(f"{first} and {flag} are the same file, {name!r}: give another one")
+    if (outputs.sidecar or outputs.xmp) and (url := next(filter(is_url, sources.paths), None)):
+        raise OptionError(f"{url!r} cannot have sidecar files: give --out FILE.jsonl")
     if outputs.overwrite and outputs.printed:
         raise OptionError("overwrite is given, but nothing is written: give --write, --xmp or --out")
     if outputs.json and not outputs.printed:
