@@ -26,7 +26,7 @@ NIGHTLY = {
     "tests/export/trt/test_tensorrt_builds.py": TENSORRT,
     "tests/export/trt/test_trt_graphs.py::test_in_place_cache_matches_pytorch": TENSORRT,
     r"tests/runtime/commands/test_privacy.py::test_no_socket_and_no_file\[(?!caption)": NETWORK,
-    "tests/integrations/test_ray_cluster.py::test_(random|killed)": DISTRIBUTED,
+    "tests/integrations/test_ray_cluster.py::test_(random|killed_capfilt)": DISTRIBUTED,
     "tests/runtime/test_system.py::test_processors_without_avx2_caption_alike": EMULATED,
     r"tests/train/evaluation/test_evaluate.py::.*\[t5": VARIANT,
     "tests/train/test_distributed.py::test_accelerate_trains_the_same": DISTRIBUTED,

@@ -88,10 +88,10 @@ def picture_at(path: Path) -> Path | bytes:
     Raises OSError. The headers of the shard are read up to the picture.
     """
     if isinstance(path, UrlPath):
-        shard, inside, _ = str(path).partition(".tar/")
+        before, inside, _ = str(path).partition(".tar/")
         if not inside:
-            return read_url(shard)
-        for each in walk_url(f"{shard}.tar", False):
+            return read_url(before)
+        for each in walk_url(f"{before}.tar", False):
             if isinstance(each, Picture) and each.name == str(path):
                 return read_url(each.path, each.offset, each.size)
         raise FileNotFoundError(2, "the shard has no such picture", str(path))
