@@ -95,13 +95,17 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     return fake
 
 
-@pytest.mark.parametrize("out", ["t.jsonl", "t.csv"])
-def test_caption_writes_the_bytes_of_a_local_run(album, run, ray, out):
-    common = ["caption", "-r", "album", "--batch-size", 3, "--errors"]
-    code, _, _ = run(*common, "e1", "--out", f"local-{out}")
-    assert run(*common, "e2", "--out", out, "--ray", "auto")[0] == code == 1
-    assert Path(out).read_bytes() == Path(f"local-{out}").read_bytes()
-    assert Path("e1").read_text() == Path("e2").read_text() != ""
+def test_death_before_the_start_is_one_line(album, run, ray, caplog, monkeypatch):
+    start, left = BatchWorker.start, [1, 1]
+    monkeypatch.setattr(BatchWorker, "start", lambda self: start(self) if not left else die(left.pop()))
+
+    def die(_: int) -> None:
+        raise ray.exceptions.RayError("The actor died")
+
+    assert run("caption", "-r", "album", "--out", "t.jsonl", "--errors", "e", "--ray", "auto")[0] == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        "a worker died before it was ready: another one starts"
+    ]
     assert not ray.connected, "the connection is closed"
 
 

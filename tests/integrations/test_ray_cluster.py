@@ -152,6 +152,7 @@ def test_random_deaths_of_nodes_change_no_byte(cluster, tmp_path, tiny, monkeypa
         seconds = seconds or time.monotonic() - began
 
 
+@pytest.mark.long(15, "a real Ray, whose actor and driver die")
 def test_killed_actor_and_driver_lose_nothing(tmp_path, tiny, cluster, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number in range(12):
