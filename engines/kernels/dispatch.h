@@ -24,8 +24,8 @@ namespace blip2rt {
 // The instruction sets that kernels are written for, from the least to the most. BLIP2RT_KERNELS names the highest one
 // to use.
 #if defined(__x86_64__)
-enum class Level { kPlain, kAvx2, kAvxVnni, kAvx512, kAmx };
-inline constexpr const char* kLevelNames[] = {"plain", "avx2", "avxvnni", "avx512", "amx"};
+enum class Level { kPlain, kSse41, kAvx2, kAvxVnni, kAvx512, kAmx };
+inline constexpr const char* kLevelNames[] = {"plain", "sse41", "avx2", "avxvnni", "avx512", "amx"};
 
 struct Registers {
   unsigned a = 0, b = 0, c = 0, d = 0;
@@ -65,6 +65,7 @@ inline bool supports(Level level) {
   const Registers features = processor_features(7, 0), more = processor_features(7, 1);
   switch (level) {
     case Level::kPlain: return true;
+    case Level::kSse41: return missing_baseline() == nullptr;
     case Level::kAvx2: return saves(kYmm) && (features.b & kAvx2) != 0 && (processor_features(1, 0).c & kFma) != 0;
     case Level::kAvxVnni: return supports(Level::kAvx2) && (more.a & kAvxVnni) != 0;
     case Level::kAvx512:
@@ -147,7 +148,7 @@ class KernelList {
   }
 
  private:
-  const Kernel* kernels_[4] = {};
+  const Kernel* kernels_[5] = {};
   size_t count_ = 0;
 };
 

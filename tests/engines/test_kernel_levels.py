@@ -13,7 +13,7 @@ from tests.seeds import new_seed
 pytest.importorskip("onnx")
 
 ROOT = Path(__file__).parents[2]
-LEVELS = ("amx", "avx512", "avxvnni", "avx2", "dotprod", "neon", "plain")
+LEVELS = ("amx", "avx512", "avxvnni", "avx2", "sse41", "dotprod", "neon", "plain")
 CHECK = """
 import sys
 from argparse import Namespace
@@ -50,7 +50,7 @@ def test_every_level_matches_onnx_runtime(level: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done
     names = done.stdout.splitlines()[0].split()
     assert names and not set(names) & set(supported[: supported.index(level)]), done
-    assert level in names or level == "neon", names
+    assert level in names, names
 
 
 @pytest.mark.parametrize("level", ["sse", "neon" if "avx2" in native.kernel_levels() else "amx"])

@@ -31,10 +31,10 @@ AARCH64 = ["aarch64-linux-gnu-g++", "-static"]
 EMULATED = ["qemu-aarch64", "-cpu", "max"]
 # Processors without AVX, without AVX2, with AVX2, and without ARM's dot product -> the kernels that they can run.
 OLD_PROCESSORS: dict[str, dict[str, set[str]]] = {
-    "Nehalem": {"attention": {"plain"}},
-    "SandyBridge": {"attention": {"plain"}},
-    "Haswell": {"attention": {"avx2", "plain"}, "int4": {"avx2"}, "int8": {"avx2"}},
-    "cortex-a53": {"attention": {"plain"}},
+    "Nehalem": {"attention": {"plain"}, "int4": {"sse41"}, "int8": {"sse41"}},
+    "SandyBridge": {"attention": {"plain"}, "int4": {"sse41"}, "int8": {"sse41"}},
+    "Haswell": {"attention": {"avx2", "plain"}, "int4": {"avx2", "sse41"}, "int8": {"avx2", "sse41"}},
+    "cortex-a53": {"attention": {"plain"}, "int4": {"neon"}, "int8": {"neon"}},
 }
 KINDS = ("int4", "int8", "attention", "encoder_attention")
 

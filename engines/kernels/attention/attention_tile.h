@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "kernels/attention/attention.h"
+#include "kernels/vectors.h"
 
 namespace blip2rt {
 namespace {
@@ -16,12 +17,6 @@ constexpr size_t kLanes = BLIP2RT_LANES;  // floats per register: 4 or 8
 typedef float Floats __attribute__((vector_size(kLanes * sizeof(float))));
 typedef int32_t Ints __attribute__((vector_size(kLanes * sizeof(int32_t))));
 typedef float Quarter __attribute__((vector_size(4 * sizeof(float))));
-#if defined(__clang__) || __GNUC__ >= 12
-#define BLIP2RT_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-typedef int32_t QuarterInts __attribute__((vector_size(4 * sizeof(int32_t))));
-#define BLIP2RT_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, QuarterInts{__VA_ARGS__})
-#endif
 
 inline size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 inline size_t larger(size_t a, size_t b) { return a < b ? b : a; }

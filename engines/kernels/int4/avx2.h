@@ -16,6 +16,7 @@ struct Avx2 {
   static constexpr bool kPairTilesForFewRows = true;  // multiply two tiles at once even for few rows
   static constexpr bool kStoresUnpacked = true, kUnpacksPairs = false;
   using Ints = __m256i;
+  using Part = Ints;
   using Floats = __m256;
 
   static void transpose(const uint8_t* base, size_t stride, Ints* to) { transpose_groups(base, stride, to); }
@@ -78,7 +79,6 @@ struct Avx2 {
     half = _mm_add_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
   }
-  static float largest(const float* x, size_t count) { return x86::largest(x, count); }
   static int quantize(const float* x, size_t count, float inverse, int8_t* to, int8_t* low) {
     return x86::quantize(x, count, inverse, to, low);
   }

@@ -16,6 +16,7 @@ struct Avx512 {
   static constexpr bool kPairTilesForFewRows = true, kStoresUnpacked = false;
   static constexpr bool kUnpacksPairs = true;  // registers hold the codes of two tiles
   using Ints = __m512i;
+  using Part = Ints;
   using Floats = __m512;
 
   static void transpose(const uint8_t* base, size_t stride, Ints* to) { transpose_groups(base, stride, to); }
@@ -67,7 +68,6 @@ struct Avx512 {
   }
   static Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
   static float sum(Floats value) { return _mm512_reduce_add_ps(value); }
-  static float largest(const float* x, size_t count) { return x86::largest(x, count); }
   static int quantize(const float* x, size_t count, float inverse, int8_t* to, int8_t* low) {
     return x86::quantize(x, count, inverse, to, low);
   }

@@ -15,20 +15,20 @@ size_t Int4Kernel::scratch_size(const Int4Matrix& matrix) const {
 }
 
 #if defined(__x86_64__)
-extern const Int4Kernel kInt4Amx, kInt4Avx512, kInt4AvxVnni, kInt4Avx2;
+extern const Int4Kernel kInt4Amx, kInt4Avx512, kInt4AvxVnni, kInt4Avx2, kInt4Sse41;
 #elif defined(__aarch64__)
-extern const Int4Kernel kInt4Neon;
+extern const Int4Kernel kInt4DotProduct, kInt4Neon;
 #endif
 
 const Int4Kernel* int4_kernel(const char* name) {
   static const KernelList<Int4Kernel> kernels = {
 #if defined(__x86_64__)
-      {may_use(Level::kAmx), kInt4Amx},
-      {may_use(Level::kAvx512), kInt4Avx512},
-      {may_use(Level::kAvxVnni), kInt4AvxVnni},
-      {may_use(Level::kAvx2), kInt4Avx2},
+      {may_use(Level::kAmx), kInt4Amx},         {may_use(Level::kAvx512), kInt4Avx512},
+      {may_use(Level::kAvxVnni), kInt4AvxVnni}, {may_use(Level::kAvx2), kInt4Avx2},
+      {may_use(Level::kSse41), kInt4Sse41},
 #elif defined(__aarch64__)
-      {may_use(Level::kDotProduct), kInt4Neon},
+      {may_use(Level::kDotProduct), kInt4DotProduct},
+      {may_use(Level::kNeon), kInt4Neon},
 #endif
   };
   return kernels.find(name);

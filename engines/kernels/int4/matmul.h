@@ -56,8 +56,8 @@ struct Int4Kernel {
   size_t scratch_size(const Int4Matrix& matrix) const;
 };
 
-// Returns the best kernel for this processor, or the kernel "amx", "avx512", "avxvnni", "avx2" or "neon" for tests.
-// Returns nullptr where the processor lacks the instructions.
+// Returns the best kernel for this processor, or the named one for tests: "amx", "avx512", "avxvnni", "avx2", "sse41",
+// "dotprod" or "neon". Returns nullptr where the processor lacks the instructions.
 const Int4Kernel* int4_kernel(const char* name = nullptr);
 
 }  // namespace blip2rt

@@ -19,21 +19,6 @@ int four(const int8_t* values) {
   return result;
 }
 
-// Returns the largest magnitude of x, or NaN if x has a NaN. `count` is a multiple of 32.
-float largest(const float* x, size_t count) {
-  const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
-  __m256 largest = _mm256_setzero_ps(), not_a_number = _mm256_setzero_ps();
-  for (size_t i = 0; i < count; i += 8) {
-    const __m256 value = _mm256_and_ps(_mm256_loadu_ps(x + i), magnitude);
-    largest = _mm256_max_ps(value, largest);
-    not_a_number = _mm256_or_ps(not_a_number, _mm256_cmp_ps(value, value, _CMP_UNORD_Q));
-  }
-  if (_mm256_movemask_ps(not_a_number) != 0) return __builtin_nanf("");
-  __m128 half = _mm_max_ps(_mm256_castps256_ps128(largest), _mm256_extractf128_ps(largest, 1));
-  half = _mm_max_ps(half, _mm_movehl_ps(half, half));
-  return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
-}
-
 // Combines two halves, each zero where the other has bytes, and stores 8 bytes.
 void store_lowest(__m256i bytes, int8_t* to) {
   _mm_storel_epi64(reinterpret_cast<__m128i*>(to),

@@ -169,14 +169,14 @@ struct Planes {
 template <class V, class Piece, size_t... Index>
 BLIP2RT_INLINE typename V::Ints dot_piece(typename V::Ints sum, const Piece& codes, const int8_t* values,
                                           std::index_sequence<Index...>) {
-  typename V::Ints part = V::begin_piece(sum);
+  typename V::Part part = V::begin_piece(sum);
   ((part = V::template dot_four<Index>(part, codes.group(0, Index), values)), ...);
   return V::end_piece(sum, part);
 }
 
 // Multiplies four weights of each output of T tiles by R rows. A row's values are loaded once for all tiles.
 template <class V, size_t Index, size_t R, size_t T, class Piece>
-BLIP2RT_INLINE void dot_groups(const Piece& codes, const int8_t* values, size_t width, typename V::Ints (*sums)[R]) {
+BLIP2RT_INLINE void dot_groups(const Piece& codes, const int8_t* values, size_t width, typename V::Part (*sums)[R]) {
   for (size_t r = 0; r < R; ++r) {
     for (size_t t = 0; t < T; ++t) {
       sums[t][r] = V::template dot_four<Index>(sums[t][r], codes.group(t, Index), values + r * width);
@@ -186,14 +186,14 @@ BLIP2RT_INLINE void dot_groups(const Piece& codes, const int8_t* values, size_t 
 
 // Begins and ends a piece of T tiles and R rows, for which some V use separate sums.
 template <class V, size_t R, size_t T>
-BLIP2RT_INLINE void begin_pieces(const typename V::Ints (*sums)[R], typename V::Ints (*parts)[R]) {
+BLIP2RT_INLINE void begin_pieces(const typename V::Ints (*sums)[R], typename V::Part (*parts)[R]) {
   for (size_t t = 0; t < T; ++t) {
     for (size_t r = 0; r < R; ++r) parts[t][r] = V::begin_piece(sums[t][r]);
   }
 }
 
 template <class V, size_t R, size_t T>
-BLIP2RT_INLINE void end_pieces(const typename V::Ints (*parts)[R], typename V::Ints (*sums)[R]) {
+BLIP2RT_INLINE void end_pieces(const typename V::Part (*parts)[R], typename V::Ints (*sums)[R]) {
   for (size_t t = 0; t < T; ++t) {
     for (size_t r = 0; r < R; ++r) sums[t][r] = V::end_piece(sums[t][r], parts[t][r]);
   }
@@ -209,7 +209,7 @@ BLIP2RT_INLINE void add_piece(const Piece& codes, const Planes& x, typename V::I
       if constexpr (Split) lows[0][r] = dot_piece<V>(lows[0][r], codes, x.low + r * x.width, fours);
     }
   } else {
-    typename V::Ints parts[T][R], low_parts[T][R];
+    typename V::Part parts[T][R], low_parts[T][R];
     begin_pieces<V, R, T>(products, parts);
     if constexpr (Split) {
       begin_pieces<V, R, T>(lows, low_parts);
@@ -320,6 +320,20 @@ void multiply_tiles(const Int4Matrix& m, const Int4Input& input, float* out, siz
   for (; first < last; ++first) multiply_tile_pair<V, Split, 1>(m, input, out, first * V::kLanes, scratch);
 }
 
+// Returns the largest magnitude of x, or NaN if x has a NaN: magnitudes of floats are ordered as their bits are.
+float largest_magnitude(const float* x, size_t count) {
+  int32_t largest = 0;
+  for (size_t i = 0; i < count; ++i) {
+    int32_t bits;
+    std::memcpy(&bits, x + i, sizeof bits);
+    bits &= 0x7fffffff;
+    largest = bits > largest ? bits : largest;
+  }
+  float result;
+  std::memcpy(&result, &largest, sizeof result);
+  return result;
+}
+
 // Quantizes one row of x (rows, K). Rows of values are `width` apart.
 template <class V>
 void quantize_row(const float* x, size_t row, const Int4Matrix& m, const Int4Input& input, size_t width) {
@@ -334,7 +348,7 @@ void quantize_row(const float* x, size_t row, const Int4Matrix& m, const Int4Inp
       std::memset(padded + left, 0, (m.block - left) * sizeof(float));
       from = padded;
     }
-    const float largest = V::largest(from, m.block);
+    const float largest = largest_magnitude(from, m.block);
     const float levels = input.low != nullptr ? 127.0f * 256.0f : 127.0f;
     const float scale = largest / levels, inverse = largest > 0 ? levels / largest : 0.0f;
     const size_t at = row * width + begin;

@@ -12,9 +12,9 @@
 namespace blip2rt {
 
 #if defined(__x86_64__)
-extern const Int8Kernel kInt8Amx, kInt8Avx512, kInt8AvxVnni, kInt8Avx2;
+extern const Int8Kernel kInt8Amx, kInt8Avx512, kInt8AvxVnni, kInt8Avx2, kInt8Sse41;
 #elif defined(__aarch64__)
-extern const Int8Kernel kInt8Neon;
+extern const Int8Kernel kInt8DotProduct, kInt8Neon;
 #endif
 
 namespace {
@@ -38,12 +38,12 @@ size_t Int8Kernel::tiles_per_call(size_t k) const {
 const Int8Kernel* int8_kernel(const char* name) {
   static const KernelList<Int8Kernel> kernels = {
 #if defined(__x86_64__)
-      {may_use(Level::kAmx), kInt8Amx},
-      {may_use(Level::kAvx512), kInt8Avx512},
-      {may_use(Level::kAvxVnni), kInt8AvxVnni},
-      {may_use(Level::kAvx2), kInt8Avx2},
+      {may_use(Level::kAmx), kInt8Amx},         {may_use(Level::kAvx512), kInt8Avx512},
+      {may_use(Level::kAvxVnni), kInt8AvxVnni}, {may_use(Level::kAvx2), kInt8Avx2},
+      {may_use(Level::kSse41), kInt8Sse41},
 #elif defined(__aarch64__)
-      {may_use(Level::kDotProduct), kInt8Neon},
+      {may_use(Level::kDotProduct), kInt8DotProduct},
+      {may_use(Level::kNeon), kInt8Neon},
 #endif
   };
   return kernels.find(name);

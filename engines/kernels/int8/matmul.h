@@ -51,8 +51,8 @@ struct Int8Kernel {
   size_t scratch_size(size_t k) const { return tiles_per_call(k) * tile_scratch_size(k); }
 };
 
-// Returns the best kernel for this processor, or the kernel "amx", "avx512", "avxvnni", "avx2" or "neon" for tests.
-// Returns nullptr where the processor lacks the instructions.
+// Returns the best kernel for this processor, or the named one for tests: "amx", "avx512", "avxvnni", "avx2", "sse41",
+// "dotprod" or "neon". Returns nullptr where the processor lacks the instructions.
 const Int8Kernel* int8_kernel(const char* name = nullptr);
 
 }  // namespace blip2rt
