@@ -19,7 +19,7 @@ struct Chain {
 
 class Fuser {
  public:
-  Fuser(PlannedGraph& graph, std::vector<Node>& nodes)
+  Fuser(PlannedGraph& graph, const std::vector<const Node*>& nodes)
       : graph_(graph), nodes_(nodes), readers_(graph.constants.size()), is_output_(graph.constants.size()) {
     for (size_t i = 0; i < graph.steps.size(); ++i) {
       for (const size_t value : graph.steps[i].inputs) {
@@ -45,7 +45,7 @@ class Fuser {
 
  private:
   bool is(size_t step, std::string_view type) const {
-    return nodes_[step].domain.empty() && nodes_[step].op_type == type;
+    return nodes_[step]->domain.empty() && nodes_[step]->op_type == type;
   }
 
   // Returns the only value that a step computes, or kNoValue.
@@ -62,7 +62,7 @@ class Fuser {
 
   // Returns the columns of a product with a constant matrix, 0 for other steps.
   size_t width_of(size_t step) const {
-    const Node& node = nodes_[step];
+    const Node& node = *nodes_[step];
     const std::vector<size_t>& inputs = graph_.steps[step].inputs;
     if (inputs.empty() || inputs[0] == kNoValue) return 0;
     const bool quantized = (node.domain == kDomain && (node.op_type == kMatMulInt4 || node.op_type == kMatMulInt8)) ||
@@ -110,8 +110,8 @@ class Fuser {
     for (const std::string_view type : {"Gelu", "Relu"}) {
       const size_t step = only_reader(chain, type);
       if (step == kNoValue) continue;
-      const auto form = nodes_[step].texts.find("approximate");
-      const bool tanh = form != nodes_[step].texts.end() && form->second == "tanh";
+      const auto form = nodes_[step]->texts.find("approximate");
+      const bool tanh = form != nodes_[step]->texts.end() && form->second == "tanh";
       chain.ending.activation = type == "Relu" ? Activation::kRelu : tanh ? Activation::kGeluTanh : Activation::kGelu;
       return append(chain, {step});
     }
@@ -157,11 +157,7 @@ class Fuser {
       for (const size_t step : chain.steps) chain_of[step] = &chain;
     }
     std::vector<Step> steps;
-    std::vector<Node> nodes;
-    const auto move = [&](size_t step) {
-      steps.push_back(std::move(graph_.steps[step]));
-      nodes.push_back(std::move(nodes_[step]));
-    };
+    const auto move = [&](size_t step) { steps.push_back(std::move(graph_.steps[step])); };
     for (size_t i = 0; i < chain_of.size(); ++i) {
       const Chain* chain = chain_of[i];
       if (chain == nullptr) move(i);
@@ -176,17 +172,16 @@ class Fuser {
       graph_.fused.push_back(std::move(fused));
     }
     graph_.steps = std::move(steps);
-    nodes_ = std::move(nodes);
   }
 
   PlannedGraph& graph_;
-  std::vector<Node>& nodes_;
+  const std::vector<const Node*>& nodes_;
   std::vector<std::vector<size_t>> readers_;  // steps, by value
   std::vector<bool> is_output_;
 };
 
 }  // namespace
 
-void fuse_endings(PlannedGraph& graph, std::vector<Node>& nodes) { Fuser(graph, nodes).run(); }
+void fuse_endings(PlannedGraph& graph, const std::vector<const Node*>& nodes) { Fuser(graph, nodes).run(); }
 
 }  // namespace blip2rt

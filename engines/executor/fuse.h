@@ -9,7 +9,7 @@
 namespace blip2rt {
 
 // Orders the steps of a graph so that such a chain follows its product, and adds a step to `fused` that does the work
-// of both. `nodes`: of each step, in the order of the steps before and after.
-void fuse_endings(PlannedGraph& graph, std::vector<Node>& nodes);
+// of both. `nodes`: of each step, in the order before.
+void fuse_endings(PlannedGraph& graph, const std::vector<const Node*>& nodes);
 
 }  // namespace blip2rt

@@ -113,6 +113,7 @@ class Planner {
     for (const auto& [name, constant] : graph.constants) {
       if (graph.use_counts.count(name) != 0) add_constant(name, constant);
     }
+    std::deque<Node> own;
     const NodeChanges attention = rewrite_encoder_attention(graph, kFloatAttention);
     for (const Node& node : graph.nodes) {
       const auto change = node.outputs.empty() ? attention.end() : attention.find(node.outputs[0]);
@@ -120,7 +121,7 @@ class Planner {
         add_step(node);
       } else {
         protobuf::Field field;
-        for (protobuf::Reader reader(change->second); reader.next(field);) add_step(Node(field.bytes));
+        for (protobuf::Reader reader(change->second); reader.next(field);) add_step(own.emplace_back(field.bytes));
       }
     }
     for (const Port& port : planned_.outputs) planned_.output_values.push_back(value_of(port.name));
@@ -179,7 +180,7 @@ class Planner {
     const auto is_constant = [&](size_t value) { return value == kNoValue || planned_.constants[value]; };
     if (std::all_of(step.inputs.begin(), step.inputs.end(), is_constant)) return fold(step);
     planned_.steps.push_back(std::move(step));
-    nodes_.push_back(node);
+    nodes_.push_back(&node);
   }
 
   // Computes the outputs of a step, which depend on constants alone.
@@ -219,7 +220,7 @@ class Planner {
   PlannedGraph& planned_;
   Weights& weights_;
   std::map<std::string, size_t, std::less<>> values_;
-  std::vector<Node> nodes_;  // of each step
+  std::vector<const Node*> nodes_;  // of each step
 };
 
 }  // namespace

@@ -12,8 +12,8 @@ namespace {
 
 std::atomic<int> threads{0};
 std::atomic<bool> ending{false};
-thread_local int depth = 0;  // nested calls belong to the same thread
-int process = 0;             // threads do not survive a fork
+thread_local int depth = 0;   // nested calls belong to the same thread
+std::atomic<int> process{0};  // threads do not survive a fork
 
 }  // namespace
 
