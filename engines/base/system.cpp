@@ -12,6 +12,9 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <unistd.h>
+#if defined(__linux__)
+#include <sys/auxv.h>
+#endif
 #endif
 
 #include <cerrno>
@@ -207,7 +210,12 @@ void* load_library(const std::string& path) {
 std::string own_folder() {
   Dl_info info;
   const bool found = dladdr(reinterpret_cast<const void*>(&own_folder), &info) != 0 && info.dli_fname != nullptr;
-  return found ? folder_of(info.dli_fname) : "";
+  if (found) return folder_of(info.dli_fname);
+#if defined(__linux__)
+  const auto program = reinterpret_cast<const char*>(getauxval(AT_EXECFN));  // of musl's static programs
+  if (program != nullptr) return folder_of(program);
+#endif
+  return "";
 }
 
 void* find_symbol(void* library, const char* name) { return dlsym(library, name); }

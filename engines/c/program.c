@@ -4,6 +4,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(_WIN32)
+#include <windows.h>
+
+#include <shellapi.h>
+#endif
 
 enum { MAX_OPTIONS = 64 };
 
@@ -188,12 +193,34 @@ static int read_options(settings* into, char** words) {
   return 0;
 }
 
+#if defined(_WIN32)
+/* Windows' own argv lacks the characters that its code page lacks. */
+static char** utf8_arguments(int* count) {
+  wchar_t** wide = CommandLineToArgvW(GetCommandLineW(), count);
+  char** words = wide == NULL ? NULL : calloc((size_t)*count + 1, sizeof *words);
+  int i, size;
+  for (i = 0; words != NULL && i < *count; ++i) {
+    size = WideCharToMultiByte(CP_UTF8, 0, wide[i], -1, NULL, 0, NULL, NULL);
+    words[i] = malloc((size_t)size);
+    if (words[i] == NULL) return NULL;
+    WideCharToMultiByte(CP_UTF8, 0, wide[i], -1, words[i], size, NULL, NULL);
+  }
+  SetConsoleOutputCP(CP_UTF8);
+  return words;
+}
+#endif
+
 int main(int argc, char** argv) {
   settings chosen = {{NULL}, {NULL}, NULL, 0, 0};
-  char** const words = argv + 1;
   int status, at, count;
+  char** words;
   blip2rt_model* model;
   blip2rt_error* error;
+#if defined(_WIN32)
+  argv = utf8_arguments(&argc);
+  if (argv == NULL) return complain("out of memory", "");
+#endif
+  words = argv + 1;
   for (at = 1; at < argc && strcmp(argv[at], "--") != 0; ++at) {
     if (strcmp(argv[at], "--help") == 0 || strcmp(argv[at], "-h") == 0) return fputs(usage, stdout) < 0;
   }

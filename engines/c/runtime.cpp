@@ -23,6 +23,12 @@ constexpr const char* kOnnxRuntime = "libonnxruntime.dylib";
 constexpr const char* kOnnxRuntime = "libonnxruntime.so.1";
 #endif
 
+#if defined(BLIP2RT_STATIC)
+constexpr bool kLoadsLibraries = false;
+#else
+constexpr bool kLoadsLibraries = true;
+#endif
+
 bool has_library(const std::string& name) {
   try {
     load_library(name);
@@ -66,7 +72,9 @@ ModelOptions load_options(const char* const* pairs, std::string& runtime) {
         faults.push_back(name + " is " + shown(value) + ": give " + what);
       }
     };
-    if (name == "threads") {
+    if (!kLoadsLibraries && (name == "onnxruntime" || (name == "runtime" && value == "onnxruntime"))) {
+      faults.push_back("a static program runs graphs itself: leave out " + name);
+    } else if (name == "threads") {
       require(parse_whole(value, 1, 1024), options.threads,
               "a whole number from 1 to 1024, or leave it out for all cores");
     } else if (name == "onnxruntime") {

@@ -19,7 +19,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#if defined(BLIP2RT_BUILD)
+#if defined(BLIP2RT_BUILD) && defined(_WIN32)
+#define BLIP2RT_API __declspec(dllexport)
+#elif defined(BLIP2RT_BUILD)
 #define BLIP2RT_API __attribute__((visibility("default")))
 #else
 #define BLIP2RT_API
