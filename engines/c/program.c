@@ -5,9 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 #if defined(_WIN32)
-#include <windows.h>
-
 #include <shellapi.h>
+#include <windows.h>
 #endif
 
 enum { MAX_OPTIONS = 64 };

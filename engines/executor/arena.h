@@ -19,7 +19,7 @@ struct Block {
 // own, and the next run a buffer with room for them.
 class Arena {
  public:
-  Arena() = default;
+  Arena() { reset(); }
   ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
@@ -47,7 +47,8 @@ class Arena {
   std::vector<Gap> gaps_;  // by start; no two of them touch
   std::vector<std::unique_ptr<Block>> blocks_;
   std::vector<Block*> unused_;             // of blocks_
-  size_t outside_ = 0, most_outside_ = 0;  // bytes
+  size_t outside_ = 0;                     // bytes
+  size_t most_outside_ = size_t{8} << 20;  // at first a guess that fits nano; pages cost nothing until used
 };
 
 // An arena that one run has for itself. Runs that follow each other, of any graph, get the same one.
