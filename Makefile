@@ -87,6 +87,15 @@ format: $(DEV)/blip2rt-installed
 dist: $(DEV)/blip2rt-installed  ## pack libblip2rt with ONNX Runtime into build/dist: see docs/c.md
 	engines/c/dist.sh $(ORT_LIBRARY) build/dist
 
+# Without any other library, and compiled by zig. Debian has the sources of the image libraries; nasm makes JPEG faster.
+PORTABLE := x86_64-linux-musl aarch64-linux-musl x86_64-windows-gnu aarch64-windows-gnu
+.PHONY: static windows $(PORTABLE:%=portable-%)
+static: portable-x86_64-linux-musl  ## build blip2rt-c as one static program, and caption in an empty root
+windows: portable-x86_64-windows-gnu  ## build blip2rt.dll, and compare it with `static` in wine
+portable-aarch64-linux-musl portable-x86_64-windows-gnu: portable-x86_64-linux-musl  # whose texts theirs are compared with
+$(PORTABLE:%=portable-%): portable-%: .venv-release/installed  ## build the C library for another system: see docs/c.md
+	engines/c/portable.sh $*
+
 bench: $(DEV)/blip2rt-installed  ## measure speed and memory of nano on this machine
 	$(DEV)/bin/blip2rt-bench --image docs/photo.jpg
 

@@ -53,6 +53,10 @@ set_target_properties(blip2rt PROPERTIES VERSION ${BLIP2RT_VERSION} SOVERSION ${
 # Pixels are normalised as numpy does it: without fused products.
 set_source_files_properties(engines/runtime/model.cpp PROPERTIES COMPILE_OPTIONS "-ffp-contract=off")
 
+if(WIN32)
+  set_target_properties(blip2rt PROPERTIES PREFIX "")
+endif()
+
 add_executable(blip2rt-c engines/c/program.c)
 target_link_libraries(blip2rt-c PRIVATE blip2rt $<$<BOOL:${BLIP2RT_STATIC}>:-static>)
 file(RELATIVE_PATH from_program "${CMAKE_INSTALL_FULL_BINDIR}" "${CMAKE_INSTALL_FULL_LIBDIR}")

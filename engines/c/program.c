@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 #if defined(_WIN32)
-#include <shellapi.h>
 #include <windows.h>
 #endif
 

@@ -22,6 +22,8 @@ set(CMAKE_CXX_COMPILER "${tools}/c++")
 set(CMAKE_AR "${tools}/ar" CACHE FILEPATH "")
 set(CMAKE_RANLIB "${tools}/ranlib" CACHE FILEPATH "")
 set(CMAKE_RC_COMPILER "${tools}/rc")
+set(CMAKE_EXE_LINKER_FLAGS_INIT -s)
+set(CMAKE_SHARED_LINKER_FLAGS_INIT -s)
 set(CCACHE "" CACHE FILEPATH "zig has a cache of its own")
 
 # Of the machine that compiles, only programs are used.

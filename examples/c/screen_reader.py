@@ -1,7 +1,7 @@
 """An NVDA add-on that says what a picture on the screen shows. It needs libblip2rt and the standard library only.
 
-As an add-on, this file is globalPlugins/pictures.py, with the library beside it. NVDA runs on Windows, for which the
-library is not built yet; `Captioner` runs wherever the library does: `python screen_reader.py LIBRARY PHOTO`.
+As an add-on, this file is globalPlugins/pictures.py, with blip2rt.dll and the folder nano beside it; read
+docs/screen-readers.md. `Captioner` runs wherever the library does: `python screen_reader.py LIBRARY PHOTO [MODEL]`.
 """
 
 import ctypes
@@ -11,20 +11,24 @@ from pathlib import Path
 from typing import Any
 
 BGRA = 3  # of blip2rt_format: as a screen's pixels are
+SURE = 0.7  # of confidence: below, a caption is a guess
+BLANK = 16  # difference of the lightest and the darkest value of each colour
 
 
 class Captioner:
     """A model that captions pictures of the screen. Any thread may use it."""
 
-    def __init__(self, library: str) -> None:
+    def __init__(self, library: str, model: str | None = None) -> None:
         self._library = ctypes.CDLL(library)
         for name in ("texts_get", "error_message"):
             getattr(self._library, f"blip2rt_{name}").restype = ctypes.c_char_p
-        self._model = self._make("load", None, None)
+        self._model = self._make("load", model.encode() if model else None, None)
 
     def caption(self, pixels: Any, width: int, height: int) -> str:
         """Rows of blue, green, red and a fourth byte, from the top -> a sentence. Raises RuntimeError."""
         opaque = bytearray(bytes(pixels))
+        if all(max(colour) - min(colour) < BLANK for colour in (opaque[0::4], opaque[1::4], opaque[2::4])):
+            return "a blank picture"
         opaque[3::4] = b"\xff" * (width * height)  # the fourth byte of the screen means nothing
         data = (ctypes.c_char * len(opaque)).from_buffer(opaque)
         sizes = (ctypes.c_size_t(width), ctypes.c_size_t(height), ctypes.c_ssize_t(0))
@@ -39,13 +43,15 @@ class Captioner:
             features = self._make("encode", self._model, image)
         finally:
             self._library.blip2rt_image_free(image)
+        texts, right, first = ctypes.c_void_p(), ctypes.c_double(), ctypes.c_size_t(0)
         try:
             texts = self._make("caption", self._model, features, None, None, None, None)
+            self._library.blip2rt_confidence(self._model, features, texts, first, ctypes.byref(right), None)
+            text: bytes = self._library.blip2rt_texts_get(texts, first)
         finally:
+            self._library.blip2rt_texts_free(texts)
             self._library.blip2rt_features_free(features)
-        text: bytes = self._library.blip2rt_texts_get(texts, ctypes.c_size_t(0))
-        self._library.blip2rt_texts_free(texts)
-        return text.decode()
+        return text.decode() if right.value >= SURE else f"perhaps {text.decode()}"
 
     def _make(self, name: str, *arguments: Any) -> ctypes.c_void_p:
         """Call a function whose last outputs are a handle and an error."""
@@ -81,11 +87,12 @@ else:
         def _say(self, pixels: Any, width: int, height: int) -> None:
             try:
                 if self.captioner is None:
-                    self.captioner = Captioner(str(Path(__file__).with_name("libblip2rt.so.1")))
+                    folder = Path(__file__).parent
+                    self.captioner = Captioner(str(folder / "blip2rt.dll"), str(folder / "nano"))
                 ui.message(self.captioner.caption(pixels, width, height))
             except (OSError, RuntimeError) as error:
                 ui.message(str(error))
 
 
 if __name__ == "__main__":
-    print(Captioner(sys.argv[1]).caption_file(sys.argv[2]))
+    print(Captioner(sys.argv[1], *sys.argv[3:]).caption_file(sys.argv[2]))
