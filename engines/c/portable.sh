@@ -33,11 +33,11 @@ esac
 
 said=$build/said
 (cd "$tree" && env -u DISPLAY "${run[@]}" caption "$photo" && env -u DISPLAY "${run[@]}" ask "$photo" "what is in the cup?" &&
-  env -u DISPLAY "${run[@]}" match "$photo" "a cup — słodka" "a dog") | tr -d '\r' >"$said"
+  env -u DISPLAY "${run[@]}" match "$photo" "a cup — słodka" "a dog") | tr -d '\r' |
+  awk -F '\t' 'NF == 3 {$1 = sprintf("%.0f", $1); $2 = sprintf("%.1f", $2)} 1' >"$said"  # Windows has no AMX
 cat "$said"
 cd "$tree"
 if "${run[@]}" caption -o runtime=onnxruntime missing.jpg 2>"$said.error"; then exit 1; fi
-tr -d '\r' <"$said.error"
-[ "$(wc -l <"$said.error")" = 1 ]
+[ "$(grep -c "^blip2rt-c: error: " "$said.error")" = 1 ]
 diff "${said/$target/x86_64-linux-musl}" "$said"
 head -1 "$said" | grep -qx "a cup of coffee sitting on a table"
