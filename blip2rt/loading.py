@@ -51,10 +51,10 @@ def load(
     bundle: a folder; None or "nano" for the embedded model; or hf://USER/REPOSITORY[@REVISION] for one on the Hugging
         Face Hub, which the first call downloads and later ones open from the cache (blip2rt.bundle.hub).
 
-    backend: "ort" (ONNX Runtime), "core" (the same bundles without ONNX Runtime) or "trt" (TensorRT,
-        docs/jetson.md; needs a bundle exported for it).
-    device: "cpu" for ort and core, "cuda" for trt; None is the backend's own.
-    threads: for ort, threads of each operator; None uses BLIP2RT_NUM_THREADS, or else every physical core.
+    backend: "ort" (ONNX Runtime), "core" (the same bundles without ONNX Runtime), "auto" (the faster of these) or "trt"
+        (TensorRT, docs/jetson.md; needs a bundle exported for it).
+    device: "cuda" for trt, "cpu" for the others; None is the backend's own.
+    threads: threads of each operator, not for trt; None uses BLIP2RT_NUM_THREADS, or else every physical core.
     plan_sizes: for trt, the sizes to build plans for (blip2rt.backends.trt.PlanSizes). Building takes minutes, once.
     engines: what plan_sizes was called in 0.1.
     scaled_jpeg: decode large JPEGs at a fraction of their size: faster, slightly different (blip2rt.image).
@@ -62,7 +62,7 @@ def load(
         (blip2rt.image), any other file is an ImageError.
     special_tokens: False treats "<|im_end|>" in a caller's prompt, question or text as plain text, not as that token.
     color: "rgb", or "bgr" for arrays from OpenCV.
-    batching: decode the calls of concurrent threads in one batch, and enable `submit`; for ort. A Batching
+    batching: decode the calls of concurrent threads in one batch, and enable `submit`; not for trt. A Batching
         (blip2rt.batching) sets its sizes.
     cache_bytes: size of the cache for repeated images and, with batching, prompt prefixes, which get three quarters.
     trusted_graphs: allow operators that blip2rt-export does not write, for graphs of your own: some end the process.

@@ -1,4 +1,4 @@
-"""Backends run a bundle's graphs: ort (ONNX Runtime), core (the core itself) and trt (TensorRT).
+"""Backends run a bundle's graphs: ort (ONNX Runtime), core, auto (the faster of these two) and trt (TensorRT).
 
 To add a backend called NAME:
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     Floats: TypeAlias = NDArray[np.float32]
     Ints: TypeAlias = NDArray[np.int64]
 
-DEFAULT = "ort"
+DEFAULT = "auto"
 CLOSED = "this model is closed: load it again"  # what a closed backend says
 
 OnToken: TypeAlias = Callable[[int, int, int], object]  # gets each Token; returns False to end the call

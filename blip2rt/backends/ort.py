@@ -207,21 +207,13 @@ class Backend(backends.Backend):
         with self._locks[component]:
             self._check_process()  # another thread may have closed the model meanwhile
             if component not in self._sessions:
-                graph, files = self._bundle.graph(component), self._bundle.readable_files(component)
-                runtime = self._open_runtime()
+                graph, runtime = self._bundle.graph(component), self._open_runtime()
                 title = "the core" if runtime is None else "ONNX Runtime"
                 try:
                     if begun is not None:
                         begun.set()
                     with _opening:
-                        self._sessions[component] = native.Session(
-                            runtime,
-                            str(graph),
-                            1 if component == EMBED else self._threads,  # it copies a few rows
-                            custom_int8=runtime is None or component in (VISION, QFORMER),
-                            files=files,
-                            trusted=self._bundle.trusted_graphs,
-                        )
+                        self._sessions[component] = self._open_session(component, runtime)
                 except MemoryError:
                     raise BackendError(f"{title} cannot load {graph}: out of memory") from None
                 except RuntimeError as error:
@@ -229,6 +221,17 @@ class Backend(backends.Backend):
                         f"{title} cannot load {graph} (check: blip2rt verify {graph.parent}): {error}"
                     ) from error
             return self._sessions[component]
+
+    def _open_session(self, component: str, runtime: Any) -> Any:
+        """runtime: None for the core. Raises RuntimeError and MemoryError."""
+        return native.Session(
+            runtime,
+            str(self._bundle.graph(component)),
+            1 if component == EMBED else self._threads,  # it copies a few rows
+            custom_int8=runtime is None or component in (VISION, QFORMER),
+            files=self._bundle.readable_files(component),
+            trusted=self._bundle.trusted_graphs,
+        )
 
 
 class CoreGeneration(backends.Generation):

@@ -227,9 +227,9 @@ def _add_model(command: Parser, pixels: bool = True) -> None:
     group = command.add_argument_group("model")
     about = _BUNDLE
     group.add_argument("--model", type=nonempty, metavar="BUNDLE", help=about)
-    about = "ONNX Runtime (ort), the core without it (core), or TensorRT (trt) for a bundle exported for it"
+    about = "ONNX Runtime (ort), the core (core), the faster of both (auto), or TensorRT (trt)"
     group.add_argument("--backend", default=backends.DEFAULT, choices=backends.names(), help=about)
-    group.add_argument("--device", metavar="DEVICE", help="cpu for ort and core, cuda for trt (default: the backend's)")
+    group.add_argument("--device", metavar="DEVICE", help="cuda for trt, cpu for the others (default: the backend's)")
     group.add_argument("--threads", type=int, metavar="N", help="number of threads (default: every physical core)")
     about = "decode large JPEGs at a fraction of their size: faster, almost the same"
     group.add_argument("--scaled-jpeg", action="store_true", help=about)

@@ -97,7 +97,7 @@ blip2rt_status blip2rt_load(const char* folder, const char* const* options, blip
     ModelOptions chosen = load_options(options, runtime);
     const std::string path = folder == nullptr ? own_folder() + BLIP2RT_NANO : folder;
     if (path.empty()) throw Error(ErrorKind::kModel, "the bundle is '': give its folder, or NULL for nano");
-    if (!chosen.core) chosen.core = !load_runtime(runtime);
+    chosen.find_onnxruntime = [runtime] { return load_runtime(runtime); };
     give<Models>(model, std::make_shared<Model>(path, chosen));
   });
 }

@@ -81,7 +81,7 @@ ModelOptions load_options(const char* const* pairs, std::string& runtime) {
       runtime = value;
     } else if (name == "runtime") {
       options.core = value == "core";
-      if (!options.core && value != "onnxruntime") {
+      if (!*options.core && value != "onnxruntime") {
         faults.push_back("runtime is " + shown(value) + ": choose from core, onnxruntime");
       }
     } else if (name == "max_pixels") {

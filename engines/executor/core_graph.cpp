@@ -1,10 +1,12 @@
 #include "executor/core_graph.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "base/utf8.h"
 #include "executor/graph.h"
 #include "executor/thread_pool.h"
+#include "kernels/dispatch.h"
 #include "ort/active_call.h"
 
 namespace blip2rt {
@@ -101,6 +103,16 @@ std::unique_ptr<RuntimeGraph> open_with_executor(GraphSource source) {
   } catch (const std::runtime_error& error) {
     throw GraphError(source.path, error.what(), "run it with ONNX Runtime");
   }
+}
+
+bool prefers_executor(const std::vector<std::string>& precisions) {
+#if defined(__x86_64__)
+  const bool int4 = std::all_of(precisions.begin(), precisions.end(), [](const auto& each) { return each == "int4"; });
+  return int4 && may_use(Level::kAvx2);
+#else
+  static_cast<void>(precisions);  // not measured
+  return false;
+#endif
 }
 
 }  // namespace blip2rt

@@ -209,6 +209,8 @@ void bind_graphs(nb::module_& m) {
            "Take the mapped weights out of the process's memory, until a run reads them from the system's cache.")
       .def("run", &run, "feeds"_a, "outputs"_a = nb::none(),
            "Run the graph on arrays by name. Return outputs by name; None returns all of them.");
+  m.def("prefers_executor", &prefers_executor, "precisions"_a,
+        "Return whether the core runs graphs of these precisions at least as fast as ONNX Runtime on this processor.");
 }
 
 }  // namespace blip2rt

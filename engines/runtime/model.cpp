@@ -9,6 +9,7 @@
 
 #include "base/utf8.h"
 #include "english/answer_words.h"
+#include "executor/core_graph.h"
 
 namespace blip2rt {
 namespace {
@@ -44,6 +45,13 @@ std::pair<size_t, size_t> rows_of(const Tensor& tensor) {
   return {width == 0 ? 0 : tensor.values.size() / width, width};
 }
 
+// Whether the executor runs a bundle's graphs. Loads ONNX Runtime otherwise.
+bool chooses_core(const Manifest& manifest, const ModelOptions& options) {
+  std::vector<std::string> precisions;
+  for (const auto& [name, component] : manifest.components) precisions.push_back(component.precision);
+  return options.core.value_or(prefers_executor(precisions)) || !options.find_onnxruntime();
+}
+
 Bundle opened(const std::string& folder) {
   Bundle bundle = parse_bundle(folder, manifest_bytes(folder));
   if (bundle.manifest.target != "ort") {
@@ -61,7 +69,7 @@ Model::Model(const std::string& folder, const ModelOptions& options)
     : bundle_(opened(folder)),
       options_(options),
       number_(next_number()),
-      graphs_(bundle_, options.threads, options.trusted_graphs, options.core),
+      graphs_(bundle_, options.threads, options.trusted_graphs, chooses_core(bundle_.manifest, options)),
       calibrator_(calibrator_of(bundle_.manifest)) {
   if (options.verify) verify(bundle_);
 }

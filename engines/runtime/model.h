@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -28,7 +29,8 @@ struct ModelOptions {
   int threads = 0;  // of each operator; 0: one for each physical core
   ImageRules images;
   bool special_tokens = true, trusted_graphs = false, verify = false;
-  bool core = false;  // the executor runs the graphs, not ONNX Runtime
+  std::optional<bool> core;  // whether the executor runs the graphs; unset: where it is at least as fast
+  std::function<bool()> find_onnxruntime = [] { return true; };  // false: there is none, and the executor runs all
 };
 
 // A picture, resized for a model.

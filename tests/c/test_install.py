@@ -96,7 +96,7 @@ def test_graphs_run_without_onnxruntime_where_none_is_found(prefix: Path, tmp_pa
     copy = shutil.copytree(prefix, tmp_path / "copy", symlinks=True, ignore=shutil.ignore_patterns("libonnxruntime*"))
     done = bare(copy / "bin" / "blip2rt-c", "caption", PHOTO)
     assert (done.stdout, done.stderr) == (CAPTION + "\n", "")
-    done = bare(copy / "bin" / "blip2rt-c", "caption", "-o", "onnxruntime=/no.so", PHOTO)
+    done = bare(copy / "bin" / "blip2rt-c", "caption", "-o", "runtime=onnxruntime", "-o", "onnxruntime=/no.so", PHOTO)
     assert done.returncode == 2 and "cannot load ONNX Runtime: " in done.stderr
 
 

@@ -44,13 +44,13 @@ def test_keywords_of_other_backends_are_named(tiny: Tiny) -> None:
         load(tiny.path, engines=PlanSizes())
     on_trt = replace(bundle, manifest=replace(bundle.manifest, target="trt"))
     with pytest.raises(
-        OptionError, match=r"^threads are the backend core and ort's: leave them out, or give backend='ort'$"
+        OptionError, match=r"^threads are the backend auto and core and ort's: leave them out, or give backend='ort'$"
     ):
         backends.create("trt", on_trt, threads=2)
 
 
 def test_unknown_names_and_other_targets_are_rejected(tiny: Tiny) -> None:
-    with pytest.raises(BackendError, match="no backend 'abacus': choose from core, ort, trt"):
+    with pytest.raises(BackendError, match="no backend 'abacus': choose from auto, core, ort, trt"):
         backends.create("abacus", read(tiny.path))
     with pytest.raises(BackendError, match="was exported for ort, which the backend trt cannot run"):
         backends.create("trt", read(tiny.path))
@@ -58,7 +58,7 @@ def test_unknown_names_and_other_targets_are_rejected(tiny: Tiny) -> None:
 
 @pytest.mark.parametrize(("device", "instead"), [("tpu", ""), ("cuda", "; cuda needs the backend trt and a bundle")])
 def test_ort_runs_on_cpu_only(tiny: Tiny, device: str, instead: str) -> None:
-    with pytest.raises(OptionError, match=f"device is '{device}': the backend ort runs on cpu{instead}"):
+    with pytest.raises(OptionError, match=f"device is '{device}': the backend auto runs on cpu{instead}"):
         blip2rt.load(tiny.path, device=device)
     assert blip2rt.load(tiny.path, device="cpu")
 

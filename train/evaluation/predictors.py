@@ -115,4 +115,4 @@ def _bundle(source: str | None, prompt: str | None) -> Captioner:
     if prompt is not None:
         prompts = {**bundle.manifest.prompts, "ask" if "{}" in prompt else "caption": prompt}
         bundle = replace(bundle, manifest=replace(bundle.manifest, prompts=prompts))
-    return BundlePredictor(bundle, backends.create("ort", bundle))
+    return BundlePredictor(bundle, backends.create(backends.DEFAULT, bundle))

@@ -63,7 +63,8 @@ BLIP2RT_API const char* blip2rt_version(void);
  * - threads: threads of each operator; default: one for each physical core
  * - onnxruntime: path of ONNX Runtime's library; default: beside this library, then where the loader looks. The first
  *   model decides for the process.
- * - runtime: onnxruntime, or core to run the graphs without it; default: core where no ONNX Runtime is found
+ * - runtime: onnxruntime, or core to run the graphs without it; default: core for weights in int4 on x86-64 with AVX2,
+ *   where it is at least as fast, and where no ONNX Runtime is found
  * - max_pixels: largest width times height of an image file, default 50000000; a larger JPEG is decoded at a fraction
  *   of its size where possible
  * - scaled_jpeg: true decodes large JPEGs at a fraction of their size; faster, slightly different
