@@ -6,7 +6,6 @@ The Python package `onnxruntime` is never imported, only its shared library is l
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import importlib.util
 import logging
@@ -88,7 +87,7 @@ class Backend(backends.Backend):
         for component, lock in self._locks.items():
             with lock:
                 self._sessions.pop(component, None)
-        _return_memory()
+        native.return_memory()
 
     def preload(self, *components: str) -> None:
         if not self._sessions:
@@ -356,13 +355,6 @@ def _warn_once(message: str) -> None:
 def cores() -> int:
     """The number of logical cores available to this process."""
     return len(usable_cpus())
-
-
-def _return_memory() -> None:
-    """Return freed memory to the system; glibc keeps it for the process otherwise."""
-    if sys.platform == "linux":
-        with contextlib.suppress(AttributeError):  # another libc
-            ctypes.CDLL(None).malloc_trim(0)
 
 
 def open_runtime() -> Any:

@@ -24,6 +24,9 @@
 #include <new>
 #include <stdexcept>
 #include <system_error>
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 namespace blip2rt {
 namespace {
@@ -238,5 +241,11 @@ void sleep_until_exit() {
 }
 
 #endif
+
+void return_memory() {
+#if defined(__GLIBC__)
+  malloc_trim(0);
+#endif
+}
 
 }  // namespace blip2rt

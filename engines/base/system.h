@@ -88,6 +88,9 @@ void set_default_variable(const char* name, const char* value);
 // Returns whether `ulimit -v` leaves room for this many more bytes.
 bool has_address_space(uint64_t bytes);
 
+// Gives freed memory back to the system; glibc keeps it for the process otherwise.
+void return_memory();
+
 // Identifies the process; differs in a fork.
 int process_id();
 

@@ -6,6 +6,8 @@
 #include <new>
 #include <utility>
 
+#include "base/system.h"
+
 namespace blip2rt {
 namespace {
 
@@ -93,7 +95,8 @@ void Arena::reset() {
     if (block->data != nullptr) give_back(block.get());
   }
   if (most_outside_ == 0) return;
-  const size_t wanted = std::min(capacity_ + std::exchange(most_outside_, 0), IdleArenas::kMaxBytes);
+  const size_t needed = capacity_ + std::exchange(most_outside_, 0), wanted = std::min(needed, IdleArenas::kMaxBytes);
+  if (needed > wanted) return_memory();
   if (wanted == capacity_) return;
   buffer_.reset();
   gaps_.clear();

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/system.h"
 #include "executor/core_graph.h"
 #include "graphs/graph_file.h"
 #include "graphs/session.h"
@@ -209,6 +210,7 @@ void bind_graphs(nb::module_& m) {
            "Take the mapped weights out of the process's memory, until a run reads them from the system's cache.")
       .def("run", &run, "feeds"_a, "outputs"_a = nb::none(),
            "Run the graph on arrays by name. Return outputs by name; None returns all of them.");
+  m.def("return_memory", &return_memory, "Give freed memory back to the system.");
   m.def("prefers_executor", &prefers_executor, "precisions"_a,
         "Return whether the core runs graphs of these precisions at least as fast as ONNX Runtime on this processor.");
 }
