@@ -95,6 +95,16 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     return fake
 
 
+@pytest.mark.parametrize("out", ["t.jsonl", "t.csv"])
+def test_caption_writes_the_bytes_of_a_local_run(album, run, ray, out):
+    common = ["caption", "-r", "album", "--batch-size", 3, "--errors"]
+    code, _, _ = run(*common, "e1", "--out", f"local-{out}")
+    assert run(*common, "e2", "--out", out, "--ray", "auto")[0] == code == 1
+    assert Path(out).read_bytes() == Path(f"local-{out}").read_bytes()
+    assert Path("e1").read_text() == Path("e2").read_text() != ""
+    assert not ray.connected, "the connection is closed"
+
+
 def test_death_before_the_start_is_one_line(album, run, ray, caplog, monkeypatch):
     start, left = BatchWorker.start, [1, 1]
     monkeypatch.setattr(BatchWorker, "start", lambda self: start(self) if not left else die(left.pop()))

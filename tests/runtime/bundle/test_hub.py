@@ -151,10 +151,13 @@ def test_an_interrupted_download_resumes(hub: Hub) -> None:
     hub.cut_after = largest.stat().st_size - 100
     said = error_line(hub.run("pull", "hf://user/repo"))
     assert said.endswith(": run it again to resume") and not hub.folder(FIRST).exists()
-    hub.cut_after = None
+    hub.cut_after, partial = None, hub.folder(FIRST).with_name(f".{FIRST}.partial")
+    complete = {path.name for path in partial.iterdir() if path.is_file()}
+    assert MANIFEST in complete
     done = hub.run("pull", "hf://user/repo")
     assert done.returncode == 0 and verify(hub.folder(FIRST)), done.stderr
-    assert any(path.endswith(largest.name) for _, path in hub.requests)
+    fetched = {path.rpartition("/")[2] for method, path in hub.requests if method == "GET" and "resolve" in path}
+    assert largest.name in fetched and not fetched & complete, "complete files are not downloaded again"
 
 
 def test_a_full_disk_is_one_line_before_the_download(hub: Hub) -> None:
