@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from ..native import native
@@ -19,6 +20,7 @@ class Backend(ort.Backend):
         try:
             return super()._open_session(component, runtime)
         except RuntimeError:
-            if runtime is not None or (other := super()._open_runtime()) is None:
-                raise
-            return super()._open_session(component, other)
+            if runtime is None and (other := super()._open_runtime()) is not None:
+                with contextlib.suppress(RuntimeError):  # the core's own error tells as much
+                    return super()._open_session(component, other)
+            raise

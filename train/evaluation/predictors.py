@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from blip2rt import backends
-from blip2rt.bundle import MANIFEST, read
+from blip2rt.bundle import MANIFEST, Bundle, read
 from blip2rt.bundle.location import locate
 from blip2rt.errors import Blip2rtError
 from blip2rt.install_hints import pip_install
@@ -93,6 +93,11 @@ def open_predictor(
 class BundlePredictor(Model):
     """A bundle in the runtime."""
 
+    @classmethod
+    def of(cls, bundle: Bundle) -> BundlePredictor:
+        """Run it by the default backend, as its users do."""
+        return cls(bundle, backends.create(backends.DEFAULT, bundle))
+
     def caption_candidates(self, vision_features: Floats, sampling: Sampling, first_image: int) -> list[list[str]]:
         """See Captioner; the best is that of `caption`. Beams and samples share soft prompts, prefill and steps."""
         pipeline, tasks = self.pipeline, [self.pipeline.task()]
@@ -115,4 +120,4 @@ def _bundle(source: str | None, prompt: str | None) -> Captioner:
     if prompt is not None:
         prompts = {**bundle.manifest.prompts, "ask" if "{}" in prompt else "caption": prompt}
         bundle = replace(bundle, manifest=replace(bundle.manifest, prompts=prompts))
-    return BundlePredictor(bundle, backends.create(backends.DEFAULT, bundle))
+    return BundlePredictor.of(bundle)

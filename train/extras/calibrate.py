@@ -25,7 +25,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from blip2rt import backends
 from blip2rt.bundle import MANIFEST, read
 from blip2rt.bundle.writer import BundleWriter
 from blip2rt.errors import Blip2rtError, OptionError
@@ -177,13 +176,11 @@ def _calibrate_bundle(path: str, out: Path, data: CalibrationData) -> str:
             (writer.folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(bundle.path / name, writer.folder / name)
         if manifest.llm is not None and not data.keep_score:
-            mean = _mean_prefix(
-                BundlePredictor(bundle, backends.create(backends.DEFAULT, bundle)), data.items[: data.asking]
-            )
+            mean = _mean_prefix(BundlePredictor.of(bundle), data.items[: data.asking])
             mean.tofile(writer.folder / MEAN_PREFIX)
             retrieval = replace(retrieval, mean_prefix=MEAN_PREFIX)
         copy = replace(bundle, path=writer.folder, manifest=replace(manifest, retrieval=retrieval))
-        predictor = BundlePredictor(copy, backends.create(backends.DEFAULT, copy))
+        predictor = BundlePredictor.of(copy)
         lines = []
         if not data.keep_score:
             weights, summary = _learn(path, predictor, data, manifest.llm is not None)
