@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import numpy as np
 
 from .bundle.manifest import LlmSpec
-from .errors import OptionError
+from .errors import OptionError, is_whole
 from .native import Sequences, Token, named_failure
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .native import GenerationOptions, Prompts
+    from .native import GenerationOptions, Prompts, Submitted
 
     Floats: TypeAlias = NDArray[np.float32]
 
-_LONG_WAIT = 3600.0  # seconds; callers repeat it
+LONG_WAIT = 3600.0  # seconds; callers repeat it
 _COUNTERS = "steps tokens requests waiting running rows positions hits misses kept_positions kept_bytes".split()
 _MAXIMUM = {"rows": 1 << 16, "positions": 2**31 - 1, "read": 1 << 16}  # what the core takes
 _POLL = 0.2  # seconds after which the listening thread checks whether the batcher still exists
@@ -45,12 +45,11 @@ class Batching:
     read: int = 128
 
     def __post_init__(self) -> None:
-        given = {"rows": self.rows, "positions": self.positions, "read": self.read}
+        given = [(name, getattr(self, name), most) for name, most in _MAXIMUM.items()]
         faults = [
-            f"{name} is {value!r}: give a whole number from 1 to {_MAXIMUM[name]:,}"
-            for name, value in given.items()
-            if value is not None
-            and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAXIMUM[name])
+            f"{name} is {value!r}: give a whole number from 1 to {most:,}"
+            for name, value, most in given
+            if value is not None and not is_whole(value, 1, most)
         ]
         if faults:
             raise OptionError("; ".join(faults))
@@ -59,23 +58,22 @@ class Batching:
 class Call:
     """The requests of one call. Any thread may use it. Dropping it cancels them."""
 
-    def __init__(self, submitted: Any, images: int) -> None:
+    def __init__(self, submitted: Submitted, images: int) -> None:
         self._submitted = submitted
         self.images = images
 
     @property
     def done(self) -> bool:
         """Whether every text has ended."""
-        return bool(self._submitted.done)
+        return self._submitted.done
 
-    def wait(self, seconds: float = _LONG_WAIT) -> bool:
+    def wait(self, seconds: float = LONG_WAIT) -> bool:
         """Wait for new tokens or the end. Return whether there are any, or it has ended."""
-        return bool(self._submitted.wait(seconds))
+        return self._submitted.wait(seconds)
 
     def take(self) -> list[Token]:
         """The tokens that have arrived since the last call."""
-        tokens: list[Token] = self._submitted.take()
-        return tokens
+        return self._submitted.take()
 
     def cancel(self) -> None:
         """End within a step. The results are what exists by then."""
@@ -84,20 +82,18 @@ class Call:
     def results(self) -> Sequences:
         """The texts, once done. Raises BackendError if one has failed."""
         with named_failure():
-            sequences: Sequences = self._submitted.results()
-        return sequences
+            return self._submitted.results()
 
     @property
     def lengths(self) -> list[tuple[int, int]]:
         """For each image the positions of image and prompt, and how many of them were cached. Once done."""
         with named_failure():
-            lengths: list[tuple[int, int]] = self._submitted.lengths()
-        return lengths
+            return self._submitted.lengths()
 
     def cut(self, image: int, tokens: int) -> bool:
         """Whether max_time ended a text of `tokens` tokens. Once done."""
         with named_failure():
-            return bool(self._submitted.cut(image, tokens))
+            return self._submitted.cut(image, tokens)
 
     def watch(self, number: int) -> None:
         """Report progress to the core's Batcher.news under this number."""
@@ -113,7 +109,7 @@ class KnownCall(Call):
     done = True
     lengths: ClassVar = [(0, 0)]
 
-    def wait(self, seconds: float = _LONG_WAIT) -> bool:
+    def wait(self, seconds: float = LONG_WAIT) -> bool:
         return True
 
     def take(self) -> list[Token]:

@@ -245,15 +245,12 @@ class Model(MatchingCalls):
         if task.settings.num_return_sequences > 1:
             raise OptionError("stream gives one text: leave num_captions at 1")
         watch = Stopwatch(task.settings)
-        prepared = [self.prepare(image)]
-        [known] = pipeline.known_answers(prepared, [task])
-        if known is not None:
-            return iter([known.text])
-        prefix_embeds, settings = pipeline.guided_prefix(prepared, task, watch)
+        begun = pipeline.begin(self.prepare(image), task, watch)
+        if isinstance(begun, Scored):
+            return iter([begun.text])
         if watch.expired:
             raise too_late(task.settings.max_time)
-        tidied = question is None and not chosen.raw
-        return pipeline.language.stream(prefix_embeds, task.prompt, settings, tidied)
+        return pipeline.language.stream(begun[0], task.prompt, begun[1], task.single_line and not chosen.raw)
 
     def submit(self, request: Request, *, on_news: Callable[[Answer], object] | None = None) -> Answer:
         """Queue a request, to be decoded in one batch with others. Return once its image has been encoded.
@@ -287,8 +284,9 @@ class Model(MatchingCalls):
 
         def begun(prompt: Prompt, settings: GenerationOptions) -> Scored | GenerationOptions:
             task = tasks.checked(prompt, prompt.text, settings)
-            [answer] = self.pipeline.known_answers(prepared, [task])
-            return task.guided(settings, [features]) if answer is None else answer
+            if task.short_question is not None:
+                return self.pipeline.short_answers(features, [task])[0]
+            return task.guided(settings, [features])
 
         return Chat(language, self.pipeline.prefix_embeds(prepared, [""], features), chosen, begun)
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     QFormerTokenizer: TypeAlias = _native.QFormerTokenizer
     Signals: TypeAlias = _native.Signals
     ShortQuestion: TypeAlias = _native.ShortQuestion
+    Submitted: TypeAlias = _native.Submitted
     TextStream: TypeAlias = _native.TextStream
     Tokenizer: TypeAlias = _native.Tokenizer
     Vocabulary: TypeAlias = _native.Vocabulary

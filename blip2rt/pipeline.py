@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -112,9 +111,10 @@ class Pipeline:
         """
 
         def compute(missing: Sequence[int]) -> Floats:
-            known = None if features is None else features[list(missing)]
-            vision_features = self.vision_features([prepared[i] for i in missing]) if known is None else known
-            return self.backend.prefix_embeds(vision_features, self.question_tokens([questions[i] for i in missing]))
+            rows = list(missing)
+            vision_features = self.vision_features([prepared[i] for i in rows]) if features is None else features[rows]
+            tokens = self.question_tokens([questions[i] for i in rows])
+            return self.backend.prefix_embeds(vision_features, tokens)
 
         if not self.cache.max_bytes:
             return compute(range(len(prepared)))
@@ -122,19 +122,15 @@ class Pipeline:
         keys = [b"prefix_embeds" + _digest(rgb) + text for rgb, text in zip(prepared, texts, strict=True)]
         return self.cache.rows(keys, compute)
 
-    @property
-    def no_prefix(self) -> Floats:
-        """The prefix_embeds of no image: (1, 0, D)"""
-        llm = self.bundle.manifest.llm
-        assert llm is not None
-        return np.zeros((1, 0, llm.hidden_size), np.float32)
+    def begin(self, rgb: RGB, task: GenerationTask, watch: Stopwatch) -> Scored | tuple[Floats, GenerationOptions]:
+        """RGB image and task -> prefix_embeds (1, Q, D), and the settings with guides and the time left.
 
-    def guided_prefix(
-        self, prepared: Sequence[RGB], task: GenerationTask, watch: Stopwatch
-    ) -> tuple[Floats, GenerationOptions]:
-        """RGB images and a task -> prefix_embeds (B, Q, D), and the settings with guides and the time left"""
-        features = self.vision_features(prepared) if task.guides is not None else None
-        prefix_embeds = self.prefix_embeds(prepared, [task.question] * len(prepared), features)
+        Or its answer, if it is known without generating.
+        """
+        if task.short_question is not None:
+            return self.short_answers(self.vision_features([rgb]), [task])[0]
+        features = None if task.guides is None else self.vision_features([rgb])
+        prefix_embeds = self.prefix_embeds([rgb], [task.question], features)
         return prefix_embeds, watch.remaining if features is None else task.guided(watch.remaining, [features])
 
     def question_tokens(self, questions: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
@@ -167,12 +163,13 @@ class Pipeline:
             watch.lap()
             return self._finish(known, [], watch, on_token)
         questions, embeds = [task.question for task in tasks], []
+        needs_features = tasks[0].confidence or tasks[0].guides is not None
         all_features: list[Floats] = []  # if more than the Q-Former reads them
         for start in range(0, len(prepared), BATCH):
             if watch.expired:
                 return [None] * len(prepared)
             chunk = slice(start, start + BATCH)
-            features = self.vision_features(prepared[chunk]) if tasks[0].needs_features else None
+            features = self.vision_features(prepared[chunk]) if needs_features else None
             embeds.append(self.prefix_embeds(prepared[chunk], questions[chunk], features))
             all_features += [] if features is None else [features]
         watch.lap()
@@ -248,26 +245,15 @@ class Pipeline:
         """
         source, start = iter(images), 0
         while chunk := list(islice(source, BATCH)):
-            yield from self._generate_chunk(chunk, list(islice(tasks, len(chunk))), start, on_token, keep_going)
+            own = list(islice(tasks, len(chunk)))
+            watch = Stopwatch(own[0].settings)
+            rows = self.prepare_each(chunk, keep_going)
+            watch.lap()
+            good = _good(rows)
+            notify = None if on_token is None else _renumbered(on_token, [start + i for i in good])
+            prepared, asked = [rows[i] for i in good], [own[i] for i in good]
+            yield from _filled(rows, self._generate(prepared, asked, watch, start, notify) if good else [])
             start += len(chunk)
-
-    def _generate_chunk(
-        self,
-        images: Sequence[ImageLike],
-        tasks: Sequence[GenerationTask],
-        first_image: int,
-        on_token: OnToken | None,
-        keep_going: bool,
-    ) -> list[list[Scored] | ImageError | None]:
-        watch = Stopwatch(tasks[0].settings)
-        rows = self.prepare_each(images, keep_going)
-        watch.lap()
-
-        def texts_of(good: list[int]) -> list[list[Scored] | None]:
-            notify = None if on_token is None else _renumbered(on_token, [first_image + i for i in good])
-            return self._generate([rows[i] for i in good], [tasks[i] for i in good], watch, first_image, notify)
-
-        return fill_good(rows, texts_of)
 
     # vision_features of images, for matches and embeddings
 
@@ -281,11 +267,10 @@ class Pipeline:
         results: list[Any] = []
         for start in range(0, len(images), BATCH):
             rows = self.prepare_each(images[start : start + BATCH], keep_going)
-            results += fill_good(rows, partial(self._map_chunk, rows, start, compute))
+            good = _good(rows)
+            found = compute([start + i for i in good], self.vision_features([rows[i] for i in good])) if good else []
+            results += _filled(rows, found)
         return results
-
-    def _map_chunk(self, rows: list[Any], start: int, compute: Callable[..., Iterable[Any]], good: list[int]) -> Any:
-        return compute([start + i for i in good], self.vision_features([rows[i] for i in good]))
 
     def stack(self, component: str, rows: list[Floats]) -> Floats:
         """Stack rows of a component's first output. No rows are a batch of none."""
@@ -297,14 +282,14 @@ class Pipeline:
 
     def task(self, prompt: str | None = None, question: str | None = None, **options: Any) -> GenerationTask:
         """A caption's prompt, or a question, and the fields of Options -> task. Raises OptionError, CapabilityError."""
-        return self.task_of(prompt, question, merge(Options(), options))
+        return replace(self.task_of(prompt, question, merge(Options(), options)), single_line=True)
 
     def task_of(self, prompt: str | None, question: str | None, options: CallerOptions) -> GenerationTask:
         """The same from options.merge."""
         if prompt is not None and question is not None:
             raise OptionError("prompt and question are both given: a question has the bundle's own prompt")
         if question is not None:
-            return replace(self.tasks("ask").of_questions([question], options)[0], single_line=True)
+            return self.tasks("ask").of_questions([question], options)[0]
         return self.tasks("caption").of_caption(prompt, options)
 
     def tasks(self, action: str) -> Tasks:
@@ -347,11 +332,15 @@ class Pipeline:
         return open_qformer_tokenizer(self.bundle.file(spec.tokenizer), spec, self.special_tokens)
 
 
-def fill_good(rows: list[Any], compute: Callable[[list[int]], Iterable[Any]]) -> list[Any]:
-    """Replace the rows that are no ImageError by the results that `compute` gives for their numbers."""
-    good = [i for i, row in enumerate(rows) if not isinstance(row, ImageError)]
-    results = dict(zip(good, compute(good), strict=True)) if good else {}
-    return [results.get(i, row) for i, row in enumerate(rows)]
+def _good(rows: list[Any]) -> list[int]:
+    """The numbers of the rows that are no ImageError."""
+    return [i for i, row in enumerate(rows) if not isinstance(row, ImageError)]
+
+
+def _filled(rows: list[Any], results: Iterable[Any]) -> list[Any]:
+    """Replace the rows that are no ImageError by their results."""
+    found = dict(zip(_good(rows), results, strict=True))
+    return [found.get(i, row) for i, row in enumerate(rows)]
 
 
 def _digest(rgb: RGB) -> bytes:

@@ -9,13 +9,16 @@ answer.result()                    # the whole text, with its score
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from .batching import Batcher, Call, KnownCall
+import numpy as np
+
+from .batching import LONG_WAIT, Batcher, Call, KnownCall
 from .bundle import GENERATIVE
 from .errors import BackendError, OptionError
 from .language import Language
@@ -157,14 +160,11 @@ class Answer:
 
         timeout: seconds, after which TimeoutError is raised; the request continues.
         """
-        end = None if timeout is None else time.monotonic() + timeout
+        end = math.inf if timeout is None else time.monotonic() + timeout
         while not self._call.done:
-            if end is None:
-                self._call.wait()
-            elif time.monotonic() > end:
+            if (left := end - time.monotonic()) < 0:
                 raise TimeoutError(f"no answer within {timeout} seconds")
-            else:
-                self._call.wait(max(0.0, end - time.monotonic()))
+            self._call.wait(min(left, LONG_WAIT))
         return self._scored()
 
     @property
@@ -201,16 +201,17 @@ def submit(pipeline: Pipeline, request: Request, on_news: Callable[[Answer], obj
     batcher.check(prompt_ids, task.settings)
     watch = Stopwatch(task.settings)
     if request.image is not None:
-        prepared = [pipeline.prepare(request.image)]
-        [known] = pipeline.known_answers(prepared, [task])
-        if known is not None:
-            settings = task.settings.changed(max_new_tokens=len(known.tokens) + 1)  # the limit does not cut it
-            return Answer(batcher, language, KnownCall(known.tokens, known.score), settings, on_news)
-        prefix_embeds, settings = pipeline.guided_prefix(prepared, task, watch)
+        rgb = pipeline.prepare(request.image)
+        begun = pipeline.begin(rgb, task, watch)
     elif prompt_ids:
-        prefix_embeds, settings = pipeline.no_prefix, watch.remaining
+        begun = np.zeros((1, 0, language.spec.hidden_size), np.float32), watch.remaining
     else:
         raise OptionError("a request has neither an image nor a prompt: give one of them")
-    call = batcher.submit(prefix_embeds, [prompt_ids], settings, each_token=True)
-    tidied = request.image is not None and request.question is None  # as Model.caption does
-    return Answer(batcher, language, call, task.settings, on_news, tidied)
+    settings = task.settings
+    if isinstance(begun, Scored):
+        call: Call = KnownCall(begun.tokens, begun.score)
+        settings = settings.changed(max_new_tokens=len(begun.tokens) + 1)  # the limit does not cut it
+    else:
+        call = batcher.submit(begun[0], [prompt_ids], begun[1], each_token=True)
+    tidied = task.single_line and request.image is not None  # as Model.caption does
+    return Answer(batcher, language, call, settings, on_news, tidied)

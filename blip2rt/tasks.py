@@ -30,11 +30,6 @@ class GenerationTask:
     short_question: ShortQuestion | None = None  # a question that is answered without generating; see ShortAnswers
     guides: Guides | None = None
 
-    @property
-    def needs_features(self) -> bool:
-        """Whether more than the Q-Former reads the vision_features."""
-        return self.confidence or self.guides is not None
-
     def guided(
         self, settings: GenerationOptions, features: Sequence[Floats], questions: Sequence[str] = ()
     ) -> GenerationOptions:

@@ -38,10 +38,6 @@ class Endpoint:
     summary: str = ""
     forms: bool = False
 
-    @property
-    def openapi_path(self) -> str:
-        return self.path.replace(":path}", "}")
-
     def route(self, service: Service) -> Route:
         """Return the route that calls the handler."""
 
@@ -70,7 +66,7 @@ def openapi(endpoints: Sequence[Endpoint], needs_key: bool) -> dict[str, Any]:
             schema = {"schema": refs[each.request, "validation"]}
             kinds = ["application/json", *["multipart/form-data"] * each.forms]
             operation["requestBody"] = {"required": True, "content": dict.fromkeys(kinds, schema)}
-        paths[each.openapi_path] = {"get" if each.request is None else "post": operation}
+        paths[each.path.replace(":path}", "}")] = {"get" if each.request is None else "post": operation}
     info = {"title": "blip2rt", "version": __version__}
     document: dict[str, Any] = {"openapi": "3.1.0", "info": info, "paths": paths, "components": components}
     if needs_key:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import backends
@@ -19,7 +19,7 @@ from ..loading import load
 from ..native import native
 from ..options import Options, merge
 from ..pipeline import BATCH
-from ..results import FinishReason, Stopwatch, finish_reason
+from ..results import FinishReason, Scored, Stopwatch, finish_reason
 from ..structured import Form, Picture, fill_form
 from .admission import CancelEvent
 from .settings import Settings
@@ -27,7 +27,7 @@ from .settings import Settings
 if TYPE_CHECKING:
     from ..language import Language
     from ..model import Model
-    from ..native import GenerationOptions
+    from ..tasks import GenerationTask
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ def batches(items: Sequence[T], cancelled: CancelEvent) -> Iterator[Sequence[T]]
 class TextJob:
     """A text to generate for an image."""
 
-    image: bytes = b""  # of a chat: filled in from its turns, as question and history are
+    image: bytes
     question: str | None = None  # None: a caption
     prompt: str | None = None  # words that a caption continues
     history: tuple[tuple[str, str], ...] = ()  # questions and answers before the question
@@ -106,75 +106,73 @@ class Answer:
 
 
 def generate(
-    model: Model, job: TextJob, max_tokens: int, cancelled: CancelEvent, emit: Callable[[Piece], None] | None
+    model: Model, job: TextJob, max_tokens: int, cancelled: CancelEvent, emit: Callable[[Piece], None] | None = None
 ) -> Answer:
     """Generate the texts of a job, or what there is of them when cancelled. Raises Blip2rtError.
 
     max_tokens: upper limit per text. emit: receives pieces as they come.
     """
     if job.form is not None:
-        return _fill(model, job, cancelled, emit)
-    pipeline = model.pipeline
-    tasks, language = pipeline.tasks("caption" if job.question is None else "ask"), pipeline.language
-    prompt, ids, settings = prepare(model, job, max_tokens)
-    watch = Stopwatch(settings)
-    prepared = [pipeline.prepare(job.image)]
+        return _fill(model, job, job.form, cancelled, emit)
+    if job.history and not can_chat(model):
+        job = replace(job, history=())
+    task, ids = prepare(model, job, max_tokens)
+    pipeline, language, settings = model.pipeline, model.pipeline.language, task.settings
     prompt_tokens = language.spec.prefix_length + len(ids) + len(settings.forced_prefix)
-    task = tasks.checked(prompt, job.question, settings)
-    [known] = pipeline.known_answers(prepared, [task])
-    if known is not None:
+    watch = Stopwatch(settings)
+    image = pipeline.prepare(job.image)
+    begun = pipeline.begin(image, task, watch)
+    if isinstance(begun, Scored):
         if emit is not None:
-            emit(Piece(0, known.text))
-        return Answer([known.text], ["stop"], prompt_tokens, len(known.tokens))
-    prefix_embeds, guided = pipeline.guided_prefix(prepared, task, watch)
+            emit(Piece(0, begun.text))
+        return Answer([begun.text], ["stop"], prompt_tokens, len(begun.tokens))
     if cancelled.is_set():
         return Answer([], [], prompt_tokens, 0)
+    prefix_embeds, guided = begun
     generation = pipeline.backend.begin(prefix_embeds, [ids], guided)
     if shares_steps(model):
         cancelled.on_set(generation.close)  # with beams, step() returns only when they agree
-    tidied = job.question is None
-    streams = [language.text_stream(settings, tidied) for _ in range(settings.num_return_sequences)]
+    streams = [language.text_stream(settings, task.single_line) for _ in range(settings.num_return_sequences)]
     output = TextOutput(streams, job.stop_strings + (tuple(language.core.next_question) if job.history else ()), emit)
     while not generation.done and not cancelled.is_set() and not all(output.stopped):
         for _image, draw, token_id in generation.step():
             output.push(draw, token_id)
     sequences = generation.results()
     timed_out = generation.cut if settings.max_time < math.inf and generation.done else None
-    [scored] = language.scored(sequences, settings, tidied, timed_out)
+    [scored] = language.scored(sequences, settings, task.single_line, timed_out)
     texts = output.finish([each.text for each in scored])
     ended = zip(scored, output.stopped, strict=True)
     reasons: list[FinishReason] = ["stop" if stopped else finish_reason(each, settings) for each, stopped in ended]
     if job.rated and job.question is None:
-        pipeline.add_confidence(pipeline.vision_features(prepared), [scored[:1]])
+        pipeline.add_confidence(pipeline.vision_features([image]), [scored[:1]])
     tokens = sum(len(token_ids) for token_ids, _ in sequences[0])
     return Answer(texts, reasons, prompt_tokens, tokens, scored[0].confidence if scored else None)
 
 
-def _fill(model: Model, job: TextJob, cancelled: CancelEvent, emit: Callable[[Piece], None] | None) -> Answer:
-    assert job.form is not None
+def _fill(
+    model: Model, job: TextJob, form: Form, cancelled: CancelEvent, emit: Callable[[Piece], None] | None
+) -> Answer:
     picture = Picture(model, job.image, cancelled.is_set)
-    text = json.dumps(fill_form(picture, job.form, job.question), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(fill_form(picture, form, job.question), ensure_ascii=False, allow_nan=False)
     if emit is not None:
         emit(Piece(0, text))
     return Answer([text], ["stop"], picture.prompt_tokens, picture.completion_tokens)
 
 
-def prepare(model: Model, job: TextJob, max_tokens: int) -> tuple[Prompt, list[int], GenerationOptions]:
-    """Return the prompt, its token ids with the history, and the generation settings. Raises Blip2rtError."""
-    language, spec = model.pipeline.language, model.pipeline.language.spec
+def prepare(model: Model, job: TextJob, max_tokens: int) -> tuple[GenerationTask, list[int]]:
+    """Return the task of a job, and the token ids of its prompt with the history. Raises Blip2rtError."""
+    action = "caption" if job.question is None else "ask"
+    tasks, language, spec = model.pipeline.tasks(action), model.pipeline.language, model.pipeline.language.spec
     prompt = language.caption_prompt(job.prompt) if job.question is None else language.ask_prompt(job.question)
     ids = language.encode(prompt)
     options = dict(job.options)
-    task = "caption" if job.question is None else "ask"
-    default = model.bundle.manifest.decoding.get(task)
+    default = model.bundle.manifest.decoding.get(action)
     length = options.get("max_new_tokens")
     if length is None:
         length = max(default.max_new_tokens if default else max_tokens, options.get("min_new_tokens") or 1)
     forced = len(language.forced_prefix(merge(Options(), options), bool(prompt.whole)))
     room = spec.max_positions - (1 if spec.encoder_decoder else spec.prefix_length + len(ids)) - forced
-    history: list[int] = []
-    if job.question is not None:
-        history = _encode_history(language, job.history, room - min(length, max_tokens))
+    history = _encode_history(language, job.history, room - min(length, max_tokens))
     if history:
         ids = history + language.encode_more(prompt._replace(before=f" {prompt.before}"))
         # The question's first word may take one more token after other text.
@@ -182,8 +180,8 @@ def prepare(model: Model, job: TextJob, max_tokens: int) -> tuple[Prompt, list[i
     options["max_new_tokens"] = max(1, min(length, max_tokens, room))
     if job.stop_strings:
         options["stop_strings"] = list(job.stop_strings)
-    settings = language.settings(task, merge(Options(), options), [prompt], len(history))
-    return prompt, ids, settings
+    settings = language.settings(action, merge(Options(), options), [prompt], len(history))
+    return tasks.checked(prompt, job.question, settings), ids
 
 
 def _encode_history(language: Language, history: Sequence[tuple[str, str]], room: int) -> list[int]:

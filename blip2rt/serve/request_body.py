@@ -25,6 +25,7 @@ _FIELD_NAME = re.compile("[a-z_]+")
 _MAX_ERRORS, _MAX_FAULTS = 100, 5  # of the errors, examined and reported
 _GIVE = re.compile("^Input should be( greater| less)?")
 _SEND = "send the picture as a data URI (data:image/jpeg;base64,...)"
+_NOT_TEXT = ("image", "images", "image_url", "role", "type")  # images have limits of their own
 _FIXES = {"Field required": "it is missing: send it"}
 
 
@@ -162,7 +163,8 @@ def _validation_error(error: ValidationError) -> ApiError:
     """Report every invalid field. Where several types are possible, only the one that fits best is reported."""
     errors = error.errors(include_url=False, include_context=False, include_input=False)[:_MAX_ERRORS]
     faults = {_field_path(each["loc"]): _GIVE.sub(_instruction, each["msg"]) for each in errors}
-    deepest = {path: text for path, text in faults.items() if not any(_is_within(other, path) for other in faults)}
+    parents = {path for path in faults for other in faults if other != path and other.startswith(path and f"{path}.")}
+    deepest = {path: text for path, text in faults.items() if path not in parents}
     shown = [f"{path or 'the body'}: {_FIXES.get(text, text)}" for path, text in deepest.items()][:_MAX_FAULTS]
     code = "invalid_json" if errors[0]["type"] == "json_invalid" else "invalid_value"
     return bad_request("; ".join(shown), next(iter(deepest)) or None, code)
@@ -172,15 +174,21 @@ def _instruction(found: re.Match[str]) -> str:
     return f"give a value{found[1]}" if found[1] else "give"
 
 
-def _is_within(path: str, parent: str) -> bool:
-    return path.startswith(f"{parent}." if parent else "") and path != parent
-
-
 def _field_path(loc: tuple[int | str, ...]) -> str:
     """Write an error's place without the types of a union: messages.0.content, not messages.0.content.str."""
     types = ("str", "bytes", "int", "float", "bool")
     keep = (each for each in loc if isinstance(each, int) or (each not in types and _FIELD_NAME.fullmatch(each)))
     return ".".join(map(str, keep))
+
+
+def count_characters(value: object) -> int:
+    """Count the characters of all texts in a request, without references to images. A dict is a JSON Schema."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, BaseModel):
+        return sum(count_characters(each) for name, each in value if name not in _NOT_TEXT)
+    parts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(map(count_characters, parts))
 
 
 def image_bytes(reference: str | bytes, param: str) -> bytes:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,13 +17,13 @@ from ..bundle import MANIFEST
 from ..model import Model
 from ..version import __version__
 from .admission import AdmissionQueue, CancelEvent
-from .chat_prompt import GREETING, Turn, chat_prompt
+from .chat_prompt import GREETING, Conversation, text_job
 from .errors import CLIENT_GONE, ApiError, api_error, bad_request, client_gone
-from .inference import Answer, Piece, TextJob, can_chat, generate, shares_steps
+from .inference import Answer, Piece, TextJob, generate, shares_steps
 from .logs import LOG
 from .metrics import Metrics
 from .middleware import RequestContext
-from .request_body import BodyReader, image_bytes, is_form, parse_form, parse_json
+from .request_body import BodyReader, count_characters, is_form, parse_form, parse_json
 from .settings import Settings
 
 M = TypeVar("M", bound=BaseModel)
@@ -32,7 +32,6 @@ _PARALLEL_SHARED, _PARALLEL_SEPARATE = 8, 2  # requests that run together: shari
 _SILENCE_SECONDS = 5.0  # proxies close a connection on which nothing comes
 _COLD = 0.1  # up to this temperature, sampling would only be greedy search, which beam search is better than
 _SAMPLED_NGRAM = 4  # tokens that a sampled text does not repeat: without beams, some texts loop
-_NOT_TEXT = ("image", "images", "image_url", "role", "type")  # images have limits of their own
 
 
 class Service:
@@ -140,28 +139,32 @@ class Call:
             raise bad_request(message, code="prompt_too_long")
         return parsed
 
+    def limit_sequences(self, body: BaseModel, *names: str) -> None:
+        """Raise ApiError if a request asks for too many answers or beams. names: of its fields."""
+        for name in names:
+            if (getattr(body, name) or 1) > self.limits.sequences:
+                raise bad_request(f"{name} is {getattr(body, name)}: give {self.limits.sequences} at most", name)
+
     async def run(self, function: Callable[[CancelEvent], T]) -> T:
         """Run a function of the model in the queue's threads. Raises ApiError."""
         return await self._unless_gone(self.service.queue.run(function, self.context.deadline))
 
-    async def chat(self, turns: Sequence[Turn], job: TextJob, writer: AnswerWriter, stream: bool) -> Response:
+    async def chat(self, chat: Conversation, writer: AnswerWriter, stream: bool) -> Response:
         """Answer a conversation. Raises ApiError. A greeting without an image gets the writer's greeting."""
-        as_text = job.form is None
-        try:
-            prompt = chat_prompt(turns, as_text and can_chat(self.model), as_text)
-        except ValueError as error:
-            raise bad_request(str(error), "messages", "image_missing") from None
-        job = replace(job, question=prompt.question, history=prompt.history)
-        if prompt.image is None:
-            return self._greet(turns, job, writer, stream)
-        image = image_bytes(prompt.image, "messages")
-        self.context.log_fields["images"] = sum(len(turn.images) for turn in turns)
-        return await self.respond(replace(job, image=image), writer, stream)
+        images = sum(len(turn.images) for turn in chat.turns)
+        if images > self.limits.images:
+            message = f"{chat.images_field}: more than {self.limits.images} pictures: send fewer"
+            raise bad_request(message, chat.images_field)
+        job = text_job(chat)
+        if job is None:
+            return self._greet(chat, writer, stream)
+        self.context.log_fields["images"] = images
+        return await self.respond(job, writer, stream)
 
-    def _greet(self, turns: Sequence[Turn], job: TextJob, writer: AnswerWriter, stream: bool) -> Response:
+    def _greet(self, chat: Conversation, writer: AnswerWriter, stream: bool) -> Response:
         """Reply to a client that only checks whether the server answers. `usage` counts words: the model reads none."""
-        texts = [writer.greeting] * (job.options.get("num_captions") or 1)
-        words = sum(len(text.split()) for turn in turns for text in turn.texts)
+        texts = [writer.greeting] * (chat.options.get("num_captions") or 1)
+        words = sum(len(text.split()) for text in chat.texts)
         answer = Answer(texts, ["stop"] * len(texts), words, len(writer.greeting.split()) * len(texts))
         if not stream:
             return JSONResponse(writer.whole(answer))
@@ -170,19 +173,17 @@ class Call:
 
     async def respond(self, job: TextJob, writer: AnswerWriter, stream: bool) -> Response:
         """Generate the texts of a job and return them, whole or as a stream. Raises ApiError and Blip2rtError."""
+        work = partial(generate, self.model, job, self.limits.new_tokens)
         if stream:
-            return await self._stream(job, writer)
-        max_tokens = self.limits.new_tokens
-        answer = await self.run(lambda cancelled: generate(self.model, job, max_tokens, cancelled, None))
+            return await self._stream(job, work, writer)
+        answer = await self.run(work)
         self._record(job, answer)
         return JSONResponse(writer.whole(answer))
 
-    async def _stream(self, job: TextJob, writer: AnswerWriter) -> StreamingResponse:
+    async def _stream(
+        self, job: TextJob, work: Callable[[CancelEvent, Callable[[Piece], None]], Answer], writer: AnswerWriter
+    ) -> StreamingResponse:
         """Errors set the status if they come before the headers, which wait for the first piece, up to a limit."""
-
-        def work(cancelled: CancelEvent, emit: Callable[[Piece], None]) -> Answer:
-            return generate(self.model, job, self.limits.new_tokens, cancelled, emit)
-
         pieces = self.service.queue.stream(work, self.context.deadline)
         arriving = asyncio.ensure_future(_next(pieces))
         try:
@@ -270,16 +271,6 @@ async def _abandon(arriving: asyncio.Future[T], pieces: AsyncGenerator[T, None])
 async def _next(pieces: AsyncIterator[T]) -> T:
     """Return the next item, as a coroutine that a task can run."""
     return await pieces.__anext__()
-
-
-def count_characters(value: object) -> int:
-    """Count the characters of all texts in a request, without references to images. A dict is a JSON Schema."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, BaseModel):
-        return sum(count_characters(each) for name, each in value if name not in _NOT_TEXT)
-    parts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return sum(map(count_characters, parts))
 
 
 def given_options(request: BaseModel, names: Sequence[str]) -> dict[str, Any]:

@@ -103,9 +103,6 @@ def test_foreign_pages_are_rejected_on_a_public_address(host: str, origin: str, 
     assert (error and error.code) == code
 
 
-Open = Callable[..., AppClient]
-
-
 @pytest.mark.parametrize("flags", [[], ["--log-prompts"]])
 def test_logs_contain_no_images_and_prompts_on_request(app: Open, small: bytes, flags: list[str]) -> None:
     server, image = app(*flags), encoded(small)

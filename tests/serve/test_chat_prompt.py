@@ -1,10 +1,12 @@
 """How a chat is reduced to a prompt."""
 
+import base64
 import time
 
 import pytest
 
-from blip2rt.serve.chat_prompt import ChatPrompt, Turn, chat_prompt
+from blip2rt.serve.chat_prompt import Conversation, Turn, text_job
+from blip2rt.serve.inference import TextJob
 from blip2rt.structured.questions import extract_question
 
 CAPTION_REQUESTS = """
@@ -80,28 +82,37 @@ def test_questions_are_extracted(text: str) -> None:
     assert extract_question([message.replace("|", "\n")]) == question
 
 
+IMAGES = {name: base64.b64encode(name.encode()).decode() for name in "ab"}
+
+
+def job(*messages: str) -> TextJob | None:
+    """The job of a chat; "user a b: who?" is a message with two images."""
+    turns = []
+    for message in messages:
+        sender, text = message.split(": ", 1)
+        role, *images = sender.split()
+        turns.append(Turn(role, (text,), tuple(IMAGES[name] for name in images)))
+    return text_job(Conversation(turns, {}, ()))
+
+
 def test_the_last_image_is_used_and_the_system_prompt_ignored() -> None:
-    turns = [Turn("system", ("Is it? Answer in rhymes.",)), Turn("user", ("who?",), ("a", "b"))]
-    assert chat_prompt(turns, True) == ChatPrompt("b", "who?")
-    assert chat_prompt([*turns, Turn("assistant", ("a man",))], True) == ChatPrompt("b", "who?")
-    assert chat_prompt([Turn("user", ("Hi",))], True) == ChatPrompt(None)
+    messages = ["system: Is it? Answer in rhymes.", "user a b: who?"]
+    assert job(*messages) == job(*messages, "assistant: a man") == TextJob(b"b", "who?")
+    assert job("user: who?", "tool a: 42") == TextJob(b"a", "who?")
+    assert job("user: Hi") is None
 
 
 def test_history_is_about_the_same_image() -> None:
-    turns = [Turn("user", ("what is it?",), ("a",)), Turn("assistant", ("a cat",)), Turn("user", ("what colour?",))]
-    assert chat_prompt(turns, True) == ChatPrompt("a", "what colour?", (("what is it?", "a cat"),))
-    assert chat_prompt(turns, False) == ChatPrompt("a", "what colour?")
-    turns[2:] = [Turn("user", ("what is it?",), ("b",)), Turn("assistant", ("a dog",)), Turn("user", ("what colour?",))]
-    assert chat_prompt(turns, True) == ChatPrompt("b", "what colour?", (("what is it?", "a dog"),))
+    messages = ["user a: what is it?", "assistant: a cat", "user: what colour?"]
+    assert job(*messages) == TextJob(b"a", "what colour?", history=(("what is it?", "a cat"),))
+    messages[2:] = ["user b: what is it?", "assistant: a dog", "user: what colour?"]
+    assert job(*messages) == TextJob(b"b", "what colour?", history=(("what is it?", "a dog"),))
 
 
 def test_history_has_no_captions_and_no_unanswered_questions() -> None:
-    chat = (
-        "user: Describe it|assistant: a cat on a mat|user: who?|user: is it grey?|tool: 42|assistant:  yes\n|user: why?"
-    )
-    messages = [line.split(": ", 1) for line in chat.split("|")]
-    turns = [Turn(role, (text,), ("a",) if i == 0 else ()) for i, (role, text) in enumerate(messages)]
-    assert chat_prompt(turns, True) == ChatPrompt("a", "why?", (("is it grey?", "yes"),))
+    messages = ["user a: Describe it", "assistant: a cat on a mat", "user: who?", "user: is it grey?", "tool: 42"]
+    found = job(*messages, "assistant:  yes\n", "user: why?")
+    assert found == TextJob(b"a", "why?", history=(("is it grey?", "yes"),))
 
 
 LONG = ["a" * 32_000, " " * 32_000 + "x", "a.jpg" + " " * 32_000 + "x", "what is " * 4000 + "?", "[img] " * 5000]

@@ -113,7 +113,6 @@ def test_requests_are_aborted_after_the_drain(cat: bytes) -> None:
     assert all(abort or b"[DONE]" in each for abort, each in zip(aborted, received, strict=True)) and aborted[-1]
 
 
-CHAT = "/v1/chat/completions"
 # A text that takes a second, and is streamed. The penalty keeps it from a line's end, which would end it.
 LONG = {"min_new_tokens": 150, "max_tokens": 150, "num_beams": 1, "repetition_penalty": 1.1}
 

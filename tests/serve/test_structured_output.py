@@ -7,8 +7,8 @@ import jsonschema
 import pytest
 from pydantic import BaseModel, Field
 
+from blip2rt.serve.chat_prompt import described_form, schema_like
 from blip2rt.serve.errors import ApiError
-from blip2rt.serve.structured_output import form_in, schema_like
 from blip2rt.structured import Form, fill
 from tests.serve.server_process import ServerProcess, encoded, parts
 
@@ -202,12 +202,13 @@ def test_examples_become_schemas() -> None:
             "g": {"type": "number"},
         },
     }
-    names = [names_of(form_in([text], "format")) for text in ('{} {x} {"a": 1}', "Describe.", "Is it?", "{" * 30)]
+    found = [('{} {x} {"a": 1}', "Is it?"), ("Describe.", None), ("Is it?", "Is it?"), ("{" * 30, None)]
+    names = [names_of(described_form([text], question, "format")) for text, question in found]
     assert names == [["a"], ["caption", "labels"], ["answer"], ["caption", "labels"]]
     with pytest.raises(ApiError, match="deeper than 16 levels"):
-        form_in(['{"a":' * 600 + "1" + "}" * 600], "format")
+        described_form(['{"a":' * 600 + "1" + "}" * 600], None, "format")
     schema = json.dumps({"type": "object", "properties": {"mood": {"type": "string"}}})
-    assert names_of(form_in(["Follow this schema: " + schema, "Go on."], "format")) == ["mood"]
+    assert names_of(described_form(["Follow this schema: " + schema, "Go on."], None, "format")) == ["mood"]
 
 
 def names_of(form: Form) -> list[str]:

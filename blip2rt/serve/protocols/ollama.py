@@ -10,13 +10,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from ...version import __version__
-from ..chat_prompt import GREETING, Turn
+from ..chat_prompt import GREETING, Conversation, JsonFormat, Turn, form_of
 from ..endpoints import Endpoint
 from ..errors import ApiError
-from ..inference import Answer, Piece, TextJob, can_generate
+from ..inference import Answer, Piece, can_generate
 from ..service import AnswerWriter, Call, Service, sampling_options, string_list
-from ..structured_output import form_in, form_of
-from .openai import check_image_count
 
 
 class ModelOptions(BaseModel):
@@ -81,15 +79,11 @@ async def _chat(call: Call, body: ChatRequest) -> Any:
 
 
 async def _respond(call: Call, body: TextRequest, turns: list[Turn], writer: _Writer) -> Any:
-    form = None
-    if body.format == "json":
-        form = form_in([text for turn in turns for text in turn.texts], "format")
-    elif body.format:
-        form = form_of(body.format, "format")
-    check_image_count(call, sum(len(turn.images) for turn in turns), "images")
-    model_options = body.options or ModelOptions()
-    job = TextJob(options=_options(model_options), stop_strings=string_list(model_options.stop), form=form)
-    return await call.chat(turns, job, writer, body.stream is not False)
+    json, options = None, body.options or ModelOptions()
+    if body.format:
+        json = JsonFormat("format", None if body.format == "json" else form_of(body.format, "format"))
+    chat = Conversation(turns, _options(options), string_list(options.stop), json, "images")
+    return await call.chat(chat, writer, body.stream is not False)
 
 
 async def _tags(call: Call) -> Any:

@@ -8,13 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from ...structured import Form
-from ..chat_prompt import Turn
+from ..chat_prompt import Conversation, JsonFormat, Turn, form_of
 from ..endpoints import Endpoint
 from ..errors import ApiError, bad_request
-from ..inference import Answer, Piece, TextJob
+from ..inference import Answer, Piece
 from ..service import AnswerWriter, Call, Service, given_options, sampling_options, string_list
-from ..structured_output import form_in, form_of
 
 _OPTIONS = (
     "num_beams repetition_penalty length_penalty min_new_tokens no_repeat_ngram_size max_time".split()
@@ -72,14 +70,7 @@ class Function(BaseModel):
 
 
 class Tool(BaseModel):
-    """A tool. Only functions can be called."""
-
-    type: str = "function"
-    function: Function | None = None
-
-
-class ToolChoice(BaseModel):
-    """The function that has to be called."""
+    """A tool, or the choice of one. Only functions can be called."""
 
     type: str = "function"
     function: Function | None = None
@@ -104,7 +95,7 @@ class ChatRequest(BaseModel):
     n: int | None = Field(default=None, ge=1)
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = Field(default=None, max_length=128)
-    tool_choice: str | ToolChoice | None = None
+    tool_choice: str | Tool | None = None
     # Not in OpenAI's API: fields of blip2rt.Options.
     num_beams: int | None = Field(default=None, ge=1)
     top_k: int | None = Field(default=None, ge=0)
@@ -117,14 +108,12 @@ class ChatRequest(BaseModel):
 
 
 async def _chat(call: Call, body: ChatRequest) -> Any:
-    turns = _turns(call, body.messages)
-    tool = _required_tool(body)
-    form = tool[1] if tool else _format_form(body.response_format, turns)
-    job = TextJob(options=_options(call, body), stop_strings=string_list(body.stop), form=form)
-    if form is not None and (body.n or 1) > 1:
+    call.limit_sequences(body, "n", "num_beams")
+    tool, json = _required_tool(body) or (None, _json_format(body.response_format))
+    chat = Conversation(_turns(body.messages), _options(body), string_list(body.stop), json)
+    if json is not None and (body.n or 1) > 1:
         raise bad_request("n: a picture has one JSON object: leave n out", "n")
-    writer = _ChatWriter(call.service.name, body, tool[0] if tool else None)
-    return await call.chat(turns, job, writer, bool(body.stream))
+    return await call.chat(chat, _ChatWriter(call.service.name, body, tool), bool(body.stream))
 
 
 async def _models(call: Call) -> Any:
@@ -145,55 +134,42 @@ ENDPOINTS = [
 ]
 
 
-def check_image_count(call: Call, count: int, param: str) -> None:
-    """Raise ApiError if a request has too many images."""
-    if count > call.limits.images:
-        raise bad_request(f"{param}: more than {call.limits.images} pictures: send fewer", param)
-
-
-def check_sequence_count(call: Call, body: BaseModel, *names: str) -> None:
-    """Raise ApiError if a request asks for too many answers or beams."""
-    for name in names:
-        if (getattr(body, name) or 1) > call.limits.sequences:
-            raise bad_request(f"{name} is {getattr(body, name)}: give {call.limits.sequences} at most", name)
-
-
 def _model_info(service: Service) -> dict[str, Any]:
     spec = service.model.bundle.manifest.llm
     length = {} if spec is None else {"max_model_len": spec.max_positions}
     return {"id": service.name, "object": "model", "created": service.created, "owned_by": "blip2rt", **length}
 
 
-def _format_form(wanted: ResponseFormat | None, turns: Sequence[Turn]) -> Form | None:
-    """Return the form that a response format asks for, or None for text. Raises ApiError."""
+def _json_format(wanted: ResponseFormat | None) -> JsonFormat | None:
+    """Return the JSON that a response format asks for, or None for text. Raises ApiError."""
     if wanted is None or wanted.type == "text":
         return None
     nested = None if wanted.json_schema is None else wanted.json_schema.schema_
-    for schema in (nested, wanted.schema_, wanted.value):
-        if schema is not None:
-            return form_of(schema, "response_format")
-    return form_in([text for turn in turns for text in turn.texts], "response_format")
+    schemas = (schema for schema in (nested, wanted.schema_, wanted.value) if schema is not None)
+    forms = (form_of(schema, "response_format") for schema in schemas)
+    return JsonFormat("response_format", next(forms, None))
 
 
-def _required_tool(body: ChatRequest) -> tuple[str, Form] | None:
+def _required_tool(body: ChatRequest) -> tuple[str, JsonFormat] | None:
     """Return the name of the tool that has to be called, with the form of its parameters. Raises ApiError."""
     choice, functions = body.tool_choice, [tool.function for tool in body.tools or [] if tool.function is not None]
     if choice in (None, "none", "auto"):
         return None  # a text is an answer, too
-    if isinstance(choice, ToolChoice) and choice.function is not None:
+    if isinstance(choice, Tool) and choice.function is not None:
         functions = [each for each in functions if each.name == choice.function.name]
     elif choice != "required":
         raise bad_request("tool_choice: give none, auto, required or a function", "tool_choice")
     wrong = bad_request("tool_choice: tools has no such function: add it", "tool_choice")
     for function in functions:  # the first that a picture can fill
+        field = f"tools: {function.name[:64]}"
         try:
-            return function.name, form_of(function.parameters or {"type": "object"}, f"tools: {function.name[:64]}")
+            return function.name, JsonFormat(field, form_of(function.parameters or {"type": "object"}, field))
         except ApiError as error:
             wrong = error
     raise wrong
 
 
-def _turns(call: Call, messages: Sequence[ChatMessage]) -> list[Turn]:
+def _turns(messages: Sequence[ChatMessage]) -> list[Turn]:
     """Convert messages to turns. Raises ApiError for parts that are neither texts nor images."""
     turns = []
     for number, message in enumerate(messages):
@@ -206,12 +182,10 @@ def _turns(call: Call, messages: Sequence[ChatMessage]) -> list[Turn]:
         texts = tuple(part.text or "" for part in parts if part.type != "image_url")
         urls = [part.image_url for part in parts if part.image_url is not None]
         turns.append(Turn(message.role, texts, tuple(url.url if isinstance(url, ImageUrl) else url for url in urls)))
-    check_image_count(call, sum(len(turn.images) for turn in turns), "messages")
     return turns
 
 
-def _options(call: Call, body: ChatRequest) -> dict[str, Any]:
-    check_sequence_count(call, body, "n", "num_beams")
+def _options(body: ChatRequest) -> dict[str, Any]:
     seed = None if body.seed is None else body.seed % 2**63
     options = sampling_options(body.temperature, body.top_p, top_k=body.top_k, min_p=body.min_p, seed=seed)
     options |= given_options(body, _OPTIONS)

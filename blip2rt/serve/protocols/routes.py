@@ -22,7 +22,7 @@ from ..errors import ApiError, bad_request
 from ..inference import Answer, CancelEvent, Piece, TextJob, batches
 from ..request_body import image_bytes
 from ..service import AnswerWriter, Call, given_options, sampling_options, string_list
-from .openai import check_sequence_count, usage
+from .openai import usage
 
 THUMBNAIL_SIDE = 256  # pixels of the longer side
 _MAX_BAD_WORDS = 256
@@ -116,7 +116,7 @@ async def _ask(call: Call, body: AskRequest) -> Any:
 
 
 async def _respond(call: Call, body: TextRequest, key: str, question: str | None, prompt: str | None) -> Any:
-    check_sequence_count(call, body, "num_captions", "num_beams")
+    call.limit_sequences(body, "num_captions", "num_beams")
     if body.do_sample:
         options = given_options(body, _SAMPLING)
     else:
