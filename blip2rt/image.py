@@ -130,20 +130,30 @@ def load_rgb(
     min_side: decode a JPEG file smaller, but no side below this; None decodes the full size.
     max_pixels: maximum width times height of a file. color: channel order of an array, one of COLORS.
     """
+    with contextlib.ExitStack() as files:
+        opened, name = _opened(image, files, min_side, max_pixels, color)
+        return _decode(opened, name)
+
+
+def _opened(
+    image: ImageLike, files: contextlib.ExitStack, min_side: int | None, max_pixels: int, color: str
+) -> tuple[Image.Image, str]:
+    """Any accepted image -> a PIL image that may not be decoded yet, and its name for errors."""
     if isinstance(image, Image.Image):
-        return _decode(image, f"the PIL image ({image.mode}, {image.width} x {image.height})")
+        return image, f"the PIL image ({image.mode}, {image.width} x {image.height})"
     if isinstance(image, str | os.PathLike):
-        return _load_file(image, min_side, max_pixels)
+        name, stream = repr(os.fspath(image)), _open_file(image, files)
+        return files.enter_context(_open(stream, name, min_side, max_pixels)), name
     if hasattr(image, "read"):
         image = _contents(cast("IO[bytes]", image))
     if isinstance(image, bytes | bytearray) or (isinstance(image, memoryview) and image.ndim == 1):
-        name = f"the image of {len(image):,} bytes"
         if len(image) == 0:
             raise ImageError("the image is empty: 0 bytes")
-        with _open(io.BytesIO(bytes(image)), name, min_side, max_pixels) as opened:
-            return _decode(opened, name)
+        name, data = f"the image of {len(image):,} bytes", io.BytesIO(bytes(image))
+        return files.enter_context(_open(data, name, min_side, max_pixels)), name
     if isinstance(image, memoryview) or hasattr(image, "__array__"):
-        return to_rgb(from_array(_array(image), color), "the array")
+        array = _array(image)
+        return from_array(array, color), "the array"
     if image is None:
         raise ImageError("the image is None: the camera gave no frame, or OpenCV could not read the file")
     raise ImageError(f"cannot take an image of type {type(image).__name__}: give {ACCEPTED}")
@@ -171,7 +181,7 @@ def _array(image: HasArray | memoryview) -> NDArray[np.generic]:
         raise ImageError(f"cannot take the {type(image).__name__} as an array: {reason}") from None
 
 
-def _load_file(path: str | os.PathLike[str], min_side: int | None, max_pixels: int) -> Image.Image:
+def _open_file(path: str | os.PathLike[str], files: contextlib.ExitStack) -> IO[bytes]:
     file, name = Path(path), repr(os.fspath(path))
     if os.fspath(path).startswith(("http://", "https://")):
         raise ImageError(f"{name} is a web address: download the image first")
@@ -180,16 +190,15 @@ def _load_file(path: str | os.PathLike[str], min_side: int | None, max_pixels: i
             raise ImageError(f"{name} is a directory: give the images in it, as in {file}/*.jpg")
         if not file.exists():
             raise ImageError(f"no such file: {name}")
-        with open(file, "rb", opener=_open_nonblocking) as stream:
-            status = os.fstat(stream.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ImageError(f"{name} is a pipe or a device: give a file, or pipe the image to -")
-            if status.st_size == 0:
-                raise ImageError(f"{name} is empty: 0 bytes")
-            with _open(stream, name, min_side, max_pixels) as image:
-                return _decode(image, name)
+        stream = files.enter_context(open(file, "rb", opener=_open_nonblocking))  # noqa: SIM115
+        status = os.fstat(stream.fileno())
     except (OSError, ValueError) as error:  # permission, name too long, a null character in the name...
         raise ImageError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(f"{name} is a pipe or a device: give a file, or pipe the image to -")
+    if status.st_size == 0:
+        raise ImageError(f"{name} is empty: 0 bytes")
+    return stream
 
 
 def _open_nonblocking(path: str, flags: int) -> int:

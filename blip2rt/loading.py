@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from . import backends
 from .batching import Batching
@@ -25,7 +25,6 @@ from .pixels.feature_cache import FeatureCache
 if TYPE_CHECKING:
     from .backends.trt.plans import PlanSizes
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 _shared: Model | None = None
 _lock = threading.Lock()
 
@@ -78,7 +77,7 @@ def load(
     if not isinstance(batching, bool | Batching):
         raise OptionError(f"batching is {batching!r}: give True, False or a blip2rt.batching.Batching")
     if batching and not backends.get(backend).batches:
-        raise OptionError(f"the backend {backend} decodes each call by itself: leave out batching")
+        raise OptionError(f"the backend {backend} decodes each call by itself: give the backend ort, or no batching")
     if not is_whole(cache_bytes, 0, 1 << 50):
         raise OptionError(f"cache_bytes is {cache_bytes!r}: give a number of bytes, or 0 for no cache")
     images = ImageSettings(scaled_jpeg, max_pixels, color)
@@ -92,6 +91,12 @@ def load(
     cache = FeatureCache(cache_bytes - prefix_bytes)
     reload = partial(load, **{**arguments, "bundle": os.path.abspath(folder)})
     return Model(opened, chosen, images, cache, special_tokens=special_tokens, reload=reload)
+
+
+def settings_in(args: object) -> dict[str, Any]:
+    """The keywords of `load` that a command line gave."""
+    names = ("backend", "device", "threads", "scaled_jpeg", "max_pixels", "trusted_graphs")
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
 # The module's own model
@@ -114,34 +119,20 @@ def _opened() -> Model:
         return _shared
 
 
-def _like(method: Callable[..., Any]) -> Callable[[Function], Function]:
-    """Give a function the signature and the text of the method that it calls."""
+def _shared_call(method: Callable[..., Any]) -> Any:
+    """A function that calls a method of the shared model, with its signature and text."""
 
-    def add(function: Function) -> Function:
-        own = inspect.signature(method)
-        without_self = list(own.parameters.values())[1:]
-        function.__signature__ = own.replace(parameters=without_self)  # type: ignore[attr-defined]
-        function.__doc__, function.__module__ = method.__doc__, __package__
-        return function
+    def call(*given: Any, **options: Any) -> Any:
+        return getattr(_opened(), method.__name__)(*given, **options)
 
-    return add
+    own = inspect.signature(method)
+    call.__signature__ = own.replace(parameters=[*own.parameters.values()][1:])  # type: ignore[attr-defined]
+    call.__name__ = call.__qualname__ = method.__name__
+    call.__doc__, call.__module__ = method.__doc__, __package__
+    return call
 
 
 if TYPE_CHECKING:  # the signatures are those of the methods
     caption, ask, match = _opened().caption, _opened().ask, _opened().match
 else:
-
-    @_like(Model.caption)
-    def caption(images, **options):
-        """Caption an image (-> str) or a list of images (-> list of str); see Model.caption."""
-        return _opened().caption(images, **options)
-
-    @_like(Model.ask)
-    def ask(images, questions, **options):
-        """Answer a question about an image; see Model.ask."""
-        return _opened().ask(images, questions, **options)
-
-    @_like(Model.match)
-    def match(images, texts, **options):
-        """Score how well a text describes an image; see Model.match."""
-        return _opened().match(images, texts, **options)
+    caption, ask, match = map(_shared_call, (Model.caption, Model.ask, Model.match))

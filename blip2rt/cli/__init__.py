@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -86,18 +86,20 @@ def _stream(args: argparse.Namespace, prompt: str | None, question: str | None) 
     if several:
         raise OptionError("--stream prints one text as it is decoded: give one image, and no output file")
     name, options = args.images[0], given_in(args)
-    if not args.json:
-        return _print_pieces(_load(args).stream(_image(name), prompt, question=question, **options))
-    from .stdio import text_result
-
-    def tell(piece: str) -> None:
-        _print_row({"piece": piece})
-
     try:
-        model = _load(args, batching=True)
-        _print_row(text_result(model, _image(name), utf8_name(name), prompt, question, options, tell))
+        image, model = _image(name), _load(args, batching=args.json)
+        if args.json:
+            from .stdio import text_result
+
+            given = (model, image, utf8_name(name), prompt, question, options)
+            _print_row(text_result(*given, lambda piece: _print_row({"piece": piece})))
+        else:
+            for piece in model.stream(image, prompt, question=question, **options):
+                show(piece, end="", flush=True)
+            print()
     except ImageError as error:
-        _print_row({"image": utf8_name(name), "error": str(error)})
+        if args.json:
+            _print_row({"image": utf8_name(name), "error": str(error)})
         raise
     return 0
 
@@ -233,18 +235,12 @@ def _load(args: argparse.Namespace, threads: int | None = None, batching: bool =
     """threads: overrides the flag. batching: see blip2rt.load."""
     import logging
 
-    from ..loading import load
+    from ..loading import load, settings_in
 
     if logging.lastResort is not None:  # prints warnings on standard error
         logging.lastResort.setFormatter(logging.Formatter("blip2rt: %(message)s"))
-    threads = args.threads if threads is None else threads
-    names = ("scaled_jpeg", "max_pixels", "trusted_graphs")
-    settings = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    if batching and not backends.get(args.backend).batches:
-        raise OptionError(f"the backend {args.backend} decodes each call by itself: give --backend ort, and its bundle")
-    settings |= {"backend": args.backend, "device": args.device, "threads": threads, "batching": batching}
-    settings |= {"cache_bytes": _CACHE_BYTES if batching else 0}
-    model = load(args.model, **settings)
+    settings = settings_in(args) | ({} if threads is None else {"threads": threads})
+    model = load(args.model, **settings, batching=batching, cache_bytes=_CACHE_BYTES if batching else 0)
     collect_garbage()
     return model
 
@@ -255,11 +251,12 @@ def _executor(args: argparse.Namespace) -> AbstractContextManager[Any]:
         return nullcontext()
     from ..integrations.ray_cluster import Workers
     from ..integrations.ray_executor import RayExecutor
+    from ..loading import settings_in
 
+    settings = settings_in(args)
+    threads = settings.pop("threads") or 1
     gpus = float("cuda" in backends.get(args.backend).devices) if args.gpus is None else args.gpus
-    names = ("backend", "device", "scaled_jpeg", "max_pixels", "trusted_graphs")
-    settings = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    return RayExecutor(Workers(args.ray, args.workers, args.threads or 1, gpus), args.model, settings)
+    return RayExecutor(Workers(args.ray, args.workers, threads, gpus), args.model, settings)
 
 
 def _image(path: str) -> str | bytes:
@@ -271,10 +268,3 @@ def _image(path: str) -> str | bytes:
 
 def _print_row(row: dict[str, Any]) -> None:
     show_json(row, flush=True)
-
-
-def _print_pieces(pieces: Iterator[str]) -> int:
-    for piece in pieces:
-        show(piece, end="", flush=True)
-    print()
-    return 0

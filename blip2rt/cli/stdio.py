@@ -150,8 +150,8 @@ class Session:
         if job.task == "embed":
             return self._embed(**fields)
         image = fields.pop("image", None)
-        tasks: dict[str, Callable[..., Line]] = {"match": self._match, "sees": self._sees}
-        tasks |= {"tag": self._tag, "fill": self._fill}
+        tasks: dict[str, Callable[..., Line]] = {"sees": self._sees, "tag": self._tag, "fill": self._fill}
+        tasks["match"] = lambda image, texts=None: {"matches": match_rows(self._model, image, _texts(texts))}
         return tasks[job.task](_image(image), **fields) | {"image": _name(image)}
 
     def _embed(self, image: Any = None, texts: Any = None) -> Line:
@@ -159,9 +159,6 @@ class Session:
             raise OptionError("embed takes an image or texts: give one of them")
         embeds = self._model.embed_text(texts) if image is None else self._model.embed_image(_image(image))
         return {"embeddings": np.round(np.atleast_2d(embeds).astype(float), 6).tolist()}
-
-    def _match(self, image: str | bytes, texts: Any = None) -> Line:
-        return {"matches": match_rows(self._model, image, _texts(texts))}
 
     def _sees(self, image: str | bytes, texts: Any = None, threshold: Any = 0.5) -> Line:
         return {"sees": self._model.sees(image, _texts(texts), threshold=threshold)}

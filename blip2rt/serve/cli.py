@@ -100,12 +100,11 @@ def run(args: argparse.Namespace) -> int:
     """Serve until a signal; return the exit status. Raises Blip2rtError."""
     settings = settings_from(args)
     try:
+        from ..loading import settings_in
         from .inference import open_model
         from .server import serve
     except ModuleNotFoundError as error:
         raise OptionError(f"{error.name} is not installed: {pip_install('serve')}") from None
-    names = ("backend", "device", "threads", "scaled_jpeg", "trusted_graphs")
-    keywords = {name: getattr(args, name) for name in names}
-    model = open_model(args.model, settings, **keywords)
+    model = open_model(args.model, settings, **settings_in(args))
     collect_garbage()
     return serve(model, settings)
