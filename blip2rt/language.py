@@ -84,11 +84,8 @@ class Language:
         # The core's functions: engines/language/language.h documents them.
         self.caption_prompt, self.ask_prompt, self.settings = core.caption_prompt, core.ask_prompt, core.settings
         self.encode, self.encode_more = core.tokenizer.encode, core.tokenizer.encode_more
-        self.caption_tokens, self.forced_prefix, self.need_chat = (
-            core.caption_tokens,
-            core.forced_prefix,
-            core.need_chat,
-        )
+        self.caption_tokens, self.forced_prefix = core.caption_tokens, core.forced_prefix
+        self.need_chat = core.need_chat
 
     def generate(
         self,
@@ -137,11 +134,6 @@ class Language:
         rows = [row for row in range(len(asked)) for _ in texts]
         found = self._backend.likelihoods(prefix_embeds, asked, rows, texts * len(asked))
         return found.reshape(len(asked), len(texts))
-
-    @property
-    def reads_prompt_as_text(self) -> bool:
-        """Whether the words of a prompt may be the beginning of a text instead: not in an encoder-decoder."""
-        return not self.spec.encoder_decoder
 
     def text_stream(self, settings: GenerationOptions, tidied: bool = False) -> TextStream:
         """A stream that turns tokens into pieces of text. tidied: see generate."""

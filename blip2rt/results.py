@@ -153,11 +153,8 @@ class Stopwatch:
         timings = Timings(*(round(1000 * (end - start) / len(texts), 3) for start, end in pairwise(self._laps)))
         for text in (text for best in texts for text in best):
             text.timings = timings
-        return [None if self._ended_early(best[0]) else best for best in texts]
-
-    def _ended_early(self, text: Scored) -> bool:
-        """Whether max_time ended a text at its first token, which the next one might have continued."""
-        return len(text.tokens) < 2 and finish_reason(text, self._settings) == "time"
+        first = [len(best[0].tokens) < 2 and finish_reason(best[0], self._settings) == "time" for best in texts]
+        return [None if ended else best for ended, best in zip(first, texts, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,8 @@
 Exit status: 0 success, 1 some inputs failed, 2 a mistake (one line says which, and the fix), 130 interrupted.
 """
 
-from .parser import Formatter as Formatter
-from .parser import Parser as Parser
-from .parser import UsageError as UsageError
-from .parser import byte_size as byte_size
-from .parser import nonempty as nonempty
-from .parser import path as path
-from .parser import positive_byte_size as positive_byte_size
-from .parser import whole as whole
-from .program import PACKAGES as PACKAGES
-from .program import collect_garbage as collect_garbage
-from .program import complain as complain
-from .program import flags_named as flags_named
-from .program import run as run
-from .program import run_process as run_process
-from .program import running as running
-from .program import show as show
-from .program import show_json as show_json
+from .parser import Formatter, Parser, UsageError, byte_size, nonempty, path, positive_byte_size, whole
+from .program import PACKAGES, collect_garbage, complain, flags_named, run, run_process, running, show, show_json
+
+__all__ = ["PACKAGES", "Formatter", "Parser", "UsageError", "byte_size", "collect_garbage", "complain", "flags_named"]
+__all__ += ["nonempty", "path", "positive_byte_size", "run", "run_process", "running", "show", "show_json", "whole"]

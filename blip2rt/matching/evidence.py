@@ -82,7 +82,7 @@ class Evidence:
         prefix_embeds, images = self._shared_prefixes(vision_features)
         asked = [language.encode(language.ask_prompt(question)) for question in questions]
         answers = [language.encode_more(Prompt(answer)) for answer in _ANSWERS]
-        shares = language.reads_prompt_as_text
+        shares = not language.spec.encoder_decoder  # a prompt's words may begin a text instead
         return self._compared(prefix_embeds, self._gain.questions(len(prefix_embeds), images, asked, answers, shares))
 
     def _compared(self, prefix_embeds: Floats, run: GainRun) -> tuple[Numbers, Numbers]:

@@ -81,13 +81,10 @@ class _Filling:
             not form.name or (question is None and ANSWER_WORDS.intersection(words_of(form.name)))
         ):
             question = self._instruction
-        return self._fit(form, self._picture_caption() if question is None else self._ask(self._about(question, label)))
-
-    def _picture_caption(self) -> str:
-        return "" if self._collecting else self._picture.caption
+        return self._fit(form, "" if question is None else self._ask(self._about(question, label)))
 
     def _fit(self, form: Text, text: str) -> str:
-        """A text within the limits of a field: longer ones end at a word, shorter ones say more."""
+        """A text, or the caption, within the limits of a field: longer ones end at a word, shorter ones say more."""
         if self._collecting:
             return text
         text = text or self._picture.caption or "nothing"

@@ -274,17 +274,9 @@ def test_news_of_a_judged_request_come_at_once(nano: blip2rt.Model) -> None:
         ("Is anyone visible in the image?", "a person"),
         ("Is there a bus? Answer with one word.", "a bus"),
         ("is a dog in the photo?", "a dog"),
-        ("is the dog brown?", None),
-        ("are there two dogs?", None),
-        ("is there no dog?", None),
-        ("is there a dog or a cat?", None),
-        ("is there a cat? what colour is it?", None),
-        ("how many cats are there?", None),
-        ("is it raining?", None),
-        ("", None),
     ],
 )
-def test_questions_whether_something_is_there(question: str, phrase: str | None) -> None:
+def test_questions_whether_something_is_there(question: str, phrase: str) -> None:
     assert native.phrase_of(question) == phrase
 
 
@@ -315,36 +307,37 @@ def test_questions_whether_something_is_there(question: str, phrase: str | None)
         ("is there without people?", "not presence", "a person"),
         ("How many dogs  are there?", "number", "how many dogs are there?"),
         ("how many people do you see? Answer with a number.", "number", "how many people do you see?"),
-        ("Please say how many", None, ""),
-        ("how many", None, ""),
-        ("what is that? how many are there?", None, ""),
         ("Count the dogs.", "number", "how many dogs are there?"),
         ("what is the number of people in the image?", "number", "how many people are there?"),
         ("is it indoors or outdoors?", "choice", "indoors|outdoors"),
         ("is he riding a horse or a bike?", "choice", "horse|bike"),
         ("is the bus red, green or blue?", "choice", "red|green|blue"),
         ("what is it, a cat or a dog?", "choice", "cat|dog"),
-        ("what colour is the dog?", None, ""),
-        ("is there more than one dog?", None, ""),
         ("what race is she?", "fixed", "I cannot tell from the picture."),
-        ("who won the race?", None, ""),
         ("is the man gay?", "fixed", "I cannot tell from the picture."),
         ("how many calories are in it?", "fixed", "I cannot tell from the picture."),
-        ("what time of day is it?", None, ""),
         ("wie viele Hunde sind im Bild?", "fixed", "I only understand English."),
         ("這是什麼？", "fixed", "I only understand English."),
         ("Are you sure?", "fixed", "I may be wrong: please check the picture."),
-        ("is", None, ""),
-        ("is or", None, ""),
-        ("or ?", None, ""),
-        ("does the", None, ""),
     ],
 )
-def test_short_questions(question: str, kind: str | None, text: str) -> None:
+def test_short_questions(question: str, kind: str, text: str) -> None:
     found = native.short_question(question)
-    read = found and f"{'not ' * found.negated}{found.kind}"
-    assert read == kind
-    assert found is None or text == ("|".join(found.choices) if kind == "choice" else found.text)
+    assert found is not None and f"{'not ' * found.negated}{found.kind}" == kind
+    assert text == ("|".join(found.choices) if kind == "choice" else found.text)
+
+
+NO_PHRASE = """is the dog brown?|are there two dogs?|is there no dog?|is there a dog or a cat?|is it raining?|
+is there a cat? what colour is it?|how many cats are there?"""
+GENERATED = """Please say how many|how many|what is that? how many are there?|what colour is the dog?|is|is or|or ?|
+does the|is there more than one dog?|who won the race?|what time of day is it?"""
+
+
+def test_other_questions_have_no_phrase_or_are_generated() -> None:
+    for question in ("", *NO_PHRASE.replace("\n", "").split("|")):
+        assert native.phrase_of(question) is None, question
+    for question in GENERATED.replace("\n", "").split("|"):
+        assert native.short_question(question) is None, question
 
 
 @pytest.mark.parametrize(
@@ -386,15 +379,10 @@ def test_json_of_nano_does_not_contradict_itself(nano: blip2rt.Model) -> None:
     about = ("nsfw", "no_cat", "has_cat", "without_elephants", "elephant", "nobody_visible")
     count = {"type": "integer", "minimum": 0, "maximum": 10}
     value = fill(nano, "docs/nano/cat.jpg", {"properties": dict.fromkeys(about, flag) | {"elephant_count": count}})
-    assert value == {
-        "nsfw": False,
-        "no_cat": False,
-        "has_cat": True,
-        "without_elephants": True,
-        "elephant": False,
-        "nobody_visible": True,
-        "elephant_count": 0,
-    }
+    assert value.pop("elephant_count") == 0
+    assert value == dict.fromkeys(("has_cat", "without_elephants", "nobody_visible"), True) | dict.fromkeys(
+        ("nsfw", "no_cat", "elephant"), False
+    )
 
 
 def test_words_of_phrases() -> None:

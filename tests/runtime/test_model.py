@@ -91,7 +91,7 @@ class Tensor:
         return self._array
 
 
-def test_array_layouts_give_the_same_caption(tiny: Tiny, photo: Any) -> None:
+def test_array_layouts_and_channel_orders_give_the_same_pixels(tiny: Tiny, photo: Any) -> None:
     rgb, spec = photo(), blip2rt.load(tiny.path).bundle.manifest.image
     want = prepare(rgb, spec)
     file = io.BytesIO()
@@ -102,6 +102,11 @@ def test_array_layouts_give_the_same_caption(tiny: Tiny, photo: Any) -> None:
     np.testing.assert_array_equal(prepare(rgb[:, :, ::-1], spec, color="bgr"), want)
     alpha = np.dstack([rgb, np.full(rgb.shape[:2], 255, np.uint8)])
     np.testing.assert_array_equal(prepare(alpha[:, :, [2, 1, 0, 3]], spec, color="bgr"), want)
+    bgr = blip2rt.load(tiny.path, color="bgr")
+    for same in (rgb[:, :, ::-1], Image.fromarray(rgb)):  # only arrays are affected
+        np.testing.assert_array_equal(bgr.prepare(same), want)
+    with pytest.raises(OptionError, match="color is 'BGR': give 'rgb', or 'bgr'"):
+        blip2rt.load(tiny.path, color="BGR")
 
 
 def test_an_array_of_four_axes_is_a_batch(tiny: Tiny, photo: Any) -> None:
@@ -111,15 +116,6 @@ def test_an_array_of_four_axes_is_a_batch(tiny: Tiny, photo: Any) -> None:
     want = model.caption(images)
     assert model.caption(batch) == model.caption(batch.transpose(0, 3, 1, 2)) == want
     assert model.caption(Tensor(batch[0])) == want[0]
-
-
-def test_load_accepts_bgr(tiny: Tiny, photo: Any) -> None:
-    image = photo()
-    bgr, want = blip2rt.load(tiny.path, color="bgr"), blip2rt.load(tiny.path).prepare(image)
-    np.testing.assert_array_equal(bgr.prepare(image[:, :, ::-1]), want)
-    np.testing.assert_array_equal(bgr.prepare(Image.fromarray(image)), want)  # only arrays are affected
-    with pytest.raises(OptionError, match="color is 'BGR': give 'rgb', or 'bgr'"):
-        blip2rt.load(tiny.path, color="BGR")
 
 
 def test_files_of_any_kind_are_read_or_reported(tmp_path: Path) -> None:
