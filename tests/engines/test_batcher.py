@@ -122,7 +122,7 @@ def test_rows_of_different_lengths_share_steps(opt: Case) -> None:
         first = batcher.submit(opt.prefix[:1], [opt.prompts[0]], options, each_token=True)
         taken: list[Any] = []
         while len(taken) < 5:
-            first.wait(10)
+            first.wait(60)
             taken += first.take()
         others = [batcher.submit(opt.prefix[i : i + 1], [opt.prompts[i]], options) for i in (1, 2)]
         for image, submitted in enumerate((first, *others)):
@@ -147,7 +147,7 @@ def cancelled_midway(opt: Case, long: dict[str, Any]) -> bool:
     first = batcher.submit(opt.prefix[:1], [[5]], long, each_token=True)
     second = batcher.submit(opt.prefix[1:2], [[6]], {"max_new_tokens": 3, "eos_token_ids": []})
     third = batcher.submit(opt.prefix[1:2], [[6]], long)
-    assert first.wait(10)
+    assert first.wait(60)
     third.cancel()
     first.cancel()
     tokens = batcher.counters["tokens"]
@@ -175,7 +175,7 @@ def test_an_error_ends_only_its_request(opt: Case) -> None:
             batcher.submit(opt.prefix[:1], [[5]], wrong)
     with pytest.raises(RuntimeError, match="token id 83"):
         batcher.submit(opt.prefix[:1], [[83]], options)
-    assert bad.wait(10)
+    assert bad.wait(60)
     with pytest.raises(RuntimeError, match="not finite"):
         bad.results()
     for image, submitted, prompt in ((0, good, [5]), (1, also, [6])):

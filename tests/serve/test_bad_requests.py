@@ -5,7 +5,6 @@ import contextlib
 import gzip
 import json
 import random
-import time
 from typing import Any
 
 import pytest
@@ -46,7 +45,7 @@ def test_malformed_bodies_are_rejected(nano: ServerProcess, path: str) -> None:
 
 def test_many_invalid_values_do_not_block_the_server(nano: ServerProcess) -> None:
     many = b",".join([b"3"] * (2 << 20))
-    begun = time.monotonic()
+    begun = nano.metric("process_cpu_seconds_total")
     for path, body in (
         ("/v1/chat/completions", user(b"[%b]")),
         ("/v1/match", b'{"image":"","texts":[%b]}'),
@@ -54,7 +53,7 @@ def test_many_invalid_values_do_not_block_the_server(nano: ServerProcess) -> Non
     ):
         found = nano.post(path, body % many)
         assert found.status == 400 and "commas and brackets: send fewer values" in found.message(path)
-    assert time.monotonic() - begun < 30
+    assert nano.metric("process_cpu_seconds_total") - begun < 10
     long_chat = {"messages": [{"role": "user", "content": "Hi, a, b"}, {"role": "assistant", "content": "c"}] * 500}
     assert nano.post("/v1/chat/completions", long_chat).status == 200
 

