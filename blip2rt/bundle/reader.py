@@ -12,7 +12,6 @@ from ..native import native
 from .manifest import Manifest, from_json
 from .names import MANIFEST
 
-MAX_MANIFEST_BYTES = 4 << 20
 CHECKOUT_NANO = Path(__file__).parents[1] / "models" / "nano"  # in a checkout and in an editable installation
 
 

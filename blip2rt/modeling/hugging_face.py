@@ -23,7 +23,6 @@ from .vit import ACTIVATIONS, CLIP_MEAN, CLIP_STD, VitConfig
 
 MODEL_TYPE = "blip-2"
 _INSTRUCT_TYPE = "instructblip"
-MODEL_TYPES = (MODEL_TYPE, _INSTRUCT_TYPE)
 OWN_CONFIG, OWN_WEIGHTS = "blip2rt_config.json", "blip2rt.safetensors"  # extra files of `blip2rt-convert`
 
 _GENERATIVE, _RETRIEVAL = "Blip2ForConditionalGeneration", "Blip2ForImageTextRetrieval"
