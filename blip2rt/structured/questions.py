@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 
+from ..native import native
+
 MAX_PHRASE_WORDS = 12
 
 _IMAGE_LABELS = re.compile(
@@ -93,7 +95,7 @@ def open_question(name: str, description: str) -> str | None:
             return question
     if phrase and phrase[0].isalpha() and len(phrase.split()) <= MAX_PHRASE_WORDS:
         return f"what is {_with_article(phrase[0].lower() + phrase[1:])}?"
-    return f"what is the {' '.join(words)}?"
+    return f"what is {'his' if is_personal(name) else 'the'} {' '.join(words)}?"
 
 
 def list_question(name: str, description: str) -> str | None:
@@ -126,6 +128,13 @@ def statement(name: str, description: str) -> str:
         condition = " ".join(words_of(name)) or clause or "something"
     condition = _SHOWS.sub("", _SHOWS.sub("", condition)) or condition
     return UNSAFE if condition == "nsfw" else condition
+
+
+def is_personal(name: str, description: str = "") -> bool:
+    """Whether a property, or the statement of a boolean, is about what no picture shows of people, such as religion."""
+    asked = f"is it his {' '.join(words_of(name))}?", f"is {statement(name, description)}?"
+    found = [native.short_question(question) for question in asked[: 1 + bool(description)]]
+    return any(each is not None and each.kind == "fixed" for each in found)
 
 
 def named_chance(name: str) -> str | None:

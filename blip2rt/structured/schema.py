@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 from ..errors import OptionError
 from .form import JSON, Array, Choice, Field, Flag, Form, Number, Object, Text, short
-from .questions import LABEL_WORDS, words_of
+from .questions import LABEL_WORDS, is_personal, words_of
 
 MAX_FIELDS = 100  # of a schema, objects and the least items of lists included; most cost a question
 MAX_DEPTH = 16
@@ -38,6 +38,7 @@ _REJECTED = frozenset(
     "dependentRequired dependentSchemas dependencies contains minContains maxContains prefixItems additionalItems "
     "unevaluatedItems unevaluatedProperties $dynamicRef $recursiveRef $id".split()
 )
+_PERSONAL = "no picture shows this of people: leave it out, or allow null"
 _KNOWN = _REJECTED.union(_REJECTED_TEXT, *_KEYWORDS.values())
 _VALIDATING = _KNOWN | {"type", "enum", "const", "additionalProperties", "$ref"}
 
@@ -106,6 +107,8 @@ class _Reader:
             return self._array(schema, field, place)
         if kind == "null":
             return Choice(*field.parts, (None,))
+        if kind != "string" and is_personal(place.name, field.description if kind == "boolean" else ""):
+            raise _CannotFill(f"{place}: {_PERSONAL}")
         if kind == "boolean":
             return Flag(*field.parts)
         if kind == "string":
@@ -185,6 +188,10 @@ class _Reader:
         values = list({_key(value): value for value in values if kinds is None or _has_type(value, kinds)}.values())
         if not values:
             raise _CannotFill(f"{field}: enum has no value of its type: correct one of them")
+        if len(values) > 1 and is_personal(field.name):
+            if None not in values:
+                raise _CannotFill(f"{field}: {_PERSONAL}")
+            values = [None]
         if len(values) > MAX_CHOICES:
             raise OptionError(f"{field}: enum has {len(values)} values: give {MAX_CHOICES} at most")
         if len(values) > 1 and (size := sum(len(str(value)) for value in values)) > MAX_CHOICE_LENGTH:

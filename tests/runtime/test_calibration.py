@@ -314,7 +314,17 @@ def test_questions_whether_something_is_there(question: str, phrase: str) -> Non
         ("is the bus red, green or blue?", "choice", "red|green|blue"),
         ("what is it, a cat or a dog?", "choice", "cat|dog"),
         ("what race is she?", "fixed", "I cannot tell from the picture."),
-        ("is the man gay?", "fixed", "I cannot tell from the picture."),
+        ("who won the race?", None, ""),
+        *(
+            (f"{asked}?", "fixed", "I cannot tell from the picture.")
+            for asked in (
+                "is the man gay",
+                *("is he black or white", "where are these people from", "does she look chinese", "is he rich"),
+                *("are they of mixed race", "did he steal the bike", "is the kid sick", "what does she believe in"),
+            )
+        ),
+        *((f"{asked}?", None, "") for asked in ("where is the man", "what is the man eating from")),
+        ("is the man eating chinese food?", "statement", "a man is eating chinese food"),
         ("how many calories are in it?", "fixed", "I cannot tell from the picture."),
         ("wie viele Hunde sind im Bild?", "fixed", "I only understand English."),
         ("這是什麼？", "fixed", "I only understand English."),

@@ -200,6 +200,7 @@ def model(tiny: Any) -> Any:
         ({"anyOf": []}, "$: anyOf must be a list"),
         (False, "$: its schema is False"),
         ("json", "$: its schema is 'json'"),
+        ({"properties": {"is_gay": {"type": "boolean"}}, "required": ["is_gay"]}, "$.is_gay: no picture shows"),
         ({"minLength": 1, "minimum": 1}, "$: minimum does not fit"),
     ],
     ids=str,
@@ -244,6 +245,9 @@ def test_optional_and_nullable_fields_are_left_out() -> None:
     form: Any = read({"type": "object", "properties": properties, "required": ["b", "c"]})
     assert [name for name, _ in form.properties] == ["b", "c"]
     assert form.properties[0][1].values == (None,) and form.properties[1][1].item is None
+    told = {"type": ["boolean", "null"], "description": "Whether the person is sick."}
+    form = read({"properties": {"race": {"enum": ["white", None]}, "sick": told, "plant": {"type": "boolean"}}})
+    assert [getattr(each, "values", ()) for _, each in form.properties] == [(None,), (None,), ()]
 
 
 def test_a_picture_is_encoded_once_and_questions_are_batched(tiny: Any, photo: Any, monkeypatch: Any) -> None:
