@@ -39,11 +39,11 @@ import numpy as np
 from blip2rt.bundle.atomic import AtomicFolder
 from blip2rt.command_line import Parser, nonempty, whole
 from blip2rt.errors import Blip2rtError, OptionError
+from blip2rt.object_storage import Url, is_url, local_output
 
-from .data.object_storage import Shard, is_remote
 from .data.readers import read_data
 from .data.samples import BadSamples, Dataset, error_text
-from .data.shard_index import summarize
+from .data.shard_index import Shard, summarize
 from .data.shards import add_sample, expand_shards
 from .data.transforms import read_image
 from .progress import bar
@@ -123,10 +123,8 @@ def _capfilt(args: argparse.Namespace) -> None:
         raise OptionError(f"--top-p is {args.top_p}: give a number above 0, at most 1")
     if not args.ray and (args.workers, args.threads, args.gpus) != (None, 1, 0.0):
         raise OptionError("--workers, --threads and --gpus are of a cluster: give --ray ADDRESS, or leave them out")
-    if is_remote(args.out):
-        raise OptionError(f"--out {args.out!r} is a URL: give a local folder, and upload it afterwards")
-    options, out = _filter_options(args), Path(args.out)
-    of_shards = args.data.endswith(".tar") or any(Path(args.data).glob("*.tar"))
+    options, out = _filter_options(args), Url.parse(args.out) if is_url(args.out) else Path(args.out)
+    of_shards = args.data.endswith(".tar") or is_url(args.data) or any(Path(args.data).glob("*.tar"))
     if args.ray:
         from blip2rt.integrations.ray_cluster import Workers
 
@@ -139,7 +137,8 @@ def _capfilt(args: argparse.Namespace) -> None:
     elif of_shards:
         images = capfilt.filter_shards(expand_shards(args.data), out, options)
     else:
-        images = capfilt.filter_list(args.data, args.images, out, options)
+        with local_output(args.out, capfilt.CANDIDATES) as table:
+            images = capfilt.filter_list(args.data, args.images, Path(table), options)
     print(f"{args.out}: {images} images, {_skipped(options.bad)}")
 
 

@@ -248,7 +248,7 @@ def nonempty(value: str) -> str:
 def path(value: str) -> Path:
     """Argument type of a file or a folder."""
     if "://" in value:
-        raise argparse.ArgumentTypeError("give a local path")
+        raise argparse.ArgumentTypeError("give a local path, and copy files of a URL, as by `aws s3 cp --recursive`")
     return Path(nonempty(value))
 
 

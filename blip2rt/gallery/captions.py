@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..command_line import show, show_json
 from ..errors import Blip2rtError, one_line
+from ..object_storage import local_output
 from ..results import finish_reason, too_late
 from .flags import XMP_NAMES
 from .outputs import DISK_FULL, Description, Sink
@@ -102,6 +103,8 @@ def execute(run: Run) -> int:
         stack.callback(failures.close)
         try:
             sinks: list[Sink] = []
+            if outputs.out is not None:
+                outputs = replace(outputs, out=stack.enter_context(local_output(outputs.out)))
             for sink in [printer] if printer is not None else _open_sinks(run, outputs):
                 stack.callback(sink.close)
                 sinks.append(sink)

@@ -14,12 +14,14 @@ from ..errors import GalleryError
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (row INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, size INTEGER NOT NULL,
-  time INTEGER NOT NULL, hash BLOB NOT NULL, listed INTEGER NOT NULL DEFAULT 0);
+  time INTEGER NOT NULL, hash BLOB NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL,
+  listed INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX IF NOT EXISTS by_hash ON files (hash);
 CREATE INDEX IF NOT EXISTS by_listed ON files (listed) WHERE listed = 0;
 CREATE TABLE IF NOT EXISTS free (row INTEGER PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS shortlist (stamp BLOB NOT NULL);
 """
+_COLUMNS = "row, path, size, time, hash, offset, length"
 _TABLES = "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name"
 _SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")
 _FIXES = {
@@ -39,6 +41,8 @@ class File(NamedTuple):
     size: int
     time: int  # of the last modification, in ns
     hash: bytes  # SHA-256 of its bytes
+    offset: int = 0
+    length: int = -1  # of its bytes in a shard, whose size and time these are; -1: the picture is a file
 
 
 def damaged(path: Path, reason: str) -> GalleryError:
@@ -135,15 +139,17 @@ class Catalog:
             for file in files:
                 self._delete(self.by_path(file.path))
                 self._db.execute("DELETE FROM free WHERE row = ?", [file.row])
-                values = (file.row, os.fsencode(file.path), file.size, file.time, file.hash)
-                self._db.execute("INSERT INTO files (row, path, size, time, hash) VALUES (?, ?, ?, ?, ?)", values)
+                values = (file.row, os.fsencode(file.path), *file[2:])
+                self._db.execute(f"INSERT INTO files ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", values)
 
-    def move(self, file: File, path: str, time: int) -> None:
-        """Record a new path or time of a picture whose bytes are the same."""
+    def move(self, file: File, moved: File) -> None:
+        """Record where a picture with the same bytes is now."""
         with self._transaction():
-            if path != file.path:
-                self._delete(self.by_path(path))
-            self._db.execute("UPDATE files SET path = ?, time = ? WHERE row = ?", [os.fsencode(path), time, file.row])
+            if moved.path != file.path:
+                self._delete(self.by_path(moved.path))
+            values = (os.fsencode(moved.path), *moved[2:], file.row)
+            names = "path = ?, size = ?, time = ?, hash = ?, offset = ?, length = ?"
+            self._db.execute(f"UPDATE files SET {names} WHERE row = ?", values)
 
     def remove(self, rows: Sequence[int]) -> None:
         with self._transaction():
@@ -167,8 +173,8 @@ class Catalog:
             self._db.execute("INSERT INTO free VALUES (?)", [file.row])
 
     def _select(self, where: str, values: Sequence[object]) -> Iterator[File]:
-        for row, path, *rest in self._read(f"SELECT row, path, size, time, hash FROM files WHERE {where}", values):
-            if row < 0 or not _is_inside(path) or [type(value) for value in rest] != [int, int, bytes]:
+        for row, path, *rest in self._read(f"SELECT {_COLUMNS} FROM files WHERE {where}", values):
+            if row < 0 or not _is_inside(path) or [type(value) for value in rest] != [int, int, bytes, int, int]:
                 raise damaged(self._path, f"the entry of picture {row} is invalid")
             yield File(row, os.fsdecode(path), *rest)
 

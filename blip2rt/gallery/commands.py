@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..command_line import complain, show
 from ..errors import OptionError, check_probability, one_line, utf8_name
 from ..install_hints import pip_install
+from ..object_storage import local_output
 from ..options import given_in
 from . import flags
 from .output_files import check_empty
@@ -71,19 +72,21 @@ def _job(args: argparse.Namespace, batch_size: int) -> Job:
 def index(args: argparse.Namespace, load: Load, open_executor: Open) -> int:
     """Create or update an index and return the exit code."""
     from .index import MAX_EXACT, Index
+    from .index_manifest import FILE_NAME
     from .index_update import BATCH_SIZE, index_sources, update
 
     sources = index_sources(args.folder)
     _suggest_usearch(lambda: has_more_than(MAX_EXACT, sources))
     parallelism = flags.parallelism_of(args, sources, BATCH_SIZE)
     model = load(parallelism.threads)
-    with Index.create(args.out, args.folder, model) as opened, open_executor() as executor:
+    copy = local_output(args.out, f"/{FILE_NAME}")
+    with copy as out, Index.create(out, args.folder, model) as opened, open_executor() as executor:
         try:
             counts = update(opened, parallelism, args.errors, args.strict, quiet=False, executor=executor)
         except KeyboardInterrupt:
             print_status(f"{len(opened):,} pictures are in the index; the same command resumes")
             raise
-        print_status(summary(counts, "indexed", args.errors))
+    print_status(summary(counts, "indexed", args.errors))
     return counts.exit_code
 
 

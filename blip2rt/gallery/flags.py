@@ -136,7 +136,9 @@ def add_index(command: Parser) -> None:
         "folder", type=nonempty, metavar="DIR", help="folder of pictures, with its subfolders; or a shard; or a URL"
     )
     group = command.add_argument_group(_FILES)
-    group.add_argument("--out", type=path, required=True, metavar="INDEX", help="the folder of the index")
+    group.add_argument(
+        "--out", type=nonempty, required=True, metavar="INDEX", help="the folder of the index, or its URL"
+    )
     add_errors(group)
     add_parallelism(command.add_argument_group("speed"), 8)
 

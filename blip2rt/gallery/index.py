@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,10 +22,11 @@ from ..bundle import IMAGE_EMBED, TEXT_EMBED
 from ..bundle.fingerprint import fingerprint
 from ..bundle.regular_files import require_regular
 from ..errors import CapabilityError, GalleryError, ImageError, OptionError
+from ..object_storage import Url, is_url
 from . import index_manifest
 from .catalog import Catalog, damaged
 from .output_files import check_empty
-from .sources import UrlPath, is_shard, is_url
+from .sources import is_shard
 from .tar_samples import picture_at
 from .vectors import BLOCK, Shortlist, Vectors, has_usearch, one_vector, scores_of, stamp_of
 
@@ -54,10 +55,12 @@ class Hit:
     that have a probability with each other, and hits that have none with each other.
     """
 
-    path: Path  # of a picture in a shard: that of the shard, followed by the member's name
+    path: Path | Url  # of a picture in a shard: that of the shard, followed by the member's name
     name: str  # the path relative to the index's root
     score: float
     probability: float | None = None  # of the matching head, if the picture was reranked
+    offset: int = 0
+    length: int = -1  # of its bytes in a shard; -1: the picture is a file
 
 
 class Index:
@@ -73,7 +76,7 @@ class Index:
     Raises GalleryError for a folder that is not an index or belongs to another model, OptionError for wrong arguments.
     """
 
-    def __init__(self, path: Path, root: Path, shape: tuple[int, int], model: Model, write: bool) -> None:
+    def __init__(self, path: Path, root: Path | Url, shape: tuple[int, int], model: Model, write: bool) -> None:
         """See `open` and `create`."""
         self.path, self.root, self.model = path, root, model
         self._shape, self.writable = shape, write
@@ -106,8 +109,8 @@ class Index:
         shape = index_manifest.shape_of(model.bundle)
         if (manifest["queries"], manifest["size"]) != shape:
             raise damaged(folder / index_manifest.FILE_NAME, "its vectors have another shape than the model's")
-        if "://" in manifest["root"]:
-            return cls(folder, UrlPath(manifest["root"]), shape, model, write)
+        if is_url(manifest["root"]):
+            return cls(folder, Url.parse(manifest["root"]), shape, model, write)
         root = Path(os.path.normpath(folder / manifest["root"]))
         real = Path(os.path.realpath(folder), manifest["root"])
         if os.path.realpath(root) != os.path.realpath(real):  # the path of the index contains a symbolic link
@@ -124,10 +127,10 @@ class Index:
 
         Example: `Index.create("photos.index", "photos").add()`.
         """
-        folder, root = Path(path), UrlPath(root) if is_url(str(root)) else Path(root)
-        if set(str(root)) & {*"*?"} and isinstance(root, UrlPath):
+        folder, root = Path(path), Url.parse(str(root)) if is_url(str(root)) else Path(root)
+        if isinstance(root, Url) and ("*" in root.path or root.options):
             raise OptionError(f"{str(root)!r} is a pattern or has options: give a folder or a shard (.tar)")
-        if not isinstance(root, UrlPath) and not root.is_dir() and not is_shard(str(root)):
+        if not isinstance(root, Url) and not root.is_dir() and not is_shard(str(root)):
             raise OptionError(f"{str(root)!r} is not a folder, nor a shard (.tar): give the folder of the pictures")
         if (folder / index_manifest.FILE_NAME).exists():
             index = cls.open(folder, model, write=True)
@@ -210,7 +213,7 @@ class Index:
         rows, scores = self.nearest(embeds, needed, exact)
         files = self.catalog.at(rows.tolist())
         found = [(files[row], float(score)) for row, score in zip(rows.tolist(), scores, strict=True) if row in files]
-        hits = [Hit(self.root / file.path, file.path, score) for file, score in found[:needed]]
+        hits = [Hit(self.root / f.path, f.path, score, None, f.offset, f.length) for f, score in found[:needed]]
         if rerank:
             hits = self._reranked(hits[:rerank], str(query), cancelled) + hits[rerank:]
         return hits[:count]
@@ -305,12 +308,12 @@ class Index:
             readable = []
             for hit in hits[start : start + RERANK_BATCH]:
                 with contextlib.suppress(ImageError, OSError):
-                    readable.append((hit, self.model.prepare(picture_at(hit.path))))
+                    readable.append((hit, self.model.prepare(picture_at(hit.path, hit.offset, hit.length))))
             if readable:
                 features = self.model.features([rgb for _, rgb in readable])
                 matches = self.model.match_features(features, [text] * len(readable))
                 for (hit, _), match in zip(readable, matches, strict=True):
-                    reranked.append(Hit(hit.path, hit.name, match.score, match.probability))
+                    reranked.append(replace(hit, score=match.score, probability=match.probability))
         return sorted(reranked, key=lambda hit: -hit.score)
 
 

@@ -11,16 +11,16 @@ from ..bundle.fingerprint import fingerprint
 from ..bundle.reader import Bundle
 from ..bundle.regular_files import read_bounded
 from ..errors import GalleryError
+from ..object_storage import Url
 from .catalog import damaged
-from .sources import UrlPath
 
 FILE_NAME = "index.json"
 PARTIAL_NAME = partial_of(Path(FILE_NAME)).name  # all that remains if the first run was killed immediately
-FORMAT, VERSION = "blip2rt-index", 3  # 1 had no checksums of vectors, 2 none of the shortlist
+FORMAT, VERSION = "blip2rt-index", 4  # 1 had no checksums of vectors, 2 none of the shortlist, 3 no places in shards
 _MAX_BYTES = 1 << 20
 
 
-def write(folder: Path, root: Path, fields: dict[str, Any], final: Path | None = None) -> None:
+def write(folder: Path, root: Path | Url, fields: dict[str, Any], final: Path | None = None) -> None:
     """Write index.json. Raises OSError.
 
     fields: name and model of the bundle, queries and size of its vectors. final: where the folder will be moved to.
@@ -66,9 +66,9 @@ def read(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _relative(root: Path, folder: Path) -> str:
+def _relative(root: Path | Url, folder: Path) -> str:
     """The root relative to the index, so that both can be moved together; a URL as it is."""
-    if isinstance(root, UrlPath):
+    if isinstance(root, Url):
         return str(root)
     try:
         return os.path.relpath(os.path.realpath(root), os.path.realpath(folder))

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..bundle.checksum import sha256_of
 from ..errors import Blip2rtError, GalleryError, OptionError
+from ..object_storage import Url
 from .catalog import Catalog, File
 from .output_files import AppendOnlyFile
 from .prefetch import Batch, Executor, Parallelism, map_ordered, prefetch
@@ -38,7 +39,7 @@ class WritableIndex(Protocol):
     """The parts of an index that an update needs."""
 
     path: Path
-    root: Path
+    root: Path | Url
     model: Model
     catalog: Catalog
     vectors: Vectors
@@ -87,7 +88,7 @@ def update(
     return counts
 
 
-def index_sources(root: Path | str) -> Sources:
+def index_sources(root: Path | Url | str) -> Sources:
     """Return where an index looks for its pictures."""
     return Sources((str(root),), recursive=True)
 
@@ -156,11 +157,11 @@ class _Changes:
         except OSError as error:
             self.mark_present([known] if known is not None else [])  # its present content is unknown
             return Failure.unreadable(picture.name, error)
+        file = File(-1, path, size, time, digest, picture.offset, picture.size)
         if known is not None and known.hash == digest:
             self.mark_present([known])
-            catalog.move(known, path, time)
+            catalog.move(known, file)
             return None
-        file = File(-1, path, size, time, digest)
         return None if self._reuse_vectors(file) else file
 
     def _reuse_vectors(self, file: File) -> bool:
@@ -168,10 +169,10 @@ class _Changes:
         index, same = self._index, self._index.catalog.by_hash(file.hash)
         if not same:
             return False
-        moved = [other for other in same if index.root.is_dir() and not os.path.lexists(index.root / other.path)]
+        moved = [other for other in same if os.path.isdir(index.root) and not os.path.lexists(index.root / other.path)]
         if moved:
             self.mark_present(moved[:1])
-            index.catalog.move(moved[0], file.path, file.time)
+            index.catalog.move(moved[0], file)
             return True
         [row] = index.catalog.next_rows(1)
         index.vectors.write([row], index.vectors.read([same[0].row]))

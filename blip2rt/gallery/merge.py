@@ -6,17 +6,17 @@ from pathlib import Path
 
 from ..bundle.atomic import AtomicFolder
 from ..errors import OptionError, names_file
+from ..object_storage import Url
 from . import index_manifest
 from .catalog import File
 from .index import Index
-from .sources import UrlPath
 from .vectors import BLOCK
 
 
 def merge(parts: Sequence[Index], out: Path, report: Callable[[str], None]) -> int:
     """Write the index of all parts' pictures and return their number. Raises OptionError for an index of a URL."""
     for part in parts:
-        if isinstance(part.root, UrlPath):
+        if isinstance(part.root, Url):
             raise OptionError(f"{part.path} is an index of {part.root}: index the URL that has all pictures instead")
     root, model = Path(os.path.commonpath([os.path.realpath(part.root) for part in parts])), parts[0].model
     with names_file(out), AtomicFolder(out) as atomic:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..object_storage import Url
 from .index import Index
 from .vectors import one_vector, scores_of
 
@@ -53,17 +54,17 @@ def find_near_duplicates(index: Index, min_similarity: float = MIN_SIMILARITY) -
     return [group for group in distinct if len(group) > 1]
 
 
-def _one_path_per_file(group: list[File], root: Path) -> list[File]:
+def _one_path_per_file(group: list[File], root: Path | Url) -> list[File]:
     """Sort a group and keep one path of each file, preferably not a symbolic link.
 
     Missing and changed files are left out: the copy of such a file may be the last one. A shard has no links.
     """
     ordered = sorted(group, key=lambda file: (-file.size, os.path.islink(root / file.path), file.path))
-    if not root.is_dir():
+    if not os.path.isdir(root):
         return ordered
     found: dict[object, File] = {}
     for file in ordered:
-        path = root / file.path
+        path = Path(root / file.path)
         with contextlib.suppress(OSError):
             status = path.stat()
             if (status.st_size, status.st_mtime_ns) == (file.size, file.time):

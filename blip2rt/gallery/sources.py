@@ -6,17 +6,13 @@ import glob
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
 
-from ..errors import OptionError, reason
-from ..install_hints import pip_install
+from ..object_storage import Url, is_url
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture to read: a file or URL, bytes inside a shard, or bytes from standard input."""
+    """A picture to read: a file or an object, bytes inside a shard, or bytes from standard input."""
 
     name: str  # shown to the user and written to outputs
     path: str
@@ -24,14 +20,15 @@ class Picture:
     size: int = -1  # of the bytes inside a shard; -1: the whole file
     data: bytes | None = None
     folder: str = ""  # the folder in which the walk found it; "": named by the user
-    remote_stamp: tuple[int, int] | None = None  # size and time of a URL's object
+    url: Url | None = None  # of the object that is read in place of a file
+    url_stamp: tuple[int, int] = (0, 0)  # its size and time
 
     def source(self) -> str | bytes:
         """The image argument for a model: a path or bytes. Raises OSError."""
         if self.data is not None:
             return self.data
-        if is_url(self.path):
-            return read_url(self.path, self.offset, self.size)
+        if self.url is not None:
+            return self.url.read(self.size, self.offset)
         if self.size < 0:
             return self.path
         with open(self.path, "rb") as file:
@@ -40,26 +37,15 @@ class Picture:
 
     def stamp(self) -> tuple[int, int]:
         """Size and time (ns) of its file, or of its shard. Raises OSError."""
-        if self.remote_stamp is not None:
-            return self.remote_stamp
+        if self.url is not None:
+            return self.url_stamp
         status = os.stat(self.path)
         return status.st_size, status.st_mtime_ns
 
     @property
     def in_file(self) -> bool:
         """Whether the picture has a file of its own, which can have a sidecar."""
-        return self.data is None and self.size < 0 and not is_url(self.path)
-
-
-class UrlPath(type(Path())):  # type: ignore[misc]  # the system's class
-    """The URL of an object or a folder as a path, whose text keeps both slashes."""
-
-    def __str__(self) -> str:
-        return str(super().__str__()).replace("\\", "/").replace(":/", "://", 1)
-
-    def exists(self, **options: bool) -> bool:
-        """Whether it exists, which only a walk finds out."""
-        return True
+        return self.data is None and self.size < 0 and self.url is None
 
 
 @dataclass(frozen=True)
@@ -98,11 +84,6 @@ def _holds_many(path: str) -> bool:
     return os.path.isdir(path) or is_shard(path) or is_glob(path) or is_url(path)
 
 
-def is_url(path: str) -> bool:
-    """Whether a path is a URL, such as s3://bucket/shards."""
-    return "://" in path and not os.path.lexists(path)
-
-
 def is_shard(path: str) -> bool:
     """Whether a path is a WebDataset shard."""
     return path.endswith(".tar") and os.path.isfile(path)
@@ -111,35 +92,3 @@ def is_shard(path: str) -> bool:
 def is_glob(path: str) -> bool:
     """Whether a path is a pattern and not the name of an existing file."""
     return glob.has_magic(path) and not os.path.lexists(path)
-
-
-def read_url(url: str, offset: int = 0, size: int = -1) -> bytes:
-    """Return an object or a range of it. Raise OSError."""
-    try:
-        with file_system(url).open_input_file(split_url(url)[1]) as file:
-            file.seek(offset)
-            return bytes(file.read(None if size < 0 else size))
-    except (OSError, ValueError) as error:
-        raise OSError(0, reason(error), url) from None
-
-
-def split_url(url: str) -> tuple[str, str, str]:
-    """Return the scheme, the path that pyarrow takes, and the options with their question mark."""
-    scheme, _, rest = url.partition("://")
-    path, mark, query = rest.partition("?")
-    return scheme, path.rstrip("/") or "/", mark + query
-
-
-def file_system(url: str) -> Any:
-    """Return pyarrow's file system of a URL. Raise OptionError if pyarrow is missing."""
-    scheme, path, query = split_url(url)
-    return _opened(scheme, "" if scheme == "file" else path.partition("/")[0], query)
-
-
-@lru_cache(maxsize=8)
-def _opened(scheme: str, bucket: str, query: str) -> Any:
-    try:
-        from pyarrow import fs
-    except ImportError:
-        raise OptionError(f"{scheme}:// needs pyarrow: {pip_install('parquet')}") from None
-    return fs.FileSystem.from_uri(f"{scheme}://{bucket}/{query}")[0]

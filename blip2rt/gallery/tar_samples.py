@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..object_storage import Url
 from ..untrusted.image_format import HEAD, format_of, has_image_name
 from ..untrusted.tar_headers import is_plain, tar_headers
-from .remote import walk_url
-from .sources import Failure, Picture, UrlPath, is_shard, read_url
+from .sources import Failure, Picture, is_shard
 
 BLOCK = 512
 
@@ -82,27 +82,22 @@ def find_image(path: str, sample: list[TarMember]) -> TarMember | None:
     return None
 
 
-def picture_at(path: Path) -> Path | bytes:
-    """Return a path, or the bytes of a picture in a shard: `path` is then that of the shard and its member's name.
+def picture_at(path: Path | Url, offset: int, length: int) -> Path | bytes:
+    """Return a path or the bytes of a picture; `path` is that of its shard and its member's name, unless length is -1.
 
-    Raises OSError. The headers of the shard are read up to the picture.
+    offset, length: its place in the shard. Raises OSError.
     """
-    if isinstance(path, UrlPath):
-        before, inside, _ = str(path).partition(".tar/")
-        if not inside:
-            return read_url(before)
-        for each in walk_url(f"{before}.tar", False):
-            if isinstance(each, Picture) and each.name == str(path):
-                return read_url(each.path, each.offset, each.size)
-        raise FileNotFoundError(2, "the shard has no such picture", str(path))
-    for shard in path.parents:
-        if is_shard(str(shard)):
-            name = path.relative_to(shard).as_posix()
-            for member in read_members(str(shard)):
-                if member.name == name:
-                    return bytes(Picture(name, str(shard), member.offset, member.size).source())  # type: ignore[arg-type]
-            raise FileNotFoundError(2, "the shard has no such picture", str(path))
-    return path
+    if isinstance(path, Url):
+        shard = path if length < 0 else replace(path, path=f"{path.path.partition('.tar/')[0]}.tar")
+        return shard.read(length, offset)
+    if length < 0:
+        return path
+    for parent in path.parents:
+        if is_shard(str(parent)):
+            with open(parent, "rb") as file:
+                file.seek(offset)
+                return file.read(min(length, parent.stat().st_size))
+    raise FileNotFoundError(2, "its shard is missing", str(path))
 
 
 def shard_pictures(path: str) -> Iterator[Picture | Failure]:

@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import IO
 
+from ..object_storage import Url, is_url
 from ..untrusted.image_format import format_of, has_image_name, read_head
-from .sources import Failure, Picture, Sources, is_glob, is_shard, is_url
+from .sources import Failure, Picture, Sources, is_glob, is_shard
 
 _MAGIC = re.compile(r"[*?\[]")
 
@@ -83,7 +84,7 @@ class _Walker:
         elif is_url(path):
             from .remote import walk_url
 
-            yield from walk_url(path, self._recursive)
+            yield from walk_url(Url.parse(path), self._recursive)
         elif is_shard(path):
             from .tar_samples import shard_pictures
 

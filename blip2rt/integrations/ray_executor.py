@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from ..gallery.prefetch import Batch, cut_batches, decode
-from ..gallery.sources import Failure, Picture, is_url
+from ..gallery.sources import Failure, Picture
 from ..loading import load
 from .ray_cluster import ActorPool, Call, Workers, import_ray, node_name, take_resources
 
@@ -96,5 +96,5 @@ def _add_results(batch: Batch[Any], errors: Sequence[str | None]) -> None:
 
 def _absolute(picture: Picture) -> Picture:
     """The picture as an actor finds it, whose working directory is another."""
-    path = picture.path if picture.data is not None or is_url(picture.path) else os.path.abspath(picture.path)
+    path = picture.path if picture.data is not None or picture.url else os.path.abspath(picture.path)
     return Picture(picture.name, path, picture.offset, picture.size, picture.data)

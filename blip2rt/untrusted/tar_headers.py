@@ -3,11 +3,13 @@
 import os
 import tarfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from io import BufferedReader
 from typing import IO, Any
 
 from ..errors import reason
+from ..object_storage import Url
 
+_BLOCK = 8 << 20  # bytes of an object read at once
 MAX_HEADER_BYTES = 16 << 10  # of a member; a PAX record of digits takes old releases of Python quadratic time
 
 
@@ -25,28 +27,24 @@ class _Headers:
         return self._file.read(size)
 
 
-def tar_headers(
-    path: str | os.PathLike[str], opened: IO[bytes] | None = None, size: int | None = None
-) -> Iterator[tuple[tarfile.TarInfo, int, int]]:
+def tar_headers(path: str | os.PathLike[str]) -> Iterator[tuple[tarfile.TarInfo, int, int]]:
     """Yield each member with the start of its headers and the end of its blocks, and the first that is truncated.
 
-    opened, size: the file, if `path` is only its name. Raises OSError for a damaged header, and for anything but an
-    uncompressed tar file.
+    path: of a file, or a Url. Raises OSError for a damaged header, and for anything but an uncompressed tar file.
     """
-    size, start, end = os.stat(path).st_size if size is None else size, 0, 0
+    size, start, end = path.stamp()[0] if isinstance(path, Url) else os.stat(path).st_size, 0, 0
     try:
-        with ExitStack() as stack:
-            raw = stack.enter_context(open(path, "rb", buffering=0)) if opened is None else opened
+        with BufferedReader(path.open(), _BLOCK) if isinstance(path, Url) else open(path, "rb", buffering=0) as raw:
             file: Any = _Headers(raw)
-            tar = stack.enter_context(tarfile.open(fileobj=file, mode="r:"))
-            for info in tar:
-                tar.members = []  # type: ignore[attr-defined]  # or it would keep them all in memory
-                start, end, file.budget = end, tar.offset, MAX_HEADER_BYTES
-                if info.size < 0 or end <= start:  # tarfile would read it again and again
-                    raise tarfile.TarError(f"{info.name} has a size of {info.size}")
-                yield info, start, end
-                if end > size:
-                    return
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for info in tar:
+                    tar.members = []  # type: ignore[attr-defined]  # or it would keep them all in memory
+                    start, end, file.budget = end, tar.offset, MAX_HEADER_BYTES
+                    if info.size < 0 or end <= start:  # tarfile would read it again and again
+                        raise tarfile.TarError(f"{info.name} has a size of {info.size}")
+                    yield info, start, end
+                    if end > size:
+                        return
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001  # tarfile raises anything on a malicious header

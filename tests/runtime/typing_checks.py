@@ -16,6 +16,7 @@ from PIL import Image
 
 from blip2rt import Chat, ImageError, Match, Model, Scored
 from blip2rt.gallery import Counts, Hit, Index, one_vector
+from blip2rt.object_storage import Url
 from blip2rt.options import CaptionOptions, TextOptions
 from blip2rt.results import Tag
 
@@ -117,7 +118,7 @@ def the_gallery(model: Model, picture: Image.Image) -> None:
         assert_type(index.search(picture, image=True, exact=True), list[Hit])
     assert_type(Index.open(Path("photos.index"), write=True), Index)
     hit = index.search("a dog")[0]
-    assert_type(hit.path, Path)
+    assert_type(hit.path, Path | Url)
     assert_type(hit.score, float)
     assert_type(hit.probability, float | None)
     assert_type(one_vector(model.embed_image("a.jpg")), Floats)

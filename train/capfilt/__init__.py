@@ -6,6 +6,7 @@ candidates.py captions batches of images, datasets.py reads and writes lists and
 """
 
 from .candidates import CapFilt as CapFilt
+from .datasets import CANDIDATES as CANDIDATES
 from .datasets import FilterOptions as FilterOptions
 from .datasets import filter_list as filter_list
 from .datasets import filter_shards as filter_shards

@@ -2,12 +2,11 @@
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from blip2rt.integrations.ray_cluster import ActorPool, Call, Workers, import_ray, node_name, take_resources
 
-from ..data.object_storage import Shard
 from ..data.samples import BadSamples
+from ..data.shard_index import Shard
 from ..progress import bar
 from .datasets import FilterOptions, filter_shards
 
@@ -15,7 +14,7 @@ from .datasets import FilterOptions, filter_shards
 class ShardWorker:
     """The actor. The shard of a worker that dies resumes where it stopped."""
 
-    def __init__(self, folder: str, out: Path, open_options: Callable[[], FilterOptions]) -> None:
+    def __init__(self, folder: str, out: Shard, open_options: Callable[[], FilterOptions]) -> None:
         """folder: where the command was called, on a file system that every node has."""
         self._folder, self._out, self._open = folder, out, open_options
 
@@ -32,7 +31,7 @@ class ShardWorker:
 
 
 def filter_on_cluster(
-    shards: Sequence[Shard], out: Path, workers: Workers, open_options: Callable[[], FilterOptions], bad: BadSamples
+    shards: Sequence[Shard], out: Shard, workers: Workers, open_options: Callable[[], FilterOptions], bad: BadSamples
 ) -> int:
     """Filter shards on the workers of a cluster and return the number of images. Raises OptionError, BackendError."""
     images = 0

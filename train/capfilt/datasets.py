@@ -14,17 +14,18 @@ from typing import Any
 from zlib import crc32
 
 from blip2rt.errors import Blip2rtError
+from blip2rt.object_storage import Url, checkout, copies_folder, publish
 from blip2rt.system import lock_file
 
-from ..data.object_storage import Shard, ShardReader
 from ..data.readers import IMAGES, read_data, read_json
 from ..data.samples import BadSamples, Dataset, Sample, error_text, repeat_answers, table_text, text_fault
-from ..data.shard_index import scan_samples
+from ..data.shard_index import Shard, ShardReader, scan_samples, shard_version
 from ..data.shards import add_sample, read_row
 from ..evaluation.predictions import Predictions, require_writable, write_atomically
 from ..progress import announce, bar
 from .candidates import CapFilt, Item, choose, store_candidates
 
+CANDIDATES = ".candidates.jsonl"  # end of the name of the file beside an output
 _KEPT = ""  # key of the stored line that says how many captions the finished output keeps
 _FIX = "restore the option, or give another --out"
 
@@ -74,7 +75,7 @@ def filter_list(data: str, images: str, out: Path, options: FilterOptions) -> in
     with claim(out) as mine:
         if not mine:
             raise Blip2rtError(f"{out} is being written by another process: wait until it ends, or give another --out")
-        done = Predictions(_candidates(out), options.record, _FIX)
+        done = Predictions(Path(f"{out}{CANDIDATES}"), options.record, _FIX)
         if not all(item.key in done.found for item in items):
             with bar(total=len(items), unit="img", desc=out.name) as shown:
                 store_candidates(items, options.open_capfilt(0), done, options.batch, options.bad, shown)
@@ -86,32 +87,34 @@ def filter_list(data: str, images: str, out: Path, options: FilterOptions) -> in
     return sum(bool(samples) for _, samples in kept)
 
 
-def filter_shards(shards: Sequence[Shard], out: Path, options: FilterOptions) -> int:
-    """Write a shard of the same name for each shard; return the number of images that this process wrote.
+def filter_shards(shards: Sequence[Shard], out: Shard, options: FilterOptions) -> int:
+    """Write a shard of the same name for each shard in the folder `out`; return how many images this process wrote.
 
     A shard that keeps as many captions is skipped. At the end, wait for the shards of other processes, and take over
     those of a process that died.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    images = 0
+    local, images = copies_folder(out) if isinstance(out, Url) else out, 0
+    local.mkdir(parents=True, exist_ok=True)
     for wait in (False, True):
         left = []
         for shard in shards:
             final = out / shard.name
             if _is_finished(final, options.keep):
                 continue
-            with claim(final, wait) as mine:
+            with claim(local / shard.name, wait) as mine:
                 if not mine:
                     left.append(shard)
                 elif not _is_finished(final, options.keep):
-                    images += _filter_shard(shard, final, options)
+                    copy = checkout(final, CANDIDATES)
+                    images += _filter_shard(shard, copy, options)
+                    publish(copy, final, CANDIDATES)
         if shards := left:
             announce(f"waiting for {len(left)} shards of other processes, the first {left[0].name}")
     return images
 
 
 def _filter_shard(shard: Shard, final: Path, options: FilterOptions) -> int:
-    done = Predictions(_candidates(final), options.record, _FIX)
+    done = Predictions(Path(f"{final}{CANDIDATES}"), options.record, _FIX)
     if _KEPT not in done.found:  # not all candidates are there
         index, _ = scan_samples(shard)
         for name, reason in index.faults:
@@ -136,8 +139,7 @@ def _filter_shard(shard: Shard, final: Path, options: FilterOptions) -> int:
 def _read_items(shard: Shard, bad: BadSamples) -> Iterator[Item]:
     """Yield the samples of a shard under their names."""
     index, names = scan_samples(shard)
-    reader = ShardReader(shard)
-    try:
+    with contextlib.closing(ShardReader(shard)) as reader:
         for row, name in zip(index.rows, names, strict=True):
             faults: list[str] = []
             try:
@@ -146,8 +148,6 @@ def _read_items(shard: Shard, bad: BadSamples) -> Iterator[Item]:
                 bad.add(f"{shard}#{name}", error_text(error))
                 continue
             yield Item(name, _source(metadata) or f"{shard.name}#{name}", content, texts)
-    finally:
-        reader.close()
 
 
 def _source(metadata: str) -> str:
@@ -159,18 +159,15 @@ def _source(metadata: str) -> str:
     return ""
 
 
-def _candidates(out: Path) -> Path:
-    return out.with_name(f"{out.name}.candidates.jsonl")
-
-
-def _is_finished(final: Path, keep: int) -> bool:
+def _is_finished(final: Shard, keep: int) -> bool:
     """Whether a shard is written with `keep` captions per image: the last line of its candidates says so."""
-    if not final.exists():
-        return False
+    candidates = final.parent / f"{final.name}{CANDIDATES}"
     try:
-        with _candidates(final).open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 100))
-            return bool(json.loads(file.read().splitlines()[-1]) == {"id": _KEPT, "said": keep})
+        shard_version(final)
+        start = max(0, (size := shard_version(candidates)[0]) - 100)
+        with contextlib.closing(ShardReader(candidates)) as file:
+            last = file.read(size - start, start).splitlines()[-1]
+        return bool(json.loads(last) == {"id": _KEPT, "said": keep})
     except (OSError, ValueError, IndexError):
         return False
 

@@ -20,11 +20,12 @@ import numpy as np
 
 from blip2rt.bundle.atomic import write_file
 from blip2rt.errors import Blip2rtError, reason
+from blip2rt.object_storage import Url
+from blip2rt.system import read_range
 from blip2rt.untrusted.tar_headers import is_plain, tar_headers
 
 from ..loop.signals import ignore_parent_signals
 from ..progress import bar
-from .object_storage import RemoteShard, Shard, shard_version
 from .readers import IMAGES, read_json
 
 TEXTS = (".json", ".txt")  # the first with a text counts
@@ -33,6 +34,26 @@ SUMMARIES = "shards.index.json"  # beside the shards
 _MANY = 8  # shards without an index for which several processes are worth their start
 RESTORE = "restore it, and the same command resumes"
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # missing or incomplete
+Shard = Path | Url
+
+
+class ShardReader:
+    """An open shard, of which ranges are read. Raises OSError."""
+
+    def __init__(self, shard: Shard) -> None:
+        if isinstance(shard, Url):
+            file = shard.open()
+            self._read, self.close = file.read_at, file.close
+        else:
+            descriptor = os.open(shard, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            self._read, self.close = partial(read_range, descriptor), partial(os.close, descriptor)
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Return a range. Raise ValueError if the shard ends within it."""
+        content = bytes(self._read(size, offset))
+        if len(content) != size:
+            raise ValueError("the shard ends within it")
+        return content
 
 
 @dataclass(frozen=True)
@@ -64,8 +85,8 @@ def open_index(shard: Shard, cache: Path) -> Index:
     cache: folder of the indices if the shard's folder is read-only.
     """
     size, written = shard_version(shard)
-    name = hashlib.sha256(f"{shard.name} {size} {written}".encode()).hexdigest()[:20]
-    file = _index_folder(shard, cache) / f"{shard.stem}-{name}.index.npz"
+    name = hashlib.sha256(f"{_key(shard)} {size} {written}".encode()).hexdigest()[:20]
+    file = _index_folder(shard, cache) / f"{Path(shard.name).stem}-{name}.index.npz"
     with suppress(*_DAMAGED):
         return _load_index(file.read_bytes())
     index = _scan(shard)
@@ -88,7 +109,7 @@ def _dump_index(index: Index) -> bytes:
 
 
 def _index_folder(shard: Shard, cache: Path) -> Path:
-    if isinstance(shard, RemoteShard):
+    if isinstance(shard, Url):
         return cache
     return shard.parent if os.access(shard.parent, os.W_OK) else cache
 
@@ -121,11 +142,17 @@ def summarize(shards: Sequence[Shard], cache: Path, processes: int | None = None
     return [found[shard] for shard in shards]
 
 
+def shard_version(shard: Shard) -> tuple[int, int]:
+    """The size of a shard and its time (ns)."""
+    if isinstance(shard, Url):
+        return shard.stamp()
+    status = shard.stat()
+    return status.st_size, status.st_mtime_ns
+
+
 def _versions(shards: Sequence[Shard]) -> list[tuple[int, int]]:
-    """The versions of shards; requests for those in object storage overlap."""
+    """The versions of shards. Requests overlap."""
     try:
-        if not any(isinstance(shard, RemoteShard) for shard in shards):
-            return list(map(shard_version, shards))
         with ThreadPoolExecutor(32) as pool:
             return list(pool.map(shard_version, shards))
     except FileNotFoundError as error:
@@ -136,7 +163,7 @@ def _versions(shards: Sequence[Shard]) -> list[tuple[int, int]]:
 
 def _key(shard: Shard) -> str:
     """The name of a shard in its folder's summaries."""
-    return shard.url if isinstance(shard, RemoteShard) else shard.name
+    return str(shard) if isinstance(shard, Url) else shard.name
 
 
 def _summarize(shard: Shard, cache: Path) -> Summary:
@@ -161,7 +188,7 @@ def scan_samples(shard: Shard) -> tuple[Index, list[str]]:
     found: OrderedDict[str, dict[str, tuple[int, int]]] = OrderedDict()
     cut, size = {}, shard_version(shard)[0]
     try:
-        for member, _, _ in shard.headers() if isinstance(shard, RemoteShard) else tar_headers(shard):
+        for member, _, _ in tar_headers(shard):
             folder, _, name = member.name.rpartition("/")
             key, dot, ending = name.partition(".")
             if not is_plain(member) or not dot:

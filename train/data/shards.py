@@ -18,11 +18,11 @@ import numpy as np
 
 from blip2rt.bundle.atomic import write_file
 from blip2rt.errors import Blip2rtError, boundary
+from blip2rt.object_storage import Url, is_url
 
-from .object_storage import RemoteShard, Shard, ShardReader, expand_remote, is_remote
 from .readers import read_json
 from .samples import BadSamples, Sample, text_fault
-from .shard_index import RESTORE, TEXTS, Faults, digest, open_index, summarize
+from .shard_index import RESTORE, TEXTS, Faults, Shard, ShardReader, digest, open_index, summarize
 
 _MAX_WEIGHT = 1e9  # of a text
 _MAX_OPEN = 64  # files per process
@@ -34,7 +34,7 @@ def expand_shards(pattern: str) -> list[Shard]:
 
     `a` may be in object storage; the numbered shards of a pattern there are looked for when they are indexed.
     """
-    remote = is_remote(pattern)
+    remote = is_url(pattern)
     if not remote and Path(pattern).is_dir():
         pattern = str(Path(pattern) / "*.tar")
     braces = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
@@ -50,10 +50,10 @@ def expand_shards(pattern: str) -> list[Shard]:
                 f"{len(missing)} of {len(names)} shards of {pattern!r} are missing: download them, as {missing[0]}"
             )
         if remote:
-            return [RemoteShard(name) for name in names]
+            return list(map(Url.parse, names))
     elif remote:
-        if found := expand_remote(pattern):
-            return list(found)
+        if found := list[Shard](url for url, _ in Url.parse(pattern).objects() if url.name.endswith(".tar")):
+            return found
         names = []
     else:
         names = sorted(glob.glob(pattern))

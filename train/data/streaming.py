@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from blip2rt.errors import Blip2rtError, OptionError
+from blip2rt.object_storage import is_url
 
 from ..loop.memory import keep_freed_memory
 from ..loop.signals import ignore_parent_signals
-from .object_storage import is_remote
 from .readers import read_data
 from .samples import BadSamples, Dataset, Sample, draw_texts, error_text
 from .sampling import Mixture, ShuffledOrder
@@ -114,7 +114,7 @@ def open_sources(
 
 def _open(entry: dict[str, Any], cache: Path, bad: BadSamples, by_caption: bool) -> Source:
     path = entry["path"]
-    if path.endswith(".tar") or is_remote(path) or (Path(path).is_dir() and any(Path(path).glob("*.tar"))):
+    if path.endswith(".tar") or is_url(path) or (Path(path).is_dir() and any(Path(path).glob("*.tar"))):
         return Shards(path, cache, bad)
     data = read_data(path, entry.get("images", ""), bad)
     return ListSource(data.captions(path).with_texts() if by_caption else data)

@@ -5,8 +5,9 @@ import string
 from dataclasses import dataclass
 
 from ...errors import OptionError
+from ...object_storage import is_url
 from ..flags import XMP_NAMES
-from ..sources import Sources, is_url
+from ..sources import Sources
 from .tables import TABLES
 
 FIELDS = ("caption", "stem", "name", "folder")  # of a template

@@ -200,7 +200,7 @@ async def _search(call: Call, body: SearchRequest) -> Any:
             if hit.probability is not None:
                 row["probability"] = hit.probability
             if body.thumbnails:
-                row["thumbnail"] = _thumbnail(hit.path, call.limits.pixels)
+                row["thumbnail"] = _thumbnail(hit, call.limits.pixels)
             rows.append(row)
         return rows
 
@@ -222,12 +222,12 @@ def _check_words(texts: Sequence[str], param: str) -> None:
         raise bad_request(f"{param}: it has no words: describe a picture, as in 'a dog on grass'", param)
 
 
-def _thumbnail(path: Any, max_pixels: int) -> str | None:
+def _thumbnail(hit: Any, max_pixels: int) -> str | None:
     """Return a small JPEG as a data URI, or None if the picture is no longer readable."""
     from ...gallery.tar_samples import picture_at
 
     try:
-        image = load_rgb(picture_at(path), THUMBNAIL_SIDE, max_pixels)
+        image = load_rgb(picture_at(hit.path, hit.offset, hit.length), THUMBNAIL_SIDE, max_pixels)
     except (ImageError, OSError):
         return None
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
