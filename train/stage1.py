@@ -151,13 +151,12 @@ class Stage1:
         Embeddings are computed here, and again by `loss`, with gradients and the same dropout.
         """
         parallel, size = this_process(), len(micros[0].text.image_ids)
-        features, embeds = [], []
+        features, embeds, settings = [], [], self._loss_settings(micros[0].hardness)
         for micro in micros:
             features.append(batch_features(self.model, micro.images))
-            embeds.append(contrast_embeds(self.model, features[-1], micro.text, micro.noise))
+            embeds.append(contrast_embeds(self.model, features[-1], micro.text, settings, micro.noise))
         text = join_texts([micro.text for micro in micros])
         images, texts = (torch.cat(each) for each in zip(*embeds, strict=True))
-        settings = self._loss_settings(micros[0].hardness)
         contrast = contrast_batch(self.model, (images, texts), text, settings, self.batch)
         wanted = contrast.wrong_image.view(parallel.world, len(micros), size)
         own = parallel.own_rows(len(micros) * size).to(wanted.device)

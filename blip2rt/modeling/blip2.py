@@ -17,7 +17,6 @@ from blip2rt.errors import Blip2rtError
 from .adapters import is_adapter
 from .llm import LlmConfig, embedding_scale
 from .qformer import LanguageHead, QFormer, QFormerConfig
-from .row_noise import RowNoise
 from .vision import VisionConfig, VisionEncoder
 from .vit import VitConfig
 
@@ -169,11 +168,13 @@ class Blip2(TrainableModel):
         """(B, Q, H) -> (B, Q, E) of unit length."""
         return F.normalize(self.vision_proj(query_output), dim=-1)
 
-    def text_embeds(
-        self, token_ids: torch.Tensor, text_mask: torch.Tensor, noise: RowNoise | None = None
-    ) -> torch.Tensor:
+    def text_embeds(self, token_ids: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
         """The [CLS] output of text alone: (B, E) of unit length."""
-        return F.normalize(self.text_proj(self.qformer.encode_text(token_ids, text_mask, noise)[:, 0]), dim=-1)
+        return self.pooled_text(self.qformer.encode_text(token_ids, text_mask))
+
+    def pooled_text(self, words: torch.Tensor) -> torch.Tensor:
+        """The output of text alone (B, T, H) -> (B, E) of unit length."""
+        return F.normalize(self.text_proj(words[:, 0]), dim=-1)
 
     def itm_logits(
         self, vision_features: torch.Tensor, token_ids: torch.Tensor, text_mask: torch.Tensor

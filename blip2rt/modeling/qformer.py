@@ -200,14 +200,12 @@ class QFormer(nn.Module):
         assert queries is not None
         return queries, cache
 
-    def encode_text(
-        self, token_ids: torch.Tensor, text_mask: torch.Tensor, noise: RowNoise | None = None
-    ) -> torch.Tensor:
+    def encode_text(self, token_ids: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
         """Text alone (uni-modal mask), bidirectional: (B, T, H). text_mask (B, T) is 1 where there is a token."""
-        text: torch.Tensor | None = self.embed_text(token_ids, noise)
+        text: torch.Tensor | None = self.embed_text(token_ids)
         mask = text_mask[:, None, None, :].bool()
-        for index, layer in enumerate(self.layers):
-            _, text, _ = layer(None, text, mask, None, None, noise and noise.at(index))
+        for layer in self.layers:
+            _, text, _ = layer(None, text, mask, None, None)
         assert text is not None
         return text
 
@@ -229,25 +227,47 @@ class QFormer(nn.Module):
         assert queries is not None
         return queries
 
-    def decode_text(
+    def encode_image_and_texts(
         self,
+        vision_kv: Sequence[KeyValue | None],
         token_ids: torch.Tensor,
+        decoder_ids: torch.Tensor,
         text_mask: torch.Tensor,
-        query_kv: Sequence[KeyValue],
         noise: RowNoise | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The outputs of encode_image, of encode_text for token_ids and of decode_text for decoder_ids, in one pass.
+
+        It reads each weight, and writes its gradient, once instead of three times. Words of both texts alternate, so
+        that a word's place, on which its noise depends, does not depend on padding.
+        """
+        (batch, length), count = token_ids.shape, self.config.queries
+        both = [self.embed_text(ids, noise and noise.at(place)) for place, ids in ((-1, token_ids), (-2, decoder_ids))]
+        queries: torch.Tensor | None = self.embed_queries(batch, noise)
+        text: torch.Tensor | None = torch.stack(both, 2).flatten(1, 2)
+        mask = text_mask.new_zeros(batch, count + 2 * length, count + 2 * length, dtype=torch.bool)
+        mask[:, :count, :count] = mask[:, count + 1 :: 2, :count] = True
+        over_text = text_mask[:, None, :].bool().expand(-1, length, -1)
+        mask[:, count::2, count::2], mask[:, count + 1 :: 2, count + 1 :: 2] = over_text, over_text.tril()
+        for index, (layer, image) in enumerate(zip(self.layers, vision_kv, strict=True)):
+            queries, text, _ = layer(queries, text, mask.unsqueeze(1), image, None, noise and noise.at(index))
+        assert queries is not None and text is not None
+        return queries, text[:, ::2], text[:, 1::2]
+
+    def decode_text(
+        self, token_ids: torch.Tensor, text_mask: torch.Tensor, query_kv: Sequence[KeyValue]
     ) -> torch.Tensor:
         """Causal text over all queries (multimodal causal mask): (B, T, H).
 
         The queries see only themselves under this mask, so their keys and values come from `encode_image`.
         """
         batch, length = token_ids.shape
-        text: torch.Tensor | None = self.embed_text(token_ids, noise)
+        text: torch.Tensor | None = self.embed_text(token_ids)
         causal = torch.ones(length, length, dtype=torch.bool, device=token_ids.device).tril()
         over_text = causal & text_mask[:, None, :].bool()
         over_queries = over_text.new_ones(batch, length, self.config.queries)
         mask = torch.cat((over_queries, over_text), -1).unsqueeze(1)
-        for index, (layer, kv) in enumerate(zip(self.layers, query_kv, strict=True)):
-            _, text, _ = layer(None, text, mask, None, kv, noise and noise.at(index))
+        for layer, kv in zip(self.layers, query_kv, strict=True):
+            _, text, _ = layer(None, text, mask, None, kv)
         assert text is not None
         return text
 

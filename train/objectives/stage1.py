@@ -133,6 +133,18 @@ def _pair_kv(vision_kv: list[Any], elsewhere: list[Any]) -> list[Any]:
     ]
 
 
+def encode_batch(
+    model: Blip2, vision_kv: list[Any], text: TextBatch, settings: LossSettings, noise: RowNoise | None
+) -> tuple[torch.Tensor, Embeds, torch.Tensor]:
+    """query_output (b, Q, H), the embeddings for ITC, and the hidden states (b, T, H) of ITG's texts."""
+    decoder_ids = text.token_ids.clone()
+    decoder_ids[:, 0] = settings.dec_token_id
+    query_output, words, decoded = model.qformer.encode_image_and_texts(
+        vision_kv, text.token_ids, decoder_ids, text.text_mask, noise and noise.at(0)
+    )
+    return query_output, (model.image_embeds(query_output), model.pooled_text(words)), decoded
+
+
 def stage1_losses(
     model: Blip2,
     vision_features: torch.Tensor,
@@ -148,9 +160,8 @@ def stage1_losses(
     micro-batch, so that every token counts equally. noise: of the rows here, for dropout.
     """
     rows, vision_kv = len(text.image_ids), model.vision_kv(vision_features)
-    query_output, query_kv = model.qformer.encode_image(vision_kv, rows, noise and noise.at(0))
-    text_embeds = model.text_embeds(text.token_ids, text.text_mask, noise and noise.at(1))
-    itc, pairs = contrast(model, (model.image_embeds(query_output), text_embeds), text, settings)
+    query_output, embeds, hidden = encode_batch(model, vision_kv, text, settings, noise)
+    itc, pairs = contrast(model, embeds, text, settings)
 
     if settings.itm_weight:
         pair_kv = _pair_kv(vision_kv, pairs.wrong_kv(vision_features, vision_kv))
@@ -162,10 +173,7 @@ def stage1_losses(
     else:  # its pairs are most of a step's work; DDP waits for a gradient of every parameter, which is 0
         itm, itm_measures = torch.stack([parameter.sum() for parameter in model.itm_head.parameters()]).sum(), {}
 
-    decoder_ids = text.token_ids.clone()
-    decoder_ids[:, 0] = settings.dec_token_id
-    hidden = model.qformer.decode_text(decoder_ids, text.text_mask, query_kv, noise and noise.at(3))
-    states, targets = next_tokens(hidden, decoder_ids, text.text_mask)
+    states, targets = next_tokens(hidden, text.token_ids, text.text_mask)
     itg = itg_share * itg_loss(model.lm_head(states, model.qformer.word_embeddings.weight), targets)
     return {
         "loss": itc + settings.itm_weight * itm + itg,

@@ -16,7 +16,7 @@ from blip2rt.modeling.blip2 import Blip2
 from blip2rt.modeling.row_noise import RowNoise
 
 from ..loop.parallel import Parallel, this_process
-from .stage1 import Embeds, LossSettings, Pairs, TextBatch, hard_negatives, itc_loss, similarity
+from .stage1 import Embeds, LossSettings, Pairs, TextBatch, encode_batch, hard_negatives, itc_loss, similarity
 
 
 def join_texts(texts: Sequence[TextBatch]) -> TextBatch:
@@ -82,12 +82,10 @@ class Contrast:
 
 @torch.no_grad()
 def contrast_embeds(
-    model: Blip2, vision_features: torch.Tensor, text: TextBatch, noise: RowNoise | None = None
+    model: Blip2, vision_features: torch.Tensor, text: TextBatch, settings: LossSettings, noise: RowNoise | None = None
 ) -> Embeds:
     """The embeddings of a micro-batch, for `contrast_batch`."""
-    vision_kv = model.vision_kv(vision_features)
-    query_output, _ = model.qformer.encode_image(vision_kv, len(text.image_ids), noise and noise.at(0))
-    return model.image_embeds(query_output), model.text_embeds(text.token_ids, text.text_mask, noise and noise.at(1))
+    return encode_batch(model, model.vision_kv(vision_features), text, settings, noise)[1]
 
 
 def contrast_batch(

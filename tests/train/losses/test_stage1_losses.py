@@ -72,7 +72,10 @@ def test_gradients_of_micro_batches_are_those_of_the_batch(model: Blip2, micros:
     rows = [slice(start, start + size) for start in range(0, 8, size)]
     texts = [TextBatch(text.token_ids[own], text.text_mask[own], text.image_ids[own]) for own in rows]
     noises = [RowNoise.of_rows(seed, torch.arange(8)[own]) for own in rows]
-    embeds = [contrast_embeds(model, image[own], *each) for own, *each in zip(rows, texts, noises, strict=True)]
+    embeds = [
+        contrast_embeds(model, image[own], text, settings, noise)
+        for own, text, noise in zip(rows, texts, noises, strict=True)
+    ]
     images_texts = torch.cat([each[0] for each in embeds]), torch.cat([each[1] for each in embeds])
     torch.manual_seed(seed)
     contrast = contrast_batch(model, images_texts, join_texts(texts), settings, WholeBatch())
