@@ -70,7 +70,11 @@ def test_gradients_of_micro_batches_are_those_of_the_batch(model: Blip2, micros:
     whole = stage1_losses(model, image, text, settings, WholeBatch(), noise=RowNoise.of_rows(seed, torch.arange(8)))
     expected = torch.autograd.grad(whole["loss"], list(model.parameters()))
     rows = [slice(start, start + size) for start in range(0, 8, size)]
-    texts = [TextBatch(text.token_ids[own], text.text_mask[own], text.image_ids[own]) for own in rows]
+    widths = [int(text.text_mask[own].sum(1).max()) for own in rows]  # each is padded to its own longest
+    texts = [
+        TextBatch(text.token_ids[own, :width], text.text_mask[own, :width], text.image_ids[own])
+        for own, width in zip(rows, widths, strict=True)
+    ]
     noises = [RowNoise.of_rows(seed, torch.arange(8)[own]) for own in rows]
     embeds = [
         contrast_embeds(model, image[own], text, settings, noise)
