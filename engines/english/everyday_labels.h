@@ -12,7 +12,7 @@ animal: cow/cattle/bull/calf/ox, zebra, sheep/lamb/ram/ewe, herd, mouse/rat, pol
 animal: rabbit/bunny, deer/elk/moose/antelope, monkey/ape/gorilla/chimpanzee, tiger, panda, camel
 animal: pig/piglet/hog, donkey/mule, insect/bug, lion, bison/buffalo, frog/toad, snake
 animal: turtle/tortoise, llama/alpaca, squirrel/chipmunk, rhino/rhinoceros, lizard/iguana, wolf
-animal: leopard/cheetah, seal/sea lion, spider, fox, kangaroo
+animal: leopard/cheetah, seal/sea lion, spider, fox, kangaroo, bird
 animal > bird: chicken/hen/rooster, duck/duckling/mallard, seagull/gull, pigeon, turkey, swan
 animal > bird: eagle/hawk/falcon, parrot/parakeet/macaw, ostrich/emu, owl, goose/gosling, pelican
 animal > bird: crow/raven, hummingbird, flamingo, penguin, peacock, heron, stork
@@ -53,7 +53,7 @@ food: mustard, butter, bacon, chips, pepperoni, toast, pickle, pancake, noodles,
 food: beef, crust, ham, bagel, peanut butter, olives, waffle, cracker, nut, dip, shrimp, stew/curry
 food: cereal, syrup, pork, whipped cream, pita/tortilla, yogurt, sushi, biscuit, honey, sub sandwich
 food: jam, seafood, croissant, meatball, burrito, gravy, spices, barbecue, tofu, oatmeal, omelet
-food: taco
+food: taco, fruit, vegetable
 food > dessert: cake, donut/doughnut, birthday cake, pastry, frosting/icing, wedding cake, cupcake
 food > dessert: ice cream, candy, muffin, sprinkles, cheesecake, ice cream cone, pudding
 food > fruit: orange, banana, apple, lemon, strawberry, tomato, pineapple, lime, pear, grapes
@@ -120,7 +120,7 @@ place: ski slope, farm, highway, pavement, stage, backyard, fair/carnival, cross
 place: courtyard, driveway, neighborhood, resort, alley, soccer field, ski lift, village, rodeo
 place: food truck, bus station, boardwalk, amusement park, dugout, construction site
 place: basketball court, race track, bleachers, farmers market, parking garage, aquarium, corral
-place: football field, campsite/campground, cemetery, golf course, ice rink
+place: football field, campsite/campground, cemetery, golf course, ice rink, building, room
 plant: grass, tree, flower, leaf/leaves, branch, bush/shrub, hay, log, flower pot/potted plant
 plant: palm tree, christmas tree, bouquet, bamboo, pine tree, weeds, seed, tree trunk, vine, hedge
 plant: wheat, wreath, cactus, moss, fern, straw bale/hay bale
@@ -147,7 +147,7 @@ thing: selfie, umbrella/parasol, flag, cross, photograph, brush, trash/garbage, 
 thing: dog collar/collar, pipe, card, cigarette, ribbon, gift/present, bell, diamond, feather
 thing: banner, makeup, skull, bird feeder, coin, crown, money, nest, shell, ornament, ticket, cane
 thing: mannequin, tripod, lipstick, pacifier, snowman, christmas lights, globe, skeleton, fence post
-thing: badge, telescope, lighter, pill, cigar
+thing: badge, telescope, lighter, pill, cigar, food
 tool: scissors, rope, chain, string, hose, tools, gun, tape, scale, sword, shovel, nail, hammer
 tool: needle, wheelbarrow, ruler, axe, hook, thread
 toy: teddy bear, toy, swing, stuffed animal, slide, balloon, doll, lego/blocks, trampoline, bubbles
@@ -157,7 +157,7 @@ vehicle: car/automobile, bus, bicycle/bike, motorcycle/motorbike, truck, cart, w
 vehicle: double decker bus, scooter/moped, van, dirt bike, tank, school bus, trolley/tram/streetcar
 vehicle: sled/sleigh, taxi/cab, trailer, fire truck/fire engine, race car, jeep, wheelchair
 vehicle: pickup truck, stroller, atv, tractor, semi truck, tow truck, suv, tricycle, garbage truck
-vehicle: ambulance, police car, minivan, convertible, golf cart, forklift
+vehicle: ambulance, police car, minivan, convertible, golf cart, forklift, train, boat
 vehicle > aircraft: airplane/plane/airliner, jet, fighter jet, parachute, hot air balloon
 vehicle > aircraft: helicopter, biplane, glider, rocket
 vehicle > boat: ship, canoe, sailboat, raft, kayak, cruise ship, ferry, fishing boat, rowboat, yacht

@@ -32,27 +32,31 @@ const Words kEnglish = {"is",  "are", "the", "what", "how", "do",    "does", "th
 
 const std::regex& beyond_pictures() {
   static const std::string person =
-      "\\b(?:he|she|they|his|her|their|man|woman|person|people|boy|girl|child|kid|baby|guy|lady|couple|family|patient|"
-      "men|women|boys|girls|children|kids|person's|man's|woman's|anyone|someone)\\b";
+      "\\b(?:he|she|they|his|her|their|man|woman|person|people|boy|girl|child|kid|baby|guys?|lady|ladies|couple|family|"
+      "patient|bride|groom|players?|runners?|riders?|workers?|drivers?|soldiers?|tourists?|dancers?|men|women|boys|"
+      "girls|children|kids|person's|man's|woman's|anyone|someone)\\b";
   static const std::string origin =
       "(?:black|white|brown|\\w{2,}(?:ian|ish|ese)|\\w{3,}(?:ean|ican)|french|german|dutch|greek|arab|thai|native)";
   static const std::string anywhere =
-      "\\b(?:gays?|lesbians?|homosexual\\w*|heterosexual\\w*|bisexual\\w*|queer|lgbt\\w*|sexual\\w*|transgender\\w*|"
-      "criminals?|thief|thieves|terrorist\\w*|murder\\w*|robbers?|burglars?|rapists?|prostitutes?|gangsters?|"
-      "shoplift\\w*|crooks?|convicts?|nazis?|communists?|religions?|muslims?|islam\\w*|christians|jews|atheists?|"
-      "mormons?|hindus|jehovah's|worship|diseases?|illness\\w*|cancer|autis\\w+|adhd|depression|suicidal|eating "
-      "disorder|pregnan\\w+|diabet\\w+|obes\\w+|anorexi\\w+|bulimi\\w+|hiv|ethnic\\w*|nationalit\\w+|caucasians?|"
-      "hispanics?|latin[oa]s?|asians|africans|native "
-      "american|immigrants?|foreigners?|republicans?|democrats?|crimes?(?! scene)|offenders?|what faith|skin "
-      "(?:colou?r|tone)|what colou?r .* skin)\\b";
+      "\\b(?:gays?|lesbians?|homosexual\\w*|heterosexual\\w*|bisexual\\w*|asexual|p(?:a?e)dophile\\w*|romantic\\w*|"
+      "attracted "
+      "to|queer|lgbt\\w*|sexual\\w*|transgender\\w*|criminals?|thief|thieves|terrorist\\w*|murder\\w*|robbers?|"
+      "burglars?|rapists?|prostitutes?|gangsters?|shoplift\\w*|crooks?|convicts?|nazis?|communists?|religions?|muslims?"
+      "|islam\\w*|christians|jews|atheists?|mormons?|hindus|jehovah's|scientologists?|worship|what "
+      "god|jesus|diseases?|illness\\w*|cancer|autis\\w+|adhd|depression|suicidal|dementia|(?:eating|mental|personality)"
+      " disorder|pregnan\\w+|diabet\\w+|obes\\w+|anorexi\\w+|bulimi\\w+|hiv|ethnic\\w*|nationalit\\w+|caucasians?|"
+      "hispanics?|latin[oa]s?|asians|africans|native american|immigrants?|foreigners?|refugees?|middle "
+      "eastern|republicans?|democrats?|crimes?(?! scene)|offenders?|what faith|skin (?:colou?r|tone)|what colou?r .* "
+      "skin)\\b";
   static const std::string of_person =
       person +
       ".*\\b(?:asian|african|arab|illegal(?:ly)?|steal\\w*|stole|rob|kill\\w*|prison|jail|arrested|wanted|guilty|"
       "innocent|suspect|suspicious|gang|drug (?:dealer|user|addict)|drugs|addict(?:ed)?|breaking the "
       "law|violent|bully|trust|healthy?|sick|ill|disabled|disability|handicapped|syndrome|anxiety|depressed|mentally|"
-      "infected|dying|die|medication|overweight|fat|alcoholic|having a "
+      "infected|dying|die|medication|overweight|underweight|fat|cheating on|dates? (?:wo)?men|part of the "
+      "world|alcoholic|having a "
       "baby|expecting|religious|christian|jewish|hindu|catholic|buddhists?|sikhs?|god|imam|faith|belie\\w+|go to "
-      "church|political|vote|income|heritage|boyfriends?|girlfriends?|having sex|(?:attracted to|likes?|into|prefers?) "
+      "church|political|vote|income|heritage|boyfriends?|girlfriends?|having sex|(?:likes?|into|prefers?) "
       "(?:men|women|boys|girls|guys)|love each other|mixed race|heart problem|medical condition)\\b";
   static const std::string trait =
       "(?:straight|bi|trans|rich|poor|smart|intelligent|stupid|single|married|dating|lovers|blind|deaf|drunk|dangerous|"

@@ -153,13 +153,11 @@ size_t shared_start(const std::string& predicate, const std::string& other) {
   return named && article != std::string::npos ? article + 1 : 0;
 }
 
-// What captions name where something is "indoors": that word they seldom say.
-std::string as_named(const std::string& place) {
-  static const std::map<std::string, std::string> names = {
-      {"indoors", "a room"}, {"inside", "a room"}, {"outdoors", "a landscape"}, {"outside", "a landscape"}};
-  const auto name = names.find(place);
-  return name == names.end() ? place : name->second;
-}
+// What is seen where something is "indoors", beside that word, which captions seldom say.
+const std::map<std::string, std::vector<std::string>, std::less<>> kPlaces = {{"indoors", {"indoors", "furniture"}},
+                                                                              {"inside", {"indoors", "furniture"}},
+                                                                              {"outdoors", {"outdoors", "a street"}},
+                                                                              {"outside", {"outdoors", "a street"}}};
 
 bool is_colour(const std::string& word) {
   return std::find(colours().begin(), colours().end(), word) != colours().end();
@@ -222,11 +220,19 @@ std::optional<ShortQuestion> choice_question(const std::string& text) {
   for (const std::string& option : offered) {
     if (option.empty() || words_of(option).size() > kMaxOption || tokens_of(option)[0] == "does") return std::nullopt;
     found.choices.push_back(without_article(option));
-    const std::string stated = clause && !clause->subject.empty() ? shared + option : as_named(shared + option);
-    if (clause) found.statements.push_back(clause->stating(stated));
-    if (!clause && !wh_question) found.statements.push_back({ShortQuestion::Kind::kPresence, stated});
+    if (clause) found.statements.push_back(clause->stating(shared + option));
+    if (!clause && !wh_question) found.statements.push_back({ShortQuestion::Kind::kPresence, option});
   }
   if (found.choices.size() < 2) return std::nullopt;
+  const auto is_place = [](const std::string& choice) { return kPlaces.count(choice) != 0; };
+  if ((!clause || clause->subject.empty()) && std::all_of(found.choices.begin(), found.choices.end(), is_place)) {
+    found.statements.clear();
+    for (const std::string& choice : found.choices) {
+      for (const std::string& seen : kPlaces.at(choice)) {
+        found.statements.push_back({ShortQuestion::Kind::kPresence, seen});
+      }
+    }
+  }
   if (std::all_of(offered.begin(), offered.end(), is_colour)) {
     found.statements.clear();
     if (clause && words.size() > 2) found.text = colour_question(words);

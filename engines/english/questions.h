@@ -20,10 +20,11 @@ struct ShortQuestion {
   };
   Kind kind;
   std::string text;
-  std::string subject = {};                    // of a statement: "a dog"
-  bool negated = false;                        // whether a yes says that it is not so
-  std::vector<std::string> choices = {};       // "red", "blue"
-  std::vector<ShortQuestion> statements = {};  // what each choice states, or that what is counted is there; or nothing
+  std::string subject = {};               // of a statement: "a dog"
+  bool negated = false;                   // whether a yes says that it is not so
+  std::vector<std::string> choices = {};  // "red", "blue"
+  // What each choice states, as many for each; or that what is counted is there; or nothing.
+  std::vector<ShortQuestion> statements = {};
 };
 
 // Reads a question; nothing if its answer must be generated.

@@ -131,10 +131,13 @@ std::vector<ShortAnswer> short_answers(const Calibrator& calibrator, const std::
       case Kind::kChoice: break;
     }
     // Statements are better judged than generated.
-    const bool states = !statements.empty() && statements[0].kind == Kind::kStatement;
+    const size_t each = statements.size() / question.choices.size();
+    const bool states = !statements.empty() && (statements[0].kind == Kind::kStatement || each > 1);
     std::vector<double> scores =
         states ? std::vector<double>(question.choices.size()) : score(image, question.text, question.choices);
-    for (size_t i = 0; i < statements.size(); ++i) scores.at(i) += log_odds(chance(statements[i]));
+    for (size_t i = 0; i < statements.size(); ++i) {
+      scores.at(i / each) += log_odds(chance(statements[i])) / static_cast<double>(each);
+    }
     return likeliest(question.choices, scores);
   };
   std::vector<ShortAnswer> answers;
