@@ -185,6 +185,11 @@ def copies_folder(folder: Url) -> Path:
     return user_cache() / "outputs" / sha256(str(folder).encode()).hexdigest()[:20]
 
 
+def is_copy(path: Path) -> bool:
+    """Whether a path is in the cache's copies, and its place means nothing."""
+    return user_cache() / "outputs" in path.parents
+
+
 def _version(url: Url) -> tuple[int, int] | None:
     """The stamp of an object; None if its bucket lacks it. Raises OptionError for a bucket that does not exist."""
     with suppress(FileNotFoundError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..command_line import complain, show
@@ -102,14 +103,15 @@ def _suggest_usearch(is_large: Callable[[], bool]) -> None:
 def merge(args: argparse.Namespace, load: Load, _: Open) -> int:
     """Merge indexes into one and return the exit code."""
     from .index import MAX_EXACT, Index
+    from .index_manifest import FILE_NAME
     from .merge import merge
 
-    check_empty(args.out, "not empty: give another --out")
-    model = load(args.threads)
-    with ExitStack() as stack:
+    with local_output(args.out, f"/{FILE_NAME}") as name, ExitStack() as stack:
+        check_empty(out := Path(name), "not empty: give another --out")
+        model = load(args.threads)
         parts = [stack.enter_context(Index.open(path, model)) for path in args.indexes]
         _suggest_usearch(lambda: sum(map(len, parts)) > MAX_EXACT)
-        count = merge(parts, args.out, print_status)
+        count = merge(parts, out, print_status)
     print_status(f"{count:,} pictures in {args.out}")
     return 0
 

@@ -145,7 +145,7 @@ def add_index(command: Parser) -> None:
 
 def add_merge(command: Parser) -> None:
     command.add_argument("indexes", nargs="+", type=path, metavar="INDEX", help=_CREATED)
-    command.add_argument("--out", type=path, required=True, metavar="NEW", help="the folder of the merged index")
+    command.add_argument("--out", type=nonempty, required=True, metavar="NEW", help="the merged index's folder or URL")
 
 
 def add_search(command: Parser) -> None:

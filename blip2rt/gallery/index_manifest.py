@@ -11,7 +11,7 @@ from ..bundle.fingerprint import fingerprint
 from ..bundle.reader import Bundle
 from ..bundle.regular_files import read_bounded
 from ..errors import GalleryError
-from ..object_storage import Url
+from ..object_storage import Url, is_copy
 from .catalog import damaged
 
 FILE_NAME = "index.json"
@@ -67,9 +67,11 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def _relative(root: Path | Url, folder: Path) -> str:
-    """The root relative to the index, so that both can be moved together; a URL as it is."""
+    """The root relative to the index, so that both can be moved together; of an index with a URL, absolute."""
     if isinstance(root, Url):
         return str(root)
+    if is_copy(folder):
+        return os.path.realpath(root)
     try:
         return os.path.relpath(os.path.realpath(root), os.path.realpath(folder))
     except ValueError:  # on another drive

@@ -1,5 +1,6 @@
 """`caption` and `index` on object storage: the results of local pictures, resuming, errors."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,6 +89,10 @@ def test_a_bucket_is_indexed_in_place(run: Any, s3: Any, tmp_path: Path, monkeyp
         assert again["vectors.i8"] == Path("local/vectors.i8").read_bytes()
         expected = run("search", "local", "a dog", "--rerank", 2)[1].replace("shards/", "s3://bucket/shards/")
         assert run("search", f"remote{number}", "a dog", "--rerank", 2)[1] == expected != ""
+    for command in (("index", "shards/0.tar"), ("merge", "local")):
+        assert run(*command, "--out", "s3://bucket/x.index")[0] == (command[0] == "index")
+        assert json.loads(get(s3 / "x.index")["index.json"])["root"] == str(tmp_path / "shards/0.tar")
+        s3.system.delete_dir_contents("bucket/x.index", missing_dir_ok=True)
     assert_error(run("search", out, "a dog"), "give a local path", "aws s3 cp")
     assert_error(run("merge", "local", "remote0", "--out", "both"), "is an index of s3://bucket/shards")
     assert_error(run("index", "shards", "--out", "s3://none/x"), "there is no bucket 'none'")
