@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING
 from blip2rt.command_line import Parser, nonempty, path, run
 from blip2rt.modeling.sources import add_parts, parts
 
-from .arguments import check
-from .arguments import parse_precision as parse_precision
+from .arguments import PRECISIONS, check, parse_precision
 
 if TYPE_CHECKING:
     from .assemble import Result
 
 # transformers' progress bars would break up our lines.
 _QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-
-TARGET_NAMES = ("ort", "trt", "trt-native")  # targets.TARGETS' keys, without importing it for --help
 
 _EPILOG = """\
 CKPT is a folder that training wrote, a Hugging Face folder or hub id of Blip2ForConditionalGeneration or
@@ -77,7 +74,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     target = (
         "what runs the graphs: ONNX Runtime, TensorRT, or TensorRT 10.15 and later, whose own layers write the cache"
     )
-    add("--target", choices=TARGET_NAMES, default=TARGET_NAMES[0], help=target)
+    add("--target", choices=list(PRECISIONS), default="ort", help=target)
     precision = (
         "precisions of the groups vision, qformer, llm, retrieval, or one for all groups that support it, e.g. int8; "
         "see below"

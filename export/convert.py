@@ -79,9 +79,8 @@ def convert(checkpoint: Checkpoint, to: str, out: Path, dtype: str) -> list[Path
     Raises Blip2rtError: `out` exists, or the source cannot be read or converted.
     """
     source = checkpoint.source
-    is_bundle = (Path(source) / bundle.MANIFEST).is_file()
     _require_empty(out)
-    if is_bundle:
+    if (Path(source) / bundle.MANIFEST).is_file():
         if to != "ours":
             raise Blip2rtError(
                 f"{source} is a bundle: give --to ours, then --to {to} for that folder's stage1 or stage2"
@@ -213,40 +212,24 @@ def _save_processor(checkpoint: Checkpoint, folder: Path) -> Any:
 def save_tensors(model: Any, folder: Path, dtype: str, theirs: Any) -> None:
     """Write shards of at most SHARD_BYTES and their index, or one file."""
     import torch
+    from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
 
-    kind = getattr(torch, dtype)
-    shard: dict[str, Any] = {}
-    index: dict[str, str] = {}
-    shards: list[list[str]] = []
-    size = total = 0
-
-    def flush() -> None:
-        nonlocal shard, size
-        save_file(shard, folder / f"part-{len(shards)}", metadata={"format": "pt"})
-        shards.append(list(shard))
-        shard, size = {}, 0
-
-    for name, tensor in _tensors(model, theirs):
-        stored = tensor.to(kind).contiguous()
-        if shard and size + stored.nbytes > SHARD_BYTES:
-            flush()
-        shard[name], size, total = stored, size + stored.nbytes, total + stored.nbytes
-    flush()
-    if len(shards) == 1:
-        (folder / "part-0").rename(folder / "model.safetensors")
-        return
-    for number, names in enumerate(shards):
-        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        (folder / f"part-{number}").rename(folder / file)
-        index.update(dict.fromkeys(names, file))
-    data = {"metadata": {"total_size": total}, "weight_map": index}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(data, indent=2) + "\n")
-
-
-def _tensors(model: Any, theirs: Any) -> Iterator[tuple[str, Any]]:
-    """Hugging Face's names and the values of all parameters, tied ones only once."""
     from blip2rt.modeling import streaming
+
+    kind, parameters = getattr(torch, dtype), dict(_parameters(model, theirs))
+    empty = {name: torch.empty(each.shape, dtype=kind, device="meta") for name, each in parameters.items()}
+    split = split_torch_state_dict_into_shards(empty, max_shard_size=SHARD_BYTES)
+    for file, names in split.filename_to_tensors.items():
+        tensors = {name: streaming.read(parameters[name]).to(kind).contiguous() for name in names}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    if split.is_sharded:
+        data = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(data, indent=2) + "\n")
+
+
+def _parameters(model: Any, theirs: Any) -> Iterator[tuple[str, Any]]:
+    """All parameters by Hugging Face's names, tied ones only once."""
     from blip2rt.modeling.names import hugging_face_name
 
     table = None if model.config.llm is None else model.llm.get_input_embeddings().weight
@@ -261,7 +244,7 @@ def _tensors(model: Any, theirs: Any) -> Iterator[tuple[str, Any]]:
         there = hugging_face_name(name)
         if there is not None and id(parameter) not in done:
             done.add(id(parameter))
-            yield there.partition("|")[0], streaming.read(parameter)
+            yield there.partition("|")[0], parameter
 
 
 def _save_own(model: Any, config: Blip2Config, folder: Path) -> None:

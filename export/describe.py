@@ -4,20 +4,26 @@ Does not know about graphs.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from blip2rt.bundle import Decoding, ImageSpec, LlmSpec, QuestionSpec, RetrievalSpec, Source
+from blip2rt.bundle import Decoding, ImageSpec, LlmSpec, QuestionSpec, RetrievalSpec, Source, Verification
 from blip2rt.errors import Blip2rtError
 from blip2rt.language import open_llm_tokenizer
 from blip2rt.modeling.blip2 import Blip2Config
 from blip2rt.modeling.checkpoint import Checkpoint
-from blip2rt.modeling.llm import LanguageModelSource
+from blip2rt.modeling.llm import LanguageModelSource, LlmConfig
+from blip2rt.modeling.vision import VisionConfig
 from blip2rt.native import native
 
+from .checks import verify
 from .graphs import llm, t5
+from .options import ExportOptions, LlmOptions
+
+Arrays = dict[str, np.ndarray]
 
 TOKENIZER, QFORMER_TOKENIZER, QUESTION_TOKENIZER = "tokenizer.json", "qformer_tokenizer.json", "question_tokenizer.json"
 _TEXTS = ("a dog", "two people are walking on a beach at sunset", "red")  # to verify graphs with
@@ -27,6 +33,27 @@ _QUESTIONS = (  # to calibrate int8 with
     "red dress smiling? / what kind of food is on the plate? / are these cars parked or moving? / what time of day "
     "could it be, and why do you think so? / who wears a hat?"
 ).split(" / ")
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A language model with its description."""
+
+    model: Any  # Hugging Face's
+    config: LlmConfig
+    spec: LlmSpec
+    prompts: list[list[int]]  # token ids of three prompts to test it with, one of them empty
+    questions: list[list[int]]  # token ids of a caption's prompt and of questions, to calibrate it with
+
+    @property
+    def start(self) -> int | None:
+        """The token that an encoder-decoder's decoder starts from."""
+        return self.spec.decoder_start_token_id
+
+    @property
+    def size(self) -> int:
+        """The number of parameters."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
 
 
 def image_spec(config: Any) -> ImageSpec:
@@ -53,33 +80,29 @@ def decoding(config: Blip2Config, length_penalty: float) -> dict[str, Decoding]:
     return {"caption": Decoding(3, 30, 1, length_penalty, config.llm.no_repeat_words), "ask": Decoding(3, 10, 1, 1.0)}
 
 
-def size_notes(image: ImageSpec, llm: LlmSpec | None, patch: int, size: int | None, positions: int | None) -> list[str]:
-    """Notes if the model does not support the requested image size or positions. patch: of a ViT, or 0."""
-    notes = []
-    if llm is not None and positions is not None and llm.max_positions < positions:
+def size_notes(vision: VisionConfig, llm: LlmSpec | None, options: ExportOptions) -> list[str]:
+    """Notes if the model does not support the requested image size or positions."""
+    notes, positions = [], options.llm.max_positions
+    if llm is not None and llm.max_positions < positions != LlmOptions().max_positions:  # the default is no request
         limit = f"{llm.max_positions:,}"
         notes.append(f"--max-positions is {positions:,}, but the language model and the bundle have {limit}")
-    if size is not None and patch and image.height % patch:
-        multiple = image.height - image.height % patch
+    if options.source.image_size is not None and vision.vit is not None and vision.height % vision.vit.patch:
+        patch, rest = vision.vit.patch, vision.height % vision.vit.patch
         notes.append(
-            f"--image-size {image.height} is not a multiple of the patch size {patch}: the last "
-            f"{image.height - multiple} rows and columns are ignored; give {multiple} or {multiple + patch}"
+            f"--image-size {vision.height} is not a multiple of the patch size {patch}: the last {rest} rows and "
+            f"columns are ignored; give {vision.height - rest} or {vision.height - rest + patch}"
         )
     return notes
 
 
-def llm_spec(
-    checkpoint: Checkpoint, language: Any, folder: Path, max_positions: int
-) -> tuple[LlmSpec, list[list[int]]]:
-    """Return the llm section, and token ids of three prompts to test it with, one of them empty. Write the tokenizer
-    into `folder`. language: the loaded language model.
-    """
+def language_model(checkpoint: Checkpoint, model: Any, folder: Path, max_positions: int) -> LanguageModel:
+    """Describe `model`, the loaded language model of a checkpoint. Write its tokenizer into `folder`."""
     source = checkpoint.language_model
     assert source is not None, "only stage 2 has a language model"
     config, tokenizer, ends = source.config, source.tokenizer, source.end_token_ids
     _save(tokenizer, folder / TOKENIZER)
-    encoder_decoder = language.config.is_encoder_decoder
-    shape = t5.geometry(language, max_positions) if encoder_decoder else llm.geometry(language)
+    encoder_decoder = model.config.is_encoder_decoder
+    shape = t5.geometry(model, max_positions) if encoder_decoder else llm.geometry(model)
     pad = tokenizer.pad_token_id
     spec = LlmSpec(
         layers=shape.layers,
@@ -97,26 +120,19 @@ def llm_spec(
         add_special_tokens=config.add_special_tokens,
         empty_prompt_ids=config.empty_prompt_ids,
         encoder_decoder=encoder_decoder,
-        decoder_start_token_id=t5.start_token(language) if encoder_decoder else None,
+        decoder_start_token_id=t5.start_token(model) if encoder_decoder else None,
         image_token_id=_image_token(config.image_token_id, shape.vocab_size, encoder_decoder),
         clean_up_tokenization_spaces=_cleans_up(tokenizer),
     )
     ours = open_llm_tokenizer(folder / TOKENIZER, spec)
-    texts = ("", config.caption_prompt, config.ask_prompt.replace("{}", "what colour is the dog?"))
-    if config.add_special_tokens and ours.encode(texts[2]) != tokenizer(texts[2])["input_ids"]:
+    asked = [config.ask_prompt.replace("{}", question) for question in ("what colour is the dog?", *_QUESTIONS)]
+    if config.add_special_tokens and ours.encode(asked[0]) != tokenizer(asked[0])["input_ids"]:
         raise Blip2rtError(
             f"the tokenizer of {config.source} lays prompts out differently from its tokenizer.json; save it with "
             "transformers' fast tokenizer"
         )
-    return spec, [ours.encode(text) for text in texts]
-
-
-def calibration_prompts(checkpoint: Checkpoint, spec: LlmSpec, folder: Path) -> list[list[int]]:
-    """Token ids of a caption's prompt and of questions, by the tokenizer in `folder`."""
-    assert checkpoint.language_model is not None
-    config, ours = checkpoint.language_model.config, open_llm_tokenizer(folder / TOKENIZER, spec)
-    asked = [config.ask_prompt.replace("{}", question) for question in _QUESTIONS]
-    return [ours.encode(text) for text in (config.caption_prompt, *asked)]
+    empty, caption, question, *others = map(ours.encode, ("", config.caption_prompt, *asked))
+    return LanguageModel(model, config, spec, [empty, caption, question], [caption, *others])
 
 
 def _image_token(token: int | None, vocab_size: int, encoder_decoder: bool) -> int | None:
@@ -176,6 +192,15 @@ def _save(tokenizer: Any, path: Path) -> None:
     path.write_text(backend.to_str(), encoding="utf-8")  # backend.save reports a full disk as a plain Exception
 
 
+def verification(rows: Iterable[verify.Comparison]) -> tuple[Verification, ...]:
+    """The comparisons with PyTorch."""
+    return tuple(
+        Verification(row.component, row.precision, row.max_abs_error, row.cosine, row.agreement)
+        for row in rows
+        if row.against == verify.PYTORCH
+    )
+
+
 def retrieval_spec(checkpoint: Checkpoint, temperature: float, folder: Path) -> RetrievalSpec:
     """How a text enters the Q-Former, and how scores are computed. Writes the tokenizer into `folder`."""
     config, tokenizer = checkpoint.config, checkpoint.bert.tokenizer
@@ -205,22 +230,18 @@ def question_spec(checkpoint: Checkpoint, folder: Path) -> QuestionSpec | None:
     )
 
 
-def qformer_texts(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    """token_ids and text_mask (3,L) of texts that a Q-Former reads, of unequal length; empty if it reads none."""
+def qformer_texts(checkpoint: Checkpoint) -> tuple[Arrays, list[Arrays]]:
+    """token_ids and text_mask (3,L) of texts of unequal length that a Q-Former reads, to verify it with, and of
+    questions, to calibrate it with; empty if it reads none."""
     config = checkpoint.config
-    return {} if config.stage == 2 and not config.question_input else _tokenize(checkpoint, _TEXTS)
+    if config.stage == 2 and not config.question_input:
+        return {}, [{}]
+    asked = [config.question_prompt.replace("{}", question) for question in _QUESTIONS]
+    parts = [asked[start : start + 3] for start in range(0, len(asked), 3)]
+    return _tokenize(checkpoint, _TEXTS), [_tokenize(checkpoint, part) for part in parts]
 
 
-def calibration_texts(checkpoint: Checkpoint) -> list[dict[str, np.ndarray]]:
-    """token_ids and text_mask (3,L) of questions that a Q-Former of stage 2 reads; an empty one if it reads none."""
-    config = checkpoint.config
-    if not config.question_input:
-        return [{}]
-    texts = [config.question_prompt.replace("{}", question) for question in _QUESTIONS]
-    return [_tokenize(checkpoint, texts[start : start + 3]) for start in range(0, len(texts), 3)]
-
-
-def _tokenize(checkpoint: Checkpoint, texts: Sequence[str]) -> dict[str, np.ndarray]:
+def _tokenize(checkpoint: Checkpoint, texts: Sequence[str]) -> Arrays:
     """token_ids and text_mask (B,L) of texts that the Q-Former reads."""
     length, tokenizer = checkpoint.config.max_text_length, checkpoint.bert.tokenizer
     encoded = tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="np")

@@ -1,7 +1,6 @@
 """Describe an export without doing it: every part with its precision and size, read from configs only."""
 
 import shutil
-from pathlib import Path
 
 import torch
 
@@ -23,8 +22,8 @@ def describe(options: ExportOptions, plan: ExportPlan) -> list[str]:
         f"{part:<10}  {plan.precision[part]:<12}  {counts[part] / 1e6:>9.1f} M parameters  about {size / 1e6:,.0f} MB"
         for part, size in sizes.items()
     ]
-    total, existing = sum(sizes.values()), _existing(Path(options.out).absolute())
-    free = shutil.disk_usage(existing).free
+    total, out = sum(sizes.values()), options.out.absolute()
+    free = shutil.disk_usage(next(each for each in (out, *out.parents) if each.exists())).free
     if total > free:
         raise Blip2rtError(
             f"{options.out} needs about {total / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: free some, or give another "
@@ -32,10 +31,6 @@ def describe(options: ExportOptions, plan: ExportPlan) -> list[str]:
         )
     lines += [f"note: {note}" for note in plan.notes]
     return [*lines, f"{options.out}: about {total / 1e6:,.0f} MB for {options.target.name}; nothing was written"]
-
-
-def _existing(path: Path) -> Path:
-    return next(each for each in (path, *path.parents) if each.exists())
 
 
 def _counts(plan: ExportPlan) -> dict[str, int]:

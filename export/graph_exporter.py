@@ -1,4 +1,4 @@
-"""Export one graph at a time into a bundle's folder: trace, write, run, verify.
+"""Export one graph at a time into a bundle's folder: trace and write; its Verifier compares.
 
 Keeps what the manifest and the report say about each graph.
 """
@@ -6,8 +6,8 @@ Keeps what the manifest and the report say about each graph.
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
@@ -15,7 +15,7 @@ from blip2rt.bundle import EMBED, ENCODER, LLM, Component
 from blip2rt.errors import Blip2rtError
 from blip2rt.native import native
 
-from .checks import verify
+from .checks.verify import Verifier
 from .graphs import trace
 from .graphs.trace import DataFile, GraphSpec
 from .precision.activations import NO_RANGES, Ranges
@@ -52,15 +52,10 @@ class GraphExporter:
         encode: EncodeMatrix = round_to_nearest,
     ) -> None:
         self.folder, self.target, self.progress = folder, target, progress
-        self.verified, self.encode = verified, encode
-        self.components: dict[str, Component] = {}
-        self.comparisons: list[verify.Comparison] = []
+        self.encode = encode
+        self.verifier = Verifier(folder, target.open, progress.line, enabled=verified)
         self.notes: list[str] = []  # for the user
         self.sizes: dict[str, int] = {}  # component -> bytes of its graph and weights, including shared weights
-
-    def graph(self, name: str) -> Path:
-        """Return the path of a graph."""
-        return self.folder / f"{name}.onnx"
 
     @contextlib.contextmanager
     def group(self, name: str, precision: str, block: int = BLOCK, activations: int = 8) -> Iterator[Group]:
@@ -76,53 +71,23 @@ class GraphExporter:
     def write(self, name: str, model: ir.Model, group: Group, seen: Ranges = NO_RANGES) -> None:
         """Bring a graph to the group's precision and write it. seen: measured ranges of its activations, for int8."""
         self.progress.line(f"{name}: writing in {group.precision}")
-
-        def show(done: int, total: int) -> None:
-            self.progress.bar(name, done, total)
-
+        show, path = partial(self.progress.bar, name), self.verifier.graph(name)
         self.target.apply(model, group.precision, Quantizer(group.blocks, group.data.store_large, show, seen))
         inputs, outputs = trace.signature(model)
-        self.sizes[name] = trace.save(model, self.graph(name), group.data)
+        self.sizes[name] = trace.save(model, path, group.data)
         precision = stored_precision(model, group.precision)
         if precision != group.precision:
             self.notes.append(f"{name} is {precision}: nothing in it can be {group.precision}")
-        self.components[name] = Component(self.graph(name).name, precision, inputs, outputs)
-        self._check_operators(name)
+        self.verifier.components[name] = Component(path.name, precision, inputs, outputs)
+        self._check_operators(name, path)
 
-    def _check_operators(self, name: str) -> None:
+    def _check_operators(self, name: str, path: Path) -> None:
         """Reject a language model's graph that blip2rt.load would reject; add a note for any other graph."""
         try:
-            native.check_graph(str(self.graph(name)))
+            native.check_graph(str(path))
         except native.GraphError as error:
             reason = str(error).partition(" is rejected: ")[2]
             if name in (EMBED, LLM, ENCODER) and self.target.name == "ort":
                 reason = reason.partition(": if the graph is your own")[0]
                 raise Blip2rtError(f"the graph {name!r} cannot run: {reason}: use another language model") from None
             self.notes.append(f"{name}: {reason}")
-
-    def run(self, name: str, inputs: verify.Arrays) -> dict[str, Any]:
-        """Run a written graph. Return its outputs by name."""
-        return verify.run(self.graph(name), inputs, self.target.open)
-
-    def reference(self, spec: GraphSpec, inputs: verify.Arrays) -> dict[str, Any]:
-        """Return PyTorch's outputs by name; empty if graphs are not verified."""
-        return spec.run(inputs) if self.verified else {}
-
-    def precision(self, name: str) -> str:
-        """Return the precision of a written graph."""
-        return self.components[name].precision
-
-    def compare(self, name: str, inputs: verify.Arrays, want: verify.Arrays) -> dict[str, Any]:
-        """Compare a graph with PyTorch's outputs `want`. Return its own; empty if graphs are not verified."""
-        if not self.verified:
-            return {}
-        self.progress.line(f"{name}: verifying")
-        got = self.run(name, inputs)
-        self.comparisons.append(verify.compare(name, self.precision(name), verify.PYTORCH, got, want))
-        return got
-
-    def compare_exact(self, name: str, inputs: verify.Arrays, want: verify.Arrays) -> None:
-        """Compare a graph, computing in float32, with PyTorch's outputs `want` of the weights that the graph stores."""
-        with verify.exact(self.graph(name)) as copy:
-            got = verify.run(copy, inputs)
-        self.comparisons.append(verify.compare(name, self.precision(name), verify.OWN_WEIGHTS, got, want))

@@ -9,21 +9,20 @@ Images arrive as prefix_embeds (n,Q,D).
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from blip2rt.bundle import EMBED, ENCODER, LLM, QFORMER, VISION, LlmSpec
+from blip2rt.bundle import EMBED, ENCODER, LLM
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling import streaming
-from blip2rt.modeling.checkpoint import Checkpoint
-from blip2rt.modeling.llm import LlmConfig
+from blip2rt.modeling.quantize import round_weights
 
-from . import describe, targets
-from .checks import calibration, greedy, verify
+from . import targets
+from .checks import calibration, verify
+from .checks import llm as checks
+from .describe import LanguageModel
 from .graph_exporter import GraphExporter
 from .graphs import compatibility, llm, t5
 from .options import LlmOptions
@@ -34,37 +33,12 @@ INT16_ACTIVATIONS_BELOW = 1_000_000_000  # parameters: smaller models need 16-bi
 EXACT_BELOW = 500_000_000  # parameters: smaller models are also compared with their own rounded weights
 
 
-@dataclass(frozen=True)
-class Language:
-    """A language model with its description."""
-
-    model: Any  # Hugging Face's
-    config: LlmConfig
-    spec: LlmSpec
-    prompts: list[list[int]]  # token ids, to test it with
-    questions: list[list[int]]  # token ids of other prompts, to calibrate it with
-
-    @property
-    def start(self) -> int | None:
-        """The token that an encoder-decoder's decoder starts from."""
-        return self.spec.decoder_start_token_id
-
-    @property
-    def size(self) -> int:
-        """The number of parameters."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
-
-
-def read(checkpoint: Checkpoint, language: Any, folder: Path, max_positions: int) -> Language:
-    """Describe `language`, the loaded language model of a checkpoint. Write its tokenizer into `folder`."""
-    spec, prompts = describe.llm_spec(checkpoint, language, folder, max_positions)
-    assert checkpoint.config.llm is not None
-    questions = describe.calibration_prompts(checkpoint, spec, folder)
-    return Language(language, checkpoint.config.llm, spec, prompts, questions)
-
-
 def write(
-    exporter: GraphExporter, language: Language, precision: str, options: LlmOptions, prefixes: Sequence[np.ndarray]
+    exporter: GraphExporter,
+    language: LanguageModel,
+    precision: str,
+    options: LlmOptions,
+    prefixes: Sequence[np.ndarray],
 ) -> None:
     """Trace and write every graph. prefixes: prefix_embeds (3,Q,D) of photographs, to calibrate int8-static."""
     config = language.config
@@ -110,29 +84,29 @@ def _prompt_embeds(language: Any, token_ids: list[list[int]], prefixes: np.ndarr
 
 
 def verify_graphs(
-    exporter: GraphExporter, language: Language, precision: Mapping[str, str], prefixes: Sequence[np.ndarray]
+    exporter: GraphExporter, language: LanguageModel, precision: Mapping[str, str], prefixes: Sequence[np.ndarray]
 ) -> None:
     """Compare the written graphs with PyTorch, alone and together with the graphs before them.
 
     precision: of all groups. prefixes: prefix_embeds (3,Q,D) of the same images, from PyTorch and from the graphs.
     """
     exporter.progress.line("llm: verifying")
-    prompts = language.prompts
+    prompts, verifier = language.prompts, exporter.verifier
     inputs = [np.concatenate([each[[n % len(each)]] for n in range(len(prompts))]) for each in prefixes]
     rows, end_to_end = (_prompt_embeds(language.model, prompts, each) for each in inputs)
-    encoder = None if language.start is None else exporter.graph(ENCODER)
-    longest, limit = max(map(len, rows)) + verify.STEPS, language.spec.max_positions
+    encoder = None if language.start is None else verifier.graph(ENCODER)
+    longest, limit = max(map(len, rows)) + checks.STEPS, language.spec.max_positions
     if encoder is None and longest > limit:
         raise Blip2rtError(
             f"the language model has {limit} positions, and an image with a question and its answer takes {longest}: "
             "use one with more"
         )
-    graphs = verify.LlmGraphs(exporter.graph(LLM), exporter.graph(EMBED), encoder, language.start, exporter.target.open)
+    graphs = checks.LlmGraphs(verifier.graph(LLM), verifier.graph(EMBED), encoder, language.start, verifier.open)
     try:
         core = None
         if exporter.target is targets.ORT:
-            core = greedy.CoreTokens(graphs, language.spec, np.concatenate(inputs), [*prompts, *prompts])
-        tokens = _compare(exporter, language, graphs, core, [*rows, *end_to_end])
+            core = checks.CoreTokens(graphs, language.spec, np.concatenate(inputs), [*prompts, *prompts])
+        tokens = _compare(verifier, language, graphs, core, [*rows, *end_to_end])
     except Blip2rtError:
         raise
     except Exception as error:  # of ONNX Runtime, which rejects the graph
@@ -141,19 +115,19 @@ def verify_graphs(
             "use another language model"
         ) from error
     embed, ids = llm.embed_graph(language.model), {"token_ids": tokens.astype(np.int64)}
-    exporter.compare(EMBED, ids, embed.run(ids))
+    verifier.compare(EMBED, ids, embed.run(ids))
     if exporter.target.name == "trt" or precision["llm"] not in BITS or language.size > EXACT_BELOW:
         return
-    t5.round_weights(language.model, BITS[precision["llm"]], language.config.block)
-    _compare_exact(exporter, language, graphs, rows, tokens)
-    exporter.compare_exact(EMBED, ids, embed.run(ids))
+    round_weights(language.model, BITS[precision["llm"]], language.config.block, t5.FLOAT_TABLE)
+    _compare_exact(verifier, language, graphs, rows, tokens)
+    verifier.compare_exact(EMBED, ids, embed.run(ids))
 
 
 def _compare(
-    exporter: GraphExporter,
-    language: Language,
-    graphs: verify.LlmGraphs,
-    core: greedy.CoreTokens | None,
+    verifier: verify.Verifier,
+    language: LanguageModel,
+    graphs: checks.LlmGraphs,
+    core: checks.CoreTokens | None,
     rows: list[np.ndarray],
 ) -> np.ndarray:
     """Compare logits and greedy tokens with PyTorch's, for [prefix | prompt] rows (S_b,D); the second half are those of
@@ -162,31 +136,29 @@ def _compare(
     Returns the tokens (B,STEPS) that follow the first half.
     """
     half, count = len(rows) // 2, len(rows)
-    random = greedy.random_text(language.spec.vocab_size)
+    random = np.random.default_rng(0).integers(0, language.spec.vocab_size, checks.STEPS)  # the same in every export
     forced = np.tile(random, (count, 1))
     tokens, got = graphs.run(rows, None if core is None else core.texts())
-    after = graphs.run(rows, forced)[1][:, greedy.FORCED].argmax(-1) if core is None else core.after(random)
+    after = graphs.run(rows, forced)[1][:, checks.FORCED].argmax(-1) if core is None else core.after(random)
     both = np.concatenate((tokens, forced))
-    want, want_after = np.split(verify.llm_logits(language.model, rows[:half] * 4, both, language.start), 2)
-    precisions = "/".join(map(exporter.precision, (VISION, QFORMER, LLM)))
-    for name, precision, part in (
-        (LLM, exporter.precision(LLM), slice(half)),
-        (verify.ALL_GRAPHS, precisions, slice(half, None)),
-    ):
-        agreement = greedy.agreement(tokens[part], want[part], after[part], want_after[part])
-        logits = {"logits": got[part]}, {"logits": want[part]}
-        exporter.comparisons.append(verify.compare(name, precision, verify.PYTORCH, *logits, agreement))
+    want, want_after = np.split(checks.llm_logits(language.model, rows[:half] * 4, both, language.start), 2)
+    for name, part in ((LLM, slice(half)), (verify.ALL_GRAPHS, slice(half, None))):
+        agreement = checks.agreement(tokens[part], want[part], after[part], want_after[part])
+        verifier.add(name, verify.PYTORCH, {"logits": got[part]}, {"logits": want[part]}, agreement)
     return tokens[:half]
 
 
 def _compare_exact(
-    exporter: GraphExporter, language: Language, graphs: verify.LlmGraphs, rows: list[np.ndarray], tokens: np.ndarray
+    verifier: verify.Verifier,
+    language: LanguageModel,
+    graphs: checks.LlmGraphs,
+    rows: list[np.ndarray],
+    tokens: np.ndarray,
 ) -> None:
     """Compare logits, computed in float32, with PyTorch's for the very weights that the graphs store."""
     exact_encoder = contextlib.nullcontext() if graphs.encoder is None else verify.exact(graphs.encoder)
     with verify.exact(graphs.llm) as exact_llm, exact_encoder as encoder:
-        copies = verify.LlmGraphs(exact_llm, graphs.embed, encoder, language.start)
+        copies = checks.LlmGraphs(exact_llm, graphs.embed, encoder, language.start)
         _, got = copies.run(rows, tokens)
-    want = verify.llm_logits(language.model, rows, tokens, language.start)
-    logits = {"logits": got}, {"logits": want}
-    exporter.comparisons.append(verify.compare(LLM, exporter.precision(LLM), verify.OWN_WEIGHTS, *logits))
+    want = checks.llm_logits(language.model, rows, tokens, language.start)
+    verifier.add(LLM, verify.OWN_WEIGHTS, {"logits": got}, {"logits": want})

@@ -12,7 +12,8 @@ from blip2rt.modeling.blip2 import Blip2Config
 from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.sources import NO_PARTS, ExternalParts
 
-from .graphs import compatibility, vision
+from .checks.calibration import list_photographs
+from .graphs import compatibility
 from .targets import ORT, Target
 
 
@@ -69,11 +70,6 @@ class ExportPlan:
     photographs: Sequence[Path] = ()  # to calibrate int8-static on, and three to verify it with
     notes: tuple[str, ...] = ()  # what the bundle will lack, and what was assumed
 
-    @property
-    def calibrates_text(self) -> bool:
-        """Whether the Q-Former or the language model is int8-static."""
-        return "int8-static" in (self.precision["qformer"], self.precision["llm"])
-
 
 def resolve(options: ExportOptions) -> ExportPlan:
     """Open the checkpoints and find the files. Raises Blip2rtError, which lists all faults."""
@@ -88,14 +84,12 @@ def resolve(options: ExportOptions) -> ExportPlan:
         faults.append("--calibration is for --target trt with --precision int8: give both, or leave it out")
     elif options.calibration is not None:
         with collected(faults):
-            photographs = vision.photographs(options.calibration)
+            photographs = list_photographs(options.calibration)
     if options.llm.activations is not None and (precision["llm"] != "int4" or options.target is not ORT):
         faults.append(
             f"--llm-activations {options.llm.activations} applies to llm=int4 for the target ort, but llm is "
             f"{precision['llm']} for {options.target.name}"
         )
-    if options.info.card is not None and not options.info.card.is_file():
-        faults.append(f"--card {options.info.card} is not a file: name one")
     if stage2 is not None and stage2.language_model is not None:
         with collected(faults):
             config = stage2.language_model.text_config

@@ -16,10 +16,9 @@ from blip2rt.bundle import IMAGE_EMBED, ITM, QFORMER, TEXT_EMBED, VISION
 from blip2rt.errors import Blip2rtError, boundary
 from blip2rt.modeling.blip2 import Blip2, Blip2Config, TrainableModel
 from blip2rt.modeling.checkpoint import WEIGHTS, save_model
-from blip2rt.modeling.encoders import PRETRAINED, TRAINED_PREFIX
 from blip2rt.modeling.llm import LanguageModelSource
 from blip2rt.modeling.sources import read_json
-from blip2rt.modeling.vision import VisionConfig, VisionEncoder
+from blip2rt.modeling.vision import PRETRAINED, TRAINED_PREFIX, VisionConfig, VisionEncoder
 from blip2rt.modeling.vit import find_style
 from blip2rt.modeling.weights import Weights
 

@@ -108,6 +108,9 @@ def dequantize_blockwise(weight: QuantizedWeight) -> torch.Tensor:
 
 
 @torch.no_grad()
-def round_weights(module: nn.Module, bits: int, block: int) -> None:
-    """Quantize and dequantize every Linear and Embedding matrix in `module`, in place (tied weights once)."""
-    streaming.change(module, lambda weight: dequantize_blockwise(quantize_blockwise(weight, bits, block)))
+def round_weights(module: nn.Module, bits: int, block: int, exact: str | None = None) -> None:
+    """Quantize and dequantize every Linear and Embedding matrix in `module`, in place (tied weights once).
+
+    exact: last name of the layers that keep their values.
+    """
+    streaming.change(module, lambda weight: dequantize_blockwise(quantize_blockwise(weight, bits, block)), exact)

@@ -93,11 +93,14 @@ def fill(module: nn.Module, shown: Shown = iter) -> None:
             _set(module, name, done[id(parameter)])
 
 
-def change(module: nn.Module, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Apply `function` to every matrix of Linear and Embedding layers, to bound ones when they are read."""
+def change(module: nn.Module, function: Callable[[torch.Tensor], torch.Tensor], exact: str | None = None) -> None:
+    """Apply `function` to every matrix of Linear and Embedding layers, to bound ones when they are read.
+
+    exact: last name of the layers that keep their values.
+    """
     changed: dict[int, nn.Parameter] = {}
-    for child in module.modules():
-        if not isinstance(child, (nn.Linear, nn.Embedding)):
+    for name, child in module.named_modules():
+        if not isinstance(child, (nn.Linear, nn.Embedding)) or name.rpartition(".")[2] == exact:
             continue
         weight = child.weight
         if id(weight) not in changed:

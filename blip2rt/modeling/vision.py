@@ -1,21 +1,48 @@
 """The image encoder: `pixels (B, 3, h, w) -> vision_features (B, N, C)`; frozen, unless a finetune trains it.
 
-The paper's vision transformers, any timm model with `forward_features`, or a Hugging Face vision model (encoders.py); a
-grid (B, C, h', w') is flattened to a sequence row by row. Does not know about queries or text.
+Its source is `timm:NAME` (any model with `forward_features`), `hf:PATH-OR-HUB-ID`, or `vit` with a geometry: the
+paper's. A grid (B, C, h', w') is flattened to a sequence row by row. Everything else (positions and width, layers,
+freezing, caching, export) follows from the module. To add a source, add a case to `build_encoder`, which builds it
+without weights, and to `load_encoder`, which builds it with its weights. Does not know about queries or text.
 """
 
-from dataclasses import replace
+import contextlib
+from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from blip2rt.errors import Blip2rtError
+from blip2rt.errors import Blip2rtError, boundary
+from blip2rt.install_hints import pip_install
 
 from . import streaming
-from .encoders import VisionConfig as VisionConfig
-from .encoders import build_encoder, load_encoder
+from .peft_folder import has_adapter
+from .sources import fetch, resolve, without_progress_bar
+from .vit import Vit, VitConfig, vit_readers
 from .weights import Weights
+
+PRETRAINED = "pretrained"  # as VisionConfig.weights: timm downloads them
+TRAINED_PREFIX = "vision.body."  # of tensor names, if one of our checkpoints contains the encoder
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Which encoder, which weights, and the images it expects."""
+
+    source: str = "timm:tf_efficientnet_lite2"  # timm:NAME, hf:PATH-OR-HUB-ID, or vit, which `vit` describes
+    # A state dict file, or a checkpoint with an encoder; "pretrained": timm's own; None: random for timm and vit, and
+    # the source's for hf.
+    weights: str | None = None
+    height: int = 260
+    width: int = 260
+    resample: str = "bicubic"
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    positions: int = 81  # N
+    features: int = 1280  # C
+    vit: VitConfig | None = None  # geometry, of the source vit
 
 
 def freeze(module: nn.Module) -> nn.Module:
@@ -117,3 +144,97 @@ def resized(config: VisionConfig, size: int) -> VisionConfig:
     if size < patch:
         raise Blip2rtError(f"the image size is {size}, less than a patch of {patch}")
     return replace(config, height=size, width=size, positions=1 + (size // patch) ** 2)
+
+
+def build_encoder(config: VisionConfig) -> nn.Module:
+    """Build an encoder without weights. Raises Blip2rtError."""
+    kind, _, name = config.source.partition(":")
+    if kind == "timm":
+        return _TimmEncoder(name)
+    if kind == "hf":
+        return _HuggingFaceEncoder(name, pretrained=False)
+    if kind == "vit" and config.vit is not None:
+        return Vit(config.vit, config.height, config.width)
+    raise Blip2rtError(f"vision source {config.source!r}: choose timm:NAME, hf:PATH or vit")
+
+
+def load_encoder(config: VisionConfig, weights: Weights | None = None) -> nn.Module:
+    """Build an encoder with its weights; a ViT's large ones stay on disk (see streaming.py). Raises Blip2rtError.
+
+    weights: those that the config names, if they are open.
+    """
+    kind, _, name = config.source.partition(":")
+    if config.weights in (None, PRETRAINED):
+        if kind == "timm":
+            return _TimmEncoder(name, pretrained=config.weights == PRETRAINED)
+        return _HuggingFaceEncoder(name, pretrained=True) if kind == "hf" else build_encoder(config)
+    weights = weights or Weights(resolve(str(config.weights)))
+    if kind != "vit" and weights.source.is_file():
+        return _TimmEncoder(name, weights) if kind == "timm" else _HuggingFaceEncoder(name, pretrained=True)
+    with streaming.empty() if kind == "vit" else contextlib.nullcontext():
+        encoder = build_encoder(config)
+    if isinstance(encoder, Vit):
+        readers = vit_readers(encoder, weights)
+        streaming.bind(encoder, readers)
+    else:  # one of our checkpoints contains the encoder
+        wanted = {name: tuple(values.shape) for name, values in encoder.state_dict().items()}
+        readers = weights.readers(wanted, lambda name: f"{TRAINED_PREFIX}{name}")
+        encoder.load_state_dict({name: read() for name, read in readers.items()})
+    return encoder
+
+
+class _TimmEncoder(nn.Module):
+    """timm's features before pooling and head."""
+
+    def __init__(self, name: str, weights: Weights | None = None, *, pretrained: bool = False) -> None:
+        super().__init__()
+        try:
+            import timm
+        except ImportError as error:
+            raise Blip2rtError(f"timm is not installed: {pip_install('train')}") from error
+        if not timm.is_model(name):
+            raise Blip2rtError(f"vision source timm:{name}: timm has no such model: see timm.list_models()")
+        model = timm.create_model(name, pretrained=pretrained)
+        if weights is not None:
+            with boundary(f"vision weights {str(weights.source)!r} cannot be read"):
+                model.load_state_dict(_match_names(weights, model.state_dict()))
+        model.reset_classifier(0)  # type: ignore[operator]
+        self.model: nn.Module = model
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.model.forward_features(pixels)  # type: ignore[operator]
+
+
+class _HuggingFaceEncoder(nn.Module):
+    """A vision model of transformers, or the vision part of another."""
+
+    def __init__(self, name: str, *, pretrained: bool) -> None:
+        from transformers import AutoConfig, AutoModel
+
+        super().__init__()
+        with boundary(f"vision source hf:{name} cannot be loaded"), without_progress_bar():
+            if has_adapter(Path(fetch(name))):
+                raise ValueError("it holds an adapter of peft: merge it with merge_and_unload() and save the result")
+            if pretrained:
+                model = AutoModel.from_pretrained(fetch(name), trust_remote_code=False).float()
+            else:
+                config = AutoConfig.from_pretrained(fetch(name), trust_remote_code=False)
+                config = getattr(config, "vision_config", config)
+                model = AutoModel.from_config(config, trust_remote_code=False)
+            self.model = getattr(model, "vision_model", model)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values=pixels).last_hidden_state
+
+
+def _match_names(weights: Weights, wanted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Read tensors under the model's names: by name, or by order if the shapes agree. Raises Blip2rtError."""
+    names, shapes = list(weights.shapes), list(weights.shapes.values())
+    if weights.shapes.keys() == wanted.keys():
+        names = list(wanted)
+    elif shapes != [tuple(tensor.shape) for tensor in wanted.values()]:
+        raise Blip2rtError(
+            f"vision weights {str(weights.source)!r} do not fit: {len(names)} tensors there, {len(wanted)} in the "
+            "model, and they agree neither by name nor by order and shape"
+        )
+    return {ours: weights.read(theirs) for ours, theirs in zip(wanted, names, strict=True)}

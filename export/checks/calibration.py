@@ -14,15 +14,38 @@ import onnx
 import onnx_ir as ir
 from onnx import helper
 
-from blip2rt.bundle import EMBED, ENCODER, LLM
+from blip2rt.bundle import EMBED, ENCODER, LLM, PIXELS, ImageSpec
+from blip2rt.errors import Blip2rtError
+from blip2rt.image import to_pixels
 
 from ..graphs import trace
 from ..precision.activations import Range, Ranges
 from ..trt.precision import quantizable
+from .llm import LlmGraphs
 from .sessions import session
-from .verify import Arrays, LlmGraphs
+from .verify import Arrays
 
 _STATISTICS = {".lows": "ReduceMin", ".highs": "ReduceMax", ".means": "ReduceMean"}  # the last of magnitudes
+BATCH = 3  # photographs of a calibration batch
+_MAX_IMAGES, _MIN_IMAGES = 128, 8  # of a folder to calibrate on
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+
+
+def list_photographs(folder: Path) -> list[Path]:
+    """List up to 128 images of a folder, evenly spaced in the order of their names."""
+    if not folder.is_dir():
+        raise Blip2rtError(f"--calibration {folder} is not a folder: give one with a hundred or more photographs")
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    if len(files) < _MIN_IMAGES:
+        raise Blip2rtError(f"--calibration {folder} has {len(files)} images: give {_MIN_IMAGES}, better a hundred")
+    count = min(len(files), _MAX_IMAGES)
+    return [files[i * len(files) // count] for i in range(count)]
+
+
+def pixel_batches(files: Sequence[Path], image: ImageSpec) -> Iterator[dict[str, np.ndarray]]:
+    """Read files as full batches of pixels (BATCH,3,h,w), in the same way as the runtime."""
+    for end in range(BATCH, len(files) + 1, BATCH):
+        yield {PIXELS: to_pixels(list(files[end - BATCH : end]), image)}
 
 
 class Recorder:

@@ -1,4 +1,4 @@
-"""Compare exported graphs in ONNX Runtime with PyTorch.
+"""Compare exported graphs in ONNX Runtime with PyTorch, and say what the comparison means.
 
 There are two comparisons. The graph as shipped against the model as trained is reported. For weight-only integers, the
 graph computing in float32 must also agree with a model that holds the very weights stored in the graph.
@@ -12,13 +12,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 
-from blip2rt.bundle import ITM, ITM_LOGITS, SEQLENS_K
-from blip2rt.modeling import streaming
+from blip2rt.bundle import EMBED, ENCODER, IMAGE_EMBED, ITM, ITM_LOGITS, LLM, QFORMER, TEXT_EMBED, VISION, Component
 
 from .sessions import session
-from .stepper import Stepper, TrtStepper
 
 PYTORCH, OWN_WEIGHTS = "PyTorch", "its own weights"  # what a graph is compared with
 ALL_GRAPHS = "all"  # component name for all graphs together, from pixels to tokens
@@ -30,7 +27,11 @@ MIN_COSINE = {  # with the model as trained, where no model has the same weights
     "int8-dynamic": 0.95,
     "int4": 0.9,
 }
-STEPS = 12  # tokens that the llm graph generates
+SAME, SIMILAR = 0.95, 0.85  # share of greedy tokens that agree
+CLOSE = 0.98  # cosine of a graph that is not to blame
+_GROUPS = {VISION: "vision", QFORMER: "qformer", LLM: "llm", EMBED: "llm", ENCODER: "llm"}
+_GROUPS |= dict.fromkeys((IMAGE_EMBED, TEXT_EMBED, ITM), "retrieval")
+_BETTER = {"int4": "int8", **dict.fromkeys(("int8", "int8w", "int8-dynamic", "int8-static"), "fp16"), "fp16": "fp32"}
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -44,7 +45,7 @@ class Comparison:
     against: str
     max_abs_error: float  # itm: of the difference of its two logits, which its probability depends on
     cosine: float | None  # mean over rows, of the output where it is lowest; None for itm, whose two logits have none
-    agreement: float | None = None  # llm and all: share of greedy tokens equal to PyTorch's; see greedy.py
+    agreement: float | None = None  # llm and all: share of greedy tokens equal to PyTorch's; see llm.py
     fault: str = ""
 
 
@@ -113,66 +114,81 @@ def exact(graph: Path) -> Iterator[Path]:
         copy.unlink(missing_ok=True)
 
 
-@dataclass(frozen=True)
-class LlmGraphs:
-    """The language model's graphs; only an encoder-decoder has `encoder` and `start`, its decoder's first token."""
+class Verifier:
+    """Runs the graphs that were written into a folder, and compares them with PyTorch's outputs.
 
-    llm: Path
-    embed: Path
-    encoder: Path | None = None
-    start: int | None = None
-    open: Callable[[Path], Any] = session
-
-    def run(self, rows: Sequence[np.ndarray], tokens: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """rows (S_b,D), continued greedily or by tokens (B,STEPS) -> tokens (B,STEPS), logits (B,STEPS,V)"""
-        table, batch = self.open(self.embed), len(rows)
-        padded, mask = _pad(rows)
-        encoded, lengths = None, mask.sum(1)
-        if self.encoder is not None:
-            encoded = {
-                **run(self.encoder, {"inputs_embeds": padded, "attention_mask": mask}, self.open),
-                "encoder_mask": mask,
-            }
-            padded = table.run(None, {"token_ids": np.full((batch, 1), self.start, np.int64)})[0]
-            lengths = np.ones(batch, np.int64)
-        opened = self.open(self.llm)
-        kind = Stepper if SEQLENS_K in {value.name for value in opened.get_inputs()} else TrtStepper
-        stepper = kind(opened, batch, int(lengths.max()) + STEPS, encoded)
-        logits, chosen = [stepper.prefill(padded, lengths).copy()], []
-        for step in range(STEPS):
-            chosen.append(logits[-1].argmax(-1) if tokens is None else tokens[:, step])
-            if step + 1 < STEPS:
-                ids = chosen[-1][:, None].astype(np.int64)
-                logits.append(stepper.step(table.run(None, {"token_ids": ids})[0]).copy())
-        return np.stack(chosen, 1), np.stack(logits, 1)
-
-
-@torch.no_grad()
-def llm_logits(language: Any, rows: Sequence[np.ndarray], tokens: np.ndarray, start: int | None) -> np.ndarray:
-    """Return PyTorch's logits (B,STEPS,V) before each of `tokens` (B,STEPS), in one pass of a causal model.
-
-    Rows are padded on the right, which a causal model does not see.
+    open: opens a graph as its target computes. say: announces a step. enabled: otherwise nothing is compared.
     """
-    with streaming.streamed(language):
-        if start is not None:
-            padded, mask = _pad(rows)
-            ids = np.concatenate((np.full((len(rows), 1), start), tokens[:, :-1]), 1)
-            return language(
-                inputs_embeds=torch.from_numpy(padded),
-                attention_mask=torch.from_numpy(mask),
-                decoder_input_ids=torch.from_numpy(ids),
-                use_cache=False,
-            ).logits.numpy()
-        table = language.get_input_embeddings()(torch.from_numpy(tokens)).numpy()
-        padded, _ = _pad([np.concatenate((row, table[b, :-1])) for b, row in enumerate(rows)])
-        logits = language(inputs_embeds=torch.from_numpy(padded), use_cache=False).logits
-    return np.stack([logits[b, len(row) - 1 :][:STEPS].numpy() for b, row in enumerate(rows)])
+
+    def __init__(
+        self, folder: Path, open: Callable[[Path], Any], say: Callable[[str], None], *, enabled: bool = True
+    ) -> None:
+        self.folder, self.open, self.say, self.enabled = folder, open, say, enabled
+        self.components: dict[str, Component] = {}  # the written graphs
+        self.comparisons: list[Comparison] = []
+
+    def graph(self, name: str) -> Path:
+        """Return the path of a graph."""
+        return self.folder / f"{name}.onnx"
+
+    def run(self, name: str, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Run a graph. Return its outputs by name."""
+        return run(self.graph(name), inputs, self.open)
+
+    def add(self, name: str, against: str, got: Arrays, want: Arrays, agreement: float | None = None) -> None:
+        """Compare the outputs of a graph, or of the graphs up to the language model (ALL_GRAPHS)."""
+        graphs = (VISION, QFORMER, LLM) if name == ALL_GRAPHS else (name,)
+        precision = "/".join(self.components[each].precision for each in graphs)
+        self.comparisons.append(compare(name, precision, against, got, want, agreement))
+
+    def compare(self, name: str, inputs: Arrays, want: Arrays) -> dict[str, np.ndarray]:
+        """Compare a graph with PyTorch's outputs `want`. Return its own; empty if graphs are not compared."""
+        if not self.enabled:
+            return {}
+        self.say(f"{name}: verifying")
+        got = self.run(name, inputs)
+        self.add(name, PYTORCH, got, want)
+        return got
+
+    def compare_exact(self, name: str, inputs: Arrays, want: Arrays) -> None:
+        """Compare a graph, computing in float32, with PyTorch's outputs `want` of the weights that the graph stores."""
+        with exact(self.graph(name)) as copy:
+            self.add(name, OWN_WEIGHTS, run(copy, inputs), want)
 
 
-def _pad(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """rows (S_b,D) -> (B,S,D) with zeros on the right, mask (B,S) int64"""
-    lengths = np.array([len(row) for row in rows])
-    padded = np.zeros((len(rows), lengths.max(), rows[0].shape[1]), np.float32)
-    for b, row in enumerate(rows):
-        padded[b, : len(row)] = row
-    return padded, (np.arange(padded.shape[1])[None] < lengths[:, None]).astype(np.int64)
+def verdict(rows: Sequence[Comparison], choices: Mapping[str, tuple[str, ...]]) -> str:
+    """A line about the rows of a table; "" if nothing was compared. choices: precisions of each group."""
+    compared = {row.component: row for row in rows if row.against == PYTORCH}
+    whole = compared.get(ALL_GRAPHS)
+    if not compared:
+        return ""
+    if whole is None or whole.agreement is None:
+        worst = min((row for row in compared.values() if row.cosine is not None), key=_cosine)
+        text = f"{worst.component} has a cosine of {_cosine(worst):.3f} with PyTorch's: rankings "
+        return f"{text}hardly change" if _cosine(worst) >= CLOSE else f"{text}change{_fix(worst, choices)}"
+    text = f"{whole.agreement:.0%} of greedy tokens agree with PyTorch's: captions "
+    if whole.agreement >= SAME:
+        return text + "are the same, but for near ties"
+    text += "are worded differently now and then" if whole.agreement >= SIMILAR else "will differ"
+    return text + _fix(_culprit(compared), choices)
+
+
+def _culprit(compared: Mapping[str, Comparison]) -> Comparison:
+    """The graph that costs most: the language model if it disagrees by itself, else the worst one before it."""
+    llm = compared[LLM]
+    before = [compared[name] for name in (VISION, QFORMER) if name in compared]
+    if llm.precision != "fp32" and llm.agreement is not None and (llm.agreement < SAME or not before):
+        return llm
+    return min((row for row in before if row.precision != "fp32"), key=_cosine, default=llm)
+
+
+def _fix(row: Comparison, choices: Mapping[str, tuple[str, ...]]) -> str:
+    """The next better precision that the target has, as a clause."""
+    group, precision = _GROUPS[row.component], row.precision
+    while (precision := _BETTER.get(precision, "")) and precision not in choices[group]:
+        pass
+    return f"; try --precision {group}={precision}" if precision else ""
+
+
+def _cosine(row: Comparison) -> float:
+    return 1.0 if row.cosine is None else row.cosine

@@ -24,14 +24,9 @@ from .trace import GraphSpec
 _AXES = {VISION_FEATURES: {0: "B"}, TOKEN_IDS: {0: "B", 1: "L"}, TEXT_MASK: {0: "B", 1: "L"}}
 
 
-def generative_graphs(model: Blip2) -> list[GraphSpec]:
-    """The graphs of a stage-2 model."""
-    return [_graph(QFORMER, model)]
-
-
-def retrieval_graphs(model: Blip2) -> list[GraphSpec]:
-    """The graphs of a stage-1 model."""
-    return [_graph(name, model) for name in RETRIEVAL]
+def graphs(model: Blip2) -> list[GraphSpec]:
+    """The graphs of a model, by its stage."""
+    return [_graph(name, model) for name in (RETRIEVAL if model.config.stage == 1 else (QFORMER,))]
 
 
 def _graph(name: str, model: Blip2) -> GraphSpec:

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from blip2rt.bundle import ENCODER, LLM
 from blip2rt.errors import Blip2rtError
-from blip2rt.modeling import quantize
 from blip2rt.native import native
 
 from . import fuse, trace
 from .llm import Geometry, example_inputs, padded_head_dim
 
 _MASKED = torch.finfo(torch.float32).min
+FLOAT_TABLE = "relative_attention_bias"  # an embedding that graphs keep in float
 # Self-attention of a decoder layer: (layer, its attention module, hidden states (B,S,D)) -> (B,S,H*hd)
 SelfAttention = Callable[[int, Any, Tensor], Tensor]
 
@@ -53,16 +53,6 @@ def geometry(t5: Any, max_positions: int) -> Geometry:
         vocab_size=t5.get_output_embeddings().weight.shape[0],
         max_positions=max_positions,
     )
-
-
-def round_weights(llm: Any, bits: int, block: int) -> None:
-    """Round a language model's weights in place, except T5's relative position biases, which graphs keep in float."""
-    biases = [(m, m.weight) for name, m in llm.named_modules() if name.endswith("relative_attention_bias")]
-    saved = [(module, weight, weight.detach().clone()) for module, weight in biases]
-    quantize.round_weights(llm, bits, block)
-    for module, weight, values in saved:
-        weight.data.copy_(values)
-        module.weight = weight
 
 
 def encoder_graph(t5: Any) -> trace.GraphSpec:

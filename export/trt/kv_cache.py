@@ -20,6 +20,7 @@ from torch import Tensor
 MASKED = -1e9  # finite: a row whose slots are all masked must not become NaN
 _MASKED_FP16 = -3e4  # the same within float16's range
 Relative = Callable[[Tensor], Tensor]  # distances (B,S,K) of keys from queries -> bias (B,H,S,K)
+Factor = float | None
 
 
 class _Cache:
@@ -54,13 +55,7 @@ class ReadOnlyCache(_Cache):
             self._new_bias = relative(position_ids[:, None, :] - here) + self._new_bias
 
     def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float | None = None,
-        softcap: float | None = None,
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: Factor = None, softcap: Factor = None
     ) -> Tensor:
         """query (B,H,S,hd), key and value (B,Hkv,S,hd) -> (B,H,S,hd). None: no scale, no cap.
 
@@ -99,13 +94,7 @@ class InPlaceCache(_Cache):
             self._mask = torch.where(self._mask, relative(slots[None, None, :] - here), _MASKED_FP16)
 
     def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float | None = None,
-        softcap: float | None = None,
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: Factor = None, softcap: Factor = None
     ) -> Tensor:
         """See ReadOnlyCache. The Attention operator itself lets query heads share key heads."""
         present = [self._scatter(old, new) for old, new in zip(self.past[layer], (key, value), strict=True)]

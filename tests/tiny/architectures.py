@@ -24,6 +24,7 @@ from transformers.models.auto import modeling_auto
 from blip2rt.errors import Blip2rtError
 from blip2rt.native import native
 from blip2rt_export import targets
+from blip2rt_export.checks import llm as checks
 from blip2rt_export.checks import verify
 from blip2rt_export.graphs import compatibility, trace
 from blip2rt_export.language import trace_graphs
@@ -187,11 +188,11 @@ def _compared(model: Any, folder: Path, seed: int) -> tuple[float, bool]:
     encoder = folder / "encoder.onnx"
     start = model.config.decoder_start_token_id if encoder.exists() else None
     opened = encoder if encoder.exists() else None
-    graphs = verify.LlmGraphs(folder / "llm.onnx", folder / "embed.onnx", opened, start, targets.ORT.open)
+    graphs = checks.LlmGraphs(folder / "llm.onnx", folder / "embed.onnx", opened, start, targets.ORT.open)
     rng, width = np.random.default_rng(seed), model.get_input_embeddings().weight.shape[1]
     rows = [rng.normal(size=(length, width)).astype(np.float32) * 0.3 for length in (3, 9, 6)]
     tokens, got = graphs.run(rows)
-    want = verify.llm_logits(model, rows, tokens, start)
+    want = checks.llm_logits(model, rows, tokens, start)
     same = bool((got.argmax(-1) == want.argmax(-1)).all())
     return float(np.abs(got - want).max() / np.abs(want).max()), same
 

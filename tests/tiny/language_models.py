@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from blip2rt_export import targets
-from blip2rt_export.checks.verify import LlmGraphs
+from blip2rt_export.checks.llm import LlmGraphs
 from blip2rt_export.graphs import trace
 from blip2rt_export.precision.quantizer import BlockFormat, Quantizer
 from tests.tiny import onnx_validity

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 import blip2rt
-from blip2rt_export.checks.verify import STEPS, LlmGraphs
+from blip2rt_export.checks.llm import STEPS, LlmGraphs
 from tests.export.commands_in_process import export
 from tests.seeds import seed_of
 from tests.tiny import blip2 as tiny_blip2

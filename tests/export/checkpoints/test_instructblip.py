@@ -121,8 +121,8 @@ def test_lavis_vicuna_files_match_transformers(tmp_path: Path) -> None:
     want = want if isinstance(want, torch.Tensor) else want.pooler_output
     got = ours.prefix_embeds(ours.query_output(ours.vision_features(pixels), ids, mask))
     assert (got - want).abs().max() < 1e-4
-    spec, prompts = describe.llm_spec(opened, ours.llm, tmp_path, 64)
-    assert spec.eos_token_ids == (1,) and [each[0] for each in prompts] == [1] * 3 and prompts[0] == [1]
+    llm = describe.language_model(opened, ours.llm, tmp_path, 64)
+    assert llm.spec.eos_token_ids == (1,) and [each[0] for each in llm.prompts] == [1] * 3 and llm.prompts[0] == [1]
 
 
 QUESTIONS = ["What is red?", "is the man in the snow with a dog and two cats", "a dog"]

@@ -11,6 +11,7 @@ from blip2rt import bundle
 from blip2rt.bundle.atomic import AtomicFolder
 from blip2rt.errors import OptionError
 from blip2rt_export import cli, targets
+from blip2rt_export.arguments import parse_precision
 from blip2rt_export.convert import main as convert_main
 from tests.export.commands_in_process import FLOAT, export
 
@@ -22,14 +23,14 @@ GROUPS = ("vision", "qformer", "llm", "retrieval")
 def test_single_precision_applies_to_every_supporting_group() -> None:
     ort, trt = targets.ORT.precisions, targets.TRT.precisions
     for precision in ("fp32", "fp16", "int8", "int8w", "int4", "int8-dynamic"):
-        assert cli.parse_precision(precision, ort) == dict.fromkeys(GROUPS, precision)
-    assert cli.parse_precision("int8", trt) == dict.fromkeys(GROUPS[:3], "int8")
-    assert cli.parse_precision("fp16,llm=int4", trt) == {**dict.fromkeys(GROUPS, "fp16"), "llm": "int4"}
+        assert parse_precision(precision, ort) == dict.fromkeys(GROUPS, precision)
+    assert parse_precision("int8", trt) == dict.fromkeys(GROUPS[:3], "int8")
+    assert parse_precision("fp16,llm=int4", trt) == {**dict.fromkeys(GROUPS, "fp16"), "llm": "int4"}
     for text in ("int8,llm=int4", "llm=int4,int8"):
-        assert cli.parse_precision(text, ort) == {**dict.fromkeys(GROUPS, "int8"), "llm": "int4"}
+        assert parse_precision(text, ort) == {**dict.fromkeys(GROUPS, "int8"), "llm": "int4"}
     for wrong in ("int3", "llm", "llm=int3", "words=int8"):
         with pytest.raises(OptionError, match="the groups are|llm may be|choose from fp16, fp32, int4"):
-            cli.parse_precision(wrong, ort)
+            parse_precision(wrong, ort)
 
 
 def test_unavailable_sizes_are_reported(

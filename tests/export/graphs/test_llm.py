@@ -11,8 +11,8 @@ import torch
 from blip2rt.errors import Blip2rtError
 from blip2rt.modeling.quantize import round_weights
 from blip2rt_export import targets
+from blip2rt_export.checks.llm import Stepper
 from blip2rt_export.checks.sessions import session
-from blip2rt_export.checks.stepper import Stepper
 from blip2rt_export.checks.verify import run
 from blip2rt_export.graphs import t5, trace
 from blip2rt_export.precision.quantizer import BlockFormat, Quantizer

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from blip2rt_export.arguments import ORT_PRECISIONS
-from blip2rt_export.checks.greedy import agreement
-from blip2rt_export.checks.verdict import verdict
-from blip2rt_export.checks.verify import PYTORCH, Comparison, compare
+from blip2rt_export.checks.llm import agreement
+from blip2rt_export.checks.verify import PYTORCH, Comparison, compare, verdict
 from tests.seeds import new_seed
 
 

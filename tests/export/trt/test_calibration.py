@@ -12,7 +12,7 @@ from blip2rt.bundle import read
 from blip2rt_export import targets
 from blip2rt_export.checks import calibration
 from blip2rt_export.checks.sessions import session
-from blip2rt_export.graph_exporter import GraphExporter
+from blip2rt_export.checks.verify import Verifier
 from blip2rt_export.graphs import trace
 from blip2rt_export.precision import smoothquant
 from blip2rt_export.precision.activations import Range
@@ -30,7 +30,7 @@ SEED = seed_of(__name__)
 @pytest.mark.parametrize("name", ["opt", "t5"])
 def test_int8_is_verified_on_other_photographs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, set[bytes]] = {}  # graph -> pixels or features that it is calibrated or verified on
-    ranges, compare = calibration.batch_ranges, GraphExporter.compare
+    ranges, compare = calibration.batch_ranges, Verifier.compare
 
     def record(key: str, inputs: Any) -> None:
         seen.setdefault(key, set()).update(row.tobytes() for row in next(iter(inputs.values())))
@@ -41,12 +41,12 @@ def test_int8_is_verified_on_other_photographs(name: str, tmp_path: Path, monkey
             record(f"{part} calibrated", batch)
         return ranges(model, folder, part, batches)
 
-    def recorded_compare(exporter: Any, part: str, inputs: Any, want: Any) -> Any:
+    def recorded_compare(verifier: Any, part: str, inputs: Any, want: Any) -> Any:
         record(part, inputs)
-        return compare(exporter, part, inputs, want)
+        return compare(verifier, part, inputs, want)
 
     monkeypatch.setattr(calibration, "batch_ranges", recorded_ranges)
-    monkeypatch.setattr(GraphExporter, "compare", recorded_compare)
+    monkeypatch.setattr(Verifier, "compare", recorded_compare)
     images = tmp_path / "images"
     images.mkdir()
     for number, image in enumerate(tiny_blip2.photographs(9, np.random.default_rng(SEED))):

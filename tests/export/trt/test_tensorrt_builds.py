@@ -20,8 +20,8 @@ import onnx
 from blip2rt.backends.trt import builder
 from blip2rt.backends.trt import cli as build
 from blip2rt.modeling.checkpoint import Checkpoint
-from blip2rt_export import describe, targets
-from blip2rt_export.graphs import qformer, trace, vision
+from blip2rt_export import assemble, describe, targets
+from blip2rt_export.graphs import qformer, trace
 from blip2rt_export.precision.activations import Range
 from blip2rt_export.precision.quantizer import BlockFormat, Quantizer
 from blip2rt_export.trt import precision as trt_precision
@@ -51,11 +51,11 @@ def parts(name: str, folder: Path) -> Iterator[tuple[str, Any]]:
         yield from targets.TRT.llm_graphs(model.llm, 64)
         return
     if name == "retrieval":
-        found = qformer.retrieval_graphs(Checkpoint(tiny_blip2.retrieval(folder)).load(vision=False))
+        found = qformer.graphs(Checkpoint(tiny_blip2.retrieval(folder)).load(vision=False))
     else:
         model = Checkpoint(tiny_blip2.generative(folder, CONFIGS["opt"]())).load()
         image = describe.image_spec(model.config.vision)
-        found = [vision.vision_graph(model.vision, image), *qformer.generative_graphs(model)]
+        found = [assemble.vision_graph(model.vision, image), *qformer.graphs(model)]
     for part in found:
         yield part.name, trace.trace(part, targets.TRT.opset)
 

@@ -16,9 +16,9 @@ from blip2rt.backends.trt import builder
 from blip2rt.modeling.quantize import dequantize_blockwise, quantize_blockwise
 from blip2rt_export import targets
 from blip2rt_export.checks.calibration import batch_ranges, language_ranges
+from blip2rt_export.checks.llm import LlmGraphs, TrtStepper, llm_logits
 from blip2rt_export.checks.sessions import session, unfused_session
-from blip2rt_export.checks.stepper import TrtStepper
-from blip2rt_export.checks.verify import LlmGraphs, llm_logits, mean_cosine
+from blip2rt_export.checks.verify import mean_cosine
 from blip2rt_export.graph_exporter import GraphExporter
 from blip2rt_export.graphs import trace
 from blip2rt_export.precision.quantizer import BlockFormat, Quantizer
@@ -225,7 +225,7 @@ def test_int4_pads_incomplete_blocks_and_odd_columns(width: int, tmp_path: Path)
             given = {"x": x if name == "llm" else torch.tensor([[3, 4]])}
             axes = {"x": {0: "B", 1: "S"}}
             exporter.write(name, exporter.trace(trace.GraphSpec(name, part, given, ["y"], axes)), group)
-    precisions = {name: component.precision for name, component in exporter.components.items()}
+    precisions = {name: component.precision for name, component in exporter.verifier.components.items()}
     assert precisions == {"llm": "int4", "embed": "int4"} and not exporter.notes
     ids = np.arange(50).reshape(5, 10)
     lookup = unfused_session(tmp_path / "embed.onnx", 1).run(None, {"x": ids})[0]
