@@ -211,13 +211,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         raise OptionError(
             f"--min-new-tokens is {args.min_new_tokens}: give 0 to --max-new-tokens, which is {args.max_new_tokens}"
         )
-    return {
-        "num_beams": args.beams,
-        "max_new_tokens": args.max_new_tokens,
-        "min_new_tokens": args.min_new_tokens,
-        "length_penalty": args.length_penalty,
-        "repetition_penalty": args.repetition_penalty,
-    }
+    return {name: getattr(args, flag[2:].replace("-", "_")) for name, flag in _FLAGS.items()}
 
 
 def _report(args: argparse.Namespace, about: dict[str, Any], scores: Scores) -> None:

@@ -22,6 +22,14 @@ from .recipe import Given
 from .settings import LlmSettings, QFormerSettings, TrainSettings, VisionSettings
 
 VITS = {"vit:g": EVA_G, "vit:l": CLIP_L}
+LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_layers")
+PROMPT_FIELDS = ("caption_prompt", "ask_prompt", "no_repeat_words")
+LLM_FIELDS = {  # fields of LlmSettings: those of LlmConfig
+    "llm_source": "source",
+    "llm_bits": "bits",
+    "llm_block": "block",
+    **{name: name for name in ("prepend_bos", *PROMPT_FIELDS, *LORA_FIELDS)},
+}
 _PARTS = {"vision": "vision_weights", "llm": "llm_source", "qformer_tokenizer": "qformer_init"}
 
 
@@ -119,19 +127,7 @@ def fresh_config(settings: TrainSettings, *, text_branch: bool) -> tuple[Blip2Co
 
 def language_model(llm: LlmSettings) -> LanguageModelSource:
     """The language model that the settings name."""
-    config = LlmConfig(
-        source=llm.llm_source,
-        bits=llm.llm_bits,
-        block=llm.llm_block,
-        prepend_bos=llm.prepend_bos,
-        end=llm.end,
-        caption_prompt=llm.caption_prompt,
-        ask_prompt=llm.ask_prompt,
-        no_repeat_words=llm.no_repeat_words,
-        lora_rank=llm.lora_rank,
-        lora_alpha=llm.lora_alpha,
-        lora_layers=llm.lora_layers,
-    )
+    config = LlmConfig(**{theirs: getattr(llm, ours) for ours, theirs in LLM_FIELDS.items()}, end=llm.end)
     return with_template(LanguageModelSource(config))
 
 

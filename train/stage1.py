@@ -28,9 +28,9 @@ from blip2rt.modeling.row_noise import RowNoise
 from blip2rt.modeling.vision import VisionEncoder
 from blip2rt.native import native
 
-from .data.loaders import ImageBatch, LoaderSettings, StreamingLoader, batch_features, open_loader, to_device
+from .data.loaders import ImageBatch, LoaderSettings, StreamingLoader, batch_features, open_loader
 from .evaluation.generation import itg_captions
-from .evaluation.recall import recall
+from .evaluation.metrics import recall
 from .loop.parallel import this_process
 from .loop.trainer import vision_peaks
 from .model import StartingPoint, fresh_config, initialize_fresh, open_checkpoint, training_mode, with_trained_vision
@@ -133,7 +133,7 @@ class Stage1:
             texts = [self.text_batch([group[0].text for group in part.groups], part.image_ids) for part in rows]
             counts = [int(text.text_mask[:, 1:].sum()) for text in texts]
             shares, self.trainer.tokens = this_process().loss_weights(counts), sum(counts)
-            images = [to_device(part, device) for part in rows]
+            images = [part.to(device) for part in rows]
             parts = zip(images, texts, shares, self.trainer.noise(step), strict=True)
             yield step, [MicroBatch(*micro, hardness) for micro in parts]
 

@@ -27,7 +27,7 @@ from blip2rt.modeling.checkpoint import Checkpoint
 from blip2rt.modeling.row_noise import RowNoise
 from blip2rt.modeling.vision import VisionEncoder
 
-from .data.loaders import ImageBatch, LoaderSettings, batch_features, open_loader, to_device
+from .data.loaders import ImageBatch, LoaderSettings, batch_features, open_loader
 from .data.samples import Sample, first_answers
 from .evaluation.generation import GREEDY, Generator
 from .loop.parallel import this_process
@@ -182,7 +182,7 @@ class Stage2:
             packed = [self.pack(part.groups, own) for part, own in zip(rows, rngs, strict=True)]
             counts = [len(texts.target) for texts, _ in packed]
             shares, self.trainer.tokens = this_process().loss_weights(counts), sum(counts)
-            images = [to_device(part, self.trainer.device) for part in rows]
+            images = [part.to(self.trainer.device) for part in rows]
             parts = zip(images, packed, shares, self.trainer.noise(step), strict=True)
             yield step, [MicroBatch(image, text[0], share, text[1], noise) for image, text, share, noise in parts]
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from .recipe import Check, option
-from .settings import NOT_NEGATIVE, POSITIVE, LlmSettings, TrainSettings
+from .settings import BELOW_ONE, NOT_NEGATIVE, POSITIVE, LlmSettings, TrainSettings
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,7 @@ class TextSettings:
         False, 'answers lose capitals and punctuation, as captions do ("2:30 pm" becomes "2 30 pm")'
     )
     hidden_positions: float = option(
-        0.0,
-        "share of the image's positions that is hidden in training, drawn at every step",
-        check=Check("0 to below 1", lambda value: 0 <= value < 1),
+        0.0, "share of the image's positions that is hidden in training, drawn at every step", check=BELOW_ONE
     )
 
 

@@ -14,16 +14,11 @@ from blip2rt.modeling.llm import LanguageModelSource, LlmConfig
 from blip2rt.modeling.qformer import QFormerConfig
 from blip2rt.modeling.vision import VisionConfig, measured
 
-from .model import VITS, StartingPoint, vision_config, with_template
+from .model import LLM_FIELDS, LORA_FIELDS, PROMPT_FIELDS, VITS, StartingPoint, vision_config, with_template
 from .recipe import Given
 from .settings import VisionSettings
 
-# Fields that change a checkpoint's config: of the model, and (ours: theirs) of its language model.
-_MODEL = "learned_positions normalize_prefix max_text_length qformer_bits qformer_block"
-_LLM = {"llm_source": "source", "llm_bits": "bits", "llm_block": "block"} | {
-    name: name for name in ("prepend_bos", "caption_prompt", "ask_prompt", "no_repeat_words")
-}
-_LORA = ("lora_rank", "lora_alpha", "lora_layers")
+_MODEL = "learned_positions normalize_prefix max_text_length qformer_bits qformer_block"  # fields that change a config
 _FIXED = ("queries", "query_gain")  # fields of a checkpoint's Q-Former that cannot be changed
 _DROPOUTS = ("dropout", "query_dropout", "attention_dropout")
 _SHARED = ("hidden_size", "layers", "heads", "intermediate_size")  # of the Q-Former's query and text branches
@@ -110,17 +105,7 @@ def replaced_llm(language: LanguageModelSource, source: str) -> LanguageModelSou
         other = with_lavis_prompts(other, vicuna=llm.bos is not None and other.text_config.model_type == "llama")
     else:
         other = with_template(other.with_config(replace(other.config, prepend_bos=llm.prepend_bos)))
-    kept = (
-        "bits",
-        "block",
-        "caption_prompt",
-        "ask_prompt",
-        "no_repeat_words",
-        "lora_rank",
-        "lora_alpha",
-        "lora_layers",
-    )
-    changes: dict[str, Any] = {name: getattr(llm, name) for name in kept}
+    changes: dict[str, Any] = {name: getattr(llm, name) for name in ("bits", "block", *PROMPT_FIELDS, *LORA_FIELDS)}
     if not llm.end_ids:
         changes |= {"end": llm.end, "end_ids": ()}
     return other.with_config(replace(other.config, **changes))
@@ -128,12 +113,13 @@ def replaced_llm(language: LanguageModelSource, source: str) -> LanguageModelSou
 
 def _changed_llm(language: LanguageModelSource, checkpoint: str, given: Given) -> LanguageModelSource:
     """A checkpoint's language model, changed by the given fields. Raises OptionError."""
-    changes: dict[str, Any] = {theirs: given[ours] for ours, theirs in _LLM.items() if ours in given}
+    changes: dict[str, Any] = {theirs: given[ours] for ours, theirs in LLM_FIELDS.items() if ours in given}
+    lora = {name: changes.pop(name) for name in LORA_FIELDS if name in changes}
     if changes.get("source", language.config.source) != language.config.source:
         language = replaced_llm(language, changes["source"])
     if "end" in given:
         changes |= {"end": given["end"], "end_ids": ()}
-    llm, lora = language.config, {name: given[name] for name in _LORA if name in given}
+    llm = language.config
     if llm.lora_rank and any(getattr(llm, name) != value for name, value in lora.items()):
         raise OptionError(
             f"{checkpoint!r} has adapters of lora_rank {llm.lora_rank}, lora_alpha {llm.lora_alpha:g}, "

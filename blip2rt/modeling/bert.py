@@ -16,9 +16,8 @@ from blip2rt.errors import Blip2rtError, boundary
 from .blip2 import Blip2
 from .llm import load_tokenizer
 from .qformer import LanguageHead, QFormer
-from .sources import fetch, read_json
+from .sources import WEIGHTS, fetch, read_json
 
-_WEIGHTS = "model.safetensors"
 GEOMETRY = {  # fields of QFormerConfig and of BERT's config
     "hidden_size": "hidden_size",
     "layers": "num_hidden_layers",
@@ -80,7 +79,7 @@ class BertSource:
     def initialize(self, model: Blip2) -> None:
         """Copy BERT's weights into the Q-Former, and in stage 1 its masked-LM head into ITG's head."""
         with boundary(f"qformer_init {self.source!r} cannot be read"):
-            state = _modern_names(load_file(self.path / _WEIGHTS))
+            state = _modern_names(load_file(self.path / WEIGHTS))
             _initialize_qformer(model.qformer, state)
             if model.config.stage == 1:
                 _initialize_head(model.lm_head, state)
@@ -88,8 +87,8 @@ class BertSource:
     def require_weights(self) -> None:
         """Raise Blip2rtError if the folder has no tokenizer or no weights."""
         assert self.tokenizer is not None
-        if not (self.path / _WEIGHTS).is_file():
-            raise Blip2rtError(f"qformer_init {self.source!r} has no {_WEIGHTS} in {self.path}: give a BERT's folder")
+        if not (self.path / WEIGHTS).is_file():
+            raise Blip2rtError(f"qformer_init {self.source!r} has no {WEIGHTS} in {self.path}: give a BERT's folder")
 
 
 def _bert_name(name: str, shared_norm: bool) -> str | None:

@@ -150,10 +150,10 @@ def read_json(file: Path) -> Any:
     return parse_json(read_bounded(file, MAX_JSON_BYTES))
 
 
-def parse_json(text: bytes) -> Any:
-    """Parse JSON. Raises ValueError."""
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON, also after a byte order mark. Raises ValueError."""
     try:
-        return json.loads(text)
+        return json.loads(text.removeprefix("\ufeff") if isinstance(text, str) else text)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 

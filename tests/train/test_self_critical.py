@@ -13,8 +13,7 @@ from blip2rt.modeling.blip2 import Blip2Config
 from blip2rt.modeling.checkpoint import list_checkpoints
 from blip2rt_train import stage2
 from blip2rt_train.extras import average, self_critical
-from blip2rt_train.extras.cider import CiderReward
-from blip2rt_train.extras.self_critical import SelfCriticalSettings, SelfCriticalTraining, draw
+from blip2rt_train.extras.self_critical import CiderReward, SelfCriticalSettings, SelfCriticalTraining, draw
 from blip2rt_train.recipe import parse
 from tests.seeds import new_seed
 

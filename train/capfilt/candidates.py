@@ -14,7 +14,7 @@ from blip2rt.native import native
 from ..data.samples import BadSamples, Sample, error_text, text_fault
 from ..data.transforms import read_image
 from ..evaluation.predictions import Predictions
-from ..evaluation.predictors import Captioner, Sampling
+from ..evaluation.predictors import Predictor, Sampling
 from .scorers import CaptionPool, PredictorScorer, Scorer
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class CapFilt:
 
     def __init__(
         self,
-        captioner: Captioner | None,
+        captioner: Predictor | None,
         scorer: Scorer,
         pool: CaptionPool | None = None,
         sampling: Sampling = PAPER,

@@ -14,10 +14,11 @@ from typing import Any
 from zlib import crc32
 
 from blip2rt.errors import Blip2rtError
+from blip2rt.modeling.sources import parse_json
 from blip2rt.object_storage import Url, checkout, copies_folder, publish
 from blip2rt.system import lock_file
 
-from ..data.readers import IMAGES, read_data, read_json
+from ..data.readers import IMAGES, read_data
 from ..data.samples import BadSamples, Dataset, Sample, error_text, repeat_answers, table_text, text_fault
 from ..data.shard_index import Shard, ShardReader, scan_samples, shard_version
 from ..data.shards import add_sample, read_row
@@ -153,7 +154,7 @@ def _read_items(shard: Shard, bad: BadSamples) -> Iterator[Item]:
 def _source(metadata: str) -> str:
     """Return a sample's source or URL; "" if its text file names none."""
     with contextlib.suppress(ValueError):
-        found = read_json(metadata)
+        found = parse_json(metadata)
         if isinstance(found, dict):
             return str(found.get("source") or found.get("url") or "")
     return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from blip2rt.errors import Blip2rtError, CapabilityError, OptionError
 from blip2rt.image import ImageLike, prepare, to_pixels
 
 from ..data.samples import BadSamples, text_fault
-from ..evaluation.predictors import Captioner, open_predictor
+from ..evaluation.predictors import Predictor, open_predictor
 from ..progress import bar
 
 if TYPE_CHECKING:
@@ -25,38 +25,28 @@ _POOL_BATCH = 256  # captions of the pool that are embedded together
 CLIP = "clip:"
 
 
-class Scorer(Protocol):
-    """Embeds images and texts; the cosine says how well they match."""
-
-    def prepare(self, image: ImageLike) -> Rgb:
-        """RGB (height, width, 3), resized for the scorer."""
-
-    def images(self, prepared: Sequence[Rgb], vision_features: Floats | None = None) -> Floats:
-        """(B, Q, E), normalized. vision_features: of these images, where the captioner's encoder is the scorer's."""
-
-    def texts(self, texts: Sequence[str]) -> Floats:
-        """(T, E), normalized."""
-
-
 class PredictorScorer:
-    """Scores with a bundle or a stage-1 checkpoint; the best query counts."""
+    """Embeds with a bundle or a stage-1 checkpoint; the cosine with the best query says how well a text matches."""
 
-    def __init__(self, predictor: Captioner) -> None:
+    def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
 
     def prepare(self, image: ImageLike) -> Rgb:
+        """RGB (height, width, 3), resized for the scorer."""
         return self.predictor.prepare(image)
 
     def images(self, prepared: Sequence[Rgb], vision_features: Floats | None = None) -> Floats:
+        """(B, Q, E), normalized. vision_features: of these images, where the captioner's encoder is the scorer's."""
         features = self.predictor.vision_features(prepared) if vision_features is None else vision_features
         return self.predictor.embed_features(features)
 
     def texts(self, texts: Sequence[str]) -> Floats:
+        """(T, E), normalized."""
         return self.predictor.embed_text(texts)
 
 
 class ClipScorer:
-    """Scores with both towers of transformers' CLIPModel."""
+    """Embeds with both towers of transformers' CLIPModel, with the methods of PredictorScorer."""
 
     def __init__(self, source: str) -> None:
         import torch
@@ -96,7 +86,10 @@ class ClipScorer:
         return (features / features.norm(dim=-1, keepdim=True)).cpu().numpy()
 
 
-def open_scorer(source: str, captioner: Captioner | None = None, precision: str | None = None) -> Scorer:
+Scorer: TypeAlias = "PredictorScorer | ClipScorer"
+
+
+def open_scorer(source: str, captioner: Predictor | None = None, precision: str | None = None) -> Scorer:
     """Open `clip:FOLDER`, `clip:HUB-ID`, a bundle or a checkpoint; "" is the captioner, if it can embed."""
     if source.startswith(CLIP):
         return ClipScorer(source.removeprefix(CLIP))

@@ -67,13 +67,11 @@ class FeatureSource:
         """cache: a folder; views: augmented views of every image in it."""
         self._encoder = encoder
         self._rows = list(range(len(paths)))  # of the remaining images, by index
-        self.unreadable: dict[int, str] = {}  # index -> fault
         if encoder is None:
-            self._cache = cached_features(paths, config, cache, views)
-            self.unreadable = unreadable(paths, config, cache)
+            self._cache, self.unreadable = cached_features(paths, config, cache, views)
         else:
             self._pixels = _Views(paths, config, 0)
-            self.unreadable = {i: fault for i in self._rows if (fault := self._pixels[i][1])}
+            self.unreadable = {i: fault for i in self._rows if (fault := self._pixels[i][1])}  # index -> fault
 
     def drop_unreadable_images(self) -> None:
         """Renumber the images without the unreadable ones."""
@@ -138,13 +136,16 @@ def _written(file: Path) -> tuple[str, int, int]:
     return file.name, found.st_size, found.st_mtime_ns
 
 
-def cached_features(paths: list[Path], config: VisionConfig, folder: str | Path, views: int = 1) -> list[np.ndarray]:
-    """Return one memory-mapped (images, N, C) float16 array per view, after computing the views missing in `folder`."""
+def cached_features(
+    paths: list[Path], config: VisionConfig, folder: str | Path, views: int = 1
+) -> tuple[list[np.ndarray], dict[int, str]]:
+    """Return one memory-mapped (images, N, C) float16 array per view, after computing the views missing in `folder`;
+    and {index: fault} of the images without features."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     key = cache_key(paths, config)
     files = [folder / f"{key}-view{view}.npy" for view in range(views)]
-    faults = _faults_file(folder, key)
+    faults = folder / f"{key}-unreadable.json"
     missing = [view for view, file in enumerate(files) if not file.exists()]
     if missing:
         encoder = cast(Any, VisionEncoder(config)).to(memory_format=torch.channels_last)
@@ -153,19 +154,8 @@ def cached_features(paths: list[Path], config: VisionConfig, folder: str | Path,
             if found:
                 known = json.loads(faults.read_text()) if faults.is_file() else {}
                 write_file(faults, json.dumps(known | found).encode())
-    return [np.load(file, mmap_mode="r") for file in files]
-
-
-def _faults_file(folder: Path, key: str) -> Path:
-    return folder / f"{key}-unreadable.json"
-
-
-def unreadable(paths: list[Path], config: VisionConfig, folder: str | Path) -> dict[int, str]:
-    """Return {index: fault} of the images that had no features when they were cached."""
-    faults = _faults_file(Path(folder), cache_key(paths, config))
-    if not faults.is_file():
-        return {}
-    return {int(index): str(fault) for index, fault in json.loads(faults.read_text()).items()}
+    known = json.loads(faults.read_text()) if faults.is_file() else {}
+    return [np.load(file, mmap_mode="r") for file in files], {int(i): str(fault) for i, fault in known.items()}
 
 
 @torch.no_grad()

@@ -25,33 +25,10 @@ from .readers import read_data
 from .samples import BadSamples, Sample, draw_texts
 from .sampling import Mixture, ShuffledOrder
 from .shards import check_shards
-from .streaming import DecodedImages, SampleReader, Source, entry_faults, load_batches, open_sources
+from .streaming import ImageBatch, SampleReader, Source, entry_faults, load_batches, open_sources
 from .transforms import train_transform
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class ImageBatch:
-    """A micro-batch of b images: either vision_features (b, N, C) or pixels (b, 3, h, w).
-
-    groups: the texts drawn for each image; image_ids (b): equal for the same image.
-    """
-
-    groups: list[list[Sample]]
-    image_ids: torch.Tensor
-    vision_features: torch.Tensor | None = None
-    pixels: torch.Tensor | None = None
-
-
-def to_device(images: ImageBatch, device: torch.device) -> ImageBatch:
-    """Copy the tensors to the device."""
-
-    def move(values: torch.Tensor | None) -> torch.Tensor | None:
-        return None if values is None else values.to(device, non_blocking=True)
-
-    ids = images.image_ids.to(device)
-    return ImageBatch(images.groups, ids, vision_features=move(images.vision_features), pixels=move(images.pixels))
 
 
 def batch_features(model: Blip2, images: ImageBatch) -> torch.Tensor:
@@ -152,18 +129,12 @@ class StreamingLoader:
         self.note = small_data_note(sources, settings.batch.batch_size)
         self.mixture = Mixture(weights, settings.batch.batch_size, seed)
         transform = train_transform(settings.vision, data.crop_area)
-        self.reader = SampleReader(sources, seed, transform, settings.by_caption)
+        self.reader = SampleReader(sources, seed, transform, settings.by_caption, settings.texts)
 
     def steps(self, start: int) -> Iterator[tuple[int, list[ImageBatch]]]:
         """Yield (step, micro-batches) without end, from step `start` on."""
         split = partial(split_micro_batches, self.settings.batch.accumulate)
-        workers = self.settings.data.workers
-        for step, micros in load_batches(self.reader, self.mixture, start, split, workers, self.bad):
-            yield step, [self._load(images) for images in micros]
-
-    def _load(self, images: DecodedImages) -> ImageBatch:
-        groups = [group[: self.settings.texts] for group in images.groups]
-        return ImageBatch(groups, images.image_ids, pixels=images.pixels)
+        return load_batches(self.reader, self.mixture, start, split, self.settings.data.workers, self.bad)
 
 
 def open_loader(settings: LoaderSettings, out: str) -> TableLoader | StreamingLoader:

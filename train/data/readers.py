@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from blip2rt.bundle.regular_files import read_bounded
 from blip2rt.errors import Blip2rtError
+from blip2rt.modeling.sources import parse_json
 from blip2rt.untrusted.image_format import EXTENSIONS
 
 from .samples import BadSamples, Dataset, Row, dataset_of, is_file
@@ -56,19 +57,11 @@ def _open(path: Path) -> TextIO:
     return path.open(newline="", encoding="utf-8-sig", errors="surrogateescape")
 
 
-def read_json(text: str) -> Any:
-    """Parse JSON. Raise ValueError if it is invalid in any way."""
-    try:
-        return json.loads(text.removeprefix("\ufeff"))
-    except RecursionError:
-        raise ValueError("it is nested too deep") from None
-
-
 def read_json_file(path: Path) -> Any:
     """Read a JSON file. Raise Blip2rtError."""
     try:
         with _open(path) as file:
-            return read_json(file.read())
+            return parse_json(file.read())
     except OSError as error:
         raise Blip2rtError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -136,7 +129,7 @@ def _json_lines(path: Path, bad: BadSamples) -> Iterator[Row]:
                 continue
             place = f"{path}, line {number}"
             try:
-                yield from _of_object(place, read_json(line))
+                yield from _of_object(place, parse_json(line))
             except ValueError as error:
                 bad.add(place, f"it is not a JSON object with an image and a caption: {error}")
 

@@ -20,13 +20,14 @@ import numpy as np
 
 from blip2rt.bundle.atomic import write_file
 from blip2rt.errors import Blip2rtError, reason
+from blip2rt.modeling.sources import parse_json
 from blip2rt.object_storage import Url
 from blip2rt.system import read_range
 from blip2rt.untrusted.tar_headers import is_plain, tar_headers
 
 from ..loop.signals import ignore_parent_signals
 from ..progress import bar
-from .readers import IMAGES, read_json
+from .readers import IMAGES
 
 TEXTS = (".json", ".txt")  # the first with a text counts
 Faults = list[tuple[str, str]]  # names and reasons
@@ -173,7 +174,7 @@ def _summarize(shard: Shard, cache: Path) -> Summary:
 
 def _read_summaries(folder: Path) -> dict[str, Summary]:
     try:
-        found = read_json((folder / SUMMARIES).read_text(encoding="utf-8"))
+        found = parse_json((folder / SUMMARIES).read_bytes())
         return {name: Summary(**{**each, "faults": [tuple(f) for f in each["faults"]]}) for name, each in found.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # missing or damaged
         return {}

@@ -18,9 +18,9 @@ import numpy as np
 
 from blip2rt.bundle.atomic import write_file
 from blip2rt.errors import Blip2rtError, boundary
+from blip2rt.modeling.sources import parse_json
 from blip2rt.object_storage import Url, is_url
 
-from .readers import read_json
 from .samples import BadSamples, Sample, text_fault
 from .shard_index import RESTORE, TEXTS, Faults, Shard, ShardReader, digest, open_index, summarize
 
@@ -72,7 +72,7 @@ def check_shards(sources: Sequence[object], out: Path, began: bool) -> None:
     record = out / RECORD
     if began and record.is_file():
         with boundary(f"{record} is damaged, remove it to continue with the shards as they are"):
-            before = dict(read_json(record.read_text(encoding="utf-8")))
+            before = dict(parse_json(record.read_bytes()))
         found = [f"{name} is gone" for name in before if name not in now]
         found += [f"{name} has changed" for name in before if name in now and before[name] != now[name]]
         found += [f"{name} is new" for name in now if name not in before]
@@ -184,7 +184,7 @@ def parse_texts(content: str, json_: bool, faults: list[str] | None = None) -> l
     if not json_:
         entries: Any = [line.strip() for line in content.splitlines() if line.strip()]
     else:
-        data = read_json(content)
+        data = parse_json(content)
         if not isinstance(data, dict):
             raise ValueError("it is not an object")
         entries = data.get("captions") or data.get("caption")

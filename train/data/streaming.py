@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,30 @@ Row = tuple[int, int]  # source, position
 
 
 @dataclass(frozen=True)
-class DecodedImages:
-    """B images with their texts. pixels (B, 3, h, w); groups: the texts of each; image_ids (B): equal for the same
-    image; bad: names and reasons of skipped samples.
+class ImageBatch:
+    """A micro-batch of b images: either vision_features (b, N, C) or pixels (b, 3, h, w).
+
+    groups: the texts drawn for each image; image_ids (b): equal for the same image; bad: names and reasons of samples
+    that were skipped.
     """
 
-    pixels: torch.Tensor
     groups: list[list[Sample]]
     image_ids: torch.Tensor
-    bad: list[tuple[str, str]]
+    vision_features: torch.Tensor | None = None
+    pixels: torch.Tensor | None = None
+    bad: Faults = field(default_factory=list)
 
-    def pin_memory(self) -> DecodedImages:
-        return DecodedImages(self.pixels.pin_memory(), self.groups, self.image_ids, self.bad)
+    def to(self, device: torch.device) -> ImageBatch:
+        """Copy the tensors to the device."""
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> ImageBatch:
+        return self._moved(torch.Tensor.pin_memory)
+
+    def _moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> ImageBatch:
+        named = {name: getattr(self, name) for name in ("image_ids", "vision_features", "pixels")}
+        moved: dict[str, Any] = {name: move(tensor) for name, tensor in named.items() if tensor is not None}
+        return replace(self, **moved)
 
 
 class ListSource:
@@ -120,11 +132,17 @@ def _open(entry: dict[str, Any], cache: Path, bad: BadSamples, by_caption: bool)
     return ListSource(data.captions(path).with_texts() if by_caption else data)
 
 
-class SampleReader(TorchDataset[DecodedImages | Blip2rtError]):
-    """Reads rows of (source, position) as DecodedImages, their texts in random order. by_caption: skip answers."""
+class SampleReader(TorchDataset[ImageBatch | Blip2rtError]):
+    """Reads rows of (source, position), with at most `texts` texts of each image in random order.
 
-    def __init__(self, sources: list[Source], seed: int, transform: Transform, by_caption: bool = False) -> None:
-        self.sources, self.seed, self.transform, self.by_caption = sources, seed, transform, by_caption
+    by_caption: skip answers.
+    """
+
+    def __init__(
+        self, sources: list[Source], seed: int, transform: Transform, by_caption: bool = False, texts: int | None = None
+    ) -> None:
+        self.sources, self.seed, self.transform = sources, seed, transform
+        self.by_caption, self.texts = by_caption, texts
         self.orders = self._orders()
 
     def _orders(self) -> list[ShuffledOrder]:
@@ -137,16 +155,16 @@ class SampleReader(TorchDataset[DecodedImages | Blip2rtError]):
         self.__dict__.update(state)
         self.orders = self._orders()
 
-    def __getitem__(self, rows: list[Row]) -> DecodedImages | Blip2rtError:
-        bad: list[tuple[str, str]] = []
+    def __getitem__(self, rows: list[Row]) -> ImageBatch | Blip2rtError:
+        bad: Faults = []
         try:
             read = [self._sample(source, position, bad) for source, position in rows]
         except Blip2rtError as error:  # a worker would raise it with a traceback in the message
             return error
-        pixels = torch.stack([sample[0] for sample in read])
-        return DecodedImages(pixels, [sample[1] for sample in read], torch.tensor([sample[2] for sample in read]), bad)
+        pixels, groups, ids = zip(*read, strict=True)
+        return ImageBatch(list(groups), torch.tensor(ids), pixels=torch.stack(pixels), bad=bad)
 
-    def _sample(self, source: int, position: int, bad: list[tuple[str, str]]) -> tuple[torch.Tensor, list[Sample], int]:
+    def _sample(self, source: int, position: int, bad: Faults) -> tuple[torch.Tensor, list[Sample], int]:
         files = self.sources[source]
         number = self.orders[source][position]
         for _ in range(min(_MAX_TRIES, self.orders[source].total)):
@@ -159,7 +177,7 @@ class SampleReader(TorchDataset[DecodedImages | Blip2rtError]):
                     torch.default_generator.manual_seed(hash((self.seed, source, position)) % 2**62)
                     pixels = self.transform(read_image(data))
                 drawn = draw_texts(texts, np.random.default_rng((self.seed, source, position)))
-                return pixels, drawn, (source << 40) + number
+                return pixels, drawn[: self.texts], (source << 40) + number
             except (OSError, ValueError) as error:
                 bad.append((files.name(number), error_text(error)))
                 number = (number + 1) % self.orders[source].total
@@ -175,7 +193,7 @@ def load_batches(
     split: Callable[[list[Row]], list[list[Row]]],
     workers: int,
     bad: BadSamples,
-) -> Iterator[tuple[int, list[DecodedImages]]]:
+) -> Iterator[tuple[int, list[ImageBatch]]]:
     """Yield (step, micro-batches) without end, from step `start` on; `split` selects this process's rows of a step."""
     micros = len(split(mixture.batch(start)))
 

@@ -1,14 +1,13 @@
 """The model under evaluation: a bundle in the runtime, or a checkpoint of any format in PyTorch.
 
-Both have the methods of blip2rt.Model that an evaluation needs.
+Both have the methods of blip2rt.Model that an evaluation needs; images are paths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -23,58 +22,19 @@ from .predictions import Sampling as Sampling
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from typing_extensions import Unpack
 
-    from blip2rt.image import ImageLike
     from blip2rt.modeling.sources import ExternalParts
-    from blip2rt.options import TextOptions
-    from blip2rt.results import MatchWeights
+
+    from .torch_predictor import TorchPredictor
 
     Floats = NDArray[np.float32]
-    Rgb = NDArray[np.uint8]
 
-
-class Predictor(Protocol):
-    """The subset of blip2rt.Model that evaluations use; images are paths."""
-
-    def caption(self, images: Sequence[Path], **options: Unpack[TextOptions]) -> Sequence[str]: ...
-
-    def ask(
-        self, images: Sequence[Path], questions: Sequence[str], **options: Unpack[TextOptions]
-    ) -> Sequence[str]: ...
-
-    def vision_features(self, images: Sequence[Path] | Sequence[Rgb]) -> Floats: ...
-
-    def embed_features(self, vision_features: Floats) -> Floats: ...
-
-    def embed_text(self, texts: Sequence[str]) -> Floats: ...
-
-    def itm_logits(self, vision_features: Floats, texts: Sequence[str]) -> Floats: ...
-
-    @property
-    def match_weights(self) -> MatchWeights: ...
-
-    def likelihoods(self, vision_features: Floats, texts: Sequence[str]) -> NDArray[np.float64]: ...
-
-
-class Captioner(Predictor, Protocol):
-    """A predictor that also writes candidate captions for CapFilt."""
-
-    def caption_candidates(
-        self, vision_features: Floats, sampling: Sampling, first_image: int
-    ) -> Sequence[Sequence[str]]:
-        """Return the best caption of each image (B, N, C) by three beams, followed by sampled ones.
-
-        first_image: number of the first image in the random streams.
-        """
-
-    def prepare(self, image: ImageLike) -> Rgb:
-        """Return RGB (height, width, 3), which vision_features takes as an image."""
+Predictor: TypeAlias = "BundlePredictor | TorchPredictor"
 
 
 def open_predictor(
     source: str | None, parts: ExternalParts | None = None, precision: str | None = None, prompt: str | None = None
-) -> Captioner:
+) -> Predictor:
     """Open a bundle, or a checkpoint of ours, Hugging Face's or LAVIS'; None is the embedded bundle.
 
     parts: what LAVIS' files leave out. precision: of a checkpoint, fp32, bf16 or fp16; None: fp32 on CPUs, else bf16.
@@ -99,7 +59,10 @@ class BundlePredictor(Model):
         return cls(bundle, backends.create(backends.DEFAULT, bundle))
 
     def caption_candidates(self, vision_features: Floats, sampling: Sampling, first_image: int) -> list[list[str]]:
-        """See Captioner; the best is that of `caption`. Beams and samples share soft prompts, prefill and steps."""
+        """Return the best caption of each image (B, N, C), that of `caption`, followed by sampled ones.
+
+        first_image: number of the first image in the random streams. Beams and samples share prefill and steps.
+        """
         pipeline, tasks = self.pipeline, [self.pipeline.task()]
         if sampling.count:
             drawn: dict[str, Any] = {"num_captions": sampling.count, "num_beams": 1, "do_sample": True, "top_k": 0}
@@ -115,7 +78,7 @@ class BundlePredictor(Model):
         return [[str(text) for found in texts for text in found] for texts in zip(*rounds, strict=True)]
 
 
-def _bundle(source: str | None, prompt: str | None) -> Captioner:
+def _bundle(source: str | None, prompt: str | None) -> Predictor:
     bundle = read(locate(source))
     if prompt is not None:
         prompts = {**bundle.manifest.prompts, "ask" if "{}" in prompt else "caption": prompt}

@@ -11,9 +11,9 @@ import numpy as np
 
 from ..progress import bar
 from .annotations import CaptionedImage
+from .metrics import best_rank, recall, recall_at, reranked
 from .predictions import Predictions
 from .predictors import Predictor
-from .recall import best_rank, recall, recall_at, reranked
 from .report import Row
 from .scores import ALL, Scores
 

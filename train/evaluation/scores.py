@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .annotations import CaptionedImage, Item, VqaQuestion, VqaQuestions
-from .metrics import caption_metrics
+from .metrics import caption_metrics, exact_match, vqa_accuracy
 from .report import Row
 from .truth import chair
-from .vqa import exact_match, vqa_accuracy
 
 ALL = "all"
 

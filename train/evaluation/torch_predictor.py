@@ -61,7 +61,7 @@ class TorchPredictor:
 
     @torch.no_grad()
     def caption_candidates(self, vision_features: Floats, sampling: Sampling, first_image: int) -> list[list[str]]:
-        """See train.evaluation.predictors.Captioner; beams and lengths are those of an exported bundle."""
+        """See BundlePredictor.caption_candidates; beams and lengths are those of an exported bundle."""
         rounds: list[dict[str, Any]] = [{"num_beams": 3}]
         if sampling.count:
             drawn = {"num_return_sequences": sampling.count, "do_sample": True, "top_k": 0, "top_p": sampling.top_p}

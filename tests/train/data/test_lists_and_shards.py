@@ -19,7 +19,7 @@ from blip2rt_train.data.readers import read_data
 from blip2rt_train.data.samples import BadSamples, Dataset, Sample, draw_texts, first_answers
 from blip2rt_train.data.sampling import Mixture, ShuffledOrder
 from blip2rt_train.data.shards import Shards, expand_shards
-from blip2rt_train.data.streaming import DecodedImages, SampleReader, load_batches, open_sources
+from blip2rt_train.data.streaming import ImageBatch, SampleReader, load_batches, open_sources
 from blip2rt_train.data.transforms import eval_transform, to_pixels, train_transform
 from tests.seeds import new_seed
 from tests.tiny.training import caption_table, tiny_settings
@@ -136,10 +136,10 @@ def reader(tmp_path: Path, broken: bool = False) -> SampleReader:
     return SampleReader(sources, 5, train_transform(config))
 
 
-def stream(reader: SampleReader, start: int, workers: int, bad: BadSamples, ranks: int = 1) -> list[DecodedImages]:
+def stream(reader: SampleReader, start: int, workers: int, bad: BadSamples, ranks: int = 1) -> list[ImageBatch]:
     """Return three steps of 4 rows, rank by rank."""
 
-    def part(rank: int) -> Iterator[tuple[int, list[DecodedImages]]]:
+    def part(rank: int) -> Iterator[tuple[int, list[ImageBatch]]]:
         each = 4 // ranks
         mixture = Mixture([1.0], 4, 5)
         return load_batches(reader, mixture, start, lambda rows: [rows[rank * each :][:each]], workers, bad)
@@ -273,9 +273,7 @@ def test_by_caption_skips_answers(tmp_path: Path) -> None:
     assert sources[0].counts == [1]
     reader = SampleReader(sources, 0, eval_transform(VisionConfig(height=8, width=8)), by_caption=True)
     rows_read = reader[[(0, 0)]]
-    assert isinstance(rows_read, DecodedImages) and [[s.text for s in group] for group in rows_read.groups] == [
-        ["a dog"]
-    ]
+    assert isinstance(rows_read, ImageBatch) and [[s.text for s in group] for group in rows_read.groups] == [["a dog"]]
     both, _ = open_sources((entry,), tmp_path, BadSamples(0))
     assert both[0].counts == [2]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))

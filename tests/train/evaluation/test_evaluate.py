@@ -22,9 +22,8 @@ import blip2rt
 from blip2rt_export.cli import main as export
 from blip2rt_train import evaluate
 from blip2rt_train.evaluation.annotations import read_captions, read_questions
-from blip2rt_train.evaluation.metrics import caption_metrics
+from blip2rt_train.evaluation.metrics import caption_metrics, vqa_accuracy
 from blip2rt_train.evaluation.predictors import open_predictor
-from blip2rt_train.evaluation.vqa import vqa_accuracy
 from tests.seeds import new_seed, seed_of
 from tests.tiny import blip2 as tiny_blip2
 from tests.tiny import question_input

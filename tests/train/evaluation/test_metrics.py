@@ -12,14 +12,21 @@ from PIL import Image
 
 from blip2rt.errors import OptionError
 from blip2rt_train.evaluation.annotations import in_half
-from blip2rt_train.evaluation.metrics import caption_metrics, tokenize
-from blip2rt_train.evaluation.recall import best_rank, recall, recall_at, reranked
+from blip2rt_train.evaluation.metrics import (
+    best_rank,
+    caption_metrics,
+    normalize_answer,
+    recall,
+    recall_at,
+    reranked,
+    tokenize,
+    vqa_accuracy,
+)
 from blip2rt_train.evaluation.report import Row, changes, render
 from blip2rt_train.evaluation.retrieval import _tables
 from blip2rt_train.evaluation.truth import chair
-from blip2rt_train.evaluation.vqa import normalize_answer, vqa_accuracy
-from blip2rt_train.extras.cider import CiderReward
 from blip2rt_train.extras.questions import questions
+from blip2rt_train.extras.self_critical import CiderReward
 from tests.seeds import new_seed
 
 
