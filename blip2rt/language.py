@@ -139,12 +139,6 @@ class Language:
         """A stream that turns tokens into pieces of text. tidied: see generate."""
         return native.TextStream(self.tokenizer, settings.forced_prefix, tidied)
 
-    def stream(
-        self, prefix_embeds: Floats, prompt: Prompt, settings: GenerationOptions, tidied: bool = False
-    ) -> Iterator[str]:
-        """prefix_embeds (1, Q, D) -> pieces of the text, as they are generated."""
-        return self.pieces(self._backend.begin(prefix_embeds, [self.encode(prompt)], settings), settings, tidied)
-
     def pieces(self, generation: Generation, settings: GenerationOptions, tidied: bool = False) -> Iterator[str]:
         """A generation of one text -> its pieces. Each token is computed when the caller asks for the next piece.
 
@@ -167,16 +161,6 @@ class Language:
         if len(token_ids) < 2 and settings.max_time < math.inf and generation.cut(0, len(token_ids)):
             raise too_late(settings.max_time)
         return self.core.text_of(token_ids, score, settings)[0]
-
-    @property
-    def vocab_size(self) -> int:
-        """Of the language model's logits."""
-        return self.spec.vocab_size
-
-    @property
-    def end_token(self) -> int:
-        """The token that ends captions."""
-        return self.spec.eos_token_ids[0]
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -250,7 +250,9 @@ class Model(MatchingCalls):
             return iter([begun.text])
         if watch.expired:
             raise too_late(task.settings.max_time)
-        return pipeline.language.stream(begun[0], task.prompt, begun[1], task.single_line and not chosen.raw)
+        language, (prefix_embeds, settings) = pipeline.language, begun
+        generation = pipeline.backend.begin(prefix_embeds, [language.encode(task.prompt)], settings)
+        return language.pieces(generation, settings, task.single_line and not chosen.raw)
 
     def submit(self, request: Request, *, on_news: Callable[[Answer], object] | None = None) -> Answer:
         """Queue a request, to be decoded in one batch with others. Return once its image has been encoded.

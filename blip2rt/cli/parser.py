@@ -12,6 +12,7 @@ from ..gallery import flags as gallery_flags
 from ..options import Options
 
 Handler = Callable[[argparse.Namespace], int]
+Adder = Callable[[Parser], object]  # adds a command's flags
 
 # Options whose flag has another name than the field; the field's name is accepted, too.
 _SHORT = {"num_beams": "--beams", "do_sample": "--sample", "bad_words": "--bad-word", "stop_strings": "--stop-string"}
@@ -89,63 +90,56 @@ def build_parser(handlers: Mapping[str, Handler], words: Sequence[str] = ()) -> 
     named = next((word for word in words if not word.startswith("-")), "")
     only = named if named in handlers and named != "help" else None  # the argument of `help` is any command
 
-    def add(name: str, about: str, add_arguments: Callable[[Parser], object], **more: Any) -> None:
+    def add(name: str, about: str, arguments: Adder, model: bool = True, output: bool = False, **more: Any) -> None:
         if only in (None, name):
             more.setdefault("description", f"{about[0].upper()}{about[1:]}.")
             command: Parser = commands.add_parser(name, help=about, **more)
             command.set_defaults(run=handlers.get(name))
-            add_arguments(command)
+            arguments(command)
+            if model:
+                _add_model(command, pixels=name != "serve")
+            if output:
+                _add_output(command, stream=name in ("caption", "ask"))
 
-    more = {"renamed": _ALIASES, "explained": _EXPLAINED}
-    add("caption", "describe images and folders of them", _add_caption, description=_CAPTION, **more)
-    add("ask", "answer a question about images", _add_ask, renamed=_ALIASES)
-    add("match", "score how well texts describe an image", _add_match, description=_MATCH)
+    more: dict[str, Any] = {"renamed": _ALIASES, "explained": _EXPLAINED}
+    add("caption", "describe images and folders of them", _add_caption, output=True, description=_CAPTION, **more)
+    add("ask", "answer a question about images", _add_ask, output=True, renamed=_ALIASES)
+    add("match", "score how well texts describe an image", _add_match, output=True, description=_MATCH)
     add("fill", "fill a JSON Schema from images", _add_fill, description=_FILL)
-    add("tag", "label pictures and folders of them", _add_tag, description=_TAG)
-    for name, (about, add_arguments) in gallery_flags.COMMANDS.items():
-        add(name, about, partial(_add_gallery, add_arguments))
+    add("tag", "label pictures and folders of them", _add_tag, output=True, description=_TAG)
+    for name, (about, arguments) in gallery_flags.COMMANDS.items():
+        add(name, about, arguments)
     add("pool", "prepare captions that guide `caption`", _add_pool, description=_POOL)
     add("serve", "serve over HTTP, like OpenAI and Ollama", _add_serve, description=_SERVE)
     add("stdio", "answer JSON lines on standard input", _add_stdio, description=_STDIO)
-    add("info", "show what a bundle holds", _add_info)
-    add("verify", "check the sha256 of a bundle's files, and its graphs", _add_verify)
-    add("pull", "download a bundle from the Hugging Face Hub", _add_pull, description=_PULL)
-    add("doctor", "diagnose this machine: what is missing, and how to install it", _add_json)
-    add("help", "show the help of a command", partial(_add_topic, topics=[*commands.choices, "help"]))
+    add("info", "show what a bundle holds", _add_info, model=False)
+    add("verify", "check the sha256 of a bundle's files, and its graphs", _add_verify, model=False)
+    add("pull", "download a bundle from the Hugging Face Hub", _add_pull, model=False, description=_PULL)
+    add("doctor", "diagnose this machine: what is missing, and how to install it", _add_json, model=False)
+    add("help", "show the help of a command", partial(_add_topic, topics=[*commands.choices, "help"]), model=False)
     return parser
 
 
 def _add_match(command: Parser) -> None:
     command.add_argument("image", type=nonempty, metavar="IMAGE", help=_ONE_IMAGE)
     command.add_argument("texts", nargs="+", metavar="TEXT", help="a text, in quotes; several are ranked")
-    _add_model(command)
-    _add_output(command)
 
 
 def _add_fill(command: Parser) -> None:
     command.add_argument("schema", type=path, metavar="SCHEMA", help="file with a JSON Schema")
     command.add_argument("images", nargs="+", type=nonempty, metavar="IMAGE", help=_ONE_IMAGE)
     command.add_argument("--question", metavar="TEXT", help='what a field such as "answer" asks (default: a caption)')
-    _add_model(command)
 
 
 def _add_tag(command: Parser) -> None:
     gallery_flags.add_sources(command, _SOURCES)
     gallery_flags.add_tag(command)
-    _add_model(command)
-    _add_output(command)
-
-
-def _add_gallery(add_arguments: Callable[[Parser], None], command: Parser) -> None:
-    add_arguments(command)
-    _add_model(command)
 
 
 def _add_pool(command: Parser) -> None:
     command.add_argument("action", choices=("build",), help="embed the captions for the model")
     command.add_argument("file", type=path, metavar="CAPTIONS", help="text file with one caption a line")
     command.add_argument("--out", type=path, required=True, metavar="FILE", help="the pool to write")
-    _add_model(command)
 
 
 def _add_serve(command: Parser) -> None:
@@ -153,13 +147,11 @@ def _add_serve(command: Parser) -> None:
 
     command.set_defaults(run=cli.run)
     cli.add_options(command)
-    _add_model(command, pixels=False)
 
 
 def _add_stdio(command: Parser) -> None:
     about = "requests to run at the same time"
     command.add_argument("--parallel", type=whole(1, 1024), default=4, metavar="N", help=about)
-    _add_model(command)
 
 
 def _add_info(command: Parser) -> None:
@@ -192,8 +184,6 @@ def _add_caption(command: Parser) -> None:
     _add_options(decoding, _DECODING)
     _add_options(command.add_argument_group("sampling (with --sample)"), _SAMPLING)
     gallery_flags.add_outputs(command)
-    _add_model(command)
-    _add_output(command, stream=True)
 
 
 def _add_ask(command: Parser) -> None:
@@ -202,8 +192,6 @@ def _add_ask(command: Parser) -> None:
     command.add_argument("question", metavar="QUESTION", help="the question, in quotes")
     _add_options(command.add_argument_group("decoding"), _DECODING)
     _add_options(command.add_argument_group("sampling (with --sample)"), _SAMPLING)
-    _add_model(command)
-    _add_output(command, stream=True)
 
 
 def _add_options(group: argparse._ArgumentGroup, options: tuple[tuple[str, Any, str, str], ...]) -> None:
@@ -222,7 +210,7 @@ def _add_bundle(command: Parser) -> None:
     command.add_argument("bundle", nargs="?", type=nonempty, metavar="BUNDLE", help=_BUNDLE)
 
 
-def _add_model(command: Parser, pixels: bool = True) -> None:
+def _add_model(command: Parser, pixels: bool) -> None:
     """pixels: also add --max-pixels, which `serve` has among its limits."""
     group = command.add_argument_group("model")
     about = _BUNDLE
@@ -244,7 +232,7 @@ def _add_trusted_graphs(group: argparse._ActionsContainer) -> None:
     group.add_argument("--trusted-graphs", action="store_true", help=about)
 
 
-def _add_output(command: Parser, stream: bool = False) -> None:
+def _add_output(command: Parser, stream: bool) -> None:
     group = command.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="print one JSON object a line")
     if stream:

@@ -158,7 +158,7 @@ class Matcher(Evidence):
 
     def guides(self, pool: CaptionPool, vision_features: Floats, _questions: Sequence[str] = ()) -> list[Guide]:
         """vision_features (B, N, C) -> the guide of each image's caption"""
-        end = self.pipeline.language.end_token
+        end = self.pipeline.language.spec.eos_token_ids[0]
         with named_failure():
             return [pool.guide(embeds, end) for embeds in self.image_embeds(vision_features)]
 

@@ -91,7 +91,7 @@ def read_captions(path: str | os.PathLike[str]) -> list[str]:
 
 def _packed(captions: Sequence[str], evidence: Evidence, progress: Callable[[int, int], object] | None = None) -> bytes:
     """Captions -> the contents of a pool's file; the core reads it."""
-    vocab_size, tokens = evidence.pipeline.language.vocab_size, [*map(evidence.caption_tokens, captions)]
+    vocab_size, tokens = evidence.pipeline.language.spec.vocab_size, [*map(evidence.caption_tokens, captions)]
     parts = []
     for part in _embeds(captions, evidence):
         parts.append(part)

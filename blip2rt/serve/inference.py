@@ -44,11 +44,6 @@ def shares_steps(model: Model) -> bool:
     return model.pipeline.backend.batcher is not None
 
 
-def can_generate(model: Model) -> bool:
-    """Whether the bundle has a language model."""
-    return all(map(model.bundle.has, GENERATIVE))
-
-
 def can_chat(model: Model) -> bool:
     """Whether the model can continue a conversation."""
     try:

@@ -95,10 +95,6 @@ class RequestMiddleware:
                 path = base + path.removeprefix(prefix)
         return f"/v1{path}" if f"/v1{path}" in self._paths else path
 
-    def _label(self, path: str) -> str:
-        """Return the metrics' label of a path."""
-        return path if path in self._paths else "/v1/models/{name}" if path.startswith("/v1/models/") else "other"
-
     def _access_error(self, scope: Scope) -> ApiError | None:
         headers, path, access = Headers(scope=scope), scope["path"], self._settings.access
         host, origin = headers.get("host", ""), headers.get("origin")
@@ -123,7 +119,8 @@ class RequestMiddleware:
         return sum(hmac.compare_digest(key, known) for known in self._keys) > 0  # compare all: constant time
 
     def _record(self, scope: Scope, context: RequestContext, status: int) -> None:
-        seconds, route = time.monotonic() - context.start, self._label(scope["path"])
+        seconds, path = time.monotonic() - context.start, scope["path"]
+        route = path if path in self._paths else "/v1/models/{name}" if path.startswith("/v1/models/") else "other"
         status = context.log_fields.pop("status", status)
         self._metrics.requests.labels(route, status).inc()
         self._metrics.seconds.labels(route).observe(seconds)
@@ -133,8 +130,8 @@ class RequestMiddleware:
             context.log_fields["traceparent"] = trace[:100]
         client = scope.get("client")
         fields = {"id": context.id, "client": client[0] if client else None, "method": scope["method"]}
-        fields |= {"path": scope["path"][:200], "status": status, "seconds": round(seconds, 4), **context.log_fields}
-        level = logging.DEBUG if scope["path"] in _POLLED else logging.INFO
+        fields |= {"path": path[:200], "status": status, "seconds": round(seconds, 4), **context.log_fields}
+        level = logging.DEBUG if path in _POLLED else logging.INFO
         LOG.log(level, "request", extra={"fields": fields})
 
 

@@ -60,6 +60,7 @@ _SHOWS = re.compile(
     r"|( (is|are|be))? (visible|present|detected|seen|shown|found)( in .*)?$",
     re.IGNORECASE,
 )
+_ARTICLE = re.compile("(the|an?|any|some|this|that|its?|their|what) ")
 UNSAFE = "sexual content"  # what "nsfw" states
 _MEANING = re.compile(r"(-?\d+)\s*(?:=|:|is|means|–|—)\s*([a-z][\w' -]{0,60})", re.IGNORECASE)
 
@@ -94,7 +95,8 @@ def open_question(name: str, description: str) -> str | None:
         if words[-1] in common.split():
             return question
     if phrase and phrase[0].isalpha() and len(phrase.split()) <= MAX_PHRASE_WORDS:
-        return f"what is {_with_article(phrase[0].lower() + phrase[1:])}?"
+        phrase = phrase[0].lower() + phrase[1:]
+        return f"what is {phrase}?" if _ARTICLE.match(phrase) else f"what is the {phrase}?"
     return f"what is {'his' if is_personal(name) else 'the'} {' '.join(words)}?"
 
 
@@ -151,7 +153,3 @@ def meanings(description: str) -> dict[int, str]:
 
 def _first_sentence(text: str) -> str:
     return _SENTENCE_END.split(text.strip(), maxsplit=1)[0]
-
-
-def _with_article(phrase: str) -> str:
-    return phrase if re.match(r"(the|an?|any|some|this|that|its?|their|what) ", phrase) else f"the {phrase}"

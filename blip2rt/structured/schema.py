@@ -200,7 +200,8 @@ class _Reader:
 
     def _object(self, schema: dict[str, Any], field: Field, place: _Place) -> Object:
         properties, required = schema.get("properties", {}), schema.get("required", [])
-        if not isinstance(properties, dict) or not _are_texts(required):
+        named = isinstance(required, list) and all(isinstance(name, str) for name in required)
+        if not isinstance(properties, dict) or not named:
             raise OptionError(f"{field}: properties must be an object, and required a list of names")
         filled = []
         for name in dict.fromkeys([*properties, *required]):
@@ -311,7 +312,3 @@ def _has_type(value: JSON, kinds: JSON) -> bool:
 
 def _is_null(branch: JSON) -> bool:
     return isinstance(branch, dict) and (branch.get("type") == "null" or branch.get("const", 0) is None)
-
-
-def _are_texts(values: JSON) -> bool:
-    return isinstance(values, list) and all(isinstance(each, str) for each in values)

@@ -85,5 +85,5 @@ def test_typed_keywords_match_options() -> None:
 
 def test_typing_extensions_is_not_needed() -> None:
     code = "import sys; sys.modules['typing_extensions'] = None; import blip2rt.backends.ort, blip2rt.backends.trt"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_python(code)
     assert done.returncode == 0, done.stderr

@@ -69,11 +69,11 @@ def test_beams_give_several_captions(model, photo):
 
 
 def test_match_equals_numpy(tiny, model, photo):
-    images, texts = [photo() for _ in range(10)], ["a dog runs", "A RED CAT"] * 5
+    images, texts = [photo() for _ in range(10)], ["a dog runs", "A RED CAT"] * 4 + ["A RED CAT", "a dog runs"]
     got = model.match(images, texts)
     w = tiny.weights
     features = tiny.vision(to_pixels(images, model.bundle.manifest.image))
-    ids = [[2, 4, 5, 7, 3], [2, 4, 8, 6, 3]] * 5
+    ids = [[2, 4, 5, 7, 3], [2, 4, 8, 6, 3]] * 4 + [[2, 4, 8, 6, 3], [2, 4, 5, 7, 3]]
     for match, feature, row in zip(got, features, ids, strict=True):
         pooled = w["text_table"][row].sum(0)
         logits = feature.mean(0) @ w["image_itm"] + pooled @ w["text_itm"]

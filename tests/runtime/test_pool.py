@@ -142,7 +142,7 @@ def test_guide_of_an_answer_biases_its_first_token(model, file, photo, question,
     cosines = (np.stack(model.embed_text(MORE_CAPTIONS)) @ image.T).max(axis=1)
     nearest = [MORE_CAPTIONS.index(model.decode(tokens)) for tokens in pool.nearest(image)]
     weighed = {MORE_CAPTIONS[i]: math.exp(40 * (cosines[i] - cosines.max())) for i in nearest}
-    logits = np.random.default_rng(new_seed()).normal(size=language.vocab_size)
+    logits = np.random.default_rng(new_seed()).normal(size=language.spec.vocab_size)
     assert native.asks_for_plural(question) == plural
     # An image that is like no caption has the first ones, alike. The pool's own cosines are off by up to 0.016.
     for embeds, near, within in ((0 * image, dict.fromkeys(MORE_CAPTIONS[:8], 1.0), 1e-4), (image, weighed, 0.9)):
@@ -157,7 +157,7 @@ def test_answer_to_a_question_for_things_does_not_begin_with_one_thing(model, fi
     pairs = {" dog": " dogs", " baby": " babies", " bench": " benches", " person": " people", " box": " boxes"}
     names = [*pairs, *pairs.values(), " ze", " glass", " bus", "", " wander"]  # " ze" begins " zebras"
     file.write_text("\n".join(MORE_CAPTIONS))
-    pool, size = read_pool(file, model.matcher), model.pipeline.language.vocab_size
+    pool, size = read_pool(file, model.matcher), model.pipeline.language.spec.vocab_size
     vocabulary = native.Vocabulary([*map(str.encode, names), *[b""] * (size - len(names))])
     embeds, zeros = 0 * model.embed_text(MORE_CAPTIONS[:1])[0][None], np.zeros(size)
     free, asked = (pool.answer_guide(embeds, "", [], each).apply([], zeros) for each in (None, vocabulary))
@@ -202,7 +202,9 @@ def test_every_door_guides_alike(model, file, photo):
     plain, changed = model.caption(images, num_beams=3), 0
     for image, alone, caption in zip(images, plain, model.caption(images, num_beams=3, pool=file), strict=True):
         ranked = model.caption(image, num_beams=3, num_captions=3, pool=file)
-        guide = read_pool(file, model.matcher).guide(model.embed_image(image), model.pipeline.language.end_token)
+        guide = read_pool(file, model.matcher).guide(
+            model.embed_image(image), model.pipeline.language.spec.eos_token_ids[0]
+        )
         agreed = [guide.agreement(each.tokens) for each in ranked]
         assert caption == ranked[0] and agreed == sorted(agreed, reverse=True)
         assert "".join(model.stream(image, num_beams=3, pool=file)) == caption

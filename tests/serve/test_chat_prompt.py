@@ -99,6 +99,7 @@ def test_the_last_image_is_used_and_the_system_prompt_ignored() -> None:
     messages = ["system: Is it? Answer in rhymes.", "user a b: who?"]
     assert job(*messages) == job(*messages, "assistant: a man") == TextJob(b"b", "who?")
     assert job("user: who?", "tool a: 42") == TextJob(b"a", "who?")
+    assert job("system: who?", "tool a: What is it?") == TextJob(b"a", "What is it?")
     assert job("user: Hi") is None
 
 

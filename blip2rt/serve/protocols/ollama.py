@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from ...bundle import GENERATIVE
 from ...version import __version__
 from ..chat_prompt import GREETING, Conversation, JsonFormat, Turn, form_of
 from ..endpoints import Endpoint
 from ..errors import ApiError
-from ..inference import Answer, Piece, can_generate
+from ..inference import Answer, Piece
 from ..service import AnswerWriter, Call, Service, sampling_options, string_list
 
 
@@ -93,7 +94,7 @@ async def _tags(call: Call) -> Any:
 async def _show(call: Call, _: ShowRequest) -> Any:
     service, bundle = call.service, call.model.bundle
     manifest = bundle.manifest
-    capabilities = ["completion", "vision"] * can_generate(call.model)
+    capabilities = ["completion", "vision"] * bundle.has(*GENERATIVE)
     info: dict[str, Any] = {"general.architecture": "blip2", "general.basename": manifest.name}
     info["blip2.bytes"] = _folder_bytes(service)
     if manifest.llm is not None:

@@ -39,33 +39,23 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "blip2rt duplicates": ("x", "--backend", "onnx"),
     "blip2rt serve": ("--backend", "onnx"),
     "blip2rt stdio": ("--backend", "onnx"),
-    "blip2rt info": None,
-    "blip2rt verify": None,
-    "blip2rt pull": None,
     "blip2rt help": ("captions",),
-    "blip2rt doctor": None,
     "blip2rt-bench": ("--geometry", "huge"),
     "blip2rt-build": ("bundle", "--tensorrt", "rtx"),
     "blip2rt-export": ("--checkpoint", "x", "--out", "y", "--target", "onnx"),
     "blip2rt-convert": ("x", "--out", "y", "--to", "lavis"),
     "blip2rt-train": ("stage3",),
     "blip2rt-train prepare": ("shard",),
-    "blip2rt-train prepare shards": None,
-    "blip2rt-train prepare index": None,
     "blip2rt-train prepare capfilt": ("--data", "x", "--out", "y", "--precision", "int8"),
-    "blip2rt-train stage1": None,
-    "blip2rt-train stage2": None,
     "blip2rt-train evaluate": ("captions",),
     "blip2rt-train evaluate caption": ("--data", "x", "--precision", "int8"),
     "blip2rt-train evaluate vqa": ("--data", "x", "--precision", "int8"),
     "blip2rt-train evaluate retrieval": ("--data", "x", "--precision", "int8"),
-    "blip2rt-train questions": None,
-    "blip2rt-train recipes": None,
-    "blip2rt-train self-critical": None,
-    "blip2rt-train calibrate": None,
-    "blip2rt-train average": None,
     "python -m benchmarks.gpu_day": ("--skip", "nothing"),
 }
+WITHOUT_CHOICE = "prepare shards, prepare index, stage1, stage2, questions, recipes, self-critical, calibrate, average"
+COMMANDS |= {f"blip2rt {name}": None for name in "info verify pull doctor".split()}
+COMMANDS |= {f"blip2rt-train {name}": None for name in WITHOUT_CHOICE.split(", ")}
 # What a package's commands import.
 HEAVY = {"blip2rt_export": "onnxscript", "blip2rt_train": "torch", "benchmarks": "onnxscript"}
 

@@ -197,16 +197,13 @@ def test_a_process_ends_with_its_input_or_its_reader(tiny, picture):
     process.stdin.write(request.replace("naïve", "a"))
     process.stdin.close()
     assert process.wait(TIMEOUT) == 0 and process.stderr is not None and process.stderr.read() == ""
-    process = start("stdio", "--model", tiny.path, stdin=subprocess.PIPE, preexec_fn=_default_interrupt)
+    default = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = start("stdio", "--model", tiny.path, stdin=subprocess.PIPE, **default)
     process.stdin.write(request)
     process.stdin.flush()
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=TIMEOUT)[1] == "blip2rt: interrupted\n" and process.returncode == 130
-
-
-def _default_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_stream_with_json_prints_pieces_and_the_row(tiny, picture, capsys):
