@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import backends
 from .backends import Backend, Generation, OnToken, Sequences
 from .bundle import Bundle, LlmSpec, QuestionSpec, RetrievalSpec
 from .errors import OptionError, utf8_name
@@ -77,7 +76,7 @@ class Language:
 
     def __init__(self, bundle: Bundle, backend: Backend, special_tokens: bool = True) -> None:
         assert bundle.manifest.llm is not None, "reading the bundle checks that llm comes with its components"
-        self.spec, self._backend = bundle.manifest.llm, backend
+        self.spec, self.backend = bundle.manifest.llm, backend
         file = bundle.file(self.spec.tokenizer)
         core = native.Language(utf8_name(str(file)), read_tokenizer(file), bundle.manifest, special_tokens)
         self.core, self.tokenizer = core, core.tokenizer
@@ -103,8 +102,8 @@ class Language:
         prompt_ids = [self.encode(prompt) for prompt in prompts]
         options = settings.changed(first_image=first_image)
         if settings.max_time == math.inf:
-            return self.scored(self._backend.generate(prefix_embeds, prompt_ids, options, on_token), settings, tidied)
-        generation = self._backend.begin(prefix_embeds, prompt_ids, options)  # only begin reports what max_time ended
+            return self.scored(self.backend.generate(prefix_embeds, prompt_ids, options, on_token), settings, tidied)
+        generation = self.backend.begin(prefix_embeds, prompt_ids, options)  # only begin reports what max_time ended
         wanted = True
         while wanted and not generation.done:
             for token in generation.step():
@@ -132,7 +131,7 @@ class Language:
         """prefix_embeds (B, Q, D), B questions, A answers -> log p(answer | image, question) (B, A)"""
         asked, texts = self.core.answer_tokens(questions, answers)
         rows = [row for row in range(len(asked)) for _ in texts]
-        found = self._backend.likelihoods(prefix_embeds, asked, rows, texts * len(asked))
+        found = self.backend.likelihoods(prefix_embeds, asked, rows, texts * len(asked))
         return found.reshape(len(asked), len(texts))
 
     def text_stream(self, settings: GenerationOptions, tidied: bool = False) -> TextStream:
@@ -174,10 +173,6 @@ class Language:
             raise OptionError(f"{wrong[0]} is no token id: give numbers from 0 to {self.spec.vocab_size - 1}")
         return self.tokenizer.decode(self.tokenizer.shown(token_ids))
 
-    def open_chat(self, prefix_embeds: Floats, max_beams: int) -> backends.ChatSession:
-        """prefix_embeds (1, Q, D) -> the backend's conversation, as long as the language model's positions allow."""
-        return self._backend.chat(prefix_embeds, max_beams, self.spec.max_positions)
-
 
 class Chat:
     """A conversation about one image. It stays in the language model's cache, so a question costs only its own tokens,
@@ -199,7 +194,7 @@ class Chat:
         """
         self._begun, self._language = begun, language
         self._dialogue = native.Dialogue(language.core, options)
-        self._chat = language.open_chat(prefix_embeds, self._dialogue.max_beams)
+        self._chat = language.backend.chat(prefix_embeds, self._dialogue.max_beams, language.spec.max_positions)
         self._last: Generation | None = None
 
     def ask(self, question: str, **options: Unpack[TextOptions]) -> str:

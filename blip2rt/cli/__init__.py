@@ -91,8 +91,10 @@ def _stream(args: argparse.Namespace, prompt: str | None, question: str | None) 
         if args.json:
             from .stdio import text_result
 
-            given = (model, image, utf8_name(name), prompt, question, options)
-            _print_row(text_result(*given, lambda piece: _print_row({"piece": piece})))
+            def tell(piece: str) -> None:
+                _print_row({"piece": piece})
+
+            _print_row(text_result(model, image, utf8_name(name), prompt, question, options, tell))
         else:
             for piece in model.stream(image, prompt, question=question, **options):
                 show(piece, end="", flush=True)
