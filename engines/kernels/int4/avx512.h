@@ -3,42 +3,19 @@
 
 #include <immintrin.h>
 
-#include "kernels/int4/few_rows.h"
 #include "kernels/int4/quantize_avx2.h"
-#include "kernels/transpose_avx512.h"
+#include "kernels/lanes_avx512.h"
 
 namespace blip2rt {
 namespace {
 
-struct Avx512 {
-  static constexpr size_t kLanes = 16, kRows8Bit = 8, kRows16Bit = 4, kFewRows = 4;
+struct Avx512 : Int4Vectors<SixteenLanes> {
+  static constexpr size_t kRows8Bit = 8, kRows16Bit = 4, kFewRows = 4;
   static constexpr size_t kTilesAtOnce = 2, kRowDivisor = 1;
-  static constexpr bool kPairTilesForFewRows = true, kStoresUnpacked = false;
-  static constexpr bool kUnpacksPairs = true;  // registers hold the codes of two tiles
-  using Ints = __m512i;
+  static constexpr bool kUnpacksPairs = true;
   using Part = Ints;
-  using Floats = __m512;
 
-  static void transpose(const uint8_t* base, size_t stride, Ints* to) { transpose_groups(base, stride, to); }
-
-  static Ints load(const void* from) { return _mm512_loadu_si512(from); }
-  static void store(uint8_t* to, Ints value) { _mm512_storeu_si512(to, value); }
-  static Floats load_floats(const float* from) { return _mm512_loadu_ps(from); }
-  static void store(float* to, Floats value) { _mm512_storeu_ps(to, value); }
-  static Floats zero() { return _mm512_setzero_ps(); }
-  static Floats broadcast(float value) { return _mm512_set1_ps(value); }
-  static Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
-  static Floats mul_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
-  static Floats mul_sub(Floats a, Floats b, Floats c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a * b
-  static Floats to_float(Ints value) { return _mm512_cvtepi32_ps(value); }
   static Floats half(Ints pairs) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(pairs)); }
-  static Ints high_half(Ints pairs) { return _mm512_srli_epi32(pairs, 16); }
-  static Ints low_nibble_of_lane(Ints value) { return _mm512_and_si512(value, _mm512_set1_epi32(15)); }
-  static Ints next_nibble_of_lane(Ints value) { return _mm512_srli_epi32(value, 4); }
-  static Ints low_nibbles(Ints value) { return _mm512_and_si512(value, _mm512_set1_epi8(15)); }
-  static Ints high_nibbles(Ints value) { return _mm512_and_si512(_mm512_srli_epi16(value, 4), _mm512_set1_epi8(15)); }
-  static Ints join(Ints high, Ints low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
-  static Ints no_products() { return _mm512_setzero_si512(); }
   static Ints begin_piece(Ints sum) { return sum; }
   static Ints end_piece(Ints, Ints part) { return part; }
   template <size_t Index>
@@ -66,10 +43,9 @@ struct Avx512 {
     const Ints lanes = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
     return _mm512_permutexvar_ps(lanes, _mm512_castps128_ps512(_mm_loadu_ps(from)));
   }
-  static Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
   static float sum(Floats value) { return _mm512_reduce_add_ps(value); }
   static int quantize(const float* x, size_t count, float inverse, int8_t* to, int8_t* low) {
-    return x86::quantize(x, count, inverse, to, low);
+    return quantize_eights<x86::Eight>(x, count, inverse, to, low);
   }
 };
 

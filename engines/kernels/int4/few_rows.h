@@ -46,7 +46,7 @@ void prepare_scales(const Int4Matrix& m, const FewRows& x, size_t output, bool m
   const size_t blocks = m.blocks(), zero_bytes = (blocks + 1) / 2;
   const uint16_t* halves = m.scales + output * blocks;
   const uint8_t* zeros = m.zero_points + output * zero_bytes;
-  for (size_t r = 0; r < R; ++r) offsets[r] = V::zero();
+  for (size_t r = 0; r < R; ++r) offsets[r] = typename V::Floats{};
   for (size_t block = 0; block < blocks; block += V::kLanes) {
     const size_t left = blocks - block;
     uint16_t some_halves[V::kLanes];
@@ -85,7 +85,7 @@ void add_outputs(const uint8_t* codes, size_t stride, size_t bytes, const FewRow
   const auto add = [&](const uint8_t* from, size_t apart, size_t first, size_t chunks) {
     typename V::Ints high[S][R], low[S][R];
     for (size_t s = 0; s < S; ++s) {
-      for (size_t r = 0; r < R; ++r) high[s][r] = low[s][r] = V::no_products();
+      for (size_t r = 0; r < R; ++r) high[s][r] = low[s][r] = typename V::Ints{};
     }
     for (size_t i = 0; i < chunks; ++i) {
       for (size_t s = 0; s < S; ++s) {

@@ -3,12 +3,12 @@
 
 #include <arm_neon.h>
 
-#include "kernels/int4/four_lanes.h"
+#include "kernels/int4/vectors.h"
 
 namespace blip2rt {
 namespace {
 
-struct Neon : FourLanes<Neon> {
+struct Neon : FourOutputs<Neon> {
   static constexpr size_t kRows8Bit = 8, kRows16Bit = 4, kFewRows = 1;
   static constexpr size_t kTilesAtOnce = 1, kRowDivisor = 1;
   // Eight sums of four products of each output in 16 bits, which hold 8 * 15 * 128.
@@ -40,9 +40,9 @@ struct Neon : FourLanes<Neon> {
     return add_pairs(sum, vmlal_high_s8(pairs, y, odds));
   }
   static Ints round(const float* x, float inverse) { return vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x), inverse)); }
-  // Writes the lowest bytes, the even numbers before the odd ones.
-  static void store_lowest(Ints first, Ints second, int8_t* to) {
-    vst1_s8(to, vmovn_s16(vcombine_s16(vmovn_s32(vuzp1q_s32(first, second)), vmovn_s32(vuzp2q_s32(first, second)))));
+  static void store_lowest(const Ints* eight, int8_t* to) {
+    const int16x4_t evens = vmovn_s32(vuzp1q_s32(eight[0], eight[1])), odds = vmovn_s32(vuzp2q_s32(eight[0], eight[1]));
+    vst1_s8(to, vmovn_s16(vcombine_s16(evens, odds)));
   }
 };
 

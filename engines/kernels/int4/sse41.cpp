@@ -6,15 +6,14 @@ BLIP2RT_TARGET("sse4.1")
 
 #include <immintrin.h>
 
-#include "kernels/int4/four_lanes.h"
+#include "kernels/int4/vectors.h"
 
 namespace blip2rt {
 namespace {
 
-struct Sse41 : FourLanes<Sse41> {
+struct Sse41 : FourOutputs<Sse41> {
   static constexpr size_t kRows8Bit = 12, kRows16Bit = 6, kFewRows = 4;
   static constexpr size_t kTilesAtOnce = 2, kRowDivisor = 2;
-  static constexpr bool kPairTilesForFewRows = true;
   using Part = Ints;
 
   // Finite halves: moves exponent and mantissa, and corrects the exponent.
@@ -48,9 +47,8 @@ struct Sse41 : FourLanes<Sse41> {
   static Ints round(const float* x, float inverse) {
     return reinterpret_cast<Ints>(_mm_cvtps_epi32(_mm_mul_ps(_mm_loadu_ps(x), _mm_set1_ps(inverse))));
   }
-  // Writes the lowest bytes, the even numbers before the odd ones.
-  static void store_lowest(Ints first, Ints second, int8_t* to) {
-    const __m128i words = _mm_packs_epi32(reinterpret_cast<__m128i>(first), reinterpret_cast<__m128i>(second));
+  static void store_lowest(const Ints* eight, int8_t* to) {
+    const __m128i words = _mm_packs_epi32(reinterpret_cast<__m128i>(eight[0]), reinterpret_cast<__m128i>(eight[1]));
     const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 2, 6, 10, 14, -1, -1, -1, -1, -1, -1, -1, -1);
     _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_shuffle_epi8(words, order));
   }

@@ -130,7 +130,7 @@ void transpose_pieces(const Int4Matrix& m, size_t begin, size_t outputs, size_t 
 // fill less of the cache and take more instructions.
 template <class V, size_t T>
 struct TransposedTiles {
-  static constexpr bool kUnpacked = V::kStoresUnpacked;
+  static constexpr bool kUnpacked = !V::kUnpacksPairs;
   static constexpr size_t kBytes = sizeof(typename V::Ints), kStored = kPieceRegisters / (kUnpacked ? 1 : 2);
   uint8_t* codes;
 
@@ -230,12 +230,12 @@ void multiply_rows(const Int4Matrix& m, const Int4Input& input, const Codes& cod
   const size_t blocks = m.blocks(), width = blocks * m.block, pieces = m.block / kPieceWeights;
   typename V::Floats total[T][R];
   for (auto& of_tile : total) {
-    for (auto& sum : of_tile) sum = V::zero();
+    for (auto& sum : of_tile) sum = typename V::Floats{};
   }
   for (size_t block = 0; block < blocks; ++block) {
-    typename V::Ints products[T][R], lows[T][R];
+    typename V::Ints products[T][R], lows[T][R];  // set by vectors: `= {}` may become a slow string instruction
     for (size_t t = 0; t < T; ++t) {
-      for (size_t r = 0; r < R; ++r) products[t][r] = lows[t][r] = V::no_products();
+      for (size_t r = 0; r < R; ++r) products[t][r] = lows[t][r] = typename V::Ints{};
     }
     prefetcher.step();
     for (size_t piece = block * pieces; piece < (block + 1) * pieces; ++piece) {

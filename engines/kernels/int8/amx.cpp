@@ -97,7 +97,7 @@ void multiply_pair(const Weights& weights, const uint8_t* values, size_t block, 
 // Adds the codes of each output to `sums`.
 void sum_codes(const Weights& weights, int32_t* sums) {
   for (size_t i = 0; i < kPairOutputs; ++i) {
-    Avx512::Ints sum = Avx512::zero_ints();
+    Avx512::Ints sum = {};
     for (size_t tile = 0; tile < weights.tiles; ++tile) {
       const Avx512::Ints codes = _mm512_loadu_si512(weights.codes + i * weights.stride + tile * kTileDepth);
       sum = Avx512::dot(sum, Avx512::ones(), codes);
@@ -122,10 +122,9 @@ void write_outputs(const Int8Matrix& m, const Int8Input& input, size_t begin, si
       Avx512::transpose(tile + four * sizeof(int32_t), kTileDepth, of_rows);
       for (size_t r = 0; r < kTransposeRows && four + r < rows; ++r) {
         const size_t at = first + four + r;
-        const Avx512::Ints zero = Avx512::mul(Avx512::broadcast(input.zeros[at]), of_outputs);
-        _mm512_mask_storeu_ps(
-            out + at * m.n + begin + half, there,
-            Avx512::affine(Avx512::sub(of_rows[r], zero), input.scales[at], scales + half, bias + half));
+        const Avx512::Ints product = Avx512::minus_product(of_rows[r], Avx512::broadcast(input.zeros[at]), of_outputs);
+        _mm512_mask_storeu_ps(out + at * m.n + begin + half, there,
+                              Avx512::affine(product, input.scales[at], scales + half, bias + half));
       }
     }
   }

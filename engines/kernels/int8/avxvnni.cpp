@@ -19,17 +19,7 @@ struct AvxVnni : Avx2 {
   static void dot_group(Ints* sums, Values values, const Ints* codes) {
     dot_broadcast<AvxVnni, Group>(sums, values, codes);
   }
-  static void transpose(const uint8_t* base, size_t stride, Ints* to) { transpose_groups(base, stride, to); }
-  static void quantize(const float* x, size_t count, float inverse, float zero, uint8_t* to) {
-    // The lowest byte of each lane.
-    const Ints order = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,  //
-                                        0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
-    round_eights(x, count, inverse, zero, [&](size_t i, Ints rounded) {
-      const Ints bytes = _mm256_shuffle_epi8(rounded, order);
-      const __m128i eight = _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
-      _mm_storel_epi64(reinterpret_cast<__m128i*>(to + i), eight);
-    });
-  }
+  static void transpose(const uint8_t* base, size_t stride, Ints* to) { EightLanes::transpose(base, stride, to); }
 };
 
 }  // namespace

@@ -27,7 +27,7 @@ struct DotProduct : Neon {
       sums[v] = vdotq_laneq_s32(sums[v], vreinterpretq_s8_s32(codes[v]), values, Group);
     }
   }
-  static void transpose(const uint8_t* base, size_t stride, Ints* to) { transpose_groups(base, stride, to); }
+  static void transpose(const uint8_t* base, size_t stride, Ints* to) { FourLanes::transpose(base, stride, to); }
 };
 
 }  // namespace

@@ -3,14 +3,13 @@
 
 #include <arm_neon.h>
 
-#include "kernels/int8/four_lanes.h"
+#include "kernels/int8/vectors.h"
 
 namespace blip2rt {
 namespace {
 
-struct Neon : FourLanes<Neon> {
+struct Neon : Int8Vectors<Neon, FourLanes> {
   static constexpr size_t kGroup = 2, kRows = 4;
-  static constexpr int32_t kValueOffset = 0;
   using Value = int16_t;
 
   static Ints ones() { return broadcast(0x10001); }
@@ -36,7 +35,7 @@ struct Neon : FourLanes<Neon> {
   // A group is a weight of each output, then the next weight of each.
   static void transpose(const uint8_t* base, size_t stride, Ints* to) {
     Ints fours[4];
-    transpose_groups(base, stride, fours);
+    FourLanes::transpose(base, stride, fours);
     const uint8x16_t order = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
     for (size_t i = 0; i < 4; ++i) {
       const int8x16_t by_weight = vqtbl1q_s8(vreinterpretq_s8_s32(fours[i]), order);
@@ -45,12 +44,12 @@ struct Neon : FourLanes<Neon> {
     }
   }
   static Ints round(const float* x, float inverse) { return vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x), inverse)); }
-  static void store_eight(Ints first, Ints second, int16_t* to) {
-    vst1q_s16(to, vcombine_s16(vmovn_s32(first), vmovn_s32(second)));
+  static void store_values(const Ints* rounded, int16_t* to) {
+    vst1q_s16(to, vcombine_s16(vmovn_s32(rounded[0]), vmovn_s32(rounded[1])));
   }
   // Signed: less 128.
-  static void store_eight(Ints first, Ints second, uint8_t* to) {
-    const int16x8_t words = vcombine_s16(vmovn_s32(first), vmovn_s32(second));
+  static void store_values(const Ints* rounded, uint8_t* to) {
+    const int16x8_t words = vcombine_s16(vmovn_s32(rounded[0]), vmovn_s32(rounded[1]));
     vst1_u8(to, veor_u8(vreinterpret_u8_s8(vmovn_s16(words)), vdup_n_u8(128)));
   }
 };

@@ -42,7 +42,7 @@ void unpack_tiles(size_t tiles, const Int8Matrix& m, size_t depth, size_t begin,
     const uint8_t* codes = reinterpret_cast<const uint8_t*>(m.codes + (m.n - left) * m.k);
     uint8_t* of_vector =
         to + vector / kTileVectors * tile_bytes<V>(depth) + vector % kTileVectors * sizeof(typename V::Ints);
-    typename V::Ints sum = V::zero_ints();
+    typename V::Ints sum = {};
     const size_t behind = left - outputs;
     Prefetcher prefetcher(codes + outputs * m.k, behind < V::kLanes ? behind : V::kLanes, m.k, m.k,
                           depth / kPieceWeights);
@@ -94,10 +94,7 @@ void multiply_piece(const uint8_t* codes, const typename V::Values* of_rows, typ
 template <class V, size_t R>
 void multiply_rows(const Int8Input& input, size_t depth, const uint8_t* codes, size_t row,
                    typename V::Ints (*out)[kTileVectors]) {
-  typename V::Ints products[R][kTileVectors];
-  for (size_t r = 0; r < R; ++r) {
-    for (size_t v = 0; v < kTileVectors; ++v) products[r][v] = V::zero_ints();
-  }
+  typename V::Ints products[R][kTileVectors] = {};
   const uint8_t* values = input.values + row * input.width;
   for (size_t k = 0; k < depth; k += kPieceWeights) {
     typename V::Values of_rows[R];
@@ -131,11 +128,8 @@ void write_rows(const Int8Matrix& m, const Int8Input& input, size_t row, size_t 
     const typename V::Ints zero = V::broadcast(input.zeros[row + r]);
     for (size_t v = 0; v < kTileVectors; ++v) {
       const typename V::Ints sums = V::load(reinterpret_cast<const uint8_t*>(code_sums + v * V::kLanes));
-      products[r][v] = V::sub(products[r][v], V::mul(zero, sums));
-    }
-    for (size_t v = 0; v < kTileVectors; ++v) {
-      V::store(result + v * V::kLanes,
-               V::affine(products[r][v], input.scales[row + r], scales + v * V::kLanes, bias + v * V::kLanes));
+      V::store(result + v * V::kLanes, V::affine(V::minus_product(products[r][v], zero, sums), input.scales[row + r],
+                                                 scales + v * V::kLanes, bias + v * V::kLanes));
     }
     float* to = out + (row + r) * m.n + begin;
     if (outputs == kTile) {  // the compiler knows the size
