@@ -68,11 +68,11 @@ struct MatMulInt4 final : Operator {
     if (product.rows == 0) return;
     thread_local Buffer values, scales;
     const size_t blocks = Int4Input::scales_size(matrix, product.rows);
-    const size_t plane = Int4Input::plane_size(matrix, product.rows);
+    const Int4Kernel* kernel = int4_kernel();
+    const size_t plane = kernel->value_copies * Int4Input::plane_size(matrix, product.rows);
     float* of_blocks = scales.get<float>(2 * blocks);
     int8_t* planes = values.get<int8_t>((split ? 2 : 1) * plane);
     const Int4Input quantized = {product.rows, planes, split ? planes + plane : nullptr, of_blocks, of_blocks + blocks};
-    const Int4Kernel* kernel = int4_kernel();
     parallel_for(run, product.rows, Int4Input::kQuantizeRows, [&](size_t first, size_t last) {
       kernel->quantize(product.x, first, last - first, matrix, quantized);
     });

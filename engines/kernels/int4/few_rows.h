@@ -185,14 +185,26 @@ void multiply_part(const Int4Matrix& m, const Int4Input& input, float* out, size
   }
 }
 
+// Writes every four values V::kValueCopies times, in place.
+template <class V>
+void copy_values(int8_t* values, size_t count) {
+  if constexpr (V::kValueCopies == 1) return;
+  for (size_t i = count; i > 0; i -= 4) {
+    int32_t four;
+    std::memcpy(&four, values + i - 4, sizeof four);
+    V::store(reinterpret_cast<uint8_t*>(values + (i - 4) * V::kValueCopies), V::broadcast(four));
+  }
+}
+
 template <class V>
 void quantize(const float* x, size_t first, size_t rows, const Int4Matrix& m, const Int4Input& input) {
-  const size_t width = m.blocks() * m.block, padded = few_rows_stride<V>(m);
   const bool few = uses_few_rows<V>(m, input);
+  const size_t width = m.blocks() * m.block, stride = few ? few_rows_stride<V>(m) : width * V::kValueCopies;
   for (size_t row = first; row < first + rows; ++row) {
-    quantize_row<V>(x, row, m, input, few ? padded : width);
-    if (few) order_chunks<V>(input.values + row * padded, width);
-    if (few && input.low != nullptr) order_chunks<V>(input.low + row * padded, width);
+    quantize_row<V>(x, row, m, input, stride);
+    const auto arrange = few ? order_chunks<V> : copy_values<V>;
+    arrange(input.values + row * stride, width);
+    if (input.low != nullptr) arrange(input.low + row * stride, width);
   }
 }
 

@@ -28,6 +28,7 @@ struct Int4Input {
   size_t rows;  // at least one
   // (rows, blocks * block). As in codes, the even values of every 8 precede the odd ones. For few rows the same holds
   // for the values of a whole register of codes, to which rows are padded. AMX uses another order.
+  // SSE4.1 has every four values Int4Kernel::value_copies times.
   int8_t* values;
   int8_t* low;    // like values, or nullptr
   float* scales;  // (rows, blocks); NaN if the block has a non-finite value
@@ -52,6 +53,7 @@ struct Int4Kernel {
   // Computes outputs first * tile to last * tile of `out` (rows, N). scratch: scratch_size() bytes, 64-byte aligned.
   void (*multiply)(const Int4Matrix& matrix, const Int4Input& input, float* out, size_t first, size_t last,
                    uint8_t* scratch);
+  size_t value_copies = 1;
 
   size_t scratch_size(const Int4Matrix& matrix) const;
 };

@@ -14,6 +14,7 @@ namespace {
 struct Sse41 : FourOutputs<Sse41> {
   static constexpr size_t kRows8Bit = 12, kRows16Bit = 6, kFewRows = 4;
   static constexpr size_t kTilesAtOnce = 2, kRowDivisor = 2;
+  static constexpr size_t kValueCopies = 4;  // one for each lane: no instruction loads four bytes into all of them
   using Part = Ints;
 
   // Finite halves: moves exponent and mantissa, and corrects the exponent.
@@ -30,11 +31,9 @@ struct Sse41 : FourOutputs<Sse41> {
   }
   static Part begin_piece(Ints) { return Part{}; }
   static Ints end_piece(Ints sum, Part part) { return add_pairs(sum, reinterpret_cast<__m128i>(part)); }
-  // Loads 16 values at once, and selects four of them.
   template <size_t Index>
   static Part dot_four(Part part, Ints codes, const int8_t* values) {
-    const auto sixteen = reinterpret_cast<__m128i>(load(values + Index / 4 * 16));
-    const __m128i four = _mm_shuffle_epi32(sixteen, Index % 4 * 0x55);
+    const __m128i four = _mm_load_si128(reinterpret_cast<const __m128i*>(values) + Index);
     part = reinterpret_cast<Ints>(_mm_add_epi16(reinterpret_cast<__m128i>(part), pairs(codes, four)));
     asm("" : "+x"(part));  // otherwise GCC adds products pairwise and runs out of registers
     return part;
@@ -56,7 +55,8 @@ struct Sse41 : FourOutputs<Sse41> {
 
 }  // namespace
 
-extern const Int4Kernel kInt4Sse41 = {"sse41", Sse41::kLanes, Sse41::kTilesAtOnce, quantize<Sse41>, multiply<Sse41>};
+extern const Int4Kernel kInt4Sse41 = {"sse41",         Sse41::kLanes,   Sse41::kTilesAtOnce,
+                                      quantize<Sse41>, multiply<Sse41>, Sse41::kValueCopies};
 
 }  // namespace blip2rt
 BLIP2RT_TARGET_END

@@ -227,7 +227,7 @@ BLIP2RT_INLINE void add_piece(const Piece& codes, const Planes& x, typename V::I
 template <class V, bool Split, size_t R, size_t T, class Codes>
 void multiply_rows(const Int4Matrix& m, const Int4Input& input, const Codes& codes, const Scales<V>& scales, size_t row,
                    Prefetcher& prefetcher, float* sums) {
-  const size_t blocks = m.blocks(), width = blocks * m.block, pieces = m.block / kPieceWeights;
+  const size_t blocks = m.blocks(), width = blocks * m.block * V::kValueCopies, pieces = m.block / kPieceWeights;
   typename V::Floats total[T][R];
   for (auto& of_tile : total) {
     for (auto& sum : of_tile) sum = typename V::Floats{};
@@ -239,7 +239,7 @@ void multiply_rows(const Int4Matrix& m, const Int4Input& input, const Codes& cod
     }
     prefetcher.step();
     for (size_t piece = block * pieces; piece < (block + 1) * pieces; ++piece) {
-      const size_t at = row * width + piece * kPieceWeights;
+      const size_t at = row * width + piece * kPieceWeights * V::kValueCopies;
       const Planes x = {input.values + at, Split ? input.low + at : nullptr, width};
       add_piece<V, Split, R, T>(codes.piece(piece), x, products, lows, std::make_index_sequence<kPieceRegisters>());
     }

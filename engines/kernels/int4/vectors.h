@@ -16,7 +16,8 @@ struct Int4Vectors : Vectors<Lanes> {
   using typename Vectors<Lanes>::Words;
   using typename Vectors<Lanes>::Bytes;
   static constexpr bool kPairTilesForFewRows = true;  // multiply two tiles at once even for few rows
-  static constexpr bool kUnpacksPairs = false;        // registers hold the codes of two tiles
+  static constexpr size_t kValueCopies = 1;
+  static constexpr bool kUnpacksPairs = false;  // registers hold the codes of two tiles
 
   static Floats mul(Floats a, Floats b) { return a * b; }
   static Floats mul_add(Floats a, Floats b, Floats c) { return a * b + c; }

@@ -71,7 +71,7 @@ struct Case {
 };
 
 std::vector<float> multiply(const Int4Kernel& kernel, const Case& c) {
-  std::vector<int8_t> values(Int4Input::plane_size(c.matrix, c.rows)), low(values.size());
+  std::vector<int8_t> values(kernel.value_copies * Int4Input::plane_size(c.matrix, c.rows)), low(values.size());
   std::vector<float> scales(Int4Input::scales_size(c.matrix, c.rows)), sums(scales.size());
   std::vector<float> out(c.rows * c.n, -1.0f);
   const Int4Input input = {c.rows, values.data(), c.split ? low.data() : nullptr, scales.data(), sums.data()};
