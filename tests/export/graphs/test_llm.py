@@ -143,9 +143,14 @@ def test_graphs_equal_hugging_face(name: str, tmp_path: Path) -> None:
 
 
 def test_int4_does_not_quantize_relative_biases(tmp_path: Path) -> None:
-    write_graphs(build("t5", new_seed()), tmp_path, "int4")
+    model = build("t5", new_seed())
+    write_graphs(model, tmp_path, "int4")
     operators = [node.op_type for node in onnx.load(tmp_path / "llm.onnx", load_external_data=False).graph.node]
     assert "MatMulNBits" in operators and "GatherBlockQuantized" not in operators
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    round_weights(model, 4, 16, t5.FLOAT_TABLE)
+    same = {name for name, weight in model.named_parameters() if torch.equal(weight, before[name])}
+    assert {name for name in before if "relative_attention_bias" in name} <= same and "shared.weight" not in same
 
 
 def test_decoder_without_a_start_token_is_rejected() -> None:

@@ -161,6 +161,10 @@ def test_batches_depend_only_on_the_step(tmp_path: Path) -> None:
             torch.testing.assert_close(whole[0][step].pixels, other, rtol=0, atol=0)
     ids = torch.cat([images.image_ids for images in whole[0]])
     assert sorted(ids.tolist()) == list(range(12)), "one epoch"
+    data.texts = 1
+    assert [step.groups for step in stream(data, 0, 0, BadSamples(0))] == [
+        [group[:1] for group in step.groups] for step in whole[0]
+    ]
 
 
 def test_bad_samples_are_replaced_reported_and_limited(tmp_path: Path) -> None:
