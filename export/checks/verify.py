@@ -177,7 +177,7 @@ def _culprit(compared: Mapping[str, Comparison]) -> Comparison:
     """The graph that costs most: the language model if it disagrees by itself, else the worst one before it."""
     llm = compared[LLM]
     before = [compared[name] for name in (VISION, QFORMER) if name in compared]
-    if llm.precision != "fp32" and llm.agreement is not None and (llm.agreement < SAME or not before):
+    if llm.precision != "fp32" and llm.agreement is not None and llm.agreement < SAME:
         return llm
     return min((row for row in before if row.precision != "fp32"), key=_cosine, default=llm)
 
