@@ -24,7 +24,7 @@ NIGHTLY = {
     r"tests/export/graphs/test_llm.py::test_int4_graph_equals_dequantized_weights\[opt": VARIANT,
     r"tests/export/graphs/test_llm.py::test_graphs_equal_hugging_face\[tied": VARIANT,
     "tests/export/trt/test_tensorrt_builds.py": TENSORRT,
-    "tests/export/trt/test_trt_graphs.py::test_in_place_cache_matches_pytorch": TENSORRT,
+    "tests/export/trt/test_trt_graphs.py::test_in_place_cache_matches_pytorch": VARIANT,
     r"tests/runtime/commands/test_privacy.py::test_no_socket_and_no_file\[(?!caption)": NETWORK,
     "tests/integrations/test_ray_cluster.py::test_(random|killed_capfilt)": DISTRIBUTED,
     "tests/runtime/test_system.py::test_processors_without_avx2_caption_alike": EMULATED,

@@ -70,7 +70,7 @@ def pairs(options: Mapping[str, Any]) -> Any:
     for key, value in options.items():
         for each in value if isinstance(value, list | tuple) else [value]:
             texts += [key, str(each).lower() if isinstance(each, bool) else str(each)]
-    return (ctypes.c_char_p * (len(texts) + 1))(*[text.encode() for text in texts], None)
+    return strings(texts)
 
 
 def strings(texts: list[str]) -> Any:
@@ -142,14 +142,14 @@ class CModel:
         call("sees", self.handle, self.features, statement.encode(), ctypes.byref(found))
         return found.value
 
-    def confidence(self) -> float:
-        """Of the bundle's own caption."""
-        none = Callback(0)
-        texts = make("caption", self.handle, self.features, None, None, none, None)
-        found = ctypes.c_double()
-        call("confidence", self.handle, self.features, texts, ctypes.c_size_t(0), ctypes.byref(found))
+    def confidences(self, count: int = 1) -> list[float]:
+        """Of the bundle's best captions."""
+        found = [ctypes.c_double() for _ in range(count)]
+        texts = make("caption", self.handle, self.features, None, pairs({"num_captions": count}), Callback(0), None)
+        for i, each in enumerate(found):
+            call("confidence", self.handle, self.features, texts, ctypes.c_size_t(i), ctypes.byref(each))
         library().blip2rt_texts_free(texts)
-        return found.value
+        return [each.value for each in found]
 
     def choose(self, question: str, choices: list[str]) -> int:
         found = ctypes.c_size_t()

@@ -17,6 +17,7 @@ from blip2rt.bundle import embedded
 from blip2rt.errors import Blip2rtError
 from blip2rt.structured.picture import Picture
 from tests.c.library import Callback, CError, CModel, library, make, texts_of
+from tests.fuzz.files import OPTIONS
 from tests.seeds import new_seed
 from tests.tiny.bundle import Tiny, with_likelihood_weight, with_pool
 
@@ -24,12 +25,7 @@ pytestmark = pytest.mark.long(60, "the library as a process without Python, comp
 
 PHOTO = Path(__file__).parents[2] / "docs" / "photo.jpg"
 CAPTIONS = ["a dog runs on the red grass", "the red cat sits in the blue water", "the man runs", "a red dog runs"]
-OPTIONS: dict[str, list[Any]] = {"num_captions": [1, 2, 3], "num_beams": [1, 2, 4], "max_new_tokens": [1, 5, 12]}
-OPTIONS |= {"min_new_tokens": [0, 3], "length_penalty": [-2.0, 0.0, 1.5], "early_stopping": [True, False, "never"]}
-OPTIONS |= {"repetition_penalty": [0.5, 1.0, 3.0], "no_repeat_ngram_size": [0, 1, 2], "top_p": [0.2, 0.9, 1.0]}
-OPTIONS |= {"bad_words": ["dog", ["a", "the dog"]], "forced_prefix": ["a", "the red dog"], "top_k": [0, 1, 5]}
-OPTIONS |= {"stop_strings": ["dog", ["a", " on the"]], "do_sample": [True, False], "min_p": [0.0, 0.3]}
-OPTIONS |= {"temperature": [0.3, 1.0, 4.0]}
+OPTIONS = {name: OPTIONS[name] for name in OPTIONS.keys() - {"max_time", "num_beam", "prompt", "seed"}}
 WRONG: dict[str, list[Any]] = {"num_captions": [0, 101, "many"], "num_beams": [-1, 2.5], "max_new_tokens": [0, 70000]}
 WRONG |= {"temperature": [0, "hot"], "repetition_penalty": [-1.5], "length_penalty": [1e39], "seed": [-1]}
 Photo = Callable[..., np.ndarray]
@@ -229,7 +225,8 @@ def test_judgements_choices_and_labels_equal_those_of_python(opened: CModel, pho
     statements = ["a cat", "Is there a dog?", "a cat sits on the red grass"]
     judged = [float(python.matcher.judge(python.vision_features([PHOTO]), [each])[0]) for each in statements]
     assert [*map(nano.sees, statements)] == pytest.approx(judged, abs=1e-4)
-    assert nano.confidence() == pytest.approx(python.caption(PHOTO, scores=True).confidence, abs=1e-4)
+    captions = python.caption(PHOTO, scores=True, num_captions=2)
+    assert nano.confidences(2) == pytest.approx([each.confidence for each in captions], abs=1e-4)
     picture = Picture(python, PHOTO, lambda: False)
     for question, choices in CHOICES.items():
         assert nano.choose(question, choices) == picture.likeliest(question, choices), question
@@ -248,7 +245,7 @@ def test_judgements_choices_and_labels_equal_those_of_python(opened: CModel, pho
         (lambda: nano.choose("what?", []), "there are no choices", "argument"),
         (lambda: nano.sees("?"), "a text has no words", "argument"),
         (lambda: opened.sees("a dog"), uncalibrated, "model"),
-        (opened.confidence, uncalibrated, "model"),
+        (opened.confidences, uncalibrated, "model"),
         (opened.tag, uncalibrated, "model"),
         (lambda: opened.caption(max_time=1e-9), "max_time is 1e-09 seconds, which passed before the first", "timeout"),
     ):

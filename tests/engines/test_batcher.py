@@ -192,10 +192,10 @@ def test_a_second_question_costs_its_own_tokens(opt: Case) -> None:
     def ask(prompt: list[int], **more: Any) -> tuple[list[int], int]:
         given = {**options, **more}
         submitted = batcher.submit(opt.prefix[:1], [prompt], given, name)
-        [[(answer, _), *_]] = wait(submitted)
-        [[(want, _), *_]] = opt.generator.generate(opt.prefix[:1], [prompt], given)
+        [[(answer, score), *_]] = wait(submitted)
+        [[(want, likely), *_]] = opt.generator.generate(opt.prefix[:1], [prompt], given)
         alone = Case(opt.model, opt.generator, opt.prefix[:1], [prompt], opt.seed)
-        assert answer == want or undecided(alone, 0, given, [want])
+        assert (answer == want and score == pytest.approx(likely, abs=1e-4)) or undecided(alone, 0, given, [want])
         [(_, kept)] = submitted.lengths()
         return answer, kept
 
@@ -210,8 +210,10 @@ def test_a_second_question_costs_its_own_tokens(opt: Case) -> None:
     assert ask([*history, 12, *more, 13, 14, 15])[1] == 3 + len(history) + 1 + len(more) + 2
     assert ask([*history[:4], 20, 21])[1] == 3 + 4  # it leaves the way amid a branch
     assert ask([*history[:4], 20, 22])[1] == 3 + 5
+    assert ask([*history[:5], 23])[1] == 3 + 5
+    assert ask([*history, 12])[1] == 3 + len(history)  # over three parts of that branch
     counters = batcher.counters
-    assert counters["misses"] == 1 and counters["hits"] == 7
+    assert counters["misses"] == 1 and counters["hits"] == 9
     other = batcher.submit(opt.prefix[1:2], [[7, 8]], options, [b"another"])
     wait(other)
     assert other.lengths() == [(5, 0)]

@@ -157,6 +157,14 @@ def test_shapes_that_do_not_fit_are_an_error(tmp_path: Path) -> None:
     assert session.run({"x": x, "y": x})["z"].tolist() == (x + x).tolist()
 
 
+def test_a_split_without_sizes_may_be_uneven(tmp_path: Path) -> None:
+    parts = [graphs.value(name, [None]) for name in "yz"]
+    model = graphs.model([graphs.op("Split", "x", "y z", num_outputs=2)], [graphs.value("x", [5])], parts, {})
+    (tmp_path / "split.onnx").write_bytes(model.SerializeToString())
+    found = Session(None, str(tmp_path / "split.onnx")).run({"x": np.arange(5, dtype=np.float32)})
+    assert [found[name].tolist() for name in "yz"] == [[0, 1, 2], [3, 4]]
+
+
 def test_a_fork_gets_an_error_and_may_load_again(tiny: Tiny) -> None:
     code = (
         "import os, sys, numpy as np, blip2rt\n"

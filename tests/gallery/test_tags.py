@@ -19,6 +19,8 @@ pytestmark = pytest.mark.long(5, "whole folders from the command to the files")
 
 SPACES = {"dc": "http://purl.org/dc/elements/1.1/", "rdf": "http://www.w3.org/1999/02/22-rdf-syntax-ns#"}
 SPACES |= {"lr": "http://ns.adobe.com/lightroom/1.0/", "digiKam": "http://www.digikam.org/ns/1.0/"}
+RATED = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+    <rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmp:Rating="4"/></rdf:RDF></x:xmpmeta>"""
 SURE = Logistic(3.0, {"words": 0.0})
 Tag = Callable[..., tuple[int, str, str]]
 
@@ -77,9 +79,7 @@ def test_files_hold_the_labels_and_are_not_written_twice(call: Tag, bundle: Path
 
 
 def test_xmp_has_keywords_for_lightroom_and_digikam(call: Tag, album: Path) -> None:
-    mine = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
-    <rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmp:Rating="4"/></rdf:RDF></x:xmpmeta>"""
-    (album / "b.xmp").write_text(mine)
+    (album / "b.xmp").write_text(RATED)
     call("caption", "album/b.jpg", "--xmp")
     for name in ("a.png", "b.jpg"):
         assert call("tag", f"album/{name}", *CHOSEN, "--xmp")[0] == 0
@@ -164,16 +164,13 @@ def test_xmp_may_be_named_after_the_whole_file_name(album, run):
 
 
 def test_xmp_preserves_other_fields(model, album, run):
-    mine = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
-    <rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmp:Rating="4"/></rdf:RDF></x:xmpmeta>"""
-    (album / "a.xmp").write_text(mine)
+    (album / "a.xmp").write_text(RATED)
     (album / "b.xmp").write_text("no XML")
     code, _, err = run("caption", "album", "--xmp")
     assert code == 1 and "8 captioned, 3 failed" in err and (album / "b.xmp").read_text() == "no XML"
-    spaces = {"dc": "http://purl.org/dc/elements/1.1/", "rdf": "http://www.w3.org/1999/02/22-rdf-syntax-ns#"}
     for name in ("a", "c"):
         tree = ElementTree.parse(album / f"{name}.xmp")
-        (item,) = tree.findall(".//dc:description/rdf:Alt/rdf:li", spaces)
+        (item,) = tree.findall(".//dc:description/rdf:Alt/rdf:li", SPACES)
         picture = next(album.glob(f"{name}.[pw]*"))
         assert item.text == model.caption(picture)
     assert 'xmp:Rating="4"' in (album / "a.xmp").read_text()
@@ -187,6 +184,7 @@ def test_xmp_preserves_other_fields(model, album, run):
         ('<rdf:Description rdf:about="" dc:description="My words"/>', True, []),
         (f"<dc:description><rdf:Alt>{DEFAULT}{GERMAN}</rdf:Alt></dc:description>", True, ["Worte"]),
         (f"<dc:description><rdf:Alt>{GERMAN}</rdf:Alt></dc:description>", True, ["Worte"]),
+        ("<dc:description><rdf:Alt><rdf:li>My words</rdf:li></rdf:Alt></dc:description>", True, []),
         ("<dc:description><rdf:Bag><rdf:li>My words</rdf:li></rdf:Bag></dc:description>", True, []),
         ("<dc:description><rdf:Alt><rdf:li xml:lang='x-default'> </rdf:li></rdf:Alt></dc:description>", False, []),
         ("<dc:description/>", False, []),
@@ -194,17 +192,15 @@ def test_xmp_preserves_other_fields(model, album, run):
     ],
 )
 def test_xmp_description_of_any_form_is_kept_or_replaced(model, album, run, mine, done, kept):
-    rdf, dc = "http://www.w3.org/1999/02/22-rdf-syntax-ns#", "http://purl.org/dc/elements/1.1/"
     holder = mine if mine.startswith("<rdf:Description") else f'<rdf:Description rdf:about="">{mine}</rdf:Description>'
-    text = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:dc="{dc}" xmlns:rdf="{rdf}">{holder}</rdf:RDF>'
-    text += "</x:xmpmeta>"
+    names = " ".join(f'xmlns:{name}="{SPACES[name]}"' for name in ("dc", "rdf"))
+    text = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF {names}>{holder}</rdf:RDF></x:xmpmeta>'
     (album / "a.xmp").write_text(text)
     command = ["caption", "album/a.png", "--xmp"]
     assert ("1 already done" in run(*command)[2]) == done
     assert ((album / "a.xmp").read_text() == text) == done
     run(*command, "--overwrite")
-    root = ElementTree.parse(album / "a.xmp").getroot()
-    items = [item.text for item in root.iterfind(f".//{{{dc}}}description/{{{rdf}}}Alt/{{{rdf}}}li")]
-    assert items == [model.caption("album/a.png"), *kept]
+    items = ElementTree.parse(album / "a.xmp").findall(".//dc:description/rdf:Alt/rdf:li", SPACES)
+    assert [item.text for item in items] == [model.caption("album/a.png"), *kept]
     written = (album / "a.xmp").read_text()
     assert written.count("<dc:description") == 1 and "dc:description=" not in written and "My words" not in written

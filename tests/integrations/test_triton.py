@@ -21,6 +21,7 @@ from blip2rt_export.triton import check_repository, write_repository
 from tests.tiny.bundle import Tiny
 
 FINAL = 1
+IMAGE = (Path(__file__).parents[2] / "docs" / "photo.jpg").read_bytes()
 
 
 class Request:
@@ -104,41 +105,37 @@ def config_of(repository: Path, name: str) -> ModelConfig:
     return text_format.Parse((repository / name / "config.pbtxt").read_text(), ModelConfig())
 
 
-@pytest.fixture
-def image() -> bytes:
-    return (Path(__file__).parents[2] / "docs" / "photo.jpg").read_bytes()
-
-
-def test_whole_answers_are_those_of_the_model(open_model, tiny, image):
+def test_whole_answers_are_those_of_the_model(open_model, tiny):
     model = blip2rt.load(tiny.path)
-    requests = [Request(IMAGE=[image]), Request(IMAGE=[image, image], QUESTION=[b"what?", b"who?"])]
+    requests = [Request(IMAGE=[IMAGE]), Request(IMAGE=[IMAGE, IMAGE], QUESTION=[b"what?", b"who?"])]
     whole, asked = open_model("tiny").execute(requests)
-    assert whole.texts == [str(model.caption(image))] and asked.outputs["TEXT"].shape == (2, 1)
-    assert asked.texts == [str(text) for text in model.ask([image, image], ["what?", "who?"])]
-    assert whole.outputs["SCORE"][0, 0] == pytest.approx(model.caption(image).score, abs=1e-4)
+    assert whole.texts == [str(model.caption(IMAGE))] and asked.outputs["TEXT"].shape == (2, 1)
+    assert asked.texts == [str(text) for text in model.ask([IMAGE, IMAGE], ["what?", "who?"])]
+    assert whole.outputs["SCORE"][0, 0] == pytest.approx(model.caption(IMAGE).score, abs=1e-4)
 
 
-def test_pieces_are_those_of_a_stream(open_model, tiny, image):
-    plain, asked = Request(IMAGE=[image]), Request(IMAGE=[image], QUESTION=[b"what?"])
+def test_pieces_are_those_of_a_stream(open_model, tiny):
+    plain, asked = Request(IMAGE=[IMAGE]), Request(IMAGE=[IMAGE], QUESTION=[b"what?"])
     assert open_model("tiny-stream").execute([plain, asked]) is None
     model = blip2rt.load(tiny.path)
-    assert plain.texts == [*model.stream(image)]
-    assert asked.texts == [*model.stream(image, question="what?")]
+    assert plain.texts == [*model.stream(IMAGE)]
+    assert asked.texts == [*model.stream(IMAGE, question="what?")]
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny-stream"])
-def test_faults_are_errors_of_their_request(open_model, image, name, monkeypatch):
+def test_faults_are_errors_of_their_request(open_model, name, monkeypatch):
     model = open_model(name)
-    bad, good = [Request(IMAGE=[b"words"]), Request(IMAGE=[image], QUESTION=[b"\xff"])], Request(IMAGE=[image])
-    *faults, answer = answers(model, [*bad, good])
-    assert len(faults) == 2 and all(response.error and not response.outputs for response in faults) and not answer.error
+    bad = [Request(IMAGE=[b"words"]), Request(IMAGE=[IMAGE], QUESTION=[b"\xff"])]
+    bad += [Request(IMAGE=[IMAGE, IMAGE], QUESTION=[b"what?", b""])]
+    *faults, answer = answers(model, [*bad, Request(IMAGE=[IMAGE])])
+    assert len(faults) == 3 and all(response.error and not response.outputs for response in faults) and not answer.error
 
     def fail(*given: object, **options: object) -> None:
         raise KeyError("unforeseen")
 
     monkeypatch.setattr(model._model, "caption", fail)
     monkeypatch.setattr(model._model, "stream", fail)
-    [fault] = answers(model, [good.__class__(IMAGE=[image])])
+    [fault] = answers(model, [Request(IMAGE=[IMAGE])])
     assert fault.error == "KeyError: 'unforeseen'"
 
 
@@ -149,8 +146,8 @@ def answers(model: Any, requests: list[Request]) -> list[Response]:
     return responses or [request.responses[-1] for request in requests]
 
 
-def test_a_stream_has_one_image(open_model, image):
-    [response] = answers(open_model("tiny-stream"), [Request(IMAGE=[image, image])])
+def test_a_stream_has_one_image(open_model):
+    [response] = answers(open_model("tiny-stream"), [Request(IMAGE=[IMAGE, IMAGE])])
     assert response.error == "a streamed request has 2 images: give one"
 
 

@@ -117,7 +117,7 @@ def test_running_and_waiting_requests_end(shutdown: bool) -> None:
             cancelled.wait(60)
 
         calls = [asyncio.ensure_future(queue.run(work)) for _ in range(2)]
-        while queue.waiting < 1 or not events:
+        while not events or (shutdown and queue.waiting < 1):  # the deadline may pass before
             await asyncio.sleep(0.001)
         if shutdown:
             queue.abort()
@@ -153,6 +153,24 @@ def test_errors_and_cancellation_lose_no_slot() -> None:
         await asyncio.gather(*(queue.run(lambda _: both.wait(60)) for _ in range(2)))
 
     with_queue(scenario)
+
+
+def test_a_slot_freed_for_a_cancelled_request_goes_to_the_next() -> None:
+    async def scenario(queue: AdmissionQueue) -> None:
+        door = threading.Event()
+        first = asyncio.ensure_future(queue.run(lambda _: door.wait(60)))
+        while queue.running < 1:
+            await asyncio.sleep(0.001)
+        late = asyncio.ensure_future(queue.run(lambda _: None))
+        while queue.waiting < 1:
+            await asyncio.sleep(0.001)
+        [running] = queue._deadlines
+        running.add_done_callback(lambda _: late.cancel())  # called after the one that frees the slot
+        door.set()
+        await asyncio.wait({first, late})
+        assert late.cancelled() and await queue.run(lambda _: 1) == 1
+
+    with_queue(scenario, parallel=1, deadline=20.0)
 
 
 @pytest.fixture

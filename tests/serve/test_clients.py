@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from blip2rt.serve.errors import ApiError
-from blip2rt.serve.protocols.ollama import _Writer
+from blip2rt.serve.protocols.ollama import ModelOptions, _options, _Writer
 from tests.serve.server_process import CAT, ServerProcess, encoded, parts, png
 
 pytestmark = pytest.mark.long(12, "clients' own libraries against a real server")
@@ -177,6 +177,8 @@ def test_ollama_generates(ollama: Any, model: Any, cat: bytes) -> None:
     sampled = {"temperature": 0.5, "seed": 3}  # hotter, the last bits of a logit would decide
     found = ollama.generate(model="nano", images=[cat], options={**sampled, "top_k": -1})  # -1: all tokens
     assert found.response == model.caption(cat, do_sample=True, top_k=0, no_repeat_ngram_size=4, **sampled)
+    seeds = [_options(ModelOptions(temperature=1, seed=seed)).get("seed") for seed in (-1, 0, 1)]
+    assert seeds == [None, 0, 1]
 
 
 def test_ollama_streams(ollama: Any, model: Any, cat: bytes) -> None:

@@ -92,7 +92,7 @@ def test_stop_strings_end_the_generation(model: Any, small: bytes, steps: list[i
     assert len(steps) <= words.index(word) + 2
 
 
-def test_cancelling_ends_the_generation_within_a_step(model: Any, small: bytes, steps: list[int]) -> None:
+def test_cancelling_ends_the_generation_within_a_step(model, small, steps, monkeypatch):
     cancelled, pieces = CancelEvent(), []
 
     def emit(piece: Piece) -> None:
@@ -103,6 +103,10 @@ def test_cancelling_ends_the_generation_within_a_step(model: Any, small: bytes, 
 
     generate(model, TextJob(small, options={"min_new_tokens": 40, "max_new_tokens": 40}), 50, cancelled, emit)
     assert len(steps) <= 1
+    shared, cancelled = blip2rt.load(model.bundle.path, threads=1, batching=True), CancelEvent()
+    backend, begin = shared.pipeline.backend, shared.pipeline.backend.begin
+    monkeypatch.setattr(backend, "begin", lambda *given: (begin(*given), cancelled.set())[0])
+    assert generate(shared, TextJob(small), 50, cancelled, None).texts == [""], "before the first token"
 
 
 @pytest.mark.parametrize(("question", "history"), [(None, ()), ("who runs", ()), ("who runs", (("who is", "a dog"),))])

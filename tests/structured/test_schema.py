@@ -11,7 +11,7 @@ from referencing.exceptions import Unresolvable
 import blip2rt
 from blip2rt.errors import OptionError
 from blip2rt.structured import fill, fill_form, read
-from blip2rt.structured.fill import number_in
+from blip2rt.structured.fill import _clamped, number_in
 from blip2rt.structured.picture import split
 from blip2rt.structured.questions import count_question, meanings, named_chance, open_question, statement
 
@@ -302,4 +302,5 @@ def test_booleans_and_numbers_ask() -> None:
     assert count_question("n", "The number of cars in view") == "how many cars in view are there?"
     assert meanings("A: 0 = normal, 1 = odd, 2 = critical threat.") == {0: "normal", 1: "odd", 2: "critical threat"}
     assert [number_in(text) for text in ("there are two", "-3.5 m", "no", "12 of 20")] == [2, -3.5, 0, 12]
+    assert [_clamped(read({"type": kind}), 2.6) for kind in ("integer", "number")] == [3, 2.6]
     assert split("a cat, the dog and some grass") == ["cat", "dog", "grass"]

@@ -1,6 +1,7 @@
 """Small tokenizers of every kind that bundles hold, and random texts for them."""
 
 import functools
+import json
 import random
 import struct
 import unicodedata
@@ -31,8 +32,6 @@ CORPUS = (Path(blip2rt.__file__).read_text() + "The dogs aren't running; naïve 
 
 def _bpe(file: str = "tokenizer.json", **changed: Any) -> Tokenizer:
     """Nano's byte-level BPE without what is around it."""
-    import json
-
     data = json.loads((NANO / file).read_text())
     data["model"].update(changed)
     return Tokenizer.from_str(json.dumps(data))
@@ -53,13 +52,15 @@ def _split(name: str, normalizer: Any = None, **changed: Any) -> Tokenizer:
 
 def _llama_3() -> Tokenizer:
     tokenizer = _split("llama 3", ignore_merges=True)
-    start = AddedToken("<|begin|>", special=True)
-    tokenizer.add_special_tokens([start])
-    layout = processors.TemplateProcessing(
-        single="<|begin|> $A", special_tokens=[("<|begin|>", tokenizer.token_to_id("<|begin|>"))]
-    )
-    tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), layout])
+    tokenizer.add_special_tokens([AddedToken("<|begin|>", special=True)])
+    after = processors.ByteLevel(trim_offsets=False), _begins_with("<|begin|>", tokenizer)
+    tokenizer.post_processor = processors.Sequence([*after])
     return tokenizer
+
+
+def _begins_with(token: str, tokenizer: Tokenizer) -> Any:
+    specials = [(token, tokenizer.token_to_id(token))]
+    return processors.TemplateProcessing(single=f"{token} $A", special_tokens=specials)
 
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -72,8 +73,6 @@ def _sentencepiece(gemma: bool = False) -> Tokenizer:
     special = ["<unk>", "<s>", "</s>", *BYTES]
     trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(CORPUS.splitlines(), trainer)
-    import json
-
     data = json.loads(tokenizer.to_str())
     data["added_tokens"] = data["added_tokens"][:3]
     tokenizer = Tokenizer.from_str(json.dumps(data))
@@ -84,10 +83,10 @@ def _sentencepiece(gemma: bool = False) -> Tokenizer:
         strip = []
         strips = AddedToken("[X]", normalized=False, lstrip=True, rstrip=True)
         tokenizer.add_tokens([AddedToken("\n\n", normalized=False), AddedToken("▁▁▁", normalized=False), strips])
-    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-    tokenizer.decoder = decoders.Sequence(parts)
-    layout = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))])
-    tokenizer.post_processor = layout
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    tokenizer.post_processor = _begins_with("<s>", tokenizer)
     return tokenizer
 
 
@@ -134,7 +133,7 @@ def charsmap(replacements: dict[str, str]) -> bytes:
 
 
 @functools.cache
-def nmt_nfkc() -> bytes:
+def nmt_nfkc() -> Any:
     """A charsmap of compatible characters, spaces and some pairs with marks."""
     found = {"\t": " ", "\r": " ", "\u200b": " ", "\u3000": " ", "\u00a0": " ", "\ufeff": "", "\u0001": ""}
     for code in [*range(0xA1, 0x2000), *range(0x2100, 0x2200), *range(0x2460, 0x2500), *range(0xFF00, 0xFFF0)]:
@@ -146,33 +145,26 @@ def nmt_nfkc() -> bytes:
             text = unicodedata.normalize("NFC", letter + mark)
             if len(text) == 1:
                 found[letter + mark] = text
-    return charsmap(found)
-
-
-def precompiled(data: bytes) -> Any:
-    return normalizers.Precompiled(data)
+    return normalizers.Precompiled(charsmap(found))
 
 
 def _t5(**changed: Any) -> Tokenizer:
     tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = precompiled(nmt_nfkc())
+    tokenizer.normalizer = nmt_nfkc()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
     special = ["<pad>", "</s>", "<unk>"]
     trainer = trainers.UnigramTrainer(vocab_size=600, special_tokens=special, unk_token="<unk>", show_progress=False)
     tokenizer.train_from_iterator(CORPUS.splitlines(), trainer)
     tokenizer.decoder = decoders.Metaspace()
-    layout = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer.post_processor = layout
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     tokenizer.add_special_tokens([f"<extra_id_{i}>" for i in range(5)])
     return tokenizer
 
 
 def _mt5() -> Tokenizer:
     """As transformers converts newer files: spaces are stripped and joined, bytes stand for unknown characters."""
-    import json
-
     tokenizer = _t5()
-    parts = [precompiled(nmt_nfkc()), normalizers.Strip(left=False), normalizers.Replace(Regex(" {2,}"), "▁")]
+    parts = [nmt_nfkc(), normalizers.Strip(left=False), normalizers.Replace(Regex(" {2,}"), "▁")]
     tokenizer.normalizer = normalizers.Sequence(parts)
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     data = json.loads(tokenizer.to_str())
@@ -181,13 +173,14 @@ def _mt5() -> Tokenizer:
     return Tokenizer.from_str(json.dumps({**data, "added_tokens": data["added_tokens"][:3]}))
 
 
-def _bert() -> Tokenizer:
-    return Tokenizer.from_file(str(NANO / "qformer_tokenizer.json"))
+def _bert(**changed: Any) -> Tokenizer:
+    tokenizer = Tokenizer.from_file(str(NANO / "qformer_tokenizer.json"))
+    tokenizer.normalizer = normalizers.BertNormalizer(**changed)
+    return tokenizer
 
 
 def _cased_bert() -> Tokenizer:
-    tokenizer = _bert()
-    tokenizer.normalizer = normalizers.BertNormalizer(clean_text=False, lowercase=False, strip_accents=True)
+    tokenizer = _bert(clean_text=False, lowercase=False, strip_accents=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Digits(True)])
     tokenizer.add_tokens([AddedToken("dog", single_word=True, lstrip=True), AddedToken("[X]", rstrip=True)])
     return tokenizer
@@ -209,10 +202,6 @@ def _bytes(*parts: Any) -> Tokenizer:
     return tokenizer
 
 
-def _starcoder() -> Tokenizer:
-    return _byte_level(pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(False)]))
-
-
 def _opt() -> Tokenizer:
     tokenizer = _byte_level(pre_tokenizers.ByteLevel(add_prefix_space=True))
     tokenizer.post_processor = processors.RobertaProcessing(("<a>", 3), ("<b>", 4))
@@ -222,7 +211,9 @@ def _opt() -> Tokenizer:
 KINDS: dict[str, Callable[[], Tokenizer]] = {
     "gpt-2": _bpe,
     "opt": _opt,
-    "starcoder": _starcoder,
+    "starcoder": lambda: _byte_level(
+        pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(False)])
+    ),
     "llama 3": _llama_3,
     "qwen 2": lambda: _split("qwen 2", normalizers.NFC()),
     "gpt-4": lambda: _split("gpt-4"),
@@ -234,6 +225,7 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "mt5": _mt5,
     "bert": _bert,
     "cased bert": _cased_bert,
+    "cased bert with accents": lambda: _bert(lowercase=False),
     "word level": _word_level,
     "nfc": lambda: _bytes(normalizers.NFC()),
 }

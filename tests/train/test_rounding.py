@@ -52,6 +52,14 @@ def test_step_updates_exact_weights_with_gradients_of_rounded_ones() -> None:
     torch.testing.assert_close(layer.weight.detach(), exact - 0.1 * other.weight.grad)
 
 
+def test_weights_on_a_grid_stay_there() -> None:
+    for steps in (12, 13, 14, 15):  # between the least and the greatest code of a block
+        codes = torch.randint(0, steps + 1, (50, 16))
+        codes[:, :2] = torch.tensor([0, steps])
+        weight = (codes - codes[:, 2:3]) * (0.1 + torch.rand(50, 1)).half().float()
+        assert torch.equal(rounded(weight), weight), steps
+
+
 @pytest.mark.long(6, "a whole training")
 def test_stage2_trains_and_evaluates_with_rounded_weights(tmp_path: Path) -> None:
     llm_folder(tmp_path / "llm")

@@ -3,6 +3,7 @@
 `make parity` runs the same sweep, and writes docs/inside/parity.md.
 """
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import transformers
 
 from blip2rt.errors import Blip2rtError
 from blip2rt_export.graphs import compatibility
+from blip2rt_export.graphs.rotary import rope_length_limit
 from blip2rt_export.language import trace_graphs
 from tests import parity
 from tests.seeds import seed_of
@@ -67,6 +69,8 @@ def test_length_dependent_rotation_is_rejected_before_tracing() -> None:
         wrong = compatibility.unsupported_reason(changing, verified, architectures.MAX_POSITIONS)
         assert wrong is not None and "give --max-positions 32" in wrong and "\n" not in wrong
     assert compatibility.unsupported_reason(changing, True, 32) is None
+    kinds = [{"rope_type": "longrope", "original_max_position_embeddings": limit} for limit in (64, 32, 96)]
+    assert rope_length_limit(SimpleNamespace(rope_parameters=dict(zip("abc", kinds, strict=True)))) == 32
 
 
 WIDTHS = [(name, 16) for name in architectures.VARIANTS if " with heads of " in name]

@@ -75,6 +75,7 @@ def rows(
         (rows(0.99, 0.90, 0.97, 0.90), "worded differently now and then; try --precision qformer=int8$"),
         (rows(0.80, 0.90, 0.97, 0.50), "captions will differ; try --precision vision=fp16$"),
         (rows(0.80, 0.90, 1.00, 0.50, "fp32 fp32 fp32"), "captions will differ$"),
+        (rows(0.80, 0.90, 0.97, 0.50, "fp32 int4 int4"), "captions will differ; try --precision qformer=int8$"),
         (
             [Comparison("itm", "int4", PYTORCH, 0.1, None), Comparison("text_embed", "int4", PYTORCH, 0.1, 0.93)],
             "text_embed has a cosine of 0.930 with PyTorch's: rankings change; try --precision retrieval=int8$",
