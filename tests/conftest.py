@@ -31,8 +31,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 @pytest.fixture(scope="session")
 def traced_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The graph folder of tests.tiny.trace_cache."""
-    return shared_folder(tmp_path_factory, "traced")
+    """The graph folder of tests.tiny.trace_cache, shared by all processes of this session."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "traced"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,14 +47,6 @@ def _trace_cache(traced_folder: Path) -> Iterator[None]:
 
     with cached_traces(traced_folder):
         yield
-
-
-def shared_folder(factory: pytest.TempPathFactory, name: str) -> Path:
-    """A folder shared by all processes of this session."""
-    base = factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
-    folder.mkdir(exist_ok=True)
-    return folder
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -102,16 +103,9 @@ def test_missing_exporter_names_its_extra(capsys, tmp_path, monkeypatch):
 
 @pytest.fixture
 def planned(monkeypatch):
-    """Collect the plans instead of measuring them."""
-    plans = []
-
-    def collected(plan):
-        plans.append(plan)
-        return {}
-
-    monkeypatch.setattr(collect, "collect", collected)
+    """Nothing is measured."""
+    monkeypatch.setattr(collect, "collect", lambda plan: {})
     monkeypatch.setattr(report, "show", lambda result, out: print("tables", file=out))
-    return plans
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
@@ -119,23 +113,6 @@ def test_unwritable_output_is_one_line(capsys, planned):
     want = "blip2rt-bench: error: --json /dev/full: No space left on device\n"
     assert run(capsys, "--json", "/dev/full") == (2, "tables\n", want)
     assert run(capsys, "--json", "-") == (0, "tables\n{}\n", "")
-
-
-def _assert_ended(process: subprocess.Popen[str], temporary: Path) -> None:
-    """SIGTERM ends it and its child, which shares its stdin; no file remains."""
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(900) == 128 + signal.SIGTERM
-    assert not [*temporary.glob("blip2rt-*"), *temporary.glob("tmp*")]
-    with pytest.raises(BrokenPipeError):
-        os.write(process.stdin.fileno(), b"unread")
-
-
-def _start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
-    (tmp_path / "tmp").mkdir()
-    command = [sys.executable, "-m", "blip2rt.bench", "--threads", "1", *arguments]
-    environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, **pipes, text=True, cwd=ROOT, env=environment)
 
 
 def _children(parent: int) -> list[bytes]:
@@ -149,12 +126,20 @@ def _children(parent: int) -> list[bytes]:
 
 
 def test_sigterm_ends_the_worker_and_removes_files(tmp_path):
-    with _start(tmp_path, "--new-tokens", "2", "--repeat", "10000") as process:
+    """The worker is a child, which shares the standard input."""
+    command = [sys.executable, "-m", "blip2rt.bench", *"--threads 1 --new-tokens 2 --repeat 10000".split()]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, **pipes, cwd=ROOT, env=environment) as process:
         while process.stderr.readline() != "measuring the stages\n":
             assert process.poll() is None
         while Path("/proc").is_dir() and not any(b"worker\0stages" in each for each in _children(process.pid)):
             assert process.poll() is None
-        _assert_ended(process, tmp_path / "tmp")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(900) == 128 + signal.SIGTERM and not [*tmp_path.glob("blip2rt-*"), *tmp_path.glob("tmp*")]
+        with pytest.raises(BrokenPipeError):  # once the worker has ended
+            for _ in range(6000):
+                time.sleep(os.write(process.stdin.fileno(), b"unread") and 0.01)
 
 
 def test_revision_invalidates_cached_bundles(tmp_path, monkeypatch):

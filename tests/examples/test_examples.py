@@ -66,16 +66,10 @@ def test_retrieval_ranks_the_photograph_before_a_diagram() -> None:
     assert [line.split()[-1] for line in lines] == [str(PHOTO), str(ROOT / "docs" / "images" / "opt-2.7b-scaling.png")]
 
 
-@pytest.fixture(scope="module")
-def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("frames")
+def test_webcam_captions_numbered_images(tmp_path: Path) -> None:
     for i in range(3):
-        Image.open(PHOTO).save(folder / f"{i}.png")
-    return folder
-
-
-def test_webcam_captions_numbered_images(frames: Path) -> None:
-    lines = run("webcam", "--source", frames / "%d.png", "--every", 0).splitlines()
+        Image.open(PHOTO).save(tmp_path / f"{i}.png")
+    lines = run("webcam", "--source", tmp_path / "%d.png", "--every", 0).splitlines()
     greedy = blip2rt.caption(PHOTO, num_beams=1)
     assert [line.split("s  ", 1)[1] for line in lines] == [greedy] * 3, "the colour channels are in the right order"
 

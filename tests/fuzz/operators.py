@@ -16,6 +16,7 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
@@ -96,16 +97,20 @@ def int4(rng: np.random.Generator) -> Case:
     level = int(rng.choice([0, 1, 4, 4, 4]))
     kind = {**MICROSOFT, "K": k, "N": n, "bits": bits, "block_size": block, "accuracy_level": level}
     nodes.append(helper.make_node("MatMulNBits", inputs, ["y"], **kind))
+    plain, steps = unpacked(codes.reshape(n, -1), bits).reshape(n, blocks, block), scale.reshape(n, blocks, 1)
+    columns, terms = (
+        (np.abs(part) * np.abs(steps.astype(np.float64))).reshape(n, -1)[:, :k].sum(1)
+        for part in (plain - zero[..., None], plain + zero[..., None])
+    )
+    return product(rng, k, n, nodes, constants, columns=columns, terms=terms, block=block)
+
+
+def product(rng: np.random.Generator, k: int, n: int, nodes: list[Any], constants: Any, **bounds: Any) -> Case:
+    """A graph x (..., K) -> y (..., N), with two random x."""
     shape = batch(rng, k)
-    weights = (unpacked(codes.reshape(n, -1), bits).reshape(n, blocks, block) - zero[..., None]) * scale.reshape(
-        n, blocks, 1
-    ).astype(np.float64)
     axes = [f"a{i}" for i in range(len(shape) - 1)]
     graph = model(nodes, [value("x", [*axes, k])], [value("y", [*axes, n])], constants)
-    columns = np.abs(weights.reshape(n, -1)[:, :k]).sum(1)
-    both = unpacked(codes.reshape(n, -1), bits).reshape(n, blocks, block) + zero[..., None]
-    terms = (both * np.abs(scale.reshape(n, blocks, 1).astype(np.float64))).reshape(n, -1)[:, :k].sum(1)
-    return Case(graph, [numbers(rng, shape) for _ in range(2)], columns, terms, block)
+    return Case(graph, [numbers(rng, shape) for _ in range(2)], **bounds)
 
 
 def unpacked(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -127,11 +132,8 @@ def int8(rng: np.random.Generator) -> Case:
         inputs += ["", "bias"]
     nodes = [helper.make_node("Transpose", ["codes"], ["columns"], perm=[1, 0])]
     nodes.append(helper.make_node("DynamicQuantizeMatMul", inputs, ["y"], **MICROSOFT))
-    shape = batch(rng, k)
-    axes = [f"a{i}" for i in range(len(shape) - 1)]
-    graph = model(nodes, [value("x", [*axes, k])], [value("y", [*axes, n])], constants)
     columns = np.abs(constants["codes"].astype(np.float64)).sum(1) * constants["scales"]
-    return Case(graph, [numbers(rng, shape) for _ in range(2)], columns)
+    return product(rng, k, n, nodes, constants, columns=columns)
 
 
 def encoder_attention(rng: np.random.Generator) -> Case:

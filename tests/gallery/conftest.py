@@ -34,7 +34,6 @@ def run(capsys: pytest.CaptureFixture[str], tiny: Tiny) -> Run:
         out, err = capsys.readouterr()
         return code, out, err
 
-    call.model = tiny.path  # type: ignore[attr-defined]
     return call
 
 

@@ -73,22 +73,16 @@ def test_files_of_an_index_are_regular(indexed, run, name, kind):
     assert outside.read_bytes() == b"mine"
 
 
+OUTSIDE = ("CAST('../../etc/passwd' AS BLOB)", "CAST('/etc/passwd' AS BLOB)")
+VALUES = {"path": ("5", "x'610062'", "'text'", *OUTSIDE, "x''"), "row": ("-5", "4611686018427387904")}
+
+
 @pytest.mark.parametrize(
     "statement",
     [
-        "UPDATE files SET path = 5 WHERE row = 3",
-        "UPDATE files SET path = x'610062' WHERE row = 3",
-        "UPDATE files SET path = 'text' WHERE row = 3",
-        "UPDATE files SET path = CAST('../../etc/passwd' AS BLOB) WHERE row = 3",
-        "UPDATE files SET path = CAST('/etc/passwd' AS BLOB) WHERE row = 3",
-        "UPDATE files SET path = x'' WHERE row = 3",
-        "UPDATE files SET row = -5 WHERE row = 3",
-        "UPDATE files SET row = 4611686018427387904 WHERE row = 3",
-        "UPDATE files SET hash = 5",
-        "UPDATE files SET size = 'many'",
-        "UPDATE files SET time = 1.5",
-        "INSERT INTO free VALUES (-1)",
-        "INSERT INTO free VALUES (4611686018427387904)",
+        *(f"UPDATE files SET {name} = {each} WHERE row = 3" for name in VALUES for each in VALUES[name]),
+        *(f"UPDATE files SET {change}" for change in ("hash = 5", "size = 'many'", "time = 1.5")),
+        *(f"INSERT INTO free VALUES ({row})" for row in (-1, 1 << 62)),
         "CREATE TABLE more (x)",
         "CREATE TRIGGER t AFTER DELETE ON files BEGIN DELETE FROM free; END",
         "DROP TABLE free",
@@ -116,22 +110,12 @@ def test_journal_deletes_no_other_file(indexed, run):
     assert victim.read_text() == "precious"
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"queries": 65535},
-        {"queries": True},
-        {"queries": 1.0},
-        {"size": 2**70},
-        {"root": "a\0b"},
-        {"root": "\ud800"},
-        {"root": 5},
-        {"version": 3.5},
-        {"model": ["x"]},
-    ],
-)
-def test_odd_index_json_is_one_line(indexed, run, fields):
+ODD = {"queries": (65535, True, 1.0), "size": (2**70,), "root": ("a\0b", "\ud800", 5), "version": (3.5,)}
+
+
+@pytest.mark.parametrize(("name", "value"), [("model", ["x"]), *((name, each) for name in ODD for each in ODD[name])])
+def test_odd_index_json_is_one_line(indexed, run, name, value):
     file = indexed / "index.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
     for command in (["search", "x", "a dog"], ["index", "album", "--out", "x"]):
         assert_error(run(*command), "x")

@@ -23,15 +23,11 @@ pytestmark = pytest.mark.long(6, "processes of a pool that die")
 TIMEOUT = 60  # seconds
 
 
-def live_workers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "blip2rt-worker"]
-
-
 def workers_end() -> bool:
     end = time.monotonic() + TIMEOUT
-    while live_workers() and time.monotonic() < end:
+    while (alive := "blip2rt-worker" in {each.name for each in threading.enumerate()}) and time.monotonic() < end:
         time.sleep(0.01)
-    return not live_workers()
+    return not alive
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

@@ -61,6 +61,7 @@ _SMALL = {name: value for names, value in _VALUES.items() for name in names.spli
 
 
 _SCALED = {"rope_theta": 1e4, "factor": 2.0}
+_YARN = {**_SCALED, "rope_type": "yarn", "original_max_position_embeddings": 48}
 
 
 def _longrope(limit: int) -> dict[str, Any]:
@@ -75,10 +76,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model_type, chang
     "phi3 with longrope": ("phi3", _longrope(64)),
     "phi3 with longrope that changes": ("phi3", _longrope(32)),
     "llama with dynamic rope": ("llama", {"rope_parameters": {**_SCALED, "rope_type": "dynamic"}}),
-    "llama with yarn": (
-        "llama",
-        {"rope_parameters": {**_SCALED, "rope_type": "yarn", "original_max_position_embeddings": 48}},
-    ),
+    "llama with yarn": ("llama", {"rope_parameters": _YARN}),
     "mistral with a window": ("mistral", {"sliding_window": 4}),
     "moshi with a window": ("moshi", {"sliding_window": 4}),
     "llama with heads of 10": ("llama", {"head_dim": 10}),

@@ -8,14 +8,6 @@ import torch
 import transformers
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import (
-    Blip2Config,
-    Blip2ForConditionalGeneration,
-    Blip2ForImageTextRetrieval,
-    Blip2Processor,
-    BlipImageProcessor,
-    PreTrainedTokenizerFast,
-)
 
 from blip2rt.modeling import blip2 as ours
 from blip2rt.modeling.llm import LanguageModelSource
@@ -51,7 +43,7 @@ def shake(model: torch.nn.Module, by: float = 0.08) -> torch.nn.Module:
     return model.eval()
 
 
-def llm_tokenizer(bos: bool = True, eos: bool = False) -> PreTrainedTokenizerFast:
+def llm_tokenizer(bos: bool = True, eos: bool = False) -> transformers.PreTrainedTokenizerFast:
     """A tokenizer of words that puts <s> first (bos) and </s> last (eos)."""
     vocab = {word: i for i, word in enumerate([*SPECIAL, *WORDS])}
     backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
@@ -60,30 +52,30 @@ def llm_tokenizer(bos: bool = True, eos: bool = False) -> PreTrainedTokenizerFas
     template = ["<s>"] * bos + ["$A"] + ["</s>"] * eos
     specials = [("<s>", 2), ("</s>", 1)]
     backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=specials)
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
 
 
 def image_processor(size: int = VISION["image_size"]) -> Any:
-    return BlipImageProcessor(size={"height": size, "width": size})
+    return transformers.BlipImageProcessor(size={"height": size, "width": size})
 
 
 def generative(folder: Path, text: Any, *, vision: Any = None, qformer: Any = None, **saving: Any) -> Path:
     """Save a Blip2ForConditionalGeneration with the language model of config `text`, and its processor."""
-    config = Blip2Config(
-        vision_config={**VISION, **(vision or {})},
-        qformer_config={**QFORMER, **(qformer or {})},
-        text_config=text.to_dict(),
-        num_query_tokens=QUERIES,
-        image_token_index=IMAGE,
-    )
-    tokenizer = _save(Blip2ForConditionalGeneration(config), folder, text, **saving)
-    Blip2Processor(image_processor(config.vision_config.image_size), tokenizer, QUERIES).save_pretrained(folder)
+    config = _config(transformers.Blip2Config, vision, qformer, text_config=text.to_dict(), image_token_index=IMAGE)
+    tokenizer = _save(transformers.Blip2ForConditionalGeneration(config), folder, text, **saving)
+    images = image_processor(config.vision_config.image_size)
+    transformers.Blip2Processor(images, tokenizer, QUERIES).save_pretrained(folder)
     return folder
 
 
-def _save(model: Any, folder: Path, text: Any, **saving: Any) -> PreTrainedTokenizerFast:
+def _config(kind: Any, vision: Any, qformer: Any, **more: Any) -> Any:
+    parts = {"vision_config": {**VISION, **(vision or {})}, "qformer_config": {**QFORMER, **(qformer or {})}}
+    return kind(**parts, num_query_tokens=QUERIES, **more)
+
+
+def _save(model: Any, folder: Path, text: Any, **saving: Any) -> transformers.PreTrainedTokenizerFast:
     """Save a model with noise; return a tokenizer for its language model."""
     shake(model)
     if not text.is_encoder_decoder:  # T5's are large enough
@@ -97,13 +89,9 @@ def retrieval(folder: Path, *, vision: Any = None, qformer: Any = None, **saving
     tiny_training.bert_folder(folder / "bert")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "bert")
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
-    config = Blip2Config(
-        vision_config={**VISION, **(vision or {})},
-        qformer_config={**QFORMER, "vocab_size": len(tokenizer), "use_qformer_text_input": True, **(qformer or {})},
-        num_query_tokens=QUERIES,
-        image_text_hidden_size=12,
-    )
-    shake(Blip2ForImageTextRetrieval(config)).save_pretrained(folder, **saving)
+    reads_text = {"vocab_size": len(tokenizer), "use_qformer_text_input": True, **(qformer or {})}
+    config = _config(transformers.Blip2Config, vision, reads_text, image_text_hidden_size=12)
+    shake(transformers.Blip2ForImageTextRetrieval(config)).save_pretrained(folder, **saving)
     image_processor(config.vision_config.image_size).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -113,13 +101,8 @@ def instruct(folder: Path, text: Any) -> Path:
     """Save an InstructBlipForConditionalGeneration with the language model of config `text`, and its processor."""
     qformer_tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_training.bert_folder(folder / "bert"))
     qformer_tokenizer.add_special_tokens({"bos_token": "[DEC]"})
-    config = transformers.InstructBlipConfig(
-        vision_config=VISION,
-        qformer_config={**QFORMER, "vocab_size": len(qformer_tokenizer)},
-        text_config=text.to_dict(),
-        num_query_tokens=QUERIES,
-        image_token_index=IMAGE,
-    )
+    reads_text, generates = {"vocab_size": len(qformer_tokenizer)}, {"text_config": text.to_dict()}
+    config = _config(transformers.InstructBlipConfig, None, reads_text, **generates, image_token_index=IMAGE)
     tokenizer = _save(transformers.InstructBlipForConditionalGeneration(config), folder, text)
     transformers.InstructBlipProcessor(image_processor(), tokenizer, qformer_tokenizer, QUERIES).save_pretrained(folder)
     return folder

@@ -15,19 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from blip2rt.bundle.manifest import (
-    Calibration,
-    Component,
-    Decoding,
-    ImageSpec,
-    LlmSpec,
-    Logistic,
-    Manifest,
-    RetrievalSpec,
-    Source,
-    TensorInfo,
-    Verification,
-)
+from blip2rt.bundle import manifest as contract
+from blip2rt.bundle.checksum import EMPTY, KEY, insert_checksum
+from blip2rt.bundle.manifest import Calibration, Logistic, Manifest, TensorInfo
 from blip2rt.bundle.names import GENERATIVE, MANIFEST, RETRIEVAL, VISION
 from blip2rt.bundle.writer import BundleWriter
 from tests.seeds import new_seed
@@ -108,14 +98,10 @@ def random_weights(rng: np.random.Generator) -> dict[str, np.ndarray]:
     return made
 
 
-def _onnx() -> Any:
+def write_bundle(path: Path, weights: dict[str, np.ndarray], generative: bool = True, retrieval: bool = True) -> None:
     import pytest  # not at the top: benchmarks.gpu_day makes bundles without pytest
 
-    return pytest.importorskip("onnx")
-
-
-def write_bundle(path: Path, weights: dict[str, np.ndarray], generative: bool = True, retrieval: bool = True) -> None:
-    onnx = _onnx()
+    onnx = pytest.importorskip("onnx")
     graphs = build_graphs(onnx, weights)
     names = [VISION, *GENERATIVE * generative, *RETRIEVAL * retrieval]
     with BundleWriter(path) as writer:
@@ -133,12 +119,8 @@ def with_likelihood_weight(tiny: Tiny, path: Path, weight: float, **prompts: str
     shutil.copytree(tiny.path, path, dirs_exist_ok=True)
     mean = np.random.default_rng(tiny.seed).normal(size=(Q, D)).astype("<f4")
     mean.tofile(path / "mean_prefix.data")
-    manifest = json.loads((path / MANIFEST).read_text())
-    manifest["retrieval"] |= {"likelihood_weight": weight, "mean_prefix": "mean_prefix.data"}
-    manifest["files"]["mean_prefix.data"] = {"size": mean.nbytes, "sha256": hashlib.sha256(mean.tobytes()).hexdigest()}
-    manifest["prompts"] |= prompts
-    (path / MANIFEST).write_text(json.dumps(manifest))
-    return path
+    weighs = {"likelihood_weight": weight, "mean_prefix": "mean_prefix.data"}
+    return changed(path, "mean_prefix.data", retrieval=weighs, prompts=prompts)
 
 
 def with_pool(folder: Path, captions: Sequence[str]) -> Path:
@@ -150,19 +132,22 @@ def with_pool(folder: Path, captions: Sequence[str]) -> Path:
     text.write_text("\n".join(captions))
     build_pool(text, pool, blip2rt.load(folder, threads=1).matcher)
     text.unlink()
-    manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["retrieval"]["pool"] = pool.name
-    data = pool.read_bytes()
-    manifest["files"][pool.name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    manifest["manifest_sha256"] = ""
-    (folder / MANIFEST).write_text(json.dumps(manifest))
-    return folder
+    return changed(folder, pool.name, retrieval={"pool": pool.name})
 
 
 def calibrated(folder: Path, calibration: Calibration) -> Path:
     """Put a calibration into a bundle's manifest."""
+    return changed(folder, calibration=asdict(calibration))
+
+
+def changed(folder: Path, new_file: str = "", **sections: dict[str, Any]) -> Path:
+    """Change fields in sections of a bundle's manifest, and list a new file."""
     manifest = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps(manifest | {"calibration": asdict(calibration)}))
+    if new_file:
+        data = (folder / new_file).read_bytes()
+        manifest["files"][new_file] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest |= {name: {**(manifest.get(name) or {}), **fields} for name, fields in sections.items()}
+    (folder / MANIFEST).write_bytes(insert_checksum(json.dumps(manifest | {KEY: EMPTY}).encode()))
     return folder
 
 
@@ -181,21 +166,21 @@ def make_manifest(graphs: dict[str, Any], generative: bool, retrieval: bool) -> 
     sizes = {"layers": 1, "kv_heads": 1, "head_dim": HEAD_DIM, "hidden_size": D, "vocab_size": len(WORDS)}
     tokens = {"bos_token_id": None, "prepend_bos": False, "eos_token_ids": (EOS,), "pad_token_id": 0}
     lengths = {"max_positions": POSITIONS, "prefix_length": Q}
-    llm = LlmSpec(**sizes, **lengths, **tokens, tokenizer="tokenizer.json")
+    llm = contract.LlmSpec(**sizes, **lengths, **tokens, tokenizer="tokenizer.json")
     return Manifest(
         name="tiny",
         created_by="the tests",
         components={
-            name: Component(f"{name}.onnx", "fp32", tensors(model.graph.input), tensors(model.graph.output))
+            name: contract.Component(f"{name}.onnx", "fp32", tensors(model.graph.input), tensors(model.graph.output))
             for name, model in graphs.items()
         },
-        image=ImageSpec(HEIGHT, WIDTH, "bicubic", (0.5, 0.4, 0.3), (0.5, 0.6, 0.7)),
+        image=contract.ImageSpec(HEIGHT, WIDTH, "bicubic", (0.5, 0.4, 0.3), (0.5, 0.6, 0.7)),
         llm=llm if generative else None,
-        retrieval=RetrievalSpec("qformer_tokenizer.json", 6, 0) if retrieval else None,
+        retrieval=contract.RetrievalSpec("qformer_tokenizer.json", 6, 0) if retrieval else None,
         prompts={"caption": "", "ask": "Question : {} Answer :"} if generative else {},
-        decoding={"caption": Decoding(3, 8), "ask": Decoding(2, 4)} if generative else {},
-        sources=(Source("all", "random numbers", "CC0-1.0", "the tests"),),
-        verification=(Verification("vision", "fp32", 0.0, 1.0),),
+        decoding={"caption": contract.Decoding(3, 8), "ask": contract.Decoding(2, 4)} if generative else {},
+        sources=(contract.Source("all", "random numbers", "CC0-1.0", "the tests"),),
+        verification=(contract.Verification("vision", "fp32", 0.0, 1.0),),
     )
 
 

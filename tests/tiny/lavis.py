@@ -27,13 +27,8 @@ RENAMED = [
     (r"^vision_projection", "vision_proj"),
     (r"^text_projection", "text_proj"),
 ]
-CLIP_NAMES = {
-    "attn.out_proj": "self_attn.out_proj",
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-}
+CLIP_NAMES = {"attn.out_proj": "self_attn.out_proj", "ln_1": "layer_norm1", "ln_2": "layer_norm2"}
+CLIP_NAMES |= {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
 QFORMER = {"num_attention_heads": 2}
 
 

@@ -17,30 +17,19 @@ def faults(folder: Path) -> list[str]:
     files = sorted(folder.glob("*.onnx"))
     assert files, folder
     for file in files:
-        for name, check in (
-            ("checker", _check),
-            ("inference", _infer_shapes),
-            ("session", _open),
-            ("ours", _check_operators),
+        model = onnx.load(file, load_external_data=False)
+        strictly = {"check_type": True, "strict_mode": True, "data_prop": True}
+        for name, check, given, options in (
+            ("checker", onnx.checker.check_model, str(file), {"full_check": True}),
+            ("inference", onnx.shape_inference.infer_shapes, model, strictly),
+            ("session", _open, file, {}),
+            ("ours", native.check_graph, str(file), {}),
         ):
             try:
-                check(file)
+                check(given, **options)
             except Exception as error:  # each library has its own
                 found.append(f"{file.name}: {name}: {' '.join(str(error).split())[:300]}")
     return found
-
-
-def _check(file: Path) -> None:
-    onnx.checker.check_model(str(file), full_check=True)
-
-
-def _check_operators(file: Path) -> None:
-    native.check_graph(str(file))
-
-
-def _infer_shapes(file: Path) -> None:
-    model = onnx.load(file, load_external_data=False)
-    onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
 
 
 def _open(file: Path, optimized: str = "") -> None:

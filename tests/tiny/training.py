@@ -7,17 +7,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+import transformers
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import (
-    BertConfig,
-    BertModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-)
 
 from tests.seeds import new_seed
 
@@ -29,8 +21,8 @@ def bert_folder(folder: Path) -> Path:
     """Save a BERT of 2 layers x 32 with a word-piece vocabulary of WORDS and letters."""
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters[1:], *(f"##{c}" for c in letters)]
-    config = BertConfig(vocab_size=len(vocab), max_position_embeddings=40, **_SIZES)
-    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    config = transformers.BertConfig(vocab_size=len(vocab), max_position_embeddings=40, **_SIZES)
+    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(vocab) + "\n")
     backend = Tokenizer(models.WordPiece({word: i for i, word in enumerate(vocab)}, unk_token="[UNK]"))
     backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
@@ -39,7 +31,7 @@ def bert_folder(folder: Path) -> Path:
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", vocab.index("[CLS]")), ("[SEP]", vocab.index("[SEP]"))]
     )
     special = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "pad", "cls", "sep", "mask")}
-    PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(folder)
     return folder
 
 
@@ -51,7 +43,8 @@ def _llm_tokenizer(folder: Path, template: str) -> None:
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     backend.decoder = decoders.WordPiece(prefix="##")
     backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<|end|>", 1)])
-    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="<|end|>").save_pretrained(folder)
+    special = {"unk_token": "<unk>", "eos_token": "<|end|>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(folder)
 
 
 def t5_folder(folder: Path) -> Path:
@@ -59,16 +52,16 @@ def t5_folder(folder: Path) -> Path:
     _llm_tokenizer(folder, "$A <|end|>")
     sizes = {"vocab_size": len(LLM_WORDS), "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
     tokens = {"eos_token_id": 1, "decoder_start_token_id": 0}
-    config = T5Config(**sizes, **tokens, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
-    T5ForConditionalGeneration(config).save_pretrained(folder)
+    config = transformers.T5Config(**sizes, **tokens, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(folder)
     return folder
 
 
 def llm_folder(folder: Path) -> Path:
     """Save a Llama of 2 layers x 32 with a word vocabulary; <|end|> ends a text."""
     _llm_tokenizer(folder, "$A")
-    sizes = {**_SIZES, "vocab_size": len(LLM_WORDS), "num_key_value_heads": 2}
-    LlamaForCausalLM(LlamaConfig(**sizes, eos_token_id=1, tie_word_embeddings=True)).save_pretrained(folder)
+    sizes = {**_SIZES, "vocab_size": len(LLM_WORDS), "num_key_value_heads": 2, "tie_word_embeddings": True}
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, eos_token_id=1)).save_pretrained(folder)
     return folder
 
 

@@ -37,54 +37,31 @@ _ORT_ATTENTION = """
         com.microsoft.GroupQueryAttention <num_heads = {heads}, kv_num_heads = {kv_heads}>
         (q_{i}, k_{i}, v_{i}, past_key_{i}, past_value_{i}, seqlens_k, total_sequence_length)"""
 _IN_PLACE_ATTENTION = """
-    qC_{i} = Cast <to = {cache}> (qT_{i})
-    kC_{i} = Cast <to = {cache}> (kT_{i})
-    vC_{i} = Cast <to = {cache}> (vT_{i})
+    qC_{i} = Cast <to = {cache}> (qT_{i}) kC_{i} = Cast <to = {cache}> (kT_{i}) vC_{i} = Cast <to = {cache}> (vT_{i})
     present_key_{i} = TensorScatter <axis = -2> (past_key_{i}, kC_{i}, start)
     present_value_{i} = TensorScatter <axis = -2> (past_value_{i}, vC_{i}, start)
     out_typed_{i} = Attention <scale = {scale}> (qC_{i}, present_key_{i}, present_value_{i}, seen, , , valid)
     out_{i} = Cast <to = 1> (out_typed_{i})"""
-_READ_ONLY_ATTENTION = """
-    new_key_{i} = Cast <to = {cache}> (kT_{i})
-    new_value_{i} = Cast <to = {cache}> (vT_{i})
-    past_key_read_{i} = Cast <to = 1> (past_key_{i})
-    past_value_read_{i} = Cast <to = 1> (past_value_{i})
-    new_key_read_{i} = Cast <to = 1> (new_key_{i})
-    new_value_read_{i} = Cast <to = 1> (new_value_{i})
-    past_keys_{i} = Gather <axis = 1> (past_key_read_{i}, groups)
-    past_values_{i} = Gather <axis = 1> (past_value_read_{i}, groups)
-    new_keys_{i} = Gather <axis = 1> (new_key_read_{i}, groups)
-    new_values_{i} = Gather <axis = 1> (new_value_read_{i}, groups)
-    past_turned_{i} = Transpose <perm = [0, 1, 3, 2]> (past_keys_{i})
-    new_turned_{i} = Transpose <perm = [0, 1, 3, 2]> (new_keys_{i})
-    past_raw_{i} = MatMul(qT_{i}, past_turned_{i})
-    new_raw_{i} = MatMul(qT_{i}, new_turned_{i})
-    past_scaled_{i} = Mul(past_raw_{i}, scale)
-    new_scaled_{i} = Mul(new_raw_{i}, scale)
-    past_scores_{i} = Add(past_scaled_{i}, past_bias)
-    new_scores_{i} = Add(new_scaled_{i}, new_bias)
-    values_{i} = Concat <axis = 2> (past_values_{i}, new_values_{i})
-    scores_{i} = Concat <axis = -1> (past_scores_{i}, new_scores_{i})
-    attention_{i} = Softmax <axis = -1> (scores_{i})
-    out_{i} = MatMul(attention_{i}, values_{i})"""
+_SCORES = """
+    PART_key_read_{i} = Cast <to = 1> (PART_key_{i}) PART_keys_{i} = Gather <axis = 1> (PART_key_read_{i}, groups)
+    PART_value_read_{i} = Cast <to = 1> (PART_value_{i})
+    PART_values_{i} = Gather <axis = 1> (PART_value_read_{i}, groups)
+    PART_turned_{i} = Transpose <perm = [0, 1, 3, 2]> (PART_keys_{i}) PART_raw_{i} = MatMul(qT_{i}, PART_turned_{i})
+    PART_scaled_{i} = Mul(PART_raw_{i}, scale) PART_scores_{i} = Add(PART_scaled_{i}, PART_bias)"""
+_READ_ONLY_ATTENTION = f"""
+    new_key_{{i}} = Cast <to = {{cache}}> (kT_{{i}}) new_value_{{i}} = Cast <to = {{cache}}> (vT_{{i}})
+    {_SCORES.replace("PART", "past")} {_SCORES.replace("PART", "new")}
+    values_{{i}} = Concat <axis = 2> (past_values_{{i}}, new_values_{{i}})
+    scores_{{i}} = Concat <axis = -1> (past_scores_{{i}}, new_scores_{{i}})
+    attention_{{i}} = Softmax <axis = -1> (scores_{{i}}) out_{{i}} = MatMul(attention_{{i}}, values_{{i}})"""
 _IN_PLACE_MASK = """
-    start = Gather <axis = 1> (position_ids, zero)
-    end = Add(start, last_index)
-    valid = Add(end, unit)
-    sizes = Shape(past_key_0)
-    capacity = Gather(sizes, capacity_at)
-    slots = Range(zero, capacity, unit)
-    here = Unsqueeze(position_ids, two)
-    seen_3 = LessOrEqual(slots, here)
-    seen = Unsqueeze(seen_3, row)"""
+    start = Gather <axis = 1> (position_ids, zero) end = Add(start, last_index) valid = Add(end, unit)
+    sizes = Shape(past_key_0) capacity = Gather(sizes, capacity_at) slots = Range(zero, capacity, unit)
+    here = Unsqueeze(position_ids, two) seen_3 = LessOrEqual(slots, here) seen = Unsqueeze(seen_3, row)"""
 _READ_ONLY_MASK = """
     past_bias = Unsqueeze(past_mask, axes)
-    here = Unsqueeze(position_ids, two)
-    there = Unsqueeze(position_ids, row)
-    later = Greater(there, here)
-    later_float = Cast <to = 1> (later)
-    new_bias_3 = Mul(later_float, masked)
-    new_bias = Unsqueeze(new_bias_3, row)"""
+    here = Unsqueeze(position_ids, two) there = Unsqueeze(position_ids, row) later = Greater(there, here)
+    later_float = Cast <to = 1> (later) new_bias_3 = Mul(later_float, masked) new_bias = Unsqueeze(new_bias_3, row)"""
 
 
 def llm(weights: dict[str, np.ndarray], target: str, half: bool = False, in_place: bool = False) -> onnx.ModelProto:
@@ -154,17 +131,11 @@ def write_model(path: Path, model: Any, target_name: str) -> Path:
         past = next(each for each in inputs if each.name == "past_key_0")
         encoded = bool(config.is_encoder_decoder)
         assert manifest.llm is not None
-        spec = replace(
-            manifest.llm,
-            layers=sum(each.name.startswith("past_key_") for each in inputs),
-            kv_heads=int(past.shape[1]),
-            head_dim=int(past.shape[3]),
-            hidden_size=config.hidden_size,
-            vocab_size=config.vocab_size,
-            max_positions=64,
-            encoder_decoder=encoded,
-            decoder_start_token_id=config.decoder_start_token_id if encoded else None,
-        )
+        start = config.decoder_start_token_id if encoded else None
+        sizes = {"kv_heads": int(past.shape[1]), "head_dim": int(past.shape[3]), "max_positions": 64}
+        sizes |= {"layers": sum(each.name.startswith("past_key_") for each in inputs)}
+        sizes |= {"hidden_size": config.hidden_size, "vocab_size": config.vocab_size}
+        spec = replace(manifest.llm, **sizes, encoder_decoder=encoded, decoder_start_token_id=start)
         writer.finish(replace(manifest, llm=spec, target=target.name))
     return path
 

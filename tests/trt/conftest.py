@@ -6,7 +6,6 @@ import pytest
 
 pytest.importorskip("onnx")
 
-from tests.trt.gpu_stand_in import Driver, TensorRT
 from tests.trt.machine import Case, Machine, case_of, installed
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "llama", "t5")]
@@ -36,12 +35,9 @@ def native_case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
-    driver = Driver()
-    return installed(Machine(driver, TensorRT(driver)), monkeypatch, tmp_path)
+    return installed(monkeypatch, tmp_path)
 
 
 @pytest.fixture
 def rtx_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
-    """A machine with tensorrt-rtx instead of tensorrt."""
-    driver = Driver()
-    return installed(Machine(driver, TensorRT(driver, rtx=True)), monkeypatch, tmp_path)
+    return installed(monkeypatch, tmp_path, rtx=True)

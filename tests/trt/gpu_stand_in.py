@@ -441,6 +441,7 @@ class TensorRT(onnxruntime_shim.Executor):
         self.flags: list[str] = []  # of the latest builder
         self.contexts: list[Context] = []
         self.compiled = self.serialized = 0  # kernels; how often a cache was serialized
+        self.parsed: list[bytes] = []  # models that were not read from their files
         if rtx:
             self.ComputeCapability = SimpleNamespace(SM75=0, SM80=1, SM86=2, SM89=3, SM120=4, SM121=5)
             self.BuilderFlag = SimpleNamespace(REQUIRE_USER_ALLOCATION="REQUIRE_USER_ALLOCATION")
@@ -454,6 +455,7 @@ class TensorRT(onnxruntime_shim.Executor):
 
     def OnnxParser(self, network: Any, log: Any) -> Any:
         def parse(model: bytes, path: str) -> bool:
+            self.parsed.append(model)
             return network.load(path, model)
 
         return SimpleNamespace(parse_from_file=network.load, parse=parse, num_errors=0)

@@ -77,8 +77,11 @@ class Machine:
         return backends.create("trt", read(case.trt), device="cuda", plan_sizes=sizes)
 
 
-def installed(found: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
-    """Make the backend find the machine, and store its plans in tmp_path."""
+def installed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rtx: bool = False, kind: type[Driver] = Driver
+) -> Machine:
+    """Make the backend find a machine, and store its plans in tmp_path. rtx: with tensorrt-rtx instead of tensorrt."""
+    found = Machine(driver := kind(), TensorRT(driver, rtx))
     monkeypatch.setattr("blip2rt.backends.trt.builder.load_tensorrt", lambda name=None: found.trt)
     monkeypatch.setattr("blip2rt.backends.trt.builder.identity", lambda trt: f"tensorrt {trt.__version__}")
     monkeypatch.setattr("blip2rt.backends.trt.builder.builds_without_gpu", lambda trt: False)

@@ -111,12 +111,9 @@ def test_simulated_tensorrt_calls_exist() -> None:
 onnx = pytest.importorskip("onnx")
 
 
-def shape(value: Any) -> list[int | str]:
-    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
-
-
-def dtype(value: Any) -> str:
-    return str(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+def tensor(value: Any) -> tuple[str, str, list[int | str]]:
+    of, sizes = value.type.tensor_type, [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+    return value.name, str(onnx.helper.tensor_dtype_to_np_dtype(of.elem_type)), sizes
 
 
 def test_graph_inputs_and_outputs_match_onnx(native_case: Case) -> None:
@@ -124,7 +121,7 @@ def test_graph_inputs_and_outputs_match_onnx(native_case: Case) -> None:
         file = native_case.trt / f"{component}.onnx"
         graph = onnx.load(file, load_external_data=False).graph
         for got, want in zip(native.graph_tensors(file.read_bytes()), (graph.input, graph.output), strict=True):
-            assert got == [(value.name, dtype(value), shape(value)) for value in want]
+            assert got == [*map(tensor, want)]
 
 
 def test_fixing_axes_changes_nothing_else(native_case: Case) -> None:
@@ -140,17 +137,7 @@ def test_fixing_axes_changes_nothing_else(native_case: Case) -> None:
 
 def test_in_place_cache_has_a_fixed_length_before_parsing(native_case: Case, machine: Machine) -> None:
     """The plans' length, while axes that vary between profiles stay dynamic."""
-    seen: list[bytes] = []
-    real = machine.trt.OnnxParser
-
-    def parser(network: Any, log: Any) -> Any:
-        made = real(network, log)
-        parse = made.parse
-        made.parse = lambda model, path: seen.append(model) or parse(model, path)
-        return made
-
-    machine.trt.OnnxParser = parser  # type: ignore[method-assign]
     machine.load(native_case)
-    [model] = seen
+    [model] = machine.trt.parsed
     ends = {name: shape for name, _, shape in native.graph_tensors(model)[0]}
     assert ends["past_key_0"][0] == "B" and ends["past_key_0"][2] == 48 and ends["inputs_embeds"][:2] == ["B", "S"]

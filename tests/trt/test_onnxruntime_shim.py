@@ -81,8 +81,7 @@ class SynchronousDriver(Driver):
 @pytest.fixture
 def executing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     """A machine with ONNX Runtime in place of TensorRT."""
-    driver = SynchronousDriver()
-    found = installed(Machine(driver, TensorRT(driver)), monkeypatch, tmp_path)
+    found = installed(monkeypatch, tmp_path, kind=SynchronousDriver)
     executor = onnxruntime_shim.Executor(onnxruntime, "CPUExecutionProvider")
     monkeypatch.setattr(builder, "load_tensorrt", lambda name=None: executor)
     return found
