@@ -15,25 +15,10 @@ namespace {
 enum ModelField : uint32_t { kGraph = 7, kOpsetImport = 8, kTraining = 20, kFunction = 25 };
 enum GraphField : uint32_t { kNode = 1, kInitializer = 5, kGraphInput = 11, kGraphOutput = 12, kValueInfo = 13 };
 enum Opset : uint32_t { kOpsetDomain = 1, kOpsetVersion = 2 };
-enum NodeField : uint32_t {
-  kNodeInput = 1,
-  kNodeOutput = 2,
-  kNodeName = 3,
-  kOpType = 4,
-  kAttribute = 5,
-  kNodeDomain = 7
-};
-enum AttributeField : uint32_t {
-  kAttributeName = 1,
-  kAttributeFloat = 2,
-  kAttributeInt = 3,
-  kAttributeText = 4,
-  kAttributeGraph = 6,
-  kAttributeInts = 8,
-  kAttributeGraphs = 11,
-  kAttributeType = 20,
-  kAttributeReference = 21
-};
+enum NodeField : uint32_t { kInput = 1, kOutput = 2, kNodeName = 3, kOpType = 4, kAttribute = 5, kNodeDomain = 7 };
+enum AttributeField : uint32_t { kAttributeName = 1, kAttributeType = 20, kAttributeReference = 21 };
+enum AttributeNumber : uint32_t { kAttributeFloat = 2, kAttributeInt = 3, kAttributeInts = 8 };
+enum AttributeContent : uint32_t { kAttributeText = 4, kAttributeGraph = 6, kAttributeGraphs = 11 };
 enum TensorField : uint32_t { kDims = 1, kDataType = 2, kTensorName = 8, kRawData = 9, kExternal = 13 };
 enum EntryField : uint32_t { kKey = 1, kValue = 2 };
 enum ValueField : uint32_t { kValueName = 1, kValueType = 2 };
@@ -114,8 +99,8 @@ Node::Node(std::string_view bytes) {
   protobuf::Field field;
   for (protobuf::Reader reader(bytes); reader.next(field);) {
     switch (field.number) {
-      case kNodeInput: inputs.push_back(field.bytes); break;
-      case kNodeOutput: outputs.push_back(field.bytes); break;
+      case kInput: inputs.push_back(field.bytes); break;
+      case kOutput: outputs.push_back(field.bytes); break;
       case kNodeName: name = field.bytes; break;
       case kOpType: op_type = field.bytes; break;
       case kNodeDomain: domain = field.bytes; break;
@@ -260,8 +245,8 @@ std::string write_node(const Node& node, std::string_view domain, std::string_vi
                        const FloatAttributes& factors) {
   constexpr uint64_t kFloat = 1, kInt = 2;
   std::string result;
-  for (std::string_view input : inputs) protobuf::write(result, kNodeInput, input);
-  for (std::string_view output : node.outputs) protobuf::write(result, kNodeOutput, output);
+  for (std::string_view input : inputs) protobuf::write(result, kInput, input);
+  for (std::string_view output : node.outputs) protobuf::write(result, kOutput, output);
   protobuf::write(result, kNodeName, node.name);
   protobuf::write(result, kOpType, type);
   for (const auto& [name, number] : ints) write_attribute(result, name, kAttributeInt, kInt, number);
