@@ -134,5 +134,7 @@ def _shared_call(method: Callable[..., Any]) -> Any:
 
 if TYPE_CHECKING:  # the signatures are those of the methods
     caption, ask, match = _opened().caption, _opened().ask, _opened().match
-else:
-    caption, ask, match = map(_shared_call, (Model.caption, Model.ask, Model.match))
+else:  # by single names, which the documentation finds
+    caption = _shared_call(Model.caption)
+    ask = _shared_call(Model.ask)
+    match = _shared_call(Model.match)
