@@ -88,7 +88,8 @@ def test_a_bucket_is_indexed_in_place(run: Any, s3: Any, tmp_path: Path, monkeyp
             Path(f"remote{number}", name).write_bytes(content)
         assert again["vectors.i8"] == Path("local/vectors.i8").read_bytes()
         expected = run("search", "local", "a dog", "--rerank", 2)[1].replace("shards/", "s3://bucket/shards/")
-        assert run("search", f"remote{number}", "a dog", "--rerank", 2)[1] == expected != ""
+        assert run("search", f"remote{number}", "a dog", "--rerank", 2)[1] == expected
+        assert expected.count("\n") == run("search", "local", "a dog")[1].count("\n") > 2, "none is left out"
     for command in (("index", "shards/0.tar"), ("merge", "local")):
         assert run(*command, "--out", "s3://bucket/x.index")[0] == (command[0] == "index")
         assert json.loads(get(s3 / "x.index")["index.json"])["root"] == str(tmp_path / "shards/0.tar")
