@@ -6,8 +6,10 @@ are rounded in place to verify the graphs against them.
 """
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import cycle
+from functools import partial
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,6 @@ from .graph_exporter import BLOCK, GraphExporter
 from .graphs import qformer
 from .graphs.trace import GraphSpec
 from .options import ExportOptions, ExportPlan, LlmOptions, resolve
-from .precision.activations import NO_RANGES
 from .precision.quantizer import BITS, EncodeMatrix, round_to_nearest
 from .progress import Progress
 
@@ -138,23 +139,17 @@ def vision_graph(encoder: torch.nn.Module, image: ImageSpec) -> GraphSpec:
 def _vision(exporter: GraphExporter, model: Any, image: ImageSpec, plan: ExportPlan) -> Features:
     """Write `vision`: pixels (B,3,h,w) -> vision_features (B,N,C), batch norms folded. The model loses its encoder."""
     encoder, model.vision = model.vision, None
-    verifier, precision, seen = exporter.verifier, plan.precision["vision"], NO_RANGES
-    part = vision_graph(encoder, image)
     files, shown = plan.photographs[:-3], plan.photographs[-3:]
     noise = np.random.default_rng().uniform(-1, 1, (3, 3, image.height, image.width)).astype(np.float32)
     inputs = {PIXELS: to_pixels(list(shown), image) if shown else noise}
-    want, graph = part.run(inputs) if verifier.enabled else {}, exporter.trace(part)
-    if precision == "int8-static":
-        exporter.progress.line(f"vision: calibrating int8 on {len(files)} photographs")
-        seen = calibration.batch_ranges(graph, exporter.folder, VISION, calibration.pixel_batches(files, image))
-    with exporter.group(VISION, precision) as group:
-        exporter.write(VISION, graph, group, seen)
-    got, features = verifier.compare(VISION, inputs, want), list[np.ndarray]()
+    batches = partial(calibration.pixel_batches, files, image)
+    outputs = exporter.export(VISION, plan.precision["vision"], [vision_graph(encoder, image)], inputs, batches)
+    features = list[np.ndarray]()
     if "int8-static" in (plan.precision["qformer"], plan.precision["llm"]):
         exporter.progress.line("vision: features of photographs for calibration")
-        some = calibration.pixel_batches(files[:CALIBRATION_IMAGES], image)
-        features = [verifier.run(VISION, each)[VISION_FEATURES] for each in some]
-    return Features(want, got, features)
+        some = islice(batches(), CALIBRATION_IMAGES // calibration.BATCH)
+        features = [exporter.verifier.run(VISION, each)[VISION_FEATURES] for each in some]
+    return Features(*outputs[VISION], features)
 
 
 def _generative(
@@ -192,22 +187,16 @@ def _group(exporter: GraphExporter, name: str, precision: str, loaded: Loaded, f
     text_embed:  token_ids (B,L), text_mask (B,L) -> text_embeds (B,E)
     itm:         vision_features (B,N,C), token_ids (B,L), text_mask (B,L) -> itm_logits (B,2)
     """
-    verifier, inputs = exporter.verifier, {**features.want, **loaded.texts}
-    parts = qformer.graphs(loaded.model)
-    wants = {part.name: part.run(inputs) if verifier.enabled else {} for part in parts}
-    with exporter.group(name, precision) as group:
-        for part in parts:
-            graph, seen = exporter.trace(part), NO_RANGES
-            if precision == "int8-static":
-                exporter.progress.line(f"{part.name}: calibrating int8")
-                pairs = zip(features.calibration, cycle(loaded.questions), strict=False)
-                batches = ({**read, VISION_FEATURES: each} for each, read in pairs)
-                seen = calibration.batch_ranges(graph, exporter.folder, part.name, batches)
-            exporter.write(part.name, graph, group, seen)
-    for part in parts:
-        verifier.compare(part.name, inputs, wants[part.name])
+    verifier, parts = exporter.verifier, qformer.graphs(loaded.model)
+    inputs = {**features.want, **loaded.texts}
+
+    def batches() -> Iterator[Arrays]:
+        for each, read in zip(features.calibration, cycle(loaded.questions), strict=False):
+            yield {**read, VISION_FEATURES: each}
+
+    outputs = exporter.export(name, precision, parts, inputs, batches)
     if precision in BITS and verifier.enabled:
         round_weights(loaded.model, BITS[precision], BLOCK)
         for part in parts:
             verifier.compare_exact(part.name, inputs, part.run(inputs))
-    return wants
+    return {part: want for part, (want, _) in outputs.items()}

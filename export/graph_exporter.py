@@ -4,7 +4,7 @@ Keeps what the manifest and the report say about each graph.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,8 @@ from blip2rt.bundle import EMBED, ENCODER, LLM, Component
 from blip2rt.errors import Blip2rtError
 from blip2rt.native import native
 
-from .checks.verify import Verifier
+from .checks import calibration
+from .checks.verify import Arrays, Verifier
 from .graphs import trace
 from .graphs.trace import DataFile, GraphSpec
 from .precision.activations import NO_RANGES, Ranges
@@ -63,10 +64,29 @@ class GraphExporter:
         with contextlib.closing(DataFile(self.folder, f"{name}.data")) as data:
             yield Group(precision, BlockFormat(block, self.encode, activations), data)
 
-    def trace(self, spec: GraphSpec) -> ir.Model:
-        """Trace a graph for the target."""
-        self.progress.line(f"{spec.name}: tracing")
-        return trace.trace(spec, self.target.opset)
+    def export(
+        self,
+        name: str,
+        precision: str,
+        parts: Sequence[GraphSpec],
+        inputs: Arrays,
+        batches: Callable[[], Iterable[Arrays]],
+    ) -> dict[str, tuple[Arrays, Arrays]]:
+        """Write the graphs of a group and compare them on `inputs`. Return the outputs of PyTorch and of each graph, by
+        its name; both are empty without verification.
+
+        batches: yields what int8-static is calibrated on, for each graph anew.
+        """
+        wants: dict[str, Arrays] = {part.name: part.run(inputs) if self.verifier.enabled else {} for part in parts}
+        with self.group(name, precision) as group:
+            for part in parts:
+                self.progress.line(f"{part.name}: tracing")
+                model, seen = trace.trace(part, self.target.opset), NO_RANGES
+                if precision == "int8-static":
+                    self.progress.line(f"{part.name}: calibrating int8")
+                    seen = calibration.batch_ranges(model, self.folder, part.name, batches())
+                self.write(part.name, model, group, seen)
+        return {part: (want, self.verifier.compare(part, inputs, want)) for part, want in wants.items()}
 
     def write(self, name: str, model: ir.Model, group: Group, seen: Ranges = NO_RANGES) -> None:
         """Bring a graph to the group's precision and write it. seen: measured ranges of its activations, for int8."""

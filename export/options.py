@@ -74,8 +74,8 @@ class ExportPlan:
 def resolve(options: ExportOptions) -> ExportPlan:
     """Open the checkpoints and find the files. Raises Blip2rtError, which lists all faults."""
     faults: list[str] = []
-    stage2, stage1 = _open(options.source, faults)
     precision = {group: _precision(group, options) for group in options.target.defaults}
+    stage2, stage1 = _open(options.source, faults)
     photographs: list[Path] = []
     static = [f"{group}=int8" for group, chosen in precision.items() if chosen == "int8-static"]
     if static and options.calibration is None:

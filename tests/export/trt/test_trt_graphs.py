@@ -224,7 +224,8 @@ def test_int4_pads_incomplete_blocks_and_odd_columns(width: int, tmp_path: Path)
         for name, part in (("llm", module), ("embed", table)):
             given = {"x": x if name == "llm" else torch.tensor([[3, 4]])}
             axes = {"x": {0: "B", 1: "S"}}
-            exporter.write(name, exporter.trace(trace.GraphSpec(name, part, given, ["y"], axes)), group)
+            model = trace.trace(trace.GraphSpec(name, part, given, ["y"], axes), targets.TRT.opset)
+            exporter.write(name, model, group)
     precisions = {name: component.precision for name, component in exporter.verifier.components.items()}
     assert precisions == {"llm": "int4", "embed": "int4"} and not exporter.notes
     ids = np.arange(50).reshape(5, 10)
