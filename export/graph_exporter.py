@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from blip2rt.bundle import EMBED, ENCODER, LLM, Component
@@ -24,6 +25,8 @@ from .precision.quantizer import BlockFormat, EncodeMatrix, Quantizer, round_to_
 from .precision.storage import stored_precision
 from .progress import Progress
 from .targets import Target
+
+Outputs = dict[str, np.ndarray]
 
 BLOCK = 64  # block size of the Q-Former's weights; the checkpoint has the language model's
 
@@ -71,13 +74,13 @@ class GraphExporter:
         parts: Sequence[GraphSpec],
         inputs: Arrays,
         batches: Callable[[], Iterable[Arrays]],
-    ) -> dict[str, tuple[Arrays, Arrays]]:
+    ) -> dict[str, tuple[Outputs, Outputs]]:
         """Write the graphs of a group and compare them on `inputs`. Return the outputs of PyTorch and of each graph, by
         its name; both are empty without verification.
 
         batches: yields what int8-static is calibrated on, for each graph anew.
         """
-        wants: dict[str, Arrays] = {part.name: part.run(inputs) if self.verifier.enabled else {} for part in parts}
+        wants: dict[str, Outputs] = {part.name: part.run(inputs) if self.verifier.enabled else {} for part in parts}
         with self.group(name, precision) as group:
             for part in parts:
                 self.progress.line(f"{part.name}: tracing")
