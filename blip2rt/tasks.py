@@ -75,11 +75,16 @@ class Tasks:
 
     def of_questions(self, questions: Sequence[str], options: CallerOptions) -> list[GenerationTask]:
         """Questions -> their tasks, with settings that fit the longest. Raises OptionError."""
-        if self._short_answers is not None:
-            questions = [native.plain_question(self._language.core.respelled(question)) for question in questions]
+        questions = list(map(self.plain, questions))
         prompts = [self._language.ask_prompt(question) for question in questions]
         settings = self._language.settings("ask", options, prompts)
         return [self.checked(prompt, question, settings) for prompt, question in zip(prompts, questions, strict=True)]
+
+    def plain(self, question: str) -> str:
+        """A question as it is put to the model: without typos and role labels, if the bundle judges answers."""
+        if self._short_answers is None:
+            return question
+        return native.plain_question(self._language.core.respelled(question))
 
     def checked(self, prompt: Prompt, question: str | None, settings: GenerationOptions) -> GenerationTask:
         """A prompt, the question that it asks, or None if it begins a caption, and checked options -> a task.

@@ -158,7 +158,8 @@ def prepare(model: Model, job: TextJob, max_tokens: int) -> tuple[GenerationTask
     """Return the task of a job, and the token ids of its prompt with the history. Raises Blip2rtError."""
     action = "caption" if job.question is None else "ask"
     tasks, language, spec = model.pipeline.tasks(action), model.pipeline.language, model.pipeline.language.spec
-    prompt = language.caption_prompt(job.prompt) if job.question is None else language.ask_prompt(job.question)
+    question = job.question if job.question is None or job.history else tasks.plain(job.question)
+    prompt = language.caption_prompt(job.prompt) if question is None else language.ask_prompt(question)
     ids = language.encode(prompt)
     options = dict(job.options)
     default = model.bundle.manifest.decoding.get(action)
@@ -176,7 +177,7 @@ def prepare(model: Model, job: TextJob, max_tokens: int) -> tuple[GenerationTask
     if job.stop_strings:
         options["stop_strings"] = list(job.stop_strings)
     settings = language.settings(action, merge(Options(), options), [prompt], len(history))
-    return tasks.checked(prompt, job.question, settings), ids
+    return tasks.checked(prompt, question, settings), ids
 
 
 def _encode_history(language: Language, history: Sequence[tuple[str, str]], room: int) -> list[int]:

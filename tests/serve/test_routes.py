@@ -107,8 +107,9 @@ def test_curl_sends_forms_and_json(nano: ServerProcess, model: Any, cat: bytes) 
         return json.loads(curl(*flags, f"{nano.url}{path}"))
 
     assert form("/v1/caption")["caption"] == model.caption(cat)
-    asked = form("/v1/ask", "question=what animal is it?", "num_beams=1")
-    assert asked["answer"] == model.ask(cat, "what animal is it?", num_beams=1)
+    for question in ("what animal is it?", "WHAT colr is teh cat"):
+        asked = form("/v1/ask", f"question={question}", "num_beams=1")
+        assert asked["answer"] == model.ask(cat, question, num_beams=1)
     matched = form("/v1/match", "texts=a dog", "texts=a cat")
     assert [each["text"] for each in matched["matches"]] == ["a cat", "a dog"]
     body = json.dumps({"model": "nano", "images": [encoded(cat)], "stream": False}).encode()
