@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..command_line import complain, show
 from ..errors import OptionError, check_probability, one_line, utf8_name
 from ..install_hints import pip_install
-from ..object_storage import local_output
+from ..object_storage import is_url, local_output
 from ..options import given_in
 from . import flags
 from .output_files import check_empty
@@ -77,7 +77,7 @@ def index(args: argparse.Namespace, load: Load, open_executor: Open) -> int:
     from .index_update import BATCH_SIZE, index_sources, update
 
     sources = index_sources(args.folder)
-    _suggest_usearch(lambda: has_more_than(MAX_EXACT, sources))
+    _suggest_usearch(lambda: not is_url(args.folder) and has_more_than(MAX_EXACT, sources))
     parallelism = flags.parallelism_of(args, sources, BATCH_SIZE)
     model = load(parallelism.threads)
     copy = local_output(args.out, f"/{FILE_NAME}")

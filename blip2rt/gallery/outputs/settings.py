@@ -5,7 +5,7 @@ import string
 from dataclasses import dataclass
 
 from ...errors import OptionError
-from ...object_storage import is_url
+from ...object_storage import Url, is_url
 from ..flags import XMP_NAMES
 from ..sources import Sources
 from .tables import TABLES
@@ -46,7 +46,8 @@ def check_outputs(outputs: OutputSettings, sources: Sources) -> None:
         raise OptionError("overwrite is given, but nothing is written: give --write, --xmp or --out")
     if outputs.json and not outputs.printed:
         raise OptionError("--json prints captions, but they go to files: give --out FILE.jsonl")
-    if outputs.out is not None and os.path.splitext(outputs.out)[1].lower() not in TABLES:
+    file = str(Url.parse(outputs.out)) if is_url(outputs.out or "") else outputs.out
+    if file is not None and os.path.splitext(file)[1].lower() not in TABLES:
         raise OptionError(f"out is {outputs.out!r}: give a file that ends with {', '.join(TABLES)}")
     if outputs.xmp == XMP_NAMES[0] and (outputs.sidecar or "").lower().lstrip(".") == "xmp":
         raise OptionError("--xmp and --write xmp would write the same file: leave out one of them")
