@@ -120,16 +120,16 @@ def test_a_bundle_without_calibration_says_what_is_missing(run: Any, album: Path
 
 
 def test_uncertain_captions_are_hedged_or_left_out(call: Tag, bundle: Path, album: Path) -> None:
-    caption = blip2rt.load(bundle).caption(album / "a.png")  # its confidence is 1 / (1 + e)
-    image = "album/a.png"
-    assert call("caption", image, "--min-confidence", "0.2")[1] == f"{caption}\n"
-    assert call("caption", image, "--min-confidence", "0.3")[1] == f"maybe {caption}\n"
-    assert call("caption", image, "--min-confidence", "0.3", "--unsure", "silent")[1] == "\n"
-    row = json.loads(call("caption", image, "--json")[1])
+    caption = blip2rt.load(bundle).caption(album / "a.png", forced_prefix="a dog")  # confidence 1 / (1 + e)
+    image = "album/a.png", "--forced-prefix", "a dog"  # without words, it would be 0
+    assert call("caption", *image, "--min-confidence", "0.2")[1] == f"{caption}\n"
+    assert call("caption", *image, "--min-confidence", "0.3")[1] == f"maybe {caption}\n"
+    assert call("caption", *image, "--min-confidence", "0.3", "--unsure", "silent")[1] == "\n"
+    row = json.loads(call("caption", *image, "--json")[1])
     assert row["caption"] == caption and row["confidence"] == pytest.approx(0.2689, abs=1e-4)
-    code, _, err = call("caption", image, "--min-confidence", "1.1")
+    code, _, err = call("caption", *image, "--min-confidence", "1.1")
     assert code == 2 and "--min-confidence is 1.1: give a probability from 0 to 1" in err
-    assert call("caption", image, "--ask", "who is it?", "--min-confidence", "0.5")[0] == 2
+    assert call("caption", *image, "--ask", "who is it?", "--min-confidence", "0.5")[0] == 2
 
 
 DEFAULT, GERMAN = "<rdf:li xml:lang='x-default'>My words</rdf:li>", "<rdf:li xml:lang='de'>Worte</rdf:li>"
