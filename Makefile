@@ -220,7 +220,7 @@ $(DEV)/dependencies-installed: pyproject.toml tests/importable.py
 	$(DEV)/bin/python tests/importable.py
 	touch $@
 
-PYTHON_SOURCES := $(shell find blip2rt train export recipes -name '*.py' -o -name '*.yaml' -o -name '*.html' -o -name '*.txt')
+PYTHON_SOURCES := $(shell find blip2rt train export recipes -name '*.py' -o -name '*.yaml' -o -name '*.html' -o -name '*.css' -o -name '*.js' -o -name '*.txt')
 WHEEL := $(RUN) pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheels
 INSTALL := $(RUN) pip install --quiet --no-deps --no-index --force-reinstall
 

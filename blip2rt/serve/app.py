@@ -17,16 +17,16 @@ from .endpoints import Endpoint, openapi
 from .errors import CLIENT_GONE, ApiError, api_error
 from .logs import LOG
 from .metrics import CONTENT_TYPE
-from .middleware import RequestMiddleware
+from .middleware import PAGES, RequestMiddleware
 from .protocols import ollama, openai, routes
 from .service import Call, Service
 
-_PAGES = Path(__file__).parent / "pages"
-_FILES = {"/": "index.html", "/docs": "docs.html", **{f"/{name}": name for name in ("coffee.jpg", "camera.jpg")}}
-# Each page is one file with its own style and script, and loads nothing from elsewhere.
+_FOLDER = Path(__file__).parent / "pages"
+# Nothing is loaded from elsewhere. docs.html is one file with its style and script; index.html allows itself less.
 _CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src 'self' blob: data:; "
-    "media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' blob: data:; media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
 )
 
 
@@ -58,13 +58,12 @@ def _document(needs_key: bool) -> dict[str, Any]:
 
 
 async def _page(call: Call) -> Response:
-    name = _FILES[call.request.url.path]
     headers = {"Content-Security-Policy": _CONTENT_SECURITY_POLICY, "Cache-Control": "no-cache"}
-    return FileResponse(_PAGES / name, headers=headers)
+    return FileResponse(_FOLDER / PAGES[call.request.url.path], headers=headers)
 
 
 ENDPOINTS = [
-    *(Endpoint(path, _page) for path in _FILES),
+    *(Endpoint(path, _page) for path in PAGES),
     Endpoint("/openapi.json", _openapi),
     Endpoint("/health", _health, summary="200 while the server runs"),
     Endpoint("/ready", _ready, summary="200 when the model is loaded, 503 before and while it is stuck"),

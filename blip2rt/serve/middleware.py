@@ -19,7 +19,9 @@ from .logs import LOG
 from .metrics import Metrics
 from .settings import Settings
 
-_NO_KEY_NEEDED = ("/", "/health", "/ready", "/docs", "/coffee.jpg", "/camera.jpg", "/openapi.json", "/api/version")
+_PARTS = ("page.css", "page.js", "server.js", "coffee.jpg", "camera.jpg")
+PAGES = {"/": "index.html", "/docs": "docs.html", **{f"/{name}": name for name in _PARTS}}  # path -> file
+_NO_KEY_NEEDED = (*PAGES, "/health", "/ready", "/openapi.json", "/api/version")
 MAX_HEAD_BYTES = 1 << 16  # request line and headers
 _POLLED = ("/health", "/ready", "/metrics")  # called every few seconds: logged at DEBUG
 _SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}

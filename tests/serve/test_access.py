@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -169,6 +170,8 @@ def test_pages_load_nothing_from_elsewhere(nano: ServerProcess) -> None:
         page = nano.get(path)
         text = page.body.decode()
         assert page.headers["content-type"].startswith("text/html")
-        assert "http://" not in text and "https://" not in text and 'src="' not in text
+        assert "http://" not in text and "https://" not in text
+        for part in re.findall(r'(?:src|href)="([\w.]+)"', text):
+            assert nano.get(f"/{part}").status == 200, part
         policy = page.headers["content-security-policy"]
         assert "default-src 'none'" in policy and "connect-src 'self'" in policy and "frame-ancestors 'none'" in policy
