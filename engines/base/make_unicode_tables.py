@@ -8,6 +8,7 @@ character; only the grapheme classes come from the package `regex`. After an upd
 from __future__ import annotations
 
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -132,6 +133,37 @@ def mappings() -> Iterator[list[int]]:
         yield [0]
 
 
+def relative(entries: Iterable[list[int]]) -> Iterator[int]:
+    """All numbers of the mappings, with codes as differences from the mapping before: even if positive."""
+    last = [0] * 32
+    for kind, *codes in entries:
+        yield kind
+        yield from codes[:1]
+        for i, code in enumerate(codes[1:]):
+            yield 2 * abs(code - last[i]) - (code < last[i])
+            last[i] = code
+
+
+def packed(numbers: list[int]) -> Iterator[int]:
+    """Literals and copies in turns: the number of literals, the literals, a copy's length and its distance."""
+    places, literals, at = defaultdict[tuple[int, ...], list[int]](list), list[int](), 0
+
+    def shared(place: int) -> int:
+        return next((i for i in range(len(numbers) - at) if numbers[place + i] != numbers[at + i]), len(numbers) - at)
+
+    while at < len(numbers):
+        length, place = max(((shared(each), each) for each in places[tuple(numbers[at : at + 5])]), default=(0, 0))
+        if length:
+            yield from (len(literals), *literals, length, at - place)
+            literals = []
+        else:
+            literals.append(numbers[at])
+        for i in range(at, at + (length or 1)):
+            places[tuple(numbers[i : i + 5])].append(i)
+        at += length or 1
+    yield from (len(literals), *literals, 0, 0)
+
+
 def written(numbers: Iterable[int]) -> str:
     """Numbers -> characters: each is written in base BASE, the last digit from the lower half."""
     text = []
@@ -145,7 +177,7 @@ def written(numbers: Iterable[int]) -> str:
 
 
 def lines(name: str, numbers: Iterable[int]) -> Iterator[str]:
-    text = written(numbers)
+    text = written(packed(list(numbers)))
     yield f"inline constexpr char {name}[] ="
     rows = [f'    "{text[at : at + 112]}"' for at in range(0, len(text), 112)]
     yield "\n".join(rows) + ";"
@@ -165,7 +197,7 @@ def main() -> None:
     out.append("namespace blip2rt {")
     out += lines("kPropertyKinds", kinds)
     out += lines("kPropertyRanges", coded)
-    out += lines("kMappings", (number for mapping in mappings() for number in mapping))
+    out += lines("kMappings", relative(mappings()))
     Path(__file__).with_name("unicode_tables.h").write_text("\n".join([*out, "}  // namespace blip2rt", ""]))
 
 

@@ -10,13 +10,24 @@
 namespace blip2rt {
 namespace {
 
-// Reads the numbers that make_unicode_tables.py wrote.
+// The numbers that make_unicode_tables.py wrote: literals and copies of earlier numbers, in turns.
 class Numbers {
  public:
-  explicit Numbers(const char* at) : at_(at) {}
-  bool more() const { return *at_ != '\0'; }
+  explicit Numbers(const char* at) : at_(at) {
+    while (*at_ != '\0') {
+      for (uint32_t literals = read(); literals != 0; --literals) numbers_.push_back(read());
+      const uint32_t length = read(), distance = read();
+      for (uint32_t i = 0; i < length; ++i) numbers_.push_back(numbers_[numbers_.size() - distance]);
+    }
+  }
 
-  uint32_t next() {
+  bool more() const { return next_ < numbers_.size(); }
+  uint32_t next() { return numbers_[next_++]; }
+
+ private:
+  static constexpr uint32_t kBase = 46;
+
+  uint32_t read() {
     uint32_t number = 0;
     for (uint32_t digit = value();; digit = value()) {
       if (digit < kBase) return number * kBase + digit;
@@ -24,15 +35,14 @@ class Numbers {
     }
   }
 
- private:
-  static constexpr uint32_t kBase = 46;
-
   uint32_t value() {
     const char sign = *at_++;
     return static_cast<uint32_t>(sign - ' ' - (sign > '"') - (sign > '?') - (sign > '\\'));
   }
 
   const char* at_;
+  std::vector<uint32_t> numbers_;
+  size_t next_ = 0;
 };
 
 struct Ranges {
@@ -64,12 +74,16 @@ struct Mappings {
   Mappings() {
     std::vector<const std::pair<const uint32_t, Text>*> composed;
     Numbers numbers(kMappings);
+    uint32_t last[32] = {};  // codes are written as differences from the mapping before; odd ones are negative
     for (auto& map : maps) {
       uint32_t code = 0;
       for (uint32_t head = numbers.next(); head != 0; head = numbers.next()) {
         code += numbers.next();
         Text mapped(head / 2, 0);
-        for (char32_t& each : mapped) each = numbers.next();
+        for (size_t i = 0; i < mapped.size(); ++i) {
+          const uint32_t change = numbers.next();
+          mapped[i] = last[i] += change % 2 == 0 ? change / 2 : 0u - (change + 1) / 2;
+        }
         const auto& entry = *map.emplace(code, std::move(mapped)).first;
         if (head % 2 == 1) composed.push_back(&entry);
       }
