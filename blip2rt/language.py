@@ -187,13 +187,15 @@ class Chat:
         prefix_embeds: Floats,
         options: CallerOptions,
         begun: Callable[[Prompt, GenerationOptions], Scored | GenerationOptions] = lambda _, settings: settings,
+        rewords: bool = False,
     ) -> None:
         """prefix_embeds (1, Q, D). `options` are the defaults of every question.
 
         begun: a question and its settings -> its answer, if that needs no language model, or the settings with guides.
+        rewords: read each question without typos and role labels.
         """
         self._begun, self._language = begun, language
-        self._dialogue = native.Dialogue(language.core, options)
+        self._dialogue = native.Dialogue(language.core, options, rewords)
         self._chat = language.backend.chat(prefix_embeds, self._dialogue.max_beams, language.spec.max_positions)
         self._last: Generation | None = None
 

@@ -290,7 +290,7 @@ class Model(MatchingCalls):
                 return self.pipeline.short_answers(features, [task])[0]
             return task.guided(settings, [features])
 
-        return Chat(language, self.pipeline.prefix_embeds(prepared, [""], features), chosen, begun)
+        return Chat(language, self.pipeline.prefix_embeds(prepared, [""], features), chosen, begun, tasks.rewords)
 
     # Awaitable: the work runs in a thread
 

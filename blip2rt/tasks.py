@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from itertools import islice, repeat
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from .native import native
-
 if TYPE_CHECKING:
     from .backends import Floats
     from .language import Language, Prompt
@@ -67,6 +65,7 @@ class Tasks:
         """The guides: of the bundle's own pool."""
         self._language, self._short_answers = language, short_answers
         self._caption_guides, self._answer_guides = caption_guides, answer_guides
+        self.rewords = short_answers is not None
 
     def of_caption(self, prompt: str | None, options: CallerOptions) -> GenerationTask:
         """A caption's prompt, or None for the bundle's own, and options -> its task. Raises OptionError."""
@@ -82,9 +81,7 @@ class Tasks:
 
     def plain(self, question: str) -> str:
         """A question as it is put to the model: without typos and role labels, if the bundle judges answers."""
-        if self._short_answers is None:
-            return question
-        return native.plain_question(self._language.core.respelled(question))
+        return self._language.core.plain_question(question) if self.rewords else question
 
     def checked(self, prompt: Prompt, question: str | None, settings: GenerationOptions) -> GenerationTask:
         """A prompt, the question that it asks, or None if it begins a caption, and checked options -> a task.
@@ -99,8 +96,6 @@ class Tasks:
             self._language.core.qformer_question(question),
             settings,
             single_line=False,
-            short_question=self._short_answers.short_question(self._language.core.respelled(question), settings)
-            if self._short_answers
-            else None,
+            short_question=self._short_answers.short_question(question, settings) if self._short_answers else None,
             guides=None if settings.do_sample or settings.forced_prefix else self._answer_guides,
         )

@@ -27,7 +27,7 @@ from .settings import Settings
 if TYPE_CHECKING:
     from ..language import Language
     from ..model import Model
-    from ..tasks import GenerationTask
+    from ..tasks import GenerationTask, Tasks
 
 T = TypeVar("T")
 
@@ -158,7 +158,7 @@ def prepare(model: Model, job: TextJob, max_tokens: int) -> tuple[GenerationTask
     """Return the task of a job, and the token ids of its prompt with the history. Raises Blip2rtError."""
     action = "caption" if job.question is None else "ask"
     tasks, language, spec = model.pipeline.tasks(action), model.pipeline.language, model.pipeline.language.spec
-    question = job.question if job.question is None or job.history else tasks.plain(job.question)
+    question = None if job.question is None else tasks.plain(job.question)
     prompt = language.caption_prompt(job.prompt) if question is None else language.ask_prompt(question)
     ids = language.encode(prompt)
     options = dict(job.options)
@@ -168,7 +168,7 @@ def prepare(model: Model, job: TextJob, max_tokens: int) -> tuple[GenerationTask
         length = max(default.max_new_tokens if default else max_tokens, options.get("min_new_tokens") or 1)
     forced = len(language.forced_prefix(merge(Options(), options), bool(prompt.whole)))
     room = spec.max_positions - (1 if spec.encoder_decoder else spec.prefix_length + len(ids)) - forced
-    history = _encode_history(language, job.history, room - min(length, max_tokens))
+    history = _encode_history(language, tasks, job.history, room - min(length, max_tokens))
     if history:
         ids = history + language.encode_more(prompt._replace(before=f" {prompt.before}"))
         # The question's first word may take one more token after other text.
@@ -180,12 +180,12 @@ def prepare(model: Model, job: TextJob, max_tokens: int) -> tuple[GenerationTask
     return tasks.checked(prompt, question, settings), ids
 
 
-def _encode_history(language: Language, history: Sequence[tuple[str, str]], room: int) -> list[int]:
+def _encode_history(language: Language, tasks: Tasks, history: Sequence[tuple[str, str]], room: int) -> list[int]:
     """Encode the newest questions and answers that fit into `room` tokens, as a chat does."""
     fitting: list[int] = []
     later: list[int] = []  # the turns so far, encoded as a continuation
     for question, answer in reversed(history):
-        prompt = language.ask_prompt(question)
+        prompt = language.ask_prompt(tasks.plain(question))
         answered = language.encode_more(Prompt(text=f" {answer}")) + later
         ids = language.encode(prompt) + answered
         if len(ids) + 1 >= room:

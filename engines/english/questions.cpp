@@ -110,8 +110,7 @@ std::string reworded(const std::string& sentence) {
   static const std::regex rules[] = {
       std::regex("^(?:(?:hello|hi|hey|please|ok|so|and)\\b,? )+"),
       std::regex("^(?:(?:can|could|would) you )?(?:please )?tell me\\b,? ?(?:if |whether )?"),
-      std::regex("^is three |^is (?:thee|tere|ther|thre) "),
-      std::regex("^are (?:thee|tere|ther|thre) "),
+      std::regex("^(?:(is|are) (?:thee|tere|ther|thre)|(is) three) "),
       std::regex("^wh?a?t "),
       std::regex("^how (?:man|may|mny) "),
       std::regex("^there (is|are) (.+?)(?:, (?:right|correct|yes))?$"),
@@ -122,18 +121,9 @@ std::string reworded(const std::string& sentence) {
       std::regex("^any (.+?)(?: (?:here|there|around))?$"),
       std::regex(",? (?:yes or no|or not|or no)$"),
   };
-  static const char* const forms[] = {"",
-                                      "",
-                                      "is there ",
-                                      "are there ",
-                                      "what ",
-                                      "how many ",
-                                      "$1 there $2",
-                                      "$1 is",
-                                      "$1 ",
-                                      "how many $1 are there",
-                                      "is there any $1",
-                                      ""};
+  static const char* const forms[] = {
+      "",      "",    "$1$2 there ",           "what ",           "how many ", "$1 there $2",
+      "$1 is", "$1 ", "how many $1 are there", "is there any $1", ""};
   std::string text = sentence;
   for (size_t i = 0; i < std::size(rules); ++i) text = std::regex_replace(text, rules[i], forms[i]);
   return text;

@@ -1,5 +1,5 @@
 // Of 20,362 words of BERT's vocabulary, these rules change those that are no token of the language model, as "panting"
-// into "painting". With a letter too many or another one, twice as many words that exist would change.
+// into "painting". With any letter too many or another one, twice as many words that exist would change.
 #include "english/spelling.h"
 
 #include <cctype>
@@ -16,7 +16,7 @@ namespace {
 using Words = std::set<std::string, std::less<>>;
 
 constexpr size_t kMinLetters = 3;       // of a word that lacks one
-constexpr size_t kMinSwapped = 4;       // of a word with two letters swapped
+constexpr size_t kMinSwapped = 4;       // of a word with two letters swapped or a double one
 constexpr size_t kMaxCharacters = 300;  // of a text that is corrected at all
 
 const Words kOthers = {"there",   "picture", "image",   "photo",    "photograph", "many",    "people",  "person",
@@ -51,6 +51,7 @@ std::string respelled_word(const std::string& word) {
   for (size_t i = 0; word.size() >= kMinSwapped && i + 1 < word.size(); ++i) {
     std::string other = word;
     std::swap(other[i], other[i + 1]);
+    if (word[i] == word[i + 1]) other.erase(i, 1);
     add(other);
   }
   for (size_t i = 0; i <= word.size(); ++i) {

@@ -6,8 +6,8 @@
 
 namespace blip2rt {
 
-// Returns "is there a horse?" for "is there a hrse?": corrects words that are none, if adding a letter or swapping two
-// neighbouring ones makes one word of labels or of questions, and one only. `is_word`: tells words in lower case.
+// Returns "is there a horse?" for "is there a hrse?": corrects words that are none, if adding a letter, swapping
+// two or halving a double one makes one word of labels or of questions, and one only. `is_word`: of lower case.
 std::string respelled(const std::string& text, const std::function<bool(const std::string& word)>& is_word);
 
 }  // namespace blip2rt

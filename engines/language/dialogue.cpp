@@ -4,13 +4,16 @@
 
 namespace blip2rt {
 
-Dialogue::Dialogue(const Language& language, CallerOptions options)
-    : language_(language), options_(std::move(options)), max_beams_(language.settings("ask", options_, {}).num_beams) {}
+Dialogue::Dialogue(const Language& language, CallerOptions options, bool rewords)
+    : language_(language),
+      options_(std::move(options)),
+      rewords_(rewords),
+      max_beams_(language.settings("ask", options_, {}).num_beams) {}
 
 Dialogue::Turn Dialogue::begin(const std::string& question, const CallerOptions& options) const {
   const LlmTokenizer& tokenizer = language_.tokenizer();
   const int64_t used = used_ + static_cast<int64_t>(unread_.size());
-  Turn turn{{language_.ask_prompt(question), {}, false}, unread_};
+  Turn turn{{language_.ask_prompt(rewords_ ? language_.plain_question(question) : question), {}, false}, unread_};
   Prompt more = turn.task.prompt;
   more.before.insert(0, " ");  // it continues the conversation
   const Ids ids = used == 0 ? tokenizer.encode(turn.task.prompt) : tokenizer.encode_more(more);

@@ -14,8 +14,9 @@ class Dialogue {
     Ids ids;  // of the question, and of what was said before and never read
   };
 
-  // `options` are the defaults of every question. `language` must outlive it. Throws Error.
-  Dialogue(const Language& language, CallerOptions options);
+  // `options`: the defaults of every question. `rewords`: reads plain questions. `language` must outlive it. Throws
+  // Error.
+  Dialogue(const Language& language, CallerOptions options, bool rewords);
 
   // The largest number of beams that a question may have.
   int max_beams() const { return max_beams_; }
@@ -33,6 +34,7 @@ class Dialogue {
  private:
   const Language& language_;
   const CallerOptions options_;
+  const bool rewords_;
   const int max_beams_;
   Ids unread_;           // of short answers and their questions, for the next question
   int64_t used_ = 0;     // positions, besides the image's

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "english/questions.h"
 #include "english/spelling.h"
 #include "english/text_forms.h"
 
@@ -47,9 +48,9 @@ Prompt Language::ask_prompt(const std::string& question) const {
   return {form.substr(0, at), std::string(text), form.substr(at + 2)};
 }
 
-std::string Language::respelled(const std::string& text) const {
-  return blip2rt::respelled(
-      text, [&](const std::string& word) { return tokenizer_.encode_more({"", " " + word, ""}).size() == 1; });
+std::string Language::plain_question(const std::string& question) const {
+  return blip2rt::plain_question(respelled(
+      question, [&](const std::string& word) { return tokenizer_.encode_more({"", " " + word, ""}).size() == 1; }));
 }
 
 std::string Language::qformer_question(const std::string& question) const {

@@ -56,8 +56,8 @@ class Language {
   // What a Q-Former reads for a question; empty if it reads none.
   std::string qformer_question(const std::string& question) const;
 
-  // A text without misspelt words: words are the tokenizer's whole ones. See english/spelling.h.
-  std::string respelled(const std::string& text) const;
+  // A question without misspelt words and role labels: see english/questions.h. Words are the tokenizer's whole ones.
+  std::string plain_question(const std::string& question) const;
 
   // What begins the next question of a conversation, as the template does: an answer ends before it. At most one text.
   std::vector<std::string> next_question() const;

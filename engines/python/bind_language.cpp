@@ -120,7 +120,9 @@ void bind_prompts(nb::class_<Language>& bound) {
           [](const Language& self, const CallerText& question) { return self.qformer_question(question.utf8); },
           "question"_a)
       .def(
-          "respelled", [](const Language& self, const CallerText& text) { return self.respelled(text.utf8); }, "text"_a)
+          "plain_question",
+          [](const Language& self, const CallerText& question) { return self.plain_question(question.utf8); },
+          "question"_a)
       .def_prop_ro("next_question", &Language::next_question)
       .def(
           "caption_tokens",
@@ -176,7 +178,8 @@ void bind_dialogue(nb::module_& m) {
           "token_ids", [](const Turn& self) { return self.ids; },
           "Of the question, and of what was said before and never read.");
   nb::class_<Dialogue>(m, "Dialogue")
-      .def(nb::init<const Language&, CallerOptions>(), "language"_a, "options"_a, nb::keep_alive<1, 2>())
+      .def(nb::init<const Language&, CallerOptions, bool>(), "language"_a, "options"_a, "rewords"_a,
+           nb::keep_alive<1, 2>())
       .def_prop_ro("max_beams", &Dialogue::max_beams)
       .def(
           "begin",
@@ -222,7 +225,6 @@ void bind_language(nb::module_& m) {
   m.def(
       "short_question", [](const CallerText& question) { return short_question(question.utf8); }, "question"_a,
       "Read a question; None if its answer must be generated.");
-  m.def("plain_question", [](const CallerText& question) { return plain_question(question.utf8); }, "question"_a);
   m.def("phrase_of", [](const CallerText& question) { return phrase_of(question.utf8); }, "question"_a);
   m.def("is_phrase", [](const CallerText& text) { return is_phrase(text.utf8); }, "text"_a);
   m.def("question_of", [](const CallerText& phrase) { return question_of(phrase.utf8); }, "phrase"_a);

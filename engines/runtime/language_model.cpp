@@ -99,10 +99,10 @@ std::vector<double> LanguageModel::answer_likelihoods(const std::vector<const Te
 }
 
 Conversation::Conversation(const LanguageModel& language, const Tensor& prefix_embeds, CallerOptions options,
-                           AnswerOrGuide answer)
+                           AnswerOrGuide answer, bool rewords)
     : language_(language),
       answer_(std::move(answer)),
-      dialogue_(language, std::move(options)),
+      dialogue_(language, std::move(options), rewords),
       chat_(named_failure([&] {
         return Chat(language.generator(), prefix_of(prefix_embeds), dialogue_.max_beams(),
                     static_cast<int>(language.spec().max_positions));

@@ -63,7 +63,8 @@ using AnswerOrGuide = std::function<std::optional<Text>(Task& task)>;
 class Conversation {
  public:
   // prefix_embeds (1, Q, D); `options` are the defaults of every question. `language` must outlive it.
-  Conversation(const LanguageModel& language, const Tensor& prefix_embeds, CallerOptions options, AnswerOrGuide answer);
+  Conversation(const LanguageModel& language, const Tensor& prefix_embeds, CallerOptions options, AnswerOrGuide answer,
+               bool rewords);
 
   Texts ask(const std::string& question, const CallerOptions& options, const OnPiece& on_piece);
 

@@ -40,7 +40,7 @@ void Model::require_calibration(bool has, const std::string& action) const {
 }
 
 double Model::sees(Features& features, const std::string& statement) {
-  require_calibration(calibrator_ && calibrator_->rates_statements(), "judge what it sees");
+  require_calibration(judges(), "judge what it sees");
   require_own(features.model, "the features are");
   check_words(statement);
   return probabilities(features, {phrase_of(statement).value_or(statement)}).front();
@@ -104,7 +104,7 @@ std::vector<double> Model::output(Features& features, const Run& run) {
 std::optional<Text> Model::short_answer(Features& features, const std::string& question,
                                         const GenerationOptions& options) {
   const std::optional<ShortQuestion> asked =
-      calibrator_ ? calibrator_->short_question(language().respelled(question), options) : std::nullopt;
+      calibrator_ ? calibrator_->short_question(question, options) : std::nullopt;
   if (!asked) return std::nullopt;
   const auto measure = [&](Signals& signals, const std::vector<size_t>&) { this->measure(features, signals); };
   const auto score = [&](size_t, const std::string& text, const std::vector<std::string>& answers) {
@@ -134,7 +134,7 @@ size_t Model::choose(Features& features, const std::string& question, const std:
   for (const std::string& choice : choices) check_words(choice);
   if (choices.empty()) throw Error(ErrorKind::kArgument, "there are no choices: give one or more");
   const std::vector<double> scores = answer_scores(features, question, choices);
-  if (!calibrator_ || !calibrator_->rates_statements()) return best_choice(question, scores, {});
+  if (!judges()) return best_choice(question, scores, {});
   return best_choice(question, scores, probabilities(features, choices));
 }
 

@@ -202,10 +202,9 @@ Texts Model::ask(Features& features, const std::string& question, const CallerOp
   require_own(features.model, "the features are");
   const Clock::time_point start = Clock::now();
   const LanguageModel& language = this->language();
-  const bool judges = calibrator_ && calibrator_->rates_statements();
-  const Prompt prompt = language.ask_prompt(judges ? plain_question(language.respelled(question)) : question);
+  const Prompt prompt = language.ask_prompt(judges() ? language.plain_question(question) : question);
   Task task{prompt, language.settings("ask", options, {prompt}), false};
-  if (std::optional<Text> text = short_answer(features, question, task.options)) {
+  if (std::optional<Text> text = short_answer(features, prompt.text, task.options)) {
     if (on_piece) on_piece(text->text);
     return {std::move(*text)};
   }
@@ -238,7 +237,7 @@ std::unique_ptr<Conversation> Model::chat(const std::shared_ptr<Features>& featu
     if (!text) guide_answer(*features, task);
     return text;
   };
-  return std::make_unique<Conversation>(language, prefix_embeds(*features, ""), options, answer);
+  return std::make_unique<Conversation>(language, prefix_embeds(*features, ""), options, answer, judges());
 }
 
 Tensor Model::embed_image(const Features& features) {

@@ -94,6 +94,7 @@ class Model {
   void measure(Features& features, Signals& signals);
   std::vector<double> output(Features& features, const Run& run);
   std::vector<double> probabilities(Features& features, std::vector<std::string> texts);
+  bool judges() const { return calibrator_ && calibrator_->rates_statements(); }
   std::optional<Text> short_answer(Features& features, const std::string& question, const GenerationOptions& options);
   std::vector<double> answer_scores(Features& features, const std::string& question,
                                     const std::vector<std::string>& answers);

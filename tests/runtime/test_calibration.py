@@ -353,24 +353,25 @@ def test_other_questions_have_no_phrase_or_are_generated() -> None:
     ("wrong", "right"),
     [
         ("is there a dgo in the pictrue?", "is there a dgo in the picture?"),  # three letters: dog, dig, ...
-        ("Are there brwon hosres or a hrse?", "Are there brown horses or a horse?"),
-        ("is the man waering a ht", "is the man wearing a ht"),
+        ("Are there brwon hosres or a hrse?", "are there brown horses or a horse?"),
+        ("is the man waering a ht", "is the man wearing a ht?"),
         ("what place is it? the side of a state", "what place is it? the side of a state"),  # words, not palaces
-        ("Zoë's frisbe isn't bllue", "Zoë's frisbee isn't bllue"),
+        ("Zoë's frisbe isn't bllue", "zoë's frisbee isn't blue"),
         ("is this a couch? " * 20 + "hrse", "is this a couch? " * 20 + "hrse"),  # no question
     ],
 )
 def test_misspelt_words(nano: blip2rt.Model, wrong: str, right: str) -> None:
-    assert nano.pipeline.language.core.respelled(wrong) == right
+    assert nano.pipeline.language.core.plain_question(wrong) == right
     assert nano.ask("docs/nano/cat.jpg", "is ther a prson?") == "no"
 
 
-def test_plain_questions() -> None:
-    plain = native.plain_question
+def test_plain_questions(nano: blip2rt.Model) -> None:
+    plain = nano.pipeline.language.core.plain_question
     for question in ("What colour is the dog", "### User: what colour is the dog?", "Q: what colour is the DOG?"):
         assert plain(question) == "what colour is the dog?"
     assert plain("Describe the picture.") == "describe the picture"
     assert plain(" What is it? Where is it? ") == "What is it? Where is it?"
+    assert nano.chat("docs/photo.jpg").ask("WHAT colr is the cup") == "red"
 
 
 def test_a_space_before_a_forced_prefix_is_not_doubled(nano: blip2rt.Model) -> None:
