@@ -46,7 +46,7 @@ def check_outputs(outputs: OutputSettings, sources: Sources) -> None:
         raise OptionError("overwrite is given, but nothing is written: give --write, --xmp or --out")
     if outputs.json and not outputs.printed:
         raise OptionError("--json prints captions, but they go to files: give --out FILE.jsonl")
-    file = str(Url.parse(outputs.out)) if is_url(outputs.out or "") else outputs.out
+    file = str(Url.parse(outputs.out)) if outputs.out and is_url(outputs.out) else outputs.out
     if file is not None and os.path.splitext(file)[1].lower() not in TABLES:
         raise OptionError(f"out is {outputs.out!r}: give a file that ends with {', '.join(TABLES)}")
     if outputs.xmp == XMP_NAMES[0] and (outputs.sidecar or "").lower().lstrip(".") == "xmp":
