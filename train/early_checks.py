@@ -27,9 +27,10 @@ _LARGE = 64 << 20  # bytes of a list that is worth reading twice
 def check(name: str, argv: list[str] | None) -> None:
     """Raise OptionError for all mistakes in a training's command that need no torch to be found."""
     settings = _parse(name, argv)
-    common = _common(settings)
-    if not common.loop.run.dry_run and (found := [*path_faults(common), *_conflict(settings)]):
-        raise OptionError("; ".join(dict.fromkeys(found)))
+    run = _common(settings).loop.run
+    found = [] if run.dry_run else [*path_faults(_common(settings)), settings_conflict(Path(run.out), flat(settings))]
+    if any(found):
+        raise OptionError("; ".join(dict.fromkeys(filter(None, found))))
 
 
 def _parse(name: str, argv: list[str] | None) -> Any:
@@ -104,8 +105,3 @@ def path_faults(settings: TrainSettings) -> list[str]:
 def _common(settings: Any) -> TrainSettings:
     common: TrainSettings = getattr(settings, "stage2", settings)
     return common
-
-
-def _conflict(settings: Any) -> list[str]:
-    fault = settings_conflict(Path(_common(settings).loop.run.out), flat(settings))
-    return [fault] if fault else []

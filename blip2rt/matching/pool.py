@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,6 @@ from ..errors import OptionError, one_line
 from ..native import native
 
 if TYPE_CHECKING:
-    from ..backends import Floats
     from ..bundle import Bundle
     from ..native import CaptionPool
     from .evidence import Evidence
@@ -93,20 +92,15 @@ def _packed(captions: Sequence[str], evidence: Evidence, progress: Callable[[int
     """Captions -> the contents of a pool's file; the core reads it."""
     vocab_size, tokens = evidence.pipeline.language.spec.vocab_size, [*map(evidence.caption_tokens, captions)]
     parts = []
-    for part in _embeds(captions, evidence):
-        parts.append(part)
+    for start in range(0, len(captions), _BATCH):
+        parts.append(np.stack(evidence.text_embeds(captions[start : start + _BATCH])))
         if progress is not None:
-            progress(min(len(parts) * _BATCH, len(captions)), len(captions))
+            progress(min(start + _BATCH, len(captions)), len(captions))
     embeds = np.concatenate(parts)  # (N, E)
     _, directions = np.linalg.eigh(embeds.T @ embeds)
     projection = np.ascontiguousarray(directions[:, ::-1][:, :_CODE_WIDTH])  # (E, D)
     codes = np.ascontiguousarray(embeds @ projection)
     return native.CaptionPool.pack(_fingerprint(evidence.bundle), projection, codes, tokens, vocab_size)
-
-
-def _embeds(captions: Sequence[str], evidence: Evidence) -> Iterator[Floats]:
-    for start in range(0, len(captions), _BATCH):
-        yield np.stack(evidence.text_embeds(captions[start : start + _BATCH]))
 
 
 def _fingerprint(bundle: Bundle) -> str:

@@ -5,7 +5,7 @@ rejected. transformers' own class fills in the values that the JSON lacks or set
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def find_processor(folder: Path) -> tuple[dict[str, Any], Path] | None:
     for name, inner in (("processor_config.json", True), ("preprocessor_config.json", False)):
         file = folder / name
         data = _object(file) if file.is_file() else {}
-        if inner and "image_processor" not in data and not _is_one(data):  # it configures something else
+        if inner and not data.keys() & {"image_processor", "image_mean", "image_processor_type"}:  # something else's
             continue
         data = data.get("image_processor", data)
         if data:
@@ -47,11 +47,6 @@ def _object(file: Path) -> dict[str, Any]:
         if not isinstance(data, dict) or not isinstance(data.get("image_processor", data), dict):
             raise ValueError("it is not an object of settings")
         return data
-
-
-def _is_one(data: Mapping[str, Any]) -> bool:
-    """Whether a file without a section for it configures an image processor."""
-    return "image_mean" in data or "image_processor_type" in data
 
 
 def _read(config: VisionConfig, data: dict[str, Any], file: Path) -> VisionConfig:

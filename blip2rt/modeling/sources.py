@@ -87,9 +87,8 @@ def resolve(source: str) -> str:
         )
     path = Path(spec.origin).parent / inner
     if not path.exists():
-        raise Blip2rtError(
-            f"source {source!r}: {path} does not exist; the package ships {sorted(_shipped(path.parent))}"
-        )
+        shipped = sorted(entry.name for entry in path.parent.glob("*"))
+        raise Blip2rtError(f"source {source!r}: {path} does not exist; the package ships {shipped}")
     return str(path)
 
 
@@ -139,10 +138,6 @@ def list_checkpoints(run: str | Path) -> list[Path]:
     """The checkpoints `step-NNNNNN` in a training's folder, oldest first."""
     steps = {int(path.name[5:]): path for path in Path(run).glob("step-*") if _STEP.fullmatch(path.name)}
     return [path for _, path in sorted(steps.items()) if (path / CONFIG).is_file()]
-
-
-def _shipped(folder: Path) -> list[str]:
-    return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
 
 
 def read_json(file: Path) -> Any:

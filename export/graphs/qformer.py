@@ -59,13 +59,9 @@ def _qformer(model: Blip2, vision_features: Tensor, *question: Tensor) -> tuple[
     return query_output, model.prefix_embeds(query_output)
 
 
-def _image_embed(model: Blip2, vision_features: Tensor) -> Tensor:
-    return model.image_embeds(model.query_output(vision_features))
-
-
 _FORWARD: dict[str, Callable[..., Any]] = {
     QFORMER: _qformer,
-    RETRIEVAL[0]: _image_embed,
+    RETRIEVAL[0]: lambda model, vision_features: model.image_embeds(model.query_output(vision_features)),
     RETRIEVAL[1]: Blip2.text_embeds,
     RETRIEVAL[2]: Blip2.itm_logits,
 }

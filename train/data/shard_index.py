@@ -90,7 +90,7 @@ def open_index(shard: Shard, cache: Path) -> Index:
     file = _index_folder(shard, cache) / f"{Path(shard.name).stem}-{name}.index.npz"
     with suppress(*_DAMAGED):
         return _load_index(file.read_bytes())
-    index = _scan(shard)
+    index, _names = scan_samples(shard)
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f".{os.getpid()}-{file.name}")
     unfinished.write_bytes(_dump_index(index))
@@ -178,10 +178,6 @@ def _read_summaries(folder: Path) -> dict[str, Summary]:
         return {name: Summary(**{**each, "faults": [tuple(f) for f in each["faults"]]}) for name, each in found.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # missing or damaged
         return {}
-
-
-def _scan(shard: Shard) -> Index:
-    return scan_samples(shard)[0]
 
 
 def scan_samples(shard: Shard) -> tuple[Index, list[str]]:

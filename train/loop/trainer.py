@@ -90,23 +90,11 @@ def autocast_dtype(precision: str) -> torch.dtype:
     return torch.bfloat16 if on_gpu or on_cpu else torch.float32
 
 
-def _blocks(models: Sequence[nn.Module]) -> Iterator[nn.Module]:
+def _blocks(models: Iterable[nn.Module]) -> Iterator[nn.Module]:
     """Yield each model's blocks: the items of its outermost lists, such as an encoder's and a decoder's layers."""
     for model in models:
         for child in model.children():
             yield from child if isinstance(child, nn.ModuleList | nn.Sequential) else _blocks([child])
-
-
-def compile_layers(*models: nn.Module) -> None:
-    """Compile every block of each model; the blocks share one compilation."""
-    for block in _blocks(models):
-        block.compile(dynamic=True)
-
-
-def recompute_layers(*models: nn.Module) -> None:
-    """Checkpoint activations: keep each block's inputs and recompute the rest in the backward pass."""
-    for block in _blocks(models):
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 class Trainer:
@@ -152,10 +140,11 @@ class Trainer:
                     parameter.data = values
         if self.parallel.main:
             announce(f"preparing the training on {self.device}, in {str(self.dtype).removeprefix('torch.')}")
-        if machine.recompute:
-            recompute_layers(*layered)
+        for block in _blocks(layered) if machine.recompute else ():  # keep its inputs only, until the backward pass
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         if machine.compile:
-            compile_layers(*dict.fromkeys([*layered, *(part for part in frozen if part is not None)]))
+            for block in _blocks(dict.fromkeys([*layered, *(part for part in frozen if part is not None)])):
+                block.compile(dynamic=True)  # all share one compilation
         checkpoints.resume_weights(self.out, self.model)
         blocks = list(_blocks([part for part in frozen if part is not None]))
         self.wrapped = self.parallel.wrap(self.model, machine.shard, blocks)

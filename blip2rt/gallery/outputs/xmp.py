@@ -62,7 +62,9 @@ class XmpSidecar(Sidecar):
             return _HEAD + ElementTree.tostring(tree, encoding="unicode") + _TAIL
 
     def _is_described(self, tree: Any) -> bool:
-        return _has_description(tree)
+        """Whether dc:description has any text: as an attribute, as plain text, or in any language."""
+        holders = tree.iter(f"{{{_RDF}}}Description")
+        return any(holder.get(_DESCRIPTION, "").strip() for holder in holders) or _has_text(tree, False)
 
     def _describe(self, tree: Any, description: Description) -> None:
         _set_description(tree, _FORBIDDEN.sub("", "\n".join(description.captions)))
@@ -141,12 +143,6 @@ def _registered(prefixes: dict[str, str]) -> Iterator[None]:
     finally:
         known.clear()
         known.update(before)
-
-
-def _has_description(tree: Any) -> bool:
-    """Whether dc:description has any text: as an attribute, as plain text, or in any language."""
-    holders = tree.iter(f"{{{_RDF}}}Description")
-    return any(holder.get(_DESCRIPTION, "").strip() for holder in holders) or _has_text(tree, False)
 
 
 def _has_text(element: Any, inside: bool) -> bool:
