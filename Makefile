@@ -19,7 +19,7 @@ COMPILERS := $(shell for c in $(KNOWN); do p=$$(command -v $$c) && echo $$(readl
 WARNINGS = -std=c++17 -Wall -Wextra -Werror -Wno-psabi -Iengines -Iengines/c/include -DBLIP2RT_VERSION='"0"' -DBLIP2RT_NANO='"nano"'
 ORT_LIBRARY = $(shell $(DEV)/bin/python -c "from blip2rt.backends.ort import find_library; print(find_library())")
 
-.PHONY: demo install-dev test test-fast test-changed test-cuda-bindings test-locked test-lowest test-slow parity parity-lowest parity-newest parity-next test-compat lint docs dist format lock sbom sdist test-sdist wheels test-wheels check-dist release-files release workflows old-processors \
+.PHONY: demo install-dev web test-web test test-fast test-changed test-cuda-bindings test-locked test-lowest test-slow parity parity-lowest parity-newest parity-next test-compat lint docs dist format lock sbom sdist test-sdist wheels test-wheels check-dist release-files release workflows old-processors \
   old-arm-processors test-newest test-onnxruntimes bench \
   sanitize fuzz compilers clean
 
@@ -95,6 +95,17 @@ windows: portable-x86_64-windows-gnu  ## build blip2rt.dll, and compare it with 
 portable-aarch64-linux-musl portable-x86_64-windows-gnu: portable-x86_64-linux-musl  # whose texts theirs are compared with
 $(PORTABLE:%=portable-%): portable-%: .venv-release/installed  ## build the C library for another system: see docs/c.md
 	engines/c/portable.sh $*
+
+# The engine needs emscripten (Debian's 3.1.69), the rest Node 20. Debian's emscripten looks for its acorn in the folder
+# of Debian's Node; another Node does not.
+web:  ## build the static page, the package and nano in pieces into build/web: see docs/web.md
+	emcmake cmake -S . -B build/wasm
+	cmake --build build/wasm --parallel $(shell nproc)
+	mkdir -p packages/web/wasm && cp build/wasm/blip2rt.js build/wasm/blip2rt.wasm build/wasm/blip2rt-threads.* packages/web/wasm/
+	node packages/web/build.js blip2rt/models/nano build/web
+
+test-web: $(DEV)/blip2rt-installed web  ## test the package and the page in Node, Chromium and Firefox
+	cd packages/web && npm ci --no-audit --no-fund && npm run types && npm run check && npm test
 
 bench: $(DEV)/blip2rt-installed  ## measure speed and memory of nano on this machine
 	$(DEV)/bin/blip2rt-bench --image docs/photo.jpg
