@@ -15,7 +15,7 @@ NIGHTLY = {
     r"tests/c/test_library.py::.*\[instruct": VARIANT,
     r"tests/engines/test_batcher.py::.*\[(wide|llama)": VARIANT,
     r"tests/engines/test_chat.py::.*\[opt": VARIANT,
-    r"tests/engines/test_kernels.py::test_kernels_match_plain_arithmetic\[.*-aarch64": EMULATED,
+    r"tests/engines/test_kernels.py::test_kernels_match_plain_arithmetic\[.*-(aarch64|wasm)": EMULATED,
     "tests/engines/test_kernels.py::test_old_processors_run_only_their_kernels": EMULATED,
     r"tests/engines/test_sampling.py::.*\[opt": VARIANT,
     r"tests/export/checkpoints/test_hugging_face_variants.py::test_larger_images_interpolate_positions\[490": VARIANT,

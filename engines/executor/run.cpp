@@ -22,7 +22,7 @@ void check_size(const TensorView& shape) {
   for (size_t i = 0; i < shape.rank; ++i) {
     require(shape.axes[i] >= 0, "an output would have a negative size");
     if (shape.axes[i] == 0) return;
-    if (__builtin_mul_overflow(bytes, shape.size(i), &bytes) || bytes > size_t{1} << 34) throw std::bad_alloc();
+    if (__builtin_mul_overflow(bytes, shape.size(i), &bytes) || bytes > uint64_t{1} << 34) throw std::bad_alloc();
   }
 }
 

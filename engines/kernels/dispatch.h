@@ -100,6 +100,11 @@ inline bool supports(Level level) {
   return false;
 #endif
 }
+#elif defined(__wasm_simd128__)
+enum class Level { kPlain, kSimd128 };
+inline constexpr const char* kLevelNames[] = {"plain", "simd128"};
+
+inline bool supports(Level) { return true; }
 #else
 enum class Level { kPlain };
 inline constexpr const char* kLevelNames[] = {"plain"};

@@ -28,6 +28,7 @@ PLAIN = ["c++"]
 # Without UBSan's checks that ASan makes too, or that a crash shows: they would double the time.
 SANITIZED = ["c++", "-fsanitize=address,undefined", "-fno-sanitize=null,object-size,alignment"]
 AARCH64 = ["aarch64-linux-gnu-g++", "-static"]
+WASM = ["em++", "-msimd128", "-sALLOW_MEMORY_GROWTH"]
 EMULATED = ["qemu-aarch64", "-cpu", "max"]
 # Processors without AVX, without AVX2, with AVX2, and without ARM's dot product -> the kernels that they can run.
 OLD_PROCESSORS: dict[str, dict[str, set[str]]] = {
@@ -44,6 +45,7 @@ KINDS = ("int4", "int8", "attention", "encoder_attention")
     [
         *(pytest.param(kind, PLAIN, [], id=kind) for kind in KINDS),
         *(pytest.param(kind, AARCH64, EMULATED, id=f"{kind}-aarch64") for kind in KINDS[:3]),
+        *(pytest.param(kind, WASM, ["node"], id=f"{kind}-wasm") for kind in KINDS[:3]),
         *(pytest.param(kind, SANITIZED, [], id=f"{kind}-sanitized", marks=pytest.mark.slow) for kind in KINDS),
     ],
 )

@@ -11,6 +11,10 @@ namespace {
 template <class V>
 constexpr size_t kChunkBytes = 4 * V::kLanes;
 
+// The bytes of a value of few rows.
+template <class V>
+constexpr size_t kFewRowsValueBytes = V::kWideValues ? 2 : 1;
+
 // The prefetch distance in bytes. The hardware prefetcher stops at page boundaries and does not reach far enough for
 // slow memory.
 constexpr size_t kPrefetchBytes = 2048;
@@ -92,7 +96,7 @@ void add_outputs(const uint8_t* codes, size_t stride, size_t bytes, const FewRow
         const typename V::Ints both = V::load(from + s * apart + i * kChunkBytes<V>);
         const typename V::Ints evens = V::low_nibbles(both), odds = V::high_nibbles(both);
         for (size_t r = 0; r < R; ++r) {
-          const size_t at = r * x.width + 2 * (first + i) * kChunkBytes<V>;
+          const size_t at = r * x.width + 2 * (first + i) * kChunkBytes<V> * kFewRowsValueBytes<V>;
           high[s][r] = V::dot_all(high[s][r], evens, odds, x.values + at);
           if constexpr (Split) low[s][r] = V::dot_all(low[s][r], evens, odds, x.low + at);
         }
@@ -126,7 +130,7 @@ template <class V>
 bool uses_few_rows(const Int4Matrix& m, const Int4Input& input) {
   constexpr size_t kLong = 1024;  // bytes
   const bool long_outputs = m.blocks() * m.block / 2 >= kLong;
-  return input.rows == 1 || (input.rows <= V::kFewRows && long_outputs && input.low == nullptr);
+  return input.rows == 1 || (input.rows <= V::kFewRows && long_outputs && (V::kWideValues || input.low == nullptr));
 }
 
 size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
@@ -134,7 +138,7 @@ size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * 
 // The distance between rows of values.
 template <class V>
 size_t few_rows_stride(const Int4Matrix& m) {
-  return round_up(m.blocks() * m.block, 2 * kChunkBytes<V>);
+  return round_up(m.blocks() * m.block, 2 * kChunkBytes<V>) * kFewRowsValueBytes<V>;
 }
 
 // Multiplies R rows by S outputs from `output` on, `step` apart.
@@ -196,12 +200,31 @@ void copy_values(int8_t* values, size_t count) {
   }
 }
 
+// Widens a row of `count` values to 16 bits, 256 * values + low, in place. Few rows get every fourth value of 32, as 16
+// bits of codes have them; tiles get the first of every four, the third, the second and the fourth.
+inline void widen_values(int8_t* values, const int8_t* low, size_t count, bool few) {
+  for (size_t begin = count; begin > 0;) {
+    begin -= 32;
+    int16_t wide[32];
+    for (size_t i = 0; i < 32; ++i) {
+      const size_t from = few ? i % 8 / 2 * 8 + i / 16 * 4 + i % 2 * 2 + i / 8 % 2 : i / 4 * 4 + i % 2 * 2 + i / 2 % 2;
+      const int value = values[begin + from];
+      wide[i] = static_cast<int16_t>(low == nullptr ? value : 256 * value + low[begin + from]);
+    }
+    std::memcpy(values + 2 * begin, wide, sizeof wide);
+  }
+}
+
 template <class V>
 void quantize(const float* x, size_t first, size_t rows, const Int4Matrix& m, const Int4Input& input) {
   const bool few = uses_few_rows<V>(m, input);
   const size_t width = m.blocks() * m.block, stride = few ? few_rows_stride<V>(m) : width * V::kValueCopies;
   for (size_t row = first; row < first + rows; ++row) {
     quantize_row<V>(x, row, m, input, stride);
+    if constexpr (V::kWideValues) {
+      widen_values(input.values + row * stride, input.low == nullptr ? nullptr : input.low + row * stride, width, few);
+      continue;
+    }
     const auto arrange = few ? order_chunks<V> : copy_values<V>;
     arrange(input.values + row * stride, width);
     if (input.low != nullptr) arrange(input.low + row * stride, width);
@@ -230,7 +253,7 @@ void multiply_planes(const Int4Matrix& m, const Int4Input& input, float* out, si
 
 template <class V>
 void multiply(const Int4Matrix& m, const Int4Input& input, float* out, size_t first, size_t last, uint8_t* scratch) {
-  if (input.low != nullptr) return multiply_planes<V, true>(m, input, out, first, last, scratch);
+  if (input.low != nullptr && !V::kWideValues) return multiply_planes<V, true>(m, input, out, first, last, scratch);
   multiply_planes<V, false>(m, input, out, first, last, scratch);
 }
 

@@ -18,6 +18,8 @@ size_t Int4Kernel::scratch_size(const Int4Matrix& matrix) const {
 extern const Int4Kernel kInt4Amx, kInt4Avx512, kInt4AvxVnni, kInt4Avx2, kInt4Sse41;
 #elif defined(__aarch64__)
 extern const Int4Kernel kInt4DotProduct, kInt4Neon;
+#elif defined(__wasm_simd128__)
+extern const Int4Kernel kInt4Simd128;
 #endif
 
 const Int4Kernel* int4_kernel(const char* name) {
@@ -29,6 +31,8 @@ const Int4Kernel* int4_kernel(const char* name) {
 #elif defined(__aarch64__)
       {may_use(Level::kDotProduct), kInt4DotProduct},
       {may_use(Level::kNeon), kInt4Neon},
+#elif defined(__wasm_simd128__)
+      {may_use(Level::kSimd128), kInt4Simd128},
 #endif
   };
   return kernels.find(name);

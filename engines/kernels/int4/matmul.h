@@ -28,7 +28,7 @@ struct Int4Input {
   size_t rows;  // at least one
   // (rows, blocks * block). As in codes, the even values of every 8 precede the odd ones. For few rows the same holds
   // for the values of a whole register of codes, to which rows are padded. AMX uses another order.
-  // SSE4.1 has every four values Int4Kernel::value_copies times.
+  // SSE4.1 has every four values Int4Kernel::value_copies times; SIMD128 has them in 16 bits.
   int8_t* values;
   int8_t* low;    // like values, or nullptr
   float* scales;  // (rows, blocks); NaN if the block has a non-finite value
@@ -59,7 +59,7 @@ struct Int4Kernel {
 };
 
 // Returns the best kernel for this processor, or the named one for tests: "amx", "avx512", "avxvnni", "avx2", "sse41",
-// "dotprod" or "neon". Returns nullptr where the processor lacks the instructions.
+// "dotprod", "neon" or "simd128". Returns nullptr where the processor lacks the instructions.
 const Int4Kernel* int4_kernel(const char* name = nullptr);
 
 }  // namespace blip2rt

@@ -17,6 +17,7 @@ struct Int4Vectors : Vectors<Lanes> {
   using typename Vectors<Lanes>::Bytes;
   static constexpr bool kPairTilesForFewRows = true;  // multiply two tiles at once even for few rows
   static constexpr size_t kValueCopies = 1;
+  static constexpr bool kWideValues = false;    // of 16 bits, in one plane
   static constexpr bool kUnpacksPairs = false;  // registers hold the codes of two tiles
 
   static Floats mul(Floats a, Floats b) { return a * b; }

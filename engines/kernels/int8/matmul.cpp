@@ -15,6 +15,8 @@ namespace blip2rt {
 extern const Int8Kernel kInt8Amx, kInt8Avx512, kInt8AvxVnni, kInt8Avx2, kInt8Sse41;
 #elif defined(__aarch64__)
 extern const Int8Kernel kInt8DotProduct, kInt8Neon;
+#elif defined(__wasm_simd128__)
+extern const Int8Kernel kInt8Simd128;
 #endif
 
 namespace {
@@ -44,6 +46,8 @@ const Int8Kernel* int8_kernel(const char* name) {
 #elif defined(__aarch64__)
       {may_use(Level::kDotProduct), kInt8DotProduct},
       {may_use(Level::kNeon), kInt8Neon},
+#elif defined(__wasm_simd128__)
+      {may_use(Level::kSimd128), kInt8Simd128},
 #endif
   };
   return kernels.find(name);

@@ -105,6 +105,6 @@ void check_kernel(const Int4Kernel& kernel, std::mt19937& random) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  return check::check_kernels(argc, argv, {"amx", "avx512", "avxvnni", "avx2", "sse41", "dotprod", "neon"}, int4_kernel,
-                              check_kernel);
+  const auto names = {"amx", "avx512", "avxvnni", "avx2", "sse41", "dotprod", "neon", "simd128"};
+  return check::check_kernels(argc, argv, names, int4_kernel, check_kernel);
 }
