@@ -187,8 +187,8 @@ class Planner {
   void fold(const Step& step) {
     std::vector<Slot> slots(planned_.constants.size());
     for (size_t i = 0; i < slots.size(); ++i) slots[i].view = planned_.constants[i];
-    Arena arena;
-    run_step(planned_, step, slots, arena, std::vector<TensorView>(slots.size()));
+    LeasedArena arena;
+    run_step(planned_, step, slots, *arena, std::vector<TensorView>(slots.size()));
     for (const size_t value : step.outputs) {
       if (value == kNoValue) continue;
       TensorView& view = planned_.constants[value] = slots[value].view;

@@ -172,7 +172,7 @@ std::shared_ptr<const Vocabulary> LlmTokenizer::vocabulary() const {
 
 std::shared_ptr<const RepeatedWords> LlmTokenizer::repeated_words() const {
   const std::lock_guard lock(words_mutex_);
-  if (repeated_words_ == nullptr) repeated_words_ = std::make_shared<const RepeatedWords>(*vocabulary());
+  if (repeated_words_ == nullptr) repeated_words_ = std::make_shared<const RepeatedWords>(vocabulary());
   return repeated_words_;
 }
 

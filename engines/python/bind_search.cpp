@@ -220,7 +220,7 @@ void bind_guides(nb::module_& m) {
   nb::class_<RepeatedWords>(m, "RepeatedWords")
       .def(
           "__init__",
-          [](RepeatedWords* self, const PythonVocabulary& vocabulary) { new (self) RepeatedWords(*vocabulary.shared); },
+          [](RepeatedWords* self, const PythonVocabulary& vocabulary) { new (self) RepeatedWords(vocabulary.shared); },
           "vocabulary"_a)
       .def(
           "forbid",

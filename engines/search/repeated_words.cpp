@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <limits>
-#include <string>
 #include <string_view>
-#include <unordered_map>
 #include <unordered_set>
 
 namespace blip2rt {
@@ -30,28 +28,30 @@ bool is_word(std::string_view text) {
 
 }  // namespace
 
-RepeatedWords::RepeatedWords(const Vocabulary& vocabulary) : kinds_(vocabulary.size()), spaced_(vocabulary.size()) {
-  std::unordered_map<std::string_view, int32_t> starts;  // words after a space
-  for (size_t token = 0; token < vocab_size(); ++token) {
-    const std::string_view text = vocabulary.text(token);
-    if (!text.empty() && text.front() == ' ') starts.emplace(text.substr(1), static_cast<int32_t>(token));
-  }
-  for (size_t token = 0; token < vocab_size(); ++token) {
-    std::string_view text = vocabulary.text(token);
-    const bool is_start = !text.empty() && text.front() == ' ';
-    if (is_start) text.remove_prefix(1);
-    const auto found = starts.find(text);
-    spaced_[token] = found == starts.end() ? static_cast<int32_t>(token) : found->second;
-    const bool is_content = is_word(text) && function_words().count(text) == 0;
-    kinds_[token] = is_start        ? is_content ? Kind::kContent : Kind::kFunction
-                    : is_word(text) ? Kind::kInside
-                                    : Kind::kFunction;
-  }
+RepeatedWords::Kind RepeatedWords::kind(int32_t token) const {
+  std::string_view text = vocabulary_->text(static_cast<size_t>(token));
+  const bool is_start = !text.empty() && text.front() == ' ';
+  if (is_start) text.remove_prefix(1);
+  if (is_word(text) && !is_start) return Kind::kInside;
+  return is_word(text) && function_words().count(text) == 0 ? Kind::kContent : Kind::kFunction;
 }
 
 // A text's first token has no space before it.
 int32_t RepeatedWords::in_text(const int32_t* tokens, int at) const {
-  return at == 0 ? spaced_[static_cast<size_t>(tokens[0])] : tokens[at];
+  if (at > 0) return tokens[at];
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto [known, is_new] = spaced_.emplace(tokens[0], tokens[0]);
+  if (!is_new) return known->second;
+  std::string_view text = vocabulary_->text(static_cast<size_t>(tokens[0]));
+  if (text.substr(0, 1) == " ") text.remove_prefix(1);
+  for (size_t token = 0; token < vocab_size(); ++token) {
+    const std::string_view other = vocabulary_->text(token);
+    if (other.size() == text.size() + 1 && other.front() == ' ' && other.substr(1) == text) {
+      known->second = static_cast<int32_t>(token);
+      break;
+    }
+  }
+  return known->second;
 }
 
 int RepeatedWords::end_of_word(const int32_t* tokens, int start, int count) const {

@@ -80,6 +80,7 @@ class Bpe : public TokenModel {
     index_ = HashIndex(count);
     merges_.reserve(count);
     std::string both;
+    uint32_t next = 0;  // where vocabularies usually have the token of a merge
     for (const Json merge : merges) {
       std::string_view left, right;
       if (merge.kind() == Json::kString) {  // the older form: "left right"
@@ -96,7 +97,8 @@ class Bpe : public TokenModel {
         right = (*at).text();
       }
       both.assign(left).append(right);
-      add_merge({id(left), id(right), id(both)});
+      next = vocabulary_.has(next) && vocabulary_.text(next) == both ? next : id(both);
+      add_merge({id(left), id(right), next++});
     }
   }
 
