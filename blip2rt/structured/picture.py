@@ -104,7 +104,7 @@ class Picture:
         [scores] = self._model.matcher.answer_scores(prefix, [question], choices)
         self.prompt_tokens += prefix.shape[1] + len(language.encode(language.ask_prompt(question)))
         chances = self.probabilities(choices) if self._pipeline.matcher is not None else []
-        return native.best_choice(question, scores.tolist(), chances)
+        return native.best_choice(question, list(choices), scores.tolist(), chances)
 
     def yes_question(self, statement: str) -> str | None:
         """The question that a short statement answers, "is there no dog?" for "no dog"; None if it needs generating."""

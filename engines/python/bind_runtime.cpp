@@ -205,10 +205,11 @@ void bind_answers(nb::module_& m) {
         "log p(answer | image, question), log p(answer | question) or nothing -> how likely each answer is");
   m.def(
       "best_choice",
-      [](const CallerText& question, const std::vector<double>& scores, const std::vector<double>& probabilities) {
-        return best_choice(question.utf8, scores, probabilities);
+      [](const CallerText& question, const Texts& choices, const std::vector<double>& scores,
+         const std::vector<double>& probabilities) {
+        return best_choice(question.utf8, utf8_of(choices), scores, probabilities);
       },
-      "question"_a, "scores"_a, "probabilities"_a);
+      "question"_a, "choices"_a, "scores"_a, "probabilities"_a);
   nb::class_<GainRun>(m, "GainRun")
       .def_ro("prefixes", &GainRun::prefixes,
               "The image of each prompt; the number behind the last image is the mean_prefix.")

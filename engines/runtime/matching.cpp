@@ -134,8 +134,8 @@ size_t Model::choose(Features& features, const std::string& question, const std:
   for (const std::string& choice : choices) check_words(choice);
   if (choices.empty()) throw Error(ErrorKind::kArgument, "there are no choices: give one or more");
   const std::vector<double> scores = answer_scores(features, question, choices);
-  if (!judges()) return best_choice(question, scores, {});
-  return best_choice(question, scores, probabilities(features, choices));
+  if (!judges()) return best_choice(question, choices, scores, {});
+  return best_choice(question, choices, scores, probabilities(features, choices));
 }
 
 Texts Model::tag(Features& features, const std::shared_ptr<const Labels>& labels, size_t top, double threshold) {

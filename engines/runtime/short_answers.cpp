@@ -13,6 +13,8 @@ using Kind = ShortQuestion::Kind;
 
 constexpr double kPriorWeight = 0.5;   // the best of 0, 0.3, 0.5, 0.7 and 1 on COCO's questions
 constexpr double kLeastColour = -2.0;  // log-probability of a colour among all that a yes needs, fitted to photographs
+constexpr double kLeastLikely = 0.1;   // a choice's probability; if all are below, the answer is "unknown"
+constexpr double kNever = 1e6;         // what a choice loses that must not be made
 constexpr const char* kNone = "none";  // how many there are
 
 double log_odds(double probability) {
@@ -104,6 +106,15 @@ bool asks_about_part(const std::string& question) {
   return std::regex_search(question, part);
 }
 
+// Whether a choice says only that no other one fits.
+bool leaves_open(const std::string& choice) {
+  static const std::regex open(
+      R"((an)?others?|something else|nothing|neither|none( of .*)?|n/?a|not (sure|applicable|known|visible)|)"
+      R"(un(known|clear|certain|sure|specified|determined|identified)|(can'?t|cannot) (tell|say))",
+      std::regex::icase);
+  return std::regex_match(choice, open);
+}
+
 }  // namespace
 
 std::vector<ShortAnswer> short_answers(const Calibrator& calibrator, const std::vector<ShortQuestion>& asked,
@@ -150,9 +161,18 @@ std::vector<double> answer_scores(std::vector<double> given, const std::vector<d
   return given;
 }
 
-size_t best_choice(const std::string& question, std::vector<double> scores, const std::vector<double>& probabilities) {
+size_t best_choice(const std::string& question, const std::vector<std::string>& choices, std::vector<double> scores,
+                   const std::vector<double>& probabilities) {
   if (!probabilities.empty() && !asks_about_part(question)) {
-    for (size_t i = 0; i < scores.size(); ++i) scores[i] += log_odds(probabilities.at(i));
+    // "unknown" is no statement about the picture: it is the answer if no other choice is likely.
+    double likeliest = 0;
+    for (size_t i = 0; i < scores.size(); ++i) {
+      if (!leaves_open(choices.at(i))) likeliest = std::max(likeliest, probabilities.at(i));
+    }
+    for (size_t i = 0; i < scores.size(); ++i) {
+      const bool never = leaves_open(choices[i]) == (likeliest >= kLeastLikely);
+      scores[i] += log_odds(probabilities[i]) - (never ? kNever : 0);
+    }
   }
   return static_cast<size_t>(std::max_element(scores.begin(), scores.end()) - scores.begin());
 }

@@ -33,7 +33,9 @@ std::vector<ShortAnswer> short_answers(const Calibrator& calibrator, const std::
 std::vector<double> answer_scores(std::vector<double> given, const std::vector<double>& without);
 
 // The number of the choice that fits a question best, by answer_scores and, unless the question asks about a part of
-// the picture, by the probability that each is true of the picture. Without probabilities: empty.
-size_t best_choice(const std::string& question, std::vector<double> scores, const std::vector<double>& probabilities);
+// the picture, by the probability that each is true of the picture. With these, a choice such as "unknown" or "other"
+// is made only if no other choice is likely. Without probabilities: empty.
+size_t best_choice(const std::string& question, const std::vector<std::string>& choices, std::vector<double> scores,
+                   const std::vector<double>& probabilities);
 
 }  // namespace blip2rt

@@ -342,6 +342,15 @@ does the|is there more than one dog?|who won the race?|what time of day is it?|
 where is the man?|what is the man eating from?"""
 
 
+@pytest.mark.parametrize("unknown", ["unknown", "Other", "none of these", "n/a", "not visible"])
+def test_an_open_choice_wins_only_if_no_other_is_likely(unknown: str) -> None:
+    choices, question = [unknown, "cat", "dog"], "what animal is it?"
+    assert native.best_choice(question, choices, [9.0, -5.0, -6.0], [0.9, 0.3, 0.2]) == 1
+    assert native.best_choice(question, choices, [-9.0, -5.0, -6.0], [0.001, 0.03, 0.02]) == 0
+    assert native.best_choice(question, choices[1:], [-5.0, -5.0], [0.02, 0.03]) == 1
+    assert native.best_choice("what colour is it?", choices, [9.0, -5.0, -6.0], [0.9, 0.3, 0.2]) == 0
+
+
 def test_other_questions_have_no_phrase_or_are_generated() -> None:
     for question in ("", *NO_PHRASE.replace("\n", "").split("|")):
         assert native.phrase_of(question) is None, question
