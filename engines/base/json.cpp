@@ -11,8 +11,12 @@ namespace blip2rt {
 // Reads a document from its first byte to its last.
 class JsonReader {
  public:
-  JsonReader(std::string& bytes, std::vector<JsonDocument::Node>& nodes)
-      : nodes_(nodes), start_(bytes.data()), at_(bytes.data()), end_(bytes.data() + bytes.size()) {}
+  JsonReader(std::string& bytes, std::vector<JsonDocument::Node>& nodes, std::string_view deferred)
+      : nodes_(nodes),
+        deferred_(deferred),
+        start_(bytes.data()),
+        at_(bytes.data()),
+        end_(bytes.data() + bytes.size()) {}
 
   void read() {
     value(0);
@@ -74,7 +78,14 @@ class JsonReader {
         skip_spaces();
         if (at_ == end_ || *at_ != '"') fail("no key");
         string();
+        const JsonDocument::Node& key = nodes_.back();
+        const bool is_deferred = deferred_ == std::string_view(start_ + key.begin, key.size);
         if (!take(':')) fail("no ':'");
+        skip_spaces();
+        if (is_deferred && *at_ == '[') {
+          defer();
+          continue;
+        }
       }
       value(depth + 1);
     } while (take(','));
@@ -82,46 +93,63 @@ class JsonReader {
     nodes_[node].size = static_cast<uint32_t>(nodes_.size() - node);
   }
 
+  // Finds the end of an array by its brackets, without branches that depend on its bytes.
+  void defer() {
+    const char* from = at_;
+    int open = 0;
+    bool quoted = false, escaped = false;
+    do {
+      if (at_ == end_) fail("an open array");
+      const char byte = *at_++;
+      quoted ^= (byte == '"') & !escaped;
+      escaped = (byte == '\\') & !escaped;
+      open += quoted ? 0 : (byte == '[') - (byte == ']');
+    } while (open > 0);
+    add(Json::kDeferred, from, at_);
+  }
+
   void number() {
     const char* from = at_;
-    while (at_ != end_ &&
-           ((*at_ >= '0' && *at_ <= '9') || *at_ == '-' || *at_ == '+' || *at_ == '.' || *at_ == 'e' || *at_ == 'E')) {
-      ++at_;
-    }
+    while (is_digit(*at_)) ++at_;
+    const char* const digits = at_;
+    while (is_digit(*at_) || *at_ == '-' || *at_ == '+' || *at_ == '.' || *at_ == 'e' || *at_ == 'E') ++at_;
+    const bool is_short = digits == at_ && at_ - from > 0 && at_ - from < 16;
+    if (is_short && (at_ - from == 1 || *from != '0')) return add(Json::kNumber, from, at_);
     double parsed;
     const auto [stop, error] = std::from_chars(from, at_, parsed);
     if (stop != at_ || error != std::errc() || !is_number({from, static_cast<size_t>(at_ - from)})) fail("no value");
     add(Json::kNumber, from, at_);
   }
 
+  static bool is_digit(char byte) { return byte >= '0' && byte <= '9'; }
+
   // What std::from_chars takes and JSON does not: 01, .5, 5.
   static bool is_number(std::string_view text) {
-    const auto is_digit = [&text](size_t at) { return at < text.size() && text[at] >= '0' && text[at] <= '9'; };
+    const auto has_digit = [&text](size_t at) { return at < text.size() && is_digit(text[at]); };
     const size_t first = text.substr(0, 1) == "-" ? 1 : 0, point = text.find('.');
-    return is_digit(first) && !(text[first] == '0' && is_digit(first + 1)) &&
-           (point == std::string_view::npos || is_digit(point + 1));
+    return has_digit(first) && !(text[first] == '0' && has_digit(first + 1)) &&
+           (point == std::string_view::npos || has_digit(point + 1));
   }
 
   void string() {
     const char* from = ++at_;
-    while (at_ != end_ && *at_ != '"' && *at_ != '\\') check(*at_++);
+    while (is_plain(*at_)) ++at_;
     char* to = at_;
-    while (at_ != end_ && *at_ != '"') {
+    for (; *at_ != '"';) {
       if (*at_ == '\\') {
         unescape(to);
-      } else {
-        check(*at_);
+      } else if (is_plain(*at_)) {
         *to++ = *at_++;
+      } else {
+        fail(at_ == end_ ? "an open string" : "a control character in a string");
       }
     }
-    if (at_ == end_) fail("an open string");
     ++at_;
     add(Json::kString, from, to);
   }
 
-  void check(char byte) const {
-    if (static_cast<unsigned char>(byte) < 0x20) fail("a control character in a string");
-  }
+  // A null byte, which is not plain, ends the document.
+  static bool is_plain(char byte) { return static_cast<unsigned char>(byte) >= 0x20 && byte != '"' && byte != '\\'; }
 
   // Reads an escape sequence and writes its character, which is never longer.
   void unescape(char*& to) {
@@ -155,16 +183,17 @@ class JsonReader {
   }
 
   std::vector<JsonDocument::Node>& nodes_;
+  const std::string_view deferred_;
   char *start_, *at_, *end_;
 };
 
-JsonDocument::JsonDocument(std::string& bytes) : bytes_(bytes) {
+JsonDocument::JsonDocument(std::string& bytes, std::string_view deferred) : bytes_(bytes) {
   if (bytes.size() >= UINT32_MAX) throw std::runtime_error("not JSON: it has 4 GiB or more");
   if (!is_utf8(bytes)) throw std::runtime_error("not JSON: invalid UTF-8");
   constexpr size_t kBytesPerNode = 6;  // of a tokenizer.json; pages that are not written take no memory
   nodes_.reserve(bytes.size() / kBytesPerNode);
   nodes_.push_back({0, 1, Json::kNull});
-  JsonReader(bytes, nodes_).read();
+  JsonReader(bytes, nodes_, deferred).read();
 }
 
 Json::Kind Json::kind() const { return document_->nodes_[at_].kind; }
@@ -199,11 +228,20 @@ std::string_view Json::digits() const {
 }
 
 uint32_t Json::whole() const {
+  uint32_t whole = 0;
+  const std::string_view digits = this->digits();
+  const auto [stop, error] = std::from_chars(digits.data(), digits.data() + digits.size(), whole);
+  if (stop == digits.data() + digits.size() && error == std::errc()) return whole;
   const double parsed = number();
   if (!(parsed >= 0 && parsed <= UINT32_MAX && parsed == static_cast<double>(static_cast<uint32_t>(parsed)))) {
     throw std::runtime_error("a value that should be a whole number is not");
   }
   return static_cast<uint32_t>(parsed);
+}
+
+std::string_view Json::deferred() const {
+  const auto& node = document_->nodes_[at_];
+  return kind() == kDeferred ? std::string_view(document_->bytes_).substr(node.begin, node.size) : std::string_view();
 }
 
 bool Json::flag() const {

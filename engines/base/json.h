@@ -13,7 +13,7 @@ class JsonDocument;
 // A value of a document, which must outlive it. Values that are missing are null.
 class Json {
  public:
-  enum Kind : uint8_t { kNull, kFalse, kTrue, kNumber, kString, kArray, kObject };
+  enum Kind : uint8_t { kNull, kFalse, kTrue, kNumber, kString, kDeferred, kArray, kObject };
 
   Kind kind() const;
   explicit operator bool() const { return kind() != kNull; }
@@ -27,6 +27,7 @@ class Json {
   std::string_view digits() const;  // a number as it is written
   uint32_t whole() const;
   bool flag() const;
+  std::string_view deferred() const;  // the bytes of a deferred array
 
   // Walks over the values of an array, or over keys and values of an object in turn: for (Json each : array).
   class Iterator {
@@ -53,8 +54,9 @@ class Json {
 
 class JsonDocument {
  public:
-  // Parses `bytes`, which are changed and must outlive the document. Throws std::runtime_error.
-  explicit JsonDocument(std::string& bytes);
+  // Parses `bytes`, which are changed and must outlive the document. Throws std::runtime_error. An array of the key
+  // `deferred` is left as it is, for a document of its own, which may find faults in it.
+  explicit JsonDocument(std::string& bytes, std::string_view deferred = {});
   JsonDocument(const JsonDocument&) = delete;
   Json root() const { return {*this, 1}; }
 
@@ -62,7 +64,7 @@ class JsonDocument {
   friend class Json;
   friend class JsonReader;
   struct Node {
-    uint32_t begin;  // of a string's or number's bytes
+    uint32_t begin;  // of the bytes of a string, number or deferred array
     uint32_t size;   // of the bytes; of an array or object: the nodes in it, itself included
     Json::Kind kind;
   };

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 namespace blip2rt {
 namespace {
@@ -15,12 +16,13 @@ size_t size_at(std::string_view text, size_t i) {
   const uint8_t first = byte(i);
   const size_t size = first < 0x80 ? 1 : first >> 5 == 6 ? 2 : first >> 4 == 14 ? 3 : first >> 3 == 30 ? 4 : 0;
   if (size < 2) return size;
+  if (size == 2) return first >= 0xC2 && byte(i + 1) >> 6 == 2 ? 2 : 0;
   uint32_t code = first & (0x7Fu >> size);
   for (size_t more = 1; more < size; ++more) {
     if (byte(i + more) >> 6 != 2) return 0;
     code = code << 6 | (byte(i + more) & 63u);
   }
-  constexpr uint32_t kSmallest[] = {0, 0, 0x80, 0x800, 0x10000};
+  constexpr uint32_t kSmallest[] = {0, 0, 0, 0x800, 0x10000};
   const bool surrogate = code >= 0xD800 && code < 0xE000;
   return code < kSmallest[size] || code > 0x10FFFF || surrogate ? 0 : size;
 }
@@ -28,8 +30,13 @@ size_t size_at(std::string_view text, size_t i) {
 }  // namespace
 
 bool is_utf8(std::string_view text) {
+  constexpr uint64_t kHighBits = 0x8080808080808080;
   for (size_t i = 0, size = 0; i < text.size(); i += size) {
-    size = size_at(text, i);
+    uint64_t eight = kHighBits;
+    if (text.size() - i >= sizeof eight) std::memcpy(&eight, text.data() + i, sizeof eight);
+    eight &= kHighBits;
+    size = eight == 0 ? sizeof eight : static_cast<size_t>(__builtin_ctzll(eight)) / 8;  // characters of ASCII
+    if (size == 0) size = size_at(text, i);
     if (size == 0) return false;
   }
   return true;

@@ -20,6 +20,7 @@ std::string shown(Json value) {
     case Json::kTrue: return "True";
     case Json::kNumber: return shortened(value.digits());
     case Json::kString: return in_quotes(value.text());
+    case Json::kDeferred: return "a list";
     case Json::kArray: return value.size() == 0 ? "[]" : "a list";
     case Json::kObject: return value.size() == 0 ? "{}" : "an object";
   }

@@ -174,12 +174,13 @@ bool Node::has_list(std::string_view name, const std::vector<uint64_t>& list) co
 }
 
 Graph::Graph(std::string_view graph) {
-  std::set<std::string_view> named;
-  const auto name_once = [&named](std::string_view name) {
-    if (!name.empty() && !named.insert(name).second)
-      throw std::runtime_error("two values of the graph have the same name");
+  const auto require = [](bool is_new) {
+    if (!is_new) throw std::runtime_error("two values of the graph have the same name");
   };
   protobuf::Field field;
+  size_t count = 0;
+  for (protobuf::Reader reader(graph); reader.next(field);) count += field.number == kNode;
+  nodes.reserve(count);
   for (protobuf::Reader reader(graph); reader.next(field);) {
     switch (field.number) {
       case kInitializer: {
@@ -194,14 +195,12 @@ Graph::Graph(std::string_view graph) {
         has_graph = has_graph || nodes.back().has_graph;
         for (std::string_view input : nodes.back().inputs) ++use_counts[input];
         for (std::string_view output : nodes.back().outputs) {
-          name_once(output);
-          producers[output] = nodes.size() - 1;
+          require(output.empty() || producers.emplace(output, nodes.size() - 1).second);
         }
         break;
       case kGraphInput: {
         const std::string_view name = submessage(field.bytes, kValueName);
-        name_once(name);
-        inputs[name] = element_type(field.bytes);
+        require(inputs.emplace(name, element_type(field.bytes)).second || name.empty());
         input_ranks[name] = rank(field.bytes);
         break;
       }
@@ -215,8 +214,11 @@ Graph::Graph(std::string_view graph) {
       default: break;
     }
   }
-  for (const auto& [name, dtype] : inputs) constants.erase(name);  // a caller may override them
-  for (const auto& [name, constant] : constants) name_once(name);
+  for (const auto& [name, dtype] : inputs) {
+    constants.erase(name);  // a caller may override them
+    require(producers.count(name) == 0);
+  }
+  for (const auto& [name, constant] : constants) require(producers.count(name) == 0);
 }
 
 bool Graph::has(std::string_view value) const {

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/names.h"
 #include "base/tensor.h"
 
 namespace blip2rt {
@@ -69,10 +70,10 @@ struct Constant {
 
 // A graph (GraphProto), as views of its bytes.
 struct Graph {
-  std::map<std::string_view, Constant> constants;
+  NameMap<Constant> constants;
   std::vector<Node> nodes;
-  std::map<std::string_view, size_t> use_counts;  // value -> number of nodes and graph outputs that read it
-  std::map<std::string_view, size_t> producers;   // value -> index of its node in `nodes`
+  NameMap<size_t> use_counts;  // value -> number of nodes and graph outputs that read it
+  NameMap<size_t> producers;   // value -> index of its node in `nodes`
   std::map<std::string_view, DType> inputs;
   std::map<std::string_view, size_t> input_ranks;  // 0 if the graph declares no shape
   std::set<std::string_view> outputs;

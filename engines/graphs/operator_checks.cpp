@@ -150,7 +150,7 @@ class FloatingValues {
     if (floating) names_.insert(name);
   }
 
-  std::set<std::string_view> names_;
+  NameSet names_;
 };
 
 // Integers must not be divided by 0, nor the lowest by -1.

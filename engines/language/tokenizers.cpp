@@ -54,13 +54,13 @@ std::vector<std::string> split(std::string_view text, const std::vector<std::str
 
 }  // namespace
 
-std::unique_ptr<Tokenizer> open_tokenizer(const std::string& file) {
+std::unique_ptr<Tokenizer> open_tokenizer(const std::string& file, bool probe) {
   const auto error_of = [&](const char* fault, const std::exception& error) {
     return Error(ErrorKind::kModel, file + fault + error.what());
   };
   try {
     auto tokenizer = std::make_unique<Tokenizer>(read_regular(file, kMaxTokenizerBytes));
-    tokenizer->decode(tokenizer->encode(TextPiece{kProbe}, true), false);
+    if (probe) tokenizer->decode(tokenizer->encode(TextPiece{kProbe}, true), false);
     return tokenizer;
   } catch (const TokenizerError& error) {
     if (error.kind == TokenizerError::kUnknown) throw error_of(" needs what no supported tokenizer has: ", error);
@@ -163,9 +163,10 @@ Ids LlmTokenizer::shown(const Ids& ids) const {
 std::shared_ptr<const Vocabulary> LlmTokenizer::vocabulary() const {
   const std::lock_guard lock(vocabulary_mutex_);
   if (vocabulary_ == nullptr) {
-    vocabulary_ = guarded(file_, [&] {
-      return std::make_shared<const Vocabulary>(tokenizer_->token_bytes(static_cast<size_t>(spec_.vocab_size)));
-    });
+    auto made = std::make_shared<Vocabulary>();
+    const auto add = [&made](std::string_view token) { made->add(token); };
+    guarded(file_, [&] { tokenizer_->each_token(static_cast<size_t>(spec_.vocab_size), add); });
+    vocabulary_ = std::move(made);
   }
   return vocabulary_;
 }

@@ -199,9 +199,9 @@ void bind_guides(nb::module_& m) {
       .def(
           "__init__",
           [](PythonVocabulary* self, const std::vector<nb::bytes>& tokens) {
-            std::vector<std::string> texts;
-            for (const nb::bytes& token : tokens) texts.emplace_back(token.c_str(), token.size());
-            new (self) PythonVocabulary{std::make_shared<const Vocabulary>(texts)};
+            auto made = std::make_shared<Vocabulary>();
+            for (const nb::bytes& token : tokens) made->add({token.c_str(), token.size()});
+            new (self) PythonVocabulary{std::move(made)};
           },
           "tokens"_a)
       .def("__len__", [](const PythonVocabulary& self) { return self.shared->size(); })

@@ -31,7 +31,7 @@ Ids encode(const Tokenizer& self, const std::vector<std::pair<std::string, bool>
 
 std::vector<nb::bytes> token_bytes(const Tokenizer& self, size_t size) {
   std::vector<nb::bytes> list;
-  for (const std::string& text : self.token_bytes(size)) list.emplace_back(text.data(), text.size());
+  self.each_token(size, [&](std::string_view text) { list.emplace_back(text.data(), text.size()); });
   return list;
 }
 

@@ -12,11 +12,9 @@ namespace blip2rt {
 
 class Vocabulary {
  public:
-  explicit Vocabulary(const std::vector<std::string>& tokens) {
-    for (const std::string& token : tokens) {
-      bytes_ += token;
-      ends_.push_back(bytes_.size());
-    }
+  void add(std::string_view token) {
+    bytes_ += token;
+    ends_.push_back(bytes_.size());
   }
 
   size_t size() const { return ends_.size() - 1; }

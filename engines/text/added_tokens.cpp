@@ -67,6 +67,7 @@ void AddedTokens::add(Set& set, bool normalized) {
 }
 
 const AddedToken* AddedTokens::find(int64_t id) const {
+  if (all_.empty() || id > all_.back().id) return nullptr;
   const auto found = std::lower_bound(all_.begin(), all_.end(), id,
                                       [](const AddedToken& token, int64_t wanted) { return token.id < wanted; });
   return found != all_.end() && found->id == id ? &*found : nullptr;

@@ -1,4 +1,5 @@
 // Byte pair encoding (Sennrich et al., arXiv:1508.07909), byte-level or with byte fallback.
+#include <mutex>
 #include <queue>
 #include <string>
 #include <utility>
@@ -20,7 +21,8 @@ class Bpe : public TokenModel {
         unknown_(optional_text(model["unk_token"])),
         fuses_unknown_(is_true(model["fuse_unk"])),
         byte_fallback_(is_true(model["byte_fallback"])),
-        ignores_merges_(is_true(model["ignore_merges"])) {
+        ignores_merges_(is_true(model["ignore_merges"])),
+        unread_(model["merges"].deferred()) {
     if (model["dropout"] && model["dropout"].number() != 0) {
       throw TokenizerError(TokenizerError::kUnknown, "a model with dropout");
     }
@@ -29,7 +31,7 @@ class Bpe : public TokenModel {
         throw TokenizerError(TokenizerError::kUnknown, std::string("a BPE model with ") + affix);
       }
     }
-    read_merges(model["merges"]);
+    if (unread_.empty()) throw TokenizerError(TokenizerError::kUnknown, "a BPE model without merges");
   }
 
   void encode(std::string_view word, std::vector<int64_t>& ids) const override {
@@ -40,6 +42,17 @@ class Bpe : public TokenModel {
         return;
       }
     }
+    std::call_once(merges_read_, [this] {
+      std::string json(unread_);
+      try {
+        read_merges(JsonDocument(json).root());
+      } catch (const TokenizerError&) {
+        throw;
+      } catch (const std::runtime_error& error) {
+        throw TokenizerError(TokenizerError::kInvalid, error.what());
+      }
+      std::string().swap(unread_);
+    });
     std::vector<Symbol> symbols = symbols_of(word);
     merge(symbols);
     for (const Symbol& symbol : symbols) {
@@ -74,10 +87,10 @@ class Bpe : public TokenModel {
                        [&](uint32_t i) { return merges_[i].left == left && merges_[i].right == right; });
   }
 
-  void read_merges(Json merges) {
-    if (merges.kind() != Json::kArray) throw TokenizerError(TokenizerError::kUnknown, "a BPE model without merges");
+  void read_merges(Json merges) const {
     const size_t count = merges.size();
     index_ = HashIndex(count);
+    merges_.clear();
     merges_.reserve(count);
     std::string both;
     uint32_t next = 0;  // where vocabularies usually have the token of a merge
@@ -91,9 +104,9 @@ class Bpe : public TokenModel {
         right = text.substr(space + 1);
       } else {
         auto at = merge.begin();
-        if (!(at != merge.end())) unknown("");
+        if (!(at != merge.end()) || (*at).kind() != Json::kString) unknown("");
         left = (*at).text();
-        if (!(++at != merge.end())) unknown(left);
+        if (!(++at != merge.end()) || (*at).kind() != Json::kString) unknown(left);
         right = (*at).text();
       }
       both.assign(left).append(right);
@@ -102,7 +115,7 @@ class Bpe : public TokenModel {
     }
   }
 
-  void add_merge(Merge merge) {
+  void add_merge(Merge merge) const {
     const uint32_t before = rank(merge.left, merge.right);
     if (before != HashIndex::kNone) unknown(vocabulary_.text(merge.both));  // twice; the second would count
     index_.add(hash(merge.left, merge.right), static_cast<uint32_t>(merges_.size()));
@@ -187,8 +200,10 @@ class Bpe : public TokenModel {
 
   const std::string unknown_;
   const bool fuses_unknown_, byte_fallback_, ignores_merges_;
-  HashIndex index_;
-  std::vector<Merge> merges_;  // by rank
+  mutable std::once_flag merges_read_;
+  mutable std::string unread_;  // the merges' JSON, until they are read
+  mutable HashIndex index_;
+  mutable std::vector<Merge> merges_;  // by rank
 };
 
 }  // namespace

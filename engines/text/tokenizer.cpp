@@ -26,7 +26,7 @@ void require_bounded(const char* part, double growth) {
 
 struct Tokenizer::Parts {
   explicit Parts(std::string json) {
-    const JsonDocument document(json);
+    const JsonDocument document(json, "merges");
     const Json root = document.root();
     if (root["version"] && root["version"].text() != "1.0")
       unknown_part("the version " + quoted(root["version"].text()));
@@ -118,28 +118,32 @@ std::string Tokenizer::decode(const int64_t* ids, size_t count, bool skip_specia
   return text;
 }
 
-std::vector<std::string> Tokenizer::token_bytes(size_t size) const {
+void Tokenizer::each_token(size_t size, const std::function<void(std::string_view)>& take) const {
   Ids before;  // so that a token is one within a text
-  for (const char* text : {"a", "0", "the"}) {
-    if (before.empty()) before = encode(TextPiece{text}, false);
-  }
-  const size_t start = decode(before, false).size();
-  const auto bytes_of = [&](int64_t id) {
-    const auto text = parts_->text_of(id);
-    if (!text || parts_->is_special(id)) return std::string(text.value_or(""));
-    std::string bytes;
-    if (parts_->decoder.byte_level && append_bytes(*text, bytes)) return bytes;
-    const int byte = byte_token(*text);
-    if (parts_->decoder.byte_fallback && byte >= 0) return std::string(1, static_cast<char>(byte));
+  size_t start = 0;
+  const auto within_text = [&](int64_t id) {
+    for (const char* text : {"a", "0", "the"}) {
+      if (before.empty()) before = encode(TextPiece{text}, false);
+    }
+    if (start == 0) start = decode(before, false).size();
     before.push_back(id);
     std::string whole = decode(before, false);
     before.pop_back();
-    return whole.substr(std::min(start, whole.size()));
+    return whole.erase(0, start);
   };
-  std::vector<std::string> all;
-  all.reserve(size);
-  for (size_t id = 0; id < size; ++id) all.push_back(bytes_of(static_cast<int64_t>(id)));
-  return all;
+  std::string bytes;
+  for (size_t i = 0; i < size; ++i) {
+    const auto id = static_cast<int64_t>(i);
+    const auto text = parts_->text_of(id);
+    bytes.clear();
+    if (!text || parts_->is_special(id)) {
+      bytes = text.value_or("");
+    } else if (!parts_->decoder.byte_level || !append_bytes(*text, bytes)) {
+      const int byte = byte_token(*text);
+      bytes = parts_->decoder.byte_fallback && byte >= 0 ? std::string(1, static_cast<char>(byte)) : within_text(id);
+    }
+    take(bytes);
+  }
 }
 
 std::vector<AddedToken> Tokenizer::added_tokens() const { return parts_->added->all(); }

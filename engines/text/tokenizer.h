@@ -4,8 +4,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "text/tokenizer_types.h"
@@ -17,7 +19,8 @@ class Tokenizer {
  public:
   using Ids = std::vector<int64_t>;
 
-  // Opens the bytes of a tokenizer.json. Its padding and truncation are ignored. Throws TokenizerError.
+  // Opens the bytes of a tokenizer.json. Its padding and truncation are ignored. Throws TokenizerError. The merges of a
+  // BPE model, two thirds of the work, are read when the first text is encoded, which throws if they are wrong.
   explicit Tokenizer(std::string json);
   ~Tokenizer();
 
@@ -32,9 +35,9 @@ class Tokenizer {
   std::string decode(const int64_t* ids, size_t count, bool skip_special) const;
   std::string decode(const Ids& ids, bool skip_special) const { return decode(ids.data(), ids.size(), skip_special); }
 
-  // The bytes that each of the tokens 0 to size - 1 adds to a text: a token may hold half a character. A special token
-  // has the bytes of its name, an unknown id none.
-  std::vector<std::string> token_bytes(size_t size) const;
+  // Calls `take` with the bytes that each of the tokens 0 to size - 1 adds to a text: a token may hold half a
+  // character. A special token has the bytes of its name, an unknown id none.
+  void each_token(size_t size, const std::function<void(std::string_view)>& take) const;
 
   std::vector<AddedToken> added_tokens() const;
 
