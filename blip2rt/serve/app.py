@@ -22,11 +22,10 @@ from .protocols import ollama, openai, routes
 from .service import Call, Service
 
 _FOLDER = Path(__file__).parent / "pages"
-# Nothing is loaded from elsewhere. docs.html is one file with its style and script; index.html allows itself less.
+# Nothing is loaded from elsewhere, and no script or style is written into a page.
 _CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' blob: data:; media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 

@@ -19,7 +19,7 @@ from .logs import LOG
 from .metrics import Metrics
 from .settings import Settings
 
-_PARTS = ("page.css", "page.js", "server.js", "coffee.jpg", "camera.jpg")
+_PARTS = ("page.css", "page.js", "server.js", "docs.css", "docs.js", "coffee.jpg", "camera.jpg")
 PAGES = {"/": "index.html", "/docs": "docs.html", **{f"/{name}": name for name in _PARTS}}  # path -> file
 _NO_KEY_NEEDED = (*PAGES, "/health", "/ready", "/openapi.json", "/api/version")
 MAX_HEAD_BYTES = 1 << 16  # request line and headers

@@ -6,6 +6,7 @@
 
 #include "base/tensor.h"
 #include "base/utf8.h"
+#include "graphs/onnx_graph.h"
 #include "graphs/protobuf.h"
 
 namespace blip2rt {
@@ -16,37 +17,11 @@ using protobuf::Reader;
 
 constexpr uint32_t kGraph = 7, kInput = 11, kOutput = 12;  // of ModelProto; of GraphProto
 
-// The last value of a field of a message, or an empty view.
-std::string_view message(std::string_view bytes, uint32_t number) {
-  std::string_view found;
-  Field field;
-  for (Reader reader(bytes); reader.next(field);) {
-    if (field.number == number && field.wire == protobuf::kBytes) found = field.bytes;
-  }
-  return found;
-}
-
-Axis read_axis(std::string_view dimension) {
-  Axis axis = std::string();
-  Field field;
-  for (Reader reader(dimension); reader.next(field);) {
-    if (field.number == 1 && field.wire == protobuf::kVarint) axis = static_cast<int64_t>(field.value);
-    if (field.number == 2 && field.wire == protobuf::kBytes) axis = std::string(field.bytes);
-  }
-  return axis;
-}
-
 TensorSpec read_tensor(std::string_view value) {
-  TensorSpec tensor{std::string(message(value, 1)), dtype_name(DType::kUndefined), {}};
-  const std::string_view type = message(message(value, 2), 1);
-  Field field;
-  for (Reader reader(type); reader.next(field);) {
-    if (field.number == 1) tensor.dtype = dtype_name(static_cast<DType>(field.value));
-    if (field.number != 2) continue;
-    Field dimension;
-    for (Reader shape(field.bytes); shape.next(dimension);) {
-      if (dimension.number == 1) tensor.shape.push_back(read_axis(dimension.bytes));
-    }
+  const ValueInfo info(value);
+  TensorSpec tensor{std::string(info.name), dtype_name(info.dtype), {}};
+  for (const ValueInfo::Axis& axis : info.shape) {
+    tensor.shape.push_back(axis.size ? Axis(*axis.size) : Axis(std::string(axis.name)));
   }
   return tensor;
 }
@@ -95,7 +70,7 @@ void compare(Faults& faults, const std::string& graph, const std::vector<TensorS
 }  // namespace
 
 GraphTensors read_graph_tensors(std::string_view model) {
-  const std::string_view graph = message(model, kGraph);
+  const std::string_view graph = protobuf::submessage(model, kGraph);
   if (graph.data() == nullptr) throw std::runtime_error("it is no ONNX model");
   GraphTensors tensors;
   Field field;
@@ -113,9 +88,8 @@ void append_differences(Faults& faults, const Component& component, const GraphT
 
 std::string with_axis_sizes(std::string_view model, const std::map<std::string, uint64_t>& sizes) {
   Edit edit = [&sizes](std::string_view dimension) {
-    const Axis axis = read_axis(dimension);
-    const auto* name = std::get_if<std::string>(&axis);
-    const auto size = name == nullptr ? sizes.end() : sizes.find(*name);
+    constexpr uint32_t kName = 2;
+    const auto size = sizes.find(std::string(protobuf::submessage(dimension, kName)));
     if (size == sizes.end()) return std::string(dimension);
     std::string fixed;
     protobuf::write(fixed, 1, size->second);

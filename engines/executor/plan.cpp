@@ -73,29 +73,10 @@ std::string title_of(const Node& node) {
   return "node " + quoted(name) + " (" + std::string(single_line(node.op_type)) + ")";
 }
 
-// Reads a ValueInfoProto; the field numbers are those of onnx.proto.
 Port read_port(std::string_view value) {
-  Port port;
-  protobuf::Field field, type, tensor, shape, axis;
-  for (protobuf::Reader reader(value); reader.next(field);) {
-    if (field.number == 1) port.name = field.bytes;
-    if (field.number != 2) continue;
-    for (protobuf::Reader types(field.bytes); types.next(type);) {
-      if (type.number != 1) continue;
-      for (protobuf::Reader tensors(type.bytes); tensors.next(tensor);) {
-        if (tensor.number == 1) port.tensor.dtype = static_cast<DType>(tensor.value);
-        if (tensor.number != 2) continue;
-        for (protobuf::Reader shapes(tensor.bytes); shapes.next(shape);) {
-          if (shape.number != 1) continue;
-          int64_t size = -1;
-          for (protobuf::Reader axes(shape.bytes); axes.next(axis);) {
-            if (axis.number == 1) size = static_cast<int64_t>(axis.value);
-          }
-          port.tensor.shape.push_back(size);
-        }
-      }
-    }
-  }
+  const ValueInfo info(value);
+  Port port{std::string(info.name), {info.dtype, {}}};
+  for (const ValueInfo::Axis& axis : info.shape) port.tensor.shape.push_back(axis.size.value_or(-1));
   return port;
 }
 

@@ -2,6 +2,7 @@
 #include "graphs/onnx_graph.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <set>
 #include <stdexcept>
@@ -10,6 +11,8 @@
 
 namespace blip2rt {
 namespace {
+
+using protobuf::submessage;
 
 // Field numbers of onnx.proto.
 enum ModelField : uint32_t { kGraph = 7, kOpsetImport = 8, kTraining = 20, kFunction = 25 };
@@ -31,35 +34,6 @@ void append(const protobuf::Field& field, std::vector<uint64_t>& to) {
   } else {
     to.push_back(field.value);
   }
-}
-
-// Returns a submessage, or an empty view if there is none.
-std::string_view submessage(std::string_view message, uint32_t number) {
-  std::string_view part;
-  protobuf::Field field;
-  for (protobuf::Reader reader(message); reader.next(field);) {
-    if (field.number == number) part = field.bytes;
-  }
-  return part;
-}
-
-// Returns a tensor's element type from a ValueInfoProto.
-DType element_type(std::string_view value) {
-  DType dtype = DType::kUndefined;
-  protobuf::Field field;
-  for (protobuf::Reader reader(submessage(submessage(value, kValueType), kTensorType)); reader.next(field);) {
-    if (field.number == kElementType) dtype = static_cast<DType>(field.value);
-  }
-  return dtype;
-}
-
-// Returns the number of axes in a tensor's ValueInfoProto.
-size_t rank(std::string_view value) {
-  size_t axes = 0;
-  protobuf::Field field;
-  const std::string_view tensor = submessage(submessage(value, kValueType), kTensorType);
-  for (protobuf::Reader reader(submessage(tensor, kShape)); reader.next(field);) axes += field.number == kDimension;
-  return axes;
 }
 
 // Reads an entry of external data, which read_graph has validated.
@@ -94,6 +68,36 @@ void write_attribute(std::string& node, std::string_view name, uint32_t field, u
 }
 
 }  // namespace
+
+size_t NameHash::operator()(std::string_view name) const {
+  // Unknown to who wrote the graph. An empty root has no device of random numbers.
+  static const auto now = static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
+  static const uint64_t key = (now ^ reinterpret_cast<uintptr_t>(&name)) * 0x9E3779B97F4A7C15 | 1;
+  uint64_t hash = key ^ name.size();
+  for (size_t at = 0; at < name.size(); at += sizeof hash) {
+    uint64_t eight = 0;
+    std::memcpy(&eight, name.data() + at, std::min(sizeof eight, name.size() - at));
+    __extension__ const auto product = static_cast<unsigned __int128>(hash ^ eight) * key;
+    hash = static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64);
+  }
+  return hash;
+}
+
+ValueInfo::ValueInfo(std::string_view bytes) : name(submessage(bytes, kValueName)) {
+  protobuf::Field field, dimension, part;
+  for (protobuf::Reader tensor(submessage(submessage(bytes, kValueType), kTensorType)); tensor.next(field);) {
+    if (field.number == kElementType) dtype = static_cast<DType>(field.value);
+    if (field.number != kShape) continue;
+    for (protobuf::Reader dimensions(field.bytes); dimensions.next(dimension);) {
+      if (dimension.number != kDimension) continue;
+      Axis& axis = shape.emplace_back();
+      for (protobuf::Reader parts(dimension.bytes); parts.next(part);) {
+        if (part.number == kDimValue) axis.size = static_cast<int64_t>(part.value);
+        if (part.number == kDimName) axis.name = part.bytes;
+      }
+    }
+  }
+}
 
 Node::Node(std::string_view bytes) {
   protobuf::Field field;
@@ -199,9 +203,9 @@ Graph::Graph(std::string_view graph) {
         }
         break;
       case kGraphInput: {
-        const std::string_view name = submessage(field.bytes, kValueName);
-        require(inputs.emplace(name, element_type(field.bytes)).second || name.empty());
-        input_ranks[name] = rank(field.bytes);
+        const ValueInfo input(field.bytes);
+        require(inputs.emplace(input.name, input.dtype).second || input.name.empty());
+        input_ranks[input.name] = input.shape.size();
         break;
       }
       case kValueInfo: has_value_info = true; break;

@@ -5,16 +5,37 @@
 #include <cstdint>
 #include <initializer_list>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
-#include "base/names.h"
 #include "base/tensor.h"
 
 namespace blip2rt {
+
+// Hashes names with a key of the process, so that nobody can write a graph whose names collide.
+struct NameHash {
+  size_t operator()(std::string_view name) const;
+};
+template <class T>
+using NameMap = std::unordered_map<std::string_view, T, NameHash>;
+
+// A tensor that a graph declares (ValueInfoProto), as views of its bytes.
+struct ValueInfo {
+  struct Axis {
+    std::optional<int64_t> size;
+    std::string_view name;
+  };
+  std::string_view name;
+  DType dtype = DType::kUndefined;
+  std::vector<Axis> shape;
+
+  explicit ValueInfo(std::string_view bytes);
+};
 
 // A node (NodeProto), as views of the graph's bytes.
 struct Node {

@@ -147,10 +147,10 @@ class FloatingValues {
 
  private:
   void add(std::string_view name, bool floating) {
-    if (floating) names_.insert(name);
+    if (floating) names_.emplace(name, true);
   }
 
-  NameSet names_;
+  NameMap<bool> names_;
 };
 
 // Integers must not be divided by 0, nor the lowest by -1.

@@ -70,6 +70,16 @@ class Reader {
   std::string_view rest_;
 };
 
+// The last value of a field of a message, or an empty view.
+inline std::string_view submessage(std::string_view message, uint32_t number) {
+  std::string_view found;
+  Field field;
+  for (Reader reader(message); reader.next(field);) {
+    if (field.number == number && field.wire == kBytes) found = field.bytes;
+  }
+  return found;
+}
+
 // Calls take(number) for each number of a packed field.
 template <class F>
 void each_packed(std::string_view bytes, const F& take) {

@@ -14,8 +14,7 @@ namespace blip2rt {
 namespace {
 
 constexpr uint64_t kMaxTokenizerBytes = 256 << 20;  // Gemma's has 33 MB
-constexpr const char* kProbe = "A dog, 2 cats; Ünïcode 日本 \u200d.";
-constexpr size_t kMaxTokenCharacters = 100;  // a longer text than this times the model's tokens cannot fit
+constexpr size_t kMaxTokenCharacters = 100;         // a longer text than this times the model's tokens cannot fit
 
 // Special tokens of chat models that begin or end a turn.
 const std::set<std::string, std::less<>> kTurns = {
@@ -54,14 +53,12 @@ std::vector<std::string> split(std::string_view text, const std::vector<std::str
 
 }  // namespace
 
-std::unique_ptr<Tokenizer> open_tokenizer(const std::string& file, bool probe) {
+std::unique_ptr<Tokenizer> open_tokenizer(const std::string& file) {
   const auto error_of = [&](const char* fault, const std::exception& error) {
     return Error(ErrorKind::kModel, file + fault + error.what());
   };
   try {
-    auto tokenizer = std::make_unique<Tokenizer>(read_regular(file, kMaxTokenizerBytes));
-    if (probe) tokenizer->decode(tokenizer->encode(TextPiece{kProbe}, true), false);
-    return tokenizer;
+    return std::make_unique<Tokenizer>(read_regular(file, kMaxTokenizerBytes));
   } catch (const TokenizerError& error) {
     if (error.kind == TokenizerError::kUnknown) throw error_of(" needs what no supported tokenizer has: ", error);
     throw error_of(error.kind == TokenizerError::kUnsafe ? " is not a safe tokenizer: " : " is not a tokenizer: ",

@@ -90,8 +90,8 @@ class QFormerTokenizer {
   bool special_tokens_;
 };
 
-// Opens a tokenizer.json. Throws Error. `probe`: encode a text, which reads what Tokenizer leaves to the first one.
-std::unique_ptr<Tokenizer> open_tokenizer(const std::string& file, bool probe = true);
+// Opens a tokenizer.json. Throws Error.
+std::unique_ptr<Tokenizer> open_tokenizer(const std::string& file);
 
 // Throws Error unless a text is UTF-8.
 void check_text(const std::string& text);

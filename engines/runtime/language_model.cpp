@@ -24,8 +24,7 @@ LanguageSpec language_spec(const Manifest& manifest) {
 
 LanguageModel::LanguageModel(const Bundle& bundle, Graphs& graphs, bool special_tokens)
     : Language(language_spec(bundle.manifest), bundle.file(bundle.manifest.llm->tokenizer),
-               open_tokenizer(bundle.file(bundle.manifest.llm->tokenizer), false), *bundle.manifest.llm,
-               special_tokens),
+               open_tokenizer(bundle.file(bundle.manifest.llm->tokenizer)), *bundle.manifest.llm, special_tokens),
       graphs_(graphs) {}
 
 Texts LanguageModel::generate(const Tensor& prefix_embeds, const Task& task, Clock::time_point start,

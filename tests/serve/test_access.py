@@ -175,3 +175,4 @@ def test_pages_load_nothing_from_elsewhere(nano: ServerProcess) -> None:
             assert nano.get(f"/{part}").status == 200, part
         policy = page.headers["content-security-policy"]
         assert "default-src 'none'" in policy and "connect-src 'self'" in policy and "frame-ancestors 'none'" in policy
+        assert "unsafe" not in policy
