@@ -10,17 +10,7 @@
 namespace blip2rt {
 
 // TensorProto.DataType and ONNXTensorElementDataType: the types that our graphs use.
-enum class DType : int {
-  kUndefined = 0,
-  kFloat32 = 1,
-  kUInt8 = 2,
-  kInt8 = 3,
-  kInt32 = 6,
-  kInt64 = 7,
-  kBool = 9,
-  kFloat16 = 10,
-  kFloat64 = 11,
-};
+enum class DType : int { kUndefined, kFloat32, kUInt8, kInt8, kInt32 = 6, kInt64, kBool = 9, kFloat16, kFloat64 };
 
 inline const char* dtype_name(DType dtype) {
   switch (dtype) {

@@ -229,7 +229,7 @@ size_t grapheme_end(std::string_view text, size_t at) {
   using P = Properties;
   uint32_t character = next_character(text, at);
   Properties before = properties_of(character);
-  int regional = before.grapheme() == P::kRegional;
+  int regional = before.grapheme() == P::kRegion;
   bool picture = before.grapheme() == P::kPicture, consonant = before.conjunct() == P::kConsonant, linked = false;
   for (size_t next = at; next < text.size(); at = next) {
     const uint32_t last = character;
@@ -240,13 +240,13 @@ size_t grapheme_end(std::string_view text, size_t at) {
     joins = joins || (a == P::kL && (b == P::kL || b == P::kV || b == P::kLV || b == P::kLVT)) ||
             ((a == P::kLV || a == P::kV) && (b == P::kV || b == P::kT)) || ((a == P::kLVT || a == P::kT) && b == P::kT);
     joins = joins || (consonant && linked && after.conjunct() == P::kConsonant);
-    joins = joins || (a == P::kZwj && picture && b == P::kPicture) || (b == P::kRegional && regional % 2 == 1);
+    joins = joins || (a == P::kZwj && picture && b == P::kPicture) || (b == P::kRegion && regional % 2 == 1);
     const auto breaks = [](uint32_t code, P::Grapheme kind) {
       return kind == P::kControl || code == '\r' || code == '\n';
     };
     if (breaks(last, a) || breaks(character, b)) joins = last == '\r' && character == '\n';
     if (!joins) return at;
-    regional = b == P::kRegional ? regional + 1 : 0;
+    regional = b == P::kRegion ? regional + 1 : 0;
     picture = b == P::kPicture || (picture && (b == P::kExtend || b == P::kZwj));
     linked = after.conjunct() == P::kLinker || (linked && after.conjunct() == P::kConjunctExtend);
     consonant = after.conjunct() == P::kConsonant || (consonant && after.conjunct() != P::kNone);

@@ -32,53 +32,9 @@ size_t count_characters(std::string_view text);
 
 // The properties of a character, as make_unicode_tables.py packs them.
 struct Properties {
-  enum Category : uint8_t {
-    kCn,
-    kLu,
-    kLl,
-    kLt,
-    kLm,
-    kLo,
-    kMn,
-    kMc,
-    kMe,
-    kNd,
-    kNl,
-    kNo,
-    kPc,
-    kPd,
-    kPs,
-    kPe,
-    kPi,
-    kPf,
-    kPo,
-    kSm,
-    kSc,
-    kSk,
-    kSo,
-    kZs,
-    kZl,
-    kZp,
-    kCc,
-    kCf,
-    kCo,
-    kCs
-  };
-  enum Grapheme : uint8_t {
-    kOther,
-    kControl,
-    kExtend,
-    kZwj,
-    kRegional,
-    kPrepend,
-    kSpacing,
-    kL,
-    kV,
-    kT,
-    kLV,
-    kLVT,
-    kPicture
-  };
+  // Places in Cn Lu Ll Lt Lm Lo Mn Mc Me Nd Nl No Pc Pd Ps Pe Pi Pf Po Sm Sc Sk So Zs Zl Zp Cc Cf Co Cs, those in use.
+  enum Category : uint8_t { kLu = 1, kLt = 3, kLm, kLo, kMn, kMe = 8, kNd, kNo = 11, kSk = 21, kCf = 27 };
+  enum Grapheme : uint8_t { kControl = 1, kExtend, kZwj, kRegion, kPrepend, kSpacing, kL, kV, kT, kLV, kLVT, kPicture };
   enum Conjunct : uint8_t { kNone, kConsonant, kLinker, kConjunctExtend };
 
   uint32_t bits;

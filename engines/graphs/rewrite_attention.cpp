@@ -33,20 +33,7 @@ bool has_supported_attributes(const Node& node) {
 
 // Writes an Attention for a GroupQueryAttention, or returns an empty string if it is unsupported.
 std::string cache_attention(const Node& node, const Graph& graph) {
-  enum Input : size_t {
-    kQuery,
-    kKey,
-    kValue,
-    kPastKey,
-    kPastValue,
-    kLengths,
-    kTotal,
-    kCos,
-    kSin,
-    kPositions,
-    kBias,
-    kInputs
-  };
+  enum Input : size_t { kQuery, kKey, kValue, kPastK, kPastV, kLengths, kTotal, kCos, kSin, kPlaces, kBias, kInputs };
   constexpr size_t kOutputs = 3;
   const auto input = [&](size_t index) { return node.input(index); };
   const auto is_input = [&](std::string_view value, std::string_view name) {
@@ -75,15 +62,15 @@ std::string cache_attention(const Node& node, const Graph& graph) {
            graph.use_counts.at(past) == 1 + shapes && graph.use_counts.at(present) == 1;
   };
   if (!fits || node.outputs.size() != kOutputs || node.outputs[0].empty() || node.inputs.size() > kInputs ||
-      input(kQuery).empty() || input(kKey).empty() != input(kValue).empty() || !input(kPositions).empty() ||
-      !is_cache(input(kPastKey), node.outputs[1]) || !is_cache(input(kPastValue), node.outputs[2]) ||
+      input(kQuery).empty() || input(kKey).empty() != input(kValue).empty() || !input(kPlaces).empty() ||
+      !is_cache(input(kPastK), node.outputs[1]) || !is_cache(input(kPastV), node.outputs[2]) ||
       !is_input(input(kLengths), "seqlens_k") || !is_input(input(kTotal), "total_sequence_length") ||
       (rotates && (input(kCos).empty() || input(kSin).empty()))) {
     return "";
   }
   const std::string_view none;
   return write_node(node, kDomain, kAttention,
-                    {input(kQuery), input(kKey), input(kValue), input(kPastKey), input(kPastValue), kCacheRows,
+                    {input(kQuery), input(kKey), input(kValue), input(kPastK), input(kPastV), kCacheRows,
                      rotates ? input(kCos) : none, rotates ? input(kSin) : none, input(kBias)},
                     {{"num_heads", static_cast<uint64_t>(heads)},
                      {"kv_num_heads", static_cast<uint64_t>(kv_heads)},
