@@ -81,7 +81,7 @@ def index(args: argparse.Namespace, load: Load, open_executor: Open) -> int:
     parallelism = flags.parallelism_of(args, sources, BATCH_SIZE)
     model = load(parallelism.threads)
     copy = local_output(args.out, f"/{FILE_NAME}")
-    with copy as out, Index.create(out, args.folder, model) as opened, open_executor() as executor:
+    with open_executor() as executor, copy as out, Index.create(out, args.folder, model) as opened:
         try:
             counts = update(opened, parallelism, args.errors, args.strict, quiet=False, executor=executor)
         except KeyboardInterrupt:

@@ -177,6 +177,8 @@ def test_bad_addresses_and_urls_are_one_line(album, run, ray, monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "ray", None)
     assert_error(run("caption", "-r", "album", "--ray", "auto"), "--ray needs Ray: pip install")
+    assert_error(run("index", "album", "--out", "x", "--ray", "auto"), "--ray needs Ray: pip install")
+    assert not Path("x").exists()
 
 
 def test_local_cluster_has_a_bounded_object_store(ray):
