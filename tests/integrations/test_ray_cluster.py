@@ -32,14 +32,24 @@ ROUNDS = 20  # of a node that dies
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A head node that runs nothing; see `set_nodes`."""
-    from ray.cluster_utils import Cluster
-
-    head = {"num_cpus": 0, "object_store_memory": 100 << 20, "include_dashboard": False}
-    started = Cluster(initialize_head=True, head_node_args=head)
+    started = start_head(attempts=4)
     try:
         yield started
     finally:
         started.shutdown()
+
+
+def start_head(attempts: int) -> Any:
+    """Ray gives a node 30 s to start; a busy machine needs another attempt."""
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 0, "object_store_memory": 100 << 20, "include_dashboard": False}
+    try:
+        return Cluster(initialize_head=True, head_node_args=head)
+    except Exception:
+        if attempts == 1:
+            raise
+        return start_head(attempts - 1)
 
 
 def add_node(cluster: Any, cpus: int = 1, gpus: int = 0) -> None:
