@@ -13,7 +13,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const size_t queries = 3, width = 4;  // of the tiny bundle, whose pool is the seed
     const std::vector<float> embeds(queries * width, 0.5F);
     const auto guide = pool->guide(embeds.data(), queries, width, 1);
-    const blip2rt::Vocabulary vocabulary(std::vector<std::string>(21, " a"));
+    blip2rt::Vocabulary vocabulary;
+    for (int i = 0; i < 21; ++i) vocabulary.add(" a");
     pool->answer_guide(embeds.data(), queries, width, "what are on it?", {2, 30}, &vocabulary);
     std::vector<float> logits(guide->vocab_size());
     std::vector<double> scratch(guide->scratch_size());
