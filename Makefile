@@ -158,7 +158,7 @@ FUZZED_graph_walker := tests/fuzz/graph_walker.cpp \
 
 FUZZED_tokenizer_reader := tests/fuzz/tokenizer_reader.cpp $(filter engines/base/% engines/text/%,$(PLAIN_CORE))
 
-FUZZED_manifest_reader := tests/fuzz/manifest_reader.cpp $(filter engines/base/% engines/bundle/% engines/ort/%,$(filter-out %/bundle.cpp,$(PLAIN_CORE)))
+FUZZED_manifest_reader := tests/fuzz/manifest_reader.cpp $(filter engines/base/% engines/bundle/% engines/ort/% %/onnx_graph.cpp,$(filter-out %/bundle.cpp,$(PLAIN_CORE)))
 
 FUZZED_pool_reader := tests/fuzz/pool_reader.cpp engines/search/guide.cpp \
   engines/english/answer_words.cpp engines/english/text_forms.cpp engines/runtime/caption_pool.cpp \
