@@ -135,7 +135,7 @@ class JsonReader {
     const char* from = ++at_;
     while (is_plain(*at_)) ++at_;
     char* to = at_;
-    for (; *at_ != '"';) {
+    while (*at_ != '"') {
       if (*at_ == '\\') {
         unescape(to);
       } else if (is_plain(*at_)) {
