@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -80,13 +81,16 @@ def index(args: argparse.Namespace, load: Load, open_executor: Open) -> int:
     _suggest_usearch(lambda: not is_url(args.folder) and has_more_than(MAX_EXACT, sources))
     parallelism = flags.parallelism_of(args, sources, BATCH_SIZE)
     model = load(parallelism.threads)
-    copy = local_output(args.out, f"/{FILE_NAME}")
-    with open_executor() as executor, copy as out, Index.create(out, args.folder, model) as opened:
-        try:
-            counts = update(opened, parallelism, args.errors, args.strict, quiet=False, executor=executor)
-        except KeyboardInterrupt:
-            print_status(f"{len(opened):,} pictures are in the index; the same command resumes")
-            raise
+    with open_executor() as executor, local_output(args.out, f"/{FILE_NAME}") as out:
+        is_new = not Path(out, FILE_NAME).exists()
+        with Index.create(out, args.folder, model) as opened:
+            try:
+                counts = update(opened, parallelism, args.errors, args.strict, quiet=False, executor=executor)
+            except KeyboardInterrupt:
+                print_status(f"{len(opened):,} pictures are in the index; the same command resumes")
+                raise
+        if is_new and counts.exit_code == 2:
+            shutil.rmtree(out, ignore_errors=True)
     print_status(summary(counts, "indexed", args.errors))
     return counts.exit_code
 

@@ -1,6 +1,7 @@
 """Rows of an index: free ones, concurrent writers, memory."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +76,16 @@ def test_empty_folder_keeps_its_index(model, album, run):
     assert "10 already done" in run("index", "album", "--out", "x")[2]
     Path("none").mkdir()
     assert run("index", "none", "--out", "y")[0] == 0
+
+
+def test_index_of_failures_alone_leaves_no_folder(album, run):
+    (folder := album / "damaged").mkdir()
+    shutil.copy(album / "bad.jpg", folder)
+    assert run("index", folder, "--out", "x")[0] == 2 and not Path("x").exists()
+    shutil.copy(album / "a.png", folder)
+    assert run("index", folder, "--out", "x")[0] == 1
+    (folder / "a.png").write_bytes(b"cut")
+    assert run("index", folder, "--out", "x")[0] == 2 and Path("x", "index.json").exists()
 
 
 def test_picture_removed_during_update_is_a_failure(model, album, monkeypatch):
