@@ -46,9 +46,9 @@ class Bundle:
         native.check_graph(str(graph), self.readable_files(component), self.trusted_graphs)
         return graph
 
-    def check_graphs(self) -> None:
-        """Raise BundleError with every graph that loading it would reject."""
-        native.check_graphs(os.fsencode(self.path), self.trusted_graphs)
+    def check_parts(self) -> None:
+        """Raise BundleError with every graph, or else every tokenizer, that a model of this bundle would reject."""
+        native.check_parts(os.fsencode(self.path), self.trusted_graphs)
 
     @property
     def size(self) -> int:

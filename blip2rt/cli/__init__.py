@@ -162,7 +162,7 @@ def _verify(args: argparse.Namespace) -> int:
     from ..bundle.location import locate
 
     bundle = verify(locate(args.bundle), _progress("verifying", _SHOW_PROGRESS_BYTES))
-    replace(bundle, trusted_graphs=args.trusted_graphs).check_graphs()
+    replace(bundle, trusted_graphs=args.trusted_graphs).check_parts()
     files = bundle.manifest.files or {}
     print(f"{one_line(str(bundle.path))}: {len(files)} files, {bundle.size / 1e6:.1f} MB, all as exported")
     return 0

@@ -113,7 +113,7 @@ def build_parser(handlers: Mapping[str, Handler], words: Sequence[str] = ()) -> 
     add("serve", "serve over HTTP, like OpenAI and Ollama", _add_serve, description=_SERVE)
     add("stdio", "answer JSON lines on standard input", _add_stdio, description=_STDIO)
     add("info", "show what a bundle holds", _add_info, model=False)
-    add("verify", "check the sha256 of a bundle's files, and its graphs", _add_verify, model=False)
+    add("verify", "check the sha256 of a bundle's files, its graphs and its tokenizers", _add_verify, model=False)
     add("pull", "download a bundle from the Hugging Face Hub", _add_pull, model=False, description=_PULL)
     add("doctor", "diagnose this machine: what is missing, and how to install it", _add_json, model=False)
     add("help", "show the help of a command", partial(_add_topic, topics=[*commands.choices, "help"]), model=False)

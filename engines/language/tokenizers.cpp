@@ -7,7 +7,6 @@
 
 #include "base/unicode.h"
 #include "base/utf8.h"
-#include "bundle/bundle.h"
 #include "english/text_forms.h"
 
 namespace blip2rt {
@@ -53,12 +52,14 @@ std::vector<std::string> split(std::string_view text, const std::vector<std::str
 
 }  // namespace
 
-std::unique_ptr<Tokenizer> open_tokenizer(const std::string& file) {
+std::unique_ptr<Tokenizer> open_tokenizer(const std::string& file, bool merges) {
   const auto error_of = [&](const char* fault, const std::exception& error) {
     return Error(ErrorKind::kModel, file + fault + error.what());
   };
   try {
-    return std::make_unique<Tokenizer>(read_regular(file, kMaxTokenizerBytes));
+    auto tokenizer = std::make_unique<Tokenizer>(read_regular(file, kMaxTokenizerBytes));
+    if (merges) tokenizer->read_merges();
+    return tokenizer;
   } catch (const TokenizerError& error) {
     if (error.kind == TokenizerError::kUnknown) throw error_of(" needs what no supported tokenizer has: ", error);
     throw error_of(error.kind == TokenizerError::kUnsafe ? " is not a safe tokenizer: " : " is not a tokenizer: ",
@@ -66,6 +67,23 @@ std::unique_ptr<Tokenizer> open_tokenizer(const std::string& file) {
   } catch (const std::runtime_error& error) {
     throw error_of(" is not a tokenizer: ", error);
   }
+}
+
+void check_tokenizers(const Bundle& bundle) {
+  const Manifest& manifest = bundle.manifest;
+  std::set<std::string> names;
+  if (manifest.llm) names.insert(manifest.llm->tokenizer);
+  if (manifest.retrieval) names.insert(manifest.retrieval->tokenizer);
+  if (manifest.question) names.insert(manifest.question->tokenizer);
+  Faults faults;
+  for (const std::string& name : names) {
+    try {
+      open_tokenizer(bundle.file(name), true);
+    } catch (const Error& error) {
+      faults.emplace_back(error.what());
+    }
+  }
+  if (!faults.empty()) throw Error(ErrorKind::kModel, std::move(faults));
 }
 
 void check_text(const std::string& text) {

@@ -9,7 +9,7 @@
 #include <string_view>
 #include <vector>
 
-#include "bundle/manifest.h"
+#include "bundle/bundle.h"
 #include "search/repeated_words.h"
 #include "search/vocabulary.h"
 #include "text/tokenizer.h"
@@ -90,8 +90,11 @@ class QFormerTokenizer {
   bool special_tokens_;
 };
 
-// Opens a tokenizer.json. Throws Error.
-std::unique_ptr<Tokenizer> open_tokenizer(const std::string& file);
+// Opens a tokenizer.json. merges: read them, too, which otherwise waits for the first text. Throws Error.
+std::unique_ptr<Tokenizer> open_tokenizer(const std::string& file, bool merges = false);
+
+// Throws Error with all tokenizers that opening them or the first text would reject.
+void check_tokenizers(const Bundle& bundle);
 
 // Throws Error unless a text is UTF-8.
 void check_text(const std::string& text);

@@ -11,6 +11,7 @@
 
 #include "bundle/bundle.h"
 #include "bundle/graph_tensors.h"
+#include "language/tokenizers.h"
 #include "python/bind.h"
 #include "python/casters.h"
 #include "python/python_loop.h"
@@ -47,10 +48,12 @@ void verify_files(const nb::bytes& path, const nb::callable& progress) {
   });
 }
 
-void check_all_graphs(const nb::bytes& path, bool trusted) {
+void check_parts(const nb::bytes& path, bool trusted) {
   const std::string folder = text_of(path);
   const ReleasedGil released;
-  check_graphs(parse_bundle(folder, manifest_bytes(folder)), trusted);
+  const Bundle bundle = parse_bundle(folder, manifest_bytes(folder));
+  check_graphs(bundle, trusted);
+  check_tokenizers(bundle);
 }
 
 nb::dict readable(const std::string& graph, const std::map<std::string, int64_t>& sizes) {
@@ -85,7 +88,7 @@ void bind_bundle(nb::module_& m) {
         "Read and check a bundle. Return its manifest, JSON without faults. Raises BundleError with every fault. "
         "folder: a path as os.fsencode returns it. files: check the files' sizes. tensors: compare the inputs and "
         "outputs of every graph with the manifest.");
-  m.def("check_graphs", &check_all_graphs, "folder"_a, "trusted"_a);
+  m.def("check_parts", &check_parts, "folder"_a, "trusted"_a);
   m.def("readable_files", &readable, "graph"_a, "sizes"_a,
         "Files of a bundle -> those that a graph may read, by their names in its folder, with their sizes.");
   m.def(

@@ -71,7 +71,9 @@ Model::Model(const std::string& folder, const ModelOptions& options)
       number_(next_number()),
       graphs_(bundle_, options.threads, options.trusted_graphs, chooses_core(bundle_.manifest, options)),
       calibrator_(calibrator_of(bundle_.manifest)) {
-  if (options.verify) verify(bundle_);
+  if (!options.verify) return;
+  verify(bundle_);
+  check_tokenizers(bundle_);
 }
 
 ImageTarget Model::target() const {

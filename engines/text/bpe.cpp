@@ -42,6 +42,15 @@ class Bpe : public TokenModel {
         return;
       }
     }
+    read_rest();
+    std::vector<Symbol> symbols = symbols_of(word);
+    merge(symbols);
+    for (const Symbol& symbol : symbols) {
+      if (!symbol.removed) ids.push_back(symbol.id);
+    }
+  }
+
+  void read_rest() const override {
     std::call_once(merges_read_, [this] {
       std::string json(unread_);
       try {
@@ -53,11 +62,6 @@ class Bpe : public TokenModel {
       }
       std::string().swap(unread_);
     });
-    std::vector<Symbol> symbols = symbols_of(word);
-    merge(symbols);
-    for (const Symbol& symbol : symbols) {
-      if (!symbol.removed) ids.push_back(symbol.id);
-    }
   }
 
  private:

@@ -19,6 +19,9 @@ class TokenModel {
   // Appends the ids of a word of at least one byte. Throws TokenizerError of the kind kText if it has none.
   virtual void encode(std::string_view word, std::vector<int64_t>& ids) const = 0;
 
+  // Reads what the constructor left for the first word. Throws TokenizerError.
+  virtual void read_rest() const {}
+
   const ModelVocabulary& vocabulary() const { return vocabulary_; }
 
  protected:

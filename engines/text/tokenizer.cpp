@@ -89,6 +89,8 @@ Tokenizer::Ids Tokenizer::encode(TextPiece piece, bool layout, size_t max_tokens
   return encode(std::vector<TextPiece>{piece}, layout, max_tokens);
 }
 
+void Tokenizer::read_merges() const { parts_->model->read_rest(); }
+
 Tokenizer::Ids Tokenizer::encode(const std::vector<TextPiece>& pieces, bool layout, size_t max_tokens) const {
   static const Layout kBare;
   const Layout& around = layout ? parts_->layout : kBare;

@@ -24,6 +24,9 @@ class Tokenizer {
   explicit Tokenizer(std::string json);
   ~Tokenizer();
 
+  // Reads the merges now. Throws TokenizerError.
+  void read_merges() const;
+
   // Encodes UTF-8 text. `layout`: add the post-processor's special tokens, such as [CLS] ... [SEP]. At most
   // `max_tokens` are returned, the layout's included; the text is cut on the right. Throws TokenizerError.
   Ids encode(TextPiece piece, bool layout, size_t max_tokens = SIZE_MAX) const;

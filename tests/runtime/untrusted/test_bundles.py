@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from blip2rt.bundle import MANIFEST, read
+from blip2rt.bundle.reader import embedded
 from blip2rt.cli import main
 from blip2rt.errors import BundleError
 from tests.seeds import new_seed
@@ -151,7 +152,19 @@ def test_verify_names_every_graph_that_loading_would_reject(copy: Path, capfd: p
     assert "itm.onnx is rejected: node" in line and "text_embed.onnx is rejected: node" in line
     assert main(["verify", "--trusted-graphs", str(copy)]) == 0
     with pytest.raises(BundleError, match="itm.onnx is rejected: node .* exports do not use this operator"):
-        read(copy).check_graphs()
+        read(copy).check_parts()
+
+
+def test_verify_reads_tokenizers_to_the_end(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tokenizer = json.loads((embedded() / "tokenizer.json").read_text())
+    put(copy, "tokenizer.json", json.dumps(tokenizer).encode())
+    assert main(["verify", str(copy)]) == 0
+    tokenizer["model"]["merges"][-1] = ["dog", "nothing"]
+    put(copy, "tokenizer.json", json.dumps(tokenizer).encode())
+    put(copy, "qformer_tokenizer.json", b"{}")
+    line = complaint(["verify", str(copy)], capfd)
+    assert "/tokenizer.json needs what no supported tokenizer has: a merge with" in line
+    assert "/qformer_tokenizer.json is not a tokenizer" in line
 
 
 EVIL = "\x1b]0;title\x07\x9b2J\u202e\x7f\x08"
