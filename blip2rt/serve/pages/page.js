@@ -6,8 +6,9 @@ const EXAMPLES = [  // photographs, with questions that nano answers rightly
   ["coffee.jpg", "a cup of coffee", ["What is in the cup?", "What colour is the cup?", "Is there a spoon?"]],
   ["camera.jpg", "a man with a camera", ["What is the man holding?", "Is there a dog?", "Is there a person?"]],
 ];
-// {url, name, caption, confidence, labels, fault, ideas, hidden, log: [{asked, said}], button}
-const pictures = [];  // hidden: the browser cannot show it; fault: why it has no caption
+// {url, name, caption, confidence, labels, fault, ideas, hidden, log: [{asked, said}], button, stop}
+const pictures = [];  // hidden: the browser cannot show it; fault: why it has no caption;
+// stop(): leave it without one
 let current = null, camera = null, running = null, labels = false;  // labels: whether the model tells labels and confidence
 let model = server;  // who captions and answers: the server, or the worker of browser.js
 
@@ -42,10 +43,17 @@ async function take(files, ideas = IDEAS) {
   const others = files.filter((file) => !isPicture(file)).map((file) => file.name);
   fault(others.length ? `no pictures: ${others.join(", ")}` : "");
   for (const file of files.filter(isPicture)) {
-    const bitmap = await createImageBitmap(file).catch(() => null);
+    const bitmap = await createImageBitmap(file).catch(() => drawing(file));
     if (bitmap) await add(shrunk(bitmap, bitmap.width, bitmap.height), file.name || "pasted picture", {ideas});
     else await add(await dataUri(file), file.name, {hidden: true});  // the server may read it, as it does HEIC
   }
+}
+
+async function drawing(file) {  // an SVG, of which browsers make no bitmap; null for others
+  const url = URL.createObjectURL(file), image = make("img", {src: url});
+  await image.decode().catch(() => {});
+  URL.revokeObjectURL(url);
+  return image.width ? image : null;
 }
 
 function dataUri(file) {
@@ -99,6 +107,7 @@ async function discard(gone) {
   running?.abort();
   await stopCamera();
   for (const picture of gone) {
+    picture.stop?.();
     picture.button?.remove();
     pictures.splice(pictures.indexOf(picture), 1);
   }
@@ -146,15 +155,17 @@ function line(kind, text) {
 }
 
 async function caption(picture) {
+  const stop = new AbortController();
+  picture.stop = () => stop.abort();
   delete picture.fault;
   describe();
   try {
-    const found = await model.caption(picture, labels ? {...settings(), scores: true} : settings());
+    const found = await model.caption(picture, labels ? {...settings(), scores: true} : settings(), stop.signal);
     picture.caption = found.caption;
     if (found.confidence !== undefined) picture.confidence = found.confidence;
     describe();
-    if (labels) picture.labels = await model.tags(picture, 8);
-  } catch (error) { picture.fault = error.message; }
+    if (labels) picture.labels = await model.tags(picture, 8, stop.signal);
+  } catch (error) { if (!stop.signal.aborted) picture.fault = error.message; }
   describe();
   save();
 }
@@ -170,7 +181,7 @@ const store = new Promise((done) => {
 async function save() {
   const writing = (await store)?.transaction("page", "readwrite");
   if (!writing) return;
-  const kept = pictures.map(({button, ...picture}) => picture);
+  const kept = pictures.map(({button, stop, ...picture}) => picture);
   writing.objectStore("page").put({pictures: kept, texts: $("texts").value}, "kept");
   await new Promise((done) => { writing.oncomplete = writing.onabort = done; });
 }

@@ -57,8 +57,8 @@ async function* events(response) {  // yields the objects of a stream of server-
 const asJson = async (path, body, signal) => (await call(path, body, signal)).json();
 
 const server = {  // a picture is {url: a data URI, log: [{asked, said}]}
-  caption: ({url}, options) => asJson("v1/caption", {image: url, ...options}),  // {caption, confidence?}
-  tags: async ({url}, top) => (await asJson("v1/tags", {image: url, top})).tags,
+  caption: ({url}, options, signal) => asJson("v1/caption", {image: url, ...options}, signal),  // {caption, confidence?}
+  tags: async ({url}, top, signal) => (await asJson("v1/tags", {image: url, top}, signal)).tags,
   match: async ({url}, texts) => (await asJson("v1/match", {image: url, texts})).matches,
   search: async (text, n) => (await asJson("v1/search", {text, n})).hits,
 

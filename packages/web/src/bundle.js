@@ -103,7 +103,7 @@ async function download(piece, url, signal, progress) {
     } catch (error) {
       signal?.throwIfAborted();
       if (tried === TRIES) {
-        throw fault(`${url.pathname.split("/").pop()} does not arrive (${error.message}): load again, which resumes after the pieces that did`);
+        throw fault(`a piece of the model does not arrive (${error.message}, ${url}): load again, which resumes after the pieces that did`);
       }
       await wait(2 ** tried / 4);
     }
@@ -123,7 +123,7 @@ async function receive({bytes: size}, url, signal, progress) {
     if (!response.ok) throw fault(`the server answers ${response.status}`);
     const bytes = new Uint8Array(size);
     let at = 0;
-    for (const reader = response.body.getReader(); ;) {
+    for (const reader = /** @type {ReadableStream} */ (response.body).getReader(); ;) {
       const {value, done} = await reader.read();
       if (done) break;
       if (at + value.length > size) throw fault("it is too long");
