@@ -68,18 +68,20 @@ class Arena {
 }
 
 export class Engine {
-  /** @param create the factory of blip2rt.js @param {number} threads */
+  /** @param {Function} create the factory of blip2rt.js @param {number} threads */
   static async start(create, threads) {
     const engine = new Engine();
     engine.threads = threads;
-    engine.module = await create({threads, onPiece: (_, piece) => engine.onPiece(piece)});
+    engine.module = await create({threads, onPiece: (_user, piece) => engine.onPiece(piece)});
     return engine;
   }
 
   files = new Map(); // name -> {at, size}, of the bundle
   features = new Map(); // key of an image -> handle, the least recently used first
   chats = new Map(); // number -> handle
-  onPiece = () => false; // of the running call: whether to end the text
+  onPiece = (_piece) => false; // of the running call: whether to end the text
+  module;
+  threads = 1;
 
   /** Make room for a file of the bundle, and return what writes bytes at an offset into it. */
   file(name, size) {

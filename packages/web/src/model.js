@@ -87,10 +87,10 @@ class Channel {
   /** connection: {post(message, transfer), listen(onMessage, onFault), end(), cancellation(): {flag, cancel(), free()}} */
   constructor(connection) {
     this.connection = connection;
-    connection.listen(({id, ...message}) => this.#take(id, message), (error) => this.#fail(error));
+    connection.listen((message) => this.#take(message), (error) => this.#fail(error));
   }
 
-  call(method, args, {signal, onToken, onProgress, onWarning} = {}, transfer = []) {
+  call(method, args, /** @type {Call & LoadOptions} */ {signal, onToken, onProgress, onWarning} = {}, transfer = []) {
     return new Promise((done, fail) => {
       if (this.closed) return fail(this.closed);
       if (signal?.aborted) return fail(signal.reason);
@@ -99,7 +99,7 @@ class Channel {
         cancel();
         if (method === "load") this.connection.post({abortLoading: true});
         end();
-        fail(signal.reason);
+        fail(signal?.reason);
       };
       const end = () => {
         signal?.removeEventListener("abort", onAbort);
@@ -112,7 +112,7 @@ class Channel {
     });
   }
 
-  #take(id, {result, error, piece, progress, warning}) {
+  #take({id, result, error, piece, progress, warning}) {
     const request = this.#waiting.get(id);
     if (!request) return; // cancelled
     if (piece !== undefined) return request.onToken?.(piece);
@@ -135,11 +135,12 @@ class Channel {
 }
 
 /** Separate what a call itself takes from the options that the engine reads. */
-function split({signal, onToken, prompt, scores, ...options} = {}) {
+function split(/** @type {CaptionOptions} */ given = {}) {
+  const {signal, onToken, prompt, scores, ...options} = given;
   return {call: {signal, onToken}, prompt, scores, options};
 }
 
-const shaped = (texts, {numCaptions}) =>
+const shaped = (texts, /** @type {Options} */ {numCaptions = 1}) =>
   numCaptions > 1 ? texts.map((each) => new GeneratedText(each)) : new GeneratedText(texts[0]);
 
 /** A loaded bundle; `load` returns it. Images are encoded, and texts generated, one call after the other. */
@@ -262,7 +263,8 @@ export class Chat {
 }
 
 /** Connect to a worker and load a bundle. sendable(image) -> [what a worker takes, what is transferred]. */
-export async function loadModel(connection, sendable, args, {signal, onProgress, onWarning, threads: _, ...options}) {
+export async function loadModel(connection, sendable, args, /** @type {LoadOptions} */ given) {
+  const {signal, onProgress, onWarning, threads: _, ...options} = given;
   const channel = new Channel(connection);
   try {
     return new Model(channel, sendable, await channel.call("load", {...args, options}, {signal, onProgress, onWarning}));

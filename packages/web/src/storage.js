@@ -24,7 +24,7 @@ export async function openStore(url, onWarning) {
     keepList: (response) => lists?.put(url, response).catch(() => {}),
     get: (piece) => files?.read(piece).catch(() => null),
     keepOnly: async (pieces) => {
-      for (const each of await files?.names() ?? []) if (!pieces.includes(each)) await files.remove(each);
+      for (const each of await files?.names() ?? []) if (!pieces.includes(each)) await files?.remove(each);
     },
     put: async (piece, bytes) => {
       if (!files) return;
@@ -60,7 +60,10 @@ async function openCache(name) {
   try {
     const cache = await caches.open(name), at = (piece) => new URL(piece, location.href).href;
     return {
-      read: async (piece) => new Uint8Array(await (await cache.match(at(piece))).arrayBuffer()),
+      read: async (piece) => {
+        const kept = await cache.match(at(piece));
+        return kept ? new Uint8Array(await kept.arrayBuffer()) : null;
+      },
       write: (piece, bytes) => cache.put(at(piece), new Response(bytes)),
       names: async () => (await cache.keys()).map(({url}) => url.split("/").pop()),
       remove: (piece) => cache.delete(at(piece)),
