@@ -11,7 +11,7 @@ import {BROWSERS, CAPTION, NANO, PHOTO, ROOT, Site, blank, photo} from "./site.j
 const WEB = join(ROOT, "build/web"), AXE = createRequire(import.meta.url).resolve("axe-core/axe.min.js");
 const chosen = process.env.BROWSER ? [process.env.BROWSER] : Object.keys(BROWSERS);
 const data = await photo();
-let stranger;
+let stranger, wrong;
 
 before(async () => { // a bundle whose manifest was changed
   const folder = await mkdtemp(join(tmpdir(), "stranger-"));
@@ -20,6 +20,7 @@ before(async () => { // a bundle whose manifest was changed
   await writeFile(join(folder, "blip2rt.json"), manifest.replace('"layers": 30', '"layers": 31'));
   stranger = await mkdtemp(join(tmpdir(), "site-"));
   await cut(folder, stranger);
+  wrong = await mkdtemp(join(tmpdir(), "wrong-"));
 });
 
 /** Run in the page: load the model, caption the photograph, and say what happened. */
@@ -31,6 +32,7 @@ async function captionHere([bundle, data]) {
       onWarning: (message) => told.warnings.push(message),
       onProgress: ({loaded, total}) => told.progress.push(loaded / total),
     });
+    if (!data) return model.close(), told;
     const blob = new Blob([Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0))], {type: "image/jpeg"});
     told.caption = String(await model.caption(blob));
     if (told.caption) {
@@ -131,9 +133,28 @@ for (const name of chosen) {
       await site.close();
     });
 
-    test("a full quota is said, and the model runs", async () => {
+    /** Take the Origin Private File System away from the workers of the package. */
+    async function withoutFolders(path, response) {
+      if (path !== "blip2rt-web/src/worker.js") return blank(path, response);
+      response.setHeader("Content-Type", "text/javascript").write("delete FileSystemFileHandle.prototype.createWritable;");
+      return Boolean(response.end(await readFile(join(WEB, path))));
+    }
+
+    test("pieces are kept in the Cache API where there is no private file system", async () => {
+      const page = await fresh();
+      site.fault = withoutFolders;
+      const [first, second] = [await page.evaluate(captionHere, ["model/pieces.json"]), site.pieces().length];
+      await page.evaluate(captionHere, ["model/pieces.json"]);
+      assert.deepEqual([first.error, first.warnings, second], [undefined, [], site.pieces().length]);
+      assert.ok(await page.evaluate(async () => (await caches.keys()).length > 1));
+      await page.close();
+      await site.close();
+    });
+
+    for (const fault of [blank, withoutFolders]) test(`a full quota is said, and the model runs${fault === blank ? "" : ", by the Cache API"}`, async () => {
       const full = name === "firefox" ? await BROWSERS.firefox({"dom.quotaManager.temporaryStorage.fixedLimit": 60_000}) : browser;
       site = await Site.of(WEB, {isolated: true});
+      site.fault = fault;
       const page = await full.newPage();
       await page.goto(`${site.url}api.html`);
       if (name === "chromium") {
@@ -149,6 +170,19 @@ for (const name of chosen) {
       await site.close();
     });
 
+    test("the example fills in missing alternative texts", async () => {
+      site = await Site.of(WEB, {isolated: true});
+      const example = await readFile(join(ROOT, "examples/web/alt-texts.html"));
+      site.fault = (path, response) => path === "alt-texts.html" && Boolean(response.setHeader("Content-Type", "text/html").end(example));
+      const page = await newPage("alt-texts.html");
+      await page.waitForFunction(() => document.getElementById("status").textContent.startsWith("Every"), {timeout: 120_000});
+      const [cup, man] = await page.$$eval("img", (images) => images.map(({alt}) => alt));
+      assert.match(cup, /^(perhaps )?a cup of coffee/);
+      assert.match(man, /^(perhaps )?a man .*camera/);
+      await page.close();
+      await site.close();
+    });
+
     test("the page: download, caption, threads, and a second visit without a network", async () => {
       site = await Site.of(WEB);
       let page = await newPage("");
@@ -156,6 +190,11 @@ for (const name of chosen) {
       await page.waitForFunction(() => document.getElementById("download").textContent.includes("MB"));
       assert.deepEqual(site.pieces(), [], "nothing large is downloaded before it was asked for");
       assert.equal(await page.evaluate(() => crossOriginIsolated), true, "the service worker sets the headers");
+      site.fault = (path, response) => path.endsWith(".bin") && Boolean(response.writeHead(503).end());
+      await page.click("#download");
+      await page.waitForFunction(() => document.getElementById("download").textContent === "Try again", {timeout: 60_000});
+      assert.match(await page.$eval("#fault", (each) => each.textContent), /does not arrive \(the server answers 503/);
+      site.fault = blank;
       await page.click("#download");
       const captioned = (which) => which.waitForFunction(() => document.getElementById("caption").textContent.length > 3, {timeout: 120_000});
       await page.waitForFunction(() => document.getElementById("model").textContent === "nano", {timeout: 120_000});
@@ -178,6 +217,14 @@ for (const name of chosen) {
       await page.waitForFunction(() => document.querySelector("#log .said:not(.coming)"), {timeout: 60_000});
       assert.equal(await page.$eval("#log .said", (each) => each.textContent), "coffee");
       await page.waitForFunction(() => document.querySelector("#labels li"), {timeout: 60_000});
+      const add = async (file) => (await page.$("#files")).uploadFile(file);
+      await writeFile(join(wrong, "text.jpg"), "no picture");
+      await writeFile(join(wrong, "disc.svg"), '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><circle r="9" fill="red"/></svg>');
+      await add(join(wrong, "text.jpg"));
+      await page.waitForFunction(() => document.getElementById("picture-fault").textContent.startsWith("text.jpg: the browser cannot decode this"));
+      await add(join(wrong, "disc.svg"));
+      await page.waitForFunction(() => document.getElementById("picture").alt === "disc.svg");
+      await page.click("#remove"); // ends its caption
 
       await page.setViewport({width: 390, height: 664});
       assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= 390));
