@@ -203,31 +203,24 @@ def verification(rows: Iterable[verify.Comparison]) -> tuple[Verification, ...]:
 
 def retrieval_spec(checkpoint: Checkpoint, temperature: float, folder: Path) -> RetrievalSpec:
     """How a text enters the Q-Former, and how scores are computed. Writes the tokenizer into `folder`."""
-    config, tokenizer = checkpoint.config, checkpoint.bert.tokenizer
-    _save(tokenizer, folder / QFORMER_TOKENIZER)
-    return RetrievalSpec(
-        tokenizer=QFORMER_TOKENIZER,
-        max_text_length=config.max_text_length,
-        pad_token_id=tokenizer.pad_token_id,
-        temperature=temperature,
-        itm_weight=config.itm_weight,
-        clean_captions=config.clean_captions,
-    )
+    fields = _text_fields(checkpoint, folder, QFORMER_TOKENIZER)
+    return RetrievalSpec(**fields, temperature=temperature, itm_weight=checkpoint.config.itm_weight)
 
 
 def question_spec(checkpoint: Checkpoint, folder: Path) -> QuestionSpec | None:
     """How a question enters the Q-Former, if it does. Writes the tokenizer into `folder`."""
     if not checkpoint.config.question_input:
         return None
+    fields = _text_fields(checkpoint, folder, QUESTION_TOKENIZER)
+    return QuestionSpec(**fields, prompt=checkpoint.config.question_prompt)
+
+
+def _text_fields(checkpoint: Checkpoint, folder: Path, file: str) -> dict[str, Any]:
+    """The fields of either, whose tokenizer is saved as `file`."""
     config, tokenizer = checkpoint.config, checkpoint.bert.tokenizer
-    _save(tokenizer, folder / QUESTION_TOKENIZER)
-    return QuestionSpec(
-        QUESTION_TOKENIZER,
-        config.max_text_length,
-        tokenizer.pad_token_id,
-        config.clean_captions,
-        config.question_prompt,
-    )
+    _save(tokenizer, folder / file)
+    lengths = {"max_text_length": config.max_text_length, "pad_token_id": tokenizer.pad_token_id}
+    return {"tokenizer": file, "clean_captions": config.clean_captions, **lengths}
 
 
 def qformer_texts(checkpoint: Checkpoint) -> tuple[Arrays, list[Arrays]]:

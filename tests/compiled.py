@@ -3,9 +3,12 @@
 import contextlib
 import hashlib
 import os
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / "build" / "tests"
@@ -33,6 +36,15 @@ def compiled(command: Sequence[str], sources: Sequence[Path], suffix: str = "") 
             with contextlib.suppress(FileNotFoundError):
                 unfinished.unlink()
     return program
+
+
+def shared_library(name: str, *flags: str) -> Path:
+    """tests/engines/native/NAME.cpp as a library; skips the test without a compiler."""
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("needs a C++ compiler")
+    command = [compiler, "-std=c++17", "-shared", "-fPIC", f"-I{ROOT / 'engines'}", *flags]
+    return compiled(command, [ROOT / "tests" / "engines" / "native" / f"{name}.cpp"], ".so")
 
 
 def _version(compiler: str) -> str:

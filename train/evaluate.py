@@ -299,8 +299,4 @@ def _add_decoding(parser: Parser, texts: str, length: int, penalty: float) -> No
 
 
 def main(argv: list[str] | None = None) -> int:
-    def work() -> None:
-        with flags_named(_FLAGS):
-            _run(_parser().parse_args(argv))
-
-    return run_main(work)
+    return run_main(flags_named(_FLAGS)(lambda: _run(_parser().parse_args(argv))))

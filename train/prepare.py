@@ -221,8 +221,4 @@ def _add(
 
 
 def main(argv: list[str] | None = None) -> int:
-    def work() -> None:
-        args = _parser().parse_args(argv)
-        args.work(args)
-
-    return run_main(work)
+    return run_main(lambda: (args := _parser().parse_args(argv)).work(args))

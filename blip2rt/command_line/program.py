@@ -10,12 +10,12 @@ import re
 import stat
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NoReturn
 
 from ..errors import Blip2rtError, OptionError, printable
 from ..install_hints import install_module
-from .parser import current_program, typed_names
+from .parser import Parser, current_program, typed_names
 
 PACKAGES = ("blip2rt", "blip2rt_train", "blip2rt_export", "train", "export")  # a missing one of these is a bug
 _DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -99,6 +99,16 @@ def run(
         return complain(program, "no space left on the disk: free some and run again")
     finally:
         current_program.reset(before)
+
+
+def run_script(parser: Parser, work: Callable[[Any], Iterable[str] | None], extra: str = "train") -> NoReturn:
+    """Print the lines that `work` makes of a script's arguments, and exit. extra: see `run`."""
+
+    def show_lines() -> None:
+        for line in work(parser.parse_args()) or ():
+            print(line, flush=True)
+
+    sys.exit(run(parser.prog, show_lines, extra=extra))
 
 
 def running() -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from blip2rt.command_line import Parser, run, whole
+from blip2rt.command_line import Parser, run_script, whole
 
 if TYPE_CHECKING:
     import onnx
@@ -83,18 +83,9 @@ def write_encoder(out: str, layers: int, size: int) -> None:
         atomic.finish()
 
 
-def main() -> int:
+if __name__ == "__main__":
     parser = Parser(prog="clip.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", help="folder to write")
     parser.add_argument("--layers", type=whole(1), default=LAYERS, metavar="N", help="keep the first N layers")
     parser.add_argument("--size", type=whole(PATCH), default=SIZE, metavar="N", help="image height and width in pixels")
-
-    def work() -> None:
-        args = parser.parse_args()
-        write_encoder(args.out, args.layers, args.size)
-
-    return run("clip.py", work, extra="train,export")
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    run_script(parser, lambda args: write_encoder(args.out, args.layers, args.size), extra="train,export")

@@ -13,7 +13,7 @@ from pathlib import Path
 from presence import captions_of
 
 import blip2rt
-from blip2rt.command_line import Parser, run, whole
+from blip2rt.command_line import Parser, run_script, whole
 
 
 def _print(args: argparse.Namespace) -> None:
@@ -26,14 +26,10 @@ def _print(args: argparse.Namespace) -> None:
         print(f"| {image} | {caption} | {caption.confidence:.2f} | {labels} | {human[0]} |")
 
 
-def main() -> int:
+if __name__ == "__main__":
     parser = Parser(prog="examples.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="TSV of image, caption")
     parser.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="their folder")
     parser.add_argument("--model", metavar="BUNDLE", help="the bundle (default: nano)")
     parser.add_argument("--count", type=whole(1), default=24, metavar="N", help="rows of the table (default: 24)")
-    return run("examples.py", lambda: _print(parser.parse_args()), extra="train")
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    run_script(parser, _print)

@@ -20,7 +20,7 @@ from presence import captions_of
 
 import blip2rt
 from blip2rt.bundle.atomic import write_file
-from blip2rt.command_line import Parser, run, whole
+from blip2rt.command_line import Parser, run_script, whole
 from blip2rt.native import native
 from blip2rt_train.evaluation.annotations import read_questions
 from blip2rt_train.evaluation.metrics import caption_metrics
@@ -82,7 +82,7 @@ def _write(args: argparse.Namespace) -> None:
     print(lines)
 
 
-def main() -> int:
+if __name__ == "__main__":
     parser = Parser(prog="judge.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", metavar="BUNDLE", help="the bundle")
     parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="presence.py's table of all images")
@@ -90,8 +90,4 @@ def main() -> int:
     parser.add_argument("--root", type=Path, required=True, metavar="FOLDER", help="folder above the images")
     parser.add_argument("--limit", type=whole(1), metavar="N", help="images of each set (default: all)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="text to write")
-    return run("judge.py", lambda: _write(parser.parse_args()), extra="train")
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    run_script(parser, _write)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blip2rt.command_line import Parser, run
+from blip2rt.command_line import Parser, run_script
 
 if TYPE_CHECKING:
     import torch
@@ -73,17 +73,8 @@ def rewrite(source: Path, out: Path) -> float:
     return difference
 
 
-def main() -> int:
+if __name__ == "__main__":
     parser = Parser(prog="own_encoder.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoint", type=Path, help="checkpoint of this project")
     parser.add_argument("out", type=Path, help="folder to write")
-
-    def work() -> None:
-        args = parser.parse_args()
-        print(f"{args.out}: features differ by {rewrite(args.checkpoint, args.out):.1e}")
-
-    return run("own_encoder.py", work, extra="train")
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    run_script(parser, lambda args: [f"{args.out}: features differ by {rewrite(args.checkpoint, args.out):.1e}"])

@@ -21,7 +21,7 @@ from presence import captions_of
 import blip2rt
 from blip2rt.bundle import MANIFEST, read
 from blip2rt.bundle.writer import BundleWriter
-from blip2rt.command_line import Parser, run, whole
+from blip2rt.command_line import Parser, run_script, whole
 from blip2rt.errors import OptionError
 from blip2rt.matching.pool import build_pool, read_captions, read_pool
 from blip2rt_train.progress import bar
@@ -77,7 +77,7 @@ def _build(model: blip2rt.Model, pool: Path, args: argparse.Namespace) -> str:
     return f"a pool of {count:,} captions, {len(own):,} of them its own"
 
 
-def main() -> int:
+if __name__ == "__main__":
     parser = Parser(prog="pool.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bundle", type=Path, help="bundle of both stages")
     parser.add_argument("--out", type=Path, required=True, metavar="BUNDLE2", help="bundle to write")
@@ -86,8 +86,4 @@ def main() -> int:
     parser.add_argument("--data", type=Path, metavar="TSV", help="table of images to caption (default: none)")
     parser.add_argument("--images", type=Path, default=Path(), metavar="DIR", help="their folder")
     parser.add_argument("--captions", type=whole(1), default=97_000, metavar="N", help="in all (default: 97,000)")
-    return run("pool.py", lambda: print(pooled(parser.parse_args())), extra="train")
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    run_script(parser, lambda args: [pooled(args)])

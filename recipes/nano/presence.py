@@ -22,7 +22,7 @@ from pathlib import Path
 
 from statements import statements
 
-from blip2rt.command_line import Parser, run, whole
+from blip2rt.command_line import Parser, run_script, whole
 from blip2rt.errors import Blip2rtError
 from blip2rt.native import native
 from blip2rt_train.evaluation.truth import NOUNS, Noun
@@ -139,7 +139,7 @@ def _write(args: argparse.Namespace) -> None:
     print(f"{args.out}: {counts}, {asked.total()} questions:", dict(asked))
 
 
-def main() -> int:
+if __name__ == "__main__":
     parser = Parser(prog="presence.py", description=(__doc__ or "").splitlines()[0])
     about = "TSV of image, caption; several for one table of all"
     parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="FILE", help=about)
@@ -151,8 +151,4 @@ def main() -> int:
     parser.add_argument("--captions", action="store_true", help="write the captions, too")
     parser.add_argument("--per-image", type=whole(1), default=3, metavar="N", help="most nouns that are there")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the choice and wording")
-    return run("presence.py", lambda: _write(parser.parse_args()), extra="train")
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    run_script(parser, _write)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blip2rt.command_line import Parser, run, whole
+from blip2rt.command_line import Parser, run_script, whole
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +98,7 @@ def round_encoder(source: str, folders: list[Path], count: int, block: int, out:
     yield f"{out}: {float(error):.3f} of the features' variance is lost"
 
 
-def main() -> int:
+if __name__ == "__main__":
     parser = Parser(prog="round_encoder.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("source", help="folder that transformers loads")
     parser.add_argument(
@@ -107,14 +107,4 @@ def main() -> int:
     parser.add_argument("--count", type=whole(1), default=48, metavar="N", help="photographs to use")
     parser.add_argument("--block", type=whole(16), default=64, metavar="N", help="weights per scale")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write")
-
-    def work() -> None:
-        args = parser.parse_args()
-        for line in round_encoder(args.source, args.images, args.count, args.block, args.out):
-            print(line, flush=True)
-
-    return run("round_encoder.py", work, extra="train")
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    run_script(parser, lambda args: round_encoder(args.source, args.images, args.count, args.block, args.out))

@@ -10,7 +10,7 @@ finds pornography only: no violence, no drawings, and not whether people agreed 
 from pathlib import Path
 
 from blip2rt.bundle.atomic import write_file
-from blip2rt.command_line import Parser, run
+from blip2rt.command_line import Parser, run_script
 
 SAFE = 0.2
 _BATCH = 16
@@ -35,18 +35,9 @@ def screen(table: Path, images: Path, out: Path) -> str:
     return f"{out}: {len(unsafe)} of {len(names)} images dropped"
 
 
-def main() -> int:
+if __name__ == "__main__":
     parser = Parser(prog="screen.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("table", type=Path, help="TSV whose first column names images")
     parser.add_argument("images", type=Path, help="folder of its images")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="TSV to write")
-
-    def work() -> None:
-        args = parser.parse_args()
-        print(screen(args.table, args.images, args.out))
-
-    return run("screen.py", work, extra="train")
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    run_script(parser, lambda args: [screen(args.table, args.images, args.out)])

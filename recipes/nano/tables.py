@@ -12,7 +12,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from blip2rt.command_line import Parser, run
+from blip2rt.command_line import Parser, run_script
 from blip2rt.errors import Blip2rtError
 
 Row = tuple[str, str, str]
@@ -76,19 +76,9 @@ def write_tables(data: Path, out: Path, only: str) -> Iterator[str]:
         yield f"{name}: {len({row[0] for row in table})} images, {len(table) - answered} captions, {answered} questions"
 
 
-def main() -> int:
+if __name__ == "__main__":
     parser = Parser(prog="tables.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", type=Path, help="folder of the sets")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--only", choices=["coco"], default="", help="write this set's tables only (default: all)")
-
-    def work() -> None:
-        args = parser.parse_args()
-        for line in write_tables(args.data, args.out, args.only):
-            print(line)
-
-    return run("tables.py", work, extra="train")
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    run_script(parser, lambda args: write_tables(args.data, args.out, args.only))

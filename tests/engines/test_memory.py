@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from blip2rt.native import native
-from tests.compiled import compiled
+from tests.compiled import shared_library
 from tests.engines.native import library_path
 from tests.tiny.bundle import HEAD_DIM, WORDS, D, Q, Tiny
 
@@ -47,14 +46,12 @@ OPTIONS = [
 @pytest.fixture(scope="module")
 def preloaded() -> dict[str, str]:
     """An environment that preloads allocations.cpp."""
-    compiler = shutil.which("c++")
-    if compiler is None or sys.platform != "linux":
+    if sys.platform != "linux":
         pytest.skip("needs Linux and a C++ compiler")
     if "BLIP2RT_NATIVE" in os.environ:
         pytest.skip("a sanitizer has its own operator new")
-    source = ROOT / "tests" / "engines" / "native" / "allocations.cpp"
-    command = [compiler, "-std=c++17", "-O1", "-shared", "-fPIC", "-Wl,--no-as-needed", "-ldl"]
-    return {**os.environ, "LD_PRELOAD": str(compiled(command, [source], ".so")), "OMP_NUM_THREADS": "1"}
+    library = shared_library("allocations", "-O1", "-Wl,--no-as-needed", "-ldl")
+    return {**os.environ, "LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1"}
 
 
 def test_nothing_is_allocated_per_token(tiny: Tiny, preloaded: dict[str, str]) -> None:

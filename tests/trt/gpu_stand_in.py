@@ -16,7 +16,6 @@ import itertools
 import json
 import math
 import os
-import shutil
 import threading
 from collections.abc import Callable
 from enum import IntEnum
@@ -27,12 +26,10 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-import pytest
 
 from blip2rt.backends.trt import onnxruntime_shim
-from tests.compiled import compiled
+from tests.compiled import shared_library
 
-ROOT = Path(__file__).parents[2]
 ALIGNMENT = 256
 
 
@@ -61,14 +58,8 @@ _one_kernel = threading.Lock()
 @functools.cache
 def cpu_kernels() -> Any:
     """Compile kernels.cu for the CPU."""
-    compiler = shutil.which("c++")
-    if compiler is None:
-        pytest.skip("needs a C++ compiler")
-    source = ROOT / "tests" / "engines" / "native" / "kernels_cpu.cpp"
-    flags = "-std=c++17 -O2 -ffp-contract=off -Wall -Wextra -Werror -shared -fPIC -pthread"
-    command = [compiler, *flags.split(), f"-I{ROOT / 'engines'}"]
-    library = compiled(command, [source], ".so")
-    loaded = ctypes.CDLL(str(library))
+    flags = "-O2 -ffp-contract=off -Wall -Wextra -Werror -pthread"
+    loaded = ctypes.CDLL(str(shared_library("kernels_cpu", *flags.split())))
     loaded.launch.restype = ctypes.c_bool
     loaded.waits.restype = ctypes.c_ulong
     return loaded

@@ -24,28 +24,27 @@ if TYPE_CHECKING:
     import torch
 
 
-def average(sources: Sequence[str], out: Path) -> Path:
+def average(checkpoints: Sequence[str], out: Path) -> Path:
     """Write the mean of every tensor, with the first checkpoint's config. Raise Blip2rtError."""
-    folders = [locate(source) for source in sources]
-    for source, folder in zip(sources, folders, strict=True):
+    folders = [locate(source) for source in checkpoints]
+    for source, folder in zip(checkpoints, folders, strict=True):
         if not (folder / WEIGHTS).is_file():
             raise OptionError(f"{source} has no {WEIGHTS}: give checkpoints of this project")
     from safetensors.torch import save_file  # imported after the first checks: takes seconds
 
     mean = _tensors(folders[0])
     dtypes = {name: tensor.dtype for name, tensor in mean.items()}
-    mean = {name: tensor.double() / len(sources) for name, tensor in mean.items()}
-    for source, folder in zip(sources[1:], folders[1:], strict=True):
+    mean = {name: tensor.double() / len(checkpoints) for name, tensor in mean.items()}
+    for source, folder in zip(checkpoints[1:], folders[1:], strict=True):
         state = _tensors(folder)
         mismatched = [
             n for n in mean.keys() | state.keys() if n not in mean or n not in state or mean[n].shape != state[n].shape
         ]
         if mismatched:
-            raise Blip2rtError(
-                f"{sources[0]} and {source} are of different models ({', '.join(sorted(mismatched)[:3])}): give others"
-            )
+            names = ", ".join(sorted(mismatched)[:3])
+            raise Blip2rtError(f"{checkpoints[0]} and {source} are of different models ({names}): give others")
         for name, tensor in mean.items():
-            tensor.add_(state[name].double(), alpha=1 / len(sources))
+            tensor.add_(state[name].double(), alpha=1 / len(checkpoints))
     out.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.to(dtypes[name]) for name, tensor in mean.items()}, out / WEIGHTS)
     (out / CONFIG).write_bytes((folders[0] / CONFIG).read_bytes())
@@ -69,8 +68,4 @@ def _parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    def work() -> None:
-        args = _parser().parse_args(argv)
-        print(average(args.checkpoints, args.out))
-
-    return run_main(work)
+    return run_main(lambda: print(average(**vars(_parser().parse_args(argv)))))

@@ -98,7 +98,7 @@ def weigh(found: Candidates, own: np.ndarray, temperature: float) -> MatchWeight
 def calibrate(
     model: str,
     data: Path,
-    images: Path,
+    images: Path | None,
     out: Path,
     best: int,
     limit: int | None,
@@ -110,6 +110,7 @@ def calibrate(
     split: of a file that has several; None: "val", because "test" must stay unseen.
     keep_score: fit a bundle's probabilities only.
     """
+    images = images or data
     checkpoint = None if (Path(model) / MANIFEST).is_file() else Checkpoint(model)
     if checkpoint is None:
         _check_bundle(model, out)
@@ -240,18 +241,4 @@ def _learn(model: str, predictor: Predictor, data: CalibrationData, likely: bool
 
 
 def main(argv: list[str] | None = None) -> int:
-    def work() -> None:
-        args = calibrate_parser().parse_args(argv)
-        given = (
-            args.model,
-            args.data,
-            args.images or args.data,
-            args.out,
-            args.best,
-            args.limit,
-            args.split,
-            args.keep_score,
-        )
-        print(calibrate(*given))
-
-    return run_main(work)
+    return run_main(lambda: print(calibrate(**vars(calibrate_parser().parse_args(argv)))))

@@ -1,12 +1,13 @@
 """No command opens a socket, looks up a host, or writes anything but its output."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.compiled import shared_library
 
 pytestmark = pytest.mark.long(12, "whole commands under strace: sockets and files of real runs")
 
@@ -28,15 +29,11 @@ UNSET = "ORT_DISABLE_TELEMETRY HF_HUB_DISABLE_TELEMETRY DISABLE_TELEMETRY DO_NOT
 
 
 @pytest.fixture(scope="module")
-def watcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def watcher() -> Path:
     """A library that logs every socket and host look-up of a process."""
-    compiler = shutil.which("c++")
-    if compiler is None or sys.platform != "linux":
+    if sys.platform != "linux":
         pytest.skip("needs Linux and a C++ compiler")
-    library = tmp_path_factory.mktemp("watcher") / "no_network.so"
-    source = ROOT / "tests" / "engines" / "native" / "no_network.cpp"
-    subprocess.run([compiler, "-std=c++17", "-O1", "-shared", "-fPIC", source, "-o", library, "-ldl"], check=True)
-    return library
+    return shared_library("no_network", "-O1", "-Wl,--no-as-needed", "-ldl")
 
 
 def watched(watcher: Path, folder: Path, command: list[str]) -> tuple[str, set[str]]:
