@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from typing import TYPE_CHECKING
 
 from blip2rt.command_line import Parser, nonempty, path, run
@@ -149,7 +148,3 @@ def table(result: Result) -> list[str]:
     rows += [f"note: {note}" for note in result.notes]
     rows += [f"verdict: {result.verdict}"] * bool(result.verdict)
     return [*rows, f"{result.bundle.path}: {result.bundle.size / 1e6:.1f} MB in all"]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

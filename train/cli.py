@@ -57,12 +57,12 @@ def run_command(name: str, argv: list[str] | None = None) -> int:
     return _run(_program(name), work_until_sigterm if _CHECKS.get(name) == "early_checks" else work)
 
 
-def run_main(work: Callable[[], object], program: str = PROGRAM, argv: list[str] | None = None) -> int:
+def run_main(work: Callable[[], object], argv: list[str] | None = None) -> int:
     """Do a command's work with the error handling that all commands share; return the exit status.
 
-    program: the name to report if run_command has not set one. argv: the arguments of main().
+    argv: the arguments of main().
     """
-    name = running() or program
+    name = running() or PROGRAM
 
     def finish() -> int:
         code = 0

@@ -166,9 +166,8 @@ def faults(plan: Plan, gpus: int) -> tuple[list[str], str]:
     ]
     if not point.stage1 and (not point.start or point.lacks_text_branch):
         checks.append(point.bert.require_weights)
-    for checkpoint in (point.stage1, point.start):
-        if checkpoint:
-            checks.append(lambda each=checkpoint: each.load(vision=False, llm=False, streamed=True))  # type: ignore[misc]
+    opened = filter(None, (point.stage1, point.start))
+    checks += [functools.partial(checkpoint.load, vision=False, llm=False, streamed=True) for checkpoint in opened]
     if (language := point.language_model) is not None:
         checks.append(lambda: _check_llm(language))
     for check in checks:

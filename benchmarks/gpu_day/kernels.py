@@ -220,13 +220,9 @@ def compare_copies(lane: Lane, kernels: Kernels, rng: np.random.Generator) -> li
     return differ + ["spread"] * differs("target", targets)
 
 
-def main() -> int:
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=3)
     found = check(device.open_cuda(), parser.parse_args().turns)
     print(found)
-    return 1 if found["differ"] else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(1 if found["differ"] else 0)

@@ -169,7 +169,3 @@ def picture(path: Path, width: int = 1000, height: int = 750) -> Path:
     noisy = smooth + rng.normal(0, 4, (height, width, 3))
     Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, "JPEG", quality=90)
     return path
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -73,7 +73,7 @@ bundle() { # ROUND: export the means and the retrieval model, encoder included, 
     step "captions$1 with encoder" "$captions" "$python" $recipes/own_encoder.py "$out/mean$1" "$captions"
     step "retrieval with encoder" "$retrieval" "$python" $recipes/own_encoder.py "$out/retrieval" "$retrieval"
   fi
-  step "export$1" "$out/export$1" "$python" -m export.cli --checkpoint "$captions" \
+  step "export$1" "$out/export$1" "$python" -m export --checkpoint "$captions" \
     --retrieval-checkpoint "$retrieval" --name nano --precision vision=int4 --out "$out/export$1"
   step "weights$1" "$out/scored$1" "$python" -m train.extras.calibrate "$out/export$1" \
     --data "$data/$dev/dev.tsv" --images "$data/$dev/images" --limit 300 --best 16 --out "$out/scored$1"

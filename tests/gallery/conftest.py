@@ -31,8 +31,7 @@ def run(capsys: pytest.CaptureFixture[str], tiny: Tiny) -> Run:
             code = main([*map(str, arguments), "--model", str(tiny.path)])
         except SystemExit as stop:
             code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
+        return code, *capsys.readouterr()
 
     return call
 

@@ -37,9 +37,7 @@ def call(bundle: Path, capsys: pytest.CaptureFixture[str], album: Path) -> Tag:
     (album.parent / "labels.txt").write_text("dog\nanimal|cat\nplace|water|sea\n")
 
     def call(command: str, *arguments: str) -> tuple[int, str, str]:
-        code = main([command, *arguments, "--model", str(bundle)])
-        out, err = capsys.readouterr()
-        return code, out, err
+        return main([command, *arguments, "--model", str(bundle)]), *capsys.readouterr()
 
     return call
 

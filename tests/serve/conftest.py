@@ -1,6 +1,7 @@
 """Servers that several test modules call."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -41,32 +42,29 @@ def cat() -> bytes:
     return CAT.read_bytes()
 
 
+def opened(make: Callable[..., Any], end: Callable[[Any], object]) -> Iterator[Callable[..., Any]]:
+    """Yield `make`, and end what it made."""
+    made: list[Any] = []
+
+    def make_one(*arguments: object, **more: Any) -> Any:
+        made.append(make(*arguments, **more))
+        return made[-1]
+
+    yield make_one
+    for each in made:
+        end(each)
+
+
 @pytest.fixture
 def start(tiny: Any) -> Iterator[Callable[..., ServerProcess]]:
     """A function that starts a server of a tiny model with the given arguments."""
-    servers: list[ServerProcess] = []
-
-    def start(*arguments: object, **more: Any) -> ServerProcess:
-        servers.append(ServerProcess("--model", tiny.path, "--threads", 1, *arguments, **more))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.stop()
+    yield from opened(partial(ServerProcess, "--model", tiny.path, "--threads", 1), ServerProcess.stop)
 
 
 @pytest.fixture
 def app(tiny: Any) -> Iterator[Callable[..., AppClient]]:
     """A function that opens the application of a tiny model, which runs in this process."""
-    opened: list[AppClient] = []
-
-    def open_app(*arguments: object, **more: Any) -> AppClient:
-        opened.append(AppClient(tiny.path, *arguments, **more))
-        return opened[-1]
-
-    yield open_app
-    for each in opened:
-        each.close()
+    yield from opened(partial(AppClient, tiny.path), AppClient.close)
 
 
 @pytest.fixture(scope="package")

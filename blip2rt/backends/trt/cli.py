@@ -137,7 +137,3 @@ def _progress(component: str) -> Callable[[str, int, int], None] | None:
 
 def _report(text: str) -> None:
     print(f"{PROGRAM}: {text}", file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -133,9 +133,7 @@ def test_lm_loss_equals_numpy(paper: bool, rng: np.random.Generator, tmp_path: P
             logits = llm(inputs_embeds=embeds(llm, reference.prefix_embeds(image), text.ids)).logits[0, QUERIES - 1 :]
             learned = slice(text.prompt, len(text.ids))
             want += cross_entropy(logits[learned], torch.tensor(text.ids[learned]), reduction="none").tolist()
-    assert loss.item() == pytest.approx(np.mean(want), abs=1e-5)
-    loss.backward()
-    assert_only_the_query_branch_learns(model)
+    assert_loss(model, loss, want)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -162,9 +160,7 @@ def test_prefix_lm_loss_equals_numpy(tied: bool, rng: np.random.Generator, tmp_p
         inputs = embeds(t5, reference.prefix_embeds(images[image].double().numpy()), given)
         logits = t5(inputs_embeds=inputs, decoder_input_ids=torch.tensor([[0, *learned[:-1]]])).logits[0]
         want += cross_entropy(logits, torch.tensor(learned), reduction="none").tolist()
-    assert loss.item() == pytest.approx(np.mean(want), abs=1e-5)
-    loss.backward()
-    assert_only_the_query_branch_learns(model)
+    assert_loss(model, loss, want)
 
 
 def embeds(llm: Any, prefix: np.ndarray, ids: list[int]) -> torch.Tensor:
@@ -181,7 +177,10 @@ def split_texts(rows: list[tuple[int, list[int], list[int]]]) -> SplitTexts:
     return SplitTexts(torch.tensor([row[0] for row in rows]), given, mask, learned)
 
 
-def assert_only_the_query_branch_learns(model: Blip2) -> None:
+def assert_loss(model: Blip2, loss: torch.Tensor, want: list[float]) -> None:
+    """Assert that a loss is the mean of `want`, and that only the query branch learns from it."""
+    assert loss.item() == pytest.approx(np.mean(want), abs=1e-5)
+    loss.backward()
     with_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert with_gradient == set(model.trained_state())
     assert not any(parameter.requires_grad for parameter in model.llm.parameters())
