@@ -219,8 +219,8 @@ def _text_fields(checkpoint: Checkpoint, folder: Path, file: str) -> dict[str, A
     """The fields of either, whose tokenizer is saved as `file`."""
     config, tokenizer = checkpoint.config, checkpoint.bert.tokenizer
     _save(tokenizer, folder / file)
-    lengths = {"max_text_length": config.max_text_length, "pad_token_id": tokenizer.pad_token_id}
-    return {"tokenizer": file, "clean_captions": config.clean_captions, **lengths}
+    padding = {"max_text_length": config.max_text_length, "pad_token_id": tokenizer.pad_token_id}
+    return {"tokenizer": file, "clean_captions": config.clean_captions, **padding}
 
 
 def qformer_texts(checkpoint: Checkpoint) -> tuple[Arrays, list[Arrays]]:

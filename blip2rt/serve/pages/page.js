@@ -7,8 +7,7 @@ const EXAMPLES = [  // photographs, with questions that nano answers rightly
   ["camera.jpg", "a man with a camera", ["What is the man holding?", "Is there a dog?", "Is there a person?"]],
 ];
 // {url, name, caption, confidence, labels, fault, ideas, hidden, log: [{asked, said}], button, stop}
-const pictures = [];  // hidden: the browser cannot show it; fault: why it has no caption;
-// stop(): leave it without one
+const pictures = [];  // hidden: the browser cannot show it; fault: why it has no caption; stop(): end its caption
 let current = null, camera = null, running = null, labels = false;  // labels: whether the model tells labels and confidence
 let model = server;  // who captions and answers: the server, or the worker of browser.js
 
