@@ -63,11 +63,11 @@ def test_mistakes_of_an_export_are_listed_before_torch_is_imported(tmp_path: Pat
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     for words, faults in (
-        (f"cli --checkpoint no/ --out {tmp_path}/full --precision llm=int3", ("is not a bundle", "llm may be")),
-        (f"convert {tmp_path}/no --to hf --out {tmp_path}/full", ("is not empty", "/no' does not exist")),
+        (f" --checkpoint no/ --out {tmp_path}/full --precision llm=int3", ("is not a bundle", "llm may be")),
+        (f".convert {tmp_path}/no --to hf --out {tmp_path}/full", ("is not empty", "/no' does not exist")),
     ):
         environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-        command = [sys.executable, "-m", *f"blip2rt_export.{words}".split()]
+        command = [sys.executable, "-m", *f"blip2rt_export{words}".split()]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 2 and all(fault in done.stderr for fault in faults), done.stderr
 
