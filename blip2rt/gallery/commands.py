@@ -89,7 +89,7 @@ def index(args: argparse.Namespace, load: Load, open_executor: Open) -> int:
             except KeyboardInterrupt:
                 print_status(f"{len(opened):,} pictures are in the index; the same command resumes")
                 raise
-        if is_new and counts.exit_code == 2:
+        if is_new and counts.exit_code == 2 and Path(out).resolve() not in Path(args.errors or "").resolve().parents:
             shutil.rmtree(out, ignore_errors=True)
     print_status(summary(counts, "indexed", args.errors))
     return counts.exit_code

@@ -82,6 +82,7 @@ def test_index_of_failures_alone_leaves_no_folder(album, run):
     (folder := album / "damaged").mkdir()
     shutil.copy(album / "bad.jpg", folder)
     assert run("index", folder, "--out", "x")[0] == 2 and not Path("x").exists()
+    assert run("index", folder, "--out", "y", "--errors", "y/failures")[0] == 2 and Path("y", "failures").read_text()
     shutil.copy(album / "a.png", folder)
     assert run("index", folder, "--out", "x")[0] == 1
     (folder / "a.png").write_bytes(b"cut")
