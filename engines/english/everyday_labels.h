@@ -1,5 +1,4 @@
-// The labels that come with blip2rt: "parents: labels with their synonyms". Edited by hand; recipes/labels/everyday.py
-// sorts the list and tells which labels are missing.
+// The labels that come with blip2rt, edited by hand: "parents: labels with their synonyms".
 #pragma once
 
 #include <string_view>
