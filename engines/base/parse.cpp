@@ -1,9 +1,10 @@
 #include "base/parse.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <locale>
-#include <sstream>
+#include <cstdio>
+#include <cstdlib>
 #include <system_error>
 
 #include "base/error.h"
@@ -37,10 +38,27 @@ std::optional<int64_t> parse_whole(const std::string& text, int64_t low, int64_t
 }
 
 std::string number_text(double number) {
-  std::ostringstream stream;
-  stream.imbue(std::locale::classic());
-  stream << number;
-  return stream.str();
+  char digits[32];
+  for (int precision = 6; precision <= 17; ++precision) {
+    std::snprintf(digits, sizeof digits, "%.*g", precision, number);
+    if (std::strtod(digits, nullptr) == number) break;
+  }
+  std::string text;
+  for (const char c : std::string_view(digits)) {  // the decimal point of the locale may be another one, of many bytes
+    const bool is_kept = std::string_view("0123456789+-abcdefghijklmnopqrstuvwxyz").find(c) != std::string_view::npos;
+    if (is_kept || text.empty() || text.back() != '.') text += is_kept ? c : '.';
+  }
+  return text;
+}
+
+std::vector<std::string_view> parts_of(std::string_view text, char separator) {
+  std::vector<std::string_view> parts;
+  for (size_t begin = 0; (begin = text.find_first_not_of(separator, begin)) != std::string_view::npos;) {
+    const size_t end = std::min(text.find(separator, begin), text.size());
+    parts.push_back(text.substr(begin, end - begin));
+    begin = end;
+  }
+  return parts;
 }
 
 std::string shown(const std::string& value) { return parse_number(value) ? value : quoted(value); }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -18,8 +19,11 @@ std::optional<bool> parse_flag(const std::string& text);
 std::optional<int64_t> parse_whole(const std::string& text, int64_t low, int64_t high);
 std::optional<double> parse_number(const std::string& text);  // finite
 
-// A number as C writes it with %g, in any locale.
+// A number with as many digits, at least 6, as tell it from others, in any locale.
 std::string number_text(double number);
+
+// The parts of a text, without empty ones.
+std::vector<std::string_view> parts_of(std::string_view text, char separator);
 
 // A value as a message shows it: a number as it is, other text in quotes.
 std::string shown(const std::string& value);

@@ -1,11 +1,11 @@
 // Values of a manifest that are out of range. The bounds are far above every existing model, and far below what would
 // fill a machine's memory.
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <tuple>
 #include <utility>
 
+#include "base/parse.h"
 #include "base/unicode.h"
 #include "base/utf8.h"
 #include "bundle/manifest.h"
@@ -19,11 +19,6 @@ constexpr double kMaxWeight = 1e6;
 
 const std::vector<std::string> kResample = {"nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"};
 const std::vector<std::string> kTargets = {"ort", "trt"};
-
-std::string written(double number) {
-  char digits[32];
-  return {digits, std::to_chars(digits, digits + sizeof digits, number).ptr};
-}
 
 void check_choice(Faults& faults, const std::string& name, const std::string& value, const char* advice,
                   const std::vector<std::string>& choices) {
@@ -88,7 +83,7 @@ void check_retrieval(Faults& faults, const Manifest& manifest) {
        {std::tuple("temperature", spec.temperature, 1e-4), std::tuple("itm_weight", spec.itm_weight, 0.0),
         std::tuple("likelihood_weight", spec.likelihood_weight, 0.0)}) {
     if (value >= low && value <= 1e4) continue;
-    faults.push_back(std::string("retrieval.") + name + " is " + written(value) + ", not from " +
+    faults.push_back(std::string("retrieval.") + name + " is " + number_text(value) + ", not from " +
                      (low > 0 ? "0.0001" : "0") + " to 10,000");
   }
   if (spec.likelihood_weight != 0 && (!manifest.llm || !spec.mean_prefix)) {
@@ -101,7 +96,7 @@ void check_retrieval(Faults& faults, const Manifest& manifest) {
 
 void check_weight(Faults& faults, const std::string& name, double weight) {
   if (std::fabs(weight) <= kMaxWeight) return;
-  faults.push_back(name + " is " + written(weight) + ", not from -1,000,000 to 1,000,000");
+  faults.push_back(name + " is " + number_text(weight) + ", not from -1,000,000 to 1,000,000");
 }
 
 void check_weights(Faults& faults, const std::string& name, const std::vector<double>& weights) {

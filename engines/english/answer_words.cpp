@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <sstream>
 #include <unordered_set>
 #include <utility>
 
@@ -43,22 +42,16 @@ bool contains(const List& list, std::string_view word) {
   return std::find(list.begin(), list.end(), word) != list.end();
 }
 
-std::vector<std::string> words_of(const std::string& question) {
-  std::istringstream stream(lowered(question));
-  std::vector<std::string> words;
-  for (std::string word; stream >> word;) words.push_back(word);
-  return words;
-}
-
 }  // namespace
 
 bool asks_for_plural(const std::string& question) {
-  const std::vector<std::string> words = words_of(question);
+  const std::string lower = lowered(question);
+  const std::vector<std::string_view> words = words_of(lower);
   return words.size() > 2 && contains(kSubjects, words[0]) && contains(kPluralVerbs, words[1]) &&
          !contains(kDeterminers, words[2]);
 }
 
-bool offers_choice(const std::string& question) { return contains(words_of(question), "or"); }
+bool offers_choice(const std::string& question) { return contains(words_of(lowered(question)), "or"); }
 
 bool is_plural(std::string_view word) {
   const std::string plain = lowered(word.substr(std::min(word.find_first_not_of(' '), word.size())));

@@ -1,8 +1,8 @@
 // Finds texts that no picture answers, by their words: facts beyond it, what people believe or are, other languages.
 #include <algorithm>
-#include <regex>
 #include <set>
 
+#include "base/regex.h"
 #include "base/unicode.h"
 #include "english/questions.h"
 #include "english/text_forms.h"
@@ -30,7 +30,7 @@ const Words kShared = {"animal", "was", "foto", "im", "di", "das", "il", "que", 
 const Words kEnglish = {"is",  "are", "the", "what", "how", "do",    "does", "there", "of",   "this",
                         "who", "in",  "you", "any",  "see", "which", "it",   "where", "with", "and"};
 
-const std::regex& beyond_pictures() {
+const Regex& beyond_pictures() {
   static const std::string person =
       "\\b(?:he|she|they|his|her|their|man|woman|person|people|boy|girl|child|kid|baby|guys?|lady|ladies|couple|family|"
       "patient|bride|groom|players?|runners?|riders?|workers?|drivers?|soldiers?|tourists?|dancers?|men|women|boys|"
@@ -61,7 +61,7 @@ const std::regex& beyond_pictures() {
   static const std::string trait =
       "(?:straight|bi|trans|rich|poor|smart|intelligent|stupid|single|married|dating|lovers|blind|deaf|drunk|dangerous|"
       "honest|trustworthy|jew|protestants?|americans?|indians?|asians?|africans?)";
-  static const std::regex pattern(
+  static const Regex pattern(
       "\\b(calorie|calories|kcal|carbs)\\b|\\bwhat time is it\\b|\\bwhat is the (exact )?(time|date)\\b"
       "|\\bwhat (year|date|day of the week|month)\\b|\\bwhen was (this|the|it)\\b"
       "|\\b(who|whom) (took|made|painted|shot|owns|is this|is he|is she|is the photographer)\\b"
@@ -109,10 +109,10 @@ std::optional<std::string> fixed_answer(std::string_view text) {
   if (foreign > 1 && certain > 0 && english == 0) return kEnglishOnly;
   static const Words greetings = {"hello",    "hi",           "hey",    "hello there",
                                   "hi there", "good morning", "thanks", "thank you"};
-  static const std::regex doubts("are you (sure|certain)\\b.*|really");
+  static const Regex doubts("^are you (sure|certain)\\b|^really$");
   if (greetings.count(joined) != 0) return kGreeting;
-  if (std::regex_match(joined, doubts)) return kUnsure;
-  if (joined.size() <= 300 && std::regex_search(joined, beyond_pictures())) return kUnknown;
+  if (doubts.is_in(joined)) return kUnsure;
+  if (joined.size() <= 300 && beyond_pictures().is_in(joined)) return kUnknown;
   return std::nullopt;
 }
 

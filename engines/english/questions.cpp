@@ -1,9 +1,9 @@
 // Brings questions into a plain form, and matches those whether something is there by regular expressions.
 #include "english/questions.h"
 
-#include <regex>
 #include <set>
 
+#include "base/regex.h"
 #include "base/unicode.h"
 #include "english/statements.h"
 #include "english/text_forms.h"
@@ -19,14 +19,14 @@ const Words kAnyone = {"anyone",     "anybody", "someone",     "somebody", "any 
                        "any person", "people",  "any persons", "a human"};
 
 // The first group is what a question asks for.
-const std::vector<std::regex>& questions() {
-  static const std::vector<std::regex> patterns = [] {
+const std::vector<Regex>& questions() {
+  static const std::vector<Regex> patterns = [] {
     const std::string picture = "(?:the|this|that) (?:picture|image|photo|photograph|scene|shot|frame|view|snapshot)";
     const std::string shown = "(?:visible |present |shown )?";
     const std::string place =
         "(?: (?:at all|anywhere|somewhere|here|visible|present|shown|in it|" + shown + "(?:in|on) " + picture + "))";
     const std::string indefinite = "(?!(?:the|this|that|these|those|it|he|she|they|we|you|i) )";
-    std::vector<std::regex> made;
+    std::vector<Regex> made;
     for (const std::string& pattern :
          {"(?:is|are) there (.+?)" + place + "*",
           "(?:do|can) (?:you|we|i) (?:see|spot|find|detect|notice) (.+?)" + place + "*",
@@ -65,14 +65,8 @@ bool asks_otherwise(std::string_view what) {
 }
 
 bool is_instruction(std::string_view sentence) {
-  static const std::regex pattern("(?:please )?(?:just |only )?(?:answer|reply|respond|say)");
-  std::cmatch found;
-  if (!std::regex_search(sentence.data(), sentence.data() + sentence.size(), found, pattern,
-                         std::regex_constants::match_continuous)) {
-    return false;
-  }
-  auto at = static_cast<size_t>(found.length());
-  return at == sentence.size() || !is_word_character(next_character(sentence, at));
+  static const Regex pattern("^(?:please )?(?:just |only )?(?:answer|reply|respond|say)\\b");
+  return pattern.is_in(sentence);
 }
 
 // Without these characters at the ends.
@@ -98,34 +92,34 @@ bool begins_with(std::string_view text, std::string_view start) { return text.su
 
 // In lower case, without the roles that chat templates write, as in "### User: ... Answer:".
 std::string without_roles(std::string_view question) {
-  static const std::regex before("^(?:#* ?(?:user|human|question|instruction|q) ?: ?)+"),
+  static const Regex before("^(?:#* ?(?:user|human|question|instruction|q) ?: ?)+"),
       after(" ?#* ?(?:(?:short )?answer|assistant|a) ?:$");
   std::string text = joined_words(words_of(lower_text(question)));
   for (size_t at; (at = text.find("\u2019")) != std::string::npos;) text.replace(at, 3, "'");
-  return std::regex_replace(std::regex_replace(text, before, ""), after, "");
+  return after.replaced(before.replaced(text, ""), "");
 }
 
 // "is there a dog" for "isn't there a dog": that is a yes if there is one. "count the dogs" asks how many there are.
 std::string reworded(const std::string& sentence) {
-  static const std::regex rules[] = {
-      std::regex("^(?:(?:hello|hi|hey|please|ok|so|and)\\b,? )+"),
-      std::regex("^(?:(?:can|could|would) you )?(?:please )?tell me\\b,? ?(?:if |whether )?"),
-      std::regex("^(?:(is|are) (?:thee|tere|ther|thre)|(is) three) "),
-      std::regex("^wh?a?t "),
-      std::regex("^how (?:man|may|mny) "),
-      std::regex("^there (is|are) (.+?)(?:, (?:right|correct|yes))?$"),
-      std::regex("^(what|who|where|when|how|it|he|she|there)'s\\b"),
-      std::regex("^(is|are|was|were|do|does|did)n'?t "),
-      std::regex("^(?:count|(?:what is |give |tell me )?(?:the )?(?:number|count) of) (?:all )?(?:the |all )?"
-                 "(.+?)(?: (?:here|there|in (?:the|this|that) (?:picture|image|photo)))?$"),
-      std::regex("^any (.+?)(?: (?:here|there|around))?$"),
-      std::regex(",? (?:yes or no|or not|or no)$"),
+  static const Regex rules[] = {
+      Regex("^(?:(?:hello|hi|hey|please|ok|so|and)\\b,? )+"),
+      Regex("^(?:(?:can|could|would) you )?(?:please )?tell me\\b,? ?(?:if |whether )?"),
+      Regex("^(?:(is|are) (?:thee|tere|ther|thre)|(is) three) "),
+      Regex("^wh?a?t "),
+      Regex("^how (?:man|may|mny) "),
+      Regex("^there (is|are) (.+?)(?:, (?:right|correct|yes))?$"),
+      Regex("^(what|who|where|when|how|it|he|she|there)'s\\b"),
+      Regex("^(is|are|was|were|do|does|did)n'?t "),
+      Regex("^(?:count|(?:what is |give |tell me )?(?:the )?(?:number|count) of) (?:all )?(?:the |all )?"
+            "(.+?)(?: (?:here|there|in (?:the|this|that) (?:picture|image|photo)))?$"),
+      Regex("^any (.+?)(?: (?:here|there|around))?$"),
+      Regex(",? (?:yes or no|or not|or no)$"),
   };
   static const char* const forms[] = {
       "",      "",    "$1$2 there ",           "what ",           "how many ", "$1 there $2",
       "$1 is", "$1 ", "how many $1 are there", "is there any $1", ""};
   std::string text = sentence;
-  for (size_t i = 0; i < std::size(rules); ++i) text = std::regex_replace(text, rules[i], forms[i]);
+  for (size_t i = 0; i < std::size(rules); ++i) text = rules[i].replaced(text, forms[i]);
   return text;
 }
 
@@ -145,10 +139,10 @@ std::string sentence_of(std::string_view question) {
 }
 
 std::optional<std::string> phrase_in(const std::string& text) {
-  for (const std::regex& pattern : questions()) {
-    std::smatch found;
-    if (!std::regex_match(text, found, pattern) || asks_otherwise(found[1].str())) continue;
-    std::string what = found[1].str();
+  for (const Regex& pattern : questions()) {
+    const auto found = pattern.match(text);
+    if (!found || asks_otherwise((*found)[1])) continue;
+    const std::string& what = (*found)[1];
     if (kAnyone.count(what) != 0) return "a person";
     for (const char* word : {"any ", "some ", "the "}) {
       if (begins_with(what, word)) return what.substr(std::string_view(word).size());
@@ -172,15 +166,15 @@ std::string singular_of(const std::string& things) {
 
 // "how many dogs are there", and whether there is "a dog", unless it counts nothing whose absence could be judged.
 ShortQuestion number_question(const std::string& question) {
-  static const std::regex pattern(
+  static const Regex pattern(
       "how many (?:different |visible )?(\\w+(?: \\w+)?)(?: (?:are|is) (?:there|visible|shown|present)| (?:do|can) you "
       "see)"
       "(?: here| at all| in (?:the|this|that|it)(?: \\w+)?)*");
-  std::smatch found;
+  const auto found = pattern.match(question);
   ShortQuestion number{ShortQuestion::Kind::kNumber, question + "?"};
-  if (std::regex_match(question, found, pattern) && !asks_otherwise(found[1].str()) && found[1] != "things") {
-    const std::string thing =
-        kAnyone.count(found[1].str()) != 0 ? "a person" : with_article(singular_of(found[1].str()));
+  if (found && !asks_otherwise((*found)[1]) && (*found)[1] != "things") {
+    const std::string& things = (*found)[1];
+    const std::string thing = kAnyone.count(things) != 0 ? "a person" : with_article(singular_of(things));
     number.statements.push_back({ShortQuestion::Kind::kPresence, thing});
   }
   return number;
@@ -191,11 +185,11 @@ ShortQuestion number_question(const std::string& question) {
 std::optional<std::string> phrase_of(std::string_view question) { return phrase_in(sentence_of(question)); }
 
 std::string plain_question(std::string_view question) {
-  static const std::regex asks(
-      "^(?:what|which|who|whose|where|when|why|how|is|are|was|were|do|does|did|can|could|has|have)\\b.*");
+  static const Regex asks(
+      "^(?:what|which|who|whose|where|when|why|how|is|are|was|were|do|does|did|can|could|has|have)\\b");
   const std::string text = sentence_of(question);
   if (text.empty()) return std::string(stripped(question));
-  return std::regex_match(text, asks) ? text + "?" : text;
+  return asks.is_in(text) ? text + "?" : text;
 }
 
 std::optional<ShortQuestion> short_question(std::string_view question) {
@@ -205,12 +199,12 @@ std::optional<ShortQuestion> short_question(std::string_view question) {
     if (std::optional<std::string> answer = fixed_answer(asked)) return ShortQuestion{Kind::kFixed, *answer};
   }
   if (text.empty()) return std::nullopt;
-  static const std::regex absence(
+  static const Regex absence(
       "(?:is|are) there (?:no |without |not (?:any |an? )?)(.+)|(?:is|are) (?:there )?(nobody|no one|no person|no "
       "people)\\b.*");
-  std::smatch found;
-  if (std::regex_match(text, found, absence)) {
-    const std::string what = found[1].matched && !begins_with(text, "is there no one") ? found[1].str() : "anyone";
+  if (const auto found = absence.match(text)) {
+    const std::string& some = (*found)[1];
+    const std::string what = some.empty() || begins_with(text, "is there no one") ? "anyone" : some;
     const std::optional<std::string> phrase = phrase_in("is there " + what);
     if (phrase) return ShortQuestion{Kind::kPresence, *phrase, "", true};
   }

@@ -6,12 +6,12 @@
 #include <cstdint>
 #include <map>
 #include <set>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "base/parse.h"
 #include "base/utf8.h"
 
 namespace blip2rt {
@@ -140,13 +140,6 @@ struct Signature {
 
 using Signatures = std::map<std::string, Signature, std::less<>>;
 
-std::vector<std::string> split(const std::string& text, char separator) {
-  std::vector<std::string> parts;
-  std::istringstream stream(text);
-  for (std::string part; std::getline(stream, part, separator);) parts.push_back(part);
-  return parts;
-}
-
 // Removes `mark` from the end of a text. Returns whether it was there.
 bool cut(std::string& text, char mark) {
   const bool found = text.back() == mark;
@@ -159,7 +152,9 @@ Values parse_values(std::string text) {
   if (text == "float") values.type = Type::kFloat;
   if (values.type == Type::kFloat) return values;
   const bool is_list = cut(text, ']');
-  for (const std::string& part : split(is_list ? text.substr(1) : text, '|')) {
+  if (is_list) text.erase(0, 1);
+  for (const std::string_view each : parts_of(text, '|')) {
+    const std::string part(each);
     if (part.find_first_of("0123456789") == std::string::npos) {
       values.type = Type::kText;
       values.texts.insert(part);
@@ -185,7 +180,7 @@ Input parse_input(std::string text) {
 Signature parse_signature(std::string inputs, std::string outputs) {
   Signature result;
   result.repeats = cut(inputs, '*');
-  for (const std::string& input : split(inputs, ',')) result.inputs.push_back(parse_input(input));
+  for (const std::string_view input : parts_of(inputs, ',')) result.inputs.push_back(parse_input(std::string(input)));
   result.has_unnamed_outputs = cut(outputs, '?');
   result.min_outputs = std::stoul(outputs);
   result.max_outputs = outputs.back() == 'N' ? kMaxParts : static_cast<size_t>(outputs.back() - '0');
@@ -195,19 +190,16 @@ Signature parse_signature(std::string inputs, std::string outputs) {
 Signatures parse(const char* table) {
   Signatures result;
   Signature* signature = nullptr;
-  std::istringstream lines(table);
-  for (std::string line; std::getline(lines, line);) {
-    std::istringstream words(line);
-    std::string name, inputs, outputs;
-    if (line.empty()) continue;
-    if (line.front() != ' ') {
-      words >> name >> inputs >> outputs;
-      signature = &(result[name] = parse_signature(inputs, outputs));
+  for (const std::string_view line : parts_of(table, '\n')) {
+    const std::vector<std::string_view> words = parts_of(line, ' ');
+    const size_t count = line.front() == ' ' ? 0 : 3;  // words before the attributes
+    if (count > 0) {
+      signature = &(result[std::string(words[0])] = parse_signature(std::string(words[1]), std::string(words[2])));
     }
-    for (std::string attribute; words >> attribute;) {
-      const size_t equals = attribute.find('=');
-      Values values = parse_values(attribute.substr(equals + 1));
-      std::string title = attribute.substr(0, equals);
+    for (size_t i = count; i < words.size(); ++i) {
+      const size_t equals = words[i].find('=');
+      Values values = parse_values(std::string(words[i].substr(equals + 1)));
+      std::string title(words[i].substr(0, equals));
       values.is_required = cut(title, '!');
       signature->attributes[title] = values;
     }

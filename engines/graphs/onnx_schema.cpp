@@ -6,11 +6,11 @@
 #include <cstdint>
 #include <iterator>
 #include <limits>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "base/parse.h"
 #include "base/utf8.h"
 #include "graphs/protobuf.h"
 
@@ -106,11 +106,9 @@ const std::vector<Message>& messages() {
     for (const MessageSchema& schema : kSchema) {
       Message& message = result.emplace_back();
       message.name = schema.name;
-      std::istringstream fields(schema.fields);
-      std::string type;
-      for (uint32_t number = 0; fields >> number >> type;) {
-        if (type.back() == ',') type.pop_back();
-        message.rules.push_back(parse_rule(number, type));
+      for (const std::string_view field : parts_of(schema.fields, ',')) {
+        const std::vector<std::string_view> words = parts_of(field, ' ');
+        message.rules.push_back(parse_rule(static_cast<uint32_t>(std::stoul(std::string(words[0]))), words[1]));
       }
       assert(message.rules.size() <= 64);  // validate() keeps a mask of them
     }

@@ -3,8 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
-#include <regex>
 #include <utility>
+
+#include "base/regex.h"
 
 namespace blip2rt {
 namespace {
@@ -102,17 +103,16 @@ class Judgement {
 // count as statements about the picture raise indoors or outdoors from 78 to 96 %, one of eight objects from 82 to 85
 // %; a colour of ten would fall from 41 %.
 bool asks_about_part(const std::string& question) {
-  static const std::regex part(R"(\b(colou?rs?|many|number|letter)\b|^(is|are|was|does|do) )", std::regex::icase);
-  return std::regex_search(question, part);
+  static const Regex part(R"((?i:\b(colou?rs?|many|number|letter)\b|^(is|are|was|does|do) ))");
+  return part.is_in(question);
 }
 
 // Whether a choice says only that no other one fits.
 bool leaves_open(const std::string& choice) {
-  static const std::regex open(
-      R"((an)?others?|something else|nothing|neither|none( of .*)?|n/?a|not (sure|applicable|known|visible)|)"
-      R"(un(known|clear|certain|sure|specified|determined|identified)|(can'?t|cannot) (tell|say))",
-      std::regex::icase);
-  return std::regex_match(choice, open);
+  static const Regex open(
+      R"((?i:(an)?others?|something else|nothing|neither|none( of .*)?|n/?a|not (sure|applicable|known|visible)|)"
+      R"(un(known|clear|certain|sure|specified|determined|identified)|(can'?t|cannot) (tell|say)))");
+  return open.match(choice).has_value();
 }
 
 }  // namespace

@@ -3,8 +3,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <sstream>
 #include <stdexcept>
+
+#include "base/parse.h"
 
 namespace blip2rt {
 namespace {
@@ -23,9 +24,8 @@ class Faults {
   template <class... Parts>
   void require(bool holds, const Parts&... parts) {
     if (holds) return;
-    text_ << (empty_ ? "" : "; ");
-    (text_ << ... << parts);
-    empty_ = false;
+    if (!text_.empty()) text_ += "; ";
+    (add(parts), ...);
   }
 
   void within(int value, int most, const char* name) {
@@ -38,11 +38,21 @@ class Faults {
     if (found != ids.end()) require(false, what, " token id ", *found, " is outside the vocabulary of ", vocab_size);
   }
 
-  std::string text() const { return text_.str(); }
+  std::string text() const { return text_; }
 
  private:
-  std::ostringstream text_;
-  bool empty_ = true;
+  template <class Part>
+  void add(const Part& part) {
+    if constexpr (std::is_integral_v<Part>) {
+      text_ += std::to_string(part);
+    } else if constexpr (std::is_floating_point_v<Part>) {
+      text_ += number_text(part);
+    } else {
+      text_ += part;
+    }
+  }
+
+  std::string text_;
 };
 
 }  // namespace

@@ -1,9 +1,9 @@
 #include <algorithm>
 
+#include "base/regex.h"
 #include "base/unicode.h"
 #include "base/utf8.h"
 #include "text/parts.h"
-#include "text/regex.h"
 #include "text/tokenizer_types.h"
 
 namespace blip2rt {
@@ -172,28 +172,40 @@ Finder finder_of_text(const std::string& wanted) {
   };
 }
 
+// Runs `make`, and raises its RegexError as this kind of TokenizerError.
+template <class Make>
+auto made_for(TokenizerError::Kind kind, const Make& make) {
+  try {
+    return make();
+  } catch (const RegexError& error) {
+    throw TokenizerError(kind, error.what());
+  }
+}
+
 }  // namespace
 
 Finder finder_of(const std::string& regular_expression) {
-  return [regex = Regex(regular_expression)](std::string_view text) {
-    std::vector<Range> ranges;
-    if (text.empty()) return ranges;
-    size_t done = 0, last = std::string_view::npos;  // end of the last match
-    for (size_t from = 0; from <= text.size();) {
-      const auto [begin, end] = regex.find(text, from);
-      if (begin == std::string_view::npos) break;
-      if (begin == end && end == last) {  // an empty match behind another does not count
-        if (from >= text.size()) break;
-        next_character(text, from);
-        continue;
-      }
-      if (done != begin) ranges.push_back({done, begin, false});
-      ranges.push_back({begin, end, true});
-      done = from = last = end;
-    }
-    if (done != text.size()) ranges.push_back({done, text.size(), false});
-    return ranges;
-  };
+  return
+      [regex = made_for(TokenizerError::kUnknown, [&] { return Regex(regular_expression); })](std::string_view text) {
+        std::vector<Range> ranges;
+        if (text.empty()) return ranges;
+        Regex::Places places;
+        size_t done = 0, last = std::string_view::npos;  // end of the last match
+        for (size_t from = 0; from <= text.size();) {
+          if (!made_for(TokenizerError::kText, [&] { return regex.find(text, from, places); })) break;
+          const size_t begin = places[0], end = places[1];
+          if (begin == end && end == last) {  // an empty match behind another does not count
+            if (from >= text.size()) break;
+            next_character(text, from);
+            continue;
+          }
+          if (done != begin) ranges.push_back({done, begin, false});
+          ranges.push_back({begin, end, true});
+          done = from = last = end;
+        }
+        if (done != text.size()) ranges.push_back({done, text.size(), false});
+        return ranges;
+      };
 }
 
 Finder finder_from(Json pattern) {

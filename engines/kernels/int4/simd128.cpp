@@ -8,8 +8,8 @@ namespace blip2rt {
 namespace {
 
 struct Simd128 : FourOutputs<Simd128> {
-  static constexpr size_t kRows8Bit = 8, kRows16Bit = 8, kFewRows = 4;
-  static constexpr size_t kTilesAtOnce = 2, kRowDivisor = 2;
+  static constexpr size_t kRows8Bit = 4, kRows16Bit = 4, kFewRows = 4;
+  static constexpr size_t kTilesAtOnce = 2, kRowDivisor = 1;
   static constexpr bool kWideValues = true;
   static constexpr size_t kValueCopies = 2;
   using Part = Ints;

@@ -36,7 +36,7 @@ set(thread_local_sources engines/executor/float_attention.cpp engines/executor/p
 set(blip2rt "")
 set(blip2rt-threads -pthread -Wno-pthreads-mem-growth "-sPTHREAD_POOL_SIZE=Module[\"threads\"]-1")
 foreach(name blip2rt blip2rt-threads)
-  add_executable(${name} packages/web/engine/decoders.cpp)
+  add_executable(${name} packages/web/engine/decoders.cpp packages/web/engine/onnxruntime.cpp)
   if(name STREQUAL "blip2rt")  # linkers of LLVM 19 misplace thread-local variables in memory that is not shared
     target_sources(${name} PRIVATE ${thread_local_sources})
     target_compile_definitions(${name} PRIVATE thread_local=static)

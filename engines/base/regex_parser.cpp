@@ -2,10 +2,9 @@
 #include <string>
 #include <utility>
 
+#include "base/regex.h"
 #include "base/unicode.h"
 #include "base/utf8.h"
-#include "text/regex.h"
-#include "text/tokenizer_types.h"
 
 namespace blip2rt {
 namespace {
@@ -45,9 +44,7 @@ class RegexParser {
   using Item = Regex::Item;
   using Set = Regex::Set;
 
-  [[noreturn]] void unknown() const {
-    throw TokenizerError(TokenizerError::kUnknown, "the regular expression " + quoted(pattern_));
-  }
+  [[noreturn]] void unknown() const { throw RegexError("the regular expression " + quoted(pattern_)); }
 
   std::vector<Regex::Instruction>& program() { return regex_.program_; }
   uint32_t here() { return static_cast<uint32_t>(program().size()); }
@@ -80,14 +77,15 @@ class RegexParser {
 
   void alternatives(int depth) {
     if (depth > kMaxDepth) unknown();
-    const uint32_t start = here();
-    sequence(depth);
-    if (!take("|")) return;
-    insert(start, Regex::kSplit);
-    const uint32_t jump = add(Regex::kJump);
-    program()[start].second = here();
-    alternatives(depth + 1);
-    program()[jump].second = here();
+    std::vector<uint32_t> jumps;
+    for (uint32_t start = here();; start = here()) {
+      sequence(depth);
+      if (!take("|")) break;
+      insert(start, Regex::kSplit);
+      jumps.push_back(add(Regex::kJump));
+      program()[start].second = here();
+    }
+    for (const uint32_t jump : jumps) program()[jump].second = here();
   }
 
   void sequence(int depth) {
@@ -114,9 +112,15 @@ class RegexParser {
       return enclose(start, op);
     }
     if (next_is("(?") || next_is("(*")) unknown();
-    if (take("(")) return group(depth);
+    if (take("(")) {
+      const uint32_t place = std::exchange(regex_.places_, regex_.places_ + 2);
+      add(Regex::kPlace, place);
+      group(depth);
+      return static_cast<void>(add(Regex::kPlace, place + 1));
+    }
     if (take("^")) return static_cast<void>(add(Regex::kLineStart));
     if (take("$")) return static_cast<void>(add(Regex::kLineEnd));
+    if (take("\\b")) return static_cast<void>(add(Regex::kWordEdge));
     Set set;
     if (take(".")) {
       set = {{Item{'\n', '\n'}}, true};
@@ -157,13 +161,13 @@ class RegexParser {
     } else if (!take("*")) {
       return;
     }
-    const bool possessive = !counted && take("+");
+    const bool possessive = !counted && take("+"), lazy = !counted && !possessive && take("?");
     if (next_is("?") || next_is("+") || next_is("*") || next_is("{")) unknown();
-    expand(start, least, most);
+    expand(start, least, most, lazy);
     if (possessive) enclose(start, Regex::kAtomic);
   }
 
-  void expand(uint32_t start, uint32_t least, uint32_t most) {
+  void expand(uint32_t start, uint32_t least, uint32_t most, bool lazy) {
     const std::vector<Regex::Instruction> body(program().begin() + start, program().end());
     program().resize(start);
     const auto copy = [&] {
@@ -173,7 +177,9 @@ class RegexParser {
         add(each.op, each.first, each.second);
       }
     };
-    const auto split = [&](uint32_t head) { program()[head].first = head + 1, program()[head].second = here(); };
+    const auto split = [&](uint32_t head) {
+      program()[head].first = lazy ? here() : head + 1, program()[head].second = lazy ? head + 1 : here();
+    };
     for (uint32_t i = 0; i < least; ++i) copy();
     if (most == UINT32_MAX) {
       const uint32_t head = add(Regex::kSplit);
