@@ -61,6 +61,16 @@ std::vector<std::string_view> parts_of(std::string_view text, char separator) {
   return parts;
 }
 
+bool is_listed(std::string_view text, std::string_view list, char separator) {
+  for (size_t at = 0; !text.empty() && (at = list.find(text, at)) != std::string_view::npos; ++at) {
+    const size_t end = at + text.size();
+    if ((at == 0 || list[at - 1] == separator) && (end == list.size() || list[end] == separator)) {
+      return text.find(separator) == std::string_view::npos;
+    }
+  }
+  return false;
+}
+
 std::string shown(const std::string& value) { return parse_number(value) ? value : quoted(value); }
 
 std::optional<double> parse_number(const std::string& text) {

@@ -25,6 +25,9 @@ std::string number_text(double number);
 // The parts of a text, without empty ones.
 std::vector<std::string_view> parts_of(std::string_view text, char separator);
 
+// Whether a text is one of the parts of a list.
+bool is_listed(std::string_view text, std::string_view list, char separator = ' ');
+
 // A value as a message shows it: a number as it is, other text in quotes.
 std::string shown(const std::string& value);
 

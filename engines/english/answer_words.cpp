@@ -5,6 +5,7 @@
 #include <unordered_set>
 #include <utility>
 
+#include "base/parse.h"
 #include "english/text_forms.h"
 
 namespace blip2rt {
@@ -12,18 +13,14 @@ namespace {
 
 using namespace std::string_view_literals;
 
-constexpr std::array kSubjects = {"what"sv, "which"sv, "who"sv};
-constexpr std::array kPluralVerbs = {"are"sv,  "were"sv, "have"sv,   "sit"sv,    "stand"sv, "lie"sv,  "lay"sv,
-                                     "hang"sv, "walk"sv, "run"sv,    "ride"sv,   "fly"sv,   "swim"sv, "float"sv,
-                                     "move"sv, "wait"sv, "rest"sv,   "sleep"sv,  "graze"sv, "grow"sv, "play"sv,
-                                     "look"sv, "face"sv, "appear"sv, "travel"sv, "wander"sv};
+constexpr std::string_view kSubjects = "what which who";
+constexpr std::string_view kPluralVerbs =
+    "are were have sit stand lie lay hang walk run ride fly swim float move wait rest sleep graze grow play look face "
+    "appear travel wander";
 // After the verb, they begin another subject.
-constexpr std::array kDeterminers = {"the"sv,   "this"sv,  "that"sv, "these"sv, "those"sv, "there"sv,  "they"sv,
-                                     "you"sv,   "we"sv,    "he"sv,   "she"sv,   "it"sv,    "i"sv,      "his"sv,
-                                     "her"sv,   "their"sv, "its"sv,  "a"sv,     "an"sv,    "people"sv, "two"sv,
-                                     "three"sv, "four"sv,  "many"sv, "some"sv};
-constexpr std::array kIrregular = {"people"sv, "men"sv,   "women"sv, "children"sv, "sheep"sv, "cattle"sv,
-                                   "fish"sv,   "geese"sv, "mice"sv,  "teeth"sv,    "feet"sv};
+constexpr std::string_view kDeterminers =
+    "the this that these those there they you we he she it i his her their its a an people two three four many some";
+constexpr std::string_view kIrregular = "people men women children sheep cattle fish geese mice teeth feet";
 constexpr std::array kSingularEndings = {"ss"sv, "us"sv, "is"sv};
 constexpr std::array<std::pair<std::string_view, std::string_view>, 7> kEndings = {
     // of plurals, and what they become
@@ -37,27 +34,26 @@ std::string lowered(std::string_view text) {
   return all;
 }
 
-template <class List>
-bool contains(const List& list, std::string_view word) {
-  return std::find(list.begin(), list.end(), word) != list.end();
-}
-
 }  // namespace
 
 bool asks_for_plural(const std::string& question) {
   const std::string lower = lowered(question);
   const std::vector<std::string_view> words = words_of(lower);
-  return words.size() > 2 && contains(kSubjects, words[0]) && contains(kPluralVerbs, words[1]) &&
-         !contains(kDeterminers, words[2]);
+  return words.size() > 2 && is_listed(words[0], kSubjects) && is_listed(words[1], kPluralVerbs) &&
+         !is_listed(words[2], kDeterminers);
 }
 
-bool offers_choice(const std::string& question) { return contains(words_of(lowered(question)), "or"); }
+bool offers_choice(const std::string& question) {
+  const std::string lower = lowered(question);
+  const std::vector<std::string_view> words = words_of(lower);
+  return std::find(words.begin(), words.end(), "or") != words.end();
+}
 
 bool is_plural(std::string_view word) {
   const std::string plain = lowered(word.substr(std::min(word.find_first_not_of(' '), word.size())));
   const auto ends = [&plain](std::string_view ending) { return ends_with(plain, ending); };
   return (ends("s") && std::none_of(kSingularEndings.begin(), kSingularEndings.end(), ends)) ||
-         contains(kIrregular, plain);
+         is_listed(plain, kIrregular);
 }
 
 std::vector<bool> singular_tokens(const Vocabulary& vocabulary) {

@@ -1,7 +1,7 @@
 // Finds texts that no picture answers, by their words: facts beyond it, what people believe or are, other languages.
 #include <algorithm>
-#include <set>
 
+#include "base/parse.h"
 #include "base/regex.h"
 #include "base/unicode.h"
 #include "english/questions.h"
@@ -10,25 +10,19 @@
 namespace blip2rt {
 namespace {
 
-using Words = std::set<std::string, std::less<>>;
-
 constexpr const char* kUnknown = "I cannot tell from the picture.";
 constexpr const char* kEnglishOnly = "I only understand English.";
 constexpr const char* kGreeting = "Ask me about the picture.";
 constexpr const char* kUnsure = "I may be wrong: please check the picture.";
 constexpr uint32_t kLastLatin = 0x24F;
 
-const Words kForeign = {"un",      "est",    "une",     "des",     "les",    "qui",   "quoi",    "combien", "quelle",
-                        "quel",    "dans",   "sur",     "wie",     "viele",  "ist",   "ein",     "eine",    "das",
-                        "gibt",    "welche", "farbe",   "sind",    "auf",    "hay",   "que",     "cuantos", "cuántos",
-                        "cuántas", "qué",    "esta",    "imagen",  "el",     "los",   "las",     "il",      "che",
-                        "cosa",    "quanti", "quante",  "sono",    "c'è",    "nella", "foto",    "è",       "di",
-                        "há",      "uma",    "quantos", "quantas", "imagem", "não",   "são",     "wat",     "hoeveel",
-                        "een",     "het",    "c'est",   "está",    "dónde",  "où",    "couleur", "animal",  "was",
-                        "der",     "im",     "bild",    "y"};
-const Words kShared = {"animal", "was", "foto", "im", "di", "das", "il", "que", "y"};  // words of English texts, too
-const Words kEnglish = {"is",  "are", "the", "what", "how", "do",    "does", "there", "of",   "this",
-                        "who", "in",  "you", "any",  "see", "which", "it",   "where", "with", "and"};
+constexpr std::string_view kForeign =
+    "un est une des les qui quoi combien quelle quel dans sur wie viele ist ein eine das gibt welche farbe sind auf "
+    "hay que cuantos cuántos cuántas qué esta imagen el los las il che cosa quanti quante sono c'è nella foto è di há "
+    "uma quantos quantas imagem não são wat hoeveel een het c'est está dónde où couleur animal was der im bild y";
+constexpr std::string_view kShared = "animal was foto im di das il que y";  // words of English texts, too
+constexpr std::string_view kEnglish =
+    "is are the what how do does there of this who in you any see which it where with and";
 
 const Regex& beyond_pictures() {
   static const std::string person =
@@ -101,16 +95,15 @@ std::optional<std::string> fixed_answer(std::string_view text) {
   std::string joined;
   size_t foreign = 0, certain = 0, english = 0;
   for (const std::string_view word : words_of(plain)) {
-    foreign += kForeign.count(word);
-    certain += kForeign.count(word) - kShared.count(word);
-    english += kEnglish.count(word);
+    foreign += is_listed(word, kForeign);
+    certain += is_listed(word, kForeign) - is_listed(word, kShared);
+    english += is_listed(word, kEnglish);
     joined += (joined.empty() ? "" : " ") + std::string(word);
   }
   if (foreign > 1 && certain > 0 && english == 0) return kEnglishOnly;
-  static const Words greetings = {"hello",    "hi",           "hey",    "hello there",
-                                  "hi there", "good morning", "thanks", "thank you"};
+  static constexpr std::string_view greetings = "hello|hi|hey|hello there|hi there|good morning|thanks|thank you";
   static const Regex doubts("^are you (sure|certain)\\b|^really$");
-  if (greetings.count(joined) != 0) return kGreeting;
+  if (is_listed(joined, greetings, '|')) return kGreeting;
   if (doubts.is_in(joined)) return kUnsure;
   if (joined.size() <= 300 && beyond_pictures().is_in(joined)) return kUnknown;
   return std::nullopt;

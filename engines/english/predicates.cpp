@@ -1,8 +1,7 @@
 // Turns questions with "is" and "does" into statements: finds where the subject ends and the predicate begins.
 #include <algorithm>
-#include <map>
-#include <set>
 
+#include "base/parse.h"
 #include "english/questions.h"
 #include "english/statements.h"
 #include "english/text_forms.h"
@@ -10,28 +9,25 @@
 namespace blip2rt {
 namespace {
 
-using Words = std::set<std::string, std::less<>>;
 using Tokens = std::vector<std::string>;
 
 constexpr size_t kMaxOption = 6;  // words that an "or" offers
 
-const Words kBe = {"is", "are", "was", "were"};
-const Words kArticles = {"a", "an"};
-const Words kPronouns = {"it",     "this",    "that",    "he",       "she",      "they",      "these", "those",
-                         "anyone", "anybody", "someone", "somebody", "everyone", "everybody", "nobody"};
-const Words kDeterminers = {"the",  "a",     "an",    "any", "some", "all",   "both", "this",
-                            "that", "these", "those", "his", "her",  "their", "its"};
-const Words kPrepositions = {"in",      "on",     "at",    "with",   "by",       "near",    "next",
-                             "under",   "behind", "above", "over",   "inside",   "outside", "beside",
-                             "between", "from",   "off",   "around", "against",  "along",   "through",
-                             "facing",  "not",    "very",  "made",   "currently"};
-const Words kNamedIng = {"building", "clothing", "morning",   "evening",  "string", "ring",      "ceiling",  "wedding",
-                         "railing",  "swing",    "wing",      "painting", "thing",  "something", "anything", "nothing",
-                         "dining",   "living",   "lightning", "king",     "awning", "drawing"};
-const Words kVerbs = {"have",   "look",  "wear", "hold",  "ride",  "eat",   "play", "seem",
-                      "appear", "carry", "use",  "stand", "sit",   "sleep", "run",  "drink",
-                      "read",   "walk",  "jump", "swim",  "smile", "touch", "face"};
-const Words kWhatOther = {"you", "i", "we", "your", "my", "there", "how", "what", "why", "same", "possible"};
+constexpr std::string_view kBe = "is are was were";
+constexpr std::string_view kArticles = "a an";
+constexpr std::string_view kPronouns =
+    "it this that he she they these those anyone anybody someone somebody everyone everybody nobody";
+constexpr std::string_view kDeterminers = "the a an any some all both this that these those his her their its";
+constexpr std::string_view kPrepositions =
+    "in on at with by near next under behind above over inside outside beside between from off around against along "
+    "through facing not very made currently";
+constexpr std::string_view kNamedIng =
+    "building clothing morning evening string ring ceiling wedding railing swing wing painting thing something "
+    "anything nothing dining living lightning king awning drawing";
+constexpr std::string_view kVerbs =
+    "have look wear hold ride eat play seem appear carry use stand sit sleep run drink read walk jump swim smile touch "
+    "face";
+constexpr std::string_view kWhatOther = "you i we your my there how what why same possible";
 
 Tokens tokens_of(const std::string& text) {
   Tokens tokens;
@@ -65,21 +61,21 @@ struct Clause {
 // Where the predicate begins behind "is": at the first verb in -ing, else at a preposition or article, else at the last
 // word.
 size_t predicate_start(const Tokens& words) {
-  const size_t first = kDeterminers.count(words[1]) != 0 && words.size() > 3 ? 3 : 2;
+  const size_t first = is_listed(words[1], kDeterminers) && words.size() > 3 ? 3 : 2;
   const auto find = [&](auto starts) {
     const auto found = std::find_if(words.begin() + static_cast<ptrdiff_t>(first), words.end(), starts);
     return static_cast<size_t>(found - words.begin());
   };
-  if (kPronouns.count(words[1]) != 0 && (words.size() == 3 || kArticles.count(words[2]) != 0 ||
-                                         kPrepositions.count(words[2]) != 0 || words[1].size() < 4)) {
+  if (is_listed(words[1], kPronouns) && (words.size() == 3 || is_listed(words[2], kArticles) ||
+                                         is_listed(words[2], kPrepositions) || words[1].size() < 4)) {
     return 2;
   }
   if (words.size() > 4 && words[words.size() - 2] == "and") return words.size() - 3;  // "black and white"
   const size_t verb =
-      find([](const std::string& word) { return has_suffix(word, "ing") && kNamedIng.count(word) == 0; });
+      find([](const std::string& word) { return has_suffix(word, "ing") && !is_listed(word, kNamedIng); });
   if (verb < words.size()) return words[verb - 1] == "not" ? verb - 1 : verb;
   const size_t other =
-      find([](const std::string& word) { return kPrepositions.count(word) != 0 || kArticles.count(word) != 0; });
+      find([](const std::string& word) { return is_listed(word, kPrepositions) || is_listed(word, kArticles); });
   return other < words.size() ? other : words.size() - 1;
 }
 
@@ -91,40 +87,28 @@ std::string third_person(const std::string& verb) {
 
 // As captions name it: "a dog" for "the dog". Nothing for "it": "is this a beach?" asks for a beach.
 std::string subject_of(const std::string& subject) {
-  static const std::map<std::string, std::string> people = {{"he", "a man"},
-                                                            {"she", "a woman"},
-                                                            {"they", "people"},
-                                                            {"anyone", "a person"},
-                                                            {"anybody", "a person"},
-                                                            {"someone", "a person"},
-                                                            {"somebody", "a person"},
-                                                            {"nobody", "a person"},
-                                                            {"everyone", "people"},
-                                                            {"everybody", "people"},
-                                                            {"it", ""},
-                                                            {"this", ""},
-                                                            {"that", ""},
-                                                            {"these", ""},
-                                                            {"those", ""}};
-  const auto person = people.find(subject);
-  if (person != people.end()) return person->second;
-  static const std::set<std::string> pictures = {"picture", "image", "photo", "photograph", "scene"};
+  if (subject == "he") return "a man";
+  if (subject == "she") return "a woman";
+  if (is_listed(subject, "they everyone everybody")) return "people";
+  if (is_listed(subject, "anyone anybody someone somebody nobody")) return "a person";
+  if (is_listed(subject, "it this that these those")) return "";
   const size_t space = subject.find(' ');
   const std::string first = subject.substr(0, space);
-  if (space == std::string::npos || kDeterminers.count(first) == 0 || kArticles.count(first) != 0) return subject;
+  if (space == std::string::npos || !is_listed(first, kDeterminers) || is_listed(first, kArticles)) return subject;
   const std::string rest = subject.substr(space + 1);
-  return pictures.count(rest) != 0 ? "" : with_article(rest);
+  return is_listed(rest, "picture image photo photograph scene") ? "" : with_article(rest);
 }
 
 std::optional<Clause> clause_of(const Tokens& words) {
-  if (words.size() < 3 || kWhatOther.count(words[1]) != 0) return std::nullopt;
+  if (words.size() < 3 || is_listed(words[1], kWhatOther)) return std::nullopt;
   Clause clause;
   size_t start = 0;
-  if (kBe.count(words[0]) != 0) {
+  if (is_listed(words[0], kBe)) {
     start = predicate_start(words);
     clause.verb = words[0] == "was" ? "is" : words[0] == "were" ? "are" : words[0];
   } else if (words[0] == "does" || words[0] == "do") {
-    const auto verb = std::find_if(words.begin() + 2, words.end(), [](const auto& each) { return kVerbs.count(each); });
+    const auto verb =
+        std::find_if(words.begin() + 2, words.end(), [](const auto& each) { return is_listed(each, kVerbs); });
     if (verb == words.end()) return std::nullopt;
     clause.verb = words[0] == "does" ? third_person(*verb) : *verb;
     start = static_cast<size_t>(verb - words.begin()) + 1;
@@ -138,7 +122,7 @@ std::optional<Clause> clause_of(const Tokens& words) {
   }
   clause.predicate = joined(words.begin() + static_cast<ptrdiff_t>(start), words.end());
   if (clause.predicate.empty()) {
-    if (kBe.count(words[0]) != 0) return std::nullopt;
+    if (is_listed(words[0], kBe)) return std::nullopt;
     clause.verb.swap(clause.predicate);
   }
   if (clause.subject == "nobody") clause.negated = !clause.negated;
@@ -154,10 +138,7 @@ size_t shared_start(const std::string& predicate, const std::string& other) {
 }
 
 // What is seen where something is "indoors", beside that word, which captions seldom say.
-const std::map<std::string, std::vector<std::string>, std::less<>> kPlaces = {{"indoors", {"indoors", "furniture"}},
-                                                                              {"inside", {"indoors", "furniture"}},
-                                                                              {"outdoors", {"outdoors", "a street"}},
-                                                                              {"outside", {"outdoors", "a street"}}};
+constexpr std::string_view kInside = "indoors inside", kOutside = "outdoors outside";
 
 bool is_colour(const std::string& word) {
   return std::find(colours().begin(), colours().end(), word) != colours().end();
@@ -181,7 +162,7 @@ std::optional<ShortQuestion> statement_question(const std::string& text) {
   const std::optional<Clause> clause = clause_of(tokens_of(text));
   if (!clause) return std::nullopt;
   const Tokens words = tokens_of(text);
-  if (is_colour(clause->predicate) && kBe.count(words[0]) != 0) {
+  if (is_colour(clause->predicate) && is_listed(words[0], kBe)) {
     return ShortQuestion{Kind::kColour, colour_question(words), "", clause->negated, {clause->predicate}};
   }
   return clause->stating(clause->predicate);
@@ -202,11 +183,11 @@ std::optional<ShortQuestion> choice_question(const std::string& text) {
     if (last.compare(0, std::string_view(again).size(), again) == 0) last.erase(0, std::string_view(again).size());
   }
   std::optional<Clause> clause = clause_of(words);
-  if (words.size() > 2 && words[1] == "there" && kBe.count(words[0]) != 0) {
+  if (words.size() > 2 && words[1] == "there" && is_listed(words[0], kBe)) {
     clause = Clause{"", "", joined(words.begin() + 2, words.end())};
   }
-  static const Words wh = {"what", "which", "who", "where", "when", "how"};
-  const bool wh_question = !words.empty() && wh.count(words[0]) != 0;
+  static constexpr std::string_view wh = "what which who where when how";
+  const bool wh_question = !words.empty() && is_listed(words[0], wh);
   std::string shared;
   if (clause) {
     const size_t start = shared_start(clause->predicate, last);
@@ -224,11 +205,14 @@ std::optional<ShortQuestion> choice_question(const std::string& text) {
     if (!clause && !wh_question) found.statements.push_back({ShortQuestion::Kind::kPresence, option});
   }
   if (found.choices.size() < 2) return std::nullopt;
-  const auto is_place = [](const std::string& choice) { return kPlaces.count(choice) != 0; };
+  const auto is_place = [](const std::string& choice) {
+    return is_listed(choice, kInside) || is_listed(choice, kOutside);
+  };
   if ((!clause || clause->subject.empty()) && std::all_of(found.choices.begin(), found.choices.end(), is_place)) {
     found.statements.clear();
     for (const std::string& choice : found.choices) {
-      for (const std::string& seen : kPlaces.at(choice)) {
+      const bool inside = is_listed(choice, kInside);
+      for (const char* seen : {inside ? "indoors" : "outdoors", inside ? "furniture" : "a street"}) {
         found.statements.push_back({ShortQuestion::Kind::kPresence, seen});
       }
     }

@@ -1,8 +1,7 @@
 // Brings questions into a plain form, and matches those whether something is there by regular expressions.
 #include "english/questions.h"
 
-#include <set>
-
+#include "base/parse.h"
 #include "base/regex.h"
 #include "base/unicode.h"
 #include "english/statements.h"
@@ -11,12 +10,9 @@
 namespace blip2rt {
 namespace {
 
-using Words = std::set<std::string, std::less<>>;
-
 constexpr size_t kMaxCharacters = 300;  // of a question that is read at all
 
-const Words kAnyone = {"anyone",     "anybody", "someone",     "somebody", "any people",
-                       "any person", "people",  "any persons", "a human"};
+constexpr std::string_view kAnyone = "anyone|anybody|someone|somebody|any people|any person|people|any persons|a human";
 
 // The first group is what a question asks for.
 const std::vector<Regex>& questions() {
@@ -42,11 +38,9 @@ const std::vector<Regex>& questions() {
 
 // Whether what is asked is not whether something is there.
 bool asks_otherwise(std::string_view what) {
-  static const Words other = {"no",    "not",   "none", "nothing",  "or",        "else",       "same",    "more",
-                              "less",  "fewer", "many", "much",     "several",   "both",       "another", "other",
-                              "only",  "one",   "two",  "three",    "four",      "five",       "six",     "seven",
-                              "eight", "nine",  "ten",  "anything", "something", "everything", "what",    "which",
-                              "who",   "why",   "how",  "where",    "when",      "difference"};
+  static constexpr std::string_view other =
+      "no not none nothing or else same more less fewer many much several both another other only one two three four "
+      "five six seven eight nine ten anything something everything what which who why how where when difference";
   std::string word;
   bool is_number = true;
   for (size_t at = 0; at <= what.size();) {
@@ -57,7 +51,7 @@ bool asks_otherwise(std::string_view what) {
       is_number = is_number && properties_of(character).category() == Properties::kNd;
       continue;
     }
-    if (!word.empty() && (is_number || other.count(word) != 0)) return true;
+    if (!word.empty() && (is_number || is_listed(word, other))) return true;
     word.clear();
     is_number = true;
   }
@@ -143,7 +137,7 @@ std::optional<std::string> phrase_in(const std::string& text) {
     const auto found = pattern.match(text);
     if (!found || asks_otherwise((*found)[1])) continue;
     const std::string& what = (*found)[1];
-    if (kAnyone.count(what) != 0) return "a person";
+    if (is_listed(what, kAnyone, '|')) return "a person";
     for (const char* word : {"any ", "some ", "the "}) {
       if (begins_with(what, word)) return what.substr(std::string_view(word).size());
     }
@@ -174,7 +168,7 @@ ShortQuestion number_question(const std::string& question) {
   ShortQuestion number{ShortQuestion::Kind::kNumber, question + "?"};
   if (found && !asks_otherwise((*found)[1]) && (*found)[1] != "things") {
     const std::string& things = (*found)[1];
-    const std::string thing = kAnyone.count(things) != 0 ? "a person" : with_article(singular_of(things));
+    const std::string thing = is_listed(things, kAnyone, '|') ? "a person" : with_article(singular_of(things));
     number.statements.push_back({ShortQuestion::Kind::kPresence, thing});
   }
   return number;

@@ -6,6 +6,7 @@
 #include <set>
 #include <utility>
 
+#include "base/parse.h"
 #include "english/labels.h"
 #include "english/statements.h"
 #include "english/text_forms.h"
@@ -19,17 +20,16 @@ constexpr size_t kMinLetters = 3;       // of a word that lacks one
 constexpr size_t kMinSwapped = 4;       // of a word with two letters swapped or a double one
 constexpr size_t kMaxCharacters = 300;  // of a text that is corrected at all
 
-const Words kOthers = {"there",   "picture", "image",   "photo",    "photograph", "many",    "people",  "person",
-                       "what",    "which",   "color",   "colour",   "anyone",     "someone", "this",    "that",
-                       "does",    "with",    "near",    "behind",   "inside",     "outside", "indoors", "outdoors",
-                       "wearing", "riding",  "sitting", "standing", "walking",    "running", "playing", "holding",
-                       "eating",  "jumping", "looking", "swimming", "sleeping",   "smiling", "flying",  "surfing",
-                       "skiing",  "through", "across",  "carrying", "yellow",     "green",   "blue",    "purple",
-                       "pink",    "brown",   "black",   "white",    "gray"};
+constexpr std::string_view kOthers =
+    "there picture image photo photograph many people person what which color colour anyone someone this that does "
+    "with near behind inside outside indoors outdoors wearing riding sitting standing walking running playing holding "
+    "eating jumping looking swimming sleeping smiling flying surfing skiing through across carrying yellow green blue "
+    "purple pink brown black white gray";
 
 const Words& known_words() {
   static const Words words = [] {
-    Words all(kOthers);
+    const std::vector<std::string_view> others = parts_of(kOthers, ' ');
+    Words all(others.begin(), others.end());
     for (const Label& label : Labels::everyday()->all()) {
       std::vector<std::string> names = label.synonyms;
       names.push_back(label.name);

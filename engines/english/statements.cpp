@@ -1,30 +1,24 @@
 #include "english/statements.h"
 
 #include <algorithm>
-#include <set>
 #include <vector>
 
+#include "base/parse.h"
 #include "english/answer_words.h"
 #include "english/text_forms.h"
 
 namespace blip2rt {
 namespace {
 
-using Words = std::set<std::string, std::less<>>;
-
 constexpr size_t kPhraseWords = 4;
 
-const Words kArticles = {"a", "an", "the"};
-const Words kMass = {
-    // nouns that take no article
-    "alcohol",   "baseball",  "basketball",   "beer",     "bread", "broccoli", "butter",  "cake",       "cheese",
-    "chocolate", "clothing",  "coffee",       "corn",     "dirt",  "fire",     "fog",     "food",       "football",
-    "fruit",     "furniture", "golf",         "graffiti", "grass", "hair",     "hay",     "ice",        "jewelry",
-    "juice",     "lettuce",   "luggage",      "makeup",   "meat",  "milk",     "mud",     "paper",      "pasta",
-    "pizza",     "popcorn",   "rain",         "rice",     "salad", "sand",     "seafood", "silverware", "skiing",
-    "smoke",     "snow",      "snowboarding", "soccer",   "soup",  "steam",    "string",  "sunlight",   "surfing",
-    "sushi",     "swimming",  "tea",          "tennis",   "text",  "toast",    "traffic", "trash",      "water",
-    "wheat",     "wine",      "wood",         "yogurt"};
+constexpr std::string_view kArticles = "a an the";
+constexpr std::string_view kMass =
+    "alcohol baseball basketball beer bread broccoli butter cake cheese chocolate clothing coffee corn dirt fire "
+    "fog food football fruit furniture golf graffiti grass hair hay ice jewelry juice lettuce luggage makeup meat "
+    "milk mud paper pasta pizza popcorn rain rice salad sand seafood silverware skiing smoke snow snowboarding "
+    "soccer soup steam string sunlight surfing sushi swimming tea tennis text toast traffic trash water wheat wine "
+    "wood yogurt";  // nouns that take no article
 
 // Without these characters at the ends.
 std::string trimmed(const std::string& text, const char* characters, bool left = true) {
@@ -40,7 +34,7 @@ bool is_phrase(std::string_view text) { return words_of(text).size() <= kPhraseW
 std::string question_of(std::string_view phrase) {
   const std::string plain = trimmed(std::string(phrase), " .", false);
   const std::vector<std::string_view> words = words_of(plain);
-  const bool many = !words.empty() && kArticles.count(lower_text(words.front())) == 0 && is_plural(words.back()) &&
+  const bool many = !words.empty() && !is_listed(lower_text(words.front()), kArticles) && is_plural(words.back()) &&
                     std::find(words.begin(), words.end(), "of") == words.end();
   return (many ? "are there " : "is there ") + joined_words(words) + "?";
 }
@@ -54,7 +48,7 @@ std::string with_article(const std::string& phrase) {
   }
   std::string head = lower.substr(0, end);
   head = head.substr(head.rfind(' ') + 1);
-  if (words.empty() || words.size() > 3 || kArticles.count(words[0]) != 0 || kMass.count(head) != 0 ||
+  if (words.empty() || words.size() > 3 || is_listed(words[0], kArticles) || is_listed(head, kMass) ||
       is_plural(head)) {
     return phrase;
   }
@@ -65,7 +59,7 @@ std::string with_article(const std::string& phrase) {
 std::string without_article(const std::string& phrase) {
   const size_t space = phrase.find(' ');
   if (space == std::string::npos || space + 1 == phrase.size()) return phrase;
-  return kArticles.count(lower_text(phrase.substr(0, space))) != 0 ? phrase.substr(space + 1) : phrase;
+  return is_listed(lower_text(phrase.substr(0, space)), kArticles) ? phrase.substr(space + 1) : phrase;
 }
 
 std::string plural_of(const std::string& noun) {

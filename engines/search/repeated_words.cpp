@@ -3,21 +3,16 @@
 #include <algorithm>
 #include <limits>
 #include <string_view>
-#include <unordered_set>
+
+#include "base/parse.h"
 
 namespace blip2rt {
 namespace {
 
-const std::unordered_set<std::string_view>& function_words() {
-  static const std::unordered_set<std::string_view> words = {
-      "a",     "an",    "the",   "this", "that",  "these",   "those",  "some",   "another", "other", "each",  "its",
-      "his",   "her",   "their", "it",   "he",    "she",     "they",   "them",   "him",     "one",   "two",   "three",
-      "four",  "and",   "or",    "but",  "with",  "without", "of",     "in",     "on",      "at",    "to",    "by",
-      "for",   "from",  "as",    "into", "onto",  "over",    "under",  "up",     "down",    "out",   "off",   "near",
-      "next",  "front", "back",  "top",  "side",  "behind",  "beside", "around", "through", "along", "while", "who",
-      "which", "is",    "are",   "be",   "being", "has",     "have",   "there",  "not",     "no"};
-  return words;
-}
+constexpr std::string_view kFunctionWords =
+    "a an the this that these those some another other each its his her their it he she they them him one two three "
+    "four and or but with without of in on at to by for from as into onto over under up down out off near next front "
+    "back top side behind beside around through along while who which is are be being has have there not no";
 
 // Whether a token's text, without a space before it, can be part of a word.
 bool is_word(std::string_view text) {
@@ -33,7 +28,7 @@ RepeatedWords::Kind RepeatedWords::kind(int32_t token) const {
   const bool is_start = !text.empty() && text.front() == ' ';
   if (is_start) text.remove_prefix(1);
   if (is_word(text) && !is_start) return Kind::kInside;
-  return is_word(text) && function_words().count(text) == 0 ? Kind::kContent : Kind::kFunction;
+  return is_word(text) && !is_listed(text, kFunctionWords) ? Kind::kContent : Kind::kFunction;
 }
 
 // A text's first token has no space before it.
