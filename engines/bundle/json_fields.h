@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -25,19 +26,26 @@ class Fields {
   // `where`: the object's place in the document; empty for the document itself.
   Fields(Json json, std::string where, Faults& faults);
 
-  // A field that must be there, or one with a default.
-  template <class T>
-  void required(const char* name, T& into) {
-    if (is_object_ && !optional(name, into)) add(place(name) + " is missing");
+  // Names and places of fields, in turns, that must be there, or that have defaults.
+  template <class T, class... More>
+  void required(const char* name, T& into, More&&... more) {
+    if (is_object_ && !read(name, into)) add(place(name) + " is missing");
+    if constexpr (sizeof...(more) > 0) required(std::forward<More>(more)...);
   }
+  template <class T, class... More>
+  void optional(const char* name, T& into, More&&... more) {
+    read(name, into);
+    if constexpr (sizeof...(more) > 0) optional(std::forward<More>(more)...);
+  }
+
+ private:
   template <class T>
-  bool optional(const char* name, T& into) {
+  bool read(const char* name, T& into) {
     const auto field = fields_.find(name);
     if (field != fields_.end()) convert(field->second, place(name), into);
     return field != fields_.end();
   }
 
- private:
   std::string place(std::string_view name) const;
   void add(std::string fault);
   void wrong(const std::string& where, Json value, const char* wanted);

@@ -10,61 +10,39 @@
 namespace blip2rt {
 
 static void read_fields(Fields& fields, TensorSpec& into) {
-  fields.required("name", into.name);
-  fields.required("dtype", into.dtype);
-  fields.required("shape", into.shape);
+  fields.required("name", into.name, "dtype", into.dtype, "shape", into.shape);
 }
 
 static void read_fields(Fields& fields, Component& into) {
-  fields.required("graph", into.graph);
-  fields.required("precision", into.precision);
-  fields.required("inputs", into.inputs);
-  fields.required("outputs", into.outputs);
+  fields.required("graph", into.graph, "precision", into.precision, "inputs", into.inputs, "outputs", into.outputs);
 }
 
 static void read_fields(Fields& fields, ImageSpec& into) {
-  fields.required("height", into.height);
-  fields.required("width", into.width);
-  fields.required("resample", into.resample);
-  fields.required("mean", into.mean);
-  fields.required("std", into.std);
+  fields.required("height", into.height, "width", into.width, "resample", into.resample, "mean", into.mean, "std",
+                  into.std);
 }
 
 static void read_fields(Fields& fields, LlmSpec& into) {
-  fields.required("layers", into.layers);
-  fields.required("kv_heads", into.kv_heads);
-  fields.required("head_dim", into.head_dim);
-  fields.required("hidden_size", into.hidden_size);
-  fields.required("vocab_size", into.vocab_size);
-  fields.required("max_positions", into.max_positions);
-  fields.required("prefix_length", into.prefix_length);
-  fields.required("bos_token_id", into.bos_token_id);
-  fields.required("prepend_bos", into.prepend_bos);
-  fields.required("eos_token_ids", into.eos_token_ids);
-  fields.required("pad_token_id", into.pad_token_id);
-  fields.required("tokenizer", into.tokenizer);
-  fields.optional("add_special_tokens", into.add_special_tokens);
-  fields.optional("empty_prompt_ids", into.empty_prompt_ids);
-  fields.optional("encoder_decoder", into.encoder_decoder);
-  fields.optional("decoder_start_token_id", into.decoder_start_token_id);
-  fields.optional("image_token_id", into.image_token_id);
-  fields.optional("clean_up_tokenization_spaces", into.clean_up_tokenization_spaces);
+  fields.required("layers", into.layers, "kv_heads", into.kv_heads, "head_dim", into.head_dim, "hidden_size",
+                  into.hidden_size, "vocab_size", into.vocab_size, "max_positions", into.max_positions, "prefix_length",
+                  into.prefix_length, "bos_token_id", into.bos_token_id, "prepend_bos", into.prepend_bos,
+                  "eos_token_ids", into.eos_token_ids, "pad_token_id", into.pad_token_id, "tokenizer", into.tokenizer);
+  fields.optional("add_special_tokens", into.add_special_tokens, "empty_prompt_ids", into.empty_prompt_ids,
+                  "encoder_decoder", into.encoder_decoder, "decoder_start_token_id", into.decoder_start_token_id,
+                  "image_token_id", into.image_token_id, "clean_up_tokenization_spaces",
+                  into.clean_up_tokenization_spaces);
 }
 
 static void read_text_fields(Fields& fields, QFormerTextSpec& into) {
-  fields.required("tokenizer", into.tokenizer);
-  fields.required("max_text_length", into.max_text_length);
-  fields.required("pad_token_id", into.pad_token_id);
+  fields.required("tokenizer", into.tokenizer, "max_text_length", into.max_text_length, "pad_token_id",
+                  into.pad_token_id);
   fields.optional("clean_captions", into.clean_captions);
 }
 
 static void read_fields(Fields& fields, RetrievalSpec& into) {
   read_text_fields(fields, into);
-  fields.optional("temperature", into.temperature);
-  fields.optional("itm_weight", into.itm_weight);
-  fields.optional("likelihood_weight", into.likelihood_weight);
-  fields.optional("mean_prefix", into.mean_prefix);
-  fields.optional("pool", into.pool);
+  fields.optional("temperature", into.temperature, "itm_weight", into.itm_weight, "likelihood_weight",
+                  into.likelihood_weight, "mean_prefix", into.mean_prefix, "pool", into.pool);
 }
 
 static void read_fields(Fields& fields, QuestionSpec& into) {
@@ -73,67 +51,37 @@ static void read_fields(Fields& fields, QuestionSpec& into) {
 }
 
 static void read_fields(Fields& fields, Decoding& into) {
-  fields.optional("num_beams", into.num_beams);
-  fields.optional("max_new_tokens", into.max_new_tokens);
-  fields.optional("min_new_tokens", into.min_new_tokens);
-  fields.optional("length_penalty", into.length_penalty);
-  fields.optional("no_repeat_words", into.no_repeat_words);
+  fields.optional("num_beams", into.num_beams, "max_new_tokens", into.max_new_tokens, "min_new_tokens",
+                  into.min_new_tokens, "length_penalty", into.length_penalty, "no_repeat_words", into.no_repeat_words);
 }
 
-static void read_fields(Fields& fields, Logistic& into) {
-  fields.required("bias", into.bias);
-  fields.required("weights", into.weights);
-}
+static void read_fields(Fields& fields, Logistic& into) { fields.required("bias", into.bias, "weights", into.weights); }
 
 static void read_fields(Fields& fields, Calibration& into) {
-  fields.optional("phrase", into.phrase);
-  fields.optional("sentence", into.sentence);
-  fields.optional("statement", into.statement);
-  fields.optional("label", into.label);
-  fields.optional("caption", into.caption);
-  fields.optional("nearness", into.nearness);
-  fields.optional("label_text", into.label_text);
-  fields.optional("mean_text", into.mean_text);
-  fields.optional("numbers", into.numbers);
+  fields.optional("phrase", into.phrase, "sentence", into.sentence, "statement", into.statement, "label", into.label,
+                  "caption", into.caption, "nearness", into.nearness, "label_text", into.label_text, "mean_text",
+                  into.mean_text, "numbers", into.numbers);
 }
 
 static void read_fields(Fields& fields, Source& into) {
-  fields.required("part", into.part);
-  fields.required("name", into.name);
-  fields.required("licence", into.licence);
-  fields.required("origin", into.origin);
+  fields.required("part", into.part, "name", into.name, "licence", into.licence, "origin", into.origin);
 }
 
 static void read_fields(Fields& fields, Verification& into) {
-  fields.required("component", into.component);
-  fields.required("precision", into.precision);
-  fields.required("max_abs_error", into.max_abs_error);
-  fields.optional("cosine", into.cosine);
-  fields.optional("agreement", into.agreement);
+  fields.required("component", into.component, "precision", into.precision, "max_abs_error", into.max_abs_error);
+  fields.optional("cosine", into.cosine, "agreement", into.agreement);
 }
 
-static void read_fields(Fields& fields, FileEntry& into) {
-  fields.required("size", into.size);
-  fields.required("sha256", into.sha256);
-}
+static void read_fields(Fields& fields, FileEntry& into) { fields.required("size", into.size, "sha256", into.sha256); }
 
 static void read_fields(Fields& fields, Manifest& into) {
-  fields.required("name", into.name);
-  fields.required("created_by", into.created_by);
-  fields.required("components", into.components);
-  fields.required("image", into.image);
-  fields.required("llm", into.llm);
-  fields.required("retrieval", into.retrieval);
-  fields.required("prompts", into.prompts);
-  fields.required("decoding", into.decoding);
-  fields.optional("question", into.question);
-  fields.optional("sources", into.sources);
-  fields.optional("verification", into.verification);
+  fields.required("name", into.name, "created_by", into.created_by, "components", into.components, "image", into.image,
+                  "llm", into.llm, "retrieval", into.retrieval, "prompts", into.prompts, "decoding", into.decoding);
+  fields.optional("question", into.question, "sources", into.sources, "verification", into.verification);
   std::optional<std::map<std::string, FileEntry>> files;  // null in a manifest that no writer has finished
   fields.optional("files", files);
   if (files) into.files = std::move(*files);
-  fields.optional("calibration", into.calibration);
-  fields.optional("target", into.target);
+  fields.optional("calibration", into.calibration, "target", into.target);
 }
 
 namespace {

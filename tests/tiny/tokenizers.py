@@ -26,6 +26,7 @@ REGEXES = {
     + r"?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     + CONTRACTIONS
     + r"?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "lazy": r"\b(\p{L})+?(?:s\b|(?=ing)|(?:e|o)??\b)|" + "|".join(f"{i}x" for i in range(60)) + r"|.*?\b| ??\p{N}??",
 }
 CORPUS = (Path(blip2rt.__file__).read_text() + "The dogs aren't running; naïve cafés, ﬁne 3.5 ① 日本語 ｱ й.\n") * 20
 
@@ -218,6 +219,7 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "qwen 2": lambda: _split("qwen 2", normalizers.NFC()),
     "gpt-4": lambda: _split("gpt-4"),
     "gpt-4o": lambda: _split("gpt-4o"),
+    "lazy": lambda: _split("lazy"),
     "llama 2": _sentencepiece,
     "llama 2 with metaspace": _llama_metaspace,
     "gemma": lambda: _sentencepiece(gemma=True),
