@@ -20,6 +20,7 @@ if file := os.environ.get("BLIP2RT_NATIVE"):  # another build of the core, as in
     sys.modules["blip2rt._native"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["blip2rt._native"])
 
+import blip2rt
 from tests.tiny.bundle import Tiny, tiny_bundle
 
 
@@ -27,6 +28,11 @@ from tests.tiny.bundle import Tiny, tiny_bundle
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """A bundle with all components; new random weights in each session."""
     return tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny", seeds.new_seed())
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Tiny) -> blip2rt.Model:
+    return blip2rt.load(tiny.path, threads=1)
 
 
 @pytest.fixture(scope="session")

@@ -63,13 +63,6 @@ bool is_instruction(std::string_view sentence) {
   return pattern.is_in(sentence);
 }
 
-// Without these characters at the ends.
-std::string trimmed(const std::string& text, const char* characters, bool left = true) {
-  const size_t first = left ? text.find_first_not_of(characters) : 0;
-  const size_t last = text.find_last_not_of(characters);
-  return last == std::string::npos || first > last ? "" : text.substr(first, last + 1 - first);
-}
-
 std::vector<std::string> sentences_of(const std::string& text) {
   std::vector<std::string> sentences(1);
   for (size_t i = 0; i < text.size(); ++i) {

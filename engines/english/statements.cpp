@@ -20,13 +20,6 @@ constexpr std::string_view kMass =
     "soccer soup steam string sunlight surfing sushi swimming tea tennis text toast traffic trash water wheat wine "
     "wood yogurt";  // nouns that take no article
 
-// Without these characters at the ends.
-std::string trimmed(const std::string& text, const char* characters, bool left = true) {
-  const size_t first = left ? text.find_first_not_of(characters) : 0;
-  const size_t last = text.find_last_not_of(characters);
-  return last == std::string::npos || first > last ? "" : text.substr(first, last + 1 - first);
-}
-
 }  // namespace
 
 bool is_phrase(std::string_view text) { return words_of(text).size() <= kPhraseWords; }

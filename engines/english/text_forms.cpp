@@ -137,6 +137,12 @@ std::string_view stripped_end(std::string_view text) {
   return text;
 }
 
+std::string trimmed(const std::string& text, const char* characters, bool left) {
+  const size_t first = left ? text.find_first_not_of(characters) : 0;
+  const size_t last = text.find_last_not_of(characters);
+  return last == std::string::npos || first > last ? "" : text.substr(first, last + 1 - first);
+}
+
 std::string tidied(std::string_view text) {
   std::string line;
   for (const std::string_view word : words_of(text)) {

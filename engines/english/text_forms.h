@@ -14,6 +14,9 @@ std::string_view stripped(std::string_view text);
 // Without white space at the end.
 std::string_view stripped_end(std::string_view text);
 
+// Without these characters at the ends, or only at the right one.
+std::string trimmed(const std::string& text, const char* characters, bool left = true);
+
 // Words between white space; views of `text`.
 std::vector<std::string_view> words_of(std::string_view text);
 

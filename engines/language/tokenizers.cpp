@@ -176,20 +176,16 @@ Ids LlmTokenizer::shown(const Ids& ids) const {
 }
 
 std::shared_ptr<const Vocabulary> LlmTokenizer::vocabulary() const {
-  const std::lock_guard lock(vocabulary_mutex_);
-  if (vocabulary_ == nullptr) {
+  return vocabulary_.get([this] {
     auto made = std::make_shared<Vocabulary>();
     const auto add = [&made](std::string_view token) { made->add(token); };
     guarded(file_, [&] { tokenizer_->each_token(static_cast<size_t>(spec_.vocab_size), add); });
-    vocabulary_ = std::move(made);
-  }
-  return vocabulary_;
+    return made;
+  });
 }
 
 std::shared_ptr<const RepeatedWords> LlmTokenizer::repeated_words() const {
-  const std::lock_guard lock(words_mutex_);
-  if (repeated_words_ == nullptr) repeated_words_ = std::make_shared<const RepeatedWords>(vocabulary());
-  return repeated_words_;
+  return repeated_words_.get([this] { return std::make_shared<const RepeatedWords>(vocabulary()); });
 }
 
 QFormerTokenizer::QFormerTokenizer(std::string file, std::shared_ptr<const Tokenizer> tokenizer, QFormerTextSpec spec,

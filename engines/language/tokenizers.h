@@ -4,11 +4,11 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "base/lazy.h"
 #include "bundle/bundle.h"
 #include "search/repeated_words.h"
 #include "search/vocabulary.h"
@@ -64,9 +64,8 @@ class LlmTokenizer {
   bool special_tokens_;
   std::vector<std::string> special_words_;  // the longest first
   std::map<int64_t, std::string> turns_;    // special tokens that begin or end a turn, except stop tokens
-  mutable std::mutex vocabulary_mutex_, words_mutex_;
-  mutable std::shared_ptr<const Vocabulary> vocabulary_;
-  mutable std::shared_ptr<const RepeatedWords> repeated_words_;
+  mutable Lazy<std::shared_ptr<const Vocabulary>> vocabulary_;
+  mutable Lazy<std::shared_ptr<const RepeatedWords>> repeated_words_;
 };
 
 // Token ids of a text in the tokenizer's template: [CLS] ... [SEP]; a text too long for the model is cut.

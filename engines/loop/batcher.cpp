@@ -55,7 +55,8 @@ void Batcher::close() {
     closed_ = true;
     change_.notify_all();
   }
-  std::call_once(joined_, [this] { thread_.join(); });
+  const std::lock_guard<std::mutex> lock(joining_);
+  if (thread_.joinable()) thread_.join();
 }
 
 BatchCounters Batcher::counters() const {

@@ -47,7 +47,7 @@ class Batcher {
   Tickets submitted_;  // not yet in the batch
   BatchCounters counters_;
   bool closed_ = false;
-  std::once_flag joined_;
+  std::mutex joining_;
   const int process_;
   std::thread thread_;
 };

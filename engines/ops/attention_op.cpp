@@ -159,7 +159,6 @@ struct CrossAttentionOp final : Operator {
   static constexpr DType kInputs[] = {DType::kFloat32, DType::kFloat32, DType::kFloat32, DType::kFloat32,
                                       DType::kInt32};
   static constexpr size_t kOutputs = 1;
-  static bool optional(size_t) { return false; }
 
   explicit CrossAttentionOp(const OperatorAttributes&) {}
 
@@ -207,7 +206,6 @@ struct EncoderAttentionOp final : Operator {
   static constexpr const char* kName = kEncoderAttention;
   static constexpr DType kInputs[] = {DType::kFloat32};
   static constexpr size_t kOutputs = 1;
-  static bool optional(size_t) { return false; }
   int64_t num_images;  // -1: any number
   size_t positions, heads, width;
   float scale;

@@ -52,7 +52,6 @@ struct MatMulInt4 final : Operator {
   static constexpr const char* kName = kMatMulInt4;
   static constexpr DType kInputs[] = {DType::kFloat32};
   static constexpr size_t kOutputs = 1;
-  static bool optional(size_t) { return false; }
   Int4Matrix matrix;
   bool split;  // 16-bit activations
   size_t threads;
@@ -100,7 +99,6 @@ struct MatMulInt8 final : Operator {
   static constexpr const char* kName = kMatMulInt8;
   static constexpr DType kInputs[] = {DType::kFloat32};
   static constexpr size_t kOutputs = 1;
-  static bool optional(size_t) { return false; }
   Int8Matrix matrix;
   size_t threads;
 

@@ -82,6 +82,7 @@ class Operator {
  public:
   virtual ~Operator() = default;
   virtual void compute(OperatorRun& run) const = 0;
+  static bool optional(size_t) { return false; }  // whether a run may lack the input of this index
 };
 
 // Calls work(first, last) on the run's threads for parts of [0, count) with `part_size` items each. Rethrows the first

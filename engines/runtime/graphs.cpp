@@ -77,11 +77,8 @@ const Generator& Graphs::generator() {
                          size(spec.vocab_size)};
     const Session &embed = session("embed"), &llm = session("llm");
     const Session* encoder = spec.encoder_decoder ? &session("encoder") : nullptr;
-    try {
-      generator_ = std::make_unique<Generator>(embed, llm, shape, encoder, spec.decoder_start_token_id.value_or(0));
-    } catch (const std::runtime_error& error) {
-      throw Error(ErrorKind::kBackend, std::string("generation failed: ") + error.what());
-    }
+    const int64_t start = spec.decoder_start_token_id.value_or(0);
+    generator_ = named_failure([&] { return std::make_unique<Generator>(embed, llm, shape, encoder, start); });
   }
   return *generator_;
 }

@@ -31,6 +31,18 @@ struct Feed {
   TensorView view;
 };
 
+// Runs what generates, with the core's errors as Error.
+template <class Work>
+auto named_failure(Work work) {
+  try {
+    return work();
+  } catch (const Error&) {
+    throw;
+  } catch (const std::runtime_error& error) {
+    throw Error(ErrorKind::kBackend, std::string("generation failed: ") + error.what());
+  }
+}
+
 class Graphs {
  public:
   // `bundle` must outlive the graphs. threads 0: one for each physical core.

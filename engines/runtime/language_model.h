@@ -44,18 +44,6 @@ class LanguageModel : public Language {
   Graphs& graphs_;
 };
 
-// Runs what generates, with the core's errors as Error.
-template <class Work>
-auto named_failure(Work work) {
-  try {
-    return work();
-  } catch (const Error&) {
-    throw;
-  } catch (const std::runtime_error& error) {
-    throw Error(ErrorKind::kBackend, std::string("generation failed: ") + error.what());
-  }
-}
-
 // A question's task -> its answer, if that needs no language model; else the task gets its guides.
 using AnswerOrGuide = std::function<std::optional<Text>(Task& task)>;
 

@@ -99,11 +99,10 @@ void Model::require_own(uint64_t model, const char* what) const {
 }
 
 LanguageModel& Model::language() {
-  std::call_once(language_made_, [this] {
+  return *language_.get([this] {
     graphs_.release_weights("vision");  // memory peaks while the language model is opened
-    language_ = std::make_unique<LanguageModel>(bundle_, graphs_, options_.special_tokens);
+    return std::make_unique<LanguageModel>(bundle_, graphs_, options_.special_tokens);
   });
-  return *language_;
 }
 
 std::unique_ptr<QFormerTokenizer> Model::tokenizer_of(const QFormerTextSpec& spec) const {
@@ -112,8 +111,7 @@ std::unique_ptr<QFormerTokenizer> Model::tokenizer_of(const QFormerTextSpec& spe
 }
 
 const QFormerTokenizer& Model::text_tokenizer() {
-  std::call_once(text_tokenizer_made_, [this] { text_tokenizer_ = tokenizer_of(*bundle_.manifest.retrieval); });
-  return *text_tokenizer_;
+  return *text_tokenizer_.get([this] { return tokenizer_of(*bundle_.manifest.retrieval); });
 }
 
 std::unique_ptr<Features> Model::encode(const PreparedImage& image) {
@@ -135,9 +133,7 @@ Tensor Model::prefix_embeds(Features& features, const std::string& question) {
   feeds.emplace_back("vision_features", features.vision);
   Ids ids, mask;
   if (bundle_.manifest.question) {
-    std::call_once(question_tokenizer_made_,
-                   [this] { question_tokenizer_ = tokenizer_of(*bundle_.manifest.question); });
-    ids = question_tokenizer_->encode(question);
+    ids = question_tokenizer_.get([this] { return tokenizer_of(*bundle_.manifest.question); })->encode(question);
     mask.assign(ids.size(), 1);
     feeds.emplace_back("token_ids", ids);
     feeds.emplace_back("text_mask", mask);
@@ -193,9 +189,7 @@ std::shared_ptr<const CaptionPool> Model::pool_for(const Task& task, const std::
 std::shared_ptr<const CaptionPool> Model::own_pool() {
   const std::optional<RetrievalSpec>& retrieval = bundle_.manifest.retrieval;
   if (!retrieval || !retrieval->pool) return nullptr;
-  std::call_once(pool_made_,
-                 [&] { pool_ = named_failure([&] { return CaptionPool::open(bundle_.file(*retrieval->pool)); }); });
-  return pool_;
+  return pool_.get([&] { return named_failure([&] { return CaptionPool::open(bundle_.file(*retrieval->pool)); }); });
 }
 
 Texts Model::ask(Features& features, const std::string& question, const CallerOptions& options,

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/lazy.h"
 #include "bundle/bundle.h"
 #include "media/image.h"
 #include "runtime/calibrator.h"
@@ -109,11 +110,10 @@ class Model {
   const ModelOptions options_;
   const uint64_t number_;
   Graphs graphs_;
-  std::once_flag language_made_, text_tokenizer_made_, question_tokenizer_made_, pool_made_;
-  std::unique_ptr<LanguageModel> language_;
-  std::unique_ptr<QFormerTokenizer> text_tokenizer_, question_tokenizer_;
-  std::shared_ptr<const CaptionPool> pool_;     // the bundle's own
-  const std::optional<Calibrator> calibrator_;  // if the bundle matches
+  Lazy<std::unique_ptr<LanguageModel>> language_;
+  Lazy<std::unique_ptr<QFormerTokenizer>> text_tokenizer_, question_tokenizer_;
+  Lazy<std::shared_ptr<const CaptionPool>> pool_;  // the bundle's own
+  const std::optional<Calibrator> calibrator_;     // if the bundle matches
   ImageGain gain_;
   std::mutex mutex_;  // of what follows
   std::vector<std::string> embedded_labels_;

@@ -1,9 +1,9 @@
 // Byte pair encoding (Sennrich et al., arXiv:1508.07909), byte-level or with byte fallback.
-#include <mutex>
 #include <queue>
 #include <string>
 #include <utility>
 
+#include "base/lazy.h"
 #include "base/unicode.h"
 #include "base/utf8.h"
 #include "text/models.h"
@@ -42,31 +42,29 @@ class Bpe : public TokenModel {
         return;
       }
     }
-    read_rest();
+    const Merges& merges = read_merges();
     std::vector<Symbol> symbols = symbols_of(word);
-    merge(symbols);
+    merge(merges, symbols);
     for (const Symbol& symbol : symbols) {
       if (!symbol.removed) ids.push_back(symbol.id);
     }
   }
 
-  void read_rest() const override {
-    std::call_once(merges_read_, [this] {
-      std::string json(unread_);
-      try {
-        read_merges(JsonDocument(json).root());
-      } catch (const TokenizerError&) {
-        throw;
-      } catch (const std::runtime_error& error) {
-        throw TokenizerError(TokenizerError::kInvalid, error.what());
-      }
-      std::string().swap(unread_);
-    });
-  }
+  void read_rest() const override { read_merges(); }
 
  private:
   struct Merge {
     uint32_t left, right, both;
+  };
+  struct Merges {
+    // Returns the rank of a pair, or kNone.
+    uint32_t rank(uint32_t left, uint32_t right) const {
+      return index.find(hash(left, right),
+                        [&](uint32_t i) { return ranked[i].left == left && ranked[i].right == right; });
+    }
+
+    HashIndex index;
+    std::vector<Merge> ranked;
   };
   struct Symbol {
     uint32_t id;
@@ -85,17 +83,24 @@ class Bpe : public TokenModel {
     return static_cast<uint32_t>((uint64_t{left} << 32 | right) * 0x9E3779B97F4A7C15 >> 32);
   }
 
-  // Returns the rank of a pair, or kNone.
-  uint32_t rank(uint32_t left, uint32_t right) const {
-    return index_.find(hash(left, right),
-                       [&](uint32_t i) { return merges_[i].left == left && merges_[i].right == right; });
+  const Merges& read_merges() const {
+    return merges_.get([this] {
+      std::string json(unread_);
+      try {
+        Merges merges = merges_from(JsonDocument(json).root());
+        std::string().swap(unread_);
+        return merges;
+      } catch (const TokenizerError&) {
+        throw;
+      } catch (const std::runtime_error& error) {
+        throw TokenizerError(TokenizerError::kInvalid, error.what());
+      }
+    });
   }
 
-  void read_merges(Json merges) const {
-    const size_t count = merges.size();
-    index_ = HashIndex(count);
-    merges_.clear();
-    merges_.reserve(count);
+  Merges merges_from(Json merges) const {
+    Merges result{HashIndex(merges.size()), {}};
+    result.ranked.reserve(merges.size());
     std::string both;
     uint32_t next = 0;  // where vocabularies usually have the token of a merge
     for (const Json merge : merges) {
@@ -115,15 +120,12 @@ class Bpe : public TokenModel {
       }
       both.assign(left).append(right);
       next = vocabulary_.has(next) && vocabulary_.text(next) == both ? next : id(both);
-      add_merge({id(left), id(right), next++});
+      const Merge added{id(left), id(right), next++};
+      if (result.rank(added.left, added.right) != HashIndex::kNone) unknown(both);  // twice; the second would count
+      result.index.add(hash(added.left, added.right), static_cast<uint32_t>(result.ranked.size()));
+      result.ranked.push_back(added);
     }
-  }
-
-  void add_merge(Merge merge) const {
-    const uint32_t before = rank(merge.left, merge.right);
-    if (before != HashIndex::kNone) unknown(vocabulary_.text(merge.both));  // twice; the second would count
-    index_.add(hash(merge.left, merge.right), static_cast<uint32_t>(merges_.size()));
-    merges_.push_back(merge);
+    return result;
   }
 
   uint32_t id(std::string_view token) const {
@@ -176,12 +178,12 @@ class Bpe : public TokenModel {
   }
 
   // Merges the pair of the lowest rank until none is left.
-  void merge(std::vector<Symbol>& symbols) const {
+  static void merge(const Merges& merges, std::vector<Symbol>& symbols) {
     std::priority_queue<Candidate> queue;
     const auto offer = [&](int left) {
       if (left < 0 || symbols[static_cast<size_t>(left)].after < 0) return;
       const Symbol& first = symbols[static_cast<size_t>(left)];
-      const uint32_t found = rank(first.id, symbols[static_cast<size_t>(first.after)].id);
+      const uint32_t found = merges.rank(first.id, symbols[static_cast<size_t>(first.after)].id);
       if (found != HashIndex::kNone) queue.push({found, left});
     };
     for (size_t i = 0; i < symbols.size(); ++i) offer(static_cast<int>(i));
@@ -191,8 +193,8 @@ class Bpe : public TokenModel {
       Symbol& left = symbols[static_cast<size_t>(best.at)];
       if (left.removed || left.after < 0) continue;
       Symbol& right = symbols[static_cast<size_t>(left.after)];
-      const uint32_t now = rank(left.id, right.id), both = merges_[best.rank].both;
-      if (now == HashIndex::kNone || merges_[now].both != both) continue;  // one of the two was merged meanwhile
+      const uint32_t now = merges.rank(left.id, right.id), both = merges.ranked[best.rank].both;
+      if (now == HashIndex::kNone || merges.ranked[now].both != both) continue;  // one of the two was merged meanwhile
       left.id = both;
       left.after = right.after;
       right.removed = true;
@@ -204,10 +206,8 @@ class Bpe : public TokenModel {
 
   const std::string unknown_;
   const bool fuses_unknown_, byte_fallback_, ignores_merges_;
-  mutable std::once_flag merges_read_;
   mutable std::string unread_;  // the merges' JSON, until they are read
-  mutable HashIndex index_;
-  mutable std::vector<Merge> merges_;  // by rank
+  mutable Lazy<Merges> merges_;
 };
 
 }  // namespace

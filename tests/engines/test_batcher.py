@@ -8,10 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
-pytest.importorskip("onnxscript")
-
 from tests.engines.native import Batcher
 from tests.engines.native.reference import CONFIGS, HIDDEN, Case, hugging_face, make_case, random_options, undecided
 from tests.seeds import new_seed

@@ -6,10 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
-pytest.importorskip("onnxscript")
-
 from tests.engines.native import Chat
 from tests.engines.native.reference import POSITIONS, Case, make_case, undecided
 

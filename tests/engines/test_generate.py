@@ -9,7 +9,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-pytest.importorskip("onnxscript")
 
 from tests.engines.native import Session, runtime
 from tests.engines.native.reference import CONFIGS, Case, make_case, open_graphs

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
-pytest.importorskip("onnxscript")
 
 from tests.engines.native.reference import CONFIGS, POSITIONS, Case, inputs, make_case
 from tests.seeds import new_seed

@@ -4,10 +4,6 @@ import random
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
-pytest.importorskip("onnxscript")
-
 from tests.engines.native.reference import CONFIGS, Case, compare, make_case, random_options
 from tests.seeds import new_seed
 

@@ -9,7 +9,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-pytest.importorskip("onnxscript")
 
 from tests.engines.native.reference import Case, inputs, make_case
 from tests.seeds import new_seed

@@ -4,6 +4,7 @@ import json
 import random
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -89,6 +90,14 @@ UNKNOWN = {
 def test_unknown_parts_are_named(part: str) -> None:
     with pytest.raises(NotImplementedError, match=re.escape(part)):
         native.Tokenizer(json.dumps(UNKNOWN[part]).encode())
+
+
+def test_wrong_merges_fail_in_every_thread() -> None:
+    wrong = {**words(), "model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}}
+    core = native.Tokenizer(json.dumps(wrong).encode())
+    with ThreadPoolExecutor(8) as threads:
+        calls = [threads.submit(core.encode, [("a", False)], False) for _ in range(64)]
+        assert {str(call.exception(60)).split(": ")[-1] for call in calls} == {"a merge with 'ab'"}
 
 
 def test_expression_that_backtracks_is_stopped() -> None:

@@ -17,11 +17,6 @@ from blip2rt.options import Options
 from tests.tiny.bundle import EOS, WORDS, E, Q, Tiny, write_bundle
 
 
-@pytest.fixture(scope="module")
-def model(tiny: Tiny) -> blip2rt.Model:
-    return blip2rt.load(tiny.path, threads=1)
-
-
 def expected(tiny: Tiny, model, image: np.ndarray, prompt: str, most: int) -> str:
     """Greedy text computed in numpy."""
     pixels = to_pixels([image], model.bundle.manifest.image)

@@ -21,11 +21,6 @@ from tests.tiny import bundle as tiny_bundles
 from tests.tiny.bundle import EOS, WORDS, Tiny
 
 
-@pytest.fixture(scope="module")
-def model(tiny: Tiny) -> blip2rt.Model:
-    return blip2rt.load(tiny.path, threads=1)
-
-
 def spoken(model, image, **options) -> tuple[str, list[int]]:
     """A greedy caption, and its tokens."""
     ids: list[int] = []

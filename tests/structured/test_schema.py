@@ -163,11 +163,6 @@ def test_whatever_a_schema_accepts_is_valid(count: int) -> None:
     assert filled > count / 3
 
 
-@pytest.fixture(scope="module")
-def model(tiny: Any) -> Any:
-    return blip2rt.load(tiny.path, threads=1)
-
-
 @pytest.mark.parametrize(
     ("schema", "wrong"),
     [

@@ -16,6 +16,8 @@ from blip2rt.modeling.vision import VisionEncoder
 from . import training as tiny_training
 from .llm_configs import CONFIGS, IMAGE, SLOW_CONFIGS, SPECIAL, WORDS
 
+# transformers resizes with torchvision by default, which differs from Pillow by a level of 255 here and there
+PILLOW: Any = getattr(transformers, "BlipImageProcessorPil", transformers.BlipImageProcessor)
 TEXT_CONFIGS = CONFIGS | SLOW_CONFIGS
 VISION = {"hidden_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 72}
 VISION |= {"image_size": 28, "patch_size": 7}

@@ -93,6 +93,6 @@ void check_kernel(const EncoderAttentionKernel& kernel, std::mt19937& random) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  return check::check_kernels(
-      argc, argv, {"amx"}, [](const char*) { return encoder_attention_kernel(); }, check_kernel);
+  const auto find = [](std::string_view name) { return name == "amx" ? encoder_attention_kernel() : nullptr; };
+  return check::check_kernels(argc, argv, find, check_kernel);
 }

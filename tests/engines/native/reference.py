@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models
+
+for package in ("torch", "transformers", "onnxscript"):
+    pytest.importorskip(package)
+
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models
 
 from blip2rt._native import Vocabulary
 from blip2rt_export.graphs import llm, t5, trace

@@ -1,5 +1,5 @@
-// Threads that share a generation, a batcher, a library, and the end of the process (models and chats: all_calls.c).
-// Every answer must be the one that a single thread got. `make sanitize` builds it with each sanitizer.
+// Threads that share a generation, a batcher, a tokenizer, a library, and the end of the process (models and chats:
+// all_calls.c). Every answer must be the one that a single thread got. `make sanitize` builds it with each sanitizer.
 //
 //   stress RUNTIME FOLDER THREADS ROUNDS     RUNTIME: ONNX Runtime's library, or core; FOLDER: a bundle of
 //                                            tests.tiny.bundle
@@ -20,6 +20,7 @@
 #include "loop/generator.h"
 #include "ort/active_call.h"
 #include "ort/ort_api.h"
+#include "text/tokenizer.h"
 
 namespace {
 
@@ -187,6 +188,18 @@ struct Stress {
     if (ties * 50 > threads * rounds) ++wrong;
   }
 
+  // Merges are read by the first text; while they are wrong, by every text.
+  void wrong_merges() {
+    const Tokenizer tokenizer(R"({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}})");
+    together("wrong merges", rounds, [&](int, int) {
+      try {
+        tokenizer.encode(TextPiece{"a"}, false);
+        ++wrong;
+      } catch (const TokenizerError&) {
+      }
+    });
+  }
+
   void loads() {
     const Loaded first(folder, core);
     const Answers want = answers_of(first.generator, prefix, 3);
@@ -227,6 +240,7 @@ int main(int argc, char** argv) {
     stress->one_generation(loaded.generator);
     stress->one_batcher(loaded.generator);
   }
+  stress->wrong_merges();
   stress->loads();
   if (stress->wrong != 0) return 1;
   stress->leave_at_work();

@@ -25,8 +25,6 @@ pytestmark = pytest.mark.long(45, "whole exports, compared with transformers tok
 SEED = seed_of(__name__)
 PROMPTS = ["a photo of", "Question: what colour is the dog? Answer:", "the", "two dog"]
 ROUNDING = 1e-4  # of a logit in float32; transformers itself differs from float64 by up to 3e-5
-# transformers resizes with torchvision by default, which differs from Pillow by a level of 255 here and there
-PILLOW: Any = getattr(transformers, "BlipImageProcessorPil", transformers.BlipImageProcessor)
 
 
 @dataclass
@@ -115,7 +113,7 @@ def make(name: str, folder: Path, **saving: Any) -> Pair:
     processor = transformers.AutoProcessor.from_pretrained(checkpoint)
     if not text.is_encoder_decoder:  # in an encoder, padding between image and text changes distances
         processor.tokenizer.padding_side = "left"
-    processor.image_processor = PILLOW.from_pretrained(checkpoint)
+    processor.image_processor = tiny_blip2.PILLOW.from_pretrained(checkpoint)
     images = tiny_blip2.photographs(4, np.random.default_rng(SEED))
     model = blip2rt.load(folder / "bundle", threads=1)
     return Pair(checkpoint, folder / "bundle", reference, processor, model, images)

@@ -29,8 +29,6 @@ pytestmark = pytest.mark.long(40, "whole exports: the question reaches the Q-For
 SEED = seed_of(__name__)
 STEPS = 8
 PROMPTS = ["", "a photo of", "Question: what colour is the dog? Short answer:"]
-# transformers resizes with torchvision by default, which differs from Pillow by a level of 255 here and there
-PILLOW: Any = getattr(transformers, "BlipImageProcessorPil", transformers.BlipImageProcessor)
 
 
 @dataclass
@@ -63,7 +61,7 @@ def made(folder: Path) -> Pair:
     bundle = export(checkpoint, folder / "bundle")
     reference = transformers.InstructBlipForConditionalGeneration.from_pretrained(checkpoint).float().eval()
     processor = transformers.AutoProcessor.from_pretrained(checkpoint)
-    processor.image_processor = PILLOW.from_pretrained(checkpoint)
+    processor.image_processor = tiny_blip2.PILLOW.from_pretrained(checkpoint)
     return Pair(checkpoint, reference, processor, blip2rt.load(bundle, threads=1))
 
 
