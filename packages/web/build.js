@@ -11,7 +11,7 @@ await mkdir(out, {recursive: true});
 await cp(shared, out, {recursive: true, filter: (path) => !path.endsWith("docs.html")});
 await cp(join(here, "page/browser.js"), join(out, "browser.js"));
 for (const folder of ["src", "wasm"]) await cp(join(here, folder), join(out, "blip2rt-web", folder), {recursive: true});
-for (const file of ["node.js", "node_worker.js", "cut.js"]) await rm(join(out, "blip2rt-web/src", file));
+for (const file of ["node.js", "node_worker.js", "cut.js", "command.js"]) await rm(join(out, "blip2rt-web/src", file));
 await writeFile(join(out, "ready"), JSON.stringify({status: "static", bundle: "model/pieces.json"}));
 
 const entries = await readdir(out, {recursive: true, withFileTypes: true});

@@ -1,9 +1,7 @@
-#!/usr/bin/env node
-/** blip2rt-web BUNDLE OUT: cut a bundle into the pieces that `load` downloads. */
+/** Cuts a bundle into the pieces that `load` downloads. */
 import {createHash} from "node:crypto";
 import {mkdir, readFile, readdir, writeFile} from "node:fs/promises";
 import {join} from "node:path";
-import {pathToFileURL} from "node:url";
 
 const PIECE_BYTES = 24_000_000; // hosts such as Cloudflare Pages take files below 25 MB
 
@@ -37,16 +35,4 @@ export async function cut(bundle, out) {
   if (heldBytes) await flush();
   const list = {format: "blip2rt-pieces", name: manifest.name, pieces, files};
   await writeFile(join(out, "pieces.json"), `${JSON.stringify(list, null, 1)}\n`);
-}
-
-if (import.meta.url === pathToFileURL(process.argv[1] ?? "").href) {
-  const [bundle, out, ...rest] = process.argv.slice(2);
-  if (!out || rest.length) {
-    console.error("usage: blip2rt-web BUNDLE OUT");
-    process.exit(2);
-  }
-  await cut(bundle, out).catch((error) => {
-    console.error(`${bundle} is no bundle (${error.message}): give the folder that has its blip2rt.json`);
-    process.exit(2);
-  });
 }

@@ -1,11 +1,12 @@
 /** The package in Node: texts beside those of the native core, errors, streams and cancellation. */
 import assert from "node:assert/strict";
+import {execFileSync, spawnSync} from "node:child_process";
 import {mkdtemp, cp, readFile, writeFile} from "node:fs/promises";
 import {tmpdir} from "node:os";
 import {join} from "node:path";
 import {after, before, test} from "node:test";
 import {load} from "../src/node.js";
-import {CAPTION, NANO, PHOTO, python} from "./site.js";
+import {CAPTION, NANO, PHOTO, ROOT, python} from "./site.js";
 
 const DECODE = `
 import sys, base64, json
@@ -41,6 +42,22 @@ print(json.dumps([str(caption.text), caption.confidence, str(model.ask(sys.argv[
   assert.deepEqual((await model.tag(image)).map(({label}) => label), native[4]);
   assert.equal(await model.sees(image, "a cup"), true);
   assert.equal(await model.sees(image, "a dog"), false);
+});
+
+test("the packed package, installed elsewhere, runs its command and imports", async () => {
+  const folder = await mkdtemp(join(tmpdir(), "installed-"));
+  const run = (...command) => spawnSync(command[0], command.slice(1), {cwd: folder, encoding: "utf8"});
+  const packed = execFileSync("npm", ["pack", "--pack-destination", folder], {cwd: join(ROOT, "packages/web"), encoding: "utf8"}).trim().split("\n").at(-1);
+  assert.equal(run("npm", "install", "--prefix", folder, "--offline", "--no-audit", "--no-fund", `./${packed}`).status, 0);
+  const command = "node_modules/.bin/blip2rt-web";
+  assert.deepEqual([run(command).status, run(command).stderr], [2, "usage: blip2rt-web BUNDLE OUT\n"]);
+  const missing = run(command, "nowhere", "out");
+  assert.equal(missing.status, 2);
+  assert.match(missing.stderr, /^nowhere is no bundle .*\n$/);
+  await writeFile(join(folder, "blip2rt.json"), JSON.stringify({name: "small", files: {}}));
+  assert.equal(run(command, ".", "out").status, 0);
+  assert.equal(JSON.parse(await readFile(join(folder, "out/pieces.json"), "utf8")).name, "small");
+  assert.equal(run("node", "--input-type=module", "-e", 'import {load} from "blip2rt-web"; console.log(typeof load)').stdout, "function\n");
 });
 
 test("pieces of a stream make the text", async () => {
