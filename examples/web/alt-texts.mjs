@@ -1,13 +1,19 @@
 #!/usr/bin/env node
-// node alt-texts.js BUNDLE FOLDER: add alt texts to the pictures of a static site's HTML files, after the generator ran.
+// node alt-texts.mjs BUNDLE FOLDER: add alt texts to the pictures of a static site's HTML files, after the generator ran.
 // Needs `npm install blip2rt-web sharp`. Pictures with an alt attribute, even an empty one, are left alone.
 import {readFile, readdir, writeFile} from "node:fs/promises";
 import {dirname, join} from "node:path";
 import {load} from "blip2rt-web";
 import sharp from "sharp";
 
-const [bundle, folder] = process.argv.slice(2);
-const model = await load(bundle), captions = new Map();
+const [bundle, folder, ...rest] = process.argv.slice(2);
+function stop(message) {
+  console.error(message);
+  process.exit(2);
+}
+if (!folder || rest.length) stop("usage: node alt-texts.mjs BUNDLE FOLDER");
+const names = await readdir(folder, {recursive: true}).catch((error) => stop(`${folder} is no folder (${error.code}): give the one that has the site's HTML files`));
+const model = await load(bundle).catch((error) => stop(error.message)), captions = new Map();
 
 async function caption(path) { // of a picture, once
   if (!captions.has(path)) {
@@ -18,7 +24,7 @@ async function caption(path) { // of a picture, once
   return captions.get(path);
 }
 
-for (const name of await readdir(folder, {recursive: true})) {
+for (const name of names) {
   if (!name.endsWith(".html")) continue;
   const file = join(folder, name), html = await readFile(file, "utf8");
   let filled = html;
