@@ -4,10 +4,19 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <new>
 #include <stdexcept>
 #include <vector>
 
 namespace blip2rt {
+
+// Multiplies sizes. Throws std::bad_alloc for a negative one, and for a product that exceeds every memory.
+template <class... Sizes>
+size_t product_of(Sizes... sizes) {
+  size_t product = 1;
+  const bool fits = (!__builtin_mul_overflow(product, sizes, &product) && ...);
+  return fits && product <= PTRDIFF_MAX ? product : throw std::bad_alloc();
+}
 
 // TensorProto.DataType and ONNXTensorElementDataType: the types that our graphs use.
 enum class DType : int { kUndefined, kFloat32, kUInt8, kInt8, kInt32 = 6, kInt64, kBool = 9, kFloat16, kFloat64 };

@@ -58,6 +58,10 @@ struct PlannedGraph {
 // outlive the graph.
 PlannedGraph plan_graph(const std::string& model, Weights& weights, size_t threads);
 
+// Returns whether this platform can address as many bytes, with axes of 0 counted as 1. If so, no product of some of
+// the axes overflows.
+bool fits_memory(const TensorView& shape);
+
 // The values of one run. They are the caller's memory, constants or blocks of an arena.
 struct Slot {
   TensorView view;

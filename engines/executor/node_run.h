@@ -16,10 +16,10 @@ inline void require(bool holds, const char* what) {
 }
 
 // A shape without memory: same type and axes as a tensor, or changed ones.
-inline TensorView shaped(DType dtype, std::initializer_list<size_t> axes) {
+inline TensorView shaped(DType dtype, std::initializer_list<uint64_t> axes) {
   TensorView shape;
   shape.dtype = dtype;
-  for (const size_t axis : axes) shape.axes[shape.rank++] = static_cast<int64_t>(axis);
+  for (const uint64_t axis : axes) shape.axes[shape.rank++] = static_cast<int64_t>(axis);
   return shape;
 }
 

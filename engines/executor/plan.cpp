@@ -141,10 +141,11 @@ class Planner {
   void add_constant(std::string_view name, const Constant& constant) {
     const void* address = weights_.address(constant);
     const bool is_known = element_size(constant.dtype) > 0 || static_cast<int>(constant.dtype) == 21;  // uint4
-    if (address == nullptr || !is_known || constant.shape.size() > TensorView::kMaxAxes) {
+    const std::vector<int64_t> shape(constant.shape.begin(), constant.shape.end());
+    const bool fits = shape.size() <= TensorView::kMaxAxes && fits_memory(TensorView(nullptr, shape, constant.dtype));
+    if (address == nullptr || !is_known || !fits) {
       throw std::runtime_error("the constant " + quoted(name) + " has a form that the executor does not support");
     }
-    const std::vector<int64_t> shape(constant.shape.begin(), constant.shape.end());
     planned_.constants[new_value(name)] = TensorView(const_cast<void*>(address), shape, constant.dtype);
   }
 

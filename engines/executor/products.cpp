@@ -144,10 +144,10 @@ Compute matmul_nbits(const Node& node) {
   const size_t n = size("N"), k = size("K"), block = size("block_size"), bits = size("bits");
   require((bits == 4 || bits == 8) && block % 2 == 0, "the executor supports 4 and 8 bits only");
   return [=](NodeRun& run) {
-    const size_t blocks = (k + block - 1) / block, zero_bytes = (blocks * bits + 7) / 8;
+    const uint64_t blocks = (uint64_t{k} + block - 1) / block, zero_bytes = (blocks * bits + 7) / 8;
     const TensorView x = run.floats(0), codes = run.input(1, DType::kUInt8), scales = run.floats(2);
     const TensorView zeros = run.input(3, DType::kUInt8);
-    require(x.rank > 0 && x.size(x.rank - 1) == k && codes.count() == n * blocks * (block * bits / 8) &&
+    require(x.rank > 0 && x.size(x.rank - 1) == k && codes.count() == blocks * block * bits / 8 * n &&
                 scales.count() == n * blocks && zeros.count() == n * zero_bytes,
             "the weights do not fit");
     TensorView shape = x;
@@ -158,7 +158,7 @@ Compute matmul_nbits(const Node& node) {
         [&](size_t, size_t column, size_t columns, float* to) {
           for (size_t j = 0; j < columns; ++j) {
             const size_t row = column + j;
-            const uint8_t* of_row = codes.as<uint8_t>() + row * blocks * (block * bits / 8);
+            const uint8_t* of_row = codes.as<uint8_t>() + row * blocks * block * bits / 8;
             for (size_t i = 0; i < k; ++i) {
               const size_t at = i / block;
               const int zero = code_at(zeros.as<uint8_t>() + row * zero_bytes, at, bits);

@@ -15,15 +15,14 @@ bool same_axes(const TensorView& a, const TensorView& b) {
   return a.rank == b.rank && std::equal(a.axes, a.axes + a.rank, b.axes);
 }
 
-// Throws for a negative axis, and for more bytes than any export needs.
+void check_type(const TensorView& shape) {
+  require(element_size(shape.dtype) > 0, "the executor does not support the type of an output");
+}
+
 void check_size(const TensorView& shape) {
-  size_t bytes = element_size(shape.dtype);
-  require(bytes > 0, "the executor does not support the type of an output");
-  for (size_t i = 0; i < shape.rank; ++i) {
-    require(shape.axes[i] >= 0, "an output would have a negative size");
-    if (shape.axes[i] == 0) return;
-    if (__builtin_mul_overflow(bytes, shape.size(i), &bytes) || bytes > uint64_t{1} << 34) throw std::bad_alloc();
-  }
+  check_type(shape);
+  for (size_t i = 0; i < shape.rank; ++i) require(shape.axes[i] >= 0, "an output would have a negative size");
+  if (!fits_memory(shape)) throw std::bad_alloc();
 }
 
 void let_go(Slot& slot, Arena& arena) {
@@ -32,6 +31,16 @@ void let_go(Slot& slot, Arena& arena) {
 }
 
 }  // namespace
+
+bool fits_memory(const TensorView& shape) {
+  constexpr uint64_t kMaxBytes = std::min<uint64_t>(uint64_t{1} << 34, PTRDIFF_MAX);  // more than any export needs
+  uint64_t bytes = std::max<size_t>(1, element_size(shape.dtype));
+  bool fits = true;
+  for (size_t i = 0; i < shape.rank; ++i) {
+    fits = fits && !__builtin_mul_overflow(bytes, std::max<int64_t>(1, shape.axes[i]), &bytes) && bytes <= kMaxBytes;
+  }
+  return fits;
+}
 
 std::vector<int64_t> NodeRun::list(size_t index) const {
   const TensorView view = input(index, DType::kInt64);
@@ -67,6 +76,7 @@ float* NodeRun::output(size_t index, const int64_t* axes, size_t rank) {
 }
 
 TensorView NodeRun::output_over(size_t input, const TensorView& shape) {
+  check_size(shape);
   const size_t value = step_.inputs[input];
   Slot &from = slots_[value], &to = slots_[step_.outputs[0]];
   const bool ends = std::find(step_.last.begin(), step_.last.end(), value) != step_.last.end();
@@ -80,8 +90,8 @@ TensorView NodeRun::output_over(size_t input, const TensorView& shape) {
 
 void NodeRun::share(size_t output, size_t input, const TensorView& shape) {
   const Slot& from = slots_[step_.inputs[input]];
-  check_size(shape);
-  require(shape.bytes() == from.view.bytes(), "the sizes do not fit");
+  check_type(shape);
+  require(fits_memory(shape) && shape.bytes() == from.view.bytes(), "the sizes do not fit");
   if (targets_[step_.outputs[output]]) {
     const TensorView to = this->output(output, shape);
     if (to.bytes() > 0) std::memmove(to.data, from.view.data, to.bytes());

@@ -40,7 +40,8 @@ Compute reshape(const Node& node) {
   return [=](NodeRun& run) {
     const TensorView x = run.input(0);
     std::vector<int64_t> axes = run.list(1);
-    size_t known = 1, unknown = axes.size();
+    uint64_t known = 1;
+    size_t unknown = axes.size();
     for (size_t i = 0; i < axes.size(); ++i) {
       if (axes[i] == 0 && !keeps_zero) {
         require(i < x.rank, "a size is copied from an axis that the input lacks");
@@ -50,8 +51,7 @@ Compute reshape(const Node& node) {
         require(unknown == axes.size(), "two sizes are -1");
         unknown = i;
       } else {
-        require(axes[i] >= 0 && !__builtin_mul_overflow(known, static_cast<size_t>(axes[i]), &known),
-                "a size is negative or too large");
+        require(axes[i] >= 0 && !__builtin_mul_overflow(known, axes[i], &known), "a size is negative or too large");
       }
     }
     if (unknown < axes.size()) {

@@ -153,7 +153,7 @@ Compute range(const Node&) {
     require(step != 0, "the step is 0");
     const int64_t count =
         std::max<int64_t>(0, step > 0 ? (end - start + step - 1) / step : (start - end - step - 1) / -step);
-    auto* out = run.output(0, shaped(DType::kInt64, {static_cast<size_t>(count)})).as<int64_t>();
+    auto* out = run.output(0, shaped(DType::kInt64, {static_cast<uint64_t>(count)})).as<int64_t>();
     for (int64_t i = 0; i < count; ++i) out[i] = start + i * step;
   };
 }

@@ -62,7 +62,7 @@ int Batch::positions_of(const Request& request, int& prompt_length) const {
   const bool encodes = generator_.encoder() != nullptr;
   const size_t read = static_cast<size_t>(request.past) + options.forced_prefix.size() +
                       (encodes ? 1 : static_cast<size_t>(request.prefix_length) + request.prompt.size());
-  const size_t all = read + static_cast<size_t>(options.rows_each()) * static_cast<size_t>(options.max_new_tokens);
+  const size_t all = read + product_of(options.rows_each(), options.max_new_tokens);
   if (all > static_cast<size_t>(sizes_.positions)) {
     throw std::runtime_error("the request needs " + std::to_string(all) +
                              " positions of keys and values, and there are " + std::to_string(sizes_.positions));

@@ -20,8 +20,8 @@ int longest_of(const std::vector<PromptSpan>& spans) {
 }  // namespace
 
 Decoder::Inputs::Inputs(size_t rows, size_t length, size_t width)
-    : embeds(rows * length * width),
-      position_ids(rows * length),
+    : embeds(product_of(rows, length, width)),
+      position_ids(product_of(rows, length)),
       last_index(rows),
       seqlens(rows),
       cache_rows(rows),
@@ -32,8 +32,7 @@ Decoder::Decoder(const Generator& generator, const DecoderSizes& sizes)
       shape_(generator.shape()),
       max_rows_(sizes.rows),
       selects_logits_(generator.llm().find_input(kLogitRows) != nullptr),
-      logits_(static_cast<size_t>(selects_logits_ ? sizes.logits : sizes.rows) *
-              static_cast<size_t>(shape_.vocab_size)),
+      logits_(product_of(selects_logits_ ? sizes.logits : sizes.rows, shape_.vocab_size)),
       logits_of_(static_cast<size_t>(sizes.rows)),
       cache_({shape_.layers, 1, shape_.kv_heads, sizes.positions, shape_.head_dim}),
       inputs_(static_cast<size_t>(sizes.rows), 1, static_cast<size_t>(shape_.hidden_size)) {
@@ -56,7 +55,7 @@ Decoder::Decoder(const Generator& generator, const DecoderSizes& sizes)
 }
 
 void Decoder::embed_tokens(std::vector<int64_t>& ids, std::vector<float>& embeds) const {
-  embeds.resize(ids.size() * static_cast<size_t>(shape_.hidden_size));
+  embeds.resize(product_of(ids.size(), shape_.hidden_size));
   if (ids.empty()) return;
   const auto count = static_cast<int64_t>(ids.size());
   const auto binding = generator_.embed().bind();
@@ -70,7 +69,7 @@ std::vector<float> Decoder::embed_padded(const std::vector<PromptSpan>& spans, i
   const auto width = static_cast<size_t>(shape_.hidden_size);
   std::vector<int64_t> ids;
   for (const PromptSpan& span : spans) ids.insert(ids.end(), span.tokens, span.tokens + span.token_count);
-  std::vector<float> tokens, embeds(spans.size() * static_cast<size_t>(length) * width);
+  std::vector<float> tokens, embeds(product_of(spans.size(), length, width));
   embed_tokens(ids, tokens);
   const float* next = tokens.data();
   float* row = embeds.data();

@@ -3,30 +3,17 @@
 
 #include <algorithm>
 #include <cstring>
-#include <initializer_list>
 #include <iterator>
 #include <new>
 
 namespace blip2rt {
 
-namespace {
-
-size_t product_of(std::initializer_list<int> sizes) {
-  size_t product = 1;
-  for (int size : sizes) {
-    if (size < 0 || __builtin_mul_overflow(product, static_cast<size_t>(size), &product)) throw std::bad_alloc();
-  }
-  return product;
-}
-
-}  // namespace
-
 KvCache::KvCache(const CacheShape& shape)
     : shape_(shape),
-      row_size_(product_of({shape.heads, shape.capacity, shape.head_dim})),
-      buffer_size_(product_of({shape.heads, shape.capacity, shape.head_dim, shape.rows})),
-      memory_(::operator new(product_of({shape.heads, shape.capacity, shape.head_dim, shape.rows, shape.layers,
-                                         2 * static_cast<int>(sizeof(float))})),
+      row_size_(product_of(shape.heads, shape.capacity, shape.head_dim)),
+      buffer_size_(product_of(shape.heads, shape.capacity, shape.head_dim, shape.rows)),
+      memory_(::operator new(
+                  product_of(shape.heads, shape.capacity, shape.head_dim, shape.rows, shape.layers, 2 * sizeof(float))),
               [](void* memory) { ::operator delete(memory); }) {}
 
 TensorView KvCache::tensor(int layer, int which, int rows) {
@@ -71,7 +58,7 @@ int32_t KvCache::place(int row, int position) const {
   return static_cast<int32_t>(place);
 }
 
-size_t KvCache::floats_per_position() const { return product_of({shape_.layers * 2, shape_.heads, shape_.head_dim}); }
+size_t KvCache::floats_per_position() const { return product_of(shape_.layers * 2, shape_.heads, shape_.head_dim); }
 
 Positions::Positions(int capacity, int most_runs) : capacity_(capacity) {
   free_.reserve(static_cast<size_t>(most_runs) + 1);

@@ -19,7 +19,7 @@ void require(bool holds, const char* what) {
 }
 
 // Limits far above real sizes, so that products of sizes do not overflow.
-constexpr int64_t kMaxHeads = 1 << 16, kMaxWidth = 1 << 16, kMaxPositions = 1 << 20;
+constexpr int64_t kMaxHeads = 1 << 14, kMaxWidth = 1 << 14, kMaxPositions = 1 << 20;
 
 bool has_axes(const TensorView& tensor, std::initializer_list<size_t> axes) {
   size_t i = 0;
@@ -189,7 +189,7 @@ struct CrossAttentionOp final : Operator {
     a.out = run.output(0, query.axes, query.rank);
     thread_local Buffer memory;
     CacheRow* where = memory.get<CacheRow>(std::max<size_t>(1, a.rows));
-    const size_t of_row = a.heads * a.capacity;
+    const size_t of_row = std::max<size_t>(1, a.heads * a.capacity);
     for (size_t row = 0; row < a.rows; ++row) {
       const int32_t start = rows.as<int32_t>()[2 * row], length = rows.as<int32_t>()[2 * row + 1];
       where[row] = {start, length, 0, 0};

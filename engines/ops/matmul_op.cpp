@@ -68,7 +68,7 @@ struct MatMulInt4 final : Operator {
     thread_local Buffer values, scales;
     const size_t blocks = Int4Input::scales_size(matrix, product.rows);
     const Int4Kernel* kernel = int4_kernel();
-    const size_t plane = kernel->value_copies * Int4Input::plane_size(matrix, product.rows);
+    const size_t plane = product_of(kernel->value_copies, Int4Input::plane_size(matrix, product.rows));
     float* of_blocks = scales.get<float>(2 * blocks);
     int8_t* planes = values.get<int8_t>((split ? 2 : 1) * plane);
     const Int4Input quantized = {product.rows, planes, split ? planes + plane : nullptr, of_blocks, of_blocks + blocks};

@@ -19,7 +19,7 @@ class Buffer {
   template <class T>
   T* get(size_t count) {
     constexpr size_t kLine = static_cast<size_t>(kAlignment);
-    const size_t bytes = (count * sizeof(T) + kLine - 1) / kLine * kLine;
+    const size_t bytes = (product_of(count, sizeof(T)) + kLine - 1) / kLine * kLine;
     if (bytes > size_) {
       memory_.reset();
       size_ = 0;

@@ -10,6 +10,7 @@
 #include <string>
 #include <utility>
 
+#include "base/tensor.h"
 #include "base/utf8.h"
 #include "english/answer_words.h"
 #include "kernels/int8/matmul.h"
@@ -223,7 +224,7 @@ std::vector<float> CaptionPool::largest_products(std::vector<float> rows, size_t
   const size_t k = code_width_, together = kernel->tiles_per_call(k);
   std::vector<uint8_t> values(kernel->values_size(queries, k) + kAlignment),
       scratch(kernel->scratch_size(k) + kAlignment);
-  std::vector<float> scales(queries), products(queries * kBlock);
+  std::vector<float> scales(queries), products(product_of(queries, kBlock));
   std::vector<int32_t> zeros(queries);
   const Int8Input input = {queries, kernel->row_stride(k), aligned(values), scales.data(), zeros.data()};
   for (size_t first = 0; first < queries; first += Int8Kernel::kRows) {

@@ -21,7 +21,7 @@ CpuReader::CpuReader(const GenerationOptions& options, size_t vocab_size)
   const auto rows = static_cast<size_t>(options.num_beams);
   const auto blocks = static_cast<size_t>(Sampler::blocks(sampler_.vocab_size));
   rows_.resize(rows);
-  weights_.resize(rows * vocab_size);
+  weights_.resize(product_of(rows, vocab_size));
   block_sums_.resize(rows * blocks);
   block_max_.resize(blocks);
   selected_.reserve(vocab_size);

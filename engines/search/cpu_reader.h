@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <vector>
 
+#include "base/tensor.h"
 #include "search/options.h"
 #include "search/scoring.h"
 #include "search/search_block.h"

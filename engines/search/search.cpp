@@ -15,15 +15,15 @@ class Layout {
  public:
   template <class T>
   uint32_t place(size_t count) {
-    const size_t start = bytes_;
-    bytes_ += (count * sizeof(T) + 7) / 8 * 8;
+    const uint64_t start = bytes_;
+    bytes_ += (uint64_t{count} * sizeof(T) + 7) / 8 * 8;
     if (bytes_ > UINT32_MAX) throw std::runtime_error("the options need more than 4 GB for one answer's search");
     return static_cast<uint32_t>(start);
   }
-  size_t bytes() const { return bytes_; }
+  size_t bytes() const { return static_cast<size_t>(bytes_); }
 
  private:
-  size_t bytes_ = (sizeof(SearchBlock) + 7) / 8 * 8;
+  uint64_t bytes_ = (sizeof(SearchBlock) + 7) / 8 * 8;
 };
 
 template <class T>

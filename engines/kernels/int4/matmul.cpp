@@ -10,8 +10,8 @@ namespace blip2rt {
 size_t Int4Kernel::scratch_size(const Int4Matrix& matrix) const {
   // Tiles need the scales, offsets and codes of the tiles multiplied at once. Few rows need numbers for each block of
   // the rows and outputs multiplied at once.
-  const size_t of_tiles = tiles_at_once * tile * matrix.blocks() * (2 * sizeof(float) + matrix.block);
-  return std::max(of_tiles, Int4Input::kFewRowsScratchFloats * (matrix.blocks() + tile) * sizeof(float));
+  const size_t of_tiles = product_of(tiles_at_once * tile, matrix.blocks(), 2 * sizeof(float) + matrix.block);
+  return std::max(of_tiles, product_of(Int4Input::kFewRowsScratchFloats * sizeof(float), matrix.blocks() + tile));
 }
 
 #if defined(__x86_64__)

@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "base/tensor.h"
+
 namespace blip2rt {
 
 // An (N, K) matrix in blocks of `block` along K, w = scale * (code - zero_point): the layout of
@@ -35,9 +37,9 @@ struct Int4Input {
   float* sums;    // (rows, blocks): scale * sum of the values
 
   static size_t plane_size(const Int4Matrix& matrix, size_t rows) {
-    return round_up_rows(rows) * (matrix.blocks() * matrix.block + kRowPadding);
+    return product_of(round_up_rows(rows), matrix.blocks() * matrix.block + kRowPadding);
   }
-  static size_t scales_size(const Int4Matrix& matrix, size_t rows) { return round_up_rows(rows) * matrix.blocks(); }
+  static size_t scales_size(const Int4Matrix& m, size_t rows) { return product_of(round_up_rows(rows), m.blocks()); }
 
  private:
   static size_t round_up_rows(size_t rows) { return (rows + kQuantizeRows - 1) / kQuantizeRows * kQuantizeRows; }

@@ -2,8 +2,7 @@
 // file, and keep no packed copy.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
+#include "base/tensor.h"
 
 namespace blip2rt {
 
@@ -46,7 +45,7 @@ struct Int8Kernel {
     return (round_up_to_line(k * value_size) / kCacheLineBytes | 1) * kCacheLineBytes;
   }
   static size_t round_up_to_line(size_t k) { return (k + kCacheLineBytes - 1) / kCacheLineBytes * kCacheLineBytes; }
-  size_t values_size(size_t rows, size_t k) const { return (rows + kRows - 1) / kRows * kRows * row_stride(k); }
+  size_t values_size(size_t rows, size_t k) const { return product_of(rows + kRows - 1, row_stride(k)); }
   size_t tiles_per_call(size_t k) const;
   size_t scratch_size(size_t k) const { return tiles_per_call(k) * tile_scratch_size(k); }
 };
