@@ -22,7 +22,7 @@ class RegexMatcher {
         continue;
       }
       for (bool alive = true; alive;) {
-        if (++steps_ > kMaxSteps) throw RegexError("a text takes too long to match");
+        if (++steps_ > kMaxSteps || open.size() > kMaxOpen) throw RegexError("a text takes too long to match");
         const Regex::Instruction& now = regex_.program_[pc++];
         switch (now.op) {
           case Regex::kSet:
@@ -62,7 +62,7 @@ class RegexMatcher {
   static constexpr size_t npos = std::string_view::npos;
 
  private:
-  static constexpr size_t kMaxSteps = 50'000'000;
+  static constexpr size_t kMaxSteps = 50'000'000, kMaxOpen = 5'000'000;  // the latter take 80 MB
   static constexpr uint32_t kRestored = 1u << 31;  // not an instruction: the index of a place, which was there before
 
   bool is_word(size_t at) const { return properties_of(next_character(text_, at)).regex_word(); }
