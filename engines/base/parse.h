@@ -1,4 +1,4 @@
-// Options that callers of the C library write as strings, and numbers as texts. No locale changes them.
+// Options that callers of the C library write as strings, numbers as texts, and lists in texts. No locale changes them.
 #pragma once
 
 #include <cstdint>
