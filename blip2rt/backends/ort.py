@@ -230,6 +230,7 @@ class Backend(backends.Backend):
             custom_int8=runtime is None or component in (VISION, QFORMER),
             files=self._bundle.readable_files(component),
             trusted=self._bundle.trusted_graphs,
+            shapes=self._bundle.output_shapes(component),
         )
 
 

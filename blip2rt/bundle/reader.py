@@ -40,6 +40,11 @@ class Bundle:
         sizes = {name: entry.size for name, entry in (self.manifest.files or {}).items()}
         return native.readable_files(self.manifest.components[component].graph, sizes)
 
+    def output_shapes(self, component: str) -> dict[str, list[int]]:
+        """The shapes of a component's outputs, -1 for a free axis."""
+        outputs = self.manifest.components[component].outputs
+        return {each.name: [axis if isinstance(axis, int) else -1 for axis in each.shape] for each in outputs}
+
     def checked_graph(self, component: str) -> Path:
         """The path of a component's graph. Raises BundleError if it is damaged or does what graphs may not do."""
         graph = self.graph(component)

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <new>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 namespace blip2rt {
@@ -50,6 +51,13 @@ inline size_t element_size(DType dtype) {
     case DType::kUndefined: break;
   }
   return 0;
+}
+
+// A shape as messages show it: (2, ?), with ? for a dynamic axis.
+inline std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text = "(";
+  for (const int64_t axis : shape) text += (text.size() > 1 ? ", " : "") + (axis < 0 ? "?" : std::to_string(axis));
+  return text + ")";
 }
 
 struct TensorInfo {

@@ -75,6 +75,18 @@ AllowedFiles Bundle::readable_files(const std::string& component) const {
   return blip2rt::readable_files(manifest.components.at(component).graph, manifest.files);
 }
 
+std::map<std::string, std::vector<int64_t>> Bundle::output_shapes(const std::string& component) const {
+  std::map<std::string, std::vector<int64_t>> shapes;
+  for (const TensorSpec& tensor : manifest.components.at(component).outputs) {
+    std::vector<int64_t>& shape = shapes[tensor.name];
+    for (const Axis& axis : tensor.shape) {
+      const int64_t* size = std::get_if<int64_t>(&axis);
+      shape.push_back(size == nullptr ? -1 : *size);
+    }
+  }
+  return shapes;
+}
+
 std::map<std::string, uint64_t> readable_files(const std::string& graph,
                                                const std::map<std::string, FileEntry>& files) {
   const auto folder_of = [](const std::string& name) { return name.substr(0, name.rfind('/') + 1); };

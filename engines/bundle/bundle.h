@@ -22,6 +22,9 @@ struct Bundle {
 
   AllowedFiles readable_files(const std::string& component) const;
 
+  // The shapes of a component's outputs, -1 for a free axis.
+  std::map<std::string, std::vector<int64_t>> output_shapes(const std::string& component) const;
+
   // Throws Error if the bundle lacks one of the components, which `action` needs.
   void require(const std::vector<std::string>& components, const std::string& action) const;
 };

@@ -9,8 +9,6 @@
 namespace blip2rt {
 namespace {
 
-constexpr const char* kWrongTarget = "an output has another shape than the caller's memory";
-
 bool same_axes(const TensorView& a, const TensorView& b) {
   return a.rank == b.rank && std::equal(a.axes, a.axes + a.rank, b.axes);
 }
@@ -52,7 +50,7 @@ const TensorView* NodeRun::target_of(size_t output, const TensorView& shape) con
   const size_t value = step_.outputs[output];
   const TensorView& target = targets_[value];
   if (!target) return nullptr;
-  require(target.dtype == shape.dtype && same_axes(target, shape), kWrongTarget);
+  require(target.dtype == shape.dtype && same_axes(target, shape), kWrongOutput);
   return &target;
 }
 
@@ -156,7 +154,7 @@ std::vector<OwnedTensor> run_graph(const PlannedGraph& graph, const std::vector<
   for (size_t i = 0; i < bound.size(); ++i) {  // of an output that no step computes
     const TensorView& made = slots[graph.output_values[i]].view;
     if (!bound[i] || bound[i].data == made.data) continue;
-    require(made.dtype == bound[i].dtype && same_axes(made, bound[i]), kWrongTarget);
+    require(made.dtype == bound[i].dtype && same_axes(made, bound[i]), kWrongOutput);
     std::memcpy(bound[i].data, made.data, made.bytes());
   }
   std::vector<OwnedTensor> outputs;

@@ -2,8 +2,11 @@
 #include "graphs/session.h"
 
 #include <algorithm>
+#include <string_view>
 #include <thread>
+#include <utility>
 
+#include "base/error.h"
 #include "base/system.h"
 #include "ops/attention_op.h"
 #include "ort/active_call.h"
@@ -27,8 +30,8 @@ void check_process(int process) {
 }
 
 Session::Session(const std::string& graph_path, int threads, CustomOps ops, const AllowedFiles& files, bool trusted,
-                 OpenGraph open)
-    : path_(graph_path), process_(process_id()), weights_(folder_of(graph_path)) {
+                 OpenGraph open, OutputShapes shapes)
+    : path_(graph_path), process_(process_id()), shapes_(std::move(shapes)), weights_(folder_of(graph_path)) {
   const ActiveCall call;
   GraphSource source{path_,
                      read_graph(path_, files, trusted ? OperatorRules::kTrusted : OperatorRules::kOnnxRuntime),
@@ -63,12 +66,46 @@ const Port* Session::find_output(const std::string& name) const { return find(ou
 std::vector<OwnedTensor> Session::run(const NamedTensors& inputs, const std::vector<const char*>& outputs) const {
   check_process();
   const ActiveCall call;
-  return graph_->run(inputs, outputs);
+  std::vector<OwnedTensor> made = graph_->run(inputs, outputs);
+  const int64_t batch = inputs.empty() || inputs[0].second.rank == 0 ? -1 : inputs[0].second.axes[0];
+  for (size_t i = 0; i < made.size(); ++i) check_output(outputs[i], made[i].view, batch);
+  return made;
+}
+
+// Declared shapes prove nothing: a graph may slice, reduce or empty what it declares with a free axis.
+void Session::check_output(const char* name, const TensorView& tensor, int64_t batch) const {
+  const auto promised = shapes_.find(name);
+  if (promised == shapes_.end()) return;
+  std::vector<int64_t> shape = promised->second;
+  if (!shape.empty() && shape[0] < 0) shape[0] = batch;
+  bool fits = tensor.dtype == DType::kFloat32 && tensor.rank == shape.size();
+  for (size_t i = 0; fits && i < shape.size(); ++i) {
+    fits = shape[i] < 0 ? tensor.axes[i] > 0 : tensor.axes[i] == shape[i];
+  }
+  if (fits) return;
+  throw Error(ErrorKind::kModel, path_ + " returned " + name + " of " + dtype_name(tensor.dtype) + " " +
+                                     shape_text({tensor.axes, tensor.axes + tensor.rank}) + ", not float32 " +
+                                     shape_text(shape) + ": download or export the bundle again");
 }
 
 std::unique_ptr<Binding> Session::bind() const {
   check_process();
-  return graph_->bind();
+  std::unique_ptr<Binding> binding = graph_->bind();
+  binding->path_ = &path_;
+  return binding;
+}
+
+void Binding::run() {
+  blip2rt::check_process(process_);
+  try {
+    execute();
+  } catch (const std::runtime_error& error) {
+    const std::string_view reason = error.what();  // the executor's, ONNX Runtime's to 1.31, and since 1.32
+    const auto says = [reason](std::string_view part) { return reason.find(part) != reason.npos; };
+    if (!says(kWrongOutput) && !says("to re-use buffer") && !says("pre-allocated")) throw;
+    throw Error(ErrorKind::kModel,
+                *path_ + " returned an output of another shape than it promises: download or export the bundle again");
+  }
 }
 
 }  // namespace blip2rt

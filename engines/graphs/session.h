@@ -2,6 +2,7 @@
 // share a Session. A runtime opens and runs it.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -37,16 +38,19 @@ class Binding {
   virtual ~Binding() = default;
   virtual void input(const char* name, const TensorView& tensor) = 0;
   virtual void output(const char* name, const TensorView& tensor) = 0;
-  void run() {
-    check_process(process_);
-    execute();
-  }
+  // Throws Error if an output is not of its memory's shape.
+  void run();
 
  private:
+  friend class Session;
   virtual void execute() = 0;
 
   const int process_ = process_id();
+  const std::string* path_ = nullptr;  // of the graph
 };
+
+// What the executor says of an output that does not fit the caller's memory.
+inline constexpr const char* kWrongOutput = "an output has another shape than the caller's memory";
 
 // What a runtime makes of a graph.
 class RuntimeGraph {
@@ -71,11 +75,15 @@ struct GraphSource {
 using OpenGraph = std::unique_ptr<RuntimeGraph> (*)(GraphSource source);
 std::unique_ptr<RuntimeGraph> open_with_onnxruntime(GraphSource source);
 
+// What a bundle promises of a graph's outputs, which are float32: their shapes, -1 for an axis of any size from 1 up.
+// Axis 0 counts the batch, as in every input.
+using OutputShapes = std::map<std::string, std::vector<int64_t>>;
+
 class Session {
  public:
   // Loads a graph. threads 0: one per physical core. Throws GraphError, see read_graph.
   explicit Session(const std::string& graph_path, int threads, CustomOps ops = {}, const AllowedFiles& files = {},
-                   bool trusted = false, OpenGraph open = open_with_onnxruntime);
+                   bool trusted = false, OpenGraph open = open_with_onnxruntime, OutputShapes shapes = {});
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -85,7 +93,7 @@ class Session {
   const Port* find_input(const std::string& name) const;
   const Port* find_output(const std::string& name) const;
 
-  // Runs the graph. The runtime allocates the outputs.
+  // Runs the graph. The runtime allocates the outputs. Throws Error if one is not what the bundle promises.
   std::vector<OwnedTensor> run(const NamedTensors& inputs, const std::vector<const char*>& outputs) const;
 
   std::unique_ptr<Binding> bind() const;
@@ -104,8 +112,11 @@ class Session {
   const std::vector<std::string>& custom_kernels() const { return custom_kernels_; }
 
  private:
+  void check_output(const char* name, const TensorView& tensor, int64_t batch) const;
+
   std::string path_;
   int process_;
+  OutputShapes shapes_;
   Weights weights_;
   std::vector<std::string> custom_kernels_;
   std::unique_ptr<RuntimeGraph> graph_;

@@ -40,13 +40,8 @@ void require_sizes(const Session& session, const Port& port, const std::vector<i
   bool fits = shape.size() == sizes.size();
   for (size_t i = 0; fits && i < sizes.size(); ++i) fits = shape[i] < 0 || sizes[i] < 0 || shape[i] == sizes[i];
   if (fits) return;
-  const auto text = [](const std::vector<int64_t>& axes) {
-    std::string joined;
-    for (int64_t axis : axes) joined += (joined.empty() ? "" : ", ") + (axis < 0 ? "?" : std::to_string(axis));
-    return "(" + joined + ")";
-  };
-  throw std::runtime_error(session.path() + ": " + port.name + " is " + text(shape) +
-                           ", but the model's geometry says " + text(sizes));
+  throw std::runtime_error(session.path() + ": " + port.name + " is " + shape_text(shape) +
+                           ", but the model's geometry says " + shape_text(sizes));
 }
 
 // Appends prefix + key_0, prefix + value_0, prefix + key_1, ...

@@ -53,12 +53,6 @@ nb::dlpack::dtype dtype_of(DType dtype) {
   throw std::runtime_error("the graph returned a tensor of a type that numpy does not have");
 }
 
-std::string shape_text(const std::vector<int64_t>& shape) {
-  std::string text = "(";
-  for (int64_t axis : shape) text += (text.size() > 1 ? ", " : "") + (axis < 0 ? "?" : std::to_string(axis));
-  return text + ")";
-}
-
 std::string port_names(const std::vector<Port>& ports) {
   std::string names;
   for (const Port& port : ports) names += (names.empty() ? "" : ", ") + port.name;
@@ -186,19 +180,23 @@ void bind_graphs(nb::module_& m) {
       .def(
           "__init__",
           [](Session* self, const Runtime* runtime, const std::string& graph_path, int intra_op_threads,
-             bool custom_int4, bool custom_int8, bool custom_attention, const AllowedFiles& files, bool trusted) {
+             bool custom_int4, bool custom_int8, bool custom_attention, const AllowedFiles& files, bool trusted,
+             const OutputShapes& shapes) {
             const ReleasedGil released;
             const CustomOps ops = {custom_int4, custom_int8, custom_attention};
             new (self) Session(graph_path, intra_op_threads, ops, files, trusted,
-                               runtime == nullptr ? open_with_executor : open_with_onnxruntime);
+                               runtime == nullptr ? open_with_executor : open_with_onnxruntime, shapes);
           },
           nb::arg("runtime").none(), "graph_path"_a, "intra_op_threads"_a = 0, "custom_int4"_a = true,
           "custom_int8"_a = false, "custom_attention"_a = true, "files"_a = nb::none(), "trusted"_a = false,
+          "shapes"_a = nb::dict(),
           "Load a graph. Raises RuntimeError with ONNX Runtime's message, or GraphError like check_graph. "
           "runtime None: the core's executor runs it. "
           "intra_op_threads: 0 leaves the number to ONNX Runtime, which takes one per physical core. custom_int4, "
           "custom_int8, custom_attention: run such nodes with the core's operators if it has a kernel for them. int8 "
-          "pays off with hundreds of rows; it includes an encoder's attention, in bfloat16.")
+          "pays off with hundreds of rows; it includes an encoder's attention, in bfloat16. shapes: of outputs, which "
+          "run "
+          "compares with what the graph returns; -1 for an axis of any size.")
       .def_prop_ro(
           "inputs", [](const Session& self) { return port_tuples(self.inputs()); },
           "(name, dtype, shape); -1 for a dynamic axis.")

@@ -28,8 +28,9 @@ const Session& Graphs::session(const std::string& component) {
     CustomOps ops;
     ops.int8 = core_ || component == "vision" || component == "qformer";
     const int threads = component == "embed" ? 1 : threads_;  // it copies a few rows
-    session = std::make_unique<Session>(path, threads, ops, bundle_.readable_files(component), trusted_,
-                                        core_ ? open_with_executor : open_with_onnxruntime);
+    session =
+        std::make_unique<Session>(path, threads, ops, bundle_.readable_files(component), trusted_,
+                                  core_ ? open_with_executor : open_with_onnxruntime, bundle_.output_shapes(component));
   } catch (const GraphError& error) {
     std::string message = error.what();
     const size_t fix = message.rfind("load it with ");
@@ -54,9 +55,10 @@ Tensor Graphs::run(const std::string& component, const char* output, const std::
     if (session->is_loop_only()) throw std::runtime_error("it is run by the loop alone");
     const OwnedTensor made = std::move(session->run(inputs, {output})[0]);
     const TensorView& view = made.view;
-    if (view.dtype != DType::kFloat32) throw std::runtime_error(std::string(output) + " is not float32");
     const auto* floats = view.as<float>();
     return {{view.axes, view.axes + view.rank}, std::vector<float>(floats, floats + view.count())};
+  } catch (const Error&) {
+    throw;
   } catch (const std::runtime_error& error) {
     throw Error(ErrorKind::kBackend, session->path() + " failed: " + error.what());
   }

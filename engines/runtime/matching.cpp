@@ -145,9 +145,6 @@ Texts Model::tag(Features& features, const std::shared_ptr<const Labels>& labels
   const std::shared_ptr<const Tensor> embeds = label_embeds(labels);
   const Tensor image = embed_image(features);
   const auto width = static_cast<size_t>(embeds->shape.back());
-  if (image.values.size() % width != 0) {
-    throw Error(ErrorKind::kModel, "the embeddings of images and texts differ in width: export the bundle again");
-  }
   const std::string caption =
       tagger.reads_captions() ? this->caption(features, nullptr, CallerOptions(), nullptr).front().text : "";
   Texts tags;
@@ -207,9 +204,7 @@ Tensor Model::itm_logits(const Features& features, const std::string& text) {
   feeds.emplace_back("vision_features", features.vision);
   feeds.emplace_back("token_ids", ids);
   feeds.emplace_back("text_mask", mask);
-  Tensor logits = graphs_.run("itm", "itm_logits", feeds);
-  if (logits.values.size() != 2) throw Error(ErrorKind::kBackend, bundle_.graph("itm") + " returns no two logits");
-  return logits;
+  return graphs_.run("itm", "itm_logits", feeds);
 }
 
 // The mean prefix_embeds of photographs, in place of no image: (1, Q, D).

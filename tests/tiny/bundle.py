@@ -151,6 +151,27 @@ def changed(folder: Path, new_file: str = "", **sections: dict[str, Any]) -> Pat
     return folder
 
 
+def with_nodes(folder: Path, component: str, output: str, nodes: str) -> Path:
+    """Append nodes to a graph, which make `output` of its old value, named made. Declared shapes and hashes stay valid.
+
+    nodes: in ONNX's textual format, with the constants zero, one, two and last (each one number in a list).
+    """
+    import onnx
+
+    file = folder / f"{component}.onnx"
+    model = onnx.load(file)
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["made" if name == output else name for name in names]
+    constants = {"zero": np.array([0]), "one": np.array([1]), "two": np.array([2]), "last": np.array([-1])}
+    more = parse_graph(onnx, f"(float[B] made) => (float[B] {output}) {{ {nodes} }}", constants, 17, 8).graph
+    given = {each.name for each in model.graph.initializer}
+    model.graph.initializer.extend(each for each in more.initializer if each.name not in given)
+    model.graph.node.extend(more.node)
+    onnx.save(model, file)
+    return changed(folder, file.name)
+
+
 def make_manifest(graphs: dict[str, Any], generative: bool, retrieval: bool) -> Manifest:
     def tensors(values: Any) -> tuple[TensorInfo, ...]:
         types = {1: "float32", 6: "int32", 7: "int64", 10: "float16"}
