@@ -300,16 +300,6 @@ test-onnxruntimes: build/locked/built  ## caption with onnxruntime-gpu and other
 	  $(PYTHON) packages/test_wheels.py build/locked --python $$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])') \
 	    --replace $$package; done
 
-# The lowest and newest cuda-bindings that the extras allow, for each CUDA version.
-BINDINGS := ==12.8.0 <13 ==13.0.0 >=13
-test-cuda-bindings: $(DEV)/blip2rt-installed  ## test the driver calls of the backend trt with other releases of cuda-bindings
-	mkdir -p build/bindings/driver
-	$(CC) -std=c11 -shared -fPIC -Wl,-soname,libcuda.so.1 tests/trt/native/libcuda.c -o build/bindings/driver/libcuda.so.1
-	set -e; for release in $(foreach r,$(BINDINGS),"$(r)"); do \
-	  rm -rf build/bindings/site; $(RUN) pip install --quiet --no-deps --target build/bindings/site "cuda-bindings$$release"; \
-	  LD_LIBRARY_PATH=build/bindings/driver PYTHONPATH=build/bindings/site $(RUN) tests.trt.native.every_call "$$release"; \
-	done
-
 # Emulated processors without AVX2, without AVX, and ARM without the dot product. OpenBLAS must choose its kernels itself.
 OLD := unset OPENBLAS_CORETYPE; OMP_NUM_THREADS=1 BLIP2RT_NUM_THREADS=1
 old-processors: $(DEMO)/installed  ## caption on emulated x86-64 processors without AVX2 and without AVX

@@ -5,9 +5,6 @@ Imports happen in the functions, because only errors need them.
 
 from pathlib import Path
 
-# The two packages share files, so one must go first. Installing blip2rt later brings onnxruntime back.
-ONNXRUNTIME_GPU = "pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"
-
 
 def pip_install(*extras: str) -> str:
     """The command, as in pip install 'blip2rt[train]'; in a checkout, its folder replaces the name."""

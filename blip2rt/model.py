@@ -70,7 +70,7 @@ class Model(MatchingCalls):
         self._reload = reload
         pipeline.confidence = matcher.confidence if matcher.rates_captions else None
         own_pool = bundle.manifest.retrieval is not None and bundle.manifest.retrieval.pool is not None
-        if own_pool and bundle.manifest.target == "ort":
+        if own_pool:
             pipeline.own_guides, pipeline.answer_guides = matcher.own_guides, matcher.answer_guides
         pipeline.matcher = matcher if matcher.is_calibrated and bundle.has(*GENERATIVE) else None
         # The single steps: checked options, decoded images, and what the graphs make of them.

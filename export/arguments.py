@@ -23,7 +23,7 @@ TRT_PRECISIONS: Precisions = {
     "llm": (*_FLOATS, "int8", "int4"),
     "retrieval": _FLOATS,
 }
-PRECISIONS = {"ort": ORT_PRECISIONS, "trt": TRT_PRECISIONS, "trt-native": TRT_PRECISIONS}  # as --target has them
+PRECISIONS = {"ort": ORT_PRECISIONS, "trt": TRT_PRECISIONS}  # as --target has them
 
 
 def check(args: argparse.Namespace) -> None:

@@ -4,8 +4,7 @@ Everything else (the list of graphs, tracing, verification, the manifest) is sha
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ NamedGraphs = Iterator[tuple[str, ir.Model]]  # (name, graph), each traced when 
 class Target:
     """The runtime that a bundle is exported for."""
 
-    name: str  # a bundle's target, see blip2rt.backends.Backend; two targets may share it
+    name: str  # a bundle's target, see blip2rt.backends.Backend
     opset: int
     precisions: Mapping[str, tuple[str, ...]]  # group -> choices
     defaults: Mapping[str, str]
@@ -45,14 +44,12 @@ def _ort_graphs(language: Any, max_positions: int) -> NamedGraphs:
     yield EMBED, trace.trace(llm.embed_graph(language))
 
 
-def _trt_graphs(
-    language: Any, max_positions: int, kind: trt.kv_cache.CacheKind = trt.kv_cache.ReadOnlyCache
-) -> NamedGraphs:
+def _trt_graphs(language: Any, max_positions: int) -> NamedGraphs:
     if language.config.is_encoder_decoder:
         yield ENCODER, trace.trace(t5.encoder_graph(language), trt.llm.OPSET)
-        yield LLM, trt.t5.trace_decoder(language, kind)
+        yield LLM, trt.t5.trace_decoder(language)
     else:
-        yield LLM, trt.llm.trace_llm(language, max_positions, kind)
+        yield LLM, trt.llm.trace_llm(language, max_positions)
     yield EMBED, trace.trace(llm.embed_graph(language), trt.llm.OPSET)
 
 
@@ -74,5 +71,4 @@ TRT = Target(
     apply=trt.precision.apply,
     open=unfused_session,
 )
-TRT_NATIVE = replace(TRT, llm_graphs=partial(_trt_graphs, kind=trt.kv_cache.InPlaceCache))
-TARGETS = {"ort": ORT, "trt": TRT, "trt-native": TRT_NATIVE}  # as --target has them
+TARGETS = {"ort": ORT, "trt": TRT}  # as --target has them

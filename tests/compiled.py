@@ -20,7 +20,7 @@ def compiled(command: Sequence[str], sources: Sequence[Path], suffix: str = "") 
     command: the compiler and its flags, without -o. Headers count as all those of engines/ do.
     """
     folders = (ROOT / "engines", ROOT / "tests" / "engines" / "native")
-    read = {*sources, *(path for folder in folders for kind in ("*.h", "*.cu") for path in folder.rglob(kind))}
+    read = {*sources, *(path for folder in folders for path in folder.rglob("*.h"))}
     digest = hashlib.sha256("\0".join((*command, _version(command[0]))).encode())
     for path in sorted(read):
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())

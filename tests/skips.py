@@ -7,7 +7,6 @@ ALLOWED = {  # a pattern of the skip's reason -> why
     r"without kernels ONNX Runtime maps": "as above",
     r"this root user cannot drop|capabilities cannot be dropped": "containers may forbid it",
     r"needs rustc": "half a gigabyte to compile one example",
-    r"NVRTC .* does not know sm_": "each NVRTC compiles for its own range of GPUs",
     r"this ONNX Runtime has no option against overflow": "older releases, which CI also installs",
     r"compares with Pillow 13|Pillow lends pixels from": "older releases, which Python 3.10 has",
 }

@@ -6,8 +6,8 @@ To add a backend called NAME:
    `devices`, and `batches` if it can decode several callers' requests in one batch. Its constructor takes the bundle,
    and other keywords with defaults; `create` reads the signature and rejects other keywords. Add a new keyword to
    `load`, too. Backends are found by file name: load, the CLI, the server and the gallery ask this package.
-2. Write `_run`, which runs one graph, and `generate`, `begin` and `chat`, which run the language model.
-   The core has the searches: `SearchBatch` takes logits and returns the next tokens.
+2. Write `_run`, which runs one graph, and `generate`, `begin` and `chat`, which run the language model. If the core's
+   loop is to run graphs of another engine, derive from `ort.Backend` and open its sessions, as `trt/backend.py` does.
 3. Add NAME to `kTargets` of `engines/bundle/value_faults.cpp`, and a target to `export/targets.py`: a bundle runs on
    the backend that it was exported for.
 4. Compare it with ort, token for token, as `tests/trt/test_backend.py` does: `pytest tests/runtime/test_backends.py

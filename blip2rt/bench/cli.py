@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from .. import backends
 from ..backends.ort import num_threads, usable_threads
 from ..bundle import read
 from ..bundle.atomic import write_file
@@ -49,6 +50,8 @@ def _parser() -> Parser:
     source.add_argument("--geometry", choices=geometry.GEOMETRIES, metavar="NAME", help=random)
     precision = f"precisions of a geometry (default: {geometry.PRECISION})"
     group.add_argument("--precision", type=nonempty, metavar="GROUP=P,...", help=precision)
+    runs = "what runs the model (default: the fastest on this CPU); trt is for NVIDIA GPUs"
+    group.add_argument("--backend", choices=backends.names(), default=backends.DEFAULT, help=runs)
     cache = "folder for bundles of random weights (default: $BLIP2RT_CACHE, or ~/.cache/blip2rt)"
     group.add_argument("--cache", type=nonempty, metavar="FOLDER", help=cache)
     peer = "also measure this engine, with --geometry; may be repeated"
@@ -139,7 +142,7 @@ def _plan(args: argparse.Namespace, folder: Path) -> collect.Plan:
         bundle = Path(locate(args.model))
     _check_bundle(bundle, args)
     image = str(picture(folder / "photograph.jpg")) if args.image is None else args.image
-    work = Workload(str(bundle), image, args.batch, args.beams, args.new_tokens, threads, args.repeat)
+    work = Workload(str(bundle), image, args.batch, args.beams, args.new_tokens, threads, args.repeat, args.backend)
     config = str(geometry.config(args.geometry, cache)) if args.peer and collect.absent() is None else None
     return collect.Plan(work, args.geometry, tuple(dict.fromkeys(args.peer)), config)
 

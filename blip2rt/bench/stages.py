@@ -11,6 +11,7 @@ import numpy as np
 from ..bundle import EMBED, ENCODER, LLM, QFORMER, VISION
 from ..image import to_pixels
 from ..loading import load
+from ..model import Model
 from ..options import Options, merge
 from .machine import peak_rss
 
@@ -29,6 +30,16 @@ class Workload:
     new_tokens: int = 20
     threads: int = 1
     repeat: int = 10
+    backend: str = "auto"
+
+    def load(self) -> Model:
+        """Open the model."""
+        if self.backend != "trt":
+            return load(self.bundle, backend=self.backend, threads=self.threads)
+        from ..backends.trt import PlanSizes
+
+        # Without larger ones asked for, the sizes are those of blip2rt-build.
+        return load(self.bundle, backend="trt", plan_sizes=PlanSizes(self.batch, max(self.beams, PlanSizes.max_beams)))
 
     def options(self) -> dict[str, Any]:
         """Options that force exactly new_tokens tokens, so that all engines do the same work."""
@@ -59,7 +70,7 @@ def repeat(call: Callable[[], Any], runs: int) -> list[float]:
 def start(work: Workload) -> dict[str, Any]:
     """Measure loading every graph, the first caption and the peak memory of this fresh process."""
     begin = time.perf_counter()
-    model = load(work.bundle, threads=work.threads)
+    model = work.load()
     for component in (VISION, QFORMER, EMBED, ENCODER, LLM):
         if model.bundle.has(component):
             model.pipeline.backend._session(component)  # type: ignore[attr-defined]
@@ -71,7 +82,7 @@ def start(work: Workload) -> dict[str, Any]:
 
 def stages(work: Workload) -> dict[str, Any]:
     """Measure each stage of a caption on the output of the one before, and the whole caption."""
-    model = load(work.bundle, threads=work.threads)
+    model = work.load()
     spec, backend, language = model.bundle.manifest.image, model.pipeline.backend, model.pipeline.language
     images = work.images()
     pixels = to_pixels(images, spec)

@@ -20,6 +20,4 @@ ATTENTION_MASK, ENCODER_MASK = "attention_mask", "encoder_mask"
 IMAGE_EMBEDS, TEXT_EMBEDS, ITM_LOGITS = "image_embeds", "text_embeds", "itm_logits"
 PAST_KEY, PAST_VALUE = "past_key_{}", "past_value_{}"
 CROSS_KEY, CROSS_VALUE = "cross_key_{}", "cross_value_{}"
-PAST_MASK, TOP_LOGITS, TOP_TOKENS, LOG_SUM_EXP = "past_mask", "top_logits", "top_tokens", "log_sum_exp"
-
-TOP_K = 64  # most likely tokens that trt's llm graph returns (all, if the vocabulary is smaller)
+PAST_MASK = "past_mask"

@@ -21,7 +21,7 @@ from ..backends.trt import builder, gpu
 from ..backends.trt.cache import default_folder
 from ..bench.machine import proc_bytes
 from ..errors import BackendError, Blip2rtError, OptionError
-from ..install_hints import ONNXRUNTIME_GPU, pip_install
+from ..install_hints import pip_install
 from ..loading import load
 from ..native import kernel_level, native
 
@@ -53,7 +53,7 @@ def examine() -> list[Finding]:
 
 def _nvidia(device: gpu.Gpu | str) -> list[Finding]:
     """What TensorRT needs; one line if there is no GPU and nothing made for one."""
-    packages = (*_TENSORRT, "cuda-bindings", "onnxruntime-gpu")
+    packages = (*_TENSORRT, "cuda-bindings")
     if isinstance(device, str) and gpu.l4t_release() is None and not any(map(_version, packages)):
         return [Finding("NVIDIA GPU", _OK, f"none is used: {device}")]
     return [*_driver(device), _cuda(), _tensorrt(device), _bindings(device), _cache()]
@@ -123,7 +123,7 @@ def _onnxruntime(device: gpu.Gpu | str) -> Finding:
     have = [f"{name} {version}" for name, version in installed.items() if version]
     if len(have) > 1:
         remove = f"pip uninstall -y {' '.join(name for name in installed if installed[name])} && pip install "
-        fix = remove + ("onnxruntime" if isinstance(device, str) else ONNXRUNTIME_GPU.partition(" install ")[2])
+        fix = f"{remove}onnxruntime"
         return Finding("ONNX Runtime", _BROKEN, f"{' and '.join(have)} overwrite each other", fix, needed=True)
     if not have:
         return Finding(
@@ -168,31 +168,27 @@ def _cuda() -> Finding:
 
 
 def _tensorrt(device: gpu.Gpu | str) -> Finding:
-    """Which TensorRT is installed, and whether it supports the GPU. Imported only if there is a GPU."""
-    lacking = "not installed"
+    """Which TensorRT is installed. Imported only if there is a GPU."""
     if isinstance(device, str):
         for package in _TENSORRT:
             module = package.replace("-", "_")
             if importlib.util.find_spec(module) is not None:
                 return Finding("TensorRT", _OK, f"{module} {_version(package) or 'of the system'}")
+        text = "not installed"
     else:
         try:
-            return Finding("TensorRT", _OK, builder.identity(builder.load_for_gpu(device.sm)))
-        except builder.TensorRTUnavailable as error:
-            lacking = str(error).partition(":")[0]
+            return Finding("TensorRT", _OK, builder.identity(builder.load_tensorrt()))
         except BackendError as error:
             text, _, fix = str(error).partition(": ")
-            return Finding("TensorRT", _BROKEN, text, fix)
-    if instead := _version("onnxruntime-gpu"):
-        return Finding("TensorRT", _OK, f"{lacking}; onnxruntime-gpu {instead} runs the backend trt in its place")
+            if "not installed" not in text:
+                return Finding("TensorRT", _BROKEN, text, fix)
     if gpu.l4t_release():
         fix = "sudo apt install python3-libnvinfer, and a virtual environment with --system-site-packages"
     elif isinstance(device, str):
-        fix = "pip install tensorrt-rtx (checks and builds without a GPU)"
+        fix = "pip install tensorrt-rtx (checks graphs without a GPU)"
     else:
-        cuda = min(max(device.driver[0], 12), 13)
-        fix = f"pip install tensorrt-cu{cuda}, or tensorrt-rtx for GeForce and RTX; without either: {ONNXRUNTIME_GPU}"
-    return Finding("TensorRT", _MISSING, lacking, fix)
+        fix = f"pip install tensorrt-cu{min(max(device.driver[0], 12), 13)}"
+    return Finding("TensorRT", _MISSING, text, fix)
 
 
 def _bindings(device: gpu.Gpu | str) -> Finding:

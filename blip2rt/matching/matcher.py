@@ -133,8 +133,6 @@ class Matcher(Evidence):
 
         self.pipeline.require(RETRIEVAL, "guide captions by a pool")
         self.pipeline.language.core.need_guidable(task.prompt)
-        if self.bundle.manifest.target != "ort":
-            raise OptionError("a pool guides searches on the CPU: leave it out with TensorRT")
         key = os.fspath(path), os.stat(path).st_mtime_ns if os.path.exists(path) else 0
         if self._pool is None or self._pool[0] != key:
             self._pool = key, read_pool(path, self)

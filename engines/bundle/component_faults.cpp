@@ -51,7 +51,6 @@ TensorNames required_tensors(const Manifest& manifest, const std::string& name) 
   kind.target = manifest.target;
   if (manifest.llm) kind.layers = manifest.llm->layers;
   if (manifest.llm) kind.encoder_decoder = manifest.llm->encoder_decoder;
-  kind.in_place = manifest.components.at(name).output("present_key_0") != nullptr;
   TensorNames tensors = component_tensors(name, kind);
   if (manifest.question && name == "qformer") {
     tensors.inputs.insert(tensors.inputs.end(), {"token_ids", "text_mask"});
@@ -106,13 +105,12 @@ void check_names(Faults& faults, const Manifest& manifest) {
 }
 
 TensorNames llm_tensors(const ComponentKind& kind) {
-  const bool trt = kind.target == "trt", in_place = !trt || kind.in_place;
+  const bool trt = kind.target == "trt";
   Names inputs = {"inputs_embeds", "position_ids", "last_index"}, outputs = {"logits"};
   if (!trt) inputs.insert(inputs.end(), {"seqlens_k", "total_sequence_length"});
-  if (trt) outputs.insert(outputs.end(), {"top_logits", "top_tokens", "log_sum_exp"});
-  if (!in_place) inputs.push_back("past_mask");
+  if (trt) inputs.push_back("past_mask");
   append_layers(inputs, "past_", kind.layers);
-  append_layers(outputs, in_place ? "present_" : "new_", kind.layers);
+  append_layers(outputs, trt ? "new_" : "present_", kind.layers);
   if (kind.encoder_decoder) {
     append_layers(inputs, "cross_", kind.layers);
     inputs.push_back("encoder_mask");
@@ -139,6 +137,10 @@ TensorNames component_tensors(const std::string& name, const ComponentKind& kind
 Faults component_faults(const Manifest& manifest) {
   Faults faults;
   check_groups(faults, manifest);
+  const Component* llm = manifest.component("llm");
+  if (manifest.target == "trt" && llm != nullptr && llm->output("present_key_0") != nullptr) {
+    return {"it was exported with --target trt-native, which exists no more: export it again with --target trt"};
+  }
   for (const auto& [name, component] : manifest.components) {
     const auto [inputs, outputs] = required_tensors(manifest, name);
     check_tensors(faults, name, "inputs", inputs, component.inputs);

@@ -1,7 +1,6 @@
 // Field numbers are those of onnx.proto.
 #include "bundle/graph_tensors.h"
 
-#include <functional>
 #include <stdexcept>
 
 #include "base/tensor.h"
@@ -24,22 +23,6 @@ TensorSpec read_tensor(std::string_view value) {
     tensor.shape.push_back(axis.size ? Axis(*axis.size) : Axis(std::string(axis.name)));
   }
   return tensor;
-}
-
-using Edit = std::function<std::string(std::string_view)>;
-
-// Returns a message with an edit of the messages in one of its fields.
-std::string edited(std::string_view bytes, uint32_t number, const Edit& edit) {
-  std::string copy;
-  Field field;
-  for (Reader reader(bytes); reader.next(field);) {
-    if (field.number == number && field.wire == protobuf::kBytes) {
-      protobuf::write(copy, number, edit(field.bytes));
-    } else {
-      copy += field.whole;
-    }
-  }
-  return copy;
 }
 
 bool agrees(const TensorSpec& ours, const TensorSpec& graph) {
@@ -84,22 +67,6 @@ GraphTensors read_graph_tensors(std::string_view model) {
 void append_differences(Faults& faults, const Component& component, const GraphTensors& graph) {
   compare(faults, component.graph, component.inputs, graph.inputs);
   compare(faults, component.graph, component.outputs, graph.outputs);
-}
-
-std::string with_axis_sizes(std::string_view model, const std::map<std::string, uint64_t>& sizes) {
-  Edit edit = [&sizes](std::string_view dimension) {
-    constexpr uint32_t kName = 2;
-    const auto size = sizes.find(std::string(protobuf::submessage(dimension, kName)));
-    if (size == sizes.end()) return std::string(dimension);
-    std::string fixed;
-    protobuf::write(fixed, 1, size->second);
-    return fixed;
-  };
-  for (const uint32_t number : {1, 2, 1, 2}) {  // ValueInfoProto's type, tensor_type, shape, dim, from the inside
-    edit = [number, inner = edit](std::string_view bytes) { return edited(bytes, number, inner); };
-  }
-  const Edit ports = [&edit](std::string_view graph) { return edited(edited(graph, kInput, edit), kOutput, edit); };
-  return edited(model, kGraph, ports);
 }
 
 }  // namespace blip2rt

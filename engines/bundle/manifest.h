@@ -128,11 +128,10 @@ struct Manifest {
 inline const std::vector<std::string> kGenerative = {"qformer", "embed", "llm"};
 inline const std::vector<std::string> kRetrieval = {"image_embed", "text_embed", "itm"};
 
-// What the tensors of a component depend on: the language model's layers, what runs the graph, and whether a graph of
-// the target trt writes the cache itself.
+// What the tensors of a component depend on: the language model's layers, and what runs the graph.
 struct ComponentKind {
   int64_t layers = 0;
-  bool encoder_decoder = false, in_place = false;
+  bool encoder_decoder = false;
   std::string target = "ort";
 };
 

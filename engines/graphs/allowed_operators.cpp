@@ -103,10 +103,8 @@ com.microsoft.SkipSimplifiedLayerNormalization x,x,x 4 epsilon!=float
 
 // Operators that only graphs for TensorRT have. ONNX Runtime aborts for some forms of them.
 constexpr char kTensorRtOperators[] = R"(
-Attention x,x,x,x~,x~,x~,x~ 1 scale=float
 Pad x,[0..127] 1 mode=constant
 ReduceLogSumExp x,[-8..7]? 1 keepdims=0|1 noop_with_empty_axes=0
-TensorScatter x,x,x 1 axis=-8..7
 Tile x,x 1
 TopK x,x 2 axis=-8..7 largest=0|1 sorted=0|1
 )";

@@ -53,6 +53,13 @@ Session::Session(const std::string& graph_path, int threads, CustomOps ops, cons
   }
 }
 
+Session::Session(std::string name, std::unique_ptr<RuntimeGraph> graph, OutputShapes shapes)
+    : path_(std::move(name)),
+      process_(process_id()),
+      shapes_(std::move(shapes)),
+      weights_(folder_of(path_)),
+      graph_(std::move(graph)) {}
+
 Session::~Session() {
   if (process_id() != process_) (void)graph_.release();  // in a fork it would wait for threads that do not exist
 }

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/memory.h"
 #include "base/system.h"
 #include "base/tensor.h"
 #include "graphs/graph_file.h"
@@ -58,8 +59,11 @@ class RuntimeGraph {
   virtual ~RuntimeGraph() = default;
   virtual std::vector<OwnedTensor> run(const NamedTensors& inputs, const std::vector<const char*>& outputs) const = 0;
   virtual std::unique_ptr<Binding> bind() const = 0;
+  // The memory of caches that it reads and writes.
+  virtual Memory& memory() const { return host_memory(); }
 
   std::vector<Port> inputs, outputs;
+  int max_rows = 0;  // of a run; 0: any number
 };
 
 // A graph that was read, checked and rewritten.
@@ -84,6 +88,8 @@ class Session {
   // Loads a graph. threads 0: one per physical core. Throws GraphError, see read_graph.
   explicit Session(const std::string& graph_path, int threads, CustomOps ops = {}, const AllowedFiles& files = {},
                    bool trusted = false, OpenGraph open = open_with_onnxruntime, OutputShapes shapes = {});
+  // Takes a graph that an engine outside the core has opened.
+  Session(std::string name, std::unique_ptr<RuntimeGraph> graph, OutputShapes shapes = {});
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -99,6 +105,8 @@ class Session {
   std::unique_ptr<Binding> bind() const;
 
   const std::string& path() const { return path_; }
+  Memory& memory() const { return graph_->memory(); }
+  int max_rows() const { return graph_->max_rows; }
 
   void check_process() const { blip2rt::check_process(process_); }
 

@@ -9,14 +9,25 @@
 #include <string>
 #include <utility>
 
+#include "loop/row_decoder.h"
+
 namespace blip2rt {
 namespace {
 
 constexpr int64_t kImagePosition = -1;  // a position of the prefix, among tokens
 
-const BatchSizes& checked(const BatchSizes& sizes) {
-  if (sizes.rows >= 1 && sizes.read >= 1 && sizes.positions >= 1) return sizes;
-  throw std::runtime_error("rows, read and positions must be at least 1");
+// Checks sizes. An engine that has a cache for each row gives every one its capacity, for as many rows as it has.
+BatchSizes checked(const Generator& generator, BatchSizes sizes) {
+  if (sizes.rows < 1 || sizes.read < 1 || sizes.positions < 1) {
+    throw std::runtime_error("rows, read and positions must be at least 1");
+  }
+  const RowShape& rows = generator.rows();
+  if (rows.rows == 0) return sizes;
+  sizes.rows = std::min(sizes.rows, rows.rows);
+  if (__builtin_mul_overflow(sizes.rows, rows.capacity, &sizes.positions)) throw std::bad_alloc();
+  sizes.encoder_rows = sizes.rows;
+  sizes.encoder_positions = 0;
+  return sizes;
 }
 
 // Prompts are read by steps of their own in a batch whose requests start together, and beside answers otherwise.
@@ -25,6 +36,18 @@ DecoderSizes decoder_sizes(const Generator& generator, const BatchSizes& sizes) 
   const int encoder_positions = sizes.encoder_positions < 0 ? sizes.positions : sizes.encoder_positions;
   return {sizes.read == kReadAll ? sizes.rows : sizes.rows + sizes.read, sizes.rows, sizes.positions,
           sizes.encoder_rows, encodes ? encoder_positions : 0};
+}
+
+// A decoder that no other batch uses. A RowDecoder is used again by later batches, unless a run of it has failed.
+std::shared_ptr<Decoder> make_decoder(const Generator& generator, const DecoderSizes& sizes) {
+  if (generator.rows().rows == 0) return std::make_shared<PoolDecoder>(generator, sizes);
+  std::shared_ptr<RowDecoder> decoder = std::static_pointer_cast<RowDecoder>(generator.take_idle());
+  if (decoder == nullptr) decoder = std::make_shared<RowDecoder>(generator);
+  decoder->clear();
+  RowDecoder* lent = decoder.get();
+  return {lent, [&generator, decoder](RowDecoder* used) {
+            if (!used->failed()) generator.give_back(decoder);
+          }};
 }
 
 int encoder_pool_size(const DecoderSizes& sizes) {
@@ -41,13 +64,13 @@ int encoder_length_of(const Request& request) {
 
 Batch::Batch(const Generator& generator, const BatchSizes& sizes)
     : generator_(generator),
-      sizes_(checked(sizes)),
-      decoder_(generator, decoder_sizes(generator, sizes)),
-      pool_(sizes.positions, sizes.rows),
-      encoder_pool_(encoder_pool_size(decoder_sizes(generator, sizes)), sizes.rows),
-      store_(decoder_.cache(), generator.reuses_prefixes() ? sizes.kept_bytes : 0) {
-  readers_.reserve(static_cast<size_t>(sizes.rows));
-  added_.reserve(static_cast<size_t>(sizes.positions));  // more cannot settle in a step
+      sizes_(checked(generator, sizes)),
+      decoder_(make_decoder(generator, decoder_sizes(generator, sizes_))),
+      pool_(sizes_.positions, sizes_.rows),
+      encoder_pool_(encoder_pool_size(decoder_sizes(generator, sizes_)), sizes_.rows),
+      store_(decoder_->cache(), generator.reuses_prefixes() ? sizes.kept_bytes : 0) {
+  readers_.reserve(static_cast<size_t>(sizes_.rows));
+  added_.reserve(static_cast<size_t>(sizes_.positions));  // more cannot settle in a step
 }
 
 Batch::Lock::Lock(Batch& batch) : batch_(batch) {
@@ -62,23 +85,29 @@ int Batch::positions_of(const Request& request, int& prompt_length) const {
   const bool encodes = generator_.encoder() != nullptr;
   const size_t read = static_cast<size_t>(request.past) + options.forced_prefix.size() +
                       (encodes ? 1 : static_cast<size_t>(request.prefix_length) + request.prompt.size());
-  const size_t all = read + product_of(options.rows_each(), options.max_new_tokens);
-  if (all > static_cast<size_t>(sizes_.positions)) {
+  const bool has_rows = generator_.rows().rows > 0;
+  const int most = has_rows ? generator_.rows().capacity : sizes_.positions;
+  size_t all = read + product_of(has_rows ? 1 : options.rows_each(), options.max_new_tokens);
+  if (has_rows && encodes) all = std::max(all, static_cast<size_t>(encoder_length_of(request)));
+  if (all > static_cast<size_t>(most)) {
     throw std::runtime_error("the request needs " + std::to_string(all) +
-                             " positions of keys and values, and there are " + std::to_string(sizes_.positions));
+                             " positions of keys and values, and there are " + std::to_string(most) +
+                             (has_rows ? ": build plans with that capacity, or ask for fewer new tokens" : ""));
   }
   prompt_length = static_cast<int>(read);
-  return std::max(static_cast<int>(all), sizes_.min_positions);
+  return has_rows ? options.rows_each() * most : std::max(static_cast<int>(all), sizes_.min_positions);
 }
 
 void Batch::check(const Request& request) const {
   if (request.options.rows_each() > sizes_.rows) {
     throw std::runtime_error("the request needs " + std::to_string(request.options.rows_each()) +
-                             " rows, and there are " + std::to_string(sizes_.rows));
+                             " rows, and there are " + std::to_string(sizes_.rows) +
+                             (generator_.rows().rows > 0 ? ": build plans with more beams" : ""));
   }
   int prompt_length = 0;
   positions_of(request, prompt_length);
-  if (generator_.encoder() != nullptr && encoder_length_of(request) > encoder_pool_.capacity()) {
+  const bool shares_pool = generator_.encoder() != nullptr && generator_.rows().rows == 0;
+  if (shares_pool && encoder_length_of(request) > encoder_pool_.capacity()) {
     throw std::runtime_error("image and prompt have more positions than the " + std::to_string(sizes_.positions) +
                              " that there are");
   }
@@ -226,6 +255,7 @@ Outcome Batch::outcome_of(const Ticket& ticket) const {
 // Ends a request with what exists of it.
 void Batch::finish(Running& one, const std::exception_ptr& failure) {
   if (one.ended) return;
+  if (failure) decoder_->forget(one.start, one.options().rows_each());
   try {
     Outcome outcome = outcome_of(one);
     outcome.failure = failure;

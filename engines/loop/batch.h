@@ -82,7 +82,7 @@ class Batch {
   // Ends all requests with a failure.
   void fail_all(const std::exception_ptr& failure);
 
-  double graph_seconds() const { return decoder_.graph_seconds(); }
+  double graph_seconds() const { return decoder_->graph_seconds(); }
   BatchCounters counters() const;
 
  private:
@@ -122,8 +122,10 @@ class Batch {
   void encode();
   bool choose_readers();
   PromptSpan span_of(const Running& one) const;
+  int answer_start(const Running& one, int row) const;
   Context context_of(const Running& one, int row, int before) const;
   void read_spans();
+  void read_each();
   void run_rows();
   void add_answers(Running& one);
   void add_span(Running& one);
@@ -139,7 +141,7 @@ class Batch {
 
   const Generator& generator_;
   const BatchSizes sizes_;
-  Decoder decoder_;
+  const std::shared_ptr<Decoder> decoder_;
   Positions pool_, encoder_pool_;
   PrefixStore store_;
   std::deque<std::shared_ptr<Ticket>> waiting_;

@@ -19,7 +19,7 @@ int longest_of(const std::vector<PromptSpan>& spans) {
 
 }  // namespace
 
-Decoder::Inputs::Inputs(size_t rows, size_t length, size_t width)
+PoolDecoder::Inputs::Inputs(size_t rows, size_t length, size_t width)
     : embeds(product_of(rows, length, width)),
       position_ids(product_of(rows, length)),
       last_index(rows),
@@ -27,9 +27,8 @@ Decoder::Inputs::Inputs(size_t rows, size_t length, size_t width)
       cache_rows(rows),
       encoder_rows(rows) {}
 
-Decoder::Decoder(const Generator& generator, const DecoderSizes& sizes)
-    : generator_(generator),
-      shape_(generator.shape()),
+PoolDecoder::PoolDecoder(const Generator& generator, const DecoderSizes& sizes)
+    : Decoder(generator),
       max_rows_(sizes.rows),
       selects_logits_(generator.llm().find_input(kLogitRows) != nullptr),
       logits_(product_of(selects_logits_ ? sizes.logits : sizes.rows, shape_.vocab_size)),
@@ -64,7 +63,6 @@ void Decoder::embed_tokens(std::vector<int64_t>& ids, std::vector<float>& embeds
   binding->run();
 }
 
-// Returns the spans' embeddings (spans, length, hidden_size), padded with 0.
 std::vector<float> Decoder::embed_padded(const std::vector<PromptSpan>& spans, int length) const {
   const auto width = static_cast<size_t>(shape_.hidden_size);
   std::vector<int64_t> ids;
@@ -84,7 +82,7 @@ std::vector<float> Decoder::embed_padded(const std::vector<PromptSpan>& spans, i
   return embeds;
 }
 
-void Decoder::encode(const std::vector<PromptSpan>& spans) {
+void PoolDecoder::encode(const std::vector<PromptSpan>& spans) {
   const auto rows = static_cast<int>(spans.size());
   const int length = longest_of(spans);
   const CacheShape& pool = encoder_cache_->shape();
@@ -109,7 +107,7 @@ void Decoder::encode(const std::vector<PromptSpan>& spans) {
   if (own) encoder_cache_->load(spans[0].context.encoder_start, 0, length, length, own->data());
 }
 
-void Decoder::set_row(Inputs& inputs, size_t row, const Context& context, int length, int padded_length) {
+void PoolDecoder::set_row(Inputs& inputs, size_t row, const Context& context, int length, int padded_length) {
   const int past = context.prompt_length + context.before;
   inputs.cache_rows[row] = {context.prompt_start, context.prompt_length, context.start, context.before};
   inputs.last_index[row] = length - 1;
@@ -126,7 +124,7 @@ void Decoder::set_row(Inputs& inputs, size_t row, const Context& context, int le
 }
 
 // Appends a row to those that need logits.
-void Decoder::score_row(Inputs& inputs, int row) {
+void PoolDecoder::score_row(Inputs& inputs, int row) {
   const size_t place = inputs.logit_rows.size();
   if ((place + 1) * static_cast<size_t>(shape_.vocab_size) > logits_.size()) {
     throw std::logic_error("more rows need logits than a run has");
@@ -135,7 +133,7 @@ void Decoder::score_row(Inputs& inputs, int row) {
   inputs.logit_rows.push_back(row);
 }
 
-void Decoder::bind(Binding& binding, Inputs& inputs, int rows, int length) {
+void PoolDecoder::bind(Binding& binding, Inputs& inputs, int rows, int length) {
   binding.input("inputs_embeds", {inputs.embeds.data(), {rows, length, shape_.hidden_size}});
   binding.input("position_ids", {inputs.position_ids.data(), {rows, length}, DType::kInt64});
   binding.input("last_index", {inputs.last_index.data(), {rows}, DType::kInt64});
@@ -160,7 +158,7 @@ void Decoder::bind(Binding& binding, Inputs& inputs, int rows, int length) {
   binding.input(kEncoderRows, {inputs.encoder_rows.data(), {rows, 2}, DType::kInt32});
 }
 
-void Decoder::read(const std::vector<PromptSpan>& spans) {
+void PoolDecoder::read(const std::vector<PromptSpan>& spans, int) {
   const int length = longest_of(spans);
   Inputs inputs(spans.size(), static_cast<size_t>(length), 0);
   inputs.embeds = embed_padded(spans, length);
@@ -173,7 +171,7 @@ void Decoder::read(const std::vector<PromptSpan>& spans) {
   binding->run();
 }
 
-void Decoder::clear() {
+void PoolDecoder::clear() {
   rows_ = 0;
   inputs_.total_length = inputs_.encoder_length = 0;
   inputs_.logit_rows.clear();
@@ -181,13 +179,13 @@ void Decoder::clear() {
   token_rows_.clear();
 }
 
-int Decoder::add(int64_t token, const Context& context, bool scored) {
+int PoolDecoder::add(int64_t token, const Context& context, bool scored) {
   tokens_.push_back(token);
   token_rows_.push_back(rows_);
   return add(nullptr, context, scored);
 }
 
-int Decoder::add(const float* embedding, const Context& context, bool scored) {
+int PoolDecoder::add(const float* embedding, const Context& context, bool scored) {
   if (rows_ == max_rows_) throw std::logic_error("more rows than a run has");
   const auto row = static_cast<size_t>(rows_), width = static_cast<size_t>(shape_.hidden_size);
   if (embedding != nullptr) std::copy_n(embedding, width, inputs_.embeds.data() + row * width);
@@ -197,7 +195,7 @@ int Decoder::add(const float* embedding, const Context& context, bool scored) {
 }
 
 // Looks up the rows' tokens. If every row has one, the graph writes to the right place.
-void Decoder::embed_rows() {
+void PoolDecoder::embed_rows() {
   const auto width = static_cast<size_t>(shape_.hidden_size);
   if (tokens_.size() < static_cast<size_t>(rows_)) {
     std::vector<float> embeds;
@@ -218,7 +216,7 @@ void Decoder::embed_rows() {
   embed_->run();
 }
 
-void Decoder::step() {
+void PoolDecoder::step() {
   if (inputs_.logit_rows.empty()) score_row(inputs_, 0);  // an output has a row
   const size_t scored = inputs_.logit_rows.size();
   if (bound_rows_ != rows_ || bound_logits_ != scored || bound_encoder_length_ != inputs_.encoder_length) {

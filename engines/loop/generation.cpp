@@ -77,6 +77,7 @@ void Generation::add(std::vector<Request> requests) {
   }
   added_.reserve(tokens);
   try {
+    for (size_t i = first; i < tickets_.size(); ++i) batch_->check(tickets_[i]->request());
     for (size_t i = first; i < tickets_.size(); ++i) batch_->add(tickets_[i]);
     batch_->admit();
     check_failures();
@@ -185,6 +186,10 @@ Chat::Chat(const Generator& generator, const Prefix& prefix, int max_rows, int c
     throw std::runtime_error("a chat is about 1 image, not " + std::to_string(prefix.images));
   }
   if (max_rows < 1 || capacity < 1) throw std::runtime_error("max_rows and capacity must be at least 1");
+  if (const RowShape& rows = generator.rows(); rows.rows > 0) {
+    max_rows_ = max_rows = std::min(max_rows, rows.rows);
+    capacity_ = capacity = std::min(capacity, rows.capacity);
+  }
   prefix_ = copied(prefix, generator.shape().hidden_size);
   BatchSizes sizes;
   sizes.rows = max_rows;

@@ -2,54 +2,57 @@
 #include "loop/kv_cache.h"
 
 #include <algorithm>
-#include <cstring>
 #include <iterator>
 #include <new>
 
 namespace blip2rt {
 
-KvCache::KvCache(const CacheShape& shape)
+KvCache::KvCache(const CacheShape& shape, Memory& memory)
     : shape_(shape),
-      row_size_(product_of(shape.heads, shape.capacity, shape.head_dim)),
-      buffer_size_(product_of(shape.heads, shape.capacity, shape.head_dim, shape.rows)),
-      memory_(::operator new(
-                  product_of(shape.heads, shape.capacity, shape.head_dim, shape.rows, shape.layers, 2 * sizeof(float))),
-              [](void* memory) { ::operator delete(memory); }) {}
+      place_(memory),
+      buffer_size_(product_of(shape.heads, shape.capacity, shape.head_dim, shape.rows, element_size(shape.dtype))),
+      memory_(memory.allocate(product_of(buffer_size_, shape.layers, 2)),
+              [&memory](void* address) { memory.release(address); }) {}
 
-TensorView KvCache::tensor(int layer, int which, int rows) {
-  return {at(layer * 2 + which, 0, 0), {rows, shape_.heads, shape_.capacity, shape_.head_dim}};
+size_t KvCache::bytes_of(int count) const { return product_of(count, shape_.head_dim, element_size(shape_.dtype)); }
+
+TensorView KvCache::tensor(int layer, int which, int rows, int first_row) const {
+  return {at(layer * 2 + which, first_row * shape_.capacity),
+          {rows, shape_.heads, shape_.capacity, shape_.head_dim},
+          shape_.dtype};
 }
 
-float* KvCache::at(int buffer, int head, int position) {
-  const auto place = static_cast<size_t>(head) * static_cast<size_t>(shape_.capacity) + static_cast<size_t>(position);
-  return data() + static_cast<size_t>(buffer) * buffer_size_ + place * static_cast<size_t>(shape_.head_dim);
+// The first head of a position.
+char* KvCache::at(int buffer, int position) const {
+  const auto row = static_cast<size_t>(position / shape_.capacity) * static_cast<size_t>(shape_.heads);
+  return static_cast<char*>(data()) + static_cast<size_t>(buffer) * buffer_size_ + row * bytes_of(shape_.capacity) +
+         bytes_of(position % shape_.capacity);
+}
+
+BlockCopy::End KvCache::end_at(int position) const {
+  return {at(0, position), bytes_of(shape_.capacity), buffer_size_, place_.on_host()};
 }
 
 void KvCache::copy_positions(int from, int to, int count) {
   if (from == to || count == 0) return;
-  const auto bytes = static_cast<size_t>(count) * static_cast<size_t>(shape_.head_dim) * sizeof(float);
-  for (int buffer = 0; buffer < shape_.layers * 2; ++buffer) {
-    for (int head = 0; head < shape_.heads; ++head) std::memcpy(at(buffer, head, to), at(buffer, head, from), bytes);
-  }
+  place_.copy({end_at(from), end_at(to), bytes_of(count), heads(), tensors()});
 }
 
-void KvCache::save(int position, int count, float* out) {
-  const auto floats = static_cast<size_t>(count) * static_cast<size_t>(shape_.head_dim);
-  for (int buffer = 0; buffer < shape_.layers * 2; ++buffer) {
-    for (int head = 0; head < shape_.heads; ++head, out += floats) {
-      std::memcpy(out, at(buffer, head, position), floats * sizeof(float));
-    }
-  }
+void KvCache::save(int position, int count, void* out) {
+  const BlockCopy::End to = {static_cast<char*>(out), bytes_of(count), bytes_of(count) * heads(), true};
+  place_.copy({end_at(position), to, bytes_of(count), heads(), tensors()});
 }
 
-void KvCache::load(int position, int first, int count, int saved, const float* from) {
-  const auto width = static_cast<size_t>(shape_.head_dim);
-  from += static_cast<size_t>(first) * width;
-  for (int buffer = 0; buffer < shape_.layers * 2; ++buffer) {
-    for (int head = 0; head < shape_.heads; ++head, from += static_cast<size_t>(saved) * width) {
-      std::memcpy(at(buffer, head, position), from, static_cast<size_t>(count) * width * sizeof(float));
-    }
-  }
+void KvCache::load(int position, int first, int count, int saved, const void* from) {
+  char* start = const_cast<char*>(static_cast<const char*>(from)) + bytes_of(first);
+  const BlockCopy::End saved_end = {start, bytes_of(saved), bytes_of(saved) * heads(), true};
+  place_.copy({saved_end, end_at(position), bytes_of(count), heads(), tensors()});
+}
+
+void KvCache::append(int position, int count, int rows, char* fresh, int first_row, size_t stride) {
+  const BlockCopy::End from = {fresh + static_cast<size_t>(first_row) * heads() * bytes_of(count), bytes_of(count),
+                               stride, place_.on_host()};
+  place_.copy({from, end_at(position), bytes_of(count), heads() * static_cast<size_t>(rows), tensors()});
 }
 
 int32_t KvCache::place(int row, int position) const {
@@ -58,7 +61,7 @@ int32_t KvCache::place(int row, int position) const {
   return static_cast<int32_t>(place);
 }
 
-size_t KvCache::floats_per_position() const { return product_of(shape_.layers * 2, shape_.heads, shape_.head_dim); }
+size_t KvCache::bytes_per_position() const { return tensors() * heads() * bytes_of(1); }
 
 Positions::Positions(int capacity, int most_runs) : capacity_(capacity) {
   free_.reserve(static_cast<size_t>(most_runs) + 1);

@@ -125,7 +125,7 @@ class Reader {
   const Prompts& prompts_;
   const size_t rows_, positions_;
   const std::function<void()>& before_run_;
-  Decoder decoder_;
+  PoolDecoder decoder_;
   RowScorer scorer_;
   std::vector<Target> targets_;             // (rows) of the next run
   size_t image_ = static_cast<size_t>(-1);  // the last one that was read
@@ -155,6 +155,7 @@ std::vector<double> likelihoods(const Generator& generator, const Prefix& prefix
                                 const std::function<void()>& before_run) {
   generator.llm().check_process();
   const ActiveCall call;
+  if (generator.rows().rows > 0) throw std::runtime_error("this engine cannot compute how likely a text is");
   check_prompts(prefix, prompts, generator);
   check_texts(images, texts, prompts, generator.shape().vocab_size);
   std::vector<double> sums(texts.size());

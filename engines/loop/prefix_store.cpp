@@ -8,7 +8,7 @@
 namespace blip2rt {
 
 PrefixStore::Values::Values(PrefixStore& store, int count_)
-    : owner(store), count(count_), data(new float[store.bytes_of(count_) / sizeof(float)]) {
+    : owner(store), count(count_), data(new char[store.bytes_of(count_)]) {
   owner.bytes_ += owner.bytes_of(count);
 }
 
@@ -18,9 +18,7 @@ PrefixStore::PrefixStore(KvCache& cache, size_t max_bytes) : cache_(cache), max_
 
 PrefixStore::~PrefixStore() { roots_.clear(); }
 
-size_t PrefixStore::bytes_of(int count) const {
-  return static_cast<size_t>(count) * cache_.floats_per_position() * sizeof(float);
-}
+size_t PrefixStore::bytes_of(int count) const { return static_cast<size_t>(count) * cache_.bytes_per_position(); }
 
 // Follows `tokens` down a tree, and marks each node on the path as used.
 PrefixStore::Path PrefixStore::find(Node& root, const std::vector<int64_t>& tokens, int max_count) {

@@ -16,7 +16,7 @@ namespace blip2rt {
 
 class PrefixStore {
  public:
-  // Copies from and to row 0 of `cache`. max_bytes 0: store nothing.
+  // Copies from and to `cache`. max_bytes 0: store nothing.
   PrefixStore(KvCache& cache, size_t max_bytes);
   ~PrefixStore();
 
@@ -36,7 +36,7 @@ class PrefixStore {
     ~Values();
     PrefixStore& owner;
     int count;
-    std::unique_ptr<float[]> data;  // (layers * 2, heads, count, head_dim)
+    std::unique_ptr<char[]> data;  // (layers * 2, heads, count, head_dim)
   };
 
   struct Node {

@@ -16,9 +16,15 @@
 #include "loop/generator.h"
 #include "search/options.h"
 #include "search/search.h"
-#include "search/search_batch.h"
 
 namespace blip2rt {
+
+// A token that a step added to an answer, with the answer's image and draw.
+struct NewToken {
+  size_t image;
+  size_t draw;
+  int64_t token;
+};
 
 using Clock = std::chrono::steady_clock;
 

@@ -1,11 +1,8 @@
 // Reading of bundles and of their graphs' files, as functions of paths and bytes.
 #include <nanobind/stl/pair.h>
-#include <nanobind/stl/tuple.h>
-#include <nanobind/stl/variant.h>
 
 #include <optional>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -73,14 +70,6 @@ Faults faults_of(const nb::bytes& manifest) {
   return {};
 }
 
-using TensorTuple = std::tuple<std::string, std::string, std::vector<Axis>>;
-
-std::vector<TensorTuple> tuples_of(const std::vector<TensorSpec>& tensors) {
-  std::vector<TensorTuple> tuples;
-  for (const TensorSpec& tensor : tensors) tuples.emplace_back(tensor.name, tensor.dtype, tensor.shape);
-  return tuples;
-}
-
 }  // namespace
 
 void bind_bundle(nb::module_& m) {
@@ -93,31 +82,16 @@ void bind_bundle(nb::module_& m) {
         "Files of a bundle -> those that a graph may read, by their names in its folder, with their sizes.");
   m.def(
       "component_tensors",
-      [](const std::string& component, int64_t layers, bool encoder_decoder, const std::string& target, bool in_place) {
-        TensorNames names = component_tensors(component, {layers, encoder_decoder, in_place, target});
+      [](const std::string& component, int64_t layers, bool encoder_decoder, const std::string& target) {
+        TensorNames names = component_tensors(component, {layers, encoder_decoder, target});
         return std::pair(std::move(names.inputs), std::move(names.outputs));
       },
-      "component"_a, "layers"_a = 0, "encoder_decoder"_a = false, "target"_a = "ort", "in_place"_a = false,
-      "Return the names of a graph's inputs and outputs, each layer's key before its value. in_place: whether an llm "
-      "graph of the target trt writes the cache itself.");
+      "component"_a, "layers"_a = 0, "encoder_decoder"_a = false, "target"_a = "ort",
+      "Return the names of a graph's inputs and outputs, each layer's key before its value.");
   m.def("verify_bundle", &verify_files, "folder"_a, "progress"_a,
         "Compare the sha256 of every file. Raises BundleError with every altered file. progress: called with the bytes "
         "of each piece of a file.");
   m.def("manifest_faults", &faults_of, "manifest"_a, "Return everything that is wrong with the bytes of a manifest.");
-  m.def(
-      "graph_tensors",
-      [](const nb::bytes& model) {
-        const GraphTensors found = read_graph_tensors({model.c_str(), model.size()});
-        return std::pair(tuples_of(found.inputs), tuples_of(found.outputs));
-      },
-      "model"_a, "Return the inputs and outputs of a model's bytes. Raises RuntimeError if they are no model.");
-  m.def(
-      "with_axis_sizes",
-      [](const nb::bytes& model, const std::map<std::string, uint64_t>& sizes) {
-        return bytes_of(with_axis_sizes({model.c_str(), model.size()}, sizes));
-      },
-      "model"_a, "sizes"_a,
-      "Replace named axes of a model's inputs and outputs by sizes. Raises RuntimeError if the bytes are no model.");
 }
 
 }  // namespace blip2rt

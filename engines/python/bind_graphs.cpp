@@ -2,7 +2,9 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unique_ptr.h>
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -17,6 +19,7 @@
 #include "python/bind.h"
 #include "python/casters.h"
 #include "python/gil.h"
+#include "python/python_graph.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -197,6 +200,13 @@ void bind_graphs(nb::module_& m) {
           "pays off with hundreds of rows; it includes an encoder's attention, in bfloat16. shapes: of outputs, which "
           "run "
           "compares with what the graph returns; -1 for an axis of any size.")
+      .def_static(
+          "over",
+          [](const std::string& name, nb::object engine, const OutputShapes& shapes) {
+            return std::make_unique<Session>(name, make_python_graph(std::move(engine)), shapes);
+          },
+          "name"_a, "engine"_a, "shapes"_a = nb::dict(),
+          "Take a graph that an engine in Python runs, see engines/python/python_graph.h. name: for messages.")
       .def_prop_ro(
           "inputs", [](const Session& self) { return port_tuples(self.inputs()); },
           "(name, dtype, shape); -1 for a dynamic axis.")

@@ -1,4 +1,4 @@
-// What the processor has, the sources of GPU kernels, and pictures that are being resized, from Python's buffers.
+// What the processor has, and pictures that are being resized, from Python's buffers.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
@@ -10,7 +10,6 @@
 #include <utility>
 
 #include "graphs/rewrite.h"
-#include "kernel_sources.h"
 #include "kernels/resize/resize.h"
 #include "python/bind.h"
 #include "python/casters.h"
@@ -68,15 +67,6 @@ Pixels PythonResize::result() const {
 }  // namespace
 
 void bind_kernels(nb::module_& m) {
-  m.def(
-      "kernels",
-      [] {
-        nb::dict headers;
-        for (const KernelSource& header : kKernelHeaders) headers[header.name] = header.text;
-        return std::pair<std::string, nb::dict>(kKernels.text, headers);
-      },
-      "Return the source of the GPU kernels, and the headers that it includes, by name.");
-
   m.def("processor_kernels", &processor_kernels);
   m.def("kernel_levels", &kernel_levels);
   m.def("missing_instructions", &missing_instructions);

@@ -12,7 +12,6 @@
 #include "python/casters.h"
 #include "python/python_loop.h"
 #include "python/python_types.h"
-#include "search/search_batch.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -150,22 +149,6 @@ Bytes bytes_of(const void* data, size_t size, nb::handle owner) {
   return Bytes(const_cast<void*>(data), {size}, owner);
 }
 
-nb::dict plan_of(const SearchBatch& batch) {
-  const GenerationOptions& options = batch.options();
-  nb::list images;
-  for (size_t answer = 0; answer < batch.answers(); ++answer) images.append(batch.image(answer));
-  nb::dict plan;
-  plan["images"] = images;
-  plan["beams"] = options.num_beams;
-  plan["stride"] = batch.stride();
-  plan["max_new_tokens"] = options.max_new_tokens;
-  plan["max_time"] = options.max_time;
-  plan["samples"] = options.do_sample;
-  plan["draw_bytes"] = sizeof(SampledRow);
-  plan["reads_text"] = !options.stop_strings.empty();
-  return plan;
-}
-
 void bind_guides(nb::module_& m) {
   nb::class_<PythonGuide>(m, "Guide")
       .def(
@@ -261,38 +244,6 @@ void bind_options(nb::module_& m) {
 void bind_search(nb::module_& m) {
   bind_guides(m);
   bind_options(m);
-  nb::class_<SearchBatch>(m, "SearchBatch")
-      .def(
-          "__init__",
-          [](SearchBatch* self, size_t images, const std::vector<int64_t>& given, size_t vocab_size, nb::handle options,
-             const std::vector<std::vector<int64_t>>& before) {
-            new (self) SearchBatch(images, given, vocab_size, options_from(options, vocab_size), before);
-          },
-          "images"_a, "given"_a, "vocab_size"_a, "options"_a, "before"_a = std::vector<std::vector<int64_t>>())
-      .def_prop_ro(
-          "memory",
-          [](nb::handle_t<SearchBatch> self) {
-            const auto& memory = nb::cast<SearchBatch&>(self).memory();
-            return bytes_of(memory.data(), memory.size() * sizeof(memory[0]), self);
-          },
-          "The answers' blocks, to be copied to the device and overwritten with the result.")
-      .def_prop_ro("plan", &plan_of,
-                   "Parameters for the device: images (of each answer), beams, stride (bytes of a block), ...")
-      .def_prop_ro("options", &SearchBatch::options)
-      .def(
-          "advance",
-          [](SearchBatch& self, nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> scores, bool last) {
-            self.advance(scores.data(), last);
-          },
-          "scores"_a.noconvert(), "last"_a = false,
-          "Take a step of every answer on the CPU. Overwrites scores (rows, V). An answer has 1 row in the first step, "
-          "then one row for each beam. last: no step follows.")
-      .def("check", &SearchBatch::check)
-      .def_prop_ro("done", &SearchBatch::done)
-      .def(
-          "added", [](SearchBatch& self) { return added_of(self.added()); },
-          "Return (image, draw, token id) of each token that settled since the last call.")
-      .def("results", [](const SearchBatch& self) { return sequences_of(self.results()); });
 }
 
 }  // namespace blip2rt

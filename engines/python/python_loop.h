@@ -11,10 +11,10 @@
 #include <vector>
 
 #include "loop/generator.h"
+#include "loop/request.h"
 #include "python/casters.h"
 #include "python/gil.h"
 #include "search/search.h"
-#include "search/search_batch.h"
 
 namespace blip2rt {
 

@@ -1,4 +1,4 @@
-// The Reader of search_block.h for a CPU: a team of one thread, in vector code.
+// The Reader of search_block.h, in vector code.
 #pragma once
 
 #include <cstddef>
@@ -14,9 +14,6 @@ namespace blip2rt {
 class CpuReader {
  public:
   CpuReader(const GenerationOptions& options, size_t vocab_size);
-
-  bool leader() const { return true; }
-  void sync() const {}
 
   void measure(const float* scores) { scorer_.measure(scores); }
   float largest() const { return scorer_.largest(); }

@@ -1,7 +1,7 @@
-// Random numbers without the standard library: a seed gives the same text on every machine. Compiled for CPU and GPU.
+// Random numbers without the standard library: a seed gives the same text on every machine.
 #pragma once
 
-#include "search/portable.h"
+#include <cstdint>
 
 namespace blip2rt {
 

@@ -1,11 +1,19 @@
-// Samples tokens without replacement from rows of weights, with the meaning of Hugging Face's logits warpers. Compiled
-// for CPU and GPU.
+// Samples tokens without replacement from rows of weights, with the meaning of Hugging Face's logits warpers.
 #pragma once
 
-#include "search/portable.h"
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+
 #include "search/random.h"
 
 namespace blip2rt {
+
+constexpr int32_t kNoToken = 0x7fffffff;  // larger than any token
+
+constexpr float kForbidden = -std::numeric_limits<float>::infinity();  // the score of a token that must not be chosen
 
 struct Candidate {
   float score;
@@ -43,9 +51,9 @@ struct Sampler {
   // Draws one token of the first `count` rows, with a probability proportional to exp(base + score / temperature), and
   // removes it. The candidate's score is base + score / temperature. Returns false if no token is left.
   bool draw(int32_t count, Random& random, Candidate& drawn) const {
-    double most = -infinity();
+    double most = -std::numeric_limits<double>::infinity();
     for (int32_t row = 0; row < count; ++row) {
-      if (rows[row].sum > 0) most = larger_of(most, rows[row].log_weight);
+      if (rows[row].sum > 0) most = std::max(most, rows[row].log_weight);
     }
     double total = 0;
     for (int32_t row = 0; row < count; ++row) total += share(row, most) * rows[row].sum;
@@ -67,7 +75,7 @@ struct Sampler {
     float* row_weight = row_weights(chosen);
     double* sums = row_sums(chosen);
     row_weight[token] = 0;
-    const int32_t first = token - token % kBlock, end = smaller_of(vocab_size, first + kBlock);
+    const int32_t first = token - token % kBlock, end = std::min(vocab_size, first + kBlock);
     double sum = 0;
     for (int32_t i = first; i < end; ++i) sum += row_weight[i];
     sums[token / kBlock] = sum;
@@ -78,7 +86,7 @@ struct Sampler {
   }
 
  private:
-  double share(int32_t row, double most) const { return rows[row].sum > 0 ? exp(rows[row].log_weight - most) : 0; }
+  double share(int32_t row, double most) const { return rows[row].sum > 0 ? std::exp(rows[row].log_weight - most) : 0; }
 
   // Returns the row's token at `left`, between 0 and the sum of its weights. Finds its block first. If rounding leaves
   // none, returns the last token with a weight.
@@ -94,7 +102,7 @@ struct Sampler {
       if (left < 0) break;
     }
     const float* row_weight = row_weights(row);
-    const int32_t end = smaller_of(vocab_size, (block + 1) * kBlock);
+    const int32_t end = std::min(vocab_size, (block + 1) * kBlock);
     int32_t token = 0;
     for (int32_t i = block * kBlock; i < end; ++i) {
       if (row_weight[i] == 0) continue;

@@ -47,9 +47,9 @@ void write_lists(SearchBlock& block, const std::vector<T>& lists, uint32_t ends_
 }  // namespace
 
 BlockMemory make_block(const GenerationOptions& options, size_t vocab_size, const std::vector<int64_t>& context,
-                       const Random& random, size_t min_context_room) {
+                       const Random& random) {
   const auto beams = static_cast<size_t>(options.num_beams), most = static_cast<size_t>(options.max_new_tokens);
-  const size_t max_history = std::max(context.size(), min_context_room) + most;
+  const size_t max_history = context.size() + most;
   SearchBlock block{};
   block.length_penalty = options.length_penalty;
   block.top_p = options.top_p;

@@ -20,10 +20,9 @@ struct Hypothesis {
 using BlockMemory = std::vector<uint64_t>;
 
 // Creates a block before its first step. `context`: tokens before the answer that logits processors and stop strings
-// see. Sampling uses `random`. `min_context_room`: minimum capacity for context tokens; with the same value all blocks
-// have the same size.
+// see. Sampling uses `random`.
 BlockMemory make_block(const GenerationOptions& options, size_t vocab_size, const std::vector<int64_t>& context,
-                       const Random& random, size_t min_context_room = 0);
+                       const Random& random);
 
 // Throws std::runtime_error if a step set block.fault.
 void throw_on_fault(const SearchBlock& block);

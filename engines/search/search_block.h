@@ -1,12 +1,8 @@
 // Chooses the tokens of one answer by greedy search, sampling, beam search or beam sampling, with the meaning of
-// Hugging Face's `generate`. Compiled for CPU and GPU. The whole state is one block of memory with offsets instead of
-// pointers: the host creates it, the device advances it, the host reads it.
+// Hugging Face's `generate`. The whole state is one block of memory, so that a step allocates nothing. It reads a row
+// of scores through a `Reader`, in vector code:
 //
-// A team of threads takes a step: all of them call advance(). On a GPU the team is a block of threads, on a CPU a
-// single thread. All threads read a row of scores together through the team's `Reader`; only the leader decides:
-//
-//   leader(), sync()                   whether this thread decides; waits for all threads and sees their writes
-//   measure(scores)                    reads a row, before all calls below; throws, or sets `fault`, for NaN or +inf
+//   measure(scores)                    reads a row, before all calls below; throws for NaN or +inf
 //   largest(), log_sum()               the measured row's largest score and log(sum(exp(score - largest)))
 //   argmax(scores)                     returns the first token with the largest score
 //   normalise(scores)                  replaces a measured row by its log-probabilities
@@ -19,7 +15,11 @@
 //   weigh(scores, row, bound)          fills sampler()'s row with exp((score - largest) * scale); returns the sum
 #pragma once
 
-#include "search/portable.h"
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
 #include "search/sampler.h"
 
 namespace blip2rt {
@@ -29,7 +29,7 @@ enum class EarlyStopping : int32_t { kFalse, kTrue, kNever };
 // Why a search failed.
 enum class Fault : int32_t { kNone, kNotFinite, kNothingToDraw };
 
-// The text of every token. On a GPU the pointers are device addresses.
+// The text of every token.
 struct VocabularyView {
   const uint64_t* ends = nullptr;  // token i is bytes [ends[i], ends[i + 1])
   const char* bytes = nullptr;
@@ -101,18 +101,14 @@ struct SearchBlock {
   // all beams are equal, and num_beams later. `is_last`: this step chooses the last tokens.
   template <class Reader>
   void advance(Reader& reader, float* all_scores, int32_t rows, bool is_last, const VocabularyView& vocabulary) {
-    if (reader.leader()) {
-      last = is_last || length + 1 == max_new_tokens;
-      best_count = 0;
-    }
-    reader.sync();
+    last = is_last || length + 1 == max_new_tokens;
+    best_count = 0;
     if (num_beams == 1) {
       step_single(reader, all_scores, vocabulary);
     } else {
       step_beams(reader, all_scores, rows, vocabulary);
     }
-    if (reader.leader() && fault != Fault::kNone) done = 1;
-    reader.sync();
+    if (fault != Fault::kNone) done = 1;
   }
 
   // Among equal scores, the candidate offered first wins.
@@ -141,18 +137,16 @@ struct SearchBlock {
   }
 
   float normalised(float sum, int32_t tokens_counted) const {
-    return sum / static_cast<float>(pow(static_cast<double>(tokens_counted), length_penalty));
+    return sum / static_cast<float>(std::pow(static_cast<double>(tokens_counted), length_penalty));
   }
 
  private:
   template <class Reader>
   void step_single(Reader& reader, float* scores, const VocabularyView& vocabulary) {
-    if (reader.leader()) process_logits(scores, 0);
-    reader.sync();
+    process_logits(scores, 0);
     reader.measure(scores);
     int32_t token = reader.argmax(scores);
     if (do_sample) add_sampled_row(reader, scores, 0, 0);
-    if (!reader.leader()) return;
     Candidate drawn;
     if (do_sample) {
       if (reader.sampler().draw(1, random, drawn)) {
@@ -179,7 +173,7 @@ struct SearchBlock {
       float* scores = all_scores + static_cast<size_t>(row) * vocab_size;
       do_sample ? sample_beam(reader, scores, row) : offer_beam(reader, scores, row);
     }
-    if (!reader.leader() || fault != Fault::kNone) return;
+    if (fault != Fault::kNone) return;
     if (do_sample) sample_candidates(reader, rows);
 
     running_count = 0;
@@ -208,8 +202,7 @@ struct SearchBlock {
   void offer_beam(Reader& reader, float* scores, int32_t row) {
     reader.measure(scores);
     if (penalises()) reader.normalise(scores);  // Hugging Face's beams penalise log-probabilities, not logits
-    if (reader.leader()) process_logits(scores, row);
-    reader.sync();
+    process_logits(scores, row);
     if (penalises()) reader.remeasure(scores);
     reader.offer(scores, this->scores()[row], row, *this);
   }
@@ -218,8 +211,7 @@ struct SearchBlock {
   void sample_beam(Reader& reader, float* scores, int32_t row) {
     reader.measure(scores);
     reader.normalise(scores);
-    if (reader.leader()) process_logits(scores, row);
-    reader.sync();
+    process_logits(scores, row);
     reader.measure(scores);  // after logits processing
     add_sampled_row(reader, scores, this->scores()[row], row);
   }
@@ -228,11 +220,10 @@ struct SearchBlock {
   template <class Reader>
   void add_sampled_row(Reader& reader, const float* scores, float base, int32_t row) {
     const Sampler& sampler = reader.sampler();
-    if (reader.leader()) sampler.rows[row] = {scores, base, 0, 0};
-    reader.sync();
-    if (!isfinite(reader.largest())) return;  // every token is forbidden
+    sampler.rows[row] = {scores, base, 0, 0};
+    if (!std::isfinite(reader.largest())) return;  // every token is forbidden
     Bound bound;
-    if (top_k > 0) bound = reader.top_k_bound(scores, larger_of(top_k, min_tokens_to_keep));
+    if (top_k > 0) bound = reader.top_k_bound(scores, std::max(top_k, min_tokens_to_keep));
     if (top_p < 1) {
       int32_t kept = 0;
       bound = reader.nucleus(scores, row, top_p, bound, kept);
@@ -240,16 +231,15 @@ struct SearchBlock {
     }
     if (min_p > 0) {
       Bound other;
-      other.score = static_cast<float>(reader.largest() + log(min_p) / scale);
+      other.score = static_cast<float>(reader.largest() + std::log(min_p) / scale);
       if (min_tokens_to_keep > 1)
-        other.score = smaller_of(other.score, reader.top_k_bound(scores, min_tokens_to_keep).score);
+        other.score = std::min(other.score, reader.top_k_bound(scores, min_tokens_to_keep).score);
       if (other.score > bound.score) bound = other;
     }
     const double log_weight = static_cast<double>(base) + static_cast<double>(reader.largest()) * scale;
-    if (!isfinite(log_weight)) return;  // the beam has probability zero
+    if (!std::isfinite(log_weight)) return;  // the beam has probability zero
     const double sum = reader.weigh(scores, row, bound);
-    if (reader.leader()) sampler.rows[row] = {scores, base, log_weight, sum};
-    reader.sync();
+    sampler.rows[row] = {scores, base, log_weight, sum};
   }
 
   // Draws candidates from the continuations of all beams together, without replacement. If too few have a probability,
@@ -261,7 +251,7 @@ struct SearchBlock {
     for (int32_t token = 0; best_count < num_candidates; ++token) {
       bool same = false;
       for (int32_t i = 0; i < best_count; ++i) same = same || (best()[i].row == 0 && best()[i].token == token);
-      if (!same) offer({forbidden(), 0, token});
+      if (!same) offer({kForbidden, 0, token});
     }
   }
 
@@ -281,7 +271,7 @@ struct SearchBlock {
     const int32_t begun = no_repeat_ngram_size - 1;  // tokens of the n-gram before the next one
     if (no_repeat_ngram_size > 0) {
       for (int32_t start = 0; start + begun < count; ++start) {
-        if (equal(said + count - begun, said + start, begun)) scores[said[start + begun]] = forbidden();
+        if (equal(said + count - begun, said + start, begun)) scores[said[start + begun]] = kForbidden;
       }
     }
     const int32_t* words = at<int32_t>(words_at);
@@ -289,10 +279,10 @@ struct SearchBlock {
       const int32_t before = at<int32_t>(word_ends_at)[i] - start - 1;  // tokens of the word except the last one
       if (before > count || !equal(said + count - before, words + start, before)) continue;
       const int32_t token = words[start + before];
-      if (before > 0 || !is_eos(token)) scores[token] = forbidden();  // a single stop token is no word
+      if (before > 0 || !is_eos(token)) scores[token] = kForbidden;  // a single stop token is no word
     }
     if (length < min_new_tokens) {
-      for (int32_t i = 0; i < eos_count; ++i) scores[at<int32_t>(eos_at)[i]] = forbidden();
+      for (int32_t i = 0; i < eos_count; ++i) scores[at<int32_t>(eos_at)[i]] = kForbidden;
     }
   }
 
@@ -352,7 +342,7 @@ struct SearchBlock {
 
   bool can_improve() const {
     float highest = scores()[0];
-    for (int32_t beam = 1; beam < num_beams; ++beam) highest = larger_of(highest, scores()[beam]);
+    for (int32_t beam = 1; beam < num_beams; ++beam) highest = std::max(highest, scores()[beam]);
     // Only "never" considers that a running beam's score may still rise with its length.
     const bool may_rise = early_stopping == EarlyStopping::kNever && length_penalty > 0;
     const float hope = normalised(highest, may_rise ? max_new_tokens : length);
@@ -393,7 +383,5 @@ struct SearchBlock {
     return true;
   }
 };
-
-static_assert(sizeof(SearchBlock) == 192, "the same on every compiler: a block goes from one to the other");
 
 }  // namespace blip2rt

@@ -1,6 +1,6 @@
 """Run a language model's written graphs, and PyTorch's model on the same rows.
 
-Stepper runs an `llm` graph of the target ort step by step, TrtStepper one of trt or trt-native. Graphs of the target
+Stepper runs an `llm` graph of the target ort step by step, TrtStepper one of trt. Graphs of the target
 ort also choose tokens with the core's kernels, which will run them. Half of the share of greedy tokens that agree is
 about the graphs' own texts, half about random ones: greedy texts soon repeat themselves, and then agree by themselves.
 """
@@ -15,7 +15,7 @@ import onnxruntime as ort
 import torch
 
 from blip2rt.backends.ort import open_runtime
-from blip2rt.bundle import LOG_SUM_EXP, LOGITS, PAST_MASK, SEQLENS_K, TOP_LOGITS, TOP_TOKENS, LlmSpec
+from blip2rt.bundle import PAST_MASK, SEQLENS_K, LlmSpec
 from blip2rt.modeling import streaming
 from blip2rt.native import native
 
@@ -79,39 +79,30 @@ class Stepper:
 
 
 class TrtStepper(Stepper):
-    """The same for graphs of the targets trt and trt-native, before a plan is built.
-
-    `top_k` holds the other outputs of the last call: top_logits, top_tokens (B,K), log_sum_exp (B,1).
-    """
+    """The same for graphs of the target trt, before a plan is built."""
 
     def _make_cache(self, inputs: Mapping[str, ort.NodeArg], shape: tuple[int, ...]) -> Any:
-        self.in_place = PAST_MASK not in inputs
         return np.full(shape, _POISON, np.float16 if "float16" in inputs["past_key_0"].type else np.float32)
 
     def _run(self, inputs_embeds: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        inputs, outputs = native.component_tensors("llm", self.layers, target="trt", in_place=self.in_place)
+        inputs, outputs = native.component_tensors("llm", self.layers, target="trt")
+        filled = np.arange(self.cache[0].shape[2]) < self.lengths[:, None]
         feeds = {
             "inputs_embeds": np.ascontiguousarray(inputs_embeds, np.float32),
             "position_ids": self.lengths[:, None] + np.arange(inputs_embeds.shape[1]),
             "last_index": counts - 1,
-            **dict(zip(inputs[3 if self.in_place else 4 :], self.cache, strict=True)),
+            PAST_MASK: np.where(filled, 0, MASKED).astype(np.float32),
+            **dict(zip(inputs[4:], self.cache, strict=True)),
             **self.encoded,
         }
-        if not self.in_place:
-            filled = np.arange(self.cache[0].shape[2]) < self.lengths[:, None]
-            feeds[PAST_MASK] = np.where(filled, 0, MASKED).astype(np.float32)
-        results = dict(zip(outputs, self.session.run(list(outputs), feeds), strict=True))
-        for buffer, name in zip(self.cache, outputs[4:], strict=True):
-            if self.in_place:
-                buffer[:] = results[name]
-                continue
+        logits, *fresh = self.session.run(list(outputs), feeds)
+        for buffer, new in zip(self.cache, fresh, strict=True):
             for row, count in enumerate(counts):
                 start = self.lengths[row]
-                buffer[row, :, start : start + count] = results[name][row, :, :count]
+                buffer[row, :, start : start + count] = new[row, :, :count]
         self.lengths = self.lengths + counts
-        self.top_k = {name: results[name] for name in (TOP_LOGITS, TOP_TOKENS, LOG_SUM_EXP)}
-        logits: np.ndarray = results[LOGITS]
-        return logits
+        found: np.ndarray = logits
+        return found
 
 
 @dataclass(frozen=True)

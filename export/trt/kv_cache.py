@@ -1,58 +1,37 @@
-"""How an llm graph of the target trt reads and writes its KV cache: all that its two variants differ in.
+"""How an llm graph of the target trt reads its KV cache.
 
-ReadOnlyCache, for every TensorRT. The cache has a fixed capacity T and is only read: `past_mask` (B,T) is added to the
-scores of its T slots (0 for a filled slot, MASKED for others), and the caller appends the new slices (`new_key_i`,
-`new_value_i` (B,Hkv,S,hd)). Scores of old and new keys are computed separately and concatenated before the softmax, so
-the cache is never copied.
-
-InPlaceCache, for TensorRT 10.15 and later (opset 24). The graph writes the new slices into the cache from slot
-position_ids[b, 0] on (TensorScatter), and attention reads only valid slots (Attention with nonpad_kv_seqlen).
-`present_key_i`, `present_value_i` (B,Hkv,T,hd) share the memory of the past ones. There is no `past_mask`: position p
-sees slot j if j <= p. Shorter rows of a prompt write meaningless slots after their end, which the next step overwrites.
+The cache has a fixed capacity T and is only read: `past_mask` (B,T) is added to the scores of its T slots (0 for a
+filled slot, MASKED for others), and the caller appends the new slices (`new_key_i`, `new_value_i` (B,Hkv,S,hd)). Scores
+of old and new keys are computed separately and concatenated before the softmax, so the cache is never copied.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 MASKED = -1e9  # finite: a row whose slots are all masked must not become NaN
-_MASKED_FP16 = -3e4  # the same within float16's range
 Relative = Callable[[Tensor], Tensor]  # distances (B,S,K) of keys from queries -> bias (B,H,S,K)
 Factor = float | None
 
 
-class _Cache:
+class Cache:
     """Keys and values of one trace: `past` of each layer, and `present`, which attention fills."""
 
-    in_place: ClassVar[bool]
-
-    def __init__(self, past: Sequence[Tensor]) -> None:
-        self.past = list(zip(past[::2], past[1::2], strict=True))
-        self.present: dict[int, Sequence[Tensor]] = {}
-
-    def outputs(self) -> list[Tensor]:
-        """Return the graph's key and value outputs, each layer's key before its value."""
-        return [tensor for layer in range(len(self.past)) for tensor in self.present[layer]]
-
-
-class ReadOnlyCache(_Cache):
-    """Attention of one trace over a cache that is only read."""
-
-    in_place = False
-
-    def __init__(
-        self, position_ids: Tensor, last_index: Tensor, inputs: Sequence[Tensor], relative: Relative | None = None
-    ) -> None:
+    def __init__(self, position_ids: Tensor, inputs: Sequence[Tensor], relative: Relative | None = None) -> None:
         """inputs: past_mask, then the past keys and values."""
         past_mask, *past = inputs
-        super().__init__(past)
+        self.past = list(zip(past[::2], past[1::2], strict=True))
+        self.present: dict[int, Sequence[Tensor]] = {}
         self._past_bias, self._new_bias = past_mask[:, None, None, :], causal_bias(position_ids.shape[1])
         if relative is not None:
             slots, here = torch.arange(past_mask.shape[1]), position_ids[:, :, None]
             self._past_bias = relative(slots[None, None, :] - here) + self._past_bias
             self._new_bias = relative(position_ids[:, None, :] - here) + self._new_bias
+
+    def outputs(self) -> list[Tensor]:
+        """Return the graph's key and value outputs, each layer's key before its value."""
+        return [tensor for layer in range(len(self.past)) for tensor in self.present[layer]]
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: Factor = None, softcap: Factor = None
@@ -75,45 +54,6 @@ class ReadOnlyCache(_Cache):
         weights = torch.cat((scores[0] + self._past_bias, scores[1] + new_bias), -1).softmax(-1)
         out = weights[..., :capacity] @ past[1] + weights[..., capacity:] @ value
         return out.unflatten(2, (groups, length)).flatten(1, 2) if groups > 1 else out
-
-
-class InPlaceCache(_Cache):
-    """Attention of one trace over a cache that the graph writes."""
-
-    in_place = True
-
-    def __init__(
-        self, position_ids: Tensor, last_index: Tensor, past: Sequence[Tensor], relative: Relative | None = None
-    ) -> None:
-        super().__init__(past)
-        slots, here = torch.arange(past[0].shape[2]), position_ids[:, :, None]
-        self._start = position_ids[:, 0]
-        self._length = self._start + last_index + 1
-        self._mask = (slots[None, None, :] <= here)[:, None]  # (B,1,S,T)
-        if relative is not None:
-            self._mask = torch.where(self._mask, relative(slots[None, None, :] - here), _MASKED_FP16)
-
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: Factor = None, softcap: Factor = None
-    ) -> Tensor:
-        """See ReadOnlyCache. The Attention operator itself lets query heads share key heads."""
-        present = [self._scatter(old, new) for old, new in zip(self.past[layer], (key, value), strict=True)]
-        self.present[layer] = present
-        attributes: dict[str, Any] = {"scale": 1.0 if scale is None else scale}
-        if softcap is not None:
-            attributes["softcap"] = softcap
-        inputs = (query, *present, self._mask, None, None, self._length)
-        mixed: Tensor = torch.onnx.ops.symbolic("Attention", inputs, attributes, dtype=query.dtype, shape=query.shape)
-        return mixed
-
-    def _scatter(self, past: Tensor, new: Tensor) -> Tensor:
-        written: Tensor = torch.onnx.ops.symbolic(
-            "TensorScatter", (past, new, self._start), {"axis": -2}, dtype=past.dtype, shape=past.shape
-        )
-        return written
-
-
-CacheKind = type[ReadOnlyCache] | type[InPlaceCache]
 
 
 def causal_bias(length: int) -> Tensor:

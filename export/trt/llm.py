@@ -1,8 +1,7 @@
 """A decoder-only language model as the graph `llm` of the target trt.
 
-llm: inputs_embeds (B,S,D), position_ids (B,S), last_index (B), [past_mask (B,T)], past_key_i, past_value_i (B,Hkv,T,hd)
-     -> logits (B,V), top_logits (B,K), top_tokens (B,K), log_sum_exp (B,1), and keys and values; kv_cache.py describes
-     how these are read and written
+llm: inputs_embeds (B,S,D), position_ids (B,S), last_index (B), past_mask (B,T), past_key_i, past_value_i (B,Hkv,T,hd)
+     -> logits (B,V), new_key_i, new_value_i (B,Hkv,S,hd); kv_cache.py describes how these are read
 
 Shapes and addresses are the same in every step, as a captured CUDA graph requires.
 """
@@ -12,30 +11,22 @@ from typing import Any
 import onnx_ir as ir
 from torch import Tensor, nn
 
-from blip2rt.bundle import LLM, TOP_K
+from blip2rt.bundle import LLM
 from blip2rt.errors import Blip2rtError
 from blip2rt.native import native
 
 from ..graphs import llm as ort_llm
 from ..graphs import trace
 from ..graphs.rotary import fixed_rope_tables
-from .kv_cache import CacheKind, InPlaceCache, ReadOnlyCache
+from .kv_cache import Cache
 
 OPSET = 19  # the newest that TensorRT 10.3 (JetPack 6.1) reads completely, and the oldest with fp16 QuantizeLinear
-OPSET_IN_PLACE = 24  # the first with TensorScatter; in the other operators of our graphs it only changes types
-
-
-def add_top_k(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """logits (B,V) -> logits, top_logits (B,K), top_tokens (B,K), log_sum_exp (B,1)"""
-    values, tokens = logits.topk(min(TOP_K, logits.shape[-1]))
-    largest = values[:, :1]
-    return logits, values, tokens, (logits - largest).exp().sum(-1, keepdim=True).log() + largest
 
 
 class _Attention:
     """The attention function of one trace: hands each layer to the cache."""
 
-    def __init__(self, cache: ReadOnlyCache | InPlaceCache, positions: int) -> None:
+    def __init__(self, cache: Cache, positions: int) -> None:
         self.cache, self.positions, self.present = cache, positions, cache.present
 
     def __call__(
@@ -67,32 +58,24 @@ class _Attention:
 class _Decoder(nn.Module):
     """The llm graph as a module: its arguments are the graph's inputs."""
 
-    def __init__(self, llm: Any, layers: int, positions: int, kind: CacheKind) -> None:
+    def __init__(self, llm: Any, layers: int, positions: int) -> None:
         super().__init__()
-        self.llm, self.layers, self.positions, self.kind = llm, layers, positions, kind
+        self.llm, self.layers, self.positions = llm, layers, positions
 
     def forward(
         self, inputs_embeds: Tensor, position_ids: Tensor, last_index: Tensor, *inputs: Tensor
     ) -> tuple[Tensor, ...]:
-        cache = self.kind(position_ids, last_index, inputs)
+        cache = Cache(position_ids, inputs)
         attention = _Attention(cache, self.positions)
         logits = ort_llm.last_logits(self.llm, attention, self.layers, inputs_embeds, position_ids, last_index)
-        return *add_top_k(logits), *cache.outputs()
+        return logits, *cache.outputs()
 
 
-def trace_graph(spec: trace.GraphSpec, kind: CacheKind) -> ir.Model:
-    """Trace an llm graph in the opset of the cache's kind."""
-    model = trace.trace(spec, OPSET)
-    if kind is InPlaceCache:
-        model.graph.opset_imports[""] = OPSET_IN_PLACE
-    return model
-
-
-def trace_llm(llm: Any, max_positions: int, kind: CacheKind = ReadOnlyCache) -> ir.Model:
+def trace_llm(llm: Any, max_positions: int) -> ir.Model:
     """Trace `llm` of a Hugging Face causal LM in eval mode and float32, for up to `max_positions` positions."""
     shape = ort_llm.geometry(llm)
-    inputs, outputs = native.component_tensors(LLM, shape.layers, target="trt", in_place=kind.in_place)
+    inputs, outputs = native.component_tensors(LLM, shape.layers, target="trt")
     example, axes = ort_llm.example_inputs(inputs, shape)
     with ort_llm.custom_attention(llm), fixed_rope_tables(llm):
-        decoder = _Decoder(llm, shape.layers, min(max_positions, shape.max_positions), kind)
-        return trace_graph(trace.GraphSpec(LLM, decoder, example, outputs, axes), kind)
+        decoder = _Decoder(llm, shape.layers, min(max_positions, shape.max_positions))
+        return trace.trace(trace.GraphSpec(LLM, decoder, example, outputs, axes), OPSET)

@@ -10,8 +10,8 @@ with zero point 0, as TensorRT requires. Products of two activations stay float1
 outliers even after smoothing (see smoothquant.py).
 
 int4: see int4.py. Such a graph is of opset 21, the first with 4-bit integers and blocks. Products of one operand, as q,
-k and v, are merged first (merge_matmuls.py). A graph without products, as embed, gets a 4-bit table
-(embedding_table.py).
+k and v, are merged first (merge_matmuls.py). A graph without products, as embed, is that of the target ort, since the
+CPU runs it.
 """
 
 from collections.abc import Iterator
@@ -24,8 +24,9 @@ from blip2rt.bundle import PIXELS
 from ..graphs import trace
 from ..precision import smoothquant
 from ..precision.activations import NO_RANGES, Ranges
-from ..precision.quantizer import INT8_MAX, Quantizer, channel_codes, matrices
-from . import embedding_table, merge_matmuls
+from ..precision.apply import apply as apply_for_cpu
+from ..precision.quantizer import INT8_MAX, Quantizer, channel_codes
+from . import merge_matmuls
 from .graph_editor import FLOAT, HALF, GraphEditor
 from .int4 import Int4Products, is_matrix
 
@@ -34,8 +35,7 @@ _MOVES = set(
     "Reshape Transpose Slice Concat Split Squeeze Unsqueeze Expand Tile Pad Gather GatherND Identity Flatten Relu Clip "
     "Neg MaxPool".split()
 )
-_CACHE_OPERATORS = ("TensorScatter", "Attention")  # of the in-place cache: in the type of keys and values
-_CACHED = ("past_key_", "past_value_", "present_", "new_", "cross_")  # inputs and outputs in the type of the products
+_CACHED = ("past_key_", "past_value_", "new_", "cross_")  # inputs and outputs in the type of the products
 _FLOAT32_WEIGHT = ".wo."  # T5's second feed-forward matrix: sums exceed float16; transformers keeps it in float32 too
 _MIN_HALF_TABLE = 100_000  # numbers of an embedding table that is worth storing as float16
 _INT4_OPSET = 21  # differs from 19 only in types, for the operators of our graphs
@@ -47,9 +47,7 @@ def apply(model: ir.Model, precision: str, quantizer: Quantizer) -> None:
         return
     products = [node for node in model.graph if _is_product(node) and is_matrix(node)]
     if precision == "int4" and not products:  # only table lookups
-        for node in matrices(model, "Gather"):
-            embedding_table.quantize(model, node, quantizer)
-        trace.drop_unused(model)
+        apply_for_cpu(model, precision, quantizer)
         return
     typing = _TypingPass(model, quantizer)
     if precision == "int8-static":
@@ -115,8 +113,6 @@ class _TypingPass:
                 self.int4.add_offsets(node, source, weight, dtype)
             else:
                 self._set_type(node, dtype)
-        elif node.op_type in _CACHE_OPERATORS:
-            self._set_type(node, HALF)
         elif node.op_type in _MOVES:
             moved = node.inputs if node.op_type == "Concat" else node.inputs[:1]
             self._set_type(node, HALF if all(_may_be_half(value) for value in moved) else FLOAT)

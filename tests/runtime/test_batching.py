@@ -241,7 +241,6 @@ def test_bad_requests_are_rejected(tiny: Tiny, alone: blip2rt.Model, model: blip
             model.submit(request)
     for wrong, message in (
         ({"batching": 3}, "batching is 3: give True, False or"),
-        ({"batching": True, "backend": "trt"}, "the backend trt decodes each call by itself: give the backend ort"),
         ({"cache_bytes": -1}, "cache_bytes is -1"),
     ):
         with pytest.raises(OptionError, match=message):

@@ -1,6 +1,6 @@
 """A tiny random language model as a bundle of either target, written without torch.
 
-It has more tokens than a step's top-k. Vision and Q-Former are those of tests/tiny/bundle.py.
+Vision and Q-Former are those of tests/tiny/bundle.py.
 """
 
 import re
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import onnx
 
-from blip2rt.bundle import TOP_K
 from blip2rt.bundle.writer import BundleWriter
 from blip2rt.native import native
 from tests.tiny.bundle import D, Q, build_graphs, make_manifest, parse_graph, random_weights, save_llm_tokenizer
@@ -36,12 +35,6 @@ _ORT_ATTENTION = """
     mixed_{i}, present_key_{i}, present_value_{i} =
         com.microsoft.GroupQueryAttention <num_heads = {heads}, kv_num_heads = {kv_heads}>
         (q_{i}, k_{i}, v_{i}, past_key_{i}, past_value_{i}, seqlens_k, total_sequence_length)"""
-_IN_PLACE_ATTENTION = """
-    qC_{i} = Cast <to = {cache}> (qT_{i}) kC_{i} = Cast <to = {cache}> (kT_{i}) vC_{i} = Cast <to = {cache}> (vT_{i})
-    present_key_{i} = TensorScatter <axis = -2> (past_key_{i}, kC_{i}, start)
-    present_value_{i} = TensorScatter <axis = -2> (past_value_{i}, vC_{i}, start)
-    out_typed_{i} = Attention <scale = {scale}> (qC_{i}, present_key_{i}, present_value_{i}, seen, , , valid)
-    out_{i} = Cast <to = 1> (out_typed_{i})"""
 _SCORES = """
     PART_key_read_{i} = Cast <to = 1> (PART_key_{i}) PART_keys_{i} = Gather <axis = 1> (PART_key_read_{i}, groups)
     PART_value_read_{i} = Cast <to = 1> (PART_value_{i})
@@ -54,22 +47,17 @@ _READ_ONLY_ATTENTION = f"""
     values_{{i}} = Concat <axis = 2> (past_values_{{i}}, new_values_{{i}})
     scores_{{i}} = Concat <axis = -1> (past_scores_{{i}}, new_scores_{{i}})
     attention_{{i}} = Softmax <axis = -1> (scores_{{i}}) out_{{i}} = MatMul(attention_{{i}}, values_{{i}})"""
-_IN_PLACE_MASK = """
-    start = Gather <axis = 1> (position_ids, zero) end = Add(start, last_index) valid = Add(end, unit)
-    sizes = Shape(past_key_0) capacity = Gather(sizes, capacity_at) slots = Range(zero, capacity, unit)
-    here = Unsqueeze(position_ids, two) seen_3 = LessOrEqual(slots, here) seen = Unsqueeze(seen_3, row)"""
 _READ_ONLY_MASK = """
     past_bias = Unsqueeze(past_mask, axes)
     here = Unsqueeze(position_ids, two) there = Unsqueeze(position_ids, row) later = Greater(there, here)
     later_float = Cast <to = 1> (later) new_bias_3 = Mul(later_float, masked) new_bias = Unsqueeze(new_bias_3, row)"""
 
 
-def llm(weights: dict[str, np.ndarray], target: str, half: bool = False, in_place: bool = False) -> onnx.ModelProto:
-    """Build the graph `llm` of docs/inside/bundle.md. Target trt: with a float16 cache (half), or written in place."""
+def llm(weights: dict[str, np.ndarray], target: str, half: bool = False) -> onnx.ModelProto:
+    """Build the graph `llm` of docs/inside/bundle.md. Target trt: half is a float16 cache."""
     trt, cache = target == "trt", "float16" if half else "float"
-    length, top = "S" if trt and not in_place else "T", TOP_K
-    nodes = [_IN_PLACE_MASK if in_place else _READ_ONLY_MASK if trt else ""]
-    attention = _IN_PLACE_ATTENTION if in_place else _READ_ONLY_ATTENTION if trt else _ORT_ATTENTION
+    nodes = [_READ_ONLY_MASK if trt else ""]
+    attention = _READ_ONLY_ATTENTION if trt else _ORT_ATTENTION
     numbers = {"heads": HEADS, "kv_heads": KV_HEADS, "scale": WIDTH**-0.5, "cache": 10 if half else 1}
     for i in range(LAYERS):
         nodes += [f"{part}_{i} = MatMul(x{i}, {part}{i})" for part in "qkv"]
@@ -79,36 +67,30 @@ def llm(weights: dict[str, np.ndarray], target: str, half: bool = False, in_plac
         if trt:
             nodes += [f"rows_{i} = Transpose <perm = [0, 2, 1, 3]> (out_{i})", f"mixed_{i} = Reshape(rows_{i}, flat)"]
         nodes += [f"projected_{i} = MatMul(mixed_{i}, o{i})", f"x{i + 1} = Add(x{i}, projected_{i})"]
-    if trt:
-        tail = "top_logits, top_tokens = TopK <axis = -1> (logits, k)\n"
-        tail += "log_sum_exp = ReduceLogSumExp <keepdims = 1> (logits, one)"
-        extra_inputs = "" if in_place else ", float[B,T] past_mask"
-        extra_outputs = f", float[B,{top}] top_logits, int64[B,{top}] top_tokens, float[B,1] log_sum_exp"
-    else:
-        tail, extra_inputs, extra_outputs = "", ", int32[B] seqlens_k, int32 total_sequence_length", ""
-    inputs, outputs = native.component_tensors("llm", LAYERS, target=target, in_place=in_place)
+    extra_inputs = ", float[B,T] past_mask" if trt else ", int32[B] seqlens_k, int32 total_sequence_length"
+    inputs, outputs = native.component_tensors("llm", LAYERS, target=target)
     past = [
         f"{cache}[B,{KV_HEADS},T,{WIDTH}] {name}" for name in inputs if name.startswith("past_") and name[-1].isdigit()
     ]
-    present = [f"{cache}[B,{KV_HEADS},{length},{WIDTH}] {name}" for name in outputs if re.match("present_|new_", name)]
+    kept = f"{cache}[B,{KV_HEADS},{'S' if trt else 'T'},{WIDTH}]"
+    present = [f"{kept} {name}" for name in outputs if re.match("present_|new_", name)]
     body = "\n".join(nodes)
     source = f"""(
         float[B,S,{D}] inputs_embeds, int64[B,S] position_ids, int64[B] last_index{extra_inputs}, {", ".join(past)}
-    ) => (float[B,{VOCAB}] logits{extra_outputs}, {", ".join(present)}) {{
+    ) => (float[B,{VOCAB}] logits, {", ".join(present)}) {{
         at = Gather(positions, position_ids)
         x0 = Add(inputs_embeds, at)
         {body}
         index = Unsqueeze(last_index, last)
         last_row = GatherND <batch_dims = 1> (x{LAYERS}, index)
         logits = MatMul(last_row, head)
-        {tail}
     }}"""
-    constants: dict[str, Any] = {"last": [-1], "one": [1], "two": [2], "row": [1], "zero": 0, "unit": 1, "axes": [1, 2]}
+    constants: dict[str, Any] = {"last": [-1], "two": [2], "row": [1], "axes": [1, 2]}
     constants |= {"heads": [0, 0, HEADS, WIDTH], "kv": [0, 0, KV_HEADS, WIDTH], "flat": [0, 0, HEADS * WIDTH]}
-    constants |= {"k": [top], "capacity_at": 2, "scale": np.float32(WIDTH**-0.5), "masked": np.float32(-1e9)}
+    constants |= {"scale": np.float32(WIDTH**-0.5), "masked": np.float32(-1e9)}
     constants["groups"] = np.arange(HEADS) // (HEADS // KV_HEADS)  # each key head serves neighbouring query heads
     arrays = {**weights, **{name: np.asarray(value) for name, value in constants.items()}}
-    return parse_graph(onnx, source, arrays, 24 if in_place else 19, 11 if in_place else 9)
+    return parse_graph(onnx, source, arrays, 19, 9)
 
 
 def write_model(path: Path, model: Any, target_name: str) -> Path:
@@ -140,10 +122,10 @@ def write_model(path: Path, model: Any, target_name: str) -> Path:
     return path
 
 
-def write(path: Path, weights: dict[str, np.ndarray], target: str, half: bool = False, in_place: bool = False) -> Path:
+def write(path: Path, weights: dict[str, np.ndarray], target: str, half: bool = False) -> Path:
     """Write a bundle that captions and asks."""
     embed = f"(int64[B,S] token_ids) => (float[B,S,{D}] token_embeds) {{ token_embeds = Gather(embed, token_ids) }}"
-    language = {"embed": parse_graph(onnx, embed, weights, 19, 9), "llm": llm(weights, target, half, in_place)}
+    language = {"embed": parse_graph(onnx, embed, weights, 19, 9), "llm": llm(weights, target, half)}
     with BundleWriter(path) as writer:
         manifest = make_manifest(_save(writer.folder, language), True, False)
         assert manifest.llm is not None

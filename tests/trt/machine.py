@@ -5,32 +5,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
-pytest.importorskip("onnx")
-
-from benchmarks.gpu_day.loops import SIZES
 from blip2rt import backends
-from blip2rt.backends.trt import PlanSizes, cuda, gpu
+from blip2rt.backends.trt import PlanSizes, gpu
 from blip2rt.bundle import read
 from tests.seeds import seed_of
-from tests.tiny import trt as tiny_trt
-from tests.trt.gpu_stand_in import Driver, Nvrtc, TensorRT
+from tests.trt.simulated import Driver, TensorRT
 
 SEED = seed_of(__name__)
+SIZES = PlanSizes(max_batch=2, max_beams=4, capacity=48)
 GPU = gpu.Gpu("Orin", (8, 7), 8 << 30, (12, 6), True, 16)
 
 
 @dataclass
 class Case:
-    """A tiny model as a bundle of either target, in float32. "native", "FAMILY, native": its cache is in place."""
+    """A tiny model as a bundle of either target, in float32."""
 
     ort: Path
     trt: Path
-    name: str
 
     def native(self) -> Any:
         return backends.create("ort", read(self.ort), threads=1)
+
+    def load(self, sizes: PlanSizes = SIZES, **keywords: Any) -> Any:
+        return backends.create("trt", read(self.trt), device="cuda", plan_sizes=sizes, **keywords)
 
     def inputs(self, images: int) -> tuple[np.ndarray, list[list[int]]]:
         rng = np.random.default_rng(SEED)
@@ -40,52 +38,7 @@ class Case:
         return prefix, prompts
 
 
-_cases: dict[str, Case] = {}
-
-
-def case_of(name: str, folder: pytest.TempPathFactory) -> Case:
-    if name not in _cases:
-        where = folder.mktemp(name)
-        if name in ("tiny", "native"):
-            weights = tiny_trt.random_llm_weights(np.random.default_rng(SEED))
-            paths = (
-                tiny_trt.write(where / each, weights, each, in_place=(name, each) == ("native", "trt"))
-                for each in ("ort", "trt")
-            )
-            return _cases.setdefault(name, Case(*paths, name))
-        pytest.importorskip("torch")
-        pytest.importorskip("transformers")
-        pytest.importorskip("onnxscript")
-        from tests.tiny.language_models import build
-
-        family, _, native = name.partition(", ")
-        model = build(family, SEED)
-        model.get_output_embeddings().weight.data.mul_(3)  # larger score differences: fewer near ties
-        targets = ("ort", "trt-native" if native else "trt")
-        _cases[name] = Case(*(tiny_trt.write_model(where / target, model, target) for target in targets), name)
-    return _cases[name]
-
-
 @dataclass
 class Machine:
-    """The simulated machine that the backend finds."""
-
     driver: Driver
     trt: TensorRT
-
-    def load(self, case: Case, sizes: PlanSizes = SIZES) -> Any:
-        return backends.create("trt", read(case.trt), device="cuda", plan_sizes=sizes)
-
-
-def installed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rtx: bool = False, kind: type[Driver] = Driver
-) -> Machine:
-    """Make the backend find a machine, and store its plans in tmp_path. rtx: with tensorrt-rtx instead of tensorrt."""
-    found = Machine(driver := kind(), TensorRT(driver, rtx))
-    monkeypatch.setattr("blip2rt.backends.trt.builder.load_tensorrt", lambda name=None: found.trt)
-    monkeypatch.setattr("blip2rt.backends.trt.builder.identity", lambda trt: f"tensorrt {trt.__version__}")
-    monkeypatch.setattr("blip2rt.backends.trt.builder.builds_without_gpu", lambda trt: False)
-    monkeypatch.setattr(cuda, "load_bindings", lambda: (found.driver, Nvrtc()))
-    monkeypatch.setattr("blip2rt.backends.trt.gpu.find", lambda: GPU)
-    monkeypatch.setenv("BLIP2RT_CACHE", str(tmp_path / "engines"))
-    return found

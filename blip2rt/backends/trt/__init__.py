@@ -1,4 +1,4 @@
-"""The backend trt: TensorRT runs the graphs, and our CUDA kernels run the search."""
+"""The backend trt: TensorRT runs the graphs, and the core's loop decodes."""
 
 from .backend import Backend
 from .plans import PlanSizes

@@ -1,6 +1,6 @@
 """Builds a plan (TensorRT's serialized engine) from an ONNX graph: parse, add profiles, build.
 
-Works with both of NVIDIA's modules: `tensorrt` builds for this machine's GPU, `tensorrt_rtx` for any GPU, without one.
+`tensorrt` builds for this machine's GPU. `tensorrt_rtx` builds for any GPU, without one: it checks graphs.
 Graphs are strongly typed: their tensors, not builder flags, decide what is float16, int8 or float32.
 """
 
@@ -15,21 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BackendError
-from ...install_hints import ONNXRUNTIME_GPU
-from ...native import native
-from . import onnxruntime_shim
 
-MODULES = ("tensorrt", "tensorrt_rtx")
-_CACHE_WRITE_OP = b"TensorScatter"  # becomes a layer that writes a cache, whose length must be fixed
 Axes = Mapping[str, tuple[int, int, int]]  # dynamic axis -> its minimum, optimum and maximum
 Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
+_OLDEST = (10, 3)  # JetPack 6.2
 _NO_CUDA = "catchCudaError"
-_WITHOUT_FP32 = "SM75"  # Turing, for tensorrt_rtx
 _log = logging.getLogger("blip2rt")
-
-
-class TensorRTUnavailable(BackendError):
-    """TensorRT is not installed or does not support the GPU."""
 
 
 @dataclass(frozen=True)
@@ -40,62 +31,24 @@ class Settings:
     workspace: int | None = None  # maximum scratch memory of a layer in bytes; None: TensorRT's choice
 
 
-def load_tensorrt(name: str | None = None) -> Any:
-    """Import `name`, or the first installed module of MODULES. Raises BackendError if it is missing or broken."""
-    for each in MODULES if name is None else (name,):
-        try:
-            return importlib.import_module(each)
-        except ModuleNotFoundError as error:
-            if error.name != each:
-                raise BackendError(
-                    f"{each} is installed but lacks {error.name}: pip install --force-reinstall {each}"
-                ) from error
-        except (ImportError, OSError, RuntimeError) as error:
-            raise BackendError(f"{each} is installed but cannot be loaded: {error}") from error
-    modules = " or ".join(MODULES if name is None else (name,))
-    raise TensorRTUnavailable(
-        f"{modules} is not installed: on Jetson it comes with JetPack; elsewhere pip install "
-        f"tensorrt, or tensorrt-rtx for GeForce and RTX; to run without TensorRT, {ONNXRUNTIME_GPU}"
-    )
-
-
-def load_for_gpu(sm: str | None, fp32: Sequence[str] = ()) -> Any:
-    """Import TensorRT for GPUs of compute capability `sm`, e.g. "SM86"; None: any. fp32: graphs with such products.
-
-    Raises TensorRTUnavailable if it does not support them.
-    """
-    trt = load_tensorrt()
-    if sm is None or not builds_without_gpu(trt):
-        return trt
-    if sm not in _compute_capabilities(trt):
-        problem = f"does not support {sm}, this machine's GPU: pip install tensorrt"
-    elif sm == _WITHOUT_FP32 and fp32:
-        problem = f"multiplies no fp32 on {sm}, this machine's GPU: export {', '.join(fp32)} in fp16"
-    else:
-        return trt
-    raise TensorRTUnavailable(f"{identity(trt)} {problem}; to run without TensorRT, {ONNXRUNTIME_GPU}")
-
-
-def load_runner(sm: str | None, fp32: Sequence[str] = ()) -> Any:
-    """See load_for_gpu; ONNX Runtime takes TensorRT's place where it does not support the GPU. Raises BackendError."""
+def load_tensorrt(name: str = "tensorrt") -> Any:
+    """Import TensorRT, or tensorrt_rtx, which only builds. Raises BackendError if it is missing, old or broken."""
     try:
-        return load_for_gpu(sm, fp32)
-    except TensorRTUnavailable as error:
-        shim = onnxruntime_shim.find()
-        if shim is None:
-            raise
-        _log.warning("ONNX Runtime's CUDA provider replaces TensorRT: %s", error)
-        return shim
-
-
-def builds_without_gpu(trt: Any) -> bool:
-    """Whether the module builds for GPUs that this machine lacks. tensorrt itself times kernels on the GPU."""
-    return bool(trt.__name__ == "tensorrt_rtx")
-
-
-def opens_graphs(trt: Any) -> bool:
-    """Whether a plan only refers to its graph, as ONNX Runtime's do. TensorRT's own plans are self-contained."""
-    return bool(getattr(trt, "opens_graphs", False))
+        trt = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise BackendError(
+                f"{name} is installed but lacks {error.name}: pip install --force-reinstall {name}"
+            ) from error
+        raise BackendError(
+            f"{name} is not installed: on Jetson it comes with JetPack; elsewhere pip install {name.replace('_', '-')}"
+        ) from error
+    except (ImportError, OSError, RuntimeError) as error:
+        raise BackendError(f"{name} is installed but cannot be loaded: {error}") from error
+    version = tuple(int(part) for part in str(trt.__version__).split(".")[:2])
+    if name == "tensorrt" and version < _OLDEST:
+        raise BackendError(f"TensorRT {trt.__version__} is older than 10.3: update JetPack, or pip install tensorrt")
+    return trt
 
 
 def identity(trt: Any) -> str:
@@ -159,9 +112,8 @@ def _build(
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, log)
-    if not _parse(parser, graph, profiles):
+    if not parser.parse_from_file(str(graph)):
         raise BackendError("; ".join(_parser_faults(parser)) or f"the parser rejects the graph: {log.last}")
-    _decompose_attention(trt, network)
     config = builder.create_builder_config()
     _configure(trt, config, settings)
     for axes in profiles:
@@ -172,24 +124,6 @@ def _build(
     if plan is None:
         raise BackendError(f"the build failed: {log.last or 'TensorRT gives no reason'}")
     return memoryview(plan)  # a copy would double the weights
-
-
-def _parse(parser: Any, graph: Path, profiles: Sequence[Axes]) -> bool:
-    """Parse the graph; return whether it succeeded. A layer that writes a cache needs its axes to be fixed sizes."""
-    model = graph.read_bytes()
-    if _CACHE_WRITE_OP not in model:
-        return bool(parser.parse_from_file(str(graph)))
-    optima = {name: optimum for name, (_, optimum, _) in profiles[0].items()}
-    sizes = {name: size for name, size in optima.items() if all(axes.get(name) == (size,) * 3 for axes in profiles)}
-    return bool(parser.parse(native.with_axis_sizes(model, sizes), str(graph)))
-
-
-def _decompose_attention(trt: Any, network: Any) -> None:
-    """Let TensorRT compute attention layers that it has no fused kernel for, as in float32, by simpler layers."""
-    for layer in map(network.get_layer, range(network.num_layers)):
-        if layer.type.name == "ATTENTION_INPUT":
-            layer.__class__ = trt.IAttentionInputLayer  # get_layer returns an ILayer
-            layer.attention.decomposable = True
 
 
 def create(log: Any, kind: Any) -> Any:
@@ -216,10 +150,6 @@ def _plain(message: str) -> str:
 
 
 def _configure(trt: Any, config: Any, settings: Settings) -> None:
-    # tensorrt-rtx: a context that allocates while it runs cannot be captured in a CUDA graph.
-    flag = getattr(getattr(trt, "BuilderFlag", None), "REQUIRE_USER_ALLOCATION", None)
-    if flag is not None:
-        config.set_flag(flag)
     if settings.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace)
     if not settings.gpus:

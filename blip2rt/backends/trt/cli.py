@@ -4,22 +4,25 @@ Exit status: 0 success, 2 invalid input or a graph that does not build, 130 inte
 """
 
 import argparse
+import importlib.util
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ...bundle import Bundle, read
 from ...command_line import Parser, complain, flags_named, nonempty, path, positive_byte_size, run
 from ...errors import BackendError
-from . import builder, cuda, gpu, plans
+from . import builder, gpu, plan_check, plans
 from .cache import PlanCache, default_folder
-from .plan_check import PlanCheck
+from .cuda import Device, load_bindings
+from .engine import Plan
 
 PROGRAM = "blip2rt-build"
 _SIZES = {name: "--" + name.replace("_", "-") for name in ("max_batch", "max_beams", "capacity", "workspace")}
-CHECKED = ("SM86", "SM89", "SM120")  # GPUs that --check builds for with tensorrt-rtx: Ampere, Ada, Blackwell
+CHECKED = ("SM86", "SM89", "SM120")  # for --check with tensorrt-rtx: Ampere, Ada, Blackwell
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,14 +36,20 @@ def _parser() -> Parser:
     parser = Parser(
         description="Build the TensorRT plans of a bundle that blip2rt-export --target trt wrote.",
         renamed={"--model": "", "--num-beams": "--max-beams", "--beams": "--max-beams"},
-        explained={"--precision": "the graphs decide: export them with blip2rt-export --target trt --precision ..."},
+        explained={
+            "--precision": "the graphs decide: export them with blip2rt-export --target trt --precision ...",
+            "--gpu": "a plan runs on the kind of GPU that built it: run blip2rt-build there",
+            "--tensorrt": "plans are built by tensorrt; without it, --check uses tensorrt-rtx",
+        },
     )
     add = parser.add_argument
     add("bundle", type=nonempty, metavar="BUNDLE", help="folder of the bundle")
-    add("--check", action="store_true", help="build every graph without storing the plans; tensorrt-rtx needs no GPU")
-    gpus = f"GPUs to build for, with tensorrt-rtx (default: this machine's; with --check {','.join(CHECKED)})"
-    add("--gpu", type=nonempty, metavar="SM,...", help=gpus)
-    add("--no-test", action="store_true", help="accept plans without comparing them with ONNX Runtime on the CPU")
+    add(
+        "--check",
+        action="store_true",
+        help="build every graph without storing the plans; with tensorrt-rtx, no GPU is needed",
+    )
+    add("--no-test", action="store_true", help="do not compare the plans with ONNX Runtime on the CPU")
     trusted = "allow operators that blip2rt-export does not write, for graphs of your own"
     add("--trusted-graphs", action="store_true", help=trusted)
     add = parser.add_argument_group("sizes").add_argument
@@ -53,7 +62,6 @@ def _parser() -> Parser:
     add = parser.add_argument_group("files").add_argument
     cache = "folder of the plans (default: $BLIP2RT_CACHE, or blip2rt/engines in the user's cache)"
     add("--cache", type=path, metavar="FOLDER", help=cache)
-    add("--tensorrt", choices=builder.MODULES, help="TensorRT module to build with (default: the first installed)")
     return parser
 
 
@@ -62,43 +70,59 @@ def _run(args: argparse.Namespace) -> int:
     plans.check_target(bundle)
     with flags_named(_SIZES):
         sizes = plans.resolve(bundle, plans.PlanSizes(args.max_batch, args.max_beams, args.capacity, args.workspace))
-    trt = builder.load_tensorrt(args.tensorrt)
-    _report(f"{builder.identity(trt)}; {_memory_estimate(bundle, sizes)}")
-    targets = tuple(filter(None, (args.gpu or "").upper().replace(" ", "").split(",")))
-    if targets and not builder.builds_without_gpu(trt):
-        raise BackendError(
-            f"--gpu {args.gpu}: {trt.__name__} builds only for this machine's GPU: for others give "
-            "--tensorrt tensorrt_rtx"
-        )
     if args.check:
-        gpus = targets or (CHECKED if builder.builds_without_gpu(trt) else ())
-        faults = plans.check(trt, bundle, sizes, gpus, _report)
-        for fault in faults:
-            complain(PROGRAM, fault)
-        count, where = len(bundle.manifest.components), ", ".join(gpus) or "this GPU"
-        if faults:
-            print(f"{len(faults)} of {count} graphs do not build for {where}")
-            return 2
-        print(f"all {count} graphs build for {where}; leave out --check to build and store the plans")
-        return 0
-    cache = PlanCache(args.cache or default_folder())
-    check = None if targets or args.no_test else _plan_check(trt, bundle)
-    for device in targets or (plans.this_gpu(trt),):
-        for component in bundle.manifest.components:
-            options: dict[str, Any] = {"accept": args.no_test, "check_plan": check}
-            options["progress"] = _progress(component)
-            print(plans.ensure(trt, bundle, component, sizes, device, cache, _report, **options))
+        return _check(bundle, sizes)
+    trt = builder.load_tensorrt()
+    _report(f"{builder.identity(trt)}; {_memory_estimate(bundle, sizes)}")
+    cache, device = PlanCache(args.cache or default_folder()), plans.this_gpu()
+    status = 0
+    for component in plans.components(bundle):
+        plan = plans.ensure(trt, bundle, component, sizes, device, cache, _report, _progress(component))
+        print(plan)
+        if not args.no_test and not _agrees(trt, bundle, component, sizes, plan):
+            status = 2
+    return status
+
+
+def _check(bundle: Bundle, sizes: plans.PlanSizes) -> int:
+    """Build every graph without storing the plans, with tensorrt-rtx for common GPUs if tensorrt is not installed."""
+    gpus: tuple[str, ...] = ()
+    try:
+        trt = builder.load_tensorrt()
+    except BackendError:
+        if importlib.util.find_spec("tensorrt_rtx") is None:
+            raise
+        trt, gpus = builder.load_tensorrt("tensorrt_rtx"), CHECKED
+    _report(f"{builder.identity(trt)}; {_memory_estimate(bundle, sizes)}")
+    faults = plans.check(trt, bundle, sizes, gpus, _report)
+    for fault in faults:
+        complain(PROGRAM, fault)
+    count, where = len(plans.components(bundle)), ", ".join(gpus) or "this GPU"
+    if faults:
+        print(f"{len(faults)} of {count} graphs do not build for {where}")
+        return 2
+    print(f"all {count} graphs build for {where}; leave out --check to build and store the plans")
     return 0
 
 
-def _plan_check(trt: Any, bundle: Bundle) -> PlanCheck | None:
-    """The check of plans on this machine's GPU; None, with a message, if the driver or its bindings are missing."""
-    llm = bundle.manifest.llm
+def _agrees(trt: Any, bundle: Bundle, component: str, sizes: plans.PlanSizes, file: Path) -> bool:
+    """Whether a plan's outputs agree with ONNX Runtime's. Report the cosine in each profile, or why there is none."""
+    graph, log, agrees = bundle.checked_graph(component), builder.logger(trt), True
     try:
-        return PlanCheck(trt, cuda.Cuda(*cuda.load_bindings()), 0 if llm is None else llm.vocab_size)
-    except BackendError as error:
-        _report(f"the plans will not be tested now: {error}")
-        return None
+        plan = Plan(Device(load_bindings()), trt, builder.create(log, trt.Runtime), file, component, log)
+        for number, axes in enumerate(plans.profiles(bundle, component, sizes)):
+            cosine, name = plan_check.cosine(plan, bundle.manifest.components[component], graph, axes)
+            _report(f"{component}: profile {number} has a cosine of {cosine:.4f} with ONNX Runtime ({name})")
+            if cosine < plan_check.MIN_COSINE:
+                complain(
+                    PROGRAM,
+                    f"{component}: the plan is wrong ({name} of profile {number} has a cosine of {cosine:.3f} with the "
+                    f"graph's): use another TensorRT or precision, and delete {file}",
+                )
+                agrees = False
+    except Exception as error:  # ONNX Runtime has its own kinds, also for a lack of memory
+        _report(f"{component}: not compared with ONNX Runtime: {error}")
+    return agrees
 
 
 def _memory_estimate(bundle: Bundle, sizes: plans.PlanSizes) -> str:
@@ -107,8 +131,7 @@ def _memory_estimate(bundle: Bundle, sizes: plans.PlanSizes) -> str:
     parts = {
         "weights": needed.weights,
         "keys and values": needed.cache,
-        "logits and prompts": needed.logits,
-        "pixels and features": needed.buffers,
+        "other inputs and outputs": needed.buffers,
         "scratch memory": needed.scratch,
         "CUDA and its libraries": needed.context,
     }

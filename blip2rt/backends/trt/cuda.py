@@ -1,35 +1,41 @@
-"""The CUDA driver calls that the backend trt needs: memory, streams, CUDA graphs, and kernels compiled by NVRTC.
+"""The CUDA driver calls that the backend trt needs: memory, copies, one stream, CUDA graphs.
 
 Wraps NVIDIA's cuda-bindings, whose functions return (error, values...).
 """
 
-import ctypes
+from __future__ import annotations
+
+import contextlib
 import importlib
-from collections.abc import Mapping, Sequence
+import threading
+import weakref
+from types import TracebackType
 from typing import Any
 
 from ...errors import BackendError
 from ...install_hints import pip_install
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream, which TensorRT's builder uses
-_NO_TIMING = 2  # CU_EVENT_DISABLE_TIMING
 _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may allocate during a capture
-_MAJOR, _MINOR = 75, 76  # CUdevice_attribute: compute capability
+_ON_HOST, _ON_DEVICE = 1, 2  # CUmemorytype
 _OUT_OF_MEMORY = 2
+
+# Where a copy begins or ends: address, bytes from one head and one tensor to the next, whether it is on the host.
+End = tuple[int, int, int, bool]
 
 
 class CudaError(BackendError):
-    """A driver or NVRTC call failed."""
+    """A driver call failed."""
 
 
 class OutOfMemory(CudaError):
     """The GPU is out of memory."""
 
 
-def load_bindings() -> tuple[Any, Any]:
-    """The modules driver and nvrtc of cuda-bindings. Raises BackendError if they are not installed."""
+def load_bindings() -> Any:
+    """The module driver of cuda-bindings. Raises BackendError if it is not installed."""
     try:
-        return importlib.import_module("cuda.bindings.driver"), importlib.import_module("cuda.bindings.nvrtc")
+        return importlib.import_module("cuda.bindings.driver")
     except ImportError as error:
         raise BackendError(
             f"the TensorRT backend needs cuda-bindings ({error}): {pip_install('trt-cu12')}, or trt-cu13 if "
@@ -37,163 +43,114 @@ def load_bindings() -> tuple[Any, Any]:
         ) from error
 
 
-class Cuda:
-    """The first GPU. Addresses are ints; streams, graphs and kernels are objects of cuda-bindings."""
+class Device:
+    """The first GPU and one stream, which runs a model's work in order. Addresses are ints.
 
-    def __init__(self, driver: Any, nvrtc: Any) -> None:
-        """Raises BackendError without a driver or GPU, or if the driver is older than NVRTC."""
-        self._driver, self._nvrtc = driver, nvrtc
+    `with device:` makes the GPU current and keeps other threads away from it.
+    """
+
+    def __init__(self, driver: Any) -> None:
+        """Raises BackendError without a driver or GPU."""
+        self._driver, self._lock = driver, threading.RLock()
         try:
             self._call("cuInit", 0)
         except (ImportError, OSError, RuntimeError) as error:
             raise CudaError(
                 f"no NVIDIA driver is installed ({' '.join(str(error).split())}): run blip2rt doctor"
             ) from None
-        version = self._call("cuDriverGetVersion")
-        self.driver = (version // 1000, version % 1000 // 10)
-        compiler = self._compiled("nvrtcVersion")
-        if self.driver < (compiler[0], 0):
-            older = f", or {pip_install('trt-cu12')}" if self.driver >= (12, 0) else ""
-            raise CudaError(
-                f"the driver supports CUDA up to {self.driver[0]}.{self.driver[1]}, but NVRTC is of CUDA "
-                f"{compiler[0]}.{compiler[1]}: update the driver{older}"
-            )
-        device = self._call("cuDeviceGet", 0)
-        self.compute_capability: tuple[int, int] = (self._attribute(_MAJOR, device), self._attribute(_MINOR, device))
-        self._context = self._call("cuDevicePrimaryCtxRetain", device)  # the context that TensorRT uses
-        self.activate()
+        self._context = self._call("cuDevicePrimaryCtxRetain", self._call("cuDeviceGet", 0))  # TensorRT's, too
+        self._later: list[tuple[str, Any]] | None = None  # what to free after a capture
+        with self:
+            self.stream = self._call("cuStreamCreate", _NON_BLOCKING)
+        weakref.finalize(self, _destroy_stream, driver, self._context, self.stream).atexit = False
 
-    def _attribute(self, number: int, device: Any) -> int:
-        """Read a device attribute; some releases of cuda-bindings do not accept a plain number."""
-        return int(self._call("cuDeviceGetAttribute", self._driver.CUdevice_attribute(number), device))
-
-    def activate(self) -> None:
-        """Make the GPU current for this thread."""
-        self._call("cuCtxSetCurrent", self._context)
-
-    # Memory
-
-    def allocate(self, size: int) -> int:
-        """Allocate `size` bytes on the device. Raises OutOfMemory."""
-        return int(self._call("cuMemAlloc", size))
-
-    def free(self, address: int) -> None:
-        self._call("cuMemFree", address)
-
-    def allocate_host(self, size: int) -> int:
-        """Allocate page-locked host memory, which the GPU can write asynchronously."""
-        return int(self._call("cuMemAllocHost", size))
-
-    def free_host(self, address: int) -> None:
-        self._call("cuMemFreeHost", address)
-
-    def fill(self, address: int, word: int, count: int, stream: Any) -> None:
-        """Set `count` words of 4 bytes."""
-        self._call("cuMemsetD32Async", address, word, count, stream)
-
-    def upload(self, address: int, host: int, size: int, stream: Any) -> None:
-        """Copy from pageable host memory, which is read before the call returns."""
-        self._call("cuMemcpyHtoDAsync", address, host, size, stream)
-
-    def download(self, host: int, address: int, size: int, stream: Any) -> None:
-        """Copy to the host; complete once the stream has been synchronized."""
-        self._call("cuMemcpyDtoHAsync", host, address, size, stream)
-
-    def copy(self, address: int, source: int, size: int, stream: Any) -> None:
-        """Copy within device memory."""
-        self._call("cuMemcpyDtoDAsync", address, source, size, stream)
-
-    # Streams, events, graphs
-
-    def stream(self) -> Any:
-        return self._call("cuStreamCreate", _NON_BLOCKING)
-
-    def wait(self, stream: Any) -> None:
-        self._call("cuStreamSynchronize", stream)
-
-    def destroy_stream(self, stream: Any) -> None:
-        self._call("cuStreamDestroy", stream)
-
-    def event(self) -> Any:
-        return self._call("cuEventCreate", _NO_TIMING)
-
-    def record(self, event: Any, stream: Any) -> None:
-        self._call("cuEventRecord", event, stream)
-
-    def wait_event(self, event: Any) -> None:
-        self._call("cuEventSynchronize", event)
-
-    def destroy_event(self, event: Any) -> None:
-        self._call("cuEventDestroy", event)
-
-    def begin_capture(self, stream: Any) -> None:
-        """Record the following work on the stream instead of running it."""
-        self._call("cuStreamBeginCapture", stream, self._driver.CUstreamCaptureMode(_THREAD_LOCAL))
-
-    def end_capture(self, stream: Any) -> Any:
-        """The recorded graph, ready to launch. Raises CudaError if it contains work that cannot be captured."""
-        graph = self._call("cuStreamEndCapture", stream)
+    def __enter__(self) -> Device:
+        self._lock.acquire()
         try:
-            return self._call("cuGraphInstantiate", graph, 0)
-        finally:
-            self._call("cuGraphDestroy", graph)
+            self._call("cuCtxSetCurrent", self._context)
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
 
-    def launch_graph(self, graph: Any, stream: Any) -> None:
-        self._call("cuGraphLaunch", graph, stream)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._lock.release()
+
+    def allocate(self, size: int, on_host: bool = False) -> int:
+        """Allocate `size` bytes, on the host page-locked. Raises OutOfMemory."""
+        return int(self._call("cuMemAllocHost" if on_host else "cuMemAlloc", size))
+
+    def release(self, address: int, on_host: bool = False) -> None:
+        """Free memory once the stream does not use it any more."""
+        self._drop("cuMemFreeHost" if on_host else "cuMemFree", address)
 
     def destroy_graph(self, graph: Any) -> None:
-        self._call("cuGraphExecDestroy", graph)
+        self._drop("cuGraphExecDestroy", graph)
 
-    # Kernels
+    def _drop(self, call: str, what: Any) -> None:
+        with contextlib.suppress(CudaError), self:  # a failed device may reject every call
+            if self._later is not None:  # the garbage collector runs during a capture, which this would end
+                self._later.append((call, what))
+                return
+            with contextlib.suppress(CudaError):
+                self.wait()
+            self._call(call, what)
 
-    @property
-    def architecture(self) -> str:
-        return "sm_{}{}".format(*self.compute_capability)
+    def clear(self, address: int, size: int) -> None:
+        """Fill with zeros. size: a multiple of 4."""
+        self._call("cuMemsetD32Async", address, 0, size // 4, self.stream)
 
-    @property
-    def compiler(self) -> str:
-        return "nvrtc {}.{}".format(*self._compiled("nvrtcVersion"))
+    def upload(self, address: int, host: int, size: int) -> None:
+        """Copy from page-locked memory."""
+        self._call("cuMemcpyHtoDAsync", address, host, size, self.stream)
 
-    def compile(self, source: str, headers: Mapping[str, str], architecture: str) -> bytes:
-        """Compile CUDA C++ for an architecture such as "sm_87"; needs no GPU. Raises CudaError with the first error."""
-        texts, names = [text.encode() for text in headers.values()], [name.encode() for name in headers]
-        program = self._compiled("nvrtcCreateProgram", source.encode(), b"kernels.cu", len(headers), texts, names)
+    def download(self, host: int, address: int, size: int) -> None:
+        """Copy to page-locked memory; complete after the next wait()."""
+        self._call("cuMemcpyDtoHAsync", host, address, size, self.stream)
+
+    def copy_blocks(self, source: End, target: End, size: int, heads: int, tensors: int) -> None:
+        """Copy `tensors` x `heads` runs of `size` bytes; complete at return if an end is on the host."""
+        block, driver = self._driver.CUDA_MEMCPY3D(), self._driver
+        block.WidthInBytes, block.Height, block.Depth = size, heads, tensors
+        for prefix, (address, head, tensor, on_host) in (("src", source), ("dst", target)):
+            setattr(block, f"{prefix}MemoryType", driver.CUmemorytype(_ON_HOST if on_host else _ON_DEVICE))
+            setattr(block, f"{prefix}Host" if on_host else f"{prefix}Device", address)
+            setattr(block, f"{prefix}Pitch", head)
+            setattr(block, f"{prefix}Height", tensor // head)
+        self._call("cuMemcpy3DAsync", block, self.stream)
+        if source[3] or target[3]:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for all work on the stream."""
+        self._call("cuStreamSynchronize", self.stream)
+
+    def capture(self, work: Any) -> Any:
+        """What `work` enqueues on the stream as a CUDA graph, ready to launch. Raises BackendError."""
+        later: list[tuple[str, Any]] = []
+        self._later = later
         try:
-            return self._code(program, architecture)
+            self._call("cuStreamBeginCapture", self.stream, self._driver.CUstreamCaptureMode(_THREAD_LOCAL))
+            try:
+                work()
+            finally:
+                graph = self._call("cuStreamEndCapture", self.stream)
+            try:
+                return self._call("cuGraphInstantiate", graph, 0)
+            finally:
+                self._call("cuGraphDestroy", graph)
         finally:
-            self._compiled("nvrtcDestroyProgram", program)
+            self._later = None
+            for call, what in later:
+                self._drop(call, what)
 
-    def _code(self, program: Any, architecture: str) -> bytes:
-        # --fmad=false: the same results as the CPU's loop.
-        options = [f"--gpu-architecture={architecture}".encode(), b"-std=c++17", b"-default-device", b"--fmad=false"]
-        failed = int(self._nvrtc.nvrtcCompileProgram(program, len(options), options)[0])
-        if failed:
-            log = b" " * self._compiled("nvrtcGetProgramLogSize", program)
-            self._compiled("nvrtcGetProgramLog", program, log)
-            fault = next((line for line in log.decode(errors="replace").splitlines() if "error" in line), "")
-            raise CudaError(f"{self.compiler} cannot compile the kernels for {architecture}: {fault or failed}")
-        code = b" " * self._compiled("nvrtcGetCUBINSize", program)
-        self._compiled("nvrtcGetCUBIN", program, code)
-        return code
+    def launch(self, graph: Any) -> None:
+        self._call("cuGraphLaunch", graph, self.stream)
 
-    def module(self, code: bytes) -> Any:
-        return self._call("cuModuleLoadData", code)
-
-    def unload(self, module: Any) -> None:
-        self._call("cuModuleUnload", module)
-
-    def kernel(self, module: Any, name: str) -> Any:
-        return self._call("cuModuleGetFunction", module, name.encode())
-
-    def launch(self, kernel: Any, grid: tuple[int, int], threads: int, arguments: Sequence[Any], stream: Any) -> None:
-        """Launch a kernel. arguments: ctypes values, copied by the call."""
-        pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(each) for each in arguments))
-        self._call("cuLaunchKernel", kernel, *grid, 1, threads, 1, 1, 0, stream, ctypes.addressof(pointers), 0)
-
-    def _call(self, name: str, *arguments: Any, module: Any = None) -> Any:
-        error, *values = getattr(module or self._driver, name)(*arguments)
+    def _call(self, name: str, *arguments: Any) -> Any:
+        error, *values = getattr(self._driver, name)(*arguments)
         if int(error):
-            if int(error) == _OUT_OF_MEMORY and module is None:
+            if int(error) == _OUT_OF_MEMORY:
                 size = f" for {arguments[0] / 1e6:.0f} MB" if name.startswith("cuMemAlloc") else ""
                 raise OutOfMemory(
                     f"the GPU is out of memory{size} ({name}): build smaller plans (max_batch, max_beams, capacity) "
@@ -202,5 +159,17 @@ class Cuda:
             raise CudaError(f"{name} failed: {getattr(error, 'name', error)}")
         return values[0] if len(values) == 1 else values
 
-    def _compiled(self, name: str, *arguments: Any) -> Any:
-        return self._call(name, *arguments, module=self._nvrtc)
+
+class Buffer:
+    """Memory that is freed with the object: the device's, or page-locked memory of the host."""
+
+    def __init__(self, device: Device, size: int, on_host: bool = False) -> None:
+        self.size = size
+        with device:
+            self.address = device.allocate(size, on_host)
+        weakref.finalize(self, device.release, self.address, on_host).atexit = False  # at exit the driver does
+
+
+def _destroy_stream(driver: Any, context: Any, stream: Any) -> None:
+    driver.cuCtxSetCurrent(context)
+    driver.cuStreamDestroy(stream)

@@ -1,1 +1,1 @@
-"""Graphs of the targets trt and trt-native."""
+"""Graphs of the target trt."""

@@ -5,7 +5,6 @@ compiles does not depend on them.
 """
 
 import contextlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from blip2rt_export.precision.quantizer import BlockFormat, Quantizer
 from blip2rt_export.trt import precision as trt_precision
 from tests.seeds import seed_of
 from tests.tiny import blip2 as tiny_blip2
-from tests.tiny import language_models
 from tests.tiny.llm_configs import CONFIGS
 
 pytestmark = pytest.mark.long(90, "NVIDIA's builder parses and builds each graph")
@@ -38,17 +36,10 @@ SIZES = {"B": (1, 2, 3), "T": (64, 64, 64), "S": (1, 8, 32), "S_enc": (1, 8, 32)
 
 
 def parts(name: str, folder: Path) -> Iterator[tuple[str, Any]]:
-    """Graphs in float32 of a family's language model, of what lies before it ("image"), or of "retrieval".
-
-    "FAMILY, native": the graph writes its cache.
-    """
-    family, _, native = name.partition(", ")
-    if native:
-        yield from targets.TRT_NATIVE.llm_graphs(language_models.build(family, SEED), 64)
-        return
+    """Graphs in float32 of a family's language model, of what lies before it ("image"), or of "retrieval"."""
     if name in FAMILIES:
         model = Checkpoint(tiny_blip2.generative(folder, CONFIGS[name]())).load(vision=False)
-        yield from targets.TRT.llm_graphs(model.llm, 64)
+        yield from ((each, graph) for each, graph in targets.TRT.llm_graphs(model.llm, 64) if each != "embed")
         return
     if name == "retrieval":
         found = qformer.graphs(Checkpoint(tiny_blip2.retrieval(folder)).load(vision=False))
@@ -96,7 +87,7 @@ def plan(graph: Path) -> memoryview:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_tensorrt_builds_language_models(name: str, precision: str, traced: Callable[..., Any], tmp_path: Path) -> None:
     files = write(traced(name), precision, tmp_path)
-    assert {file.stem for file in files} == {"llm", "embed"} | ({"encoder"} if name == "t5" else set())
+    assert {file.stem for file in files} == {"llm"} | ({"encoder"} if name == "t5" else set())
     assert all(plan(file) for file in files)
     proto = onnx.load(tmp_path / "llm.onnx", load_external_data=False)
     types = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
@@ -104,21 +95,6 @@ def test_tensorrt_builds_language_models(name: str, precision: str, traced: Call
     weights.discard(None)  # of activations
     stored = {"int8-static": {onnx.TensorProto.INT8}, "int4": {onnx.TensorProto.INT4}}
     assert weights == stored.get(precision, set())
-
-
-NATIVE = [("opt", "fp16"), ("llama", "fp16"), ("llama", "int8-static"), ("qwen2", "fp16"), ("t5", "int4")]
-
-
-@pytest.mark.parametrize(
-    ("name", "precision"),
-    [("llama", "int4"), ("t5", "fp16"), *(pytest.param(*each, marks=pytest.mark.slow) for each in NATIVE)],
-)
-def test_tensorrt_builds_in_place_caches(name: str, precision: str, traced: Callable[..., Any], tmp_path: Path) -> None:
-    write({"llm": traced(f"{name}, native")["llm"]}, precision, tmp_path)
-    graph = tmp_path / "llm.onnx"
-    assert plan(graph)
-    operators = Counter(node.op_type for node in onnx.load(graph, load_external_data=False).graph.node)
-    assert operators["TensorScatter"] == 2 * operators["Attention"] > 0
 
 
 @pytest.mark.parametrize(

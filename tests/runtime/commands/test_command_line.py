@@ -41,7 +41,7 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "blip2rt stdio": ("--backend", "onnx"),
     "blip2rt help": ("captions",),
     "blip2rt-bench": ("--geometry", "huge"),
-    "blip2rt-build": ("bundle", "--tensorrt", "rtx"),
+    "blip2rt-build": None,
     "blip2rt-export": ("--checkpoint", "x", "--out", "y", "--target", "onnx"),
     "blip2rt-convert": ("x", "--out", "y", "--to", "lavis"),
     "blip2rt-train": ("stage3",),
@@ -51,7 +51,6 @@ COMMANDS: dict[str, tuple[str, ...] | None] = {
     "blip2rt-train evaluate caption": ("--data", "x", "--precision", "int8"),
     "blip2rt-train evaluate vqa": ("--data", "x", "--precision", "int8"),
     "blip2rt-train evaluate retrieval": ("--data", "x", "--precision", "int8"),
-    "python -m benchmarks.gpu_day": ("--skip", "nothing"),
 }
 WITHOUT_CHOICE = "prepare shards, prepare index, stage1, stage2, questions, recipes, self-critical, calibrate, average"
 COMMANDS |= {f"blip2rt {name}": None for name in "info verify pull doctor".split()}
@@ -118,7 +117,7 @@ def test_every_command_is_in_the_table() -> None:
     modules |= {f"train.{module}" for module, _ in TRAINING.values()}
     modules = {name.replace("blip2rt_export", "export").replace("blip2rt_train", "train") for name in modules}
     # Workers that another program starts.
-    workers = ("blip2rt.bench.worker", "blip2rt.bench.torch_peer", "benchmarks.gpu_day.kernels")
+    workers = ("blip2rt.bench.worker", "blip2rt.bench.torch_peer")
     for package in ("blip2rt", "train", "export", "benchmarks"):
         for file in (ROOT / package).rglob("*.py"):
             name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
