@@ -99,7 +99,7 @@ def random_weights(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def write_bundle(path: Path, weights: dict[str, np.ndarray], generative: bool = True, retrieval: bool = True) -> None:
-    import pytest  # not at the top: benchmarks.gpu_day makes bundles without pytest
+    import pytest  # not at the top: other programs make bundles without pytest
 
     onnx = pytest.importorskip("onnx")
     graphs = build_graphs(onnx, weights)

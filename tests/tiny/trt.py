@@ -107,7 +107,7 @@ def write_model(path: Path, model: Any, target_name: str) -> Path:
         graphs |= {name: onnx.load(writer.folder / f"{name}.onnx", load_external_data=False) for name in names}
         manifest = make_manifest(graphs, True, False)
         qformer = manifest.components["qformer"]  # which no test runs: its width is not the model's
-        outputs = tuple(replace(each, shape=("B", Q, "D")) for each in qformer.outputs)
+        outputs = tuple(replace(each, shape=("B", Q, config.hidden_size)) for each in qformer.outputs)
         manifest.components["qformer"] = replace(qformer, outputs=outputs)
         inputs = manifest.components["llm"].inputs
         past = next(each for each in inputs if each.name == "past_key_0")

@@ -1,11 +1,9 @@
 """A simulation of the NVIDIA driver and TensorRT in host memory, limited to what the backend trt calls.
 
-It is as strict as possible. Work on a stream is recorded and runs only when a caller waits for it, which reveals memory
-that is freed or reused too early, on the host too. Every address must lie in live, aligned memory of sufficient size;
-shapes must fit the profile; outputs must not overlap inputs or each other; fresh memory is full of NaN, which must not
-be read. ONNX Runtime runs the graphs. Any violation raises `Misuse`, which our code never catches.
-
-It cannot show how TensorRT behaves, whether its work can be captured, races, or speed.
+Work on a stream is recorded and runs only when a caller waits for it, which reveals memory that is freed or reused too
+early, on the host too. Every address must lie in live, aligned memory of sufficient size; shapes must fit the profile;
+outputs must not overlap inputs or each other; fresh memory is full of NaN, which must not be read. ONNX Runtime runs
+the graphs. Any violation raises `Misuse`, which our code never catches. What only a GPU shows: docs/jetson.md.
 """
 
 from __future__ import annotations
@@ -52,11 +50,7 @@ class Stream:
     def __init__(self, handle: int) -> None:
         self.handle, self.work, self.captured, self.invalid = handle, [], None, False
 
-    def __int__(self) -> int:
-        return self.handle
-
-    def put(self, work: Callable[[], None]) -> None:
-        (self.work if self.captured is None else self.captured).append(work)
+    __int__ = lambda self: self.handle  # noqa: E731
 
 
 def bytes_at(address: int, size: int) -> np.ndarray:
@@ -77,11 +71,11 @@ class Driver:
         self.CUstreamCaptureMode = self.CUmemorytype = int
         self.CUDA_MEMCPY3D = SimpleNamespace
 
-    used = property(lambda self: sum(size for size, _ in list(self.live.values())))
+    used = property(lambda self: sum(size for size, _ in self.live.copy().values()))
 
     def require(self, address: int, size: int, what: str, host: bool = False) -> None:
         """Require that `size` bytes at `address` lie within one live allocation."""
-        found = list((self.pinned if host else self.live).items())  # other threads allocate
+        found = (self.pinned if host else self.live).copy().items()  # other threads and finalizers change it
         inside = any(start <= address and address + size <= start + length for start, (length, _) in found)
         must(inside, f"{what}: {size} bytes at {address:#x} do not lie in {'pinned' if host else 'device'} memory")
 
@@ -91,7 +85,8 @@ class Driver:
         return self.streams[int(stream)]
 
     def _put(self, stream: Any, work: Callable[[], None]) -> tuple[Any, ...]:
-        self._stream(stream).put(work)
+        own = self._stream(stream)
+        (own.work if own.captured is None else own.captured).append(work)
         return (OK,)
 
     def cuInit(self, *_: Any) -> tuple[Any, ...]:
@@ -125,7 +120,9 @@ class Driver:
     def cuMemFree(self, address: int, on_host: bool = False) -> tuple[Any, ...]:
         where = self.pinned if on_host else self.live
         must(address in where, "memory is freed that is not in use")
-        must(all(stream.captured is None for stream in self.streams.values()), "memory is freed during a capture")
+        must(
+            all(stream.captured is None for stream in self.streams.copy().values()), "memory is freed during a capture"
+        )
         del where[address]
         return (OK,)
 
@@ -204,8 +201,8 @@ class Driver:
 
     def cuStreamEndCapture(self, stream: Any) -> tuple[Any, ...]:
         own = self._stream(stream)
-        must(own.captured is not None, "a stream that is not captured")
         (graph, own.captured), invalid, own.invalid = (own.captured, None), own.invalid, False
+        must(graph is not None, "a stream that is not captured")
         return (CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, None) if invalid else (OK, graph)
 
     def cuGraphInstantiate(self, graph: Any, flags: int) -> tuple[Any, ...]:
@@ -234,21 +231,35 @@ class TensorRT:
     TensorIOMode = SimpleNamespace(INPUT="INPUT")
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="USER_MANAGED")
     NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
-    MemoryPoolType = SimpleNamespace(WORKSPACE="WORKSPACE")
 
-    class ILogger:
-        ERROR = 1
-
-    class IProgressMonitor:
-        pass
+    IProgressMonitor, ILogger = type("Monitor", (), {}), type("Logger", (), {"ERROR": 1})
 
     def __init__(self, driver: Driver) -> None:
         self.driver, self.gpu, self.builds, self.refuses_capture = driver, "Orin", 0, False
         self.wrong_profile: int | None = None  # whose float outputs are reversed, to simulate a faulty builder
         self.fails: Callable[[str], bool] = lambda path: False  # whether a run of this graph fails
 
-    def Builder(self, log: Any) -> Any:
-        return Builder(self)
+    def Builder(self, log: Any) -> TensorRT:
+        return self
+
+    def create_network(self, flags: int) -> Network:
+        must(flags == 2, "a network that is not strongly typed")
+        return Network()
+
+    def create_builder_config(self) -> Any:
+        profiles: list[Any] = []
+        add = lambda profile: profiles.append(profile.shapes) or len(profiles) - 1  # noqa: E731
+        return SimpleNamespace(profiles=profiles, add_optimization_profile=add)
+
+    def create_optimization_profile(self) -> Any:
+        shapes: dict[str, Any] = {}
+        return SimpleNamespace(shapes=shapes, set_shape=lambda name, *sizes: shapes.__setitem__(name, sizes))
+
+    def build_serialized_network(self, network: Network, config: Any) -> bytes:
+        self.builds += 1
+        fixed = {name: [shape] * 3 for name, shape in network.inputs if all(isinstance(n, int) for n in shape)}
+        profiles = [{**fixed, **profile} for profile in config.profiles or [{}]]
+        return json.dumps({"path": network.path, "profiles": profiles, "gpu": self.gpu}).encode()
 
     def OnnxParser(self, network: Any, log: Any) -> Any:
         return SimpleNamespace(parse_from_file=network.load, num_errors=0)
@@ -257,10 +268,9 @@ class TensorRT:
         def deserialize(plan: Any) -> Engine | None:
             must(not isinstance(plan, bytes), "a copy of the plan beside the device's")
             made = json.loads(bytes(memoryview(plan)))
-            if made["gpu"] != self.gpu:
-                log.log(1, f"the engine was built for {made['gpu']}")
-                return None
-            return Engine(self, made)
+            if made["gpu"] == self.gpu:
+                return Engine(self, made)
+            return log.log(1, f"the engine was built for {made['gpu']}")
 
         return SimpleNamespace(deserialize_cuda_engine=deserialize)
 
@@ -283,30 +293,6 @@ def dims(value: Any) -> list[int | str]:
     return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
 
 
-class Builder:
-    def __init__(self, trt: TensorRT) -> None:
-        self.trt = trt
-
-    def create_network(self, flags: int) -> Network:
-        must(flags == 2, "a network that is not strongly typed")
-        return Network()
-
-    def create_builder_config(self) -> Any:
-        profiles: list[Any] = []
-        add = lambda profile: profiles.append(profile.shapes) or len(profiles) - 1  # noqa: E731
-        return SimpleNamespace(profiles=profiles, add_optimization_profile=add, set_memory_pool_limit=lambda *_: None)
-
-    def create_optimization_profile(self) -> Any:
-        shapes: dict[str, Any] = {}
-        return SimpleNamespace(shapes=shapes, set_shape=lambda name, *sizes: shapes.__setitem__(name, sizes))
-
-    def build_serialized_network(self, network: Network, config: Any) -> bytes:
-        self.trt.builds += 1
-        fixed = {name: [shape] * 3 for name, shape in network.inputs if all(isinstance(n, int) for n in shape)}
-        profiles = [{**fixed, **profile} for profile in config.profiles or [{}]]
-        return json.dumps({"path": network.path, "profiles": profiles, "gpu": self.trt.gpu}).encode()
-
-
 class Engine:
     device_memory_size_v2 = 4000
 
@@ -318,7 +304,6 @@ class Engine:
         self.num_io_tensors, self.num_optimization_profiles = len(self.ends), len(self.profiles)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.add_session_config_entry("session.disable_quant_qdq", "1")  # quantize exactly as the graph says
         self.session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
 
@@ -330,8 +315,7 @@ class Engine:
         return onnx.helper.tensor_dtype_to_np_dtype(self.ends[name].type.tensor_type.elem_type)
 
     def get_tensor_dtype(self, name: str) -> str:
-        kinds = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64", "int32": "INT32"}
-        return f"DataType.{kinds[str(self.dtype(name))]}"
+        return "DataType." + {"float32": "FLOAT", "float16": "HALF", "int64": "INT64"}[str(self.dtype(name))]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return tuple(-1 if isinstance(size, str) else size for size in dims(self.ends[name]))
@@ -347,8 +331,7 @@ class Context:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.driver = engine, engine.trt.driver
         self.profile: int | None = None
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.addresses: dict[str, int] = {}
+        self.shapes, self.addresses = dict[str, tuple[int, ...]](), dict[str, int]()
         self.warm: Any = None  # shapes of the run before
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
@@ -388,7 +371,7 @@ class Context:
         if trt.fails(self.engine.path) or own.invalid:
             return False
         self.warm, addresses = shapes, dict(self.addresses)
-        own.put(lambda: self.run(shapes, addresses))
+        self.driver._put(stream, lambda: self.run(shapes, addresses))
         return True
 
     def run(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:

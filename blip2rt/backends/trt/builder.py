@@ -17,7 +17,6 @@ from typing import Any
 from ...errors import BackendError
 
 Axes = Mapping[str, tuple[int, int, int]]  # dynamic axis -> its minimum, optimum and maximum
-Progress = Callable[[str, int, int], None]  # phase, steps done, steps in all
 _OLDEST = (10, 3)  # JetPack 6.2
 _NO_CUDA = "catchCudaError"
 _log = logging.getLogger("blip2rt")
@@ -56,18 +55,16 @@ def identity(trt: Any) -> str:
     return f"{trt.__name__} {trt.__version__}"
 
 
-def build(
-    trt: Any, graph: Path, profiles: Sequence[Axes], settings: Settings = Settings(), progress: Progress | None = None
-) -> memoryview:
+def build(trt: Any, graph: Path, profiles: Sequence[Axes], settings: Settings = Settings()) -> memoryview:
     """Build a plan, in TensorRT's own memory.
 
     profiles: each gives the sizes of the graph's dynamic axes by name.
 
-    progress(phase, done, total) reports TensorRT's phases. Ctrl-C ends the build at its next step. Raises BackendError
-    that lists the parser's errors with their nodes, an axis missing from the profiles, or the builder's last error.
+    Ctrl-C ends the build at its next step. Raises BackendError that lists the parser's errors with their nodes, an axis
+    missing from the profiles, or the builder's last error.
     """
     stop = threading.Event()
-    return _interruptible(lambda: _build(trt, graph, profiles, settings, progress, stop), stop)
+    return _interruptible(lambda: _build(trt, graph, profiles, settings, stop), stop)
 
 
 def _interruptible(work: Callable[[], memoryview], stop: threading.Event) -> memoryview:
@@ -99,14 +96,7 @@ def _interruptible(work: Callable[[], memoryview], stop: threading.Event) -> mem
     return built.result()
 
 
-def _build(
-    trt: Any,
-    graph: Path,
-    profiles: Sequence[Axes],
-    settings: Settings,
-    progress: Progress | None,
-    stop: threading.Event,
-) -> memoryview:
+def _build(trt: Any, graph: Path, profiles: Sequence[Axes], settings: Settings, stop: threading.Event) -> memoryview:
     log = logger(trt)
     builder = create(log, trt.Builder)
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
@@ -118,7 +108,7 @@ def _build(
     _configure(trt, config, settings)
     for axes in profiles:
         _add_profile(builder, config, network, axes, log)
-    monitor = _monitor(trt, progress, stop)  # TensorRT does not keep it alive
+    monitor = _monitor(trt, stop)  # TensorRT does not keep it alive
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -208,27 +198,20 @@ def logger(trt: Any) -> Any:
     return Log()
 
 
-def _monitor(trt: Any, progress: Progress | None, stop: threading.Event) -> Any:
+def _monitor(trt: Any, stop: threading.Event) -> Any:
     """A TensorRT progress monitor that ends the build once `stop` is set. TensorRT calls it from its own threads."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             super().__init__()
-            self.totals: dict[str, int] = {}
-            self.lock = threading.Lock()
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            with self.lock:
-                self.totals[phase_name] = num_steps
+            pass
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            if progress is not None and not stop.is_set():
-                with self.lock:
-                    progress(phase_name, step + 1, self.totals.get(phase_name, 0))
             return not stop.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
-            with self.lock:
-                self.totals.pop(phase_name, None)
+            pass
 
     return Monitor()

@@ -1,11 +1,9 @@
 """A cache of plans on disk, so that each plan is built once.
 
-A plan's file name contains a hash of everything that the plan depends on. Metadata in a JSON file beside the plan
-repeat these inputs and hold the plan's SHA-256; a plan whose metadata or hash do not match counts as missing. The hash
-is recomputed only if the file's size or times or the stored hash have changed, because plans can have gigabytes.
+A plan's file name contains a hash of everything that the plan depends on. A JSON file beside the plan repeats these
+inputs and has the plan's SHA-256; a plan that does not match it counts as missing.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -33,70 +31,31 @@ class PlanCache:
         self.folder = folder
 
     def path(self, component: str, origin: Mapping[str, Any]) -> Path:
-        key = hashlib.sha256(_canonical(origin)).hexdigest()[:20]
+        key = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:20]
         return self.folder / f"{component}-{key}.plan"
 
     def find(self, component: str, origin: Mapping[str, Any]) -> Path | None:
         """The intact plan built from `origin`, or None if it has to be built."""
         plan = self.path(component, origin)
         try:
-            metadata = self.metadata(plan)
-            if _canonical(metadata.get("origin")) != _canonical(origin):
-                return None
-            stamp = [*_stamp(plan), metadata.get("sha256")]
-            if metadata.get("stamp") == stamp:
-                return plan
-            if metadata.get("sha256") != sha256_of(plan).hex():
-                return None
-        except OSError:
-            return None
-        with contextlib.suppress(BackendError):  # in a read-only folder the plan is hashed at every load
-            self.update_metadata(plan, stamp=stamp)
-        return plan
-
-    def metadata(self, plan: Path) -> dict[str, Any]:
-        """A plan's metadata; empty if they are missing or unreadable."""
-        try:
-            metadata = json.loads(_metadata_path(plan).read_text(encoding="utf-8"))
+            metadata = json.loads(plan.with_suffix(".json").read_text(encoding="utf-8"))
+            return plan if metadata == {"origin": origin, "sha256": sha256_of(plan).hex()} else None
         except (OSError, ValueError):
-            return {}
-        return metadata if isinstance(metadata, dict) else {}
-
-    def update_metadata(self, plan: Path, **fields: Any) -> None:
-        """Set fields of a plan's metadata. Raises BackendError if the folder is not writable."""
-        self._write(_metadata_path(plan), json.dumps({**self.metadata(plan), **fields}, indent=2).encode())
+            return None
 
     def store(self, component: str, origin: Mapping[str, Any], data: bytes | memoryview) -> Path:
         """Write a plan, then its metadata, so that an interrupted write is never loaded.
 
         Raises BackendError if the folder is not writable.
         """
-        plan = self.path(component, origin)
-        digest = hashlib.sha256(data).hexdigest()
-        self._write(plan, data)
-        metadata = {"origin": origin, "sha256": digest, "stamp": [*_stamp(plan), digest]}
-        self._write(_metadata_path(plan), json.dumps(metadata, indent=2).encode())
-        return plan
-
-    def _write(self, path: Path, data: bytes | memoryview) -> None:
+        plan, digest = self.path(component, origin), hashlib.sha256(data).hexdigest()
+        metadata = json.dumps({"origin": origin, "sha256": digest}, indent=2).encode()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_file(path, data)
+            write_file(plan, data)
+            write_file(plan.with_suffix(".json"), metadata)
         except OSError as error:
             raise BackendError(
-                f"cannot write {path}: {error.strerror or error}: choose another folder with --cache or BLIP2RT_CACHE"
+                f"cannot write {plan}: {error.strerror or error}: choose another folder with --cache or BLIP2RT_CACHE"
             ) from error
-
-
-def _metadata_path(plan: Path) -> Path:
-    return plan.with_suffix(".json")
-
-
-def _canonical(origin: Any) -> bytes:
-    return json.dumps(origin, sort_keys=True).encode()
-
-
-def _stamp(path: Path) -> list[int]:
-    """Size and times of a file. The second time changes even if a program restores the first."""
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+        return plan

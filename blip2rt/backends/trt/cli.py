@@ -6,8 +6,6 @@ Exit status: 0 success, 2 invalid input or a graph that does not build, 130 inte
 import argparse
 import importlib.util
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +75,7 @@ def _run(args: argparse.Namespace) -> int:
     cache, device = PlanCache(args.cache or default_folder()), plans.this_gpu()
     status = 0
     for component in plans.components(bundle):
-        plan = plans.ensure(trt, bundle, component, sizes, device, cache, _report, _progress(component))
+        plan = plans.ensure(trt, bundle, component, sizes, device, cache, _report)
         print(plan)
         if not args.no_test and not _agrees(trt, bundle, component, sizes, plan):
             status = 2
@@ -128,34 +126,12 @@ def _agrees(trt: Any, bundle: Bundle, component: str, sizes: plans.PlanSizes, fi
 def _memory_estimate(bundle: Bundle, sizes: plans.PlanSizes) -> str:
     """The expected device memory, in words."""
     needed, device = plans.estimate(bundle, sizes), gpu.find()
-    parts = {
-        "weights": needed.weights,
-        "keys and values": needed.cache,
-        "other inputs and outputs": needed.buffers,
-        "scratch memory": needed.scratch,
-        "CUDA and its libraries": needed.context,
-    }
-    text = "on the device " + ", ".join(f"{size / 1e6:.0f} MB of {name}" for name, size in parts.items())
-    text += f": about {needed.running / 1e6:.0f} MB; "
-    text += f"building takes about {needed.building / 1e6:.0f} MB more, one plan at a time"
+    text = f"{needed.weights / 1e6:.0f} MB of weights, {needed.cache / 1e6:.0f} MB of keys and values, about "
+    text += f"{needed.running / 1e6:.0f} MB with CUDA; building takes about {needed.building / 1e6:.0f} MB more, one "
+    text += "plan at a time"
     if not isinstance(device, str) and needed.running > device.memory:
         text += f"; {device.name} has only {device.memory / 1e6:.0f} MB, which is not enough to run it"
     return text
-
-
-def _progress(component: str) -> Callable[[str, int, int], None] | None:
-    """A progress line on a terminal, updated a few times a second."""
-    if not sys.stderr.isatty():
-        return None
-    updated = time.monotonic()
-
-    def show(phase: str, done: int, total: int) -> None:
-        nonlocal updated
-        if time.monotonic() - updated > 0.3:
-            updated = time.monotonic()
-            print(f"\r\033[K{component}: {phase} {done}/{total}", end="\r", file=sys.stderr, flush=True)
-
-    return show
 
 
 def _report(text: str) -> None:

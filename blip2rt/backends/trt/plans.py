@@ -13,15 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from ...bundle import CROSS_KEY, EMBED, ENCODER, LLM, PAST_KEY, QFORMER, VISION, Bundle
+from ...bundle import CROSS_KEY, EMBED, ENCODER, LLM, PAST_KEY, Bundle
 from ...errors import BackendError, BundleError, OptionError
 from . import builder, gpu
 from .builder import Axes, Settings
 from .cache import PlanCache
-from .engine import ALIGNMENT, CACHED
+from .runner import ALIGNMENT
 
 _BUILD_COPIES = 3  # of a plan's weights during a build: the parsed graph, the builder's copy, the plan
-_HEAD_WIDTH = 64  # of an attention head in image encoders and Q-Formers
 _CONTEXT_BYTES = 500 << 20  # CUDA's context and libraries: an allowance, not measured on a GPU
 _DEFAULT_CAPACITY = 256  # cache positions for prefix, prompt and answer of captions and questions
 # A tensor's place in a data file, as in ONNX's external_data: offset and length in decimal digits.
@@ -45,15 +44,12 @@ class Estimate:
 
     weights: int
     cache: int  # keys and values of one call at a time, or of a batch that callers share
-    buffers: int  # other inputs and outputs, which the host has, too
-    scratch: int  # of all plans; exact numbers are known only after the build
     largest: int  # weights of the largest plan
-    context: int = _CONTEXT_BYTES
 
     @property
     def running(self) -> int:
         """Bytes needed to run one generation at a time, from pixels to tokens."""
-        return self.weights + self.cache + self.buffers + self.scratch + self.context
+        return self.weights + self.cache + _CONTEXT_BYTES
 
     @property
     def building(self) -> int:
@@ -126,8 +122,7 @@ def estimate(bundle: Bundle, sizes: PlanSizes) -> Estimate:
         tensors = 2 * bundle.manifest.llm.layers
         # What a run returns has a copy of its own: one position of every row, or all positions of one.
         cache = sum(tensors * each * (rows * capacity + max(rows, capacity)) for each in _position_bytes(bundle))
-    buffers = sum(_buffers(bundle, component, sizes) for component in components(bundle))
-    return Estimate(sum(weights), cache, buffers, _scratch(bundle, sizes), max(weights))
+    return Estimate(sum(weights), cache, max(weights))
 
 
 def _position_bytes(bundle: Bundle) -> list[int]:
@@ -136,37 +131,6 @@ def _position_bytes(bundle: Bundle) -> list[int]:
     names = [name.format(0) for name in (PAST_KEY, CROSS_KEY) if name.format(0) in ports]
     heads = [(ports[name].shape[1], ports[name].shape[3], np.dtype(ports[name].dtype).itemsize) for name in names]
     return [int(count) * int(width) * size for count, width, size in heads]
-
-
-def _buffers(bundle: Bundle, component: str, sizes: PlanSizes) -> int:
-    """Bytes of a plan's inputs and outputs, in each of its profiles, apart from keys and values."""
-    needed, ports = 0, bundle.manifest.components[component]
-    for axes in profiles(bundle, component, sizes):
-        for port in (*ports.inputs, *ports.outputs):
-            if not port.name.startswith(CACHED):
-                shape = (axes[axis][2] if isinstance(axis, str) else axis for axis in port.shape)
-                needed += -(-math.prod(shape) * np.dtype(port.dtype).itemsize // ALIGNMENT) * ALIGNMENT
-    return needed
-
-
-def _scratch(bundle: Bundle, sizes: PlanSizes) -> int:
-    """Estimate the scratch memory in bytes of all plans.
-
-    Counts float32 attention scores and feed-forward activations of four times the width.
-    """
-    needed, manifest = 0, bundle.manifest
-    for component in (VISION, QFORMER):
-        if component in manifest.components:
-            outputs = manifest.components[component].outputs
-            rows, width = (size if isinstance(size, int) else 1 for size in outputs[0].shape[-2:])
-            needed += sizes.max_batch * rows * 4 * (4 * width + rows * -(-width // _HEAD_WIDTH))
-    if manifest.llm is not None:
-        llm, capacity = manifest.llm, sizes.capacity or 0
-        heads, most = -(-llm.hidden_size // llm.head_dim), []
-        for rows, length in ((sizes.max_batch * sizes.max_beams, 1), (1, capacity)):
-            most.append(rows * length * 4 * (4 * llm.hidden_size + heads * (capacity + length)))
-        needed += max(most)
-    return needed
 
 
 def graph_bytes(graph: Path) -> int:
@@ -220,14 +184,7 @@ def check(trt: Any, bundle: Bundle, sizes: PlanSizes, gpus: tuple[str, ...], rep
 
 
 def ensure(
-    trt: Any,
-    bundle: Bundle,
-    component: str,
-    sizes: PlanSizes,
-    device: str,
-    cache: PlanCache,
-    report: Report,
-    progress: builder.Progress | None = None,
+    trt: Any, bundle: Bundle, component: str, sizes: PlanSizes, device: str, cache: PlanCache, report: Report
 ) -> Path:
     """Return the component's plan for `device`, see this_gpu(), from the cache. Build it if it is missing or stale."""
     source, axes = origin(trt, bundle, component, sizes, device), profiles(bundle, component, sizes)
@@ -236,7 +193,7 @@ def ensure(
         report(f"{component}: building for {device}")
         settings = Settings((), sizes.workspace)
         try:
-            built = builder.build(trt, bundle.checked_graph(component), axes, settings, progress)
+            built = builder.build(trt, bundle.checked_graph(component), axes, settings)
         except BackendError as error:
             raise BackendError(f"{component}: {error}") from error
         plan = cache.store(component, source, built)
