@@ -1,4 +1,5 @@
-// Submits requests from Python to the batcher, and waits for their results. The batcher's thread never takes the GIL.
+// Submits requests from Python to the batcher, and waits for their results. The batcher's thread takes the GIL for an
+// engine in Python only.
 #include <algorithm>
 #include <memory>
 #include <mutex>
@@ -116,7 +117,11 @@ struct PythonBatcher {
   PythonBatcher(const Generator& generator, const BatchSizes& sizes)
       : batcher(std::make_unique<Batcher>(generator, sizes)) {}
   ~PythonBatcher() {
-    if (!batcher->forked()) return;
+    if (!batcher->forked()) {
+      const ReleasedGil released;  // a step may wait for it
+      batcher->close();
+      return;
+    }
     static_cast<void>(batcher.release());
     static_cast<void>(
         new std::shared_ptr<ProgressQueue>(progress));  // a thread of the other process may be waiting on it

@@ -3,9 +3,12 @@
 
 #include <nanobind/ndarray.h>
 
+#include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -17,9 +20,29 @@ namespace nb = nanobind;
 namespace blip2rt {
 namespace {
 
+std::atomic<bool> python_ends{false};
+std::atomic<int> calls{0};  // threads in with_python
+
+// Lets no thread call an engine any more, and waits for those that do: Python ends a thread that comes back to it
+// later, and TensorRT's module would abort. Runs when the interpreter begins to end.
+void end_calls() {
+  constexpr std::chrono::seconds kLongest(60);
+  python_ends = true;
+  const ReleasedGil released;
+  const auto end = std::chrono::steady_clock::now() + kLongest;
+  while (calls > 0 && std::chrono::steady_clock::now() < end) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+}
+
+struct Call {
+  Call() { ++calls; }
+  ~Call() { --calls; }
+};
+
 // Calls work() with the GIL. Its exceptions lose their Python types, which other threads could not destroy.
 template <class Work>
 auto with_python(const Work& work) {
+  const Call counted;
+  if (python_ends) throw std::runtime_error("the process is ending");
   const HeldGil held;
   try {
     return work();
@@ -39,6 +62,7 @@ nb::object call(nb::handle function, const nb::tuple& arguments) {
 // Keeps an object that may be dropped without the GIL.
 std::shared_ptr<nb::object> shared(nb::object object) {
   return {new nb::object(std::move(object)), [](nb::object* kept) {
+            if (python_ends) return;  // the process is ending
             const HeldGil held;
             delete kept;
           }};
@@ -169,6 +193,11 @@ class PythonGraph final : public RuntimeGraph {
 }  // namespace
 
 std::unique_ptr<RuntimeGraph> make_python_graph(nb::object engine) {
+  static const bool registered = [] {
+    nb::module_::import_("atexit").attr("register")(nb::cpp_function(&end_calls));
+    return true;
+  }();
+  static_cast<void>(registered);
   return std::make_unique<PythonGraph>(std::move(engine));
 }
 

@@ -1,7 +1,10 @@
 """The backend trt gives the CPU's results, on a simulated machine (simulated.py) and with `pytest -m gpu` on a GPU."""
 
 import gc
+import os
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -264,6 +267,43 @@ def test_broken_device_gives_one_line(tiny: Case, machine: Any, monkeypatch: pyt
     for _ in range(2):
         with pytest.raises(BackendError, match="cuStreamSynchronize failed: CUDA_ERROR_ILLEGAL_ADDRESS"):
             device.generate(prefix, prompts, PLAIN)
+
+
+_EXITS = """
+import sys, threading, time
+from pathlib import Path
+from blip2rt.backends.trt import backend, builder, gpu
+from blip2rt.batching import Batching
+from blip2rt.native import native
+from tests.trt.machine import GPU, Case
+from tests.trt.simulated import Driver, TensorRT
+
+driver = Driver()
+trt = TensorRT(driver)
+builder.load_tensorrt, backend.load_bindings, gpu.find = lambda: trt, lambda: driver, lambda: GPU
+case, shared = Case(Path(sys.argv[1]), Path(sys.argv[2])), sys.argv[3] == "True"
+device, (prefix, prompts) = case.load(batching=Batching() if shared else None), case.inputs(2)
+options, ran = native.GenerationOptions(max_new_tokens=20, eos_token_ids=[]), threading.Event()
+
+def work():
+    while True:
+        device.generate(prefix, prompts, options)
+        ran.set()
+
+for _ in range(3):
+    threading.Thread(target=work, daemon=True).start()
+ran.wait()
+time.sleep(0.05)
+"""
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_process_ends_while_threads_generate(tiny: Case, tmp_path: Path, shared: bool) -> None:
+    """Threads that wait for the interpreter, which ends, neither hang nor abort."""
+    environment = {**os.environ, "BLIP2RT_CACHE": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", _EXITS, str(tiny.ort), str(tiny.trt), str(shared)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, done.stderr
 
 
 def test_keys_and_values_can_be_float16(tiny: Case, any_machine: Any, tmp_path: Path) -> None:
