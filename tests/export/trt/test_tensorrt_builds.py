@@ -106,5 +106,5 @@ def test_tensorrt_builds_image_and_text_graphs(
     name: str, precision: str, traced: Callable[..., Any], tmp_path: Path
 ) -> None:
     files = write(traced(name), precision, tmp_path)
-    assert len(files) == {"image": 3, "retrieval": 3}[name]
+    assert len(files) == {"image": 2, "retrieval": 3}[name]
     assert all(plan(file) for file in files)
