@@ -76,7 +76,7 @@ struct MatMulInt4 final : Operator {
       kernel->quantize(product.x, first, last - first, matrix, quantized);
     });
     // A part is long enough to be worth a thread, and short enough to balance the load.
-    constexpr size_t kMaxPartBytes = 256 * 1024, kMinPartBytes = 16 * 1024;
+    constexpr size_t kMaxPartBytes = 1024 * 1024, kMinPartBytes = 16 * 1024;
     const size_t tiles = (matrix.n + kernel->tile - 1) / kernel->tile, together = kernel->tiles_at_once;
     const size_t bytes = matrix.n * matrix.blocks() * matrix.block / 2;
     parallel_for_tiles(run, threads, (tiles + together - 1) / together, bytes / kMaxPartBytes + 1,

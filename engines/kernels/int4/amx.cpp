@@ -27,6 +27,11 @@ static_assert(kPipelineDistance + 2 < kCodeRing && kPipelineDistance < kProductR
               "what is needed is not overwritten");
 static_assert(kUnpackBatch / 32 <= kMaxScaleBlocks && kMaxScaleBlocks < kMaxCodeRing, "there is room for all blocks");
 
+// Two streams of memory are faster than one on Xeons with AMX, and slower on other processors.
+struct FewRowsVectors : Avx512 {
+  static constexpr size_t kStreams = 2;
+};
+
 bool uses_tiles(const Int4Matrix& m, const Int4Input& input) { return input.rows >= kMinTileRows && m.n >= kTileSize; }
 
 // The number of rows in a column: rows that are multiplied together.
@@ -291,7 +296,7 @@ void multiply_columns(const Int4Matrix& m, const Int4Input& input, float* out, s
 
 void multiply_amx(const Int4Matrix& m, const Int4Input& input, float* out, size_t first, size_t last,
                   uint8_t* scratch) {
-  if (!uses_tiles(m, input)) return multiply<Avx512>(m, input, out, first, last, scratch);
+  if (!uses_tiles(m, input)) return multiply<FewRowsVectors>(m, input, out, first, last, scratch);
   const bool split = input.low != nullptr, narrow = column_rows(input) < kTileSize;
   configure_tiles(m.block, column_rows(input));
   (narrow  ? split ? multiply_columns<kTileSize / 2, true> : multiply_columns<kTileSize / 2, false>
@@ -301,7 +306,7 @@ void multiply_amx(const Int4Matrix& m, const Int4Input& input, float* out, size_
 }
 
 void quantize_amx(const float* x, size_t first, size_t rows, const Int4Matrix& m, const Int4Input& input) {
-  if (!uses_tiles(m, input)) return quantize<Avx512>(x, first, rows, m, input);
+  if (!uses_tiles(m, input)) return quantize<FewRowsVectors>(x, first, rows, m, input);
   const bool split = input.low != nullptr;
   const auto quantize_column = m.block == 32 ? split ? amx::quantize_column<true, 32> : amx::quantize_column<false, 32>
                                : split       ? amx::quantize_column<true, 64>

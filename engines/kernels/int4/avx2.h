@@ -9,7 +9,7 @@ namespace blip2rt {
 namespace {
 
 struct Avx2 : Int4Vectors<EightLanes> {
-  static constexpr size_t kRows8Bit = 8, kRows16Bit = 6, kFewRows = 5;
+  static constexpr size_t kRows8Bit = 8, kRows16Bit = 6, kFewRows8Bit = 5, kFewRows16Bit = 3;
   static constexpr size_t kTilesAtOnce = 2, kRowDivisor = 2;
   using Part = Ints;
 
@@ -43,10 +43,12 @@ struct Avx2 : Int4Vectors<EightLanes> {
     const Ints shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
     return to_float(low_nibble_of_lane(_mm256_srlv_epi32(_mm256_set1_epi32(eight), shifts)));
   }
-  // Spreads B numbers evenly over the lanes.
-  template <size_t B>
-  static Floats spread(const float* from) {
-    return B == 1 ? broadcast(*from) : _mm256_set_m128(_mm_set1_ps(from[1]), _mm_set1_ps(from[0]));
+  // Spreads B lanes from First on evenly over all.
+  template <size_t B, size_t First>
+  static Floats spread(Floats value) {
+    constexpr int kFirst = First, kLast = First + B - 1;
+    return _mm256_permutevar8x32_ps(value,
+                                    _mm256_setr_epi32(kFirst, kFirst, kFirst, kFirst, kLast, kLast, kLast, kLast));
   }
   static float sum(Floats value) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));

@@ -10,7 +10,7 @@ namespace blip2rt {
 namespace {
 
 struct Avx512 : Int4Vectors<SixteenLanes> {
-  static constexpr size_t kRows8Bit = 8, kRows16Bit = 4, kFewRows = 4;
+  static constexpr size_t kRows8Bit = 8, kRows16Bit = 4, kFewRows8Bit = 5, kFewRows16Bit = 3;
   static constexpr size_t kTilesAtOnce = 2, kRowDivisor = 1;
   static constexpr bool kUnpacksPairs = true;
   using Part = Ints;
@@ -35,13 +35,12 @@ struct Avx512 : Int4Vectors<SixteenLanes> {
     const Ints shifts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
     return to_float(low_nibble_of_lane(_mm512_srlv_epi32(halves, shifts)));
   }
-  // Spreads B numbers evenly over the lanes.
-  template <size_t B>
-  static Floats spread(const float* from) {
-    if (B == 1) return broadcast(*from);
-    if (B == 2) return _mm512_mask_broadcastss_ps(broadcast(from[0]), 0xff00, _mm_load_ss(from + 1));
-    const Ints lanes = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-    return _mm512_permutexvar_ps(lanes, _mm512_castps128_ps512(_mm_loadu_ps(from)));
+  // Spreads B lanes from First on evenly over all.
+  template <size_t B, size_t First>
+  static Floats spread(Floats value) {
+    constexpr int kShift = B == 1 ? 4 : B == 2 ? 3 : 2;
+    const Ints lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_permutexvar_ps(_mm512_add_epi32(_mm512_srli_epi32(lanes, kShift), _mm512_set1_epi32(First)), value);
   }
   static float sum(Floats value) { return _mm512_reduce_add_ps(value); }
   static int quantize(const float* x, size_t count, float inverse, int8_t* to, int8_t* low) {

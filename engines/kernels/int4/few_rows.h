@@ -1,5 +1,5 @@
-// The int4 product for a single row of activations or the few rows of a beam search. It reads each output separately,
-// in a few sequential streams that the hardware prefetcher follows. The linkage rules of tile.h apply.
+// The int4 product for a single row of activations or the few rows of a beam search. It reads outputs one after
+// another, in V::kStreams linear streams, and unpacks codes once for all rows. The linkage rules of tile.h apply.
 #pragma once
 
 #include "kernels/int4/tile.h"
@@ -15,9 +15,11 @@ constexpr size_t kChunkBytes = 4 * V::kLanes;
 template <class V>
 constexpr size_t kFewRowsValueBytes = V::kWideValues ? 2 : 1;
 
-// The prefetch distance in bytes. The hardware prefetcher stops at page boundaries and does not reach far enough for
-// slow memory.
-constexpr size_t kPrefetchBytes = 2048;
+// The prefetch distance in bytes, into the second-level cache: the hardware prefetcher stops at page boundaries and
+// does not reach far enough for slow memory.
+template <class V>
+constexpr size_t kPrefetchBytes = 8192 / V::kStreams;
+constexpr size_t kCacheLine = 64;
 
 // Reorders a row from quantize_row(), where the even values of every 8 come first, so that the even values of every
 // chunk come first.
@@ -35,102 +37,101 @@ void order_chunks(int8_t* values, size_t width) {
 }
 
 // The activations for this product: values in chunk order; scales and sums per block, zero-padded to a whole register.
-// Rows of values are `width` apart, rows of scales and sums `blocks`.
+// Rows of values are `width` apart, rows of scales and sums `stride`.
 struct FewRows {
   const int8_t *values, *low;
   const float *scales, *sums;
-  size_t width, blocks;
+  size_t width, stride, blocks;
 };
 
-// Multiplies an output's block scales by those of each row into `scales`, and sums the zero points' contribution per
-// lane into `offsets`. `may_overread`: reads may extend into the next outputs, whose share is multiplied by zero.
-template <class V, size_t R>
-void prepare_scales(const Int4Matrix& m, const FewRows& x, size_t output, bool may_overread, float* scales,
-                    typename V::Floats* offsets) {
-  const size_t blocks = m.blocks(), zero_bytes = (blocks + 1) / 2;
-  const uint16_t* halves = m.scales + output * blocks;
-  const uint8_t* zeros = m.zero_points + output * zero_bytes;
-  for (size_t r = 0; r < R; ++r) offsets[r] = typename V::Floats{};
-  for (size_t block = 0; block < blocks; block += V::kLanes) {
-    const size_t left = blocks - block;
-    uint16_t some_halves[V::kLanes];
-    uint8_t some_zeros[V::kLanes / 2];
-    const uint16_t* half = halves + block;
-    const uint8_t* zero = zeros + block / 2;
-    __builtin_prefetch(half + kPrefetchBytes / 16);  // short streams that the hardware prefetcher does not follow
-    __builtin_prefetch(zero + kPrefetchBytes / 32);
-    if (!may_overread && left < V::kLanes) {
-      std::memset(some_halves, 0, sizeof some_halves);
-      std::memset(some_zeros, 0, sizeof some_zeros);
-      std::memcpy(some_halves, half, left * sizeof *half);
-      std::memcpy(some_zeros, zero, (left + 1) / 2);
-      half = some_halves, zero = some_zeros;
+// The codes, block scales and zero points of an output.
+struct Output {
+  const uint8_t* codes;
+  const uint16_t* scales;
+  const uint8_t* zeros;
+};
+
+inline void prefetch_ahead(const void* from) { __builtin_prefetch(from, 0, 2); }
+
+// Multiplies R rows by chunk number Index of a group of kLanes blocks, whose scales, times those of each row, are
+// `scales`. A chunk holds several blocks, or a block several chunks, which are then summed first.
+template <class V, bool Split, size_t Block, size_t Index, size_t R>
+BLIP2RT_INLINE void add_chunk(const uint8_t* codes, const FewRows& x, size_t value,
+                              const typename V::Floats (&scales)[R], typename V::Floats (&sums)[R]) {
+  constexpr size_t kWeights = 2 * kChunkBytes<V>, kChunks = Block > kWeights ? Block / kWeights : 1;
+  constexpr size_t kBlocks = kWeights > Block ? kWeights / Block : 1;
+  typename V::Ints high[R], low[R];
+  for (size_t r = 0; r < R; ++r) high[r] = low[r] = typename V::Ints{};
+  for (size_t i = 0; i < kChunks; ++i) {
+    constexpr size_t kStep = kChunks * kChunkBytes<V>;
+    asm volatile("");  // or GCC prefetches for the whole group at its beginning
+    if ((Index * kStep + i * kChunkBytes<V>) % kCacheLine == 0) {
+      prefetch_ahead(codes + i * kChunkBytes<V> + kPrefetchBytes<V>);
     }
-    const typename V::Floats of_weights = V::load_halves(half);
-    const typename V::Floats of_zeros = V::mul(of_weights, V::load_nibbles(zero));
+    const typename V::Ints both = V::load(codes + i * kChunkBytes<V>);
+    const typename V::Ints evens = V::low_nibbles(both), odds = V::high_nibbles(both);
     for (size_t r = 0; r < R; ++r) {
-      const size_t at = r * x.blocks + block;
-      V::store(scales + at, V::mul(of_weights, V::load_floats(x.scales + at)));
-      offsets[r] = V::mul_sub(of_zeros, V::load_floats(x.sums + at), offsets[r]);
+      const size_t at = r * x.width + value + i * kWeights * kFewRowsValueBytes<V>;
+      high[r] = V::dot_all(high[r], evens, odds, x.values + at);
+      if constexpr (Split) low[r] = V::dot_all(low[r], evens, odds, x.low + at);
     }
+  }
+  for (size_t r = 0; r < R; ++r) {
+    if constexpr (Split) high[r] = V::join(high[r], low[r]);
+    sums[r] = V::mul_add(V::to_float(high[r]), V::template spread<kBlocks, Index * kBlocks>(scales[r]), sums[r]);
   }
 }
 
-// Outputs multiplied at once, far apart: several streams use more memory bandwidth than one, which stalls at every page
-// boundary.
-template <size_t R>
-constexpr size_t kStreams = R == 1 ? 4 : 2;
-
-// Multiplies R rows by S outputs, whose codes are `stride` apart, and adds the results per lane. A chunk holds B blocks
-// or a block holds C chunks; the other of the two is 1. scales (S, R, blocks).
-template <class V, bool Split, size_t B, size_t C, size_t R, size_t S>
-void add_outputs(const uint8_t* codes, size_t stride, size_t bytes, const FewRows& x, bool may_overread,
-                 const float* scales, typename V::Floats (*sums)[R]) {
-  const auto add = [&](const uint8_t* from, size_t apart, size_t first, size_t chunks) {
-    typename V::Ints high[S][R], low[S][R];
-    for (size_t s = 0; s < S; ++s) {
-      for (size_t r = 0; r < R; ++r) high[s][r] = low[s][r] = typename V::Ints{};
-    }
-    for (size_t i = 0; i < chunks; ++i) {
-      for (size_t s = 0; s < S; ++s) {
-        const typename V::Ints both = V::load(from + s * apart + i * kChunkBytes<V>);
-        const typename V::Ints evens = V::low_nibbles(both), odds = V::high_nibbles(both);
-        for (size_t r = 0; r < R; ++r) {
-          const size_t at = r * x.width + 2 * (first + i) * kChunkBytes<V> * kFewRowsValueBytes<V>;
-          high[s][r] = V::dot_all(high[s][r], evens, odds, x.values + at);
-          if constexpr (Split) low[s][r] = V::dot_all(low[s][r], evens, odds, x.low + at);
-        }
-      }
-    }
-    for (size_t s = 0; s < S; ++s) {
-      for (size_t r = 0; r < R; ++r) {
-        if constexpr (Split) high[s][r] = V::join(high[s][r], low[s][r]);
-        const float* of_blocks = scales + (s * R + r) * x.blocks + first / C * B;
-        sums[s][r] = V::mul_add(V::to_float(high[s][r]), V::template spread<B>(of_blocks), sums[s][r]);
-      }
+// Multiplies R rows by the first `chunks` chunks of a group.
+template <class V, bool Split, size_t Block, bool All, size_t R, size_t... Index>
+BLIP2RT_INLINE void add_group(const uint8_t* codes, size_t chunks, const FewRows& x, size_t value,
+                              const typename V::Floats (&scales)[R], typename V::Floats (&sums)[R],
+                              std::index_sequence<Index...>) {
+  constexpr size_t kWeights = Block > 2 * kChunkBytes<V> ? Block : 2 * kChunkBytes<V>;
+  const auto add = [&](auto index) {
+    constexpr size_t i = decltype(index)::value;
+    if (All || i < chunks) {
+      add_chunk<V, Split, Block, i, R>(codes + i * kWeights / 2, x, value + i * kWeights * kFewRowsValueBytes<V>,
+                                       scales, sums);
     }
   };
-  const size_t whole = bytes / kChunkBytes<V> / C * C, left = bytes - whole * kChunkBytes<V>;
-  for (size_t chunk = 0; chunk < whole; chunk += C) {
-    const uint8_t* from = codes + chunk * kChunkBytes<V>;
-    for (size_t s = 0; s < S; ++s) __builtin_prefetch(from + s * stride + kPrefetchBytes);
-    add(from, stride, chunk, C);
-  }
-  if (left == 0) return;
-  const uint8_t* from = codes + whole * kChunkBytes<V>;  // an incomplete chunk of several blocks
-  if (may_overread) return add(from, stride, whole, 1);
-  uint8_t last[S * kChunkBytes<V>] = {};
-  for (size_t s = 0; s < S; ++s) std::memcpy(last + s * kChunkBytes<V>, from + s * stride, left);
-  add(last, kChunkBytes<V>, whole, 1);
+  (add(std::integral_constant<size_t, Index>()), ...);
 }
 
-// Returns whether this product is faster than tiles. With several rows the horizontal sums at the end of each output
-// pay off only for long outputs and 8-bit activations.
+// Multiplies R rows by an output and adds the results per lane. It reads in whole registers, whose end, of the next
+// outputs, is multiplied by zero.
+template <class V, bool Split, size_t Block, size_t R>
+BLIP2RT_INLINE void multiply_output(const Output& w, const FewRows& x, typename V::Floats (&sums)[R]) {
+  constexpr size_t kWeights = Block > 2 * kChunkBytes<V> ? Block : 2 * kChunkBytes<V>;
+  constexpr size_t kChunks = V::kLanes * Block / kWeights;
+  using All = std::make_index_sequence<kChunks>;
+  for (size_t r = 0; r < R; ++r) sums[r] = typename V::Floats{};
+  for (size_t block = 0; block < x.blocks; block += V::kLanes) {
+    prefetch_ahead(w.scales + block + kPrefetchBytes<V> * 2 / Block);
+    prefetch_ahead(w.zeros + block / 2 + kPrefetchBytes<V> / Block);
+    const typename V::Floats of_weights = V::load_halves(w.scales + block);
+    const typename V::Floats of_zeros = V::mul(of_weights, V::load_nibbles(w.zeros + block / 2));
+    typename V::Floats scales[R];
+    for (size_t r = 0; r < R; ++r) {
+      const size_t at = r * x.stride + block;
+      scales[r] = V::mul(of_weights, V::load_floats(x.scales + at));
+      sums[r] = V::mul_sub(of_zeros, V::load_floats(x.sums + at), sums[r]);
+    }
+    const uint8_t* codes = w.codes + block * Block / 2;
+    const size_t left = x.blocks - block, value = block * Block * kFewRowsValueBytes<V>;
+    if (left >= V::kLanes) {
+      add_group<V, Split, Block, true, R>(codes, kChunks, x, value, scales, sums, All());
+    } else {
+      add_group<V, Split, Block, false, R>(codes, (left * Block + kWeights - 1) / kWeights, x, value, scales, sums,
+                                           All());
+    }
+  }
+}
+
+// Returns whether this product is faster than tiles.
 template <class V>
-bool uses_few_rows(const Int4Matrix& m, const Int4Input& input) {
-  constexpr size_t kLong = 1024;  // bytes
-  const bool long_outputs = m.blocks() * m.block / 2 >= kLong;
-  return input.rows == 1 || (input.rows <= V::kFewRows && long_outputs && (V::kWideValues || input.low == nullptr));
+bool uses_few_rows(const Int4Input& input) {
+  return input.rows <= (input.low == nullptr ? V::kFewRows8Bit : V::kFewRows16Bit);
 }
 
 size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
@@ -141,51 +142,43 @@ size_t few_rows_stride(const Int4Matrix& m) {
   return round_up(m.blocks() * m.block, 2 * kChunkBytes<V>) * kFewRowsValueBytes<V>;
 }
 
-// Multiplies R rows by S outputs from `output` on, `step` apart.
-template <class V, bool Split, size_t Block, size_t R, size_t S>
-void multiply_outputs(const Int4Matrix& m, const FewRows& x, float* out, size_t output, size_t step, bool may_overread,
-                      float* scales) {
-  constexpr size_t kWeights = 2 * kChunkBytes<V>, kBlocks = kWeights > Block ? kWeights / Block : 1;
-  constexpr size_t kChunks = Block > kWeights ? Block / kWeights : 1;
-  const size_t bytes = m.blocks() * Block / 2;
-  typename V::Floats sums[S][R];
-  for (size_t s = 0; s < S; ++s) {
-    prepare_scales<V, R>(m, x, output + s * step, may_overread, scales + s * R * x.blocks, sums[s]);
+// Returns an output whose registers do not reach past the matrix: itself, or a zero-padded copy of one of the last.
+template <class V, size_t Block>
+Output padded_output(const Int4Matrix& m, size_t output, uint8_t* copy) {
+  const size_t blocks = m.blocks(), bytes = blocks * Block / 2, zero_bytes = (blocks + 1) / 2;
+  const size_t padded = round_up(blocks, V::kLanes), padded_bytes = round_up(bytes, kChunkBytes<V>);
+  const Output w = {m.codes + output * bytes, m.scales + output * blocks, m.zero_points + output * zero_bytes};
+  if (stays_inside(m, output, blocks, padded) && stays_inside(m, output, zero_bytes, padded / 2) &&
+      stays_inside(m, output, bytes, padded_bytes)) {
+    return w;
   }
-  add_outputs<V, Split, kBlocks, kChunks, R, S>(m.codes + output * bytes, step * bytes, bytes, x, may_overread, scales,
-                                                sums);
-  for (size_t s = 0; s < S; ++s) {
-    for (size_t r = 0; r < R; ++r) out[r * m.n + output + s * step] = V::sum(sums[s][r]);
-  }
+  uint8_t *scales = copy + padded_bytes, *zeros = scales + padded * sizeof *w.scales;
+  std::memset(copy, 0, padded_bytes + padded * sizeof *w.scales + padded / 2);
+  std::memcpy(copy, w.codes, bytes);
+  std::memcpy(scales, w.scales, blocks * sizeof *w.scales);
+  std::memcpy(zeros, w.zeros, zero_bytes);
+  return {copy, reinterpret_cast<uint16_t*>(scales), zeros};
 }
 
 template <class V, bool Split, size_t Block, size_t R>
-void multiply_part(const Int4Matrix& m, const Int4Input& input, float* out, size_t begin, size_t end, float* scratch) {
-  constexpr size_t kOutputsAtOnce = kStreams<R>;
-  static_assert((kOutputsAtOnce + 2) * R <= Int4Input::kFewRowsScratchFloats, "scratch has no room for more");
-  const size_t blocks = m.blocks(), bytes = blocks * Block / 2, zero_bytes = (blocks + 1) / 2;
-  const size_t padded = round_up(blocks, V::kLanes);
-  float *of_x = scratch + kOutputsAtOnce * R * padded, *sums = of_x + R * padded;
-  std::memset(of_x, 0, 2 * R * padded * sizeof(float));
+void multiply_part(const Int4Matrix& m, const Int4Input& input, float* out, size_t begin, size_t end,
+                   uint8_t* scratch) {
+  const size_t blocks = m.blocks(), padded = round_up(blocks, V::kLanes);
+  float *scales = reinterpret_cast<float*>(scratch), *sums = scales + R * padded;
+  std::memset(scales, 0, 2 * R * padded * sizeof(float));
   for (size_t r = 0; r < R; ++r) {
-    std::memcpy(of_x + r * padded, input.scales + r * blocks, blocks * sizeof(float));
+    std::memcpy(scales + r * padded, input.scales + r * blocks, blocks * sizeof(float));
     std::memcpy(sums + r * padded, input.sums + r * blocks, blocks * sizeof(float));
   }
-  const FewRows x = {input.values, input.low, of_x, sums, few_rows_stride<V>(m), padded};
-  const auto fits = [&](size_t output) {
-    return stays_inside(m, output, blocks, padded) && stays_inside(m, output, zero_bytes, padded / 2) &&
-           stays_inside(m, output, bytes, round_up(bytes, kChunkBytes<V>));
-  };
-  // All but the last outputs of the matrix are read in whole registers: copying the end of an output would cost too
-  // much for short outputs.
-  size_t whole = end;
-  while (whole > begin && !fits(whole - 1)) --whole;
-  const size_t step = (whole - begin) / kOutputsAtOnce;
-  for (size_t i = 0; i < step; ++i) {
-    multiply_outputs<V, Split, Block, R, kOutputsAtOnce>(m, x, out, begin + i, step, true, scratch);
-  }
-  for (size_t output = begin + kOutputsAtOnce * step; output < end; ++output) {
-    multiply_outputs<V, Split, Block, R, 1>(m, x, out, output, 0, output < whole, scratch);
+  const FewRows x = {input.values, input.low, scales, sums, few_rows_stride<V>(m), padded, blocks};
+  uint8_t* copy = reinterpret_cast<uint8_t*>(sums + R * padded);
+  const size_t distance = (end - begin + V::kStreams - 1) / V::kStreams;
+  for (size_t i = 0; i < distance * V::kStreams; ++i) {
+    const size_t output = begin + i % V::kStreams * distance + i / V::kStreams;
+    if (output >= end) continue;
+    typename V::Floats of_lanes[R];
+    multiply_output<V, Split, Block, R>(padded_output<V, Block>(m, output, copy), x, of_lanes);
+    for (size_t r = 0; r < R; ++r) out[r * m.n + output] = V::sum(of_lanes[r]);
   }
 }
 
@@ -217,7 +210,7 @@ inline void widen_values(int8_t* values, const int8_t* low, size_t count, bool f
 
 template <class V>
 void quantize(const float* x, size_t first, size_t rows, const Int4Matrix& m, const Int4Input& input) {
-  const bool few = uses_few_rows<V>(m, input);
+  const bool few = uses_few_rows<V>(input);
   const size_t width = m.blocks() * m.block, stride = few ? few_rows_stride<V>(m) : width * V::kValueCopies;
   for (size_t row = first; row < first + rows; ++row) {
     quantize_row<V>(x, row, m, input, stride);
@@ -231,8 +224,8 @@ void quantize(const float* x, size_t first, size_t rows, const Int4Matrix& m, co
   }
 }
 
-template <class V, bool Split, size_t R = Split ? 1 : V::kFewRows>
-void multiply_few(const Int4Matrix& m, const Int4Input& input, float* out, size_t begin, size_t end, float* scratch) {
+template <class V, bool Split, size_t R = Split ? V::kFewRows16Bit : V::kFewRows8Bit>
+void multiply_few(const Int4Matrix& m, const Int4Input& input, float* out, size_t begin, size_t end, uint8_t* scratch) {
   if constexpr (R > 1) {
     if (input.rows < R) return multiply_few<V, Split, R - 1>(m, input, out, begin, end, scratch);
   }
@@ -246,9 +239,9 @@ void multiply_few(const Int4Matrix& m, const Int4Input& input, float* out, size_
 template <class V, bool Split>
 void multiply_planes(const Int4Matrix& m, const Int4Input& input, float* out, size_t first, size_t last,
                      uint8_t* scratch) {
-  if (!uses_few_rows<V>(m, input)) return multiply_tiles<V, Split>(m, input, out, first, last, scratch);
+  if (!uses_few_rows<V>(input)) return multiply_tiles<V, Split>(m, input, out, first, last, scratch);
   const size_t begin = first * V::kLanes, end = last * V::kLanes < m.n ? last * V::kLanes : m.n;
-  multiply_few<V, Split>(m, input, out, begin, end, reinterpret_cast<float*>(scratch));
+  multiply_few<V, Split>(m, input, out, begin, end, scratch);
 }
 
 template <class V>

@@ -8,10 +8,11 @@
 namespace blip2rt {
 
 size_t Int4Kernel::scratch_size(const Int4Matrix& matrix) const {
-  // Tiles need the scales, offsets and codes of the tiles multiplied at once. Few rows need numbers for each block of
-  // the rows and outputs multiplied at once.
+  // Tiles need the scales, offsets and codes of the tiles multiplied at once. Few rows need two numbers for each block
+  // of each row, and a copy of an output.
   const size_t of_tiles = product_of(tiles_at_once * tile, matrix.blocks(), 2 * sizeof(float) + matrix.block);
-  return std::max(of_tiles, product_of(Int4Input::kFewRowsScratchFloats * sizeof(float), matrix.blocks() + tile));
+  const size_t of_few = product_of(matrix.blocks() + tile, 2 * Int4Input::kFewRows * sizeof(float) + matrix.block);
+  return std::max(of_tiles, of_few);
 }
 
 #if defined(__x86_64__)

@@ -23,9 +23,9 @@ struct Int4Matrix {
 // Quantized rows of activations, with a scale per block. int8: |error| <= scale / 2 = largest / 254. With `low`, 16
 // bits in two planes, 256 * values + low: |error| <= largest / 65024.
 struct Int4Input {
-  static constexpr size_t kRowPadding = 128;  // values after each row: the most that a register of codes unpacks to
-  static constexpr size_t kFewRowsScratchFloats = 20;  // maximum scratch floats per block for few rows
-  static constexpr size_t kQuantizeRows = 16;          // rows quantized together; buffers hold a multiple of it
+  static constexpr size_t kRowPadding = 128;   // values after each row: the most that a register of codes unpacks to
+  static constexpr size_t kFewRows = 5;        // most rows that any kernel multiplies output after output
+  static constexpr size_t kQuantizeRows = 16;  // rows quantized together; buffers hold a multiple of it
 
   size_t rows;  // at least one
   // (rows, blocks * block). As in codes, the even values of every 8 precede the odd ones. For few rows the same holds

@@ -237,8 +237,8 @@ void multiply_rows(const Int4Matrix& m, const Int4Input& input, const Codes& cod
     for (size_t t = 0; t < T; ++t) {
       for (size_t r = 0; r < R; ++r) products[t][r] = lows[t][r] = typename V::Ints{};
     }
-    prefetcher.step();
     for (size_t piece = block * pieces; piece < (block + 1) * pieces; ++piece) {
+      prefetcher.step();
       const size_t at = row * width + piece * kPieceWeights * V::kValueCopies;
       const Planes x = {input.values + at, Split ? input.low + at : nullptr, width};
       add_piece<V, Split, R, T>(codes.piece(piece), x, products, lows, std::make_index_sequence<kPieceRegisters>());
@@ -274,6 +274,7 @@ template <class V, bool Split, size_t T>
 void multiply_tile_pair(const Int4Matrix& m, const Int4Input& input, float* out, size_t begin, uint8_t* scratch) {
   const size_t blocks = m.blocks(), stride = blocks * m.block / 2, numbers = T * blocks * V::kLanes;
   const size_t outputs = m.n - begin < T * V::kLanes ? m.n - begin : T * V::kLanes;
+  const size_t pieces = blocks * m.block / kPieceWeights;
   const Scales<V> scales = {reinterpret_cast<float*>(scratch), reinterpret_cast<float*>(scratch) + numbers};
   const PackedTiles<V, T> packed = {m.codes + begin * stride, stride};
   const TransposedTiles<V, T> transposed = {scratch + 2 * numbers * sizeof(float)};
@@ -289,10 +290,10 @@ void multiply_tile_pair(const Int4Matrix& m, const Int4Input& input, float* out,
       V::store(scales.offset + (t * blocks + block) * V::kLanes, V::mul(scale, V::to_float(zeros)));
     });
     if (on_the_fly) continue;
-    transpose_pieces<V>(m, first, exist, 0, blocks * m.block / kPieceWeights,
+    transpose_pieces<V>(m, first, exist, 0, pieces,
                         [&](size_t piece, const typename V::Ints* codes) { transposed.put(t, piece, codes); });
   }
-  Prefetcher prefetcher = prefetch_tile(m, begin + outputs, T * V::kLanes, blocks * passes);
+  Prefetcher prefetcher = prefetch_tile(m, begin + outputs, T * V::kLanes, pieces * passes);
   for (size_t row = 0; row < input.rows; row += at_once) {
     const size_t rows = input.rows - row < at_once ? input.rows - row : at_once;
     alignas(64) float sums[kMaxRowsAtOnce * T * V::kLanes];

@@ -16,7 +16,7 @@ struct Int4Vectors : Vectors<Lanes> {
   using typename Vectors<Lanes>::Words;
   using typename Vectors<Lanes>::Bytes;
   static constexpr bool kPairTilesForFewRows = true;  // multiply two tiles at once even for few rows
-  static constexpr size_t kValueCopies = 1;
+  static constexpr size_t kValueCopies = 1, kStreams = 1;
   static constexpr bool kWideValues = false;    // of 16 bits, in one plane
   static constexpr bool kUnpacksPairs = false;  // registers hold the codes of two tiles
 
@@ -63,10 +63,10 @@ struct FourOutputs : Int4Vectors<FourLanes> {
     std::memcpy(&four, from, sizeof four);
     return to_float((four + Ints{}) & Ints{15, 15 << 4, 15 << 8, 15 << 12}) * Floats{1, 0x1p-4f, 0x1p-8f, 0x1p-12f};
   }
-  template <size_t B>
-  static Floats spread(const float* from) {
+  template <size_t B, size_t First>
+  static Floats spread(Floats value) {
     static_assert(B == 1, "a register holds no more than a block");
-    return broadcast(*from);
+    return BLIP2RT_SHUFFLE(value, value, First, First, First, First);
   }
 
   static int quantize(const float* x, size_t count, float inverse, int8_t* to, int8_t* low) {
