@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
+from blip2rt.errors import BundleError
 from tests.engines.native import Generator, GraphError, Session, graphs, runtime
 from tests.engines.native.graphs import Model, model, value
 from tests.engines.native.own_operators import START, scores
@@ -32,6 +33,9 @@ FOUND = ROOT / "build" / "fuzz" / "operators"
 SIGNALS = (-4, -6, -7, -8, -11)  # of a crashed process
 MICROSOFT = {"domain": "com.microsoft"}
 Texts = list[list[list[list[int]]]]  # by options, image and rank: token ids
+
+# What the core raises for a graph that it does not run, or whose outputs are not what it promises.
+REJECTIONS = (BundleError, GraphError, RuntimeError, MemoryError)
 
 
 @dataclass
@@ -227,14 +231,14 @@ def check(case: Case, folder: Path, altered: bool) -> list[str]:
     texts: Texts = []
     try:
         got, kernels = answers(case, folder, True, texts)
-    except (GraphError, RuntimeError, MemoryError) as error:
-        with contextlib.suppress(GraphError, RuntimeError, MemoryError):
+    except REJECTIONS as error:
+        with contextlib.suppress(*REJECTIONS):
             answers(case, folder, False)
             assert altered, f"our operators reject a valid graph: {error}"
         return []
     try:
         want, _ = answers(case, folder, False, texts)
-    except (GraphError, RuntimeError, MemoryError):
+    except REJECTIONS:
         return kernels  # ONNX Runtime checks some nodes less strictly next to our operators
     for number, (mine, theirs) in enumerate(zip(got, want, strict=True)):
         assert mine.shape == theirs.shape, (mine.shape, theirs.shape)
@@ -324,7 +328,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.theirs is not None:  # the same case with ONNX Runtime's operators only
         _, case, _ = make(args.seed, args.theirs, args.folder, args.sound)
-        with contextlib.suppress(GraphError, RuntimeError, MemoryError):
+        with contextlib.suppress(*REJECTIONS):
             answers(case, args.folder, False)
     elif args.first is not None:
         work(args)

@@ -39,7 +39,7 @@ JOBS = [
     ("blip2rt-convert tiny --to ours --out unpacked", "unpacked/stage2/config.json"),
     ("blip2rt-convert hf --to hf --out converted", "converted/model.safetensors"),
     ("optimum-cli export blip2rt --model converted plans --target trt --no-verify", "plans/blip2rt.json"),
-    ("blip2rt-build plans --check --gpu SM86", ""),
+    ("blip2rt-build plans --check", ""),
     ("blip2rt-bench --repeat 1 --new-tokens 2 --json bench.json", "bench.json"),
     ("blip2rt caption -r images --model tiny --out captions.jsonl", "captions.jsonl"),
 ]
