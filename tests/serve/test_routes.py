@@ -82,7 +82,10 @@ def test_blip2itm_returns_the_cosine(nano: ServerProcess, model: Any, cat: bytes
     for text in ("a cat", "Seems like there is a couch ahead."):
         found = nano.post("/blip2itm", {"image": encoded(cat), "txt": text}).json
         assert set(found) == {"response"}
-        assert math.isclose(found["response"], model.match(cat, text).cosine, abs_tol=1e-6)
+        cosine = (model.embed_image(cat) @ model.embed_text(text)).max()
+        assert math.isclose(found["response"], cosine, abs_tol=1e-6)
+        # match() encodes several phrases at once; a product of more rows adds in another order, and int8 rounds that.
+        assert math.isclose(cosine, model.match(cat, text).cosine, abs_tol=2e-3)
 
 
 def test_matches_equal_the_librarys(nano: ServerProcess, model: Any, cat: bytes) -> None:
