@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    about = "Measure a bundle on this machine, next to the machine's limits and to other engines."
+    about = "Measure a bundle on this machine, next to a linear read of its weights and to other engines."
     parser = Parser(description=about, epilog=_EPILOG)
     group = parser.add_argument_group("what to measure")
     source = group.add_mutually_exclusive_group()
@@ -64,6 +64,7 @@ def _parser() -> Parser:
     threads = "threads of every operator (default: $BLIP2RT_NUM_THREADS, or every core)"
     group.add_argument("--threads", type=whole(1, 1024), metavar="N", help=threads)
     group.add_argument("--repeat", type=whole(1, 10000), default=10, metavar="N", help="runs of each stage")
+    group.add_argument("--growth", action="store_true", help="also measure how times grow: rows, positions, images")
     group = parser.add_argument_group("output")
     json_help = "write all results; - writes them as the last line of standard output"
     group.add_argument("--json", type=nonempty, metavar="FILE", help=json_help)
@@ -72,8 +73,9 @@ def _parser() -> Parser:
 
 def _run(args: argparse.Namespace) -> int:
     _check(args)
-    if args.peer and (reason := collect.absent()):
-        print(f"no peer is measured: {reason}", file=sys.stderr)
+    for peer in args.peer:
+        if reason := collect.absent(peer):
+            print(f"{peer} is not measured: {reason}", file=sys.stderr)
     signal.signal(signal.SIGTERM, _exit)
     before = os.environ.get("TMPDIR")
     with tempfile.TemporaryDirectory(prefix="blip2rt-bench-", ignore_cleanup_errors=True) as folder:
@@ -113,6 +115,8 @@ def _check(args: argparse.Namespace) -> None:
     faults = list(_output_faults(args))
     if args.peer and args.geometry in (None, geometry.NANO):
         faults.append("--peer needs a model that transformers supports: give --geometry, but not nano")
+    if collect.LLAMA in args.peer and args.geometry is not None and "t5" in args.geometry:
+        faults.append(f"llama.cpp has no decoder like that of {args.geometry}: give a --geometry with OPT")
     if args.precision is not None and args.geometry in (None, geometry.NANO):
         faults.append("--precision applies to a bundle of random weights: give --geometry, but not nano")
     if args.image is not None and Path(args.image).is_dir():
@@ -143,8 +147,9 @@ def _plan(args: argparse.Namespace, folder: Path) -> collect.Plan:
     _check_bundle(bundle, args)
     image = str(picture(folder / "photograph.jpg")) if args.image is None else args.image
     work = Workload(str(bundle), image, args.batch, args.beams, args.new_tokens, threads, args.repeat, args.backend)
-    config = str(geometry.config(args.geometry, cache)) if args.peer and collect.absent() is None else None
-    return collect.Plan(work, args.geometry, tuple(dict.fromkeys(args.peer)), config)
+    measured = any(collect.absent(peer) is None for peer in args.peer)
+    config = str(geometry.config(args.geometry, cache)) if measured else None
+    return collect.Plan(work, args.geometry, tuple(dict.fromkeys(args.peer)), config, cache, args.growth)
 
 
 def _check_bundle(path: Path, args: argparse.Namespace) -> None:

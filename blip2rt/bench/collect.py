@@ -5,34 +5,48 @@ Times in the dict are in seconds.
 
 import datetime
 import importlib.util
+import statistics
 import sys
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ..bundle import Bundle, read
 from ..errors import Blip2rtError
 from ..version import __version__
-from . import machine, worker
+from . import llama_peer, machine, worker
 from .stages import Workload
 
-PEERS = {"hf-fp32": "transformers, eager, float32", "hf-bf16": "transformers, eager, bfloat16"}
+LLAMA = "llama.cpp"
+PEERS = {
+    "hf-fp32": "transformers, eager, float32",
+    "hf-bf16": "transformers, eager, bfloat16",
+    LLAMA: "the language model alone, Q4_0",
+}
 WARM_STARTS = 3
+TURNS = 5  # with a peer that is measured in turns with ours
+GROWTH_REPEAT = 5
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure. config: the folder from which peers build their model."""
+    """What to measure.
+
+    config: the folder from which peers build their model. cache: where llama.cpp's is kept. growth: also measure how
+    times grow.
+    """
 
     work: Workload
     geometry: str | None = None
     peers: tuple[str, ...] = ()
     config: str | None = None
+    cache: Path | None = None
+    growth: bool = False
 
 
 def collect(plan: Plan) -> dict[str, Any]:
     """Measure everything. Raises Blip2rtError if a measurement of ours fails; a peer's error becomes its entry."""
     bundle = read(plan.work.bundle)
-    limits = [_limits(plan.work)]
     result: dict[str, Any] = {
         "blip2rt": __version__,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -41,24 +55,24 @@ def collect(plan: Plan) -> dict[str, Any]:
         "bundle": _describe(bundle),
         "start": _starts(plan.work, bundle),
     }
-    limits.append(_limits(plan.work))
     _say("the stages")
     measured = worker.run_task("stages", asdict(plan.work))
     result["peak_rss_stages"] = measured["peak_rss"]
     result["stages"] = measured["stages"]
-    limits.append(_limits(plan.work))
-    result["limits"] = {name: max(found[name] for found in limits) for name in limits[0]}
-    if step := result["stages"].get("decode step"):
-        _add_limit(step, bundle, result["limits"]["read_bytes"])
     result["rates"] = _rates(result["stages"], plan.work)
     result["peers"] = {name: _peer(plan, name) for name in plan.peers}
+    result["growth"] = _growth(plan.work) if plan.growth else {}
     return result
 
 
-def _limits(work: Workload) -> dict[str, Any]:
-    """Measure the machine's rates. Other programs only lower them: the best of several moments counts."""
-    _say("the machine's limits")
-    return worker.run_task("rates", {"threads": work.threads})
+def _growth(work: Workload) -> dict[str, Any]:
+    """Measure with one thread and with all."""
+    found = {}
+    for threads in sorted({1, work.threads}):
+        _say(f"how times grow, threads={threads}")
+        given = asdict(replace(work, threads=threads, repeat=min(work.repeat, GROWTH_REPEAT)))
+        found[str(threads)] = worker.run_task("growth", given)
+    return found
 
 
 def _say(text: str) -> None:
@@ -85,18 +99,6 @@ def _starts(work: Workload, bundle: Bundle) -> dict[str, Any]:
     return {"cold": cold, "warm": warm[len(warm) // 2], "peak_rss": max(each["peak_rss"] for each in warm)}
 
 
-def _add_limit(step: dict[str, Any], bundle: Bundle, read_bytes: float) -> None:
-    """Add the time to read the language model's weights, and its share of the step's, unless a cache holds them."""
-    seconds = step_bytes(bundle) / read_bytes
-    step |= {"limit": seconds, "share": seconds / step["median"] if seconds <= step["median"] else None}
-
-
-def step_bytes(bundle: Bundle) -> int:
-    """Return the bytes of weights that a decode step reads: those of the language model's graph."""
-    graph = bundle.graph("llm")
-    return sum(file.stat().st_size for file in graph.parent.glob(f"{graph.stem}.*"))
-
-
 def _rates(stages: dict[str, Any], work: Workload) -> dict[str, float | None]:
     step = stages.get("decode step")
     return {
@@ -106,18 +108,41 @@ def _rates(stages: dict[str, Any], work: Workload) -> dict[str, float | None]:
     }
 
 
-def absent() -> str | None:
-    """Return why peers cannot be measured and how to install them, or None if they are installed."""
-    missing = [module for module in ("torch", "transformers") if importlib.util.find_spec(module) is None]
+def absent(peer: str) -> str | None:
+    """Return why a peer cannot be measured and how to install it, or None if it is installed."""
+    needed = llama_peer.NEEDED if peer == LLAMA else {"torch": "torch", "transformers": "transformers"}
+    missing = [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
     return f"{', '.join(missing)} is not installed: pip install {' '.join(missing)}" if missing else None
 
 
 def _peer(plan: Plan, name: str) -> dict[str, Any]:
-    if reason := absent():
+    if reason := absent(name):
         return {"error": reason}
     _say(f"{name}: {PEERS[name]}")
-    given = {**asdict(plan.work), "name": name, "config": plan.config}
     try:
+        if name == LLAMA:
+            return _turns(plan)
+        given = {**asdict(plan.work), "name": name, "config": plan.config}
         return worker.run_json(name, "blip2rt.bench.torch_peer", given)
     except Blip2rtError as error:
         return {"error": str(error)}
+
+
+def _turns(plan: Plan) -> dict[str, Any]:
+    """Measure llama.cpp and our generation in turns; add the median of the turns' ratios to each stage."""
+    assert plan.config is not None and plan.cache is not None
+    model = llama_peer.model(Path(plan.config), plan.cache / f"{plan.geometry}-q4_0")
+    given = {**asdict(plan.work), "model": str(model), "config": plan.config}
+    turns = [
+        (worker.run_task("generation", asdict(plan.work)), worker.run_json(LLAMA, "blip2rt.bench.llama_peer", given))
+        for _ in range(TURNS)
+    ]
+    stages = {}
+    for name in turns[0][1]["stages"]:
+        pairs = [(ours["stages"][name]["median"], theirs["stages"][name]["median"]) for ours, theirs in turns]
+        stages[name] = {
+            "median": statistics.median(theirs for _, theirs in pairs),
+            "ours": statistics.median(ours for ours, _ in pairs),
+            "times_ours": statistics.median(theirs / ours for ours, theirs in pairs),
+        }
+    return {**turns[0][1], "stages": stages, "turns": turns}

@@ -25,7 +25,7 @@ class Table:
 
 def heading(result: dict[str, Any]) -> list[str]:
     """Return a few lines about the machine and the work."""
-    machine, work, bundle, limits = (result[key] for key in ("machine", "work", "bundle", "limits"))
+    machine, work, bundle = (result[key] for key in ("machine", "work", "bundle"))
     memory = f", {machine['memory_bytes'] / 1e9:.0f} GB" if machine["memory_bytes"] else ""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     precisions = ", ".join(f"{name} {precision}" for name, precision in bundle["precisions"].items())
@@ -36,7 +36,6 @@ def heading(result: dict[str, Any]) -> list[str]:
         f"{versions}; {machine['system']}; {result['date']}",
         f"kernels: {', '.join(machine['kernels'])}",
         f"{bundle['name']}, {bundle['bytes'] / 1e6:.1f} MB: {precisions}",
-        f"memory is read at {limits['read_bytes'] / 1e9:.1f} GB/s",
     ]
 
 
@@ -44,18 +43,17 @@ def tables(result: dict[str, Any]) -> list[Table]:
     found = [_stages(result), _start(result)]
     if result["peers"]:
         found.append(_peers(result))
+    if result["growth"]:
+        found.extend(_growth(result["growth"]))
     return found
 
 
 def _stages(result: dict[str, Any]) -> Table:
     rows = []
     for name, stage in result["stages"].items():
-        limit = _ms(stage["limit"]) if "limit" in stage else ""
-        times = ""
-        if stage.get("limit"):
-            times = f"{1 / stage['share']:.2f} x" if stage["share"] else "faster: cached weights, or a busy machine"
-        rows.append((LABELS[name], _ms(stage["median"]), _ms(stage["p10"]), _ms(stage["p90"]), limit, times))
-    head = ("stage", "median ms", "p10", "p90", "limit ms", "of the limit")
+        limit = (_ms(stage["limit"]), f"{stage['of_limit']:.2f} x") if "limit" in stage else ("", "")
+        rows.append((LABELS[name], _ms(stage["median"]), _ms(stage["p10"]), _ms(stage["p90"]), *limit))
+    head = ("stage", "median ms", "p10", "p90", "linear read ms", "of the read")
     return Table("Stages", head, tuple(rows))
 
 
@@ -91,7 +89,22 @@ def _peers(result: dict[str, Any]) -> Table:
 
 
 def _ratio(theirs: dict[str, float] | None, ours: dict[str, float]) -> str:
-    return "" if theirs is None else f"{_ms(theirs['median'])} ({theirs['median'] / ours['median']:.1f} x)"
+    if theirs is None:
+        return ""
+    return f"{_ms(theirs['median'])} ({theirs.get('times_ours', theirs['median'] / ours['median']):.2f} x)"
+
+
+def _growth(growth: dict[str, Any]) -> list[Table]:
+    """A table for each curve: a row for each number of threads, with each time also as a multiple of the first."""
+    found = []
+    for curve, points in next(iter(growth.values())).items():
+        rows = []
+        for threads, curves in growth.items():
+            first, *others = curves[curve].values()
+            cells = (f"{_ms(seconds)} ({seconds / first:.2f} x)" for seconds in others)
+            rows.append((threads, _ms(first), *cells))
+        found.append(Table(f"Growth of a {curve}: ms (times the first)", ("threads", *map(str, points)), tuple(rows)))
+    return found
 
 
 def _ms(seconds: float) -> str:

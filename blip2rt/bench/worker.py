@@ -1,7 +1,7 @@
 """One measurement in its own process: `python -m blip2rt.bench.worker TASK JSON` prints a JSON object last.
 
-Tasks are the functions of stages.py, and `rates` of machine.py. `run_json` starts such a process, of this module or of
-a peer, and returns the printed object.
+Tasks are functions of stages.py. `run_json` starts such a process, of this module or of a peer, and returns the printed
+object.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import Blip2rtError
 
-TASKS = ("start", "stages")
+TASKS = ("start", "stages", "generation", "growth")
 
 
 def run_json(what: str, module: str, *arguments: Any) -> dict[str, Any]:
@@ -58,10 +58,6 @@ def print_result(measure: Callable[[], Any], *errors: type[Exception]) -> int:
 
 
 def measure(task: str, given: dict[str, Any]) -> Any:
-    if task == "rates":
-        from . import machine
-
-        return {"read_bytes": machine.read_rate(given["threads"])}
     from . import stages
 
     assert task in TASKS, "an unknown task"
