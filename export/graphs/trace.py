@@ -10,6 +10,7 @@ import functools
 import hashlib
 import io
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -86,6 +87,7 @@ def trace(spec: GraphSpec, opset: int = OPSET) -> ir.Model:
     with _quiet(), _unwrapped_errors(), torch.no_grad():
         model = capture(spec, opset)
         _stream(model, spec.module)
+        _keep_nearly_neutral(model)
         optimize_ir(model, should_fold=_foldable)
     model.ir_version = IR_VERSION
     normalise_linears(model)
@@ -118,6 +120,27 @@ def _stream(model: ir.Model, module: torch.nn.Module) -> None:
         value = model.graph.initializers.get(f"module.{name}")
         if value is not None and streaming.is_bound(parameter):
             value.const_value = lazy(functools.partial(_values, parameter), parameter.shape, ir.DataType.FLOAT, name)
+
+
+def _keep_nearly_neutral(model: ir.Model) -> None:
+    """Give scalars that are nearly 0 or 1 an axis: rules such as x + 0 = x match scalars within a tolerance.
+
+    They would drop an RMSNorm's epsilon of 1e-8, without which a row of zeros becomes 0 * infinity.
+    """
+    for node in list(model.graph):
+        if node.op_type not in ("Add", "Sub", "Mul", "Div"):
+            continue
+        for i, value in enumerate(node.inputs):
+            tensor, other = ir.convenience.get_const_tensor(value), node.inputs[1 - i]
+            if tensor is None or tensor.shape.rank() > 0 or other is None or not other.shape:
+                continue
+            number = tensor.numpy()
+            if any(
+                number != neutral and math.isclose(number, neutral, rel_tol=1e-4, abs_tol=1e-7) for neutral in (0, 1)
+            ):
+                name = f"{value.name}.row"
+                row = model.graph.initializers.get(name) or add_initializer(model, name, ir.tensor(number.reshape(1)))
+                node.replace_input_with(i, row)
 
 
 def _foldable(node: ir.Node) -> bool | None:

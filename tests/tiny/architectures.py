@@ -79,6 +79,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> model_type, chang
     "llama with yarn": ("llama", {"rope_parameters": _YARN}),
     "mistral with a window": ("mistral", {"sliding_window": 4}),
     "moshi with a window": ("moshi", {"sliding_window": 4}),
+    "llama with an epsilon of 1e-9": ("llama", {"rms_norm_eps": 1e-9}),
     "llama with heads of 10": ("llama", {"head_dim": 10}),
     "llama with heads of 100": ("llama", {"head_dim": 100}),
     "t5 with heads of 10": ("t5", {"d_kv": 10}),
