@@ -152,8 +152,8 @@ std::vector<AddedToken> Tokenizer::added_tokens() const { return parts_->added->
 
 size_t Tokenizer::settled(const int64_t* ids, size_t count) const {
   const auto is_open = [this](int64_t id) {
-    const auto text = parts_->text_of(id);
-    return parts_->is_special(id) || (text && byte_token(*text) >= 0);
+    const auto text = parts_->text_of(id);  // a run of bytes goes on past an id without a token
+    return parts_->is_special(id) || !text || byte_token(*text) >= 0;
   };
   while (parts_->decoder.byte_fallback && count > 0 && is_open(ids[count - 1])) --count;
   return count;

@@ -130,17 +130,15 @@ def _keep_nearly_neutral(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.op_type not in ("Add", "Sub", "Mul", "Div"):
             continue
-        for i, value in enumerate(node.inputs):
-            tensor, other = ir.convenience.get_const_tensor(value), node.inputs[1 - i]
-            if tensor is None or tensor.shape.rank() > 0 or other is None or not other.shape:
+        for i, (value, other) in enumerate(zip(node.inputs, reversed(node.inputs), strict=True)):
+            assert value is not None and other is not None
+            tensor = ir.convenience.get_const_tensor(value)
+            if tensor is None or tensor.shape.rank() > 0 or not other.shape:
                 continue
-            number = tensor.numpy()
-            if any(
-                number != neutral and math.isclose(number, neutral, rel_tol=1e-4, abs_tol=1e-7) for neutral in (0, 1)
-            ):
-                name = f"{value.name}.row"
-                row = model.graph.initializers.get(name) or add_initializer(model, name, ir.tensor(number.reshape(1)))
-                node.replace_input_with(i, row)
+            number = float(tensor.numpy())
+            if number not in (0, 1) and any(math.isclose(number, n, rel_tol=1e-4, abs_tol=1e-7) for n in (0, 1)):
+                row = ir.tensor(tensor.numpy().reshape(1))
+                node.replace_input_with(i, add_initializer(model, f"{node.name}.{i}", row))
 
 
 def _foldable(node: ir.Node) -> bool | None:

@@ -118,7 +118,7 @@ def test_text_forms_have_pythons_letters_and_spaces():
 
 
 def byte_fallback(tmp_path: Path) -> Any:
-    """A tokenizer with byte fallback, like Llama's; its last token, 260, is special."""
+    """A tokenizer with byte fallback, like Llama's; its last token, 260, is special, and the id 261 has no token."""
     from tokenizers import Tokenizer, decoders, models
 
     words = ["<unk>", "\u2581a", "\u2581dog", "s", *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -129,13 +129,14 @@ def byte_fallback(tmp_path: Path) -> Any:
     )
     tokenizer.add_special_tokens(["<end>"])
     tokenizer.save(str(tmp_path / "t.json"))
-    return open_llm_tokenizer(tmp_path / "t.json", replace(LLM, vocab_size=len(words) + 1))
+    return open_llm_tokenizer(tmp_path / "t.json", replace(LLM, vocab_size=len(words) + 2))
 
 
 def test_byte_fallback_pieces_join_to_the_text(tmp_path):
     tokenizer = byte_fallback(tmp_path)
     first = 4  # the token of byte 0
-    for said in ([first + 65, first + 66, first + 0xE2], [1, first + 65, first + 0xE2, 2], [first + 0xFF, 3]):
+    runs = [first + 65, first + 66, first + 0xE2], [1, first + 65, first + 0xE2, 2], [first + 0xFF, 3]
+    for said in (*runs, [first + 0x36, 261, first + 0xC6, 2]):
         stream = native.TextStream(tokenizer)
         assert "".join([*map(stream.push, said), stream.end()]) == tokenizer.text(said)
     for _ in range(300):
@@ -143,7 +144,7 @@ def test_byte_fallback_pieces_join_to_the_text(tmp_path):
         text = text[: random.randint(1, len(text))]  # it may end within a character
         said = [first + byte for byte in text]
         for at in sorted(random.sample(range(len(said)), random.randint(0, min(2, len(said) - 1)))):
-            said.insert(at, random.choice([1, 2, 3, 260, 260]))
+            said.insert(at, random.choice([1, 2, 3, 260, 261]))
         stream = native.TextStream(tokenizer)
         pieces = [*map(stream.push, said), stream.end()]
         assert "".join(pieces) == tokenizer.text(said), said
