@@ -57,6 +57,9 @@ def unsupported_reason(config: Any, verified: bool, positions: int = 0) -> str |
     for kinds, why in _UNSUPPORTED:
         if kind in kinds:
             return f"{stem}, {why}"
+    outputs, words = getattr(config, "output_vocab_size", None), getattr(config, "vocab_size", 0)
+    if outputs and outputs < words:
+        return f"{stem} and has logits for {outputs:,} of its {words:,} tokens: a bundle needs them for all"
     fault = attention_fault(config)
     if fault is not None:
         return f"{stem}, {fault}: use another model"

@@ -54,6 +54,14 @@ def test_unsupported_architectures_are_rejected_before_tracing() -> None:
             assert wrong is not None and f"type {name!r}" in wrong and "\n" not in wrong
 
 
+def test_fewer_logits_than_tokens_are_rejected() -> None:
+    config = transformers.AutoConfig.for_model("llama", vocab_size=1000)
+    for outputs, fits in ((None, True), (1000, True), (992, False)):
+        config.output_vocab_size = outputs
+        wrong = compatibility.unsupported_reason(config, True)
+        assert (wrong is None) == fits and (fits or "logits for 992 of its 1,000 tokens" in wrong)
+
+
 def test_untested_architectures_must_be_verified() -> None:
     unknown = transformers.AutoConfig.for_model("llama")
     unknown.model_type = "of_tomorrow"
