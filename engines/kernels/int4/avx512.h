@@ -10,7 +10,7 @@ namespace blip2rt {
 namespace {
 
 struct Avx512 : Int4Vectors<SixteenLanes> {
-  static constexpr size_t kRows8Bit = 8, kRows16Bit = 4, kFewRows8Bit = 5, kFewRows16Bit = 3;
+  static constexpr size_t kRows8Bit = 8, kRows16Bit = 4, kFewRows8Bit = 5, kFewRows16Bit = 1;
   static constexpr size_t kTilesAtOnce = 2, kRowDivisor = 1;
   static constexpr bool kUnpacksPairs = true;
   using Part = Ints;

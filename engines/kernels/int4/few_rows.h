@@ -20,6 +20,7 @@ constexpr size_t kFewRowsValueBytes = V::kWideValues ? 2 : 1;
 template <class V>
 constexpr size_t kPrefetchBytes = 8192 / V::kStreams;
 constexpr size_t kCacheLine = 64;
+constexpr size_t kManyBytes = 1024;  // the codes of an output from which several streams are faster
 
 // Reorders a row from quantize_row(), where the even values of every 8 come first, so that the even values of every
 // chunk come first.
@@ -98,32 +99,37 @@ BLIP2RT_INLINE void add_group(const uint8_t* codes, size_t chunks, const FewRows
   (add(std::integral_constant<size_t, Index>()), ...);
 }
 
-// Multiplies R rows by an output and adds the results per lane. It reads in whole registers, whose end, of the next
+// Multiplies R rows by O outputs and adds the results per lane. It reads in whole registers, whose end, of the next
 // outputs, is multiplied by zero.
-template <class V, bool Split, size_t Block, size_t R>
-BLIP2RT_INLINE void multiply_output(const Output& w, const FewRows& x, typename V::Floats (&sums)[R]) {
+template <class V, bool Split, size_t Block, size_t R, size_t O>
+void multiply_outputs(const Output (&outputs)[O], const FewRows& x, typename V::Floats (&sums)[O][R]) {
   constexpr size_t kWeights = Block > 2 * kChunkBytes<V> ? Block : 2 * kChunkBytes<V>;
   constexpr size_t kChunks = V::kLanes * Block / kWeights;
   using All = std::make_index_sequence<kChunks>;
-  for (size_t r = 0; r < R; ++r) sums[r] = typename V::Floats{};
+  for (auto& of_rows : sums) {
+    for (auto& sum : of_rows) sum = typename V::Floats{};
+  }
   for (size_t block = 0; block < x.blocks; block += V::kLanes) {
-    prefetch_ahead(w.scales + block + kPrefetchBytes<V> * 2 / Block);
-    prefetch_ahead(w.zeros + block / 2 + kPrefetchBytes<V> / Block);
-    const typename V::Floats of_weights = V::load_halves(w.scales + block);
-    const typename V::Floats of_zeros = V::mul(of_weights, V::load_nibbles(w.zeros + block / 2));
-    typename V::Floats scales[R];
-    for (size_t r = 0; r < R; ++r) {
-      const size_t at = r * x.stride + block;
-      scales[r] = V::mul(of_weights, V::load_floats(x.scales + at));
-      sums[r] = V::mul_sub(of_zeros, V::load_floats(x.sums + at), sums[r]);
-    }
-    const uint8_t* codes = w.codes + block * Block / 2;
-    const size_t left = x.blocks - block, value = block * Block * kFewRowsValueBytes<V>;
-    if (left >= V::kLanes) {
-      add_group<V, Split, Block, true, R>(codes, kChunks, x, value, scales, sums, All());
-    } else {
-      add_group<V, Split, Block, false, R>(codes, (left * Block + kWeights - 1) / kWeights, x, value, scales, sums,
-                                           All());
+    for (size_t o = 0; o < O; ++o) {
+      const Output& w = outputs[o];
+      prefetch_ahead(w.scales + block + kPrefetchBytes<V> * 2 / Block);
+      prefetch_ahead(w.zeros + block / 2 + kPrefetchBytes<V> / Block);
+      const typename V::Floats of_weights = V::load_halves(w.scales + block);
+      const typename V::Floats of_zeros = V::mul(of_weights, V::load_nibbles(w.zeros + block / 2));
+      typename V::Floats scales[R];
+      for (size_t r = 0; r < R; ++r) {
+        const size_t at = r * x.stride + block;
+        scales[r] = V::mul(of_weights, V::load_floats(x.scales + at));
+        sums[o][r] = V::mul_sub(of_zeros, V::load_floats(x.sums + at), sums[o][r]);
+      }
+      const uint8_t* codes = w.codes + block * Block / 2;
+      const size_t left = x.blocks - block, value = block * Block * kFewRowsValueBytes<V>;
+      if (left >= V::kLanes) {
+        add_group<V, Split, Block, true, R>(codes, kChunks, x, value, scales, sums[o], All());
+      } else {
+        add_group<V, Split, Block, false, R>(codes, (left * Block + kWeights - 1) / kWeights, x, value, scales, sums[o],
+                                             All());
+      }
     }
   }
 }
@@ -142,21 +148,32 @@ size_t few_rows_stride(const Int4Matrix& m) {
   return round_up(m.blocks() * m.block, 2 * kChunkBytes<V>) * kFewRowsValueBytes<V>;
 }
 
-// Returns an output whose registers do not reach past the matrix: itself, or a zero-padded copy of one of the last.
+template <size_t Block>
+Output output_of(const Int4Matrix& m, size_t output) {
+  const size_t blocks = m.blocks();
+  return {m.codes + output * blocks * Block / 2, m.scales + output * blocks,
+          m.zero_points + output * ((blocks + 1) / 2)};
+}
+
+// Returns whether the registers of an output do not reach past the matrix.
+template <class V, size_t Block>
+bool ends_inside(const Int4Matrix& m, size_t output) {
+  const size_t blocks = m.blocks(), bytes = blocks * Block / 2, padded = round_up(blocks, V::kLanes);
+  return stays_inside(m, output, blocks, padded) && stays_inside(m, output, (blocks + 1) / 2, padded / 2) &&
+         stays_inside(m, output, bytes, round_up(bytes, kChunkBytes<V>));
+}
+
+// Returns a zero-padded copy of an output.
 template <class V, size_t Block>
 Output padded_output(const Int4Matrix& m, size_t output, uint8_t* copy) {
-  const size_t blocks = m.blocks(), bytes = blocks * Block / 2, zero_bytes = (blocks + 1) / 2;
+  const size_t blocks = m.blocks(), bytes = blocks * Block / 2;
   const size_t padded = round_up(blocks, V::kLanes), padded_bytes = round_up(bytes, kChunkBytes<V>);
-  const Output w = {m.codes + output * bytes, m.scales + output * blocks, m.zero_points + output * zero_bytes};
-  if (stays_inside(m, output, blocks, padded) && stays_inside(m, output, zero_bytes, padded / 2) &&
-      stays_inside(m, output, bytes, padded_bytes)) {
-    return w;
-  }
+  const Output w = output_of<Block>(m, output);
   uint8_t *scales = copy + padded_bytes, *zeros = scales + padded * sizeof *w.scales;
   std::memset(copy, 0, padded_bytes + padded * sizeof *w.scales + padded / 2);
   std::memcpy(copy, w.codes, bytes);
   std::memcpy(scales, w.scales, blocks * sizeof *w.scales);
-  std::memcpy(zeros, w.zeros, zero_bytes);
+  std::memcpy(zeros, w.zeros, (blocks + 1) / 2);
   return {copy, reinterpret_cast<uint16_t*>(scales), zeros};
 }
 
@@ -172,13 +189,28 @@ void multiply_part(const Int4Matrix& m, const Int4Input& input, float* out, size
   }
   const FewRows x = {input.values, input.low, scales, sums, few_rows_stride<V>(m), padded, blocks};
   uint8_t* copy = reinterpret_cast<uint8_t*>(sums + R * padded);
-  const size_t distance = (end - begin + V::kStreams - 1) / V::kStreams;
-  for (size_t i = 0; i < distance * V::kStreams; ++i) {
-    const size_t output = begin + i % V::kStreams * distance + i / V::kStreams;
+  const bool is_short = blocks * Block / 2 < kManyBytes;
+  if constexpr (R == 1) {
+    // Short outputs are multiplied side by side, so that none waits for the sum of the one before.
+    constexpr size_t kTogether = 4;
+    for (; is_short && begin + kTogether <= end && ends_inside<V, Block>(m, begin + kTogether - 1);
+         begin += kTogether) {
+      Output outputs[kTogether];
+      for (size_t i = 0; i < kTogether; ++i) outputs[i] = output_of<Block>(m, begin + i);
+      typename V::Floats of_lanes[kTogether][1];
+      multiply_outputs<V, Split, Block>(outputs, x, of_lanes);
+      for (size_t i = 0; i < kTogether; ++i) out[begin + i] = V::sum(of_lanes[i][0]);
+    }
+  }
+  const size_t streams = is_short ? 1 : V::kStreams, distance = (end - begin + streams - 1) / streams;
+  for (size_t i = 0; i < distance * streams; ++i) {
+    const size_t output = begin + i % streams * distance + i / streams;
     if (output >= end) continue;
-    typename V::Floats of_lanes[R];
-    multiply_output<V, Split, Block, R>(padded_output<V, Block>(m, output, copy), x, of_lanes);
-    for (size_t r = 0; r < R; ++r) out[r * m.n + output] = V::sum(of_lanes[r]);
+    const bool inside = ends_inside<V, Block>(m, output);
+    const Output outputs[] = {inside ? output_of<Block>(m, output) : padded_output<V, Block>(m, output, copy)};
+    typename V::Floats of_lanes[1][R];
+    multiply_outputs<V, Split, Block>(outputs, x, of_lanes);
+    for (size_t r = 0; r < R; ++r) out[r * m.n + output] = V::sum(of_lanes[0][r]);
   }
 }
 
