@@ -9,8 +9,6 @@ from blip2rt.bundle.writer import check_destination
 from blip2rt.errors import OptionError, collected
 from blip2rt.modeling.sources import fetch, is_local, locate
 
-from .triton import check_repository
-
 _FLOATS = ("fp32", "fp16")
 
 Precisions = Mapping[str, tuple[str, ...]]  # group -> choices
@@ -37,9 +35,6 @@ def check(args: argparse.Namespace) -> None:
         parse_precision(args.precision, PRECISIONS[args.target])
     with collected(found):
         check_destination(Path(args.out), args.overwrite)
-    with collected(found):
-        if args.triton is not None:
-            check_repository(args.triton, Path(args.out))
     for source, find in (
         (args.checkpoint, locate),
         (args.retrieval_checkpoint, locate),

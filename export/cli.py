@@ -90,8 +90,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "(default: 16 below a billion parameters, else 8)"
     )
     add("--llm-activations", type=int, choices=(8, 16), metavar="BITS", help=activations)
-    triton = "also write a model repository of NVIDIA Triton, with a copy of the bundle"
-    add("--triton", type=path, metavar="FOLDER", help=triton)
     add = parser.add_argument_group("metadata of the bundle").add_argument
     add("--name", type=nonempty, help="its name (default: its folder's)")
     add("--card", type=path, metavar="FILE", help="model card, copied as MODEL_CARD.md")
@@ -107,7 +105,6 @@ def export(args: argparse.Namespace) -> None:
         os.environ.setdefault(name, value)
     from . import assemble, dry_run, options, targets
     from .progress import Progress
-    from .triton import write_repository
 
     target = targets.TARGETS[args.target]
     given = options.ExportOptions(
@@ -126,8 +123,6 @@ def export(args: argparse.Namespace) -> None:
     else:
         with Progress() as progress:
             lines = table(assemble.export(given, progress))
-        if args.triton is not None:
-            lines.append(f"Triton's model: {write_repository(args.triton, args.out)}")
     print("\n".join(lines))
 
 
