@@ -117,7 +117,7 @@ def test_every_command_is_in_the_table() -> None:
     modules |= {f"train.{module}" for module, _ in TRAINING.values()}
     modules = {name.replace("blip2rt_export", "export").replace("blip2rt_train", "train") for name in modules}
     # Workers that another program starts.
-    workers = ("blip2rt.bench.worker", "blip2rt.bench.torch_peer")
+    workers = ("blip2rt.bench.worker", "blip2rt.bench.torch_peer", "blip2rt.bench.llama_peer")
     for package in ("blip2rt", "train", "export", "benchmarks"):
         for file in (ROOT / package).rglob("*.py"):
             name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
