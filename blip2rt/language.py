@@ -19,8 +19,6 @@ from .options import TextOptions
 from .results import Scored, too_late
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from typing_extensions import Unpack
 
     from .backends import Floats
@@ -124,15 +122,6 @@ class Language:
             return Scored(*self.core.text_of(token_ids, score, settings, tidied, timed_out))
 
         return [[one(image, token_ids, score) for token_ids, score in best] for image, best in enumerate(sequences)]
-
-    def answer_likelihoods(
-        self, prefix_embeds: Floats, questions: Sequence[str], answers: Sequence[str]
-    ) -> NDArray[np.float64]:
-        """prefix_embeds (B, Q, D), B questions, A answers -> log p(answer | image, question) (B, A)"""
-        asked, texts = self.core.answer_tokens(questions, answers)
-        rows = [row for row in range(len(asked)) for _ in texts]
-        found = self.backend.likelihoods(prefix_embeds, asked, rows, texts * len(asked))
-        return found.reshape(len(asked), len(texts))
 
     def text_stream(self, settings: GenerationOptions, tidied: bool = False) -> TextStream:
         """A stream that turns tokens into pieces of text. tidied: see generate."""

@@ -68,11 +68,6 @@ class Model(MatchingCalls):
         self.pipeline = pipeline = Pipeline(bundle, backend, images, cache, special_tokens)
         self.matcher = matcher = Matcher(pipeline)
         self._reload = reload
-        pipeline.confidence = matcher.confidence if matcher.rates_captions else None
-        own_pool = bundle.manifest.retrieval is not None and bundle.manifest.retrieval.pool is not None
-        if own_pool:
-            pipeline.own_guides, pipeline.answer_guides = matcher.own_guides, matcher.answer_guides
-        pipeline.matcher = matcher if matcher.is_calibrated and bundle.has(*GENERATIVE) else None
         # The single steps: checked options, decoded images, and what the graphs make of them.
         self.task, self.prepare, self.generate = pipeline.task, pipeline.prepare, pipeline.generate
         self.features, self.embed, self.embed_features = pipeline.vision_features, matcher.embed, matcher.image_embeds

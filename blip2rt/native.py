@@ -21,16 +21,14 @@ from .system import at_fork
 if TYPE_CHECKING:
     from . import _native
 
-    Calibrator: TypeAlias = _native.Calibrator
     CallerOptions: TypeAlias = _native.CallerOptions
     CaptionPool: TypeAlias = _native.CaptionPool
-    GainRun: TypeAlias = _native.GainRun
     GenerationOptions: TypeAlias = _native.GenerationOptions
     Guide: TypeAlias = _native.Guide
+    Judge: TypeAlias = _native.Judge
     Labels: TypeAlias = _native.Labels
     LlmTokenizer: TypeAlias = _native.LlmTokenizer
     QFormerTokenizer: TypeAlias = _native.QFormerTokenizer
-    Signals: TypeAlias = _native.Signals
     ShortQuestion: TypeAlias = _native.ShortQuestion
     Submitted: TypeAlias = _native.Submitted
     TextStream: TypeAlias = _native.TextStream

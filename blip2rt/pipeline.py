@@ -8,6 +8,7 @@ matched in matching.py; model.py checks what callers pass, and shapes what they 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -19,7 +20,7 @@ from .backends import Backend, OnToken
 from .bundle import GENERATIVE, LLM, VISION, Bundle
 from .errors import CapabilityError, ImageError, OptionError
 from .image import ImageLike, ImageSettings, normalize, prepare
-from .language import Language, Prompt, open_qformer_tokenizer
+from .language import Language
 from .native import cached_property, native
 from .options import Options, merge
 from .pixels.feature_cache import FeatureCache
@@ -30,8 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .backends import Floats
-    from .native import CallerOptions, GenerationOptions, QFormerTokenizer
-    from .tasks import Guides, ShortAnswers
+    from .native import CallerOptions, GenerationOptions, Judge
 
     RGB = NDArray[np.uint8]  # (height, width, 3), resized for the graphs
 
@@ -54,12 +54,7 @@ class Pipeline:
         self.images = images or ImageSettings()
         self.cache = cache or FeatureCache()
         self.special_tokens = special_tokens
-        self.matcher: ShortAnswers | None = None  # set by a model whose bundle is calibrated
-        # Matcher.own_guides and answer_guides; set by a model whose bundle has a pool of captions.
-        self.own_guides: Guides | None = None
-        self.answer_guides: Guides | None = None
-        # vision_features (B, N, C), B captions -> P that each is right (B); set if the bundle is calibrated for it.
-        self.confidence: Callable[[Floats, Sequence[Scored]], NDArray[np.float64]] | None = None
+        self.judges = bundle.has(*GENERATIVE) and self.judge.rates_statements  # answers questions without generating
 
     # image -> pixels
 
@@ -113,12 +108,11 @@ class Pipeline:
         def compute(missing: Sequence[int]) -> Floats:
             rows = list(missing)
             vision_features = self.vision_features([prepared[i] for i in rows]) if features is None else features[rows]
-            tokens = self.question_tokens([questions[i] for i in rows])
-            return self.backend.prefix_embeds(vision_features, tokens)
+            return self.judge.prefix_embeds(vision_features, [questions[i] for i in rows])
 
         if not self.cache.max_bytes:
             return compute(range(len(prepared)))
-        texts = [b"" if self.question_tokenizer is None else text.encode() for text in questions]
+        texts = [b"" if self.bundle.manifest.question is None else text.encode() for text in questions]
         keys = [b"prefix_embeds" + _digest(rgb) + text for rgb, text in zip(prepared, texts, strict=True)]
         return self.cache.rows(keys, compute)
 
@@ -132,10 +126,6 @@ class Pipeline:
         features = None if task.guides is None else self.vision_features([rgb])
         prefix_embeds = self.prefix_embeds([rgb], [task.question], features)
         return prefix_embeds, watch.remaining if features is None else task.guided(watch.remaining, [features])
-
-    def question_tokens(self, questions: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-        """B texts -> the Q-Former's token_ids and text_mask (B, L); None if it reads no text."""
-        return None if self.question_tokenizer is None else self.question_tokenizer.encode(questions)
 
     # prefix_embeds -> token ids -> text
 
@@ -203,12 +193,13 @@ class Pipeline:
 
     def add_confidence(self, vision_features: Floats, texts: Sequence[list[Scored]]) -> None:
         """vision_features (B, N, C) and the captions of each -> set their confidence, if the bundle is calibrated"""
-        if self.confidence is not None:
-            has_words = native.has_words
-            rated = [(row, each) for row, captions in enumerate(texts) for each in captions if has_words(each.text)]
-            rows, flat = [row for row, _ in rated], [each for _, each in rated]
-            for caption, right in zip(flat, self.confidence(vision_features[rows], flat) if flat else (), strict=True):
-                caption.confidence = float(right)
+        if self.judge.rates_captions:
+            rows = [row for row, captions in enumerate(texts) for _ in captions]
+            flat = [caption for captions in texts for caption in captions]
+            scores = [float(caption.score) for caption in flat]
+            found = self.judge.confidence(vision_features[rows], [caption.text for caption in flat], scores)
+            for caption, right in zip(flat, found, strict=True):
+                caption.confidence = right
 
     def known_answers(self, prepared: Sequence[RGB], tasks: Sequence[GenerationTask]) -> list[Scored | None]:
         """RGB images and the task of each -> answers to short questions; None for other questions.
@@ -226,10 +217,15 @@ class Pipeline:
 
     def short_answers(self, vision_features: Floats, tasks: Sequence[GenerationTask]) -> list[Scored]:
         """vision_features (B, N, C) and tasks with a short_question -> their answers"""
-        assert self.matcher is not None, "only a matcher makes short questions"
         asked = [task.short_question for task in tasks if task.short_question]
-        found = self.matcher.short_answers(vision_features, asked)
-        return [Scored(word, score, self.language.encode_more(Prompt(f" {word}"))) for word, score in found]
+        return [Scored(*answer) for answer in self.judge.short_answers(vision_features, asked)]
+
+    def captions(self, vision_features: Floats) -> list[Scored]:
+        """vision_features (B, N, C) -> the caption of each image, as the bundle writes it by default"""
+        task, prefix_embeds = self.task(), self.judge.caption_prefix(vision_features)
+        settings = task.guided(task.settings, [vision_features])
+        texts = self.language.generate(prefix_embeds, [task.prompt] * len(prefix_embeds), settings, tidied=True)
+        return [best[0] for best in texts]
 
     def generate_each(
         self,
@@ -299,7 +295,8 @@ class Pipeline:
 
     @cached_property
     def _tasks(self) -> Tasks:
-        return Tasks(self.language, self.matcher, self.own_guides, self.answer_guides)
+        retrieval = self.bundle.manifest.retrieval
+        return Tasks(self.language, self.judge, self.judges, retrieval is not None and retrieval.pool is not None)
 
     def qformer_question(self, question: str) -> str:
         """The text that the Q-Former reads for a question; empty if it reads none."""
@@ -324,12 +321,16 @@ class Pipeline:
         return Language(self.bundle, self.backend, self.special_tokens)
 
     @cached_property
-    def question_tokenizer(self) -> QFormerTokenizer | None:
-        """The tokenizer of a Q-Former that reads questions."""
-        spec = self.bundle.manifest.question
-        if spec is None:
-            return None
-        return open_qformer_tokenizer(self.bundle.file(spec.tokenizer), spec, self.special_tokens)
+    def judge(self) -> Judge:
+        """What weighs images against texts."""
+        weak = weakref.ref(self)  # the core's objects are not searched for cycles
+
+        def language() -> native.Language:
+            pipeline = weak()
+            assert pipeline is not None, "the caller holds it"
+            return pipeline.language.core
+
+        return native.Judge(self.bundle, self.backend, language, self.special_tokens)
 
 
 def _good(rows: list[Any]) -> list[int]:

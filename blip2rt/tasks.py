@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice, repeat
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from .backends import Floats
     from .language import Language, Prompt
-    from .native import CallerOptions, GenerationOptions, Guide, ShortQuestion
+    from .native import CallerOptions, GenerationOptions, Guide, Judge, ShortQuestion
 
     # vision_features (B, N, C), the question about each image or "" -> what guides each text
     Guides: TypeAlias = Callable[[Floats, Sequence[str]], list[Guide]]
@@ -25,7 +25,7 @@ class GenerationTask:
     settings: GenerationOptions
     single_line: bool = True  # tidy the text to one line, as captions are
     confidence: bool = False  # also tell how likely each caption is right
-    short_question: ShortQuestion | None = None  # a question that is answered without generating; see ShortAnswers
+    short_question: ShortQuestion | None = None  # a question that is answered without generating
     guides: Guides | None = None
 
     def guided(
@@ -42,30 +42,17 @@ class GenerationTask:
         return settings.changed(guides=guides)
 
 
-class ShortAnswers(Protocol):
-    """Answers some questions by probabilities, without generating; matching.Matcher does."""
-
-    def short_question(self, question: str, settings: GenerationOptions) -> ShortQuestion | None:
-        """Read such a question; None for others."""
-
-    def short_answers(self, vision_features: Floats, asked: Sequence[ShortQuestion]) -> list[tuple[str, float]]:
-        """vision_features (B, N, C), B short questions -> the answer to each and its log-probability, pairwise."""
-
-
 class Tasks:
     """Makes the tasks of a bundle."""
 
-    def __init__(
-        self,
-        language: Language,
-        short_answers: ShortAnswers | None,
-        caption_guides: Guides | None,
-        answer_guides: Guides | None,
-    ) -> None:
-        """The guides: of the bundle's own pool."""
-        self._language, self._short_answers = language, short_answers
-        self._caption_guides, self._answer_guides = caption_guides, answer_guides
-        self.rewords = short_answers is not None
+    def __init__(self, language: Language, judge: Judge, judges: bool, has_pool: bool) -> None:
+        """judges: short questions are answered without generating. has_pool: the bundle has a pool of captions."""
+        self._language, self._judge, self.rewords = language, judge, judges
+        self._caption_guides: Guides | None = None
+        self._answer_guides: Guides | None = None
+        if has_pool:
+            self._caption_guides = lambda vision_features, _: judge.caption_guides(vision_features)
+            self._answer_guides = judge.answer_guides
 
     def of_caption(self, prompt: str | None, options: CallerOptions) -> GenerationTask:
         """A caption's prompt, or None for the bundle's own, and options -> its task. Raises OptionError."""
@@ -96,6 +83,6 @@ class Tasks:
             self._language.core.qformer_question(question),
             settings,
             single_line=False,
-            short_question=self._short_answers.short_question(question, settings) if self._short_answers else None,
+            short_question=self._judge.short_question(question, settings) if self.rewords else None,
             guides=None if settings.do_sample or settings.forced_prefix else self._answer_guides,
         )

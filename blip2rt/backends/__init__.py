@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from ..bundle import Bundle
 from ..bundle import names as graph_names
-from ..errors import BackendError, CapabilityError, OptionError
+from ..errors import BackendError, OptionError
 from ..native import Sequences, Token
 
 if TYPE_CHECKING:
@@ -135,15 +135,6 @@ class Backend(ABC):
     def chat(self, prefix_embeds: Floats, max_rows: int, capacity: int) -> ChatSession:
         """prefix_embeds (1, Q, D), largest number of beams, positions in all -> a conversation about one image."""
 
-    def likelihoods(
-        self, prefix_embeds: Floats, prompts: Prompts, images: Sequence[int], texts: Prompts
-    ) -> NDArray[np.float64]:
-        """prefix_embeds (B, Q, D), B prompts, T texts, the image of each -> log p(text | image, prompt) (T)"""
-        raise CapabilityError(
-            "this backend cannot compute how likely a text is, which the bundle's Match.score needs: use the backend "
-            "ort, or set the manifest's retrieval.likelihood_weight to 0"
-        )
-
     def preload(self, *components: str) -> None:  # noqa: B027  # a backend may leave it
         """Start loading graphs that will soon be needed. Return at once, and never fail."""
 
@@ -153,40 +144,6 @@ class Backend(ABC):
     def vision(self, pixels: Floats) -> Floats:
         """pixels (B, 3, H, W) -> vision_features (B, N, C)"""
         return self._run(graph_names.VISION, graph_names.VISION_FEATURES, {graph_names.PIXELS: pixels})
-
-    def prefix_embeds(self, vision_features: Floats, question: tuple[Ints, Ints] | None = None) -> Floats:
-        """vision_features (B, N, C) -> prefix_embeds (B, Q, D)
-
-        question: token_ids, text_mask (B, L), for a Q-Former that reads it, and for no other.
-        """
-        return self._run(graph_names.QFORMER, graph_names.PREFIX_EMBEDS, _qformer_feeds(vision_features, question))
-
-    def image_embeds(self, vision_features: Floats) -> Floats:
-        """vision_features (B, N, C) -> image_embeds (B, Q, E), rows of unit length"""
-        feeds = {graph_names.VISION_FEATURES: vision_features}
-        return self._run(graph_names.IMAGE_EMBED, graph_names.IMAGE_EMBEDS, feeds)
-
-    def text_embeds(self, token_ids: Ints, text_mask: Ints) -> Floats:
-        """token_ids, text_mask (B, L) -> text_embeds (B, E), of unit length"""
-        feeds = {graph_names.TOKEN_IDS: token_ids, graph_names.TEXT_MASK: text_mask}
-        return self._run(graph_names.TEXT_EMBED, graph_names.TEXT_EMBEDS, feeds)
-
-    def itm_logits(self, vision_features: Floats, token_ids: Ints, text_mask: Ints) -> Floats:
-        """vision_features (B, N, C), token_ids, text_mask (B, L) -> itm_logits (B, 2)"""
-        feeds: dict[str, NDArray[Any]] = {
-            graph_names.VISION_FEATURES: vision_features,
-            graph_names.TOKEN_IDS: token_ids,
-            graph_names.TEXT_MASK: text_mask,
-        }
-        return self._run(graph_names.ITM, graph_names.ITM_LOGITS, feeds)
-
-
-def _qformer_feeds(vision_features: Floats, question: tuple[Ints, Ints] | None) -> dict[str, NDArray[Any]]:
-    """The inputs of the Q-Former."""
-    feeds: dict[str, NDArray[Any]] = {graph_names.VISION_FEATURES: vision_features}
-    if question is not None:
-        feeds[graph_names.TOKEN_IDS], feeds[graph_names.TEXT_MASK] = question
-    return feeds
 
 
 def names() -> list[str]:

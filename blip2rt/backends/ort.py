@@ -18,8 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .. import backends
 from ..batching import Batcher, Batching, Call
 from ..bundle import COMPONENTS, EMBED, ENCODER, LLM, QFORMER, VISION, Bundle
@@ -111,7 +109,7 @@ class Backend(backends.Backend):
                 if any(on_token(*token) is False for token in generation.step()):
                     break
             return generation.results()
-        generator = self._open_generator()
+        generator = self.generator()
         with named_failure():
             sequences: Sequences = generator.generate(prefix_embeds, list(prompts), options, on_token)
         return sequences
@@ -121,7 +119,7 @@ class Backend(backends.Backend):
     ) -> list[Sequences]:
         if self.batcher is not None:
             return super().generate_rounds(prefix_embeds, prompts, rounds)
-        generator, images = self._open_generator(), len(prompts)
+        generator, images = self.generator(), len(prompts)
         with named_failure():
             sequences: Sequences = generator.generate_rounds(prefix_embeds, list(prompts), list(rounds))
         return [sequences[start : start + images] for start in range(0, len(sequences), images)]
@@ -129,14 +127,14 @@ class Backend(backends.Backend):
     def begin(self, prefix_embeds: Floats, prompts: Prompts, options: GenerationOptions) -> backends.Generation:
         if (batcher := self._batcher_for(prefix_embeds, prompts, options)) is not None:
             return SharedGeneration(batcher.submit(prefix_embeds, prompts, options, each_token=True))
-        generator = self._open_generator()
+        generator = self.generator()
         with named_failure():
             return CoreGeneration(generator.begin(prefix_embeds, list(prompts), options))
 
     def chat(self, prefix_embeds: Floats, max_rows: int, capacity: int) -> backends.ChatSession:
         if self.batcher is not None:  # its prefix cache has the conversation
             return backends.ReplaySession(self.begin, prefix_embeds)
-        generator = self._open_generator()
+        generator = self.generator()
         with named_failure():
             return CoreChat(native.Chat(generator, prefix_embeds, max_rows, capacity))
 
@@ -145,20 +143,12 @@ class Backend(backends.Backend):
         fits = self.batcher is not None and self.batcher.fits(prefix_embeds, prompts, options)
         return self.batcher if fits else None
 
-    def likelihoods(
-        self, prefix_embeds: Floats, prompts: Prompts, images: Sequence[int], texts: Prompts
-    ) -> NDArray[np.float64]:
-        generator = self._open_generator()
-        with named_failure():
-            values = generator.likelihoods(prefix_embeds, list(prompts), list(images), list(texts))
-        return np.array(values, np.float64)
-
     def _open_batcher(self, rows: int, positions: int, read: int, kept_bytes: int) -> Any:
-        generator = self._open_generator()
+        generator = self.generator()
         with named_failure():
             return native.Batcher(generator, rows, positions, read, kept_bytes)
 
-    def _open_generator(self) -> Any:
+    def generator(self) -> Any:
         """The core's view of the language model's graphs. It has no state between calls, so all threads share it."""
         self._check_process()
         with self._generator_lock:
@@ -166,8 +156,8 @@ class Backend(backends.Backend):
             if self._generator is None:
                 spec = self._bundle.manifest.llm
                 assert spec is not None
-                embed, llm = self._session(EMBED), self._session(LLM)
-                encoder = self._session(ENCODER) if spec.encoder_decoder else None
+                embed, llm = self.session(EMBED), self.session(LLM)
+                encoder = self.session(ENCODER) if spec.encoder_decoder else None
                 for session in [*self._sessions.values()]:  # memory peaks while the language model is read at first
                     session.release_weights()
                 shape = (spec.layers, spec.kv_heads, spec.head_dim, spec.hidden_size, spec.vocab_size)
@@ -178,7 +168,7 @@ class Backend(backends.Backend):
 
     def _run(self, component: str, output: str, feeds: Mapping[str, NDArray[Any]]) -> Floats:
         try:
-            result: Floats = self._session(component).run(feeds, [output])[output]
+            result: Floats = self.session(component).run(feeds, [output])[output]
             return result
         except MemoryError:
             raise BackendError(f"{self._bundle.graph(component)} failed: out of memory") from None
@@ -189,7 +179,7 @@ class Backend(backends.Backend):
         """Open a session in advance. On failure, the caller that needs the session gets the same error."""
         try:
             with contextlib.suppress(Exception):
-                self._session(component, begun)
+                self.session(component, begun)
         finally:
             begun.set()
 
@@ -200,7 +190,7 @@ class Backend(backends.Backend):
         if os.getpid() != self._process:
             raise BackendError(FORKED)
 
-    def _session(self, component: str, begun: threading.Event | None = None) -> Any:
+    def session(self, component: str, begun: threading.Event | None = None) -> Any:
         """begun: set when the core opens the session."""
         self._check_process()
         with self._locks[component]:

@@ -77,7 +77,7 @@ def start(work: Workload) -> dict[str, Any]:
     model = work.load()
     for component in (VISION, QFORMER, EMBED, ENCODER, LLM):
         if model.bundle.has(component):
-            model.pipeline.backend._session(component)  # type: ignore[attr-defined]
+            model.pipeline.backend.session(component)  # type: ignore[attr-defined]
     loaded = time.perf_counter()
     model.caption(work.images(), **work.options())
     done = time.perf_counter()
@@ -139,7 +139,7 @@ def step_files(bundle: Bundle) -> list[Path]:
 
 def _prefix_embeds(model: Model, work: Workload) -> NDArray[np.float32]:
     pixels = to_pixels(work.images(), model.bundle.manifest.image)
-    return model.pipeline.backend.prefix_embeds(model.pipeline.backend.vision(pixels))
+    return model.caption_prefix(model.pipeline.backend.vision(pixels))
 
 
 def generation(work: Workload) -> dict[str, Any]:
@@ -156,13 +156,13 @@ def stages(work: Workload) -> dict[str, Any]:
     images = work.images()
     pixels = to_pixels(images, spec)
     vision_features = backend.vision(pixels)
-    generation = Generation(model, backend.prefix_embeds(vision_features), work.options())
+    generation = Generation(model, model.caption_prefix(vision_features), work.options())
     [[(token_ids, _), *_], *_] = backend.generate(*generation.given)
 
     found = {
         "image": summary(repeat(lambda: to_pixels(images, spec), work.repeat)),
         "vision": summary(repeat(lambda: backend.vision(pixels), work.repeat)),
-        "qformer": summary(repeat(lambda: backend.prefix_embeds(vision_features), work.repeat)),
+        "qformer": summary(repeat(lambda: model.caption_prefix(vision_features), work.repeat)),
         **measure_generation(generation, work),
         "detokenize": summary(repeat(lambda: [tokenizer.decode(token_ids) for _ in images], work.repeat)),
         "first token": summary(

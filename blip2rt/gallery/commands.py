@@ -50,7 +50,7 @@ def caption(args: argparse.Namespace, load: Load, open_executor: Open) -> int:
 
 def tag(args: argparse.Namespace, load: Load, _: Open) -> int:
     """Label pictures and return the exit code."""
-    from ..matching.tagger import read_labels
+    from ..matching.labels import read_labels
     from . import tags
 
     job = _job(args, tags.BATCH_SIZE)

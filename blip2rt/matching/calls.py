@@ -73,7 +73,7 @@ class MatchingCalls:
         calibrated probability is above the threshold; `match` returns the probability. Raises CapabilityError if the
         bundle has no calibration.
         """
-        self.matcher.require_calibration("judge what it sees")
+        self.pipeline.judge.require_statements("judge what it sees")
         check_probability(threshold, "threshold")
         many_images, many_texts, single = pairs(images, statements, "statements")
         _check_words(many_texts)
@@ -148,7 +148,7 @@ class MatchingCalls:
         """Text -> (E,) float32 of unit length, list of texts -> (B, E). Texts too long for the model are cut."""
         self.pipeline.require((TEXT_EMBED,), "embed_text")
         many, single = texts_of(texts, "texts")
-        embeds = self.pipeline.stack(TEXT_EMBED, self.matcher.text_embeds(many))
+        embeds = self.matcher.text_embeds(many) if many else self.pipeline.stack(TEXT_EMBED, [])
         return embeds[0] if single else embeds
 
     @property

@@ -54,10 +54,10 @@ class Picture:
     @property
     def confidence(self) -> float:
         """How likely the caption is right, 0 to 1; the mean probability of its tokens if the bundle cannot tell."""
-        matcher, caption = self._model.matcher, self.captions()[0]
-        if matcher.rates_captions:
-            return float(matcher.confidence(self._features, [caption])[0])
-        return min(1.0, math.exp(float(caption.score)))
+        caption, found = self.captions()[0], None
+        if self._model.matcher.rates_captions:
+            [found] = self._model.matcher.confidence(self._features, [caption])
+        return min(1.0, math.exp(float(caption.score))) if found is None else found
 
     def captions(self, count: int = 1) -> list[Any]:
         """Captions, the best first."""
@@ -99,12 +99,8 @@ class Picture:
         """The number of the choice that the language model finds likeliest as an answer."""
         if len(choices) < 2 or self._cancelled():
             return 0
-        language = self._pipeline.language
-        prefix = self._prefix([self._pipeline.qformer_question(question)])
-        [scores] = self._model.matcher.answer_scores(prefix, [question], choices)
-        self.prompt_tokens += prefix.shape[1] + len(language.encode(language.ask_prompt(question)))
-        chances = self.probabilities(choices) if self._pipeline.matcher is not None else []
-        return native.best_choice(question, list(choices), scores.tolist(), chances)
+        self._count([self._pipeline.language.ask_prompt(question)], [])
+        return self._pipeline.judge.choose(self._features, question, choices)
 
     def yes_question(self, statement: str) -> str | None:
         """The question that a short statement answers, "is there no dog?" for "no dog"; None if it needs generating."""
@@ -118,7 +114,7 @@ class Picture:
     def says_yes(self, statement: str) -> bool:
         """Whether a statement is true, or the answer to a question is yes."""
         phrase = native.phrase_of(statement) or statement
-        if self._pipeline.matcher is None or phrase.endswith("?"):
+        if not self._pipeline.judges or phrase.endswith("?"):
             return self.likeliest(statement, ["no", "yes"]) == 1
         return self.probabilities([phrase])[0] > 0.5
 
@@ -154,10 +150,9 @@ class Picture:
         return details
 
     def _prefix(self, questions: Sequence[str]) -> Floats:
-        tokens = self._pipeline.question_tokens(questions)
-        if tokens is None:
-            return np.repeat(self._pipeline.backend.prefix_embeds(self._features, None), len(questions), axis=0)
-        return self._pipeline.backend.prefix_embeds(np.repeat(self._features, len(questions), axis=0), tokens)
+        if self._model.bundle.manifest.question is None:
+            return np.repeat(self._pipeline.judge.prefix_embeds(self._features, [""]), len(questions), axis=0)
+        return self._pipeline.judge.prefix_embeds(np.repeat(self._features, len(questions), axis=0), questions)
 
     def _count(self, prompts: Sequence[Prompt], texts: Sequence[Any]) -> None:
         spec = self._model.bundle.manifest.llm

@@ -105,8 +105,9 @@ void Bundle::require(const std::vector<std::string>& components, const std::stri
   }
   if (missing.empty()) return;
   const bool generative = std::find(kGenerative.begin(), kGenerative.end(), missing[0]) != kGenerative.end();
-  throw model_error("bundle '" + manifest.name + "' cannot " + action + ": it lacks " + joined(missing, ", ") +
-                    "; export it again with a stage-" + (generative ? "2" : "1") + " checkpoint");
+  throw Error(ErrorKind::kCapability, "bundle '" + manifest.name + "' cannot " + action + ": it lacks " +
+                                          joined(missing, ", ") + "; export it again with a stage-" +
+                                          (generative ? "2" : "1") + " checkpoint");
 }
 
 std::string manifest_bytes(const std::string& folder) {

@@ -36,9 +36,7 @@ endif()
 add_library(blip2rt
   engines/c/blip2rt.cpp
   engines/c/runtime.cpp
-  engines/runtime/graphs.cpp
   engines/runtime/language_model.cpp
-  engines/runtime/matching.cpp
   engines/runtime/model.cpp)
 target_include_directories(blip2rt PUBLIC
   $<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}/engines/c/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)

@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "base/error.h"
 #include "loop/decoder.h"
 #include "loop/request.h"
 #include "ort/active_call.h"
@@ -155,7 +156,12 @@ std::vector<double> likelihoods(const Generator& generator, const Prefix& prefix
                                 const std::function<void()>& before_run) {
   generator.llm().check_process();
   const ActiveCall call;
-  if (generator.rows().rows > 0) throw std::runtime_error("this engine cannot compute how likely a text is");
+  if (generator.rows().rows > 0) {
+    throw Error(
+        ErrorKind::kCapability,
+        "this backend cannot compute how likely a text is, which the bundle's Match.score needs: use the backend "
+        "ort, or set the manifest's retrieval.likelihood_weight to 0");
+  }
   check_prompts(prefix, prompts, generator);
   check_texts(images, texts, prompts, generator.shape().vocab_size);
   std::vector<double> sums(texts.size());

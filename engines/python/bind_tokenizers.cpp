@@ -26,33 +26,7 @@ Prompt read_prompt(nb::handle source) {
   return {part(0), part(1), part(2)};
 }
 
-namespace {
-
-template <class T>
-void read_field(nb::handle spec, const char* name, T& into) {
-  into = nb::cast<T>(spec.attr(name));
-}
-
-}  // namespace
-
 std::shared_ptr<const Tokenizer> borrowed(const Tokenizer& tokenizer) { return {std::shared_ptr<void>(), &tokenizer}; }
-
-LlmSpec llm_spec_of(nb::handle given) {
-  LlmSpec spec{};
-  const auto read = [&](const char* name, auto& into) { read_field(given, name, into); };
-  read("vocab_size", spec.vocab_size);
-  read("max_positions", spec.max_positions);
-  read("prefix_length", spec.prefix_length);
-  read("bos_token_id", spec.bos_token_id);
-  read("prepend_bos", spec.prepend_bos);
-  read("eos_token_ids", spec.eos_token_ids);
-  read("add_special_tokens", spec.add_special_tokens);
-  read("empty_prompt_ids", spec.empty_prompt_ids);
-  read("encoder_decoder", spec.encoder_decoder);
-  read("image_token_id", spec.image_token_id);
-  read("clean_up_tokenization_spaces", spec.clean_up_tokenization_spaces);
-  return spec;
-}
 
 std::vector<std::string> utf8_of(const std::vector<CallerText>& texts) {
   std::vector<std::string> all;
@@ -61,15 +35,6 @@ std::vector<std::string> utf8_of(const std::vector<CallerText>& texts) {
 }
 
 namespace {
-
-// Reads a RetrievalSpec or a QuestionSpec.
-QFormerTextSpec text_spec_of(nb::handle given) {
-  QFormerTextSpec spec{};
-  read_field(given, "max_text_length", spec.max_text_length);
-  read_field(given, "pad_token_id", spec.pad_token_id);
-  read_field(given, "clean_captions", spec.clean_captions);
-  return spec;
-}
 
 using Matrix = nb::ndarray<nb::numpy, int64_t, nb::ndim<2>>;
 

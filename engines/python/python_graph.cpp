@@ -52,22 +52,6 @@ auto with_python(const Work& work) {
   }
 }
 
-nb::object call(nb::handle function, const nb::tuple& arguments) {
-  PyObject* result = nullptr;
-  while_python_lives([&] { result = PyObject_CallObject(function.ptr(), arguments.ptr()); });
-  if (result == nullptr) throw nb::python_error();
-  return nb::steal(result);
-}
-
-// Keeps an object that may be dropped without the GIL.
-std::shared_ptr<nb::object> shared(nb::object object) {
-  return {new nb::object(std::move(object)), [](nb::object* kept) {
-            if (python_ends) return;  // the process is ending
-            const HeldGil held;
-            delete kept;
-          }};
-}
-
 uintptr_t address_of(const void* data) { return reinterpret_cast<uintptr_t>(data); }
 
 nb::tuple tensor_of(const std::string& name, const TensorView& view) {
@@ -99,14 +83,14 @@ class PythonMemory final : public Memory {
 
   void* allocate(size_t bytes) override {
     return with_python([&] {
-      const nb::object address = call(engine_.attr("allocate"), nb::make_tuple(bytes));
+      const nb::object address = call_python(engine_.attr("allocate"), nb::make_tuple(bytes));
       return reinterpret_cast<void*>(nb::cast<uintptr_t>(address));
     });
   }
 
   void release(void* address) noexcept override {
     try {
-      with_python([&] { call(engine_.attr("release"), nb::make_tuple(address_of(address))); });
+      with_python([&] { call_python(engine_.attr("release"), nb::make_tuple(address_of(address))); });
     } catch (...) {  // a failed device may reject every call
     }
   }
@@ -116,8 +100,8 @@ class PythonMemory final : public Memory {
       return nb::make_tuple(address_of(one.start), one.head, one.tensor, one.on_host);
     };
     with_python([&] {
-      call(engine_.attr("copy"),
-           nb::make_tuple(nb::make_tuple(end(copy.from), end(copy.to), copy.bytes, copy.heads, copy.tensors)));
+      call_python(engine_.attr("copy"),
+                  nb::make_tuple(nb::make_tuple(end(copy.from), end(copy.to), copy.bytes, copy.heads, copy.tensors)));
     });
   }
 
@@ -144,9 +128,9 @@ class PythonBinding final : public Binding {
   void execute() override {
     with_python([this] {
       if (bound_ == nullptr) {
-        bound_ = shared(call(engine_->attr("bind"), nb::make_tuple(listed(inputs_), listed(outputs_))));
+        bound_ = shared_object(call_python(engine_->attr("bind"), nb::make_tuple(listed(inputs_), listed(outputs_))));
       }
-      call(*bound_, nb::make_tuple());
+      call_python(*bound_, nb::make_tuple());
     });
   }
 
@@ -156,7 +140,7 @@ class PythonBinding final : public Binding {
 
 class PythonGraph final : public RuntimeGraph {
  public:
-  explicit PythonGraph(nb::object engine) : engine_(shared(std::move(engine))), memory_(*engine_) {
+  explicit PythonGraph(nb::object engine) : engine_(shared_object(std::move(engine))), memory_(*engine_) {
     inputs = ports_of(engine_->attr("inputs"));
     outputs = ports_of(engine_->attr("outputs"));
     max_rows = nb::cast<int>(engine_->attr("max_rows"));
@@ -168,7 +152,7 @@ class PythonGraph final : public RuntimeGraph {
       for (const auto& [name, view] : feeds) given.append(tensor_of(name, view));
       for (const char* name : names) wanted.append(nb::str(name));
       std::vector<OwnedTensor> results;
-      const nb::object arrays = call(engine_->attr("run"), nb::make_tuple(given, wanted));
+      const nb::object arrays = call_python(engine_->attr("run"), nb::make_tuple(given, wanted));
       for (nb::handle array : arrays) {
         nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu> values;
         if (!nb::try_cast(array, values)) throw std::runtime_error("the engine returned no contiguous array");
@@ -176,7 +160,8 @@ class PythonGraph final : public RuntimeGraph {
         for (size_t i = 0; i < values.ndim(); ++i) shape.push_back(static_cast<int64_t>(values.shape(i)));
         std::string dtype;
         (void)nb::detail::read_text(nb::object(array.attr("dtype").attr("name")), dtype);
-        results.push_back({{const_cast<void*>(values.data()), shape, dtype_named(dtype)}, shared(nb::borrow(array))});
+        results.push_back(
+            {{const_cast<void*>(values.data()), shape, dtype_named(dtype)}, shared_object(nb::borrow(array))});
       }
       return results;
     });
@@ -191,6 +176,21 @@ class PythonGraph final : public RuntimeGraph {
 };
 
 }  // namespace
+
+nb::object call_python(nb::handle function, const nb::tuple& arguments) {
+  PyObject* result = nullptr;
+  while_python_lives([&] { result = PyObject_CallObject(function.ptr(), arguments.ptr()); });
+  if (result == nullptr) throw nb::python_error();
+  return nb::steal(result);
+}
+
+std::shared_ptr<nb::object> shared_object(nb::object object) {
+  return {new nb::object(std::move(object)), [](nb::object* kept) {
+            if (python_ends) return;  // the process is ending
+            const HeldGil held;
+            delete kept;
+          }};
+}
 
 std::unique_ptr<RuntimeGraph> make_python_graph(nb::object engine) {
   static const bool registered = [] {

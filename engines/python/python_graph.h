@@ -20,4 +20,10 @@ namespace blip2rt {
 // KeyboardInterrupt.
 std::unique_ptr<RuntimeGraph> make_python_graph(nanobind::object engine);
 
+// Calls a function with the GIL, which the caller holds, also while the interpreter exits.
+nanobind::object call_python(nanobind::handle function, const nanobind::tuple& arguments);
+
+// Keeps an object that may be dropped without the GIL.
+std::shared_ptr<nanobind::object> shared_object(nanobind::object object);
+
 }  // namespace blip2rt

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -35,8 +36,12 @@ Prompt read_prompt(nanobind::handle source);
 // A tokenizer that the caller keeps alive.
 std::shared_ptr<const Tokenizer> borrowed(const Tokenizer& tokenizer);
 
-// Reads a blip2rt.bundle.manifest.LlmSpec.
+// Read parts of blip2rt.bundle.manifest: an LlmSpec, a RetrievalSpec or QuestionSpec, a Calibration or None; and what a
+// judge needs of a blip2rt.bundle.Bundle.
 LlmSpec llm_spec_of(nanobind::handle given);
+QFormerTextSpec text_spec_of(nanobind::handle given);
+std::optional<Calibration> calibration_of(nanobind::handle given);
+Bundle bundle_of(nanobind::handle given);
 
 std::vector<std::string> utf8_of(const std::vector<CallerText>& texts);
 

@@ -19,9 +19,9 @@ void require_address_space(uint64_t file_bytes) {
 
 }  // namespace
 
-const Session& Graphs::session(const std::string& component) {
-  std::unique_ptr<Session>& session = sessions_[component];
-  if (session != nullptr) return *session;
+const std::shared_ptr<const Session>& BundleGraphs::open(const std::string& component) {
+  std::shared_ptr<const Session>& session = sessions_[component];
+  if (session != nullptr) return session;
   const std::string path = bundle_.graph(component);
   try {
     if (sessions_.size() == 1 && !core_) require_address_space(bundle_.bytes());
@@ -29,7 +29,7 @@ const Session& Graphs::session(const std::string& component) {
     ops.int8 = core_ || component == "vision" || component == "qformer";
     const int threads = component == "embed" ? 1 : threads_;  // it copies a few rows
     session =
-        std::make_unique<Session>(path, threads, ops, bundle_.readable_files(component), trusted_,
+        std::make_shared<Session>(path, threads, ops, bundle_.readable_files(component), trusted_,
                                   core_ ? open_with_executor : open_with_onnxruntime, bundle_.output_shapes(component));
   } catch (const GraphError& error) {
     std::string message = error.what();
@@ -40,15 +40,16 @@ const Session& Graphs::session(const std::string& component) {
     throw Error(ErrorKind::kBackend,
                 (core_ ? "the core" : "ONNX Runtime") + (" cannot load " + path) + ": " + error.what());
   }
-  return *session;
+  return session;
+}
+
+std::shared_ptr<const Session> BundleGraphs::session(const std::string& component) {
+  const std::lock_guard lock(mutex_);
+  return open(component);
 }
 
 Tensor Graphs::run(const std::string& component, const char* output, const std::vector<Feed>& feeds) {
-  const Session* session = nullptr;
-  {
-    const std::lock_guard lock(mutex_);
-    session = &this->session(component);
-  }
+  const std::shared_ptr<const Session> session = this->session(component);
   NamedTensors inputs;
   for (const Feed& feed : feeds) inputs.emplace_back(feed.name, feed.view);
   try {
@@ -64,25 +65,25 @@ Tensor Graphs::run(const std::string& component, const char* output, const std::
   }
 }
 
-void Graphs::release_weights(const std::string& component) {
+void BundleGraphs::release_weights(const std::string& component) {
   const std::lock_guard lock(mutex_);
   const auto opened = sessions_.find(component);
   if (opened != sessions_.end() && opened->second != nullptr) opened->second->release_weights();
 }
 
-const Generator& Graphs::generator() {
+std::shared_ptr<const Generator> BundleGraphs::generator() {
   const std::lock_guard lock(mutex_);
   if (generator_ == nullptr) {
     const LlmSpec& spec = *bundle_.manifest.llm;
     const auto size = [](int64_t number) { return static_cast<int>(number); };  // the manifest's limits fit
     const LlmShape shape{size(spec.layers), size(spec.kv_heads), size(spec.head_dim), size(spec.hidden_size),
                          size(spec.vocab_size)};
-    const Session &embed = session("embed"), &llm = session("llm");
-    const Session* encoder = spec.encoder_decoder ? &session("encoder") : nullptr;
+    const Session &embed = *open("embed"), &llm = *open("llm");
+    const Session* encoder = spec.encoder_decoder ? open("encoder").get() : nullptr;
     const int64_t start = spec.decoder_start_token_id.value_or(0);
-    generator_ = named_failure([&] { return std::make_unique<Generator>(embed, llm, shape, encoder, start); });
+    generator_ = named_failure([&] { return std::make_shared<Generator>(embed, llm, shape, encoder, start); });
   }
-  return *generator_;
+  return generator_;
 }
 
 }  // namespace blip2rt

@@ -17,10 +17,15 @@ namespace blip2rt {
 struct Tensor {
   std::vector<int64_t> shape;
   std::vector<float> values;
+
+  size_t rows() const { return shape.empty() ? 0 : static_cast<size_t>(shape[0]); }
+  size_t row_size() const { return rows() == 0 ? 0 : values.size() / rows(); }
+  const float* row(size_t number) const { return values.data() + number * row_size(); }
 };
 
 // A tensor that a graph reads: borrows its values.
 struct Feed {
+  Feed(const char* name, const TensorView& view) : name(name), view(view) {}
   Feed(const char* name, const Tensor& tensor)
       : name(name), view(const_cast<float*>(tensor.values.data()), tensor.shape) {}
   Feed(const char* name, const std::vector<int64_t>& ids, size_t rows = 1)  // (rows, length)
@@ -45,29 +50,41 @@ auto named_failure(Work work) {
 
 class Graphs {
  public:
-  // `bundle` must outlive the graphs. threads 0: one for each physical core.
-  // core: the executor runs them, not ONNX Runtime.
-  Graphs(const Bundle& bundle, int threads, bool trusted, bool core)
-      : bundle_(bundle), threads_(threads), trusted_(trusted), core_(core) {}
+  virtual ~Graphs() = default;
+  virtual std::shared_ptr<const Session> session(const std::string& component) = 0;
+
+  // The language model's graphs, without state between calls.
+  virtual std::shared_ptr<const Generator> generator() = 0;
+
+  // Called between runs; what it throws ends the call.
+  virtual void check_signals() {}
 
   // Runs a graph and returns one output. Throws Error.
-  Tensor run(const std::string& component, const char* output, const std::vector<Feed>& feeds);
+  virtual Tensor run(const std::string& component, const char* output, const std::vector<Feed>& feeds);
+};
+
+class BundleGraphs final : public Graphs {
+ public:
+  // `bundle` must outlive the graphs. threads 0: one for each physical core.
+  // core: the executor runs them, not ONNX Runtime.
+  BundleGraphs(const Bundle& bundle, int threads, bool trusted, bool core)
+      : bundle_(bundle), threads_(threads), trusted_(trusted), core_(core) {}
+
+  std::shared_ptr<const Session> session(const std::string& component) override;
+  std::shared_ptr<const Generator> generator() override;
 
   // Takes the weights of a graph, if it is open, out of the process's memory until its next run.
   void release_weights(const std::string& component);
 
-  // The language model's graphs, without state between calls.
-  const Generator& generator();
-
  private:
-  const Session& session(const std::string& component);
+  const std::shared_ptr<const Session>& open(const std::string& component);
 
   const Bundle& bundle_;
   const int threads_;
   const bool trusted_, core_;
   std::mutex mutex_;  // while a graph is opened
-  std::map<std::string, std::unique_ptr<Session>> sessions_;
-  std::unique_ptr<Generator> generator_;
+  std::map<std::string, std::shared_ptr<const Session>> sessions_;
+  std::shared_ptr<const Generator> generator_;
 };
 
 }  // namespace blip2rt

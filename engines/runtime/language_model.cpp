@@ -5,8 +5,6 @@
 #include <cmath>
 #include <utility>
 
-#include "loop/likelihood.h"
-
 namespace blip2rt {
 namespace {
 
@@ -22,7 +20,7 @@ LanguageSpec language_spec(const Manifest& manifest) {
 
 }  // namespace
 
-LanguageModel::LanguageModel(const Bundle& bundle, Graphs& graphs, bool special_tokens)
+LanguageModel::LanguageModel(const Bundle& bundle, BundleGraphs& graphs, bool special_tokens)
     : Language(language_spec(bundle.manifest), bundle.file(bundle.manifest.llm->tokenizer),
                open_tokenizer(bundle.file(bundle.manifest.llm->tokenizer)), *bundle.manifest.llm, special_tokens),
       graphs_(graphs) {}
@@ -75,27 +73,6 @@ Texts LanguageModel::finish(Generation& generation, const Task& task, const OnPi
                            static_cast<int>(texts.front().tokens.size()) < options.max_new_tokens;
   if (ended_early) throw too_late(options.max_time);
   return texts;
-}
-
-std::vector<double> LanguageModel::likelihoods(const std::vector<const Tensor*>& prefixes, const Prompts& prompts,
-                                               const std::vector<size_t>& images, const Prompts& texts) const {
-  std::vector<float> embeds;
-  for (const Tensor* prefix : prefixes) embeds.insert(embeds.end(), prefix->values.begin(), prefix->values.end());
-  const Prefix prefix{embeds.data(), static_cast<int>(prefixes.size()), static_cast<int>(prefixes.front()->shape[1])};
-  return named_failure([&] { return blip2rt::likelihoods(generator(), prefix, prompts, images, texts, [] {}); });
-}
-
-std::vector<double> LanguageModel::answer_likelihoods(const std::vector<const Tensor*>& prefixes,
-                                                      const std::string& question,
-                                                      const std::vector<std::string>& answers) const {
-  const auto [asked, tokens] = answer_tokens({question}, answers);
-  std::vector<size_t> images;
-  Prompts texts;
-  for (size_t image = 0; image < prefixes.size(); ++image) {
-    images.insert(images.end(), tokens.size(), image);
-    texts.insert(texts.end(), tokens.begin(), tokens.end());
-  }
-  return likelihoods(prefixes, Prompts(prefixes.size(), asked.front()), images, texts);
 }
 
 Conversation::Conversation(const LanguageModel& language, const Tensor& prefix_embeds, CallerOptions options,

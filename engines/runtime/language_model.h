@@ -21,7 +21,7 @@ using OnPiece = std::function<bool(const std::string& piece)>;
 class LanguageModel : public Language {
  public:
   // `graphs` must outlive it. Throws Error.
-  LanguageModel(const Bundle& bundle, Graphs& graphs, bool special_tokens);
+  LanguageModel(const Bundle& bundle, BundleGraphs& graphs, bool special_tokens);
 
   // prefix_embeds (1, Q, D) -> texts. `start`: when max_time began to run. Throws Error.
   Texts generate(const Tensor& prefix_embeds, const Task& task, Clock::time_point start, const OnPiece& on_piece) const;
@@ -29,19 +29,10 @@ class LanguageModel : public Language {
   // Steps a generation to its end, and returns its texts.
   Texts finish(Generation& generation, const Task& task, const OnPiece& on_piece) const;
 
-  // log p(text | image, prompt) of texts behind [prefix][prompt]: prefixes (1, Q, D), each with its prompt; `images`:
-  // the prompt of each text.
-  std::vector<double> likelihoods(const std::vector<const Tensor*>& prefixes, const Prompts& prompts,
-                                  const std::vector<size_t>& images, const Prompts& texts) const;
-
-  // log p(answer | image, question) of all answers for the first of prefix_embeds (1, Q, D), then for the next one.
-  std::vector<double> answer_likelihoods(const std::vector<const Tensor*>& prefixes, const std::string& question,
-                                         const std::vector<std::string>& answers) const;
-
-  const Generator& generator() const { return graphs_.generator(); }
+  const Generator& generator() const { return *graphs_.generator(); }
 
  private:
-  Graphs& graphs_;
+  BundleGraphs& graphs_;  // which keep what they return
 };
 
 // A question's task -> its answer, if that needs no language model; else the task gets its guides.

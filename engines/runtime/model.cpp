@@ -1,14 +1,10 @@
 // Runs the graphs in the order in which data flow through them.
 #include "runtime/model.h"
 
-#include <algorithm>
 #include <atomic>
-#include <cmath>
-#include <cstring>
 #include <utility>
 
 #include "base/utf8.h"
-#include "english/answer_words.h"
 #include "executor/core_graph.h"
 
 namespace blip2rt {
@@ -32,17 +28,6 @@ Tensor normalized(const std::vector<uint8_t>& rgb, const ImageSpec& spec) {
     }
   }
   return pixels;
-}
-
-std::optional<Calibrator> calibrator_of(const Manifest& manifest) {
-  if (!manifest.retrieval) return std::nullopt;
-  return Calibrator(*manifest.retrieval, manifest.calibration);
-}
-
-// The rows of a tensor, and their width.
-std::pair<size_t, size_t> rows_of(const Tensor& tensor) {
-  const auto width = static_cast<size_t>(tensor.shape.empty() ? 0 : tensor.shape.back());
-  return {width == 0 ? 0 : tensor.values.size() / width, width};
 }
 
 // Whether the executor runs a bundle's graphs. Loads ONNX Runtime otherwise.
@@ -70,7 +55,7 @@ Model::Model(const std::string& folder, const ModelOptions& options)
       options_(options),
       number_(next_number()),
       graphs_(bundle_, options.threads, options.trusted_graphs, chooses_core(bundle_.manifest, options)),
-      calibrator_(calibrator_of(bundle_.manifest)) {
+      judge_(bundle_, graphs_, [this]() -> const Language& { return language(); }, options.special_tokens) {
   if (!options.verify) return;
   verify(bundle_);
   check_tokenizers(bundle_);
@@ -105,42 +90,20 @@ LanguageModel& Model::language() {
   });
 }
 
-std::unique_ptr<QFormerTokenizer> Model::tokenizer_of(const QFormerTextSpec& spec) const {
-  const std::string file = bundle_.file(spec.tokenizer);
-  return std::make_unique<QFormerTokenizer>(file, open_tokenizer(file), spec, options_.special_tokens);
-}
-
-const QFormerTokenizer& Model::text_tokenizer() {
-  return *text_tokenizer_.get([this] { return tokenizer_of(*bundle_.manifest.retrieval); });
-}
-
 std::unique_ptr<Features> Model::encode(const PreparedImage& image) {
   require_own(image.model, "the image is");
   auto features = std::make_unique<Features>();
   features->model = number_;
   const Tensor pixels = normalized(image.rgb, bundle_.manifest.image);
-  std::vector<Feed> feeds;
-  feeds.emplace_back("pixels", pixels);
-  features->vision = graphs_.run("vision", "vision_features", feeds);
+  const auto vision = std::make_shared<Tensor>(graphs_.run("vision", "vision_features", {Feed("pixels", pixels)}));
+  features->vision = {vision->values.data(), vision->shape};
+  features->memory = vision;
   return features;
 }
 
 // `question`: what a Q-Former that reads questions reads with the image.
 Tensor Model::prefix_embeds(Features& features, const std::string& question) {
-  const std::lock_guard lock(features.mutex);
-  if (features.prefix_embeds) return *features.prefix_embeds;
-  std::vector<Feed> feeds;
-  feeds.emplace_back("vision_features", features.vision);
-  Ids ids, mask;
-  if (bundle_.manifest.question) {
-    ids = question_tokenizer_.get([this] { return tokenizer_of(*bundle_.manifest.question); })->encode(question);
-    mask.assign(ids.size(), 1);
-    feeds.emplace_back("token_ids", ids);
-    feeds.emplace_back("text_mask", mask);
-  }
-  Tensor embeds = graphs_.run("qformer", "prefix_embeds", feeds);
-  if (!bundle_.manifest.question) features.prefix_embeds = embeds;
-  return embeds;
+  return judge_.prefix_embeds(features, {question});
 }
 
 Texts Model::caption(Features& features, const std::string* prompt, const CallerOptions& options,
@@ -152,11 +115,7 @@ Texts Model::caption(Features& features, const std::string* prompt, const Caller
   const Prompt text = language.caption_prompt(prompt);
   Task task{text, language.settings("caption", options, {text}), !options.raw()};
   if (const std::shared_ptr<const CaptionPool> pool = pool_for(task, options.pool())) {
-    const Tensor embeds = embed_image(features);
-    const std::pair<size_t, size_t> rows = rows_of(embeds);
-    const int64_t end = language.spec().eos_token_ids.front();
-    task.options.guides = {
-        named_failure([&] { return pool->guide(embeds.values.data(), rows.first, rows.second, end); })};
+    task.options.guides = judge_.caption_guides(*pool, features);
   }
   return language.generate(prefix_embeds(features, text.whole()), task, start, on_piece);
 }
@@ -170,7 +129,7 @@ std::shared_ptr<const CaptionPool> Model::pool_for(const Task& task, const std::
     language().need_guidable(task.prompt);
     try {
       std::shared_ptr<const CaptionPool> pool = CaptionPool::open(option);
-      const std::shared_ptr<const CaptionPool> own = own_pool();  // tells which model this is
+      const std::shared_ptr<const CaptionPool> own = judge_.own_pool();  // tells which model this is
       if (own && own->fingerprint() != pool->fingerprint()) throw std::runtime_error("it is of another model");
       return pool;
     } catch (const std::runtime_error& error) {
@@ -178,14 +137,7 @@ std::shared_ptr<const CaptionPool> Model::pool_for(const Task& task, const std::
                                             "; build it again with blip2rt pool build");
     }
   }
-  return task.prompt.text.empty() && !task.options.do_sample ? own_pool() : nullptr;
-}
-
-// The bundle's pool; null if it has none.
-std::shared_ptr<const CaptionPool> Model::own_pool() {
-  const std::optional<RetrievalSpec>& retrieval = bundle_.manifest.retrieval;
-  if (!retrieval || !retrieval->pool) return nullptr;
-  return pool_.get([&] { return named_failure([&] { return CaptionPool::open(bundle_.file(*retrieval->pool)); }); });
+  return task.prompt.text.empty() && !task.options.do_sample ? judge_.own_pool() : nullptr;
 }
 
 Texts Model::ask(Features& features, const std::string& question, const CallerOptions& options,
@@ -194,7 +146,7 @@ Texts Model::ask(Features& features, const std::string& question, const CallerOp
   require_own(features.model, "the features are");
   const Clock::time_point start = Clock::now();
   const LanguageModel& language = this->language();
-  const Prompt prompt = language.ask_prompt(judges() ? language.plain_question(question) : question);
+  const Prompt prompt = language.ask_prompt(judge_.rates_statements() ? language.plain_question(question) : question);
   Task task{prompt, language.settings("ask", options, {prompt}), false};
   if (std::optional<Text> text = short_answer(features, prompt.text, task.options)) {
     if (on_piece) on_piece(text->text);
@@ -205,18 +157,17 @@ Texts Model::ask(Features& features, const std::string& question, const CallerOp
 }
 
 // Lets the bundle's pool guide the answer to a question, unless it is sampled or begins with a forced prefix.
-void Model::guide_answer(const Features& features, Task& task) {
-  const std::shared_ptr<const CaptionPool> pool = own_pool();
-  if (pool == nullptr || task.options.do_sample || !task.options.forced_prefix.empty()) return;
-  const LanguageModel& language = this->language();
-  const Ids ids = language.tokenizer().encode_more({"", " " + task.prompt.text, ""});
-  const TokenText asked(ids.begin(), ids.end());
-  const auto vocabulary = asks_for_plural(task.prompt.text) ? language.tokenizer().vocabulary() : nullptr;
-  const Tensor embeds = embed_image(features);
-  const std::pair<size_t, size_t> rows = rows_of(embeds);
-  task.options.guides = {named_failure([&] {
-    return pool->answer_guide(embeds.values.data(), rows.first, rows.second, task.prompt.text, asked, vocabulary.get());
-  })};
+void Model::guide_answer(Features& features, Task& task) {
+  if (judge_.own_pool() == nullptr || task.options.do_sample || !task.options.forced_prefix.empty()) return;
+  task.options.guides = judge_.answer_guides(features, {0}, {task.prompt.text});
+}
+
+// The answer to a short question; its score is its log-probability.
+std::optional<Text> Model::short_answer(Features& features, const std::string& question,
+                                        const GenerationOptions& options) {
+  const std::optional<ShortQuestion> asked = judge_.short_question(question, options);
+  if (!asked) return std::nullopt;
+  return judge_.short_answers(features, {0}, {*asked}).front();
 }
 
 std::unique_ptr<Conversation> Model::chat(const std::shared_ptr<Features>& features, const CallerOptions& options) {
@@ -229,20 +180,59 @@ std::unique_ptr<Conversation> Model::chat(const std::shared_ptr<Features>& featu
     if (!text) guide_answer(*features, task);
     return text;
   };
-  return std::make_unique<Conversation>(language, prefix_embeds(*features, ""), options, answer, judges());
+  return std::make_unique<Conversation>(language, prefix_embeds(*features, ""), options, answer,
+                                        judge_.rates_statements());
 }
 
-Tensor Model::embed_image(const Features& features) {
-  bundle_.require({"image_embed"}, "embed_image");
+Match Model::match(Features& features, const std::string& text) {
+  bundle_.require(kRetrieval, "match");
   require_own(features.model, "the features are");
-  std::vector<Feed> feeds;
-  feeds.emplace_back("vision_features", features.vision);
-  return graphs_.run("image_embed", "image_embeds", feeds);
+  check_words(text);
+  return judge_.match(features, {0}, {text}).front();
 }
 
-Tensor Model::embed_text(const std::string& text) {
-  bundle_.require({"text_embed"}, "embed_text");
-  return embed_texts({text});
+double Model::sees(Features& features, const std::string& statement) {
+  judge_.require_statements("judge what it sees");
+  require_own(features.model, "the features are");
+  check_words(statement);
+  return judge_.probabilities(features, {0}, {statement}).front();
 }
+
+double Model::confidence(Features& features, const Text& caption) {
+  judge_.require_confidence();
+  require_own(features.model, "the features are");
+  return judge_.confidence(features, {0}, {caption}).front();
+}
+
+size_t Model::choose(Features& features, const std::string& question, const std::vector<std::string>& choices) {
+  bundle_.require(kGenerative, "choose");
+  require_own(features.model, "the features are");
+  for (const std::string& choice : choices) check_words(choice);
+  if (choices.empty()) throw Error(ErrorKind::kArgument, "there are no choices: give one or more");
+  return judge_.choose(features, 0, question, choices);
+}
+
+Texts Model::tag(Features& features, const std::shared_ptr<const Labels>& labels, size_t top, double threshold) {
+  const Tagger tagger = judge_.tagger(labels, top, threshold);
+  require_own(features.model, "the features are");
+  std::vector<std::string> captions;
+  if (tagger.reads_captions()) captions = {caption(features, nullptr, CallerOptions(), nullptr).front().text};
+  const std::vector<Tag> found = judge_.tags(tagger, features, captions).front();
+  Texts tags;
+  for (const Tag& tag : found) {
+    const Label& label = labels->all()[tag.label];
+    std::vector<std::string> parts = label.parents;
+    parts.push_back(label.name);
+    tags.push_back({joined(parts, "|"), tag.probability, {}, false});
+  }
+  return tags;
+}
+
+Tensor Model::embed_image(Features& features) {
+  require_own(features.model, "the features are");
+  return judge_.image_embeds(features);
+}
+
+Tensor Model::embed_text(const std::string& text) { return judge_.text_embeds({text}); }
 
 }  // namespace blip2rt

@@ -229,7 +229,7 @@ def test_exported_graphs_use_every_kernel(tiny_geometry):
     }
     assert found == set(processor_kernels())
     assert {kernel for kernel in found if kernel.startswith("int8 ")} <= set(
-        blip2rt.load(path).pipeline.backend._session("qformer").custom_kernels
+        blip2rt.load(path).pipeline.backend.session("qformer").custom_kernels
     )
 
 

@@ -15,7 +15,7 @@ from blip2rt.bundle.manifest import Calibration, Logistic
 from blip2rt.cli.stdio import Session
 from blip2rt.errors import CapabilityError, OptionError
 from blip2rt.language import Prompt
-from blip2rt.matching.tagger import read_labels
+from blip2rt.matching.labels import read_labels
 from blip2rt.native import native
 from blip2rt.requests import Request
 from blip2rt.structured import fill
@@ -42,7 +42,7 @@ def test_probability_of_a_phrase_equals_numpy(model: blip2rt.Model, photo: Any) 
     bare, full = ["dog", "cat", "red cat"], ["a dog", "a cat", "a red cat"]
     cosines = np.einsum("bqe,be->bq", model.embed_image(images), model.embed_text(bare))
     likelihoods = model.likelihoods(features, full)
-    yes, blind = model.matcher.yes_odds(features, [f"is there {text}?" for text in full])
+    yes, blind = model.pipeline.judge.yes_odds(features, [f"is there {text}?" for text in full])
     for row, match in enumerate(matches):
         signals = {"name_cosine": cosines[row].max(), "query_1": cosines[row, 1], "yes": yes[row]}
         signals |= {"base_cosine": float((model.embed_image(images[row]) @ np.array(CALIBRATION.mean_text)).mean())}
@@ -83,8 +83,8 @@ def test_questions_of_a_number_get_the_likeliest(tiny: Tiny, tmp_path: Path, pho
     for image, answer in zip(images, answers, strict=True):
         prefix = model.pipeline.prefix_embeds([model.prepare(image)], [""])
         given, mean = (
-            np.array([model.pipeline.backend.likelihoods(embeds, [ids], [0], [text])[0] for text in texts])
-            for embeds in (prefix, model.matcher.mean_prefix)
+            np.array([model.pipeline.backend.generator().likelihoods(embeds, [ids], [0], [text])[0] for text in texts])  # type: ignore[attr-defined]
+            for embeds in (prefix, np.fromfile(folder / "mean_prefix.data", "<f4").reshape(prefix.shape))
         )
         scores = given - 0.5 * mean
         assert answer.score == pytest.approx(max(scores) - np.logaddexp.reduce(scores), abs=1e-4)
@@ -107,10 +107,10 @@ def test_yes_odds_do_not_depend_on_the_batch(model: blip2rt.Model, photo: Any) -
     features = model.vision_features([photo(5, 7), photo(5, 7), photo(9, 3)])
     questions = ["is there a dog?", "is there a cat on the grass?", "is there a man in red?", "is there a dog?"]
     rows = features[[0, 0, 1, 2]]
-    together = model.matcher.yes_odds(rows, questions)
-    alone = [model.matcher.yes_odds(rows[i : i + 1], questions[i : i + 1]) for i in range(4)]
+    together = model.pipeline.judge.yes_odds(rows, questions)
+    alone = [model.pipeline.judge.yes_odds(rows[i : i + 1], questions[i : i + 1]) for i in range(4)]
     for part in (0, 1):
-        assert together[part].tolist() == pytest.approx([float(each[part][0]) for each in alone], abs=1e-3)
+        assert together[part] == pytest.approx([each[part][0] for each in alone], abs=1e-3)
 
 
 def test_without_calibration_probability_is_the_heads(tiny: Tiny, tmp_path: Path, photo: Any) -> None:

@@ -9,10 +9,9 @@ import pytest
 from PIL import Image
 
 import blip2rt
-from blip2rt import backends, cli
+from blip2rt import cli
 from blip2rt.errors import BundleError, CapabilityError, OptionError
 from blip2rt.image import to_pixels
-from blip2rt.matching import Matcher
 from blip2rt.native import native
 from tests.tiny.bundle import EOS, WORDS, D, Q, Tiny, with_likelihood_weight, write_bundle
 
@@ -75,18 +74,19 @@ def test_the_score_includes_the_likelihood(tiny, model, photo):
 
 
 def test_a_weight_of_zero_skips_the_language_model(tiny, photo, monkeypatch):
-    monkeypatch.setattr(Matcher, "likelihoods", lambda *given: pytest.fail("it was computed"))
     model = blip2rt.load(tiny.path, threads=1)
+    monkeypatch.setattr(model.pipeline.backend, "generator", lambda: pytest.fail("it was opened"))
     assert model.match(photo(), "a dog").likelihood is None
 
 
 def test_the_likelihood_cache_is_bounded(tiny, model, photo):
-    model.matcher._gain = cache = native.ImageGain(3)
+    pipeline = model.pipeline
+    pipeline.judge = judge = native.Judge(model.bundle, pipeline.backend, lambda: pipeline.language.core, kept_values=3)
     image = photo(8, 8)
     for texts in (TEXTS[:2], TEXTS[2:6], TEXTS, TEXTS[:1]):
         want = [gain(tiny, model, image, text) for text in texts]
         assert [match.likelihood for match in model.match(image, texts)] == pytest.approx(want, abs=1e-3)
-        assert 0 < len(cache) <= 3
+        assert 0 < judge.kept_values <= 3
 
 
 def test_the_command_prints_the_likelihood(tiny, model, photo, tmp_path, capsys):
@@ -124,10 +124,3 @@ def test_faults_are_named(tiny, tmp_path, photo):
     assert matches.match(photo(), "a dog").likelihood is None
     with pytest.raises(CapabilityError, match="cannot tell how likely a text is: it lacks qformer"):
         matches.likelihoods(matches.vision_features([photo()]), ["a dog"])
-
-
-def test_backends_without_likelihoods_say_so(model, photo, monkeypatch):
-    monkeypatch.setattr(type(model.pipeline.backend), "likelihoods", backends.Backend.likelihoods)
-    with pytest.raises(CapabilityError, match="use the backend ort"):
-        model.match(photo(), "a dog")
-    assert model.embed_image(photo()).ndim == 2

@@ -112,7 +112,7 @@ def answer_bias(model: blip2rt.Model, near: dict[str, float], asked: str, plural
     names = [texts[start:end].tobytes().decode().strip() for start, end in itertools.pairwise(ends)]
     bias = np.empty(len(names))
     for token, name in enumerate(names):
-        has = {caption: token in model.matcher.caption_tokens(caption) for caption in MORE_CAPTIONS}
+        has = {caption: token in language.encode_more(Prompt(caption)) for caption in MORE_CAPTIONS}
         share = sum(weight for caption, weight in near.items() if has[caption]) / sum(near.values())
         pool_share = max(sum(has.values()), 1) / len(MORE_CAPTIONS)
         bias[token] = 0.7 * math.log((share + 0.003) / (pool_share + 0.003))

@@ -248,7 +248,7 @@ def test_disconnecting_ends_the_work_after_one_step(tiny, monkeypatch, path, bod
         await service.load()
         client = DisconnectingClient()
         model: Any = service.model
-        owners = ((model.pipeline.backend, ("image_embeds", "text_embeds")), (model, ("match_features",)))
+        owners = ((model.matcher, ("image_embeds", "text_embeds")), (model, ("match_features",)))
         for owner, names in (*owners, (routes, ("_thumbnail",))):
             for name in names if hasattr(owner, first) else ():
                 monkeypatch.setattr(owner, name, client.wrap(name, getattr(owner, name), calls))

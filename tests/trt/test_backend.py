@@ -327,7 +327,7 @@ def test_call_too_large_for_the_plans_gives_one_line(tiny: Case, machine: Any) -
     with pytest.raises(BackendError, match="num_beams is 0"):
         device.generate(prefix, prompts, {"num_beams": 0})
     with pytest.raises(CapabilityError, match="use the backend ort"):
-        device.likelihoods(prefix, prompts, [0], [[5]])
+        device.generator().likelihoods(prefix, prompts, [0], [[5]])
     assert device.generate(prefix[:0], [], {}) == []
     with pytest.raises(OptionError, match="device is 'cpu'"):
         backends.create("trt", read(tiny.trt), device="cpu")

@@ -26,7 +26,6 @@ from blip2rt.bundle import GENERATIVE
 from blip2rt.bundle.manifest import Calibration, Logistic
 from blip2rt.errors import Blip2rtError
 from blip2rt.native import native
-from blip2rt.results import Scored
 
 from ..evaluation.annotations import CaptionedImage, VqaQuestion
 from ..evaluation.metrics import caption_metrics, coco_scorers
@@ -173,7 +172,7 @@ class Fitting:
             named = self._labels.named_in(image.item.references)
             signals: dict[str, Sequence[float]] = {"nearness": tagger.nearness(image.embeds, labels)}
             if self._generates:
-                caption = self._caption(image)
+                [caption] = model.pipeline.captions(image.features[None])
                 signals["told"] = self._labels.named_in([caption.text])
                 cosine = self._signals(image, [caption.text], ["cosine"])
                 # the matching head and the likelihood added nothing
@@ -212,10 +211,8 @@ class Fitting:
             return self._old_numbers, []
         right = 0
         for image, question, answer in bar(asked, desc="numbers", unit="question"):
-            tokens = self._model.pipeline.question_tokens([self._model.pipeline.qformer_question(question)])
-            prefix = self._model.pipeline.backend.prefix_embeds(image.features[None], tokens)
-            logs = self._model.matcher.answer_scores(prefix, [question], numbers)
-            right += numbers[int(logs.argmax())] == answer
+            logs = self._model.pipeline.judge.answer_scores(image.features[None], question, numbers)
+            right += numbers[int(np.argmax(logs))] == answer
         return numbers, [
             f"{len(asked)} questions of a number; the likeliest of {', '.join(numbers)} is right for {right}"
         ]
@@ -226,7 +223,7 @@ class Fitting:
 
     def _signals(self, image: _Image, texts: Sequence[str], names: Sequence[str]) -> dict[str, list[float]]:
         features = np.repeat(image.features[None], len(texts), 0)
-        return self._model.matcher.signals(features, texts, names, self._mean_text)
+        return self._model.pipeline.judge.signals(features, texts, names, self._mean_text)
 
     def _others(self, images: Sequence[_Image], embeds: np.ndarray, number: int) -> Iterator[str]:
         """Captions of two other images: one near this image, one at random."""
@@ -257,12 +254,3 @@ class Fitting:
         weights, count = np.round(found, 5).tolist(), 1 + len(queries)
         nearness = Logistic(weights[-1], dict(zip(["name_cosine", *queries], weights, strict=False)))
         return nearness, tuple(weights[count:-1])
-
-    def _caption(self, image: _Image) -> Scored:
-        """Caption an image as the bundle does by default."""
-        model, task = self._model, self._model.task()
-        prefix_embeds, settings = (
-            model.caption_prefix(image.features[None]),
-            task.guided(task.settings, [image.features[None]]),
-        )
-        return model.pipeline.language.generate(prefix_embeds, [task.prompt], settings, tidied=True)[0][0]

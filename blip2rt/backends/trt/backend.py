@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from ... import backends
 from ...bundle import EMBED, Bundle
 from ...native import native
 from .. import ort
@@ -29,7 +28,6 @@ class Backend(ort.Backend):
     """One bundle's plans on the first GPU."""
 
     devices, target = ("cuda",), "trt"
-    likelihoods = backends.Backend.likelihoods
 
     def __init__(
         self,

@@ -155,7 +155,7 @@ BLIP2RT_API blip2rt_status blip2rt_match(blip2rt_model* model, blip2rt_features*
 BLIP2RT_API blip2rt_status blip2rt_sees(blip2rt_model* model, blip2rt_features* features, const char* statement,
                                         double* probability, blip2rt_error** error);
 
-/* Tells how probably a caption that blip2rt_caption gave for the image is right, 0 to 1. */
+/* Tells how probably a caption that blip2rt_caption gave for the image is right, 0 to 1; NaN for one without words. */
 BLIP2RT_API blip2rt_status blip2rt_confidence(blip2rt_model* model, blip2rt_features* features, blip2rt_texts* captions,
                                               size_t index, double* probability, blip2rt_error** error);
 

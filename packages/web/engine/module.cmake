@@ -13,9 +13,7 @@ add_library(blip2rt_web OBJECT
   engines/media/exif.cpp
   engines/media/image.cpp
   engines/media/picture.cpp
-  engines/runtime/graphs.cpp
   engines/runtime/language_model.cpp
-  engines/runtime/matching.cpp
   engines/runtime/model.cpp
   packages/web/engine/callback.cpp)
 target_include_directories(blip2rt_web PRIVATE engines/c/include)

@@ -175,9 +175,15 @@ export class Engine {
         text: module.UTF8ToString(module._blip2rt_texts_get(texts, i)),
         score: module._blip2rt_texts_score(texts, i),
         truncated: Boolean(module._blip2rt_texts_truncated(texts, i)),
-        ...(rated && {confidence: this.#call("confidence", () => [this.model, rated, texts, i], (c, out) => c.number(out))}),
+        ...(rated && {confidence: this.#confidence(rated, texts, i)}),
       }));
     } finally { module._blip2rt_texts_free(texts); }
+  }
+
+  /** How probably a caption is right; undefined without words. */
+  #confidence(features, texts, index) {
+    const found = this.#call("confidence", () => [this.model, features, texts, index], (c, out) => c.number(out));
+    return Number.isNaN(found) ? undefined : found;
   }
 
   /** build(arena) -> arguments, before the output (left out with `plain`) and the error; read(arena, output) -> result. */

@@ -39,7 +39,7 @@ class Pair:
     images: list[Any]
 
     def prefix(self, count: int) -> np.ndarray:
-        return self.model.pipeline.backend.prefix_embeds(self.model.vision_features(self.images[:count]))
+        return self.model.caption_prefix(self.model.vision_features(self.images[:count]))
 
     def ids(self, prompts: list[str | None]) -> list[list[int]]:
         return [self.model.pipeline.language.encode(prompt or "") for prompt in prompts]
