@@ -13,6 +13,7 @@ from blip2rt.backends.ort import Backend
 from blip2rt.errors import OptionError
 from blip2rt.gallery.sources import Sources
 from blip2rt.gallery.walk import walk
+from blip2rt.matching.matcher import Matcher
 from blip2rt.object_storage import Url
 from tests.gallery.helpers import assert_error, rows
 from tests.object_store import get, put
@@ -75,7 +76,7 @@ def test_a_bucket_is_indexed_in_place(run: Any, s3: Any, tmp_path: Path, monkeyp
     for number, (local, url) in enumerate((("shards/0.tar", "s3://bucket/shards/0.tar"), ("", "s3://bucket/shards"))):
         assert local == "" or run("index", local, "--out", "local", "--batch-size", 1)[0] == 1
         out = f"s3://bucket/{number}.index"
-        for owner, name in ((Backend, "image_embeds"), (object_storage, "_transfer")):  # and while it uploads
+        for owner, name in ((Matcher, "image_embeds"), (object_storage, "_transfer")):  # and while it uploads
             with interrupted(owner, name, 2):
                 assert run("index", url, "--out", out, "--batch-size", 1)[0] == 130
                 assert (f"{number}.index/files.db" in get(s3)) == (name == "_transfer")
