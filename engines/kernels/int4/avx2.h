@@ -10,6 +10,7 @@ namespace {
 
 struct Avx2 : Int4Vectors<EightLanes> {
   static constexpr size_t kRows8Bit = 8, kRows16Bit = 6, kFewRows8Bit = 5, kFewRows16Bit = 1;
+  static constexpr bool kUnrolls = true;
   static constexpr size_t kTilesAtOnce = 2, kRowDivisor = 2;
   using Part = Ints;
 

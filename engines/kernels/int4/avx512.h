@@ -11,6 +11,7 @@ namespace {
 
 struct Avx512 : Int4Vectors<SixteenLanes> {
   static constexpr size_t kRows8Bit = 8, kRows16Bit = 4, kFewRows8Bit = 5, kFewRows16Bit = 1;
+  static constexpr bool kUnrolls = true;
   static constexpr size_t kTilesAtOnce = 2, kRowDivisor = 1;
   static constexpr bool kUnpacksPairs = true;
   using Part = Ints;

@@ -124,7 +124,7 @@ void multiply_outputs(const Output (&outputs)[O], const FewRows& x, typename V::
       }
       const uint8_t* codes = w.codes + block * Block / 2;
       const size_t left = x.blocks - block, value = block * Block * kFewRowsValueBytes<V>;
-      if (left >= V::kLanes) {
+      if (V::kUnrolls && left >= V::kLanes) {
         add_group<V, Split, Block, true, R>(codes, kChunks, x, value, scales, sums[o], All());
       } else {
         add_group<V, Split, Block, false, R>(codes, (left * Block + kWeights - 1) / kWeights, x, value, scales, sums[o],
@@ -190,7 +190,7 @@ void multiply_part(const Int4Matrix& m, const Int4Input& input, float* out, size
   const FewRows x = {input.values, input.low, scales, sums, few_rows_stride<V>(m), padded, blocks};
   uint8_t* copy = reinterpret_cast<uint8_t*>(sums + R * padded);
   const bool is_short = blocks * Block / 2 < kManyBytes;
-  if constexpr (R == 1) {
+  if constexpr (R == 1 && V::kUnrolls) {
     // Short outputs are multiplied side by side, so that none waits for the sum of the one before.
     constexpr size_t kTogether = 4;
     for (; is_short && begin + kTogether <= end && ends_inside<V, Block>(m, begin + kTogether - 1);

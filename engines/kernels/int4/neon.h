@@ -10,6 +10,7 @@ namespace {
 
 struct Neon : FourOutputs<Neon> {
   static constexpr size_t kRows8Bit = 8, kRows16Bit = 4, kFewRows8Bit = 1, kFewRows16Bit = 1;
+  static constexpr bool kUnrolls = true;
   static constexpr size_t kTilesAtOnce = 1, kRowDivisor = 1;
   // Eight sums of four products of each output in 16 bits, which hold 8 * 15 * 128.
   struct Part {

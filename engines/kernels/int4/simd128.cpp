@@ -8,7 +8,8 @@ namespace blip2rt {
 namespace {
 
 struct Simd128 : FourOutputs<Simd128> {
-  static constexpr size_t kRows8Bit = 4, kRows16Bit = 4, kFewRows8Bit = 4, kFewRows16Bit = 4;
+  static constexpr size_t kRows8Bit = 4, kRows16Bit = 4, kFewRows8Bit = 3, kFewRows16Bit = 3;
+  static constexpr bool kUnrolls = false;  // a compiled engine is downloaded: every page pays for its bytes
   static constexpr size_t kTilesAtOnce = 2, kRowDivisor = 1;
   static constexpr bool kWideValues = true;
   static constexpr size_t kValueCopies = 2;

@@ -13,6 +13,7 @@ namespace {
 
 struct Sse41 : FourOutputs<Sse41> {
   static constexpr size_t kRows8Bit = 10, kRows16Bit = 6, kFewRows8Bit = 4, kFewRows16Bit = 1;
+  static constexpr bool kUnrolls = true;
   static constexpr size_t kTilesAtOnce = 2, kRowDivisor = 2;
   static constexpr size_t kValueCopies = 4;  // one for each lane: no instruction loads four bytes into all of them
   using Part = Ints;
