@@ -5,7 +5,6 @@ Parameters are counted on tensors without storage; weights are neither read nor 
 
 import functools
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,6 @@ from .data.samples import BadSamples, Sample
 from .data.sampling import Mixture, sample_images
 from .data.streaming import SampleReader, Source, load_batches, open_sources
 from .data.transforms import eval_transform, read_image
-from .gpus import GPUS
-from .known_parts import with_known_parts
 from .loop.rounding import check_rounding
 from .loop.trainer import autocast_dtype, check_batch
 from .model import open_checkpoint, vision_config
@@ -37,26 +34,15 @@ GB = 1e9
 PROGRAM_BYTES = 0.9e9  # Python, PyTorch and buffers in main memory: 0.82 GB with tiny models, 0.95 with small ones
 SAMPLED_IMAGES = 64  # decoded, to see whether they can be
 _UNLIMITED = 1 << 60
-_DATA = (  # measured with 12,900 shards; a picture of 256 pixels takes about 25 kB
-    "not read; a million images in shards are about 25 GB, and their index 48 MB, which takes 53 s of one CPU once"
-)
 
 
 def dry_run(settings: TrainSettings, make: Callable[[Any], Plan]) -> str:
     """The description of a training that `make` plans. Raises Blip2rtError, which lists all faults."""
-    if not settings.loop.run.gpu:
-        announce("checking the data and the parts of the model")
-        return _described(planned(settings, make))
-    with tempfile.TemporaryDirectory() as folder:  # of configs, which are read when they are needed
-        return _described(make(with_known_parts(settings, Path(folder))))
-
-
-def _described(plan: Plan) -> str:
-    run, batch, steps = plan.loop.run, plan.loop.batch, plan.loop.optimizer.steps
+    announce("checking the data and the parts of the model")
+    plan = planned(settings, make)
+    batch, run, steps = plan.loop.batch, plan.loop.run, plan.loop.optimizer.steps
     gpus = run.gpus
-    if run.gpu:
-        check_batch(batch, gpus)
-    found, data = ([], _DATA) if run.gpu else faults(plan, gpus)
+    found, data = faults(plan, gpus)
     if found:
         raise Blip2rtError("; ".join(dict.fromkeys(found)))
     counts = count_parameters(plan.point, plan.train_vision)
@@ -78,7 +64,8 @@ def _described(plan: Plan) -> str:
             f"memory{_of_each(run)}, estimated: {sum(need.values()) / GB:.1f} GB ({parts}){_available(run)}",
             f"a step: {batch.batch_size} images ({batch.batch_size // gpus} a GPU in {batch.accumulate} "
             f"micro-batches), at most {batch.batch_size * plan.texts * plan.tokens} tokens of text",
-            f"{steps:,} steps: {steps * batch.batch_size:,} images{_duration(plan, counts)}",
+            f"{steps:,} steps: {steps * batch.batch_size:,} images of "
+            f"{step_flops(plan, counts) / batch.batch_size / 1e9:,.1f} GFLOPs{_duration(plan, counts)}",
             f"checkpoints: {_checkpoint_bytes(plan) / GB:.1f} GB each, at most {plan.loop.log.keep + 1} at a time",
             f"data: {data}",
         ]
@@ -87,17 +74,15 @@ def _described(plan: Plan) -> str:
 
 def _is_local(run: RunSettings) -> bool:
     """Whether the training is planned for this machine, rather than for GPUs elsewhere."""
-    return not run.gpu and run.gpus <= max(1, torch.cuda.device_count())
+    return run.gpus <= max(1, torch.cuda.device_count())
 
 
 def _of_each(run: RunSettings) -> str:
-    alone = run.gpus == 1 and not run.gpu and not torch.cuda.is_available()
+    alone = run.gpus == 1 and not torch.cuda.is_available()
     return "" if alone else f" of one of {run.gpus} GPUs"
 
 
 def _available(run: RunSettings) -> str:
-    if run.gpu:
-        return f"; an {run.gpu} has {GPUS[run.gpu].memory / GB:.0f} GB"
     if not _is_local(run):
         return ""
     if torch.cuda.is_available():
@@ -106,19 +91,12 @@ def _available(run: RunSettings) -> str:
 
 
 def _duration(plan: Plan, counts: dict[str, int]) -> str:
-    """How long the steps take on the GPUs that are planned, or on this machine."""
-    run, steps = plan.loop.run, plan.loop.optimizer.steps
-    gpus = run.gpus
-    if run.gpu:
-        flops = step_flops(plan, counts)
-        hours = steps * flops / (GPUS[run.gpu].flops * run.mfu) / 3600
-        spent = f"{hours / gpus / 24:.1f} days, {hours:,.0f} GPU hours on {gpus} {run.gpu} at MFU {run.mfu:g}"
-        return f" of {flops / plan.loop.batch.batch_size / 1e9:,.0f} GFLOPs: {spent}"
-    if not _is_local(run):
+    """How long the steps take, if the training is planned for this machine."""
+    if not _is_local(plan.loop.run):
         return ""
-    seconds = step_seconds(plan, counts) / gpus
+    seconds = step_seconds(plan, counts) / plan.loop.run.gpus
     each = f"{seconds:.1f}" if seconds < 10 else f"{seconds:.0f}"
-    total = seconds * steps
+    total = seconds * plan.loop.optimizer.steps
     shown = f"{total / 60:.0f} minutes" if total < 5400 else f"{total / 3600:.1f} hours"
     return f", about {each} s each on this machine: {shown}"
 

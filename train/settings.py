@@ -7,7 +7,6 @@ from typing import Any
 
 from blip2rt.modeling.sources import list_checkpoints
 
-from .gpus import GPUS
 from .recipe import Check, Given, option
 
 POSITIVE = Check("a number above 0", lambda value: 0 < value < math.inf)
@@ -43,18 +42,11 @@ class RunSettings:
     )
     dry_run: bool = option(False, "check all and estimate the size")
     gpus: int = option(1, "number of GPUs that --dry-run plans the training for", check=POSITIVE)
-    gpu: str = option(
-        "",
-        "with --dry-run, plan the training for these GPUs from its settings alone, without data and weights",
-        check=one_of("", *GPUS),
-        metavar="a100|h100|orin",
-    )
-    mfu: float = option(0.35, "share of the GPUs' peak that the plan assumes (the paper: 0.11 and more)", check=SHARE)
 
     def faults(self) -> list[str]:
         found = [] if self.out else [missing("out")]
-        if (self.gpu or self.gpus > 1) and not self.dry_run:
-            found.append("gpus and gpu describe a dry run: give --dry-run")
+        if self.gpus > 1 and not self.dry_run:
+            found.append("gpus describes a dry run: give --dry-run")
         if self.resume == "never" and self.out and list_checkpoints(self.out):
             found.append(f"out {self.out!r} has checkpoints, resume is never: give another folder, or --resume auto")
         return found

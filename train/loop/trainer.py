@@ -25,7 +25,6 @@ from blip2rt.modeling.row_noise import RowNoise
 from blip2rt.modeling.vision import layer_numbers, longest_list
 from blip2rt.system import peak_memory
 
-from ..gpus import gpu_named
 from ..progress import announce
 from ..settings import BatchSettings, LoopSettings, OptimizerSettings, RunSettings
 from . import checkpoint as checkpoints
@@ -282,9 +281,7 @@ class Trainer:
         }
         if self.device.type != "cuda":
             return speed | {"peak_gb": peak_memory() / 1e9}
-        gpu = gpu_named(torch.cuda.get_device_name(self.device))
-        peak = {"peak_gb": torch.cuda.max_memory_allocated(self.device) / 1e9}
-        return speed | peak | ({} if gpu is None else {"mfu": flops / gpu.flops})
+        return speed | {"peak_gb": torch.cuda.max_memory_allocated(self.device) / 1e9}
 
     def _evaluate(self, evaluate: Callable[[], dict[str, float]], bar: tqdm[Any]) -> None:
         self.model.eval()
