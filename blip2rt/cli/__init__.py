@@ -172,7 +172,7 @@ def _pool(args: argparse.Namespace) -> int:
     """Embed the captions of a text file, for --pool."""
     from ..matching.pool import build_pool
 
-    count = build_pool(args.file, args.out, _load(args).matcher, _progress("embedding", 1000))
+    count = build_pool(args.file, args.out, _load(args).pipeline, _progress("embedding", 1000))
     print(f"{one_line(str(args.out))}: {count:,} captions")
     return 0
 

@@ -123,7 +123,7 @@ class Matcher:
         self.pipeline.language.core.need_guidable(task.prompt)
         key = os.fspath(path), os.stat(path).st_mtime_ns if os.path.exists(path) else 0
         if self._pool is None or self._pool[0] != key:
-            self._pool = key, read_pool(path, self)
+            self._pool = key, read_pool(path, self.pipeline)
         pool, judge = self._pool[1], self.pipeline.judge
         return replace(task, guides=lambda vision_features, _: judge.caption_guides(vision_features, pool))
 

@@ -23,7 +23,7 @@ from ..native import native
 if TYPE_CHECKING:
     from ..bundle import Bundle
     from ..native import CaptionPool
-    from .matcher import Matcher
+    from ..pipeline import Pipeline
 
 MAX_UNBUILT = 20_000  # captions of a text file that are embedded when it is used: half a minute of nano's time
 _MAX_TEXT, _MAX_LINE = 1 << 30, 1000  # bytes of all captions; characters of one
@@ -31,7 +31,7 @@ _CODE_WIDTH = 96  # numbers of a caption's code: its embedding's main directions
 _BATCH = 256  # captions that are embedded together
 
 
-def read_pool(path: str | os.PathLike[str], matcher: Matcher) -> CaptionPool:
+def read_pool(path: str | os.PathLike[str], pipeline: Pipeline) -> CaptionPool:
     """Open a pool that `blip2rt pool build` wrote, or a text file with one caption a line. Raises OptionError."""
     name = one_line(os.fspath(path))
     try:
@@ -44,18 +44,18 @@ def read_pool(path: str | os.PathLike[str], matcher: Matcher) -> CaptionPool:
         fix = f"build it once: blip2rt pool build {name} --out FILE"
         raise OptionError(f"the pool {name!r} has {len(captions):,} captions, more than {MAX_UNBUILT:,}: {fix}")
     if not built:
-        return native.CaptionPool.of_bytes(_packed(captions, matcher))
+        return native.CaptionPool.of_bytes(_packed(captions, pipeline))
     try:
         pool = native.CaptionPool(os.fspath(path))
     except RuntimeError as error:
         raise OptionError(f"cannot use the pool {name!r}: {error}; build it again with blip2rt pool build") from None
-    if pool.fingerprint != _fingerprint(matcher.bundle):
+    if pool.fingerprint != _fingerprint(pipeline.bundle):
         raise OptionError(f"the pool {name!r} is of another model: build it again with blip2rt pool build")
     return pool
 
 
 def build_pool(
-    path: str | os.PathLike[str], out: Path, matcher: Matcher, progress: Callable[[int, int], object] | None = None
+    path: str | os.PathLike[str], out: Path, pipeline: Pipeline, progress: Callable[[int, int], object] | None = None
 ) -> int:
     """Embed a text file with one caption a line, and write a pool. Return how many captions it has. Raises OptionError.
 
@@ -65,7 +65,7 @@ def build_pool(
         captions = read_captions(path)
     except OSError as error:
         raise OptionError(f"cannot read {one_line(os.fspath(path))!r}: {error.strerror or error}") from None
-    write_file(out, _packed(captions, matcher, progress))
+    write_file(out, _packed(captions, pipeline, progress))
     return len(captions)
 
 
@@ -89,20 +89,20 @@ def read_captions(path: str | os.PathLike[str]) -> list[str]:
     return captions
 
 
-def _packed(captions: Sequence[str], matcher: Matcher, progress: Callable[[int, int], object] | None = None) -> bytes:
+def _packed(captions: Sequence[str], pipeline: Pipeline, progress: Callable[[int, int], object] | None = None) -> bytes:
     """Captions -> the contents of a pool's file; the core reads it."""
-    language = matcher.pipeline.language
+    language = pipeline.language
     vocab_size, tokens = language.spec.vocab_size, [language.encode_more(Prompt(caption)) for caption in captions]
     parts = []
     for start in range(0, len(captions), _BATCH):
-        parts.append(matcher.text_embeds(captions[start : start + _BATCH]))
+        parts.append(pipeline.judge.text_embeds(captions[start : start + _BATCH]))
         if progress is not None:
             progress(min(start + _BATCH, len(captions)), len(captions))
     embeds = np.concatenate(parts)  # (N, E)
     _, directions = np.linalg.eigh(embeds.T @ embeds)
     projection = np.ascontiguousarray(directions[:, ::-1][:, :_CODE_WIDTH])  # (E, D)
     codes = np.ascontiguousarray(embeds @ projection)
-    return native.CaptionPool.pack(_fingerprint(matcher.bundle), projection, codes, tokens, vocab_size)
+    return native.CaptionPool.pack(_fingerprint(pipeline.bundle), projection, codes, tokens, vocab_size)
 
 
 def _fingerprint(bundle: Bundle) -> str:

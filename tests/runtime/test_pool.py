@@ -137,7 +137,7 @@ def answer_bias(model: blip2rt.Model, near: dict[str, float], asked: str, plural
 )
 def test_guide_of_an_answer_biases_its_first_token(model, file, photo, question, plural):
     file.write_text("\n".join(MORE_CAPTIONS))
-    pool, language = read_pool(file, model.matcher), model.pipeline.language
+    pool, language = read_pool(file, model.pipeline), model.pipeline.language
     image, asked = model.embed_image(photo(5, 7)), language.encode_more(Prompt(f" {question}"))
     cosines = (np.stack(model.embed_text(MORE_CAPTIONS)) @ image.T).max(axis=1)
     nearest = [MORE_CAPTIONS.index(model.decode(tokens)) for tokens in pool.nearest(image)]
@@ -157,7 +157,7 @@ def test_answer_to_a_question_for_things_does_not_begin_with_one_thing(model, fi
     pairs = {" dog": " dogs", " baby": " babies", " bench": " benches", " person": " people", " box": " boxes"}
     names = [*pairs, *pairs.values(), " ze", " glass", " bus", "", " wander"]  # " ze" begins " zebras"
     file.write_text("\n".join(MORE_CAPTIONS))
-    pool, size = read_pool(file, model.matcher), model.pipeline.language.spec.vocab_size
+    pool, size = read_pool(file, model.pipeline), model.pipeline.language.spec.vocab_size
     vocabulary = native.Vocabulary([*map(str.encode, names), *[b""] * (size - len(names))])
     embeds, zeros = 0 * model.embed_text(MORE_CAPTIONS[:1])[0][None], np.zeros(size)
     free, asked = (pool.answer_guide(embeds, "", [], each).apply([], zeros) for each in (None, vocabulary))
@@ -167,7 +167,7 @@ def test_answer_to_a_question_for_things_does_not_begin_with_one_thing(model, fi
 def test_guide_of_an_answer_needs_the_vocabulary_of_the_pool(model, file, photo):
     embeds = model.embed_image(photo(5, 7))
     with pytest.raises(RuntimeError, match="the vocabulary is not the pool's"):
-        read_pool(file, model.matcher).answer_guide(embeds, "what?", [], native.Vocabulary([b"a"]))
+        read_pool(file, model.pipeline).answer_guide(embeds, "what?", [], native.Vocabulary([b"a"]))
 
 
 @pytest.mark.parametrize("texts", [[[3, VOCABULARY]], [[-1]]])
@@ -182,7 +182,7 @@ def test_nearest_captions_are_those_of_the_embeddings(model, tmp_path):
     captions = [*{" ".join(rng.choices(words, k=rng.randint(3, 9))) for _ in range(40)}]
     file = tmp_path / "captions.txt"
     file.write_text("\n".join(captions))
-    pool, image = read_pool(file, model.matcher), model.embed_image(np.zeros((8, 8, 3), np.uint8))
+    pool, image = read_pool(file, model.pipeline), model.embed_image(np.zeros((8, 8, 3), np.uint8))
     cosines = (np.stack(model.embed_text(captions)) @ image.T).max(axis=1)
     order = [captions.index(model.decode(tokens)) for tokens in pool.nearest(image)]
     assert len(pool) == len(captions) and len(order) == 8
@@ -191,7 +191,7 @@ def test_nearest_captions_are_those_of_the_embeddings(model, tmp_path):
 
 def test_built_pool_guides_as_its_file(model, file, tmp_path, photo):
     out, seen = tmp_path / "built.pool", []
-    assert build_pool(file, out, model.matcher, lambda *done: seen.append(done)) == 4
+    assert build_pool(file, out, model.pipeline, lambda *done: seen.append(done)) == 4
     assert seen == [(4, 4)]
     image = photo(5, 7)
     assert model.caption(image, pool=out) == model.caption(image, pool=file)
@@ -202,7 +202,7 @@ def test_every_door_guides_alike(model, file, photo):
     plain, changed = model.caption(images, num_beams=3), 0
     for image, alone, caption in zip(images, plain, model.caption(images, num_beams=3, pool=file), strict=True):
         ranked = model.caption(image, num_beams=3, num_captions=3, pool=file)
-        guide = read_pool(file, model.matcher).guide(
+        guide = read_pool(file, model.pipeline).guide(
             model.embed_image(image), model.pipeline.language.spec.eos_token_ids[0]
         )
         agreed = [guide.agreement(each.tokens) for each in ranked]
@@ -270,7 +270,7 @@ def test_pool_and_prompt_are_rejected(model, file, photo):
 
 def test_damaged_pools_and_those_of_other_models_end_in_an_error(model, file, tmp_path, photo):
     out = tmp_path / "built.pool"
-    build_pool(file, out, model.matcher)
+    build_pool(file, out, model.pipeline)
     data = out.read_bytes()
     rng = random.Random(new_seed())
     for _ in range(200):
@@ -283,7 +283,7 @@ def test_damaged_pools_and_those_of_other_models_end_in_an_error(model, file, tm
             assert any(fault in str(error) for fault in ("damaged", "another model", "vocabulary", "wide", "finite"))
     out.write_bytes(data[:16] + b"0" * 64 + data[80:])
     with pytest.raises(OptionError, match="another model"):
-        read_pool(out, model.matcher)
+        read_pool(out, model.pipeline)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_bad_caption_files_are_rejected(model, tmp_path, content, fault):
     file = tmp_path / "captions.txt"
     file.write_bytes(content)
     with pytest.raises(OptionError, match=fault):
-        read_pool(file, model.matcher)
+        read_pool(file, model.pipeline)
 
 
 def test_commands(model, file, tmp_path, capsys):

@@ -130,7 +130,7 @@ def with_pool(folder: Path, captions: Sequence[str]) -> Path:
 
     text, pool = folder / "captions.txt", folder / "captions.pool"
     text.write_text("\n".join(captions))
-    build_pool(text, pool, blip2rt.load(folder, threads=1).matcher)
+    build_pool(text, pool, blip2rt.load(folder, threads=1).pipeline)
     text.unlink()
     return changed(folder, pool.name, retrieval={"pool": pool.name})
 

@@ -71,7 +71,7 @@ def assert_extras(stages: list[Path], exported: Path, finetuned: Path) -> None:
     manifest = read(exported).manifest
     assert manifest.calibration == CALIBRATION and manifest.retrieval is not None
     assert manifest.retrieval.pool == "captions.pool"
-    read_pool(exported / "captions.pool", blip2rt.load(exported, threads=1).matcher)  # refuses another model's
+    read_pool(exported / "captions.pool", blip2rt.load(exported, threads=1).pipeline)  # refuses another model's
     plan: Any = SimpleNamespace(stage1=Checkpoint(stages[0]), stage2=Checkpoint(finetuned))
     bare = replace(manifest, calibration=None, retrieval=replace(manifest.retrieval, pool=None))
     restored, [note] = bundle_extras.restore(plan, bare, exported)
