@@ -136,7 +136,7 @@ class Model(MatchingCalls):
         on_timeout: if max_time passes before the first word, "raise" TimeoutError, or return None in the text's place.
         pool: file of captions of other pictures, one a line or built by `blip2rt pool build`: those nearest to the
             image guide its caption, which takes on their words without training. None is the bundle's own pool, if it
-            has one, for captions without a prompt or sampling; False is no pool.
+            has one, for captions without a prompt or sampling; False or "none" is no pool.
         """
         many, single = as_list(images)
         results = list(self._captions(many, False, options))

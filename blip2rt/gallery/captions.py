@@ -54,7 +54,7 @@ class TextSettings:
         """Check these settings against a model. confidence: also rate each caption. Raises OptionError."""
         confidence = confidence or self.min_confidence is not None  # to hedge
         task = replace(model.task(self.prompt, self.question, **self.options), confidence=confidence)
-        return model.matcher.with_pool(task, False if self.pool == "none" else self.pool)
+        return model.matcher.with_pool(task, self.pool)
 
     def hedged(self, caption: Scored) -> str:
         """The caption, or what takes its place if its confidence is too low."""

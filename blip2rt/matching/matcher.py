@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -107,16 +107,16 @@ class Matcher:
         self.pipeline.judge.require_statements("label images")
         return Tagger(self.pipeline, as_labels(labels), top, threshold)
 
-    def with_pool(self, task: GenerationTask, pool: str | os.PathLike[str] | Literal[False] | None) -> GenerationTask:
-        """Let a pool of captions guide a task: a file, the bundle's (None), or none (False).
+    def with_pool(self, task: GenerationTask, pool: str | None) -> GenerationTask:
+        """Let a pool of captions guide a task: a file, the bundle's (None), or "none".
 
         Raises OptionError and CapabilityError.
         """
         if pool is None:
             return task
-        return self._guided_by(task, pool) if pool else replace(task, guides=None)
+        return replace(task, guides=None) if pool == "none" else self._guided_by(task, pool)
 
-    def _guided_by(self, task: GenerationTask, path: str | os.PathLike[str]) -> GenerationTask:
+    def _guided_by(self, task: GenerationTask, path: str) -> GenerationTask:
         from .pool import read_pool  # few callers have one
 
         self.pipeline.require(RETRIEVAL, "guide captions by a pool")

@@ -176,7 +176,8 @@ CallerOptions CallerOptions::over(const CallerOptions& defaults) const {
 }
 
 std::string CallerOptions::pool() const {
-  return find<bool>("pool") != nullptr ? "false" : value_or("pool", std::string());
+  const std::string given = value_or("pool", std::string());
+  return find<bool>("pool") != nullptr || given == "false" ? "none" : given;
 }
 
 std::string CallerOptions::forced_prefix() const {

@@ -59,7 +59,7 @@ class CallerOptions {
   GenerationOptions resolve(const Decoding& defaults, const Room& room) const;
 
   bool raw() const { return value_or("raw", false); }
-  std::string pool() const;  // a file, or "false"; empty: the bundle's own
+  std::string pool() const;  // a file, or "none"; empty: the bundle's own
   // These are empty if they are invalid.
   std::string forced_prefix() const;
   std::vector<std::string> bad_words() const { return texts("bad_words"); }

@@ -246,12 +246,11 @@ void bind_language(nb::module_& m) {
       .def_prop_ro("raw", &CallerOptions::raw)
       .def_prop_ro(
           "pool",
-          [](const CallerOptions& self) -> nb::object {
-            const std::string pool = self.pool();
-            return pool.empty() ? nb::none() : pool == "false" ? nb::object(nb::bool_(false)) : nb::cast(pool);
+          [](const CallerOptions& self) {
+            std::string pool = self.pool();
+            return pool.empty() ? std::nullopt : std::optional(std::move(pool));
           },
-          nb::sig("def pool(self) -> str | typing.Literal[False] | None"),
-          "A file, False for no pool, or None for the bundle's.");
+          "A file, \"none\" for no pool, or None for the bundle's.");
   bind_model(m);
   bind_dialogue(m);
 }

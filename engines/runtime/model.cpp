@@ -120,10 +120,10 @@ Texts Model::caption(Features& features, const std::string* prompt, const Caller
   return language.generate(prefix_embeds(features, text.whole()), task, start, on_piece);
 }
 
-// The pool that guides a caption. `option`: a file, "false" or, if empty, the bundle's own unless there is a prompt or
+// The pool that guides a caption. `option`: a file, "none" or, if empty, the bundle's own unless there is a prompt or
 // sampling.
 std::shared_ptr<const CaptionPool> Model::pool_for(const Task& task, const std::string& option) {
-  if (option == "false") return nullptr;
+  if (option == "none") return nullptr;
   if (!option.empty()) {
     bundle_.require(kRetrieval, "guide captions by a pool");
     language().need_guidable(task.prompt);

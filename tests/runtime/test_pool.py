@@ -221,7 +221,8 @@ def test_pool_of_a_bundle_guides_without_being_named(model, file, photo, tmp_pat
         answer = own.submit(Request(image, options=Options(num_beams=3)))
         assert "".join(answer) == want == answer.result()[0]
         assert fill(own, image, form_of("caption"))["caption"] == own.caption(image)
-        assert own.caption(image, pool=False, num_beams=3) == model.caption(image, num_beams=3)
+        for no_pool in (False, "none"):
+            assert own.caption(image, pool=no_pool, num_beams=3) == model.caption(image, num_beams=3)
         assert own.caption(image, prompt="a") == model.caption(image, prompt="a")
 
 
@@ -304,7 +305,7 @@ def test_commands(model, file, tmp_path, capsys):
     assert capsys.readouterr().out.endswith("p: 4 captions\n")
     for pool in (str(tmp_path / "p"), "none"):
         assert cli.main(["caption", str(photo), "--pool", pool, "--model", folder, "--json"]) == 0
-        want = model.caption(photo, pool=False if pool == "none" else file)
+        want = model.caption(photo, pool=pool if pool == "none" else file)
         assert json.loads(capsys.readouterr().out)["caption"] == want
     for more in (["--stream"], ["--ask", "what is it?"], ["--prompt", "a"]):
         assert cli.main(["caption", str(photo), "--pool", str(file), "--model", folder, *more]) == 2

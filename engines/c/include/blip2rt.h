@@ -110,10 +110,10 @@ typedef int (*blip2rt_callback)(const char* piece, void* user);
  *   repetition_penalty, no_repeat_ngram_size, bad_words (list), forced_prefix, stop_strings (list), max_time (seconds),
  *   do_sample, temperature, top_k, top_p, min_p, seed; raw (true: keep line breaks; captions only)
  *
- * A bundle's pool of captions of other pictures guides captions without a prompt or sampling; pool=false leaves it out.
- * pool=FILE names another, which `blip2rt pool build` must have made for this model; that is checked where the bundle
- * has a pool. Captions only. The bundle's own guides answers, too, unless they are sampled or begin with a
- * forced_prefix.
+ * A bundle's pool of captions of other pictures guides captions without a prompt or sampling; pool=none, or
+ * false, leaves it out. pool=FILE names another, which `blip2rt pool build` must have made for this model; that is
+ * checked where the bundle has a pool. Captions only. The bundle's own guides answers, too, unless they are sampled or
+ * begin with a forced_prefix.
  *
  * callback may be NULL. */
 BLIP2RT_API blip2rt_status blip2rt_caption(blip2rt_model* model, blip2rt_features* features, const char* prompt,
