@@ -123,7 +123,7 @@ sanitize: $(DEV)/blip2rt-installed  ## test the core under ASan, UBSan and TSan
 	  cmake --build $$folder --target stress --parallel $(shell nproc); \
 	  cmake -S . -B $$folder/c -DBLIP2RT_C=ON -DBLIP2RT_C_TESTS=ON -DBLIP2RT_SANITIZE=$$kind \
 	    -DBLIP2RT_CORE=$(abspath .)/$$folder/libblip2rt_core.a >/dev/null; \
-	  cmake --build $$folder/c --target all_calls --parallel $(shell nproc); \
+	  cmake --build $$folder/c --target all_calls blip2rt --parallel $(shell nproc); \
 	  for runtime in $(ORT_LIBRARY) core; do \
 	    $$folder/stress $$runtime build/tiny 4 100; \
 	    $$folder/c/all_calls build/tiny $$runtime docs/photo.jpg 60 64; \
@@ -132,14 +132,14 @@ sanitize: $(DEV)/blip2rt-installed  ## test the core under ASan, UBSan and TSan
 	cmake --build build/sanitize-address --parallel $(shell nproc)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
-	  BLIP2RT_NATIVE="$$(ls build/sanitize-address/_native*.so)" \
+	  BLIP2RT_NATIVE="$$(ls build/sanitize-address/_native*.so)" BLIP2RT_C=build/sanitize-address/c/libblip2rt.so \
 	  $(RUN) pytest tests/engines --ignore tests/engines/test_memory.py --ignore tests/engines/test_kernels.py \
 	  -k "not ($(LIMITING_MEMORY))" \
 	  tests/runtime/bundle/test_bundle.py tests/runtime/test_pipeline.py tests/runtime/test_batching.py tests/runtime/test_fuzz.py
 
 # An hour per target by default; FUZZ_SECONDS=60 for a quick run, -j2 for two cores. Findings go to build/fuzz.
 FUZZ_SECONDS ?= 3600
-FUZZED := fuzz-core fuzz-text fuzz-pool fuzz-nodes fuzz-operators fuzz-calls fuzz-manifest fuzz-image fuzz-checkpoint
+FUZZED := fuzz-core fuzz-text fuzz-pool fuzz-nodes fuzz-operators fuzz-calls fuzz-manifest fuzz-image fuzz-checkpoint fuzz-bundle
 .PHONY: $(FUZZED)
 fuzz: $(FUZZED)  ## fuzz options and untrusted files
 fuzz-operators: $(DEV)/blip2rt-installed
@@ -149,7 +149,7 @@ fuzz-nodes: $(DEV)/blip2rt-installed  # with the oldest supported ONNX Runtime a
 	  $(RUN) pip install --quiet --no-deps --target build/onnxruntime-1.23 "onnxruntime==1.23.*"
 	PYTHONPATH=build/onnxruntime-1.23 $(RUN) tests.fuzz.nodes --seconds $(FUZZ_SECONDS)
 	$(RUN) tests.fuzz.nodes --seconds $(FUZZ_SECONDS)
-fuzz-calls fuzz-image fuzz-checkpoint: fuzz-%: $(DEV)/blip2rt-installed
+fuzz-calls fuzz-image fuzz-checkpoint fuzz-bundle: fuzz-%: $(DEV)/blip2rt-installed
 	$(RUN) tests.fuzz.files $* --seconds $(FUZZ_SECONDS)
 
 FUZZER ?= $(or $(shell command -v clang++),$(shell command -v clang++-14))

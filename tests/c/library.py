@@ -1,6 +1,7 @@
 """libblip2rt through ctypes, as a program without headers would use it."""
 
 import ctypes
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -33,7 +34,8 @@ class CText:
 
 @cache
 def library() -> ctypes.CDLL:
-    loaded = ctypes.CDLL(str(build("blip2rt") / "libblip2rt.so"))
+    built = os.environ.get("BLIP2RT_C")  # as in `make sanitize`
+    loaded = ctypes.CDLL(built or str(build("blip2rt") / "libblip2rt.so"))
     loaded.blip2rt_texts_score.restype = ctypes.c_double
     loaded.blip2rt_texts_tokens.restype = ctypes.POINTER(ctypes.c_int64)
     for name in ("texts_count", "error_count"):

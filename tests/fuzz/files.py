@@ -1,8 +1,9 @@
 """Fuzz what Python reads of untrusted files: `python -m tests.fuzz.files TARGET [--seconds N]`. (C++: the .cpp here.)
 
 Each target takes the bytes of one file and may only raise Blip2rtError, in one line. The bytes are random mutations of
-the corpus, tests/corpus/TARGET; "calls" draws options of captions and damages of a manifest by them. Findings are saved
-in build/fuzz/TARGET; add them to the corpus once they are fixed.
+the corpus, tests/corpus/TARGET; "calls" draws options of captions and damages of a manifest by them, "bundle" altered
+graphs. Findings are saved in build/fuzz/TARGET; add them to the corpus once they are fixed. If the process ends, the
+file that it tried is there as `current`.
 """
 
 import argparse
@@ -107,8 +108,15 @@ def checkpoint(data: bytes, folder: Path) -> None:
             assert "\n" not in str(error)
 
 
+def bundle(data: bytes, folder: Path) -> None:
+    """A whole bundle, whose graphs are altered."""
+    from tests.fuzz import bundles  # builds the C library
+
+    bundles.bundle(data, folder)
+
+
 TARGETS: dict[str, Callable[[bytes, Path], None]] = {
-    function.__name__: function for function in (calls, image, checkpoint)
+    function.__name__: function for function in (calls, image, checkpoint, bundle)
 }
 
 
@@ -123,7 +131,7 @@ def attempt(name: str, data: bytes) -> None:
 
 def seeds(name: str) -> list[bytes]:
     """The corpus of a target, smallest first."""
-    if name == "calls":
+    if name in ("calls", "bundle"):
         return [b"0123456789"]
     return sorted((file.read_bytes() for file in (CORPUS / name).iterdir()), key=len)
 
@@ -152,17 +160,18 @@ def mutate(rng: random.Random, corpus: list[bytes]) -> bytes:
 
 def run_random(name: str, seconds: float, seed: int) -> int:
     """Run random mutations for this time; return their number. Raise a finding and save its bytes."""
-    rng, corpus, done = random.Random(seed), seeds(name), 0
+    rng, corpus, done, found = random.Random(seed), seeds(name), 0, FOUND / name
+    found.mkdir(parents=True, exist_ok=True)
     for data in corpus:  # the first one imports the target's modules
         attempt(name, data)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         data = mutate(rng, corpus)
+        (found / "current").write_bytes(data)
         try:
             attempt(name, data)
         except BaseException:
-            (FOUND / name).mkdir(parents=True, exist_ok=True)
-            (FOUND / name / f"seed-{seed}-{done}").write_bytes(data)
+            (found / "current").rename(found / f"seed-{seed}-{done}")
             raise
         done += 1
     return done
