@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from blip2rt import bundle
 from blip2rt.bundle.atomic import AtomicFolder
 from blip2rt.errors import OptionError
-from blip2rt_export import cli, targets
+from blip2rt_export import cli, language, targets
 from blip2rt_export.arguments import parse_precision
 from blip2rt_export.convert import main as convert_main
 from tests.export.commands_in_process import FLOAT, export
@@ -93,3 +94,23 @@ def test_output_appears_when_it_is_complete(
     assert main([*words, "--out", str(out)]) == 130
     assert [path.name for path in tmp_path.iterdir()] == before
     assert command == "convert" or bundle.verify(out).manifest.name == "old"
+
+
+def test_export_repeated_after_a_kill_has_equal_bytes(
+    llama_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    export(llama_checkpoint, whole, "--name", "same")
+    with monkeypatch.context() as patch:
+        patch.setattr(language, "write", killed)
+        patch.setattr(AtomicFolder, "__exit__", lambda *_: None)  # a killed process removes nothing
+        words = ["--checkpoint", llama_checkpoint, "--out", out, "--name", "same", "--precision", FLOAT]
+        assert cli.main(list(map(str, words))) == 130
+    assert not out.exists() and len(list(tmp_path.glob(".*/*.onnx"))) == 2, "vision and qformer were written"
+    export(llama_checkpoint, out, "--name", "same")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+        path.name: path.read_bytes() for path in whole.iterdir()
+    }
