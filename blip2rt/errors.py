@@ -111,13 +111,17 @@ def reason(error: BaseException) -> str:
     return next(filter(None, lines), type(error).__name__)[:300]
 
 
+def is_number(value: Any, low: float, high: float) -> bool:
+    """Whether `value` is a number (numpy's count, bool does not) from `low` to `high`."""
+    try:
+        return not isinstance(value, bool | str) and low <= float(value) <= high
+    except (TypeError, ValueError):
+        return False
+
+
 def check_probability(value: Any, name: str) -> None:
     """Raise OptionError unless `value` is a number from 0 to 1."""
-    try:
-        fine = not isinstance(value, bool | str) and 0 <= float(value) <= 1
-    except (TypeError, ValueError):
-        fine = False
-    if not fine:
+    if not is_number(value, 0, 1):
         raise OptionError(f"{name} is {value!r}: give a probability from 0 to 1")
 
 

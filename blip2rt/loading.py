@@ -17,7 +17,7 @@ from . import backends
 from .batching import Batching
 from .bundle import read
 from .bundle.location import locate
-from .errors import OptionError, is_whole
+from .errors import OptionError, is_number, is_whole
 from .image import MAX_PIXELS, ImageSettings
 from .model import Model
 from .pixels.feature_cache import FeatureCache
@@ -44,6 +44,7 @@ def load(
     batching: bool | Batching = False,
     cache_bytes: int = 0,
     trusted_graphs: bool = False,
+    run_timeout: float | None = None,
 ) -> Model:
     """Open a bundle. Graphs are loaded when they are first used.
 
@@ -65,6 +66,7 @@ def load(
         (blip2rt.batching) sets its sizes.
     cache_bytes: size of the cache for repeated images and, with batching, prompt prefixes, which get three quarters.
     trusted_graphs: allow operators that blip2rt-export does not write, for graphs of your own: some end the process.
+    run_timeout: seconds that one run of a graph may take, not for trt; None: 60, plus 1 for each MB of its files.
 
     Raises BundleError (missing, damaged, too new), BackendError (unknown name, no GPU) and OptionError.
     """
@@ -74,6 +76,10 @@ def load(
     for name in ("special_tokens", "trusted_graphs"):
         if not isinstance(arguments[name], bool):
             raise OptionError(f"{name} is {arguments[name]!r}: give True or False")
+    if run_timeout is not None and not is_number(run_timeout, 1e-3, 1e9):
+        raise OptionError(
+            f"run_timeout is {run_timeout!r}: give a number of seconds from 0.001 to 1e9, or leave it out"
+        )
     if not isinstance(batching, bool | Batching):
         raise OptionError(f"batching is {batching!r}: give True, False or a blip2rt.batching.Batching")
     if batching and not backends.get(backend).batches:
@@ -82,7 +88,7 @@ def load(
         raise OptionError(f"cache_bytes is {cache_bytes!r}: give a number of bytes, or 0 for no cache")
     images = ImageSettings(scaled_jpeg, max_pixels, color)
     folder = locate(bundle)
-    opened = replace(read(folder, tensors=True), trusted_graphs=trusted_graphs)
+    opened = replace(read(folder, tensors=True), trusted_graphs=trusted_graphs, run_timeout=run_timeout or 0)
     sizes = Batching() if batching is True else batching or None
     prefix_bytes = cache_bytes - cache_bytes // 4 if sizes and opened.manifest.llm is not None else 0
     shared: dict[str, Any] = {"batching": sizes, "cache_bytes": prefix_bytes or None}
@@ -95,7 +101,7 @@ def load(
 
 def settings_in(args: object) -> dict[str, Any]:
     """The keywords of `load` that a command line gave."""
-    names = ("backend", "device", "threads", "scaled_jpeg", "max_pixels", "trusted_graphs")
+    names = ("backend", "device", "threads", "scaled_jpeg", "max_pixels", "trusted_graphs", "run_timeout")
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 

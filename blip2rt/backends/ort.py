@@ -221,6 +221,7 @@ class Backend(backends.Backend):
             files=self._bundle.readable_files(component),
             trusted=self._bundle.trusted_graphs,
             shapes=self._bundle.output_shapes(component),
+            run_timeout=self._bundle.run_timeout,
         )
 
 

@@ -18,7 +18,7 @@ Adder = Callable[[Parser], object]  # adds a command's flags
 _SHORT = {"num_beams": "--beams", "do_sample": "--sample", "bad_words": "--bad-word", "stop_strings": "--stop-string"}
 _ALIASES = {"--" + field.replace("_", "-"): flag for field, flag in _SHORT.items()}
 _EXPLAINED = dict.fromkeys(("--prefix", "--suffix"), 'give --template "photo of {caption}"')
-_FIELDS = [*(field.name for field in fields(Options)), "threads", "device", "max_pixels"]
+_FIELDS = [*(field.name for field in fields(Options)), "threads", "device", "max_pixels", "run_timeout"]
 FLAGS = {name: "--" + name.replace("_", "-") for name in _FIELDS} | _SHORT | gallery_flags.FLAGS
 
 _CAPTION = """Describe images. One image: its caption. Several, or a folder: path<TAB>caption a line, or files.
@@ -224,6 +224,8 @@ def _add_model(command: Parser, pixels: bool) -> None:
     if pixels:
         about = "largest width times height of an image; larger JPEGs are decoded at reduced size (default: 50000000)"
         group.add_argument("--max-pixels", type=int, default=argparse.SUPPRESS, metavar="N", help=about)
+    about = "seconds that one run of a graph may take (default: 60, plus 1 for each MB of its files)"
+    group.add_argument("--run-timeout", type=float, metavar="SECONDS", help=about)
     _add_trusted_graphs(group)
 
 

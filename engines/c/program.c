@@ -10,9 +10,9 @@
 
 enum { MAX_OPTIONS = 64 };
 
-static const char* const load_options[] = {"threads",     "onnxruntime",    "max_pixels",
-                                           "scaled_jpeg", "special_tokens", "trusted_graphs",
-                                           "verify",      "runtime",        NULL};
+static const char* const load_options[] = {
+    "threads",        "onnxruntime", "max_pixels", "scaled_jpeg", "special_tokens",
+    "trusted_graphs", "verify",      "runtime",    "run_timeout", NULL};
 
 /* By the least number of words that follow. */
 static const char* const commands[] = {"caption", "tag", "ask", "match", "sees", "choose", NULL};

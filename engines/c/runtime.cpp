@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -12,8 +13,8 @@
 namespace blip2rt {
 namespace {
 
-constexpr const char* kLoadOptions[] = {"threads",        "onnxruntime",    "max_pixels", "scaled_jpeg",
-                                        "special_tokens", "trusted_graphs", "verify",     "runtime"};
+constexpr const char* kLoadOptions[] = {"threads",        "onnxruntime", "max_pixels", "scaled_jpeg", "special_tokens",
+                                        "trusted_graphs", "verify",      "runtime",    "run_timeout"};
 
 #if defined(_WIN32)
 constexpr const char* kOnnxRuntime = "onnxruntime.dll";
@@ -28,6 +29,11 @@ constexpr bool kLoadsLibraries = false;
 #else
 constexpr bool kLoadsLibraries = true;
 #endif
+
+std::optional<double> parse_seconds(const std::string& text) {
+  const std::optional<double> seconds = parse_number(text);
+  return seconds && *seconds >= 1e-3 && *seconds <= 1e9 ? seconds : std::nullopt;
+}
 
 bool has_library(const std::string& name) {
   try {
@@ -75,8 +81,11 @@ ModelOptions load_options(const char* const* pairs, std::string& runtime) {
     if (!kLoadsLibraries && (name == "onnxruntime" || (name == "runtime" && value == "onnxruntime"))) {
       faults.push_back("a static program runs graphs itself: leave out " + name);
     } else if (name == "threads") {
-      require(parse_whole(value, 1, 1024), options.threads,
+      require(parse_whole(value, 1, 1024), options.graphs.threads,
               "a whole number from 1 to 1024, or leave it out for all cores");
+    } else if (name == "run_timeout") {
+      require(parse_seconds(value), options.graphs.run_timeout,
+              "a number of seconds from 0.001 to 1e9, or leave it out");
     } else if (name == "onnxruntime") {
       runtime = value;
     } else if (name == "runtime") {
@@ -92,7 +101,7 @@ ModelOptions load_options(const char* const* pairs, std::string& runtime) {
     } else if (name == "special_tokens") {
       require(parse_flag(value), options.special_tokens, "true or false");
     } else if (name == "trusted_graphs") {
-      require(parse_flag(value), options.trusted_graphs, "true or false");
+      require(parse_flag(value), options.graphs.trusted, "true or false");
     } else if (name == "verify") {
       require(parse_flag(value), options.verify, "true or false");
     } else {
@@ -104,7 +113,7 @@ ModelOptions load_options(const char* const* pairs, std::string& runtime) {
   }
   if (!faults.empty()) throw Error(ErrorKind::kArgument, std::move(faults));
   const unsigned cores = std::thread::hardware_concurrency();  // more threads only wait for each other
-  if (cores > 0) options.threads = std::min(options.threads, static_cast<int>(cores));
+  if (cores > 0) options.graphs.threads = std::min(options.graphs.threads, static_cast<int>(cores));
   return options;
 }
 

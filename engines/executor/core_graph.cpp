@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/deadline.h"
 #include "base/utf8.h"
 #include "executor/graph.h"
 #include "executor/thread_pool.h"
@@ -96,10 +97,10 @@ class CoreGraph final : public RuntimeGraph {
 
 std::unique_ptr<RuntimeGraph> open_with_executor(GraphSource source) {
   start_counting_calls();
-  const std::string& bytes = source.rewritten.bytes.empty() ? source.bytes : source.rewritten.bytes;
-  const size_t threads = source.threads > 0 ? static_cast<size_t>(source.threads) : default_threads();
   try {
-    return std::make_unique<CoreGraph>(plan_graph(bytes, source.weights, threads));
+    return std::make_unique<CoreGraph>(plan_graph(source));
+  } catch (const RunTimeout&) {
+    throw;
   } catch (const std::runtime_error& error) {
     throw GraphError(source.path, error.what(), "run it with ONNX Runtime");
   }

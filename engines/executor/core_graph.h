@@ -9,7 +9,8 @@
 
 namespace blip2rt {
 
-// See OpenGraph. Throws GraphError, in one line that names the operator, for what the executor cannot run.
+// See OpenGraph. Throws RunTimeout, and GraphError, in one line that names the operator, for what the executor cannot
+// run.
 std::unique_ptr<RuntimeGraph> open_with_executor(GraphSource source);
 
 // Whether the executor is at least as fast as ONNX Runtime on this processor, for graphs of these precisions.

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/deadline.h"
 #include "base/tensor.h"
 #include "executor/vectors.h"
 #include "graphs/session.h"
@@ -51,12 +52,13 @@ struct PlannedGraph {
   std::vector<TensorView> constants;  // by value; without a type for values that a run computes
   std::vector<Step> steps, fused;
   size_t threads = 1;
+  double run_timeout = 0;          // seconds; 0: none
   std::deque<std::string> folded;  // memory of constants that were computed at load
 };
 
-// Throws std::runtime_error, in one line that names the operator, for what the executor cannot run. `weights` must
-// outlive the graph.
-PlannedGraph plan_graph(const std::string& model, Weights& weights, size_t threads);
+// Throws std::runtime_error, in one line that names the operator, for what the executor cannot run, and RunTimeout. The
+// source's weights must outlive the graph.
+PlannedGraph plan_graph(const GraphSource& source);
 
 // Returns whether this platform can address as many bytes, with axes of 0 counted as 1. If so, no product of some of
 // the axes overflows.
@@ -69,12 +71,22 @@ struct Slot {
 };
 
 // Runs a graph. `fed`: an input of each port. `bound`: of each output port, the caller's memory, or a view without
-// type. Returns the outputs that are `wanted`, in memory of their own. Throws std::runtime_error and std::bad_alloc.
+// type. Returns the outputs that are `wanted`, in memory of their own. Throws std::runtime_error, std::bad_alloc and
+// RunTimeout.
 std::vector<OwnedTensor> run_graph(const PlannedGraph& graph, const std::vector<TensorView>& fed,
                                    const std::vector<TensorView>& bound, const std::vector<bool>& wanted);
 
-// Runs one step. `targets`: by value, memory of the caller that an output shall have. Throws likewise.
-void run_step(const PlannedGraph& graph, const Step& step, std::vector<Slot>& slots, class Arena& arena,
-              const std::vector<TensorView>& targets);
+// The state of a run.
+struct GraphRun {
+  const PlannedGraph& graph;
+  class Arena& arena;
+  Deadline deadline;
+  uint64_t budget = UINT64_MAX;     // bytes that outputs may still take
+  std::vector<Slot> slots;          // by value
+  std::vector<TensorView> targets;  // by value, memory of the caller that an output shall have; may be shorter
+};
+
+// Runs one step. Throws likewise.
+void run_step(GraphRun& run, const Step& step);
 
 }  // namespace blip2rt

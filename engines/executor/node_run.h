@@ -25,16 +25,14 @@ inline TensorView shaped(DType dtype, std::initializer_list<uint64_t> axes) {
 
 class NodeRun final : public OperatorRun {
  public:
-  NodeRun(const PlannedGraph& graph, const Step& step, std::vector<Slot>& slots, Arena& arena,
-          const std::vector<TensorView>& targets)
-      : graph_(graph), step_(step), slots_(slots), arena_(arena), targets_(targets) {}
+  NodeRun(GraphRun& run, const Step& step) : run_(run), step_(step) {}
 
   size_t inputs() const { return step_.inputs.size(); }
   size_t outputs() const { return step_.outputs.size(); }
 
   TensorView input(size_t index) const override {
     const bool exists = index < step_.inputs.size() && step_.inputs[index] != kNoValue;
-    return exists ? slots_[step_.inputs[index]].view : TensorView();
+    return exists ? run_.slots[step_.inputs[index]].view : TensorView();
   }
 
   // Returns an input that is present. Throws if it has another type.
@@ -59,21 +57,17 @@ class NodeRun final : public OperatorRun {
   // Makes the output a view of an input's memory, of as many elements.
   void share(size_t output, size_t input, const TensorView& shape);
 
-  void run_parts(size_t parts, void (*work)(void* data, size_t part), void* data) override {
-    run_on_threads(parts, graph_.threads, work, data);
-  }
+  // Throws RunTimeout, in which case some parts did not run.
+  void run_parts(size_t parts, void (*work)(void* data, size_t part), void* data) override;
   bool finishes() const override { return step_.ending.width > 0; }
   void finish(size_t first, size_t last) override;
-  size_t threads() const { return graph_.threads; }
+  size_t threads() const { return run_.graph.threads; }
 
  private:
   const TensorView* target_of(size_t output, const TensorView& shape) const;
 
-  const PlannedGraph& graph_;
+  GraphRun& run_;
   const Step& step_;
-  std::vector<Slot>& slots_;
-  Arena& arena_;
-  const std::vector<TensorView>& targets_;  // by value: memory of the caller that an output shall have
 };
 
 }  // namespace blip2rt

@@ -82,7 +82,10 @@ Port read_port(std::string_view value) {
 
 class Planner {
  public:
-  Planner(PlannedGraph& planned, Weights& weights) : planned_(planned), weights_(weights) {}
+  Planner(PlannedGraph& planned, const GraphSource& source)
+      : planned_(planned),
+        weights_(source.weights),
+        folding_{planned, *arena_, Deadline(source.run_timeout), source.folding_budget, {}, {}} {}
 
   void plan(const std::string& bytes) {
     const OnnxModel model(bytes);
@@ -167,15 +170,20 @@ class Planner {
 
   // Computes the outputs of a step, which depend on constants alone.
   void fold(const Step& step) {
-    std::vector<Slot> slots(planned_.constants.size());
-    for (size_t i = 0; i < slots.size(); ++i) slots[i].view = planned_.constants[i];
-    LeasedArena arena;
-    run_step(planned_, step, slots, *arena, std::vector<TensorView>(slots.size()));
+    std::vector<Slot>& slots = folding_.slots;
+    slots.resize(planned_.constants.size());
+    for (const size_t value : step.inputs) {
+      if (value != kNoValue) slots[value].view = planned_.constants[value];
+    }
+    run_step(folding_, step);
     for (const size_t value : step.outputs) {
       if (value == kNoValue) continue;
-      TensorView& view = planned_.constants[value] = slots[value].view;
-      if (slots[value].block == nullptr) continue;
+      Slot& made = slots[value];
+      TensorView& view = planned_.constants[value] = made.view;
+      if (made.block == nullptr) continue;
       view.data = planned_.folded.emplace_back(view.as<char>(), view.bytes()).data();
+      if (--made.block->users == 0) arena_->give_back(made.block);
+      made.block = nullptr;
     }
   }
 
@@ -201,16 +209,19 @@ class Planner {
 
   PlannedGraph& planned_;
   Weights& weights_;
+  LeasedArena arena_;
+  GraphRun folding_;
   std::map<std::string, size_t, std::less<>> values_;
   std::vector<const Node*> nodes_;  // of each step
 };
 
 }  // namespace
 
-PlannedGraph plan_graph(const std::string& model, Weights& weights, size_t threads) {
+PlannedGraph plan_graph(const GraphSource& source) {
   PlannedGraph planned;
-  planned.threads = threads;
-  Planner(planned, weights).plan(model);
+  planned.threads = source.threads > 0 ? static_cast<size_t>(source.threads) : default_threads();
+  planned.run_timeout = source.run_timeout;
+  Planner(planned, source).plan(source.model());
   return planned;
 }
 

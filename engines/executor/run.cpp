@@ -48,8 +48,8 @@ std::vector<int64_t> NodeRun::list(size_t index) const {
 
 const TensorView* NodeRun::target_of(size_t output, const TensorView& shape) const {
   const size_t value = step_.outputs[output];
-  const TensorView& target = targets_[value];
-  if (!target) return nullptr;
+  if (value >= run_.targets.size() || !run_.targets[value]) return nullptr;
+  const TensorView& target = run_.targets[value];
   require(target.dtype == shape.dtype && same_axes(target, shape), kWrongOutput);
   return &target;
 }
@@ -59,11 +59,13 @@ TensorView NodeRun::output(size_t index, const TensorView& shape) {
   check_size(shape);
   TensorView view = shape;
   require(step_.outputs[index] != kNoValue, "an output has no name");  // unused, but the operator writes it
-  Slot& slot = slots_[step_.outputs[index]];
+  Slot& slot = run_.slots[step_.outputs[index]];
   if (const TensorView* target = target_of(index, shape)) {
     view.data = target->data;
   } else {
-    slot.block = arena_.take(shape.bytes());
+    require(shape.bytes() <= run_.budget, "its constants cost more memory than a graph of this size may take");
+    if (run_.budget != UINT64_MAX) run_.budget -= shape.bytes();
+    slot.block = run_.arena.take(shape.bytes());
     view.data = slot.block->data;
   }
   return slot.view = view;
@@ -76,10 +78,10 @@ float* NodeRun::output(size_t index, const int64_t* axes, size_t rank) {
 TensorView NodeRun::output_over(size_t input, const TensorView& shape) {
   check_size(shape);
   const size_t value = step_.inputs[input];
-  Slot &from = slots_[value], &to = slots_[step_.outputs[0]];
+  Slot &from = run_.slots[value], &to = run_.slots[step_.outputs[0]];
   const bool ends = std::find(step_.last.begin(), step_.last.end(), value) != step_.last.end();
   const bool is_free = ends && from.block != nullptr && from.block->users == 1 && from.view.bytes() == shape.bytes();
-  if (!is_free || targets_[step_.outputs[0]]) return output(0, shape);
+  if (!is_free || target_of(0, shape) != nullptr) return output(0, shape);
   ++from.block->users;
   to = {shape, from.block};
   to.view.data = from.view.data;
@@ -87,38 +89,58 @@ TensorView NodeRun::output_over(size_t input, const TensorView& shape) {
 }
 
 void NodeRun::share(size_t output, size_t input, const TensorView& shape) {
-  const Slot& from = slots_[step_.inputs[input]];
+  const Slot& from = run_.slots[step_.inputs[input]];
   check_type(shape);
   require(fits_memory(shape) && shape.bytes() == from.view.bytes(), "the sizes do not fit");
-  if (targets_[step_.outputs[output]]) {
+  if (target_of(output, shape) != nullptr) {
     const TensorView to = this->output(output, shape);
     if (to.bytes() > 0) std::memmove(to.data, from.view.data, to.bytes());
     return;
   }
-  Slot& to = slots_[step_.outputs[output]];
+  Slot& to = run_.slots[step_.outputs[output]];
   if (from.block != nullptr) ++from.block->users;
   to = {shape, from.block};
   to.view.data = from.view.data;
 }
 
+void NodeRun::run_parts(size_t parts, void (*work)(void* data, size_t part), void* data) {
+  struct Part {
+    const Deadline& deadline;
+    void (*work)(void* data, size_t part);
+    void* data;
+  } timed{run_.deadline, work, data};
+  run_on_threads(
+      parts, run_.graph.threads,
+      [](void* timed, size_t part) {
+        const auto& self = *static_cast<Part*>(timed);
+        if (!self.deadline.has_passed()) self.work(self.data, part);
+      },
+      &timed);
+  run_.deadline.check();
+}
+
 void NodeRun::finish(size_t first, size_t last) {
   if (!finishes()) return;
   const Ending& ending = step_.ending;
-  const TensorView& out = slots_[step_.outputs[0]].view;
-  const auto at = [&](size_t value) { return value == kNoValue ? nullptr : slots_[value].view.as<float>() + first; };
+  const TensorView& out = run_.slots[step_.outputs[0]].view;
+  const auto at = [&](size_t value) {
+    return value == kNoValue ? nullptr : run_.slots[value].view.as<float>() + first;
+  };
   vector_loops().finish({ending.activation, ending.beta, at(ending.bias), at(ending.factor), at(ending.residual),
                          out.as<float>() + first, ending.width, out.count() / ending.width, last - first});
 }
 
-void run_step(const PlannedGraph& graph, const Step& step, std::vector<Slot>& slots, Arena& arena,
-              const std::vector<TensorView>& targets) {
+void run_step(GraphRun& run, const Step& step) {
+  run.deadline.check();
   try {
-    NodeRun run(graph, step, slots, arena, targets);
-    step.compute(run);
+    NodeRun node(run, step);
+    step.compute(node);
+  } catch (const RunTimeout&) {
+    throw;
   } catch (const std::runtime_error& error) {
     throw std::runtime_error(step.title + ": " + error.what());
   }
-  for (const size_t value : step.last) let_go(slots[value], arena);
+  for (const size_t value : step.last) let_go(run.slots[value], run.arena);
 }
 
 namespace {
@@ -139,17 +161,19 @@ bool fits(const Step& fused, const std::vector<Slot>& slots) {
 
 std::vector<OwnedTensor> run_graph(const PlannedGraph& graph, const std::vector<TensorView>& fed,
                                    const std::vector<TensorView>& bound, const std::vector<bool>& wanted) {
-  std::vector<Slot> slots(graph.constants.size());
-  std::vector<TensorView> targets(graph.constants.size());
+  LeasedArena arena;
+  GraphRun run{graph, *arena, Deadline(graph.run_timeout), UINT64_MAX, {}, {}};
+  std::vector<Slot>& slots = run.slots;
+  slots.resize(graph.constants.size());
+  run.targets.resize(bound.empty() ? 0 : graph.constants.size());
   for (size_t i = 0; i < slots.size(); ++i) slots[i].view = graph.constants[i];
   for (size_t i = 0; i < fed.size(); ++i) slots[graph.input_values[i]].view = fed[i];
-  for (size_t i = 0; i < bound.size(); ++i) targets[graph.output_values[i]] = bound[i];
-  LeasedArena arena;
+  for (size_t i = 0; i < bound.size(); ++i) run.targets[graph.output_values[i]] = bound[i];
   for (size_t i = 0; i < graph.steps.size();) {
     const Step* step = &graph.steps[i];
     const bool fuses = step->fused != kNoValue && fits(graph.fused[step->fused], slots);
     i += fuses ? step->replaced : 1;
-    run_step(graph, fuses ? graph.fused[step->fused] : *step, slots, *arena, targets);
+    run_step(run, fuses ? graph.fused[step->fused] : *step);
   }
   for (size_t i = 0; i < bound.size(); ++i) {  // of an output that no step computes
     const TensorView& made = slots[graph.output_values[i]].view;

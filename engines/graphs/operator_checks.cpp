@@ -194,6 +194,11 @@ void check_operators(std::string_view bytes, const ModelContents& found, bool fo
     throw OperatorError("it has " + std::to_string(graph.nodes.size()) + " nodes, more than " +
                         std::to_string(kMaxNodes));
   }
+  constexpr size_t kMaxOutputs = 4096;  // as far above its keys and values
+  if (graph.outputs.size() > kMaxOutputs) {
+    throw OperatorError("it has " + std::to_string(graph.outputs.size()) + " outputs, more than " +
+                        std::to_string(kMaxOutputs));
+  }
   constexpr uint64_t kOldest = 17, kNewest = 24;
   if (model.opset < kOldest || model.opset > kNewest) {
     throw OperatorError("it is of opset " + std::to_string(model.opset) + ", and exports write " +

@@ -2,9 +2,11 @@
 #include <algorithm>
 
 #include "base/system.h"
+#include "graphs/onnx_graph.h"
 #include "graphs/session.h"
 #include "ops/domain.h"
 #include "ort/ort_api.h"
+#include "ort/timed_run.h"
 
 namespace blip2rt {
 namespace {
@@ -52,15 +54,24 @@ OrtSession* create_session(const std::string& path, const std::string& bytes, Or
   }
 }
 
-// Frees the arena's unused memory after a run: each graph has an arena of its own, as large as its largest run.
-const OrtRunOptions* frugal() {
-  static const OrtRunOptions* const options = [] {
-    OrtRunOptions* made = nullptr;
-    check(ort().CreateRunOptions(&made));
-    check(ort().AddRunConfigEntry(made, "memory.enable_memory_arena_shrinkage", "cpu:0"));
-    return made;
-  }();
-  return options;
+// Returns whether folding the graph's constants costs little: it only casts scales, as exports do.
+bool folds_little(const GraphSource& source) {
+  const OnnxModel model(source.model());
+  const Graph graph(model.graph);
+  if (model.has_functions || graph.has_graph) return false;
+  uint64_t bytes = 0;
+  for (const Node& node : graph.nodes) {
+    const auto is_constant = [&](std::string_view name) { return name.empty() || graph.constants.count(name) != 0; };
+    if (!std::all_of(node.inputs.begin(), node.inputs.end(), is_constant)) continue;
+    if (!node.is("Cast") || node.inputs.size() != 1) return false;
+    constexpr uint64_t kMostBytes = 8;  // of an element
+    uint64_t made = kMostBytes;
+    for (const uint64_t axis : graph.constants.at(node.inputs[0]).shape) {
+      if (__builtin_mul_overflow(made, axis, &made)) return false;
+    }
+    if (__builtin_add_overflow(bytes, made, &bytes) || bytes > source.folding_budget) return false;
+  }
+  return true;
 }
 
 using CountPorts = OrtStatus* (*)(const OrtSession*, size_t*) noexcept;
@@ -90,7 +101,7 @@ std::vector<Port> ports(const OrtSession* session, CountPorts count_of, PortType
 
 class OrtBinding final : public Binding {
  public:
-  explicit OrtBinding(OrtSession* session) : session_(session) {
+  OrtBinding(OrtSession* session, double run_timeout) : session_(session), run_timeout_(run_timeout) {
     OrtIoBinding* raw = nullptr;
     check(ort().CreateIoBinding(session_, &raw));
     binding_.reset(raw);
@@ -105,15 +116,19 @@ class OrtBinding final : public Binding {
   }
 
  private:
-  void execute() override { check(ort().RunWithBinding(session_, nullptr, binding_.get())); }
+  void execute() override {
+    const TimedRun run(run_timeout_);
+    run.check(ort().RunWithBinding(session_, run.options(), binding_.get()));
+  }
 
   OrtSession* session_;
+  const double run_timeout_;
   IoBinding binding_;
 };
 
 class OrtGraph final : public RuntimeGraph {
  public:
-  explicit OrtGraph(OrtSession* session) : session_(session) {
+  OrtGraph(OrtSession* session, double run_timeout) : run_timeout_(run_timeout), session_(session) {
     inputs = ports(session, ort().SessionGetInputCount, ort().SessionGetInputTypeInfo, ort().SessionGetInputName);
     outputs = ports(session, ort().SessionGetOutputCount, ort().SessionGetOutputTypeInfo, ort().SessionGetOutputName);
   }
@@ -127,16 +142,19 @@ class OrtGraph final : public RuntimeGraph {
       fed.push_back(owned.emplace_back(value_of(tensor)).get());
     }
     std::vector<OrtValue*> raw(names.size(), nullptr);
-    OrtStatus* status = ort().Run(session_.get(), frugal(), fed_names.data(), fed.data(), fed.size(), names.data(),
+    const TimedRun run(run_timeout_);
+    // Frees the arena's unused memory: each graph has an arena of its own, as large as its largest run.
+    check(ort().AddRunConfigEntry(run.options(), "memory.enable_memory_arena_shrinkage", "cpu:0"));
+    OrtStatus* status = ort().Run(session_.get(), run.options(), fed_names.data(), fed.data(), fed.size(), names.data(),
                                   raw.size(), raw.data());
     const std::vector<std::shared_ptr<OrtValue>> values = owned_values(raw);  // even if the run failed
-    check(status);
+    run.check(status);
     std::vector<OwnedTensor> result;
     for (const auto& value : values) result.push_back({view_of(value.get()), value});
     return result;
   }
 
-  std::unique_ptr<Binding> bind() const override { return std::make_unique<OrtBinding>(session_.get()); }
+  std::unique_ptr<Binding> bind() const override { return std::make_unique<OrtBinding>(session_.get(), run_timeout_); }
 
  private:
   static std::vector<std::shared_ptr<OrtValue>> owned_values(const std::vector<OrtValue*>& raw) {
@@ -145,6 +163,7 @@ class OrtGraph final : public RuntimeGraph {
     return values;
   }
 
+  const double run_timeout_;
   OwnedSession session_;
 };
 
@@ -158,9 +177,14 @@ std::unique_ptr<RuntimeGraph> open_with_onnxruntime(GraphSource source) {
                                       folder.empty() ? "." : folder.c_str()));
     add_domain(options.get());
   }
+  // ONNX Runtime has no limit for the constants that it computes at load.
+  if (source.folding_budget != UINT64_MAX && !folds_little(source)) {
+    check(ort().AddSessionConfigEntry(options.get(), "optimization.disable_specified_optimizers", "ConstantFolding"));
+  }
   source.bytes.clear();
   source.bytes.shrink_to_fit();
-  return std::make_unique<OrtGraph>(create_session(source.path, source.rewritten.bytes, options.get()));
+  return std::make_unique<OrtGraph>(create_session(source.path, source.rewritten.bytes, options.get()),
+                                    source.run_timeout);
 }
 
 }  // namespace blip2rt

@@ -6,6 +6,7 @@
 #include <thread>
 #include <utility>
 
+#include "base/deadline.h"
 #include "base/error.h"
 #include "base/system.h"
 #include "ops/attention_op.h"
@@ -21,6 +22,30 @@ const Port* find(const std::vector<Port>& ports, const std::string& name) {
   return nullptr;
 }
 
+// Bounds what a stranger's graph may cost by the bytes of its files: no export folds more constants than it has, and
+// none reads its weights more than once a second.
+void set_limits(GraphSource& source, const AllowedFiles& files, double run_timeout, bool trusted) {
+  source.run_timeout = run_timeout;
+  if (trusted || !files) return;
+  constexpr double kMinSeconds = 60, kBytesPerSecond = 1e6;
+  constexpr uint64_t kMinFolding = 64 << 20, kFoldingPerByte = 16;
+  uint64_t bytes = source.bytes.size();
+  for (const auto& [name, size] : *files) bytes += std::min<uint64_t>(size, uint64_t{1} << 50);
+  if (run_timeout == 0) source.run_timeout = kMinSeconds + static_cast<double>(bytes) / kBytesPerSecond;
+  source.folding_budget = kMinFolding + kFoldingPerByte * bytes;
+}
+
+template <class Work>
+auto within_time(const std::string& path, Work work) {
+  try {
+    return work();
+  } catch (const RunTimeout&) {
+    throw Error(ErrorKind::kBackend, path +
+                                         " ran longer than run_timeout allows: raise it on a slow machine, or get "
+                                         "the bundle from a source you trust");
+  }
+}
+
 }  // namespace
 
 void check_process(int process) {
@@ -30,7 +55,7 @@ void check_process(int process) {
 }
 
 Session::Session(const std::string& graph_path, int threads, CustomOps ops, const AllowedFiles& files, bool trusted,
-                 OpenGraph open, OutputShapes shapes)
+                 OpenGraph open, OutputShapes shapes, double run_timeout)
     : path_(graph_path), process_(process_id()), shapes_(std::move(shapes)), weights_(folder_of(graph_path)) {
   const ActiveCall call;
   GraphSource source{path_,
@@ -45,9 +70,10 @@ Session::Session(const std::string& graph_path, int threads, CustomOps ops, cons
   } catch (const std::runtime_error& error) {
     throw GraphError(path_, error.what());
   }
+  set_limits(source, files, run_timeout, trusted);
   const bool is_rewritten = !source.rewritten.bytes.empty();
   if (is_rewritten) custom_kernels_ = source.rewritten.kernels;
-  graph_ = open(std::move(source));
+  graph_ = within_time(path_, [&] { return open(std::move(source)); });
   if (!is_rewritten && is_loop_only()) {
     throw GraphError(path_, "it has an input that is reserved for the loop");
   }
@@ -73,7 +99,7 @@ const Port* Session::find_output(const std::string& name) const { return find(ou
 std::vector<OwnedTensor> Session::run(const NamedTensors& inputs, const std::vector<const char*>& outputs) const {
   check_process();
   const ActiveCall call;
-  std::vector<OwnedTensor> made = graph_->run(inputs, outputs);
+  std::vector<OwnedTensor> made = within_time(path_, [&] { return graph_->run(inputs, outputs); });
   const int64_t batch = inputs.empty() || inputs[0].second.rank == 0 ? -1 : inputs[0].second.axes[0];
   for (size_t i = 0; i < made.size(); ++i) check_output(outputs[i], made[i].view, batch);
   return made;
@@ -105,7 +131,9 @@ std::unique_ptr<Binding> Session::bind() const {
 void Binding::run() {
   blip2rt::check_process(process_);
   try {
-    execute();
+    within_time(*path_, [this] { execute(); });
+  } catch (const Error&) {
+    throw;
   } catch (const std::runtime_error& error) {
     const std::string_view reason = error.what();  // the executor's, ONNX Runtime's to 1.31, and since 1.32
     const auto says = [reason](std::string_view part) { return reason.find(part) != reason.npos; };

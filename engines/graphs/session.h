@@ -2,6 +2,7 @@
 // share a Session. A runtime opens and runs it.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <string>
@@ -71,8 +72,12 @@ struct GraphSource {
   const std::string& path;
   std::string bytes;  // as in the file
   RewrittenGraph rewritten;
-  Weights& weights;  // which outlive what the runtime makes
-  int threads;       // 0: the runtime's default
+  Weights& weights;                      // which outlive what the runtime makes
+  int threads;                           // 0: the runtime's default
+  double run_timeout = 0;                // seconds that opening, or one run, may take; 0: any
+  uint64_t folding_budget = UINT64_MAX;  // bytes of constants that opening may compute from others
+
+  const std::string& model() const { return rewritten.bytes.empty() ? bytes : rewritten.bytes; }
 };
 
 // Opens a graph with a runtime. Throws std::runtime_error.
@@ -85,9 +90,11 @@ using OutputShapes = std::map<std::string, std::vector<int64_t>>;
 
 class Session {
  public:
-  // Loads a graph. threads 0: one per physical core. Throws GraphError, see read_graph.
+  // Loads a graph. threads 0: one per physical core. run_timeout: seconds that a run may take; 0 chooses by the size of
+  // a graph that is not trusted. Throws GraphError, see read_graph.
   explicit Session(const std::string& graph_path, int threads, CustomOps ops = {}, const AllowedFiles& files = {},
-                   bool trusted = false, OpenGraph open = open_with_onnxruntime, OutputShapes shapes = {});
+                   bool trusted = false, OpenGraph open = open_with_onnxruntime, OutputShapes shapes = {},
+                   double run_timeout = 0);
   // Takes a graph that an engine outside the core has opened.
   Session(std::string name, std::unique_ptr<RuntimeGraph> graph, OutputShapes shapes = {});
   ~Session();

@@ -100,6 +100,7 @@ struct CustomOp {
   X(SessionGetInputName, 36, OrtStatus*, (const OrtSession*, size_t, OrtAllocator*, char**))                     \
   X(SessionGetOutputName, 37, OrtStatus*, (const OrtSession*, size_t, OrtAllocator*, char**))                    \
   X(CreateRunOptions, 39, OrtStatus*, (OrtRunOptions**))                                                         \
+  X(RunOptionsSetTerminate, 46, OrtStatus*, (OrtRunOptions*))                                                    \
   X(CreateTensorWithDataAsOrtValue, 49, OrtStatus*,                                                              \
     (const OrtMemoryInfo*, void*, size_t, const int64_t*, size_t, int, OrtValue**))                              \
   X(GetTensorMutableData, 51, OrtStatus*, (OrtValue*, void**))                                                   \
@@ -118,6 +119,7 @@ struct CustomOp {
   X(ReleaseStatus, 93, void, (OrtStatus*))                                                                       \
   X(ReleaseSession, 95, void, (OrtSession*))                                                                     \
   X(ReleaseValue, 96, void, (OrtValue*))                                                                         \
+  X(ReleaseRunOptions, 97, void, (OrtRunOptions*))                                                               \
   X(ReleaseTypeInfo, 98, void, (OrtTypeInfo*))                                                                   \
   X(ReleaseTensorTypeAndShapeInfo, 99, void, (OrtTensorTypeAndShapeInfo*))                                       \
   X(ReleaseSessionOptions, 100, void, (OrtSessionOptions*))                                                      \
@@ -160,6 +162,7 @@ BLIP2RT_OWNED(OrtValue, Value)
 BLIP2RT_OWNED(OrtTypeInfo, TypeInfo)
 BLIP2RT_OWNED(OrtTensorTypeAndShapeInfo, TensorTypeAndShapeInfo)
 BLIP2RT_OWNED(OrtSessionOptions, SessionOptions)
+BLIP2RT_OWNED(OrtRunOptions, RunOptions)
 BLIP2RT_OWNED(OrtIoBinding, IoBinding)
 #undef BLIP2RT_OWNED
 struct SessionDeleter {

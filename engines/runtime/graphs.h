@@ -63,12 +63,18 @@ class Graphs {
   virtual Tensor run(const std::string& component, const char* output, const std::vector<Feed>& feeds);
 };
 
+// How graphs are opened and run.
+struct GraphRules {
+  int threads = 0;         // 0: one for each physical core
+  bool trusted = false;    // any operator is allowed
+  double run_timeout = 0;  // seconds of one run; 0: by the size of the graph
+};
+
 class BundleGraphs final : public Graphs {
  public:
-  // `bundle` must outlive the graphs. threads 0: one for each physical core.
+  // `bundle` must outlive the graphs.
   // core: the executor runs them, not ONNX Runtime.
-  BundleGraphs(const Bundle& bundle, int threads, bool trusted, bool core)
-      : bundle_(bundle), threads_(threads), trusted_(trusted), core_(core) {}
+  BundleGraphs(const Bundle& bundle, GraphRules rules, bool core) : bundle_(bundle), rules_(rules), core_(core) {}
 
   std::shared_ptr<const Session> session(const std::string& component) override;
   std::shared_ptr<const Generator> generator() override;
@@ -80,8 +86,8 @@ class BundleGraphs final : public Graphs {
   const std::shared_ptr<const Session>& open(const std::string& component);
 
   const Bundle& bundle_;
-  const int threads_;
-  const bool trusted_, core_;
+  const GraphRules rules_;
+  const bool core_;
   std::mutex mutex_;  // while a graph is opened
   std::map<std::string, std::shared_ptr<const Session>> sessions_;
   std::shared_ptr<const Generator> generator_;

@@ -54,7 +54,7 @@ Model::Model(const std::string& folder, const ModelOptions& options)
     : bundle_(opened(folder)),
       options_(options),
       number_(next_number()),
-      graphs_(bundle_, options.threads, options.trusted_graphs, chooses_core(bundle_.manifest, options)),
+      graphs_(bundle_, options.graphs, chooses_core(bundle_.manifest, options)),
       judge_(bundle_, graphs_, [this]() -> const Language& { return language(); }, options.special_tokens) {
   if (!options.verify) return;
   verify(bundle_);

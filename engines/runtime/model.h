@@ -15,15 +15,16 @@
 #include "base/lazy.h"
 #include "bundle/bundle.h"
 #include "media/image.h"
+#include "runtime/graphs.h"
 #include "runtime/judge.h"
 #include "runtime/language_model.h"
 
 namespace blip2rt {
 
 struct ModelOptions {
-  int threads = 0;  // of each operator; 0: one for each physical core
+  GraphRules graphs;
   ImageRules images;
-  bool special_tokens = true, trusted_graphs = false, verify = false;
+  bool special_tokens = true, verify = false;
   std::optional<bool> core;  // whether the executor runs the graphs; unset: where it is at least as fast
   std::function<bool()> find_onnxruntime = [] { return true; };  // false: there is none, and the executor runs all
 };

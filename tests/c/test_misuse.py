@@ -98,7 +98,7 @@ def test_unknown_and_odd_options(model: CModel) -> None:
     odd = (ctypes.c_char_p * 2)(b"num_beams", None)
     out = ctypes.byref(Handle())
     assert "has no value" in fault_of("caption", model.handle, model.features, None, odd, None, None, out)
-    for options in ({"threads": 0}, {"verify": "yes"}, {"color": "bgr"}, {"max_pixels": 0}):
+    for options in ({"threads": 0}, {"verify": "yes"}, {"color": "bgr"}, {"max_pixels": 0}, {"run_timeout": 0}):
         with pytest.raises(CError, match=next(iter(options))):
             make("load", None, pairs(options))
 

@@ -70,6 +70,7 @@ BLIP2RT_API const char* blip2rt_version(void);
  * - scaled_jpeg: true decodes large JPEGs at a fraction of their size; faster, slightly different
  * - special_tokens: false makes "<|im_end|>" in a prompt, question or text plain text, not that token; default: true
  * - trusted_graphs: true allows operators that blip2rt-export does not write; some end the process
+ * - run_timeout: seconds that one run of a graph may take; default: 60, plus 1 for each MB of its files
  * - verify: true compares the sha256 of every file with the manifest, and reads the tokenizers to the end */
 BLIP2RT_API blip2rt_status blip2rt_load(const char* folder, const char* const* options, blip2rt_model** model,
                                         blip2rt_error** error);

@@ -63,6 +63,6 @@ def test_load_passes_image_limits(photo: Any, tmp_path: Path) -> None:
     model = blip2rt.load(max_pixels=1000, special_tokens=False)
     with pytest.raises(blip2rt.ImageError, match="more than 1,000: scale it down"):
         model.caption(tmp_path / "a.png")
-    for wrong in ({"max_pixels": 0}, {"max_pixels": True}, {"special_tokens": 1}):
+    for wrong in ({"max_pixels": 0}, {"max_pixels": True}, {"special_tokens": 1}, {"run_timeout": 0}):
         with pytest.raises(OptionError, match=next(iter(wrong))):
             blip2rt.load(**wrong)  # type: ignore[arg-type]
