@@ -1,4 +1,5 @@
 // Operators that compute each element by itself.
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
@@ -28,6 +29,23 @@ Compute unary(const Node&) {
     });
   };
 }
+
+// Functions that no graph computes for many elements.
+template <float (*kFunction)(float)>
+Compute few(const Node&) {
+  return [](NodeRun& run) {
+    const TensorView x = run.floats(0);
+    const float* from = x.as<float>();
+    std::transform(from, from + x.count(), run.output_over(0, x).as<float>(), kFunction);
+  };
+}
+
+float cosine(float x) { return std::cos(x); }
+float sine(float x) { return std::sin(x); }
+float round_down(float x) { return std::floor(x); }
+float logarithm(float x) { return std::log(x); }
+float reciprocal(float x) { return 1 / x; }
+float softplus(float x) { return std::max(x, 0.0f) + std::log1p(std::exp(-std::abs(x))); }
 
 Compute gelu(const Node& node) {
   const auto form = node.texts.find("approximate");
@@ -185,15 +203,18 @@ std::vector<OperatorKind> elementwise_kinds() {
       {"", "Add", binary<Binary::kAdd>},
       {"", "And", logic<true>},
       {"", "Clip", clip},
+      {"", "Cos", few<cosine>},
       {"", "Div", binary<Binary::kDiv>},
       {"", "Equal", compare<Relation::kEqual>},
       {"", "Erf", unary<Unary::kErf>},
       {"", "Exp", unary<Unary::kExp>},
+      {"", "Floor", few<round_down>},
       {"", "Gelu", gelu},
       {"", "Greater", compare<Relation::kGreater>},
       {"", "GreaterOrEqual", compare<Relation::kGreaterOrEqual>},
       {"", "Less", compare<Relation::kLess>},
       {"", "LessOrEqual", compare<Relation::kLessOrEqual>},
+      {"", "Log", few<logarithm>},
       {"", "Max", binary<Binary::kMax>},
       {"", "Min", binary<Binary::kMin>},
       {"", "Mul", binary<Binary::kMul>},
@@ -201,8 +222,11 @@ std::vector<OperatorKind> elementwise_kinds() {
       {"", "Not", negation},
       {"", "Or", logic<false>},
       {"", "Pow", power},
+      {"", "Reciprocal", few<reciprocal>},
       {"", "Relu", unary<Unary::kRelu>},
       {"", "Sigmoid", unary<Unary::kSigmoid>},
+      {"", "Sin", few<sine>},
+      {"", "Softplus", few<softplus>},
       {"", "Sqrt", unary<Unary::kSqrt>},
       {"", "Sub", binary<Binary::kSub>},
       {"", "Tanh", unary<Unary::kTanh>},

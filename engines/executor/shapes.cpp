@@ -255,13 +255,74 @@ Compute slice(const Node&) {
   };
 }
 
+// Calls work(source row, output row) for rows along the last axis. An output's index i of an axis is an input's index
+// i modulo its size, plus `shift`.
+template <class F>
+void each_row(const TensorView& x, const TensorView& over, const std::vector<int64_t>& shift, const TensorView& to,
+              const F& work) {
+  const size_t rows = product(over, 0, over.rank - 1);
+  for (size_t row = 0; row < rows; ++row) {
+    size_t rest = row, from = 0, out = 0, x_stride = 1, to_stride = 1;
+    for (size_t axis = over.rank - 1; axis-- > 0;) {
+      const size_t at = rest % over.size(axis);
+      rest /= over.size(axis);
+      from += at % x.size(axis) * x_stride;
+      out += (at + static_cast<size_t>(shift[axis])) * to_stride;
+      x_stride *= x.size(axis);
+      to_stride *= to.size(axis);
+    }
+    work(from, out);
+  }
+}
+
+// Pads with zeros.
+Compute pad(const Node&) {
+  return [](NodeRun& run) {
+    const TensorView x = run.input(0);
+    const std::vector<int64_t> pads = run.list(1);
+    require(x.rank > 0 && pads.size() == 2 * x.rank, "the pads do not fit the input");
+    const auto fits = [](int64_t each) { return each >= 0 && each <= INT16_MAX; };
+    require(std::all_of(pads.begin(), pads.end(), fits), "a pad is out of range");
+    TensorView shape = x;
+    for (size_t i = 0; i < x.rank; ++i) shape.axes[i] += pads[i] + pads[x.rank + i];
+    const TensorView out = run.output(0, shape);
+    if (out.bytes() > 0) std::memset(out.data, 0, out.bytes());
+    if (x.count() == 0) return;
+    const size_t item = element_size(x.dtype), bytes = x.size(x.rank - 1) * item;
+    const size_t stride = out.size(out.rank - 1) * item, first = static_cast<size_t>(pads[x.rank - 1]) * item;
+    each_row(x, x, pads, out, [&](size_t from, size_t to) {
+      std::memcpy(out.as<char>() + to * stride + first, x.as<char>() + from * bytes, bytes);
+    });
+  };
+}
+
+Compute tile(const Node&) {
+  return [](NodeRun& run) {
+    const TensorView x = run.input(0);
+    const std::vector<int64_t> repeats = run.list(1);
+    require(x.rank > 0 && repeats.size() == x.rank, "the repeats do not fit the input");
+    TensorView shape = x;
+    for (size_t i = 0; i < x.rank; ++i) {
+      require(repeats[i] >= 0 && repeats[i] <= INT16_MAX, "a repeat is out of range");
+      shape.axes[i] *= repeats[i];
+    }
+    const TensorView out = run.output(0, shape);
+    if (out.count() == 0) return;
+    const size_t bytes = x.size(x.rank - 1) * element_size(x.dtype), times = static_cast<size_t>(repeats.back());
+    each_row(x, out, std::vector<int64_t>(x.rank), out, [&](size_t from, size_t to) {
+      for (size_t i = 0; i < times; ++i)
+        std::memcpy(out.as<char>() + (to * times + i) * bytes, x.as<char>() + from * bytes, bytes);
+    });
+  };
+}
+
 }  // namespace
 
 std::vector<OperatorKind> shape_kinds() {
   return {
-      {"", "Concat", concat},       {"", "Expand", expand},       {"", "Identity", identity}, {"", "Reshape", reshape},
-      {"", "Shape", shape},         {"", "Slice", slice},         {"", "Split", split},       {"", "Squeeze", squeeze},
-      {"", "Transpose", transpose}, {"", "Unsqueeze", unsqueeze},
+      {"", "Concat", concat}, {"", "Expand", expand},   {"", "Identity", identity},   {"", "Pad", pad},
+      {"", "Tile", tile},     {"", "Reshape", reshape}, {"", "Shape", shape},         {"", "Slice", slice},
+      {"", "Split", split},   {"", "Squeeze", squeeze}, {"", "Transpose", transpose}, {"", "Unsqueeze", unsqueeze},
   };
 }
 

@@ -109,6 +109,29 @@ Compute gather(const Node& node) {
   };
 }
 
+// Rows of a table, by the last axis of the indices.
+Compute gather_nd(const Node& node) {
+  require(node.number("batch_dims", 0) == 0, "the executor does not support batch_dims");
+  return [](NodeRun& run) {
+    const TensorView x = run.input(0), indices = run.input(1, DType::kInt64);
+    require(indices.rank > 0 && indices.axes[indices.rank - 1] <= static_cast<int64_t>(x.rank),
+            "the indices have the wrong shape");
+    const size_t depth = indices.size(indices.rank - 1);
+    require(indices.rank - 1 + x.rank - depth <= TensorView::kMaxAxes, "the output has too many axes");
+    std::vector<int64_t> axes(indices.axes, indices.axes + indices.rank - 1);
+    axes.insert(axes.end(), x.axes + depth, x.axes + x.rank);
+    const TensorView out = run.output(0, TensorView(nullptr, axes, x.dtype));
+    size_t bytes = element_size(x.dtype);
+    for (size_t i = depth; i < x.rank; ++i) bytes *= x.size(i);
+    const size_t rows = bytes == 0 ? 0 : out.bytes() / bytes;
+    for (size_t row = 0; row < rows; ++row) {
+      size_t at = 0;
+      for (size_t i = 0; i < depth; ++i) at = at * x.size(i) + index_at(indices, row * depth + i, x.axes[i]);
+      std::memcpy(out.as<char>() + row * bytes, x.as<char>() + at * bytes, bytes);
+    }
+  };
+}
+
 // A table (V, K) of codes of 4 or 8 bits in blocks along K, with scales and zero points (V, blocks).
 Compute gather_block_quantized(const Node& node) {
   const int64_t bits = node.number("bits", 4), block = node.number("block_size", 128);
@@ -191,8 +214,9 @@ Compute where(const Node&) {
 
 std::vector<OperatorKind> table_kinds() {
   return {
-      {"", "Cast", cast},   {"", "Gather", gather}, {"com.microsoft", "GatherBlockQuantized", gather_block_quantized},
-      {"", "Range", range}, {"", "Where", where},
+      {"", "Cast", cast},          {"", "Gather", gather},
+      {"", "GatherND", gather_nd}, {"com.microsoft", "GatherBlockQuantized", gather_block_quantized},
+      {"", "Range", range},        {"", "Where", where},
   };
 }
 

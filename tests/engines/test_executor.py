@@ -134,13 +134,50 @@ def test_what_follows_a_product_gives_what_onnxruntime_gives(activation: str, tm
             np.testing.assert_allclose(ours.run(feeds)["y"], theirs.run(feeds)["y"], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("operator", "lists", "attributes"),
+    [
+        *((name, {}, {}) for name in ("Cos", "Sin", "Floor", "Log", "Reciprocal", "Softplus")),
+        ("Pad", {"pads": [0, 1, 2, 3, 0, 2]}, {"mode": "constant"}),
+        ("Tile", {"repeats": [2, 1, 3]}, {}),
+        ("Tile", {"repeats": [1, 2, 1]}, {}),
+    ],
+)
+def test_operators_of_rare_exports(tmp_path: Path, operator: str, lists: dict[str, Any], attributes: Any) -> None:
+    constants = {name: np.array(value, np.int64) for name, value in lists.items()}
+    nodes = [graphs.op(operator, " ".join(["x", *lists]), "y", **attributes)]
+    model = graphs.model(nodes, [graphs.value("x", ["B", 3, 5])], [graphs.value("y", ["C", "D", "E"])], constants)
+    path = tmp_path / "rare.onnx"
+    path.write_bytes(model.SerializeToString())
+    feeds = {"x": np.random.default_rng(new_seed()).uniform(0.1, 9, (2, 3, 5)).astype(np.float32)}
+    want, got = (Session(engine, str(path)).run(feeds)["y"] for engine in (runtime(), None))
+    np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_rows_are_looked_up_by_several_indices(tmp_path: Path, depth: int) -> None:
+    rng = np.random.default_rng(new_seed())
+    constants = {"table": rng.standard_normal((4, 4, 3)).astype(np.float32), "last": np.array([-1], np.int64)}
+    nodes = [graphs.op("Unsqueeze", "i last", "j"), graphs.op("Concat", " ".join(["j"] * depth), "k", axis=-1)]
+    nodes += [graphs.op("GatherND", "table k", "y")]
+    index = graphs.value("i", ["B", 5], onnx.TensorProto.INT64)
+    model = graphs.model(nodes, [index], [graphs.value("y", None)], constants)
+    path = tmp_path / "rows.onnx"
+    path.write_bytes(model.SerializeToString())
+    indices = rng.integers(-4, 4, (2, 5))
+    got = Session(None, str(path), trusted=True).run({"i": indices})["y"]
+    assert np.array_equal(got, constants["table"][(indices,) * depth])
+
+
 def test_an_unknown_operator_is_refused_by_name(tmp_path: Path) -> None:
     x = graphs.value("x", ["B", 4])
     path = tmp_path / "odd.onnx"
     path.write_bytes(
-        graphs.model([graphs.op("Cos", "x", "y")], [x], [graphs.value("y", ["B", 4])], {}).SerializeToString()
+        graphs.model([graphs.op("HardSwish", "x", "y")], [x], [graphs.value("y", ["B", 4])], {}).SerializeToString()
     )
-    with pytest.raises(GraphError, match=r"odd.onnx is rejected: node 'y' \(Cos\): the executor does not know .* ONNX"):
+    with pytest.raises(
+        GraphError, match=r"odd.onnx is rejected: node 'y' \(HardSwish\): the executor does not know .* ONNX"
+    ):
         Session(None, str(path))
     assert Session(runtime(), str(path))
 

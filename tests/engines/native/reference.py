@@ -106,11 +106,12 @@ def export(model: Any, folder: Path) -> Generator:
     return open_graphs(model, folder)
 
 
-def open_graphs(model: Any, folder: Path, custom_attention: bool = True) -> Generator:
-    """Open a folder's exported graphs."""
+def open_graphs(model: Any, folder: Path, custom_attention: bool = True, core: bool = False) -> Generator:
+    """Open a folder's exported graphs. core: with the executor, not ONNX Runtime."""
     shape = t5.geometry(model, POSITIONS) if model.config.is_encoder_decoder else llm.geometry(model)
     sessions = {
-        path.stem: Session(runtime(), str(path), 1, custom_attention=custom_attention) for path in folder.glob("*.onnx")
+        path.stem: Session(None if core else runtime(), str(path), 1, custom_attention=custom_attention)
+        for path in folder.glob("*.onnx")
     }
     sizes = (shape.layers, shape.kv_heads, shape.head_dim, shape.hidden_size, shape.vocab_size)
     encoder = sessions.get("encoder")
