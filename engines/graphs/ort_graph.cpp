@@ -1,5 +1,7 @@
 // Creates ONNX Runtime sessions with options for small machines, and runs them.
 #include <algorithm>
+#include <set>
+#include <string_view>
 
 #include "base/system.h"
 #include "graphs/onnx_graph.h"
@@ -60,10 +62,14 @@ bool folds_little(const GraphSource& source) {
   const Graph graph(model.graph);
   if (model.has_functions || graph.has_graph) return false;
   uint64_t bytes = 0;
+  std::set<std::string_view> folded;
+  const auto is_constant = [&](std::string_view name) {
+    return name.empty() || graph.constants.count(name) + folded.count(name) > 0;
+  };
   for (const Node& node : graph.nodes) {
-    const auto is_constant = [&](std::string_view name) { return name.empty() || graph.constants.count(name) != 0; };
     if (!std::all_of(node.inputs.begin(), node.inputs.end(), is_constant)) continue;
-    if (!node.is("Cast") || node.inputs.size() != 1) return false;
+    if (!node.is("Cast") || node.inputs.size() != 1 || graph.constants.count(node.inputs[0]) == 0) return false;
+    folded.insert(node.outputs.begin(), node.outputs.end());
     constexpr uint64_t kMostBytes = 8;  // of an element
     uint64_t made = kMostBytes;
     for (const uint64_t axis : graph.constants.at(node.inputs[0]).shape) {

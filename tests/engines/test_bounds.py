@@ -71,6 +71,25 @@ def test_folded_constants_have_a_budget(tmp_path: Path, engine: Any) -> None:
 
 
 @ENGINES
+def test_a_chain_of_casts_is_within_the_budget(tmp_path: Path, engine: Any) -> None:
+    names = ["c", *(f"c{i}" for i in range(2000))]
+    nodes = [
+        helper.make_node("Cast", [a], [b], to=TensorProto.FLOAT if i % 2 else TensorProto.INT64)
+        for i, (a, b) in enumerate(itertools.pairwise(names))
+    ]
+    nodes += [helper.make_node("Add", ["x", names[-1]], ["y"])]
+    path = save(tmp_path, nodes, {"c": np.ones((1 << 20, 1), np.float32)})
+
+    def open_session() -> None:
+        try:
+            Session(engine(), path, 1, files={})
+        except GraphError as error:
+            assert "cost more memory than a graph of this size may take" in str(error)
+
+    assert timed(open_session) < 2
+
+
+@ENGINES
 def test_opening_is_linear_in_folded_nodes(tmp_path: Path, engine: Any) -> None:
     names = ["c", *(f"c{i}" for i in range(49_000))]
     nodes = [helper.make_node("Neg", [a], [b]) for a, b in itertools.pairwise(names)]
