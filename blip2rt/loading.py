@@ -88,11 +88,11 @@ def load(
         raise OptionError(f"cache_bytes is {cache_bytes!r}: give a number of bytes, or 0 for no cache")
     images = ImageSettings(scaled_jpeg, max_pixels, color)
     folder = locate(bundle)
-    opened = replace(read(folder, tensors=True), trusted_graphs=trusted_graphs, run_timeout=run_timeout or 0)
+    opened = replace(read(folder, tensors=True), trusted_graphs=trusted_graphs)
     sizes = Batching() if batching is True else batching or None
     prefix_bytes = cache_bytes - cache_bytes // 4 if sizes and opened.manifest.llm is not None else 0
     shared: dict[str, Any] = {"batching": sizes, "cache_bytes": prefix_bytes or None}
-    shared |= {"threads": threads, "plan_sizes": plan_sizes or engines}
+    shared |= {"threads": threads, "run_timeout": run_timeout, "plan_sizes": plan_sizes or engines}
     chosen = backends.create(backend, opened, device=device, **shared)
     cache = FeatureCache(cache_bytes - prefix_bytes)
     reload = partial(load, **{**arguments, "bundle": os.path.abspath(folder)})

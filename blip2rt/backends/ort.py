@@ -49,13 +49,21 @@ class Backend(backends.Backend):
     devices, target, batches = ("cpu",), "ort", True
 
     def __init__(
-        self, bundle: Bundle, *, threads: int | None = None, batching: Batching | None = None, cache_bytes: int = 0
+        self,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        batching: Batching | None = None,
+        cache_bytes: int = 0,
+        run_timeout: float = 0,
     ) -> None:
         """threads: for each operator; None uses BLIP2RT_NUM_THREADS, or else every physical core.
 
         batching: decode the calls of concurrent threads in one batch. cache_bytes: of its cache of prompt prefixes.
+        run_timeout: seconds that one run of a graph may take; 0: by the size of its files.
         """
         self._bundle = bundle
+        self._run_timeout = run_timeout
         self._threads = num_threads() if threads is None else usable_threads(threads)
         if os.environ.get("BLIP2RT_KERNELS"):
             kernel_level()
@@ -221,7 +229,7 @@ class Backend(backends.Backend):
             files=self._bundle.readable_files(component),
             trusted=self._bundle.trusted_graphs,
             shapes=self._bundle.output_shapes(component),
-            run_timeout=self._bundle.run_timeout,
+            run_timeout=self._run_timeout,
         )
 
 

@@ -22,7 +22,6 @@ class Bundle:
     path: Path
     manifest: Manifest
     trusted_graphs: bool = False  # graphs may have operators that exports do not write
-    run_timeout: float = 0  # seconds that one run of a graph may take; 0: by the size of the graph
 
     def has(self, *components: str) -> bool:
         """Whether every one of `components` is in the bundle."""

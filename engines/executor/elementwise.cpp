@@ -30,9 +30,9 @@ Compute unary(const Node&) {
   };
 }
 
-// Functions that no graph computes for many elements.
+// Functions of a few elements in every graph, which need no vector loop.
 template <float (*kFunction)(float)>
-Compute few(const Node&) {
+Compute scalar(const Node&) {
   return [](NodeRun& run) {
     const TensorView x = run.floats(0);
     const float* from = x.as<float>();
@@ -203,18 +203,18 @@ std::vector<OperatorKind> elementwise_kinds() {
       {"", "Add", binary<Binary::kAdd>},
       {"", "And", logic<true>},
       {"", "Clip", clip},
-      {"", "Cos", few<cosine>},
+      {"", "Cos", scalar<cosine>},
       {"", "Div", binary<Binary::kDiv>},
       {"", "Equal", compare<Relation::kEqual>},
       {"", "Erf", unary<Unary::kErf>},
       {"", "Exp", unary<Unary::kExp>},
-      {"", "Floor", few<round_down>},
+      {"", "Floor", scalar<round_down>},
       {"", "Gelu", gelu},
       {"", "Greater", compare<Relation::kGreater>},
       {"", "GreaterOrEqual", compare<Relation::kGreaterOrEqual>},
       {"", "Less", compare<Relation::kLess>},
       {"", "LessOrEqual", compare<Relation::kLessOrEqual>},
-      {"", "Log", few<logarithm>},
+      {"", "Log", scalar<logarithm>},
       {"", "Max", binary<Binary::kMax>},
       {"", "Min", binary<Binary::kMin>},
       {"", "Mul", binary<Binary::kMul>},
@@ -222,11 +222,11 @@ std::vector<OperatorKind> elementwise_kinds() {
       {"", "Not", negation},
       {"", "Or", logic<false>},
       {"", "Pow", power},
-      {"", "Reciprocal", few<reciprocal>},
+      {"", "Reciprocal", scalar<reciprocal>},
       {"", "Relu", unary<Unary::kRelu>},
       {"", "Sigmoid", unary<Unary::kSigmoid>},
-      {"", "Sin", few<sine>},
-      {"", "Softplus", few<softplus>},
+      {"", "Sin", scalar<sine>},
+      {"", "Softplus", scalar<softplus>},
       {"", "Sqrt", unary<Unary::kSqrt>},
       {"", "Sub", binary<Binary::kSub>},
       {"", "Tanh", unary<Unary::kTanh>},

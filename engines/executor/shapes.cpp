@@ -255,8 +255,8 @@ Compute slice(const Node&) {
   };
 }
 
-// Calls work(source row, output row) for rows along the last axis. An output's index i of an axis is an input's index
-// i modulo its size, plus `shift`.
+// Calls work(row of x, row of `to`) for every row of `over`, rows lying along the last axis. Row i of `over` is read
+// from x at i modulo x's size in each axis, and written to `to` at i + shift.
 template <class F>
 void each_row(const TensorView& x, const TensorView& over, const std::vector<int64_t>& shift, const TensorView& to,
               const F& work) {
@@ -320,9 +320,9 @@ Compute tile(const Node&) {
 
 std::vector<OperatorKind> shape_kinds() {
   return {
-      {"", "Concat", concat}, {"", "Expand", expand},   {"", "Identity", identity},   {"", "Pad", pad},
-      {"", "Tile", tile},     {"", "Reshape", reshape}, {"", "Shape", shape},         {"", "Slice", slice},
-      {"", "Split", split},   {"", "Squeeze", squeeze}, {"", "Transpose", transpose}, {"", "Unsqueeze", unsqueeze},
+      {"", "Concat", concat},   {"", "Expand", expand}, {"", "Identity", identity},   {"", "Pad", pad},
+      {"", "Reshape", reshape}, {"", "Shape", shape},   {"", "Slice", slice},         {"", "Split", split},
+      {"", "Squeeze", squeeze}, {"", "Tile", tile},     {"", "Transpose", transpose}, {"", "Unsqueeze", unsqueeze},
   };
 }
 

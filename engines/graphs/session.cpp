@@ -22,8 +22,8 @@ const Port* find(const std::vector<Port>& ports, const std::string& name) {
   return nullptr;
 }
 
-// Bounds what a stranger's graph may cost by the bytes of its files: no export folds more constants than it has, and
-// none reads its weights more than once a second.
+// Bounds what a stranger's graph may cost by the bytes of its files. Exports stay far below: they fold only scales, and
+// a run takes milliseconds for each MB.
 void set_limits(GraphSource& source, const AllowedFiles& files, double run_timeout, bool trusted) {
   source.run_timeout = run_timeout;
   if (trusted || !files) return;

@@ -5,6 +5,8 @@
 #include <mutex>
 #include <thread>
 
+#include "base/system.h"
+
 namespace blip2rt {
 namespace {
 
@@ -57,9 +59,15 @@ class Watchdog {
   bool started_ = false;
 };
 
+// A fork has no threads, so it gets a watchdog of its own. It is never destroyed: its thread runs until the end.
 Watchdog& watchdog() {
-  static auto* const one = new Watchdog;  // never destroyed: its thread runs until the process ends
-  return *one;
+  static std::mutex mutex;
+  static Watchdog* made = nullptr;
+  static int process = 0;
+  const std::lock_guard lock(mutex);
+  if (made == nullptr || process != process_id()) made = new Watchdog;
+  process = process_id();
+  return *made;
 }
 
 }  // namespace

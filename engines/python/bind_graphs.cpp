@@ -199,9 +199,9 @@ void bind_graphs(nb::module_& m) {
           "custom_int8, custom_attention: run such nodes with the core's operators if it has a kernel for them. int8 "
           "pays off with hundreds of rows; it includes an encoder's attention, in bfloat16. shapes: of outputs, which "
           "run "
-          "compares with what the graph returns; -1 for an axis of any size. run_timeout: seconds of one run; 0 "
-          "chooses "
-          "by the size of a graph whose files are given and that is not trusted.")
+          "compares with what the graph returns; -1 for an axis of any size. "
+          "run_timeout: seconds of one run; 0 chooses by the size of a graph whose files are given and that is not "
+          "trusted.")
       .def_static(
           "over",
           [](const std::string& name, nb::object engine, const OutputShapes& shapes) {
