@@ -49,9 +49,9 @@ class AdmissionQueue:
         self._threads = ThreadPoolExecutor(parallel, "blip2rt-request")
         self._slots = asyncio.Semaphore(parallel)
         self._shutdown: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._mean_seconds = 1.0  # moving average of a request's time in its thread
+        self._mean_seconds = 1.0  # moving average of a short request's time in its thread
         self._deadlines: dict[asyncio.Future[Any], float] = {}  # of what runs
-        self.running = self.waiting = 0
+        self.running = self.waiting = self._waiting_size = 0
 
     @property
     def is_stuck(self) -> bool:
@@ -72,10 +72,13 @@ class AdmissionQueue:
         """Return the deadline, in monotonic time, of a request that starts now."""
         return time.monotonic() + self._limits.deadline_seconds
 
-    async def run(self, function: Callable[[CancelEvent], T], deadline: float | None = None) -> T:
-        """Run a function in a thread when a slot is free. Cancelling this sets its event. Raises ApiError."""
+    async def run(self, function: Callable[[CancelEvent], T], deadline: float | None = None, size: int = 1) -> T:
+        """Run a function in a thread when a slot is free. Cancelling this sets its event. Raises ApiError.
+
+        size: how many short requests it takes the time of. The queue's limits and estimates count it as so many.
+        """
         cancelled, deadline = CancelEvent(), deadline or self.deadline()
-        future = await self._start(function, cancelled, deadline)
+        future = await self._start(function, cancelled, deadline, size)
         try:
             await self._wait(future, deadline)
             return future.result()
@@ -83,7 +86,7 @@ class AdmissionQueue:
             cancelled.set()
 
     async def stream(
-        self, function: Callable[[CancelEvent, Callable[[P], None]], T], deadline: float | None = None
+        self, function: Callable[[CancelEvent, Callable[[P], None]], T], deadline: float | None = None, size: int = 1
     ) -> AsyncGenerator[P | T, None]:
         """Run a function that emits pieces: yield them as they come, and its result last. Leaving the loop cancels."""
         cancelled, deadline, loop = CancelEvent(), deadline or self.deadline(), asyncio.get_running_loop()
@@ -97,7 +100,7 @@ class AdmissionQueue:
         def emit(piece: P) -> None:
             loop.call_soon_threadsafe(store, piece)
 
-        future = await self._start(lambda event: function(event, emit), cancelled, deadline)
+        future = await self._start(lambda event: function(event, emit), cancelled, deadline, size)
         future.add_done_callback(lambda _: arrived.set())
         try:
             while pieces or not future.done():
@@ -124,32 +127,32 @@ class AdmissionQueue:
         message = f"no answer within {self._limits.deadline_seconds:g} seconds: ask for less, or try again later"
         raise ApiError(504, message, "deadline_exceeded", retry_after=1)
 
-    async def _start(self, function: Callable[[CancelEvent], T], event: CancelEvent, deadline: float) -> Any:
+    async def _start(self, function: Callable[[CancelEvent], T], event: CancelEvent, deadline: float, size: int) -> Any:
         """Wait for a slot, then start the function. Raises ApiError if the queue is full or the wait too long."""
         arrival = time.monotonic()
         if self._slots.locked():
-            ahead = self._mean_seconds * (self.waiting + 1) / self._parallel
-            too_long = self.waiting > 0 and ahead > deadline - arrival
-            if too_long or self.waiting >= self._limits.waiting:
+            ahead = self._mean_seconds * (self._waiting_size + size) / self._parallel
+            too_long = ahead > deadline - arrival or self._waiting_size + size > self._limits.waiting
+            if (self.waiting and too_long) or not self._limits.waiting:
                 self._metrics.refused.labels("queue").inc()
                 message = f"{self.waiting} requests are already waiting, about {ahead:.0f} s: try again later"
                 raise ApiError(429, message, "queue_full", retry_after=max(1, min(math.ceil(ahead), 60)))
-        await self._acquire(deadline)
+        await self._acquire(deadline, size)
         start = time.monotonic()
         self._metrics.wait.observe(start - arrival)
         self._count(running=1)
         future = asyncio.get_running_loop().run_in_executor(self._threads, function, event)
         self._deadlines[future] = deadline
-        future.add_done_callback(lambda done: self._finish(done, start))
+        future.add_done_callback(lambda done: self._finish(done, start, size))
         return future
 
-    async def _acquire(self, deadline: float) -> None:
+    async def _acquire(self, deadline: float, size: int) -> None:
         """Take a slot. A slot that arrives while the request is given up goes to the next one."""
         if not self._slots.locked():
             await self._slots.acquire()  # returns at once
             return
         turn = asyncio.ensure_future(self._slots.acquire())
-        self._count(waiting=1)
+        self._count(waiting=1, size=size)
         try:
             await self._wait(turn, deadline)
         except BaseException:
@@ -158,18 +161,19 @@ class AdmissionQueue:
             turn.cancel()
             raise
         finally:
-            self._count(waiting=-1)
+            self._count(waiting=-1, size=-size)
 
-    def _finish(self, future: asyncio.Future[Any], start: float) -> None:
+    def _finish(self, future: asyncio.Future[Any], start: float, size: int) -> None:
         del self._deadlines[future]
         self._slots.release()
         self._count(running=-1)
-        self._mean_seconds += 0.2 * (time.monotonic() - start - self._mean_seconds)
+        self._mean_seconds += 0.2 * ((time.monotonic() - start) / size - self._mean_seconds)
         if not future.cancelled():
             future.exception()  # mark it as retrieved: a client that has disconnected does not ask for it
 
-    def _count(self, running: int = 0, waiting: int = 0) -> None:
+    def _count(self, running: int = 0, waiting: int = 0, size: int = 0) -> None:
         self.running += running
         self.waiting += waiting
+        self._waiting_size += size
         self._metrics.running.set(self.running)
         self._metrics.waiting.set(self.waiting)

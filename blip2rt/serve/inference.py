@@ -20,7 +20,7 @@ from ..native import native
 from ..options import Options, merge
 from ..pipeline import BATCH
 from ..results import FinishReason, Scored, Stopwatch, finish_reason
-from ..structured import Form, Picture, fill_form
+from ..structured import Form, Picture, answers_of, fill_form
 from .admission import CancelEvent
 from .settings import Settings
 
@@ -74,6 +74,11 @@ class TextJob:
     stop_strings: tuple[str, ...] = ()  # the text ends before the first of them
     form: Form | None = None  # the text is JSON that fills it; options and stop strings do not apply
     rated: bool = False  # also tell how likely the caption is right
+
+    @property
+    def answers(self) -> int:
+        """How many texts the model reads or writes."""
+        return 1 if self.form is None else answers_of(self.form)
 
 
 @dataclass(frozen=True)

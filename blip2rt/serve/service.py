@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from ..bundle import MANIFEST
 from ..model import Model
+from ..pipeline import BATCH
 from ..version import __version__
 from .admission import AdmissionQueue, CancelEvent
 from .chat_prompt import GREETING, Conversation, text_job
@@ -145,9 +146,12 @@ class Call:
             if (getattr(body, name) or 1) > self.limits.sequences:
                 raise bad_request(f"{name} is {getattr(body, name)}: give {self.limits.sequences} at most", name)
 
-    async def run(self, function: Callable[[CancelEvent], T]) -> T:
-        """Run a function of the model in the queue's threads. Raises ApiError."""
-        return await self._unless_gone(self.service.queue.run(function, self.context.deadline))
+    async def run(self, function: Callable[[CancelEvent], T], answers: int = 1) -> T:
+        """Run a function of the model in the queue's threads. Raises ApiError.
+
+        answers: how many texts the model reads or writes for it.
+        """
+        return await self._unless_gone(self.service.queue.run(function, self.context.deadline, _size(answers)))
 
     async def chat(self, chat: Conversation, writer: AnswerWriter, stream: bool) -> Response:
         """Answer a conversation. Raises ApiError. A greeting without an image gets the writer's greeting."""
@@ -158,6 +162,9 @@ class Call:
         job = text_job(chat)
         if job is None:
             return self._greet(chat, writer, stream)
+        if chat.json is not None and job.answers > self.limits.inputs:
+            message = f"{chat.json.name}: it takes {job.answers:,} answers, and {self.limits.inputs} are allowed"
+            raise bad_request(f"{message}: ask for fewer fields or choices", chat.json.name, "schema_too_long")
         self.context.log_fields["images"] = images
         return await self.respond(job, writer, stream)
 
@@ -176,7 +183,7 @@ class Call:
         work = partial(generate, self.model, job, self.limits.new_tokens)
         if stream:
             return await self._stream(job, work, writer)
-        answer = await self.run(work)
+        answer = await self.run(work, job.answers)
         self._record(job, answer)
         return JSONResponse(writer.whole(answer))
 
@@ -184,7 +191,7 @@ class Call:
         self, job: TextJob, work: Callable[[CancelEvent, Callable[[Piece], None]], Answer], writer: AnswerWriter
     ) -> StreamingResponse:
         """Errors set the status if they come before the headers, which wait for the first piece, up to a limit."""
-        pieces = self.service.queue.stream(work, self.context.deadline)
+        pieces = self.service.queue.stream(work, self.context.deadline, _size(job.answers))
         arriving = asyncio.ensure_future(_next(pieces))
         try:
             await self._unless_gone(asyncio.wait({arriving}, timeout=_SILENCE_SECONDS))
@@ -257,6 +264,11 @@ class Call:
         finally:
             task.cancel()
             gone.cancel()
+
+
+def _size(answers: int) -> int:
+    """How many short requests so many answers take the time of."""
+    return -(-answers // BATCH)
 
 
 async def _abandon(arriving: asyncio.Future[T], pieces: AsyncGenerator[T, None]) -> None:

@@ -19,7 +19,7 @@ class Limits:
     prompt_chars: int = 32_000  # of all texts in a request
     new_tokens: int = 256  # per answer
     sequences: int = 8  # answers and beams
-    inputs: int = 256  # texts to match
+    inputs: int = 256  # texts to match, or answers and choices of a form
 
 
 @dataclass(frozen=True)

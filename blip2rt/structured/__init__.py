@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .fill import fill_form
-from .form import Form
+from .form import Form, answers_of
 from .picture import Picture
 from .schema import read
 
@@ -34,4 +34,4 @@ def fill(
     return fill_form(Picture(model, image, cancelled), form, question)
 
 
-__all__ = ["Form", "Picture", "fill", "fill_form", "read"]
+__all__ = ["Form", "Picture", "answers_of", "fill", "fill_form", "read"]

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from .form import JSON, Array, Choice, Flag, Form, Number, Object, Text
+from .form import JSON, MAX_COUNTED, Array, Choice, Flag, Form, Number, Object, Text, items_of
 from .picture import Picture, split
 from .questions import (
     ANSWER_WORDS,
@@ -26,10 +26,8 @@ from .questions import (
 )
 from .schema import MAX_FIELDS
 
-_MAX_COUNTED = 20  # largest range from which a whole number is chosen; in wider ones it is read from an answer
 _VARIANTS = 3  # captions that a long text may use
 _LEAST_UNSAFE = 0.85  # probability: of 593 ordinary photographs, none is so likely; most unsafe ones are not, either
-_LIST_ITEMS = 5  # of a list that may be longer
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 _DIGITS = re.compile(r"-?\d+(\.\d+)?")
 
@@ -40,6 +38,7 @@ class _Filling:
     def __init__(self, picture: Picture, instruction: str | None, collecting: bool) -> None:
         self._picture, self._instruction, self._collecting = picture, instruction, collecting
         self.questions: list[str] = []
+        self.statements: list[str] = []
 
     def value(self, form: Form, label: tuple[str, float] | None = None) -> JSON:
         """label: what the object in a list is about, and how sure that is."""
@@ -53,10 +52,12 @@ class _Filling:
             question = statement(form.name, form.description)
             question = self._instruction or question if form.path == "$" else question
             if question == UNSAFE:
-                return not self._collecting and self._picture.probabilities([UNSAFE])[0] > _LEAST_UNSAFE
+                return self._probabilities([UNSAFE])[0] > _LEAST_UNSAFE
             if (asked := self._picture.yes_question(question)) is not None:
                 return self._ask(asked) == "yes"
-            return not self._collecting and self._picture.says_yes(question)
+            if (stated := self._picture.stated(question)) is not None:
+                return self._probabilities([stated])[0] > 0.5
+            return self._likeliest(question, ["no", "yes"]) == 1
         return self._text(form, label) if isinstance(form, Text) else self._number(form, label)
 
     def _ask(self, question: str) -> str:
@@ -64,6 +65,12 @@ class _Filling:
             self.questions.append(question)
             return ""
         return self._picture.answers([question])[0]
+
+    def _probabilities(self, texts: Sequence[str]) -> list[float]:
+        if self._collecting:
+            self.statements += texts
+            return [0.0] * len(texts)
+        return self._picture.probabilities(texts)
 
     def _likeliest(self, question: str, choices: Sequence[str]) -> int:
         return 0 if self._collecting else self._picture.likeliest(question, choices)
@@ -112,14 +119,14 @@ class _Filling:
 
     def _number(self, form: Number, label: tuple[str, float] | None) -> int | float:
         if not form.whole and form.low <= 1 and form.high >= 0 and SURE_WORDS.intersection(words_of(form.name)):
-            return _clamped(form, 0.0 if self._collecting else round(self._sure(form, label), 3))
+            return _clamped(form, round(self._sure(form, label), 3))
         wording = count_question if form.whole else open_question
         question = self._about(wording(form.name, form.description) or "how many are there?", label)
         if not form.name and self._instruction:
             question = self._instruction
         low = form.low if math.isfinite(form.low) else _clamped(form, 0)
         counts = question.startswith("how many ")  # as any other count: none of what is absent
-        if form.whole and math.isfinite(form.high) and form.high - low <= _MAX_COUNTED and not counts:
+        if form.whole and math.isfinite(form.high) and form.high - low <= MAX_COUNTED and not counts:
             values = range(int(low), int(form.high) + 1)
             known = meanings(form.description)
             return values[self._likeliest(question, [known.get(value, str(value)) for value in values])]
@@ -128,8 +135,10 @@ class _Filling:
     def _sure(self, form: Number, label: tuple[str, float] | None) -> float:
         about = named_chance(form.name)
         if about is not None:
-            return self._picture.probabilities([about])[0]
-        return self._picture.confidence if label is None else label[1]
+            return self._probabilities([about])[0]
+        if label is not None:
+            return label[1]
+        return 0.0 if self._collecting else self._picture.confidence
 
     def _array(self, form: Array, label: tuple[str, float] | None) -> list[JSON]:
         item, most = form.item, math.inf if form.max_items is None else form.max_items
@@ -144,7 +153,7 @@ class _Filling:
 
     def _items(self, form: Array, item: Form, label: tuple[str, float] | None) -> list[JSON]:
         """What a list is filled with, best first, perhaps too much of it."""
-        most = max(form.min_items, min(form.max_items or _LIST_ITEMS, _LIST_ITEMS))
+        most = items_of(form)
         if isinstance(item, Choice):
             return self._present(form, item)
         if isinstance(item, Text):
@@ -166,9 +175,7 @@ class _Filling:
         return [""] if self._collecting else self._picture.details()[: max(most, form.min_items)]
 
     def _present(self, form: Array, item: Choice) -> list[JSON]:
-        if self._collecting:
-            return [item.values[0]]
-        chances = self._picture.probabilities([_words(value) for value in item.values])
+        chances = self._probabilities([_words(value) for value in item.values])
         ranked = sorted(zip(chances, item.values, strict=True), key=lambda pair: -pair[0])
         return [value for chance, value in ranked if chance > 0.5] + [
             value for chance, value in ranked if chance <= 0.5
@@ -179,7 +186,7 @@ def fill_form(picture: Picture, form: Form, instruction: str | None = None) -> J
     """Picture and form -> the value. instruction: what an unnamed field, or an only "answer", asks."""
     first = _Filling(picture, instruction, collecting=True)
     first.value(form)
-    picture.answers(first.questions)
+    picture.prepare(first.questions, first.statements)
     return _Filling(picture, instruction, collecting=False).value(form)
 
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 JSON: TypeAlias = Any
+LIST_ITEMS = 5  # of a list that may be longer
+MAX_COUNTED = 20  # largest range from which a whole number is chosen; in wider ones it is read from an answer
+_COUNTS = 6  # texts that a question how many of something there are costs
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,25 @@ class Object(Field):
 
 
 Form: TypeAlias = Text | Choice | Flag | Number | Array | Object
+
+
+def answers_of(form: Form) -> int:
+    """How many texts the model reads or writes to fill a form: answers, values of enums, numbers to choose from."""
+    if isinstance(form, Object):
+        return sum(answers_of(each) for _, each in form.properties)
+    if isinstance(form, Array):
+        most = 1 if isinstance(form.item, Text | Choice) else items_of(form)
+        return 0 if form.item is None else most * answers_of(form.item)
+    if isinstance(form, Choice):
+        return len(form.values)
+    if isinstance(form, Number) and form.whole:
+        return int(form.high - form.low) + 1 if form.high - form.low <= MAX_COUNTED else _COUNTS
+    return 2 if isinstance(form, Flag) else 1
+
+
+def items_of(form: Array) -> int:
+    """How many items a list is filled with at most."""
+    return max(form.min_items, min(form.max_items or LIST_ITEMS, LIST_ITEMS))
 
 
 def short(text: str) -> str:

@@ -42,6 +42,7 @@ class Picture:
         self._tasks = self._pipeline.tasks("fill a form")
         self._features = self._pipeline.vision_features([self._pipeline.prepare(image)])  # (1, N, C)
         self._answers: dict[str, str] = {}
+        self._probabilities: dict[str, float] = {}
         self._captions: list[Any] = []
         self._labels: list[tuple[str, float]] | None = None
         self.prompt_tokens = self.completion_tokens = 0
@@ -68,6 +69,12 @@ class Picture:
             [self._captions] = self._pipeline.language.generate(prefix, [task.prompt], settings, tidied=True)
             self._count([task.prompt], self._captions)
         return self._captions
+
+    def prepare(self, questions: Sequence[str], statements: Sequence[str]) -> None:
+        """Compute answers and probabilities in batches; asked for one by one later, they cost nothing."""
+        self.answers(questions)
+        if self._model.bundle.has(*RETRIEVAL):
+            self.probabilities(statements)
 
     def answers(self, questions: Sequence[str]) -> list[str]:
         """Questions -> answers, one line each."""
@@ -111,24 +118,24 @@ class Picture:
         short = task.short_question
         return question if short is not None and short.kind in ("presence", "statement", "colour") else None
 
-    def says_yes(self, statement: str) -> bool:
-        """Whether a statement is true, or the answer to a question is yes."""
+    def stated(self, statement: str) -> str | None:
+        """The text whose probability tells whether a statement is true; None if answers must be compared."""
         phrase = native.phrase_of(statement) or statement
-        if not self._pipeline.judges or phrase.endswith("?"):
-            return self.likeliest(statement, ["no", "yes"]) == 1
-        return self.probabilities([phrase])[0] > 0.5
+        return None if not self._pipeline.judges or phrase.endswith("?") else phrase
 
     def probabilities(self, texts: Sequence[str]) -> list[float]:
         """Texts -> how probably the picture shows each, 0 to 1; 0 for a text without words."""
         if not self._model.bundle.has(*RETRIEVAL):
-            return [1.0 if i == self.likeliest("what is in the picture?", texts) else 0.0 for i in range(len(texts))]
-        found = dict.fromkeys(text for text in texts if native.has_words(text))
-        words, values = list(found), []
-        for start in range(0, len(words), BATCH):
-            chunk = [] if self._cancelled() else words[start : start + BATCH]
-            values += self._model.match_features(np.repeat(self._features, len(chunk), axis=0), chunk)
-        known = {word: match.probability for word, match in zip(words, values, strict=False)}
-        return [known.get(text, 0.0) for text in texts]
+            best = self.likeliest("what is in the picture?", texts)
+            return [float(i == best) for i in range(len(texts))]
+        new = [text for text in dict.fromkeys(texts) if text not in self._probabilities and native.has_words(text)]
+        for start in range(0, len(new), BATCH):
+            if self._cancelled():
+                break
+            chunk = new[start : start + BATCH]
+            found = self._model.match_features(np.repeat(self._features, len(chunk), axis=0), chunk)
+            self._probabilities |= {text: match.probability for text, match in zip(chunk, found, strict=True)}
+        return [self._probabilities.get(text, 0.0) for text in texts]
 
     def labels(self) -> list[tuple[str, float]]:
         """What is seen, with probabilities, the most probable first."""

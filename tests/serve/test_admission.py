@@ -105,6 +105,31 @@ def test_a_long_wait_is_refused() -> None:
     with_queue(scenario, parallel=1, deadline=15.0)
 
 
+def test_a_long_request_counts_as_many() -> None:
+    """A short one and one of two's size fill a queue for three; the estimate takes its time for that of many."""
+
+    async def scenario(queue: AdmissionQueue) -> None:
+        queue._mean_seconds = 0.0
+        await queue.run(lambda _: time.sleep(0.5), size=50)
+        await asyncio.sleep(0)
+        assert 0 < queue._mean_seconds < 0.05
+        door = threading.Event()
+        first = asyncio.ensure_future(queue.run(lambda _: door.wait(60), size=50))
+        while queue.running < 1:
+            await asyncio.sleep(0.001)
+        short, long = (asyncio.ensure_future(queue.run(lambda _: 1, size=size)) for size in (1, 2))
+        while queue.waiting < 2:
+            await asyncio.sleep(0.001)
+        with pytest.raises(ApiError, match="2 requests are already waiting") as raised:
+            await queue.run(lambda _: None)
+        assert raised.value.status == 429
+        door.set()
+        await asyncio.gather(first, short, long)
+        assert queue._waiting_size == 0
+
+    with_queue(scenario, parallel=1)
+
+
 @pytest.mark.parametrize("shutdown", [False, True], ids=["deadline", "shutdown"])
 def test_running_and_waiting_requests_end(shutdown: bool) -> None:
     """At the deadline, and when the server shuts down."""

@@ -68,6 +68,9 @@ FRIGATE = {  # frigate/data_processing/post/types.py, ReviewMetadata, as pydanti
 }
 
 
+MANY_CHOICES = {"properties": {f"colour {i}": {"enum": [f"shade {j}" for j in range(64)]} for i in range(5)}}
+
+
 def test_frigate_reviews(nano: ServerProcess, model: Any, cat: bytes) -> None:
     """Provider openai: a long prompt, frames with low detail, a strict schema; provider ollama: no limits."""
     prompt = "Your task is to analyze images of a security camera in order.\n## Objects in Scene\n- cat\n"
@@ -173,6 +176,7 @@ def test_formats_of_other_clients(nano: ServerProcess, model: Any, cat: bytes) -
             "tools: f",
             "$: not",
         ),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": MANY_CHOICES}}}, "", "320 answers, and"),
     ],
     ids=str,
 )
@@ -180,8 +184,11 @@ def test_wrong_schemas_are_named(nano: ServerProcess, cat: bytes, body: Any, par
     found = nano.post(CHAT, {"messages": [{"role": "user", "content": parts("x", cat)}], **body})
     assert found.status == 400 and found.error["param"] == (param or "response_format")
     assert message in found.error["message"]
+
+
+def test_a_greeting_is_no_json(nano: ServerProcess) -> None:
     hello = {"messages": [{"role": "user", "content": "Hi"}], "response_format": {"type": "json_object"}}
-    assert nano.post(CHAT, hello).error["code"] == "image_missing", "a greeting is no JSON"
+    assert nano.post(CHAT, hello).error["code"] == "image_missing"
 
 
 def test_a_lone_surrogate_is_answered(nano: ServerProcess, cat: bytes) -> None:

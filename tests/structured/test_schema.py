@@ -10,7 +10,7 @@ from referencing.exceptions import Unresolvable
 
 import blip2rt
 from blip2rt.errors import OptionError
-from blip2rt.structured import fill, fill_form, read
+from blip2rt.structured import answers_of, fill, fill_form, read
 from blip2rt.structured.fill import _clamped, number_in
 from blip2rt.structured.picture import split
 from blip2rt.structured.questions import count_question, meanings, named_chance, open_question, statement
@@ -102,7 +102,11 @@ STRAY = [
 
 
 class RandomPicture:
-    """Says anything about a picture, at once."""
+    """Says anything about a picture, at once. seen: the texts that a model would have read or written."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+        self._labels = [(self.text(), random.random()) for _ in range(random.randrange(4))]
 
     def text(self) -> str:
         return random.choice(["", "a cat", "two", "-0", "9" * 400, "2.5 m", "ä" * 300, "red and blue", "1e3 ", "cat. "])
@@ -114,22 +118,28 @@ class RandomPicture:
         return [self.text() for _ in range(count)]
 
     def answers(self, questions: list[str]) -> list[str]:
+        self.seen.update(questions)
         return [self.text() for _ in questions]
 
-    def likeliest(self, _: str, choices: list[str]) -> int:
+    def likeliest(self, question: str, choices: list[str]) -> int:
+        self.seen.update(f"{question} {choice}" for choice in choices)
         return random.randrange(len(choices))
 
     def yes_question(self, statement: str) -> str | None:
-        return random.choice([None, f"is there {statement}?"])
+        return f"is there {statement}?" if hash(statement) % 3 == 0 else None
 
-    def says_yes(self, _: str) -> bool:
-        return random.random() < 0.5
+    def stated(self, statement: str) -> str | None:
+        return statement if hash(statement) % 3 == 1 else None
+
+    def prepare(self, *_: list[str]) -> None:
+        pass
 
     def probabilities(self, texts: list[str]) -> list[float]:
+        self.seen.update(texts)
         return [random.random() for _ in texts]
 
     def labels(self) -> list[tuple[str, float]]:
-        return [(self.text(), random.random()) for _ in range(random.randrange(4))]
+        return self._labels
 
     def details(self) -> list[str]:
         return [self.text() for _ in range(6)]
@@ -160,6 +170,7 @@ def test_whatever_a_schema_accepts_is_valid(count: int) -> None:
         picture: Any = RandomPicture()
         value = json.loads(json.dumps(fill_form(picture, form, random.choice([None, "what is it?"])), allow_nan=False))
         filled += is_judged_valid(schema, value)
+        assert len(picture.seen) <= answers_of(form)
     assert filled > count / 3
 
 

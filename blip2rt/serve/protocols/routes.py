@@ -161,7 +161,7 @@ async def _match(call: Call, body: MatchRequest) -> Any:
             rows += [{"text": text, **asdict(match)} for text, match in zip(batch, matches, strict=True)]
         return rows
 
-    matches = await call.run(compute)
+    matches = await call.run(compute, len(texts))
     return {"matches": sorted(matches, key=lambda row: -row["score"])}
 
 
