@@ -1,9 +1,12 @@
 // Creates ONNX Runtime sessions with options for small machines, and runs them.
 #include <algorithm>
+#include <map>
+#include <optional>
 #include <set>
 #include <string_view>
 
 #include "base/system.h"
+#include "base/utf8.h"
 #include "graphs/onnx_graph.h"
 #include "graphs/session.h"
 #include "ops/domain.h"
@@ -56,28 +59,58 @@ OrtSession* create_session(const std::string& path, const std::string& bytes, Or
   }
 }
 
-// Returns whether folding the graph's constants costs little: it only casts scales, as exports do.
-bool folds_little(const GraphSource& source) {
-  const OnnxModel model(source.model());
-  const Graph graph(model.graph);
-  if (model.has_functions || graph.has_graph) return false;
-  uint64_t bytes = 0;
-  std::set<std::string_view> folded;
-  const auto is_constant = [&](std::string_view name) {
-    return name.empty() || graph.constants.count(name) + folded.count(name) > 0;
+// Returns whether folding the graph's constants costs little: it casts scales and normalizes queries, as exports do.
+bool folds_little(const OnnxModel& model, const Graph& graph, uint64_t budget) {
+  static const std::set<std::string_view> no_larger = {"Cast",      "Identity", "LayerNormalization",
+                                                       "Reshape",   "Squeeze",  "SimplifiedLayerNormalization",
+                                                       "Transpose", "Unsqueeze"};
+  constexpr size_t kMostSteps = 8;  // one behind the other: ONNX Runtime folds a chain in quadratic time
+  struct Folded {
+    uint64_t bytes;
+    size_t steps;
   };
-  for (const Node& node : graph.nodes) {
-    if (!std::all_of(node.inputs.begin(), node.inputs.end(), is_constant)) continue;
-    if (!node.is("Cast") || node.inputs.size() != 1 || graph.constants.count(node.inputs[0]) == 0) return false;
-    folded.insert(node.outputs.begin(), node.outputs.end());
-    constexpr uint64_t kMostBytes = 8;  // of an element
-    uint64_t made = kMostBytes;
-    for (const uint64_t axis : graph.constants.at(node.inputs[0]).shape) {
-      if (__builtin_mul_overflow(made, axis, &made)) return false;
+  if (model.has_functions || graph.has_graph) return false;
+  std::map<std::string_view, Folded> folded;
+  const auto value_of = [&](std::string_view name) -> std::optional<Folded> {
+    if (const auto found = folded.find(name); found != folded.end()) return found->second;
+    const auto constant = graph.constants.find(name);
+    if (constant == graph.constants.end()) return name.empty() ? std::optional(Folded{0, 0}) : std::nullopt;
+    uint64_t bytes = 8;  // of an element, at most
+    for (const uint64_t axis : constant->second.shape) {
+      if (__builtin_mul_overflow(bytes, axis, &bytes)) bytes = UINT64_MAX;
     }
-    if (__builtin_add_overflow(bytes, made, &bytes) || bytes > source.folding_budget) return false;
+    return Folded{bytes, 0};
+  };
+  uint64_t bytes = 0;
+  for (const Node& node : graph.nodes) {
+    Folded made = {0, 0};
+    const bool is_constant = std::all_of(node.inputs.begin(), node.inputs.end(), [&](std::string_view name) {
+      const std::optional<Folded> input = value_of(name);
+      if (input) made = {std::max(made.bytes, input->bytes), std::max(made.steps, input->steps + 1)};
+      return input.has_value();
+    });
+    if (!is_constant) continue;
+    if (no_larger.count(node.op_type) == 0 || made.steps > kMostSteps) return false;
+    for (const std::string_view output : node.outputs) {
+      if (__builtin_add_overflow(bytes, made.bytes, &bytes) || bytes > budget) return false;
+      folded.emplace(output, made);
+    }
   }
   return true;
+}
+
+// ONNX Runtime has no limit for the constants that it computes at load, so it computes none unless they cost little.
+void limit_folding(OrtSessionOptions* options, const GraphSource& source) {
+  const OnnxModel model(source.model());
+  const Graph graph(model.graph);
+  if (folds_little(model, graph, source.folding_budget)) return;
+  for (const Node& node : graph.nodes) {  // whose products are wrong if the scales are not constant (1.32)
+    if (node.op_type == "MatMulNBits" && node.number("bits", 0) == 8 && graph.constants.count(node.input(2)) == 0) {
+      throw GraphError(source.path,
+                       "node " + quoted(node.name) + " has 8-bit weights beside constants that cost much to compute");
+    }
+  }
+  check(ort().AddSessionConfigEntry(options, "optimization.disable_specified_optimizers", "ConstantFolding"));
 }
 
 using CountPorts = OrtStatus* (*)(const OrtSession*, size_t*) noexcept;
@@ -183,10 +216,7 @@ std::unique_ptr<RuntimeGraph> open_with_onnxruntime(GraphSource source) {
                                       folder.empty() ? "." : folder.c_str()));
     add_domain(options.get());
   }
-  // ONNX Runtime has no limit for the constants that it computes at load.
-  if (source.folding_budget != UINT64_MAX && !folds_little(source)) {
-    check(ort().AddSessionConfigEntry(options.get(), "optimization.disable_specified_optimizers", "ConstantFolding"));
-  }
+  if (source.folding_budget != UINT64_MAX) limit_folding(options.get(), source);
   source.bytes.clear();
   source.bytes.shrink_to_fit();
   return std::make_unique<OrtGraph>(create_session(source.path, source.rewritten.bytes, options.get()),

@@ -17,6 +17,7 @@ from tests.engines.native import GraphError, Session, runtime
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper
 
+OPSETS = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
 ENGINES = pytest.mark.parametrize("engine", [runtime, lambda: None], ids=["ort", "core"])
 
 
@@ -27,9 +28,7 @@ def save(folder: Path, nodes: list[Any], constants: dict[str, np.ndarray], outpu
     held = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "bounds", [any_shape], made, held)
     path = folder / "bounds.onnx"
-    path.write_bytes(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
-    )
+    path.write_bytes(helper.make_model(graph, opset_imports=OPSETS, ir_version=9).SerializeToString())
     return str(path)
 
 
@@ -123,6 +122,34 @@ def test_opening_is_linear_in_folded_nodes(tmp_path: Path, engine: Any) -> None:
     session = Session(engine(), path, 1, files={})
     assert time.perf_counter() - began < 10
     assert np.array_equal(session.run({"x": np.ones((1, 2), np.float32)})["y"], np.full((1, 2), 2, np.float32))
+
+
+@ENGINES
+@pytest.mark.parametrize("folded", ["LayerNormalization", "Neg"])
+def test_products_of_8_bits_are_right_beside_folded_constants(tmp_path: Path, engine: Any, folded: str) -> None:
+    """ONNX Runtime 1.32 multiplies wrong if scales are computed in the run: it folds the constants, or refuses."""
+    k, n, block, rng = 40, 32, 64, np.random.default_rng(0)
+    codes, zeros = (rng.integers(0, 256, shape, np.uint8) for shape in ((n, 1, block), (n, 1)))
+    scales = (rng.random((n, 1)) * 0.02 + 0.001).astype(np.float16)
+    constants = {"codes": codes, "scales": scales, "zeros": zeros, "c": np.ones(k, np.float32)}
+    product = {"K": k, "N": n, "bits": 8, "block_size": block, "accuracy_level": 4, "domain": "com.microsoft"}
+    nodes = [
+        helper.make_node(folded, ["c", "c"][: 1 + (folded != "Neg")], ["b"]),
+        helper.make_node("Add", ["x", "b"], ["a"]),
+        helper.make_node("Unsqueeze", ["a", "first"], ["rows"]),
+        helper.make_node("Cast", ["scales"], ["s"], to=TensorProto.FLOAT),
+        helper.make_node("MatMulNBits", ["rows", "codes", "s", "zeros"], ["y"], **product),
+    ]
+    path = save(tmp_path, nodes, {**constants, "first": np.zeros(1, np.int64)})
+    x = rng.standard_normal((17, k), np.float32)
+    try:
+        [found] = Session(engine(), path, 1, files={}).run({"x": x})["y"]
+    except GraphError as error:
+        assert folded == "Neg" and "8-bit weights beside constants that cost much to compute" in str(error)
+        return
+    weight = ((codes[:, 0, :k].astype(np.float32) - zeros) * scales).T
+    wanted = (x - (folded == "Neg")) @ weight
+    assert np.abs(found - wanted).max() < 0.03 * np.abs(wanted).max()
 
 
 @ENGINES
