@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import backends
 from ..batching import Batcher, Batching, Call
-from ..bundle import COMPONENTS, EMBED, ENCODER, LLM, QFORMER, VISION, Bundle
+from ..bundle import COMPONENTS, EMBED, ENCODER, LLM, Bundle
 from ..errors import BackendError, OptionError
 from ..native import ForkGate, fork_safe_lock, kernel_level, named_failure, native
 from ..system import usable_cpus
@@ -225,7 +225,6 @@ class Backend(backends.Backend):
             runtime,
             str(self._bundle.graph(component)),
             1 if component == EMBED else self._threads,  # it copies a few rows
-            custom_int8=runtime is None or component in (VISION, QFORMER),
             files=self._bundle.readable_files(component),
             trusted=self._bundle.trusted_graphs,
             shapes=self._bundle.output_shapes(component),

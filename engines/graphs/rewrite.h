@@ -14,10 +14,10 @@ namespace blip2rt {
 struct CustomOps {
   // MatMulNBits with 4 bits, constant weights and zero points, and scales cast from constant float16.
   bool int4 = true;
-  // DynamicQuantizeMatMul without zero points, whose int8 weights are a Transpose of a constant (N, K). Ours is faster
-  // for hundreds of rows and slower for few. If any is replaced, EncoderAttention replaces the attention of a vision
-  // transformer.
-  bool int8 = false;
+  // DynamicQuantizeMatMul without zero points, whose int8 weights are a Transpose of a constant (N, K). Ours
+  // quantizes each row by itself, so that a result does not depend on the batch. If any is replaced, EncoderAttention
+  // replaces the attention of a vision transformer.
+  bool int8 = true;
   // GroupQueryAttention, all or none. If replaced, CrossAttention replaces the attention to cross_key_i and
   // cross_value_i, and the graph gets the inputs cache_rows, encoder_rows and, for its only GatherND, logit_rows.
   // GatherRow replaces GatherND, and Add and SimplifiedLayerNormalization replace SkipSimplifiedLayerNormalization, in

@@ -191,15 +191,14 @@ void bind_graphs(nb::module_& m) {
                                runtime == nullptr ? open_with_executor : open_with_onnxruntime, shapes, run_timeout);
           },
           nb::arg("runtime").none(), "graph_path"_a, "intra_op_threads"_a = 0, "custom_int4"_a = true,
-          "custom_int8"_a = false, "custom_attention"_a = true, "files"_a = nb::none(), "trusted"_a = false,
+          "custom_int8"_a = true, "custom_attention"_a = true, "files"_a = nb::none(), "trusted"_a = false,
           "shapes"_a = nb::dict(), "run_timeout"_a = 0,
           "Load a graph. Raises RuntimeError with ONNX Runtime's message, or GraphError like check_graph. "
           "runtime None: the core's executor runs it. "
           "intra_op_threads: 0 leaves the number to ONNX Runtime, which takes one per physical core. custom_int4, "
           "custom_int8, custom_attention: run such nodes with the core's operators if it has a kernel for them. int8 "
-          "pays off with hundreds of rows; it includes an encoder's attention, in bfloat16. shapes: of outputs, which "
-          "run "
-          "compares with what the graph returns; -1 for an axis of any size. "
+          "includes an encoder's attention, in bfloat16. shapes: of outputs, which run compares with what the graph "
+          "returns; -1 for an axis of any size. "
           "run_timeout: seconds of one run; 0 chooses by the size of a graph whose files are given and that is not "
           "trusted.")
       .def_static(

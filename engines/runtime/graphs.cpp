@@ -25,10 +25,8 @@ const std::shared_ptr<const Session>& BundleGraphs::open(const std::string& comp
   const std::string path = bundle_.graph(component);
   try {
     if (sessions_.size() == 1 && !core_) require_address_space(bundle_.bytes());
-    CustomOps ops;
-    ops.int8 = core_ || component == "vision" || component == "qformer";
     const int threads = component == "embed" ? 1 : rules_.threads;  // it copies a few rows
-    session = std::make_shared<Session>(path, threads, ops, bundle_.readable_files(component), rules_.trusted,
+    session = std::make_shared<Session>(path, threads, CustomOps(), bundle_.readable_files(component), rules_.trusted,
                                         core_ ? open_with_executor : open_with_onnxruntime,
                                         bundle_.output_shapes(component), rules_.run_timeout);
   } catch (const Error&) {

@@ -225,7 +225,7 @@ def test_exported_graphs_use_every_kernel(tiny_geometry):
     found = {
         kernel
         for name in ("vision", "llm")
-        for kernel in Session(runtime(), str(path / f"{name}.onnx"), 1, custom_int8=name == "vision").custom_kernels
+        for kernel in Session(runtime(), str(path / f"{name}.onnx"), 1).custom_kernels
     }
     assert found == set(processor_kernels())
     assert {kernel for kernel in found if kernel.startswith("int8 ")} <= set(

@@ -58,7 +58,7 @@ def test_every_graph_gives_what_onnxruntime_gives(tiny: Tiny, threads: int) -> N
 
 
 def open_model(folder: Path, engine: Any, shape: tuple[int, ...]) -> Generator:
-    sessions = {path.stem: Session(engine, str(path), 1, custom_int8=True) for path in folder.glob("*.onnx")}
+    sessions = {path.stem: Session(engine, str(path), 1) for path in folder.glob("*.onnx")}
     return Generator(sessions["embed"], sessions["llm"], *shape, sessions.get("encoder"), 0)
 
 
